@@ -1,0 +1,20 @@
+"""How images, recordings and labels become sequences of T steps; numpy only, the same bits for every backend."""
+
+from __future__ import annotations
+
+from stsbp_spec.encoders.events import EventBinning, bin_events
+from stsbp_spec.encoders.label_sequence import LabelCode, encode_repeat
+from stsbp_spec.encoders.latency import encode_latency
+from stsbp_spec.encoders.poisson import encode_poisson
+from stsbp_spec.encoders.repeat import IMAGE_SCALE, repeat
+
+__all__ = [
+    "IMAGE_SCALE",
+    "EventBinning",
+    "LabelCode",
+    "bin_events",
+    "encode_latency",
+    "encode_poisson",
+    "encode_repeat",
+    "repeat",
+]

@@ -1,0 +1,82 @@
+"""Class labels as spike sequences: `encode_repeat(Y)`, line 3 of the algorithm.
+
+The neuron of the labelled class is to repeat the desired pattern through all T steps, every other output neuron the
+undesired one (by default silence). Patterns are data, written as digits: `"01"` is silent at steps 0, 2, 4, ... and
+spikes at steps 1, 3, 5, ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.typing import AnyArray, UInt8
+
+__all__ = ["LabelCode", "encode_repeat"]
+
+
+def _check_pattern(field: str, pattern: str) -> None:
+    if not pattern or set(pattern) - {"0", "1"}:
+        raise SpecError(f"label code: {field} must be a pattern of the digits 0 and 1 such as '01', got {pattern!r}")
+
+
+def _train(pattern: str, steps: int) -> UInt8:
+    """`pattern` repeated to `[T]`; the last repetition may be cut."""
+    return np.resize(np.array([int(digit) for digit in pattern], dtype=np.uint8), steps)
+
+
+@dataclass(frozen=True)
+class LabelCode:
+    """Patterns of the labelled neuron (`desired`) and of all the others (`undesired`).
+
+    Raises:
+        SpecError: a pattern is empty or holds another character than 0 and 1, or the two repeat to the same train.
+    """
+
+    desired: str = "1"
+    undesired: str = "0"
+
+    def __post_init__(self) -> None:
+        _check_pattern("desired", self.desired)
+        _check_pattern("undesired", self.undesired)
+        period = len(self.desired) * len(self.undesired)
+        if np.array_equal(_train(self.desired, period), _train(self.undesired, period)):
+            raise SpecError(
+                f"label code: desired {self.desired!r} and undesired {self.undesired!r} repeat to the same spike "
+                "train, so that no class differs from another; choose two different patterns"
+            )
+
+    def sequences(self, classes: int, steps: int) -> UInt8:
+        """The label sequence of every class, `[K, T, N]` uint8 with `N = K`: row `k` is the target for class `k`.
+
+        Raises:
+            SpecError: `classes` or `steps` is below 1, or `steps` ends before the two patterns differ.
+        """
+        if classes < 1 or steps < 1:
+            raise SpecError(f"a label code needs at least 1 class and 1 step, got {classes} classes and {steps} steps")
+        desired, undesired = _train(self.desired, steps), _train(self.undesired, steps)
+        if np.array_equal(desired, undesired):
+            raise SpecError(
+                f"label code: the patterns {self.desired!r} and {self.undesired!r} do not differ within {steps} steps; "
+                "use more steps or other patterns"
+            )
+        labelled = np.eye(classes, dtype=bool)[:, np.newaxis, :]
+        return np.where(labelled, desired[:, np.newaxis], undesired[:, np.newaxis])
+
+
+def encode_repeat(labels: AnyArray, classes: int, steps: int, code: LabelCode | None = None) -> UInt8:
+    """Target trains of a batch: integer labels `[B]` in `[0, K)` -> uint8 `[T, B, N]`, `N = K` (default `LabelCode()`).
+
+    Raises:
+        ShapeError: the labels are not one axis of integers.
+        SpecError: a label is out of range; `classes` or `steps` is below 1.
+    """
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ShapeError(f"expected integer labels [B], got {labels.dtype} of shape {list(labels.shape)}")
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise SpecError(f"label {labels[outside][0]} is not a class: expected 0 to {classes - 1}")
+    sequences = (LabelCode() if code is None else code).sequences(classes, steps)
+    return np.ascontiguousarray(sequences[labels].transpose(1, 0, 2))

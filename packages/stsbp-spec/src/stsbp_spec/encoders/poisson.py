@@ -1,0 +1,54 @@
+"""Rate coding of images: an independent Bernoulli draw for every pixel and step, from the counter generator.
+
+A pixel of value `x / 256` spikes in each step with probability `rate * x / 256`. Draws are indexed by the sample's
+number, not by its place in a batch, so that batching and shuffling do not change a sample's spikes, and every
+backend sees the same ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stsbp_spec.encoders.repeat import IMAGE_SCALE
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.random import Stream, bits
+from stsbp_spec.typing import Int64, UInt8
+
+__all__ = ["encode_poisson"]
+
+
+def encode_poisson(
+    images: UInt8, steps: int, *, seed: int, rate: float = 1.0, epoch: int = 0, indices: Int64 | None = None
+) -> UInt8:
+    """Bernoulli spikes `[T, B, ...]` uint8 of images `[B, ...]` uint8.
+
+    A spike is drawn where `bits < round(x / 256 * rate * 2^32)`: a black pixel never spikes.
+
+    Args:
+        images: `[B, C, H, W]` or `[B, N]`.
+        steps: T.
+        seed: of the run.
+        rate: spike probability per step of a pixel of value 1, in (0, 1].
+        epoch: a new number gives new draws.
+        indices: the samples' numbers `[B]` in their dataset; by default 0 to B - 1.
+
+    Raises:
+        ShapeError: the images are not uint8, or `indices` does not match them.
+        SpecError: `steps` or `rate` is outside its domain.
+    """
+    if images.dtype != np.uint8 or images.ndim < 2:
+        raise ShapeError(f"expected uint8 images [B, ...], got {images.dtype} of shape {list(images.shape)}")
+    if steps < 1 or not 0 < rate <= 1:
+        raise SpecError(f"expected steps >= 1 and a rate in (0, 1], got {steps} and {rate}")
+    batch, pixels = len(images), int(np.prod(images.shape[1:]))
+    numbers = np.arange(batch) if indices is None else indices
+    if numbers.shape != (batch,):
+        raise ShapeError(f"expected one index a sample, [{batch}], got shape {list(numbers.shape)}")
+    # One threshold for each of the 256 grey values.
+    grey = np.rint(np.arange(256) * (IMAGE_SCALE * rate * 2.0**32)).astype(np.uint64)
+    threshold = grey[images.reshape(batch, pixels)]
+    spikes = np.empty((steps, batch, pixels), dtype=np.uint8)
+    for b in range(batch):
+        words = bits(seed, Stream.ENCODER, steps * pixels, substream=int(numbers[b]), step=epoch)
+        spikes[:, b] = words.astype(np.uint64).reshape(steps, pixels) < threshold[b]
+    return spikes.reshape(steps, *images.shape)

@@ -1,0 +1,34 @@
+"""Direct coding (line 2 of the algorithm): an image is the postsynaptic potential of every time step.
+
+Images stay uint8 everywhere; the value of a pixel `x` is `x / 256`, a multiple of 2^-8 below 1, so that the sums of
+the first layer cannot round. Backends meet the weights with the image once; `repeat` is for those that want the
+whole sequence, and for tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.typing import UInt8
+
+__all__ = ["IMAGE_SCALE", "repeat"]
+
+IMAGE_SCALE = 1 / 256
+"""What one unit of a uint8 pixel is worth."""
+
+
+def repeat(images: UInt8, steps: int) -> UInt8:
+    """Repeat images through time: `[B, C, H, W]` or `[B, N]` uint8 -> a read-only view `[T, B, ...]`, no copy.
+
+    Raises:
+        ShapeError: the images are not uint8, or have neither two nor four axes.
+        SpecError: `steps` is below 1.
+    """
+    if images.dtype != np.uint8 or images.ndim not in (2, 4):
+        raise ShapeError(
+            f"expected uint8 images [B, C, H, W] or [B, N], got {images.dtype} of shape {list(images.shape)}"
+        )
+    if steps < 1:
+        raise SpecError(f"steps must be at least 1, got {steps}")
+    return np.broadcast_to(images, (steps, *images.shape))

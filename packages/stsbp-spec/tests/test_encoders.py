@@ -1,0 +1,231 @@
+"""The encoders: patterns, binning against a naive loop, and draws that depend on the sample alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from stsbp_spec.encoders import (
+    EventBinning,
+    LabelCode,
+    bin_events,
+    encode_latency,
+    encode_poisson,
+    encode_repeat,
+    repeat,
+)
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+
+def _images(*shape: int) -> UInt8:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 4, 5), (3, 7)], ids=["maps", "flat"])
+def test_repeat_is_the_image_at_every_step_without_a_copy(shape: tuple[int, ...]) -> None:
+    images = _images(*shape)
+    sequence = repeat(images, 4)
+    assert sequence.shape == (4, *shape) and sequence.dtype == np.uint8
+    assert np.shares_memory(sequence, images) and not sequence.flags.writeable
+    assert all(np.array_equal(frame, images) for frame in sequence)
+
+
+@pytest.mark.parametrize("images", [np.zeros((2, 3), np.float32), np.zeros((2, 3, 4), np.uint8)], ids=["float", "3d"])
+def test_repeat_refuses_other_arrays(images: AnyArray) -> None:
+    with pytest.raises(ShapeError, match="uint8 images"):
+        repeat(images, 4)
+    with pytest.raises(SpecError, match="steps"):
+        repeat(_images(2, 3), 0)
+
+
+def test_label_code_by_default_spikes_always_or_never() -> None:
+    sequences = LabelCode().sequences(3, 5)
+    assert sequences.shape == (3, 5, 3) and sequences.dtype == np.uint8
+    assert np.array_equal(sequences, np.repeat(np.eye(3, dtype=np.uint8)[:, np.newaxis], 5, axis=1))
+
+
+def test_label_code_repeats_its_patterns_and_cuts_the_last() -> None:
+    sequence = LabelCode(desired="011", undesired="10").sequences(2, 5)[1]
+    assert sequence[:, 1].tolist() == [0, 1, 1, 0, 1]
+    assert sequence[:, 0].tolist() == [1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("desired", "undesired"),
+    [("", "0"), ("1", ""), ("2", "0"), ("1", "0 "), ("11", "1"), ("01", "0101"), ("0", "000")],
+)
+def test_label_code_refuses_bad_patterns(desired: str, undesired: str) -> None:
+    with pytest.raises(SpecError, match="label code"):
+        LabelCode(desired, undesired)
+
+
+def test_label_code_refuses_steps_that_end_before_the_patterns_differ() -> None:
+    with pytest.raises(SpecError, match="within 3 steps"):
+        LabelCode("0001", "0").sequences(2, 3)
+    with pytest.raises(SpecError, match="at least 1"):
+        LabelCode().sequences(0, 3)
+
+
+def test_encode_repeat_gathers_the_class_sequences() -> None:
+    labels, code = np.array([2, 0, 2, 1]), LabelCode("01", "0")
+    target = encode_repeat(labels, 3, 6, code)
+    assert target.shape == (6, 4, 3) and target.dtype == np.uint8 and target.flags.c_contiguous
+    for b, label in enumerate(labels):
+        assert np.array_equal(target[:, b], code.sequences(3, 6)[label])
+    assert np.array_equal(encode_repeat(labels, 3, 6), encode_repeat(labels, 3, 6, LabelCode()))
+    assert encode_repeat(np.zeros(0, np.int64), 3, 6).shape == (6, 0, 3)
+
+
+@pytest.mark.parametrize("labels", [[3], [-1], [0, 7]])
+def test_encode_repeat_names_a_label_out_of_range(labels: list[int]) -> None:
+    with pytest.raises(SpecError, match=f"label {labels[-1]} is not a class: expected 0 to 2"):
+        encode_repeat(np.array(labels), 3, 5)
+
+
+@pytest.mark.parametrize("labels", [np.zeros(2), np.zeros((2, 1), np.int64)], ids=["float", "2d"])
+def test_encode_repeat_refuses_other_arrays(labels: AnyArray) -> None:
+    with pytest.raises(ShapeError, match="integer labels"):
+        encode_repeat(labels, 3, 5)
+
+
+def _events(seed: int, n: int, span: int) -> tuple[Int64, Int64, Int64, Int64]:
+    rng = np.random.default_rng(seed)
+    x, y, p, t = (rng.integers(0, limit, n) for limit in (6, 5, 2, span))
+    return x, y, p, t
+
+
+def _naive(
+    events: tuple[Int64, Int64, Int64, Int64], channels: int, steps: int, window: int | None, start: int, binary: bool
+) -> UInt8:
+    counts = np.zeros((steps, channels, 5, 6), np.int64)
+    last = int(events[3].max()) - start
+    span = window if window is not None else max(1, last + 1)
+    for x, y, p, t in zip(*(column.tolist() for column in events), strict=True):
+        if start <= t < start + span:
+            counts[(t - start) * steps // span, p if channels == 2 else 0, y, x] += 1
+    return (counts > 0).astype(np.uint8) if binary else np.minimum(counts, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "counts"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("window", "start"), [(900, 0), (300, 250), (None, 0), (None, 100), (None, 10_000)])
+def test_bin_events_equals_a_naive_loop(seed: int, binary: bool, channels: int, window: int | None, start: int) -> None:
+    events = _events(seed, 400, 1000)
+    frames = bin_events(*events, shape=(channels, 5, 6), steps=7, window_us=window, start_us=start, binary=binary)
+    assert frames.dtype == np.uint8
+    assert np.array_equal(frames, _naive(events, channels, 7, window, start, binary))
+
+
+def test_bin_events_puts_edges_into_the_later_bin_and_drops_the_end() -> None:
+    t = np.array([0, 9, 10, 29, 30])
+    zero = np.zeros(5, np.int64)
+    frames = bin_events(zero, zero, zero, t, shape=(2, 1, 1), steps=3, window_us=30, binary=False)
+    assert frames[:, 0, 0, 0].tolist() == [2, 1, 1] and not frames[:, 1].any()
+
+
+def test_bin_events_clips_counts_at_255() -> None:
+    zero = np.zeros(300, np.int64)
+    assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=1, binary=False).item() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint64, np.int32])
+def test_bin_events_reads_any_integer_type(dtype: type[np.generic]) -> None:
+    events = _events(1, 50, 200)
+    x, y = events[0].astype(dtype), events[1].astype(dtype)
+    p, t = events[2].astype(bool), events[3].astype(np.uint32)
+    frames = bin_events(x, y, p, t, shape=(2, 5, 6), steps=4, window_us=200)
+    assert np.array_equal(frames, bin_events(*events, shape=(2, 5, 6), steps=4, window_us=200))
+
+
+def test_bin_events_of_an_empty_recording_is_silent() -> None:
+    empty = np.zeros(0, np.int64)
+    assert not bin_events(empty, empty, empty, empty, window_us=None).any()
+
+
+@pytest.mark.parametrize(("name", "column"), [("x", 0), ("y", 1), ("polarity", 2)])
+@pytest.mark.parametrize("value", [-1, 99])
+def test_bin_events_names_what_is_out_of_range(name: str, column: int, value: int) -> None:
+    events = list(_events(0, 10, 100))
+    events[column] = np.where(np.arange(10) == 3, value, events[column])
+    with pytest.raises(SpecError, match=f"event's {name} is out of range"):
+        bin_events(*events, shape=(2, 5, 6))
+
+
+def test_bin_events_refuses_ragged_or_float_columns() -> None:
+    x, y, p, t = _events(0, 10, 100)
+    with pytest.raises(ShapeError, match="integers t"):
+        bin_events(x, y, p, t[:-1], shape=(2, 5, 6))
+    with pytest.raises(ShapeError, match="integers y"):
+        bin_events(x, y.astype(np.float64), p, t, shape=(2, 5, 6))
+
+
+def test_event_binning_is_the_same_as_bin_events() -> None:
+    events = _events(2, 80, 500)
+    binning = EventBinning(steps=3, window_us=400, start_us=50, polarities=1, height=5, width=6, binary=False)
+    expected = bin_events(*events, shape=(1, 5, 6), steps=3, window_us=400, start_us=50, binary=False)
+    assert binning.shape == (1, 5, 6) and np.array_equal(binning.frames(*events), expected)
+    assert hash(binning) == hash(EventBinning(3, 400, 50, 1, 5, 6, False))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", 0), ("window_us", 24), ("start_us", -1), ("polarities", 3), ("height", 0), ("width", 0)],
+)
+def test_event_binning_validates(field: str, value: int) -> None:
+    with pytest.raises(SpecError, match=field):
+        replace(EventBinning(), **{field: value})  # type: ignore[arg-type]
+
+
+def test_poisson_spikes_depend_on_the_sample_and_not_on_its_batch() -> None:
+    images = _images(5, 1, 4, 4)
+    whole = encode_poisson(images, 6, seed=3, epoch=2)
+    order = np.array([3, 1])
+    assert whole.shape == (6, 5, 1, 4, 4) and set(np.unique(whole)) == {0, 1}
+    assert np.array_equal(encode_poisson(images[order], 6, seed=3, epoch=2, indices=order), whole[:, order])
+    assert not np.array_equal(encode_poisson(images, 6, seed=3, epoch=3), whole)
+    assert not np.array_equal(encode_poisson(images, 6, seed=4, epoch=2), whole)
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.3])
+def test_poisson_rates_follow_brightness(rate: float) -> None:
+    images = np.repeat(np.array([[0], [64], [128], [255]], np.uint8), 50, axis=1)
+    steps = 400
+    spikes = encode_poisson(images, steps, seed=0, rate=rate)
+    assert not spikes[:, 0].any()
+    for b, grey in enumerate((0, 64, 128, 255)):
+        p = rate * grey / 256
+        assert abs(spikes[:, b].mean() - p) < 5 * np.sqrt(p * (1 - p) / (steps * 50)) + 1e-12
+
+
+def test_poisson_refuses_bad_parameters() -> None:
+    images = _images(2, 3)
+    for rate in (0.0, 1.1, float("nan")):
+        with pytest.raises(SpecError, match="rate"):
+            encode_poisson(images, 4, seed=0, rate=rate)
+    with pytest.raises(ShapeError, match="index"):
+        encode_poisson(images, 4, seed=0, indices=np.arange(3))
+    with pytest.raises(ShapeError, match="uint8"):
+        encode_poisson(images.astype(np.int64), 4, seed=0)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 255, 300])
+def test_latency_is_one_spike_a_pixel_brighter_first(steps: int) -> None:
+    grey = np.arange(256, dtype=np.uint8)[np.newaxis]
+    spikes = encode_latency(grey, steps)
+    assert spikes.shape == (steps, 1, 256) and spikes.dtype == np.uint8
+    assert not spikes[:, 0, 0].any() and (spikes[:, 0, 1:].sum(axis=0) == 1).all()
+    first = spikes[:, 0, 1:].argmax(axis=0)
+    assert first[-1] == 0 and (np.diff(first) <= 0).all()
+    if steps <= 255:
+        assert first[0] == steps - 1
+
+
+def test_latency_refuses_bad_parameters() -> None:
+    with pytest.raises(SpecError, match="steps"):
+        encode_latency(_images(2, 3), 0)
+    with pytest.raises(ShapeError, match="uint8"):
+        encode_latency(np.zeros((2, 3)), 4)  # type: ignore[arg-type]
