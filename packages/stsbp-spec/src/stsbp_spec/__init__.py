@@ -1,0 +1,43 @@
+"""What stsbp computes: equations, encoders, losses and the exact-arithmetic contract as numpy-only code."""
+
+from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.network import NetworkSpec, SpikingLayer
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
+from stsbp_spec.registry import installed_backends, load_backend, open_backend
+from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LIF",
+    "LOSSES",
+    "PSP",
+    "SURROGATES",
+    "AbstractBackend",
+    "AdamW",
+    "AvgPool2d",
+    "Batch",
+    "Conv2d",
+    "Device",
+    "Dropout",
+    "Hamming",
+    "LayerRun",
+    "Linear",
+    "Loss",
+    "NetworkSpec",
+    "RunResult",
+    "SpikeCount",
+    "SpikingLayer",
+    "Surrogate",
+    "ValueAndGrad",
+    "VanRossum",
+    "initial_weights",
+    "installed_backends",
+    "load_backend",
+    "open_backend",
+    "parse_surrogate",
+]

@@ -1,0 +1,40 @@
+"""From output spike trains to a class; numpy on every backend, from spikes that are the same bits everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import Float64, Int64, UInt8
+
+__all__ = ["distances", "nearest_sequence", "spike_count"]
+
+
+def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP) -> Float64:
+    """Distance of each sample's output to each class's label sequence, in the metric of the loss.
+
+    Args:
+        spikes: `[T, B, N]`.
+        sequences: target trains of each class, `[K, T, N]` (`LabelCode.sequences`).
+        loss: the metric.
+        psp: the output layer's synaptic filter.
+
+    Returns:
+        `[B, K]`.
+    """
+    return np.stack([loss.distance(spikes, target[:, None, :], psp) for target in sequences], axis=1)
+
+
+def nearest_sequence(distance: Float64) -> Int64:
+    """The class of the nearest label sequence, `[B, K] -> [B]`; equal distances: the lowest class.
+
+    Distances closer than one part in 10^9 count as equal, so the rounding of a sum never chooses a class.
+    """
+    least = distance.min(axis=1, keepdims=True)
+    return (distance <= least * (1 + 1e-9)).argmax(axis=1).astype(np.int64)
+
+
+def spike_count(spikes: UInt8) -> Int64:
+    """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class."""
+    return spikes.sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)

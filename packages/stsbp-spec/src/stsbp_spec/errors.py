@@ -1,0 +1,59 @@
+"""Every error that stsbp raises on purpose: one base class and a handful of children.
+
+A message says what was expected, what came, and what to do. The command line prints the message of a
+`StsbpError` without a traceback and exits with `exit_code`; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "ExactnessError",
+    "NetworkError",
+    "NumericError",
+    "ShapeError",
+    "SpecError",
+    "StsbpError",
+]
+
+
+class StsbpError(Exception):
+    """Base class of every error raised on purpose."""
+
+    exit_code = 1
+
+
+class SpecError(StsbpError, ValueError):
+    """A parameter is outside its domain, for example `LIF(tau_m=0.5)` (a time constant is at least one step)."""
+
+
+class NetworkError(SpecError):
+    """A network description is malformed or impossible; the message points at the offending token.
+
+    Example: `NetworkSpec.parse("12C5-P2-64C55", input_shape=(2, 34, 34), outputs=10)`.
+    """
+
+    def __init__(self, message: str, *, notation: str | None = None, start: int = 0, length: int = 1) -> None:
+        self.notation = notation
+        self.start = start
+        self.length = length
+        if notation is not None:
+            message = f"{message}\n  {notation}\n  {' ' * start}{'^' * max(1, length)}"
+        super().__init__(message)
+
+
+class ExactnessError(SpecError):
+    """The exact-arithmetic bound cannot hold, for example a linear layer with 100,000 inputs on 8-bit images."""
+
+
+class ShapeError(StsbpError, ValueError):
+    """An array has the wrong shape or dtype, for example images `[B, H, W]` for a network that reads `[C, H, W]`."""
+
+
+class BackendError(StsbpError):
+    """A backend is unknown, not installed, or cannot run on the requested device, for example `--device cuda`
+    on a machine without a GPU."""
+
+
+class NumericError(StsbpError, ArithmeticError):
+    """A value stopped being finite, for example after a learning rate of 1e30; the message names step and layer."""

@@ -1,0 +1,173 @@
+"""The exact-arithmetic contract as code: why every backend gives the same bits.
+
+1. Weight grid: the forward pass uses `Wq = round(W 2^q) / 2^q` with at most `weight_bits` bits, `q` a layer's own.
+2. Bound: every partial sum of `Wq s` is a multiple of one unit and stays below 2^24 units, so float32 adds it
+   exactly in any order. Where the bound fails, a coarser grid is taken; where none is left, `ExactnessError`.
+3. Elementwise steps have a fixed order and round once each (see neurons/lif.py).
+4. Floor: states below 2^-100 snap to zero, so that a library which flushes subnormals agrees with one that does not.
+5. Random numbers are counter-based (random.py).
+6. Error grid (`reproducible` precision only): the error signal at a layer boundary is rounded to `b` bits below the
+   power of two above its maximum, `b` small enough that float64 adds both backward products exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.typing import AnyArray, Float32
+
+__all__ = [
+    "EXACT_LIMIT_BITS",
+    "FLOOR",
+    "MIN_WEIGHT_BITS",
+    "WeightGrid",
+    "ceil_log2",
+    "error_bits",
+    "error_exponent",
+    "headroom_bits",
+    "round_to_grid",
+    "snap",
+    "weight_grid",
+]
+
+FLOOR = 2.0**-100
+"""Magnitudes below this become zero."""
+
+EXACT_LIMIT_BITS = 24
+"""float32 holds every integer up to 2**24."""
+
+MIN_WEIGHT_BITS = 2
+"""The coarsest grid: weights -1, 0, 1 times one unit."""
+
+MAX_WEIGHT_BITS = 12
+"""Sign and 11 bits: exact in fp16, TF32 and float32."""
+
+_F = TypeVar("_F", np.float32, np.float64)
+
+
+def snap(x: npt.NDArray[_F]) -> npt.NDArray[_F]:
+    """`x` with magnitudes below 2^-100 replaced by zero, any shape."""
+    return np.where(np.abs(x) < x.dtype.type(FLOOR), x.dtype.type(0), x)
+
+
+def ceil_log2(n: int) -> int:
+    """The smallest `k` with `2**k >= n`, for `n >= 1`."""
+    return (n - 1).bit_length()
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """The grid that one layer's weights were rounded to.
+
+    Attributes:
+        exponent: `q`: weights are multiples of `2^-q`.
+        bits: bits that the rounded weights need, sign included.
+        headroom: bits between the largest possible partial sum and 2^24 units; at least 0.
+    """
+
+    exponent: int
+    bits: int
+    headroom: float
+
+
+def round_to_grid(x: npt.NDArray[_F], exponent: int) -> npt.NDArray[_F]:
+    """`round(x 2^q) / 2^q`, halves to even; the scalings are exact."""
+    scale, back = x.dtype.type(2.0**exponent), x.dtype.type(2.0**-exponent)
+    result: npt.NDArray[_F] = np.rint(x * scale) * back
+    return result
+
+
+def _row_bound(wq: Float32) -> float:
+    """The largest partial sum that one output can meet, for inputs in [0, 1].
+
+    Inputs are never negative, so a partial sum lies between minus the sum of the negative weights and the sum of the
+    positive ones. The sums are of grid multiples in float64, hence exact in any order.
+    """
+    rows = wq.reshape(len(wq), -1).astype(np.float64)
+    return float(max(np.maximum(rows, 0).sum(axis=1).max(), -np.minimum(rows, 0).sum(axis=1).min()))
+
+
+def headroom_bits(bound: float, weight_exponent: int, input_exponent: int) -> float:
+    """Bits between `bound` and 2^24 units of `2^-(weight_exponent + input_exponent)`; negative: it does not fit."""
+    if bound == 0:
+        return float(EXACT_LIMIT_BITS)
+    return EXACT_LIMIT_BITS - (math.log2(bound) + weight_exponent + input_exponent)
+
+
+def weight_grid(
+    w: Float32, *, weight_bits: int, input_exponent: int, input_max: float, layer: str
+) -> tuple[Float32, WeightGrid]:
+    """Round a layer's weights for the forward pass.
+
+    Args:
+        w: master weights, `[out, ...]` float32.
+        weight_bits: at most this many bits, sign included.
+        input_exponent: inputs are multiples of `2^-input_exponent` ...
+        input_max: ... in `[0, input_max]`.
+        layer: its name, for messages.
+
+    Returns:
+        The rounded weights, the shape of `w`, and their grid.
+
+    Raises:
+        NumericError: a weight is not finite.
+        ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
+    """
+    largest = float(np.max(np.abs(w))) if w.size else 0.0
+    if not math.isfinite(largest):
+        raise NumericError(f"layer {layer}: a weight is not finite")
+    if largest < FLOOR:
+        return np.zeros_like(w), WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))
+    limit = 2 ** (weight_bits - 1) - 1
+    q = weight_bits - 1 - math.frexp(largest)[1]
+    if round(largest * 2.0**q) > limit:
+        q -= 1
+    for coarser in range(weight_bits - MIN_WEIGHT_BITS + 1):
+        wq = round_to_grid(w, q - coarser)
+        headroom = headroom_bits(_row_bound(wq) * input_max, q - coarser, input_exponent)
+        if headroom >= 0:
+            return wq, WeightGrid(exponent=q - coarser, bits=weight_bits - coarser, headroom=headroom)
+    raise ExactnessError(
+        f"layer {layer}: sums of {w[0].size} inputs leave the range that float32 adds exactly, even with "
+        f"{MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
+    )
+
+
+def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_summands: int) -> int:
+    """Bits `b` of the error grid of one layer, at most 24.
+
+    Both backward products must add exactly in float64 (53 bits): the weight gradient sums `weight_summands` products
+    of an error with an input of `input_bits` bits, the data gradient `data_summands` products of an error with a
+    weight of `weight_bits` bits.
+
+    Raises:
+        ExactnessError: fewer than 8 bits would be left.
+    """
+    b = min(
+        24, 53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands)
+    )
+    if b < 8:
+        raise ExactnessError(f"the error grid would keep {b} bits; use smaller batches or fewer steps")
+    return b
+
+
+def error_exponent(largest: float, bits: int) -> int | None:
+    """Exponent `q` of the error grid for errors of magnitude at most `largest`; None where all of them are zero.
+
+    A maximum is exact in any order, so `q` is the same on every backend.
+    """
+    if largest < FLOOR:
+        return None
+    return min(bits - math.frexp(largest)[1], 120)
+
+
+def is_on_grid(x: AnyArray, exponent: int) -> bool:
+    """Whether every element of `x` is a multiple of `2^-exponent`."""
+    scaled = x.astype(np.float64) * 2.0**exponent
+    return bool(np.all(scaled == np.rint(scaled)))

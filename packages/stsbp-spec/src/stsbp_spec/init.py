@@ -1,0 +1,30 @@
+"""Initial weights: Kaiming-uniform from the counter-based generator, the same bits on every machine.
+
+`W = gain sqrt(6 / fan_in) (2 v - 1)`, `v` uniform in (0, 1), so that the standard deviation is `gain sqrt(2 / fan_in)`
+(He et al. 2015). Computed in float64 and rounded once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.typing import Float32
+
+__all__ = ["DEFAULT_GAIN", "initial_weights"]
+
+DEFAULT_GAIN = 1.5
+"""Spikes are sparse; a gain above 1 lets every layer fire at the start."""
+
+
+def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
+    """Master weights of every block by name, `[out, ...]` float32."""
+    weights = {}
+    for block in network.blocks:
+        v = uniform(seed, Stream.INIT, math.prod(block.weight_shape), substream=block.index)
+        bound = gain * math.sqrt(6 / block.fan_in)
+        weights[block.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(block.weight_shape)
+    return weights

@@ -1,0 +1,33 @@
+"""Spike count (rate) loss: the STBP baseline that the paper compares with (Wu et al. 2018).
+
+Per sample: `L = 1/2 sum_n (1/T sum_t o_t - 1/T sum_t target_t)^2`.
+Error: `dL/do_t = (sum_t o_t - sum_t target_t) / T^2`, the same at every step.
+
+Contract order for a batch of B: `do = (1/(T T B))*(count - target count)`; counts are exact, the factor is rounded once
+from float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import Float64, UInt8
+
+__all__ = ["SpikeCount"]
+
+
+@dataclass(frozen=True)
+class SpikeCount(Loss):
+    """Squared distance of firing rates; blind to when the spikes come."""
+
+    name: ClassVar[str] = "spike-count"
+
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        difference = spikes.sum(axis=0, dtype=np.int64) - targets.sum(axis=0, dtype=np.int64)
+        result: Float64 = 0.5 * np.square(difference / len(spikes)).sum(axis=-1)
+        return result

@@ -1,0 +1,42 @@
+"""Van Rossum distance of spike trains (van Rossum 2001), the paper's first loss.
+
+Per sample: `L = 1/2 sum_t sum_n (a_t - psp(target)_t)^2` with `a = psp(o)` of Eq. (3a).
+Error: `dL/da_t = a_t - psp(target)_t`; then Eq. (13), (17) at the output: `d^_t = dL/da_t + k_s d^_{t+1}` and
+`dL/do_t = c_s d^_t`.
+
+Contract order for a batch of B, the filter run once on the difference since it is linear:
+
+    r = snap(k*r + c*(o - target))          t = 0 .. T-1
+    e = snap(k*e + r)                       t = T-1 .. 0
+    do = (c/B)*e                            c/B rounded once from float64
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import Float64, UInt8
+
+__all__ = ["VanRossum"]
+
+
+@dataclass(frozen=True)
+class VanRossum(Loss):
+    """Squared distance of postsynaptic potentials; the time constant is the output layer's `tau_s`."""
+
+    name: ClassVar[str] = "van-rossum"
+
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        k, c = 1 - 1 / psp.tau_s, 1 / psp.tau_s
+        difference = spikes.astype(np.float64) - targets
+        r = np.zeros_like(difference[0])
+        total = np.zeros(r.shape[:-1])
+        for d in difference:
+            r = k * r + c * d
+            total += (r * r).sum(axis=-1)
+        return 0.5 * total

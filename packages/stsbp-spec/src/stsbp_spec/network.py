@@ -1,0 +1,515 @@
+"""Networks as frozen data, and the notation of the papers: `12C5-P2-64C5-P2`.
+
+Grammar (docs/networks.md has examples):
+
+    network = layer { "-" layer }
+    layer   = channels "C" kernel { option }      convolution and its LIF neurons
+            | units { option }                    full connection and its LIF neurons
+            | "P" size                            average pooling, size a power of two
+            | "D" rate                            dropout of the spikes that pass
+    option  = "p" padding | "s" stride            convolutions only
+            | "d" rate                            dropout of this layer's spikes, the same as "-D" rate behind it
+            | "{" key "=" value { "," key "=" value } "}"    keys: tau_m tau_s threshold surrogate bits
+
+A `NetworkSpec` is a sequence of layers; `NetworkSpec.blocks` groups it as it is computed: what passes before the
+weights (pooling, dropout), the weights, the filter behind them, the neurons.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
+from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.synapses.dropout import Dropout
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.synapses.psp import IDENTITY, PSP, Filter
+from stsbp_spec.typing import Coding, Shape
+
+__all__ = ["Block", "Layer", "NetworkSpec", "SpikingLayer"]
+
+
+@dataclass(frozen=True)
+class SpikingLayer:
+    """Weights and the LIF neurons behind them.
+
+    Args:
+        synapse: how the neurons are connected to the layer below.
+        neuron: their parameters.
+        weight_bits: bits of the weight grid, sign included, 2 to 12.
+    """
+
+    synapse: Conv2d | Linear
+    neuron: LIF = LIF()
+    weight_bits: int = MAX_WEIGHT_BITS
+
+    def __post_init__(self) -> None:
+        if not MIN_WEIGHT_BITS <= self.weight_bits <= MAX_WEIGHT_BITS:
+            raise SpecError(f"weight bits must be {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the layer's spikes for an input of `shape`."""
+        return self.synapse.output_shape(shape)
+
+
+Layer: TypeAlias = SpikingLayer | AvgPool2d | Dropout
+
+
+@dataclass(frozen=True)
+class Block:
+    """One spiking layer with what stands before it, as backends compute it.
+
+    Attributes:
+        name: `conv1`, `conv2`, `linear3`, ...: the key of its weights.
+        index: position among the blocks, from 0.
+        before: pooling and dropout between the layer below and the weights.
+        input_shape: shape of the spikes (or image) that enter, `(C, H, W)` or `(N,)`.
+        synapse_shape: their shape behind `before`.
+        output_shape: shape of the block's spikes.
+        input_exponent: inputs of the weights are multiples of `2^-input_exponent` ...
+        input_max: ... in `[0, input_max]`.
+        static: whether one input serves all steps (direct coding, first block).
+        psp: synaptic filter of the layer below; None: inputs enter unfiltered.
+        dropout_gain: product of the `1/(1-p)` of the dropout in `before`.
+    """
+
+    name: str
+    index: int
+    before: tuple[AvgPool2d | Dropout, ...]
+    layer: SpikingLayer
+    input_shape: Shape
+    synapse_shape: Shape
+    output_shape: Shape
+    input_exponent: int
+    input_max: float
+    static: bool
+    psp: PSP | None
+    dropout_gain: float
+
+    @property
+    def synapse(self) -> Conv2d | Linear:
+        """The weights' geometry."""
+        return self.layer.synapse
+
+    @property
+    def neuron(self) -> LIF:
+        """The neurons' parameters."""
+        return self.layer.neuron
+
+    @property
+    def weight_shape(self) -> Shape:
+        """Shape of the weights, output axis first."""
+        return self.synapse.weight_shape(self.synapse_shape)
+
+    @property
+    def fan_in(self) -> int:
+        """Summands of one output."""
+        return self.synapse.summands(self.synapse_shape)[0]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the weights on one dense frame."""
+        return self.fan_in * math.prod(self.output_shape)
+
+    @property
+    def input_bits(self) -> int:
+        """`b` with all inputs at most `2^b` units."""
+        return math.ceil(math.log2(self.input_max)) + self.input_exponent
+
+    @property
+    def guaranteed_headroom(self) -> float:
+        """Headroom in bits if every weight had the largest magnitude and one sign; real weights have more."""
+        largest = 2 ** (self.layer.weight_bits - 1) - 1
+        return EXACT_LIMIT_BITS - math.log2(self.fan_in * largest * self.input_max) - self.input_exponent
+
+    def filter(self, *, training: bool) -> Filter:
+        """Filter behind the weights, with the factor of dropout in training."""
+        gain = self.dropout_gain if training else 1.0
+        if self.psp is not None:
+            return self.psp.filter(gain)
+        return replace(IDENTITY, gain=type(IDENTITY.gain)(gain))
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A feed-forward network of LIF neurons.
+
+    Args:
+        input_shape: `(C, H, W)` or `(N,)`.
+        layers: from input to output; the last one is a `SpikingLayer` with `Linear` weights.
+        coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
+        input_psp: filter of the input; None: it enters unfiltered.
+        input_max: the largest event count of a frame's pixel, 1 for binary frames.
+
+    Raises:
+        NetworkError: a layer does not fit its input, or the last layer is no spiking linear one.
+    """
+
+    input_shape: Shape
+    layers: tuple[Layer, ...]
+    coding: Coding = "events"
+    input_psp: PSP | None = None
+    input_max: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_shape", tuple(int(n) for n in self.input_shape))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
+            raise SpecError(f"an input shape is (C, H, W) or (N,) with positive sizes, got {self.input_shape}")
+        if self.coding not in ("direct", "events"):
+            raise SpecError(f"coding is 'direct' or 'events', got {self.coding!r}")
+        if not 1 <= self.input_max <= 255:
+            raise SpecError(f"input_max is an event count from 1 to 255, got {self.input_max}")
+        tokens = [_token(layer) for layer in self.layers]
+        notation = "-".join(tokens) or "(empty)"
+        if not self.layers:
+            raise NetworkError("a network needs at least one layer", notation=notation)
+        shape, start = self.input_shape, 0
+        for layer, token in zip(self.layers, tokens, strict=True):
+            try:
+                shape = layer.output_shape(shape)
+            except SpecError as error:
+                raise NetworkError(str(error), notation=notation, start=start, length=len(token)) from None
+            start += len(token) + 1
+        last = self.layers[-1]
+        if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):
+            at = len(notation) - len(tokens[-1])
+            message = "the last layer must be a full connection, one unit per output (give outputs=...)"
+            raise NetworkError(message, notation=notation, start=at, length=len(tokens[-1]))
+        starts = [sum(len(t) + 1 for t in tokens[:i]) for i in range(len(tokens))]
+        spiking = [i for i, layer in enumerate(self.layers) if isinstance(layer, SpikingLayer)]
+        for block, i in zip(self.blocks, spiking, strict=True):
+            bound = block.fan_in * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * block.input_max
+            if math.log2(bound) + block.input_exponent > EXACT_LIMIT_BITS:
+                raise _ExactNetworkError(
+                    f"the sums of {block.fan_in} inputs with {block.input_bits}-bit values cannot be exact in float32, "
+                    f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first",
+                    notation=notation,
+                    start=starts[i],
+                    length=len(tokens[i]),
+                )
+
+    @classmethod
+    def parse(
+        cls,
+        notation: str,
+        *,
+        input_shape: Shape,
+        outputs: int | None = None,
+        coding: Coding = "events",
+        padding: str = "valid",
+        neuron: LIF | None = None,
+        weight_bits: int = MAX_WEIGHT_BITS,
+        dropout: float = 0.0,
+        input_psp: PSP | None = None,
+        input_max: int = 1,
+    ) -> NetworkSpec:
+        """Read the notation of the papers, for example `"12C5-P2-64C5-P2"`.
+
+        Args:
+            notation: see the grammar in this module's docstring.
+            input_shape: `(C, H, W)` or `(N,)`.
+            outputs: output neurons; a linear layer of this size is appended unless the notation ends with it.
+            coding: see the class.
+            padding: `"valid"` (none) or `"same"` (`kernel // 2`) for convolutions without the option `p`.
+            neuron: parameters of layers that do not give their own.
+            weight_bits: likewise.
+            dropout: rate behind every hidden spiking layer that has no option `d`.
+            input_psp: see the class.
+            input_max: see the class.
+
+        Raises:
+            NetworkError: the notation is malformed or the network impossible; the message points at the token.
+        """
+        if padding not in ("valid", "same"):
+            raise SpecError(f"padding is 'valid' or 'same', got {padding!r}")
+        parser = _Parser(notation, padding, neuron or LIF(), weight_bits)
+        layers: list[Layer] = []
+        places: list[tuple[int, int]] = []
+        tokens = list(parser.tokens())
+        output = Linear(outputs) if outputs is not None else None
+        for position, (start, token) in enumerate(tokens):
+            parsed = parser.layer(token, start)
+            ends = position == len(tokens) - 1 and isinstance(parsed[0], SpikingLayer)
+            is_output = ends and (output is None or parsed[0].synapse == output)  # type: ignore[union-attr]
+            if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and dropout > 0 and not is_output:
+                parsed = [parsed[0], _checked(lambda: Dropout(dropout), notation, start, len(token))]
+            layers += parsed
+            places += [(start, len(token))] * len(parsed)
+        last = layers[-1] if layers else None
+        if output is not None and not (isinstance(last, SpikingLayer) and last.synapse == output):
+            layers.append(SpikingLayer(output, neuron or LIF(), weight_bits))
+            places.append((len(notation), 1))
+        shape: Shape = tuple(input_shape)
+        for layer, (start, length) in zip(layers, places, strict=True):
+            shape = _checked(lambda layer=layer, shape=shape: layer.output_shape(shape), notation, start, length)
+        try:
+            return cls(tuple(input_shape), tuple(layers), coding, input_psp, input_max)
+        except NetworkError as error:
+            # The network's own message points into its canonical notation; point into the user's instead.
+            at = _layer_at(layers, error.start)
+            message = str(error).split("\n")[0]
+            raise type(error)(message, notation=notation, start=places[at][0], length=places[at][1]) from None
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """The layers grouped as backends compute them; see `Block`."""
+        blocks: list[Block] = []
+        before: list[AvgPool2d | Dropout] = []
+        shape, psp = self.input_shape, self.input_psp
+        exponent, largest = (8, 255 / 256) if self.coding == "direct" else (0, float(self.input_max))
+        entering, gain = shape, 1.0
+        for layer in self.layers:
+            if not isinstance(layer, SpikingLayer):
+                before.append(layer)
+                shape = layer.output_shape(shape)
+                if isinstance(layer, AvgPool2d):
+                    exponent += layer.exponent
+                else:
+                    gain *= layer.gain
+                continue
+            kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
+            output = layer.output_shape(shape)
+            blocks.append(
+                Block(
+                    name=f"{kind}{len(blocks) + 1}",
+                    index=len(blocks),
+                    before=tuple(before),
+                    layer=layer,
+                    input_shape=entering,
+                    synapse_shape=shape,
+                    output_shape=output,
+                    input_exponent=exponent,
+                    input_max=largest,
+                    static=self.coding == "direct" and not blocks,
+                    psp=psp,
+                    dropout_gain=gain,
+                )
+            )
+            before, psp, gain = [], layer.neuron.psp, 1.0
+            shape = entering = output
+            exponent, largest = 0, 1.0
+        return tuple(blocks)
+
+    @property
+    def outputs(self) -> int:
+        """Number of output neurons."""
+        return self.blocks[-1].output_shape[0]
+
+    @property
+    def output_psp(self) -> PSP:
+        """Filter of the output spikes, used by the van Rossum distance."""
+        return self.blocks[-1].neuron.psp
+
+    @property
+    def weight_shapes(self) -> dict[str, Shape]:
+        """Shape of each block's weights by its name."""
+        return {block.name: block.weight_shape for block in self.blocks}
+
+    @property
+    def notation(self) -> str:
+        """Canonical notation with every parameter spelled out; `parse` reads it back to an equal network."""
+        return "-".join(_token(layer, full=True) for layer in self.layers)
+
+    def __str__(self) -> str:
+        return "-".join(_token(layer) for layer in self.layers)
+
+    def table(self, headroom: dict[str, float] | None = None) -> str:
+        """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
+
+        Args:
+            headroom: bits measured on actual weights by layer name (`WeightGrid.headroom`); without it the guaranteed
+                headroom is shown, which holds for any weights of `weight_bits` bits where it is not negative.
+        """
+        kind = "headroom" if headroom is not None else "guaranteed"
+        rows = [("layer", "", "output", "parameters", "mult-adds", "bits", kind)]
+        rows.append(("input", self.coding, _times(self.input_shape), "", "", "", ""))
+        parameters = adds = 0
+        for block in self.blocks:
+            shape = block.input_shape
+            for layer in block.before:
+                shape = layer.output_shape(shape)
+                rows.append(("", _token(layer), _times(shape), "", "", "", ""))
+            size = math.prod(block.weight_shape)
+            parameters += size
+            adds += block.multiply_adds
+            room = headroom[block.name] if headroom is not None else block.guaranteed_headroom
+            rows.append(
+                (
+                    block.name,
+                    _token(block.layer),
+                    _times(block.output_shape),
+                    f"{size:,}",
+                    f"{block.multiply_adds:,}",
+                    str(block.layer.weight_bits),
+                    f"{room:+.1f}",
+                )
+            )
+        rows.append(("total", "", "", f"{parameters:,}", f"{adds:,}", "", ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = []
+        for row in rows:
+            cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+class _ExactNetworkError(NetworkError, ExactnessError):
+    """A network whose exactness bound cannot hold."""
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+def _token(layer: Layer, *, full: bool = False) -> str:
+    if isinstance(layer, AvgPool2d):
+        return f"P{layer.size}"
+    if isinstance(layer, Dropout):
+        return f"D{layer.rate:g}" if not full else f"D{layer.rate!r}"
+    synapse, neuron = layer.synapse, layer.neuron
+    if isinstance(synapse, Conv2d):
+        text = f"{synapse.channels}C{synapse.kernel}"
+        text += f"p{synapse.padding}" if synapse.padding or full else ""
+        text += f"s{synapse.stride}" if synapse.stride > 1 or full else ""
+    else:
+        text = f"{synapse.units}"
+    if full:
+        text += (
+            f"{{tau_m={neuron.tau_m!r},tau_s={neuron.tau_s!r},threshold={neuron.threshold!r},"
+            f"surrogate={neuron.surrogate.name}:{_parameter(neuron)},bits={layer.weight_bits}}}"
+        )
+    return text
+
+
+def _parameter(neuron: LIF) -> str:
+    (name,) = (f for f in neuron.surrogate.__dataclass_fields__ if f != "name" and f != "exact")
+    return f"{name}={neuron.surrogate.parameter!r}"
+
+
+def _layer_at(layers: list[Layer], position: int) -> int:
+    start = 0
+    for i, layer in enumerate(layers):
+        if start + len(_token(layer)) >= position:
+            return i
+        start += len(_token(layer)) + 1
+    return len(layers) - 1
+
+
+def _checked(make, notation: str, start: int, length: int):  # type: ignore[no-untyped-def]
+    """Call `make`; turn a `SpecError` into one that points at the token."""
+    try:
+        return make()
+    except NetworkError:
+        raise
+    except SpecError as error:
+        raise NetworkError(str(error), notation=notation, start=start, length=length) from None
+
+
+@dataclass(frozen=True)
+class _Parser:
+    notation: str
+    padding: str
+    neuron: LIF
+    weight_bits: int
+
+    _LAYER = re.compile(r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)")
+    _OPTION = re.compile(r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|\{(?P<keys>[^{}]*)\}")
+
+    def fail(self, message: str, start: int, length: int) -> NetworkError:
+        return NetworkError(message, notation=self.notation, start=start, length=length)
+
+    def tokens(self) -> list[tuple[int, str]]:
+        """Split at "-", except inside braces; returns start and text of each token."""
+        tokens, start, depth = [], 0, 0
+        for i, character in enumerate(self.notation + "-"):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if i == len(self.notation) and depth > 0:
+                raise self.fail("a brace is not closed", start, i - start)
+            if character == "-" and depth <= 0:
+                token = self.notation[start:i]
+                if not token.strip():
+                    raise self.fail("a layer is missing here", min(start, max(0, len(self.notation) - 1)), 1)
+                lead = len(token) - len(token.lstrip())
+                tokens.append((start + lead, token.strip()))
+                start = i + 1
+        return tokens
+
+    def layer(self, token: str, start: int) -> list[Layer]:
+        match = self._LAYER.match(token)
+        if match is None:
+            known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout)"
+            raise self.fail(f"unknown layer {token!r}; known forms: {known}", start, len(token))
+        values = match.groupdict()
+        rest, at = token[match.end() :], start + match.end()
+        whole = (start, len(token))
+        if values["pool"] is not None or values["rate"] is not None:
+            if rest:
+                raise self.fail(f"pooling and dropout take no option, got {rest!r}", at, len(rest))
+            make = (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
+            try:
+                return [make()]
+            except SpecError as error:
+                kind = _ExactNetworkError if isinstance(error, ExactnessError) else NetworkError
+                raise kind(str(error), notation=self.notation, start=start, length=len(token)) from None
+        conv = values["channels"] is not None
+        geometry: dict[str, int] = {}
+        neuron, bits, rate = self.neuron, self.weight_bits, None
+        while rest:
+            option = self._OPTION.match(rest)
+            if option is None:
+                raise self.fail(f"unknown option {rest!r}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
+            found = {k: v for k, v in option.groupdict().items() if v is not None}
+            ((key, value),) = found.items()
+            if key in ("padding", "stride"):
+                if not conv:
+                    raise self.fail(f"a full connection has no {key}", at, option.end())
+                geometry[key] = int(value)
+            elif key == "dropout":
+                rate = float(value)
+            else:
+                neuron, bits = self.keys(value, at + 1, neuron, bits)
+            rest, at = rest[option.end() :], at + option.end()
+        if conv:
+            kernel = int(values["kernel"])
+            if "padding" not in geometry and self.padding == "same":
+                geometry["padding"] = kernel // 2
+            synapse: Conv2d | Linear = _checked(
+                lambda: Conv2d(int(values["channels"]), kernel, **geometry), self.notation, *whole
+            )
+        else:
+            synapse = _checked(lambda: Linear(int(values["units"])), self.notation, *whole)
+        layers: list[Layer] = [_checked(lambda: SpikingLayer(synapse, neuron, bits), self.notation, *whole)]
+        if rate is not None:
+            layers.append(_checked(lambda: Dropout(rate), self.notation, *whole))
+        return layers
+
+    def keys(self, text: str, at: int, neuron: LIF, bits: int) -> tuple[LIF, int]:
+        """Read `tau_m=5,threshold=0.8`."""
+        for pair in text.split(","):
+            key, equals, value = pair.partition("=")
+            key, value = key.strip(), value.strip()
+            try:
+                if not equals or not value:
+                    raise SpecError(f"expected key=value, got {pair!r}")
+                if key == "surrogate":
+                    neuron = replace(neuron, surrogate=parse_surrogate(value))
+                elif key == "bits":
+                    bits = int(value)
+                elif key in ("tau_m", "tau_s", "threshold"):
+                    neuron = replace(neuron, **{key: float(value)})
+                else:
+                    raise SpecError(f"unknown parameter {key!r}; known: tau_m, tau_s, threshold, surrogate, bits")
+            except ValueError as error:
+                message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {value!r}"
+                raise self.fail(message, at, len(pair)) from None
+            at += len(pair) + 1
+        return neuron, bits

@@ -1,0 +1,5 @@
+"""Neuron models."""
+
+from stsbp_spec.neurons.lif import LIF
+
+__all__ = ["LIF"]

@@ -1,0 +1,146 @@
+"""AdamW (Loshchilov and Hutter 2019) with warm-up, cosine schedule and gradient clipping, as one update rule.
+
+Contract order, float32, with the scalars of `AdamW.scalars(step)` rounded once from float64:
+
+    g = snap(g*clip)
+    m = snap(beta1*m + (1-beta1)*g)
+    v = snap(beta2*v + (1-beta2)*(g*g))
+    w = decay*w - rate*((m*c1) / (sqrt(v*c2) + eps))
+
+`c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square root and the
+division are the correctly rounded ones of IEEE 754.
+
+The norm for clipping must not depend on the order of its sum: gradients are rounded to `b` bits below the power of two above
+their maximum and their squares added as integers (`gradient_norm`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import ceil_log2, error_exponent
+from stsbp_spec.typing import Float32
+
+__all__ = ["AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "norm_bits"]
+
+
+@dataclass(frozen=True)
+class AdamWScalars:
+    """The float32 constants of one update."""
+
+    clip: np.float32
+    beta1: np.float32
+    one_minus_beta1: np.float32
+    beta2: np.float32
+    one_minus_beta2: np.float32
+    c1: np.float32
+    c2: np.float32
+    eps: np.float32
+    decay: np.float32
+    rate: np.float32
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """Hyperparameters of the update.
+
+    Args:
+        lr: peak learning rate.
+        total_steps: length of the cosine schedule in updates; None keeps `lr` constant after the warm-up.
+        warmup_steps: updates over which the rate rises linearly from 0.
+        final_fraction: the rate at the end of the schedule as a fraction of `lr`.
+        beta1, beta2, eps, weight_decay: as in the literature.
+        clip_norm: largest global gradient norm; None: no clipping.
+    """
+
+    lr: float = 2e-3
+    total_steps: int | None = None
+    warmup_steps: int = 0
+    final_fraction: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        domain = {
+            "lr": self.lr >= 0 and math.isfinite(self.lr),
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "eps": self.eps > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup_steps": self.warmup_steps >= 0,
+            "final_fraction": 0 <= self.final_fraction <= 1,
+            "total_steps": self.total_steps is None or self.total_steps > 0,
+            "clip_norm": self.clip_norm is None or self.clip_norm > 0,
+        }
+        for name, good in domain.items():
+            if not good:
+                raise SpecError(f"AdamW: {name} is outside its domain: {getattr(self, name)}")
+
+    def rate(self, step: int) -> float:
+        """Learning rate of update `step = 0, 1, ...`, float64."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.total_steps is None:
+            return self.lr
+        span = max(1, self.total_steps - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / span)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+    def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
+        """The constants of update `step`, the clipping factor among them."""
+        rate, n = self.rate(step), step + 1
+        return AdamWScalars(
+            clip=clip,
+            beta1=np.float32(self.beta1),
+            one_minus_beta1=np.float32(1 - self.beta1),
+            beta2=np.float32(self.beta2),
+            one_minus_beta2=np.float32(1 - self.beta2),
+            c1=np.float32(1 / (1 - self.beta1**n)),
+            c2=np.float32(1 / (1 - self.beta2**n)),
+            eps=np.float32(self.eps),
+            decay=np.float32(1 - rate * self.weight_decay),
+            rate=np.float32(rate),
+        )
+
+
+def norm_bits(n: int) -> int:
+    """Bits per gradient with which `n` squares add up in an int64."""
+    return min(24, (62 - ceil_log2(max(1, n))) // 2)
+
+
+def gradient_norm(gradients: Iterable[Float32]) -> float:
+    """Global norm of the gradients, the same number on every backend: squares add as integers.
+
+    Elements below `2^-norm_bits` of the largest count as zero. Not finite where a gradient is not.
+    """
+    arrays = list(gradients)
+    largest = max((float(np.max(np.abs(g))) for g in arrays if g.size), default=0.0)
+    if any(math.isnan(float(np.max(np.abs(g)))) for g in arrays if g.size):
+        return math.nan
+    if math.isinf(largest):
+        return math.inf
+    bits = norm_bits(sum(g.size for g in arrays))
+    q = error_exponent(largest, bits)
+    if q is None:
+        return 0.0
+    total = 0
+    for g in arrays:
+        scaled = np.rint(g * np.float32(2.0**q)).astype(np.int64)
+        total += int((scaled * scaled).sum())
+    return math.sqrt(total) * 2.0**-q
+
+
+def clip_factor(norm: float, clip_norm: float | None) -> np.float32:
+    """`min(1, clip_norm / norm)`, rounded once; 1 without clipping."""
+    if clip_norm is None or norm <= clip_norm:
+        return np.float32(1)
+    return np.float32(clip_norm / norm)

@@ -1,0 +1,117 @@
+"""The walk through a network, forward and backward, once for every backend (the pseudo-code's two pipelines).
+
+Forward (lines 1-9): for each block pool and drop the spikes of the layer below, meet the weights, filter and fire.
+Backward (lines 11-31): the same blocks from the last to the first; each pair's adjoint in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stsbp_spec.grid import error_bits
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.typing import Native, Precision
+
+if TYPE_CHECKING:
+    from stsbp_spec.backend import AbstractBackend
+
+__all__ = ["BlockTrace", "backward_pass", "block_error_bits", "forward_pass"]
+
+
+@dataclass
+class BlockTrace:
+    """What the forward pass of one block leaves for its backward pass."""
+
+    block: Block
+    before: list[Any]
+    synapse: Any
+    lif: Any
+    spikes: Native
+
+
+def forward_pass(
+    backend: AbstractBackend,
+    network: NetworkSpec,
+    wq: dict[str, Native],
+    x: Native,
+    steps: int,
+    dropout: tuple[int, int] | None,
+) -> list[BlockTrace]:
+    """Run the network on encoded inputs.
+
+    Args:
+        backend: computes the pairs.
+        network: the network.
+        wq: weights on their grid, by name.
+        x: encoded inputs, `[1 or T, B, ...]` (`AbstractBackend.encode`).
+        steps: `T`.
+        dropout: `(seed, step)` of the masks; None: no dropout.
+
+    Returns:
+        The trace of each block; the last one's `spikes` are the output.
+    """
+    traces: list[BlockTrace] = []
+    s = x
+    for block in network.blocks:
+        before: list[Any] = []
+        shape = block.input_shape
+        for place, layer in enumerate(block.before):
+            residual: Any = None
+            if isinstance(layer, AvgPool2d):
+                s, residual = backend.avgpool2d_forward(layer, s)
+            elif dropout is not None and layer.rate > 0:
+                seed, step = dropout
+                # Substream: the block and the place of the dropout in it, so no two masks of a step share bits.
+                residual = backend.dropout_mask(seed, 16 * block.index + place, step, (s.shape[1], *shape), layer.rate)
+                s = backend.dropout(residual, s)
+            before.append(residual)
+            shape = layer.output_shape(shape)
+        z, synapse = backend.synapse_forward(block.synapse, s, wq[block.name])
+        s, lif = backend.lif_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
+        traces.append(BlockTrace(block, before, synapse, lif, s))
+    return traces
+
+
+def backward_pass(
+    backend: AbstractBackend,
+    traces: list[BlockTrace],
+    ds: Native,
+    precision: Precision,
+    *,
+    training: bool,
+) -> dict[str, Native]:
+    """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
+
+    The gradient passes the weight grid unchanged (straight through).
+    """
+    gradients: dict[str, Native] = {}
+    for trace in reversed(traces):
+        block = trace.block
+        dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
+        if precision == "reproducible":
+            dz = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
+        below, gradients[block.name] = backend.synapse_backward(
+            block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0
+        )
+        if below is None:
+            break
+        for layer, residual in zip(reversed(block.before), reversed(trace.before), strict=True):
+            if isinstance(layer, AvgPool2d):
+                below = backend.avgpool2d_backward(layer, residual, below)
+            elif residual is not None:
+                below = backend.dropout(residual, below)
+        ds = below
+    return gradients
+
+
+def block_error_bits(block: Block, *, frames: int) -> int:
+    """Bits of the error grid of a block whose weights meet `frames` frames."""
+    _, per_frame, data = block.synapse.summands(block.synapse_shape)
+    return error_bits(
+        input_bits=block.input_bits,
+        weight_bits=block.layer.weight_bits,
+        weight_summands=frames * per_frame,
+        data_summands=data,
+    )

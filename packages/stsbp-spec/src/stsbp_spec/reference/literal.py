@@ -1,0 +1,208 @@
+"""The paper's algorithm to the letter: the filter before the weights, one step at a time, Eq. (3a), (4), (5), (10)-(18).
+
+Works in any number type that numpy's object or float arrays hold: float64 measures `fast` gradients and, with a smoothed
+spike, is itself checked by finite differences; `fractions.Fraction` is the oracle without rounding. Slow on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
+from stsbp_spec.typing import AnyArray
+
+__all__ = ["Literal", "LiteralRun"]
+
+Number = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class LiteralRun:
+    """Of each block: the potentials `a_t^{l-1}` that met the weights, `u` and `o`; lists over t of `[B, ...]`."""
+
+    entered: list[list[AnyArray]]
+    u: list[list[AnyArray]]
+    o: list[list[AnyArray]]
+
+
+class Literal:
+    """One network in the literal form.
+
+    Args:
+        network: without dropout.
+        number: makes a number of the wanted type from a Python number: `float` or `fractions.Fraction`.
+        smooth: replace the spike by the surrogate's primitive, for finite differences.
+    """
+
+    def __init__(self, network: NetworkSpec, number: Number = float, *, smooth: bool = False) -> None:
+        self.network = network
+        self.number = number
+        self.smooth = smooth
+        self.dtype = np.float64 if number is float else object
+
+    def array(self, x: AnyArray) -> AnyArray:
+        """`x` in the number type."""
+        if self.number is float:
+            return x.astype(np.float64)
+        return np.vectorize(lambda value: self.number(float(value)), otypes=[object])(x)
+
+    def decay(self, tau: float) -> tuple[Any, Any]:
+        """`1 - 1/tau` and `1/tau`."""
+        one, tau_ = self.number(1), self.number(tau)
+        return one - one / tau_, one / tau_
+
+    def forward(self, weights: dict[str, AnyArray], inputs: list[AnyArray]) -> LiteralRun:
+        """Lines 1-9. `weights` and `inputs` (one `[B, ...]` per step) are in the number type."""
+        run = LiteralRun([], [], [])
+        a = inputs
+        if self.network.input_psp is not None:
+            a = self.psp(self.network.input_psp, a)
+        for block in self.network.blocks:
+            entered = [self.before(block, x) for x in a]
+            k, _ = self.decay(block.neuron.tau_m)
+            vth = self.number(block.neuron.threshold)
+            u_list: list[AnyArray] = []
+            o_list: list[AnyArray] = []
+            for x in entered:
+                u = self.product(block, weights[block.name], x)
+                if u_list:
+                    u = u + k * u_list[-1] * (self.number(1) - o_list[-1])  # Eq. (4)
+                if self.smooth:
+                    o = block.neuron.surrogate.primitive(u - vth)
+                else:
+                    o = np.where(u >= vth, self.number(1), self.number(0)).astype(self.dtype)  # Eq. (5)
+                u_list.append(u)
+                o_list.append(o)
+            run.entered.append(entered)
+            run.u.append(u_list)
+            run.o.append(o_list)
+            a = self.psp(block.neuron.psp, o_list)  # Eq. (3a)
+        return run
+
+    def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
+        """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
+        o, batch = run.o[-1], len(targets[0])
+        if isinstance(loss, VanRossum):
+            differences = self.psp(self.network.output_psp, [x - y for x, y in zip(o, targets, strict=True)])
+            total = sum((d * d).sum() for d in differences)
+        elif isinstance(loss, Hamming):
+            # Half the square: its derivative is the error signal which the spec fixes.
+            total = sum(((x - y) * (x - y)).sum() for x, y in zip(o, targets, strict=True))
+        elif isinstance(loss, SpikeCount):
+            rates = (sum(o) - sum(targets)) / self.number(len(o))
+            total = (rates * rates).sum()
+        else:
+            raise TypeError(f"unknown loss {loss!r}")
+        return total / self.number(2 * batch)
+
+    def backward(
+        self, loss: Loss, weights: dict[str, AnyArray], run: LiteralRun, targets: list[AnyArray]
+    ) -> dict[str, AnyArray]:
+        """Lines 11-31: gradients of the mean loss by layer name."""
+        steps, batch = len(targets), self.number(len(targets[0]))
+        direct: list[AnyArray] = [np.zeros(1)] * steps  # dL/do of the output, not through its potential
+        from_above: list[AnyArray] = [np.zeros(1)] * steps  # dL/da of Eq. (13), or the spatial term of Eq. (11)
+        zero = self.array(np.zeros(targets[0].shape))
+        o = run.o[-1]
+        if isinstance(loss, VanRossum):
+            differences = self.psp(self.network.output_psp, [x - y for x, y in zip(o, targets, strict=True)])
+            from_above = [d / batch for d in differences]
+            direct = [zero] * steps
+        else:
+            from_above = [zero] * steps
+            if isinstance(loss, Hamming):
+                direct = [(x - y) / batch for x, y in zip(o, targets, strict=True)]
+            else:
+                direct = [(sum(o) - sum(targets)) / (self.number(steps * steps) * batch)] * steps
+        gradients: dict[str, AnyArray] = {}
+        for index in reversed(range(len(self.network.blocks))):
+            block = self.network.blocks[index]
+            km, _ = self.decay(block.neuron.tau_m)
+            ks, cs = self.decay(block.neuron.tau_s)
+            vth = self.number(block.neuron.threshold)
+            u, o = run.u[index], run.o[index]
+            psp_factor = membrane_factor = self.array(np.zeros(u[0].shape))
+            gradient = None
+            below: list[AnyArray] = [np.zeros(1)] * steps
+            for t in reversed(range(steps)):
+                psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
+                h = block.neuron.surrogate.derivative(u[t] - vth)
+                at_spike = cs * psp_factor + direct[t] - km * u[t] * membrane_factor
+                membrane_factor = h * at_spike + km * (self.number(1) - o[t]) * membrane_factor  # Eq. (12), (16), (14), (10)
+                term, below[t] = self.adjoint(block, weights[block.name], run.entered[index][t], membrane_factor)
+                gradient = term if gradient is None else gradient + term  # Eq. (18)
+            assert gradient is not None
+            gradients[block.name] = gradient
+            from_above = below
+            direct = [self.array(np.zeros(1))] * steps
+        return gradients
+
+    def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
+        """Eq. (3a)."""
+        k, c = self.decay(psp.tau_s)
+        a: list[AnyArray] = []
+        for x in s:
+            a.append(k * a[-1] + c * x if a else c * x)
+        return a
+
+    def before(self, block: Block, x: AnyArray) -> AnyArray:
+        """Pooling in front of the weights."""
+        for layer in block.before:
+            if isinstance(layer, AvgPool2d):
+                k = layer.size
+                b, c, h, w = x.shape
+                windows = x[:, :, : h // k * k, : w // k * k].reshape(b, c, h // k, k, w // k, k)
+                x = windows.sum(axis=(3, 5)) / self.number(k * k)
+        return x
+
+    def before_adjoint(self, block: Block, d: AnyArray) -> AnyArray:
+        """Adjoint of `before`."""
+        shapes = [block.input_shape]
+        for layer in block.before:
+            shapes.append(layer.output_shape(shapes[-1]))
+        for layer, shape in zip(reversed(block.before), reversed(shapes[:-1]), strict=True):
+            if isinstance(layer, AvgPool2d):
+                k = layer.size
+                spread = np.repeat(np.repeat(d, k, axis=2), k, axis=3) / self.number(k * k)
+                d = self.array(np.zeros((len(d), *shape)))
+                d[:, :, : spread.shape[2], : spread.shape[3]] = spread
+        return d
+
+    def product(self, block: Block, w: AnyArray, x: AnyArray) -> AnyArray:
+        """`W a`, `[B, ...]`."""
+        if isinstance(block.synapse, Conv2d):
+            windows = self._windows(block.synapse, x)
+            b, rows, columns = windows.shape[:3]
+            z = windows.reshape(b * rows * columns, -1) @ w.reshape(len(w), -1).T
+            return z.reshape(b, rows, columns, len(w)).transpose(0, 3, 1, 2)
+        return x.reshape(len(x), -1) @ w.T
+
+    def adjoint(self, block: Block, w: AnyArray, x: AnyArray, d: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """One step's term of Eq. (18), and `W^T d` carried through the pooling in front."""
+        conv = block.synapse
+        if not isinstance(conv, Conv2d):
+            below = (d @ w).reshape(len(d), *block.synapse_shape)
+            return d.T @ x.reshape(len(x), -1), self.before_adjoint(block, below)
+        flat = d.transpose(0, 2, 3, 1).reshape(-1, len(w))
+        term = (flat.T @ self._windows(conv, x).reshape(len(flat), -1)).reshape(w.shape)
+        b, _, rows, columns = d.shape
+        k, pad, stride = conv.kernel, conv.padding, conv.stride
+        windows = (flat @ w.reshape(len(w), -1)).reshape(b, rows, columns, x.shape[1], k, k)
+        padded = self.array(np.zeros((b, x.shape[1], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)))
+        for y in range(rows):
+            for z in range(columns):
+                padded[:, :, y * stride : y * stride + k, z * stride : z * stride + k] += windows[:, y, z]
+        return term, self.before_adjoint(block, padded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]])
+
+    def _windows(self, conv: Conv2d, x: AnyArray) -> AnyArray:
+        pad = conv.padding
+        padded = self.array(np.zeros((*x.shape[:2], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)))
+        padded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]] = x
+        view = np.lib.stride_tricks.sliding_window_view(padded, (conv.kernel, conv.kernel), axis=(2, 3))
+        return view[:, :, :: conv.stride, :: conv.stride].transpose(0, 2, 3, 1, 4, 5)

@@ -1,0 +1,1 @@
+"""Reference pairs of stsbp_spec.neurons."""

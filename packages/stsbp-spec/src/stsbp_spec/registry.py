@@ -1,0 +1,54 @@
+"""Installed backends: found by the entry-point group `stsbp.backends`, listed without importing them.
+
+Nothing falls back silently: who asks for a backend gets it or an error with its cause and the way out.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from stsbp_spec.errors import BackendError
+
+if TYPE_CHECKING:
+    from stsbp_spec.backend import AbstractBackend
+
+__all__ = ["GROUP", "installed_backends", "load_backend", "open_backend"]
+
+GROUP = "stsbp.backends"
+_KNOWN = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax"}
+
+
+def installed_backends() -> tuple[str, ...]:
+    """Names of the installed backends, sorted."""
+    return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def load_backend(name: str) -> type[AbstractBackend]:
+    """Import a backend's class.
+
+    Raises:
+        BackendError: it is not installed, or its import fails (the cause is kept and named).
+    """
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        hint = f"; install it with: python -m pip install {_KNOWN[name]}" if name in _KNOWN else ""
+        raise BackendError(
+            f"no backend {name!r} is installed; installed: {', '.join(sorted(points)) or 'none'}{hint}"
+        )
+    try:
+        backend: type[AbstractBackend] = points[name].load()
+    except BackendError:
+        raise
+    except Exception as error:
+        package = _KNOWN.get(name, points[name].dist.name if points[name].dist else name)
+        raise BackendError(
+            f"backend {name!r} is installed but does not import: {type(error).__name__}: {error}; "
+            f"repair it with: python -m pip install --force-reinstall {package}"
+        ) from error
+    return backend
+
+
+def open_backend(name: str, device: str | None = None) -> AbstractBackend:
+    """Import a backend and open a device; see `load_backend` and `AbstractBackend`."""
+    return load_backend(name)(device)

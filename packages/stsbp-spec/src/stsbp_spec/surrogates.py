@@ -1,0 +1,187 @@
+"""Surrogate derivatives `h(x)` of the spike, `x = u - V_th` (lines 11-31 of the algorithm: the factor do/du).
+
+Each is a frozen parameter set with two functions of an array (float32, float64 or exact fractions):
+`derivative`, used in the backward pass, and `primitive`, its integral, a smoothed spike for tests by finite
+differences. `derivative` is written in the contract's order: every backend rounds after each operation of the
+expression as it stands here, in the array's own precision, with each constant rounded once to it.
+
+All but `Logistic` use only + - * / and comparison, so they are bit-identical everywhere (`exact = True`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import AnyArray
+
+__all__ = [
+    "SURROGATES",
+    "Arctan",
+    "FastSigmoid",
+    "Logistic",
+    "Rectangle",
+    "Surrogate",
+    "Triangle",
+    "parse_surrogate",
+]
+
+
+def _constant(x: AnyArray, value: float) -> Any:
+    """`value` in the precision of `x` (exact fractions keep the Python number's exact value)."""
+    if x.dtype == object:
+        from fractions import Fraction
+
+        return Fraction(value)
+    return x.dtype.type(value)
+
+
+@dataclass(frozen=True)
+class Surrogate(ABC):
+    """A surrogate derivative; subclasses are final."""
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = True
+    """Whether the derivative uses only correctly rounded operations, as `reproducible` precision requires."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = float(getattr(self, field.name))
+            if not (math.isfinite(value) and value > 0):
+                raise SpecError(f"surrogate {self.name}: {field.name} must be a finite number above 0, got {value}")
+            object.__setattr__(self, field.name, value)
+
+    @abstractmethod
+    def derivative(self, x: AnyArray) -> AnyArray:
+        """`h(x)` of `x = u - V_th`, any shape."""
+
+    @abstractmethod
+    def primitive(self, x: AnyArray) -> AnyArray:
+        """`H(x)` with `H' = h` and `H(0) = 1/2`, float64: the spike's smoothed form."""
+
+    @property
+    def parameter(self) -> float:
+        """The one number of the surrogate (its width or steepness), for backends' kernels."""
+        (field,) = fields(self)
+        return float(getattr(self, field.name))
+
+    def __str__(self) -> str:
+        return self.name + "".join(f":{f.name}={getattr(self, f.name):g}" for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Rectangle(Surrogate):
+    """`h(x) = 1/width` where `|x| < width/2`, else 0 (STBP, Wu et al. 2018)."""
+
+    name: ClassVar[str] = "rectangle"
+    width: float = 1.0
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        inside = np.abs(x) < _constant(x, self.width / 2)
+        return np.where(inside, _constant(x, 1 / self.width), _constant(x, 0))
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        return np.clip(x / self.width, -0.5, 0.5) + 0.5
+
+
+@dataclass(frozen=True)
+class Triangle(Surrogate):
+    """`h(x) = max(0, 1 - |x|/width)`: compact support of half width `width` (Esser et al. 2016)."""
+
+    name: ClassVar[str] = "triangle"
+    width: float = 1.0
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        y = _constant(x, 1) - np.abs(x) * _constant(x, 1 / self.width)
+        return np.where(y > 0, y, _constant(x, 0))
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        z = np.clip(x / self.width, -1, 1)
+        return 0.5 + self.width * (z - np.sign(z) * z * z / 2)
+
+
+@dataclass(frozen=True)
+class FastSigmoid(Surrogate):
+    """`h(x) = 1 / (1 + beta |x|)^2` (SuperSpike, Zenke and Ganguli 2018)."""
+
+    name: ClassVar[str] = "fast-sigmoid"
+    beta: float = 2.0
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        y = _constant(x, 1) + np.abs(x) * _constant(x, self.beta)
+        return _constant(x, 1) / (y * y)
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        return 0.5 + x / (1 + self.beta * np.abs(x))
+
+
+@dataclass(frozen=True)
+class Arctan(Surrogate):
+    """`h(x) = 1 / (1 + (pi/2 alpha x)^2)` (Fang et al. 2021, without their factor alpha/2)."""
+
+    name: ClassVar[str] = "arctan"
+    alpha: float = 2.0
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        y = x * _constant(x, math.pi / 2 * self.alpha)
+        return _constant(x, 1) / (_constant(x, 1) + y * y)
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        scale = math.pi / 2 * self.alpha
+        return 0.5 + np.arctan(scale * x) / scale
+
+
+@dataclass(frozen=True)
+class Logistic(Surrogate):
+    """`h(x) = s (1 - s) / width` with `s = 1 / (1 + exp(-x/width))`: the derivative of the logistic function.
+
+    Not in the exact tier: `exp` differs between libraries, so `reproducible` precision refuses it.
+    """
+
+    name: ClassVar[str] = "logistic"
+    exact: ClassVar[bool] = False
+    width: float = 0.25
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        one = _constant(x, 1)
+        # Of |x|: the derivative is even, and exp never overflows.
+        z = np.exp(-(np.abs(x) * _constant(x, 1 / self.width)))
+        y = one + z
+        return z / (y * y) * _constant(x, 1 / self.width)
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        return 0.5 + 0.5 * np.tanh(x / (2 * self.width))
+
+
+SURROGATES: dict[str, type[Surrogate]] = {
+    cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)
+}
+"""Every surrogate by its name."""
+
+
+def parse_surrogate(text: str) -> Surrogate:
+    """Read `"arctan"` or `"triangle:width=0.5"`, the form that `str(surrogate)` writes.
+
+    Raises:
+        SpecError: the name or parameter is unknown, or the value is outside its domain.
+    """
+    name, *pairs = text.strip().split(":")
+    if name not in SURROGATES:
+        raise SpecError(f"unknown surrogate {name!r}; known: {', '.join(SURROGATES)}")
+    cls = SURROGATES[name]
+    known = [f.name for f in fields(cls)]
+    values: dict[str, float] = {}
+    for pair in pairs:
+        key, _, value = pair.partition("=")
+        if key not in known:
+            raise SpecError(f"surrogate {name!r} has no parameter {key!r}; it has: {', '.join(known)}")
+        try:
+            values[key] = float(value)
+        except ValueError:
+            raise SpecError(f"surrogate {name!r}: {key} must be a number, got {value!r}") from None
+    return cls(**values)

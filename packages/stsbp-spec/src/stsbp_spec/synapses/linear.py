@@ -1,0 +1,42 @@
+"""Full connection of spikes with the layer's weights: `z_t = W o_t`, no bias (part of Eq. (4)).
+
+Inputs `(C, H, W)` are flattened in this order. Forward exact in any order, as for the convolution. Backward:
+`dW = sum dz s^T` (Eq. (18)), `ds = W^T dz`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import Shape
+
+__all__ = ["Linear"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A full connection, no bias.
+
+    Args:
+        units: output neurons `N`.
+    """
+
+    units: int
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise SpecError(f"a linear layer needs at least 1 unit, got {self.units}")
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`(N,)` for any input shape."""
+        return (self.units,)
+
+    def weight_shape(self, shape: Shape) -> Shape:
+        """`(N, product of shape)`."""
+        return (self.units, math.prod(shape))
+
+    def summands(self, shape: Shape) -> tuple[int, int, int]:
+        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+        return math.prod(shape), 1, self.units

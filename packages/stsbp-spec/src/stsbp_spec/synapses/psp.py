@@ -1,0 +1,56 @@
+"""Postsynaptic potential (PSP), Eq. (3a): `a_t = k_s a_{t-1} + c_s o_t`, `k_s = 1 - 1/tau_s`, `c_s = 1/tau_s`.
+
+The filter is linear and the same for every neuron of a layer, so it commutes with the weights:
+`W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second order, behind the weights and
+fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
+The operation of this file, the filter alone, serves the van Rossum distance and users who want the potentials.
+
+Contract order: `a = snap(k a + c o)`; adjoint, from T-1 down: `e = snap(k e + da)`, `do = c e`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+
+__all__ = ["IDENTITY", "PSP", "Filter"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A first-order filter `i = decay i + gain z`; constants are float32, rounded once from float64."""
+
+    decay: np.float32
+    gain: np.float32
+
+
+IDENTITY = Filter(np.float32(0), np.float32(1))
+"""No filter: how direct-coded images and event frames enter the first layer (line 2)."""
+
+
+@dataclass(frozen=True)
+class PSP:
+    """The synaptic filter of a layer's output spikes.
+
+    Args:
+        tau_s: synaptic time constant in steps, at least 1 (1: the potential is the spike itself).
+    """
+
+    tau_s: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_time_constant("tau_s", self.tau_s)
+
+    def filter(self, gain: float = 1.0) -> Filter:
+        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout)."""
+        return Filter(np.float32(1 - 1 / self.tau_s), np.float32(gain / self.tau_s))
+
+
+def check_time_constant(name: str, value: float) -> None:
+    """Raise `SpecError` unless `value` is finite and at least one step."""
+    if not (math.isfinite(value) and value >= 1):
+        raise SpecError(f"{name} is a time constant in steps and must be at least 1, got {value:g}")

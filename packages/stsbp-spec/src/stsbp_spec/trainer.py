@@ -1,0 +1,279 @@
+"""Training state and steps on top of a backend's pairs; the loop above sees batches, floats and numpy only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.optim.adamw import AdamW, clip_factor
+from stsbp_spec.passes import BlockTrace, backward_pass, forward_pass
+from stsbp_spec.typing import AnyArray, Float32, Native, Precision, Shape, UInt8
+
+if TYPE_CHECKING:
+    from stsbp_spec.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
+
+__all__ = ["Prediction", "StepResult", "TrainState", "Trainer", "check_batch", "check_weights", "run", "value_and_grad"]
+
+
+@dataclass
+class TrainState:
+    """Master weights and optimiser state, native arrays by layer name; opaque to the loop."""
+
+    step: int
+    weights: dict[str, Native]
+    m: dict[str, Native]
+    v: dict[str, Native]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update reports.
+
+    Attributes:
+        loss: mean distance of the batch before the update.
+        spikes: output spike trains, `[T, B, N]` uint8.
+        rates: mean spikes per neuron and step of each layer.
+        grids: weight grid of each layer.
+        gradient_norm: global norm before clipping.
+        learning_rate: of this update.
+    """
+
+    loss: float
+    spikes: UInt8
+    rates: dict[str, float]
+    grids: dict[str, WeightGrid]
+    gradient_norm: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer."""
+
+    spikes: UInt8
+    rates: dict[str, float]
+
+
+class Trainer:
+    """Forward, loss, backward, update; one object for a whole training run.
+
+    Args:
+        backend: computes the pairs.
+        network, loss, optimizer: what is trained.
+        precision: of the backward pass.
+        seed: of dropout masks.
+
+    Raises:
+        SpecError: `reproducible` precision with a surrogate that is not exact.
+    """
+
+    def __init__(
+        self,
+        backend: AbstractBackend,
+        network: NetworkSpec,
+        loss: Loss,
+        optimizer: AdamW,
+        precision: Precision = "fast",
+        seed: int = 0,
+    ) -> None:
+        check_precision(network, precision)
+        self.backend = backend
+        self.network = network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.precision: Precision = precision
+        self.seed = seed
+
+    def init(self, weights: dict[str, Float32]) -> TrainState:
+        """State before the first update."""
+        check_weights(self.network, weights)
+        native, m, v = (
+            {name: self.backend.asarray(make(w)) for name, w in weights.items()}
+            for make in (np.copy, np.zeros_like, np.zeros_like)
+        )
+        return TrainState(0, native, m, v)
+
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+        """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
+        backend, network = self.backend, self.network
+        steps = check_batch(network, batch)
+        traces, grids = _forward(backend, network, state.weights, batch.inputs, steps, (self.seed, state.step))
+        error = backend.loss_error(self.loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
+        gradients = backward_pass(backend, traces, error, self.precision, training=True)
+        norm = backend.gradient_norm(list(gradients.values()))
+        if not math.isfinite(norm):
+            raise _not_finite(backend, gradients, f"step {state.step}: ")
+        scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
+        new = TrainState(state.step + 1, {}, {}, {})
+        for name, g in gradients.items():
+            new.weights[name], new.m[name], new.v[name] = backend.adamw(
+                scalars, state.weights[name], g, state.m[name], state.v[name]
+            )
+        spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
+        result = StepResult(
+            loss=float(self.loss.distance(spikes, batch.targets, network.output_psp).mean()),
+            spikes=spikes,
+            rates=_rates(backend, traces),
+            grids=grids,
+            gradient_norm=norm,
+            learning_rate=self.optimizer.rate(state.step),
+        )
+        return new, result
+
+    def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
+        """Output of the network without dropout; the state is not changed."""
+        check_inputs(self.network, inputs, steps)
+        traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None)
+        spikes = self.backend.numpy(traces[-1].spikes).astype(np.uint8)
+        return Prediction(spikes, _rates(self.backend, traces))
+
+    def export_state(self, state: TrainState) -> dict[str, AnyArray]:
+        """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
+        exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
+        for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
+            for name, x in arrays.items():
+                exported[f"{prefix}/{name}"] = np.array(self.backend.numpy(x), dtype=np.float32)
+        return exported
+
+    def import_state(self, exported: dict[str, AnyArray]) -> TrainState:
+        """Inverse of `export_state`; raises `ShapeError` where names or shapes are not this network's."""
+        parts: list[dict[str, Native]] = []
+        for prefix in ("weight", "adamw.m", "adamw.v"):
+            named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if k.startswith(prefix + "/")}
+            check_weights(self.network, named, what=prefix)
+            parts.append({name: self.backend.asarray(np.array(x)) for name, x in named.items()})
+        return TrainState(int(exported["step"]), *parts)
+
+
+def value_and_grad(
+    backend: AbstractBackend,
+    network: NetworkSpec,
+    loss: Loss,
+    weights: dict[str, Float32],
+    batch: Batch,
+    precision: Precision,
+    dropout: tuple[int, int] | None,
+) -> ValueAndGrad:
+    """See `AbstractBackend.value_and_grad`."""
+    from stsbp_spec.backend import ValueAndGrad
+
+    check_precision(network, precision)
+    check_weights(network, weights)
+    steps = check_batch(network, batch)
+    native = {name: backend.asarray(w) for name, w in weights.items()}
+    traces, _ = _forward(backend, network, native, batch.inputs, steps, dropout)
+    error = backend.loss_error(loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
+    gradients = backward_pass(backend, traces, error, precision, training=dropout is not None)
+    if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
+        raise _not_finite(backend, gradients, "")
+    spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
+    value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
+    return ValueAndGrad(value, spikes, {n: np.array(backend.numpy(gradients[n])) for n in network.weight_shapes})
+
+
+def run(
+    backend: AbstractBackend, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
+) -> RunResult:
+    """See `AbstractBackend.run`."""
+    from stsbp_spec.backend import LayerRun, RunResult
+
+    check_weights(network, weights)
+    check_inputs(network, inputs, steps)
+    native = {name: backend.asarray(w) for name, w in weights.items()}
+    traces, grids = _forward(backend, network, native, inputs, steps, None)
+    layers = {
+        trace.block.name: LayerRun(
+            backend.numpy(trace.spikes).astype(np.uint8), np.array(backend.numpy(backend.lif_potentials(trace.lif)))
+        )
+        for trace in traces
+    }
+    return RunResult(layers, grids)
+
+
+def _forward(
+    backend: AbstractBackend,
+    network: NetworkSpec,
+    weights: dict[str, Native],
+    inputs: UInt8,
+    steps: int,
+    dropout: tuple[int, int] | None,
+) -> tuple[list[BlockTrace], dict[str, WeightGrid]]:
+    wq, grids = {}, {}
+    for block in network.blocks:
+        wq[block.name], grids[block.name] = backend.weight_grid(block, weights[block.name])
+    return forward_pass(backend, network, wq, backend.encode(inputs, network.coding), steps, dropout), grids
+
+
+def _rates(backend: AbstractBackend, traces: list[BlockTrace]) -> dict[str, float]:
+    return {trace.block.name: backend.spike_rate(trace.spikes) for trace in traces}
+
+
+def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: str) -> NumericError:
+    # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
+    bad = [name for name, g in gradients.items() if not np.isfinite(backend.numpy(g)).all()]
+    return NumericError(f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients")
+
+
+def check_precision(network: NetworkSpec, precision: Precision) -> None:
+    """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
+    if precision not in ("fast", "reproducible"):
+        raise SpecError(f"precision is 'fast' or 'reproducible', got {precision!r}")
+    for block in network.blocks:
+        if precision == "reproducible" and not block.neuron.surrogate.exact:
+            raise SpecError(
+                f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
+                "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
+            )
+
+
+def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
+    """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
+    shapes = network.weight_shapes
+    if set(weights) != set(shapes):
+        raise ShapeError(f"{what} must have the layers {', '.join(shapes)}, got {', '.join(weights) or 'none'}")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape or weights[name].dtype != np.float32:
+            raise ShapeError(
+                f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
+            )
+
+
+def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
+    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
+    lead = 1 if network.coding == "direct" else 2
+    letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
+    if inputs.dtype != np.uint8:
+        raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
+    if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
+        raise ShapeError(
+            f"inputs with {network.coding} coding must be {letters} with ... = {network.input_shape}, got {inputs.shape}"
+        )
+    if inputs.shape[lead - 1] == 0:
+        raise ShapeError("the batch is empty")
+    if lead == 2 and inputs.shape[0] != steps:
+        raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
+    if lead == 2 and int(inputs.max(initial=0)) > network.input_max:
+        raise ShapeError(
+            f"an input frame holds the count {int(inputs.max())}, the network allows {network.input_max} (input_max)"
+        )
+    return int(inputs.shape[lead - 1])
+
+
+def check_batch(network: NetworkSpec, batch: Batch) -> int:
+    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
+    targets = batch.targets
+    if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
+        raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
+    expected: Shape = (targets.shape[0], check_inputs(network, batch.inputs, targets.shape[0]), network.outputs)
+    if targets.shape != expected:
+        raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
+    if int(targets.max()) > 1:
+        raise ShapeError("targets are spike trains of 0 and 1")
+    return int(targets.shape[0])

@@ -1,0 +1,32 @@
+"""Array types and axis letters.
+
+Axis letters, used in every docstring: `T` time steps, `B` samples of a batch, `C` channels, `H` rows, `W` columns,
+`N` neurons of a flat layer, `K` classes. Layout is time-major: `[T, B, C, H, W]` or `[T, B, N]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["AnyArray", "Coding", "Float32", "Float64", "Int64", "Native", "Precision", "Shape", "UInt32", "UInt8"]
+
+UInt8: TypeAlias = npt.NDArray[np.uint8]
+UInt32: TypeAlias = npt.NDArray[np.uint32]
+Int64: TypeAlias = npt.NDArray[np.int64]
+Float32: TypeAlias = npt.NDArray[np.float32]
+Float64: TypeAlias = npt.NDArray[np.float64]
+AnyArray: TypeAlias = npt.NDArray[Any]
+Native: TypeAlias = Any
+"""An array of a backend's own library (`torch.Tensor`, `cupy.ndarray`, ...); the spec never looks inside."""
+
+Shape: TypeAlias = tuple[int, ...]
+Precision: TypeAlias = Literal["fast", "reproducible"]
+"""`fast`: float32 matrix products in the backward pass. `reproducible`: the error grid and float64 products, so
+gradients are bit-identical on every backend."""
+
+Coding: TypeAlias = Literal["direct", "events"]
+"""`direct`: one uint8 image, value `x / 256`, is the input of every step. `events`: uint8 frames `[T, ...]` enter as
+they are."""
