@@ -1,0 +1,46 @@
+"""Taking single, known files out of a downloaded archive; nothing else in it can reach the disk."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Collection
+from pathlib import Path
+
+from stsbp.errors import DataError
+from stsbp.files import atomic_writer
+
+__all__ = ["extract_files"]
+
+
+def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest: int) -> None:
+    """Extract the members `wanted` (exact names) of a tar archive below `into`.
+
+    Member names are compared, never followed: links, absolute names and names with `..` cannot be wanted.
+
+    Args:
+        archive: a tar file, compressed or not.
+        into: where the members' folders begin.
+        wanted: names as they stand in the archive, for example `cifar-10-batches-bin/test_batch.bin`.
+        largest: bytes that no wanted member may exceed.
+
+    Raises:
+        DataError: the archive is damaged, lacks a wanted file, or holds one that is no regular file or too large.
+        FileError: a file cannot be written.
+    """
+    missing = set(wanted)
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                if member.name not in missing:
+                    continue
+                source = tar.extractfile(member) if member.isreg() else None
+                if source is None or member.size > largest:
+                    raise DataError(f"{archive}: {member.name} is not a plain file of at most {largest} bytes")
+                with source, atomic_writer(into / member.name) as target:
+                    shutil.copyfileobj(source, target)
+                missing.remove(member.name)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(f"{archive} is damaged or no tar archive: {error}; delete it and fetch it again") from error
+    if missing:
+        raise DataError(f"{archive} lacks {', '.join(sorted(missing))}; is it the right archive?")

@@ -1,0 +1,195 @@
+"""What a data set is: two splits that give uint8 inputs for any list of sample numbers, and how samples are chosen.
+
+Which samples are held out or dropped comes from the spec's counter-based generator, so every backend and every
+machine sees the same split. Its seed is not the training seed: runs that differ in it stay comparable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.random import Stream, permutation
+from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
+
+__all__ = [
+    "ArraySplit",
+    "Dataset",
+    "FrameSplit",
+    "Progress",
+    "ProgressCallback",
+    "Request",
+    "Skipped",
+    "Split",
+    "Subset",
+    "hold_out",
+    "select_balanced",
+]
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Called with what is being done, the items done and their total, at most about ten times a second."""
+
+
+class Split(Protocol):
+    """Samples with random access."""
+
+    @property
+    def labels(self) -> Int64:
+        """The class of every sample, `[n]`."""
+
+    def __len__(self) -> int:
+        """Number of samples, n."""
+
+    def inputs(self, indices: Int64) -> UInt8:
+        """Inputs of some samples: `[B, C, H, W]` for direct coding, frames `[T, B, C, H, W]` for events."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Images `[n, C, H, W]` uint8 for direct coding, in memory or memory-mapped."""
+
+    images: UInt8
+    labels: Int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        return np.asarray(self.images[indices])
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSplit:
+    """Event frames `[n, T, bytes]`: bit-packed where binary (most significant bit first), else a byte a pixel."""
+
+    stored: UInt8
+    labels: Int64
+    binning: EventBinning
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        # The small packed array is transposed, not the eight times larger frames.
+        frames = np.ascontiguousarray(self.stored[indices].transpose(1, 0, 2))
+        if self.binning.binary:
+            frames = np.unpackbits(frames, axis=-1, count=int(np.prod(self.binning.shape)))
+        return frames.reshape(*frames.shape[:2], *self.binning.shape)
+
+    @staticmethod
+    def store(frames: UInt8, binning: EventBinning) -> UInt8:
+        """`[..., C, H, W]` frames as they are stored, `[..., bytes]`."""
+        flat = frames.reshape(*frames.shape[:-3], -1)
+        return np.packbits(flat, axis=-1) if binning.binary else flat
+
+
+class Subset:
+    """Some samples of another split, in the given order."""
+
+    def __init__(self, split: Split, indices: AnyArray) -> None:
+        self.split = split
+        self.indices: Int64 = np.asarray(indices, dtype=np.int64)
+        if self.indices.ndim != 1 or (
+            self.indices.size and not 0 <= self.indices.min() <= self.indices.max() < len(split)
+        ):
+            raise DataError(f"a subset of {len(split)} samples needs indices from 0 to {len(split) - 1} on one axis")
+        self.labels: Int64 = split.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        return self.split.inputs(self.indices[indices])
+
+
+class Skipped(NamedTuple):
+    """A file that was left out, and what is wrong with it."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, ready for training."""
+
+    name: str
+    coding: Coding
+    input_shape: Shape
+    """`(C, H, W)` of an image or frame."""
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    notes: tuple[str, ...] = ()
+    """What a report must say about the data, for example how many samples of a published set were found."""
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `load` asked for; every loader reads its share."""
+
+    name: str
+    data_dir: Path | None
+    cache_dir: Path
+    binning: EventBinning = field(default_factory=EventBinning)
+    seed: int = 0
+    holdout: int | None = None
+    download: bool = False
+    skip_malformed: bool = False
+    image_size: int | None = None
+    progress: ProgressCallback | None = None
+
+
+class Progress:
+    """Tells a callback how far a piece of work is, at most ten times a second and once at its end."""
+
+    def __init__(self, callback: ProgressCallback | None, what: str, total: int) -> None:
+        self._callback = callback
+        self._what = what
+        self._total = total
+        self._last = -1.0
+
+    def __call__(self, done: int) -> None:
+        now = time.monotonic()
+        if self._callback is not None and (done == self._total or now - self._last >= 0.1):
+            self._last = now
+            self._callback(self._what, done, self._total)
+
+
+def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int = 0) -> Int64:
+    """Choose `count` of the samples with classes `labels` `[n]`, equally many of each class as far as there are.
+
+    Samples are drawn in the order of the spec's permutation of stream `SPLIT`, the classes taking turns. Returns their
+    numbers in ascending order, `[count]`; all of them where `count` is n or more.
+    """
+    order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
+    drawn = labels[order]
+    # Position of each sample among those of its class, in the order drawn.
+    by_class = np.argsort(drawn, kind="stable")
+    starts = np.searchsorted(drawn[by_class], drawn[by_class])
+    turn = np.empty(len(labels), dtype=np.int64)
+    turn[by_class] = np.arange(len(labels)) - starts
+    return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+
+
+def hold_out(split: Split, count: int, *, seed: int = 0, substream: int = 0) -> tuple[Subset, Subset]:
+    """Cut `count` class-balanced samples off: what remains, and what is held out.
+
+    Raises:
+        DataError: `count` is below 1 or leaves nothing.
+    """
+    if not 1 <= count < len(split):
+        raise DataError(
+            f"cannot hold out {count} of {len(split)} samples: expected 1 to {len(split) - 1}; choose another holdout"
+        )
+    held = select_balanced(split.labels, count, seed=seed, substream=substream)
+    kept = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)
+    return Subset(split, kept), Subset(split, held)

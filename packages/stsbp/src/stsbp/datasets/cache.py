@@ -1,0 +1,237 @@
+"""One file for the decoded form of a data set, memory-mapped, and never trusted without proof.
+
+Layout: 64 bytes of magic, the samples (uint8, C order), a JSON description, its SHA-256 (32 bytes) and its length
+(8 bytes, little-endian). The description holds the key (contents of the source files, parameters, format version),
+the shape, the labels and the SHA-256 of the samples. A file that is truncated, changed or made from other sources
+does not match and is built anew. Two processes that build the same file write two temporary files with the same
+content; the second rename replaces the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from stsbp.datasets.base import Progress, ProgressCallback, Skipped
+from stsbp.errors import DataError, FileError
+from stsbp.files import atomic_writer, write_atomically
+from stsbp_spec.typing import Int64, UInt8
+
+__all__ = ["CacheWriter", "Cached", "cached", "combine_digests", "default_cache_dir", "digest_files", "read_unchanged"]
+
+FORMAT = 1
+_MAGIC = b"stsbp-cache".ljust(64, b"\0")
+_TAIL = 32 + 8
+
+_RACY_NS = 2_000_000_000
+"""A file changed less than this before it was hashed may change again within the clock's grain: not remembered."""
+
+
+def default_cache_dir() -> Path:
+    """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`."""
+    if own := os.environ.get("STSBP_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    # The XDG rules say that a relative path is to be ignored.
+    base = Path(shared) if shared and os.path.isabs(shared) else Path("~/.cache").expanduser()
+    return base / "stsbp"
+
+
+@dataclass(frozen=True, eq=False)
+class Cached:
+    """The content of a cache file: samples `[n, ...]` memory-mapped read-only, labels `[n]`, and what was left out."""
+
+    data: UInt8
+    labels: Int64
+    skipped: tuple[Skipped, ...]
+
+
+class CacheWriter:
+    """Takes samples while a cache file is built."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        self._record: tuple[int, ...] | None = None
+        self._labels: list[int] = []
+        self._skipped: list[Skipped] = []
+        file.write(_MAGIC)
+
+    def add(self, samples: UInt8, labels: Sequence[int] | Int64) -> None:
+        """Append samples `[m, ...]` uint8 and their classes `[m]`; all samples have one shape."""
+        if self._record is None:
+            self._record = samples.shape[1:]
+        if samples.dtype != np.uint8 or samples.shape != (len(labels), *self._record):
+            raise DataError(
+                f"expected uint8 samples of shape {list(self._record)}, got {samples.dtype} {list(samples.shape[1:])}"
+            )
+        block = np.ascontiguousarray(samples).data.cast("B") if samples.size else b""
+        self._digest.update(block)
+        self._file.write(block)
+        self._labels.extend(int(label) for label in labels)
+
+    def skip(self, path: str, reason: str) -> None:
+        """Note that a source was left out."""
+        self._skipped.append(Skipped(path, reason))
+
+    def finish(self, key: Mapping[str, Any]) -> None:
+        """Write the description."""
+        description = json.dumps(
+            {
+                "key": key,
+                "shape": [len(self._labels), *(self._record or (0,))],
+                "sha256": self._digest.hexdigest(),
+                "labels": self._labels,
+                "skipped": self._skipped,
+            }
+        ).encode()
+        self._file.write(description)
+        self._file.write(hashlib.sha256(description).digest())
+        self._file.write(len(description).to_bytes(8, "little"))
+
+
+def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
+    """The content of a cache file, or None where any part of it does not match."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TAIL))
+            tail = file.read(_TAIL)
+            length = int.from_bytes(tail[32:], "little")
+            end = size - _TAIL - length
+            if len(tail) != _TAIL or end < len(_MAGIC):
+                return None
+            file.seek(0)
+            if file.read(len(_MAGIC)) != _MAGIC:
+                return None
+            file.seek(end)
+            text = file.read(length)
+            if hashlib.sha256(text).digest() != tail[:32]:
+                return None
+            description = json.loads(text)
+            shape = tuple(description["shape"])
+            if description["key"] != key or end - len(_MAGIC) != int(np.prod(shape)) or shape[0] == 0:
+                return None
+            data = np.memmap(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
+            if hashlib.sha256(data.data.cast("B")).hexdigest() != description["sha256"]:
+                return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    skipped = tuple(Skipped(*pair) for pair in description["skipped"])
+    return Cached(data, np.array(description["labels"], dtype=np.int64), skipped)
+
+
+def cached(kind: str, key: Mapping[str, Any], *, cache_dir: Path, build: Callable[[CacheWriter], None]) -> Cached:
+    """The cached form of `key`, built by `build` where there is none that matches.
+
+    Args:
+        kind: begins the file's name.
+        key: JSON values that say everything the content depends on.
+        cache_dir: made where missing.
+        build: adds the samples to the writer.
+
+    Raises:
+        DataError: the cache folder cannot be written, or the sources hold no samples.
+    """
+    # Through JSON, so that it compares equal to what a file gives back (tuples become lists).
+    full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
+    name = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_dir / f"{kind}-{name}.cache"
+    if (found := _read(path, full_key)) is not None:
+        return found
+    try:
+        with atomic_writer(path) as file:
+            writer = CacheWriter(file)
+            build(writer)
+            writer.finish(full_key)
+    except FileError as error:
+        raise _unwritable(error) from error
+    if (found := _read(path, full_key)) is None:
+        raise DataError(f"{kind}: no usable samples were found, or {path} cannot be read back")
+    return found
+
+
+def _unwritable(error: FileError) -> DataError:
+    return DataError(
+        f"the cache of decoded samples: {error}; choose another folder with the environment variable STSBP_CACHE "
+        "or the cache_dir option"
+    )
+
+
+def combine_digests(digests: Mapping[str, str]) -> str:
+    """One SHA-256 for a set of files: their relative names and contents."""
+    return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def digest_files(
+    root: Path, files: Sequence[str], *, cache_dir: Path, progress: ProgressCallback | None = None
+) -> dict[str, str]:
+    """SHA-256 of the contents of some files below `root`, by relative path.
+
+    A manifest in the cache folder remembers the digest of a file by its size, modification and change time, so that
+    only new or changed files are read again.
+
+    Raises:
+        DataError: a file cannot be read, or the manifest cannot be written.
+    """
+    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]
+    manifest = cache_dir / f"manifest-{name}.json"
+    known = _read_manifest(manifest)
+    digests: dict[str, str] = {}
+    entries: dict[str, list[int | str]] = {}
+    report = Progress(progress, f"checking {root}", len(files))
+    for done, relative in enumerate(files, 1):
+        path = root / relative
+        try:
+            status = path.stat()
+            stamp: list[int | str] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+            entry = known.get(relative)
+            if entry is not None and entry[:3] == stamp:
+                digests[relative] = str(entry[3])
+                entries[relative] = entry
+            else:
+                now = time.time_ns()
+                digests[relative] = hashlib.sha256(path.read_bytes()).hexdigest()
+                if max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
+                    entries[relative] = [*stamp, digests[relative]]
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        report(done)
+    if entries != known:
+        try:
+            write_atomically(manifest, json.dumps({"format": FORMAT, "files": entries}).encode())
+        except FileError as error:
+            raise _unwritable(error) from error
+    return digests
+
+
+def _read_manifest(path: Path) -> dict[str, list[int | str]]:
+    try:
+        content = json.loads(path.read_bytes())
+        files = content["files"] if content["format"] == FORMAT else {}
+        return {name: entry for name, entry in files.items() if len(entry) == 4}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def read_unchanged(path: Path, digest: str) -> bytes:
+    """Content of a file whose digest was taken before.
+
+    Raises:
+        DataError: it cannot be read, or has changed since.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise DataError(f"{path} changed while it was read; run again when nothing writes to it")
+    return content

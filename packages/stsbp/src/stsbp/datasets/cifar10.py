@@ -1,0 +1,155 @@
+"""CIFAR-10 (Krizhevsky 2009): the published binary version, or its images in class folders.
+
+The version in common use is pickled Python objects; unpickling runs whatever code a file holds, so it is not read.
+The binary version has the same images: `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`, each 10,000
+records of a label byte and 3,072 bytes of pixels (red, green, blue; rows).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stsbp.datasets.archives import extract_files
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, hold_out
+from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.image_folder import load_image_folder
+from stsbp.errors import DataError
+
+__all__ = ["CLASSES", "DEFAULT_HOLDOUT", "load"]
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DEFAULT_HOLDOUT = 1000
+SHAPE = (3, 32, 32)
+PUBLISHED = {"train": 50_000, "test": 10_000}
+
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+_ARCHIVE = "cifar-10-binary.tar.gz"
+_FOLDER = "cifar-10-batches-bin"
+_BATCHES = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)}
+_RECORD = 1 + 3 * 32 * 32
+
+
+def _utils() -> Any:
+    try:
+        import torchvision.datasets.utils
+    except ImportError as error:
+        raise DataError(f'the download needs torchvision ({error}): pip install "stsbp[cifar10]"') from error
+    return torchvision.datasets.utils
+
+
+def _download(data_dir: Path) -> None:
+    try:
+        _utils().download_url(URL, str(data_dir), filename=_ARCHIVE, md5=MD5)
+    except (OSError, RuntimeError, RecursionError) as error:
+        raise DataError(
+            f"could not download CIFAR-10: {error}\nFetch {_ARCHIVE} (md5 {MD5}) from {URL}, put it into {data_dir} "
+            "and run the same command again: it is checked and unpacked there"
+        ) from error
+    wanted = [f"{_FOLDER}/{name}" for names in _BATCHES.values() for name in names]
+    extract_files(data_dir / _ARCHIVE, data_dir, wanted, largest=10_000 * _RECORD)
+
+
+def _binary_root(data_dir: Path) -> Path | None:
+    for candidate in (data_dir, data_dir / _FOLDER, data_dir / "cifar10" / _FOLDER):
+        if (candidate / _BATCHES["train"][0]).is_file():
+            return candidate
+    return None
+
+
+def _image_root(data_dir: Path) -> Path | None:
+    for candidate in (data_dir, data_dir / "cifar10"):
+        if (candidate / "train" / CLASSES[0]).is_dir():
+            return candidate
+    return None
+
+
+def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached:
+    present = [name for name in names if (root / name).is_file()]
+    digests = digest_files(root, present, cache_dir=request.cache_dir, progress=request.progress)
+
+    def build(writer: CacheWriter) -> None:
+        report = Progress(request.progress, f"reading {root}", len(present))
+        for done, name in enumerate(present, 1):
+            content = read_unchanged(root / name, digests[name])
+            if not content or len(content) % _RECORD:
+                raise DataError(
+                    f"{root / name}: its length, {len(content)} bytes, is not a multiple of the {_RECORD} bytes of a "
+                    "record; it may be cut off"
+                )
+            records = np.frombuffer(content, dtype=np.uint8).reshape(-1, _RECORD)
+            labels = records[:, 0].astype(np.int64)
+            if labels.max() >= len(CLASSES):
+                raise DataError(
+                    f"{root / name}: record {int(labels.argmax())} has the label {labels.max()}, not 0 to 9"
+                )
+            writer.add(records[:, 1:].reshape(-1, *SHAPE), labels)
+            report(done)
+
+    return cached("cifar10", {"source": combine_digests(digests)}, cache_dir=request.cache_dir, build=build)
+
+
+def load(request: Request) -> Dataset:
+    """CIFAR-10 with direct coding.
+
+    Raises:
+        DataError: nothing is found at `data_dir`, a file is malformed, or the download failed.
+    """
+    data_dir = request.data_dir
+    if data_dir is None:
+        raise DataError("CIFAR-10 needs a data folder: give the one that holds, or with download is to hold, its files")
+    binary, images = _binary_root(data_dir), _image_root(data_dir)
+    if request.download and binary is None and images is None:
+        _download(data_dir)
+        binary = _binary_root(data_dir)
+    if binary is not None:
+        return _dataset(request, binary, [name for name, files in _BATCHES.items() if (binary / files[0]).is_file()])
+    if images is not None:
+        return _dataset(request, images, [name for name in PUBLISHED if (images / name).is_dir()])
+    pickled = any((folder / "cifar-10-batches-py").is_dir() for folder in (data_dir, data_dir / "cifar10"))
+    raise DataError(
+        f"no CIFAR-10 at {data_dir}: expected {data_dir}/{_FOLDER}/data_batch_1.bin and so on, or images in "
+        f"{data_dir}/cifar10/train/<class>/ and test/<class>/; fetch the binary version ({URL}) with download"
+        + ("; the pickled version cifar-10-batches-py is not read, because unpickling can run code" if pickled else "")
+    )
+
+
+def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
+    def read(name: str) -> Cached:
+        if (root / _BATCHES["train"][0]).is_file():
+            stored = _load_binary(root, _BATCHES[name], request)
+        else:
+            stored = load_image_folder("cifar10", root / name, CLASSES, request)
+        if stored.data.shape[1:] != SHAPE:
+            raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {stored.data.shape[1:]}")
+        notes.append(f"{name}: {len(stored.labels)} of the {PUBLISHED[name]} published images, from {root}")
+        return stored
+
+    notes: list[str] = []
+    stored = read("train")
+    skipped = stored.skipped
+    train: Split = ArraySplit(stored.data, stored.labels)
+    test: Split
+    if "test" in found and request.holdout is None:
+        stored = read("test")
+        skipped += stored.skipped
+        test = ArraySplit(stored.data, stored.labels)
+    else:
+        count = DEFAULT_HOLDOUT if request.holdout is None else request.holdout
+        train, test = hold_out(train, count, seed=request.seed)
+        why = "as asked" if request.holdout is not None else "there are no test images"
+        notes.append(f"{why}: {count} of the training images are held out (split seed {request.seed})")
+    if skipped:
+        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
+    if any("jpg" in path.suffix.lower() for path in _first_images(root)):
+        notes.append("the images are JPEG files, not the published pixels: results do not compare with published ones")
+    return Dataset("cifar10", "direct", SHAPE, CLASSES, train, test, tuple(notes), skipped)
+
+
+def _first_images(root: Path) -> list[Path]:
+    """One file of the image folders, none for the binary version."""
+    folder = root / "train" / CLASSES[0]
+    return sorted(folder.iterdir())[:1] if folder.is_dir() else []

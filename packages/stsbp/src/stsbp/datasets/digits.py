@@ -1,0 +1,58 @@
+"""scikit-learn's 1,797 handwritten digits (8 x 8 pixels, UCI "Optical Recognition of Handwritten Digits").
+
+They come with scikit-learn, so this data set needs no download. Only the data file is read; the library itself, slow
+to import, is used where it keeps the file elsewhere.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+
+from stsbp.datasets.base import ArraySplit, Dataset, Request, hold_out
+from stsbp.errors import DataError
+from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+__all__ = ["CLASSES", "load", "read_digits"]
+
+CLASSES = tuple("0123456789")
+_TEST_SHARE = 0.2
+
+
+def _table() -> AnyArray:
+    """Pixels and label of every digit, `[n, 65]`."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None:
+        raise DataError('the digits come with scikit-learn, which is not installed: pip install "stsbp[digits]"')
+    if found.origin is not None:
+        path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+        if path.is_file():
+            with gzip.open(path, "rt", encoding="ascii") as file:
+                return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target])
+
+
+def read_digits() -> tuple[UInt8, Int64]:
+    """Images `[1797, 8, 8]` uint8 (their 17 grey values 0..16 become `min(255, 16 v)`) and labels `[1797]`.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    table = _table()
+    images = np.minimum(255, table[:, :64] * 16).astype(np.uint8).reshape(-1, 8, 8)
+    return images, table[:, 64].astype(np.int64)
+
+
+def load(request: Request) -> Dataset:
+    """Digits with direct coding; a fifth of them, as many of each class, is the test set."""
+    images, labels = read_digits()
+    count = request.holdout if request.holdout is not None else round(_TEST_SHARE * len(labels))
+    train, test = hold_out(ArraySplit(images[:, np.newaxis], labels), count, seed=request.seed)
+    note = f"{len(labels)} digits of scikit-learn, {count} of them held out as test samples (split seed {request.seed})"
+    return Dataset("digits", "direct", (1, 8, 8), CLASSES, train, test, (note,))

@@ -1,0 +1,175 @@
+"""Image folders, `train/<class>/<image>` and `test/<class>/<image>`, or one tree of class folders.
+
+Images are decoded once, by Pillow, into a memory-mapped cache. They must all have one size, unless an `image_size`
+is asked for; whether they are grey or coloured is what the first one is. Only JPEG, PNG and BMP files are opened.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, hold_out
+from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.errors import DataError
+from stsbp_spec.typing import UInt8
+
+__all__ = ["SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+_TEST_SHARE = 0.2
+_GREY_MODES = ("1", "L", "LA")
+_EIGHT_BIT_MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise DataError(f'image folders need the library Pillow ({error}): pip install "stsbp[images]"') from error
+    return PIL.Image
+
+
+def read_image(content: bytes, path: Path, *, channels: int | None, size: int | None) -> UInt8:
+    """One image, `[C, H, W]` uint8.
+
+    Args:
+        content: of the file.
+        path: its name, for messages.
+        channels: 1 or 3 of the images before it, None for the first.
+        size: resize to `size` x `size` pixels (bilinear).
+
+    Raises:
+        DataError: the file is damaged or no 8-bit JPEG, PNG or BMP image, or it is coloured among grey images.
+    """
+    pillow = _pillow()
+    try:
+        with pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image:
+            if image.mode not in _EIGHT_BIT_MODES:
+                raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
+            grey = image.mode in _GREY_MODES
+            if channels == 1 and not grey:
+                raise DataError(f"{path} is coloured, but the first image of its folder is grey")
+            converted = image.convert("L" if channels == 1 or (channels is None and grey) else "RGB")
+            if size is not None and converted.size != (size, size):
+                converted = converted.resize((size, size), pillow.Resampling.BILINEAR)
+            pixels = np.asarray(converted, dtype=np.uint8)
+    except (OSError, SyntaxError, ValueError, EOFError, pillow.DecompressionBombError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the folders below `root` that hold images: in order of number where all are numbers, else of text."""
+    names = [
+        folder.name
+        for folder in root.iterdir()
+        if folder.is_dir() and not folder.name.startswith(".") and any(map(_is_image, folder.iterdir()))
+    ]
+    if names and all(name.isascii() and name.isdigit() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Request) -> Cached:
+    """Decode the images of a tree of class folders.
+
+    Raises:
+        DataError: an image is damaged or differs from the first in size or colour.
+    """
+    files = [
+        f"{name}/{path.name}"
+        for name in classes
+        if (root / name).is_dir()
+        for path in sorted((root / name).iterdir())
+        if _is_image(path)
+    ]
+    if not files:
+        raise DataError(f"{root} holds no images: expected {root}/<class>/<image> ending in {', '.join(SUFFIXES)}")
+    digests = digest_files(root, files, cache_dir=request.cache_dir, progress=request.progress)
+    label = {name: number for number, name in enumerate(classes)}
+
+    def build(writer: CacheWriter) -> None:
+        report = Progress(request.progress, f"decoding {root}", len(files))
+        first: UInt8 | None = None
+        for done, relative in enumerate(files, 1):
+            path = root / relative
+            content = read_unchanged(path, digests[relative])
+            try:
+                channels = None if first is None else len(first)
+                image = read_image(content, path, channels=channels, size=request.image_size)
+                if first is not None and image.shape != first.shape:
+                    raise DataError(
+                        f"{path} has {image.shape[1]} x {image.shape[2]} pixels (rows x columns), but the first image "
+                        f"of its folder {first.shape[1]} x {first.shape[2]}; give an image size to resize them"
+                    )
+            except DataError as error:
+                if not request.skip_malformed:
+                    raise
+                writer.skip(str(path), str(error))
+            else:
+                first = image if first is None else first
+                writer.add(image[np.newaxis], [label[relative.split("/")[0]]])
+            report(done)
+
+    key = {
+        "source": combine_digests(digests),
+        "classes": list(classes),
+        "image_size": request.image_size,
+        "skip_malformed": request.skip_malformed,
+    }
+    return cached(kind, key, cache_dir=request.cache_dir, build=build)
+
+
+def load(request: Request) -> Dataset:
+    """The image folder at `data_dir`; without a `test` folder a fifth is held out, as many of each class.
+
+    Raises:
+        DataError: there is no such folder, it holds fewer than two classes, or its images do not fit together.
+    """
+    root = request.data_dir
+    if root is None:
+        raise DataError("an image folder needs its path: folder:PATH, or images with a data folder")
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: expected train/<class>/<image> or <class>/<image> below it")
+    split_folders = (root / "train").is_dir()
+    train_root = root / "train" if split_folders else root
+    classes = class_folders(train_root)
+    if len(classes) < 2:
+        raise DataError(
+            f"{train_root} holds {len(classes)} class folders with images: expected at least two, {train_root}/<class>/"
+        )
+    stored = load_image_folder("images", train_root, classes, request)
+    everything = ArraySplit(stored.data, stored.labels)
+    skipped: tuple[Skipped, ...] = stored.skipped
+    notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}"]
+    train: Split = everything
+    test: Split
+    if split_folders and (root / "test").is_dir() and request.holdout is None:
+        if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
+            raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
+        stored = load_image_folder("images", root / "test", classes, request)
+        test = ArraySplit(stored.data, stored.labels)
+        skipped += stored.skipped
+        if stored.data.shape[1:] != everything.images.shape[1:]:
+            raise DataError(
+                f"images of {root / 'test'} have shape {list(stored.data.shape[1:])} (channels, rows, columns), those "
+                f"of train {list(everything.images.shape[1:])}; they must agree"
+            )
+        notes.append(f"{len(test)} test images from {root / 'test'}")
+    else:
+        count = max(1, round(_TEST_SHARE * len(everything))) if request.holdout is None else request.holdout
+        train, test = hold_out(everything, count, seed=request.seed)
+        notes.append(f"{count} of them held out as test samples (split seed {request.seed})")
+    if skipped:
+        notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
+    shape = everything.images.shape[1:]
+    return Dataset(request.name, "direct", shape, classes, train, test, tuple(notes), skipped)

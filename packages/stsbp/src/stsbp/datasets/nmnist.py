@@ -1,0 +1,199 @@
+"""N-MNIST (Orchard et al. 2015): MNIST digits before an event camera that makes three saccades.
+
+Published layout: `Train/<class>/<id>.bin` and `Test/<class>/<id>.bin`. A file is a list of 40-bit events: 8 bits x,
+8 bits y, 1 bit polarity, 23 bits time in microseconds. An event with y = 240 marks an overflow of the clock: tonic
+drops it and adds 2^13 us to every time from there on. Recordings of N-MNIST last 0.3 s and the clock 8.4 s, so it does
+not occur there; times are checked after the correction.
+
+Every file is checked before tonic reads it, because tonic takes any bytes for events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, hold_out
+from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.digits import CLASSES
+from stsbp.errors import DataError
+from stsbp_spec.typing import AnyArray, Int64
+
+__all__ = ["DEFAULT_HOLDOUT", "SENSOR", "load", "read_recording"]
+
+SENSOR = 34
+"""Width and height of the sensor's part that N-MNIST uses."""
+DEFAULT_HOLDOUT = 100
+PUBLISHED = {"Train": 60_000, "Test": 10_000}
+
+_HOME = "https://www.garrickorchard.com/datasets/n-mnist"
+_INSTALL = 'pip install "stsbp[nmnist]"'
+_OVERFLOW_ROW = 240
+_OVERFLOW_US = 1 << 13
+_MOST_OVERFLOWS = 1024
+"""Overflows that cover the clock's range once; more are no recording (and tonic's time grows with their number)."""
+_EVENT_DTYPE = np.dtype([("x", np.int64), ("y", np.int64), ("t", np.int64), ("p", np.int64)])
+
+
+def _tonic() -> Any:
+    try:
+        import tonic.datasets
+        import tonic.io
+    except ImportError as error:
+        raise DataError(f"N-MNIST needs the library tonic ({error}): {_INSTALL}") from error
+    return tonic
+
+
+def _complaint(content: bytes) -> str | None:
+    """What is wrong with a file, or None."""
+    if not content:
+        return "the file is empty"
+    if len(content) % 5:
+        return f"its length, {len(content)} bytes, is not a multiple of the 5 bytes of an event; it may be cut off"
+    raw = np.frombuffer(content, dtype=np.uint8).reshape(-1, 5).astype(np.int64)
+    x, y = raw[:, 0], raw[:, 1]
+    overflow = y == _OVERFLOW_ROW
+    if overflow.all() or int(overflow.sum()) > _MOST_OVERFLOWS:
+        return f"{int(overflow.sum())} of its {len(raw)} events are clock overflows (y = {_OVERFLOW_ROW})"
+    outside = np.flatnonzero(~overflow & ((x >= SENSOR) | (y >= SENSOR)))
+    if outside.size:
+        k = int(outside[0])
+        return f"event {k} lies at x = {x[k]}, y = {y[k]}, outside the sensor of {SENSOR} x {SENSOR} pixels"
+    t = ((raw[:, 2] & 127) << 16 | raw[:, 3] << 8 | raw[:, 4]) + _OVERFLOW_US * np.cumsum(overflow)
+    t = t[~overflow]
+    backwards = np.flatnonzero(np.diff(t) < 0)
+    if backwards.size:
+        k = int(backwards[0]) + 1
+        return f"time runs backwards at event {k}: {t[k]} us after {t[k - 1]} us"
+    return None
+
+
+def read_recording(content: bytes, path: Path) -> tuple[Int64, Int64, Int64, Int64]:
+    """Events of one file: column, row, polarity and time in microseconds, each `[n]`.
+
+    Raises:
+        DataError: the bytes are no recording (`path` is named), or tonic is not installed.
+    """
+    if (complaint := _complaint(content)) is not None:
+        raise DataError(f"{path}: {complaint}")
+    events: AnyArray = _tonic().io.read_mnist_file(io.BytesIO(content), dtype=_EVENT_DTYPE, is_stream=True)
+    return events["x"], events["y"], events["p"], events["t"]
+
+
+def _root(data_dir: Path) -> Path | None:
+    """The folder that holds Train (and Test)."""
+    for candidate in (data_dir, data_dir / "NMNIST"):
+        if (candidate / "Train").is_dir():
+            return candidate
+    return None
+
+
+def _files(folder: Path) -> list[str]:
+    """Recordings below a split's folder, `<class>/<id>.bin`, in order."""
+    return [
+        f"{name}/{path.name}"
+        for name in CLASSES
+        if (folder / name).is_dir()
+        for path in sorted((folder / name).iterdir())
+        if path.suffix == ".bin"
+    ]
+
+
+def _download(data_dir: Path) -> None:
+    """Fetch both splits the way tonic does: md5-checked, unpacked by `zipfile`, which keeps names inside the folder."""
+    source = _tonic().datasets.NMNIST
+    try:
+        # Standard output belongs to the command's own results.
+        with contextlib.redirect_stdout(sys.stderr):
+            for train in (True, False):
+                source(save_to=str(data_dir), train=train)
+    except (OSError, RuntimeError, RecursionError) as error:
+        raise DataError(
+            f"could not download N-MNIST: {error}\nFetch {source.train_filename} (md5 {source.train_md5}, "
+            f"{source.train_url}) and {source.test_filename} (md5 {source.test_md5}, {source.test_url}), see {_HOME}; "
+            f"put both into {data_dir / 'NMNIST'} and run the same command again: they are checked and unpacked there"
+        ) from error
+
+
+def _load_split(folder: Path, request: Request) -> Cached:
+    files = _files(folder)
+    if not files:
+        raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")
+    digests = digest_files(folder, files, cache_dir=request.cache_dir, progress=request.progress)
+    binning = request.binning
+
+    def build(writer: CacheWriter) -> None:
+        report = Progress(request.progress, f"reading {folder}", len(files))
+        for done, relative in enumerate(files, 1):
+            path = folder / relative
+            content = read_unchanged(path, digests[relative])
+            if request.skip_malformed and (complaint := _complaint(content)) is not None:
+                writer.skip(str(path), complaint)
+            else:
+                frames = binning.frames(*read_recording(content, path))
+                writer.add(FrameSplit.store(frames, binning)[np.newaxis], [CLASSES.index(relative[0])])
+            report(done)
+
+    key = {
+        "source": combine_digests(digests),
+        "binning": dataclasses.asdict(binning),
+        "skip_malformed": request.skip_malformed,
+    }
+    return cached("nmnist", key, cache_dir=request.cache_dir, build=build)
+
+
+def load(request: Request) -> Dataset:
+    """N-MNIST, or the part of it that is there.
+
+    Raises:
+        DataError: nothing is found at `data_dir`, a recording is malformed, or the download failed.
+    """
+    data_dir = request.data_dir
+    if data_dir is None:
+        raise DataError(
+            "N-MNIST needs a data folder: give the folder that holds (or, with download, is to hold) NMNIST/Train/"
+        )
+    root = _root(data_dir)
+    if request.download:
+        complete = root is not None and all(len(_files(root / name)) >= n for name, n in PUBLISHED.items())
+        if not complete:
+            # tonic puts its folder NMNIST below the one it is given.
+            _download(root.parent if root is not None and root.name == "NMNIST" else data_dir)
+            root = _root(data_dir)
+    if root is None:
+        raise DataError(
+            f"no N-MNIST at {data_dir}: expected {data_dir}/NMNIST/Train/<class 0 to 9>/<id>.bin (and Test/ beside "
+            f"Train/); fetch it with download, or from {_HOME}"
+        )
+    stored = _load_split(root / "Train", request)
+    everything = FrameSplit(stored.data, stored.labels, request.binning)
+    skipped: tuple[Skipped, ...] = stored.skipped
+    notes = [_found("Train", len(everything), root)]
+    train: Split = everything
+    test: Split
+    if (root / "Test").is_dir() and request.holdout is None:
+        stored = _load_split(root / "Test", request)
+        test = FrameSplit(stored.data, stored.labels, request.binning)
+        skipped += stored.skipped
+        notes.append(_found("Test", len(test), root))
+    else:
+        count = DEFAULT_HOLDOUT if request.holdout is None else request.holdout
+        train, test = hold_out(everything, count, seed=request.seed)
+        why = "as asked" if request.holdout is not None else "there is no Test folder"
+        notes.append(
+            f"{why}: {count} of the Train recordings are held out as test samples (split seed {request.seed}); "
+            "results do not compare with published ones"
+        )
+    if skipped:
+        notes.append(f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}")
+    return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
+
+
+def _found(name: str, count: int, root: Path) -> str:
+    return f"{name}: {count} of the {PUBLISHED[name]} published recordings, from {root / name}"

@@ -1,0 +1,162 @@
+"""Every data set by its name, listable without importing anything heavy, and the one door to load them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
+from stsbp.datasets.cache import default_cache_dir
+from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import Coding
+
+__all__ = ["DATASETS", "DatasetInfo", "load"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set before it is loaded."""
+
+    name: str
+    description: str
+    coding: Coding
+    module: str
+    """Holds `load(request) -> Dataset`; imported when the data set is."""
+    default_holdout: int | str | None
+    """Samples held out as the test set where the source has none: a number, or a share in words."""
+    needs_data_dir: bool
+    can_download: bool = False
+    extra: str | None = None
+    """The optional dependencies, `pip install "stsbp[extra]"`."""
+
+
+def _infos() -> dict[str, DatasetInfo]:
+    module = "stsbp.datasets."
+    infos = (
+        DatasetInfo(
+            "digits",
+            "1,797 handwritten digits of scikit-learn, 8 x 8, no download",
+            "direct",
+            module + "digits",
+            "a fifth",
+            False,
+            extra="digits",
+        ),
+        DatasetInfo(
+            "digits-events",
+            "the same digits before a simulated event camera, 2 x 34 x 34, no download",
+            "events",
+            module + "digits_events",
+            "a fifth",
+            False,
+            extra="digits",
+        ),
+        DatasetInfo(
+            "nmnist",
+            "N-MNIST: MNIST before an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings or a part of them",
+            "events",
+            module + "nmnist",
+            100,
+            True,
+            can_download=True,
+            extra="nmnist",
+        ),
+        DatasetInfo(
+            "cifar10",
+            "CIFAR-10: photographs of ten classes, 3 x 32 x 32, binary version or image folders",
+            "direct",
+            module + "cifar10",
+            1000,
+            True,
+            can_download=True,
+            extra="cifar10",
+        ),
+        DatasetInfo(
+            "images",
+            "any folder of images, train/<class>/ and test/<class>/ or <class>/; also written folder:PATH",
+            "direct",
+            module + "image_folder",
+            "a fifth",
+            True,
+            extra="images",
+        ),
+    )
+    return {info.name: info for info in infos}
+
+
+DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(_infos())
+"""Every data set by its name."""
+
+_FOLDER_PREFIX = "folder:"
+
+
+def load(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    steps: int = 25,
+    seed: int = 0,
+    limit: int | None = None,
+    holdout: int | None = None,
+    download: bool = False,
+    skip_malformed: bool = False,
+    cache_dir: Path | None = None,
+    progress: ProgressCallback | None = None,
+    binning: EventBinning | None = None,
+    image_size: int | None = None,
+) -> Dataset:
+    """Load a data set.
+
+    Args:
+        name: a key of `DATASETS`, or `folder:PATH` for an image folder.
+        data_dir: where its files are; by default `$STSBP_DATA`.
+        steps: T of event frames.
+        seed: of the split (held-out and limited samples), not of training.
+        limit: keep this many training samples, equally many of each class as far as there are.
+        holdout: hold this many training samples out as the test set, even where there is a test set of its own.
+        download: fetch what is missing.
+        skip_malformed: leave malformed files out and say so, instead of raising.
+        cache_dir: for the decoded samples; by default `default_cache_dir()`.
+        progress: called with what is being done, the items done and their total.
+        binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
+        image_size: resize the images of an image folder to this many pixels square.
+
+    Raises:
+        DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
+        SpecError: `steps` or `seed` is outside its domain.
+    """
+    if name.startswith(_FOLDER_PREFIX):
+        info, data_dir = DATASETS["images"], Path(name[len(_FOLDER_PREFIX) :]).expanduser()
+    elif name in DATASETS:
+        info = DATASETS[name]
+    else:
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH")
+    for option, value in (("limit", limit), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise DataError(f"{option} must be at least 1, got {value}")
+    if data_dir is None and info.needs_data_dir and (given := os.environ.get("STSBP_DATA")):
+        data_dir = Path(given)
+    request = Request(
+        name=name,
+        data_dir=None if data_dir is None else data_dir.expanduser(),
+        cache_dir=default_cache_dir() if cache_dir is None else cache_dir.expanduser(),
+        binning=replace(EventBinning() if binning is None else binning, steps=steps),
+        seed=seed,
+        holdout=holdout,
+        download=download,
+        skip_malformed=skip_malformed,
+        image_size=image_size,
+        progress=progress,
+    )
+    dataset: Dataset = importlib.import_module(info.module).load(request)
+    if limit is None:
+        return dataset
+    # Another substream than the holdout's, so that the two choices are independent.
+    chosen = select_balanced(dataset.train.labels, limit, seed=seed, substream=1)
+    note = f"limited to {len(chosen)} of {len(dataset.train)} training samples (split seed {seed})"
+    return replace(dataset, train=Subset(dataset.train, chosen), notes=(*dataset.notes, note))
