@@ -1,0 +1,225 @@
+"""The torch backend behind the interface of stsbp_spec.backend.
+
+Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expressions, for debugging), `cuda` and
+`cuda:N` (fused Triton kernels).
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from stsbp_spec import grid
+from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.errors import BackendError
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses import Loss
+from stsbp_spec.network import Block
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
+from stsbp_torch.layout import empty, laid_out, rows
+from stsbp_torch.losses import ERRORS
+from stsbp_torch.neurons import lif
+from stsbp_torch.optim import adamw
+from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear, psp
+
+__all__ = ["LifResiduals", "TorchBackend"]
+
+_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
+
+
+class LifResiduals(NamedTuple):
+    """Membrane potentials and spikes `[T, B, ...]`, and whether `z` was static."""
+
+    u: torch.Tensor
+    spikes: torch.Tensor
+    static: bool
+
+
+class TorchBackend(AbstractBackend):
+    """PyTorch on the CPU and on CUDA."""
+
+    name: ClassVar[str] = "torch"
+
+    torch_device: torch.device
+    fused: bool
+
+    @classmethod
+    def devices(cls) -> tuple[Device, ...]:
+        cpu = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}"
+        found = [Device("cpu", f"fused numba kernels, {cpu}"), Device("cpu:eager", "plain tensor expressions")]
+        problem = _cuda_problem()
+        if problem is not None:
+            return (*found, Device("cuda", "fused Triton kernels", problem))
+        count = torch.cuda.device_count()
+        return (*found, *(Device(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)))
+
+    def open(self, device: str | None) -> str:
+        name = device or "cpu"
+        if name in ("cpu", "cpu:eager"):
+            self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
+            return name
+        kind, _, index = name.partition(":")
+        if kind != "cuda" or (index and not index.isdigit()):
+            raise BackendError(f"backend 'torch' has the devices cpu, cpu:eager, cuda and cuda:N, got {name!r}")
+        problem = _cuda_problem()
+        if problem is not None:
+            raise BackendError(f"backend 'torch' cannot use {name!r}: {problem}; use --device cpu")
+        if int(index or 0) >= torch.cuda.device_count():
+            raise BackendError(f"there are {torch.cuda.device_count()} CUDA devices, got {name!r}")
+        self.torch_device, self.fused = torch.device("cuda", int(index or 0)), True
+        return f"cuda:{int(index or 0)}"
+
+    def asarray(self, x: AnyArray) -> torch.Tensor:
+        array = np.ascontiguousarray(x)
+        if not array.flags.writeable:
+            array = array.copy()
+        return laid_out(torch.from_numpy(array).to(self.torch_device))
+
+    def numpy(self, x: torch.Tensor) -> AnyArray:
+        array: AnyArray = x.detach().cpu().numpy()
+        return array
+
+    def encode(self, inputs: UInt8, coding: Coding) -> torch.Tensor:
+        x = self.asarray(inputs if coding == "events" else inputs[None]).float()
+        return x if coding == "events" else x * 2.0**-8
+
+    def synapse_forward(self, synapse: Conv2d | Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        z, residuals = _SYNAPSES[type(synapse)].forward(synapse, s, wq)
+        return z, residuals
+
+    def synapse_backward(
+        self, synapse: Conv2d | Linear, residuals: Any, dz: torch.Tensor, *, precision: Precision, need_input: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        ds, dw = _SYNAPSES[type(synapse)].backward(synapse, residuals, dz, precision=precision, need_input=need_input)
+        return ds, dw
+
+    def avgpool2d_forward(self, pool: AvgPool2d, s: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return avgpool2d.forward(pool, s, fused=self.fused and s.device.type == "cpu")
+
+    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: torch.Tensor) -> torch.Tensor:
+        return avgpool2d.backward(pool, residuals, d, fused=self.fused and d.device.type == "cpu")
+
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> torch.Tensor:
+        return dropout.mask(seed, layer, step, shape, rate, self.torch_device)
+
+    def dropout(self, mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        return dropout.apply(mask, s)
+
+    def lif_forward(
+        self, neuron: LIF, filter: Filter, z: torch.Tensor, steps: int
+    ) -> tuple[torch.Tensor, LifResiduals]:
+        z = laid_out(z)
+        shape = (steps, *z.shape[1:])
+        u = empty(shape, torch.float32, z.device)
+        spikes = empty(shape, torch.uint8, z.device)
+        k, c, km, vth = filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold)
+        if not self.fused:
+            lif.forward(rows(z), rows(u), rows(spikes), float(k), float(c), float(km), float(vth))
+        elif z.device.type == "cpu":
+            from stsbp_torch.neurons import lif_numba
+
+            lif_numba.forward(rows(z).numpy(), rows(u).numpy(), rows(spikes).numpy(), k, c, km, vth)
+        else:
+            from stsbp_torch.neurons import lif_triton
+
+            lif_triton.forward(rows(z), rows(u), rows(spikes), k, c, km, vth)
+        return spikes, LifResiduals(u, spikes, static=len(z) == 1 and steps > 1)
+
+    def lif_backward(self, neuron: LIF, filter: Filter, residuals: LifResiduals, ds: torch.Tensor) -> torch.Tensor:
+        u, spikes, static = residuals
+        ds = laid_out(ds)
+        dz = empty((1 if static else len(u), *u.shape[1:]), torch.float32, u.device)
+        k, c, km, vth = filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold)
+        code = lif.surrogate_code(neuron.surrogate)
+        if not self.fused:
+            arrays = (rows(u), rows(spikes), rows(ds), rows(dz))
+            # Through float32: an eager expression would otherwise round the Python constant differently.
+            kind, p0, p1 = code
+            rounded = (kind, float(np.float32(p0)), float(np.float32(p1)))
+            lif.backward(*arrays, float(k), float(c), float(km), float(vth), rounded)
+        elif u.device.type == "cpu":
+            from stsbp_torch.neurons import lif_numba
+
+            views = (rows(x).numpy() for x in (u, spikes, ds, dz))
+            lif_numba.backward(*views, k, c, km, vth, code[0], np.float32(code[1]), np.float32(code[2]))
+        else:
+            from stsbp_torch.neurons import lif_triton
+
+            lif_triton.backward(rows(u), rows(spikes), rows(ds), rows(dz), k, c, km, vth, code)
+        return dz
+
+    def lif_potentials(self, residuals: LifResiduals) -> torch.Tensor:
+        return residuals.u
+
+    def psp_forward(self, psp_: PSP, s: torch.Tensor) -> torch.Tensor:
+        return psp.forward(psp_, s)
+
+    def psp_backward(self, psp_: PSP, da: torch.Tensor) -> torch.Tensor:
+        return psp.backward(psp_, da)
+
+    def loss_error(self, loss: Loss, psp_: PSP, s: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return ERRORS[type(loss)](psp_, s, targets)
+
+    def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
+        wq, made = grid.weight_grid(
+            w.detach().cpu().numpy(),
+            weight_bits=block.layer.weight_bits,
+            input_exponent=block.input_exponent,
+            input_max=block.input_max,
+            layer=block.name,
+        )
+        return torch.from_numpy(wq).to(self.torch_device), made
+
+    def error_grid(self, dz: torch.Tensor, bits: int) -> torch.Tensor:
+        low, high = torch.aminmax(dz)
+        q = grid.error_exponent(max(abs(float(low)), abs(float(high))), bits)
+        return torch.zeros_like(dz) if q is None else (dz * 2.0**q).round_().mul_(2.0**-q)
+
+    def gradient_norm(self, gradients: Sequence[torch.Tensor]) -> float:
+        extremes = [torch.aminmax(g) for g in gradients]
+        largest = max(abs(float(x)) for pair in extremes for x in pair)
+        if not all(math.isfinite(float(x)) for pair in extremes for x in pair):
+            return math.nan if any(math.isnan(float(x)) for pair in extremes for x in pair) else math.inf
+        q = grid.error_exponent(largest, norm_bits(sum(g.numel() for g in gradients)))
+        if q is None:
+            return 0.0
+        total = 0
+        for g in gradients:
+            scaled = (g * 2.0**q).round_().long()
+            total += int((scaled * scaled).sum())
+        return math.sqrt(total) * 2.0**-q
+
+    def adamw(
+        self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.fused and w.device.type == "cpu":
+            return adamw.update_cpu(scalars, w, g, m, v)
+        return adamw.update(scalars, w, g, m, v)
+
+    def spike_rate(self, s: torch.Tensor) -> float:
+        if s.device.type == "cpu":
+            from stsbp_torch.synapses import cpu_kernels
+
+            return int(cpu_kernels.count(rows(s).reshape(-1).numpy())) / s.numel()
+        return float(torch.count_nonzero(s)) / s.numel()
+
+
+def _cuda_problem() -> str | None:
+    """Why CUDA cannot be used, or None."""
+    if torch.version.cuda is None:
+        return "this build of torch has no CUDA support"
+    if not torch.cuda.is_available():
+        return "no CUDA device or driver was found"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "Triton is not installed (python -m pip install triton)"
+    return None

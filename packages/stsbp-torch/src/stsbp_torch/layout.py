@@ -1,0 +1,49 @@
+"""Memory layout on the CPU and on CUDA: logical `[T, B, C, H, W]`, in memory `[T, B, H, W, C]` (channels last).
+
+Convolutions run fastest on it, and to the elementwise kernels the order is the same as any other. Tensors `[T, B, N]` are
+plain contiguous ones.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from stsbp_spec.typing import AnyArray, Shape
+
+__all__ = ["empty", "frames", "laid_out", "rows", "view"]
+
+_TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
+
+
+def laid_out(x: torch.Tensor) -> torch.Tensor:
+    """`x` itself if it lies in memory as described above, else a copy that does."""
+    if x.ndim != 5:
+        return x.contiguous()
+    return x.permute(_TO_MEMORY).contiguous().permute(_TO_LOGICAL)
+
+
+def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised tensor of logical `shape`."""
+    if len(shape) != 5:
+        return torch.empty(shape, dtype=dtype, device=device)
+    t, b, c, h, w = shape
+    return torch.empty((t, b, h, w, c), dtype=dtype, device=device).permute(_TO_LOGICAL)
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """A laid-out tensor as `[T, M]`, one row per step, without a copy."""
+    memory = x.permute(_TO_MEMORY) if x.ndim == 5 else x
+    return memory.view(x.shape[0], -1)
+
+
+def frames(x: torch.Tensor) -> torch.Tensor:
+    """A laid-out `[T, B, C, H, W]` as `[T B, C, H, W]` (channels-last strides), without a copy."""
+    t, b, c, h, w = x.shape
+    return x.permute(_TO_MEMORY).view(t * b, h, w, c).permute(0, 3, 1, 2)
+
+
+def view(x: torch.Tensor) -> AnyArray:
+    """A CPU tensor's memory as a numpy array `[T, B, H, W, C]`, `[T, M]`, ..., without a copy."""
+    memory = x.permute(_TO_MEMORY) if x.ndim == 5 else x
+    array: AnyArray = memory.detach().numpy()
+    return array

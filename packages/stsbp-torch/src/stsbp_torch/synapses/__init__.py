@@ -1,0 +1,1 @@
+"""Weights, pooling, dropout and the synaptic filter."""

@@ -1,0 +1,44 @@
+"""synapses/avgpool2d.py of the spec: sums of windows times an exact power of two."""
+
+from __future__ import annotations
+
+import torch
+
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.typing import Shape
+from stsbp_torch.layout import empty, frames, laid_out, view
+from stsbp_torch.synapses import cpu_kernels
+
+__all__ = ["backward", "forward"]
+
+
+def forward(pool: AvgPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Shape]:
+    """Means of windows, float32; the residual is the input's shape."""
+    s = laid_out(s)
+    scale = 2.0**-pool.exponent
+    if not fused:
+        pooled = torch.nn.functional.avg_pool2d(frames(s).float(), pool.size, divisor_override=1) * scale
+        t, b = s.shape[:2]
+        return laid_out(pooled.view(t, b, *pooled.shape[1:])), tuple(s.shape)
+    output = empty((*s.shape[:2], *pool.output_shape(tuple(s.shape[2:]))), torch.float32, s.device)
+    cpu_kernels.pool(_flat_frames(s), _flat_frames(output), pool.size)
+    return output, tuple(s.shape)
+
+
+def backward(pool: AvgPool2d, shape: Shape, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
+    """Each input receives its window's error divided by `size^2`; dropped rows and columns receive zero."""
+    d = laid_out(d)
+    ds = empty(shape, torch.float32, d.device)
+    if fused:
+        cpu_kernels.unpool(_flat_frames(d), _flat_frames(ds), pool.size)
+        return ds
+    k = pool.size
+    spread = (d * 2.0**-pool.exponent).repeat_interleave(k, dim=3).repeat_interleave(k, dim=4)
+    ds.zero_()
+    ds[:, :, :, : spread.shape[3], : spread.shape[4]] = spread
+    return ds
+
+
+def _flat_frames(x: torch.Tensor):  # type: ignore[no-untyped-def]
+    memory = view(x)
+    return memory.reshape(-1, *memory.shape[2:])

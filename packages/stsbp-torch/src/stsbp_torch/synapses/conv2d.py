@@ -1,0 +1,152 @@
+"""synapses/conv2d.py of the spec on torch's convolutions.
+
+Forward: any algorithm that only adds products is exact on the weight grid. On the CPU that is oneDNN's direct convolution;
+on CUDA cuDNN may choose Winograd or FFT, so the first call of each shape is compared with a matrix product and the
+product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are switched off around the call.
+Backward: `fast` lets torch choose; `reproducible` unfolds windows and multiplies in float64, where the sums are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.typing import Precision, Shape
+from stsbp_torch.layout import frames, laid_out
+
+__all__ = ["Residuals", "backward", "exact_math", "forward"]
+
+_CHUNK_BYTES = 64 * 2**20
+_cudnn_differs: dict[tuple[Conv2d, Shape, str], bool] = {}
+
+
+class Residuals(NamedTuple):
+    """Input `[T, B, C, H, W]`, float32, and the weights on their grid."""
+
+    s: torch.Tensor
+    wq: torch.Tensor
+
+
+@contextmanager
+def exact_math() -> Iterator[None]:
+    """Full float32 precision in matrix products and convolutions, whatever the user's process asked for."""
+    backends = torch.backends
+    switches = [
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (backends.cuda.matmul, "fp32_precision", "ieee"),
+        (backends.cudnn.conv, "fp32_precision", "ieee"),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in switches]
+    try:
+        for owner, name, value in switches:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:
+    """`z = W * s`, `[T, B, C', H', W']`."""
+    s = laid_out(s.float())
+    x, w = frames(s), wq.contiguous(memory_format=torch.channels_last)
+    with exact_math():
+        if x.is_cuda and _cudnn_is_inexact(conv, x, w):
+            z = _product(conv, x, w)
+        else:
+            z = torch.nn.functional.conv2d(x, w, stride=conv.stride, padding=conv.padding)
+    z = z.permute(0, 2, 3, 1).contiguous()
+    z = z.view(*s.shape[:2], *z.shape[1:]).permute(0, 1, 4, 2, 3)
+    return z, Residuals(s, w)
+
+
+def backward(
+    conv: Conv2d, residuals: Residuals, dz: torch.Tensor, *, precision: Precision, need_input: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """`(ds, dW)` from `dz` `[T, B, C', H', W']`."""
+    s, w = residuals
+    x, error = frames(s), frames(laid_out(dz))
+    if precision == "reproducible":
+        dx, dw = _backward_float64(conv, x, w, error, need_input)
+    else:
+        padding, stride = [conv.padding] * 2, [conv.stride] * 2
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            error, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, [need_input, True, False]
+        )
+    ds = None
+    if need_input:
+        memory = dx.permute(0, 2, 3, 1).contiguous()
+        ds = memory.view(*s.shape[:2], *memory.shape[1:]).permute(0, 1, 4, 2, 3)
+    return ds, dw.contiguous()
+
+
+def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """`[n, C, H, W]` (channels last) to `[n H' W', kernel kernel C]`."""
+    pad = conv.padding
+    memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
+    view = memory.unfold(1, conv.kernel, conv.stride).unfold(2, conv.kernel, conv.stride)
+    return view.permute(0, 1, 2, 4, 5, 3).reshape(view.shape[0] * view.shape[1] * view.shape[2], -1)
+
+
+def _weight_rows(w: torch.Tensor) -> torch.Tensor:
+    return w.permute(0, 2, 3, 1).reshape(len(w), -1)
+
+
+def _chunk(conv: Conv2d, x: torch.Tensor, bytes_per_value: int) -> int:
+    _, rows, columns = conv.output_shape(tuple(x.shape[1:]))
+    return max(1, _CHUNK_BYTES // (rows * columns * x.shape[1] * conv.kernel**2 * bytes_per_value))
+
+
+def _product(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The forward convolution as a matrix product, `[n, C', H', W']` (channels last)."""
+    channels, height, width = conv.output_shape(tuple(x.shape[1:]))
+    rows = _weight_rows(w).T.contiguous()
+    parts = [_windows(conv, part) @ rows for part in x.split(_chunk(conv, x, 4))]
+    return torch.cat(parts).view(len(x), height, width, channels).permute(0, 3, 1, 2)
+
+
+def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
+    """Whether cuDNN's choice for this shape differs from the matrix product on dense inputs and large weights."""
+    key = (conv, tuple(x.shape), torch.cuda.get_device_name(x.device))
+    if key not in _cudnn_differs:
+        generator = torch.Generator(device=x.device).manual_seed(1)
+        spikes = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.float32)
+        spikes = spikes.contiguous(memory_format=torch.channels_last)
+        large = torch.randint(-2047, 2048, w.shape, generator=generator, device=x.device).to(torch.float32)
+        large = large.contiguous(memory_format=torch.channels_last)
+        z = torch.nn.functional.conv2d(spikes, large, stride=conv.stride, padding=conv.padding)
+        _cudnn_differs[key] = not torch.equal(z, _product(conv, spikes, large))
+    return _cudnn_differs[key]
+
+
+def _backward_float64(
+    conv: Conv2d, x: torch.Tensor, w: torch.Tensor, error: torch.Tensor, need_input: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Both products in float64 and in chunks of frames; exact because `error` is on its grid."""
+    rows = _weight_rows(w).double()
+    k, stride, pad = conv.kernel, conv.stride, conv.padding
+    n, c, h, width_in = x.shape
+    dw = torch.zeros_like(rows)
+    dx = torch.empty((n, h, width_in, c), dtype=torch.float32, device=x.device) if need_input else None
+    size = _chunk(conv, x, 8)
+    for start in range(0, n, size):
+        part, e = x[start : start + size], error[start : start + size].permute(0, 2, 3, 1)
+        frames_, height, width, channels = e.shape
+        flat = e.reshape(-1, channels).double()
+        dw += flat.T @ _windows(conv, part).double()
+        if dx is not None:
+            windows = (flat @ rows).view(frames_, height, width, k, k, c)
+            padded = torch.zeros((frames_, h + 2 * pad, width_in + 2 * pad, c), dtype=torch.float64, device=x.device)
+            for i in range(k):
+                for j in range(k):
+                    rows_of = slice(i, i + (height - 1) * stride + 1, stride)
+                    columns_of = slice(j, j + (width - 1) * stride + 1, stride)
+                    padded[:, rows_of, columns_of] += windows[:, :, :, i, j]
+            dx[start : start + size] = padded[:, pad : pad + h, pad : pad + width_in]
+    gradient = dw.float().view(len(w), k, k, c).permute(0, 3, 1, 2)
+    return (None if dx is None else dx.permute(0, 3, 1, 2)), gradient

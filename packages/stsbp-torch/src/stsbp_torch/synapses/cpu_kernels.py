@@ -1,0 +1,103 @@
+"""CPU kernels (numba) of pooling, dropout and counting, over arrays in memory order `[T B, H, W, C]`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+
+from stsbp_spec.typing import AnyArray, Float32, UInt8
+
+__all__ = ["count", "keep_mask", "pool", "unpool"]
+
+_ZERO = np.float32(0)
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def pool(s: AnyArray, out: Float32, size: int) -> None:
+    """Fill `out` `[n, H // size, W // size, C]` with the means of the windows of `s` `[n, H, W, C]`."""
+    frames, height, width, channels = out.shape
+    scale = np.float32(1 / (size * size))
+    for f in prange(frames):
+        for y in range(height):
+            for x in range(width):
+                row = out[f, y, x]
+                for c in range(channels):
+                    row[c] = _ZERO
+                for i in range(size):
+                    for j in range(size):
+                        spikes = s[f, y * size + i, x * size + j]
+                        for c in range(channels):
+                            row[c] += np.float32(spikes[c])
+                for c in range(channels):
+                    row[c] *= scale
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def unpool(d: Float32, out: Float32, size: int) -> None:
+    """Fill `out` `[n, H, W, C]` with the errors `d` `[n, H // size, W // size, C]` divided by `size^2`, else zero."""
+    frames, height, width, channels = out.shape
+    scale = np.float32(1 / (size * size))
+    rows, columns = d.shape[1], d.shape[2]
+    for f in prange(frames):
+        for y in range(height):
+            for x in range(width):
+                row = out[f, y, x]
+                if y // size < rows and x // size < columns:
+                    error = d[f, y // size, x // size]
+                    for c in range(channels):
+                        row[c] = error[c] * scale
+                else:
+                    for c in range(channels):
+                        row[c] = _ZERO
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def count(spikes: UInt8) -> int:
+    """Number of spikes in `[M]`."""
+    total = 0
+    for chunk in prange((spikes.size + 65535) // 65536):
+        part = spikes[chunk * 65536 : (chunk + 1) * 65536]
+        n = 0
+        for j in range(part.size):
+            n += part[j]
+        total += n
+    return total
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _rotate(x: np.uint32, r: int) -> np.uint32:
+    return np.uint32((x << np.uint32(r)) | (x >> np.uint32(32 - r)))
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, out: UInt8) -> None:
+    """`random.keep_mask` of the spec (Threefry-2x32-20) into `out` `[B, area, C]`, counted in the order `[B, C, area]`."""
+    batch, area, _ = out.shape
+    a0, a1 = np.uint32(k0), np.uint32(k1)
+    a2 = np.uint32(a0 ^ a1 ^ np.uint32(0x1BD11BDA))
+    limit = np.uint64(threshold)
+    for row in prange(batch * channels):
+        b, c = row // channels, row % channels
+        base = row * area
+        for j in range(area):
+            index = base + j
+            x0 = np.uint32(np.uint32(index >> 1) + a0)
+            x1 = np.uint32(np.uint32(step) + a1)
+            for group in range(5):
+                for r in range(4):
+                    x0 = np.uint32(x0 + x1)
+                    if group % 2 == 0:
+                        x1 = np.uint32(_rotate(x1, (13, 15, 26, 6)[r]) ^ x0)
+                    else:
+                        x1 = np.uint32(_rotate(x1, (17, 29, 16, 24)[r]) ^ x0)
+                if group % 3 == 0:
+                    x0 = np.uint32(x0 + a1)
+                    x1 = np.uint32(x1 + a2 + np.uint32(group + 1))
+                elif group % 3 == 1:
+                    x0 = np.uint32(x0 + a2)
+                    x1 = np.uint32(x1 + a0 + np.uint32(group + 1))
+                else:
+                    x0 = np.uint32(x0 + a0)
+                    x1 = np.uint32(x1 + a1 + np.uint32(group + 1))
+            word = x1 if index & 1 else x0
+            out[b, j, c] = np.uint64(word) >= limit
