@@ -26,6 +26,7 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
+from stsbp_torch.memory import keep_freed_memory
 from stsbp_torch.neurons import lif
 from stsbp_torch.optim import adamw
 from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear, psp
@@ -65,6 +66,7 @@ class TorchBackend(AbstractBackend):
         name = device or "cpu"
         if name in ("cpu", "cpu:eager"):
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
+            keep_freed_memory()
             return name
         kind, _, index = name.partition(":")
         if kind != "cuda" or (index and not index.isdigit()):

@@ -1,0 +1,317 @@
+"""stsbp's layers as `nn.Module`s: ordinary torch code, ordinary torch optimisers, the spec's bits.
+
+Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module wraps a pair of the backend in an
+`autograd.Function`, so its forward pass gives the same spikes as every backend and its backward pass the spec's gradients.
+
+    net = Network(NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    loss = spike_loss(VanRossum(), net(frames), targets, psp=net.spec.output_psp)
+    loss.backward()
+    optimizer.step()
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from stsbp_spec.grid import weight_grid
+from stsbp_spec.init import DEFAULT_GAIN, initial_weights
+from stsbp_spec.losses import Loss
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons.lif import LIF as LIFSpec
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.typing import Precision
+from stsbp_torch.backend import TorchBackend
+
+__all__ = ["LIF", "Network", "SpikingConv2d", "SpikingLinear", "SpikingAvgPool2d", "backend_of", "spike_loss"]
+
+
+@cache
+def _backend(device: str) -> TorchBackend:
+    return TorchBackend(device)
+
+
+def backend_of(x: torch.Tensor) -> TorchBackend:
+    """The backend that computes on the device of `x`."""
+    return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
+
+
+class _LifFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, neuron: LIFSpec, filter: Filter, steps: int) -> torch.Tensor:
+        ctx.neuron, ctx.filter = neuron, filter
+        spikes, residuals = backend_of(z).lif_forward(neuron, filter, z, steps)
+        ctx.static = residuals.static
+        ctx.save_for_backward(residuals.u, residuals.spikes)
+        return spikes.float()
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        u, spikes = ctx.saved_tensors
+        residuals = (u, spikes, ctx.static)
+        return backend_of(u).lif_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None  # type: ignore[arg-type]
+
+
+class _SynapseFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, s: torch.Tensor, w: torch.Tensor, synapse: Conv2d | Linear, precision: Precision, bits: int
+    ) -> torch.Tensor:
+        z, residuals = backend_of(s).synapse_forward(synapse, s.detach(), w.detach())
+        ctx.synapse, ctx.precision, ctx.bits = synapse, precision, bits
+        *tensors, ctx.shape = residuals if len(residuals) == 3 else (*residuals, None)
+        ctx.save_for_backward(*tensors)
+        ctx.kind = type(residuals)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        dz = errors[0]
+        backend = backend_of(dz)
+        if ctx.precision == "reproducible":
+            dz = backend.error_grid(dz, ctx.bits)
+        tensors = ctx.saved_tensors
+        residuals = ctx.kind(*tensors) if ctx.shape is None else ctx.kind(*tensors, ctx.shape)
+        ds, dw = backend.synapse_backward(
+            ctx.synapse, residuals, dz, precision=ctx.precision, need_input=ctx.needs_input_grad[0]
+        )
+        return ds, dw, None, None, None
+
+
+class _PoolFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, s: torch.Tensor, pool: AvgPool2d) -> torch.Tensor:
+        ctx.pool = pool
+        pooled, ctx.residuals = backend_of(s).avgpool2d_forward(pool, s)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return backend_of(errors[0]).avgpool2d_backward(ctx.pool, ctx.residuals, errors[0]), None
+
+
+class _GridFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, w: torch.Tensor, bits: int, input_exponent: int, input_max: float, layer: str
+    ) -> torch.Tensor:
+        wq, _ = weight_grid(
+            w.detach().cpu().numpy(), weight_bits=bits, input_exponent=input_exponent, input_max=input_max, layer=layer
+        )
+        return torch.from_numpy(wq).to(w.device)
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        # Straight through: the optimiser moves the float32 master weights.
+        return errors[0], None, None, None, None
+
+
+class _LossFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: torch.Tensor, targets: torch.Tensor, loss: Loss, psp: PSP) -> torch.Tensor:
+        ctx.loss, ctx.psp = loss, psp
+        ctx.save_for_backward(spikes, targets)
+        trains = [x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets)]
+        return spikes.new_tensor(loss.distance(trains[0], trains[1], psp).mean())
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        spikes, targets = ctx.saved_tensors
+        return backend_of(spikes).loss_error(ctx.loss, ctx.psp, spikes, targets) * errors[0], None, None, None
+
+
+def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: PSP) -> torch.Tensor:
+    """Mean distance of spike trains `[T, B, N]`, differentiable in `spikes`.
+
+    Its gradient is the error signal of the spec (for the Hamming distance without the factor 2).
+    """
+    result: torch.Tensor = _LossFunction.apply(spikes, targets, loss, psp)  # type: ignore[no-untyped-call]
+    return result
+
+
+class LIF(torch.nn.Module):
+    """LIF neurons behind their synaptic filter, spec: neurons/lif.py.
+
+    Args:
+        neuron: parameters.
+        psp: filter of the layer below; None: inputs are not filtered.
+        gain: factor of the filter's input.
+    """
+
+    def __init__(self, neuron: LIFSpec | None = None, psp: PSP | None = None) -> None:
+        super().__init__()
+        self.neuron = neuron or LIFSpec()
+        self.psp = psp
+
+    def forward(self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0) -> torch.Tensor:
+        """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input."""
+        filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
+        spikes: torch.Tensor = _LifFunction.apply(z, self.neuron, filter, steps or len(z))  # type: ignore[no-untyped-call]
+        return spikes
+
+
+class _Spiking(torch.nn.Module):
+    """Weights on their grid and the LIF neurons behind them."""
+
+    def __init__(
+        self,
+        synapse: Conv2d | Linear,
+        weight: torch.Tensor,
+        neuron: LIFSpec | None,
+        psp: PSP | None,
+        weight_bits: int,
+        input_exponent: int,
+        input_max: float,
+    ) -> None:
+        super().__init__()
+        self.synapse = synapse
+        self.weight = torch.nn.Parameter(weight)
+        self.lif = LIF(neuron, psp)
+        self.weight_bits, self.input_exponent, self.input_max = weight_bits, input_exponent, input_max
+
+    def forward(
+        self,
+        s: torch.Tensor,
+        steps: int | None = None,
+        *,
+        gain: float = 1.0,
+        precision: Precision = "fast",
+        bits: int = 24,
+    ) -> torch.Tensor:
+        """Spikes of the layer from inputs `[T, B, ...]` (or `[1, B, ...]` with `steps`)."""
+        wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
+        )
+        z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
+        spikes: torch.Tensor = self.lif(z, steps, gain)
+        return spikes
+
+
+def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
+    weight = torch.empty(shape)
+    bound = gain * (6 / int(np.prod(shape[1:]))) ** 0.5
+    return torch.nn.init.uniform_(weight, -bound, bound)
+
+
+class SpikingConv2d(_Spiking):
+    """Convolution and LIF neurons: spikes `[T, B, C, H, W]` to spikes `[T, B, C', H', W']`.
+
+    Args:
+        in_channels: `C`.
+        channels, kernel, stride, padding: spec: synapses/conv2d.py.
+        neuron: parameters of the neurons.
+        psp: filter of the layer below; None: inputs are not filtered.
+        weight_bits: bits of the weight grid.
+        input_exponent: inputs are multiples of `2^-input_exponent` (0: spikes, 2: spikes pooled 2x2, 8: images) ...
+        input_max: ... in `[0, input_max]`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        neuron: LIFSpec | None = None,
+        psp: PSP | None = None,
+        weight_bits: int = 12,
+        input_exponent: int = 0,
+        input_max: float = 1.0,
+    ) -> None:
+        synapse = Conv2d(channels, kernel, stride, padding)
+        weight = _kaiming((channels, in_channels, kernel, kernel))
+        super().__init__(synapse, weight, neuron, psp, weight_bits, input_exponent, input_max)
+
+
+class SpikingLinear(_Spiking):
+    """Full connection and LIF neurons: spikes `[T, B, ...]` to spikes `[T, B, units]`; arguments as for `SpikingConv2d`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        *,
+        neuron: LIFSpec | None = None,
+        psp: PSP | None = None,
+        weight_bits: int = 12,
+        input_exponent: int = 0,
+        input_max: float = 1.0,
+    ) -> None:
+        super().__init__(Linear(units), _kaiming((units, inputs)), neuron, psp, weight_bits, input_exponent, input_max)
+
+
+class SpikingAvgPool2d(torch.nn.Module):
+    """Average pooling of spikes, spec: synapses/avgpool2d.py."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pool = AvgPool2d(size)
+
+    def forward(self, s: torch.Tensor) -> torch.Tensor:
+        """`[T, B, C, H, W]` to `[T, B, C, H // size, W // size]`."""
+        pooled: torch.Tensor = _PoolFunction.apply(s, self.pool)  # type: ignore[no-untyped-call]
+        return pooled
+
+
+class Network(torch.nn.Module):
+    """A `NetworkSpec` as a module; its parameters have the names of the spec's blocks.
+
+    Args:
+        spec: the network.
+        seed: of the initial weights (the spec's own, the same as every backend's).
+        gain: of the initial weights.
+        precision: of the backward pass.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, *, seed: int = 0, gain: float = DEFAULT_GAIN, precision: Precision = "fast"
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.seed = seed
+        self.precision: Precision = precision
+        self.step = 0
+        weights = initial_weights(spec, seed, gain)
+        for block in spec.blocks:
+            weight = torch.from_numpy(weights[block.name])
+            layer = _Spiking(
+                block.synapse, weight, block.neuron, block.psp, block.layer.weight_bits, block.input_exponent,
+                block.input_max,
+            )  # fmt: skip
+            self.add_module(block.name, layer)
+
+    def forward(self, inputs: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
+
+        In training mode each call draws new dropout masks (`self.step` counts the calls).
+        """
+        from stsbp_spec.passes import block_error_bits
+
+        direct = self.spec.coding == "direct"
+        s = inputs[None].float() * 2.0**-8 if direct else inputs.float()
+        steps = steps or len(s)
+        backend = backend_of(s)
+        for block in self.spec.blocks:
+            shape = block.input_shape
+            for place, layer in enumerate(block.before):
+                if isinstance(layer, AvgPool2d):
+                    s = _PoolFunction.apply(s, layer)  # type: ignore[no-untyped-call]
+                elif self.training and layer.rate > 0:
+                    mask = backend.dropout_mask(
+                        self.seed, 16 * block.index + place, self.step, (s.shape[1], *shape), layer.rate
+                    )
+                    s = s * mask
+                shape = layer.output_shape(shape)
+            gain = block.dropout_gain if self.training else 1.0
+            bits = block_error_bits(block, frames=s.shape[0] * s.shape[1])
+            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision, bits=bits)
+        if self.training:
+            self.step += 1
+        return s
