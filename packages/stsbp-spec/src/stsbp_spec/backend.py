@@ -106,7 +106,7 @@ class AbstractBackend(ABC):
 
     @abstractmethod
     def encode(self, inputs: UInt8, coding: Coding) -> Native:
-        """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, values as the weights meet them."""
+        """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, as the weights meet them."""
 
     # Pairs: forward -> outputs, residuals; backward(residuals, cotangents) -> cotangents.
     @abstractmethod
@@ -218,5 +218,3 @@ class AbstractBackend(ABC):
     ) -> Trainer:
         """The object that the training loop drives: `init`, `step`, `predict`, `export_state`, `import_state`."""
         return Trainer(self, network, loss, optimizer, precision, seed)
-
-

@@ -32,9 +32,11 @@ def nearest_sequence(distance: Float64) -> Int64:
     Distances closer than one part in 10^9 count as equal, so the rounding of a sum never chooses a class.
     """
     least = distance.min(axis=1, keepdims=True)
-    return (distance <= least * (1 + 1e-9)).argmax(axis=1).astype(np.int64)
+    nearest: Int64 = (distance <= least * (1 + 1e-9)).argmax(axis=1).astype(np.int64)
+    return nearest
 
 
 def spike_count(spikes: UInt8) -> Int64:
     """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class."""
-    return spikes.sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)
+    most: Int64 = spikes.sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)
+    return most

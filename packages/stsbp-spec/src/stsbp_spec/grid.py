@@ -149,9 +149,7 @@ def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_
     Raises:
         ExactnessError: fewer than 8 bits would be left.
     """
-    b = min(
-        24, 53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands)
-    )
+    b = min(24, 53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands))
     if b < 8:
         raise ExactnessError(f"the error grid would keep {b} bits; use smaller batches or fewer steps")
     return b

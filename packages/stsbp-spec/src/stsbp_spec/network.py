@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -48,7 +48,7 @@ class SpikingLayer:
     """
 
     synapse: Conv2d | Linear
-    neuron: LIF = LIF()
+    neuron: LIF = field(default_factory=LIF)
     weight_bits: int = MAX_WEIGHT_BITS
 
     def __post_init__(self) -> None:
@@ -390,6 +390,14 @@ def _token(layer: Layer, *, full: bool = False) -> str:
     return text
 
 
+def _with_number(neuron: LIF, key: str, value: float) -> LIF:
+    if key == "tau_m":
+        return replace(neuron, tau_m=value)
+    if key == "tau_s":
+        return replace(neuron, tau_s=value)
+    return replace(neuron, threshold=value)
+
+
 def _parameter(neuron: LIF) -> str:
     (name,) = (f for f in neuron.surrogate.__dataclass_fields__ if f != "name" and f != "exact")
     return f"{name}={neuron.surrogate.parameter!r}"
@@ -454,7 +462,9 @@ class _Parser:
         if values["pool"] is not None or values["rate"] is not None:
             if rest:
                 raise self.fail(f"pooling and dropout take no option, got {rest!r}", at, len(rest))
-            make = (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
+            make = (
+                (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
+            )
             try:
                 return [make()]
             except SpecError as error:
@@ -505,7 +515,7 @@ class _Parser:
                 elif key == "bits":
                     bits = int(value)
                 elif key in ("tau_m", "tau_s", "threshold"):
-                    neuron = replace(neuron, **{key: float(value)})
+                    neuron = _with_number(neuron, key, float(value))
                 else:
                     raise SpecError(f"unknown parameter {key!r}; known: tau_m, tau_s, threshold, surrogate, bits")
             except ValueError as error:

@@ -13,10 +13,11 @@ from stsbp_spec.errors import BackendError
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
-__all__ = ["GROUP", "installed_backends", "load_backend", "open_backend"]
+__all__ = ["GROUP", "KNOWN_BACKENDS", "installed_backends", "load_backend", "open_backend"]
 
 GROUP = "stsbp.backends"
-_KNOWN = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax"}
+KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax"}
+"""Package of each backend of this project."""
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -32,16 +33,15 @@ def load_backend(name: str) -> type[AbstractBackend]:
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
-        hint = f"; install it with: python -m pip install {_KNOWN[name]}" if name in _KNOWN else ""
-        raise BackendError(
-            f"no backend {name!r} is installed; installed: {', '.join(sorted(points)) or 'none'}{hint}"
-        )
+        hint = f"; install it with: python -m pip install {KNOWN_BACKENDS[name]}" if name in KNOWN_BACKENDS else ""
+        raise BackendError(f"no backend {name!r} is installed; installed: {', '.join(sorted(points)) or 'none'}{hint}")
     try:
         backend: type[AbstractBackend] = points[name].load()
     except BackendError:
         raise
     except Exception as error:
-        package = _KNOWN.get(name, points[name].dist.name if points[name].dist else name)
+        distribution = points[name].dist
+        package = KNOWN_BACKENDS.get(name, distribution.name if distribution is not None else name)
         raise BackendError(
             f"backend {name!r} is installed but does not import: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {package}"

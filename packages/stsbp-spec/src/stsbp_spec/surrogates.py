@@ -83,10 +83,12 @@ class Rectangle(Surrogate):
 
     def derivative(self, x: AnyArray) -> AnyArray:
         inside = np.abs(x) < _constant(x, self.width / 2)
-        return np.where(inside, _constant(x, 1 / self.width), _constant(x, 0))
+        h: AnyArray = np.where(inside, _constant(x, 1 / self.width), _constant(x, 0))
+        return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
-        return np.clip(x / self.width, -0.5, 0.5) + 0.5
+        spike: AnyArray = np.clip(x / self.width, -0.5, 0.5) + 0.5
+        return spike
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,13 @@ class Triangle(Surrogate):
 
     def derivative(self, x: AnyArray) -> AnyArray:
         y = _constant(x, 1) - np.abs(x) * _constant(x, 1 / self.width)
-        return np.where(y > 0, y, _constant(x, 0))
+        h: AnyArray = np.where(y > 0, y, _constant(x, 0))
+        return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
         z = np.clip(x / self.width, -1, 1)
-        return 0.5 + self.width * (z - np.sign(z) * z * z / 2)
+        spike: AnyArray = 0.5 + self.width * (z - np.sign(z) * z * z / 2)
+        return spike
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class FastSigmoid(Surrogate):
 
     def derivative(self, x: AnyArray) -> AnyArray:
         y = _constant(x, 1) + np.abs(x) * _constant(x, self.beta)
-        return _constant(x, 1) / (y * y)
+        h: AnyArray = _constant(x, 1) / (y * y)
+        return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
         return 0.5 + x / (1 + self.beta * np.abs(x))
@@ -129,7 +134,8 @@ class Arctan(Surrogate):
 
     def derivative(self, x: AnyArray) -> AnyArray:
         y = x * _constant(x, math.pi / 2 * self.alpha)
-        return _constant(x, 1) / (_constant(x, 1) + y * y)
+        h: AnyArray = _constant(x, 1) / (_constant(x, 1) + y * y)
+        return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
         scale = math.pi / 2 * self.alpha
@@ -152,15 +158,14 @@ class Logistic(Surrogate):
         # Of |x|: the derivative is even, and exp never overflows.
         z = np.exp(-(np.abs(x) * _constant(x, 1 / self.width)))
         y = one + z
-        return z / (y * y) * _constant(x, 1 / self.width)
+        h: AnyArray = z / (y * y) * _constant(x, 1 / self.width)
+        return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
         return 0.5 + 0.5 * np.tanh(x / (2 * self.width))
 
 
-SURROGATES: dict[str, type[Surrogate]] = {
-    cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)
-}
+SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)}
 """Every surrogate by its name."""
 
 

@@ -218,7 +218,8 @@ def _rates(backend: AbstractBackend, traces: list[BlockTrace]) -> dict[str, floa
 def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: str) -> NumericError:
     # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
     bad = [name for name, g in gradients.items() if not np.isfinite(backend.numpy(g)).all()]
-    return NumericError(f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients")
+    message = f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients"
+    return NumericError(message)
 
 
 def check_precision(network: NetworkSpec, precision: Precision) -> None:
@@ -253,7 +254,7 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
         raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
     if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
         raise ShapeError(
-            f"inputs with {network.coding} coding must be {letters} with ... = {network.input_shape}, got {inputs.shape}"
+            f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"
         )
     if inputs.shape[lead - 1] == 0:
         raise ShapeError("the batch is empty")

@@ -28,4 +28,5 @@ class Hamming(Loss):
     name: ClassVar[str] = "hamming"
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
-        return (spikes != targets).sum(axis=(0, -1)).astype(np.float64)
+        result: Float64 = (spikes != targets).sum(axis=(0, -1)).astype(np.float64)
+        return result

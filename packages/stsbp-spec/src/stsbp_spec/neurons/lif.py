@@ -26,7 +26,7 @@ A static input (direct coding) gives one `z` for all steps; its error is the sum
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class LIF:
     tau_m: float = 8.0
     tau_s: float = 4.0
     threshold: float = 1.0
-    surrogate: Surrogate = Arctan()
+    surrogate: Surrogate = field(default_factory=Arctan)
 
     def __post_init__(self) -> None:
         check_time_constant("tau_m", self.tau_m)

@@ -7,11 +7,11 @@ Contract order, float32, with the scalars of `AdamW.scalars(step)` rounded once 
     v = snap(beta2*v + (1-beta2)*(g*g))
     w = decay*w - rate*((m*c1) / (sqrt(v*c2) + eps))
 
-`c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square root and the
-division are the correctly rounded ones of IEEE 754.
+`c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square
+root and the division are the correctly rounded ones of IEEE 754.
 
-The norm for clipping must not depend on the order of its sum: gradients are rounded to `b` bits below the power of two above
-their maximum and their squares added as integers (`gradient_norm`).
+The norm for clipping must not depend on the order of its sum: gradients are rounded to `b` bits below the power of two
+above their maximum and their squares added as integers (`gradient_norm`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The paper's algorithm to the letter: the filter before the weights, one step at a time, Eq. (3a), (4), (5), (10)-(18).
+"""The paper's algorithm to the letter: the filter before the weights, step by step, Eq. (3a), (4), (5), (10)-(18).
 
-Works in any number type that numpy's object or float arrays hold: float64 measures `fast` gradients and, with a smoothed
-spike, is itself checked by finite differences; `fractions.Fraction` is the oracle without rounding. Slow on purpose.
+Works in any number type that numpy's object or float arrays hold: float64 measures `fast` gradients and, with a
+smoothed spike, is itself checked by finite differences; `fractions.Fraction` is the oracle without rounding. Slow on
+purpose.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ class Literal:
         self.network = network
         self.number = number
         self.smooth = smooth
-        self.dtype = np.float64 if number is float else object
 
     def array(self, x: AnyArray) -> AnyArray:
         """`x` in the number type."""
         if self.number is float:
             return x.astype(np.float64)
-        return np.vectorize(lambda value: self.number(float(value)), otypes=[object])(x)
+        exact: AnyArray = np.vectorize(lambda value: self.number(float(value)), otypes=[object])(x)
+        return exact
 
     def decay(self, tau: float) -> tuple[Any, Any]:
         """`1 - 1/tau` and `1/tau`."""
@@ -76,7 +77,7 @@ class Literal:
                 if self.smooth:
                     o = block.neuron.surrogate.primitive(u - vth)
                 else:
-                    o = np.where(u >= vth, self.number(1), self.number(0)).astype(self.dtype)  # Eq. (5)
+                    o = self.array((u >= vth).astype(np.float64))  # Eq. (5)
                 u_list.append(u)
                 o_list.append(o)
             run.entered.append(entered)
@@ -134,7 +135,8 @@ class Literal:
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
                 h = block.neuron.surrogate.derivative(u[t] - vth)
                 at_spike = cs * psp_factor + direct[t] - km * u[t] * membrane_factor
-                membrane_factor = h * at_spike + km * (self.number(1) - o[t]) * membrane_factor  # Eq. (12), (16), (14), (10)
+                # Eq. (12), (16), (14), (10)
+                membrane_factor = h * at_spike + km * (self.number(1) - o[t]) * membrane_factor
                 term, below[t] = self.adjoint(block, weights[block.name], run.entered[index][t], membrane_factor)
                 gradient = term if gradient is None else gradient + term  # Eq. (18)
             assert gradient is not None

@@ -52,7 +52,7 @@ def backward(
     conv: Conv2d, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
 ) -> tuple[Float32 | None, Float32]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
-    dtype = np.float64 if precision == "reproducible" else np.float32
+    dtype: type[np.float32] | type[np.float64] = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
     frames = s.reshape(-1, *s.shape[2:])
     errors = dz.reshape(-1, *dz.shape[2:]).transpose(0, 2, 3, 1)
@@ -64,15 +64,17 @@ def backward(
     for chunk in _chunks(conv, frames, np.dtype(dtype).itemsize):
         error = errors[chunk].astype(dtype)
         n, height, width, channels = error.shape
-        flat = error.reshape(-1, channels)
-        dw += flat.T @ _unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
+        flat: AnyArray = error.reshape(-1, channels)
+        unfolded: AnyArray = _unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
+        dw += flat.T @ unfolded
         if ds is not None:
             windows = (flat @ rows).reshape(n, height, width, c, k, k)
             padded = np.zeros((n, c, h + 2 * pad, w + 2 * pad), dtype)
             for i in range(k):
                 for j in range(k):
-                    rows_of, columns_of = (slice(a, a + (m - 1) * stride + 1, stride) for a, m in ((i, height), (j, width)))
-                    padded[:, :, rows_of, columns_of] += windows[:, :, :, :, i, j].transpose(0, 3, 1, 2)
+                    down = slice(i, i + (height - 1) * stride + 1, stride)
+                    across = slice(j, j + (width - 1) * stride + 1, stride)
+                    padded[:, :, down, across] += windows[:, :, :, :, i, j].transpose(0, 3, 1, 2)
             ds[chunk] = padded[:, :, pad : pad + h, pad : pad + w]
     back = None if ds is None else ds.reshape(s.shape)
     return back, dw.astype(np.float32).reshape(wq.shape)
