@@ -1,0 +1,97 @@
+"""The command line `stsbp`. This module imports nothing heavier than click, so that `stsbp --help` is quick.
+
+A command is a module of this package with a function `command`; it is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from stsbp import __version__
+
+__all__ = ["COMMANDS", "Globals", "cli", "main"]
+
+COMMANDS = {
+    "train": "Train a network on a data set.",
+    "evaluate": "Accuracy, loss and spike rates of a trained network.",
+    "predict": "Classes of images, recordings or arrays.",
+    "networks": "Show a network as a table.",
+    "backends": "List backends, their devices, and why one cannot run.",
+}
+"""Commands in the order of the help page, with their one-line help."""
+
+
+@dataclass(frozen=True)
+class Globals:
+    """Options before the command."""
+
+    backend: str | None
+    device: str | None
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"stsbp.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, OSError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            # Imported here: it brings numpy along.
+            from stsbp.errors import StsbpError
+
+            if not isinstance(error, StsbpError):
+                raise
+            failure = click.ClickException(str(error))
+            failure.exit_code = error.exit_code
+            raise failure from error
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--backend", metavar="NAME", help="What computes: see `stsbp backends`.  [default: torch if installed]")
+@click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")
+@click.version_option(__version__, prog_name="stsbp")
+@click.pass_context
+def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
+    """Train deep spiking neural networks on labels that are spike sequences."""
+    ctx.obj = Globals(backend, device)
+
+
+def main() -> None:
+    """Entry point: what `cli` does, with the exit codes of docs/cli.md."""
+    try:
+        cli.main(prog_name="stsbp", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output went away. Python would complain once more when it flushes at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

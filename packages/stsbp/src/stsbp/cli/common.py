@@ -1,0 +1,60 @@
+"""What commands share: opening the backend, threads, reading numbers such as `2x34x34`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from stsbp.cli import Globals
+from stsbp.errors import ConfigError
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.errors import BackendError
+from stsbp_spec.registry import installed_backends, open_backend
+
+__all__ = ["choose_backend", "limit_threads"]
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def choose_backend(options: Globals) -> AbstractBackend:
+    """Open the backend that was asked for, else torch where it is installed, else the first installed; says which.
+
+    Raises:
+        BackendError: it is not installed or cannot run.
+    """
+    # Waiting threads of two libraries would otherwise take the processor from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    name = options.backend
+    if name is None:
+        installed = installed_backends()
+        if not installed:
+            raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
+        name = "torch" if "torch" in installed else installed[0]
+    backend = open_backend(name, options.device)
+    chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
+    click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
+    return backend
+
+
+def limit_threads(count: int) -> None:
+    """Let numerical libraries use `count` threads; 0 leaves them alone. Before the backend is opened."""
+    if count == 0:
+        return
+    import threadpoolctl
+
+    os.environ.update(dict.fromkeys(_THREADS, str(count)))
+    # numpy is loaded already and does not look at the environment again.
+    threadpoolctl.threadpool_limits(count)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read `2x34x34`.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    parts = text.lower().split("x")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ConfigError(f"a shape is written like 2x34x34 (channels x rows x columns) or 64, got {text!r}")
+    return tuple(int(part) for part in parts)

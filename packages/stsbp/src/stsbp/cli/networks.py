@@ -1,0 +1,41 @@
+"""`stsbp networks`: a network as a table."""
+
+from __future__ import annotations
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import parse_shape
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.typing import Coding
+
+__all__ = ["command"]
+
+
+@click.command("networks", short_help=COMMANDS["networks"])
+@click.argument("notation")
+@click.option("--input-shape", default="2x34x34", show_default=True, metavar="CxHxW", help="Shape of an input.")
+@click.option("--outputs", default=10, show_default=True, type=click.IntRange(1), help="Output neurons.")
+@click.option("--coding", default="events", show_default=True, type=click.Choice(["events", "direct"]), help="Input.")
+@click.option("--padding", default="valid", show_default=True, type=click.Choice(["valid", "same"]), help="Default.")
+@click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
+@click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate behind every hidden layer.")
+def command(
+    notation: str, input_shape: str, outputs: int, coding: Coding, padding: str, weight_bits: int, dropout: float
+) -> None:
+    """Show the network NOTATION, for example 12C5-P2-64C5-P2, as a table.
+
+    Shapes, parameters, multiply-adds of one step, and the exactness headroom: how many bits the largest possible sum of
+    a layer stays below what float32 adds exactly, whatever the weights; where it is negative, training watches the real
+    weights and takes fewer bits when it must.
+    """
+    network = NetworkSpec.parse(
+        notation,
+        input_shape=parse_shape(input_shape),
+        outputs=outputs,
+        coding=coding,
+        padding=padding,
+        weight_bits=weight_bits,
+        dropout=dropout,
+    )
+    click.echo(network.table())

@@ -1,0 +1,182 @@
+"""`stsbp train`: settings from preset, file and flags; a run folder; the loop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+from click.core import ParameterSource
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolve, to_toml
+from stsbp.datasets import DATASETS
+from stsbp.errors import ConfigError, FileError
+from stsbp.training import checkpoint
+from stsbp.training.build import build_task, load_data
+from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
+from stsbp.training.progress import Reporter, reporter
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["command"]
+
+_HERE = ""
+"""What `--resume` without a folder gives: the folder of `--out`."""
+
+
+def _settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for every setting, in the order of `RunConfig`."""
+    for name, field in reversed(RunConfig.model_fields.items()):
+        if name == "dataset":
+            continue
+        flag, kind = "--" + name.replace("_", "-"), field.annotation
+        shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
+        if kind is bool:
+            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)
+        elif choices := get_args(kind):
+            option = click.option(flag, name, type=click.Choice(choices), help=shown)
+        else:
+            option = click.option(flag, name, type=kind, help=shown)
+        function = option(function)
+    return function
+
+
+def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in DATASETS if name.startswith(incomplete)]
+
+
+@click.command("train", short_help=COMMANDS["train"])
+@click.argument("dataset", required=False, shell_complete=_complete)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
+@click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue the run in RUN, or in --out.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read settings from a file.")
+@click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
+@_settings
+@click.pass_context
+def command(
+    ctx: click.Context,
+    dataset: str | None,
+    out: Path | None,
+    resume: str | None,
+    overwrite: bool,
+    file: Path | None,
+    show_config: bool,
+    **flags: Any,
+) -> None:
+    """Train a network on DATASET: digits, digits-events, nmnist, cifar10, images or folder:PATH.
+
+    Settings come from the preset of the data set, then --config, then the options below. The defaults shown are those
+    without a preset; --show-config shows what a run would take.
+    """
+    if resume is not None and resume in DATASETS and dataset is None and out is not None:
+        # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
+        dataset, resume = resume, _HERE
+    given = {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
+    if dataset is not None:
+        given["dataset"] = dataset
+    sources = ([read_toml(file)] if file is not None else []) + [Source("command line", given)]
+
+    folder, saved = None, None
+    if resume is not None:
+        folder, saved = _run_to_resume(resume, out)
+    if folder is not None and folder.is_run:
+        config = _resumed(folder, sources)
+    else:
+        config = resolve(sources)
+        folder = folder or RunFolder(out or Path("runs") / f"{config.dataset.replace(':', '-').replace('/', '-')}-{_now()}")
+    if show_config:
+        click.echo(to_toml(config), nl=False)
+        return
+    if saved is None and not folder.is_free and not overwrite and not (resume is not None and folder.is_run):
+        raise FileError(
+            f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
+            "choose another --out"
+        )
+    folder.check_writable()
+    limit_threads(config.threads)
+    backend = choose_backend(ctx.obj)
+    show = reporter()
+    try:
+        data = load_data(config, show.loading)
+        for note in data.dataset.notes:
+            show.note(note)
+        task = build_task(config, data, backend)
+        with folder.lock(), stop_on_signals() as stop:
+            if saved is None:
+                if overwrite and not folder.is_free:
+                    folder.clear()
+                folder.write_config(config)
+            folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
+            if saved is not None:
+                show.note(f"continuing {folder.path} after update {saved.info['step']}")
+            try:
+                outcome = train(task, data, folder, show, stop, saved)
+            except Stopped as stopped:
+                show.close()
+                _leave(folder, stopped)
+    finally:
+        show.close()
+    _result(folder, outcome, show)
+
+
+def _now() -> str:
+    return datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint | None]:
+    """The folder to continue in and its checkpoint; None where the run has not come to its first one."""
+    if resume == _HERE and out is None:
+        raise ConfigError("--resume needs to know the run: --resume RUN or --out RUN --resume")
+    if resume != _HERE and out is not None and Path(resume) != out:
+        raise ConfigError(f"--resume {resume} and --out {out} name different runs; give one of them")
+    folder = RunFolder(out if resume == _HERE and out is not None else Path(resume))
+    if resume != _HERE:
+        folder.read_config()
+    if not folder.is_run or not (folder.path / "last.json").exists():
+        return folder, None
+    return folder, checkpoint.load(folder.path, "last")
+
+
+def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
+    """The settings of a run, with those of `sources` that do not change its result.
+
+    Raises:
+        ConfigError: a setting would change the result; names all that would.
+    """
+    config = folder.read_config()
+    own = Source(str(folder.config), config.model_dump())
+    # Checks names and domains of what is asked for.
+    resolve([own, *sources], with_preset=False)
+    asked = {key: value for source in sources for key, value in source.values.items()}
+    if changed := differences(config, asked):
+        raise ConfigError(
+            f"the run in {folder.path} was begun with other settings; leave them out to continue it, or begin a new run:\n"
+            + "\n".join(f"  {line}" for line in changed)
+        )
+    free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
+    return resolve([own, free], with_preset=False)
+
+
+def _leave(folder: RunFolder, stopped: Stopped) -> None:
+    name = signal.Signals(stopped.signal_number).name
+    click.echo(
+        f"{name}: stopped after update {stopped.step}, saved. Continue with: stsbp train --resume {folder.path}", err=True
+    )
+    sys.exit(128 + stopped.signal_number)
+
+
+def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
+    test, best = outcome.test, outcome.best
+    click.echo(
+        f"test accuracy {test['accuracy']:.2%} (nearest label sequence), {test['accuracy_spike_count']:.2%} "
+        f"(spike count), loss {test['loss']:.4f}, {test['samples']} samples"
+    )
+    click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
+    click.echo(f"run {folder.path}: stsbp evaluate {folder.path}")

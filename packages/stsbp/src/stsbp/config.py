@@ -1,0 +1,194 @@
+"""The settings of a training run: their names, domains, defaults and help texts, in one place.
+
+The command line makes an option of every field, `--config FILE.toml` reads the same names, and a run keeps them in
+its `config.toml`, which is itself such a file. What comes later wins: defaults, preset of the data set, file, flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from stsbp.errors import ConfigError
+from stsbp.presets import preset
+from stsbp_spec.encoders import LabelCode
+from stsbp_spec.surrogates import parse_surrogate
+
+__all__ = ["FREE", "RunConfig", "Source", "differences", "read_toml", "resolve", "to_toml"]
+
+
+class RunConfig(BaseModel):
+    """Every setting of a run. Numbers that switch something off are 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    dataset: str = Field(min_length=1, description="Data set: digits, digits-events, nmnist, cifar10 or folder:PATH.")
+    net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
+    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate behind every hidden layer without one of its own.")
+    loss: Literal["van-rossum", "hamming", "spike-count"] = Field(
+        "van-rossum", description="Distance between output and target spike trains."
+    )
+    label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
+    undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
+    steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
+    tau_m: float = Field(8.0, ge=1, description="Membrane time constant in steps.")
+    tau_s: float = Field(4.0, ge=1, description="Synaptic time constant in steps.")
+    threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
+    surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
+    input_tau_s: float = Field(0.0, ge=0, description="Filter event frames with this time constant; 0: unfiltered.")
+    weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
+    init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
+    epochs: int = Field(10, ge=1, description="Passes over the training samples.")
+    batch_size: int = Field(50, ge=1, description="Samples of one update.")
+    lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    warmup: float = Field(0.0, ge=0, description="Epochs (or a part of one) over which the learning rate rises.")
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: no clipping.")
+    precision: Literal["fast", "reproducible"] = Field(
+        "fast", description="reproducible: the same bits on every backend, somewhat slower."
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of initial weights, order of samples and dropout.")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice of held-out and limited samples.")
+    limit: int = Field(0, ge=0, description="Train on this many samples; 0: all.")
+    holdout: int = Field(0, ge=0, description="Hold this many training samples out as the test set; 0: as published.")
+    validation: int = Field(0, ge=0, description="Keep this many training samples to choose the best checkpoint; 0: none.")
+    image_size: int = Field(0, ge=0, description="Resize the images of a folder to this many pixels; 0: as they are.")
+    test_every: int = Field(1, ge=0, description="Test every so many epochs; the test chooses nothing. 0: at the end.")
+    log_every: int = Field(50, ge=1, description="Write a line of metrics every so many updates.")
+    data_dir: str = Field("", description="Folder of the data set.")
+    download: bool = Field(False, description="Fetch what is missing of the data set.")
+    skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
+    threads: int = Field(0, ge=0, description="Processor threads; 0: as many as the libraries choose.")
+    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
+
+    @field_validator("surrogate")
+    @classmethod
+    def _surrogate(cls, text: str) -> str:
+        parse_surrogate(text)
+        return text
+
+    @field_validator("label_pattern", "undesired_pattern")
+    @classmethod
+    def _pattern(cls, text: str) -> str:
+        if not text or set(text) - {"0", "1"}:
+            raise ValueError("Input should be a pattern of the digits 0 and 1 such as '01'")
+        return text
+
+    @field_validator("input_tau_s")
+    @classmethod
+    def _time_constant(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError("Input should be 0 (unfiltered) or a time constant of at least 1 step")
+        return value
+
+    @property
+    def label_code(self) -> LabelCode:
+        """Patterns of the label sequences."""
+        return LabelCode(self.label_pattern, self.undesired_pattern)
+
+    def digest(self) -> str:
+        """SHA-256 of all settings that change the result."""
+        values = {key: value for key, value in self.model_dump().items() if key not in FREE}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "checkpoint_every"})
+"""Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
+
+
+class Source(NamedTuple):
+    """Some settings and where they come from: a file's name, `preset NAME` or `command line`."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def read_toml(path: Path) -> Source:
+    """Settings of a TOML file.
+
+    Raises:
+        ConfigError: it cannot be read or is not TOML; names the line.
+    """
+    try:
+        return Source(str(path), tomllib.loads(path.read_bytes().decode("utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
+    """Merge settings, later sources over earlier ones, above the preset of the data set they name.
+
+    Raises:
+        ConfigError: a key is unknown or a value outside its domain; names its source, the key and what is allowed.
+    """
+    if not any("dataset" in source.values for source in sources):
+        raise ConfigError("no data set is named; give one, for example: stsbp train digits")
+    if with_preset:
+        dataset = next(s.values["dataset"] for s in reversed(sources) if "dataset" in s.values)
+        sources = [Source(f"preset {dataset}", preset(str(dataset))), *sources]
+    merged: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    for source in sources:
+        for key, value in source.values.items():
+            merged[key], origin[key] = value, source.name
+    try:
+        config = RunConfig(**merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+    try:
+        config.label_code.sequences(2, config.steps)
+    except ValueError as error:
+        raise ConfigError(f"label_pattern, undesired_pattern: {error}") from None
+    return config
+
+
+def _explain(problem: Any, origin: Mapping[str, str]) -> str:
+    key = str(problem["loc"][0])
+    where, given = origin.get(key, "settings"), problem["input"]
+    flag = "--" + key.replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(key.replace("-", "_"), RunConfig.model_fields, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{where}: unknown setting {key!r}{hint} Known: {', '.join(RunConfig.model_fields)}"
+    cause = problem.get("ctx", {}).get("error")
+    allowed = str(cause) if cause is not None else str(problem["msg"])
+    allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
+    named = f"{flag} {given}" if where == "command line" else f"{where}: {key} = {_toml(given)}"
+    return f"{named}: {allowed}"
+
+
+def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
+    """What `asked` would change in a run's result, one text a setting, for example `epochs: 10 in the run, 20 asked`."""
+    own = config.model_dump()
+    return [
+        f"{key}: {_toml(own[key])} in the run, {_toml(value)} asked"
+        for key, value in asked.items()
+        if key not in FREE and own[key] != value
+    ]
+
+
+def to_toml(config: RunConfig) -> str:
+    """All settings as TOML, which `read_toml` reads back to an equal configuration."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in config.model_dump().items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, str):
+        # A TOML basic string has the escapes of JSON; DEL is the one character that only TOML forbids.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value, default=str)

@@ -1,0 +1,153 @@
+"""From settings and data to what is trained: network, loss, optimiser, and the samples of each purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stsbp.config import RunConfig
+from stsbp.datasets import Dataset, Split, hold_out, load
+from stsbp.datasets.base import ProgressCallback
+from stsbp.training.metrics import LabelDistances
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.trainer import Trainer
+from stsbp_spec.typing import Int64
+
+__all__ = ["Data", "Task", "build_network", "build_task", "load_data", "updates_per_epoch"]
+
+_VALIDATION_SUBSTREAM = 2
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with its validation samples cut off.
+
+    Attributes:
+        dataset: as it was loaded.
+        train, test: samples to learn from, and to report.
+        validation: samples that choose the best checkpoint; None: the training loss does.
+    """
+
+    dataset: Dataset
+    train: Split
+    validation: Split | None
+    test: Split
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.dataset.classes
+
+    def splits(self) -> dict[str, Split]:
+        """Every split there is by its name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in named.items() if split is not None}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all labels and some samples of each split, so that a resumed run notices other data."""
+        digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
+        for name, split in self.splits().items():
+            digest.update(f"{name} {len(split)}".encode())
+            digest.update(split.labels.astype("<i8").tobytes())
+            some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
+            digest.update(split.inputs(some).tobytes())
+        return digest.hexdigest()
+
+
+def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Data:
+    """Load the data set of a run.
+
+    Raises:
+        DataError: it is missing or malformed, or too small for what is asked.
+    """
+    dataset = load(
+        config.dataset,
+        data_dir=Path(config.data_dir) if config.data_dir else None,
+        steps=config.steps,
+        seed=config.split_seed,
+        limit=config.limit or None,
+        holdout=config.holdout or None,
+        download=config.download,
+        skip_malformed=config.skip_malformed,
+        image_size=config.image_size or None,
+        progress=progress,
+    )
+    if config.validation == 0:
+        return Data(dataset, dataset.train, None, dataset.test)
+    train, validation = hold_out(
+        dataset.train, config.validation, seed=config.split_seed, substream=_VALIDATION_SUBSTREAM
+    )
+    return Data(dataset, train, validation, dataset.test)
+
+
+def build_network(config: RunConfig, dataset: Dataset) -> NetworkSpec:
+    """The network of a run.
+
+    Raises:
+        NetworkError: the notation is malformed or does not fit the data; points at the token.
+    """
+    return NetworkSpec.parse(
+        config.net,
+        input_shape=dataset.input_shape,
+        outputs=len(dataset.classes),
+        coding=dataset.coding,
+        padding=config.padding,
+        neuron=LIF(config.tau_m, config.tau_s, config.threshold, parse_surrogate(config.surrogate)),
+        weight_bits=config.weight_bits,
+        dropout=config.dropout,
+        input_psp=PSP(config.input_tau_s) if config.input_tau_s and dataset.coding == "events" else None,
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network, the backend's trainer for it, and how labels become target trains."""
+
+    config: RunConfig
+    network: NetworkSpec
+    trainer: Trainer
+    classes: tuple[str, ...]
+    distances: LabelDistances
+
+    def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
+        """Inputs and target trains of some samples, and their labels."""
+        labels = split.labels[indices]
+        targets = encode_repeat(labels, len(self.classes), self.config.steps, self.config.label_code)
+        return Batch(np.ascontiguousarray(split.inputs(indices)), targets), labels
+
+
+def updates_per_epoch(config: RunConfig, data: Data) -> int:
+    """Batches of an epoch, the last one possibly smaller."""
+    return math.ceil(len(data.train) / config.batch_size)
+
+
+def build_task(config: RunConfig, data: Data, backend: AbstractBackend) -> Task:
+    """Network, loss and optimiser of a run on a backend.
+
+    Raises:
+        SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
+    """
+    network = build_network(config, data.dataset)
+    loss = LOSSES[config.loss]
+    per_epoch = updates_per_epoch(config, data)
+    optimizer = AdamW(
+        lr=config.lr,
+        total_steps=config.epochs * per_epoch if config.schedule == "cosine" else None,
+        warmup_steps=round(config.warmup * per_epoch),
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm or None,
+    )
+    trainer = backend.trainer(network, loss, optimizer, precision=config.precision, seed=config.seed)
+    distances = LabelDistances(config.label_code, len(data.classes), config.steps, loss, network.output_psp)
+    return Task(config, network, trainer, data.classes, distances)

@@ -1,0 +1,134 @@
+"""Checkpoints: tensors as safetensors, everything else as JSON, written so that a crash leaves a usable pair.
+
+`last.json` names its tensor file, whose own name holds step and digest, so no file that a description names is
+ever written again. Order: the new tensor file, then the description that names it, then the old tensor file goes. Whatever
+the moment of a crash, the description on disk names a complete file. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from stsbp.errors import CheckpointError
+from stsbp.files import write_atomically
+from stsbp_spec.typing import AnyArray
+
+__all__ = ["Checkpoint", "load", "save"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and what goes with them (JSON values)."""
+
+    tensors: dict[str, AnyArray]
+    info: dict[str, Any]
+
+
+def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping[str, Any], *, step: int) -> None:
+    """Replace the checkpoint `name` (`last` or `best`) of a run.
+
+    Raises:
+        FileError: the system refused, for example because the disk is full; the old checkpoint is still there.
+    """
+    data = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"{name}-{step}-{digest[:12]}.safetensors"
+    description = {
+        "format": FORMAT,
+        "file": file,
+        "sha256": digest,
+        "tensors": {key: [str(x.dtype), list(x.shape)] for key, x in tensors.items()},
+        "step": step,
+        **info,
+    }
+    try:
+        write_atomically(folder / file, data)
+        write_atomically(folder / f"{name}.json", _encode({**description, "digest": _digest(description)}))
+    finally:
+        # Also after a failure: a full disk gets back what the failed attempt took.
+        _remove_others(folder, name)
+
+
+def load(folder: Path, name: str) -> Checkpoint:
+    """Read a checkpoint and check every byte of it.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version; the message says what to do.
+    """
+    path = folder / f"{name}.json"
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no checkpoint {name!r} ({path.name} is missing)") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        description: dict[str, Any] = json.loads(text)
+        digest = description.pop("digest")
+        file, sha256, tensors = description["file"], description["sha256"], description["tensors"]
+        version = description["format"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
+    if version != FORMAT:
+        raise CheckpointError(f"{path} has format {version}, this version of stsbp reads {FORMAT}; use the other version")
+    if digest != _digest(description):
+        raise _damaged(path, "its content does not match its own digest", name)
+    tensor_path = folder / Path(file).name
+    try:
+        data = tensor_path.read_bytes()
+    except FileNotFoundError:
+        raise _damaged(path, f"it names {file}, which is missing", name) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {tensor_path}: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise _damaged(tensor_path, "its SHA-256 is not the one written down when it was saved", name)
+    try:
+        arrays: dict[str, AnyArray] = safetensors.numpy.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(tensor_path, f"it is not a safetensors file: {error}", name) from error
+    found = {key: [str(x.dtype), list(x.shape)] for key, x in arrays.items()}
+    if found != tensors:
+        raise _damaged(tensor_path, "its tensors are not those that the description lists", name)
+    return Checkpoint(arrays, description)
+
+
+def _damaged(path: Path, why: str, name: str) -> CheckpointError:
+    other = "best" if name == "last" else "last"
+    return CheckpointError(
+        f"{path} is damaged: {why}. Copy the run folder again if it is a copy; "
+        f"otherwise use the checkpoint {other!r} (evaluate and predict: --checkpoint {other}), or train anew"
+    )
+
+
+def _encode(description: Mapping[str, Any]) -> bytes:
+    return (json.dumps(description, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _digest(description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_others(folder: Path, name: str) -> None:
+    """Remove tensor files that the description does not name, and temporary files of a process that was killed."""
+    try:
+        current = json.loads((folder / f"{name}.json").read_bytes())["file"]
+    except (OSError, ValueError, KeyError):
+        return
+    leftovers = [*folder.glob(f".{name}-*.tmp"), *folder.glob(f".{name}.json.*.tmp")]
+    # An unlink that fails costs disk space, not correctness.
+    with contextlib.suppress(OSError):
+        for path in [*folder.glob(f"{name}-*.safetensors"), *leftovers]:
+            if path.name != current:
+                path.unlink()

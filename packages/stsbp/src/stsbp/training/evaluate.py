@@ -1,0 +1,70 @@
+"""Evaluation on a split: loss, both decoders, confusion matrix and spike rates, batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stsbp.datasets import Split
+from stsbp.training.build import Task
+from stsbp.training.metrics import Sums
+from stsbp.training.prefetch import prefetched
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.trainer import TrainState
+from stsbp_spec.typing import Int64
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was found on a split.
+
+    Attributes:
+        sums: loss, accuracies and spike rates.
+        confusion: samples by true class (row) and class of the nearest label sequence (column), `[K, K]`.
+    """
+
+    sums: Sums
+    confusion: Int64
+
+    def record(self, split: str) -> dict[str, Any]:
+        """As a line of metrics."""
+        return {"kind": "evaluation", "split": split, **self.sums.means(), "seconds": round(self.sums.seconds, 3)}
+
+
+def evaluate(
+    task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Evaluate a state, without dropout.
+
+    Args:
+        task: what was trained.
+        state: its weights; not changed.
+        split: the samples.
+        batch_size: samples at a time.
+        between: called with the number of samples done after each batch; may raise to stop.
+    """
+    loss, psp = task.trainer.loss, task.network.output_psp
+    sums, confusion = Sums(), np.zeros((len(task.classes), len(task.classes)), dtype=np.int64)
+    parts = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
+    began = time.perf_counter()
+    for _, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
+        prediction = task.trainer.predict(state, batch.inputs, task.config.steps)
+        nearest = nearest_sequence(task.distances(prediction.spikes))
+        sums.add(
+            samples=len(labels),
+            loss=float(loss.distance(prediction.spikes, batch.targets, psp).mean()),
+            correct=int((nearest == labels).sum()),
+            correct_by_count=int((spike_count(prediction.spikes) == labels).sum()),
+            rates=prediction.rates,
+        )
+        np.add.at(confusion, (labels, nearest), 1)
+        if between is not None:
+            between(sums.samples)
+    sums.seconds = time.perf_counter() - began
+    return Evaluation(sums, confusion)

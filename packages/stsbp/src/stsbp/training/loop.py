@@ -1,0 +1,389 @@
+"""The training loop. It sees batches, floats and numpy dictionaries; the backend's trainer does the rest.
+
+The order of the samples is a function of seed and epoch, and a checkpoint knows epoch, batch and all running sums, so a run that
+was stopped anywhere goes on to the same bits. At the end of an epoch, in this order: evaluation, metrics, `best`, `last`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stsbp.errors import CheckpointError
+from stsbp.training import checkpoint
+from stsbp.training.build import Data, Task, updates_per_epoch
+from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.evaluate import Evaluation, evaluate
+from stsbp.training.metrics import MetricsFile, Sums
+from stsbp.training.prefetch import prefetched
+from stsbp.training.progress import Reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp_spec.backend import Batch
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.random import Stream, permutation
+from stsbp_spec.trainer import StepResult, TrainState
+from stsbp_spec.typing import Int64
+
+__all__ = ["Outcome", "Stopped", "StopRequest", "import_checkpoint", "stop_on_signals", "train"]
+
+SILENT_RATE = 1e-4
+"""Mean spikes per neuron and step below which a layer passes nothing on."""
+SATURATED_RATE = 0.9
+"""Above this a layer's spikes carry no information any more."""
+
+
+class Stopped(Exception):
+    """Training was asked to stop and has saved its state."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        self.signal_number = signal_number
+        self.step = step
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after update {step}")
+
+
+class StopRequest:
+    """Whether the run is to stop after the current update; set by a signal."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def check(self) -> None:
+        """Raise `_StopNow` where a stop was asked for."""
+        if self.signal_number is not None:
+            raise _StopNow
+
+
+class _StopNow(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; a second one interrupts at once, without saving."""
+    request = StopRequest()
+
+    def ask(number: int, _frame: object) -> None:
+        if request.signal_number is not None:
+            raise KeyboardInterrupt
+        request.signal_number = number
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in names}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run ended: updates done, last evaluation of the test split, and what `best.json` holds."""
+
+    step: int
+    test: dict[str, Any]
+    best: dict[str, Any]
+
+
+@dataclass
+class _Position:
+    """Epoch and batch that come next; `batch` may be the number of batches: the epoch is trained but not evaluated."""
+
+    epoch: int = 0
+    batch: int = 0
+    sums: Sums = field(default_factory=Sums)
+    window: Sums = field(default_factory=Sums)
+    best: dict[str, Any] | None = None
+
+
+def train(
+    task: Task,
+    data: Data,
+    folder: RunFolder,
+    reporter: Reporter,
+    stop: StopRequest,
+    resume: Checkpoint | None = None,
+) -> Outcome:
+    """Train to the end, from the beginning or from a checkpoint.
+
+    Raises:
+        Stopped: a signal asked for it; the state is saved.
+        NumericError: a value is not finite; names step and layer. The last checkpoint stays.
+        FileError: something could not be written; what was saved before is untouched.
+        CheckpointError: the checkpoint is not one of this run.
+    """
+    return _Loop(task, data, folder, reporter, stop, resume).run()
+
+
+class _Loop:
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: StopRequest,
+        resume: Checkpoint | None,
+    ) -> None:
+        self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
+        self.config = task.config
+        self.batches = updates_per_epoch(self.config, data)
+        self.fingerprint = data.fingerprint()
+        self.warned: set[tuple[str, str]] = set()
+        self.bits = {block.name: block.layer.weight_bits for block in task.network.blocks}
+        self.next = _Position()
+        keep = 0
+        if resume is None:
+            self.state = task.trainer.init(initial_weights(task.network, self.config.seed, self.config.init_gain))
+            self.step = 0
+        else:
+            info = resume.info
+            if info["config"] != self.config.digest():
+                raise CheckpointError(
+                    f"{folder.config} was changed after the checkpoint {folder.path / 'last.json'} was written; put the "
+                    "settings back, or begin a new run with --config"
+                )
+            if info["data"] != self.fingerprint:
+                raise CheckpointError(
+                    f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
+                    "content differ); give the same --data-dir"
+                )
+            self.state = import_checkpoint(task, resume, folder)
+            self.step = int(info["step"])
+            self.next = _Position(
+                info["epoch"],
+                info["batch"],
+                Sums.from_json(info["sums"]),
+                Sums.from_json(info["window"]),
+                info["best"],
+            )
+            keep = int(info["metrics_bytes"])
+        self.metrics = MetricsFile(folder.metrics, keep)
+        if self.metrics.short:
+            reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
+        self.saved_at = time.monotonic()
+
+    def run(self) -> Outcome:
+        with self.metrics:
+            if self.step == 0:
+                self.save()
+            self.reporter.begin(self.config.epochs, self.config.epochs * self.batches, self.step, self.config.batch_size)
+            try:
+                return self.epochs()
+            except _StopNow:
+                self.save()
+                assert self.stop.signal_number is not None
+                raise Stopped(self.stop.signal_number, self.step) from None
+            except NumericError as error:
+                raise NumericError(f"{error}; the last checkpoint in {self.folder.path} is from before that") from error
+
+    def epochs(self) -> Outcome:
+        test: dict[str, Any] = {}
+        with contextlib.closing(prefetched(self.load, self.remaining())) as batches:
+            while self.next.epoch < self.config.epochs:
+                began = time.perf_counter()
+                while self.next.batch < self.batches:
+                    (epoch, number, _), (batch, labels) = next(batches)
+                    assert (epoch, number) == (self.next.epoch, self.next.batch)
+                    self.update(batch, labels, began)
+                    began = time.perf_counter()
+                    self.stop.check()
+                    if self.next.batch < self.batches and self.overdue():
+                        self.save()
+                        began = time.perf_counter()
+                test = self.end_epoch()
+        if not test:
+            # The run was over already when it was resumed.
+            test = self.evaluate("test").record("test")
+        assert self.next.best is not None
+        return Outcome(self.step, test, self.next.best)
+
+    def remaining(self) -> Iterator[tuple[int, int, Int64]]:
+        """Epoch, batch and sample numbers of every update still to do."""
+        n, size = len(self.data.train), self.config.batch_size
+        first_epoch, first_batch = self.next.epoch, self.next.batch
+        for epoch in range(first_epoch, self.config.epochs):
+            order = permutation(self.config.seed, Stream.SHUFFLE, n, step=epoch)
+            for number in range(first_batch if epoch == first_epoch else 0, self.batches):
+                yield epoch, number, order[number * size : (number + 1) * size]
+
+    def load(self, key: tuple[int, int, Int64]) -> tuple[Batch, Int64]:
+        return self.task.batch(self.data.train, key[2])
+
+    def update(self, batch: Batch, labels: Int64, began: float) -> None:
+        self.state, result = self.task.trainer.step(self.state, batch)
+        nearest = nearest_sequence(self.task.distances(result.spikes))
+        counted = spike_count(result.spikes)
+        self.step += 1
+        self.next.batch += 1
+        seconds = time.perf_counter() - began
+        for sums in (self.next.sums, self.next.window):
+            sums.add(
+                samples=len(labels),
+                loss=result.loss,
+                correct=int((nearest == labels).sum()),
+                correct_by_count=int((counted == labels).sum()),
+                rates=result.rates,
+                gradient_norm=result.gradient_norm,
+                seconds=seconds,
+            )
+        self.watch_grids(result)
+        if self.step % self.config.log_every == 0:
+            self.watch_rates(self.next.window)
+            self.metrics.write(
+                {
+                    "kind": "step",
+                    "step": self.step,
+                    "epoch": self.next.epoch + 1,
+                    **self.next.window.training(),
+                    "learning_rate": result.learning_rate,
+                    "grids": {
+                        name: {"bits": g.bits, "exponent": g.exponent, "headroom": round(g.headroom, 3)}
+                        for name, g in result.grids.items()
+                    },
+                }
+            )
+            self.next.window = Sums()
+        sums = self.next.sums
+        self.reporter.step(
+            self.next.epoch, self.step, {"loss": sums.loss / sums.samples, "accuracy": sums.correct / sums.samples}
+        )
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Evaluate, record, keep the best; returns the test's record, empty where it was not tested."""
+        config, position = self.config, self.next
+        number = position.epoch + 1
+        where = {"step": self.step, "epoch": number}
+        is_last = number == config.epochs
+        validation = self.evaluate("validation") if self.data.validation is not None else None
+        tested = is_last or (config.test_every > 0 and number % config.test_every == 0)
+        test = self.evaluate("test") if tested else None
+        self.watch_rates(position.sums)
+
+        rate = self.task.trainer.optimizer.rate(max(0, self.step - 1))
+        records: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
+        records += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
+        for record in records:
+            self.metrics.write({"kind": record["kind"], **where, **record})
+        self.report(number, position.sums, validation, test)
+
+        candidate = self.candidate(position.sums, validation, where)
+        if position.best is None or candidate["score"] > position.best["score"]:
+            position.best = candidate
+            checkpoint.save(
+                self.folder.path,
+                "best",
+                self.task.trainer.export_state(self.state),
+                {"epoch": number, "best": candidate, **self.identity()},
+                step=self.step,
+            )
+        position.epoch, position.batch, position.sums = number, 0, Sums()
+        self.save()
+        return records[-1] if test is not None else {}
+
+    def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
+        """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch."""
+        if validation is None:
+            return {**where, "by": "training loss", "value": sums.loss / sums.samples, "score": -sums.loss / sums.samples}
+        accuracy = validation.sums.correct / validation.sums.samples
+        return {**where, "by": "validation accuracy", "value": accuracy, "score": accuracy}
+
+    def evaluate(self, name: str) -> Evaluation:
+        return evaluate(
+            self.task, self.state, self.data.splits()[name], self.config.batch_size, lambda _: self.stop.check()
+        )
+
+    def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
+        means = sums.means()
+        parts = [f"epoch {number}/{self.config.epochs}", f"loss {means['loss']:.4f}", f"train {means['accuracy']:.2%}"]
+        for name, evaluation in (("validation", validation), ("test", test)):
+            if evaluation is not None:
+                parts.append(f"{name} {evaluation.sums.correct / evaluation.sums.samples:.2%}")
+        parts.append("rates " + " ".join(f"{rate:.3f}" for rate in means["rates"].values()))
+        parts.append(f"{sums.samples / max(1e-9, sums.seconds):.0f} samples/s")
+        self.reporter.note("  ".join(parts))
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with."""
+        return {
+            "config": self.config.digest(),
+            "data": self.fingerprint,
+            "network": self.task.network.notation,
+            "backend": self.task.trainer.backend.name,
+        }
+
+    def save(self) -> None:
+        position = self.next
+        checkpoint.save(
+            self.folder.path,
+            "last",
+            self.task.trainer.export_state(self.state),
+            {
+                "epoch": position.epoch,
+                "batch": position.batch,
+                "finished": position.epoch == self.config.epochs,
+                "sums": position.sums.to_json(),
+                "window": position.window.to_json(),
+                "best": position.best,
+                "metrics_bytes": self.metrics.sync(),
+                **self.identity(),
+            },
+            step=self.step,
+        )
+        self.saved_at = time.monotonic()
+
+    def overdue(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.config.checkpoint_every
+
+    def watch_grids(self, result: StepResult) -> None:
+        for name, grid in result.grids.items():
+            # A layer whose weights are all zero needs no bits.
+            if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24:
+                self.warn_once(
+                    (name, f"bits {grid.bits}"),
+                    f"layer {name}: its weights fell to {grid.bits} of {self.bits[name]} bits at update {self.step}, so that "
+                    "its sums stay exact; fewer inputs, pooling or smaller weights (weight decay) keep more",
+                )
+
+    def watch_rates(self, sums: Sums) -> None:
+        for name, total in sums.rates.items():
+            rate = total / sums.samples
+            if rate < SILENT_RATE:
+                self.warn_once(
+                    (name, "silent"),
+                    f"layer {name} is silent: {rate:.1e} spikes per neuron and step up to update {self.step}; a larger "
+                    "--init-gain, a lower --threshold or a wider surrogate wakes it",
+                )
+            elif rate > SATURATED_RATE:
+                self.warn_once(
+                    (name, "saturated"),
+                    f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a smaller "
+                    "--init-gain or a higher --threshold calms it",
+                )
+
+    def warn_once(self, key: tuple[str, str], text: str) -> None:
+        if key not in self.warned:
+            self.warned.add(key)
+            self.reporter.warn(text)
+
+
+def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> TrainState:
+    """The state of a checkpoint on the task's backend.
+
+    Raises:
+        CheckpointError: its tensors are not those of the run's network.
+    """
+    try:
+        return task.trainer.import_state(saved.tensors)
+    except (ShapeError, KeyError) as error:
+        raise CheckpointError(
+            f"the checkpoint in {folder.path} does not fit the network {task.network}: {error}; were its settings changed?"
+        ) from error

@@ -1,0 +1,186 @@
+"""What a run records: sums over samples, distances to the label sequences, and lines of JSON.
+
+`metrics.jsonl` grows line by line. A checkpoint knows how long it was, and a resumed run cuts it back to there, so that
+the file of an interrupted run ends up like that of an uninterrupted one (but for times).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from stsbp.errors import FileError
+from stsbp_spec.encoders import LabelCode
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import Float64, UInt8
+
+__all__ = ["LabelDistances", "MetricsFile", "Sums"]
+
+
+class LabelDistances:
+    """Distances `[B, K]` of output spike trains to the label sequence of every class.
+
+    The same numbers as `stsbp_spec.decoders.distances`, up to rounding, at a cost that does not grow with the number of
+    classes: a label code has two patterns, so each neuron is compared with both, and class `k` takes the desired
+    pattern's distance at neuron `k` and the undesired one's everywhere else.
+    """
+
+    def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP) -> None:
+        sequences = code.sequences(max(2, classes), steps)
+        self._desired = sequences[0, :, 0, None, None, None]
+        self._undesired = sequences[0, :, 1, None, None, None]
+        self._loss = loss
+        self._psp = psp
+
+    def __call__(self, spikes: UInt8) -> Float64:
+        """Distances of outputs `[T, B, N]`."""
+        # One neuron at a time: [T, B, N, 1] has N as a batch axis.
+        alone = spikes[..., None]
+        desired = self._loss.distance(alone, self._desired, self._psp)
+        undesired = self._loss.distance(alone, self._undesired, self._psp)
+        distances: Float64 = undesired.sum(axis=1, keepdims=True) + (desired - undesired)
+        return distances
+
+
+@dataclass
+class Sums:
+    """Running sums over the samples of a stretch of training (or of an evaluation)."""
+
+    batches: int = 0
+    samples: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    correct_by_count: int = 0
+    gradient_norm: float = 0.0
+    largest_gradient_norm: float = 0.0
+    seconds: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def add(
+        self,
+        *,
+        samples: int,
+        loss: float,
+        correct: int,
+        correct_by_count: int,
+        rates: Mapping[str, float],
+        gradient_norm: float = 0.0,
+        seconds: float = 0.0,
+    ) -> None:
+        """Add a batch; `loss` and `rates` are its means."""
+        self.batches += 1
+        self.samples += samples
+        self.loss += loss * samples
+        self.correct += correct
+        self.correct_by_count += correct_by_count
+        self.gradient_norm += gradient_norm
+        self.largest_gradient_norm = max(self.largest_gradient_norm, gradient_norm)
+        self.seconds += seconds
+        for name, rate in rates.items():
+            self.rates[name] = self.rates.get(name, 0.0) + rate * samples
+
+    def means(self) -> dict[str, Any]:
+        """Loss, accuracies and spike rates as means over the samples."""
+        n = max(1, self.samples)
+        return {
+            "samples": self.samples,
+            "loss": self.loss / n,
+            "accuracy": self.correct / n,
+            "accuracy_spike_count": self.correct_by_count / n,
+            "rates": {name: total / n for name, total in self.rates.items()},
+        }
+
+    def training(self) -> dict[str, Any]:
+        """The means, gradient norms and speed."""
+        return {
+            **self.means(),
+            "gradient_norm": self.gradient_norm / max(1, self.batches),
+            "largest_gradient_norm": self.largest_gradient_norm,
+            "seconds": round(self.seconds, 3),
+            "samples_per_second": round(self.samples / self.seconds, 2) if self.seconds > 0 else None,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field; JSON keeps all bits of a float."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Inverse of `to_json`."""
+        return cls(**{**values, "rates": dict(values["rates"])})
+
+
+class MetricsFile:
+    """Appends lines of JSON to a file, and never leaves half a line behind when the disk is full.
+
+    Args:
+        path: made where missing.
+        keep: cut an existing file to this many bytes first (whole lines; None: to nothing).
+
+    Raises:
+        FileError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, keep: int | None = None) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
+            content = self._file.read(keep or 0)
+            # A file that lost its end (or was edited) keeps its whole lines.
+            self.size = content.rfind(b"\n") + 1
+            self.short = self.size != (keep or 0)
+            self._file.truncate(self.size)
+            self._file.seek(self.size)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line.
+
+        Raises:
+            FileError: the system refused; the file ends with the line before.
+        """
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        try:
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            # The file object keeps what it could not write: give it up, and cut what reached the disk.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.size)
+            raise _unwritable(self.path, error) from error
+        self.size += len(data)
+
+    def sync(self) -> int:
+        """Bring everything to the disk and return the size in bytes."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        return self.size
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _unwritable(path: Path, error: OSError) -> FileError:
+    return FileError(f"cannot write {path}: {error.strerror or error}; the checkpoints are untouched")
+

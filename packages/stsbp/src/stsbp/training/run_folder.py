@@ -1,0 +1,185 @@
+"""The folder of a run: which files it has, who may write into it, and what a new run may not overwrite.
+
+    config.toml          every setting; `stsbp train --config` reads it
+    environment.json     versions, backend, device and time of every start
+    metrics.jsonl        one line a record (metrics.py)
+    last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
+    .lock                held by the process that trains
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from stsbp import __version__
+from stsbp.config import RunConfig, read_toml, resolve, to_toml
+from stsbp.errors import CheckpointError, ConfigError, FileError
+from stsbp.files import write_atomically
+from stsbp_spec.backend import AbstractBackend
+
+__all__ = ["RunFolder"]
+
+_PACKAGES = ("stsbp", "stsbp-spec", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "torch", "numba", "triton", "jax",
+             "jaxlib", "cupy-cuda12x", "cupy-cuda13x", "safetensors")  # fmt: skip
+_PATTERNS = ("config.toml", "environment.json", "metrics.jsonl", "last.json", "best.json", "last-*.safetensors",
+             "best-*.safetensors", ".*.tmp", ".lock")  # fmt: skip
+
+
+class RunFolder:
+    """Paths of a run and what guards them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        """The records."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config.is_file()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a new run may be begun here without overwriting anything."""
+        try:
+            return not any(entry.name != ".lock" for entry in self.path.iterdir())
+        except FileNotFoundError:
+            return True
+        except NotADirectoryError:
+            raise FileError(f"cannot write {self.path}: it, or a part of its path, is a file; choose another --out") from None
+        except OSError as error:
+            raise FileError(f"cannot read {self.path}: {error.strerror or error}; choose another --out") from error
+
+    def check_writable(self) -> None:
+        """Fail early where a folder cannot be made or written.
+
+        Raises:
+            FileError: the nearest existing folder refuses.
+        """
+        parent = self.path
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
+        if not parent.is_dir():
+            raise FileError(f"cannot write {self.path}: {parent} is a file, not a folder; choose another --out")
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise FileError(f"cannot write {self.path}: permission denied in {parent}; choose another --out")
+
+    def read_config(self) -> RunConfig:
+        """The settings of the run.
+
+        Raises:
+            CheckpointError: this is no run, or its settings are damaged.
+        """
+        if not self.path.is_dir():
+            raise CheckpointError(f"there is no run folder {self.path}")
+        if not self.is_run:
+            raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}")
+        try:
+            return resolve([read_toml(self.config)], with_preset=False)
+        except ConfigError as error:
+            raise CheckpointError(f"the settings of the run cannot be read: {error}") from error
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keep the settings."""
+        write_atomically(self.config, to_toml(config).encode())
+
+    def note_start(self, backend: AbstractBackend, command: list[str], step: int) -> None:
+        """Add a start to the environment file: versions, backend, device, machine, command and time."""
+        path = self.path / "environment.json"
+        try:
+            starts: list[Any] = json.loads(path.read_bytes())["starts"]
+        except (OSError, ValueError, KeyError, TypeError):
+            starts = []
+        versions = {}
+        for package in _PACKAGES:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[package] = importlib.metadata.version(package)
+        starts.append(
+            {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "step": step,
+                "stsbp": __version__,
+                "backend": backend.name,
+                "device": backend.device,
+                "device_description": next((d.description for d in backend.devices() if d.name == backend.device), ""),
+                "python": platform.python_version(),
+                "platform": platform.platform(),
+                "processors": os.cpu_count(),
+                "versions": versions,
+                "command": command,
+            }
+        )
+        write_atomically(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and nothing else.
+
+        Raises:
+            FileError: a file cannot be removed, or other files are there as well.
+        """
+        try:
+            own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
+            foreign = sorted(path.name for path in self.path.iterdir() if path not in own)
+            if foreign:
+                raise FileError(f"{self.path} holds files that no run wrote ({', '.join(foreign[:3])}); choose another --out")
+            # Descriptions first: a checkpoint is gone when nothing names it any more.
+            for path in sorted(own, key=lambda path: (path.suffix != ".json", path.name)):
+                if path.name != ".lock":
+                    path.unlink()
+        except OSError as error:
+            raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Make the folder and keep other processes from training in it; a killed process frees it.
+
+        Raises:
+            FileError: the folder cannot be made, or another process trains in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+b")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise FileError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
+        with file:
+            if not _try_lock(file):
+                raise FileError(f"another process is training in {self.path}; wait for it or choose another --out")
+            yield
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # Some network file systems have no locks; training there is allowed.
+        return True
+    return True
