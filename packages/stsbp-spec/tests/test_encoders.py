@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from stsbp_spec.encoders import (
     EventBinning,
     LabelCode,
@@ -28,8 +27,10 @@ def _images(*shape: int) -> UInt8:
 def test_repeat_is_the_image_at_every_step_without_a_copy(shape: tuple[int, ...]) -> None:
     images = _images(*shape)
     sequence = repeat(images, 4)
-    assert sequence.shape == (4, *shape) and sequence.dtype == np.uint8
-    assert np.shares_memory(sequence, images) and not sequence.flags.writeable
+    assert sequence.shape == (4, *shape)
+    assert sequence.dtype == np.uint8
+    assert np.shares_memory(sequence, images)
+    assert not sequence.flags.writeable
     assert all(np.array_equal(frame, images) for frame in sequence)
 
 
@@ -43,7 +44,8 @@ def test_repeat_refuses_other_arrays(images: AnyArray) -> None:
 
 def test_label_code_by_default_spikes_always_or_never() -> None:
     sequences = LabelCode().sequences(3, 5)
-    assert sequences.shape == (3, 5, 3) and sequences.dtype == np.uint8
+    assert sequences.shape == (3, 5, 3)
+    assert sequences.dtype == np.uint8
     assert np.array_equal(sequences, np.repeat(np.eye(3, dtype=np.uint8)[:, np.newaxis], 5, axis=1))
 
 
@@ -72,7 +74,9 @@ def test_label_code_refuses_steps_that_end_before_the_patterns_differ() -> None:
 def test_encode_repeat_gathers_the_class_sequences() -> None:
     labels, code = np.array([2, 0, 2, 1]), LabelCode("01", "0")
     target = encode_repeat(labels, 3, 6, code)
-    assert target.shape == (6, 4, 3) and target.dtype == np.uint8 and target.flags.c_contiguous
+    assert target.shape == (6, 4, 3)
+    assert target.dtype == np.uint8
+    assert target.flags.c_contiguous
     for b, label in enumerate(labels):
         assert np.array_equal(target[:, b], code.sequences(3, 6)[label])
     assert np.array_equal(encode_repeat(labels, 3, 6), encode_repeat(labels, 3, 6, LabelCode()))
@@ -124,7 +128,8 @@ def test_bin_events_puts_edges_into_the_later_bin_and_drops_the_end() -> None:
     t = np.array([0, 9, 10, 29, 30])
     zero = np.zeros(5, np.int64)
     frames = bin_events(zero, zero, zero, t, shape=(2, 1, 1), steps=3, window_us=30, binary=False)
-    assert frames[:, 0, 0, 0].tolist() == [2, 1, 1] and not frames[:, 1].any()
+    assert frames[:, 0, 0, 0].tolist() == [2, 1, 1]
+    assert not frames[:, 1].any()
 
 
 def test_bin_events_clips_counts_at_255() -> None:
@@ -167,7 +172,8 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
     events = _events(2, 80, 500)
     binning = EventBinning(steps=3, window_us=400, start_us=50, polarities=1, height=5, width=6, binary=False)
     expected = bin_events(*events, shape=(1, 5, 6), steps=3, window_us=400, start_us=50, binary=False)
-    assert binning.shape == (1, 5, 6) and np.array_equal(binning.frames(*events), expected)
+    assert binning.shape == (1, 5, 6)
+    assert np.array_equal(binning.frames(*events), expected)
     assert hash(binning) == hash(EventBinning(3, 400, 50, 1, 5, 6, False))
 
 
@@ -184,7 +190,8 @@ def test_poisson_spikes_depend_on_the_sample_and_not_on_its_batch() -> None:
     images = _images(5, 1, 4, 4)
     whole = encode_poisson(images, 6, seed=3, epoch=2)
     order = np.array([3, 1])
-    assert whole.shape == (6, 5, 1, 4, 4) and set(np.unique(whole)) == {0, 1}
+    assert whole.shape == (6, 5, 1, 4, 4)
+    assert set(np.unique(whole)) == {0, 1}
     assert np.array_equal(encode_poisson(images[order], 6, seed=3, epoch=2, indices=order), whole[:, order])
     assert not np.array_equal(encode_poisson(images, 6, seed=3, epoch=3), whole)
     assert not np.array_equal(encode_poisson(images, 6, seed=4, epoch=2), whole)
@@ -216,10 +223,13 @@ def test_poisson_refuses_bad_parameters() -> None:
 def test_latency_is_one_spike_a_pixel_brighter_first(steps: int) -> None:
     grey = np.arange(256, dtype=np.uint8)[np.newaxis]
     spikes = encode_latency(grey, steps)
-    assert spikes.shape == (steps, 1, 256) and spikes.dtype == np.uint8
-    assert not spikes[:, 0, 0].any() and (spikes[:, 0, 1:].sum(axis=0) == 1).all()
+    assert spikes.shape == (steps, 1, 256)
+    assert spikes.dtype == np.uint8
+    assert not spikes[:, 0, 0].any()
+    assert (spikes[:, 0, 1:].sum(axis=0) == 1).all()
     first = spikes[:, 0, 1:].argmax(axis=0)
-    assert first[-1] == 0 and (np.diff(first) <= 0).all()
+    assert first[-1] == 0
+    assert (np.diff(first) <= 0).all()
     if steps <= 255:
         assert first[0] == steps - 1
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-
-from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
+
+from stsbp.errors import DataError
 
 __all__ = [
     "ArraySplit",

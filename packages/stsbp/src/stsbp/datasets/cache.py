@@ -14,16 +14,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.datasets.base import Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
 from stsbp.files import atomic_writer, write_atomically
-from stsbp_spec.typing import Int64, UInt8
 
 __all__ = ["CacheWriter", "Cached", "cached", "combine_digests", "default_cache_dir", "digest_files", "read_unchanged"]
 
@@ -79,7 +79,7 @@ class CacheWriter:
         self._labels.extend(int(label) for label in labels)
 
     def skip(self, path: str, reason: str) -> None:
-        """Note that a source was left out."""
+        """Note that a source was left out; `path` is relative to the root of the sources."""
         self._skipped.append(Skipped(path, reason))
 
     def finish(self, key: Mapping[str, Any]) -> None:
@@ -129,7 +129,14 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     return Cached(data, np.array(description["labels"], dtype=np.int64), skipped)
 
 
-def cached(kind: str, key: Mapping[str, Any], *, cache_dir: Path, build: Callable[[CacheWriter], None]) -> Cached:
+def cached(
+    kind: str,
+    key: Mapping[str, Any],
+    *,
+    cache_dir: Path,
+    build: Callable[[CacheWriter], None],
+    root: Path | None = None,
+) -> Cached:
     """The cached form of `key`, built by `build` where there is none that matches.
 
     Args:
@@ -137,6 +144,7 @@ def cached(kind: str, key: Mapping[str, Any], *, cache_dir: Path, build: Callabl
         key: JSON values that say everything the content depends on.
         cache_dir: made where missing.
         build: adds the samples to the writer.
+        root: what the paths of left-out sources are relative to; not part of the key, so that moved data are found.
 
     Raises:
         DataError: the cache folder cannot be written, or the sources hold no samples.
@@ -145,18 +153,21 @@ def cached(kind: str, key: Mapping[str, Any], *, cache_dir: Path, build: Callabl
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
     name = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_dir / f"{kind}-{name}.cache"
-    if (found := _read(path, full_key)) is not None:
-        return found
-    try:
-        with atomic_writer(path) as file:
-            writer = CacheWriter(file)
-            build(writer)
-            writer.finish(full_key)
-    except FileError as error:
-        raise _unwritable(error) from error
-    if (found := _read(path, full_key)) is None:
+    found = _read(path, full_key)
+    if found is None:
+        try:
+            with atomic_writer(path) as file:
+                writer = CacheWriter(file)
+                build(writer)
+                writer.finish(full_key)
+        except FileError as error:
+            raise _unwritable(error) from error
+        found = _read(path, full_key)
+    if found is None:
         raise DataError(f"{kind}: no usable samples were found, or {path} cannot be read back")
-    return found
+    if root is None:
+        return found
+    return replace(found, skipped=tuple(Skipped(str(root / s.path), s.reason) for s in found.skipped))
 
 
 def _unwritable(error: FileError) -> DataError:

@@ -11,10 +11,10 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.datasets.base import ArraySplit, Dataset, Request, hold_out
 from stsbp.errors import DataError
-from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 __all__ = ["CLASSES", "load", "read_digits"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, hold_out
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.errors import DataError
-from stsbp_spec.typing import UInt8
 
 __all__ = ["SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
 
@@ -114,7 +114,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
             except DataError as error:
                 if not request.skip_malformed:
                     raise
-                writer.skip(str(path), str(error))
+                writer.skip(relative, str(error).removeprefix(str(path)).lstrip(": "))
             else:
                 first = image if first is None else first
                 writer.add(image[np.newaxis], [label[relative.split("/")[0]]])
@@ -126,7 +126,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
         "image_size": request.image_size,
         "skip_malformed": request.skip_malformed,
     }
-    return cached(kind, key, cache_dir=request.cache_dir, build=build)
+    return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root)
 
 
 def load(request: Request) -> Dataset:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, hold_out
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
-from stsbp_spec.typing import AnyArray, Int64
 
 __all__ = ["DEFAULT_HOLDOUT", "SENSOR", "load", "read_recording"]
 
@@ -134,7 +134,7 @@ def _load_split(folder: Path, request: Request) -> Cached:
             path = folder / relative
             content = read_unchanged(path, digests[relative])
             if request.skip_malformed and (complaint := _complaint(content)) is not None:
-                writer.skip(str(path), complaint)
+                writer.skip(relative, complaint)
             else:
                 frames = binning.frames(*read_recording(content, path))
                 writer.add(FrameSplit.store(frames, binning)[np.newaxis], [CLASSES.index(relative[0])])
@@ -145,7 +145,7 @@ def _load_split(folder: Path, request: Request) -> Cached:
         "binning": dataclasses.asdict(binning),
         "skip_malformed": request.skip_malformed,
     }
-    return cached("nmnist", key, cache_dir=request.cache_dir, build=build)
+    return cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
 
 
 def load(request: Request) -> Dataset:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import Coding
+
 from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
 from stsbp.datasets.cache import default_cache_dir
 from stsbp.errors import DataError
-from stsbp_spec.encoders import EventBinning
-from stsbp_spec.typing import Coding
 
 __all__ = ["DATASETS", "DatasetInfo", "load"]
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-
-from stsbp.errors import DataError
 from stsbp_spec.random import Stream, bits
 from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+from stsbp.errors import DataError
 
 __all__ = ["Recording", "SaccadeCamera", "enlarge"]
 

@@ -1,0 +1,277 @@
+"""Choosing samples, the registry, digits, and the simulated camera."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stsbp.datasets import DATASETS, Dataset, Subset, hold_out, load, select_balanced
+from stsbp.datasets.base import ArraySplit, FrameSplit, Progress
+from stsbp.datasets.digits import read_digits
+from stsbp.datasets.saccades import SaccadeCamera, enlarge
+from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import Float64, Int64, UInt8
+
+
+def _split(labels: Int64) -> ArraySplit:
+    images = np.arange(len(labels), dtype=np.uint8)[:, np.newaxis, np.newaxis, np.newaxis]
+    return ArraySplit(images, labels)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 60, 100, 200])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_select_balanced_takes_as_many_of_each_class_as_there_are(count: int, seed: int) -> None:
+    labels = np.random.default_rng(1).choice([0, 1, 2], 100, p=[0.6, 0.3, 0.1])
+    chosen = select_balanced(labels, count, seed=seed)
+    assert len(chosen) == min(count, 100)
+    assert (np.diff(chosen) > 0).all()
+    assert np.array_equal(chosen, select_balanced(labels, count, seed=seed))
+    taken, there = np.bincount(labels[chosen], minlength=3), np.bincount(labels, minlength=3)
+    # A class that is not exhausted has at most one sample less than any other.
+    assert all(taken[k] == there[k] or taken[k] >= taken.max() - 1 for k in range(3))
+
+
+def test_select_balanced_is_frozen() -> None:
+    """The split must not change between versions: results would stop being comparable."""
+    labels = np.arange(30) % 3
+    assert select_balanced(labels, 5).tolist() == [8, 9, 16, 17, 27]
+    assert select_balanced(labels, 5, seed=1).tolist() == [1, 2, 7, 18, 26]
+
+
+def test_hold_out_parts_are_disjoint_and_complete() -> None:
+    labels = np.arange(20) % 4
+    train, test = hold_out(_split(labels), 8)
+    assert len(test) == 8
+    assert np.bincount(test.labels).tolist() == [2, 2, 2, 2]
+    assert sorted([*train.indices, *test.indices]) == list(range(20))
+
+
+@pytest.mark.parametrize("count", [-1, 0, 20, 21])
+def test_hold_out_refuses_to_leave_nothing(count: int) -> None:
+    with pytest.raises(DataError, match="cannot hold out"):
+        hold_out(_split(np.zeros(20, np.int64)), count)
+
+
+def test_subset_of_a_subset_maps_to_the_samples() -> None:
+    split = _split(np.arange(10))
+    inner = Subset(Subset(split, np.array([8, 6, 4, 2])), np.array([3, 0]))
+    assert inner.labels.tolist() == [2, 8]
+    assert len(inner) == 2
+    assert inner.inputs(np.array([1, 0, 1])).ravel().tolist() == [8, 2, 8]
+
+
+@pytest.mark.parametrize("indices", [[-1], [10], [[1]]])
+def test_subset_refuses_bad_indices(indices: list[int]) -> None:
+    with pytest.raises(DataError, match="indices from 0 to 9"):
+        Subset(_split(np.arange(10)), np.array(indices))
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["packed", "counts"])
+@pytest.mark.parametrize("shape", [(2, 34, 34), (1, 3, 5), (2, 1, 1)])
+def test_frames_survive_storage(shape: tuple[int, int, int], binary: bool) -> None:
+    channels, height, width = shape
+    binning = EventBinning(steps=4, polarities=channels, height=height, width=width, binary=binary)
+    frames: UInt8 = np.random.default_rng(0).integers(0, 2 if binary else 256, (6, 4, *shape), dtype=np.uint8)
+    split = FrameSplit(FrameSplit.store(frames, binning), np.zeros(6, np.int64), binning)
+    indices = np.array([5, 0, 3, 3])
+    batch = split.inputs(indices)
+    assert batch.shape == (4, 4, *shape)
+    assert batch.dtype == np.uint8
+    assert batch.flags.c_contiguous
+    assert np.array_equal(batch, frames[indices].swapaxes(0, 1))
+    assert split.inputs(np.zeros(0, np.int64)).shape == (4, 0, *shape)
+
+
+def test_progress_is_throttled_and_tells_the_end() -> None:
+    calls: list[tuple[str, int, int]] = []
+    report = Progress(lambda *call: calls.append(call), "work", 1000)
+    for done in range(1, 1001):
+        report(done)
+    assert calls[0] == ("work", 1, 1000)
+    assert calls[-1] == ("work", 1000, 1000)
+    assert len(calls) < 20
+    Progress(None, "work", 1)(1)
+
+
+def test_listing_data_sets_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from stsbp.datasets import DATASETS; assert len(DATASETS) >= 5; "
+        "print([m for m in sys.modules if m in ('torch', 'tonic', 'torchvision', 'sklearn', 'PIL', 'pandas')])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_data_sets_are_described() -> None:
+    for name, info in DATASETS.items():
+        assert info.name == name
+        assert info.description
+        assert info.coding in ("direct", "events")
+
+
+def test_load_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(DataError, match=r"unknown data set 'mnits'; known: digits, .*folder:PATH"):
+        load("mnits")
+    with pytest.raises(DataError, match="limit must be at least 1"):
+        load("digits", limit=0)
+    with pytest.raises(SpecError, match="steps"):
+        load("digits", steps=0)
+    with pytest.raises(SpecError, match="seed"):
+        load("digits", seed=-1)
+
+
+@pytest.mark.parametrize("name", ["nmnist", "cifar10", "images"])
+def test_load_asks_for_a_data_folder(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("STSBP_DATA", raising=False)
+    with pytest.raises(DataError, match="folder"):
+        load(name, cache_dir=tmp_path)
+    monkeypatch.setenv("STSBP_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="nowhere"):
+        load(name, cache_dir=tmp_path)
+
+
+class TestDigits:
+    def test_are_scaled_and_split(self) -> None:
+        dataset = load("digits")
+        assert dataset.coding == "direct"
+        assert dataset.input_shape == (1, 8, 8)
+        assert len(dataset.classes) == 10
+        assert (len(dataset.train), len(dataset.test)) == (1438, 359)
+        assert set(np.bincount(dataset.test.labels)) == {35, 36}
+        images = dataset.train.inputs(np.arange(len(dataset.train)))
+        assert images.dtype == np.uint8
+        assert set(np.unique(images)) == {*range(0, 256, 16), 255}
+        assert "1797" in dataset.notes[0]
+
+    def test_are_those_of_scikit_learn(self) -> None:
+        sklearn_datasets = pytest.importorskip("sklearn.datasets")
+        expected = sklearn_datasets.load_digits()
+        images, labels = read_digits()
+        assert np.array_equal(images, np.minimum(255, expected.images * 16))
+        assert np.array_equal(labels, expected.target)
+
+    def test_limit_is_balanced_and_part_of_the_training_samples(self) -> None:
+        whole, limited = load("digits"), load("digits", limit=50)
+        assert np.bincount(limited.train.labels).tolist() == [5] * 10
+        assert np.array_equal(whole.test.labels, limited.test.labels)
+        assert "limited to 50 of 1438" in limited.notes[-1]
+        assert len(load("digits", limit=10**6).train) == 1438
+
+    def test_split_follows_its_seed(self) -> None:
+        first, again, other = (load("digits", seed=seed, holdout=100).test for seed in (0, 0, 1))
+        everything = np.arange(100)
+        assert np.array_equal(first.inputs(everything), again.inputs(everything))
+        assert not np.array_equal(first.inputs(everything), other.inputs(everything))
+
+    def test_need_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(DataError, match=r'pip install "stsbp\[digits\]"'):
+            load("digits")
+
+
+class TestSaccadeCamera:
+    @pytest.fixture
+    def digits(self) -> UInt8:
+        return enlarge(read_digits()[0][:30], 3)
+
+    def test_enlarge_keeps_flat_images_and_interpolates(self) -> None:
+        flat = np.full((2, 3, 4), 77, np.uint8)
+        assert np.array_equal(enlarge(flat, 3), np.full((2, 9, 12), 77))
+        ramp = enlarge(np.array([[[0, 60]]], np.uint8), 3)[0, 0]
+        assert ramp.tolist() == [0, 0, 20, 40, 60, 60]
+        assert np.array_equal(enlarge(ramp[np.newaxis, np.newaxis], 1)[0, 0], ramp)
+
+    def test_events_are_ordered_in_range_and_about_as_many_as_real_ones(self, digits: UInt8) -> None:
+        recordings = SaccadeCamera().record(digits)
+        counts = np.array([len(recording.t) for recording in recordings])
+        assert 3000 < counts.mean() < 5000
+        assert counts.min() > 1500
+        for x, y, p, t in recordings:
+            assert (np.diff(t) >= 0).all()
+            assert t.min() >= 0
+            assert t.max() <= 300_000
+            assert min(x.min(), y.min()) >= 0
+            assert max(x.max(), y.max()) < 34
+            assert set(np.unique(p)) == {0, 1}
+            assert 0.45 < p.mean() < 0.55
+
+    def test_each_saccade_has_its_share(self, digits: UInt8) -> None:
+        t = np.concatenate([recording.t for recording in SaccadeCamera().record(digits)])
+        shares = np.histogram(t, 3, (0, 300_000))[0] / len(t)
+        assert ((shares > 0.2) & (shares < 0.5)).all()
+
+    def test_recording_does_not_depend_on_the_batch(self, digits: UInt8) -> None:
+        camera = SaccadeCamera()
+        together = camera.record(digits)
+        for k in (0, 17):
+            alone = camera.record(digits[k : k + 1])[0]
+            assert all(np.array_equal(a, b) for a, b in zip(alone, together[k], strict=True))
+        many = camera.record(np.concatenate([digits] * 3))
+        assert len(many) == 90
+        assert np.array_equal(many[89].t, together[29].t)
+
+    @pytest.mark.parametrize(
+        ("until", "row", "column"), [(100_000, 6.5, 3.0), (200_000, -0.5, 6.5), (300_001, -0.5, -0.5)]
+    )
+    def test_events_follow_the_log_intensity(self, until: int, row: float, column: float) -> None:
+        """ON minus OFF events, times the threshold, are a pixel's change of log intensity.
+
+        Within half a threshold at the start (where it begins between two events) and one at the end.
+        """
+        image = np.zeros((28, 28), np.uint8)
+        image[6:20, 10:13] = 200
+        image[9:12, 4:22] = 90
+        camera = SaccadeCamera()
+        x, y, p, t = camera.record(image[np.newaxis])[0]
+        net = np.zeros((34, 34))
+        np.add.at(net, (y[t < until], x[t < until]), np.where(p[t < until] == 1, 1, -1))
+
+        def log_intensity(row: float, column: float) -> Float64:
+            """The image with its corner at a place in half pixels, drawn at twice the size and averaged."""
+            drawn = np.zeros((80, 80))
+            top, left = round(2 * row) + 2, round(2 * column) + 2
+            drawn[top : top + 56, left : left + 56] = np.kron(image / 255, np.ones((2, 2)))
+            light = drawn[2:70, 2:70].reshape(34, 2, 34, 2).mean(axis=(1, 3))
+            return np.asarray(np.log(camera.floor + light))
+
+        change = log_intensity(row, column) - log_intensity(-0.5, -0.5)
+        assert np.abs(change - net * camera.threshold).max() <= 1.5 * camera.threshold + 1e-3
+        assert np.abs(net).max() >= (2 if until < 300_000 else 0)
+
+    def test_a_blank_image_is_silent(self) -> None:
+        assert len(SaccadeCamera().record(np.full((1, 28, 28), 0, np.uint8))[0].t) == 0
+
+    def test_refuses_images_larger_than_the_field(self) -> None:
+        with pytest.raises(DataError, match="at most 34 x 34"):
+            SaccadeCamera().record(np.zeros((1, 35, 20), np.uint8))
+
+
+def test_digits_events_are_simulated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = read_digits()
+    monkeypatch.setattr("stsbp.datasets.digits_events.read_digits", lambda: (images[:120], labels[:120]))
+    calls: list[str] = []
+
+    def load_watched() -> Dataset:
+        return load("digits-events", steps=5, cache_dir=tmp_path, progress=lambda what, *_: calls.append(what))
+
+    first = load_watched()
+    assert calls
+    assert (first.coding, first.input_shape) == ("events", (2, 34, 34))
+    assert (len(first.train), len(first.test)) == (96, 24)
+    calls.clear()
+    again = load_watched()
+    assert not calls
+    indices = np.arange(20)
+    frames = first.train.inputs(indices)
+    assert frames.shape == (5, 20, 2, 34, 34)
+    assert set(np.unique(frames)) == {0, 1}
+    assert np.array_equal(frames, again.train.inputs(indices))
+    assert isinstance(first.train, Subset)
+    number = int(first.train.indices[7])
+    recording = SaccadeCamera().record(enlarge(images[number : number + 1], 3))[0]
+    assert np.array_equal(frames[:, 7], EventBinning(steps=5).frames(*recording))

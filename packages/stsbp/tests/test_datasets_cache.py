@@ -1,0 +1,263 @@
+"""The cache is rebuilt whenever anything does not match, and files are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stsbp.datasets.base import Skipped
+from stsbp.datasets.cache import Cached, CacheWriter, cached, default_cache_dir, digest_files
+from stsbp.errors import DataError, FileError
+from stsbp.files import atomic_writer, write_atomically
+
+SAMPLES = np.random.default_rng(0).integers(0, 256, (6, 3, 5), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 2, 1, 0])
+
+
+class _Builder:
+    """Counts how often the cache asked for the samples."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, writer: CacheWriter) -> None:
+        self.calls += 1
+        writer.add(SAMPLES[:4], LABELS[:4])
+        writer.skip("2/bad.bin", "is empty")
+        writer.add(SAMPLES[4:], LABELS[4:])
+
+
+def _check(found: Cached) -> None:
+    assert np.array_equal(found.data, SAMPLES)
+    assert np.array_equal(found.labels, LABELS)
+    assert isinstance(found.data, np.memmap)
+    assert not found.data.flags.writeable
+    assert found.labels.dtype == np.int64
+
+
+def _fill(folder: Path) -> tuple[Path, _Builder]:
+    builder = _Builder()
+    found = cached("test", {"a": (1, 2)}, cache_dir=folder, build=builder, root=Path("/data"))
+    _check(found)
+    assert found.skipped == (Skipped(str(Path("/data/2/bad.bin")), "is empty"),)
+    (path,) = folder.iterdir()
+    return path, builder
+
+
+def test_cache_is_built_once(tmp_path: Path) -> None:
+    _, builder = _fill(tmp_path / "deep" / "cache")
+    _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path / "deep" / "cache", build=builder))
+    assert builder.calls == 1
+
+
+@pytest.mark.parametrize("key", [{"a": (1, 3)}, {"a": (1, 2), "b": 0}, {}])
+def test_cache_of_another_key_is_another_file(tmp_path: Path, key: dict[str, object]) -> None:
+    _, builder = _fill(tmp_path)
+    _check(cached("test", key, cache_dir=tmp_path, build=builder))
+    assert builder.calls == 2
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_cache_under_a_wrong_name_is_not_trusted(tmp_path: Path) -> None:
+    path, builder = _fill(tmp_path)
+    cached("test", {"a": 5}, cache_dir=tmp_path, build=builder)
+    (other,) = set(tmp_path.iterdir()) - {path}
+    os.replace(other, path)
+    _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
+    assert builder.calls == 3
+
+
+def test_truncated_cache_is_rebuilt(tmp_path: Path) -> None:
+    path, builder = _fill(tmp_path)
+    content = path.read_bytes()
+    for number, length in enumerate([0, 1, 39, 41, 64, 100, len(content) - 1]):
+        path.write_bytes(content[:length])
+        _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
+        assert builder.calls == number + 2
+        assert path.read_bytes() == content
+
+
+def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path, builder = _fill(tmp_path)
+    content = path.read_bytes()
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
+        assert builder.calls == position + 2
+
+
+def test_grown_cache_is_rebuilt(tmp_path: Path) -> None:
+    path, builder = _fill(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
+    assert builder.calls == 2
+
+
+def test_cache_that_fails_to_build_leaves_nothing(tmp_path: Path) -> None:
+    def broken(writer: CacheWriter) -> None:
+        writer.add(SAMPLES, LABELS)
+        raise DataError("bad recording")
+
+    with pytest.raises(DataError, match="bad recording"):
+        cached("test", {}, cache_dir=tmp_path, build=broken)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cache_without_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable samples"):
+        cached("test", {}, cache_dir=tmp_path, build=lambda writer: None)
+
+
+def test_cache_refuses_samples_of_another_shape(tmp_path: Path) -> None:
+    def ragged(writer: CacheWriter) -> None:
+        writer.add(SAMPLES, LABELS)
+        writer.add(SAMPLES[:, :2], LABELS)
+
+    with pytest.raises(DataError, match="expected uint8 samples"):
+        cached("test", {}, cache_dir=tmp_path, build=ragged)
+
+
+def test_unwritable_cache_folder_is_named_with_advice(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)file.*STSBP_CACHE"):
+        cached("test", {}, cache_dir=tmp_path / "file" / "cache", build=_Builder())
+
+
+def _build_in_process(folder: str) -> bool:
+    found = cached("test", {"a": (1, 2)}, cache_dir=Path(folder), build=_Builder())
+    return bool(np.array_equal(found.data, SAMPLES) and np.array_equal(found.labels, LABELS))
+
+
+def test_parallel_builds_do_not_disturb_each_other(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
+        assert all(pool.map(_build_in_process, [str(tmp_path)] * 12))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_default_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_cache_dir() == tmp_path / "own"
+    monkeypatch.delenv("STSBP_CACHE")
+    assert default_cache_dir() == tmp_path / "xdg" / "stsbp"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_cache_dir() == Path("~/.cache/stsbp").expanduser()
+
+
+class TestDigestFiles:
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> Path:
+        root = tmp_path / "data"
+        root.mkdir()
+        for name in ("a", "b", "c"):
+            (root / name).write_text(name)
+            os.utime(root / name, (1_000_000_000, 1_000_000_000))
+        return root
+
+    def test_reads_only_what_changed(self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        # As if the files had been there for a while.
+        monkeypatch.setattr("stsbp.datasets.cache._RACY_NS", -(10**12))
+        cache = tmp_path / "cache"
+        first = digest_files(root, ["a", "b", "c"], cache_dir=cache)
+        read: list[str] = []
+        original = Path.read_bytes
+
+        def watched(path: Path) -> bytes:
+            read.append(path.name)
+            return original(path)
+
+        monkeypatch.setattr(Path, "read_bytes", watched)
+        assert digest_files(root, ["a", "b", "c"], cache_dir=cache) == first
+        assert not {"a", "b", "c"} & set(read)
+        (root / "b").write_text("B")
+        second = digest_files(root, ["a", "b", "c"], cache_dir=cache)
+        assert {"a", "b", "c"} & set(read) == {"b"}
+        assert second["b"] != first["b"]
+        assert second["a"] == first["a"]
+
+    def test_does_not_remember_files_that_have_just_changed(self, root: Path, tmp_path: Path) -> None:
+        first = digest_files(root, ["a"], cache_dir=tmp_path / "cache")
+        status = (root / "a").stat()
+        (root / "a").write_text("A")
+        os.utime(root / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert digest_files(root, ["a"], cache_dir=tmp_path / "cache") != first
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1, "files": {"a": 3}}', b'{"format": 99}'])
+    def test_survives_a_damaged_manifest(
+        self, root: Path, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stsbp.datasets.cache._RACY_NS", -(10**12))
+        cache = tmp_path / "cache"
+        first = digest_files(root, ["a", "b"], cache_dir=cache)
+        (manifest,) = cache.iterdir()
+        manifest.write_bytes(content)
+        assert digest_files(root, ["a", "b"], cache_dir=cache) == first
+
+    def test_names_a_file_that_cannot_be_read(self, root: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"cannot read .*missing"):
+            digest_files(root, ["missing"], cache_dir=tmp_path / "cache")
+
+
+class TestAtomicFiles:
+    def test_replaces_the_whole_content(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "file.bin"
+        write_atomically(path, b"long content")
+        write_atomically(path, b"short")
+        assert path.read_bytes() == b"short"
+        assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+
+    def test_gives_the_permissions_of_a_new_file(self, tmp_path: Path) -> None:
+        write_atomically(tmp_path / "a", b"")
+        (tmp_path / "b").write_bytes(b"")
+        assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            (errno.ENOSPC, "the disk is full"),
+            (errno.EACCES, "permission denied"),
+            (errno.EROFS, "the file system is read-only"),
+            (errno.EIO, os.strerror(errno.EIO)),
+        ],
+    )
+    def test_failure_names_path_and_reason_and_keeps_the_old_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+    ) -> None:
+        path = tmp_path / "file.bin"
+        path.write_bytes(b"old")
+
+        def refuse(descriptor: int) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+        with pytest.raises(FileError, match=f"cannot write .*file.bin: {reason}"):
+            write_atomically(path, b"new")
+        assert path.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_an_exception_in_the_block_keeps_the_old_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "file.bin"
+        path.write_bytes(b"old")
+
+        def interrupted() -> None:
+            with atomic_writer(path) as file:
+                file.write(b"half")
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+        assert path.read_bytes() == b"old"
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_folder_in_the_way_is_reported(self, tmp_path: Path) -> None:
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(FileError, match=r"cannot write .*folder"):
+            write_atomically(tmp_path / "folder", b"")
+        assert len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,295 @@
+"""Image folders and CIFAR-10: what is accepted, what is refused, and the download."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.datasets import Dataset, cifar10, load
+from stsbp.datasets.archives import extract_files
+from stsbp.errors import DataError
+from stsbp_spec.typing import UInt8
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def _pixels(seed: int, *shape: int) -> UInt8:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _save(path: Path, pixels: UInt8, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def _tree(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 5, *shape: int) -> None:
+    for k, name in enumerate(classes):
+        for i in range(per_class):
+            _save(root / name / f"{i}.png", _pixels(10 * k + i, *(shape or (6, 8, 3))))
+
+
+def _load(root: Path, tmp_path: Path, **options: Any) -> Dataset:
+    return load(f"folder:{root}", cache_dir=tmp_path / "cache", **options)
+
+
+class TestImageFolder:
+    def test_train_and_test_folders(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data" / "train")
+        _tree(tmp_path / "data" / "test", ("dog",), 2)
+        for dataset in (
+            _load(tmp_path / "data", tmp_path),
+            load("images", data_dir=tmp_path / "data", cache_dir=tmp_path / "cache"),
+        ):
+            assert (dataset.coding, dataset.input_shape, dataset.classes) == ("direct", (3, 6, 8), ("cat", "dog"))
+            assert dataset.train.labels.tolist() == [0] * 5 + [1] * 5
+            assert dataset.test.labels.tolist() == [1, 1]
+            images = dataset.train.inputs(np.array([7, 0]))
+            assert images.shape == (2, 3, 6, 8)
+            assert images.dtype == np.uint8
+            assert np.array_equal(images[0], _pixels(12, 6, 8, 3).transpose(2, 0, 1))
+
+    def test_one_tree_holds_a_fifth_out(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data", ("10", "9", "1"), 5, 4, 4)
+        dataset = _load(tmp_path / "data", tmp_path)
+        assert dataset.classes == ("1", "9", "10")
+        assert dataset.input_shape == (1, 4, 4)
+        assert (len(dataset.train), len(dataset.test)) == (12, 3)
+        assert np.bincount(dataset.test.labels).tolist() == [1] * 3
+
+    def test_sizes_must_agree_unless_one_is_given(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data")
+        _save(tmp_path / "data" / "dog" / "odd.png", _pixels(0, 7, 8, 3))
+        with pytest.raises(
+            DataError, match=r"odd.png has 7 x 8 pixels .* first image of its folder 6 x 8; give an image"
+        ):
+            _load(tmp_path / "data", tmp_path)
+        assert _load(tmp_path / "data", tmp_path, image_size=5).input_shape == (3, 5, 5)
+        dataset = _load(tmp_path / "data", tmp_path, skip_malformed=True)
+        assert dataset.skipped[0].path.endswith("odd.png")
+        assert dataset.skipped[0].reason.startswith("has 7 x 8")
+
+    def test_grey_images_among_coloured_ones_become_coloured(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data")
+        _save(tmp_path / "data" / "dog" / "9.png", _pixels(0, 6, 8))
+        assert _load(tmp_path / "data", tmp_path).input_shape == (3, 6, 8)
+
+    def test_coloured_image_among_grey_ones_is_refused(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data", ("a", "b"), 3, 6, 8)
+        _save(tmp_path / "data" / "b" / "9.png", _pixels(0, 6, 8, 3))
+        with pytest.raises(DataError, match=r"9.png is coloured, but the first image of its folder is grey"):
+            _load(tmp_path / "data", tmp_path)
+
+    @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n cut", "cut", "gif"], ids=str)
+    def test_damaged_image_is_named_or_left_out(self, content: bytes | str, tmp_path: Path) -> None:
+        _tree(tmp_path / "data")
+        bad = tmp_path / "data" / "dog" / "bad.png"
+        if content == "cut":
+            _save(bad, _pixels(0, 60, 80, 3))
+            bad.write_bytes(bad.read_bytes()[:9000])
+        elif content == "gif":
+            _save(bad, _pixels(0, 6, 8), format="GIF")
+        else:
+            assert isinstance(content, bytes)
+            bad.write_bytes(content)
+        with pytest.raises(DataError, match=r"bad.png cannot be read as an image"):
+            _load(tmp_path / "data", tmp_path)
+        assert len(_load(tmp_path / "data", tmp_path, skip_malformed=True).skipped) == 1
+
+    def test_deep_images_are_refused(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data")
+        _save(tmp_path / "data" / "cat" / "16.png", np.zeros((6, 8), np.uint16))
+        with pytest.raises(DataError, match=r"16.png: expected an image with 8 bits a channel"):
+            _load(tmp_path / "data", tmp_path)
+
+    def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="is not a folder"):
+            _load(tmp_path / "nowhere", tmp_path)
+        _tree(tmp_path / "data" / "train", ("only",))
+        with pytest.raises(DataError, match="1 class folders"):
+            _load(tmp_path / "data", tmp_path)
+        _tree(tmp_path / "data" / "train")
+        _tree(tmp_path / "data" / "test", ("fish",))
+        with pytest.raises(DataError, match="classes that train lacks: fish"):
+            _load(tmp_path / "data", tmp_path)
+
+    def test_test_images_must_have_the_shape_of_the_training_images(self, tmp_path: Path) -> None:
+        _tree(tmp_path / "data" / "train")
+        _tree(tmp_path / "data" / "test", ("cat", "dog"), 1, 4, 4, 3)
+        with pytest.raises(DataError, match="must agree"):
+            _load(tmp_path / "data", tmp_path)
+
+
+def _batches(seed: int, n: int) -> dict[str, bytes]:
+    rng = np.random.default_rng(seed)
+    batches = {}
+    for name in (*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"):
+        records = rng.integers(0, 256, (n, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(n) % 10
+        batches[name] = records.tobytes()
+    return batches
+
+
+def _write_binary(root: Path, n: int = 4) -> dict[str, bytes]:
+    batches = _batches(0, n)
+    (root / "cifar-10-batches-bin").mkdir(parents=True)
+    for name, content in batches.items():
+        (root / "cifar-10-batches-bin" / name).write_bytes(content)
+    return batches
+
+
+class TestCifar10:
+    @pytest.mark.parametrize("inside", ["", "cifar-10-batches-bin"])
+    def test_binary_version(self, inside: str, tmp_path: Path) -> None:
+        batches = _write_binary(tmp_path / "data")
+        dataset = load("cifar10", data_dir=tmp_path / "data" / inside, cache_dir=tmp_path / "cache")
+        assert (len(dataset.train), len(dataset.test), dataset.input_shape) == (20, 4, (3, 32, 32))
+        record = np.frombuffer(batches["data_batch_2.bin"], np.uint8).reshape(4, 3073)[3]
+        assert dataset.train.labels[7] == record[0] == 3
+        assert dataset.classes[3] == "cat"
+        assert np.array_equal(dataset.train.inputs(np.array([7]))[0].ravel(), record[1:])
+        assert "20 of the 50000" in dataset.notes[0]
+        assert len(dataset.notes) == 2
+
+    @pytest.mark.parametrize(
+        ("content", "reason"), [(b"", "its length, 0"), (b"\0" * 3072, "3072"), (b"\x0a" * 3073, "label 10")]
+    )
+    def test_malformed_batch_is_named(self, content: bytes, reason: str, tmp_path: Path) -> None:
+        _write_binary(tmp_path)
+        (tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin").write_bytes(content)
+        with pytest.raises(DataError, match=rf"data_batch_4\.bin: .*{reason}"):
+            load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+    def test_image_folders(self, tmp_path: Path) -> None:
+        for split, n in (("train", 3), ("test", 1)):
+            for k, name in enumerate(cifar10.CLASSES):
+                for i in range(n):
+                    _save(tmp_path / "cifar10" / split / name / f"{i}.jpg", _pixels(k, 32, 32, 3))
+        dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+        assert (len(dataset.train), len(dataset.test)) == (30, 10)
+        assert dataset.test.labels.tolist() == list(range(10))
+        assert "JPEG" in dataset.notes[-1]
+
+    def test_without_test_images_some_are_held_out(self, tmp_path: Path) -> None:
+        for name in cifar10.CLASSES:
+            for i in range(3):
+                _save(tmp_path / "train" / name / f"{i}.png", _pixels(i, 32, 32, 3))
+        dataset = load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache", holdout=10)
+        assert np.bincount(dataset.test.labels).tolist() == [1] * 10
+        assert "held out" in dataset.notes[-1]
+
+    def test_pickled_version_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps({"data": b""}))
+        with pytest.raises(DataError, match=r"no CIFAR-10 at .*unpickling can run code"):
+            load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+    """A local server in the place of the published one: its address, and the folder it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+
+
+def _tar(path: Path, members: dict[str, bytes | str]) -> None:
+    """A compressed archive of files; text is the target of a link."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = tarfile.SYMTYPE, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def _serve(server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    address, folder = server
+    archive = folder / "cifar-10-binary.tar.gz"
+    members: dict[str, bytes | str] = {f"cifar-10-batches-bin/{k}": v for k, v in _batches(0, 4).items()}
+    _tar(archive, {"../escaped.txt": b"evil", "link": "/etc", **members})
+    monkeypatch.setattr(cifar10, "URL", f"{address}/{archive.name}")
+    monkeypatch.setattr(cifar10, "MD5", hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest())
+
+
+def test_cifar10_download_fetches_checks_and_unpacks(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchvision")
+    _serve(server, monkeypatch)
+    dataset = load("cifar10", data_dir=tmp_path / "new", cache_dir=tmp_path / "cache", download=True)
+    assert len(dataset.train) == 20
+    assert not list(tmp_path.rglob("escaped.txt"))
+    assert not (tmp_path / "new" / "link").exists()
+    assert capsys.readouterr().out == ""
+    assert len(load("cifar10", data_dir=tmp_path / "new", cache_dir=tmp_path / "cache").train) == 20
+
+
+@pytest.mark.parametrize("fault", ["refused", "corrupt"])
+def test_failed_cifar10_download_says_what_to_fetch(
+    fault: str, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchvision")
+    _serve(server, monkeypatch)
+    if fault == "refused":
+        monkeypatch.setattr(cifar10, "URL", "http://127.0.0.1:9/cifar-10-binary.tar.gz")
+    else:
+        monkeypatch.setattr(cifar10, "MD5", "0" * 32)
+    with pytest.raises(
+        DataError, match=r"(?s)could not download CIFAR-10.*cifar-10-binary\.tar\.gz \(md5 .*put it into"
+    ):
+        load("cifar10", data_dir=tmp_path / "new", cache_dir=tmp_path / "cache", download=True)
+
+
+class TestExtractFiles:
+    def test_takes_only_what_is_wanted(self, tmp_path: Path) -> None:
+        _tar(tmp_path / "a.tar.gz", {"d/x": b"1", "d/y": b"2", "/abs": b"3", "../up": b"4"})
+        extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10)
+        assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()] == [
+            "a.tar.gz",
+            "out/d/x",
+        ]
+
+    @pytest.mark.parametrize(
+        ("members", "reason"),
+        [
+            ({"d/y": b"1"}, "lacks d/x"),
+            ({"d/x": b"12345678901"}, "not a plain file of at most 10 bytes"),
+            ({"d/x": "/etc/passwd"}, "not a plain file"),
+        ],
+        ids=["missing", "large", "link"],
+    )
+    def test_refuses(self, members: dict[str, bytes | str], reason: str, tmp_path: Path) -> None:
+        _tar(tmp_path / "a.tar.gz", members)
+        with pytest.raises(DataError, match=reason):
+            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10)
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("length", [0, 30])
+    def test_names_a_damaged_archive(self, length: int, tmp_path: Path) -> None:
+        _tar(tmp_path / "a.tar.gz", {"d/x": bytes(5000)})
+        (tmp_path / "a.tar.gz").write_bytes((tmp_path / "a.tar.gz").read_bytes()[:length])
+        with pytest.raises(DataError, match=r"a\.tar\.gz is damaged"):
+            extract_files(tmp_path / "a.tar.gz", tmp_path / "out", ["d/x"], largest=10_000)
