@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,15 +130,29 @@ def test_unwritable_cache_folder_is_named_with_advice(tmp_path: Path) -> None:
         cached("test", {}, cache_dir=tmp_path / "file" / "cache", build=_Builder())
 
 
-def _build_in_process(folder: str) -> bool:
-    found = cached("test", {"a": (1, 2)}, cache_dir=Path(folder), build=_Builder())
-    return bool(np.array_equal(found.data, SAMPLES) and np.array_equal(found.labels, LABELS))
+_BUILD = """
+import sys
+from pathlib import Path
+import numpy as np
+from stsbp.datasets.cache import cached
+
+samples = np.arange(600_000, dtype=np.int64).astype(np.uint8).reshape(600, 1000)
+labels = np.arange(600)
+
+def build(writer):
+    for k in range(600):
+        writer.add(samples[k : k + 1], labels[k : k + 1])
+
+for repeat in range(5):
+    found = cached("test", {"repeat": repeat}, cache_dir=Path(sys.argv[1]), build=build)
+    assert np.array_equal(found.data, samples) and np.array_equal(found.labels, labels)
+"""
 
 
 def test_parallel_builds_do_not_disturb_each_other(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(3, mp_context=get_context("spawn")) as pool:
-        assert all(pool.map(_build_in_process, [str(tmp_path)] * 12))
-    assert len(list(tmp_path.iterdir())) == 1
+    running = [subprocess.Popen([sys.executable, "-c", _BUILD, str(tmp_path)]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_default_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
