@@ -13,7 +13,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.errors import BackendError
@@ -24,6 +23,7 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
+
 from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
 from stsbp_torch.memory import keep_freed_memory

@@ -1,13 +1,12 @@
 """Memory layout on the CPU and on CUDA: logical `[T, B, C, H, W]`, in memory `[T, B, H, W, C]` (channels last).
 
-Convolutions run fastest on it, and to the elementwise kernels the order is the same as any other. Tensors `[T, B, N]` are
-plain contiguous ones.
+Convolutions run fastest on it, and to the elementwise kernels the order is the same as any other. Tensors `[T, B, N]`
+are plain contiguous ones.
 """
 
 from __future__ import annotations
 
 import torch
-
 from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = ["empty", "frames", "laid_out", "rows", "view"]

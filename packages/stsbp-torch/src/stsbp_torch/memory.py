@@ -1,9 +1,9 @@
 """Keep freed memory in the process on Linux: most of an untuned training step is page faults of fresh arrays.
 
-A step allocates the same arrays again and again. glibc gives each large one back to the kernel when it is freed, and the
-kernel zeroes every page when it is touched next. Told to keep them, the N-MNIST step takes 0.6 of its time (docs/torch.md has
-the figures). The setting is the process's own, so it is made once, when a CPU device is opened; `STSBP_KEEP_MEMORY=0`
-leaves the allocator alone.
+A step allocates the same arrays again and again. glibc gives each large one back to the kernel when it is freed, and
+the kernel zeroes every page when it is touched next. Told to keep them, the N-MNIST step takes 0.6 of its time
+(docs/torch.md has the figures). The setting is the process's own, so it is made once, when a CPU device is opened;
+`STSBP_KEEP_MEMORY=0` leaves the allocator alone.
 """
 
 from __future__ import annotations

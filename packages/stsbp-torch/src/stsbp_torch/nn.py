@@ -1,7 +1,8 @@
 """stsbp's layers as `nn.Module`s: ordinary torch code, ordinary torch optimisers, the spec's bits.
 
-Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module wraps a pair of the backend in an
-`autograd.Function`, so its forward pass gives the same spikes as every backend and its backward pass the spec's gradients.
+Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module wraps a pair of the backend
+in an `autograd.Function`, so its forward pass gives the same spikes as every backend and its backward pass the spec's
+gradients.
 
     net = Network(NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from stsbp_spec.grid import weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
@@ -26,9 +26,10 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF as LIFSpec
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import Precision
+
 from stsbp_torch.backend import TorchBackend
 
-__all__ = ["LIF", "Network", "SpikingConv2d", "SpikingLinear", "SpikingAvgPool2d", "backend_of", "spike_loss"]
+__all__ = ["LIF", "Network", "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "backend_of", "spike_loss"]
 
 
 @cache
@@ -140,7 +141,6 @@ class LIF(torch.nn.Module):
     Args:
         neuron: parameters.
         psp: filter of the layer below; None: inputs are not filtered.
-        gain: factor of the filter's input.
     """
 
     def __init__(self, neuron: LIFSpec | None = None, psp: PSP | None = None) -> None:
@@ -231,7 +231,7 @@ class SpikingConv2d(_Spiking):
 
 
 class SpikingLinear(_Spiking):
-    """Full connection and LIF neurons: spikes `[T, B, ...]` to spikes `[T, B, units]`; arguments as for `SpikingConv2d`."""
+    """Full connection and LIF neurons: spikes `[T, B, ...]` to `[T, B, units]`; arguments as for `SpikingConv2d`."""
 
     def __init__(
         self,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
+
 from stsbp_torch.losses import hamming, spike_count, van_rossum
 
 __all__ = ["ERRORS"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from stsbp_spec.synapses.psp import PSP
 
 __all__ = ["error"]

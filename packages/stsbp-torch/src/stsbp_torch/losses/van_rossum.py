@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-
 from stsbp_spec.synapses.psp import PSP
+
 from stsbp_torch.neurons.lif import snap
 from stsbp_torch.synapses import psp as filter_pair
 

@@ -1,7 +1,7 @@
 """neurons/lif.py of the spec, eager: plain tensor expressions in the contract's order, on any device.
 
-Slow, and short enough to read beside the spec; `--device cpu:eager` selects it for debugging. The fused kernels that are
-used otherwise, lif_numba.py on the CPU and lif_triton.py on CUDA, fill the same arrays.
+Slow, and short enough to read beside the spec; `--device cpu:eager` selects it for debugging. The fused kernels that
+are used otherwise, lif_numba.py on the CPU and lif_triton.py on CUDA, fill the same arrays.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 

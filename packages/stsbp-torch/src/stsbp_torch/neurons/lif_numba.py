@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
-
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.typing import Float32, UInt8
 
@@ -64,7 +63,7 @@ def backward(
     p0: np.float32,
     p1: np.float32,
 ) -> None:
-    """Fill `dz`, `[1 or T, M]`, from `ds`, `[T, M]` (`dz` may be `ds` itself); `kind`, `p0`, `p1`: see `lif.surrogate_code`."""
+    """Fill `dz`, `[1 or T, M]`, from `ds`, `[T, M]` (`dz` may be `ds`); `kind`, `p0`, `p1`: `lif.surrogate_code`."""
     steps, neurons = u.shape
     chunks = (neurons + _CHUNK - 1) // _CHUNK
     static = dz.shape[0] == 1 and steps > 1

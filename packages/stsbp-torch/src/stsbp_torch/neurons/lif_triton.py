@@ -1,17 +1,17 @@
-"""neurons/lif.py of the spec as fused CUDA kernels (Triton): one lane a neuron, the loop over T inside, states in registers.
+"""neurons/lif.py of the spec as fused CUDA kernels (Triton): a lane a neuron, the loop over T inside.
 
-Fusion of multiply-adds is off (`enable_fp_fusion=False`), so each operation below rounds as the spec's contract says; divisions
-use the correctly rounded `div_rn`.
+States stay in registers. Fusion of multiply-adds is off (`enable_fp_fusion=False`), so each operation below rounds as
+the spec's contract says; divisions use the correctly rounded `div_rn`.
 """
 
 from __future__ import annotations
+
+from typing import SupportsFloat
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra import libdevice
-
 from stsbp_spec.grid import FLOOR
 
 __all__ = ["backward", "forward"]
@@ -36,7 +36,7 @@ def _forward(  # type: ignore[no-untyped-def]
     i = tl.zeros([BLOCK], tl.float32)
     m = tl.zeros([BLOCK], tl.float32)
     for t in range(steps):
-        row = t.to(tl.int64) * neurons
+        row = tl.cast(t, tl.int64) * neurons
         z = tl.load(z_ptr + (at if STATIC else row + at), mask=inside, other=0.0)
         i = _snap(k * i + c * z)
         u = _snap(m + i)
@@ -60,7 +60,7 @@ def _backward(  # type: ignore[no-untyped-def]
     total = tl.zeros([BLOCK], tl.float32)
     one = tl.full([BLOCK], 1.0, tl.float32)
     for s in range(steps):
-        row = (steps - 1 - s).to(tl.int64) * neurons
+        row = tl.cast(steps - 1 - s, tl.int64) * neurons
         u = tl.load(u_ptr + row + at, mask=inside, other=0.0)
         o = tl.load(s_ptr + row + at, mask=inside, other=0) != 0
         g = tl.load(g_ptr + row + at, mask=inside, other=0.0)
@@ -72,14 +72,14 @@ def _backward(  # type: ignore[no-untyped-def]
             h = tl.where(y > 0.0, y, 0.0)
         elif KIND == 2:
             y = 1.0 + tl.abs(x) * p0
-            h = libdevice.div_rn(one, y * y)
+            h = tl.div_rn(one, y * y)
         elif KIND == 3:
             y = x * p0
-            h = libdevice.div_rn(one, 1.0 + y * y)
+            h = tl.div_rn(one, 1.0 + y * y)
         else:
             w = tl.exp(-(tl.abs(x) * p0))
             y = 1.0 + w
-            h = libdevice.div_rn(w, y * y) * p0
+            h = tl.div_rn(w, y * y) * p0
         d1 = _snap(km * d)
         p = _snap(u * d1)
         r = _snap(h * (g - p))
@@ -93,11 +93,19 @@ def _backward(  # type: ignore[no-untyped-def]
         tl.store(dz_ptr + at, total, mask=inside)
 
 
-def _constants(device: torch.device, *values: float) -> torch.Tensor:
-    return torch.tensor(np.asarray(values, np.float32), device=device)
+def _constants(device: torch.device, *values: SupportsFloat) -> torch.Tensor:
+    return torch.tensor(np.array([float(x) for x in values], np.float32), device=device)
 
 
-def forward(z: torch.Tensor, u: torch.Tensor, spikes: torch.Tensor, k: float, c: float, km: float, vth: float) -> None:
+def forward(
+    z: torch.Tensor,
+    u: torch.Tensor,
+    spikes: torch.Tensor,
+    k: SupportsFloat,
+    c: SupportsFloat,
+    km: SupportsFloat,
+    vth: SupportsFloat,
+) -> None:
     """Fill `u` and `spikes`, `[T, M]`, from `z`, `[1 or T, M]`."""
     steps, neurons = u.shape
     _forward[(triton.cdiv(neurons, _BLOCK),)](
@@ -111,10 +119,10 @@ def backward(
     spikes: torch.Tensor,
     ds: torch.Tensor,
     dz: torch.Tensor,
-    k: float,
-    c: float,
-    km: float,
-    vth: float,
+    k: SupportsFloat,
+    c: SupportsFloat,
+    km: SupportsFloat,
+    vth: SupportsFloat,
     code: tuple[int, float, float],
 ) -> None:
     """Fill `dz`, `[1 or T, M]`, from `ds`, `[T, M]`; `code` is `lif.surrogate_code`."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numba import njit, prange
-
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.typing import Float32
+
 from stsbp_torch.neurons.lif import snap
 
 __all__ = ["update", "update_cpu"]
@@ -24,7 +24,9 @@ def update(
     g = snap(g * float(c.clip))
     m = snap(m * float(c.beta1) + g * float(c.one_minus_beta1))
     v = snap(v * float(c.beta2) + (g * g) * float(c.one_minus_beta2))
-    w = w * float(c.decay) - ((m * float(c.c1)) / ((v * float(c.c2)).sqrt() + float(c.eps))) * float(c.rate)
+    # torch's float32 square root is not correctly rounded on the CPU (MKL); the float64 one, rounded once, is.
+    root = (v * float(c.c2)).double().sqrt().float()
+    w = w * float(c.decay) - ((m * float(c.c1)) / (root + float(c.eps))) * float(c.rate)
     return w, m, v
 
 

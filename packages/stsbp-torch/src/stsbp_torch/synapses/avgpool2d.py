@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.typing import Shape
+
 from stsbp_torch.layout import empty, frames, laid_out, view
 from stsbp_torch.synapses import cpu_kernels
 

@@ -1,8 +1,8 @@
 """synapses/conv2d.py of the spec on torch's convolutions.
 
-Forward: any algorithm that only adds products is exact on the weight grid. On the CPU that is oneDNN's direct convolution;
-on CUDA cuDNN may choose Winograd or FFT, so the first call of each shape is compared with a matrix product and the
-product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are switched off around the call.
+Forward: any algorithm that only adds products is exact on the weight grid. On the CPU that is oneDNN's direct
+convolution; on CUDA cuDNN may choose Winograd or FFT, so the first call of each shape is compared with a matrix product
+and the product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are off around the call.
 Backward: `fast` lets torch choose; `reproducible` unfolds windows and multiplies in float64, where the sums are exact.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
+
 from stsbp_torch.layout import frames, laid_out
 
 __all__ = ["Residuals", "backward", "exact_math", "forward"]
@@ -34,10 +34,10 @@ class Residuals(NamedTuple):
 @contextmanager
 def exact_math() -> Iterator[None]:
     """Full float32 precision in matrix products and convolutions, whatever the user's process asked for."""
-    backends = torch.backends
-    switches = [
-        (backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        (backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+    backends: Any = torch.backends
+    switches: list[tuple[Any, str, str]] = [
+        (backends.mkldnn.matmul, "fp32_precision", "ieee"),
+        (backends.mkldnn.conv, "fp32_precision", "ieee"),
         (backends.cuda.matmul, "fp32_precision", "ieee"),
         (backends.cudnn.conv, "fp32_precision", "ieee"),
     ]
@@ -79,7 +79,7 @@ def backward(
             error, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, [need_input, True, False]
         )
     ds = None
-    if need_input:
+    if dx is not None and need_input:
         memory = dx.permute(0, 2, 3, 1).contiguous()
         ds = memory.view(*s.shape[:2], *memory.shape[1:]).permute(0, 1, 4, 2, 3)
     return ds, dw.contiguous()
@@ -106,7 +106,7 @@ def _product(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """The forward convolution as a matrix product, `[n, C', H', W']` (channels last)."""
     channels, height, width = conv.output_shape(tuple(x.shape[1:]))
     rows = _weight_rows(w).T.contiguous()
-    parts = [_windows(conv, part) @ rows for part in x.split(_chunk(conv, x, 4))]
+    parts = [_windows(conv, part) @ rows for part in torch.split(x, _chunk(conv, x, 4))]
     return torch.cat(parts).view(len(x), height, width, channels).permute(0, 3, 1, 2)
 
 

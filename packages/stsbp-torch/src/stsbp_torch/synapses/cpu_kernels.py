@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
-
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 __all__ = ["count", "keep_mask", "pool", "unpool"]
@@ -71,7 +70,7 @@ def _rotate(x: np.uint32, r: int) -> np.uint32:
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, out: UInt8) -> None:
-    """`random.keep_mask` of the spec (Threefry-2x32-20) into `out` `[B, area, C]`, counted in the order `[B, C, area]`."""
+    """`random.keep_mask` (Threefry-2x32-20) into `out` `[B, area, C]`, elements counted in the order `[B, C, area]`."""
     batch, area, _ = out.shape
     a0, a1 = np.uint32(k0), np.uint32(k1)
     a2 = np.uint32(a0 ^ a1 ^ np.uint32(0x1BD11BDA))

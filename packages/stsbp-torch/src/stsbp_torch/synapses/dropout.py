@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import torch
-
 from stsbp_spec.random import Stream, check_seed, keep_mask
 from stsbp_spec.typing import Shape
+
 from stsbp_torch.synapses import cpu_kernels
 
 __all__ = ["apply", "mask"]

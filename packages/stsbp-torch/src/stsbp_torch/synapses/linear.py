@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
+
 from stsbp_torch.layout import laid_out, rows
 from stsbp_torch.synapses.conv2d import exact_math
 

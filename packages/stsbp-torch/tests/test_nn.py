@@ -1,0 +1,70 @@
+"""The modules: ordinary torch code with the spec's bits and gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from stsbp_spec import LIF as LIFSpec
+from stsbp_spec import PSP, Batch, Hamming, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
+from stsbp_torch.nn import Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
+
+NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
+
+
+def samples(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    inputs = (rng.random((8, 3, *NET.input_shape)) < 0.3).astype(np.uint8)
+    return Batch(inputs, (rng.random((8, 3, 10)) < 0.4).astype(np.uint8))
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("loss", [VanRossum(), Hamming(), SpikeCount()], ids=lambda loss: loss.name)
+def test_network_agrees_with_value_and_grad(precision: str, loss: VanRossum) -> None:
+    batch = samples()
+    expected = open_backend("torch").value_and_grad(
+        NET, loss, initial_weights(NET, 4), batch, precision=precision, dropout=(4, 0)
+    )
+    net = Network(NET, seed=4, precision=precision)
+    spikes = net(torch.from_numpy(batch.inputs))
+    value = spike_loss(loss, spikes, torch.from_numpy(batch.targets), psp=NET.output_psp)
+    value.backward()
+    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+    assert value.item() == pytest.approx(expected.loss, rel=1e-6)
+    for name, gradient in expected.gradients.items():
+        assert np.array_equal(net.get_submodule(name).weight.grad.numpy(), gradient)
+
+
+def test_direct_coding_takes_images_and_steps() -> None:
+    spec = NetworkSpec.parse("4C3-12", input_shape=(1, 8, 8), outputs=5, coding="direct")
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8)).astype(np.uint8)
+    expected = open_backend("numpy").run(spec, initial_weights(spec, 0), images, 6)
+    spikes = Network(spec)(torch.from_numpy(images), steps=6)
+    assert np.array_equal(spikes.detach().numpy(), expected.layers["linear3"].spikes)
+
+
+def test_torch_optimiser_lowers_the_loss() -> None:
+    batch = samples(1)
+    inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        SpikingConv2d(2, 8, 5),
+        SpikingAvgPool2d(2),
+        SpikingLinear(8 * 7 * 7, 10, psp=PSP(4), input_exponent=2),
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = spike_loss(VanRossum(), net(inputs.float()), targets, psp=PSP(4))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_evaluation_mode_drops_nothing() -> None:
+    batch = samples()
+    net = Network(NET, seed=4).eval()
+    expected = open_backend("numpy").run(NET, initial_weights(NET, 4), batch.inputs, 8)
+    assert np.array_equal(net(torch.from_numpy(batch.inputs)).detach().numpy(), expected.layers["linear4"].spikes)

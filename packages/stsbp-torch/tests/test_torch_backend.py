@@ -1,0 +1,185 @@
+"""The torch backend against the numpy reference: spikes, potentials and reproducible training bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from stsbp_spec import (
+    LIF,
+    AdamW,
+    Batch,
+    Hamming,
+    NetworkSpec,
+    SpikeCount,
+    VanRossum,
+    initial_weights,
+    parse_surrogate,
+)
+from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.random import keep_mask
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_torch.backend import TorchBackend
+
+DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
+LOSSES = [VanRossum(), Hamming(), SpikeCount()]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def backend(request: pytest.FixtureRequest) -> TorchBackend:
+    return TorchBackend(request.param)
+
+
+@pytest.fixture(scope="module")
+def reference() -> NumpyBackend:
+    return NumpyBackend()
+
+
+def network(kind: str, tau: float = 3.0, surrogate: str = "arctan") -> NetworkSpec:
+    neuron = LIF(tau, 5 / 3, 1.0, parse_surrogate(surrogate))
+    if kind == "events":
+        return NetworkSpec.parse("6C5p2s2-D0.3-P2-8C3d0.2-20", input_shape=(2, 22, 22), outputs=10, neuron=neuron)
+    return NetworkSpec.parse(
+        "6C3-D0.1-8C3-P2-8C3s2-20",
+        input_shape=(3, 12, 12),
+        outputs=10,
+        neuron=neuron,
+        coding="direct",
+        padding="same",
+        dropout=0.2,
+    )
+
+
+def batch(net: NetworkSpec, steps: int, samples: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    if net.coding == "direct":
+        inputs = rng.integers(0, 256, (samples, *net.input_shape))
+    else:
+        inputs = rng.random((steps, samples, *net.input_shape)) < 0.3
+    targets = rng.random((steps, samples, net.outputs)) < 0.4
+    return Batch(inputs.astype(np.uint8), targets.astype(np.uint8))
+
+
+def differing_bits(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype == np.float32
+    return int((np.ascontiguousarray(a).view(np.uint32) != np.ascontiguousarray(b).view(np.uint32)).sum())
+
+
+@pytest.mark.parametrize("kind", ["events", "direct"])
+@pytest.mark.parametrize("tau", [2.0, 3.0, 5.0, 5 / 3])
+def test_run_gives_the_reference_bits(backend: TorchBackend, reference: NumpyBackend, kind: str, tau: float) -> None:
+    net = network(kind, tau)
+    weights = initial_weights(net, 1, 2.0)
+    inputs = batch(net, 9, 3).inputs
+    expected, got = (b.run(net, weights, inputs, 9) for b in (reference, backend))
+    for name, layer in expected.layers.items():
+        assert 0.01 < layer.spikes.mean() < 0.9, f"{name} does not test anything"
+        assert np.array_equal(layer.spikes, got.layers[name].spikes)
+        assert differing_bits(layer.potentials, got.layers[name].potentials) == 0
+    assert expected.grids == got.grids
+
+
+@pytest.mark.parametrize("kind", ["events", "direct"])
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.name)
+@pytest.mark.parametrize("surrogate", ["arctan", "fast-sigmoid:beta=3", "triangle", "rectangle"])
+def test_reproducible_gradients_have_the_reference_bits(
+    backend: TorchBackend, reference: NumpyBackend, kind: str, loss: VanRossum, surrogate: str
+) -> None:
+    net = network(kind, surrogate=surrogate)
+    weights, samples = initial_weights(net, 1, 2.0), batch(net, 7, 3)
+    expected, got = (
+        b.value_and_grad(net, loss, weights, samples, precision="reproducible", dropout=(3, 5))
+        for b in (reference, backend)
+    )
+    assert expected.loss == got.loss
+    for name, gradient in expected.gradients.items():
+        assert np.abs(gradient).max() > 0
+        assert differing_bits(gradient, got.gradients[name]) == 0
+
+
+def test_fast_gradients_are_near_the_reference(backend: TorchBackend, reference: NumpyBackend) -> None:
+    net = network("events")
+    weights, samples = initial_weights(net, 1, 2.0), batch(net, 7, 3)
+    expected, got = (b.value_and_grad(net, VanRossum(), weights, samples) for b in (reference, backend))
+    for name, gradient in expected.gradients.items():
+        assert np.abs(gradient - got.gradients[name]).max() <= 1e-5 * np.abs(gradient).max()
+
+
+@pytest.mark.parametrize("kind", ["events", "direct"])
+def test_reproducible_training_has_the_reference_checksum(
+    backend: TorchBackend, reference: NumpyBackend, kind: str
+) -> None:
+    net = network(kind)
+    checksums = []
+    for b in (reference, backend):
+        trainer = b.trainer(
+            net, VanRossum(), AdamW(lr=1e-2, total_steps=8, clip_norm=0.5, weight_decay=0.01),
+            precision="reproducible", seed=7,
+        )  # fmt: skip
+        state = trainer.init(initial_weights(net, 1, 2.0))
+        for step in range(8):
+            state, result = trainer.step(state, batch(net, 6, 4, seed=step))
+        digest = hashlib.sha256()
+        for name, array in sorted(trainer.export_state(state).items()):
+            digest.update(name.encode() + array.tobytes())
+        checksums.append((digest.hexdigest(), result.loss, result.gradient_norm))
+    assert checksums[0] == checksums[1]
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 4, 5, 7), (1, 1, 3, 3)])
+def test_dropout_mask_has_the_spec_bits(backend: TorchBackend, shape: tuple[int, ...]) -> None:
+    got = backend.numpy(backend.dropout_mask(2**32 - 1, 17, 12345, shape, 0.37))
+    assert np.array_equal(got, keep_mask(2**32 - 1, 17, 12345, shape, 0.37))
+
+
+def test_bits_do_not_depend_on_the_users_precision_setting(reference: NumpyBackend) -> None:
+    net = network("events", 3.0)
+    weights, inputs = initial_weights(net, 1, 2.0), batch(net, 5, 2).inputs
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        got = TorchBackend("cpu").run(net, weights, inputs, 5)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    expected = reference.run(net, weights, inputs, 5)
+    for name, layer in expected.layers.items():
+        assert differing_bits(layer.potentials, got.layers[name].potentials) == 0
+
+
+def test_pairs_leave_their_arguments_alone(backend: TorchBackend) -> None:
+    net = network("events")
+    block = net.blocks[0]
+    rng = np.random.default_rng(0)
+    z = backend.asarray(rng.standard_normal((5, 2, 6, 11, 11)).astype(np.float32))
+    errors = backend.asarray(rng.standard_normal((5, 2, 6, 11, 11)).astype(np.float32))
+    before = [backend.numpy(x).copy() for x in (z, errors)]
+    _, residuals = backend.lif_forward(block.neuron, net.blocks[1].filter(training=False), z, 5)
+    backend.lif_backward(block.neuron, net.blocks[1].filter(training=False), residuals, errors)
+    backend.error_grid(errors, 12)
+    for x, y in zip((z, errors), before, strict=True):
+        assert np.array_equal(backend.numpy(x), y)
+
+
+def test_a_learning_rate_that_explodes_names_step_and_layer() -> None:
+    net = network("events")
+    trainer = TorchBackend("cpu").trainer(net, VanRossum(), AdamW(lr=1e38))
+    state = trainer.init(initial_weights(net, 1, 2.0))
+    with pytest.raises(NumericError, match="layer"):
+        for step in range(5):
+            state, _ = trainer.step(state, batch(net, 5, 2, seed=step))
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "cpu:fast"])
+def test_an_unknown_device_is_an_error(device: str) -> None:
+    with pytest.raises(BackendError, match="cpu"):
+        TorchBackend(device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+def test_cuda_without_a_device_says_why() -> None:
+    with pytest.raises(BackendError, match="use --device cpu"):
+        TorchBackend("cuda")
+    assert any(d.name == "cuda" and d.problem for d in TorchBackend.devices())
