@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from stsbp_spec.encoders import LabelCode
+from stsbp_spec.surrogates import parse_surrogate
 
 from stsbp.errors import ConfigError
 from stsbp.presets import preset
-from stsbp_spec.encoders import LabelCode
-from stsbp_spec.surrogates import parse_surrogate
 
 __all__ = ["FREE", "RunConfig", "Source", "differences", "read_toml", "resolve", "to_toml"]
 
@@ -32,7 +32,7 @@ class RunConfig(BaseModel):
     dataset: str = Field(min_length=1, description="Data set: digits, digits-events, nmnist, cifar10 or folder:PATH.")
     net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
     padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate behind every hidden layer without one of its own.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate behind hidden layers without their own.")
     loss: Literal["van-rossum", "hamming", "spike-count"] = Field(
         "van-rossum", description="Distance between output and target spike trains."
     )
@@ -60,7 +60,7 @@ class RunConfig(BaseModel):
     split_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice of held-out and limited samples.")
     limit: int = Field(0, ge=0, description="Train on this many samples; 0: all.")
     holdout: int = Field(0, ge=0, description="Hold this many training samples out as the test set; 0: as published.")
-    validation: int = Field(0, ge=0, description="Keep this many training samples to choose the best checkpoint; 0: none.")
+    validation: int = Field(0, ge=0, description="Training samples kept to choose the best checkpoint; 0: none.")
     image_size: int = Field(0, ge=0, description="Resize the images of a folder to this many pixels; 0: as they are.")
     test_every: int = Field(1, ge=0, description="Test every so many epochs; the test chooses nothing. 0: at the end.")
     log_every: int = Field(50, ge=1, description="Write a line of metrics every so many updates.")
@@ -163,8 +163,8 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
         close = get_close_matches(key.replace("-", "_"), RunConfig.model_fields, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"{where}: unknown setting {key!r}{hint} Known: {', '.join(RunConfig.model_fields)}"
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{where}: unknown setting {key!r}{hint}; known: {', '.join(RunConfig.model_fields)}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
@@ -173,7 +173,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
 
 
 def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
-    """What `asked` would change in a run's result, one text a setting, for example `epochs: 10 in the run, 20 asked`."""
+    """What `asked` would change in a run's result, as texts: `epochs: 10 in the run, 20 asked`."""
     own = config.model_dump()
     return [
         f"{key}: {_toml(own[key])} in the run, {_toml(value)} asked"

@@ -36,6 +36,14 @@ class Globals:
     device: str | None
 
 
+class _Failure(click.ClickException):
+    """An error raised on purpose, shown without a traceback."""
+
+    def __init__(self, error: Any) -> None:
+        super().__init__(str(error))
+        self.exit_code: int = error.exit_code  # type: ignore[misc]
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -62,9 +70,7 @@ class _Commands(click.Group):
 
             if not isinstance(error, StsbpError):
                 raise
-            failure = click.ClickException(str(error))
-            failure.exit_code = error.exit_code
-            raise failure from error
+            raise _Failure(error) from error
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

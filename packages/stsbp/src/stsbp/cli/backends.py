@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import click
-
-from stsbp.cli import COMMANDS
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends, load_backend
+
+from stsbp.cli import COMMANDS
 
 __all__ = ["command"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 import click
-
-from stsbp.cli import Globals
-from stsbp.errors import ConfigError
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import installed_backends, open_backend
+
+from stsbp.cli import Globals
+from stsbp.errors import ConfigError
 
 __all__ = ["choose_backend", "limit_threads"]
 
@@ -41,7 +41,7 @@ def limit_threads(count: int) -> None:
     """Let numerical libraries use `count` threads; 0 leaves them alone. Before the backend is opened."""
     if count == 0:
         return
-    import threadpoolctl
+    import threadpoolctl  # type: ignore[import-untyped]
 
     os.environ.update(dict.fromkeys(_THREADS, str(count)))
     # numpy is loaded already and does not look at the environment again.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import click
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import parse_shape
-from stsbp_spec.network import NetworkSpec
-from stsbp_spec.typing import Coding
 
 __all__ = ["command"]
 

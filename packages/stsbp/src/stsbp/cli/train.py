@@ -54,14 +54,12 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.command("train", short_help=COMMANDS["train"])
 @click.argument("dataset", required=False, shell_complete=_complete)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
-@click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue the run in RUN, or in --out.")
+@click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue RUN, or the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE.toml", help="Read settings from a file.")
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
 @_settings
-@click.pass_context
 def command(
-    ctx: click.Context,
     dataset: str | None,
     out: Path | None,
     resume: str | None,
@@ -75,6 +73,7 @@ def command(
     Settings come from the preset of the data set, then --config, then the options below. The defaults shown are those
     without a preset; --show-config shows what a run would take.
     """
+    ctx = click.get_current_context()
     if resume is not None and resume in DATASETS and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
         dataset, resume = resume, _HERE
@@ -90,7 +89,7 @@ def command(
         config = _resumed(folder, sources)
     else:
         config = resolve(sources)
-        folder = folder or RunFolder(out or Path("runs") / f"{config.dataset.replace(':', '-').replace('/', '-')}-{_now()}")
+        folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         click.echo(to_toml(config), nl=False)
         return
@@ -107,7 +106,7 @@ def command(
         data = load_data(config, show.loading)
         for note in data.dataset.notes:
             show.note(note)
-        task = build_task(config, data, backend)
+        task = build_task(config, data.inputs, backend, len(data.train))
         with folder.lock(), stop_on_signals() as stop:
             if saved is None:
                 if overwrite and not folder.is_free:
@@ -126,8 +125,9 @@ def command(
     _result(folder, outcome, show)
 
 
-def _now() -> str:
-    return datetime.now().strftime("%Y%m%d-%H%M%S")
+def _new_folder(dataset: str) -> Path:
+    """`runs/DATASET-DATE-TIME`; of `folder:PATH` the last part of the path."""
+    return Path("runs") / f"{Path(dataset.removeprefix('folder:')).name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint | None]:
@@ -157,7 +157,7 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     asked = {key: value for source in sources for key, value in source.values.items()}
     if changed := differences(config, asked):
         raise ConfigError(
-            f"the run in {folder.path} was begun with other settings; leave them out to continue it, or begin a new run:\n"
+            f"the run in {folder.path} was begun with other settings; leave these out to continue it, or begin anew:\n"
             + "\n".join(f"  {line}" for line in changed)
         )
     free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
@@ -166,9 +166,8 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
 
 def _leave(folder: RunFolder, stopped: Stopped) -> None:
     name = signal.Signals(stopped.signal_number).name
-    click.echo(
-        f"{name}: stopped after update {stopped.step}, saved. Continue with: stsbp train --resume {folder.path}", err=True
-    )
+    how = f"stsbp train --resume {folder.path}"
+    click.echo(f"{name}: stopped after update {stopped.step} and saved. Continue with: {how}", err=True)
     sys.exit(128 + stopped.signal_number)
 
 

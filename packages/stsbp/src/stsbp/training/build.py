@@ -6,13 +6,9 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, Split, hold_out, load
-from stsbp.datasets.base import ProgressCallback
-from stsbp.training.metrics import LabelDistances
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import LOSSES
@@ -22,11 +18,34 @@ from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import Coding, Int64, Shape
 
-__all__ = ["Data", "Task", "build_network", "build_task", "load_data", "updates_per_epoch"]
+from stsbp.config import RunConfig
+from stsbp.datasets import Dataset, Split, hold_out, load
+from stsbp.datasets.base import ProgressCallback
+from stsbp.training.metrics import LabelDistances
+
+__all__ = ["Data", "Inputs", "Task", "build_network", "build_task", "load_data", "updates_per_epoch"]
 
 _VALIDATION_SUBSTREAM = 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a network must know of its data: shape and coding of an input, and the classes."""
+
+    shape: Shape
+    coding: Coding
+    classes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a checkpoint keeps it."""
+        return {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Inputs:
+        """Inverse of `to_json`."""
+        return cls(tuple(values["shape"]), values["coding"], tuple(values["classes"]))
 
 
 @dataclass(frozen=True)
@@ -45,9 +64,9 @@ class Data:
     test: Split
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.dataset.classes
+    def inputs(self) -> Inputs:
+        """What a network must know of the data."""
+        return Inputs(self.dataset.input_shape, self.dataset.coding, self.dataset.classes)
 
     def splits(self) -> dict[str, Split]:
         """Every split there is by its name."""
@@ -91,7 +110,7 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Da
     return Data(dataset, train, validation, dataset.test)
 
 
-def build_network(config: RunConfig, dataset: Dataset) -> NetworkSpec:
+def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     """The network of a run.
 
     Raises:
@@ -99,14 +118,14 @@ def build_network(config: RunConfig, dataset: Dataset) -> NetworkSpec:
     """
     return NetworkSpec.parse(
         config.net,
-        input_shape=dataset.input_shape,
-        outputs=len(dataset.classes),
-        coding=dataset.coding,
+        input_shape=inputs.shape,
+        outputs=len(inputs.classes),
+        coding=inputs.coding,
         padding=config.padding,
         neuron=LIF(config.tau_m, config.tau_s, config.threshold, parse_surrogate(config.surrogate)),
         weight_bits=config.weight_bits,
         dropout=config.dropout,
-        input_psp=PSP(config.input_tau_s) if config.input_tau_s and dataset.coding == "events" else None,
+        input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,
     )
 
 
@@ -115,32 +134,38 @@ class Task:
     """A network, the backend's trainer for it, and how labels become target trains."""
 
     config: RunConfig
+    inputs: Inputs
     network: NetworkSpec
     trainer: Trainer
-    classes: tuple[str, ...]
     distances: LabelDistances
 
     def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
         """Inputs and target trains of some samples, and their labels."""
         labels = split.labels[indices]
-        targets = encode_repeat(labels, len(self.classes), self.config.steps, self.config.label_code)
+        targets = encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
         return Batch(np.ascontiguousarray(split.inputs(indices)), targets), labels
 
 
-def updates_per_epoch(config: RunConfig, data: Data) -> int:
-    """Batches of an epoch, the last one possibly smaller."""
-    return math.ceil(len(data.train) / config.batch_size)
+def updates_per_epoch(config: RunConfig, samples: int) -> int:
+    """Batches of an epoch over so many samples, the last one possibly smaller."""
+    return math.ceil(samples / config.batch_size)
 
 
-def build_task(config: RunConfig, data: Data, backend: AbstractBackend) -> Task:
+def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samples: int = 1) -> Task:
     """Network, loss and optimiser of a run on a backend.
+
+    Args:
+        config: the settings.
+        inputs: what the network must know of the data.
+        backend: what computes.
+        samples: number of training samples, which the learning rate's schedule depends on.
 
     Raises:
         SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
     """
-    network = build_network(config, data.dataset)
+    network = build_network(config, inputs)
     loss = LOSSES[config.loss]
-    per_epoch = updates_per_epoch(config, data)
+    per_epoch = updates_per_epoch(config, samples)
     optimizer = AdamW(
         lr=config.lr,
         total_steps=config.epochs * per_epoch if config.schedule == "cosine" else None,
@@ -149,5 +174,5 @@ def build_task(config: RunConfig, data: Data, backend: AbstractBackend) -> Task:
         clip_norm=config.clip_norm or None,
     )
     trainer = backend.trainer(network, loss, optimizer, precision=config.precision, seed=config.seed)
-    distances = LabelDistances(config.label_code, len(data.classes), config.steps, loss, network.output_psp)
-    return Task(config, network, trainer, data.classes, distances)
+    distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
+    return Task(config, inputs, network, trainer, distances)

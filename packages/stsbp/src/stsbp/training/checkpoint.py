@@ -1,8 +1,8 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, written so that a crash leaves a usable pair.
 
-`last.json` names its tensor file, whose own name holds step and digest, so no file that a description names is
-ever written again. Order: the new tensor file, then the description that names it, then the old tensor file goes. Whatever
-the moment of a crash, the description on disk names a complete file. Nothing is unpickled.
+`last.json` names its tensor file, whose own name holds step and digest, so no file that a description names is ever
+written again. Order: the new tensor file, then the description that names it, then the old tensor file goes.
+Whatever the moment of a crash, the description on disk names a complete file. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
+from stsbp_spec.typing import AnyArray
 
 from stsbp.errors import CheckpointError
 from stsbp.files import write_atomically
-from stsbp_spec.typing import AnyArray
 
 __all__ = ["Checkpoint", "load", "save"]
 
@@ -42,7 +42,8 @@ def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping
     Raises:
         FileError: the system refused, for example because the disk is full; the old checkpoint is still there.
     """
-    data = safetensors.numpy.save({key: np.ascontiguousarray(x) for key, x in tensors.items()})
+    # asarray, because ascontiguousarray gives a scalar an axis.
+    data = safetensors.numpy.save({key: np.asarray(x, order="C") for key, x in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
     file = f"{name}-{step}-{digest[:12]}.safetensors"
     description = {
@@ -82,7 +83,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
     if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this version of stsbp reads {FORMAT}; use the other version")
+        raise CheckpointError(f"{path} has format {version}, this stsbp reads {FORMAT}; use the version that wrote it")
     if digest != _digest(description):
         raise _damaged(path, "its content does not match its own digest", name)
     tensor_path = folder / Path(file).name

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.trainer import TrainState
+from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split
 from stsbp.training.build import Task
 from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
-from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import Int64
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -50,7 +50,8 @@ def evaluate(
         between: called with the number of samples done after each batch; may raise to stop.
     """
     loss, psp = task.trainer.loss, task.network.output_psp
-    sums, confusion = Sums(), np.zeros((len(task.classes), len(task.classes)), dtype=np.int64)
+    classes = len(task.inputs.classes)
+    sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
     parts = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
     for _, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):

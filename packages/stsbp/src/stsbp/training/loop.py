@@ -1,7 +1,8 @@
 """The training loop. It sees batches, floats and numpy dictionaries; the backend's trainer does the rest.
 
-The order of the samples is a function of seed and epoch, and a checkpoint knows epoch, batch and all running sums, so a run that
-was stopped anywhere goes on to the same bits. At the end of an epoch, in this order: evaluation, metrics, `best`, `last`.
+The order of the samples is a function of seed and epoch, and a checkpoint knows epoch, batch and all running sums, so
+a run that was stopped anywhere goes on to the same bits. At the end of an epoch, in this order: evaluation, metrics,
+`best`, `last`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from stsbp_spec.backend import Batch
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.random import Stream, permutation
+from stsbp_spec.trainer import StepResult, TrainState
+from stsbp_spec.typing import Int64
 
 from stsbp.errors import CheckpointError
 from stsbp.training import checkpoint
@@ -24,15 +32,8 @@ from stsbp.training.metrics import MetricsFile, Sums
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
-from stsbp_spec.backend import Batch
-from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.errors import NumericError, ShapeError
-from stsbp_spec.init import initial_weights
-from stsbp_spec.random import Stream, permutation
-from stsbp_spec.trainer import StepResult, TrainState
-from stsbp_spec.typing import Int64
 
-__all__ = ["Outcome", "Stopped", "StopRequest", "import_checkpoint", "stop_on_signals", "train"]
+__all__ = ["Outcome", "StopRequest", "Stopped", "import_checkpoint", "stop_on_signals", "train"]
 
 SILENT_RATE = 1e-4
 """Mean spikes per neuron and step below which a layer passes nothing on."""
@@ -135,7 +136,7 @@ class _Loop:
     ) -> None:
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
-        self.batches = updates_per_epoch(self.config, data)
+        self.batches = updates_per_epoch(self.config, len(data.train))
         self.fingerprint = data.fingerprint()
         self.warned: set[tuple[str, str]] = set()
         self.bits = {block.name: block.layer.weight_bits for block in task.network.blocks}
@@ -148,8 +149,8 @@ class _Loop:
             info = resume.info
             if info["config"] != self.config.digest():
                 raise CheckpointError(
-                    f"{folder.config} was changed after the checkpoint {folder.path / 'last.json'} was written; put the "
-                    "settings back, or begin a new run with --config"
+                    f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
+                    "back, or begin a new run with --config"
                 )
             if info["data"] != self.fingerprint:
                 raise CheckpointError(
@@ -175,7 +176,8 @@ class _Loop:
         with self.metrics:
             if self.step == 0:
                 self.save()
-            self.reporter.begin(self.config.epochs, self.config.epochs * self.batches, self.step, self.config.batch_size)
+            total = self.config.epochs * self.batches
+            self.reporter.begin(self.config.epochs, total, self.step, self.config.batch_size)
             try:
                 return self.epochs()
             except _StopNow:
@@ -292,7 +294,8 @@ class _Loop:
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
         """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch."""
         if validation is None:
-            return {**where, "by": "training loss", "value": sums.loss / sums.samples, "score": -sums.loss / sums.samples}
+            loss = sums.loss / sums.samples
+            return {**where, "by": "training loss", "value": loss, "score": -loss}
         accuracy = validation.sums.correct / validation.sums.samples
         return {**where, "by": "validation accuracy", "value": accuracy, "score": accuracy}
 
@@ -317,6 +320,7 @@ class _Loop:
             "config": self.config.digest(),
             "data": self.fingerprint,
             "network": self.task.network.notation,
+            "inputs": self.task.inputs.to_json(),
             "backend": self.task.trainer.backend.name,
         }
 
@@ -349,8 +353,8 @@ class _Loop:
             if grid.bits < self.bits[name] and np.isfinite(grid.headroom) and grid.headroom < 24:
                 self.warn_once(
                     (name, f"bits {grid.bits}"),
-                    f"layer {name}: its weights fell to {grid.bits} of {self.bits[name]} bits at update {self.step}, so that "
-                    "its sums stay exact; fewer inputs, pooling or smaller weights (weight decay) keep more",
+                    f"layer {name}: its weights fell to {grid.bits} of {self.bits[name]} bits at update {self.step}, "
+                    "so that its sums stay exact; fewer inputs, pooling or weight decay keep more",
                 )
 
     def watch_rates(self, sums: Sums) -> None:
@@ -365,8 +369,8 @@ class _Loop:
             elif rate > SATURATED_RATE:
                 self.warn_once(
                     (name, "saturated"),
-                    f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a smaller "
-                    "--init-gain or a higher --threshold calms it",
+                    f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a "
+                    "smaller --init-gain or a higher --threshold calms it",
                 )
 
     def warn_once(self, key: tuple[str, str], text: str) -> None:
@@ -385,5 +389,6 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         return task.trainer.import_state(saved.tensors)
     except (ShapeError, KeyError) as error:
         raise CheckpointError(
-            f"the checkpoint in {folder.path} does not fit the network {task.network}: {error}; were its settings changed?"
+            f"the checkpoint in {folder.path} does not fit the network {task.network}: {error}; was "
+            "config.toml changed?"
         ) from error

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from stsbp.errors import FileError
 from stsbp_spec.encoders import LabelCode
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
+
+from stsbp.errors import FileError
 
 __all__ = ["LabelDistances", "MetricsFile", "Sums"]
 
@@ -183,4 +184,3 @@ class MetricsFile:
 
 def _unwritable(path: Path, error: OSError) -> FileError:
     return FileError(f"cannot write {path}: {error.strerror or error}; the checkpoints are untouched")
-

@@ -1,10 +1,10 @@
 """The folder of a run: which files it has, who may write into it, and what a new run may not overwrite.
 
-    config.toml          every setting; `stsbp train --config` reads it
-    environment.json     versions, backend, device and time of every start
-    metrics.jsonl        one line a record (metrics.py)
-    last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
-    .lock                held by the process that trains
+config.toml          every setting; `stsbp train --config` reads it
+environment.json     versions, backend, device and time of every start
+metrics.jsonl        one line a record (metrics.py)
+last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
+.lock                held by the process that trains
 """
 
 from __future__ import annotations
@@ -20,18 +20,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from stsbp_spec.backend import AbstractBackend
+
 from stsbp import __version__
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import write_atomically
-from stsbp_spec.backend import AbstractBackend
 
 __all__ = ["RunFolder"]
 
-_PACKAGES = ("stsbp", "stsbp-spec", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "torch", "numba", "triton", "jax",
-             "jaxlib", "cupy-cuda12x", "cupy-cuda13x", "safetensors")  # fmt: skip
-_PATTERNS = ("config.toml", "environment.json", "metrics.jsonl", "last.json", "best.json", "last-*.safetensors",
-             "best-*.safetensors", ".*.tmp", ".lock")  # fmt: skip
+_PACKAGES = (
+    *("stsbp", "stsbp-spec", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
+    *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
+)
+_PATTERNS = (
+    *("config.toml", "environment.json", "metrics.jsonl", ".*.tmp", ".lock"),
+    *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors"),
+)
 
 
 class RunFolder:
@@ -63,7 +68,7 @@ class RunFolder:
         except FileNotFoundError:
             return True
         except NotADirectoryError:
-            raise FileError(f"cannot write {self.path}: it, or a part of its path, is a file; choose another --out") from None
+            raise FileError(f"cannot write {self.path}: a part of its path is a file; choose another --out") from None
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}; choose another --out") from error
 
@@ -138,7 +143,8 @@ class RunFolder:
             own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
             foreign = sorted(path.name for path in self.path.iterdir() if path not in own)
             if foreign:
-                raise FileError(f"{self.path} holds files that no run wrote ({', '.join(foreign[:3])}); choose another --out")
+                some = ", ".join(foreign[:3])
+                raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
             # Descriptions first: a checkpoint is gone when nothing names it any more.
             for path in sorted(own, key=lambda path: (path.suffix != ".json", path.name)):
                 if path.name != ".lock":

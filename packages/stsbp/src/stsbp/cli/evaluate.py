@@ -1,0 +1,98 @@
+"""`stsbp evaluate`: a trained network on a split of its data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from stsbp.cli import COMMANDS, Globals
+from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.errors import ConfigError
+from stsbp.training.build import load_data
+from stsbp.training.evaluate import Evaluation, evaluate
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+
+__all__ = ["command"]
+
+
+@click.command("evaluate", short_help=COMMANDS["evaluate"])
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["test", "validation", "train"]), help="On."
+)
+@click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
+@click.option("--batch-size", type=click.IntRange(1), help="Samples at a time.  [default: that of the run]")
+@click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_obj
+def command(
+    options: Globals,
+    run: Path,
+    checkpoint: str,
+    split: str,
+    data_dir: str | None,
+    batch_size: int | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates."""
+    folder = RunFolder(run)
+    config = folder.read_config()
+    limit_threads(config.threads if threads is None else threads)
+    trained = load_trained(folder, checkpoint, choose_backend(options))
+    show = reporter()
+    try:
+        data = load_data(config if data_dir is None else config.model_copy(update={"data_dir": data_dir}), show.loading)
+        if split not in data.splits():
+            raise ConfigError(f"the run has no {split} split; it was trained without --validation")
+        if data.inputs != trained.task.inputs:
+            raise ConfigError(
+                f"the data have inputs {data.inputs.shape} of {len(data.inputs.classes)} classes, the run was trained "
+                f"on {trained.task.inputs.shape} and {len(trained.task.inputs.classes)}; give the same --data-dir"
+            )
+        samples = data.splits()[split]
+        found = evaluate(
+            trained.task,
+            trained.state,
+            samples,
+            batch_size or config.batch_size,
+            lambda done: show.loading(f"evaluating {split}", done, len(samples)),
+        )
+        for note in data.dataset.notes:
+            show.note(note)
+    finally:
+        show.close()
+    if as_json:
+        record = found.record(split)
+        extra = {"confusion": found.confusion.tolist(), "classes": list(data.inputs.classes)}
+        where = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
+        click.echo(json.dumps({**where, **record, **extra}))
+    else:
+        click.echo(_text(found, split, data.inputs.classes))
+
+
+def _text(found: Evaluation, split: str, classes: tuple[str, ...]) -> str:
+    means = found.sums.means()
+    names = [name if len(name) <= 10 else name[:9] + "." for name in classes]
+    width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
+    recall = np.diag(found.confusion) / np.maximum(1, found.confusion.sum(axis=1))
+    lines = [
+        f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
+        f"accuracy  {means['accuracy']:.2%}  nearest label sequence",
+        f"          {means['accuracy_spike_count']:.2%}  spike count",
+        f"loss      {means['loss']:.4f}",
+        "spikes per neuron and step:",
+        *(f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items()),
+        "confusion matrix (row: true class, column: nearest label sequence, last column: recall):",
+        "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
+    ]
+    for name, row, share in zip(names, found.confusion, recall, strict=True):
+        cells = "".join(f" {count or '.':>{width}}" for count in row.tolist())
+        lines.append(f"  {name:>{width}}{cells}  {share:.1%}")
+    return "\n".join(lines)

@@ -1,0 +1,105 @@
+"""`stsbp predict`: classes of single files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import UInt8
+
+from stsbp.cli import COMMANDS, Globals
+from stsbp.cli.common import choose_backend
+from stsbp.datasets.image_folder import SUFFIXES, read_image
+from stsbp.datasets.nmnist import read_recording
+from stsbp.errors import DataError
+from stsbp.training.build import Inputs
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+
+__all__ = ["command", "read_input"]
+
+
+@click.command("predict", short_help=COMMANDS["predict"])
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
+@click.pass_obj
+def command(options: Globals, run: Path, files: tuple[Path, ...], checkpoint: str, as_json: bool) -> None:
+    """Classify FILEs with the network in the folder RUN.
+
+    Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), or numpy arrays
+    (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames). Printed: the class of the nearest
+    label sequence, and the distance to that of each class in the metric of the loss.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    trained = load_trained(folder, checkpoint, choose_backend(options))
+    inputs = trained.task.inputs
+    samples = [read_input(path, inputs, config.steps) for path in files]
+    batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
+    spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
+    distances = trained.task.distances(spikes)
+    rows = zip(files, nearest_sequence(distances).tolist(), spike_count(spikes).tolist(), distances, strict=True)
+    for path, nearest, counted, distance in rows:
+        named = dict(zip(inputs.classes, np.round(distance, 6).tolist(), strict=True))
+        if as_json:
+            result = {
+                "file": str(path),
+                "class": inputs.classes[nearest],
+                "class_spike_count": inputs.classes[counted],
+                "distances": named,
+            }
+            click.echo(json.dumps(result))
+            continue
+        click.echo(f"{path}: {inputs.classes[nearest]} (by spike count {inputs.classes[counted]})")
+        click.echo("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in named.items()))
+
+
+def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
+    """The input of one file: an image `[C, H, W]` or frames `[T, C, H, W]`, uint8.
+
+    Raises:
+        DataError: it cannot be read, or is not what the network reads.
+    """
+    events = inputs.coding == "events"
+    expected = (steps, *inputs.shape) if events else inputs.shape
+    kind = path.suffix.lower()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if kind == ".npy":
+        sample = _array(path)
+        if not events and sample.shape == inputs.shape[1:] and inputs.shape[0] == 1:
+            sample = sample[None]
+    elif kind == ".bin" and events and len(inputs.shape) == 3:
+        polarities, height, width = inputs.shape
+        binning = EventBinning(steps=steps, polarities=polarities, height=height, width=width)
+        sample = binning.frames(*read_recording(content, path))
+    elif kind in SUFFIXES and not events and len(inputs.shape) == 3:
+        channels, height, width = inputs.shape
+        sample = read_image(
+            content, path, channels=3 if channels == 3 else None, size=height if height == width else None
+        )
+    else:
+        wanted = ".bin (N-MNIST) or .npy" if events else f"{', '.join(SUFFIXES)} or .npy"
+        raise DataError(f"{path}: the network reads {inputs.coding} inputs, so the file must end in {wanted}")
+    if sample.shape != expected:
+        axes = "[T, C, H, W]" if events else "[C, H, W]"
+        raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")
+    return sample
+
+
+def _array(path: Path) -> UInt8:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a numpy array: {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+        raise DataError(f"{path} must hold uint8 values, got {getattr(array, 'dtype', type(array).__name__)}")
+    return array

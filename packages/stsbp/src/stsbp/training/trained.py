@@ -1,0 +1,46 @@
+"""A trained network, read back from its run folder for evaluation and prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.trainer import TrainState
+
+from stsbp.config import RunConfig
+from stsbp.errors import CheckpointError
+from stsbp.training import checkpoint
+from stsbp.training.build import Inputs, Task, build_task
+from stsbp.training.loop import import_checkpoint
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["Trained", "load_trained"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Settings, network and state of a checkpoint, and what else it says."""
+
+    config: RunConfig
+    task: Task
+    state: TrainState
+    info: dict[str, Any]
+
+
+def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trained:
+    """Read the checkpoint `name` (`last` or `best`) of a run for a backend, whichever backend wrote it.
+
+    Raises:
+        CheckpointError: there is no such run, or the checkpoint is damaged or does not fit the settings.
+    """
+    config = folder.read_config()
+    saved = checkpoint.load(folder.path, name)
+    if saved.info.get("config") != config.digest():
+        raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
+    try:
+        inputs = Inputs.from_json(saved.info["inputs"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder.path / name}.json does not say what the inputs are: {error}") from error
+    task = build_task(config, inputs, backend)
+    return Trained(config, task, import_checkpoint(task, saved, folder), saved.info)
