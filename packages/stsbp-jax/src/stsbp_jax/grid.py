@@ -1,0 +1,186 @@
+"""grid.py of the spec in JAX: the exact-arithmetic contract inside a jit.
+
+XLA fuses `a*b + c` into one rounding wherever a product feeds an addition. `Rounding` prevents it: the product's bits
+pass an exclusive-or with a zero that the compiler cannot prove to be one. `float64` and `int64` are used in the
+middle of functions whose caller has x64 switched off; `wide()` opens them locally, for the code being traced only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, headroom_bits
+from stsbp_spec.network import Block
+
+__all__ = [
+    "GridChoice",
+    "Rounding",
+    "describe_grid",
+    "divide",
+    "error_grid",
+    "exponent",
+    "largest_magnitude",
+    "power_of_two",
+    "round_to_grid",
+    "snap",
+    "square_root",
+    "weight_grid",
+    "wide",
+]
+
+ZERO = np.float32(0)
+
+
+def wide() -> AbstractContextManager[Any]:
+    """A context in which float64 and int64 exist; it ends with the block and is seen by this thread alone."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64(True)
+
+
+class Rounding:
+    """Rounds a float32 product before an addition can absorb it.
+
+    With `n` the bits of one element of `data`, `n (n + 1) & 1` is zero, and neither XLA nor LLVM knows. The barrier
+    keeps this true where `data` is a constant of the jitted function: without it XLA evaluates the element, and the
+    exclusive-or is gone.
+
+    Args:
+        data: any non-empty array of four-byte elements that the computation reads.
+    """
+
+    def __init__(self, data: Array) -> None:
+        element = data[(0,) * data.ndim]
+        n = lax.optimization_barrier(lax.bitcast_convert_type(element, np.uint32))
+        self._zero = n * (n + np.uint32(1)) & np.uint32(1)
+
+    def __call__(self, product: Array) -> Array:
+        """`product`, any shape, rounded to float32."""
+        bits = lax.bitcast_convert_type(product, np.uint32) ^ self._zero
+        return lax.bitcast_convert_type(bits, np.float32)
+
+
+def snap(x: Array) -> Array:
+    """`x` with magnitudes below 2^-100 replaced by zero, any shape."""
+    return jnp.where(jnp.abs(x) < FLOOR, ZERO, x)
+
+
+def power_of_two(q: Array) -> Array:
+    """`2^q`, float32, for integers `q` from -126 to 127."""
+    return lax.bitcast_convert_type((q.astype(np.int32) + np.int32(127)) << np.int32(23), np.float32)
+
+
+def exponent(largest: Array) -> Array:
+    """`frexp(largest)[1]` of a normal float32 above 0."""
+    return (lax.bitcast_convert_type(largest, np.int32) >> np.int32(23)) - np.int32(126)
+
+
+def _divide_wide(a: Array, b: Array) -> Array:
+    # 53 bits are more than 2 * 24 + 2, so rounding twice gives the correctly rounded quotient.
+    with wide():
+        return (a.astype(np.float64) / b.astype(np.float64)).astype(np.float32)
+
+
+def _square_root_wide(x: Array) -> Array:
+    with wide():
+        return jnp.sqrt(x.astype(np.float64)).astype(np.float32)
+
+
+def divide(a: Array, b: Array) -> Array:
+    """`a / b`, float32, correctly rounded; GPU compilers approximate float32 division, hence the way round."""
+    return lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
+
+
+def square_root(x: Array) -> Array:
+    """`sqrt(x)`, float32, correctly rounded; see `divide`."""
+    return lax.platform_dependent(x, cpu=lax.sqrt, default=_square_root_wide)
+
+
+def round_to_grid(x: Array, q: Array) -> Array:
+    """`round(x 2^q) / 2^q`, halves to even."""
+    return jnp.rint(x * power_of_two(q)) * power_of_two(-q)
+
+
+class GridChoice(NamedTuple):
+    """A weight grid as it is found inside a jit.
+
+    Attributes:
+        exponent: `q`, int32.
+        coarser: bits given up to meet the bound, int32; more than `weight_bits - MIN_WEIGHT_BITS`: no grid fits.
+        bound: the largest partial sum in units of `2^-q`, float64, inputs in [0, 1].
+        finite: whether every weight is finite.
+    """
+
+    exponent: Array
+    coarser: Array
+    bound: Array
+    finite: Array
+
+
+def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
+    """Weights of the forward pass, `[out, ...]` float32; NaN where no grid fits or a weight is not finite."""
+    bits = block.layer.weight_bits
+    # Sums of n units times the largest input, counted in units of the product's grid, must not pass 2^24.
+    most = 2.0**EXACT_LIMIT_BITS / (block.input_max * 2.0**block.input_exponent)
+    largest = jnp.max(jnp.abs(w))
+    finite = jnp.isfinite(largest)
+    silent = largest < FLOOR
+    q = np.int32(bits - 1) - exponent(jnp.where(finite & ~silent, largest, np.float32(1)))
+    q = jnp.where(jnp.rint(largest * power_of_two(q)) > np.float32(2 ** (bits - 1) - 1), q - np.int32(1), q)
+
+    def bound(coarser: Array) -> Array:
+        with wide():
+            rows = jnp.rint(w * power_of_two(q - coarser)).reshape(w.shape[0], -1).astype(np.float64)
+            positive = jnp.maximum(rows, 0.0).sum(axis=1).max()
+            negative = -jnp.minimum(rows, 0.0).sum(axis=1).min()
+            return jnp.maximum(positive, negative)
+
+    def too_fine(state: tuple[Array, Array]) -> Array:
+        coarser, n = state
+        with wide():
+            return (n > most) & (coarser <= bits - MIN_WEIGHT_BITS)
+
+    def next_grid(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        coarser = state[0] + np.int32(1)
+        return coarser, bound(coarser)
+
+    with wide():
+        first = jnp.zeros((), np.int32)
+        coarser, n = lax.while_loop(too_fine, next_grid, (first, bound(first)))
+    good = finite & (coarser <= np.int32(bits - MIN_WEIGHT_BITS))
+    wq = jnp.where(silent, ZERO, round_to_grid(w, q - coarser))
+    return jnp.where(good, wq, np.float32(np.nan)), GridChoice(
+        jnp.where(silent, np.int32(0), q - coarser),
+        jnp.where(silent, np.int32(bits - MIN_WEIGHT_BITS), coarser),
+        n,
+        finite,
+    )
+
+
+def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
+    """The grid as the spec reports it; None where there is none (the spec's own `weight_grid` says why)."""
+    q, coarser, n = int(choice.exponent), int(choice.coarser), float(choice.bound)
+    bits = block.layer.weight_bits - coarser
+    if not bool(choice.finite) or bits < MIN_WEIGHT_BITS:
+        return None
+    return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * block.input_max, q, block.input_exponent))
+
+
+def error_grid(dz: Array, bits: int) -> Array:
+    """Errors of a layer rounded to `bits` bits below the power of two above their maximum, the shape of `dz`."""
+    largest = jnp.max(jnp.abs(dz))
+    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(120))
+    return jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
+
+
+def largest_magnitude(arrays: Sequence[Array]) -> Array:
+    """Largest magnitude over several arrays, float32; NaN where one holds a NaN."""
+    return jnp.stack([jnp.max(jnp.abs(x)) for x in arrays]).max()

@@ -1,0 +1,52 @@
+"""JAX errors of stsbp_spec.losses, and each distance as a differentiable function."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.synapses.psp import PSP
+
+from stsbp_jax.losses import hamming, spike_count, van_rossum
+
+__all__ = ["distance", "error"]
+
+_MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
+
+
+def error(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
+    """`dL/do` of the batch loss, float32 `[T, B, N]`, from spikes and targets of that shape and any number type."""
+    result: Array = _MODULES[type(loss)].error(loss, psp, s, targets)
+    return result
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def distance(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
+    """Mean distance of a batch, a float32 scalar; its gradient in `s` is the spec's error, scaled by the cotangent.
+
+    Args:
+        loss: `VanRossum()`, `Hamming()` or `SpikeCount()`.
+        psp: filter of the output layer, `network.output_psp`.
+        s: output spikes, float32 `[T, B, N]`.
+        targets: target spike trains, `[T, B, N]`, any number type.
+    """
+    value: Array = _MODULES[type(loss)].distance(loss, psp, s, targets).mean()
+    return value
+
+
+def _distance_forward(loss: Loss, psp: PSP, s: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
+    return distance(loss, psp, s, targets), (s, targets)
+
+
+def _distance_backward(
+    loss: Loss, psp: PSP, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, None]:
+    s, targets = residuals
+    return error(loss, psp, s, targets) * cotangent, None
+
+
+distance.defvjp(_distance_forward, _distance_backward)

@@ -1,0 +1,1 @@
+"""JAX form of stsbp_spec.optim."""

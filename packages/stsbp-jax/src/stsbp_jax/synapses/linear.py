@@ -1,0 +1,94 @@
+"""synapses/linear.py of the spec in JAX, as matrix products.
+
+The spec flattens `(C, H, W)`; images are channels-last here, so the weights' columns are permuted instead.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.typing import Precision, Shape
+
+from stsbp_jax.grid import wide
+
+__all__ = ["backward", "forward", "linear"]
+
+
+def _columns_last(w: Array, shape: Shape) -> Array:
+    """Columns of `w` `[N, C * H * W]` in the order of an input of `shape` `(H, W, C)` or `(N,)`."""
+    if len(shape) == 1:
+        return w
+    h, width, c = shape
+    return w.reshape(-1, c, h, width).transpose(0, 2, 3, 1).reshape(w.shape)
+
+
+def _columns_first(w: Array, shape: Shape) -> Array:
+    """Inverse of `_columns_last`."""
+    if len(shape) == 1:
+        return w
+    h, width, c = shape
+    return w.reshape(-1, h, width, c).transpose(0, 3, 1, 2).reshape(w.shape)
+
+
+def forward(linear: Linear, s: Array, wq: Array) -> Array:
+    """`z = W s`, float32 `[T, B, N]` from spikes `[T, B, H, W, C]` or `[T, B, N]` of any number type."""
+    columns = _columns_last(wq, s.shape[2:]).T
+    flat = s.reshape(*s.shape[:2], -1).astype(np.float32)
+    return jnp.matmul(flat, columns, precision=lax.Precision.HIGHEST)
+
+
+def backward(
+    linear: Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
+) -> tuple[Array | None, Array]:
+    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    if precision == "reproducible":
+        with wide():
+            return _backward(linear, s, wq, dz, np.float64, need_input)
+    return _backward(linear, s, wq, dz, np.float32, need_input)
+
+
+def _backward(
+    linear: Linear, s: Array, wq: Array, dz: Array, dtype: type[np.float32] | type[np.float64], need_input: bool
+) -> tuple[Array | None, Array]:
+    error = dz.reshape(-1, linear.units).astype(dtype)
+    flat = s.reshape(error.shape[0], -1).astype(dtype)
+    dw = jnp.matmul(error.T, flat, precision=lax.Precision.HIGHEST).astype(np.float32)
+    ds = None
+    if need_input:
+        columns = _columns_last(wq, s.shape[2:]).astype(dtype)
+        ds = jnp.matmul(error, columns, precision=lax.Precision.HIGHEST).astype(np.float32).reshape(s.shape)
+    return ds, _columns_first(dw, s.shape[2:])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") -> Array:
+    """Full connection of spikes, `z = W s`; differentiable in `s` and `w`.
+
+    Args:
+        linear: number of units.
+        s: spikes, `[T, B, N]` or channels-last `[T, B, H, W, C]`, float32.
+        w: weights `[units, N]`, or `[units, C * H * W]` in the spec's order; see `conv2d`.
+        precision: of the backward pass.
+
+    Returns:
+        float32 `[T, B, units]`.
+    """
+    return forward(linear, s, w)
+
+
+def _linear_forward(linear: Linear, s: Array, w: Array, precision: Precision) -> tuple[Array, tuple[Array, Array]]:
+    return forward(linear, s, w), (s, w)
+
+
+def _linear_backward(
+    linear: Linear, precision: Precision, residuals: tuple[Array, Array], dz: Array
+) -> tuple[Array | None, Array]:
+    return backward(linear, *residuals, dz, precision=precision, need_input=True)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
