@@ -1,0 +1,161 @@
+"""The CuPy backend behind the interface of stsbp_spec.backend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.errors import BackendError
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
+
+from stsbp_cupy import cuda, grid, host, tensor_cores
+from stsbp_cupy.losses import hamming, spike_count, van_rossum
+from stsbp_cupy.neurons import lif
+from stsbp_cupy.optim import adamw
+from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear, psp
+from stsbp_cupy.synapses.weights import HalfUnits
+from stsbp_cupy.train_step import CupyTrainer
+
+__all__ = ["CupyBackend"]
+
+_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
+_LOSSES: dict[type, Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
+
+
+class CupyBackend(AbstractBackend):
+    """Raw CUDA kernels, on a GPU (`cuda`, `cuda:1`) or built for the CPU (`host`).
+
+    Attributes:
+        rt: the runtime that the launchers use.
+        notes: what opening the device found, for people (the verdict on tensor cores).
+    """
+
+    name: ClassVar[str] = "cupy"
+    rt: Runtime
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def devices(cls) -> tuple[Device, ...]:
+        problem = cuda.problem()
+        found = [] if problem else cuda.descriptions()
+        gpus = [Device(f"cuda:{i}" if i else "cuda", text) for i, text in enumerate(found)]
+        compiler = host.compiler()
+        text = f"the same kernels built by {compiler or 'a C++ compiler'}, numpy {np.__version__}"
+        return (
+            *(gpus or [Device("cuda", "NVIDIA GPU", problem)]),
+            Device("host", text, None if compiler else host.MISSING),
+        )
+
+    def open(self, device: str | None) -> str:
+        name = device or "cuda"
+        if name == "host":
+            self.rt = host.HostRuntime()
+            return name
+        match = re.fullmatch(r"cuda(?::(\d+))?", name)
+        if match is None:
+            raise BackendError(f"backend 'cupy' has the devices cuda, cuda:N and host, got {device!r}")
+        if problem := cuda.problem():
+            raise BackendError(f"backend 'cupy' cannot use {name}: {problem}")
+        index, count = int(match[1] or 0), len(cuda.descriptions())
+        if index >= count:
+            raise BackendError(f"backend 'cupy' cannot use {name}: CUDA numbers {count} GPU(s) from 0")
+        self.rt = cuda.CudaRuntime(index)
+        wrong = tensor_cores.prove(self.rt)
+        self.rt.tensor_cores = wrong is None
+        self.notes = (
+            ("forward pass on tensor cores, proved exact at start-up",)
+            if wrong is None
+            else (f"forward pass in float32: tensor cores are not exact here ({wrong})",)
+        )
+        return name
+
+    def asarray(self, x: AnyArray) -> Native:
+        return self.rt.xp.asarray(x)
+
+    def numpy(self, x: Native) -> AnyArray:
+        return self.rt.numpy(x.array if isinstance(x, HalfUnits) else x)
+
+    def encode(self, inputs: UInt8, coding: Coding) -> Native:
+        x = self.rt.xp.asarray(inputs)
+        return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
+
+    def synapse_forward(self, synapse: Conv2d | Linear, s: Native, wq: Native) -> tuple[Native, Any]:
+        z, residuals = _SYNAPSES[type(synapse)].forward(self.rt, synapse, s, wq)
+        return z, residuals
+
+    def synapse_backward(
+        self, synapse: Conv2d | Linear, residuals: Any, dz: Native, *, precision: Precision, need_input: bool
+    ) -> tuple[Native | None, Native]:
+        ds, dw = _SYNAPSES[type(synapse)].backward(
+            self.rt, synapse, residuals, dz, precision=precision, need_input=need_input
+        )
+        return ds, dw
+
+    def avgpool2d_forward(self, pool: AvgPool2d, s: Native) -> tuple[Native, Any]:
+        return avgpool2d.forward(self.rt, pool, s)
+
+    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Native) -> Native:
+        return avgpool2d.backward(self.rt, pool, residuals, d)
+
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Native:
+        return dropout.keep_mask(self.rt, seed, layer, step, shape, rate)
+
+    def dropout(self, mask: Native, s: Native) -> Native:
+        return dropout.apply(self.rt, mask, s)
+
+    def lif_forward(self, neuron: LIF, filter: Filter, z: Native, steps: int) -> tuple[Native, lif.Residuals]:
+        return lif.forward(self.rt, neuron, filter, z, steps)
+
+    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Native) -> Native:
+        return lif.backward(self.rt, neuron, filter, residuals, ds)
+
+    def lif_potentials(self, residuals: lif.Residuals) -> Native:
+        return lif.potentials(self.rt, residuals)
+
+    def psp_forward(self, psp_: PSP, s: Native) -> Native:
+        return psp.forward(self.rt, psp_, s)
+
+    def psp_backward(self, psp_: PSP, da: Native) -> Native:
+        return psp.backward(self.rt, psp_, da)
+
+    def loss_error(self, loss: Loss, psp_: PSP, s: Native, targets: Native) -> Native:
+        return _LOSSES[type(loss)].error(self.rt, loss, psp_, s, targets)
+
+    def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
+        (found,) = self.weight_grids((block,), (w,))
+        return found
+
+    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+        """`weight_grid` of several layers with one transfer from the device."""
+        grids = grid.weight_grids(self.rt, blocks, weights)
+        return [
+            (tensor_cores.for_layer(self.rt, block, wq, found), found)
+            for block, (wq, found) in zip(blocks, grids, strict=True)
+        ]
+
+    def error_grid(self, dz: Native, bits: int) -> Native:
+        return grid.error_grid(self.rt, dz, bits)
+
+    def gradient_norm(self, gradients: Sequence[Native]) -> float:
+        return adamw.gradient_norm(self.rt, gradients)
+
+    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
+        return adamw.update(self.rt, scalars, w, g, m, v)
+
+    def spike_rate(self, s: Native) -> float:
+        return int(self.rt.xp.count_nonzero(s)) / int(s.size)
+
+    def trainer(
+        self, network: NetworkSpec, loss: Loss, optimizer: AdamW, *, precision: Precision = "fast", seed: int = 0
+    ) -> CupyTrainer:
+        return CupyTrainer(self, network, loss, optimizer, precision, seed)

@@ -1,0 +1,217 @@
+"""The device `cuda`: kernels compiled by NVRTC, launched by CuPy, matrix products by cuBLAS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from stsbp_spec.errors import BackendError
+from stsbp_spec.typing import AnyArray, Native
+
+from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.source import KERNELS, cached, entries, fingerprint, source_files
+
+__all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
+
+# -fmad=false although every product is an intrinsic; the contract's floor would allow -ftz=true as well.
+FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true", f"-I{KERNELS}")
+_BLOCK = 256
+_INSTALL = "python -m pip install 'stsbp-cupy[cuda12]' (or [cuda13], as the driver allows)"
+_INSTEAD = "; without a GPU use --device host, which runs the same kernels on the CPU"
+
+
+def problem() -> str | None:
+    """Why CUDA cannot be used here, and what would help; None: it can."""
+    try:
+        import cupy
+    except ImportError as error:
+        # A CuPy that is there but broken keeps its own words.
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        cause = "CuPy is not installed" if missing else f"CuPy does not import ({_line(error)})"
+        return f"{cause}; {_INSTALL}{_INSTEAD}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        name = str(error)
+        if "InsufficientDriver" in name:
+            return f"no CUDA driver is installed, or it is too old for this CuPy ({_line(error)}){_INSTEAD}"
+        if "NoDevice" in name:
+            return f"the CUDA driver sees no GPU ({_line(error)}){_INSTEAD}"
+        return f"CUDA does not start ({_line(error)}){_INSTEAD}"
+    if count == 0:
+        return f"the CUDA driver sees no GPU{_INSTEAD}"
+    try:
+        from cupy.cuda import nvrtc
+        from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
+
+        nvrtc.getVersion()
+        cublas.CUBLAS_COMPUTE_32F  # noqa: B018  # the attribute loads the library
+    except (ImportError, RuntimeError) as error:
+        return f"CuPy finds no cuBLAS or NVRTC ({_line(error)}); {_INSTALL}"
+    return None
+
+
+def descriptions() -> list[str]:
+    """Name and memory of every GPU."""
+    import cupy
+
+    found = []
+    for index in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(index)
+        name, gib = properties["name"].decode(), properties["totalGlobalMem"] / 2**30
+        found.append(f"{name}, {gib:.0f} GiB, sm_{properties['major']}{properties['minor']}")
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def compile_kernels(path: Path, architecture: str, *options: str) -> tuple[bytes, bytes, str]:
+    """Compile one .cu file by NVRTC; needs no device and no driver.
+
+    Args:
+        path: the file.
+        architecture: `sm_80` or the like.
+        options: further options.
+
+    Returns:
+        The machine code (empty for a `compute_` architecture), the PTX and the log.
+
+    Raises:
+        BackendError: NVRTC refuses the file.
+    """
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(path.read_text(), path.name, [], [])
+    try:
+        nvrtc.compileProgram(program, (*FLAGS, f"-arch={architecture}", *options))
+        code = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
+        return code, nvrtc.getPTX(program), nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        log = nvrtc.getProgramLog(program).strip()[:2000]
+        raise BackendError(f"NVRTC cannot compile {path.name} for {architecture}: {_line(error)}\n{log}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def choose_architecture(capability: str, supported: Sequence[int]) -> str:
+    """Target of a device of `capability` ("90"): its own machine code, or PTX of the newest that NVRTC knows."""
+    if int(capability) in supported:
+        return f"sm_{capability}"
+    return f"compute_{max(a for a in supported if a <= int(capability))}"
+
+
+class Gemm(NamedTuple):
+    """cuBLAS's view of a row-major product: `out^T = b^T a^T`, all column-major; `first` is `b`, `second` is `a`."""
+
+    transpose_first: bool
+    transpose_second: bool
+    m: int
+    n: int
+    k: int
+    first_stride: int
+    second_stride: int
+    out_stride: int
+
+
+def gemm_layout(a: Any, b: Any, out: Any) -> Gemm:
+    """Arguments of a column-major GEMM for `out = a b`, row-major; `a` and `b` contiguous or transposed views.
+
+    Raises:
+        TypeError: a matrix is neither; a bug of the caller.
+    """
+    (n, k), m = a.shape, b.shape[1]
+    if b.shape[0] != k or out.shape != (n, m) or not out.flags.c_contiguous:
+        raise TypeError(f"no product of {a.shape} and {b.shape} fits {out.shape} with strides {out.strides}")
+    layouts = []
+    for x in (b, a):
+        rows, columns = x.shape
+        if x.flags.c_contiguous:
+            layouts.append((False, columns))
+        elif x.flags.f_contiguous:
+            layouts.append((True, rows))
+        else:
+            raise TypeError(f"a matrix of shape {x.shape} has strides {x.strides}; it must be contiguous")
+    (first, first_stride), (second, second_stride) = layouts
+    return Gemm(first, second, m, n, k, first_stride, second_stride, m)
+
+
+class CudaRuntime(Runtime):
+    """One GPU.
+
+    Args:
+        index: CUDA's number of the device; it becomes the calling thread's current device.
+
+    Raises:
+        BackendError: the kernels cannot be compiled.
+    """
+
+    warp_size: ClassVar[int] = 32
+    reduction_threads: ClassVar[int] = 1024 * _BLOCK
+    chunk_bytes: ClassVar[int] = 512 * 2**20
+
+    def __init__(self, index: int) -> None:
+        import cupy
+        from cupy.cuda import device
+        from cupy_backends.cuda.libs import cublas
+
+        self.xp: Any = cupy
+        self._cublas, self._handle = cublas, device.get_cublas_handle
+        cupy.cuda.Device(index).use()
+        capability = str(cupy.cuda.Device(index).compute_capability)
+        modules = {path.name: cupy.RawModule(path=str(_compiled(path, capability))) for path in source_files()}
+        self._entries = entries()
+        self._functions = {name: modules[entry.file].get_function(name) for name, entry in self._entries.items()}
+
+    def launch(self, name: str, threads: int, *arguments: Any) -> None:
+        values = self._entries[name].arguments(arguments)
+        self._functions[name](((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(values))
+
+    def gemm(
+        self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0
+    ) -> None:
+        # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
+        blas, layout = self._cublas, gemm_layout(a, b, out)
+        compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F
+        scale = np.array(alpha, out.dtype)
+        beta = np.array(1.0 if accumulate else 0.0, out.dtype)
+        operand, result = _CUDA_TYPES[a.dtype.char], _CUDA_TYPES[out.dtype.char]
+        blas.gemmEx(
+            self._handle(),
+            blas.CUBLAS_OP_T if layout.transpose_first else blas.CUBLAS_OP_N,
+            blas.CUBLAS_OP_T if layout.transpose_second else blas.CUBLAS_OP_N,
+            layout.m, layout.n, layout.k, scale.ctypes.data,
+            b.data.ptr, operand, layout.first_stride,
+            a.data.ptr, operand, layout.second_stride,
+            beta.ctypes.data, out.data.ptr, result, layout.out_stride,
+            compute, blas.CUBLAS_GEMM_DEFAULT,
+        )  # fmt: skip
+
+    def numpy(self, x: Native) -> AnyArray:
+        result: AnyArray = self.xp.asnumpy(x)
+        return result
+
+
+# cudaDataType_t of library_types.h by numpy's character of the dtype.
+_CUDA_TYPES = {"f": 0, "d": 1, "e": 2}
+
+
+@cache
+def _compiled(path: Path, capability: str) -> Path:
+    from cupy.cuda import nvrtc
+
+    architecture = choose_architecture(capability, nvrtc.getSupportedArchs())
+    version = ".".join(map(str, nvrtc.getVersion()))
+    flags = re.sub(r"-I\S+", "", " ".join(FLAGS))
+    kind = "cubin" if architecture.startswith("sm_") else "ptx"
+    name = f"{path.stem}-{architecture}-{fingerprint(version, architecture, flags, path.name)}.{kind}"
+    with cached(name) as (file, scratch):
+        if scratch is not None:
+            machine, ptx, _ = compile_kernels(path, architecture)
+            scratch.write_bytes(machine or ptx)
+    return file

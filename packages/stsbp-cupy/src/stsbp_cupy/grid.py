@@ -1,0 +1,94 @@
+"""grid.py by kernels/weight_grid.cu and kernels/error_grid.cu; exponents are found on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, headroom_bits
+from stsbp_spec.network import Block
+from stsbp_spec.typing import Native
+
+from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+
+__all__ = ["error_grid", "launch_max_abs", "magnitude", "weight_grids"]
+
+
+def magnitude(bits: int) -> float:
+    """The float32 whose bits `max_abs` left."""
+    return float(np.uint32(bits).view(np.float32))
+
+
+def launch_max_abs(rt: Runtime, x: Native, largest: Native) -> None:
+    """Raise `largest` `[1]` uint64 to the bits of the largest magnitude in `x`."""
+    rt.launch("max_abs", min(rt.reduction_threads, x.size), x, largest, x.size)
+
+
+def error_grid(rt: Runtime, dz: Native, bits: int) -> Native:
+    """`dz` rounded to `bits` bits below the power of two above its maximum; no transfer from the device."""
+    dz = memory(rt, dz)
+    largest = rt.xp.zeros(1, np.uint64)
+    launch_max_abs(rt, dz, largest)
+    out = rt.empty_like(dz)
+    lanes = lanes_of(dz.size, dz, out)
+    rt.launch("round_errors", dz.size // lanes, dz, out, largest, dz.size, bits, lanes)
+    return logical(rt, out)
+
+
+def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+    """`grid.weight_grid` of several layers, with one transfer from the device unless a layer needs a coarser grid.
+
+    Raises:
+        NumericError: a weight is not finite.
+        ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
+    """
+    xp = rt.xp
+    found = xp.zeros((len(blocks), 2), np.uint64)
+    masters = [xp.ascontiguousarray(w) for w in weights]
+    rounded = []
+    for block, w, pair in zip(blocks, masters, found, strict=True):
+        launch_max_abs(rt, w, pair[:1])
+        rounded.append(_round(rt, block, w, pair, 0))
+    host = rt.numpy(found)
+    grids: list[tuple[Native, WeightGrid]] = []
+    for i, (block, w) in enumerate(zip(blocks, masters, strict=True)):
+        wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
+        bits = block.layer.weight_bits
+        if not math.isfinite(largest):
+            raise NumericError(f"layer {block.name}: a weight is not finite")
+        if largest < FLOOR:
+            grids.append((wq, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))))
+            continue
+        q = bits - 1 - math.frexp(largest)[1]
+        if round(largest * 2.0**q) > 2 ** (bits - 1) - 1:
+            q -= 1
+        coarser = 0
+        while (headroom := _headroom(block, bound, q - coarser)) < 0:
+            coarser += 1
+            if bits - coarser < MIN_WEIGHT_BITS:
+                raise ExactnessError(
+                    f"layer {block.name}: sums of {w[0].size} inputs leave the range that float32 adds exactly, even "
+                    f"with {MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
+                )
+            pair = found[i]
+            pair[1:] = 0
+            wq = _round(rt, block, w, pair, coarser)
+            bound = int(rt.numpy(pair)[1])
+        grids.append((wq, WeightGrid(exponent=q - coarser, bits=bits - coarser, headroom=headroom)))
+    return grids
+
+
+def _round(rt: Runtime, block: Block, w: Native, pair: Native, coarser: int) -> Native:
+    """Weights on the grid; `pair` holds the largest magnitude and receives the bound in units."""
+    bits = block.layer.weight_bits
+    wq = rt.empty_like(w)
+    rt.launch("round_weights", w.size, w, wq, pair[:1], w.size, bits, coarser)
+    rows, length = len(w), w.size // len(w)
+    rt.launch("row_bound", rows * rt.warp_size, wq, pair[:1], pair[1:], rows, length, bits, coarser)
+    return wq
+
+
+def _headroom(block: Block, units: int, exponent: int) -> float:
+    return headroom_bits(units * 2.0**-exponent * block.input_max, exponent, block.input_exponent)

@@ -1,0 +1,83 @@
+// Average pooling over size x size windows and its adjoint, channels-last: stsbp_spec/synapses/avgpool2d.py.
+// Both are exact: spikes add to small integers, and `scale` = size^-2 is a power of two.
+#include "contract.cuh"
+
+template <int W, class T>
+__device__ __forceinline__ void forward(
+    const T* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width, int size,
+    float scale) {
+    const long long first = thread_index() * W;
+    if (first >= count) return;
+    const int rows = height / size, columns = width / size;
+    const int c = first % channels;
+    const long long position = first / channels;
+    const int x = position % columns;
+    const int y = position / columns % rows;
+    const long long frame = position / columns / rows;
+    Lanes<float, W> sum = {};
+    for (int i = 0; i < size; ++i) {
+        for (int j = 0; j < size; ++j) {
+            const long long from = ((frame * height + y * size + i) * width + x * size + j) * channels + c;
+            const Lanes<T, W> value = load<W>(s + from);
+#pragma unroll
+            for (int lane = 0; lane < W; ++lane) {
+                sum.x[lane] = __fadd_rn(sum.x[lane], static_cast<float>(value.x[lane]));
+            }
+        }
+    }
+#pragma unroll
+    for (int lane = 0; lane < W; ++lane) sum.x[lane] = __fmul_rn(sum.x[lane], scale);
+    store(out + first, sum);
+}
+
+extern "C" __global__ void avgpool2d_u8(
+    const unsigned char* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width,
+    int size, float scale, int lanes) {
+    if (lanes == 4) {
+        forward<4>(s, out, count, channels, height, width, size, scale);
+    } else {
+        forward<1>(s, out, count, channels, height, width, size, scale);
+    }
+}
+
+extern "C" __global__ void avgpool2d_f32(
+    const float* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width,
+    int size, float scale, int lanes) {
+    if (lanes == 4) {
+        forward<4>(s, out, count, channels, height, width, size, scale);
+    } else {
+        forward<1>(s, out, count, channels, height, width, size, scale);
+    }
+}
+
+template <int W>
+__device__ __forceinline__ void backward(
+    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int size,
+    float scale) {
+    const long long first = thread_index() * W;
+    if (first >= count) return;
+    const int rows = height / size, columns = width / size;
+    const int c = first % channels;
+    const long long position = first / channels;
+    const int x = position % width / size;
+    const int y = position / width % height / size;
+    const long long frame = position / width / height;
+    Lanes<float, W> value = {};
+    // Rows and columns that fill no window receive zero.
+    if (x < columns && y < rows) {
+        value = load<W>(d + ((frame * rows + y) * columns + x) * channels + c);
+#pragma unroll
+        for (int lane = 0; lane < W; ++lane) value.x[lane] = __fmul_rn(value.x[lane], scale);
+    }
+    store(ds + first, value);
+}
+
+extern "C" __global__ void avgpool2d_backward(
+    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int size,
+    float scale, int lanes) {
+    if (lanes == 4) {
+        backward<4>(d, ds, count, channels, height, width, size, scale);
+    } else {
+        backward<1>(d, ds, count, channels, height, width, size, scale);
+    }
+}

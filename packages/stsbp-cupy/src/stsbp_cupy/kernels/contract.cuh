@@ -1,0 +1,54 @@
+// What every kernel shares: the contract's floor, powers of two, and vectors of neighbouring values.
+//
+// Rules of these files. Wherever the contract rounds, arithmetic is written with __fmul_rn, __fadd_rn, __fsub_rn,
+// __fdiv_rn, __fsqrt_rn, which no compiler fuses or reorders; a plain float operator in them is a bug. Activations are
+// channels-last in memory, [T, B, H, W, C] or [T, B, N]. The same text compiles with NVRTC, nvcc and, with
+// host_shim.h in front, with a C++ compiler; entry points are `extern "C"`, and their parameters are pointers and numbers.
+#pragma once
+
+// W neighbouring values, which a thread reads and writes at once; no instruction moves more than 16 bytes.
+template <class T, int W>
+struct alignas(sizeof(T) * W < 16 ? sizeof(T) * W : 16) Lanes {
+    T x[W];
+};
+
+template <int W, class T>
+__device__ __forceinline__ Lanes<T, W> load(const T* p) {
+    return *reinterpret_cast<const Lanes<T, W>*>(p);
+}
+
+template <int W, class T>
+__device__ __forceinline__ void store(T* p, const Lanes<T, W>& value) {
+    *reinterpret_cast<Lanes<T, W>*>(p) = value;
+}
+
+__device__ __forceinline__ long long thread_index() {
+    return static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
+}
+
+__device__ __forceinline__ long long thread_count() {
+    return static_cast<long long>(gridDim.x) * blockDim.x;
+}
+
+// grid.FLOOR: magnitudes below 2^-100 become zero; NaN stays.
+__device__ __forceinline__ float snap(float x) {
+    return fabsf(x) < 0x1p-100f ? 0.0f : x;
+}
+
+// 2^q for q from -149 to 127, also where it is subnormal.
+__device__ __forceinline__ float power_of_two(int q) {
+    return __int_as_float(q < -126 ? 1 << (q + 149) : (q + 127) << 23);
+}
+
+// math.frexp(x)[1] of the float whose bits these are (a magnitude above the floor, hence normal, or not finite).
+__device__ __forceinline__ int binary_exponent(unsigned long long bits) {
+    const int field = static_cast<int>(bits >> 23) & 255;
+    return field == 255 ? 0 : field - 126;
+}
+
+// grid.error_exponent; `none` where every error is below the floor.
+__device__ __forceinline__ int error_exponent(unsigned long long largest, int bits, bool& none) {
+    none = __int_as_float(static_cast<int>(largest)) < 0x1p-100f;
+    const int q = bits - binary_exponent(largest);
+    return q < 120 ? q : 120;
+}

@@ -1,0 +1,169 @@
+// Convolutions as matrix products: windows of channels-last frames as rows (im2col) and the adjoint (col2im).
+// Row (frame, y, x) of `columns` holds [kernel, kernel, C]. Both gather, so no two threads write one value.
+#include "contract.cuh"
+
+// The bits of the half-precision number that equals x, an integer from 0 to 2048 (exact; see tensor_cores.py).
+__device__ __forceinline__ unsigned short half_bits(float x) {
+    return x == 0.0f ? 0 : static_cast<unsigned short>((__float_as_int(x) >> 13) - (112 << 10));
+}
+
+template <class T>
+struct Plain {
+    __device__ __forceinline__ T operator()(float x) const { return static_cast<T>(x); }
+};
+
+struct HalfUnits {
+    float scale;
+    __device__ __forceinline__ unsigned short operator()(float x) const { return half_bits(__fmul_rn(x, scale)); }
+};
+
+template <int W, class From, class To, class Convert>
+__device__ __forceinline__ void unfold(
+    const From* __restrict__ s, To* __restrict__ columns, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding, Convert convert) {
+    const unsigned int thread = thread_index();
+    if (thread >= count / W) return;
+    const unsigned int groups = channels / W;
+    const int c = thread % groups * W;
+    unsigned int rest = thread / groups;
+    const int j = rest % kernel;
+    rest /= kernel;
+    const int i = rest % kernel;
+    rest /= kernel;
+    const int x = static_cast<int>(rest % row_length) * stride + j - padding;
+    rest /= row_length;
+    const int y = static_cast<int>(rest % rows) * stride + i - padding;
+    const long long frame = rest / rows;
+    Lanes<From, W> value = {};
+    if (x >= 0 && x < width && y >= 0 && y < height) {
+        value = load<W>(s + ((frame * height + y) * width + x) * channels + c);
+    }
+    Lanes<To, W> out;
+#pragma unroll
+    for (int lane = 0; lane < W; ++lane) out.x[lane] = convert(static_cast<float>(value.x[lane]));
+    store(columns + static_cast<long long>(thread) * W, out);
+}
+
+extern "C" __global__ void im2col_u8_f32(
+    const unsigned char* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height,
+    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const Plain<float> convert;
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+extern "C" __global__ void im2col_f32_f32(
+    const float* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const Plain<float> convert;
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+extern "C" __global__ void im2col_u8_f64(
+    const unsigned char* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height,
+    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const Plain<double> convert;
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+extern "C" __global__ void im2col_f32_f64(
+    const float* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const Plain<double> convert;
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+// For tensor cores: inputs in units of 2^-input_exponent as half-precision integers; scale is 2^input_exponent.
+extern "C" __global__ void im2col_u8_f16(
+    const unsigned char* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels,
+    int height, int width, int rows, int row_length, int kernel, int stride, int padding, int lanes, float scale) {
+    const HalfUnits convert{scale};
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+extern "C" __global__ void im2col_f32_f16(
+    const float* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height,
+    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes, float scale) {
+    const HalfUnits convert{scale};
+    if (lanes == 4) {
+        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else {
+        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    }
+}
+
+__device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, b); }
+
+// ds[frame, y, x, c] is the sum over the taps (i, j) of the windows that this input fed, in this order.
+template <int W, class T>
+__device__ __forceinline__ void fold(
+    const T* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding) {
+    const unsigned int thread = thread_index();
+    if (thread >= count / W) return;
+    const unsigned int groups = channels / W;
+    const int c = thread % groups * W;
+    unsigned int rest = thread / groups;
+    const int x = static_cast<int>(rest % width) + padding;
+    rest /= width;
+    const int y = static_cast<int>(rest % height) + padding;
+    const long long frame = rest / height;
+    T sum[W] = {};
+    for (int i = 0; i < kernel; ++i) {
+        const int row = (y - i) / stride;
+        if (y < i || (y - i) % stride != 0 || row >= rows) continue;
+        for (int j = 0; j < kernel; ++j) {
+            const int column = (x - j) / stride;
+            if (x < j || (x - j) % stride != 0 || column >= row_length) continue;
+            const long long window = (frame * rows + row) * row_length + column;
+            const Lanes<T, W> value = load<W>(columns + ((window * kernel + i) * kernel + j) * channels + c);
+#pragma unroll
+            for (int lane = 0; lane < W; ++lane) sum[lane] = add(sum[lane], value.x[lane]);
+        }
+    }
+    Lanes<float, W> out;
+#pragma unroll
+    for (int lane = 0; lane < W; ++lane) out.x[lane] = static_cast<float>(sum[lane]);
+    store(ds + static_cast<long long>(thread) * W, out);
+}
+
+extern "C" __global__ void col2im_f32(
+    const float* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    if (lanes == 4) {
+        fold<4>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+    } else {
+        fold<1>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+    }
+}
+
+// Sums in float64 are exact on the error grid; the result is rounded once.
+extern "C" __global__ void col2im_f64(
+    const double* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
+    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    if (lanes == 2) {
+        fold<2>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+    } else {
+        fold<1>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+    }
+}

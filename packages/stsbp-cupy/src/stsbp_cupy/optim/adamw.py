@@ -1,0 +1,44 @@
+"""optim/adamw.py by kernels/adamw.cu."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import numpy as np
+from stsbp_spec.grid import error_exponent
+from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.typing import Native
+
+from stsbp_cupy.grid import launch_max_abs, magnitude
+from stsbp_cupy.runtime import Runtime
+
+__all__ = ["gradient_norm", "update"]
+
+
+def update(
+    rt: Runtime, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native
+) -> tuple[Native, Native, Native]:
+    """One update: new `(w, m, v)`; the old ones stay as they are."""
+    w, g, m, v = (rt.xp.ascontiguousarray(x) for x in (w, g, m, v))
+    new = rt.empty_like(w), rt.empty_like(w), rt.empty_like(w)
+    rt.launch("adamw", w.size, w, g, m, v, *new, w.size, *astuple(scalars))
+    return new
+
+
+def gradient_norm(rt: Runtime, gradients: Sequence[Native]) -> float:
+    """Global norm, from squares that add as integers; one transfer from the device."""
+    arrays = [rt.xp.ascontiguousarray(g) for g in gradients if g.size]
+    bits = norm_bits(sum(g.size for g in arrays))
+    found = rt.xp.zeros(2, np.uint64)
+    for g in arrays:
+        launch_max_abs(rt, g, found[:1])
+    for g in arrays:
+        rt.launch("sum_squares", min(rt.reduction_threads, g.size), g, found[:1], found[1:], g.size, bits)
+    largest_bits, total = (int(x) for x in rt.numpy(found))
+    largest = magnitude(largest_bits)
+    if not math.isfinite(largest):
+        return largest
+    q = error_exponent(largest, bits)
+    return 0.0 if q is None else math.sqrt(total) * 2.0**-q

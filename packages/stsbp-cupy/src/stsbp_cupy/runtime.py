@@ -1,0 +1,75 @@
+"""Where kernels run: an array module (`xp`: cupy or numpy), launches and matrix products.
+
+The launchers of this package are written against `Runtime` alone; host.py and cuda.py are its two kinds. Activations
+are channels-last in memory behind the spec's logical shapes: `memory` and `logical` are views wherever they can be.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+from stsbp_spec.typing import AnyArray, Native, Shape
+
+__all__ = ["Runtime", "lanes_of", "logical", "memory"]
+
+
+class Runtime(ABC):
+    """A device with compiled kernels."""
+
+    xp: Any
+    """numpy, or cupy which answers to the same names."""
+    warp_size: ClassVar[int]
+    reduction_threads: ClassVar[int]
+    """Threads that share a reduction."""
+    chunk_bytes: ClassVar[int]
+    """Memory for the unfolded windows of a convolution."""
+    tensor_cores: bool = False
+    """Whether half-precision products with float32 sums have been proved exact on this device."""
+
+    @abstractmethod
+    def launch(self, name: str, threads: int, *arguments: Any) -> None:
+        """Run kernel `name` on `threads` threads."""
+
+    @abstractmethod
+    def gemm(
+        self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0
+    ) -> None:
+        """`out = alpha a b`, or `out += alpha a b`, matrices; each of `a`, `b` contiguous or a transposed view.
+
+        float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.
+        """
+
+    @abstractmethod
+    def numpy(self, x: Native) -> AnyArray:
+        """A numpy array of `x`, in its logical layout."""
+
+    def empty(self, shape: Shape, dtype: Any) -> Native:
+        """An uninitialised array."""
+        return self.xp.empty(shape, dtype)
+
+    def empty_like(self, x: Native, dtype: Any = None) -> Native:
+        """An uninitialised contiguous array of the shape of `x`."""
+        return self.xp.empty(x.shape, x.dtype if dtype is None else dtype)
+
+
+def memory(rt: Runtime, x: Native) -> Native:
+    """Contiguous memory of an activation: `[..., C, H, W]` as `[..., H, W, C]`, fewer than four axes as they are."""
+    return rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
+
+
+def logical(rt: Runtime, x: Native) -> Native:
+    """Inverse of `memory`, a view."""
+    return rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
+
+
+def lanes_of(n: int, *arrays: Native, most: int = 4) -> int:
+    """Values that a thread may handle at once: `most` where `n` and the arrays' addresses allow it, else 1."""
+    if n % most:
+        return 1
+    for x in arrays:
+        address = x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
+        if address % min(16, most * x.itemsize):
+            return 1
+    return most

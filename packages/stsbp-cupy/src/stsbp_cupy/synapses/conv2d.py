@@ -1,0 +1,106 @@
+"""synapses/conv2d.py by kernels/im2col.cu and matrix products, in chunks of frames, which bounds memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.typing import Native, Precision, Shape
+
+from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
+
+__all__ = ["Residuals", "backward", "forward"]
+
+_LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(np.float64): "f64"}
+
+
+class Residuals(NamedTuple):
+    """Input frames `[T, B, H, W, C]` and weights as rows `[C', kernel kernel C]`."""
+
+    s: Native
+    rows: Native
+
+
+def _geometry(conv: Conv2d, frames: Native) -> tuple[int, ...]:
+    """Parameters that the kernels of im2col.cu share."""
+    height, width, channels = frames.shape[1:]
+    _, rows, columns = conv.output_shape((channels, height, width))
+    return (channels, height, width, rows, columns, conv.kernel, conv.stride, conv.padding)
+
+
+def _chunks(rt: Runtime, conv: Conv2d, frames: Native, itemsize: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of frames and of the windows in them, so that unfolded windows fit `chunk_bytes`."""
+    channels, _, _, rows, columns, *_ = _geometry(conv, frames)
+    windows = rows * columns
+    size = max(1, rt.chunk_bytes // (windows * conv.kernel**2 * channels * itemsize))
+    for n in range(0, len(frames), size):
+        end = min(n + size, len(frames))
+        yield slice(n, end), slice(n * windows, end * windows)
+
+
+def _unfold(rt: Runtime, conv: Conv2d, frames: Native, dtype: Any, *scale: float) -> Native:
+    """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`; float16 takes the units' `scale`."""
+    channels, _, _, rows, columns, *_ = geometry = _geometry(conv, frames)
+    windows = rt.empty((len(frames) * rows * columns, conv.kernel**2 * channels), dtype)
+    lanes = lanes_of(channels, frames, windows)
+    source = "u8" if frames.dtype == np.uint8 else "f32"
+    stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
+    rt.launch(
+        f"im2col_{source}_{_LETTERS[windows.dtype]}", windows.size // lanes,
+        frames, stored, windows.size, *geometry, lanes, *scale,
+    )  # fmt: skip
+    return windows
+
+
+def _fold(rt: Runtime, conv: Conv2d, windows: Native, ds: Native) -> None:
+    """Adjoint of `_unfold`, into frames `ds` `[n, H, W, C]`."""
+    letter = _LETTERS[windows.dtype]
+    lanes = lanes_of(ds.shape[-1], windows, ds, most=2 if letter == "f64" else 4)
+    rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
+
+
+def forward(rt: Runtime, conv: Conv2d, s: Native, wq: Native | HalfUnits) -> tuple[Native, Residuals]:
+    """`z = W * s`, `[T, B, C', H', W']`."""
+    s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32, copy=False))
+    steps, batch, height, width, channels = s.shape
+    frames = s.reshape(-1, height, width, channels)
+    weights = array_of(wq)
+    rows = channels_last_rows(rt, weights, weights.shape[1:])
+    _, out_height, out_width = conv.output_shape((channels, height, width))
+    z = rt.empty((len(frames) * out_height * out_width, conv.channels), np.float32)
+    if isinstance(wq, HalfUnits):
+        units = wq.units(rows).T
+        for chunk, part in _chunks(rt, conv, frames, 2):
+            windows = _unfold(rt, conv, frames[chunk], np.float16, 2.0**wq.input_exponent)
+            rt.gemm(windows, units, z[part], alpha=wq.alpha)
+    else:
+        for chunk, part in _chunks(rt, conv, frames, 4):
+            rt.gemm(_unfold(rt, conv, frames[chunk], np.float32), rows.T, z[part])
+    return logical(rt, z.reshape(steps, batch, out_height, out_width, conv.channels)), Residuals(s, rows)
+
+
+def backward(
+    rt: Runtime, conv: Conv2d, residuals: Residuals, dz: Native, *, precision: Precision, need_input: bool
+) -> tuple[Native | None, Native]:
+    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    dtype = np.dtype(np.float64 if precision == "reproducible" else np.float32)
+    s, rows = residuals
+    channels = s.shape[-1]
+    frames = s.reshape(-1, *s.shape[2:])
+    errors = memory(rt, dz).reshape(-1, conv.channels)
+    rows = rows.astype(dtype, copy=False)
+    dw = rt.xp.zeros(rows.shape, dtype)
+    ds = rt.empty(frames.shape, np.float32) if need_input else None
+    for chunk, part in _chunks(rt, conv, frames, dtype.itemsize):
+        error = errors[part].astype(dtype, copy=False)
+        windows = _unfold(rt, conv, frames[chunk], dtype)
+        rt.gemm(error.T, windows, dw, accumulate=True)
+        if ds is not None:
+            rt.gemm(error, rows, windows)
+            _fold(rt, conv, windows, ds[chunk])
+    kernel: Shape = (channels, conv.kernel, conv.kernel)
+    gradient = channels_first(rt, dw.astype(np.float32, copy=False), kernel, (conv.channels, *kernel))
+    return None if ds is None else logical(rt, ds.reshape(s.shape)), gradient

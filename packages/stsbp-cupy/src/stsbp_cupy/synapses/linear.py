@@ -1,0 +1,57 @@
+"""synapses/linear.py as matrix products."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.typing import Native, Precision
+
+from stsbp_cupy.runtime import Runtime, logical, memory
+from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
+
+__all__ = ["Residuals", "backward", "forward"]
+
+
+class Residuals(NamedTuple):
+    """Input `[T, B, N]` or `[T, B, H, W, C]` in memory order, weights as rows in the order of one sample's input."""
+
+    s: Native
+    rows: Native
+
+
+def forward(rt: Runtime, linear: Linear, s: Native, wq: Native | HalfUnits) -> tuple[Native, Residuals]:
+    """`z = W s`, `[T, B, N]`."""
+    weights = array_of(wq)
+    rows = channels_last_rows(rt, weights, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(weights)
+    s = memory(rt, s)
+    flat = s.reshape(s.shape[0] * s.shape[1], -1)
+    z = rt.empty((len(flat), linear.units), np.float32)
+    if isinstance(wq, HalfUnits):
+        inputs = (flat.astype(np.float32, copy=False) * np.float32(2.0**wq.input_exponent)).astype(np.float16)
+        rt.gemm(inputs, wq.units(rows).T, z, alpha=wq.alpha)
+    else:
+        rt.gemm(flat.astype(np.float32, copy=False), rows.T, z)
+    return z.reshape(*s.shape[:2], linear.units), Residuals(s, rows)
+
+
+def backward(
+    rt: Runtime, linear: Linear, residuals: Residuals, dz: Native, *, precision: Precision, need_input: bool
+) -> tuple[Native | None, Native]:
+    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    dtype = np.float64 if precision == "reproducible" else np.float32
+    s, rows = residuals
+    error = memory(rt, dz).reshape(-1, linear.units).astype(dtype, copy=False)
+    inputs = s.reshape(len(error), -1).astype(dtype, copy=False)
+    dw = rt.empty((linear.units, inputs.shape[1]), dtype)
+    rt.gemm(error.T, inputs, dw)
+    dw = dw.astype(np.float32, copy=False)
+    if s.ndim == 5:
+        h, w, c = s.shape[2:]
+        dw = channels_first(rt, dw, (c, h, w), dw.shape)
+    if not need_input:
+        return None, dw
+    ds = rt.empty(inputs.shape, dtype)
+    rt.gemm(error, rows.astype(dtype, copy=False), ds)
+    return logical(rt, ds.astype(np.float32, copy=False).reshape(s.shape)), dw
