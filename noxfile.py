@@ -1,0 +1,207 @@
+"""Every task of the project: `nox -l` lists them, `nox -s NAME` runs one; arguments behind `--` go to its tool.
+
+Sessions install the packages of this repository from their folders, in editable mode, so that they see the working
+tree; environments are kept and reused. What takes long is not run by a plain `nox`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import nox
+
+if sys.version_info < (3, 11):  # noqa: UP036 - nox itself runs on older Pythons
+    raise SystemExit(f"stsbp needs Python 3.11 or newer; this nox runs on {sys.version.split()[0]}")
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "typing", "tests"]
+
+ROOT = Path(__file__).parent
+SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
+BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
+EXTRAS = {CLI: "[nmnist,cifar10]"}
+TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
+RUFF, MYPY = "ruff>=0.12", "mypy>=1.16"
+FOREIGN = """\
+import importlib.util as util
+found = [name for name in {others!r} if util.find_spec(name)]
+raise SystemExit(f"also installed: {{found}}" if found else 0)
+"""
+
+# Thread pools that spin keep each other from the few cores of a small machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def install(session: nox.Session, *folders: str, tools: tuple[str, ...] = ()) -> None:
+    """Install packages of this repository, in one go so that they find each other, and tools from the index."""
+    wanted = [arg for folder in folders for arg in ("-e", f"{ROOT / folder}{EXTRAS.get(folder, '')}")]
+    session.install(*wanted, *tools)
+
+
+def present(session: nox.Session) -> list[str]:
+    """Folders of the backend packages that this checkout has."""
+    found = [folder for folder in BACKENDS.values() if (ROOT / folder / "pyproject.toml").is_file()]
+    if not found:
+        session.error("this checkout has no backend package under packages/; is it complete?")
+    return found
+
+
+@nox.session
+def train(session: nox.Session) -> None:
+    """Train a data set, by default the embedded digits, and print the test accuracy: -- [DATASET] [OPTIONS]."""
+    install(session, SPEC, CLI, BACKENDS["torch"])
+    named = bool(session.posargs) and not session.posargs[0].startswith("-")
+    session.run("stsbp", "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
+    install(session, SPEC, CLI, *present(session), CONFORMANCE, tools=TEST_TOOLS)
+    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
+        session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
+    paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else ["packages", "conformance"]
+    session.run("python", "-m", "pytest", *paths, *session.posargs)
+
+
+@nox.session(python=["3.11", "3.12", "3.13"])
+def spec(session: nox.Session) -> None:
+    """Test the spec and the command line with numpy as the only backend, on each supported Python."""
+    install(session, SPEC, CLI, tools=TEST_TOOLS)
+    session.run("python", "-m", "pytest", SPEC, CLI, *session.posargs)
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Hold every backend against the spec and print the matrix case x backend (minutes)."""
+    install(session, SPEC, CLI, *present(session), CONFORMANCE, tools=TEST_TOOLS)
+    session.run("python", "-m", "stsbp_conformance", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format with ruff; -- --fix repairs what it can."""
+    session.install(RUFF)
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", *([] if "--fix" in session.posargs else ["--check"]))
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check types with mypy --strict, package by package."""
+    folders = [SPEC, CLI, *present(session), CONFORMANCE]
+    install(session, *folders, tools=(*TEST_TOOLS, MYPY, "nox"))
+    # Tests of two packages may have the same file name, so each package is a run of its own.
+    for folder in folders:
+        session.run("mypy", *(str(path) for name in ("src", "tests") if (path := ROOT / folder / name).is_dir()))
+    session.run("mypy", "noxfile.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into build/docs, a broken link is an error; -- serve shows it while you write."""
+    session.install("mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10")
+    if session.posargs == ["serve"]:
+        session.run("mkdocs", "serve", "--strict")
+    else:
+        session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure speed against the floors of this machine (minutes): -- [ARGUMENTS]."""
+    script = ROOT / "benchmarks" / "run.py"
+    if not script.is_file():
+        session.error(f"this checkout has no {script.relative_to(ROOT)}")
+    install(session, SPEC, CLI, *present(session))
+    session.run("python", str(script), *session.posargs)
+
+
+@nox.session
+def nmnist(session: nox.Session) -> None:
+    """Train briefly on real N-MNIST recordings ($STSBP_DATA) and require an accuracy: -- [FLOOR IN PERCENT]."""
+    folder = recordings(session)
+    install(session, SPEC, CLI, BACKENDS["torch"])
+    floor = float(session.posargs[0]) if session.posargs else 85.0
+    run = Path(session.create_tmp()) / "nmnist"
+    options = ["--data-dir", str(folder), "--epochs", "4", "--holdout", "100", "--seed", "0", "--out", str(run)]
+    printed = session.run(
+        "stsbp", "--backend", "torch", "train", "nmnist", *options, "--overwrite", silent=True, stderr=None
+    )
+    session.log(str(printed).strip())
+    accuracy = re.search(r"test accuracy ([0-9.]+)%", str(printed))
+    if accuracy is None:
+        session.error("the command printed no test accuracy")
+    elif float(accuracy[1]) < floor:
+        session.error(f"test accuracy {accuracy[1]} % is below {floor:g} %")
+
+
+def recordings(session: nox.Session) -> Path:
+    """The folder that holds NMNIST/, from $STSBP_DATA or ../shared/data; archives are unpacked beside the session."""
+    data = Path(os.environ.get("STSBP_DATA") or ROOT.parent / "shared" / "data")
+    if (data / "NMNIST").is_dir():
+        return data
+    archive = data / "nmnist-1k.tar.xz"
+    if not archive.is_file():
+        session.error(f"no recordings: {data} has neither a folder NMNIST nor {archive.name}; set STSBP_DATA")
+    target = Path(session.create_tmp()).resolve()
+    if not (target / "NMNIST").is_dir():
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter="data")
+    return target
+
+
+@nox.session
+@nox.parametrize("backend", ["numpy", "torch", "jax"], ids=["numpy", "torch", "jax"])
+def min_versions(session: nox.Session, backend: str) -> None:
+    """Test with the lowest supported version of every direct dependency: -- [PACKAGES TO LEAVE FREE]."""
+    folders = [SPEC, CLI, *([BACKENDS[backend]] if backend != "numpy" else [])]
+    pins = lowest(folders)
+    for name in session.posargs:
+        pins.pop(name, None)
+    install(session, *folders, tools=(*TEST_TOOLS, *(f"{name}=={version}" for name, version in pins.items())))
+    session.run("python", "-m", "pytest", *folders, "-m", "not slow")
+
+
+def lowest(folders: list[str]) -> dict[str, str]:
+    """Lower bounds of the direct dependencies, extras included; of two bounds on one package the higher."""
+    import tomllib
+
+    bounds: dict[str, tuple[int, ...]] = {}
+    for folder in folders:
+        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+        extras = project.get("optional-dependencies", {})
+        chosen = re.findall(r"\w+", EXTRAS.get(folder, ""))
+        for line in [*project["dependencies"], *(line for extra in chosen for line in extras[extra])]:
+            if bound := re.match(r"([A-Za-z0-9_.-]+)(?:\[.*\])?>=([0-9.]+)", line):
+                version = tuple(int(part) for part in bound[2].split("."))
+                bounds[bound[1]] = max(bounds.get(bound[1], ()), version)
+    return {name: ".".join(map(str, version)) for name, version in bounds.items()}
+
+
+@nox.session
+def packages(session: nox.Session) -> None:
+    """Build every wheel, then install the command line with one backend at a time and see that no other comes along."""
+    session.install("build", "virtualenv")
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    for folder in (SPEC, CLI, *present(session), CONFORMANCE):
+        session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), folder, silent=True)
+    frameworks = {"torch": "torch", "jax": "jax", "cupy": "cupy"}
+    for name in ("numpy", *(n for n, folder in BACKENDS.items() if folder in present(session))):
+        home = Path(session.create_tmp()).resolve() / f"only-{name}"
+        session.run("virtualenv", "--quiet", "--clear", str(home))
+        python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
+        wanted = ["stsbp", *([f"stsbp-{name}"] if name != "numpy" else [])]
+        session.run(python, "-m", "pip", "install", "--quiet", "--find-links", str(dist), *wanted, external=True)
+        others = [module for framework, module in frameworks.items() if framework != name]
+        session.run(python, "-c", FOREIGN.format(others=others), external=True)
+        session.log(f"stsbp with {name} alone brings none of {', '.join(others)}")
