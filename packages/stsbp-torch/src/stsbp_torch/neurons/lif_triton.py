@@ -20,7 +20,7 @@ _BLOCK = 256
 _FLOOR = tl.constexpr(FLOOR)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _snap(x):  # type: ignore[no-untyped-def]
     return tl.where(tl.abs(x) < _FLOOR, 0.0, x)
 
