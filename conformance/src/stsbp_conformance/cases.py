@@ -1,0 +1,98 @@
+"""Networks with their inputs, weights and targets, all from the spec's generator: the same on every machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from stsbp_spec.backend import Batch
+from stsbp_spec.init import initial_weights
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.surrogates import Arctan, Surrogate
+from stsbp_spec.typing import Float32, Shape, UInt8
+
+from stsbp_conformance.data import nmnist_frames
+
+__all__ = ["NetworkCase", "cifar10", "nmnist", "normal", "spikes"]
+
+
+@dataclass(frozen=True)
+class NetworkCase:
+    """A network and what enters it.
+
+    Attributes:
+        id: for the matrix.
+        network: the network.
+        steps: `T`.
+        batch: `B`.
+        gain: of the initial weights; deep networks need more than the default to fire in every layer.
+        source: `random` input, real `nmnist` recordings, or a `burst`: one step of input, then silence.
+        density: of random event frames.
+        seed: of weights, inputs and targets.
+    """
+
+    id: str
+    network: NetworkSpec
+    steps: int
+    batch: int
+    gain: float = 2.0
+    source: Literal["random", "nmnist", "burst"] = "random"
+    density: float = 0.1
+    seed: int = 1
+
+    def weights(self) -> dict[str, Float32]:
+        """Master weights."""
+        return initial_weights(self.network, self.seed, self.gain)
+
+    def inputs(self) -> UInt8:
+        """`[B, ...]` or `[T, B, ...]`."""
+        network = self.network
+        if self.source == "nmnist":
+            return nmnist_frames(self.batch, self.steps)
+        if network.coding == "direct":
+            shape: Shape = (self.batch, *network.input_shape)
+            grey = uniform(self.seed, Stream.ENCODER, math.prod(shape)) * 256
+            return grey.astype(np.uint8).reshape(shape)
+        frames = spikes((self.steps, self.batch, *network.input_shape), self.density, self.seed) * network.input_max
+        if self.source == "burst":
+            frames[1:] = 0
+        return frames.astype(np.uint8)
+
+    def targets(self) -> UInt8:
+        """Random target spike trains, `[T, B, N]`."""
+        return spikes((self.steps, self.batch, self.network.outputs), 0.3, self.seed + 1000)
+
+    def data(self) -> Batch:
+        """Inputs and targets."""
+        return Batch(self.inputs(), self.targets())
+
+
+def spikes(shape: Shape, density: float, seed: int) -> UInt8:
+    """Random spike trains of `shape`."""
+    return (uniform(seed, Stream.ENCODER, math.prod(shape), substream=1) < density).astype(np.uint8).reshape(shape)
+
+
+def normal(shape: Shape, seed: int) -> Float32:
+    """Normal random numbers of `shape`: random cotangents, and potentials around a threshold of 1."""
+    n = math.prod(shape)
+    u, v = (uniform(seed, Stream.ENCODER, n, substream=k) for k in (2, 3))
+    drawn: Float32 = (np.sqrt(-2 * np.log(u)) * np.cos(2 * math.pi * v)).astype(np.float32).reshape(shape)
+    return drawn
+
+
+def nmnist(tau: float = 5.0, surrogate: Surrogate | None = None) -> NetworkSpec:
+    """The network of the N-MNIST results, 12C5-P2-64C5-P2-10."""
+    neuron = LIF(tau_m=tau, tau_s=tau, threshold=0.5, surrogate=surrogate or Arctan())
+    return NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10, neuron=neuron)
+
+
+def cifar10(notation: str, tau: float = 5.0, surrogate: Surrogate | None = None) -> NetworkSpec:
+    """A CIFAR-10 network on direct-coded images."""
+    neuron = LIF(tau_m=tau, tau_s=tau, threshold=0.5, surrogate=surrogate or Arctan())
+    return NetworkSpec.parse(
+        notation, input_shape=(3, 32, 32), outputs=10, coding="direct", padding="same", neuron=neuron
+    )

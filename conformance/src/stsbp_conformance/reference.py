@@ -1,0 +1,82 @@
+"""What the numpy reference computes for a case: once per session, shared by every backend under test."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache, lru_cache
+
+import numpy as np
+from stsbp_spec.backend import Batch, RunResult, ValueAndGrad
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.optim import AdamW
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.trainer import StepResult, Trainer
+from stsbp_spec.typing import AnyArray, Float32, Precision
+
+from stsbp_conformance.cases import NetworkCase
+
+__all__ = ["NUMPY", "checksum", "data", "gradients", "rolled", "run", "train", "trained", "weights"]
+
+NUMPY = NumpyBackend()
+
+
+@lru_cache(maxsize=4)
+def weights(case: NetworkCase) -> dict[str, Float32]:
+    """The case's master weights; not to be written to."""
+    made = case.weights()
+    for w in made.values():
+        w.setflags(write=False)
+    return made
+
+
+@cache
+def data(case: NetworkCase) -> Batch:
+    """The case's inputs and targets; not to be written to."""
+    batch = case.data()
+    for x in batch:
+        x.setflags(write=False)
+    return batch
+
+
+@cache
+def run(case: NetworkCase) -> RunResult:
+    """`run` of the reference."""
+    return NUMPY.run(case.network, weights(case), data(case).inputs, case.steps)
+
+
+@cache
+def gradients(case: NetworkCase, loss: str, precision: Precision, dropout: tuple[int, int] | None) -> ValueAndGrad:
+    """`value_and_grad` of the reference."""
+    return NUMPY.value_and_grad(
+        case.network, LOSSES[loss], weights(case), data(case), precision=precision, dropout=dropout
+    )
+
+
+@cache
+def trained(case: NetworkCase, loss: str, optimizer: AdamW, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:
+    """State and results of `steps` updates of the reference in `reproducible` precision."""
+    return train(NUMPY.trainer(case.network, LOSSES[loss], optimizer, precision="reproducible", seed=7), case, steps)
+
+
+def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, AnyArray], list[StepResult]]:
+    """Exported state and results after `steps` updates, each on its own `rolled` batch."""
+    state = trainer.init({name: w.copy() for name, w in weights(case).items()})
+    results = []
+    for step in range(steps):
+        state, result = trainer.step(state, rolled(case, step))
+        results.append(result)
+    return trainer.export_state(state), results
+
+
+def rolled(case: NetworkCase, step: int) -> Batch:
+    """The case's batch with its targets moved on by `step` time steps, so that no two updates are alike."""
+    inputs, targets = data(case)
+    return Batch(inputs, np.roll(targets, step, axis=0))
+
+
+def checksum(state: dict[str, AnyArray]) -> str:
+    """SHA-256 of the weights' bytes, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if name.startswith("weight/")):
+        digest.update(name.encode() + b"\0" + state[name].astype("<f4").tobytes())
+    return digest.hexdigest()

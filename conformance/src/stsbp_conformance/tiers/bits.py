@@ -1,0 +1,150 @@
+"""Tier 2: spikes, membrane potentials and weight grids of whole networks, bit for bit.
+
+Tau 2 hides fused multiply-adds, because a product with 1/2 is exact; so 3, 5 and 5/3 are there. Some inputs reach the
+threshold exactly, where `>` would show; some fall silent, and their potentials decay into the floor.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.synapses import PSP
+
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase, cifar10, nmnist
+from stsbp_conformance.check import Check, Compared, Verdict
+
+__all__ = ["CASES", "CHECKS", "CIFAR10", "EXACT_HITS", "FLOOR", "NINE_LAYERS", "REAL"]
+
+_TAUS = {"2": 2.0, "3": 3.0, "5": 5.0, "5/3": 5 / 3}
+
+SMALL = tuple(
+    NetworkCase(
+        f"small, tau {name}",
+        NetworkSpec.parse(
+            "6C3p1-P2-8C3s2-D0.25-24",
+            input_shape=(2, 11, 12),
+            outputs=5,
+            neuron=LIF(tau_m=tau, tau_s=_TAUS["5"] if name == "3" else tau, threshold=0.5),
+        ),
+        steps=12,
+        batch=3,
+    )
+    for name, tau in _TAUS.items()
+)
+
+DIRECT = NetworkCase(
+    "direct, stride 2, P4",
+    NetworkSpec.parse(
+        "D0.1-8C5p2s2-P4-20{tau_m=1,tau_s=3}",
+        input_shape=(3, 16, 17),
+        outputs=4,
+        coding="direct",
+        neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.4),
+    ),
+    steps=7,
+    batch=3,
+)
+
+COUNTS = NetworkCase(
+    "event counts behind an input filter",
+    NetworkSpec.parse(
+        "P2-30",
+        input_shape=(2, 8, 8),
+        outputs=6,
+        input_psp=PSP(3),
+        input_max=7,
+        weight_bits=6,
+        neuron=LIF(tau_m=5, tau_s=1, threshold=0.7),
+    ),
+    steps=10,
+    batch=2,
+)
+
+ONE_STEP = NetworkCase(
+    "one step, one sample",
+    NetworkSpec.parse("4C3-9", input_shape=(1, 6, 6), outputs=3, neuron=LIF(3, 3, 0.3)),
+    steps=1,
+    batch=1,
+    density=0.4,
+)
+
+# Weights of 4 bits, tau 2, no filter: potentials are multiples of small powers of two and often equal the threshold.
+EXACT_HITS = NetworkCase(
+    "potentials equal to the threshold",
+    NetworkSpec.parse("40-40", input_shape=(30,), outputs=20, weight_bits=4, neuron=LIF(2, 1, 1.0)),
+    steps=20,
+    batch=4,
+    gain=3.0,
+    density=0.2,
+)
+
+# One step of input, then silence for longer than any state needs to fall below 2^-100 (171 steps at tau 3).
+FLOOR = NetworkCase(
+    "silence until the floor",
+    NetworkSpec.parse("5C3-P2-12", input_shape=(2, 8, 8), outputs=6, neuron=LIF(3, 5 / 3, 0.5)),
+    steps=230,
+    batch=2,
+    source="burst",
+    density=0.3,
+)
+
+NMNIST = tuple(NetworkCase(f"N-MNIST network, T=25, tau {n}", nmnist(tau), 25, 2) for n, tau in _TAUS.items())
+NMNIST_LONG = NetworkCase("N-MNIST network, T=100, tau 3", nmnist(3), 100, 1)
+REAL = tuple(
+    NetworkCase(f"real N-MNIST input, T={steps}, tau {name}", nmnist(_TAUS[name]), steps, batch, source="nmnist")
+    for steps, batch, name in ((25, 4, "5/3"), (25, 2, "3"), (100, 1, "5"))
+)
+_CIFAR10_A = "96C3-256C3-P2-384C3-P2-384C3-256C3-1024-1024"
+CIFAR10 = NetworkCase("CIFAR-10 network 96C3, T=5, tau 5/3", cifar10(_CIFAR10_A, 5 / 3), 5, 1, gain=3.0)
+CIFAR10_TAUS = tuple(
+    NetworkCase(
+        f"CIFAR-10 network 32C3, T=5, tau {name}", cifar10("32C3-64C3-P2-128C3-P2-128C3-256", tau), 5, 2, gain=3.0
+    )
+    for name, tau in _TAUS.items()
+)
+CIFAR10_WIDE = NetworkCase(
+    "CIFAR-10 network 128C3, T=5, tau 5",
+    cifar10("128C3-256C3-P2-512C3-P2-1024C3-512C3-1024-512", 5),
+    5,
+    1,
+    gain=3.0,
+)
+NINE_LAYERS = NetworkCase(
+    "9 layers, fan-in 9216, T=8, tau 3 and 5/3",
+    NetworkSpec.parse(
+        "16C3-32C3-P2-64C3-P2-1024C3-512C3-P2-256C3-128-64",
+        input_shape=(2, 32, 32),
+        outputs=10,
+        padding="same",
+        neuron=LIF(3, 5 / 3, 0.5),
+    ),
+    steps=8,
+    batch=1,
+    density=0.2,
+)
+
+_QUICK = (*SMALL, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR)
+CASES = (*_QUICK, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
+
+
+def _check(case: NetworkCase) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        expected = reference.run(case)
+        got = backend.run(case.network, reference.weights(case), reference.data(case).inputs, case.steps)
+        compared = Compared()
+        compared.same("layers", list(got.layers), list(expected.layers))
+        for name, layer in expected.layers.items():
+            compared.same(f"{name}: weight grid", got.grids[name], expected.grids[name])
+            compared.equal(f"{name}: membrane potentials", got.layers[name].potentials, layer.potentials)
+            compared.equal(f"{name}: spikes", got.layers[name].spikes, layer.spikes)
+        rates = [float(np.mean(layer.spikes)) for layer in expected.layers.values()]
+        compared.note = "spikes per neuron and step: " + " ".join(f"{rate:.2f}" for rate in rates)
+        return compared.verdict()
+
+    return Check(2, case.id, run, quick=case in _QUICK)
+
+
+CHECKS = tuple(_check(case) for case in CASES)

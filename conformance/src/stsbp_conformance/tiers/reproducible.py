@@ -1,0 +1,114 @@
+"""Tier 4: `reproducible` precision: gradients bit for bit, and 20 updates that end in the same weights, dropout on.
+
+The checksum in the note is SHA-256 of the weights after the last update; it is the same for every backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
+from stsbp_spec.surrogates import FastSigmoid, Rectangle, Surrogate, Triangle
+
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase, cifar10
+from stsbp_conformance.check import Check, Compared, Verdict
+from stsbp_conformance.tiers import bits
+
+__all__ = ["CHECKS", "OPTIMIZER"]
+
+OPTIMIZER = AdamW(lr=5e-3, total_steps=20, warmup_steps=3, final_fraction=0.1, weight_decay=0.02, clip_norm=0.05)
+
+_DROPPED = "12C5d0.2-P2-64C5d0.3-P2"
+
+
+def _small(surrogate: Surrogate, tau: float) -> NetworkCase:
+    network = NetworkSpec.parse(
+        "6C3p1d0.25-P2-8C3s2d0.5-24",
+        input_shape=(2, 11, 12),
+        outputs=5,
+        neuron=LIF(tau_m=tau, tau_s=5 / 3, threshold=0.5, surrogate=surrogate),
+    )
+    return NetworkCase(f"small, {surrogate.name}", network, steps=12, batch=3)
+
+
+SMALL = (
+    *(_small(s, tau) for s, tau in ((FastSigmoid(), 3.0), (Triangle(0.7), 5.0), (Rectangle(0.8), 3.0))),
+    bits.DIRECT,
+)
+NMNIST = NetworkCase(
+    "N-MNIST network, T=25",
+    NetworkSpec.parse(_DROPPED, input_shape=(2, 34, 34), outputs=10, neuron=LIF(8, 5 / 3, 0.5)),
+    steps=25,
+    batch=2,
+)
+REAL = replace(NMNIST, id="real N-MNIST input, T=25", source="nmnist")
+CIFAR10 = NetworkCase(
+    "CIFAR-10 network 32C3, T=5", cifar10("32C3-64C3d0.2-P2-128C3-P2-128C3d0.2-256d0.5", 5), 5, 1, gain=3.0
+)
+
+
+def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | None, *, quick: bool) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        expected = reference.gradients(case, loss, "reproducible", dropout)
+        got = backend.value_and_grad(
+            case.network,
+            LOSSES[loss],
+            reference.weights(case),
+            reference.data(case),
+            precision="reproducible",
+            dropout=dropout,
+        )
+        compared = Compared()
+        compared.same("loss", got.loss, expected.loss)
+        compared.equal("output spikes", got.spikes, expected.spikes)
+        compared.same("layers", list(got.gradients), list(expected.gradients))
+        for name, gradient in expected.gradients.items():
+            compared.equal(f"{name}: gradient", got.gradients[name], gradient)
+        return compared.verdict()
+
+    drop = "" if dropout is None else ", dropout"
+    return Check(4, f"gradients: {case.id}, {loss}{drop}", run, quick=quick)
+
+
+def _training_check(case: NetworkCase, loss: str, *, quick: bool) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        expected, results = reference.trained(case, loss, OPTIMIZER, 20)
+        trainer = backend.trainer(case.network, LOSSES[loss], OPTIMIZER, precision="reproducible", seed=7)
+        got, found = reference.train(trainer, case, 20)
+        compared = Compared()
+        compared.same("losses", [r.loss for r in found], [r.loss for r in results])
+        compared.same("gradient norms", [r.gradient_norm for r in found], [r.gradient_norm for r in results])
+        for name, x in expected.items():
+            compared.equal(name, got[name], x)
+        compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))
+        compared.note = f"weights {reference.checksum(got)[:16]}"
+        return compared.verdict()
+
+    return Check(4, f"20 updates: {case.id}, {loss}", run, quick=quick)
+
+
+CHECKS = (
+    *(
+        _gradient_check(case, loss, dropout, quick=True)
+        for case in SMALL
+        for loss in LOSSES
+        for dropout in (None, (3, 5))
+    ),
+    _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
+    _gradient_check(bits.FLOOR, "hamming", None, quick=True),
+    _gradient_check(bits.ONE_STEP, "spike-count", None, quick=True),
+    *(_gradient_check(case, "van-rossum", None, quick=False) for case in bits.NMNIST),
+    _gradient_check(NMNIST, "hamming", (1, 0), quick=False),
+    _gradient_check(CIFAR10, "van-rossum", (1, 0), quick=False),
+    _gradient_check(bits.CIFAR10, "van-rossum", None, quick=False),
+    _gradient_check(bits.NINE_LAYERS, "hamming", None, quick=False),
+    *(_training_check(case, loss, quick=True) for case, loss in zip(SMALL, (*LOSSES, "van-rossum"), strict=True)),
+    _training_check(NMNIST, "van-rossum", quick=False),
+    _training_check(REAL, "van-rossum", quick=False),
+    _training_check(CIFAR10, "hamming", quick=False),
+)
