@@ -46,11 +46,12 @@ def install(session: nox.Session, *folders: str, tools: tuple[str, ...] = ()) ->
     session.install(*wanted, *tools)
 
 
-def present(session: nox.Session) -> list[str]:
-    """Folders of the backend packages that this checkout has."""
-    found = [folder for folder in BACKENDS.values() if (ROOT / folder / "pyproject.toml").is_file()]
-    if not found:
-        session.error("this checkout has no backend package under packages/; is it complete?")
+def everything(session: nox.Session) -> list[str]:
+    """Folders of all packages; backends and the suite only where this checkout has them."""
+    folders = [SPEC, CLI, *BACKENDS.values(), CONFORMANCE]
+    found = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
+    if missing := [folder for folder in folders if folder not in found]:
+        session.warn(f"not in this checkout: {', '.join(missing)}")
     return found
 
 
@@ -65,10 +66,10 @@ def train(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
-    install(session, SPEC, CLI, *present(session), CONFORMANCE, tools=TEST_TOOLS)
+    install(session, *everything(session), tools=TEST_TOOLS)
     if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
-    paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else ["packages", "conformance"]
+    paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else everything(session)
     session.run("python", "-m", "pytest", *paths, *session.posargs)
 
 
@@ -82,7 +83,7 @@ def spec(session: nox.Session) -> None:
 @nox.session
 def conformance(session: nox.Session) -> None:
     """Hold every backend against the spec and print the matrix case x backend (minutes)."""
-    install(session, SPEC, CLI, *present(session), CONFORMANCE, tools=TEST_TOOLS)
+    install(session, *everything(session), tools=TEST_TOOLS)
     session.run("python", "-m", "stsbp_conformance", *session.posargs)
 
 
@@ -97,12 +98,17 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """Check types with mypy --strict, package by package."""
-    folders = [SPEC, CLI, *present(session), CONFORMANCE]
+    folders = everything(session)
     install(session, *folders, tools=(*TEST_TOOLS, MYPY, "nox"))
+    failed = []
     # Tests of two packages may have the same file name, so each package is a run of its own.
-    for folder in folders:
-        session.run("mypy", *(str(path) for name in ("src", "tests") if (path := ROOT / folder / name).is_dir()))
-    session.run("mypy", "noxfile.py")
+    for paths in [*([f"{folder}/src", f"{folder}/tests"] for folder in folders), ["noxfile.py"]]:
+        try:
+            session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
+        except nox.command.CommandFailed:
+            failed.append(paths[0])
+    if failed:
+        session.error(f"type errors in {', '.join(failed)}")
 
 
 @nox.session
@@ -119,7 +125,7 @@ def bench(session: nox.Session) -> None:
     script = ROOT / "benchmarks" / "run.py"
     if not script.is_file():
         session.error(f"this checkout has no {script.relative_to(ROOT)}")
-    install(session, SPEC, CLI, *present(session))
+    install(session, *everything(session))
     session.run("python", str(script), *session.posargs)
 
 
@@ -191,10 +197,10 @@ def packages(session: nox.Session) -> None:
     session.install("build", "virtualenv")
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
-    for folder in (SPEC, CLI, *present(session), CONFORMANCE):
+    for folder in everything(session):
         session.run("python", "-m", "build", "--wheel", "--outdir", str(dist), folder, silent=True)
     frameworks = {"torch": "torch", "jax": "jax", "cupy": "cupy"}
-    for name in ("numpy", *(n for n, folder in BACKENDS.items() if folder in present(session))):
+    for name in ("numpy", *(n for n, folder in BACKENDS.items() if folder in everything(session))):
         home = Path(session.create_tmp()).resolve() / f"only-{name}"
         session.run("virtualenv", "--quiet", "--clear", str(home))
         python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
