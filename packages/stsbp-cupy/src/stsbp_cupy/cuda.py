@@ -172,9 +172,7 @@ class CudaRuntime(Runtime):
         values = self._entries[name].arguments(arguments)
         self._functions[name](((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(values))
 
-    def gemm(
-        self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0
-    ) -> None:
+    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F

@@ -62,8 +62,8 @@ def build() -> Path:
             result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
             if result.returncode:
                 raise BackendError(
-                    f"the C++ compiler {path} cannot build the kernels; C++17 is needed; choose another compiler with the "
-                    f"environment variable CXX:\n{result.stderr.strip()[:2000]}"
+                    f"the C++ compiler {path} cannot build the kernels, which need C++17; choose another compiler with "
+                    f"the environment variable CXX:\n{result.stderr.strip()[:2000]}"
                 )
         built = library
     return built
@@ -104,15 +104,11 @@ class HostRuntime(Runtime):
     def launch(self, name: str, threads: int, *arguments: Any) -> None:
         values = self._entries[name].arguments(arguments)
         # Scalars pass by address, arrays as the address of their pointer: the protocol of cuLaunchKernel.
-        holders = [
-            np.array(v.ctypes.data, np.uintp) if isinstance(v, np.ndarray) else np.array(v) for v in values
-        ]
+        holders = [np.array(v.ctypes.data, np.uintp) if isinstance(v, np.ndarray) else np.array(v) for v in values]
         pointers = (ctypes.c_void_p * len(holders))(*(h.ctypes.data for h in holders))
         getattr(self._library, f"host_{name}")(ctypes.c_uint(threads), ctypes.c_uint(1), pointers)
 
-    def gemm(
-        self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0
-    ) -> None:
+    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         if a.dtype == np.float16:
             a, b = a.astype(np.float32), b.astype(np.float32)
         if accumulate or alpha != 1.0:

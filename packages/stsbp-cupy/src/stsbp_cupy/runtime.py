@@ -33,9 +33,7 @@ class Runtime(ABC):
         """Run kernel `name` on `threads` threads."""
 
     @abstractmethod
-    def gemm(
-        self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0
-    ) -> None:
+    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         """`out = alpha a b`, or `out += alpha a b`, matrices; each of `a`, `b` contiguous or a transposed view.
 
         float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.

@@ -17,26 +17,25 @@ struct HalfUnits {
     __device__ __forceinline__ unsigned short operator()(float x) const { return half_bits(__fmul_rn(x, scale)); }
 };
 
+// A row of a window, [kernel, C], is one run of memory in the frame, so the column and the channel count as one.
 template <int W, class From, class To, class Convert>
 __device__ __forceinline__ void unfold(
     const From* __restrict__ s, To* __restrict__ columns, unsigned int count, int channels, int height, int width,
     int rows, int row_length, int kernel, int stride, int padding, Convert convert) {
     const unsigned int thread = thread_index();
     if (thread >= count / W) return;
-    const unsigned int groups = channels / W;
-    const int c = thread % groups * W;
-    unsigned int rest = thread / groups;
-    const int j = rest % kernel;
-    rest /= kernel;
+    const unsigned int run = kernel * channels / W;
+    const int within = thread % run * W;
+    unsigned int rest = thread / run;
     const int i = rest % kernel;
     rest /= kernel;
-    const int x = static_cast<int>(rest % row_length) * stride + j - padding;
+    const int x = (static_cast<int>(rest % row_length) * stride - padding) * channels + within;
     rest /= row_length;
     const int y = static_cast<int>(rest % rows) * stride + i - padding;
     const long long frame = rest / rows;
     Lanes<From, W> value = {};
-    if (x >= 0 && x < width && y >= 0 && y < height) {
-        value = load<W>(s + ((frame * height + y) * width + x) * channels + c);
+    if (x >= 0 && x < width * channels && y >= 0 && y < height) {
+        value = load<W>(s + (frame * height + y) * width * channels + x);
     }
     Lanes<To, W> out;
 #pragma unroll
@@ -50,6 +49,8 @@ extern "C" __global__ void im2col_u8_f32(
     const Plain<float> convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }
@@ -61,6 +62,8 @@ extern "C" __global__ void im2col_f32_f32(
     const Plain<float> convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }
@@ -72,6 +75,8 @@ extern "C" __global__ void im2col_u8_f64(
     const Plain<double> convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }
@@ -83,6 +88,8 @@ extern "C" __global__ void im2col_f32_f64(
     const Plain<double> convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }
@@ -95,6 +102,8 @@ extern "C" __global__ void im2col_u8_f16(
     const HalfUnits convert{scale};
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }
@@ -106,6 +115,8 @@ extern "C" __global__ void im2col_f32_f16(
     const HalfUnits convert{scale};
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+    } else if (lanes == 2) {
+        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else {
         unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     }

@@ -30,7 +30,5 @@ def backward(rt: Runtime, pool: AvgPool2d, shape: Shape, d: Native) -> Native:
     height, width, channels = shape[-3:]
     lanes = lanes_of(channels, d, ds)
     scale = 2.0**-pool.exponent
-    rt.launch(
-        "avgpool2d_backward", ds.size // lanes, d, ds, ds.size, channels, height, width, pool.size, scale, lanes
-    )
+    rt.launch("avgpool2d_backward", ds.size // lanes, d, ds, ds.size, channels, height, width, pool.size, scale, lanes)
     return logical(rt, ds)

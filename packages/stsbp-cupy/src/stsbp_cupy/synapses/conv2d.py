@@ -45,7 +45,7 @@ def _unfold(rt: Runtime, conv: Conv2d, frames: Native, dtype: Any, *scale: float
     """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`; float16 takes the units' `scale`."""
     channels, _, _, rows, columns, *_ = geometry = _geometry(conv, frames)
     windows = rt.empty((len(frames) * rows * columns, conv.kernel**2 * channels), dtype)
-    lanes = lanes_of(channels, frames, windows)
+    lanes = 4 if lanes_of(channels, frames, windows) == 4 else lanes_of(channels, frames, windows, most=2)
     source = "u8" if frames.dtype == np.uint8 else "f32"
     stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
     rt.launch(
