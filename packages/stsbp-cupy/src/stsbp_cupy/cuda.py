@@ -71,13 +71,16 @@ def _line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def compile_kernels(path: Path, architecture: str, *options: str) -> tuple[bytes, bytes, str]:
-    """Compile one .cu file by NVRTC; needs no device and no driver.
+def compile_kernels(
+    source: str, name: str, architecture: str, options: Sequence[str] = FLAGS
+) -> tuple[bytes, bytes, str]:
+    """Compile a .cu file by NVRTC; needs no device and no driver.
 
     Args:
-        path: the file.
+        source: its text.
+        name: its name, for messages.
         architecture: `sm_80` or the like.
-        options: further options.
+        options: of the compiler.
 
     Returns:
         The machine code (empty for a `compute_` architecture), the PTX and the log.
@@ -87,14 +90,14 @@ def compile_kernels(path: Path, architecture: str, *options: str) -> tuple[bytes
     """
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(path.read_text(), path.name, [], [])
+    program = nvrtc.createProgram(source, name, [], [])
     try:
-        nvrtc.compileProgram(program, (*FLAGS, f"-arch={architecture}", *options))
+        nvrtc.compileProgram(program, (*options, f"-arch={architecture}"))
         code = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
         return code, nvrtc.getPTX(program), nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program).strip()[:2000]
-        raise BackendError(f"NVRTC cannot compile {path.name} for {architecture}: {_line(error)}\n{log}") from error
+        raise BackendError(f"NVRTC cannot compile {name} for {architecture}: {_line(error)}\n{log}") from error
     finally:
         nvrtc.destroyProgram(program)
 
@@ -210,6 +213,6 @@ def _compiled(path: Path, capability: str) -> Path:
     name = f"{path.stem}-{architecture}-{fingerprint(version, architecture, flags, path.name)}.{kind}"
     with cached(name) as (file, scratch):
         if scratch is not None:
-            machine, ptx, _ = compile_kernels(path, architecture)
+            machine, ptx, _ = compile_kernels(path.read_text(), path.name, architecture)
             scratch.write_bytes(machine or ptx)
     return file

@@ -76,13 +76,7 @@ def _version(path: str) -> str:
 
 @cache
 def _library() -> ctypes.CDLL:
-    path = build()
-    try:
-        return ctypes.CDLL(str(path))
-    except OSError:
-        # A file that a full disk or a crash damaged: build it again, once.
-        path.unlink(missing_ok=True)
-        return ctypes.CDLL(str(build()))
+    return ctypes.CDLL(str(build()))
 
 
 class HostRuntime(Runtime):

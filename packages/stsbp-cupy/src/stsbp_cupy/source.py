@@ -118,15 +118,16 @@ def cache_folder() -> Path:
 
 @contextmanager
 def cached(name: str) -> Iterator[tuple[Path, Path | None]]:
-    """`(path, scratch)` of a build: `scratch` is None where `path` exists, else a file to write, moved to `path` after.
+    """`(path, scratch)` of a build: `scratch` is None where `path` is whole, else a file to write, moved to `path` then.
 
-    The move is atomic, so no process ever loads half a file.
+    The move is atomic, and a checksum beside the file tells whether a crash or a full disk damaged it: a library that
+    is cut short ends the process that loads it.
 
     Raises:
         BackendError: the cache folder cannot be written.
     """
     path = cache_folder() / name
-    if path.exists():
+    if _is_whole(path):
         yield path, None
         return
     try:
@@ -138,11 +139,30 @@ def cached(name: str) -> Iterator[tuple[Path, Path | None]]:
     try:
         yield path, scratch
         scratch.chmod(0o644)
+        checksum = _checksum(scratch)
         scratch.replace(path)
+        scratch.write_text(checksum)
+        scratch.chmod(0o644)
+        scratch.replace(_checksum_path(path))
     except OSError as error:
         raise _unwritable(error) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _checksum_path(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _checksum_path(path).read_text() == _checksum(path)
+    except OSError:
+        return False
 
 
 def _unwritable(error: OSError) -> BackendError:

@@ -1,0 +1,88 @@
+"""The device `host`: how the kernels are built, and what is said where they cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stsbp_cupy import CupyBackend, host
+from stsbp_spec.errors import BackendError
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
+    host._library.cache_clear()
+    yield tmp_path / "kernels"
+    host._library.cache_clear()
+
+
+def test_builds_once_and_keeps_the_library(own_cache: Path, compiler_path: str) -> None:
+    first = host.build()
+    built = first.stat().st_mtime_ns
+    assert host.build() == first
+    assert first.stat().st_mtime_ns == built
+    assert sorted(p.name for p in own_cache.iterdir()) == [first.name, f"{first.name}.sha256"]
+
+
+def test_rebuilds_a_damaged_library(own_cache: Path, compiler_path: str) -> None:
+    path = host.build()
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2])
+    assert host.build() == path
+    assert path.stat().st_size == size
+    assert host._library().host_adamw
+
+
+def test_without_a_compiler_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BackendError, match=r"device host needs a C\+\+ compiler.*apt-get install g\+\+"):
+        host.build()
+    (*_, device) = CupyBackend.devices()
+    assert device.name == "host"
+    assert device.problem is not None
+    assert "apt-get install g++" in device.problem
+
+
+def test_with_a_compiler_that_fails_shows_its_words(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "fake-c++"
+    fake.write_text("#!/bin/sh\necho 'error: unknown word template' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.raises(BackendError, match=r"(?s)fake-c\+\+ cannot build the kernels.*CXX.*unknown word template"):
+        host.build()
+    assert list(own_cache.iterdir()) == []
+
+
+def test_other_flags_make_another_library(own_cache: Path, compiler_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = host.build()
+    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DOTHER"))
+    assert host.build() != first
+
+
+def test_shim_compiles_without_warnings(compiler_path: str) -> None:
+    command = [compiler_path, *host.FLAGS, "-Wall", "-Wextra", "-Werror", f"-I{host.KERNELS}", "-x", "c++", "-"]
+    command[command.index("-shared")] = "-fsyntax-only"
+    subprocess.run(command, input=host.host_source(), text=True, check=True)
+
+
+def test_launch_covers_every_thread(backend: CupyBackend) -> None:
+    s, mask = np.arange(1, 1001, dtype=np.float32), np.ones(1000, np.uint8)
+    out = np.zeros_like(s)
+    backend.rt.launch("dropout_f32", 1000, s, mask, out, 1000, 1000)
+    assert np.array_equal(out, s)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.25])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gemm(backend: CupyBackend, rng: np.random.Generator, accumulate: bool, alpha: float) -> None:
+    a, b = rng.integers(-9, 9, (3, 5)).astype(np.float32), rng.integers(-9, 9, (4, 5)).astype(np.float32)
+    out = np.full((3, 4), 7, np.float32)
+    backend.rt.gemm(a, b.T, out, accumulate=accumulate, alpha=alpha)
+    assert np.array_equal(out, a @ b.T * alpha + (7 if accumulate else 0))

@@ -1,0 +1,424 @@
+"""Each forward/backward pair alone, against the numpy reference, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from stsbp_cupy import CupyBackend
+from stsbp_spec import LIF, LOSSES, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec
+from stsbp_spec.errors import BackendError, ExactnessError, NumericError
+from stsbp_spec.grid import round_to_grid
+from stsbp_spec.network import Block
+from stsbp_spec.optim import AdamW
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import IDENTITY, Filter
+from stsbp_spec.typing import AnyArray, Float32
+
+TAUS = (2.0, 3.0, 5.0, 5 / 3)
+SURROGATES = (Rectangle(0.7), Triangle(0.9), FastSigmoid(3.0), Arctan(2.0))
+SHAPES = {"flat": (3, 10), "flat-odd": (3, 7), "spatial": (2, 8, 5, 6), "spatial-odd": (2, 3, 5, 5)}
+
+
+def bits(x: AnyArray) -> AnyArray:
+    """The array's bits, so that -0.0 and 0.0 differ and NaN equals itself."""
+    x = np.ascontiguousarray(x)
+    return x.view({4: np.uint32, 1: np.uint8, 8: np.uint64}[x.itemsize])
+
+
+def assert_same_bits(actual: AnyArray, expected: AnyArray) -> None:
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    differing = int(np.count_nonzero(bits(actual) != bits(expected)))
+    assert differing == 0, f"{differing} of {expected.size} values differ"
+
+
+def spikes_of(rng: np.random.Generator, shape: tuple[int, ...], density: float = 0.3) -> AnyArray:
+    return (rng.random(shape) < density).astype(np.uint8)
+
+
+def both_lif(
+    backend: CupyBackend, reference: NumpyBackend, neuron: LIF, filter: Filter, z: Float32, ds: Float32
+) -> tuple[AnyArray, AnyArray]:
+    """Forward and backward on both, bits compared; returns spikes and potentials."""
+    steps = len(ds)
+    expected, expected_residuals = reference.lif_forward(neuron, filter, z, steps)
+    actual, residuals = backend.lif_forward(neuron, filter, backend.asarray(z), steps)
+    assert_same_bits(backend.numpy(actual), expected)
+    assert_same_bits(backend.numpy(backend.lif_potentials(residuals)), reference.lif_potentials(expected_residuals))
+    assert_same_bits(
+        backend.numpy(backend.lif_backward(neuron, filter, residuals, backend.asarray(ds))),
+        reference.lif_backward(neuron, filter, expected_residuals, ds),
+    )
+    return expected, expected_residuals.u
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("surrogate", SURROGATES, ids=lambda s: s.name)
+@pytest.mark.parametrize("tau", TAUS)
+def test_lif(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    tau: float,
+    surrogate: Surrogate,
+    shape: tuple[int, ...],
+) -> None:
+    neuron = LIF(tau_m=tau, tau_s=7 / 3, threshold=0.9, surrogate=surrogate)
+    z = rng.normal(0.4, 1, (12, *shape)).astype(np.float32)
+    ds = rng.normal(0, 1, z.shape).astype(np.float32)
+    spikes, _ = both_lif(backend, reference, neuron, PSP(tau).filter(1.25), z, ds)
+    assert 0.05 < spikes.mean() < 0.8
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("tau", TAUS)
+def test_lif_with_a_static_input_sums_the_error_over_steps(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, tau: float, shape: tuple[int, ...]
+) -> None:
+    z = rng.normal(0.3, 0.5, (1, *shape)).astype(np.float32)
+    ds = rng.normal(0, 1, (9, *shape)).astype(np.float32)
+    both_lif(backend, reference, LIF(tau_m=tau), IDENTITY, z, ds)
+    # One step: the input counts as a sequence of length 1, not as static.
+    both_lif(backend, reference, LIF(tau_m=tau), IDENTITY, z, ds[:1])
+
+
+def test_lif_that_reaches_the_threshold_exactly_fires(backend: CupyBackend, reference: NumpyBackend) -> None:
+    neuron = LIF(tau_m=2, tau_s=2, threshold=0.75)
+    z = np.zeros((3, 1, 8), np.float32)
+    z[0] = 0.75  # Reached at once,
+    z[0, 0, 4:] = 0.5
+    z[1, 0, 4:] = 0.5  # by 0.5 / 2 + 0.5,
+    z[0, 0, 7] = np.nextafter(np.float32(0.75), np.float32(0))  # missed by one unit in the last place.
+    z[1, 0, 7] = 0
+    spikes, u = both_lif(backend, reference, neuron, IDENTITY, z, np.ones_like(z))
+    assert spikes[0].tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
+    assert spikes[1].tolist() == [[0, 0, 0, 0, 1, 1, 1, 0]]
+    assert (u[1, 0, 4:7] == 0.75).all()
+
+
+def test_lif_that_decays_into_the_floor_becomes_zero(backend: CupyBackend, reference: NumpyBackend) -> None:
+    z = np.zeros((180, 1, 8), np.float32)
+    z[0] = np.linspace(-0.9, 0.9, 8, dtype=np.float32) * np.float32(2.0**-20)
+    ds = np.zeros_like(z)
+    ds[-1] = np.float32(2.0**-30)
+    _, u = both_lif(backend, reference, LIF(tau_m=3, tau_s=5 / 3), PSP(5 / 3).filter(), z, ds)
+    assert (u[-1] == 0).all()
+    assert (u[60] != 0).any()
+    smallest = np.abs(u[u != 0]).min()
+    assert 2.0**-100 <= smallest < 2.0**-99
+
+
+def test_lif_carries_values_that_are_not_finite(backend: CupyBackend, reference: NumpyBackend) -> None:
+    z = np.ones((4, 1, 8), np.float32)
+    z[1, 0, :3] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        spikes, _ = both_lif(backend, reference, LIF(tau_m=4), PSP(3).filter(), z, np.ones_like(z))
+    assert spikes[1, 0, 0] == 0
+
+
+def test_lif_with_the_logistic_surrogate_is_close(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator
+) -> None:
+    neuron, filter = LIF(surrogate=Logistic(0.25)), PSP(4).filter()
+    z = rng.normal(0.4, 1, (6, 2, 16)).astype(np.float32)
+    ds = rng.normal(0, 1, z.shape).astype(np.float32)
+    _, expected = reference.lif_forward(neuron, filter, z, 6)
+    _, residuals = backend.lif_forward(neuron, filter, z, 6)
+    difference = backend.lif_backward(neuron, filter, residuals, ds) - reference.lif_backward(
+        neuron, filter, expected, ds
+    )
+    # exp of two libraries, a unit or two in the last place, through six steps.
+    assert np.abs(difference).max() < 32 * np.finfo(np.float32).eps
+
+
+def test_lif_with_a_foreign_surrogate_says_what_is_known(backend: CupyBackend) -> None:
+    class Foreign(Surrogate):
+        name = "foreign"
+
+        def derivative(self, x: AnyArray) -> AnyArray:
+            return x
+
+        def primitive(self, x: AnyArray) -> AnyArray:
+            return x
+
+    neuron = replace(LIF(), surrogate=Foreign())
+    z = np.zeros((2, 1, 4), np.float32)
+    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 2)
+    with pytest.raises(BackendError, match=r"no kernel for the surrogate 'foreign'; it knows rectangle, triangle"):
+        backend.lif_backward(neuron, IDENTITY, residuals, z)
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 5), (2, 3, 4, 5), (2, 1, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("tau", TAUS)
+def test_psp(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, tau: float, shape: tuple[int, ...]
+) -> None:
+    psp, s = PSP(tau), spikes_of(rng, (11, *shape))
+    pooled = (rng.integers(0, 5, s.shape) / 4).astype(np.float32)
+    for x in (s, pooled):
+        assert_same_bits(backend.numpy(backend.psp_forward(psp, backend.asarray(x))), reference.psp_forward(psp, x))
+    da = rng.normal(0, 1, s.shape).astype(np.float32)
+    assert_same_bits(backend.numpy(backend.psp_backward(psp, backend.asarray(da))), reference.psp_backward(psp, da))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("tau", TAUS)
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_loss_error(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, batch: int, tau: float, loss: object
+) -> None:
+    s, targets = spikes_of(rng, (13, batch, 5)), spikes_of(rng, (13, batch, 5))
+    actual = backend.loss_error(loss, PSP(tau), backend.asarray(s), backend.asarray(targets))  # type: ignore[arg-type]
+    expected = reference.loss_error(loss, PSP(tau), s, targets)  # type: ignore[arg-type]
+    assert_same_bits(backend.numpy(actual), expected)
+    assert expected.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+@pytest.mark.parametrize(("size", "height", "width"), [(1, 3, 4), (2, 6, 8), (2, 7, 5), (4, 9, 13)])
+def test_avgpool2d(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    size: int,
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
+    pool, shape = AvgPool2d(size), (3, 2, channels, height, width)
+    for s in (spikes_of(rng, shape), (rng.integers(0, 256, shape) / 256).astype(np.float32)):
+        expected, expected_residuals = reference.avgpool2d_forward(pool, s)
+        actual, residuals = backend.avgpool2d_forward(pool, backend.asarray(s))
+        assert_same_bits(backend.numpy(actual), expected)
+    d = rng.normal(0, 1, expected.shape).astype(np.float32)
+    assert_same_bits(
+        backend.numpy(backend.avgpool2d_backward(pool, residuals, backend.asarray(d))),
+        reference.avgpool2d_backward(pool, expected_residuals, d),
+    )
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1 - 2.0**-33])
+@pytest.mark.parametrize("shape", [(3, 7), (2, 3, 5, 4), (1, 1, 1, 1)], ids=str)
+def test_dropout(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, shape: tuple[int, ...], rate: float
+) -> None:
+    seed, layer, step = 2**32 - 1, 35, 2**33 + 12345
+    mask = backend.dropout_mask(seed, layer, step, shape, rate)
+    expected = reference.dropout_mask(seed, layer, step, shape, rate)
+    assert_same_bits(backend.numpy(mask), expected)
+    s = spikes_of(rng, (4, *shape))
+    ds = rng.normal(0, 1, s.shape).astype(np.float32)
+    for x in (s, ds):
+        actual = backend.numpy(backend.dropout(mask, backend.asarray(x)))
+        assert_same_bits(actual, reference.dropout(expected, x))
+
+
+CONVOLUTIONS = {
+    "2C5": (Conv2d(2, 5), (1, 9, 8)),
+    "12C5-two-channels": (Conv2d(12, 5), (2, 11, 10)),
+    "8C3p1": (Conv2d(8, 3, padding=1), (4, 6, 7)),
+    "5C3s2": (Conv2d(5, 3, stride=2), (3, 8, 9)),
+    "6C4s3p2": (Conv2d(6, 4, stride=3, padding=2), (8, 7, 10)),
+    "3C1": (Conv2d(3, 1), (5, 4, 4)),
+    "7C2s4": (Conv2d(7, 2, stride=4), (6, 9, 9)),
+}
+
+
+def grid_weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Float32:
+    return round_to_grid(rng.normal(0, 0.3, shape).astype(np.float32), 10)
+
+
+@pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "pooled"])
+@pytest.mark.parametrize(("synapse", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_conv2d(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    synapse: Conv2d,
+    shape: tuple[int, ...],
+    spikes: bool,
+) -> None:
+    check_synapse(backend, reference, rng, synapse, shape, spikes)
+
+
+@pytest.mark.parametrize("spikes", [True, False], ids=["spikes", "pooled"])
+@pytest.mark.parametrize("shape", [(13,), (4, 3, 5)], ids=str)
+def test_linear(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, shape: tuple[int, ...], spikes: bool
+) -> None:
+    check_synapse(backend, reference, rng, Linear(6), shape, spikes)
+
+
+def check_synapse(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    synapse: Conv2d | Linear,
+    shape: tuple[int, ...],
+    spikes: bool,
+) -> None:
+    lead = (3, 2, *shape)
+    s: AnyArray = spikes_of(rng, lead) if spikes else (rng.integers(0, 17, lead) / 16).astype(np.float32)
+    wq = grid_weights(rng, synapse.weight_shape(shape))
+    expected, expected_residuals = reference.synapse_forward(synapse, s, wq)
+    actual, residuals = backend.synapse_forward(synapse, backend.asarray(s), backend.asarray(wq))
+    assert_same_bits(backend.numpy(actual), expected)
+    dz = reference.error_grid(rng.normal(0, 1, expected.shape).astype(np.float32), 20)
+    for need_input in (True, False):
+        pair = [
+            b.synapse_backward(synapse, r, dz, precision="reproducible", need_input=need_input)
+            for b, r in ((backend, residuals), (reference, expected_residuals))
+        ]
+        (ds, dw), (expected_ds, expected_dw) = pair
+        assert_same_bits(backend.numpy(dw), expected_dw)
+        assert (ds is None) == (expected_ds is None) == (not need_input)
+        if need_input:
+            assert_same_bits(backend.numpy(ds), expected_ds)
+    exact = reference.synapse_backward(synapse, expected_residuals, dz, precision="reproducible", need_input=True)
+    fast = backend.synapse_backward(synapse, residuals, dz, precision="fast", need_input=True)
+    _, area, per_input = synapse.summands(shape)
+    for value, truth, summands in zip(fast, exact, (per_input, area * lead[0] * lead[1]), strict=True):
+        # Products are below 4 in magnitude and of either sign, so partial sums stay below 4 sqrt(summands) or so; each
+        # of the `summands` additions rounds by half an eps of that at most, in any order, and at random.
+        bound = np.finfo(np.float32).eps * summands * 4
+        assert np.abs(backend.numpy(value) - truth).max() <= bound
+
+
+def test_conv2d_in_chunks_of_frames_gives_the_same_bits(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(backend.rt), "chunk_bytes", 5000)
+    check_synapse(backend, reference, rng, Conv2d(8, 3, padding=1), (4, 6, 7), True)
+
+
+def block_of(notation: str = "4C3", **options: object) -> Block:
+    return NetworkSpec.parse(notation, input_shape=(2, 8, 8), outputs=3, **options).blocks[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight_bits", [2, 5, 12])
+@pytest.mark.parametrize("scale", [2.0**-90, 1e-3, 1.0, 3e5])
+def test_weight_grid(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, scale: float, weight_bits: int
+) -> None:
+    block = block_of(weight_bits=weight_bits)
+    w = (rng.normal(0, 1, block.weight_shape) * scale).astype(np.float32)
+    actual, found = backend.weight_grid(block, backend.asarray(w))
+    expected, expected_grid = reference.weight_grid(block, w)
+    assert_same_bits(backend.numpy(actual), expected)
+    assert found == expected_grid
+
+
+def test_weight_grid_whose_largest_weight_rounds_beyond_the_range(
+    backend: CupyBackend, reference: NumpyBackend
+) -> None:
+    block = block_of()
+    w = np.full(block.weight_shape, 0.25, np.float32)
+    w[0, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(0))
+    actual, found = backend.weight_grid(block, w)
+    expected, expected_grid = reference.weight_grid(block, w)
+    assert_same_bits(actual, expected)
+    assert found == expected_grid
+    assert found.exponent == 10  # 11 would need 2048 units.
+
+
+def test_weight_grid_takes_a_coarser_grid_where_sums_are_long(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator
+) -> None:
+    network = NetworkSpec.parse("3000-10", input_shape=(8000,), coding="direct")
+    block = network.blocks[0]
+    w = (1 + 0.1 * rng.random(block.weight_shape)).astype(np.float32)[:40]
+    actual, found = backend.weight_grid(block, w)
+    expected, expected_grid = reference.weight_grid(block, w)
+    assert_same_bits(actual, expected)
+    assert found == expected_grid
+    assert found.bits < 12
+
+
+def test_weight_grid_that_cannot_hold_raises(backend: CupyBackend) -> None:
+    block = replace(block_of(), input_exponent=24)
+    with pytest.raises(ExactnessError, match="layer conv1: sums of 18 inputs leave the range"):
+        backend.weight_grid(block, np.ones(block.weight_shape, np.float32))
+
+
+def test_weight_grid_of_zeros(backend: CupyBackend, reference: NumpyBackend) -> None:
+    block = block_of()
+    w = np.full(block.weight_shape, -(2.0**-101), np.float32)
+    actual, found = backend.weight_grid(block, w)
+    expected, expected_grid = reference.weight_grid(block, w)
+    assert_same_bits(actual, expected)
+    assert found == expected_grid
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weight_grid_of_a_weight_that_is_not_finite_names_the_layer(backend: CupyBackend, value: float) -> None:
+    w = np.ones(block_of().weight_shape, np.float32)
+    w[1, 0, 2, 2] = value
+    with pytest.raises(NumericError, match="layer conv1: a weight is not finite"):
+        backend.weight_grid(block_of(), w)
+
+
+@pytest.mark.parametrize("count", [1, 6, 1024])
+@pytest.mark.parametrize("scale", [0.0, 2.0**-101, 2.0**-99, 1e-4, 1.0, 1e30])
+@pytest.mark.parametrize("error_bits", [8, 19, 24])
+def test_error_grid(
+    backend: CupyBackend,
+    reference: NumpyBackend,
+    rng: np.random.Generator,
+    error_bits: int,
+    scale: float,
+    count: int,
+) -> None:
+    dz = (np.clip(rng.normal(0, 1, (2, 1, count)), -1, 1) * scale).astype(np.float32)
+    assert_same_bits(
+        backend.numpy(backend.error_grid(backend.asarray(dz), error_bits)), reference.error_grid(dz, error_bits)
+    )
+
+
+def test_gradient_norm(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator) -> None:
+    for scale in (1e-38, 2.0**-80, 1e-3, 1.0, 1e20):
+        gradients = [(rng.normal(0, 1, n) * scale).astype(np.float32) for n in (1, 30, 70_001)]
+        assert backend.gradient_norm(gradients) == reference.gradient_norm(gradients)
+    zeros = [np.zeros(5, np.float32)]
+    assert backend.gradient_norm(zeros) == reference.gradient_norm(zeros) == 0
+    bad = [np.ones(3, np.float32), np.array([1, np.inf], np.float32)]
+    assert backend.gradient_norm(bad) == reference.gradient_norm(bad) == np.inf
+    bad.append(np.array([np.nan], np.float32))
+    assert np.isnan(backend.gradient_norm(bad))
+    assert np.isnan(reference.gradient_norm(bad))
+
+
+def test_adamw(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator) -> None:
+    rule = AdamW(lr=3e-3, weight_decay=0.02, clip_norm=1.0)
+    w = rng.normal(0, 1, (5, 7)).astype(np.float32)
+    mine = theirs = (w, np.zeros_like(w), np.zeros_like(w))
+    magnitudes = 10.0 ** np.linspace(-30, 3, w.size).reshape(w.shape)
+    for step in range(30):
+        g = (rng.normal(0, 1, w.shape) * magnitudes).astype(np.float32)
+        scalars = rule.scalars(step, np.float32(0.73))
+        mine = backend.adamw(scalars, mine[0], g, mine[1], mine[2])
+        theirs = reference.adamw(scalars, theirs[0], g, theirs[1], theirs[2])
+        for a, b in zip(mine, theirs, strict=True):
+            assert_same_bits(backend.numpy(a), b)
+    assert (mine[2] == 0).any(), "no value reached the floor"
+
+
+def test_spike_rate_and_encode(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator) -> None:
+    s = spikes_of(rng, (3, 2, 3, 5, 4))
+    assert backend.spike_rate(backend.asarray(s)) == reference.spike_rate(s)
+    images = rng.integers(0, 256, (2, 3, 5, 4), dtype=np.uint8)
+    for coding in ("direct", "events"):
+        assert_same_bits(backend.numpy(backend.encode(images, coding)), reference.encode(images, coding))  # type: ignore[arg-type]
+
+
+def test_pairs_leave_their_inputs_alone(backend: CupyBackend, rng: np.random.Generator) -> None:
+    scalars = AdamW().scalars(0, np.float32(1))
+    arrays = [rng.normal(0, 1, (3, 4)).astype(np.float32) ** 2 for _ in range(4)]
+    copies = [x.copy() for x in arrays]
+    backend.adamw(scalars, *arrays)
+    backend.error_grid(arrays[0][None], 20)
+    backend.weight_grid(block_of("6"), arrays[1].reshape(1, 12)[:, :1].repeat(128, axis=1))
+    for x, copy in zip(arrays, copies, strict=True):
+        assert_same_bits(x, copy)
