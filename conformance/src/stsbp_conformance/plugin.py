@@ -110,9 +110,11 @@ def stsbp_backend(request: pytest.FixtureRequest) -> AbstractBackend:
     from stsbp_spec.errors import BackendError
     from stsbp_spec.registry import load_backend
 
+    from stsbp_conformance.tiers.trainer import open_usable
+
     column: Column = request.param
     try:
-        backend = _open(load_backend(column.name), column.device)
+        backend = open_usable(load_backend(column.name), column.device)
     except BackendError as error:
         if column.asked:
             raise
@@ -124,19 +126,6 @@ def stsbp_backend(request: pytest.FixtureRequest) -> AbstractBackend:
         "description": description,
     }
     return backend
-
-
-def _open(backend: type[AbstractBackend], device: str | None) -> AbstractBackend:
-    """Open `device`; without one the default, or where that cannot run here, the first listed one that can."""
-    from stsbp_spec.errors import BackendError
-
-    try:
-        return backend(device)
-    except BackendError:
-        usable = [d.name for d in backend.devices() if d.problem is None]
-        if device is not None or not usable:
-            raise
-        return backend(usable[0])
 
 
 @pytest.fixture

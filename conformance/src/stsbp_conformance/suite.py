@@ -11,9 +11,17 @@ from typing import TypeAlias
 import pytest
 
 from stsbp_conformance.check import Check
-from stsbp_conformance.tiers import bits, reproducible
+from stsbp_conformance.tiers import bits, errors, gradients, pairs, rational, reproducible, trainer
 
-__all__ = ["test_tier2_bits", "test_tier4_reproducible"]
+__all__ = [
+    "test_tier1_rational",
+    "test_tier2_bits",
+    "test_tier3_fast_gradients",
+    "test_tier4_reproducible",
+    "test_tier5_pairs",
+    "test_tier6_trainer",
+    "test_tier7_errors",
+]
 
 Run: TypeAlias = Callable[[Check], None]
 
@@ -22,13 +30,43 @@ def _cases(checks: tuple[Check, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("check", checks, ids=[check.id for check in checks])
 
 
+@_cases(rational.CHECKS)
+def test_tier1_rational(check: Check, run_check: Run) -> None:
+    """Spikes, potentials and gradients against exact fractions, tolerance zero."""
+    run_check(check)
+
+
 @_cases(bits.CHECKS)
 def test_tier2_bits(check: Check, run_check: Run) -> None:
-    """Spikes and membrane potentials, bit for bit."""
+    """Spikes and membrane potentials of whole networks, bit for bit."""
+    run_check(check)
+
+
+@_cases(gradients.CHECKS)
+def test_tier3_fast_gradients(check: Check, run_check: Run) -> None:
+    """Gradients in `fast` precision against float64, within the bound."""
     run_check(check)
 
 
 @_cases(reproducible.CHECKS)
 def test_tier4_reproducible(check: Check, run_check: Run) -> None:
     """Gradients and updates in `reproducible` precision, bit for bit."""
+    run_check(check)
+
+
+@_cases(pairs.CHECKS)
+def test_tier5_pairs(check: Check, run_check: Run) -> None:
+    """Each operation's forward and backward pair alone."""
+    run_check(check)
+
+
+@_cases(trainer.CHECKS)
+def test_tier6_trainer(check: Check, run_check: Run) -> None:
+    """Metrics, checkpoints, and resuming on another backend."""
+    run_check(check)
+
+
+@_cases(errors.CHECKS)
+def test_tier7_errors(check: Check, run_check: Run) -> None:
+    """What must be refused is refused."""
     run_check(check)

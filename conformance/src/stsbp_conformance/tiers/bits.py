@@ -16,7 +16,22 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, cifar10, nmnist
 from stsbp_conformance.check import Check, Compared, Verdict
 
-__all__ = ["CASES", "CHECKS", "CIFAR10", "EXACT_HITS", "FLOOR", "NINE_LAYERS", "REAL"]
+__all__ = [
+    "CASES",
+    "CHECKS",
+    "CIFAR10",
+    "CIFAR10_TAUS",
+    "COUNTS",
+    "DIRECT",
+    "EXACT_HITS",
+    "FLOOR",
+    "NINE_LAYERS",
+    "NMNIST",
+    "NMNIST_LONG",
+    "ONE_STEP",
+    "REAL",
+    "SMALL",
+]
 
 _TAUS = {"2": 2.0, "3": 3.0, "5": 5.0, "5/3": 5 / 3}
 

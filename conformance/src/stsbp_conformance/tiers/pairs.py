@@ -1,0 +1,354 @@
+"""Tier 5: each operation's forward and backward pair alone, bit for bit against the numpy reference.
+
+Sizes are odd on purpose, states decay into the floor, potentials meet the threshold exactly, halves tie in every
+rounding, and cotangents are random. What is no contract between libraries (`exp` in the logistic surrogate, the order
+of `fast` sums) is held to a bound instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.grid import round_to_grid
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
+from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import PSP, AvgPool2d, Filter
+from stsbp_spec.typing import AnyArray, Float32, Native, Shape
+
+from stsbp_conformance.cases import normal, spikes
+from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
+from stsbp_conformance.reference import NUMPY
+from stsbp_conformance.tiers.gradients import BOUND, EPS
+
+__all__ = ["CHECKS"]
+
+Body = Callable[[AbstractBackend, Compared], None]
+
+
+def _check(id: str, body: Body) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        body(backend, compared)
+        return compared.verdict()
+
+    return Check(5, id, run)
+
+
+def _values(backend: AbstractBackend, x: Native, dtype: type[np.generic]) -> AnyArray:
+    """A native array as numpy of `dtype`; a backend may keep small integers in another type, but not lose values."""
+    array = backend.numpy(x)
+    converted: AnyArray = array.astype(dtype)
+    if not np.array_equal(converted.astype(array.dtype), array, equal_nan=array.dtype.kind == "f"):
+        raise Mismatch(f"values do not fit {np.dtype(dtype)}: the array is {array.dtype}")
+    return converted
+
+
+def _encode() -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        images = np.arange(2 * 3 * 7 * 9, dtype=np.int64).reshape(2, 3, 7, 9).astype(np.uint8)
+        direct = _values(backend, backend.encode(images, "direct"), np.float32)
+        compared.equal("direct coding", direct, images[None].astype(np.float32) / np.float32(256))
+        frames = spikes((4, 2, 2, 5, 3), 0.4, 1) * np.uint8(3)
+        compared.equal("events", _values(backend, backend.encode(frames, "events"), np.uint8), frames)
+
+    return body
+
+
+def _block(notation: str, input_shape: Shape, **options: Any) -> Block:
+    return NetworkSpec.parse(f"{notation}-3", input_shape=input_shape, **options).blocks[0]
+
+
+def _synapse_input(block: Block, pooled: bool, lead: Shape) -> AnyArray:
+    s = spikes((*lead, *block.synapse_shape), 0.3, 4)
+    if not pooled:
+        return s
+    means: Float32 = spikes((16, *s.shape), 0.3, 5).sum(axis=0).astype(np.float32) / np.float32(16)
+    return means
+
+
+def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        s = _synapse_input(block, pooled, lead)
+        wq = NUMPY.weight_grid(block, normal(block.weight_shape, 6))[0]
+        z, residuals = NUMPY.synapse_forward(block.synapse, s, wq)
+        native_z, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
+        compared.equal("z", _values(backend, native_z, np.float32), z)
+        errors = round_to_grid(normal(z.shape, 7), 12)
+        ds, dw = NUMPY.synapse_backward(block.synapse, residuals, errors, precision="reproducible", need_input=True)
+        found = backend.synapse_backward(
+            block.synapse, native, backend.asarray(errors), precision="reproducible", need_input=True
+        )
+        compared.true("ds is there when asked for", found[0] is not None and ds is not None)
+        assert ds is not None
+        compared.equal("ds, reproducible", backend.numpy(found[0]), ds)
+        compared.equal("dW, reproducible", backend.numpy(found[1]), dw)
+        errors = normal(z.shape, 8)
+        exact_ds, exact_dw = NUMPY.synapse_backward(
+            block.synapse, residuals, errors.astype(np.float64), precision="reproducible", need_input=True
+        )
+        _, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
+        fast_ds, fast_dw = backend.synapse_backward(
+            block.synapse, native, backend.asarray(errors), precision="fast", need_input=True
+        )
+        assert exact_ds is not None
+        _, per_frame, of_data = block.synapse.summands(block.synapse_shape)
+        for what, got, exact, n in (
+            ("ds", fast_ds, exact_ds, of_data),
+            ("dW", fast_dw, exact_dw, math.prod(lead) * per_frame),
+        ):
+            bound = BOUND * EPS * math.sqrt(n) * float(np.max(np.abs(exact)))
+            compared.within(f"{what}, fast", backend.numpy(got), exact.astype(np.float64), bound)
+        _, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
+        none, _ = backend.synapse_backward(
+            block.synapse, native, backend.asarray(errors), precision="fast", need_input=False
+        )
+        compared.true("ds is None when not asked for", none is None)
+
+    return body
+
+
+def _avgpool2d(size: int, shape: Shape, grey: bool) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        pool = AvgPool2d(size)
+        s: AnyArray = spikes(shape, 0.4, 9)
+        if grey:
+            s = round_to_grid(np.abs(normal(shape, 9)) % np.float32(1), 8)
+        out, residuals = NUMPY.avgpool2d_forward(pool, s)
+        native_out, native = backend.avgpool2d_forward(pool, backend.asarray(s))
+        compared.equal("pooled", _values(backend, native_out, np.float32), out)
+        d = normal(out.shape, 10)
+        back = NUMPY.avgpool2d_backward(pool, residuals, d)
+        compared.equal("adjoint", backend.numpy(backend.avgpool2d_backward(pool, native, backend.asarray(d))), back)
+
+    return body
+
+
+def _dropout(rate: float, shape: Shape, layer: int, seed: int, step: int) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        mask = NUMPY.dropout_mask(seed, layer, step, shape, rate)
+        native = backend.dropout_mask(seed, layer, step, shape, rate)
+        compared.equal("mask", _values(backend, native, np.uint8), mask)
+        s = spikes((4, *shape), 0.5, 11)
+        compared.equal("spikes", _values(backend, backend.dropout(native, backend.asarray(s)), np.uint8), s * mask)
+        d = normal((4, *shape), 12)
+        compared.equal("errors", backend.numpy(backend.dropout(native, backend.asarray(d))), d * mask)
+
+    return body
+
+
+def _lif(
+    neuron: LIF, filter: Filter, shape: Shape, steps: int, *, quantum: int | None = None, burst: bool = False
+) -> Body:
+    """`z` `[1 or T, B, ...]` of `shape`, rounded to `2^-quantum`, or zero after the first step."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        z = normal(shape, 13) * np.float32(neuron.threshold)
+        if quantum is not None:
+            z = round_to_grid(z, quantum)
+        if burst:
+            z[1:] = 0
+        s, residuals = NUMPY.lif_forward(neuron, filter, z, steps)
+        native_s, native = backend.lif_forward(neuron, filter, backend.asarray(z), steps)
+        compared.equal("potentials", backend.numpy(backend.lif_potentials(native)), residuals.u)
+        compared.equal("spikes", _values(backend, native_s, np.uint8), s)
+        ds = normal(s.shape, 14)
+        if burst:
+            ds[:-1] = 0
+        dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
+        found = backend.numpy(backend.lif_backward(neuron, filter, native, backend.asarray(ds)))
+        if neuron.surrogate.exact:
+            compared.equal("dL/dz", found, dz)
+        else:
+            bound = 64 * EPS * math.sqrt(steps) * float(np.max(np.abs(dz)))
+            compared.within("dL/dz", found, dz.astype(np.float64), bound)
+
+    return body
+
+
+def _psp(tau: float, shape: Shape, *, burst: bool = False) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        psp, s, da = PSP(tau), spikes(shape, 0.3, 15), normal(shape, 16)
+        if burst:
+            s[1:], da[:-1] = 0, 0
+        compared.equal(
+            "potentials", backend.numpy(backend.psp_forward(psp, backend.asarray(s))), NUMPY.psp_forward(psp, s)
+        )
+        found = backend.numpy(backend.psp_backward(psp, backend.asarray(da)))
+        compared.equal("adjoint", found, NUMPY.psp_backward(psp, da))
+
+    return body
+
+
+def _loss_error(name: str, tau: float, shape: Shape) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        s, targets = spikes(shape, 0.4, 17), spikes(shape, 0.3, 18)
+        expected = NUMPY.loss_error(LOSSES[name], PSP(tau), s, targets)
+        found = backend.loss_error(LOSSES[name], PSP(tau), backend.asarray(s), backend.asarray(targets))
+        compared.equal("dL/do", backend.numpy(found), expected)
+
+    return body
+
+
+def _weight_grid(block: Block, w: Float32) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        wq, grid = NUMPY.weight_grid(block, w)
+        native, found = backend.weight_grid(block, backend.asarray(w))
+        compared.same("grid", found, grid)
+        compared.equal("weights", _values(backend, native, np.float32), wq)
+
+    return body
+
+
+def _error_grid(dz: Float32, bits: int) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        found = backend.numpy(backend.error_grid(backend.asarray(dz.copy()), bits))
+        compared.equal("errors", found, NUMPY.error_grid(dz, bits))
+
+    return body
+
+
+def _gradient_norm(backend: AbstractBackend, compared: Compared) -> None:
+    wide = normal((7, 131), 19) * np.exp(3 * normal((7, 131), 20))
+    for what, gradients in {
+        "normal": [normal((5, 3, 3), 21), normal((1001,), 22)],
+        "heavy tails": [wide, normal((17,), 23)],
+        "zeros": [np.zeros((3, 4), np.float32), np.zeros(5, np.float32)],
+        "below the floor": [np.full((3, 3), 1e-33, np.float32)],
+        "large": [np.full((3, 3), 3e30, np.float32)],
+    }.items():
+        found = backend.gradient_norm([backend.asarray(g) for g in gradients])
+        compared.same(what, found, NUMPY.gradient_norm(gradients))
+    for value in (np.nan, np.inf, -np.inf):
+        bad = normal((4, 4), 24)
+        bad[2, 1] = value
+        norm = backend.gradient_norm([backend.asarray(normal((3,), 25)), backend.asarray(bad)])
+        compared.true(f"the norm of a gradient with {value} must not be finite, got {norm}", not math.isfinite(norm))
+
+
+def _adamw(optimizer: AdamW, step: int, clip: float) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        shape = (13, 7, 3, 3)
+        w, g, m, v = normal(shape, 26), normal(shape, 27), normal(shape, 28), np.square(normal(shape, 29))
+        g[0], m[0], v[0] = 0, 0, 0
+        g[1] *= np.float32(1e-28)
+        g[2], m[2], v[2] = 0, np.float32(1.2) * np.float32(2.0**-100), np.float32(1.0001) * np.float32(2.0**-100)
+        v[3] *= np.float32(1e-18)
+        m[4] *= np.float32(1e-8)
+        scalars = optimizer.scalars(step, np.float32(clip))
+        expected = NUMPY.adamw(scalars, w.copy(), g.copy(), m.copy(), v.copy())
+        found = backend.adamw(scalars, *(backend.asarray(x.copy()) for x in (w, g, m, v)))
+        for what, x, y in zip(("w", "m", "v"), found, expected, strict=True):
+            compared.equal(what, backend.numpy(x), y)
+
+    return body
+
+
+def _spike_rate(backend: AbstractBackend, compared: Compared) -> None:
+    for shape in ((3, 2, 5, 7, 3), (25, 4, 10), (1, 1, 1)):
+        s = spikes(shape, 0.37, 30)
+        compared.same(f"rate of {list(shape)}", backend.spike_rate(backend.asarray(s)), float(s.sum()) / s.size)
+
+
+_CONV = {
+    "3x3": _block("5C3", (3, 9, 10)),
+    "5x5 padded": _block("4C5p2", (2, 8, 11)),
+    "1x1": _block("7C1", (3, 5, 5)),
+    "2x2 stride 2": _block("6C2s2", (3, 9, 7)),
+    "3x3 stride 2 padded": _block("16C3s2p1", (4, 10, 11)),
+    "4x4 stride 3": _block("3C4s3", (2, 12, 13)),
+    "kernel as large as the input": _block("9C6", (1, 6, 6)),
+    "3x3 same, 32 channels": _block("33C3p1", (32, 8, 8)),
+}
+_POOLED_CONV = _block("P4-12C3p1", (3, 22, 21))
+_LINEAR = _block("17", (37,))
+_FLATTENED = _block("11", (3, 5, 7))
+_POOLED_LINEAR = _block("P4-19", (2, 13, 12))
+_IMAGES = _block("40", (3, 48, 48), coding="direct")
+_SURROGATES: tuple[Surrogate, ...] = (
+    *(cls() for cls in SURROGATES.values()),
+    Rectangle(0.3),
+    Triangle(0.4),
+    FastSigmoid(100 / 3),
+)
+_FILTERS = {tau: PSP(tau).filter() for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)}
+_OPTIMIZERS = {
+    "plain": (AdamW(), 0, 1.0),
+    "decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
+    "late in a schedule": (AdamW(lr=0.1, total_steps=500, warmup_steps=10, final_fraction=0.05), 480, 1.0),
+    "other betas": (AdamW(beta1=0.0, beta2=0.9, eps=1e-3), 1, 0.9),
+}
+
+
+def _with_ties(shape: Shape) -> Float32:
+    """Weights of which many lie half way between two grid points."""
+    w = round_to_grid(normal(shape, 31), 9)
+    w.reshape(-1)[0] = 4
+    return w
+
+
+CHECKS = (
+    _check("encode", _encode()),
+    *(_check(f"convolution {name}", _synapse(block)) for name, block in _CONV.items()),
+    _check("convolution, pooled input", _synapse(_POOLED_CONV, pooled=True)),
+    _check("convolution, one frame", _synapse(_CONV["3x3"], lead=(1, 1))),
+    _check("convolution, many frames", _synapse(_CONV["3x3 stride 2 padded"], lead=(25, 5))),
+    _check("linear", _synapse(_LINEAR)),
+    _check("linear, flattened input", _synapse(_FLATTENED)),
+    _check("linear, pooled input", _synapse(_POOLED_LINEAR, pooled=True)),
+    _check("linear, one frame", _synapse(_LINEAR, lead=(1, 1))),
+    *(
+        _check(f"pooling {size}x{size}, {'grey values' if grey else 'spikes'}", _avgpool2d(size, shape, grey))
+        for size, shape in ((1, (2, 2, 3, 4, 5)), (2, (3, 2, 5, 9, 10)), (4, (2, 3, 2, 17, 9)), (8, (1, 2, 1, 24, 16)))
+        for grey in (False, True)
+    ),
+    _check("dropout 0.5", _dropout(0.5, (3, 5, 7, 3), 16, 1, 0)),
+    _check("dropout 0.1, large seed and step", _dropout(0.1, (2, 37), 160, 2**32 - 1, 123_456)),
+    _check("dropout 0.9", _dropout(0.9, (1, 1), 1, 77, 9)),
+    *(_check(f"LIF, {s}", _lif(LIF(3, 2, 0.7, s), _FILTERS[5 / 3], (9, 2, 37), 9)) for s in _SURROGATES),
+    *(
+        _check(f"LIF, tau_m {m:.3g}, tau_s {t:.3g}", _lif(LIF(m, 2, 1.0), _FILTERS[t], (20, 3, 5, 7, 3), 20))
+        for m, t in ((1.0, 1.0), (2.0, 2.0), (3.0, 5.0), (5.0, 3.0), (5 / 3, 5 / 3), (8.0, 1.0))
+    ),
+    _check("LIF, static input", _lif(LIF(3, 2, 0.8), _FILTERS[1.0], (1, 2, 4, 6, 5), 12)),
+    _check("LIF, static input with a filter", _lif(LIF(5 / 3, 2, 0.8), PSP(3.0).filter(1 / 0.7), (1, 2, 41), 12)),
+    _check("LIF, one step", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (1, 3, 11), 1)),
+    _check("LIF, one neuron", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (15, 1, 1), 15)),
+    _check("LIF, many neurons", _lif(LIF(5, 2, 0.5), _FILTERS[5 / 3], (6, 2, 16, 33, 31), 6)),
+    _check("LIF, factor of dropout", _lif(LIF(5, 2, 0.5), PSP(5.0).filter(1 / 0.7), (8, 2, 29), 8)),
+    _check("LIF, at the threshold", _lif(LIF(2, 2, 1.0), _FILTERS[1.0], (12, 2, 64), 12, quantum=2)),
+    _check("LIF, at a threshold of 0.3", _lif(LIF(1, 2, 0.3), _FILTERS[1.0], (6, 2, 64), 6)),
+    _check("LIF, silence until the floor", _lif(LIF(3, 2, 0.5), _FILTERS[5 / 3], (240, 2, 19), 240, burst=True)),
+    *(_check(f"PSP, tau {tau:.3g}", _psp(tau, (11, 2, 7, 3))) for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)),
+    _check("PSP, silence until the floor", _psp(3.0, (240, 2, 5), burst=True)),
+    *(_check(f"error of {name}", _loss_error(name, 3.0, (14, 3, 7))) for name in LOSSES),
+    *(_check(f"error of {name}, tau 5/3, batch 7", _loss_error(name, 5 / 3, (5, 7, 10))) for name in LOSSES),
+    _check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),
+    _check("weight grid", _weight_grid(_CONV["3x3"], normal((5, 3, 3, 3), 32))),
+    _check("weight grid, ties", _weight_grid(_LINEAR, _with_ties((17, 37)))),
+    _check("weight grid, 4 bits", _weight_grid(_block("17{bits=4}", (37,)), normal((17, 37), 33))),
+    _check("weight grid, 2 bits", _weight_grid(_block("17{bits=2}", (37,)), normal((17, 37), 34))),
+    _check("weight grid, all zero", _weight_grid(_LINEAR, np.zeros((17, 37), np.float32))),
+    _check("weight grid, tiny weights", _weight_grid(_LINEAR, normal((17, 37), 35) * np.float32(1e-20))),
+    _check("weight grid, a power of two", _weight_grid(_LINEAR, np.full((17, 37), 0.5, np.float32))),
+    _check(
+        "weight grid, rounds up to a power of two",
+        _weight_grid(_LINEAR, np.full((17, 37), np.nextafter(np.float32(1), np.float32(0)), np.float32)),
+    ),
+    _check("weight grid, coarser for the bound", _weight_grid(_IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
+    _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
+    _check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
+    _check("error grid, heavy tails", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 20)),
+    _check("error grid, ties", _error_grid(_with_ties((4, 3, 8)), 8)),
+    _check("error grid, all zero", _error_grid(np.zeros((3, 2, 5), np.float32), 24)),
+    _check("error grid, near the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-98), 24)),
+    _check("gradient norm", _gradient_norm),
+    *(_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
+    _check("spike rate", _spike_rate),
+)

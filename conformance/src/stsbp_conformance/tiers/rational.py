@@ -1,0 +1,156 @@
+"""Tier 1: the paper's literal equations in exact fractions; spikes, potentials and gradients, tolerance zero.
+
+Small networks whose constants are dyadic (tau 1, 2 and 4, weights of 3 bits, rectangle and triangle surrogates) and
+whose every intermediate result has at most 24 bits, so that float32 must give the exact value. The oracle filters
+before the weights and the backends behind them, so the two share no code and no order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.random import Stream, bits
+from stsbp_spec.reference.literal import Literal, LiteralRun
+from stsbp_spec.surrogates import Rectangle, Triangle
+from stsbp_spec.synapses import PSP
+from stsbp_spec.typing import AnyArray, Float32
+
+from stsbp_conformance.cases import spikes
+from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
+
+__all__ = ["CASES", "CHECKS", "Oracle", "RationalCase", "compare", "oracle"]
+
+
+@dataclass(frozen=True)
+class RationalCase:
+    """A dyadic network, its loss, and the seed of its weights, inputs and targets."""
+
+    id: str
+    network: NetworkSpec
+    loss: str
+    steps: int
+    batch: int
+    seed: int
+
+    def weights(self) -> dict[str, Float32]:
+        """Multiples of 1/4 from -3/4 to 3/4."""
+        weights = {}
+        for block in self.network.blocks:
+            drawn = bits(self.seed, Stream.INIT, int(np.prod(block.weight_shape)), substream=block.index)
+            weights[block.name] = ((drawn % 7).astype(np.float32) - 3).reshape(block.weight_shape) / np.float32(4)
+        return weights
+
+    def data(self) -> Batch:
+        """Images of 2 bits, or events of density 1/2; targets of density 1/2."""
+        network = self.network
+        shape = (self.batch, *network.input_shape)
+        if network.coding == "direct":
+            drawn = bits(self.seed, Stream.ENCODER, int(np.prod(shape)))
+            inputs = (drawn % 4 * 64).astype(np.uint8).reshape(shape)
+        else:
+            inputs = spikes((self.steps, *shape), 0.5, self.seed) * np.uint8(network.input_max)
+        return Batch(inputs, spikes((self.steps, self.batch, network.outputs), 0.5, self.seed + 1))
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What the literal equations give, in fractions."""
+
+    run: LiteralRun
+    loss: Fraction
+    gradients: dict[str, AnyArray]
+
+
+@cache
+def oracle(case: RationalCase) -> Oracle:
+    """Run the literal equations on a case."""
+    literal = Literal(case.network, Fraction)
+    weights = {name: literal.array(w) for name, w in case.weights().items()}
+    inputs, targets = case.data()
+    scale = 256.0 if case.network.coding == "direct" else 1.0
+    frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
+    trains = [literal.array(x) for x in targets]
+    run = literal.forward(weights, frames)
+    loss = LOSSES[case.loss]
+    return Oracle(run, literal.loss(loss, run, trains), literal.backward(loss, weights, run, trains))
+
+
+def compare(compared: Compared, what: str, got: AnyArray, expected: AnyArray) -> None:
+    """Every float is exactly the fraction."""
+    if got.shape != expected.shape:
+        raise Mismatch(f"{what}: expected shape {list(expected.shape)}, got {list(got.shape)}")
+    pairs: list[tuple[Any, Any]] = list(zip(got.reshape(-1).tolist(), expected.reshape(-1), strict=True))
+    wrong = [(i, x, y) for i, (x, y) in enumerate(pairs) if not np.isfinite(x) or Fraction(x) != y]
+    compared.values += len(pairs)
+    if wrong:
+        i, x, y = wrong[0]
+        raise Mismatch(f"{what}: {len(wrong)} of {len(pairs)} values differ, the first at {i}: expected {y}, got {x!r}")
+
+
+def _check(case: RationalCase) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        expected = oracle(case)
+        compared = Compared()
+        weights, batch = case.weights(), case.data()
+        layers = backend.run(case.network, weights, batch.inputs, case.steps).layers
+        for block, u, o in zip(case.network.blocks, expected.run.u, expected.run.o, strict=True):
+            compare(compared, f"{block.name}: membrane potentials", layers[block.name].potentials, np.stack(u))
+            compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))
+        result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch)
+        # The literal loss halves the Hamming distance, so that its gradient is the error which the spec fixes.
+        loss = expected.loss * 2 if case.loss == "hamming" else expected.loss
+        compared.same("loss", Fraction(result.loss), loss)
+        for name, gradient in expected.gradients.items():
+            compare(compared, f"{name}: gradient", result.gradients[name], gradient)
+        return compared.verdict()
+
+    return Check(1, case.id, run, by_reference=False)
+
+
+def _parse(notation: str, neuron: LIF, **options: Any) -> NetworkSpec:
+    return NetworkSpec.parse(notation, neuron=neuron, weight_bits=3, **options)
+
+
+_WIDE = LIF(2, 2, 0.5, Rectangle(2))
+_TRIANGLE = LIF(2, 2, 0.5, Triangle(1))
+_NETWORKS = {
+    "two linear layers": _parse("5-3", LIF(2, 2, 0.5, Triangle(2)), input_shape=(6,)),
+    "rectangle": _parse("5-3", _WIDE, input_shape=(6,)),
+    "tau 1 and 4": _parse("5{tau_m=4,tau_s=1}-3", LIF(1, 4, 0.5, Rectangle(1)), input_shape=(6,)),
+    "convolution, pooling": _parse("3C3p1-P2-3", _WIDE, input_shape=(2, 4, 5)),
+    "convolution, stride 2": _parse("3C2s2p1-4", _TRIANGLE, input_shape=(2, 4, 5)),
+    "three layers": _parse("3C2-P2-4-3", _WIDE, input_shape=(1, 5, 5)),
+    "input filter, counts": _parse("P2-4-3", _WIDE, input_shape=(1, 4, 4), input_psp=PSP(2), input_max=2),
+    "direct coding": _parse("2C3s2-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
+    "direct coding, triangle": _parse("P2-4-3", _TRIANGLE, input_shape=(2, 4, 5), coding="direct"),
+}
+
+# Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
+# a third of each gradient at least is not zero, and no intermediate result needs more than 24 bits.
+_CHOSEN = {
+    "two linear layers": {"van-rossum": (2, 1), "hamming": (4, 85), "spike-count": (2, 1)},
+    "rectangle": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "tau 1 and 4": {"van-rossum": (4, 1), "hamming": (4, 12), "spike-count": (4, 1)},
+    "convolution, pooling": {"van-rossum": (4, 108), "hamming": (4, 5), "spike-count": (4, 5)},
+    "convolution, stride 2": {"van-rossum": (2, 1), "hamming": (4, 37), "spike-count": (4, 64)},
+    "three layers": {"van-rossum": (3, 6), "hamming": (4, 231), "spike-count": (2, 6)},
+    "input filter, counts": {"van-rossum": (4, 94), "hamming": (4, 12), "spike-count": (4, 15)},
+    "direct coding": {"van-rossum": (4, 225), "hamming": (4, 7), "spike-count": (4, 251)},
+    "direct coding, triangle": {"van-rossum": (2, 49), "hamming": (2, 49), "spike-count": (2, 49)},
+}
+
+CASES = tuple(
+    RationalCase(f"{name}, T={steps}, {loss}", _NETWORKS[name], loss, steps, 2, seed)
+    for name, chosen in _CHOSEN.items()
+    for loss, (steps, seed) in chosen.items()
+)
+
+CHECKS = tuple(_check(case) for case in CASES)

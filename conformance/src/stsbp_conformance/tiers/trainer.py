@@ -1,0 +1,166 @@
+"""Tier 6: the trainer: what it reports, what it exports, and that one backend continues what another began."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.errors import BackendError
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.registry import installed_backends, load_backend
+from stsbp_spec.trainer import StepResult, Trainer, TrainState
+from stsbp_spec.typing import AnyArray, Precision
+
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
+from stsbp_conformance.tiers import bits
+from stsbp_conformance.tiers.reproducible import OPTIMIZER, SMALL
+
+__all__ = ["CHECKS", "open_usable", "resume_check"]
+
+CASE = SMALL[0]
+
+
+def open_usable(backend: type[AbstractBackend], device: str | None = None) -> AbstractBackend:
+    """Open `device`; without one the default, or where that cannot run here, the first listed one that can.
+
+    Raises:
+        BackendError: the device, or every one, cannot be used.
+    """
+    try:
+        return backend(device)
+    except BackendError:
+        usable = [d.name for d in backend.devices() if d.problem is None]
+        if device is not None or not usable:
+            raise
+        return backend(usable[0])
+
+
+def _trainer(backend: AbstractBackend, case: NetworkCase, loss: str, precision: Precision = "reproducible") -> Trainer:
+    return backend.trainer(case.network, LOSSES[loss], OPTIMIZER, precision=precision, seed=7)
+
+
+def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
+    return {name: w.copy() for name, w in reference.weights(case).items()}
+
+
+def _compare_results(compared: Compared, what: str, got: StepResult, expected: StepResult) -> None:
+    compared.same(f"{what}: loss", got.loss, expected.loss)
+    compared.equal(f"{what}: spikes", got.spikes, expected.spikes)
+    compared.same(f"{what}: spike rates", got.rates, expected.rates)
+    compared.same(f"{what}: weight grids", got.grids, expected.grids)
+    compared.same(f"{what}: learning rate", got.learning_rate, expected.learning_rate)
+
+
+def _metrics(case: NetworkCase, loss: str) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        _, expected = reference.trained(case, loss, OPTIMIZER, 6)
+        _, found = reference.train(_trainer(backend, case, loss), case, 6)
+        for step, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+            _compare_results(compared, f"step {step}", got, wanted)
+            compared.same(f"step {step}: gradient norm", got.gradient_norm, wanted.gradient_norm)
+        # In `fast` precision the first update starts from the same weights, so its metrics are the same too.
+        _, fast = reference.train(_trainer(backend, case, loss, "fast"), case, 1)
+        _compare_results(compared, "fast", fast[0], expected[0])
+        return compared.verdict()
+
+    return Check(6, f"metrics: {case.id}, {loss}", run)
+
+
+def _predict(case: NetworkCase) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        trainer = _trainer(backend, case, "van-rossum")
+        state = trainer.init(_fresh(case))
+        before = trainer.export_state(state)
+        inputs = reference.data(case).inputs
+        prediction = trainer.predict(state, inputs, case.steps)
+        layers = reference.run(case).layers
+        compared.equal("spikes", prediction.spikes, list(layers.values())[-1].spikes)
+        rates = {name: float(np.count_nonzero(x.spikes)) / x.spikes.size for name, x in layers.items()}
+        compared.same("spike rates", prediction.rates, rates)
+        for name, x in trainer.export_state(state).items():
+            compared.equal(f"{name} after predicting", x, before[name])
+        return compared.verdict()
+
+    return Check(6, f"prediction: {case.id}", run)
+
+
+def _export(backend: AbstractBackend) -> Verdict:
+    compared = Compared()
+    trainer, given = _trainer(backend, CASE, "van-rossum"), _fresh(CASE)
+    state = trainer.init(given)
+    exported = trainer.export_state(state)
+    names = {"step", *(f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in given)}
+    compared.same("names", sorted(exported), sorted(names))
+    compared.same("step", (int(exported["step"]), exported["step"].dtype), (0, np.dtype(np.int64)))
+    for name, w in given.items():
+        compared.equal(f"weight/{name}", exported[f"weight/{name}"], w)
+        compared.true(f"adamw.m/{name} begins at zero", not exported[f"adamw.m/{name}"].any())
+    kept = {name: x.copy() for name, x in exported.items()}
+    for step in range(3):
+        state, _ = trainer.step(state, reference.rolled(CASE, step))
+    for name, x in kept.items():
+        compared.equal(f"exported {name} after later updates", exported[name], x)
+    for name, w in reference.weights(CASE).items():
+        compared.equal(f"the caller's {name} after updates", given[name], w)
+    after = trainer.export_state(state)
+    compared.same("step after 3 updates", int(after["step"]), 3)
+    imported = trainer.import_state({name: x.copy() for name, x in after.items()})
+    for name, x in trainer.export_state(imported).items():
+        compared.equal(f"{name} imported and exported", x, after[name])
+    return compared.verdict()
+
+
+def _through_a_file(exported: dict[str, AnyArray]) -> dict[str, AnyArray]:
+    stream = io.BytesIO()
+    np.savez(stream, **exported)  # type: ignore[arg-type]
+    stream.seek(0)
+    with np.load(stream, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _train(trainer: Trainer, state: TrainState, steps: range) -> TrainState:
+    for step in steps:
+        state, _ = trainer.step(state, reference.rolled(CASE, step))
+    return state
+
+
+def resume_check(other: str) -> Check:
+    """Begun on the backend under test, continued on `other`, and the other way round: the reference's weights."""
+
+    def run(backend: AbstractBackend) -> Verdict:
+        try:
+            partner = open_usable(load_backend(other))
+        except BackendError as error:
+            raise Unavailable(f"{other} cannot run: {error}") from None
+        compared = Compared()
+        expected, _ = reference.trained(CASE, "van-rossum", OPTIMIZER, 6)
+        for first, second in ((backend, partner), (partner, backend)):
+            begin, go_on = (_trainer(b, CASE, "van-rossum") for b in (first, second))
+            state = _train(begin, begin.init(_fresh(CASE)), range(3))
+            written = _through_a_file(begin.export_state(state))
+            resumed = go_on.import_state(written)
+            inputs = reference.data(CASE).inputs
+            spikes = begin.predict(state, inputs, CASE.steps).spikes
+            compared.equal("spikes after resuming", go_on.predict(resumed, inputs, CASE.steps).spikes, spikes)
+            final = go_on.export_state(_train(go_on, resumed, range(3, 6)))
+            for name, x in expected.items():
+                compared.equal(f"{name}, {first.name} then {second.name}", final[name], x)
+        compared.note = f"weights {reference.checksum(expected)[:16]}"
+        return compared.verdict()
+
+    return Check(6, f"a run begun here and resumed on {other}, and back", run)
+
+
+CHECKS = (
+    *(_metrics(CASE, loss) for loss in LOSSES),
+    _metrics(bits.DIRECT, "van-rossum"),
+    _predict(bits.SMALL[1]),
+    _predict(bits.DIRECT),
+    Check(6, "export and import", _export),
+    *(resume_check(name) for name in installed_backends()),
+)
