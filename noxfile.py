@@ -11,6 +11,8 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import nox
@@ -27,7 +29,6 @@ nox.options.sessions = ["lint", "typing", "tests"]
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
-EXTRAS = {CLI: "[nmnist,cifar10]"}
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 FOREIGN = """\
@@ -42,8 +43,18 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 def install(session: nox.Session, *folders: str, tools: tuple[str, ...] = ()) -> None:
     """Install packages of this repository, in one go so that they find each other, and tools from the index."""
-    wanted = [arg for folder in folders for arg in ("-e", f"{ROOT / folder}{EXTRAS.get(folder, '')}")]
+    wanted: list[str] = []
+    for folder in folders:
+        chosen = ",".join(extras(folder, folders))
+        wanted += ["-e", f"{ROOT / folder}[{chosen}]" if chosen else str(ROOT / folder)]
     session.install(*wanted, *tools)
+
+
+def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
+    """Optional dependencies of a package that its tests use; torchvision, which brings PyTorch, only beside PyTorch."""
+    if folder != CLI:
+        return ()
+    return ("nmnist", "cifar10" if BACKENDS["torch"] in folders else "images")
 
 
 def everything(session: nox.Session) -> list[str]:
@@ -182,9 +193,8 @@ def lowest(folders: list[str]) -> dict[str, str]:
     bounds: dict[str, tuple[int, ...]] = {}
     for folder in folders:
         project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
-        extras = project.get("optional-dependencies", {})
-        chosen = re.findall(r"\w+", EXTRAS.get(folder, ""))
-        for line in [*project["dependencies"], *(line for extra in chosen for line in extras[extra])]:
+        optional = (project["optional-dependencies"][extra] for extra in extras(folder, folders))
+        for line in [*project["dependencies"], *chain.from_iterable(optional)]:
             if bound := re.match(r"([A-Za-z0-9_.-]+)(?:\[.*\])?>=([0-9.]+)", line):
                 version = tuple(int(part) for part in bound[2].split("."))
                 bounds[bound[1]] = max(bounds.get(bound[1], ()), version)
