@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, host
+from stsbp_cupy.source import KERNELS
 from stsbp_spec.errors import BackendError
 
 
@@ -67,7 +68,7 @@ def test_other_flags_make_another_library(own_cache: Path, compiler_path: str, m
 
 
 def test_shim_compiles_without_warnings(compiler_path: str) -> None:
-    command = [compiler_path, *host.FLAGS, "-Wall", "-Wextra", "-Werror", f"-I{host.KERNELS}", "-x", "c++", "-"]
+    command = [compiler_path, *host.FLAGS, "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", "-x", "c++", "-"]
     command[command.index("-shared")] = "-fsyntax-only"
     subprocess.run(command, input=host.host_source(), text=True, check=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,11 @@ def test_cached_writes_once_and_moves_atomically(tmp_path: Path, monkeypatch: py
 
 def test_cached_builds_a_damaged_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
-    for damage in (lambda path: path.write_text("bui"), lambda path: path.with_name("a.so.sha256").unlink()):
+    damages: list[Callable[[Path], object]] = [
+        lambda path: path.write_text("bui"),
+        lambda path: path.with_name("a.so.sha256").unlink(),
+    ]
+    for damage in damages:
         with cached("a.so") as (path, scratch):
             if scratch is not None:
                 scratch.write_text("built")

@@ -46,7 +46,7 @@ def problem() -> str | None:
         return f"the CUDA driver sees no GPU{_INSTEAD}"
     try:
         from cupy.cuda import nvrtc
-        from cupy_backends.cuda.libs import cublas  # type: ignore[import-untyped]
+        from cupy_backends.cuda.libs import cublas
 
         nvrtc.getVersion()
         cublas.CUBLAS_COMPUTE_32F  # noqa: B018  # the attribute loads the library

@@ -118,7 +118,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def cached(name: str) -> Iterator[tuple[Path, Path | None]]:
-    """`(path, scratch)` of a build: `scratch` is None where `path` is whole, else a file to write, moved to `path` then.
+    """`(path, scratch)` of a build: `scratch` is None where `path` is whole, else a file to write, then moved there.
 
     The move is atomic, and a checksum beside the file tells whether a crash or a full disk damaged it: a library that
     is cut short ends the process that loads it.

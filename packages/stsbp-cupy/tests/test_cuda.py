@@ -1,0 +1,249 @@
+"""The device `cuda` without one: what is said, how products reach cuBLAS, and the whole backend on a stand-in for CuPy.
+
+The stand-in keeps arrays in host memory, runs the kernels of device `host`, and multiplies what its `gemmEx` finds at
+the addresses it is given. It proves the Python code of cuda.py (launches, layouts, precisions), and nothing about GPUs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_cupy import CupyBackend, cuda
+from stsbp_cupy.cuda import gemm_layout
+from stsbp_cupy.host import HostRuntime
+from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
+from stsbp_spec.errors import BackendError
+from stsbp_spec.reference.backend import NumpyBackend
+
+
+class DeviceArray(np.ndarray[Any, Any]):
+    """An array that must not be mixed with numpy's own without a transfer."""
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+_FORMATS: dict[int, Any] = {0: np.float32, 1: np.float64, 2: np.float16}
+
+
+def _column_major(address: int, rows: int, columns: int, stride: int, kind: int) -> np.ndarray[Any, Any]:
+    """The `rows x columns` matrix at an address, one column every `stride` values."""
+    dtype = np.dtype(_FORMATS[kind])
+    raw = (ctypes.c_char * (stride * columns * dtype.itemsize)).from_address(address)
+    return np.frombuffer(raw, dtype).reshape(columns, stride)[:, :rows].T
+
+
+def _gemm_ex(
+    handle: int, ta: int, tb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,
+    b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute: int, algorithm: int,
+) -> None:  # fmt: skip
+    """cublasGemmEx by its documentation: C = alpha op(A) op(B) + beta C, column-major."""
+    assert handle == 7
+    scalar: Any = ctypes.c_double if c_type == 1 else ctypes.c_float
+    assert compute == (1001 if c_type == 1 else 1000), "the precision of the sums must be named"
+    left = _column_major(a, k, m, lda, a_type).T if ta else _column_major(a, m, k, lda, a_type)
+    right = _column_major(b, n, k, ldb, b_type).T if tb else _column_major(b, k, n, ldb, b_type)
+    out = _column_major(c, m, n, ldc, c_type)
+    product = left.astype(out.dtype) @ right.astype(out.dtype)
+    scaled, kept = scalar.from_address(alpha).value * product, scalar.from_address(beta).value
+    out[...] = scaled + kept * out if kept else scaled  # BLAS: with beta 0 the old C is not read
+
+
+def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
+    """Modules in CuPy's place."""
+    host = HostRuntime()
+
+    class RuntimeError_(RuntimeError):
+        pass
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+            # Every argument must arrive in the kernel's own type: CuPy passes it on unchanged.
+            for parameter, value in zip(host._entries[self.name].parameters, arguments, strict=True):
+                assert value.dtype == parameter.dtype
+                assert isinstance(value, DeviceArray) == parameter.pointer, parameter.name
+            host.launch(self.name, grid[0] * block[0], *arguments)
+
+    def module(name: str, **names: Any) -> ModuleType:
+        found = ModuleType(name)
+        for key, value in names.items():
+            setattr(found, key, value)
+        return found
+
+    def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *a, **k: np.asarray(function(*a, **k)).view(DeviceArray)
+
+    cublas = module(
+        "cublas", gemmEx=_gemm_ex, CUBLAS_COMPUTE_32F=1000, CUBLAS_COMPUTE_64F=1001, CUBLAS_OP_N=0, CUBLAS_OP_T=1,
+        CUBLAS_GEMM_DEFAULT=-1,
+    )  # fmt: skip
+    nvrtc = module("nvrtc", getVersion=lambda: (12, 9), getSupportedArchs=lambda: (75, 80, 90))
+    properties = {"name": b"Stand-in", "totalGlobalMem": 2**33, "major": 9, "minor": 0}
+    runtime = SimpleNamespace(
+        getDeviceCount=count, CUDARuntimeError=RuntimeError_, getDeviceProperties=lambda index: properties
+    )
+    device = module("device", get_cublas_handle=lambda: 7)
+    one = SimpleNamespace(use=lambda: None, compute_capability="90")
+    cuda_module = module("cupy.cuda", runtime=runtime, nvrtc=nvrtc, device=device, Device=lambda index: one)
+    raw = SimpleNamespace(get_function=Kernel)
+    functions = ("empty", "zeros", "asarray", "ascontiguousarray", "moveaxis", "stack", "count_nonzero")
+    cupy = module(
+        "cupy", cuda=cuda_module, RawModule=lambda path: raw, asnumpy=lambda x: np.array(np.asarray(x)),
+        **{name: on_device(getattr(np, name)) for name in functions},
+    )  # fmt: skip
+    libs = module("cupy_backends.cuda.libs", cublas=cublas)
+    names = {"cupy": cupy, "cupy.cuda": cuda_module, "cupy_backends.cuda.libs": libs}
+    return names | {name: module(name) for name in ("cupy_backends", "cupy_backends.cuda")}
+
+
+@pytest.fixture
+def stand_in(backend: CupyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's stand-in with one GPU, kernels not compiled."""
+    for name, module in _stand_in(lambda: 1).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(cuda, "_compiled", lambda path, capability: path)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_stand_in_opens_and_proves_tensor_cores() -> None:
+    backend = CupyBackend()
+    assert backend.device == "cuda"
+    assert backend.rt.tensor_cores
+    assert backend.notes == ("forward pass on tensor cores, proved exact at start-up",)
+    first, second = CupyBackend.devices()
+    assert (first.name, first.description, first.problem) == ("cuda", "Stand-in, 8 GiB, sm_90", None)
+    assert second.name == "host"
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("tensor_cores", [True, False])
+def test_stand_in_trains_to_the_bits_of_the_reference(
+    reference: NumpyBackend, rng: np.random.Generator, tensor_cores: bool
+) -> None:
+    backend = CupyBackend("cuda:0")
+    backend.rt.tensor_cores = tensor_cores
+    network = NetworkSpec.parse(
+        "8C5-P2-12C3p1s2-20", input_shape=(2, 18, 18), outputs=10, dropout=0.1, neuron=LIF(3, 5 / 3, 0.5)
+    )
+    batch = Batch(
+        (rng.random((6, 3, 2, 18, 18)) < 0.2).astype(np.uint8), (rng.random((6, 3, 10)) < 0.3).astype(np.uint8)
+    )
+    states = []
+    for b in (backend, reference):
+        trainer = b.trainer(network, VanRossum(), AdamW(clip_norm=0.5), precision="reproducible", seed=3)
+        state = trainer.init(initial_weights(network, 1))
+        for _ in range(3):
+            state, result = trainer.step(state, batch)
+        assert isinstance(result.spikes, np.ndarray)
+        states.append((trainer.export_state(state), result.loss, result.rates, result.grids))
+    assert states[0][1:] == states[1][1:]
+    for name, value in states[1][0].items():
+        assert states[0][0][name].tobytes() == value.tobytes(), name
+        assert type(states[0][0][name]) is np.ndarray
+    fast = backend.trainer(network, VanRossum(), AdamW(clip_norm=0.5), seed=3)
+    _, result = fast.step(fast.init(initial_weights(network, 1)), batch)
+    _, expected = reference.trainer(network, VanRossum(), AdamW(clip_norm=0.5), seed=3).step(
+        reference.trainer(network, VanRossum(), AdamW()).init(initial_weights(network, 1)), batch
+    )
+    assert result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-6)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_tensor_cores_that_fail_the_proof_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inexact(*arguments: Any) -> None:
+        _gemm_ex(*arguments)
+        if arguments[8] == 2:
+            _column_major(arguments[14], arguments[3], arguments[4], arguments[16], 0)[0, 0] += 1
+
+    monkeypatch.setattr(sys.modules["cupy_backends.cuda.libs"].cublas, "gemmEx", inexact)
+    backend = CupyBackend("cuda")
+    assert not backend.rt.tensor_cores
+    (note,) = backend.notes
+    assert note.startswith("forward pass in float32: tensor cores are not exact here (1 of 600 sums of 25 ")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_device_number_beyond_the_last_gpu() -> None:
+    with pytest.raises(BackendError, match=r"cannot use cuda:1: CUDA numbers 1 GPU\(s\) from 0"):
+        CupyBackend("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("cudaErrorInsufficientDriver: too old", "no CUDA driver is installed, or it is too old for this CuPy"),
+        ("cudaErrorNoDevice: none", "the CUDA driver sees no GPU"),
+        ("cudaErrorUnknown: strange", "CUDA does not start (cudaErrorUnknown: strange)"),
+    ],
+)
+@pytest.mark.usefixtures("stand_in")
+def test_without_driver_or_gpu_says_so_and_names_host(
+    monkeypatch: pytest.MonkeyPatch, message: str, expected: str
+) -> None:
+    runtime = sys.modules["cupy"].cuda.runtime
+
+    def fail() -> int:
+        raise runtime.CUDARuntimeError(message)
+
+    monkeypatch.setattr(runtime, "getDeviceCount", fail)
+    with pytest.raises(BackendError) as caught:
+        open_backend("cupy")
+    assert str(caught.value).startswith(f"backend 'cupy' cannot use cuda: {expected}")
+    assert str(caught.value).endswith("without a GPU use --device host, which runs the same kernels on the CPU")
+
+
+def test_without_cupy_names_the_package_and_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(BackendError, match="cannot use cuda: CuPy is not installed; python -m pip install 'stsbp-cupy"):
+        CupyBackend()
+    device = CupyBackend.devices()[0]
+    assert device.name == "cuda"
+    assert device.problem is not None
+    assert "--device host" in device.problem
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu"])
+def test_unknown_device_lists_the_known_ones(device: str) -> None:
+    with pytest.raises(BackendError, match="has the devices cuda, cuda:N and host, got"):
+        CupyBackend(device)
+
+
+@pytest.mark.parametrize("transpose_b", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize(("n", "k", "m"), [(3, 4, 5), (1, 4, 5), (3, 1, 5), (3, 4, 1), (1, 1, 1)])
+def test_gemm_layout_describes_the_product(
+    rng: np.random.Generator, n: int, k: int, m: int, transpose_a: bool, transpose_b: bool
+) -> None:
+    a = rng.integers(-9, 9, (k, n) if transpose_a else (n, k)).astype(np.float32)
+    b = rng.integers(-9, 9, (m, k) if transpose_b else (k, m)).astype(np.float32)
+    a, b = a.T if transpose_a else a, b.T if transpose_b else b
+    out = np.full((n, m), 100, np.float32)
+    g = gemm_layout(a, b, out)
+    # BLAS refuses a stride shorter than a column.
+    assert g.first_stride >= (g.k if g.transpose_first else g.m)
+    assert g.second_stride >= (g.n if g.transpose_second else g.k)
+    alpha, beta = np.array(2, np.float32), np.array(1, np.float32)
+    _gemm_ex(
+        7, int(g.transpose_first), int(g.transpose_second), g.m, g.n, g.k, alpha.ctypes.data,
+        b.ctypes.data, 0, g.first_stride, a.ctypes.data, 0, g.second_stride,
+        beta.ctypes.data, out.ctypes.data, 0, g.out_stride, 1000, -1,
+    )  # fmt: skip
+    assert np.array_equal(out, 2 * (a @ b) + 100)
+
+
+def test_gemm_layout_refuses_what_is_not_contiguous() -> None:
+    a = np.zeros((4, 6), np.float32)
+    with pytest.raises(TypeError, match="must be contiguous"):
+        gemm_layout(a[:, ::2], np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))
+    with pytest.raises(TypeError, match="no product of"):
+        gemm_layout(a, np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))
