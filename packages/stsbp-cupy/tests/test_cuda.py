@@ -159,7 +159,9 @@ def test_stand_in_trains_to_the_bits_of_the_reference(
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_tensor_cores_that_fail_the_proof_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensor_cores_that_fail_the_proof_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def inexact(*arguments: Any) -> None:
         _gemm_ex(*arguments)
         if arguments[8] == 2:
@@ -170,6 +172,7 @@ def test_tensor_cores_that_fail_the_proof_are_not_used(monkeypatch: pytest.Monke
     assert not backend.rt.tensor_cores
     (note,) = backend.notes
     assert note.startswith("forward pass in float32: tensor cores are not exact here (1 of 600 sums of 25 ")
+    assert note in caplog.text
 
 
 @pytest.mark.usefixtures("stand_in")

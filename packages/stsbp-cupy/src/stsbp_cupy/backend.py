@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -28,6 +29,7 @@ from stsbp_cupy.train_step import CupyTrainer
 
 __all__ = ["CupyBackend"]
 
+_LOG = logging.getLogger(__name__)
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 _LOSSES: dict[type, Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
@@ -37,7 +39,7 @@ class CupyBackend(AbstractBackend):
 
     Attributes:
         rt: the runtime that the launchers use.
-        notes: what opening the device found, for people (the verdict on tensor cores).
+        notes: what opening the device found, for people (the verdict on tensor cores); also logged.
     """
 
     name: ClassVar[str] = "cupy"
@@ -72,11 +74,13 @@ class CupyBackend(AbstractBackend):
         self.rt = cuda.CudaRuntime(index)
         wrong = tensor_cores.prove(self.rt)
         self.rt.tensor_cores = wrong is None
-        self.notes = (
-            ("forward pass on tensor cores, proved exact at start-up",)
-            if wrong is None
-            else (f"forward pass in float32: tensor cores are not exact here ({wrong})",)
-        )
+        if wrong is None:
+            note = "forward pass on tensor cores, proved exact at start-up"
+            _LOG.info("%s: %s", name, note)
+        else:
+            note = f"forward pass in float32: tensor cores are not exact here ({wrong})"
+            _LOG.warning("%s: %s", name, note)
+        self.notes = (note,)
         return name
 
     def asarray(self, x: AnyArray) -> Native:
