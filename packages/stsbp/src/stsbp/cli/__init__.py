@@ -62,8 +62,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.exceptions.Exit, click.ClickException, click.Abort, OSError, KeyboardInterrupt):
-            raise
+        except BrokenPipeError:
+            raise click.exceptions.Exit(_leave_closed_pipe()) from None
         except Exception as error:
             # Imported here: it brings numpy along.
             from stsbp.errors import StsbpError
@@ -71,6 +71,13 @@ class _Commands(click.Group):
             if not isinstance(error, StsbpError):
                 raise
             raise _Failure(error) from error
+
+
+def _leave_closed_pipe() -> int:
+    """Whoever read the output went away: say nothing, also when Python flushes at exit; returns the exit code."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return 141
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -86,10 +93,10 @@ def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
 def main() -> None:
     """Entry point: what `cli` does, with the exit codes of docs/cli.md."""
     try:
-        cli.main(prog_name="stsbp", standalone_mode=False)
+        # What it returns is the code of an early exit, for example after --help, else None.
+        code = cli.main(prog_name="stsbp", standalone_mode=False)
         sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        sys.exit(code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -97,7 +104,4 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output went away. Python would complain once more when it flushes at exit.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
+        sys.exit(_leave_closed_pipe())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import click
@@ -33,7 +34,9 @@ def choose_backend(options: Globals) -> AbstractBackend:
         name = "torch" if "torch" in installed else installed[0]
     backend = open_backend(name, options.device)
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
-    click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
+    # Nobody need read this.
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
     return backend
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Callable
@@ -167,7 +168,8 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
 def _leave(folder: RunFolder, stopped: Stopped) -> None:
     name = signal.Signals(stopped.signal_number).name
     how = f"stsbp train --resume {folder.path}"
-    click.echo(f"{name}: stopped after update {stopped.step} and saved. Continue with: {how}", err=True)
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"{name}: stopped after update {stopped.step} and saved. Continue with: {how}", err=True)
     sys.exit(128 + stopped.signal_number)
 
 

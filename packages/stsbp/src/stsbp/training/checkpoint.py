@@ -23,7 +23,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp.errors import CheckpointError
 from stsbp.files import write_atomically
 
-__all__ = ["Checkpoint", "load", "save"]
+__all__ = ["Checkpoint", "load", "remove_leftovers", "save"]
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping
         write_atomically(folder / f"{name}.json", _encode({**description, "digest": _digest(description)}))
     finally:
         # Also after a failure: a full disk gets back what the failed attempt took.
-        _remove_others(folder, name)
+        remove_leftovers(folder, name)
 
 
 def load(folder: Path, name: str) -> Checkpoint:
@@ -121,7 +121,7 @@ def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_others(folder: Path, name: str) -> None:
+def remove_leftovers(folder: Path, name: str) -> None:
     """Remove tensor files that the description does not name, and temporary files of a process that was killed."""
     try:
         current = json.loads((folder / f"{name}.json").read_bytes())["file"]

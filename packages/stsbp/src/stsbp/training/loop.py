@@ -167,6 +167,8 @@ class _Loop:
                 info["best"],
             )
             keep = int(info["metrics_bytes"])
+            for name in ("last", "best"):
+                checkpoint.remove_leftovers(folder.path, name)
         self.metrics = MetricsFile(folder.metrics, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
@@ -179,13 +181,19 @@ class _Loop:
             total = self.config.epochs * self.batches
             self.reporter.begin(self.config.epochs, total, self.step, self.config.batch_size)
             try:
-                return self.epochs()
+                # What is not finite is found by the trainer, which names the layer; numpy need not warn as well.
+                with np.errstate(over="ignore", invalid="ignore"):
+                    return self.epochs()
             except _StopNow:
                 self.save()
                 assert self.stop.signal_number is not None
                 raise Stopped(self.stop.signal_number, self.step) from None
             except NumericError as error:
-                raise NumericError(f"{error}; the last checkpoint in {self.folder.path} is from before that") from error
+                what = str(error).removeprefix(f"step {self.step}: ")
+                raise NumericError(
+                    f"update {self.step + 1} (epoch {self.next.epoch + 1}): {what}; the last checkpoint, from before, "
+                    f"is in {self.folder.path}"
+                ) from error
 
     def epochs(self) -> Outcome:
         test: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -34,9 +35,10 @@ _PACKAGES = (
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _PATTERNS = (
-    *("config.toml", "environment.json", "metrics.jsonl", ".*.tmp", ".lock"),
+    *("config.toml", "environment.json", "metrics.jsonl", ".lock"),
     *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors"),
 )
+_LEFTOVER = re.compile(r"\.(config\.toml|environment\.json|(last|best)(\.json|-.*\.safetensors))\.[0-9a-f]+\.tmp")
 
 
 class RunFolder:
@@ -64,7 +66,7 @@ class RunFolder:
     def is_free(self) -> bool:
         """Whether a new run may be begun here without overwriting anything."""
         try:
-            return not any(entry.name != ".lock" for entry in self.path.iterdir())
+            return not any(entry.name != ".lock" and not _is_leftover(entry) for entry in self.path.iterdir())
         except FileNotFoundError:
             return True
         except NotADirectoryError:
@@ -141,6 +143,7 @@ class RunFolder:
         """
         try:
             own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
+            own |= {path for path in self.path.iterdir() if _is_leftover(path)}
             foreign = sorted(path.name for path in self.path.iterdir() if path not in own)
             if foreign:
                 some = ", ".join(foreign[:3])
@@ -167,7 +170,17 @@ class RunFolder:
         with file:
             if not _try_lock(file):
                 raise FileError(f"another process is training in {self.path}; wait for it or choose another --out")
+            # Of a process that was killed while it wrote.
+            with contextlib.suppress(OSError):
+                for path in self.path.iterdir():
+                    if _is_leftover(path):
+                        path.unlink()
             yield
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether it is a temporary file of `stsbp.files` for a file of a run."""
+    return _LEFTOVER.fullmatch(path.name) is not None
 
 
 def _try_lock(file: IO[bytes]) -> bool:

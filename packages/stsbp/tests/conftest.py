@@ -1,0 +1,94 @@
+"""Small runs that the tests of the command line and of the loop share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from stsbp.cli import cli
+
+TINY = (
+    *("--net", "12", "--steps", "3", "--epochs", "3", "--batch-size", "20", "--limit", "50", "--holdout", "30"),
+    *("--validation", "10", "--log-every", "2", "--lr", "0.01"),
+)
+"""A run of 6 updates (two of 20 samples an epoch) that takes a tenth of a second on the numpy backend."""
+
+_TIMES = ("seconds", "samples_per_second")
+
+
+@pytest.fixture
+def stsbp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """The command line in this process, on the numpy backend, in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Result:
+        return CliRunner().invoke(cli, ["--backend", "numpy", *map(str, arguments)], prog_name="stsbp")
+
+    return call
+
+
+@pytest.fixture
+def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
+    """`stsbp train digits` with few samples; later options win over the tiny ones."""
+
+    def call(out: Path, *arguments: Any) -> Result:
+        return stsbp("train", "digits", *TINY, "--out", out, *arguments)
+
+    return call
+
+
+@pytest.fixture
+def process() -> Callable[..., subprocess.Popen[str]]:
+    """The command line in a process of its own."""
+
+    def start(*arguments: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "stsbp", *map(str, arguments)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+    return start
+
+
+@pytest.fixture
+def tensors() -> Callable[..., bytes]:
+    """The tensor file that `last.json` or `best.json` names."""
+
+    def read(run: Path, name: str = "last") -> bytes:
+        file = json.loads((run / f"{name}.json").read_text())["file"]
+        assert isinstance(file, str)
+        return (run / file).read_bytes()
+
+    return read
+
+
+@pytest.fixture
+def records() -> Callable[[Path], list[dict[str, Any]]]:
+    """The lines of `metrics.jsonl` without times."""
+
+    def read(run: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if key not in _TIMES} for line in lines]
+
+    return read
+
+
+@pytest.fixture
+def same_run(
+    tensors: Callable[..., bytes], records: Callable[[Path], list[dict[str, Any]]]
+) -> Callable[[Path, Path], None]:
+    """Assert that two runs ended with the same bits and the same records, and left nothing behind."""
+
+    def compare(run: Path, expected: Path) -> None:
+        for name in ("last", "best"):
+            assert tensors(run, name) == tensors(expected, name), name
+        assert records(run) == records(expected)
+        patterns = ("last-*.safetensors", "best-*.safetensors")
+        assert [len(list(run.glob(pattern))) for pattern in patterns] == [1, 1]
+        assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
+
+    return compare

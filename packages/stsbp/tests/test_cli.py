@@ -1,0 +1,342 @@
+"""The commands: what they print and write, and that the help is quick."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import stsbp as package
+from click.testing import CliRunner, Result
+from stsbp.cli import COMMANDS, cli
+from stsbp.config import RunConfig
+from stsbp.datasets import load
+from stsbp.training.metrics import LabelDistances, MetricsFile
+from stsbp_spec import LOSSES, PSP, NetworkSpec
+from stsbp_spec.decoders import distances
+from stsbp_spec.encoders import LabelCode
+from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_help_takes_less_than_0_3_seconds() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        result = run_python("-m", "stsbp", "--help")
+        times.append(time.perf_counter() - began)
+        assert result.returncode == 0
+    assert min(times) < 0.3, times
+    assert all(name in result.stdout for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, stsbp.cli; stsbp.cli.cli.main(['--help'], standalone_mode=False);"
+        "print([m for m in ('numpy', 'pydantic', 'rich', 'torch', 'stsbp_spec', 'safetensors') if m in sys.modules])"
+    )
+    assert run_python("-c", code).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert command.short_help == COMMANDS[name]
+
+
+def test_version() -> None:
+    assert run_python("-m", "stsbp", "--version").stdout == f"stsbp, version {package.__version__}\n"
+
+
+def test_every_setting_is_an_option_of_train() -> None:
+    command = cli.get_command(click.Context(cli), "train")
+    assert command is not None
+    options = {option for parameter in command.params for option in parameter.opts}
+    for name in RunConfig.model_fields:
+        assert name == "dataset" or "--" + name.replace("_", "-") in options
+
+
+def test_backends_lists_installed_and_known_ones(stsbp: Callable[..., Result]) -> None:
+    rows = json.loads(stsbp("backends", "--json").stdout)
+    numpy = next(row for row in rows if row["backend"] == "numpy")
+    assert numpy["device"] == "cpu"
+    assert numpy["problem"] is None
+    assert {row["backend"] for row in rows} == set(installed_backends()) | set(KNOWN_BACKENDS)
+    text = stsbp("backends").stdout
+    for row in rows:
+        if row["problem"] is not None:
+            assert row["problem"] in text
+
+
+def test_backends_says_what_is_not_installed_or_broken(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    from stsbp_spec import registry
+
+    points = [
+        EntryPoint("numpy", "stsbp_spec.reference.backend:NumpyBackend", registry.GROUP),
+        EntryPoint("broken", "no_such_module:Backend", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    text = stsbp("backends").stdout
+    assert "cannot run: backend 'broken' is installed but does not import: ModuleNotFoundError" in text
+    assert "not installed: python -m pip install stsbp-torch" in text
+
+
+@pytest.mark.parametrize(
+    ("installed", "chosen"), [(["numpy", "torch"], "torch"), (["cupy", "jax"], "cupy"), (["numpy"], "numpy")]
+)
+def test_default_backend(installed: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from stsbp.cli import Globals, common
+
+    class Backend:
+        device = "cpu"
+
+    opened: list[tuple[str, str | None]] = []
+
+    def open_backend(name: str, device: str | None) -> Backend:
+        opened.append((name, device))
+        return Backend()
+
+    monkeypatch.setattr(common, "installed_backends", lambda: tuple(installed))
+    monkeypatch.setattr(common, "open_backend", open_backend)
+    common.choose_backend(Globals(None, None))
+    assert opened == [(chosen, None)]
+    assert capsys.readouterr().err == f"backend {chosen} on cpu (chosen by default, see stsbp backends)\n"
+
+
+def test_networks_prints_the_table(stsbp: Callable[..., Result]) -> None:
+    network = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10)
+    assert stsbp("networks", "12C5-P2-64C5-P2").stdout == network.table() + "\n"
+    direct = NetworkSpec.parse("8C3-P2", input_shape=(1, 8, 8), outputs=3, coding="direct", padding="same")
+    result = stsbp(
+        "networks", "8C3-P2", "--input-shape", "1x8x8", "--outputs", 3, "--coding", "direct", "--padding", "same"
+    )
+    assert result.stdout == direct.table() + "\n"
+
+
+def test_networks_points_at_the_token(stsbp: Callable[..., Result]) -> None:
+    result = stsbp("networks", "12C5-Q2-64C5")
+    assert result.exit_code == 1
+    assert "12C5-Q2-64C5\n       ^^" in result.stderr
+
+
+def test_train_writes_a_run(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    result = train_tiny(tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "test accuracy " in result.stdout
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.suffix != ".safetensors"}
+    assert names == {".lock", "best.json", "config.toml", "environment.json", "last.json", "metrics.jsonl"}
+    settings = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert set(settings) == set(RunConfig.model_fields)
+    assert (settings["dataset"], settings["epochs"], settings["tau_m"]) == ("digits", 3, 5.0)
+    (start,) = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"]
+    assert (start["backend"], start["device"], start["step"]) == ("numpy", "cpu", 0)
+    assert start["versions"]["numpy"] == np.__version__
+
+
+def test_config_of_a_run_repeats_it(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, tensors: Callable[..., bytes]
+) -> None:
+    train_tiny(tmp_path / "run", "--loss", "hamming")
+    result = stsbp("train", "--config", tmp_path / "run" / "config.toml", "--out", tmp_path / "again")
+    assert result.exit_code == 0
+    assert tensors(tmp_path / "again") == tensors(tmp_path / "run")
+
+
+def test_show_config_shows_and_does_nothing(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    result = stsbp("train", "nmnist", "--show-config", "--epochs", 3)
+    settings = tomllib.loads(result.stdout)
+    assert (settings["net"], settings["epochs"]) == ("12C5-P2-64C5-P2", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_default_folder_is_named_after_data_set_and_time(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    result = stsbp("train", "digits", "--net", 8, "--steps", 2, "--epochs", 1, "--limit", 20, "--holdout", 10)
+    assert result.exit_code == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("digits-2")
+
+
+def test_overwrite_replaces_a_run_and_only_a_run(
+    train_tiny: Callable[..., Result], tmp_path: Path, tensors: Callable[..., bytes]
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run, "--seed", 1)
+    train_tiny(tmp_path / "other")
+    assert train_tiny(run, "--overwrite").exit_code == 0
+    assert tensors(run) == tensors(tmp_path / "other")
+    (run / "thesis.tex").write_text("precious")
+    result = train_tiny(run, "--overwrite")
+    assert result.exit_code == 1
+    assert "holds files that no run wrote (thesis.tex)" in result.stderr
+    assert tensors(run) == tensors(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "form", [("--resume", "RUN"), ("digits", "--out", "RUN", "--resume"), ("--resume", "digits", "--out", "RUN")]
+)
+def test_forms_of_resume(
+    form: tuple[str, ...], stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run")
+    result = stsbp("train", *(str(tmp_path / "run") if word == "RUN" else word for word in form))
+    assert result.exit_code == 0, result.output
+    assert "continuing" in result.stderr
+    starts = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"]
+    assert [start["step"] for start in starts] == [0, 6]
+
+
+def test_resume_may_change_where_and_how(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run")
+    result = stsbp("train", "--resume", tmp_path / "run", "--threads", 1, "--checkpoint-every", 5, "--epochs", 3)
+    assert result.exit_code == 0, result.output
+
+
+def test_evaluate_agrees_with_the_run(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for split in ("test", "validation"):
+        expected = [line for line in lines if line.get("split") == split][-1]
+        found = json.loads(stsbp("evaluate", run, "--split", split, "--batch-size", 7, "--json").stdout)
+        for key in ("loss", "accuracy", "accuracy_spike_count", "samples"):
+            assert found[key] == pytest.approx(expected[key], rel=1e-12)
+        assert found["rates"] == pytest.approx(expected["rates"], rel=1e-12)
+        confusion = np.array(found["confusion"])
+        assert confusion.sum() == found["samples"]
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(found["accuracy"])
+    data = load("digits", limit=50, holdout=30)
+    found = json.loads(stsbp("evaluate", run, "--json").stdout)
+    assert np.array(found["confusion"]).sum(axis=1).tolist() == np.bincount(data.test.labels, minlength=10).tolist()
+    text = stsbp("evaluate", run).stdout
+    assert f"{found['accuracy']:.2%}  nearest label sequence" in text
+    assert "confusion matrix" in text
+
+
+def test_evaluate_best_is_the_epoch_that_best_json_names(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run, "--epochs", 8, "--lr", 0.05)
+    best = json.loads((run / "best.json").read_text())["best"]
+    found = json.loads(stsbp("evaluate", run, "--checkpoint", "best", "--split", "validation", "--json").stdout)
+    assert found["accuracy"] == best["value"]
+    assert found["step"] == best["step"]
+
+
+def test_predict_reads_arrays_and_images(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow writes the image")
+    run = tmp_path / "run"
+    train_tiny(run, "--epochs", 20)
+    images = load("digits", holdout=30).test.inputs(np.arange(4))
+    np.save(tmp_path / "a.npy", images[0])
+    np.save(tmp_path / "b.npy", images[1, 0])
+    pillow.fromarray(images[2, 0]).save(tmp_path / "c.png")
+    pillow.fromarray(images[3, 0]).resize((40, 40), pillow.Resampling.NEAREST).save(tmp_path / "d.bmp")
+    paths = [tmp_path / name for name in ("a.npy", "b.npy", "c.png", "d.bmp")]
+    rows = [json.loads(line) for line in stsbp("predict", run, *paths, "--json").stdout.splitlines()]
+    assert [row["file"] for row in rows] == list(map(str, paths))
+    for row in rows:
+        assert row["class"] == min(row["distances"], key=row["distances"].get)
+    # The same sample by either door.
+    np.save(tmp_path / "c.npy", images[2])
+    again = json.loads(stsbp("predict", run, tmp_path / "c.npy", "--json").stdout)
+    assert again["distances"] == rows[2]["distances"]
+    text = stsbp("predict", run, paths[0]).stdout
+    assert text.startswith(f"{paths[0]}: {rows[0]['class']} (by spike count {rows[0]['class_spike_count']})")
+
+
+def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("tonic", reason="tonic reads recordings")
+    from stsbp.datasets.nmnist import read_recording
+    from stsbp_spec.encoders import EventBinning
+
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    settings = ("--net", 8, "--steps", 5, "--epochs", 1, "--limit", 20, "--holdout", 10)
+    assert stsbp("train", "digits-events", *settings, "--out", run).exit_code == 0
+    recording = tmp_path / "a.bin"
+    # x, y, polarity bit and 23 bits of microseconds of each event.
+    times = range(0, 300_000, 1000)
+    recording.write_bytes(
+        b"".join(bytes([n % 34, n % 33, (n % 2) << 7 | t >> 16, t >> 8 & 255, t & 255]) for n, t in enumerate(times))
+    )
+    frames = EventBinning(steps=5).frames(*read_recording(recording.read_bytes(), recording))
+    np.save(tmp_path / "a.npy", frames)
+    rows = [json.loads(s) for s in stsbp("predict", run, recording, tmp_path / "a.npy", "--json").stdout.splitlines()]
+    assert rows[0]["distances"] == rows[1]["distances"]
+    assert frames.sum() > 100
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m stsbp networks 12C5-P2-64C5-P2 | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert result.stderr == ""
+    assert result.stdout.strip() == "141"
+
+
+def test_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
+    settings = "--net 8 --steps 2 --epochs 2 --limit 20 --holdout 10"
+    train = f"{sys.executable} -m stsbp --backend numpy train digits {settings} --out {tmp_path / 'run'}"
+    command = f"{train} 2>&1 >{tmp_path / 'out'} | true"
+    subprocess.run(["bash", "-c", command], timeout=60, check=False)
+    assert json.loads((tmp_path / "run" / "last.json").read_text())["finished"] is True
+    assert "test accuracy" in (tmp_path / "out").read_text()
+
+
+def test_shell_completion_of_commands_and_data_sets() -> None:
+    import os
+
+    environment = {**os.environ, "_STSBP_COMPLETE": "bash_complete", "COMP_WORDS": "stsbp train nm", "COMP_CWORD": "2"}
+    code = "import sys; sys.argv[0] = 'stsbp'; from stsbp.cli import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert result.stdout.split() == ["plain,nmnist"]
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize("code", [LabelCode(), LabelCode("01", "1000")], ids=["default", "patterns"])
+def test_distances_are_those_of_the_spec(loss: Any, code: LabelCode) -> None:
+    spikes = (np.random.default_rng(0).random((9, 6, 5)) < 0.4).astype(np.uint8)
+    fast = LabelDistances(code, 5, 9, loss, PSP(3.0))(spikes)
+    np.testing.assert_allclose(fast, distances(spikes, code.sequences(5, 9), loss, PSP(3.0)), rtol=1e-12, atol=1e-12)
+
+
+def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as file:
+        file.write({"a": 1})
+        size = file.sync()
+        file.write({"b": 2})
+    with MetricsFile(path, size) as file:
+        assert not file.short
+        file.write({"c": 3})
+    assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
+    path.write_text('{"a": 1}\n{"c"')
+    with MetricsFile(path, 100) as file:
+        assert file.short
+    assert path.read_text() == '{"a": 1}\n'

@@ -1,0 +1,163 @@
+"""Settings: which source wins, what is refused and how, and that a run's own file reads back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolve, to_toml
+from stsbp.datasets import DATASETS
+from stsbp.errors import ConfigError
+from stsbp.presets import PRESETS, preset
+from stsbp_spec import LOSSES
+
+DIGITS = Source("command line", {"dataset": "digits"})
+
+
+def test_later_sources_win() -> None:
+    file = Source("a.toml", {"epochs": 3, "lr": 0.5})
+    flags = Source("command line", {"dataset": "digits", "lr": 0.25})
+    config = resolve([file, flags])
+    assert config.net == PRESETS["digits"]["net"]
+    assert (config.epochs, config.lr) == (3, 0.25)
+    assert config.seed == RunConfig.model_fields["seed"].default
+
+
+def test_data_set_from_the_file_chooses_the_preset() -> None:
+    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == PRESETS["nmnist"]["steps"]
+
+
+@pytest.mark.parametrize("dataset", PRESETS)
+def test_every_preset_is_valid(dataset: str) -> None:
+    config = resolve([Source("command line", {"dataset": dataset})])
+    assert config.model_dump().items() >= PRESETS[dataset].items()
+
+
+def test_presets_and_data_sets_have_the_same_names() -> None:
+    assert set(PRESETS) == set(DATASETS)
+    assert preset("folder:/some/where") == PRESETS["images"]
+
+
+def test_losses_are_those_of_the_spec() -> None:
+    assert set(get_args(RunConfig.model_fields["loss"].annotation)) == set(LOSSES)
+
+
+def test_unknown_key_names_file_key_and_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match=r"a\.toml: unknown setting 'epoch' \(did you mean epochs\?\); known: .*tau_m"
+    ):
+        resolve([Source("a.toml", {"epoch": 3}), DIGITS])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("epochs", 0, "greater than or equal to 1"),
+        ("epochs", "3", "valid integer"),
+        ("epochs", True, "valid integer"),
+        ("epochs", 2.5, "valid integer"),
+        ("lr", -1.0, "greater than 0"),
+        ("lr", float("nan"), "finite number"),
+        ("tau_m", 0.5, "greater than or equal to 1"),
+        ("dropout", 1.0, "less than 1"),
+        ("weight_bits", 13, "less than or equal to 12"),
+        ("loss", "mse", "'van-rossum', 'hamming' or 'spike-count'"),
+        ("precision", "exact", "'fast' or 'reproducible'"),
+        ("surrogate", "sigmoid", "known: rectangle, triangle, fast-sigmoid, arctan, logistic"),
+        ("surrogate", "triangle:width=0", "must be a finite number above 0"),
+        ("label_pattern", "02", "digits 0 and 1"),
+        ("input_tau_s", 0.5, "at least 1 step"),
+        ("seed", 2**32, "less than 4294967296"),
+        ("download", "yes", "valid boolean"),
+        ("tau_s", [1], "valid number"),
+    ],
+)
+def test_bad_value_names_source_key_and_what_is_allowed(key: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ConfigError) as file_error:
+        resolve([Source("a.toml", {key: value}), DIGITS])
+    assert str(file_error.value).startswith(f"a.toml: {key} = ")
+    assert allowed in str(file_error.value)
+    with pytest.raises(ConfigError) as flag_error:
+        resolve([DIGITS, Source("command line", {key: value})])
+    assert str(flag_error.value).startswith(f"--{key.replace('_', '-')} {value}: ")
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve([Source("a.toml", {"epochs": 0, "batch_size": 0, "nets": "5"}), DIGITS])
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_patterns_that_do_not_differ() -> None:
+    with pytest.raises(ConfigError, match="repeat to the same spike train"):
+        resolve([DIGITS, Source("command line", {"label_pattern": "01", "undesired_pattern": "0101"})])
+    with pytest.raises(ConfigError, match="do not differ within 2 steps"):
+        resolve([DIGITS, Source("command line", {"label_pattern": "001", "undesired_pattern": "0", "steps": 2})])
+
+
+def test_no_data_set() -> None:
+    with pytest.raises(ConfigError, match="no data set is named"):
+        resolve([Source("command line", {"epochs": 3})])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs =\nlr = 1", "is not valid TOML: .*line 1"),
+        (b"epochs = 3\nepochs = 4", "is not valid TOML"),
+        (b"\xff\xfe", "is not a text file in UTF-8"),
+    ],
+)
+def test_broken_file(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        read_toml(tmp_path / "a.toml")
+    assert str(tmp_path / "a.toml") in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no configuration file"):
+        read_toml(tmp_path / "a.toml")
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_toml(tmp_path)
+
+
+@given(
+    data_dir=st.text(st.characters(codec="utf-8")),
+    lr=st.floats(min_value=1e-300, max_value=1e300),
+    seed=st.integers(0, 2**32 - 1),
+    download=st.booleans(),
+)
+def test_toml_reads_back(
+    tmp_path_factory: pytest.TempPathFactory, data_dir: str, lr: float, seed: int, download: bool
+) -> None:
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    values = {"dataset": "digits", "data_dir": data_dir, "lr": lr, "seed": seed, "download": download}
+    config = resolve([Source("command line", values)])
+    path.write_text(to_toml(config), encoding="utf-8", newline="")
+    assert resolve([read_toml(path)], with_preset=False) == config
+
+
+def test_digest_changes_with_what_changes_the_result_only() -> None:
+    config = resolve([DIGITS])
+    other: dict[str, Any] = {"download": True, "skip_malformed": True, "data_dir": "/x", "threads": 1}
+    other["checkpoint_every"] = 1.0
+    assert set(other) == FREE
+    assert config.model_copy(update=other).digest() == config.digest()
+    for key, field in RunConfig.model_fields.items():
+        if key not in FREE:
+            value = getattr(config, key)
+            changed = value + "1" if isinstance(value, str) else value + 1
+            assert config.model_copy(update={key: changed}).digest() != config.digest(), (key, field)
+
+
+def test_differences_name_both_values() -> None:
+    config = resolve([DIGITS])
+    asked = {"epochs": config.epochs + 1, "seed": config.seed, "data_dir": "/elsewhere", "loss": "hamming"}
+    assert differences(config, asked) == [
+        f"epochs: {config.epochs} in the run, {config.epochs + 1} asked",
+        'loss: "van-rossum" in the run, "hamming" asked',
+    ]

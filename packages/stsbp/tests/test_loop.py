@@ -1,0 +1,440 @@
+"""The training loop: the same bits after any interruption, records that are right, warnings, the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import hold_out, load
+from stsbp.training import checkpoint, loop
+from stsbp.training.prefetch import prefetched
+from stsbp_spec import LOSSES, AdamW, Batch, initial_weights, open_backend
+from stsbp_spec.decoders import distances, nearest_sequence, spike_count
+from stsbp_spec.encoders import LabelCode, encode_repeat
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.random import Stream, permutation
+
+Records = Callable[[Path], list[dict[str, Any]]]
+
+
+class Crash(BaseException):
+    """The process died: nothing of it runs any more."""
+
+
+class Mortal:
+    """Counts what reaches the disk and dies at a given count: every later call fails as well."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, dies_at: int | None) -> None:
+        self.count = 0
+        self.dies_at = dies_at
+        for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
+
+    def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def mortal(*arguments: Any, **named: Any) -> Any:
+            self.count += 1
+            if self.dies_at is not None and self.count >= self.dies_at:
+                raise Crash
+            return call(*arguments, **named)
+
+        return mortal
+
+
+@pytest.fixture
+def uninterrupted(train_tiny: Callable[..., Result], tmp_path: Path) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path / "uninterrupted"
+    result = train_tiny(run)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def crash_everywhere(
+    train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path, stride: int
+) -> int:
+    """Kill a run at every `stride`-th thing it does to the disk, resume it, compare; returns the number of kills."""
+    every = ("--checkpoint-every", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Mortal(patch, None)
+        assert train_tiny(uninterrupted.parent / "counted", *every).exit_code == 0
+    places = range(1, whole.count + 1, stride)
+    for place in places:
+        run = uninterrupted.parent / f"killed-{place}"
+        with pytest.MonkeyPatch.context() as patch:
+            Mortal(patch, place)
+            with pytest.raises(Crash):
+                train_tiny(run, *every)
+        result = train_tiny(run, "--resume")
+        assert result.exit_code == 0, (place, result.output)
+        same_run(run, uninterrupted)
+    return len(places)
+
+
+def test_resume_after_a_crash_at_some_disk_operations(
+    train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path
+) -> None:
+    assert crash_everywhere(train_tiny, same_run, uninterrupted, stride=9) >= 6
+
+
+@pytest.mark.slow
+def test_resume_after_a_crash_at_every_disk_operation(
+    train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path
+) -> None:
+    assert crash_everywhere(train_tiny, same_run, uninterrupted, stride=1) >= 50
+
+
+# Long enough for a kill to hit training, not only the start of Python: some 200 updates with a checkpoint each.
+_KILLED = (
+    *("--backend", "numpy", "train", "digits", "--net", "24", "--steps", "6", "--epochs", "8", "--batch-size", "20"),
+    *("--limit", "500", "--holdout", "50", "--checkpoint-every", "0.05", "--log-every", "7", "--dropout", "0.1"),
+)
+
+
+def kill_and_resume(
+    process: Callable[..., subprocess.Popen[str]],
+    same_run: Callable[[Path, Path], None],
+    folder: Path,
+    moments: list[float],
+) -> None:
+    """`kill -9` at moments of training (shares of its duration), then `--resume`, and compare the weights."""
+    whole = process(*_KILLED, "--out", folder / "whole")
+    began = wait_for_checkpoint(folder / "whole", whole)
+    assert whole.wait(120) == 0
+    duration = time.monotonic() - began
+    hit = 0
+    for number, moment in enumerate(moments):
+        run = folder / f"run-{number}"
+        victim = process(*_KILLED, "--out", run)
+        wait_for_checkpoint(run, victim)
+        time.sleep(moment * duration)
+        victim.kill()
+        hit += victim.wait(60) == -signal.SIGKILL
+        resumed = process(*_KILLED, "--out", run, "--resume")
+        _, errors = resumed.communicate(timeout=120)
+        assert resumed.returncode == 0, errors
+        same_run(run, folder / "whole")
+    assert hit >= len(moments) - 1
+
+
+def wait_for_checkpoint(run: Path, running: subprocess.Popen[str]) -> float:
+    """Wait until a run has begun; returns when."""
+    until = time.monotonic() + 60
+    while not (run / "last.json").exists():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+def test_kill_9_at_three_moments_then_resume(
+    process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    kill_and_resume(process, same_run, tmp_path, [0.05, 0.4, 0.8])
+
+
+@pytest.mark.slow
+def test_kill_9_at_ten_random_moments_then_resume(
+    process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"moments from seed {seed}")
+    draw = random.Random(seed)
+    kill_and_resume(process, same_run, tmp_path, [draw.uniform(0.0, 0.85) for _ in range(10)])
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signal_saves_and_tells_how_to_resume(
+    name: str, process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    number = getattr(signal, name)
+    run = tmp_path / "run"
+    victim = process(*_KILLED, "--checkpoint-every", 3600, "--out", run)
+    wait_for_checkpoint(run, victim)
+    time.sleep(0.1)
+    victim.send_signal(number)
+    _, errors = victim.communicate(timeout=60)
+    assert victim.returncode == 128 + number
+    assert f"{name}: stopped after update" in errors
+    assert f"stsbp train --resume {run}" in errors
+    assert "Traceback" not in errors
+    saved = json.loads((run / "last.json").read_text())
+    assert 0 < saved["step"] < 200
+    whole, resumed = (
+        process(*_KILLED, "--out", tmp_path / "whole"),
+        process("--backend", "numpy", "train", "--resume", run),
+    )
+    assert [whole.wait(120), resumed.wait(120)] == [0, 0]
+    same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("update", range(1, 7))
+def test_interrupted_after_any_update(
+    update: int,
+    train_tiny: Callable[..., Result],
+    same_run: Callable[[Path, Path], None],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = loop._Loop.update
+
+    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.step == update:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "update", interrupt)
+        result = train_tiny(tmp_path / "run")
+    assert result.exit_code == 130
+    assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == update
+    assert train_tiny(tmp_path / "run", "--resume").exit_code == 0
+    same_run(tmp_path / "run", uninterrupted)
+
+
+def test_interrupted_during_evaluation(
+    train_tiny: Callable[..., Result],
+    same_run: Callable[[Path, Path], None],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = loop._Loop.evaluate
+
+    def interrupt(self: loop._Loop, name: str) -> Any:
+        if name == "test" and self.next.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "evaluate", interrupt)
+        assert train_tiny(tmp_path / "run").exit_code == 143
+    saved = json.loads((tmp_path / "run" / "last.json").read_text())
+    assert (saved["epoch"], saved["batch"], saved["step"]) == (1, 2, 4)
+    assert train_tiny(tmp_path / "run", "--resume").exit_code == 0
+    same_run(tmp_path / "run", uninterrupted)
+
+
+def test_resume_of_a_finished_run_changes_nothing(
+    stsbp: Callable[..., Result], uninterrupted: Path, records: Records, tensors: Callable[..., bytes]
+) -> None:
+    before = records(uninterrupted), tensors(uninterrupted)
+    result = stsbp("train", "--resume", uninterrupted)
+    assert result.exit_code == 0
+    assert (records(uninterrupted), tensors(uninterrupted)) == before
+    expected = [line for line in before[0] if line.get("split") == "test"][-1]
+    assert f"test accuracy {expected['accuracy']:.2%}" in result.stdout
+
+
+def test_same_seed_same_run_and_other_seed_another(
+    train_tiny: Callable[..., Result], uninterrupted: Path, tmp_path: Path, tensors: Callable[..., bytes]
+) -> None:
+    train_tiny(tmp_path / "again")
+    train_tiny(tmp_path / "other", "--seed", 1)
+    assert tensors(tmp_path / "again") == tensors(uninterrupted)
+    assert tensors(tmp_path / "other") != tensors(uninterrupted)
+
+
+def test_records_agree_with_the_spec(uninterrupted: Path, records: Records) -> None:
+    """The whole run anew with the spec alone: order of samples, losses, accuracies, rates, learning rates."""
+    data = load("digits", limit=50, holdout=30)
+    train, validation = hold_out(data.train, 10, substream=2)
+    neuron = LIF(tau_m=5.0, tau_s=3.0)
+    network = NetworkSpec.parse("12", input_shape=(1, 8, 8), outputs=10, coding="direct", padding="same", neuron=neuron)
+    loss, code, backend = LOSSES["van-rossum"], LabelCode(), open_backend("numpy")
+    trainer = backend.trainer(network, loss, AdamW(lr=0.01, total_steps=6))
+    state = trainer.init(initial_weights(network, 0))
+    expected: list[dict[str, Any]] = []
+    window: list[tuple[float, int, dict[str, float], float]] = []
+    step = 0
+    for epoch in range(3):
+        seen: list[tuple[float, int, dict[str, float], float]] = []
+        order = permutation(0, Stream.SHUFFLE, 40, step=epoch)
+        for first in (0, 20):
+            chosen = order[first : first + 20]
+            labels = train.labels[chosen]
+            state, result = trainer.step(state, Batch(train.inputs(chosen), encode_repeat(labels, 10, 3)))
+            nearest = nearest_sequence(distances(result.spikes, code.sequences(10, 3), loss, network.output_psp))
+            seen.append((result.loss, int((nearest == labels).sum()), result.rates, result.gradient_norm))
+            window.append(seen[-1])
+            step += 1
+            if step % 2 == 0:
+                expected.append({"kind": "step", "step": step, **means(window), "learning_rate": result.learning_rate})
+                window = []
+        expected.append({"kind": "epoch", "step": step, "epoch": epoch + 1, **means(seen)})
+        for name, split in (("validation", validation), ("test", data.test)):
+            run = trainer.predict(state, split.inputs(np.arange(len(split))), 3)
+            targets = encode_repeat(split.labels, 10, 3)
+            nearest = nearest_sequence(distances(run.spikes, code.sequences(10, 3), loss, network.output_psp))
+            expected.append(
+                {
+                    "kind": "evaluation",
+                    "split": name,
+                    "step": step,
+                    "epoch": epoch + 1,
+                    "samples": len(split),
+                    "loss": float(loss.distance(run.spikes, targets, network.output_psp).mean()),
+                    "accuracy": float((nearest == split.labels).mean()),
+                    "accuracy_spike_count": float((spike_count(run.spikes) == split.labels).mean()),
+                    "rates": run.rates,
+                }
+            )
+    found = records(uninterrupted)
+    assert [line["kind"] for line in found] == [line["kind"] for line in expected]
+    for line, wanted in zip(found, expected, strict=True):
+        assert {key: line[key] for key in wanted} == approximately(wanted)
+    assert all(set(line["grids"]) == {"linear1", "linear2"} for line in found if line["kind"] == "step")
+
+
+def means(seen: list[tuple[float, int, dict[str, float], float]]) -> dict[str, Any]:
+    """Of batches of 20 samples: loss, number right, rates, gradient norm."""
+    return {
+        "samples": 20 * len(seen),
+        "loss": float(np.mean([loss for loss, _, _, _ in seen])),
+        "accuracy": sum(right for _, right, _, _ in seen) / (20 * len(seen)),
+        "rates": {name: float(np.mean([rates[name] for _, _, rates, _ in seen])) for name in seen[0][2]},
+        "gradient_norm": float(np.mean([norm for _, _, _, norm in seen])),
+        "largest_gradient_norm": max(norm for _, _, _, norm in seen),
+    }
+
+
+def approximately(line: dict[str, Any]) -> dict[str, Any]:
+    """Numbers up to the rounding of a mean."""
+    return {
+        key: value if isinstance(value, str) else pytest.approx(value, rel=1e-12, abs=1e-12)
+        for key, value in line.items()
+    }
+
+
+def test_last_partial_batch_is_used(train_tiny: Callable[..., Result], tmp_path: Path, records: Records) -> None:
+    assert train_tiny(tmp_path / "run", "--batch-size", 15).exit_code == 0
+    epochs = [line for line in records(tmp_path / "run") if line["kind"] == "epoch"]
+    assert [(line["samples"], line["step"]) for line in epochs] == [(40, 3), (40, 6), (40, 9)]
+
+
+def test_best_is_chosen_by_validation(train_tiny: Callable[..., Result], tmp_path: Path, records: Records) -> None:
+    assert train_tiny(tmp_path / "run", "--epochs", 8, "--lr", 0.05).exit_code == 0
+    lines = [line for line in records(tmp_path / "run") if line.get("split") == "validation"]
+    best = max(lines, key=lambda line: line["accuracy"])
+    saved = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert (saved["best"]["by"], saved["best"]["value"]) == ("validation accuracy", best["accuracy"])
+    assert (saved["epoch"], saved["step"]) == (best["epoch"], best["step"])
+
+
+def test_best_without_validation_is_chosen_by_training_loss(
+    train_tiny: Callable[..., Result], tmp_path: Path, records: Records
+) -> None:
+    # The rate rises through the run, so that the last epoch is not the best one.
+    assert train_tiny(tmp_path / "run", "--validation", 0, "--epochs", 6, "--lr", 3, "--warmup", 6).exit_code == 0
+    lines = [line for line in records(tmp_path / "run") if line["kind"] == "epoch"]
+    best = min(lines, key=lambda line: line["loss"])
+    saved = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert (saved["best"]["by"], saved["epoch"]) == ("training loss", best["epoch"])
+    assert best["epoch"] < 6
+
+
+def test_test_set_changes_nothing(
+    train_tiny: Callable[..., Result], tmp_path: Path, tensors: Callable[..., bytes]
+) -> None:
+    train_tiny(tmp_path / "always")
+    train_tiny(tmp_path / "once", "--test-every", 0)
+    for name in ("last", "best"):
+        assert tensors(tmp_path / "always", name) == tensors(tmp_path / "once", name)
+
+
+def test_silent_layer_is_reported_once(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    result = train_tiny(tmp_path / "run", "--net", "12{threshold=1e6}")
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: layer linear1 is silent") == 1
+
+
+def test_saturated_layer_is_reported_once(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    # Nine of ten output neurons are to spike at every step.
+    patterns = ("--label-pattern", "110", "--undesired-pattern", "1", "--threshold", 0.2)
+    result = train_tiny(tmp_path / "run", *patterns, "--epochs", 30, "--lr", 0.02)
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: layer linear2 is saturated") == 1
+
+
+def test_weights_that_lose_bits_are_reported(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    # 1,024 inputs of 8 bits need more than 24 bits with 12-bit weights.
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow writes the images")
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(5):
+            pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
+            pillow.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    run = tmp_path / "run"
+    settings = ("--net", "8", "--steps", 2, "--epochs", 1, "--log-every", 1)
+    result = stsbp("train", f"folder:{tmp_path / 'images'}", *settings, "--out", run)
+    assert result.exit_code == 0, result.output
+    assert "warning: layer linear1: its weights fell to" in result.stderr
+    (line,) = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"step", ' in line]
+    assert line["grids"]["linear1"]["bits"] < 12
+    assert line["grids"]["linear1"]["headroom"] >= 0
+
+
+def test_not_finite_stops_with_update_and_layer(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    result = train_tiny(tmp_path / "run", "--lr", "1e38", "--epochs", 20, "--checkpoint-every", 0)
+    assert result.exit_code == 1
+    found = re.search(r"Error: update (\d+) \(epoch \d+\): the gradient of layer linear\d is not finite", result.stderr)
+    assert found is not None, result.stderr
+    assert result.stderr.count("Error") == 1
+    saved = checkpoint.load(tmp_path / "run", "last")
+    assert saved.info["step"] == int(found[1]) - 1
+
+
+def test_prefetch_keeps_the_order_and_raises_what_loading_raises() -> None:
+    assert list(prefetched(lambda n: n * n, range(7))) == [(n, n * n) for n in range(7)]
+
+    def fail(n: int) -> int:
+        if n == 3:
+            raise ValueError("sample 3")
+        return n
+
+    taken: list[tuple[int, int]] = []
+    with pytest.raises(ValueError, match="sample 3"):
+        taken.extend(prefetched(fail, range(7)))
+    generator = prefetched(fail, range(7))
+    assert next(generator) == (0, 0)
+    generator.close()
+
+
+def test_loading_does_not_hold_up_the_step() -> None:
+    """Loads of 20 ms beside work of 20 ms: about one of the two is seen."""
+
+    def load_slowly(n: int) -> int:
+        time.sleep(0.02)
+        return n
+
+    began = time.monotonic()
+    for _ in prefetched(load_slowly, range(20)):
+        time.sleep(0.02)
+    assert time.monotonic() - began < 0.65
+
+
+def test_second_process_is_refused(
+    process: Callable[..., subprocess.Popen[str]], tmp_path: Path, stsbp: Callable[..., Result]
+) -> None:
+    run = tmp_path / "run"
+    first = process(*_KILLED, "--epochs", 200, "--out", run)
+    try:
+        wait_for_checkpoint(run, first)
+        result = stsbp("train", "--resume", run)
+    finally:
+        first.kill()
+        first.communicate()
+    assert result.exit_code == 1
+    assert "another process is training in" in result.stderr
