@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, cuda
-from stsbp_cupy.cuda import gemm_layout
+from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError
@@ -250,3 +250,10 @@ def test_gemm_layout_refuses_what_is_not_contiguous() -> None:
         gemm_layout(a[:, ::2], np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))
     with pytest.raises(TypeError, match="no product of"):
         gemm_layout(a, np.zeros((3, 2), np.float32), np.zeros((4, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [("80", "sm_80"), ("90", "sm_90"), ("99", "compute_90"), ("130", "compute_120")]
+)
+def test_architecture_of_a_device_newer_than_the_compiler_is_portable(capability: str, expected: str) -> None:
+    assert choose_architecture(capability, (75, 80, 90, 100, 120)) == expected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +79,27 @@ def test_run_cifar_network(backend: CupyBackend, reference: NumpyBackend, rng: n
     assert_same_run(backend, reference, cifar_network(tau), images, 5)
 
 
-def data_folder() -> Path:
-    """Unpacked N-MNIST samples, from STSBP_DATA or beside the repository."""
+def nmnist_recordings(count: int) -> list[bytes]:
+    """The first recordings of the data set, unpacked or in its archive, from STSBP_DATA or beside the repository."""
     named = os.environ.get("STSBP_DATA")
     root = Path(named) if named else Path(__file__).parents[3].parent / "shared" / "data"
-    folder = next((f for f in (root / "NMNIST" / "Train", root / "Train") if f.is_dir()), None)
-    if folder is None:
-        pytest.skip(f"no unpacked N-MNIST samples in {root} (set STSBP_DATA)")
-    return folder
+    archive = root / "nmnist-1k.tar.xz"
+    if files := sorted((root / "NMNIST" / "Train").glob("*/*.bin")):
+        return [path.read_bytes() for path in files[:count]]
+    if not archive.is_file():
+        pytest.skip(f"no N-MNIST samples in {root}; STSBP_DATA must name a folder with NMNIST/Train or {archive.name}")
+    with tarfile.open(archive) as tar:
+        members = (tar.extractfile(member) for member in tar if member.name.endswith(".bin"))
+        return [member.read() for member in itertools.islice(members, count) if member is not None]
 
 
 @pytest.mark.data
 def test_run_nmnist_network_on_real_samples(backend: CupyBackend, reference: NumpyBackend) -> None:
-    files = sorted(data_folder().glob("*/*.bin"))[::100][:4]
-    frames = np.zeros((25, len(files), 2, 34, 34), np.uint8)
-    for sample, path in enumerate(files):
+    recordings = nmnist_recordings(4)
+    frames = np.zeros((25, len(recordings), 2, 34, 34), np.uint8)
+    for sample, recording in enumerate(recordings):
         # Orchard et al. 2015: x, y, then the polarity bit and 23 bits of microseconds.
-        event = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, 5).astype(np.int64)
+        event = np.frombuffer(recording, np.uint8).reshape(-1, 5).astype(np.int64)
         time = (event[:, 2] & 127) << 16 | event[:, 3] << 8 | event[:, 4]
         step = time * 25 // (time.max() + 1)
         frames[step, sample, event[:, 2] >> 7, event[:, 1], event[:, 0]] = 1

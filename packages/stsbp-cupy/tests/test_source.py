@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_cupy.source import cache_folder, cached, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, cache_folder, cached, entries, fingerprint, source_files
 from stsbp_spec.errors import BackendError
 
 
@@ -136,3 +136,11 @@ def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert cache_folder() == Path("/x/stsbp/kernels")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache/stsbp/kernels"
+
+
+def test_kernel_folder_holds_only_what_is_compiled() -> None:
+    assert {path.name for path in KERNELS.iterdir() if path.is_file()} == {
+        *(path.name for path in source_files()),
+        "contract.cuh",
+        "host_shim.h",
+    }
