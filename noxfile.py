@@ -78,10 +78,16 @@ def train(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
     install(session, *everything(session), tools=TEST_TOOLS)
-    if not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")))):
+    if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
     paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else everything(session)
     session.run("python", "-m", "pytest", *paths, *session.posargs)
+
+
+def compiler() -> str | None:
+    """The C++ compiler that the cupy backend's device `host` would take."""
+    names = [own] if (own := os.environ.get("CXX")) else ["c++", "g++", "clang++"]
+    return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])
@@ -93,9 +99,16 @@ def spec(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Hold every backend against the spec and print the matrix case x backend (minutes)."""
-    install(session, *everything(session), tools=TEST_TOOLS)
-    session.run("python", "-m", "stsbp_conformance", *session.posargs)
+    """Hold every backend against the spec and print the matrix case x backend (minutes): -- [PYTEST ARGUMENTS]."""
+    folders = everything(session)
+    if CONFORMANCE not in folders:
+        session.error("this checkout has no conformance suite")
+    install(session, *folders, tools=TEST_TOOLS)
+    arguments = list(session.posargs) or ["--conformance-json", "build/conformance.json"]
+    if not any(arg.startswith(("--backend", "--device")) for arg in arguments) and compiler():
+        arguments += ["--device", "cupy=host"]
+    (ROOT / "build").mkdir(exist_ok=True)
+    session.run("python", "-m", "pytest", f"{CONFORMANCE}/tests/test_suite.py", *arguments)
 
 
 @nox.session
