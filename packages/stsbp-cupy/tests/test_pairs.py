@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend
-from stsbp_spec import LIF, LOSSES, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec
+from stsbp_spec import LIF, LOSSES, PSP, AvgPool2d, Conv2d, Linear, NetworkSpec, random
 from stsbp_spec.errors import BackendError, ExactnessError, NumericError
 from stsbp_spec.grid import round_to_grid
 from stsbp_spec.network import Block
@@ -109,6 +109,31 @@ def test_lif_that_decays_into_the_floor_becomes_zero(backend: CupyBackend, refer
     assert (u[60] != 0).any()
     smallest = np.abs(u[u != 0]).min()
     assert 2.0**-100 <= smallest < 2.0**-99
+
+
+def test_lif_backward_snaps_the_path_through_the_reset(backend: CupyBackend, reference: NumpyBackend) -> None:
+    # p = u d1 is just below the floor while h p, with h = 2, would be above it.
+    neuron = LIF(tau_m=2, threshold=0.75, surrogate=Rectangle(0.5))
+    z = np.full((2, 1, 8), 0.6, np.float32)
+    ds = np.zeros_like(z)
+    ds[1] = np.linspace(1.0, 1.6, 8, dtype=np.float32) * np.float32(2.0**-100)
+    both_lif(backend, reference, neuron, IDENTITY, z, ds)
+    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 2)
+    p = np.float32(0.6) * np.float32(0.5) * np.float32(2) * ds[1]
+    assert (p < 2.0**-100).all()
+    assert (2 * p >= 2.0**-100).all()
+    # Nothing is left at t = 0 but the path that does not pass the reset.
+    dz = backend.numpy(backend.lif_backward(neuron, IDENTITY, residuals, ds))
+    assert dz[1].all()
+    assert np.array_equal(dz[0], dz[1] / 2)
+
+
+def test_lif_at_the_edge_of_the_rectangle_has_no_gradient(backend: CupyBackend, reference: NumpyBackend) -> None:
+    neuron = LIF(threshold=0.75, surrogate=Rectangle(0.5))
+    z = np.array([0.5, 1.0, np.nextafter(np.float32(0.5), np.float32(1)), 0.75], np.float32).reshape(1, 1, 4)
+    both_lif(backend, reference, neuron, IDENTITY, z, np.ones_like(z))
+    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 1)
+    assert backend.lif_backward(neuron, IDENTITY, residuals, np.ones_like(z)).tolist() == [[[0, 0, 2, 2]]]
 
 
 def test_lif_carries_values_that_are_not_finite(backend: CupyBackend, reference: NumpyBackend) -> None:
@@ -214,6 +239,15 @@ def test_dropout(
     for x in (s, ds):
         actual = backend.numpy(backend.dropout(mask, backend.asarray(x)))
         assert_same_bits(actual, reference.dropout(expected, x))
+
+
+def test_dropout_keeps_a_word_that_equals_the_threshold(backend: CupyBackend, reference: NumpyBackend) -> None:
+    words = random.bits(4, random.Stream.DROPOUT, 100, substream=2, step=1)
+    for element in (0, 1, 98, 99):
+        rate = int(words[element]) / 2**32
+        mask = backend.numpy(backend.dropout_mask(4, 2, 1, (5, 20), rate))
+        assert mask.reshape(-1)[element] == 1
+        assert_same_bits(mask, reference.dropout_mask(4, 2, 1, (5, 20), rate))
 
 
 CONVOLUTIONS = {
@@ -375,6 +409,15 @@ def test_error_grid(
     assert_same_bits(
         backend.numpy(backend.error_grid(backend.asarray(dz), error_bits)), reference.error_grid(dz, error_bits)
     )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_error_grid_carries_values_that_are_not_finite(
+    backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, value: float
+) -> None:
+    dz = rng.normal(0, 1, (2, 1, 8)).astype(np.float32)
+    dz[1, 0, 3] = value
+    assert_same_bits(backend.numpy(backend.error_grid(dz, 10)), reference.error_grid(dz, 10))
 
 
 def test_gradient_norm(backend: CupyBackend, reference: NumpyBackend, rng: np.random.Generator) -> None:
