@@ -34,6 +34,12 @@ def stsbp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Resu
 
 
 @pytest.fixture
+def tiny() -> tuple[str, ...]:
+    """The options of a tiny run."""
+    return TINY
+
+
+@pytest.fixture
 def train_tiny(stsbp: Callable[..., Result]) -> Callable[..., Result]:
     """`stsbp train digits` with few samples; later options win over the tiny ones."""
 

@@ -70,6 +70,20 @@ def test_every_setting_is_an_option_of_train() -> None:
         assert name == "dataset" or "--" + name.replace("_", "-") in options
 
 
+def test_every_option_is_documented() -> None:
+    page = Path(__file__).parents[3] / "docs" / "cli.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside the packages")
+    text = page.read_text(encoding="utf-8")
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        assert f"## {name}" in text or f"`stsbp {name}`" in text
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.opts[0] in text, (name, parameter.opts[0])
+
+
 def test_backends_lists_installed_and_known_ones(stsbp: Callable[..., Result]) -> None:
     rows = json.loads(stsbp("backends", "--json").stdout)
     numpy = next(row for row in rows if row["backend"] == "numpy")

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
+from click.testing import CliRunner, Result
+from stsbp.cli import cli
 from stsbp.datasets import hold_out, load
 from stsbp.training import checkpoint, loop
 from stsbp.training.prefetch import prefetched
@@ -95,53 +96,56 @@ def test_resume_after_a_crash_at_every_disk_operation(
     assert crash_everywhere(train_tiny, same_run, uninterrupted, stride=1) >= 50
 
 
-# Long enough for a kill to hit training, not only the start of Python: some 200 updates with a checkpoint each.
+# Long enough for a kill to hit training at many places: 200 updates, a checkpoint every few of them.
 _KILLED = (
     *("--backend", "numpy", "train", "digits", "--net", "24", "--steps", "6", "--epochs", "8", "--batch-size", "20"),
     *("--limit", "500", "--holdout", "50", "--checkpoint-every", "0.05", "--log-every", "7", "--dropout", "0.1"),
 )
+_UPDATES = 200
 
 
 def kill_and_resume(
     process: Callable[..., subprocess.Popen[str]],
     same_run: Callable[[Path, Path], None],
     folder: Path,
-    moments: list[float],
+    moments: list[tuple[float, float]],
 ) -> None:
-    """`kill -9` at moments of training (shares of its duration), then `--resume`, and compare the weights."""
+    """`kill -9`, then `--resume`, and compare with a run that nobody killed.
+
+    A moment is a share of the updates and the seconds after the checkpoint that has reached it.
+    """
     whole = process(*_KILLED, "--out", folder / "whole")
-    began = wait_for_checkpoint(folder / "whole", whole)
+    wait_for_checkpoint(folder / "whole", whole)
     assert whole.wait(120) == 0
-    duration = time.monotonic() - began
-    hit = 0
-    for number, moment in enumerate(moments):
+    for number, (share, seconds) in enumerate(moments):
         run = folder / f"run-{number}"
         victim = process(*_KILLED, "--out", run)
-        wait_for_checkpoint(run, victim)
-        time.sleep(moment * duration)
+        wait_for_checkpoint(run, victim, step=share * _UPDATES)
+        time.sleep(seconds)
         victim.kill()
-        hit += victim.wait(60) == -signal.SIGKILL
+        assert victim.wait(60) == -signal.SIGKILL
         resumed = process(*_KILLED, "--out", run, "--resume")
         _, errors = resumed.communicate(timeout=120)
         assert resumed.returncode == 0, errors
         same_run(run, folder / "whole")
-    assert hit >= len(moments) - 1
 
 
-def wait_for_checkpoint(run: Path, running: subprocess.Popen[str]) -> float:
-    """Wait until a run has begun; returns when."""
+def wait_for_checkpoint(run: Path, running: subprocess.Popen[str], step: float = 0) -> None:
+    """Wait until a run has saved update `step` or a later one."""
     until = time.monotonic() + 60
-    while not (run / "last.json").exists():
+    while True:
+        # A description is replaced as a whole, so that a reader never sees half of one.
+        if (run / "last.json").exists() and json.loads((run / "last.json").read_text())["step"] >= step:
+            return
         assert running.poll() is None, running.communicate()
         assert time.monotonic() < until
-        time.sleep(0.01)
-    return time.monotonic()
+        time.sleep(0.005)
 
 
 def test_kill_9_at_three_moments_then_resume(
     process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
-    kill_and_resume(process, same_run, tmp_path, [0.05, 0.4, 0.8])
+    kill_and_resume(process, same_run, tmp_path, [(0.0, 0.01), (0.4, 0.03), (0.8, 0.0)])
 
 
 @pytest.mark.slow
@@ -151,7 +155,7 @@ def test_kill_9_at_ten_random_moments_then_resume(
     seed = random.randrange(2**32)
     print(f"moments from seed {seed}")
     draw = random.Random(seed)
-    kill_and_resume(process, same_run, tmp_path, [draw.uniform(0.0, 0.85) for _ in range(10)])
+    kill_and_resume(process, same_run, tmp_path, [(draw.uniform(0, 0.9), draw.uniform(0, 0.06)) for _ in range(10)])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -225,6 +229,30 @@ def test_interrupted_during_evaluation(
     assert (saved["epoch"], saved["batch"], saved["step"]) == (1, 2, 4)
     assert train_tiny(tmp_path / "run", "--resume").exit_code == 0
     same_run(tmp_path / "run", uninterrupted)
+
+
+def test_run_begun_on_torch_ends_on_numpy_with_the_same_bits(
+    stsbp: Callable[..., Result], tiny: tuple[str, ...], same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    pytest.importorskip("stsbp_torch", reason="needs a second backend")
+    settings = ("train", "digits", *tiny, "--precision", "reproducible", "--dropout", 0.2)
+    original = loop._Loop.update
+
+    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "update", interrupt)
+        begun = CliRunner().invoke(cli, ["--backend", "torch", *map(str, settings), "--out", str(run)])
+    assert begun.exit_code == 130, begun.output
+    assert stsbp(*settings, "--out", run, "--resume").exit_code == 0
+    assert stsbp(*settings, "--out", tmp_path / "numpy").exit_code == 0
+    same_run(run, tmp_path / "numpy")
+    starts = json.loads((run / "environment.json").read_text())["starts"]
+    assert [start["backend"] for start in starts] == ["torch", "numpy"]
 
 
 def test_resume_of_a_finished_run_changes_nothing(
@@ -419,10 +447,14 @@ def test_loading_does_not_hold_up_the_step() -> None:
         time.sleep(0.02)
         return n
 
-    began = time.monotonic()
-    for _ in prefetched(load_slowly, range(20)):
-        time.sleep(0.02)
-    assert time.monotonic() - began < 0.65
+    times = []
+    for _ in range(3):
+        began = time.monotonic()
+        for _ in prefetched(load_slowly, range(20)):
+            time.sleep(0.02)
+        times.append(time.monotonic() - began)
+    # One after the other they take at least 0.8 s; the best of three, because the machine has other work.
+    assert min(times) < 0.65
 
 
 def test_second_process_is_refused(
