@@ -39,7 +39,7 @@ SMALL = tuple(
     NetworkCase(
         f"small, tau {name}",
         NetworkSpec.parse(
-            "6C3p1-P2-8C3s2-D0.25-24",
+            "6C3p1-P2-8C3s2p1-D0.25-24",
             input_shape=(2, 11, 12),
             outputs=5,
             neuron=LIF(tau_m=tau, tau_s=_TAUS["5"] if name == "3" else tau, threshold=0.5),

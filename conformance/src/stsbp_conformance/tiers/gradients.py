@@ -111,7 +111,7 @@ def _cotangent_check(case: NetworkCase, *, quick: bool) -> Check:
 
 def _surrogate(name: str) -> NetworkCase:
     neuron = LIF(tau_m=3, tau_s=5 / 3, threshold=0.5, surrogate=SURROGATES[name]())
-    network = NetworkSpec.parse("6C3p1-P2-8C3s2-24", input_shape=(2, 11, 12), outputs=5, neuron=neuron)
+    network = NetworkSpec.parse("6C3p1-P2-8C3s2p1-24", input_shape=(2, 11, 12), outputs=5, neuron=neuron)
     return NetworkCase(f"small, {name}", network, steps=12, batch=3)
 
 

@@ -27,7 +27,7 @@ from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.gradients import BOUND, EPS
 
-__all__ = ["CHECKS"]
+__all__ = ["CHECKS", "IMAGES", "floor_case"]
 
 Body = Callable[[AbstractBackend, Compared], None]
 
@@ -270,7 +270,7 @@ _POOLED_CONV = _block("P4-12C3p1", (3, 22, 21))
 _LINEAR = _block("17", (37,))
 _FLATTENED = _block("11", (3, 5, 7))
 _POOLED_LINEAR = _block("P4-19", (2, 13, 12))
-_IMAGES = _block("40", (3, 48, 48), coding="direct")
+IMAGES = _block("40", (3, 48, 48), coding="direct")
 _SURROGATES: tuple[Surrogate, ...] = (
     *(cls() for cls in SURROGATES.values()),
     Rectangle(0.3),
@@ -284,6 +284,13 @@ _OPTIMIZERS = {
     "late in a schedule": (AdamW(lr=0.1, total_steps=500, warmup_steps=10, final_fraction=0.05), 480, 1.0),
     "other betas": (AdamW(beta1=0.0, beta2=0.9, eps=1e-3), 1, 0.9),
 }
+
+
+def floor_case() -> tuple[LIF, Filter, Float32, int]:
+    """Neurons that receive input at the first step alone and are silent until the floor."""
+    z = normal((240, 2, 19), 13) * np.float32(0.5)
+    z[1:] = 0
+    return LIF(3, 2, 0.5), _FILTERS[5 / 3], z, 240
 
 
 def _with_ties(shape: Shape) -> Float32:
@@ -341,7 +348,7 @@ CHECKS = (
         "weight grid, rounds up to a power of two",
         _weight_grid(_LINEAR, np.full((17, 37), np.nextafter(np.float32(1), np.float32(0)), np.float32)),
     ),
-    _check("weight grid, coarser for the bound", _weight_grid(_IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
+    _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
     _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
     _check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
     _check("error grid, heavy tails", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 20)),

@@ -28,7 +28,7 @@ _DROPPED = "12C5d0.2-P2-64C5d0.3-P2"
 
 def _small(surrogate: Surrogate, tau: float) -> NetworkCase:
     network = NetworkSpec.parse(
-        "6C3p1d0.25-P2-8C3s2d0.5-24",
+        "6C3p1d0.25-P2-8C3s2p1d0.5-24",
         input_shape=(2, 11, 12),
         outputs=5,
         neuron=LIF(tau_m=tau, tau_s=5 / 3, threshold=0.5, surrogate=surrogate),

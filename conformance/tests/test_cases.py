@@ -1,0 +1,82 @@
+"""The cases are what they say: every layer fires, thresholds are met, floors are reached, grids are coarsened."""
+
+import numpy as np
+import pytest
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase, normal
+from stsbp_conformance.check import Unavailable
+from stsbp_conformance.tiers import bits, pairs, rational, reproducible, trainer
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.reference.neurons import lif
+
+CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+def test_every_layer_fires(case: NetworkCase) -> None:
+    try:
+        layers = reference.run(case).layers
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    for name, layer in layers.items():
+        rate = float(np.mean(layer.spikes))
+        least = 0.0 if case.source == "burst" else 0.01
+        assert least < rate < 0.8, f"{name} fires at {rate}"
+
+
+def test_potentials_equal_the_threshold() -> None:
+    layers = reference.run(bits.EXACT_HITS).layers
+    hits = {name: int((layer.potentials == 1).sum()) for name, layer in layers.items()}
+    assert min(hits.values()) >= 5, hits
+
+
+def test_silence_reaches_the_floor() -> None:
+    case = bits.FLOOR
+    for name, layer in reference.run(case).layers.items():
+        decayed = np.abs(layer.potentials[:-1]) * case.network.blocks[0].neuron.decay < FLOOR
+        snapped = (layer.potentials[:-1] != 0) & (layer.potentials[1:] == 0) & decayed & (layer.spikes[:-1] == 0)
+        assert snapped.any(), name
+
+
+def test_the_bound_makes_a_grid_coarser() -> None:
+    block = pairs.IMAGES
+    _, grid = reference.NUMPY.weight_grid(block, np.abs(normal(block.weight_shape, 36)))
+    assert 2 <= grid.bits < 12
+
+
+def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:
+    neuron, filter, z, steps = pairs.floor_case()
+    _, residuals = lif.forward(neuron, filter, z, steps)
+    assert (residuals.u[-1] == 0).any()
+    ds = np.zeros_like(residuals.u)
+    ds[-1] = 1
+    dz = lif.backward(neuron, filter, residuals, ds)
+    assert (dz[0] == 0).any()
+    assert (dz[-1] != 0).any()
+
+
+@pytest.mark.parametrize("case", rational.CASES, ids=[case.id for case in rational.CASES])
+def test_rational_case_spikes_and_has_gradients(case: rational.RationalCase) -> None:
+    result = rational.oracle(case)
+    for spikes in result.run.o:
+        assert 0.1 <= np.stack(spikes).astype(float).mean() <= 0.9
+    for gradient in result.gradients.values():
+        assert (gradient != 0).mean() >= 0.3
+
+
+def test_dropout_changes_the_gradients() -> None:
+    case = reproducible.SMALL[0]
+    on = reference.gradients(case, "van-rossum", "reproducible", (3, 5))
+    off = reference.gradients(case, "van-rossum", "reproducible", None)
+    for name, gradient in on.gradients.items():
+        assert not np.array_equal(gradient, off.gradients[name])
+
+
+def test_training_moves_every_weight_and_clips() -> None:
+    _, results = reference.trained(trainer.CASE, "van-rossum", reproducible.OPTIMIZER, 20)
+    state, _ = reference.trained(trainer.CASE, "van-rossum", reproducible.OPTIMIZER, 20)
+    for name, w in reference.weights(trainer.CASE).items():
+        assert (state[f"weight/{name}"] != w).all()
+    clip = reproducible.OPTIMIZER.clip_norm
+    assert clip is not None
+    assert any(result.gradient_norm > clip for result in results)
