@@ -138,6 +138,19 @@ def test_resume_of_nothing(stsbp: Callable[..., Result], tmp_path: Path) -> None
     fails(stsbp("train", "--resume", "a", "--out", "b"), "name different runs")
 
 
+def test_resume_of_a_run_whose_checkpoint_is_gone(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_tiny(run)
+    records = (run / "metrics.jsonl").read_bytes()
+    (run / "last.json").unlink()
+    fails(stsbp("train", "--resume", run), "its checkpoint last.json is gone", "--overwrite")
+    assert (run / "metrics.jsonl").read_bytes() == records
+    fails(train_tiny(run, "--resume", "--overwrite"), "give one of them")
+    assert train_tiny(run, "--overwrite").exit_code == 0
+
+
 def test_resume_with_edited_settings_or_other_data(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +213,15 @@ def test_out_folder_without_permission(train_tiny: Callable[..., Result], tmp_pa
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     fails(train_tiny(closed / "run"), "permission denied")
+
+
+def test_out_folder_without_permission_is_noticed_before_the_data_are_read(
+    train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    result = train_tiny(tmp_path / "run")
+    fails(result, f"permission denied in {tmp_path}")
+    assert "digits of scikit-learn" not in result.stderr
 
 
 def test_out_folder_on_a_read_only_file_system(

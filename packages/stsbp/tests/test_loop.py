@@ -208,6 +208,29 @@ def test_interrupted_after_any_update(
     same_run(tmp_path / "run", uninterrupted)
 
 
+def test_second_interrupt_leaves_at_once_and_keeps_the_checkpoint(
+    train_tiny: Callable[..., Result],
+    same_run: Callable[[Path, Path], None],
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = loop._Loop.update
+
+    def interrupt(self: loop._Loop, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "update", interrupt)
+        assert train_tiny(tmp_path / "run").exit_code != 0
+    assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == 2
+    assert train_tiny(tmp_path / "run", "--resume").exit_code == 0
+    same_run(tmp_path / "run", uninterrupted)
+
+
 def test_interrupted_during_evaluation(
     train_tiny: Callable[..., Result],
     same_run: Callable[[Path, Path], None],

@@ -83,6 +83,8 @@ def command(
         given["dataset"] = dataset
     sources = ([read_toml(file)] if file is not None else []) + [Source("command line", given)]
 
+    if resume is not None and overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it; give one of them")
     folder, saved = None, None
     if resume is not None:
         folder, saved = _run_to_resume(resume, out)
@@ -140,7 +142,7 @@ def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint
     folder = RunFolder(out if resume == _HERE and out is not None else Path(resume))
     if resume != _HERE:
         folder.read_config()
-    if not folder.is_run or not (folder.path / "last.json").exists():
+    if not folder.has_checkpoint:
         return folder, None
     return folder, checkpoint.load(folder.path, "last")
 

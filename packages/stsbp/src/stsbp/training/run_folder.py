@@ -63,6 +63,25 @@ class RunFolder:
         return self.config.is_file()
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run has come to its first checkpoint.
+
+        Raises:
+            CheckpointError: it had, and the checkpoint is gone.
+        """
+        if not self.is_run:
+            return False
+        if (self.path / "last.json").exists():
+            return True
+        # The first checkpoint is written before anything else is recorded.
+        if self.metrics.is_file() and self.metrics.stat().st_size > 0:
+            raise CheckpointError(
+                f"{self.path} has records of training but its checkpoint last.json is gone; put it back, or begin anew "
+                "with --overwrite"
+            )
+        return False
+
+    @property
     def is_free(self) -> bool:
         """Whether a new run may be begun here without overwriting anything."""
         try:
