@@ -1,1 +1,18 @@
-"""JAX backend of stsbp."""
+"""stsbp in JAX: the backend `jax`, and its layers as pure differentiable functions for ordinary JAX code.
+
+Images are channels-last in the layer functions, `[T, B, H, W, C]`, and as the spec lays them out, `[T, B, C, H, W]`, at
+`apply`. Weights have the spec's shapes everywhere.
+"""
+
+from stsbp_jax.losses import distance
+from stsbp_jax.network import apply, snap_weights
+from stsbp_jax.neurons.lif import lif
+from stsbp_jax.random import keep_mask
+from stsbp_jax.synapses.avgpool2d import avgpool2d
+from stsbp_jax.synapses.conv2d import conv2d
+from stsbp_jax.synapses.linear import linear
+from stsbp_jax.synapses.psp import psp
+
+__version__ = "0.1.0"
+
+__all__ = ["apply", "avgpool2d", "conv2d", "distance", "keep_mask", "lif", "linear", "psp", "snap_weights"]

@@ -76,7 +76,7 @@ class JaxBackend(AbstractBackend):
 
     def open(self, device: str | None) -> str:
         try:
-            self._device = jax.devices()[0] if device is None else _find(device)
+            self._device: Any = jax.devices()[0] if device is None else _find(device)
         except (RuntimeError, LookupError) as error:
             usable = ", ".join(d.name for d in self.devices() if d.problem is None) or "none"
             raise BackendError(
@@ -85,7 +85,8 @@ class JaxBackend(AbstractBackend):
         self._compiled: dict[Any, Compiled] = {}
         if device is not None:
             return device
-        return self._device.platform
+        platform: str = self._device.platform
+        return platform
 
     def compiled(self, key: Any, function: Callable[..., Any], what: str) -> Compiled:
         """The compiled form of `function`, one for each `key`."""
@@ -102,13 +103,15 @@ class JaxBackend(AbstractBackend):
             )
 
     def asarray(self, x: AnyArray) -> Array:
-        return jax.device_put(x, self._device)
+        result: Array = jax.device_put(x, self._device)
+        return result
 
     def numpy(self, x: Array) -> AnyArray:
         return np.asarray(x)
 
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
-        return _encode(self.asarray(inputs), coding)
+        result: Array = _encode(self.asarray(inputs), coding)
+        return result
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         return _synapse_forward(synapse, s, wq), (s, wq)
@@ -125,11 +128,13 @@ class JaxBackend(AbstractBackend):
         return _avgpool2d_forward(pool, s), s.shape
 
     def avgpool2d_backward(self, pool: AvgPool2d, residuals: Shape, d: Array) -> Array:
-        return _avgpool2d_backward(pool, residuals, d)
+        result: Array = _avgpool2d_backward(pool, residuals, d)
+        return result
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
-        seed_step = self.asarray(_dropout_words(seed, step))
-        return _dropout_mask(seed_step, layer, tuple(shape), rate)
+        words = tuple(self.asarray(word) for word in _dropout_words(seed, step))
+        result: Array = _dropout_mask(words, layer, tuple(shape), rate)
+        return result
 
     def dropout(self, mask: Array, s: Array) -> Array:
         return _PAIRS.dropout(mask, s)
@@ -140,27 +145,32 @@ class JaxBackend(AbstractBackend):
 
     def lif_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
         u, static = residuals
-        return _lif_backward(neuron, filter, u, ds, static=static)
+        result: Array = _lif_backward(neuron, filter, u, ds, static=static)
+        return result
 
     def lif_potentials(self, residuals: Any) -> Array:
         u: Array = residuals[0]
         return u
 
     def psp_forward(self, psp: PSP, s: Array) -> Array:
-        return _psp_forward(psp, s)
+        result: Array = _psp_forward(psp, s)
+        return result
 
     def psp_backward(self, psp: PSP, da: Array) -> Array:
-        return _psp_backward(psp, da)
+        result: Array = _psp_backward(psp, da)
+        return result
 
     def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
-        return _loss_error(loss, psp, s, targets)
+        result: Array = _loss_error(loss, psp, s, targets)
+        return result
 
     def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
         wq, choice = _weight_grid(block, w)
         return wq, _checked_grid(block, choice, w)
 
     def error_grid(self, dz: Array, bits: int) -> Array:
-        return _error_grid(dz, bits)
+        result: Array = _error_grid(dz, bits)
+        return result
 
     def gradient_norm(self, gradients: Sequence[Array]) -> float:
         return float(_gradient_norm(tuple(gradients)))
@@ -201,7 +211,7 @@ class JaxBackend(AbstractBackend):
             run(native, self.asarray(batch.inputs), self.asarray(batch.targets), words)
         )
         _check_grids(network, grids, native)
-        _check_finite(gradients.finite, float(gradients.norm), "")
+        _check_finite(network, gradients.finite, float(gradients.norm), "")
         value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
         return ValueAndGrad(value, spikes, {n: np.array(gradients.values[n]) for n in network.weight_shapes})
 
@@ -268,11 +278,11 @@ class JaxTrainer(Trainer):
             (done.spikes, done.counts, done.grids, done.finite, done.norm)
         )
         described = _check_grids(self.network, grids, state.weights)
-        _check_finite(finite, float(norm), f"step {state.step}: ")
+        _check_finite(self.network, finite, float(norm), f"step {state.step}: ")
         result = StepResult(
             loss=float(self.loss.distance(spikes, batch.targets, self.network.output_psp).mean()),
             spikes=np.array(spikes),
-            rates=_rates(self.network, counts, batch.targets.shape[1]),
+            rates=_rates(self.network, counts, len(spikes)),
             grids=described,
             gradient_norm=float(norm),
             learning_rate=self.optimizer.rate(state.step),
@@ -281,14 +291,14 @@ class JaxTrainer(Trainer):
 
     def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
-        samples = check_inputs(self.network, inputs, steps)
+        check_inputs(self.network, inputs, steps)
         # The number of steps is a shape to the compiler; an empty array carries it.
         length = np.empty((steps, 0), np.uint8)
         spikes, counts, grids = jax.device_get(
             self._predict(state.weights, self.backend.asarray(inputs), self.backend.asarray(length))
         )
         _check_grids(self.network, grids, state.weights)
-        return Prediction(np.array(spikes), _rates(self.network, counts, samples))
+        return Prediction(np.array(spikes), _rates(self.network, counts, steps))
 
 
 def _find(name: str) -> Any:
@@ -311,10 +321,9 @@ def _dropout_words(seed: int, step: int) -> tuple[AnyArray, AnyArray]:
     return np.asarray(check_seed(seed), np.uint32), np.asarray(step & 0xFFFFFFFF, np.uint32)
 
 
-def _rates(network: NetworkSpec, counts: dict[str, AnyArray], samples: int) -> dict[str, float]:
+def _rates(network: NetworkSpec, counts: dict[str, AnyArray], steps: int) -> dict[str, float]:
     return {
-        b.name: float(counts[b.name].sum(dtype=np.int64))
-        / (len(counts[b.name]) * samples * math.prod(b.output_shape))
+        b.name: float(counts[b.name].sum(dtype=np.int64)) / (steps * len(counts[b.name]) * math.prod(b.output_shape))
         for b in network.blocks
     }
 
@@ -340,12 +349,12 @@ def _check_grids(
     return {b.name: _checked_grid(b, grids[b.name], weights[b.name]) for b in network.blocks}
 
 
-def _check_finite(finite: dict[str, AnyArray], norm: float, where: str) -> None:
+def _check_finite(network: NetworkSpec, finite: dict[str, AnyArray], norm: float, where: str) -> None:
     if math.isfinite(norm):
         return
     # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
-    bad = [name for name, good in finite.items() if not good]
-    raise NumericError(f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients")
+    bad = next(block.name for block in reversed(network.blocks) if not finite[block.name])
+    raise NumericError(f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients")
 
 
 @_jit("coding")
@@ -363,9 +372,7 @@ def _synapse_backward(
     synapse: Conv2d | Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
 ) -> tuple[Array | None, Array]:
     residuals = (channels_last(s), wq)
-    ds, dw = _PAIRS.synapse_backward(
-        synapse, residuals, channels_last(dz), precision=precision, need_input=need_input
-    )
+    ds, dw = _PAIRS.synapse_backward(synapse, residuals, channels_last(dz), precision=precision, need_input=need_input)
     return None if ds is None else channels_first(ds), dw
 
 
@@ -405,7 +412,5 @@ _gradient_norm = jax.jit(adamw.gradient_norm)
 
 
 @jax.jit
-def _adamw(
-    constants: dict[str, Array], w: Array, g: Array, m: Array, v: Array
-) -> tuple[Array, Array, Array]:
+def _adamw(constants: dict[str, Array], w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
     return adamw.update(AdamWScalars(**constants), w, g, m, v)  # type: ignore[arg-type]

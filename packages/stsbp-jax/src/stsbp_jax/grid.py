@@ -7,9 +7,10 @@ middle of functions whose caller has x64 switched off; `wide()` opens them local
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,14 +37,15 @@ __all__ = [
 
 ZERO = np.float32(0)
 
+# The context manager moved from jax.experimental to jax, and both are there for a while.
+_enable_x64: Callable[[bool], AbstractContextManager[None]] = (
+    jax.enable_x64 if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental").enable_x64
+)
 
-def wide() -> AbstractContextManager[Any]:
+
+def wide() -> AbstractContextManager[None]:
     """A context in which float64 and int64 exist; it ends with the block and is seen by this thread alone."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(True)
-    from jax.experimental import enable_x64
-
-    return enable_x64(True)
+    return _enable_x64(True)
 
 
 class Rounding:
@@ -59,7 +61,8 @@ class Rounding:
 
     def __init__(self, data: Array) -> None:
         element = data[(0,) * data.ndim]
-        n = lax.optimization_barrier(lax.bitcast_convert_type(element, np.uint32))
+        bits = lax.bitcast_convert_type(element, np.uint32)
+        n: Array = lax.optimization_barrier(bits)  # type: ignore[no-untyped-call]
         self._zero = n * (n + np.uint32(1)) & np.uint32(1)
 
     def __call__(self, product: Array) -> Array:
@@ -96,12 +99,14 @@ def _square_root_wide(x: Array) -> Array:
 
 def divide(a: Array, b: Array) -> Array:
     """`a / b`, float32, correctly rounded; GPU compilers approximate float32 division, hence the way round."""
-    return lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
+    quotient: Array = lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
+    return quotient
 
 
 def square_root(x: Array) -> Array:
     """`sqrt(x)`, float32, correctly rounded; see `divide`."""
-    return lax.platform_dependent(x, cpu=lax.sqrt, default=_square_root_wide)
+    root: Array = lax.platform_dependent(x, cpu=lax.sqrt, default=_square_root_wide)
+    return root
 
 
 def round_to_grid(x: Array, q: Array) -> Array:

@@ -112,9 +112,9 @@ class Forward(NamedTuple):
 
     @property
     def counts(self) -> dict[str, Array]:
-        """Spikes of each layer at each step, int32 `[T]`; a step's count fits where the whole sum may not."""
+        """Spikes of each layer in each sample, int32 `[B]`; summed over time first, which vectorises."""
         return {
-            t.block.name: t.spikes.reshape(t.spikes.shape[0], -1).astype(np.int32).sum(1, dtype=np.int32)
+            t.block.name: t.spikes.astype(np.int32).sum(0, dtype=np.int32).reshape(t.spikes.shape[1], -1).sum(1)
             for t in self.traces
         }
 

@@ -1,12 +1,9 @@
 """JAX errors of stsbp_spec.losses, and each distance as a differentiable function."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
@@ -42,9 +39,7 @@ def _distance_forward(loss: Loss, psp: PSP, s: Array, targets: Array) -> tuple[A
     return distance(loss, psp, s, targets), (s, targets)
 
 
-def _distance_backward(
-    loss: Loss, psp: PSP, residuals: tuple[Array, Array], cotangent: Array
-) -> tuple[Array, None]:
+def _distance_backward(loss: Loss, psp: PSP, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None]:
     s, targets = residuals
     return error(loss, psp, s, targets) * cotangent, None
 

@@ -6,6 +6,7 @@ The scans run on flat neurons, `[T, B * N]`, which vectorises. Spikes are not ke
 from __future__ import annotations
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,9 @@ def backward(neuron: LIF, filter: Filter, u: Array, ds: Array, *, static: bool) 
     rounded = Rounding(flat)
     km, vth = neuron.decay, np.float32(neuron.threshold)
 
-    def step(state: tuple[Array, Array, Array | None], at_t: tuple[Array, Array]) -> tuple[
-        tuple[Array, Array, Array | None], Array | None
-    ]:
+    def step(
+        state: tuple[Array, Array, Array | None], at_t: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array, Array | None], Array | None]:
         d, e, total = state
         u_t, g = at_t
         h = derivative(neuron.surrogate, u_t - vth, rounded)
@@ -66,8 +67,10 @@ def backward(neuron: LIF, filter: Filter, u: Array, ds: Array, *, static: bool) 
 
     rest = jnp.zeros(flat.shape[1:], np.float32)
     at = (flat, ds.reshape(flat.shape))
-    (_, _, total), dz = lax.scan(step, (rest, rest, rest if static else None), at, reverse=True)
-    return total.reshape(1, *u.shape[1:]) if static else dz.reshape(u.shape)
+    state: tuple[Array, Array, Array | None] = (rest, rest, rest if static else None)
+    (_, _, total), dz = lax.scan(step, state, at, reverse=True)
+    result = cast(Array, total if static else dz)
+    return result.reshape(1 if static else u.shape[0], *u.shape[1:])
 
 
 def lif(neuron: LIF, filter: Filter, z: Array, steps: int) -> Array:

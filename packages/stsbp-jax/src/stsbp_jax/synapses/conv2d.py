@@ -19,7 +19,7 @@ from stsbp_jax.grid import wide
 
 __all__ = ["backward", "conv2d", "forward"]
 
-_CHUNK_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4 * 2**20
 
 
 def _unfold(conv: Conv2d, frames: Array) -> Array:
@@ -38,7 +38,7 @@ def _unfold(conv: Conv2d, frames: Array) -> Array:
 
 
 def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
-    """Adjoint of `_unfold`: sums windows `[n, H', W', kernel * kernel * C]` into `[n, H, W, C]`, `shape` = (H, W, C)."""
+    """Adjoint of `_unfold`: sums windows `[n, H', W', kernel * kernel * C]` into `[n, *shape]`, `shape` (H, W, C)."""
     k, pad, stride = conv.kernel, conv.padding, conv.stride
     n, rows, columns, _ = windows.shape
     h, w, c = shape
@@ -66,19 +66,18 @@ def _chunks(frames: int, frame_bytes: int) -> int:
     return 1
 
 
-
 def forward(conv: Conv2d, s: Array, wq: Array) -> Array:
     """`z = W * s`, float32 `[T, B, H', W', C']` from spikes `[T, B, H, W, C]` of any number type."""
     rows = _rows(wq)
 
     def chunk(frames: Array) -> Array:
-        windows = _unfold(conv, frames).astype(np.float32)
+        windows = _unfold(conv, frames.astype(np.float32))
         return jnp.matmul(windows, rows, precision=lax.Precision.HIGHEST)
 
     steps, batch, h, w, c = s.shape
     _, height, width = conv.output_shape((c, h, w))
     n = _chunks(steps * batch, 4 * height * width * rows.shape[0])
-    z = lax.map(chunk, s.reshape(n, -1, h, w, c))
+    z: Array = lax.map(chunk, s.reshape(n, -1, h, w, c))
     return z.reshape(steps, batch, height, width, conv.channels)
 
 
@@ -102,8 +101,8 @@ def _backward(
     def chunk(dw: Array, at: tuple[Array, Array]) -> tuple[Array, Array | None]:
         frames, error = at
         flat = error.reshape(-1, channels).astype(dtype)
-        windows = _unfold(conv, frames).astype(dtype).reshape(flat.shape[0], -1)
-        dw = dw + jnp.matmul(windows.T, flat, precision=lax.Precision.HIGHEST)
+        windows = _unfold(conv, frames.astype(dtype)).reshape(flat.shape[0], -1)
+        dw = dw + jnp.matmul(flat.T, windows, precision=lax.Precision.HIGHEST)
         if not need_input:
             return dw, None
         back = jnp.matmul(flat, rows.T, precision=lax.Precision.HIGHEST).reshape(-1, height, width, rows.shape[0])
@@ -111,8 +110,8 @@ def _backward(
 
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * rows.shape[0])
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
-    dw, ds = lax.scan(chunk, jnp.zeros(rows.shape, dtype), at)
-    shaped = dw.astype(np.float32).reshape(conv.kernel, conv.kernel, c, channels).transpose(3, 2, 0, 1)
+    dw, ds = lax.scan(chunk, jnp.zeros((channels, rows.shape[0]), dtype), at)
+    shaped = dw.astype(np.float32).reshape(channels, conv.kernel, conv.kernel, c).transpose(0, 3, 1, 2)
     return None if ds is None else ds.reshape(s.shape), shaped
 
 

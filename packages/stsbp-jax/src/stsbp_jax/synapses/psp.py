@@ -51,7 +51,7 @@ def backward(psp: PSP, da: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def psp(psp: PSP, s: Array) -> Array:
-    """Postsynaptic potentials, Eq. (3a), float32 `[T, ...]`; differentiable in the spike trains `s`, float32 `[T, ...]`."""
+    """Postsynaptic potentials, Eq. (3a), float32 `[T, ...]`; differentiable in `s`, float32 spike trains `[T, ...]`."""
     return forward(psp, s)
 
 

@@ -1,0 +1,102 @@
+"""A whole network as one differentiable function, for ordinary JAX code: `jit`, `grad`, `vmap`, `checkpoint`, optax.
+
+Built from the layers' own `custom_vjp` functions (`conv2d`, `linear`, `lif`, ...), whose derivatives are the
+spec's pairs; a network of another shape is built from the same functions in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.passes import block_error_bits
+from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_spec.typing import Precision
+
+from stsbp_jax import grid
+from stsbp_jax.neurons.lif import lif
+from stsbp_jax.synapses import dropout as masks
+from stsbp_jax.synapses.avgpool2d import avgpool2d
+from stsbp_jax.synapses.conv2d import conv2d
+from stsbp_jax.synapses.linear import linear
+
+__all__ = ["apply", "snap_weights"]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def snap_weights(block: Block, w: Array) -> Array:
+    """Weights rounded to their grid, on which sums are exact; the gradient passes unchanged (straight through).
+
+    Inside a jit nothing can be raised: where a weight is not finite, or no grid meets the bound, all of the layer's
+    weights become NaN. Outside, `stsbp_spec.grid.weight_grid` says which.
+
+    Args:
+        block: one of `network.blocks`.
+        w: master weights, `block.weight_shape`, float32.
+    """
+    return grid.weight_grid(block, w)[0]
+
+
+snap_weights.defvjp(lambda block, w: (snap_weights(block, w), None), lambda block, _, dw: (dw,))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def snap_errors(bits: int, z: Array) -> Array:
+    """The identity; its error signal is rounded to the error grid of `reproducible` precision."""
+    return z
+
+
+snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_grid(dz, bits),))
+
+
+def apply(
+    network: NetworkSpec,
+    weights: Mapping[str, ArrayLike],
+    inputs: ArrayLike,
+    steps: int,
+    *,
+    dropout: tuple[ArrayLike, ArrayLike] | None = None,
+    precision: Precision = "fast",
+) -> Array:
+    """Output spikes of a network; differentiable in `weights`, and in `inputs` where they are float32.
+
+    Args:
+        network: the network (static under `jit`).
+        weights: master weights by layer name, float32, `network.weight_shapes`; they are rounded to their grids here.
+        inputs: events `[T, B, C, H, W]` or `[T, B, N]`; direct coding: one image for all steps, `[B, C, H, W]` or
+            `[B, N]`, uint8 of value `x / 256`. Float inputs are taken as they are.
+        steps: `T`.
+        dropout: `(seed, step)` of the masks, numbers or uint32 scalars; None: evaluation.
+        precision: of the backward pass.
+
+    Returns:
+        Spikes, float32 `[T, B, N]`.
+    """
+    s = jnp.asarray(inputs)
+    s = s if network.coding == "events" else s[None]
+    if network.coding == "direct" and s.dtype == np.uint8:
+        s = s.astype(np.float32) * np.float32(2.0**-8)
+    s = s.astype(np.float32)
+    s = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
+    for block in network.blocks:
+        shape = block.input_shape
+        for place, layer in enumerate(block.before):
+            if isinstance(layer, AvgPool2d):
+                s = avgpool2d(layer, s)
+            elif dropout is not None and layer.rate > 0:
+                seed, step = (jnp.asarray(x, np.uint32) for x in dropout)
+                keep = masks.mask(seed, 16 * block.index + place, step, (s.shape[1], *shape), layer.rate)
+                s = masks.forward(keep, s)
+            shape = layer.output_shape(shape)
+        connect = conv2d if isinstance(block.synapse, Conv2d) else linear
+        z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
+        if precision == "reproducible":
+            z = snap_errors(block_error_bits(block, frames=z.shape[0] * z.shape[1]), z)
+        s = lif(block.neuron, block.filter(training=dropout is not None), z, steps)
+    return s

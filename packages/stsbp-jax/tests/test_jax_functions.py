@@ -1,0 +1,161 @@
+"""The layers in ordinary JAX code: gradients under every transformation, the page's example, the public names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import stsbp_jax
+from stsbp_jax import apply, avgpool2d, conv2d, distance, lif, linear, snap_weights
+from stsbp_spec import (
+    LIF,
+    AvgPool2d,
+    Batch,
+    Conv2d,
+    Hamming,
+    Linear,
+    Loss,
+    NetworkSpec,
+    SpikeCount,
+    VanRossum,
+    initial_weights,
+)
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.typing import Coding
+
+STEPS, BATCH = 7, 3
+WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "eager": lambda f: jax.value_and_grad(f),
+    "jit": lambda f: jax.jit(jax.value_and_grad(f)),
+    "checkpoint": lambda f: jax.jit(jax.value_and_grad(jax.checkpoint(f))),
+    "vmap": lambda f: (
+        lambda w, x, y: jax.tree.map(
+            lambda a: a[1],
+            jax.jit(jax.vmap(jax.value_and_grad(f), (None, 0, 0)))(w, jnp.stack([x[::-1], x]), jnp.stack([y, y])),
+        )
+    ),
+}
+
+
+def example(coding: Coding = "events") -> tuple[NetworkSpec, dict[str, Any], Any, Any]:
+    network = NetworkSpec.parse(
+        "4C3-P2-6C3p1s2-D0.2", input_shape=(2, 12, 12), outputs=5, coding=coding, neuron=LIF(5.0, 3.0), dropout=0.2
+    )
+    rng = np.random.default_rng(3)
+    if coding == "events":
+        x = (rng.random((STEPS, BATCH, 2, 12, 12)) < 0.3).astype(np.uint8)
+    else:
+        x = rng.integers(0, 256, (BATCH, 2, 12, 12), dtype=np.uint8)
+    y = (rng.random((STEPS, BATCH, 5)) < 0.3).astype(np.uint8)
+    return network, dict(initial_weights(network, seed=0)), x, y
+
+
+CASES = [*((name, VanRossum()) for name in WRAPPERS), ("jit", Hamming()), ("jit", SpikeCount())]
+
+
+@pytest.mark.parametrize(("wrapper", "loss"), CASES, ids=str)
+def test_apply_reproducible_gradients_equal_reference(wrapper: str, loss: Loss) -> None:
+    network, weights, x, y = example()
+
+    def objective(weights: Any, x: Any, y: Any) -> Any:
+        spikes = apply(network, weights, x, STEPS, dropout=(1, 2), precision="reproducible")
+        return distance(loss, network.output_psp, spikes, y)
+
+    value, gradients = WRAPPERS[wrapper](objective)(weights, x, y)
+    expected = NumpyBackend().value_and_grad(
+        network, loss, weights, Batch(x, y), precision="reproducible", dropout=(1, 2)
+    )
+    assert float(value) == pytest.approx(expected.loss, rel=1e-6)
+    for name, g in expected.gradients.items():
+        assert g.any()
+        np.testing.assert_array_equal(gradients[name], g, err_msg=name)
+
+
+def test_apply_direct_coding_equals_reference() -> None:
+    network, weights, x, y = example("direct")
+    expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, Batch(x, y), precision="reproducible")
+
+    @jax.jit
+    def gradients(weights: Any) -> Any:
+        return jax.grad(
+            lambda w: distance(
+                VanRossum(), network.output_psp, apply(network, w, x, STEPS, precision="reproducible"), y
+            )
+        )(weights)
+
+    np.testing.assert_array_equal(apply(network, weights, x, STEPS), expected.spikes)
+    for name, g in gradients(weights).items():
+        np.testing.assert_array_equal(g, expected.gradients[name], err_msg=name)
+
+
+def test_apply_gradient_in_float_inputs_is_there() -> None:
+    network, weights, x, y = example()
+    g = jax.grad(lambda x: distance(Hamming(), network.output_psp, apply(network, weights, x, STEPS), y))(
+        x.astype(np.float32)
+    )
+    assert g.shape == x.shape
+    assert np.abs(g).max() > 0
+
+
+def test_apply_with_weights_that_are_not_finite_is_seen_in_the_gradient() -> None:
+    network, weights, x, y = example()
+    weights["conv2"] = weights["conv2"] * np.float32(np.inf)
+    g = jax.grad(lambda w: distance(VanRossum(), network.output_psp, apply(network, w, x, STEPS), y))(weights)
+    assert np.isnan(g["conv2"]).any()
+
+
+def test_layers_compose_by_hand_to_what_apply_computes() -> None:
+    network = NetworkSpec.parse("4C3-P2", input_shape=(2, 12, 12), outputs=5)
+    conv, out = network.blocks
+    weights = initial_weights(network, seed=0)
+    x = (np.random.default_rng(3).random((STEPS, BATCH, 2, 12, 12)) < 0.3).astype(np.float32)
+    s = jnp.moveaxis(jnp.asarray(x), 2, -1)
+    z = conv2d(Conv2d(4, 3), s, snap_weights(conv, jnp.asarray(weights["conv1"])))
+    s = avgpool2d(AvgPool2d(2), lif(LIF(), conv.filter(training=False), z, STEPS))
+    s = lif(LIF(), LIF().psp.filter(), linear(Linear(5), s, snap_weights(out, jnp.asarray(weights["linear2"]))), STEPS)
+    np.testing.assert_array_equal(s, apply(network, weights, x, STEPS))
+
+
+def test_float64_does_not_leak_into_the_callers_trace() -> None:
+    network, weights, x, y = example()
+
+    @jax.jit
+    def objective(weights: Any) -> Any:
+        spikes = apply(network, weights, x, STEPS, precision="reproducible")
+        return distance(VanRossum(), network.output_psp, spikes, y) + jnp.sum(jnp.arange(3.0))
+
+    value, gradients = jax.value_and_grad(objective)(weights)
+    assert value.dtype == np.float32
+    assert {g.dtype for g in gradients.values()} == {np.dtype(np.float32)}
+    assert jnp.arange(3.0).dtype == np.float32
+
+
+def test_example_of_the_page_runs_and_learns() -> None:
+    pytest.importorskip("optax")
+    page = Path(__file__).parents[3] / "docs" / "jax.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    assert names["losses"][-1] < 0.5 * names["losses"][0]
+
+
+def test_public_names() -> None:
+    assert sorted(stsbp_jax.__all__) == [
+        "apply",
+        "avgpool2d",
+        "conv2d",
+        "distance",
+        "keep_mask",
+        "lif",
+        "linear",
+        "psp",
+        "snap_weights",
+    ]
+    for name in stsbp_jax.__all__:
+        assert getattr(stsbp_jax, name).__doc__

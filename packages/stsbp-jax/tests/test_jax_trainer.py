@@ -1,0 +1,225 @@
+"""The jitted training step against the spec's own trainer on the reference, and its behaviour towards the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stsbp_jax.backend import JaxBackend, JaxTrainer
+from stsbp_spec import LIF, LOSSES, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights, open_backend
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Logistic, parse_surrogate
+from stsbp_spec.typing import Coding
+
+JAX = JaxBackend()
+NETWORK = NetworkSpec.parse(
+    "6C3-P2-8C3p1s2-D0.2-20", input_shape=(2, 14, 14), outputs=5, neuron=LIF(5.0, 3.0), dropout=0.3
+)
+EPS = float(np.finfo(np.float32).eps)
+
+
+def batches(network: NetworkSpec, sizes: list[int], steps: int = 8) -> list[Batch]:
+    rng = np.random.default_rng(5)
+    made = []
+    for size in sizes:
+        if network.coding == "direct":
+            inputs = rng.integers(0, 256, (size, *network.input_shape), dtype=np.uint8)
+        else:
+            inputs = (rng.random((steps, size, *network.input_shape)) < 0.3).astype(np.uint8)
+        made.append(Batch(inputs, (rng.random((steps, size, network.outputs)) < 0.3).astype(np.uint8)))
+    return made
+
+
+def checksum(exported: dict[str, Any]) -> str:
+    return hashlib.sha256(b"".join(exported[name].tobytes() for name in sorted(exported))).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("loss", "coding"), [(VanRossum(), "direct"), *((loss, "events") for loss in LOSSES.values())], ids=str
+)
+def test_reproducible_training_has_reference_checksum(loss: Loss, coding: Coding) -> None:
+    network = NetworkSpec.parse(
+        "6C3-P2-8C3p1s2-D0.2-20", input_shape=(2, 14, 14), outputs=5, coding=coding, neuron=LIF(5.0, 3.0), dropout=0.3
+    )
+    optimizer = AdamW(lr=5e-3, weight_decay=0.05, warmup_steps=3, total_steps=12, clip_norm=0.2)
+    results = []
+    for backend in (NumpyBackend(), JAX):
+        trainer = backend.trainer(network, loss, optimizer, precision="reproducible", seed=9)
+        state = trainer.init(initial_weights(network, seed=4))
+        steps = []
+        for batch in batches(network, [6, 6] * 6):
+            state, result = trainer.step(state, batch)
+            steps.append((result.loss, result.gradient_norm, result.learning_rate, result.rates, result.grids))
+        results.append((checksum(trainer.export_state(state)), steps))
+    assert results[1] == results[0]
+    assert any(norm > 0.2 for _, norm, *_ in results[0][1])
+    assert any(norm < 0.2 for _, norm, *_ in results[0][1]) or loss.name != "spike-count"
+
+
+def test_reproducible_step_of_full_size_network_has_reference_checksum() -> None:
+    network = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10, dropout=0.2)
+    (batch,) = batches(network, [2], steps=25)
+    sums = set()
+    for backend in (NumpyBackend(), JAX):
+        trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible", seed=1)
+        state = trainer.init(initial_weights(network, seed=0))
+        for _ in range(3):
+            state, _ = trainer.step(state, batch)
+        sums.add(checksum(trainer.export_state(state)))
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("surrogate", ["arctan", "fast-sigmoid", "triangle", "rectangle"])
+def test_value_and_grad_reproducible_equals_reference(surrogate: str) -> None:
+    network = NetworkSpec.parse(
+        "6C3-P2-20", input_shape=(2, 14, 14), outputs=5, neuron=LIF(5.0, 5 / 3, surrogate=parse_surrogate(surrogate))
+    )
+    (batch,) = batches(network, [4])
+    weights = initial_weights(network, seed=4)
+    expected, got = (
+        b.value_and_grad(network, VanRossum(), weights, batch, precision="reproducible") for b in (NumpyBackend(), JAX)
+    )
+    assert got.loss == expected.loss
+    np.testing.assert_array_equal(got.spikes, expected.spikes)
+    assert list(got.gradients) == list(expected.gradients)
+    for name, g in expected.gradients.items():
+        assert g.any()
+        np.testing.assert_array_equal(got.gradients[name], g, err_msg=name)
+
+
+@pytest.mark.parametrize("surrogate", ["arctan", "logistic"])
+def test_value_and_grad_fast_is_near_reference(surrogate: str) -> None:
+    network = NetworkSpec.parse(
+        "12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10, neuron=LIF(surrogate=parse_surrogate(surrogate))
+    )
+    (batch,) = batches(network, [2], steps=25)
+    weights = initial_weights(network, seed=4)
+    expected, got = (
+        b.value_and_grad(network, VanRossum(), weights, batch, dropout=(1, 2)) for b in (NumpyBackend(), JAX)
+    )
+    assert got.loss == expected.loss
+    for block in network.blocks:
+        summands = 25 * 2 * block.synapse.summands(block.synapse_shape)[1]
+        scale = float(np.abs(expected.gradients[block.name]).max())
+        error = float(np.abs(got.gradients[block.name] - expected.gradients[block.name]).max())
+        assert error <= EPS * np.sqrt(summands) * scale, block.name
+
+
+def test_steps_of_two_batch_sizes_compile_twice_whatever_the_epochs(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = JaxBackend().trainer(NETWORK, VanRossum(), AdamW(lr=1e-3, total_steps=12, warmup_steps=2))
+    assert isinstance(trainer, JaxTrainer)
+    state = trainer.init(initial_weights(NETWORK, seed=0))
+    with caplog.at_level(logging.INFO, logger="stsbp_jax"):
+        for batch in batches(NETWORK, [4, 4, 3] * 3):
+            state, _ = trainer.step(state, batch)
+            trainer.predict(state, batch.inputs, 8)
+    assert [r.getMessage().rsplit(" in ")[0] for r in caplog.records] == [
+        "compiled the training step",
+        "compiled the prediction",
+    ] * 2
+    assert trainer.compile_seconds > 0
+
+
+@pytest.mark.parametrize(("first", "second"), [("numpy", "jax"), ("jax", "numpy")])
+def test_state_moves_between_backends(first: str, second: str) -> None:
+    optimizer = AdamW(clip_norm=1.0)
+    data = batches(NETWORK, [4] * 4)
+
+    def train(names: list[str]) -> tuple[str, bytes]:
+        state: Any = None
+        exported: dict[str, Any] = {}
+        for name, batch in zip(names, data, strict=True):
+            trainer = open_backend(name).trainer(NETWORK, VanRossum(), optimizer, precision="reproducible", seed=3)
+            state = trainer.import_state(exported) if exported else trainer.init(initial_weights(NETWORK, seed=0))
+            state, _ = trainer.step(state, batch)
+            exported = trainer.export_state(state)
+        return checksum(exported), trainer.predict(state, data[0].inputs, 8).spikes.tobytes()
+
+    assert train([first, second] * 2) == train(["numpy"] * 4)
+
+
+def test_predict_equals_run_and_leaves_the_state() -> None:
+    trainer = JAX.trainer(NETWORK, VanRossum(), AdamW())
+    weights = initial_weights(NETWORK, seed=0)
+    state = trainer.init(weights)
+    (batch,) = batches(NETWORK, [3])
+    prediction = trainer.predict(state, batch.inputs, 8)
+    result = JAX.run(NETWORK, weights, batch.inputs, 8)
+    np.testing.assert_array_equal(prediction.spikes, result.layers["linear4"].spikes)
+    assert prediction.rates == {name: layer.spikes.mean() for name, layer in result.layers.items()}
+    np.testing.assert_array_equal(trainer.export_state(state)["weight/conv1"], weights["conv1"])
+
+
+def test_step_with_bad_weights_names_layer_and_leaves_the_state() -> None:
+    trainer = JAX.trainer(NETWORK, VanRossum(), AdamW())
+    weights = initial_weights(NETWORK, seed=0)
+    weights["conv2"][0, 0, 0, 0] = np.nan
+    state = trainer.init(weights)
+    with pytest.raises(NumericError, match="layer conv2: a weight is not finite"):
+        trainer.step(state, batches(NETWORK, [3])[0])
+    assert np.isnan(trainer.export_state(state)["weight/conv2"]).sum() == 1
+
+
+def test_step_with_gradients_that_overflow_names_step_and_layer() -> None:
+    network = NetworkSpec.parse("9", input_shape=(6,), outputs=4, neuron=LIF(surrogate=parse_surrogate("triangle")))
+    weights = initial_weights(network, seed=0)
+    # Weights of 1e38 reach the membrane, whose product with the error overflows.
+    weights["linear2"] = np.where(weights["linear2"] > 0, np.float32(2e38), np.float32(-2e38))
+    (batch,) = batches(network, [3])
+    messages = []
+    for backend in (NumpyBackend(), JAX):
+        trainer = backend.trainer(network, VanRossum(), AdamW())
+        with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
+            trainer.step(trainer.init(weights), batch)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[1].startswith("step 0: the gradient of layer linear")
+
+
+def test_value_and_grad_refuses_what_the_spec_refuses() -> None:
+    weights = initial_weights(NETWORK, seed=0)
+    (batch,) = batches(NETWORK, [3])
+    with pytest.raises(ShapeError, match="inputs must be uint8"):
+        JAX.value_and_grad(NETWORK, VanRossum(), weights, Batch(batch.inputs.astype(np.int32), batch.targets))
+    with pytest.raises(ShapeError, match="targets must be"):
+        JAX.value_and_grad(NETWORK, VanRossum(), weights, Batch(batch.inputs, batch.targets[:, :2]))
+    with pytest.raises(ShapeError, match="weights must have the layers"):
+        JAX.value_and_grad(NETWORK, VanRossum(), {}, batch)
+    with pytest.raises(ShapeError, match="expected 9"):
+        JAX.run(NETWORK, weights, batch.inputs, 9)
+    logistic = NetworkSpec.parse("9", input_shape=(6,), outputs=4, neuron=LIF(surrogate=Logistic()))
+    with pytest.raises(SpecError, match="uses exp"):
+        JAX.trainer(logistic, VanRossum(), AdamW(), precision="reproducible")
+    with pytest.raises(SpecError, match="seed must be"):
+        JAX.value_and_grad(NETWORK, VanRossum(), weights, batch, dropout=(-1, 0))
+
+
+def test_devices_name_what_is_there_and_why_the_rest_is_not() -> None:
+    devices = {device.name: device for device in JaxBackend.devices()}
+    assert {"cpu", "gpu", "tpu"} <= set(devices)
+    assert devices["cpu"].problem is None
+    for device in devices.values():
+        if device.problem is not None:
+            assert f"jax finds no {device.name}" in device.problem
+            assert "\n" not in device.problem
+            with pytest.raises(BackendError, match="usable here: cpu"):
+                JaxBackend(device.name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cpu:7", "cpu:x", ""])
+def test_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(BackendError, match="usable here: cpu"):
+        JaxBackend(name)
+
+
+def test_float64_stays_inside() -> None:
+    JAX.value_and_grad(
+        NETWORK, VanRossum(), initial_weights(NETWORK, 0), batches(NETWORK, [2])[0], precision="reproducible"
+    )
+    assert jnp.arange(3.0).dtype == np.float32
+    assert jnp.asarray(np.zeros(2, np.float64)).dtype == np.float32
