@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
-from stsbp.presets import PRESETS, preset
+from stsbp.presets import preset
 from stsbp_spec import LOSSES
 
 DIGITS = Source("command line", {"dataset": "digits"})
@@ -21,24 +21,25 @@ def test_later_sources_win() -> None:
     file = Source("a.toml", {"epochs": 3, "lr": 0.5})
     flags = Source("command line", {"dataset": "digits", "lr": 0.25})
     config = resolve([file, flags])
-    assert config.net == PRESETS["digits"]["net"]
+    assert config.net == preset("digits", "van-rossum")["net"]
     assert (config.epochs, config.lr) == (3, 0.25)
     assert config.seed == RunConfig.model_fields["seed"].default
 
 
 def test_data_set_from_the_file_chooses_the_preset() -> None:
-    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == PRESETS["nmnist"]["steps"]
+    assert resolve([Source("a.toml", {"dataset": "nmnist"})]).steps == preset("nmnist", "van-rossum")["steps"]
 
 
-@pytest.mark.parametrize("dataset", PRESETS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_every_preset_is_valid(dataset: str) -> None:
     config = resolve([Source("command line", {"dataset": dataset})])
-    assert config.model_dump().items() >= PRESETS[dataset].items()
+    assert config.model_dump().items() >= preset(dataset, "van-rossum").items()
 
 
 def test_presets_and_data_sets_have_the_same_names() -> None:
-    assert set(PRESETS) == set(DATASETS)
-    assert preset("folder:/some/where") == PRESETS["images"]
+    assert all(preset(name, "van-rossum") for name in DATASETS)
+    assert preset("unheard-of", "hamming") == {}
+    assert preset("folder:/some/where", "hamming") == preset("images", "hamming")
 
 
 def test_losses_are_those_of_the_spec() -> None:
@@ -161,3 +162,10 @@ def test_differences_name_both_values() -> None:
         f"epochs: {config.epochs} in the run, {config.epochs + 1} asked",
         'loss: "van-rossum" in the run, "hamming" asked',
     ]
+
+
+def test_the_loss_chooses_within_the_preset() -> None:
+    hamming, van_rossum = (
+        resolve([Source("flags", {"dataset": "nmnist", "loss": loss})]) for loss in ("hamming", "van-rossum")
+    )
+    assert (hamming.label_pattern, van_rossum.label_pattern) == ("1", "01")

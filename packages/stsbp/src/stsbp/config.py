@@ -63,6 +63,8 @@ class RunConfig(BaseModel):
     validation: int = Field(0, ge=0, description="Training samples kept to choose the best checkpoint; 0: none.")
     image_size: int = Field(0, ge=0, description="Resize the images of a folder to this many pixels; 0: as they are.")
     test_every: int = Field(1, ge=0, description="Test every so many epochs; the test chooses nothing. 0: at the end.")
+    augment_shift: int = Field(0, ge=0, description="Move each training sample by up to this many pixels, at random.")
+    augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
     log_every: int = Field(50, ge=1, description="Write a line of metrics every so many updates.")
     data_dir: str = Field("", description="Folder of the data set.")
     download: bool = Field(False, description="Fetch what is missing of the data set.")
@@ -139,8 +141,11 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     if not any("dataset" in source.values for source in sources):
         raise ConfigError("no data set is named; give one, for example: stsbp train digits")
     if with_preset:
-        dataset = next(s.values["dataset"] for s in reversed(sources) if "dataset" in s.values)
-        sources = [Source(f"preset {dataset}", preset(str(dataset))), *sources]
+        dataset, loss = (
+            next((s.values[key] for s in reversed(sources) if key in s.values), RunConfig.model_fields[key].default)
+            for key in ("dataset", "loss")
+        )
+        sources = [Source(f"preset {dataset}", preset(str(dataset), str(loss))), *sources]
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for source in sources:

@@ -1,43 +1,56 @@
 """Settings for each data set: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise.
 
-One column a data set, one row a setting; `None` keeps the default of `stsbp.config.RunConfig`.
+One column a data set, one row a setting; `None` keeps the default of `stsbp.config.RunConfig`. A setting that depends
+on the loss is a pair: for the Hamming distance, and for the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-__all__ = ["PRESETS", "preset"]
+__all__ = ["ByLoss", "preset"]
 
 Value: TypeAlias = str | int | float
+
+
+class ByLoss(NamedTuple):
+    """A setting for the Hamming distance, and for the other losses."""
+
+    hamming: Value
+    others: Value
+
 
 _DATASETS = ("digits", "digits-events", "nmnist", "cifar10", "images")
 _DEEP = "32C3-64C3-P2-128C3-P2-128C3-256"
 # fmt: off
-_TABLE: dict[str, tuple[Value | None, ...]] = {
-    #              digits               digits-events      nmnist             cifar10  images
-    "net":        ("32C3-P2-64C3-128",  "12C5-P2-32C5-P2", "12C5-P2-64C5-P2", _DEEP,   "32C3-P2-64C3-P2-128"),
-    "padding":    ("same",              None,              None,              "same",  "same"),
-    "steps":      (8,                   20,                25,                5,       8),
-    "epochs":     (15,                  10,                10,                30,      20),
-    "batch_size": (50,                  50,                50,                50,      50),
-    "lr":         (2e-3,                2e-3,              2e-3,              1e-3,    1e-3),
-    "tau_m":      (5.0,                 8.0,               8.0,               5.0,     5.0),
-    "tau_s":      (3.0,                 4.0,               4.0,               3.0,     3.0),
+_TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
+    #                 digits               digits-events        nmnist               cifar10   images
+    "net":           ("32C3-P2-64C3-128",  "12C5-P2-32C5-P2",   "12C5-P2-64C5-P2",   _DEEP,    "32C3-P2-64C3-P2-128"),
+    "padding":       ("same",              None,                None,                "same",   "same"),
+    "steps":         (8,                   20,                  25,                  5,        8),
+    "epochs":        (15,                  10,                  10,                  30,       20),
+    "batch_size":    (50,                  10,                  10,                  50,       50),
+    "lr":            (2e-3,                5e-3,                5e-3,                1e-3,     1e-3),
+    "tau_m":         (5.0,                 5.0,                 5.0,                 5.0,      5.0),
+    "tau_s":         (3.0,                 3.0,                 3.0,                 3.0,      3.0),
+    "surrogate":     (None,                "fast-sigmoid:beta=3", "fast-sigmoid:beta=3", None, None),
+    "init_gain":     (None,                1.0,                 1.0,                 None,     None),
+    "label_pattern": (None,                ByLoss("1", "01"),   ByLoss("1", "01"),   None,     None),
+    "augment_shift": (None,                1,                   1,                   2,        None),
+    "augment_flip":  (None,                None,                None,                True,     None),
 }
 # fmt: on
 
-PRESETS: Mapping[str, Mapping[str, Value]] = MappingProxyType(
-    {
-        dataset: MappingProxyType({key: value for key, row in _TABLE.items() if (value := row[column]) is not None})
-        for column, dataset in enumerate(_DATASETS)
+
+def preset(dataset: str, loss: str) -> Mapping[str, Value]:
+    """Settings for a data set and a loss; `folder:PATH` takes those of `images`, an unknown name none."""
+    name = "images" if dataset.startswith("folder:") else dataset
+    if name not in _DATASETS:
+        return {}
+    column = _DATASETS.index(name)
+    chosen = {key: row[column] for key, row in _TABLE.items()}
+    by_loss = {
+        k: (v.hamming if loss == "hamming" else v.others) if isinstance(v, ByLoss) else v for k, v in chosen.items()
     }
-)
-"""Settings of each data set that differ from the defaults."""
-
-
-def preset(dataset: str) -> Mapping[str, Value]:
-    """Settings for a data set; `folder:PATH` takes those of `images`, an unknown name none."""
-    return PRESETS.get("images" if dataset.startswith("folder:") else dataset, {})
+    return {key: value for key, value in by_loss.items() if value is not None}

@@ -25,6 +25,7 @@ from stsbp_spec.typing import Int64
 
 from stsbp.errors import CheckpointError
 from stsbp.training import checkpoint
+from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
@@ -226,7 +227,17 @@ class _Loop:
                 yield epoch, number, order[number * size : (number + 1) * size]
 
     def load(self, key: tuple[int, int, Int64]) -> tuple[Batch, Int64]:
-        return self.task.batch(self.data.train, key[2])
+        epoch, _, indices = key
+        batch, labels = self.task.batch(self.data.train, indices)
+        moved = augment(
+            batch.inputs,
+            indices,
+            seed=self.config.seed,
+            epoch=epoch,
+            shift=self.config.augment_shift,
+            flip=self.config.augment_flip,
+        )
+        return Batch(moved, batch.targets), labels
 
     def update(self, batch: Batch, labels: Int64, began: float) -> None:
         self.state, result = self.task.trainer.step(self.state, batch)
