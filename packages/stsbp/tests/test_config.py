@@ -151,7 +151,7 @@ def test_digest_changes_with_what_changes_the_result_only() -> None:
     for key, field in RunConfig.model_fields.items():
         if key not in FREE:
             value = getattr(config, key)
-            changed = value + "1" if isinstance(value, str) else value + 1
+            changed = not value if isinstance(value, bool) else value + "1" if isinstance(value, str) else value + 1
             assert config.model_copy(update={key: changed}).digest() != config.digest(), (key, field)
 
 
