@@ -23,6 +23,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
+import numpy as np
+
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.neurons.lif import LIF
@@ -374,7 +376,8 @@ def _token(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, AvgPool2d):
         return f"P{layer.size}"
     if isinstance(layer, Dropout):
-        return f"D{layer.rate:g}" if not full else f"D{layer.rate!r}"
+        # Positional: an exponent's sign would read as the next layer's separator.
+        return f"D{np.format_float_positional(layer.rate, trim='-')}"
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
         text = f"{synapse.channels}C{synapse.kernel}"

@@ -1,0 +1,162 @@
+"""The update rule: against AdamW in float64 and torch's own, its schedule, and a norm that no order changes."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stsbp_spec.errors import SpecError
+from stsbp_spec.optim import AdamW, clip_factor, gradient_norm, norm_bits
+from stsbp_spec.reference.optim.adamw import update
+from stsbp_spec.typing import Float32, Float64
+
+_STEPS = 25
+_CASES = {
+    "plain": AdamW(lr=0.01),
+    "decay": AdamW(lr=0.02, weight_decay=0.1),
+    "schedule": AdamW(lr=0.02, total_steps=20, warmup_steps=4, final_fraction=0.1, weight_decay=0.01),
+    "betas": AdamW(lr=0.01, beta1=0.8, beta2=0.95, eps=1e-4),
+}
+
+
+def _gradients() -> list[Float32]:
+    rng = np.random.default_rng(0)
+    return [(rng.normal(size=(40, 7)) * np.exp(rng.normal(size=(40, 1)) * 3)).astype(np.float32) for _ in range(_STEPS)]
+
+
+def _start() -> Float32:
+    return np.random.default_rng(1).normal(size=(40, 7)).astype(np.float32)
+
+
+def _spec(optimizer: AdamW) -> Float32:
+    w = _start()
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for step, g in enumerate(_gradients()):
+        w, m, v = update(optimizer.scalars(step, np.float32(1)), w, g, m, v)
+    return w
+
+
+def _float64(o: AdamW) -> Float64:
+    """Loshchilov and Hutter's algorithm 2 in float64."""
+    w = _start().astype(np.float64)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for step, gradient in enumerate(_gradients()):
+        lr, n, g = o.rate(step), step + 1, gradient.astype(np.float64)
+        m = o.beta1 * m + (1 - o.beta1) * g
+        v = o.beta2 * v + (1 - o.beta2) * g**2
+        w = w - lr * (m / (1 - o.beta1**n) / (np.sqrt(v / (1 - o.beta2**n)) + o.eps) + o.weight_decay * w)
+    return w
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_update_against_float64(name: str) -> None:
+    """Within one unit of 2^-24 of the largest weight for each update; the rounded decay errs alike every time."""
+    expected = _float64(_CASES[name])
+    assert np.abs(_spec(_CASES[name]) - expected).max() <= _STEPS * 2.0**-24 * np.abs(expected).max()
+    assert np.abs(expected - _start()).max() > 0.1
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_update_against_torch(name: str) -> None:
+    """The same bound for torch.optim.AdamW in float64, which the float64 form above meets to 13 digits."""
+    torch = pytest.importorskip("torch")
+    o = _CASES[name]
+    w = torch.tensor(_start().astype(np.float64), requires_grad=True)
+    reference: Any = torch.optim.AdamW([w], lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, weight_decay=o.weight_decay)
+    for step, g in enumerate(_gradients()):
+        reference.param_groups[0]["lr"] = o.rate(step)
+        w.grad = torch.tensor(g.astype(np.float64))
+        reference.step()
+    expected = w.detach().numpy()
+    assert np.abs(_float64(o) - expected).max() <= 1e-13 * np.abs(expected).max()
+    assert np.abs(_spec(o) - expected).max() <= _STEPS * 2.0**-24 * np.abs(expected).max()
+
+
+def test_schedule() -> None:
+    o = AdamW(lr=1.0, total_steps=14, warmup_steps=4, final_fraction=0.2)
+    rates = [o.rate(step) for step in range(16)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[9] == pytest.approx(0.6)
+    assert rates[14] == rates[15] == pytest.approx(0.2)
+    assert (np.diff(rates[4:15]) < 0).all()
+    assert {AdamW(lr=0.3).rate(step) for step in (0, 5, 10_000)} == {0.3}
+
+
+def test_first_update_moves_by_the_learning_rate() -> None:
+    """With bias correction the first step is lr * sign(g), whatever the gradient's size."""
+    g = np.array([1e-5, -3, 1e5], np.float32)
+    w, _, _ = update(
+        AdamW(lr=0.1, eps=1e-12).scalars(0, np.float32(1)), np.zeros(3, np.float32), g, *np.zeros((2, 3), np.float32)
+    )
+    assert np.allclose(w, [-0.1, 0.1, -0.1], rtol=1e-6)
+
+
+def test_clipping() -> None:
+    assert clip_factor(5.0, None) == 1
+    assert clip_factor(0.5, 1.0) == 1
+    assert clip_factor(4.0, 1.0) == np.float32(0.25)
+    assert clip_factor(0.0, 1.0) == 1
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=st.floats(-80, 80),
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+)
+def test_norm_is_that_of_float64_and_of_any_order(seed: int, scale: float, sizes: list[int]) -> None:
+    """Within n half units of the grid, which is relative to the largest element; equal after any permutation."""
+    rng = np.random.default_rng(seed)
+    gradients = [(rng.standard_t(2, n) * 2.0**scale).astype(np.float32) for n in sizes]
+    norm = gradient_norm(gradients)
+    flat = np.concatenate(gradients).astype(np.float64)
+    exact = math.sqrt(float((flat**2).sum()))
+    unit = 2.0 ** (math.frexp(float(np.abs(flat).max()))[1] - norm_bits(flat.size))
+    assert abs(norm - exact) <= math.sqrt(flat.size) * unit / 2 + 1e-14 * exact
+    mixed = rng.permutation(flat).astype(np.float32)
+    assert gradient_norm([mixed[: sizes[0]], mixed[sizes[0] :]]) == norm
+
+
+def test_norm_is_exact_for_integers() -> None:
+    g = np.array([3, 4, 12], np.float32)
+    assert gradient_norm([g]) == 13.0
+    assert Fraction(gradient_norm([g * np.float32(2.0**-30)])) == Fraction(13, 2**30)
+
+
+def test_norm_of_a_million_elements_does_not_overflow() -> None:
+    assert gradient_norm([np.ones(2**20, np.float32)]) == 2.0**10
+    assert all(n * 2 ** (2 * norm_bits(n)) <= 2**62 for n in (1, 2, 1000, 2**20, 2**34))
+
+
+def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
+    assert gradient_norm([]) == 0
+    assert gradient_norm([np.zeros(3, np.float32)]) == 0
+    assert math.isnan(gradient_norm([np.array([1, np.nan], np.float32), np.ones(2, np.float32)]))
+    assert math.isinf(gradient_norm([np.array([1, -np.inf], np.float32)]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": -1.0},
+        {"lr": math.inf},
+        {"lr": math.nan},
+        {"beta1": 1.0},
+        {"beta2": -0.1},
+        {"eps": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup_steps": -1},
+        {"final_fraction": 1.5},
+        {"total_steps": 0},
+        {"clip_norm": 0.0},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_parameters_outside_their_domain_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=f"AdamW: {next(iter(options))} is outside its domain"):
+        AdamW(**options)

@@ -1,0 +1,193 @@
+"""The exact-arithmetic contract: grids are grids, bounds bound, and sums on them do not depend on their order."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from stsbp_spec.errors import ExactnessError, NumericError
+from stsbp_spec.grid import (
+    FLOOR,
+    MIN_WEIGHT_BITS,
+    ceil_log2,
+    error_bits,
+    error_exponent,
+    headroom_bits,
+    is_on_grid,
+    round_to_grid,
+    snap,
+    weight_grid,
+)
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.passes import block_error_bits
+from stsbp_spec.typing import Float32
+
+_SEED = st.integers(0, 2**32 - 1)
+
+
+def _weights(seed: int, rows: int, columns: int, scale: int, skew: float) -> Float32:
+    """Normal weights times `2^scale`, moved by `skew` standard deviations so that sums do not cancel."""
+    rng = np.random.default_rng(seed)
+    return ((rng.normal(size=(rows, columns)) + skew) * 2.0**scale).astype(np.float32)
+
+
+@given(
+    seed=_SEED,
+    scale=st.integers(-60, 60),
+    bits=st.integers(2, 12),
+    input_exponent=st.integers(0, 12),
+    skew=st.sampled_from([0.0, 3.0, -3.0]),
+)
+def test_weights_lie_on_a_grid_of_the_promised_bits(
+    seed: int, scale: int, bits: int, input_exponent: int, skew: float
+) -> None:
+    w = _weights(seed, 4, 70, scale, skew)
+    wq, grid = weight_grid(w, weight_bits=bits, input_exponent=input_exponent, input_max=1.0, layer="x")
+    units = wq.astype(np.float64) * 2.0**grid.exponent
+    assert np.array_equal(units, np.rint(units))
+    assert is_on_grid(wq, grid.exponent)
+    assert np.abs(units).max() <= 2 ** (grid.bits - 1)
+    if grid.bits == bits:
+        assert np.abs(units).max() <= 2 ** (bits - 1) - 1
+        # And the grid is the finest with so few bits: twice as many units would not fit.
+        assert round(2 * float(np.abs(w).max()) * 2.0**grid.exponent) > 2 ** (bits - 1) - 1
+    assert np.abs(wq - w).max() <= 2.0 ** (-grid.exponent - 1)
+    assert MIN_WEIGHT_BITS <= grid.bits <= bits
+    assert 0 <= grid.headroom <= 24
+
+
+@given(
+    seed=_SEED, input_exponent=st.integers(0, 10), skew=st.sampled_from([0.0, 2.0, -2.0]), columns=st.integers(1, 400)
+)
+def test_no_order_of_a_float32_sum_rounds(seed: int, input_exponent: int, skew: float, columns: int) -> None:
+    """Random orders, and the worst one: all positive products first, which reaches the bound."""
+    w = _weights(seed, 2, columns, 0, skew)
+    wq, _ = weight_grid(w, weight_bits=12, input_exponent=input_exponent, input_max=1.0, layer="x")
+    rng = np.random.default_rng(seed)
+    s = (rng.integers(0, 2**input_exponent + 1, columns) / 2**input_exponent).astype(np.float32)
+    for row in wq:
+        products = row * s
+        exact = sum((Fraction(float(a)) * Fraction(float(b)) for a, b in zip(row, s, strict=True)), Fraction(0))
+        orders = [rng.permutation(columns), np.argsort(products), np.argsort(-products)]
+        for order in orders:
+            total = np.float32(0)
+            for x in products[order]:
+                total = np.float32(total + x)
+            assert Fraction(float(total)) == exact
+
+
+def test_partial_sums_stay_within_the_headroom() -> None:
+    w = np.abs(_weights(1, 3, 20_000, 0, 1.0))
+    wq, grid = weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="x")
+    units = wq.astype(np.float64).sum(axis=1).max() * 2.0**grid.exponent
+    assert grid.headroom == pytest.approx(24 - math.log2(units), abs=1e-12)
+
+
+def test_a_coarser_grid_is_taken_where_the_bound_fails() -> None:
+    w = np.full((2, 3 * 32 * 32), 0.9, np.float32)
+    _, spikes = weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="x")
+    wq, images = weight_grid(w, weight_bits=12, input_exponent=8, input_max=255 / 256, layer="x")
+    assert spikes.bits == 12
+    assert images.bits == 5
+    assert images.headroom >= 0
+    assert is_on_grid(wq, images.exponent)
+    assert headroom_bits(float(wq[0].sum()), images.exponent + 1, 8) < 0
+
+
+def test_no_grid_is_left() -> None:
+    w = np.ones((1, 70_000), np.float32)
+    with pytest.raises(ExactnessError, match=r"layer conv3: sums of 70000 inputs .* make the layer's input smaller"):
+        weight_grid(w, weight_bits=12, input_exponent=8, input_max=1.0, layer="conv3")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    w = np.ones((2, 3), np.float32)
+    w[1, 1] = value
+    with pytest.raises(NumericError, match="layer conv3"):
+        weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="conv3")
+
+
+def test_weights_below_the_floor_are_zero() -> None:
+    wq, grid = weight_grid(
+        np.full((2, 3), 2.0**-101, np.float32), weight_bits=12, input_exponent=0, input_max=1, layer="x"
+    )
+    assert not wq.any()
+    assert grid.headroom == 24
+
+
+def test_halves_round_to_even() -> None:
+    assert round_to_grid(np.array([0.5, 1.5, 2.5, -0.5, -1.5], np.float32), 0).tolist() == [0, 2, 2, 0, -2]
+
+
+@given(x=hnp.arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
+def test_snap_changes_only_what_is_below_the_floor(x: Float32) -> None:
+    y = snap(x)
+    small = np.abs(x) < FLOOR
+    assert not y[small].any()
+    assert not np.signbit(y[small]).any()
+    assert np.array_equal(y[~small], x[~small])
+
+
+@given(n=st.integers(1, 10**9))
+def test_ceil_log2(n: int) -> None:
+    k = ceil_log2(n)
+    assert 2**k >= n
+    assert k == 0 or 2 ** (k - 1) < n
+
+
+@given(seed=_SEED, scale=st.floats(-60, 60), frames=st.integers(1, 400), input_bits=st.integers(0, 12))
+def test_sums_of_errors_on_their_grid_are_exact_in_any_order(
+    seed: int, scale: float, frames: int, input_bits: int
+) -> None:
+    """Both backward products of a layer, permuted, in float64 and in exact fractions."""
+    rng = np.random.default_rng(seed)
+    errors = (rng.standard_t(2, frames) * 2.0**scale).astype(np.float32)
+    bits = error_bits(input_bits=input_bits, weight_bits=12, weight_summands=frames, data_summands=frames)
+    q = error_exponent(float(np.abs(errors).max()), bits)
+    assert q is not None
+    on_grid = round_to_grid(errors, q)
+    assert np.abs(on_grid).max() <= 2.0 ** (bits - q)
+    assert np.abs(on_grid.astype(np.float64) - errors).max() <= 2.0 ** (-q - 1)
+    inputs = rng.integers(0, 2**input_bits + 1, frames) / 2.0**input_bits
+    weights = rng.integers(-(2**11), 2**11, frames) / 2.0**9
+    for factor in (inputs, weights):
+        exact = sum(
+            (Fraction(float(a)) * Fraction(float(b)) for a, b in zip(on_grid, factor, strict=True)), Fraction(0)
+        )
+        products = on_grid.astype(np.float64) * factor
+        for order in (rng.permutation(frames), np.argsort(products), np.argsort(-products)):
+            assert Fraction(float(np.cumsum(products[order])[-1])) == exact
+
+
+def test_errors_off_the_grid_do_depend_on_the_order() -> None:
+    """The grid is needed: without it float64 sums of such errors differ between orders."""
+    rng = np.random.default_rng(0)
+    errors = (
+        (rng.standard_t(1, (2000, 16)) * np.exp(rng.normal(0, 6, (2000, 16)))).astype(np.float32).astype(np.float64)
+    )
+    sums = {tuple(np.cumsum(errors[rng.permutation(2000)], axis=0)[-1]) for _ in range(8)}
+    assert len(sums) > 1
+
+
+def test_error_bits_are_refused_where_too_few_would_be_left() -> None:
+    with pytest.raises(ExactnessError, match="smaller batches"):
+        error_bits(input_bits=20, weight_bits=12, weight_summands=2**26, data_summands=1)
+
+
+def test_errors_of_zero_have_no_grid() -> None:
+    assert error_exponent(0.0, 24) is None
+    assert error_exponent(2.0**-101, 24) is None
+    assert error_exponent(2.0**-99, 24) == 120
+
+
+def test_block_error_bits_of_the_nmnist_network() -> None:
+    blocks = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10).blocks
+    # conv2 of 50 samples and 25 steps: 1250 frames of 121 places need 18 bits, pooled spikes 2, so 24 of 53 fit.
+    assert [block_error_bits(block, frames=1250) for block in blocks] == [24, 24, 24]
+    assert block_error_bits(blocks[1], frames=1250 * 2**12) == 53 - 2 - 30

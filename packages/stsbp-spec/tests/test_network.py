@@ -1,0 +1,243 @@
+"""Networks as data and as notation: what is read, what is refused and where the message points, what is printed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.network import Layer, NetworkSpec, SpikingLayer
+from stsbp_spec.neurons import LIF
+from stsbp_spec.surrogates import SURROGATES, Triangle
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear
+
+_NMNIST = {"input_shape": (2, 34, 34), "outputs": 10}
+
+
+def test_the_notation_of_the_papers() -> None:
+    network = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10)
+    assert network.layers == (
+        SpikingLayer(Conv2d(12, 5)),
+        AvgPool2d(2),
+        SpikingLayer(Conv2d(64, 5)),
+        AvgPool2d(2),
+        SpikingLayer(Linear(10)),
+    )
+    assert network.weight_shapes == {"conv1": (12, 2, 5, 5), "conv2": (64, 12, 5, 5), "linear3": (10, 1600)}
+    assert network.outputs == 10
+    assert str(network) == "12C5-P2-64C5-P2-10"
+
+
+def test_options_of_layers() -> None:
+    network = NetworkSpec.parse(
+        "8C3p1s2d0.25{tau_m=5,threshold=0.7,surrogate=triangle:width=0.5}-P2-D0.5-16{bits=6, tau_s = 2}-4",
+        input_shape=(1, 9, 9),
+        neuron=LIF(tau_m=3),
+    )
+    assert network.layers == (
+        SpikingLayer(Conv2d(8, 3, stride=2, padding=1), LIF(tau_m=5, threshold=0.7, surrogate=Triangle(0.5))),
+        Dropout(0.25),
+        AvgPool2d(2),
+        Dropout(0.5),
+        SpikingLayer(Linear(16), LIF(tau_m=3, tau_s=2), weight_bits=6),
+        SpikingLayer(Linear(4), LIF(tau_m=3)),
+    )
+
+
+def test_same_padding_dropout_everywhere_and_spaces() -> None:
+    network = NetworkSpec.parse(" 4C5 - P2 -4C3p0- 8 ", input_shape=(1, 12, 12), outputs=3, padding="same", dropout=0.1)
+    assert str(network) == "4C5p2-D0.1-P2-4C3-D0.1-8-D0.1-3"
+
+
+def test_outputs_are_not_appended_twice() -> None:
+    assert str(NetworkSpec.parse("20-10", input_shape=(5,), outputs=10)) == "20-10"
+    assert str(NetworkSpec.parse("10-20", input_shape=(5,), outputs=10)) == "10-20-10"
+    assert str(NetworkSpec.parse("20-10", input_shape=(5,), dropout=0.5)) == "20-D0.5-10"
+
+
+def test_blocks_of_direct_coding() -> None:
+    first, second, third = NetworkSpec.parse(
+        "P2-4C3-D0.5-P4-6{tau_s=2}-D0.2-D0.5-3", input_shape=(3, 30, 30), coding="direct", neuron=LIF(tau_s=5)
+    ).blocks
+    assert (first.static, first.input_exponent, first.input_max, first.psp) == (True, 10, 255 / 256, None)
+    assert (first.input_bits, first.fan_in, first.synapse_shape) == (10, 27, (3, 15, 15))
+    assert first.filter(training=True) == IDENTITY
+    assert (second.static, second.input_exponent, second.input_max, second.psp) == (False, 4, 1.0, PSP(5))
+    assert second.filter(training=True) == PSP(5).filter(2.0)
+    assert second.filter(training=False) == PSP(5).filter()
+    assert third.dropout_gain == 1 / 0.8 * 2
+    assert third.psp == PSP(2)
+
+
+def test_blocks_of_events() -> None:
+    network = NetworkSpec.parse("4-3", input_shape=(2, 3, 3), input_psp=PSP(3), input_max=7)
+    assert (network.blocks[0].psp, network.blocks[0].input_max, network.blocks[0].input_bits) == (PSP(3), 7.0, 3)
+    assert NetworkSpec.parse("4-3", input_shape=(2, 3, 3)).blocks[0].filter(training=False) == IDENTITY
+
+
+_NEURONS = st.builds(
+    LIF,
+    tau_m=st.floats(1, 100),
+    tau_s=st.floats(1, 100),
+    threshold=st.floats(0.01, 10),
+    surrogate=st.builds(
+        lambda name, value: SURROGATES[name](value),  # type: ignore[call-arg]
+        st.sampled_from(sorted(SURROGATES)),
+        st.floats(0.01, 100),
+    ),
+)
+_LAYERS: st.SearchStrategy[Layer] = st.one_of(
+    st.builds(
+        SpikingLayer,
+        st.builds(Conv2d, st.integers(1, 9), st.just(3), st.integers(1, 2), st.integers(0, 2)),
+        _NEURONS,
+        st.integers(2, 12),
+    ),
+    st.builds(AvgPool2d, st.sampled_from([1, 2])),
+    st.builds(Dropout, st.floats(0, 0.99, exclude_max=True)),
+)
+
+
+@given(layers=st.lists(_LAYERS, max_size=3), outputs=st.integers(1, 20), neuron=_NEURONS)
+def test_canonical_notation_reads_back(layers: list[Layer], outputs: int, neuron: LIF) -> None:
+    network = NetworkSpec((2, 40, 41), (*layers, SpikingLayer(Linear(outputs), neuron)))
+    assert NetworkSpec.parse(network.notation, input_shape=(2, 40, 41)) == network
+
+
+@given(text=st.text(alphabet="0123456789CPDpsd.{}=,-_ tau", max_size=20))
+def test_any_text_is_read_or_refused_with_a_place_in_it(text: str) -> None:
+    refused = None
+    try:
+        network = NetworkSpec.parse(text, input_shape=(2, 12, 12), outputs=3)
+    except NetworkError as error:
+        refused = error
+    if refused is None:
+        assert NetworkSpec.parse(network.notation, input_shape=(2, 12, 12)) == network
+    else:
+        assert refused.notation == text
+        assert 0 <= refused.start <= len(text)
+        assert set(str(refused).splitlines()[-1].strip()) == {"^"}
+
+
+MALFORMED = [
+    # (notation, the part that the caret must point at, a part of the message)
+    ("12C5-P2-64C55", "64C55", "the kernel, 55x55, is larger than its input, 15x15"),
+    ("12C5-X3-10", "X3", "unknown layer 'X3'; known forms"),
+    ("12C5-c5", "c5", "unknown layer 'c5'"),
+    ("0C5", "0C5", "channels must be at least 1, got 0"),
+    ("12C0", "12C0", "kernel must be at least 1, got 0"),
+    ("12C5s0", "12C5s0", "stride must be at least 1, got 0"),
+    ("12C5p5", "12C5p5", "padding 5 must be smaller than the kernel, 5"),
+    ("12C5-0", "0", "at least 1 unit"),
+    ("12C5-P3", "P3", "take a power of two"),
+    ("12C5-P0", "P0", "at least 1, got 0"),
+    ("12C5-P32", "P32", "the window, 32x32, is larger than its input, 30x30"),
+    ("12C5-P2s1", "s1", "pooling and dropout take no option, got 's1'"),
+    ("12C5-D1.0", "D1.0", "a dropout rate is in [0, 1), got 1"),
+    ("12C5d2", "12C5d2", "a dropout rate is in [0, 1), got 2"),
+    ("12C5x", "x", "unknown option 'x'"),
+    ("100p1", "p1", "a full connection has no padding"),
+    ("100s2", "s2", "a full connection has no stride"),
+    ("12C5{tau=5}", "tau=5", "unknown parameter 'tau'; known: tau_m"),
+    ("12C5{tau_m=fast}", "tau_m=fast", "tau_m must be a number, got 'fast'"),
+    ("12C5{tau_m=0.5}", "tau_m=0.5", "must be at least 1, got 0.5"),
+    ("12C5{tau_m=5,threshold=0}", "threshold=0", "threshold must be a finite number above 0"),
+    ("12C5{tau_m}", "tau_m", "expected key=value, got 'tau_m'"),
+    ("12C5{surrogate=step}", "surrogate=step", "unknown surrogate 'step'"),
+    ("12C5{bits=many}", "bits=many", "bits must be a number"),
+    ("12C5{bits=13}", "12C5{bits=13}", "weight bits must be 2 to 12, got 13"),
+    ("12C5{tau_m=5", "12C5{tau_m=5", "a brace is not closed"),
+    ("100-12C5", "12C5", "a convolution needs an input (C, H, W), got (100,)"),
+    ("100-P2", "P2", "pooling needs an input (C, H, W), got (100,)"),
+]
+
+
+@pytest.mark.parametrize(("notation", "token", "message"), MALFORMED, ids=[row[0] for row in MALFORMED])
+def test_a_malformed_network_is_refused_at_its_token(notation: str, token: str, message: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10)
+    text, shown, caret = str(caught.value).splitlines()
+    assert message in text
+    assert shown.strip() == notation
+    start = caret.index("^") - 2
+    assert (start, notation[start : start + caret.count("^")]) == (notation.rindex(token), token)
+
+
+@pytest.mark.parametrize(("notation", "column"), [("12C5--P2", 5), ("-12C5", 0), ("12C5-", 4), ("", 0)])
+def test_a_missing_layer_is_refused_where_it_is_missing(notation: str, column: int) -> None:
+    with pytest.raises(NetworkError, match="a layer is missing here") as caught:
+        NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10)
+    assert str(caught.value).splitlines()[-1].index("^") - 2 == column
+
+
+def test_a_network_without_a_linear_end_is_refused() -> None:
+    with pytest.raises(NetworkError, match="the last layer must be a full connection") as caught:
+        NetworkSpec.parse("12C5-P2", input_shape=(2, 34, 34))
+    assert str(caught.value).splitlines()[1:] == ["  12C5-P2", "       ^^"]
+
+
+def test_a_network_whose_sums_cannot_be_exact_is_refused_at_its_layer() -> None:
+    with pytest.raises(ExactnessError, match=r"sums of 110592 inputs .* cannot be exact in float32") as caught:
+        NetworkSpec.parse("P2-100-10", input_shape=(3, 384, 384), coding="direct")
+    assert isinstance(caught.value, NetworkError)
+    assert str(caught.value).splitlines()[1:] == ["  P2-100-10", "     ^^^"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"input_shape": (2, 34)}, "an input shape is"),
+        ({"input_shape": (0, 34, 34)}, "an input shape is"),
+        ({"coding": "rate"}, "coding is 'direct' or 'events'"),
+        ({"input_max": 0}, "input_max is an event count from 1 to 255"),
+        ({"input_max": 256}, "input_max is an event count from 1 to 255"),
+        ({"padding": "full"}, "padding is 'valid' or 'same'"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"input_shape": (2, 34, 34), "outputs": 10, **options}
+    with pytest.raises(SpecError, match=message):
+        NetworkSpec.parse("20", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tau", [0.5, float("nan"), float("inf"), -3])
+def test_time_constants_are_at_least_one_step(tau: float) -> None:
+    for make in (lambda: LIF(tau_m=tau), lambda: LIF(tau_s=tau), lambda: PSP(tau)):
+        with pytest.raises(SpecError, match="time constant in steps and must be at least 1"):
+            make()
+
+
+def test_table() -> None:
+    network = NetworkSpec.parse("12C5-P2-64C5{bits=8}-P2", input_shape=(2, 34, 34), outputs=10)
+    assert network.table() == "\n".join(
+        [
+            "layer            output    parameters  mult-adds  bits  guaranteed",
+            "input    events  2x34x34",
+            "conv1    12C5    12x30x30         600    540,000    12        +7.4",
+            "         P2      12x15x15",
+            "conv2    64C5    64x11x11      19,200  2,323,200     8        +6.8",
+            "         P2      64x5x5",
+            "linear3  10      10            16,000     16,000    12        +0.4",
+            "total                          35,800  2,879,200",
+        ]
+    )
+    measured = network.table({"conv1": 10.04, "conv2": 9.0, "linear3": 6.96})
+    assert [line.split()[-1] for line in measured.splitlines()] == [
+        "headroom", "2x34x34", "+10.0", "12x15x15", "+9.0", "64x5x5", "+7.0", "2,879,200",
+    ]  # fmt: skip
+
+
+def test_initial_weights() -> None:
+    network = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10)
+    weights = initial_weights(network, 3, gain=1.2)
+    for block in network.blocks:
+        w = weights[block.name]
+        assert (w.shape, w.dtype.name) == (block.weight_shape, "float32")
+        deviation = 1.2 * (2 / block.fan_in) ** 0.5
+        # The standard error of a uniform's standard deviation is below 0.45 / sqrt(n); five of them.
+        assert abs(w.std() / deviation - 1) < 2.3 / w.size**0.5
+        assert abs(w).max() <= deviation * 3**0.5 * (1 + 1e-6)
+    again, other = initial_weights(network, 3, gain=1.2), initial_weights(network, 4, gain=1.2)
+    assert all((w == again[name]).all() and (w != other[name]).mean() > 0.99 for name, w in weights.items())
+    assert (weights["conv1"].reshape(-1)[:600] != weights["conv2"].reshape(-1)[:600]).mean() > 0.99

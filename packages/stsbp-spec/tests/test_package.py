@@ -1,0 +1,151 @@
+"""The package's door: what it exports, what its import costs, and how backends are found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import stsbp_spec
+from stsbp_spec import registry
+from stsbp_spec.errors import BackendError
+from stsbp_spec.reference.backend import NumpyBackend
+
+PUBLIC = [
+    "LIF",
+    "LOSSES",
+    "PSP",
+    "SURROGATES",
+    "AbstractBackend",
+    "AdamW",
+    "AvgPool2d",
+    "Batch",
+    "Conv2d",
+    "Device",
+    "Dropout",
+    "Hamming",
+    "LayerRun",
+    "Linear",
+    "Loss",
+    "NetworkSpec",
+    "RunResult",
+    "SpikeCount",
+    "SpikingLayer",
+    "Surrogate",
+    "ValueAndGrad",
+    "VanRossum",
+    "initial_weights",
+    "installed_backends",
+    "load_backend",
+    "open_backend",
+    "parse_surrogate",
+]
+
+
+def test_public_names_are_frozen() -> None:
+    """A change here is a change of the interface: CHANGELOG, and every backend."""
+    assert sorted(stsbp_spec.__all__) == sorted(PUBLIC)
+    assert all(hasattr(stsbp_spec, name) for name in PUBLIC)
+
+
+BACKEND = [
+    "adamw",
+    "asarray",
+    "avgpool2d_backward",
+    "avgpool2d_forward",
+    "devices",
+    "dropout",
+    "dropout_mask",
+    "encode",
+    "error_grid",
+    "gradient_norm",
+    "lif_backward",
+    "lif_forward",
+    "lif_potentials",
+    "loss_error",
+    "numpy",
+    "open",
+    "psp_backward",
+    "psp_forward",
+    "spike_rate",
+    "synapse_backward",
+    "synapse_forward",
+    "weight_grid",
+]
+
+
+def test_what_a_backend_must_implement_is_frozen() -> None:
+    assert sorted(stsbp_spec.AbstractBackend.__abstractmethods__) == sorted(BACKEND)
+
+
+def test_import_brings_only_numpy_and_the_standard_library() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import stsbp_spec\n"
+        "for name in sorted({m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names)):\n"
+        "    print(name)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Compiled parts of numpy register themselves under names of their own, with an underscore in front.
+    found = {name for name in run.stdout.split() if not name.startswith("_")}
+    assert found - {"cython_runtime"} == {"numpy", "stsbp_spec"}
+
+
+def test_listing_backends_imports_none() -> None:
+    program = (
+        "import sys; from stsbp_spec import installed_backends; names = installed_backends()\n"
+        "assert 'numpy' in names, names\n"
+        "assert 'stsbp_spec.reference' not in sys.modules and 'torch' not in sys.modules and 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_numpy_is_installed_and_opens() -> None:
+    backend = stsbp_spec.open_backend("numpy")
+    assert isinstance(backend, NumpyBackend)
+    assert backend.device == "cpu"
+    with pytest.raises(BackendError, match=r"has the device cpu only, got 'cuda'; use --device cpu"):
+        stsbp_spec.open_backend("numpy", "cuda")
+
+
+def _entry_points(*points: EntryPoint) -> Any:
+    return lambda *, group: points if group == registry.GROUP else ()
+
+
+def test_an_unknown_backend_lists_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint(name, "nowhere:X", registry.GROUP) for name in ("numpy", "mine")]
+    monkeypatch.setattr(registry, "entry_points", _entry_points(*points))
+    with pytest.raises(BackendError, match=r"no backend 'nosuch' is installed; installed: mine, numpy$"):
+        stsbp_spec.load_backend("nosuch")
+    with pytest.raises(BackendError, match=r"install it with: python -m pip install stsbp-torch$"):
+        stsbp_spec.load_backend("torch")
+
+
+def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", _entry_points())
+    assert stsbp_spec.installed_backends() == ()
+    with pytest.raises(BackendError, match="installed: none"):
+        stsbp_spec.load_backend("numpy")
+
+
+def test_a_backend_that_does_not_import_keeps_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("torch", "module_that_is_nowhere:TorchBackend", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", _entry_points(point))
+    with pytest.raises(
+        BackendError, match=r"installed but does not import: ModuleNotFoundError: .*nowhere.*stsbp-torch"
+    ) as e:
+        stsbp_spec.load_backend("torch")
+    assert isinstance(e.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_backends_own_error_passes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Point:
+        name, dist = "mine", None
+
+        def load(self) -> object:
+            raise BackendError("its own words")
+
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: (Point(),))
+    with pytest.raises(BackendError, match=r"^its own words$"):
+        stsbp_spec.load_backend("mine")

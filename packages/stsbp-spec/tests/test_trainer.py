@@ -1,0 +1,206 @@
+"""Training on the reference: dropout, updates, what is reported, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_spec.backend import Batch
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import LOSSES, VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW, clip_factor, gradient_norm
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Logistic
+from stsbp_spec.typing import UInt8
+
+NUMPY = NumpyBackend()
+_LIF = LIF(3, 5 / 3, 0.5)
+_NETWORK = NetworkSpec.parse("6C3p1-P2-20-4", input_shape=(2, 8, 8), neuron=_LIF)
+
+
+def _trains(shape: tuple[int, ...], density: float, seed: int) -> UInt8:
+    return (uniform(seed, Stream.ENCODER, math.prod(shape)) < density).astype(np.uint8).reshape(shape)
+
+
+def _batch(network: NetworkSpec, steps: int = 10, batch: int = 4) -> Batch:
+    inputs = _trains((steps, batch, *network.input_shape), 0.3, 1)
+    return Batch(inputs, _trains((steps, batch, network.outputs), 0.3, 2))
+
+
+def test_dropout_is_a_network_with_masked_and_scaled_weights() -> None:
+    """With one sample, dropping inputs of a full connection is masking its weights; with rate 1/2 the gain is exact."""
+    dropped = NetworkSpec.parse("24-D0.5-16-D0.5-5", input_shape=(12,), neuron=_LIF, weight_bits=6)
+    plain = NetworkSpec.parse("24-16-5", input_shape=(12,), neuron=_LIF, weight_bits=6)
+    batch = _batch(plain, batch=1)
+    # Weights already on a grid of 6 bits stay on it when masked and doubled.
+    weights = {b.name: NUMPY.weight_grid(b, initial_weights(plain, 3, 3.0)[b.name])[0] for b in plain.blocks}
+    masks = {b.name: NUMPY.dropout_mask(9, 16 * b.index, 2, (1, *b.input_shape), 0.5)[0] for b in plain.blocks[1:]}
+    masked = {name: w * 2 * masks[name] if name in masks else w for name, w in weights.items()}
+    assert all(0 < mask.mean() < 1 for mask in masks.values())
+    with_dropout = NUMPY.value_and_grad(dropped, VanRossum(), weights, batch, dropout=(9, 2))
+    without = NUMPY.value_and_grad(plain, VanRossum(), masked, batch)
+    assert np.array_equal(with_dropout.spikes, without.spikes)
+    assert without.spikes.any()
+    for name, gradient in without.gradients.items():
+        expected = gradient * 2 * masks[name] if name in masks else gradient
+        bound = 16 * 2.0**-24 * np.abs(expected).max()
+        assert np.abs(with_dropout.gradients[name] - expected).max() <= bound
+        assert np.abs(expected).max() > 0
+    evaluated = NUMPY.value_and_grad(dropped, VanRossum(), weights, batch)
+    assert np.array_equal(evaluated.spikes, NUMPY.value_and_grad(plain, VanRossum(), weights, batch).spikes)
+
+
+def test_masks_differ_by_layer_place_step_and_seed() -> None:
+    masks = [
+        NUMPY.dropout_mask(seed, layer, step, (2, 50), 0.5)
+        for seed, layer, step in ((1, 16, 0), (2, 16, 0), (1, 17, 0), (1, 32, 0), (1, 16, 1))
+    ]
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert 20 < (a != b).sum() < 80
+
+
+def test_mask_is_the_same_at_every_step_and_differs_by_sample() -> None:
+    network = NetworkSpec.parse("D0.5-4", input_shape=(60,), neuron=LIF(1, 1, 0.001))
+    trainer = NUMPY.trainer(network, VanRossum(), AdamW(), seed=4)
+    state = trainer.init({"linear1": np.ones((4, 60), np.float32)})
+    for neuron in range(8):
+        # One input neuron spikes at every step: the output spikes always or, where it is dropped, never.
+        inputs = np.zeros((6, 3, 60), np.uint8)
+        inputs[:, :, neuron] = 1
+        mask = NUMPY.dropout_mask(4, 0, state.step, (3, 60), 0.5)[:, neuron]
+        state, result = trainer.step(state, Batch(inputs, np.zeros((6, 3, 4), np.uint8)))
+        assert np.array_equal(result.spikes, np.broadcast_to(mask[None, :, None], (6, 3, 4)))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_training_lowers_the_loss(loss: str) -> None:
+    batch = _batch(_NETWORK)
+    trainer = NUMPY.trainer(_NETWORK, LOSSES[loss], AdamW(lr=0.01))
+    state = trainer.init(initial_weights(_NETWORK, 1, 2.0))
+    losses = []
+    for _ in range(40):
+        state, result = trainer.step(state, batch)
+        losses.append(result.loss)
+    assert losses[-1] < 0.6 * losses[0]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_a_step_reports_the_state_before_it() -> None:
+    batch, weights = _batch(_NETWORK), initial_weights(_NETWORK, 1, 2.0)
+    optimizer = AdamW(lr=0.01, total_steps=10, clip_norm=1e-3)
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
+    before = {name: w.copy() for name, w in weights.items()}
+    state, result = trainer.step(trainer.init(weights), batch)
+    direct = NUMPY.value_and_grad(_NETWORK, VanRossum(), before, batch, dropout=(0, 0))
+    assert (result.loss, result.learning_rate) == (direct.loss, 0.01)
+    assert np.array_equal(result.spikes, direct.spikes)
+    assert result.gradient_norm == gradient_norm(direct.gradients.values())
+    layers = NUMPY.run(_NETWORK, before, batch.inputs, 10).layers
+    assert result.rates == {name: layer.spikes.mean() for name, layer in layers.items()}
+    assert result.loss == pytest.approx(VanRossum().distance(direct.spikes, batch.targets, _NETWORK.output_psp).mean())
+    scalars = optimizer.scalars(0, clip_factor(result.gradient_norm, 1e-3))
+    for name, g in direct.gradients.items():
+        zero = np.zeros_like(g)
+        expected = NUMPY.adamw(scalars, before[name], g, zero, zero)
+        assert np.array_equal(trainer.export_state(state)[f"weight/{name}"], expected[0])
+        assert np.array_equal(trainer.export_state(state)[f"adamw.v/{name}"], expected[2])
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_a_run_resumed_from_its_exported_state_ends_in_the_same_bits(precision: Any) -> None:
+    network = NetworkSpec.parse("6C3p1d0.2-P2-20d0.5-4", input_shape=(2, 8, 8), neuron=_LIF)
+    batch, optimizer = _batch(network), AdamW(lr=0.01, total_steps=8, warmup_steps=2)
+    finals = []
+    for interrupted in (False, True):
+        trainer = NUMPY.trainer(network, VanRossum(), optimizer, precision=precision, seed=5)
+        state = trainer.init(initial_weights(network, 1, 2.0))
+        for step in range(8):
+            if interrupted and step == 3:
+                exported = trainer.export_state(state)
+                trainer = NUMPY.trainer(network, VanRossum(), optimizer, precision=precision, seed=5)
+                state = trainer.import_state(exported)
+            state, _ = trainer.step(state, batch)
+        finals.append(trainer.export_state(state))
+    assert finals[0]["step"] == 8
+    for name, x in finals[0].items():
+        assert np.array_equal(finals[1][name], x)
+
+
+def test_reproducible_gradients_are_near_the_fast_ones_and_do_not_depend_on_the_batchs_order() -> None:
+    batch, weights = _batch(_NETWORK, batch=6), initial_weights(_NETWORK, 1, 2.0)
+    fast = NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, batch)
+    first = NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, batch, precision="reproducible")
+    order = np.array([3, 0, 5, 2, 1, 4])
+    mixed = Batch(batch.inputs[:, order], batch.targets[:, order])
+    second = NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, mixed, precision="reproducible")
+    for name, gradient in first.gradients.items():
+        assert np.array_equal(second.gradients[name], gradient)
+        assert np.abs(fast.gradients[name] - gradient).max() <= 2e-6 * np.abs(gradient).max()
+
+
+def test_a_learning_rate_that_is_too_large_stops_with_the_step() -> None:
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), AdamW(lr=1e38))
+    state = trainer.init(initial_weights(_NETWORK, 1, 2.0))
+
+    def train() -> None:
+        nonlocal state
+        for _ in range(6):
+            state, _ = trainer.step(state, _batch(_NETWORK))
+
+    with np.errstate(all="ignore"), pytest.raises(NumericError, match=r"layer (conv1|linear[23])"):
+        train()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: Batch(b.inputs.astype(np.float32), b.targets), "inputs must be uint8, got float32"),
+        (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),
+        (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10"),
+        (lambda b: Batch(b.inputs[:, :0], b.targets[:, :0]), "the batch is empty"),
+        (lambda b: Batch(b.inputs * np.uint8(2), b.targets), r"holds the count 2, the network allows 1 \(input_max\)"),
+        (
+            lambda b: Batch(b.inputs, b.targets[..., :3]),
+            r"targets must be \[T, B, N\] = \(10, 4, 4\), got \(10, 4, 3\)",
+        ),
+        (lambda b: Batch(b.inputs, b.targets.astype(bool)), r"targets must be uint8 \[T, B, N\]"),
+        (lambda b: Batch(b.inputs, b.targets * np.uint8(3)), "spike trains of 0 and 1"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused(change: Any, message: str) -> None:
+    weights = initial_weights(_NETWORK, 1)
+    with pytest.raises(ShapeError, match=message):
+        NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, change(_batch(_NETWORK)))
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    weights, batch = initial_weights(_NETWORK, 1), _batch(_NETWORK)
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"conv9": weights["conv1"]}, "must have the layers conv1, linear2, linear3, got conv1"),
+        (
+            {"conv1": weights["conv1"][:2]},
+            r"weights of conv1 must be float32 \(6, 2, 3, 3\), got float32 \(2, 2, 3, 3\)",
+        ),
+        ({"conv1": weights["conv1"].astype(np.float64)}, r"got float64"),
+    )
+    for change, message in changes:
+        with pytest.raises(ShapeError, match=message):
+            NUMPY.value_and_grad(_NETWORK, VanRossum(), {**weights, **change}, batch)
+    broken = {**weights, "linear2": weights["linear2"] * np.float32(np.nan)}
+    with pytest.raises(NumericError, match="layer linear2: a weight is not finite"):
+        NUMPY.run(_NETWORK, broken, batch.inputs, 10)
+
+
+def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
+    network = NetworkSpec.parse("4", input_shape=(3,), neuron=LIF(surrogate=Logistic()))
+    with pytest.raises(SpecError, match="logistic uses exp"):
+        NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible")
+    with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'double'"):
+        NUMPY.trainer(network, VanRossum(), AdamW(), precision="double")  # type: ignore[arg-type]
