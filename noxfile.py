@@ -191,7 +191,7 @@ def recordings(session: nox.Session) -> Path:
 @nox.parametrize("backend", ["numpy", "torch", "jax"], ids=["numpy", "torch", "jax"])
 def min_versions(session: nox.Session, backend: str) -> None:
     """Test with the lowest supported version of every direct dependency: -- [PACKAGES TO LEAVE FREE]."""
-    folders = [SPEC, CLI, *([BACKENDS[backend]] if backend != "numpy" else [])]
+    folders = [SPEC, CLI if backend == "numpy" else BACKENDS[backend]]
     pins = lowest(folders)
     for name in session.posargs:
         pins.pop(name, None)
