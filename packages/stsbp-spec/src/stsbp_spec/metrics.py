@@ -1,0 +1,77 @@
+"""How well output spikes stand where target spikes are: matched spike times, precision, recall and F1.
+
+An output spike and a target spike of the same neuron match when they are at most `tolerance` steps apart; every spike
+matches at most one other. The number of matches is the largest possible. On sorted times it is found greedily: whoever
+comes takes the oldest one that still waits, which keeps the younger ones for those who come later.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.typing import Int64, UInt8
+
+__all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
+
+
+class SpikeMatches(NamedTuple):
+    """Matched pairs, output spikes and target spikes of each sample, all neurons together, `[B]`."""
+
+    matched: Int64
+    spikes: Int64
+    targets: Int64
+
+
+def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1) -> SpikeMatches:
+    """Match the spikes of each neuron with its target spikes, one to one.
+
+    Args:
+        spikes: output spike trains, `[T, B, N]`.
+        targets: target spike trains, `[T, B, N]`.
+        tolerance: largest distance of a pair in steps.
+
+    Raises:
+        ShapeError: the shapes differ, or are not `[T, B, N]`.
+        SpecError: the tolerance is negative.
+    """
+    if spikes.shape != targets.shape or spikes.ndim != 3:
+        raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
+    if tolerance < 0:
+        raise SpecError(f"the tolerance is a number of steps from 0 on, got {tolerance}")
+    slots = min(tolerance, max(0, len(spikes) - 1)) + 1
+    # Spikes that wait for a partner by the step they came in, modulo slots: a slot is reused when its spike is too old.
+    waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
+    matched = np.zeros(spikes.shape[1:], dtype=np.int64)
+    for t, both in enumerate(zip(spikes.astype(bool), targets.astype(bool), strict=True)):
+        waiting[:, t % slots] = False
+        for own, come in enumerate(both):
+            free = come.copy()
+            for age in range(slots - 1, -1, -1):
+                partner = waiting[1 - own, (t - age) % slots]
+                hit = free & partner
+                matched += hit
+                partner &= ~hit
+                free &= ~hit
+            waiting[own, t % slots] = free
+    sums = (x.sum(axis=(0, 2), dtype=np.int64) for x in (spikes, targets))
+    return SpikeMatches(matched.sum(axis=1), *sums)
+
+
+def precision(matched: float, spikes: float, targets: float) -> float:
+    """Share of the output spikes that match; of no spikes: 1 where none were wanted, else 0."""
+    if spikes == 0:
+        return float(targets == 0)
+    return matched / spikes
+
+
+def recall(matched: float, spikes: float, targets: float) -> float:
+    """Share of the target spikes that match; of no targets: 1 where there are no spikes, else 0."""
+    return precision(matched, targets, spikes)
+
+
+def f1(matched: float, spikes: float, targets: float) -> float:
+    """Harmonic mean of precision and recall, `2 matched / (spikes + targets)`; 1 where there are neither."""
+    return 1.0 if spikes + targets == 0 else 2 * matched / (spikes + targets)

@@ -1,0 +1,73 @@
+"""Matched spike times against the largest matching that a search finds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.metrics import f1, match_spikes, precision, recall
+from stsbp_spec.typing import UInt8
+
+TRAINS = st.lists(st.integers(0, 1), min_size=9, max_size=9)
+
+
+def largest_matching(spikes: list[int], targets: list[int], tolerance: int) -> int:
+    """Augmenting paths (Kuhn 1955) on the bipartite graph of spikes within reach."""
+    partner: dict[int, int] = {}
+
+    def place(spike: int, seen: set[int]) -> bool:
+        for target in (t for t, there in enumerate(targets) if there and abs(t - spike) <= tolerance):
+            if target not in seen:
+                seen.add(target)
+                if target not in partner or place(partner[target], seen):
+                    partner[target] = spike
+                    return True
+        return False
+
+    return sum(place(t, set()) for t, there in enumerate(spikes) if there)
+
+
+@given(st.lists(st.tuples(TRAINS, TRAINS), min_size=4, max_size=4), st.integers(0, 10))
+def test_no_matching_is_larger(trains: list[tuple[list[int], list[int]]], tolerance: int) -> None:
+    both = np.array(trains, dtype=np.uint8).reshape(2, 2, 2, 9)
+    spikes, targets = (np.ascontiguousarray(x.transpose(2, 0, 1)) for x in both.transpose(2, 0, 1, 3))
+    found = match_spikes(spikes, targets, tolerance)
+    for sample in range(2):
+        pairs = trains[2 * sample : 2 * sample + 2]
+        assert found.matched[sample] == sum(largest_matching(o, g, tolerance) for o, g in pairs)
+        assert found.spikes[sample] == sum(sum(o) for o, _ in pairs)
+        assert found.targets[sample] == sum(sum(g) for _, g in pairs)
+
+
+def test_neurons_and_samples_do_not_share_spikes() -> None:
+    spikes: UInt8 = np.zeros((4, 2, 2), np.uint8)
+    targets = spikes.copy()
+    spikes[1, 0, 0] = targets[1, 0, 1] = targets[1, 1, 0] = 1
+    assert match_spikes(spikes, targets, 3).matched.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("apart", "matched"), [(0, 1), (2, 1), (3, 0)])
+def test_tolerance_is_inclusive(apart: int, matched: int) -> None:
+    spikes: UInt8 = np.zeros((8, 1, 1), np.uint8)
+    targets = spikes.copy()
+    spikes[1], targets[1 + apart] = 1, 1
+    assert match_spikes(spikes, targets, 2).matched.tolist() == [matched]
+    assert match_spikes(targets, spikes, 2).matched.tolist() == [matched]
+
+
+def test_ratios() -> None:
+    assert (precision(3, 4, 6), recall(3, 4, 6), f1(3, 4, 6)) == (0.75, 0.5, 0.6)
+    # Silence is right only where silence is wanted.
+    assert (precision(0, 0, 5), recall(0, 0, 5), f1(0, 0, 5)) == (0, 0, 0)
+    assert (precision(0, 5, 0), recall(0, 5, 0), f1(0, 5, 0)) == (0, 0, 0)
+    assert (precision(0, 0, 0), recall(0, 0, 0), f1(0, 0, 0)) == (1, 1, 1)
+
+
+def test_refusals() -> None:
+    train: UInt8 = np.zeros((4, 1, 2), np.uint8)
+    with pytest.raises(ShapeError, match=r"must both be \[T, B, N\]"):
+        match_spikes(train, train[:, :, :1])
+    with pytest.raises(SpecError, match="from 0 on, got -1"):
+        match_spikes(train, train, -1)
