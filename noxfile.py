@@ -28,6 +28,7 @@ nox.options.sessions = ["lint", "typing", "tests"]
 
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
+SUITE = f"{CONFORMANCE}/tests/test_suite.py"  # minutes long, so a session of its own runs it
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
@@ -77,11 +78,11 @@ def train(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
-    install(session, *everything(session), tools=TEST_TOOLS)
+    install(session, *everything(session), tools=(*TEST_TOOLS, "optax>=0.2.4"))
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
     paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else everything(session)
-    session.run("python", "-m", "pytest", *paths, *session.posargs)
+    session.run("python", "-m", "pytest", *paths, f"--ignore={SUITE}", *session.posargs)
 
 
 def compiler() -> str | None:
@@ -108,7 +109,14 @@ def conformance(session: nox.Session) -> None:
     if not any(arg.startswith(("--backend", "--device")) for arg in arguments) and compiler():
         arguments += ["--device", "cupy=host"]
     (ROOT / "build").mkdir(exist_ok=True)
-    session.run("python", "-m", "pytest", f"{CONFORMANCE}/tests/test_suite.py", *arguments)
+    session.run("python", "-m", "pytest", SUITE, *arguments)
+
+
+@nox.session
+def kernels(session: nox.Session) -> None:
+    """Compile the CUDA kernels for every supported GPU, without one, and read their code (230 MB of NVRTC and CuPy)."""
+    session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", *TEST_TOOLS)
+    session.run("python", "-m", "pytest", f"{BACKENDS['cupy']}/tests/test_kernels.py", *session.posargs)
 
 
 @nox.session
