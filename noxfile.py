@@ -134,7 +134,7 @@ def typing(session: nox.Session) -> None:
     install(session, *folders, tools=(*TEST_TOOLS, MYPY, "nox"))
     failed = []
     # Tests of two packages may have the same file name, so each package is a run of its own.
-    for paths in [*([f"{folder}/src", f"{folder}/tests"] for folder in folders), ["noxfile.py"]]:
+    for paths in [*([f"{folder}/src", f"{folder}/tests"] for folder in folders), ["noxfile.py", "experiments"]]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
         except nox.command.CommandFailed:
@@ -178,6 +178,15 @@ def nmnist(session: nox.Session) -> None:
         session.error("the command printed no test accuracy")
     elif float(accuracy[1]) < floor:
         session.error(f"test accuracy {accuracy[1]} % is below {floor:g} %")
+
+
+@nox.session
+def experiments(session: nox.Session) -> None:
+    """Measure test accuracy over losses and seeds, for the documentation: -- DATASET [ARGUMENTS] (many minutes)."""
+    if not session.posargs:
+        session.error("name a data set, for example: nox -s experiments -- nmnist --data-dir D")
+    install(session, SPEC, CLI, BACKENDS["torch"])
+    session.run("python", "experiments/accuracy.py", *session.posargs)
 
 
 def recordings(session: nox.Session) -> Path:
