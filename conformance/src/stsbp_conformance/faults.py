@@ -667,7 +667,7 @@ def caught(backend: NumpyBackend, *, first: bool = False) -> dict[int, list[str]
 
 
 def main() -> None:
-    """Print every fault with the number of checks of each tier that catch it; write it as JSON where a file is named."""
+    """Print every fault and how many checks of each tier catch it; write it as JSON where a file is named."""
     totals: dict[int, int] = {}
     for check in quick_checks():
         totals[check.tier] = totals.get(check.tier, 0) + 1

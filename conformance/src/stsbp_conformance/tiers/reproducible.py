@@ -44,9 +44,9 @@ NMNIST = NetworkCase(
     "N-MNIST network, T=25",
     NetworkSpec.parse(_DROPPED, input_shape=(2, 34, 34), outputs=10, neuron=LIF(8, 5 / 3, 0.5)),
     steps=25,
-    batch=2,
+    batch=1,
 )
-REAL = replace(NMNIST, id="real N-MNIST input, T=25", source="nmnist")
+REAL = replace(NMNIST, id="real N-MNIST input, T=25", source="nmnist", batch=2)
 CIFAR10 = NetworkCase(
     "CIFAR-10 network 32C3, T=5", cifar10("32C3-64C3d0.2-P2-128C3-P2-128C3d0.2-256d0.5", 5), 5, 1, gain=3.0
 )

@@ -1,0 +1,1 @@
+"""A worked example of a third party's backend for stsbp: sums by `numpy.einsum`. See docs/write_a_backend.md."""
