@@ -152,13 +152,17 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def third_party(session: nox.Session) -> None:
+    """Hold the documentation's worked third-party backend against the spec (minutes): -- [PYTEST ARGUMENTS]."""
+    install(session, SPEC, CONFORMANCE, "docs/third_party_backend", tools=TEST_TOOLS)
+    session.run("python", "-m", "pytest", "docs/third_party_backend", "--backend", "einsum", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Measure speed against the floors of this machine (minutes): -- [ARGUMENTS]."""
-    script = ROOT / "benchmarks" / "run.py"
-    if not script.is_file():
-        session.error(f"this checkout has no {script.relative_to(ROOT)}")
-    install(session, *everything(session))
-    session.run("python", str(script), *session.posargs)
+    """Measure the torch backend against the floors of this machine (minutes): -- [GROUP] [OPTIONS]."""
+    install(session, SPEC, CLI, BACKENDS["torch"])
+    session.run("stsbp", "--backend", "torch", "benchmark", *session.posargs)
 
 
 @nox.session

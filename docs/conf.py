@@ -6,4 +6,4 @@ extensions = ["myst_parser"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "stsbp"
-exclude_patterns = ["_build"]
+exclude_patterns = ["third_party_backend"]
