@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.faults is not None:
         sections.append(_faults(json.loads(options.faults.read_text(encoding="utf-8"))))
     text = (
-        "Each cell is one case on one backend: equal (every value the same), bound x (the largest distance as a part of "
+        "Each cell is one case on one backend: equal (every value the same), bound x (the largest distance as part of "
         "the bound), raised (the right error came), FAILED or skipped. Made from data by stsbp_conformance.page."
     )
     make = as_html if options.output.suffix == ".html" else as_markdown

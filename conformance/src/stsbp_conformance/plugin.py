@@ -69,8 +69,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Prepare the matrix; asserts in the suite explain themselves as in any test."""
+    """Prepare the matrix, and refuse what `--backend` and `--device` name wrongly before anything runs."""
     config.stash[_MATRIX] = Matrix()
+    if config.getoption("--backend") or config.getoption("--device"):
+        _columns(config)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
