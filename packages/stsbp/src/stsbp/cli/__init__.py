@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "Classes of images, recordings or arrays.",
     "networks": "Show a network as a table.",
     "backends": "List backends, their devices, and why one cannot run.",
+    "benchmark": "Measure a backend against the floors of this machine.",
 }
 """Commands in the order of the help page, with their one-line help."""
 

@@ -1,0 +1,124 @@
+"""The networks that are timed, their data, and the training step on them: the settings of `stsbp train`, other sizes.
+
+Recordings and photographs are taken from a data folder where there is one. Without it the embedded digits stand in,
+before the simulated event camera or enlarged to 32 x 32, so that the spikes are those of a real input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.init import initial_weights
+from stsbp_spec.trainer import StepResult
+from stsbp_spec.typing import Float32, Int64
+
+from stsbp.benchmarks.device import synchronise
+from stsbp.config import RunConfig, Source, resolve
+from stsbp.datasets import Split, load
+from stsbp.datasets.base import ArraySplit
+from stsbp.training.build import Inputs, Task, build_task
+
+__all__ = ["CASES", "Case", "Resident", "Step", "prepare"]
+
+_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the data set whose preset it is trained with."""
+
+    name: str
+    dataset: str
+    stand_in: str
+    net: str
+    inputs: Inputs
+    steps: int
+    batch: int
+
+    def config(self, scale: float = 1.0, surrogate: str | None = None) -> RunConfig:
+        """Settings of a run on it; `scale` is a factor of the batch."""
+        chosen: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
+        chosen["batch_size"] = max(1, round(self.batch * scale))
+        if surrogate is not None:
+            chosen["surrogate"] = surrogate
+        return resolve([Source("benchmark", chosen)])
+
+    def split(self, data_dir: Path | None, count: int) -> tuple[Split, str]:
+        """`count` or more samples, and where they come from."""
+        if data_dir is not None:
+            found = load(self.dataset, data_dir=data_dir, steps=self.steps, limit=count)
+            return found.train, self.dataset
+        embedded = load(self.stand_in, steps=self.steps, limit=count)
+        if self.inputs.coding == "events":
+            return embedded.train, self.stand_in
+        images = embedded.train.inputs(np.arange(len(embedded.train)))
+        large = np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)
+        return ArraySplit(np.repeat(large, 3, axis=1), embedded.train.labels), f"{self.stand_in}, enlarged"
+
+
+_TEN = tuple("0123456789")
+CASES = {
+    case.name: case
+    for case in (
+        Case("N-MNIST", "nmnist", "digits-events", "12C5-P2-64C5-P2", Inputs((2, 34, 34), "events", _TEN), 25, 50),
+        Case(
+            "CIFAR-10",
+            "cifar10",
+            "digits",
+            "32C3-64C3-P2-128C3-P2-128C3-256",
+            Inputs((3, 32, 32), "direct", _TEN),
+            5,
+            50,
+        ),
+    )
+}
+"""Networks by name."""
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Some batches in memory, and where they come from."""
+
+    batches: list[Batch]
+    source: str
+
+    @classmethod
+    def of(cls, task: Task, case: Case, data_dir: Path | None) -> Resident:
+        """A handful of different batches, repeating samples where there are too few."""
+        size = task.config.batch_size
+        split, source = case.split(data_dir, _BATCHES * size)
+        numbers: Int64 = np.resize(np.arange(len(split)), _BATCHES * size)
+        return cls([task.batch(split, part)[0] for part in np.split(numbers, _BATCHES)], source)
+
+
+class Step:
+    """A training run in memory: each call is one update on the next of its batches, and waits until it is done."""
+
+    def __init__(self, task: Task, batches: list[Batch]) -> None:
+        self.task = task
+        self.weights: dict[str, Float32] = initial_weights(task.network, task.config.seed, task.config.init_gain)
+        self.state = task.trainer.init(self.weights)
+        self.result: StepResult | None = None
+        self._batches = cycle(batches)
+
+    def __call__(self, batch: Batch | None = None) -> None:
+        self.state, self.result = self.task.trainer.step(self.state, batch or next(self._batches))
+        synchronise(*self.state.weights.values())
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Spikes per neuron and step of each layer in the last update."""
+        return {} if self.result is None else {name: round(rate, 5) for name, rate in self.result.rates.items()}
+
+
+def prepare(
+    case: Case, backend: AbstractBackend, *, scale: float, surrogate: str | None, data_dir: Path | None
+) -> tuple[Task, Resident]:
+    """Task and batches of a case on a backend."""
+    task = build_task(case.config(scale, surrogate), case.inputs, backend)
+    return task, Resident.of(task, case, data_dir)

@@ -1,0 +1,123 @@
+"""Whether loading holds up the step: updates on the real loader against the same updates on batches in memory.
+
+The loader is the training loop's: binning once into a cache, then a thread that unpacks, moves and encodes ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.typing import Int64
+
+from stsbp.benchmarks.cases import CASES, Step
+from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.step import folder_of
+from stsbp.benchmarks.timing import Timing, interleaved
+from stsbp.config import Source, resolve
+from stsbp.training.augment import augment
+from stsbp.training.build import build_task, load_data
+from stsbp.training.prefetch import prefetched
+
+__all__ = ["measure"]
+
+_SAMPLES, _UPDATES = 1000, 10
+
+
+def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Path | None, tell: Tell) -> list[Row]:
+    """Time loading with an empty and a full cache, and updates with and without the loader.
+
+    Args:
+        backend: what computes.
+        scale: factor of batch and samples.
+        rounds: timed rounds of ten updates each.
+        data_dir: recordings; without them the embedded `digits-events`.
+        tell: told what is measured next.
+    """
+    case = CASES["N-MNIST"]
+    folder = folder_of(case, data_dir)
+    limit = max(20, round(_SAMPLES * scale))
+    chosen = {
+        "dataset": case.dataset if folder else case.stand_in,
+        "data_dir": str(folder or ""),
+        "net": case.net,
+        "steps": case.steps,
+        "batch_size": max(1, round(case.batch * scale)),
+        "limit": limit,
+        "holdout": 20,
+    }
+    if folder is not None:
+        # 1,000 recordings are there at least, and some are held out.
+        chosen["limit"] = min(limit, 900)
+    config = resolve([Source("benchmark", chosen)])
+    with _empty_cache():
+        tell("loading, first time")
+        began = time.perf_counter()
+        data = load_data(config)
+        first = time.perf_counter() - began
+        tell("loading, from the cache")
+        began = time.perf_counter()
+        data = load_data(config)
+        again = time.perf_counter() - began
+
+        task = build_task(config, data.inputs, backend, len(data.train))
+        order: Int64 = np.resize(np.arange(len(data.train)), _UPDATES * config.batch_size)
+        keys = np.split(order, _UPDATES)
+
+        def fetch(indices: Int64) -> Batch:
+            batch, _ = task.batch(data.train, indices)
+            shift, flip = config.augment_shift, config.augment_flip
+            moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, shift=shift, flip=flip)
+            return Batch(moved, batch.targets)
+
+        resident = [fetch(key) for key in keys]
+        step = Step(task, resident)
+
+        def in_memory() -> None:
+            for batch in resident:
+                step(batch)
+
+        def with_loader() -> None:
+            with closing(prefetched(fetch, keys)) as batches:
+                for _, batch in batches:
+                    step(batch)
+
+        def loading_alone() -> None:
+            for key in keys:
+                fetch(key)
+
+        tell("updates with and without the loader")
+        work = {"loader": with_loader, "memory": in_memory, "alone": loading_alone}
+        times = interleaved(work, rounds=rounds, warmup=1)
+    size = f"{config.dataset} T={config.steps} B={config.batch_size}"
+    samples = {"samples": len(data.train) + len(data.test)}
+    updates = {"updates": _UPDATES}
+    ratio = times["loader"].median / times["memory"].median
+    return [
+        Row("data", size, "load, first time", Timing((first,)), detail=samples),
+        Row("data", size, "load, from the cache", Timing((again,)), detail=samples),
+        Row("data", size, "10 updates, loader", times["loader"], "in memory", ratio, updates),
+        Row("data", size, "10 updates, in memory", times["memory"], detail=updates),
+        Row("data", size, "10 batches, loading alone", times["alone"], detail=updates),
+    ]
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    """A cache folder for decoded samples that goes away again."""
+    before = os.environ.get("STSBP_CACHE")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.environ["STSBP_CACHE"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["STSBP_CACHE"]
+            else:
+                os.environ["STSBP_CACHE"] = before

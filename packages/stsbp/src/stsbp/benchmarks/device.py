@@ -1,0 +1,146 @@
+"""What is measured on: the machine in words, waiting for a device, copying on it, and its memory.
+
+A backend's arrays say which library they belong to, so nothing here imports a framework that is not in use.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.typing import Float32, Native
+
+__all__ = ["copier", "describe", "peak_memory", "reset_peak_memory", "synchronise", "threaded_copy"]
+
+_PACKAGES = ("stsbp-spec", "numpy", "torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x")
+
+
+def processor() -> str:
+    """Model and usable cores, for example `AMD EPYC, 2 cores`."""
+    name = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a number is worth nothing without: backend, device, machine, versions, date, settings."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    found = {device.name: device.description for device in type(backend).devices()}
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return {
+        "backend": backend.name,
+        "device": backend.device,
+        "device_description": found.get(backend.device, ""),
+        "processor": processor(),
+        "system": platform.platform(),
+        "load_average": load,
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+    }
+
+
+def synchronise(*arrays: Native) -> None:
+    """Wait until what computes `arrays` is done; on numpy arrays and tensors of the CPU it is."""
+    for array in arrays:
+        if hasattr(array, "block_until_ready"):  # JAX
+            array.block_until_ready()
+        elif getattr(array, "is_cuda", False):
+            sys.modules["torch"].cuda.synchronize(array.device)
+        elif type(array).__module__.partition(".")[0] == "cupy":
+            array.device.synchronize()
+
+
+def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], int]:
+    """A copy of `count` float32 on the backend's device, the largest plain one it can do, and the bytes it moves.
+
+    On the CPU it is numpy's copy in as many threads as there are cores, whatever the backend, so that all of them
+    have the same floor.
+    """
+    native = backend.asarray(np.zeros(count, np.float32))
+    moved = 8 * count
+    if getattr(native, "is_cuda", False):
+        target = native.clone()
+
+        def copy_torch() -> None:
+            target.copy_(native)
+            synchronise(target)
+
+        return copy_torch, moved
+    if type(native).__module__.partition(".")[0] == "cupy":
+        twin = native.copy()
+
+        def copy_cupy() -> None:
+            twin[...] = native
+            synchronise(twin)
+
+        return copy_cupy, moved
+    if hasattr(native, "block_until_ready") and backend.device.partition(":")[0] != "cpu":
+        jax = sys.modules["jax"]
+        double = jax.jit(lambda x: -x)
+        return lambda: synchronise(double(native)), moved
+    return threaded_copy(np.ones(count, np.float32), np.zeros(count, np.float32)), moved
+
+
+def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:
+    """A copy from `source` to `target`, `[n]`, in as many threads as there are cores."""
+    count = len(source)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cuts = np.linspace(0, count, threads + 1).astype(int)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="stsbp-copy")
+
+    def part(number: int) -> None:
+        piece = slice(cuts[number], cuts[number + 1])
+        np.copyto(target[piece], source[piece])
+
+    def copy() -> None:
+        list(pool.map(part, range(threads)))
+
+    return copy
+
+
+def _status(key: str) -> int | None:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(key + ":")).split()[1])
+    return None
+
+
+def reset_peak_memory(array: Native) -> int | None:
+    """Begin to watch the memory of the device that `array` lies on; returns what is in use, None where unknown."""
+    if getattr(array, "is_cuda", False):
+        torch: Any = sys.modules["torch"]
+        torch.cuda.reset_peak_memory_stats(array.device)
+        return int(torch.cuda.memory_allocated(array.device))
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return int(sys.modules["cupy"].get_default_memory_pool().used_bytes())
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    return None
+
+
+def peak_memory(array: Native) -> int | None:
+    """Most memory in use since `reset_peak_memory`, in bytes; of the process where the device is the CPU."""
+    if getattr(array, "is_cuda", False):
+        return int(sys.modules["torch"].cuda.max_memory_allocated(array.device))
+    if type(array).__module__.partition(".")[0] == "cupy":
+        # The pool never shrinks by itself: what it holds is the most that was in use.
+        return int(sys.modules["cupy"].get_default_memory_pool().total_bytes())
+    return _status("VmHWM")

@@ -1,0 +1,83 @@
+"""The dense floor: a network with identity neurons, in torch, in its best layout.
+
+Convolutions, full connections and pooling alone, forward and backward, channels last, on all T steps at once: what a
+library that computes every frame densely cannot get under. It knows no neurons, loss or update.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stsbp_spec.backend import Batch
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.typing import Float32
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["dense_floor", "has_torch"]
+
+
+def has_torch() -> bool:
+    """Whether the floor can be measured here."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def dense_floor(
+    network: NetworkSpec, weights: dict[str, Float32], batch: Batch, device: str = "cpu"
+) -> Callable[[], None]:
+    """One forward and backward pass with identity neurons.
+
+    Args:
+        network: the network.
+        weights: by layer name.
+        batch: its inputs enter as frames; an image (direct coding) enters at every step.
+        device: a device of torch.
+    """
+    import torch
+
+    steps = len(batch.targets)
+    inputs = batch.inputs if network.coding == "events" else np.repeat(batch.inputs[None], steps, 0)
+    frames: torch.Tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
+    frames = frames.reshape(-1, *network.input_shape).float()
+    if network.coding == "direct":
+        frames = frames * 2.0**-8
+    parameters = {name: torch.from_numpy(w.copy()).to(device) for name, w in weights.items()}
+    if len(network.input_shape) == 3:
+        frames = frames.contiguous(memory_format=torch.channels_last)
+        for name, w in parameters.items():
+            if w.ndim == 4:
+                parameters[name] = w.contiguous(memory_format=torch.channels_last)
+    for w in parameters.values():
+        w.requires_grad_()
+    error = torch.ones((len(frames), network.outputs), device=device)
+
+    def run() -> None:
+        for w in parameters.values():
+            w.grad = None
+        torch.autograd.backward(_output(network, parameters, frames), error)
+        if error.is_cuda:
+            torch.cuda.synchronize(error.device)
+
+    return run
+
+
+def _output(network: NetworkSpec, parameters: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    function = torch.nn.functional
+    for block in network.blocks:
+        for layer in block.before:
+            if isinstance(layer, AvgPool2d):
+                x = function.avg_pool2d(x, layer.size)
+        w = parameters[block.name]
+        if isinstance(block.synapse, Conv2d):
+            x = function.conv2d(x, w, stride=block.synapse.stride, padding=block.synapse.padding)
+        else:
+            x = function.linear(x.flatten(1), w)
+    return x

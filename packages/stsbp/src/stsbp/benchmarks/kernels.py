@@ -1,0 +1,88 @@
+"""The fused LIF pair against the memory it must move, and that memory against a plain copy of the same run.
+
+Forward reads z (4 bytes a neuron and step) and writes u (4) and the spike (1); backward reads u (4), the spike (1) and
+the incoming signal (4) and writes dL/dz (4). A backend that keeps more, or passes over its arrays twice, pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import Float32
+
+from stsbp.benchmarks.device import copier, synchronise
+from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.timing import interleaved
+
+__all__ = ["BACKWARD_BYTES", "FORWARD_BYTES", "SIZES", "measure"]
+
+FORWARD_BYTES, BACKWARD_BYTES = 9, 13
+SIZES = ((4, 2_000_000), (25, 2_000_000), (100, 250_000))
+"""Steps and neurons."""
+
+_COPIED = 32 * 2**20
+"""Floats of the copy: 128 MB each way, more than any cache holds."""
+
+
+def measure(backend: AbstractBackend, *, scale: float, rounds: int, tell: Tell) -> list[Row]:
+    """Time the LIF pair at each of `SIZES`, in turn with the copy.
+
+    Args:
+        backend: what computes.
+        scale: factor of the number of neurons and of the copy.
+        rounds: timed rounds.
+        tell: told what is measured next.
+    """
+    rows: list[Row] = []
+    for steps, full in SIZES:
+        neurons = max(1, round(full * scale))
+        case = f"T={steps} N={neurons}"
+        tell(f"LIF neurons, {case}")
+        copy, copied = copier(backend, max(1, round(_COPIED * scale)))
+        forward, backward, density = _pair(backend, steps, neurons)
+        times = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
+        bandwidth = copied / times["copy"].median
+        rows.append(Row("kernels", case, "copy", times["copy"], detail=_moved(copied, times["copy"].median)))
+        for name, per_step in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):
+            moved = per_step * steps * neurons
+            detail = {**_moved(moved, times[name].median), "spike_rate": density}
+            ratio = detail["bytes_per_second"] / bandwidth
+            rows.append(Row("kernels", case, f"lif {name}", times[name], "copy", ratio, detail))
+    return rows
+
+
+def _moved(count: int, seconds: float) -> dict[str, Any]:
+    return {"bytes": count, "bytes_per_second": count / seconds}
+
+
+def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[[], None], Callable[[], None], float]:
+    """Forward and backward on synthetic input at which about one neuron in ten spikes, and that share."""
+    neuron, filter = LIF(tau_m=5.0, tau_s=3.0), PSP(3.0).filter()
+    z = backend.asarray(_noise(steps, neurons, seed=1, mean=0.3, width=1.4))
+    error = backend.asarray(_noise(steps, neurons, seed=2, mean=0.0, width=1.0))
+    spikes, residuals = backend.lif_forward(neuron, filter, z, steps)
+    rate = backend.spike_rate(spikes)
+    del spikes
+
+    # What was computed is dropped before the next call, so that a backend can reuse its memory.
+    def forward() -> None:
+        synchronise(backend.lif_forward(neuron, filter, z, steps)[0])
+
+    def backward() -> None:
+        synchronise(backend.lif_backward(neuron, filter, residuals, error))
+
+    return forward, backward, rate
+
+
+def _noise(steps: int, neurons: int, *, seed: int, mean: float, width: float) -> Float32:
+    """Evenly distributed float32 `[T, 1, N]`, independent in time."""
+    random = np.random.default_rng(seed).random((steps, 1, neurons), dtype=np.float32)
+    random -= np.float32(0.5)
+    random *= np.float32(width)
+    random += np.float32(mean)
+    return random

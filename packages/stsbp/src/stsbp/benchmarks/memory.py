@@ -1,0 +1,47 @@
+"""Memory of a training step, measured in this process: `python -m stsbp.benchmarks.memory BACKEND DEVICE CASE SCALE S`.
+
+The first step, on one sample, compiles what there is to compile and is not counted. S is a surrogate, or empty.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from stsbp_spec.backend import Batch
+from stsbp_spec.registry import open_backend
+
+from stsbp.benchmarks.cases import CASES, Step, prepare
+from stsbp.benchmarks.device import peak_memory, reset_peak_memory
+
+__all__ = ["main"]
+
+_STEPS, _MORE = 3, 12
+
+
+def main(name: str, device: str, case: str, scale: str, surrogate: str) -> None:
+    """Print, as a line of JSON, the peak above what was there before, and how much memory grew over more steps."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    backend = open_backend(name, device)
+    task, data = prepare(CASES[case], backend, scale=float(scale), surrogate=surrogate or None, data_dir=None)
+    first = data.batches[0]
+    one = first.inputs[:, :1] if first.inputs.ndim == 5 else first.inputs[:1]
+    step = Step(task, data.batches)
+    step(Batch(one.copy(), first.targets[:, :1].copy()))
+    watched = next(iter(step.state.weights.values()))
+    before = reset_peak_memory(watched)
+    for _ in range(_STEPS):
+        step()
+    peak = peak_memory(watched)
+    for _ in range(_MORE):
+        step()
+    later = peak_memory(watched)
+    found: dict[str, int | None] = {"before_bytes": before, "peak_bytes": None, "growth_bytes": None}
+    if before is not None and peak is not None and later is not None:
+        found |= {"peak_bytes": peak - before, "growth_bytes": later - peak}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,58 @@
+"""How long a person waits: for the help page, and from the command to the first update (kernels compiled before)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from stsbp_spec.backend import AbstractBackend
+
+from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.timing import Timing, interleaved
+from stsbp.errors import StsbpError
+
+__all__ = ["measure"]
+
+_LONGEST = 600.0
+
+
+def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:
+    """Time `stsbp --help`, and `stsbp train digits-events` to the first line of its metrics."""
+    tell("start-up: the help page")
+    stsbp = [sys.executable, "-m", "stsbp"]
+    help_times = interleaved({"help": lambda: subprocess.run([*stsbp, "--help"], capture_output=True)}, rounds=rounds)
+    tell("start-up: the first update")
+    chosen = [*stsbp, "--backend", backend.name, "--device", backend.device, "train", "digits-events"]
+    chosen += ["--limit", "50", "--batch-size", "50", "--holdout", "20", "--epochs", "1", "--log-every", "1"]
+    # Some of it is the work of several steps, so it is repeated less often; the first one fills the caches.
+    first = tuple(_first_update(chosen) for _ in range(1 + min(rounds, 3)))
+    return [
+        Row("step", "", "stsbp --help", help_times["help"]),
+        Row("step", "", "first update after the command", Timing(first[1:]), detail={"empty_caches": first[0]}),
+    ]
+
+
+def _first_update(command: list[str]) -> float:
+    """Seconds until the metrics of the first update are on the disk."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        metrics = Path(folder) / "run" / "metrics.jsonl"
+        began = time.perf_counter()
+        child = subprocess.Popen(
+            [*command, "--out", str(metrics.parent)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            while time.perf_counter() - began < _LONGEST:
+                if metrics.is_file() and metrics.stat().st_size > 0:
+                    return time.perf_counter() - began
+                if child.poll() is not None:
+                    break
+                time.sleep(0.01)
+            raise StsbpError(
+                f"`{' '.join(command)}` did not come to an update: {child.communicate()[1].strip()[-300:]}"
+            )
+        finally:
+            child.kill()
+            child.communicate()

@@ -1,0 +1,101 @@
+"""A whole training step against the dense floor: the same network with identity neurons (floor.py), taken in turn.
+
+Memory is measured in a process of its own (memory.py), where nothing else has been.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.network import NetworkSpec
+
+from stsbp.benchmarks.cases import CASES, Case, Step, prepare
+from stsbp.benchmarks.floor import dense_floor, has_torch
+from stsbp.benchmarks.result import Row, Tell
+from stsbp.benchmarks.timing import interleaved
+from stsbp.errors import StsbpError
+
+__all__ = ["kept_bytes", "measure"]
+
+
+def kept_bytes(network: NetworkSpec, batch: Batch) -> int:
+    """What the backward pass needs of the forward pass: u as float32, spikes and inputs as bytes."""
+    frames = batch.targets.shape[0] * batch.targets.shape[1]
+    return int(batch.inputs.nbytes) + 5 * frames * sum(math.prod(block.output_shape) for block in network.blocks)
+
+
+def measure(
+    backend: AbstractBackend,
+    *,
+    scale: float,
+    rounds: int,
+    data_dir: Path | None,
+    surrogate: str | None,
+    tell: Tell,
+) -> list[Row]:
+    """Time, rates and memory of the step on each of `CASES`.
+
+    Args:
+        backend: what computes.
+        scale: factor of the batch.
+        rounds: timed rounds.
+        data_dir: recordings and photographs; a set that is not there is stood in for.
+        surrogate: instead of the preset's.
+        tell: told what is measured next.
+    """
+    rows: list[Row] = []
+    for case in CASES.values():
+        tell(f"training step, {case.name} network")
+        task, data = prepare(case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir))
+        step = Step(task, data.batches)
+        work: dict[str, Any] = {"step": step}
+        if has_torch():
+            device = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
+            work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
+        times = interleaved(work, rounds=rounds, warmup=5)
+        size = f"{case.net}-{task.network.outputs} T={case.steps} B={task.config.batch_size}"
+        detail: dict[str, Any] = {
+            "samples_per_second": task.config.batch_size / times["step"].median,
+            "spike_rates": step.rates,
+            "data": data.source,
+            "surrogate": task.config.surrogate,
+        }
+        floor = times.get("floor")
+        ratio = times["step"].median / floor.median if floor is not None else None
+        rows.append(Row("step", size, "training step", times["step"], "dense" if floor else "", ratio, detail))
+        if floor is not None:
+            rows.append(Row("step", size, "dense floor", floor))
+        tell(f"memory, {case.name} network")
+        memory = _memory(backend, case, scale, surrogate)
+        memory["kept_bytes"] = kept_bytes(task.network, data.batches[0])
+        peak = memory["peak_bytes"]
+        rows.append(
+            Row("step", size, "memory", None, "kept", peak / memory["kept_bytes"] if peak else None, detail=memory)
+        )
+    return rows
+
+
+def folder_of(case: Case, data_dir: Path | None) -> Path | None:
+    """The data folder where it holds the case's data set."""
+    folders = {"nmnist": ("NMNIST", "Train"), "cifar10": ("cifar10", "cifar-10-batches-bin", "train")}
+    if data_dir is None or not any((data_dir / name).is_dir() for name in folders[case.dataset]):
+        return None
+    return data_dir
+
+
+def _memory(backend: AbstractBackend, case: Case, scale: float, surrogate: str | None) -> dict[str, Any]:
+    """Runs `python -m stsbp.benchmarks.memory`, on the stand-in data: what the step takes does not depend on them."""
+    arguments = [backend.name, backend.device, case.name, str(scale), surrogate or ""]
+    command = [sys.executable, "-m", "stsbp.benchmarks.memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise StsbpError(f"the process that measures memory failed: {last[0]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

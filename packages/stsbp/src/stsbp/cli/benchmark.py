@@ -1,0 +1,74 @@
+"""`stsbp benchmark`: what this machine can do at most, and where the backend stands against it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import choose_backend, limit_threads
+
+__all__ = ["command"]
+
+
+@click.command("benchmark", short_help=COMMANDS["benchmark"])
+@click.argument("group", default="all", type=click.Choice(["kernels", "step", "data", "all"]))
+@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of sizes.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of N-MNIST and CIFAR-10.")
+@click.option("--surrogate", help="Surrogate derivative in the training step, instead of the preset's.")
+@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="Processor threads; 0: all.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
+@click.pass_context
+def command(
+    ctx: click.Context,
+    group: str,
+    scale: float,
+    rounds: int,
+    data_dir: Path | None,
+    surrogate: str | None,
+    threads: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Measure the backend against the floors of this machine.
+
+    kernels: the fused LIF pair against a copy of memory. step: whole training steps of two networks against the same
+    networks with identity neurons, their memory, and start-up times. data: whether loading holds up the step.
+
+    All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the load
+    average is in the report. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
+    """
+    from stsbp.benchmarks import data, kernels, show, startup, step
+    from stsbp.benchmarks.device import describe
+    from stsbp.benchmarks.result import Report, Row
+
+    if plot_file is not None:
+        show.check_plots()
+    limit_threads(threads)
+    backend = choose_backend(ctx.obj)
+    settings = {"group": group, "scale": scale, "rounds": rounds, "data_dir": str(data_dir) if data_dir else None}
+    settings |= {"surrogate": surrogate, "threads": threads or os.cpu_count()}
+    # The load of the machine before the measurements themselves load it.
+    machine = describe(backend, settings)
+    rows: list[Row] = []
+
+    def tell(what: str) -> None:
+        click.echo(what, err=True)
+
+    if group in ("kernels", "all"):
+        rows += kernels.measure(backend, scale=scale, rounds=rounds, tell=tell)
+    if group in ("step", "all"):
+        rows += step.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, surrogate=surrogate, tell=tell)
+        rows += startup.measure(backend, rounds=rounds, tell=tell)
+    if group in ("data", "all"):
+        rows += data.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, tell=tell)
+    report = Report(machine, rows)
+    show.print_report(report)
+    if json_file is not None:
+        report.write(json_file)
+    if plot_file is not None:
+        show.plot(report, plot_file)

@@ -1,0 +1,208 @@
+"""`stsbp benchmark`: what it measures and reports, on tiny sizes. Times themselves are not tested."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from rich.console import Console
+from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, step
+from stsbp.benchmarks.cases import Case, Step, prepare
+from stsbp.benchmarks.result import Report, Row
+from stsbp.benchmarks.timing import Timing, interleaved
+from stsbp.errors import StsbpError
+from stsbp.training.build import Inputs
+from stsbp_spec.registry import open_backend
+
+TINY = (
+    Case("N-MNIST", "nmnist", "digits-events", "2C5-P2", Inputs((2, 34, 34), "events", tuple("0123456789")), 3, 4),
+    Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "direct", tuple("0123456789")), 2, 4),
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded samples of all tests here: to make events of the digits takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny_cases(monkeypatch: pytest.MonkeyPatch, cache: Path) -> dict[str, Case]:
+    """Networks that take milliseconds."""
+    monkeypatch.setenv("STSBP_CACHE", str(cache))
+    named = {case.name: case for case in TINY}
+    for module in (cases, step, data, memory):
+        monkeypatch.setattr(module, "CASES", named)
+    return named
+
+
+def silent(_: str) -> None:
+    """A listener that does not care."""
+
+
+def test_work_is_taken_in_turn_after_the_warm_up() -> None:
+    order: list[str] = []
+    times = interleaved({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert [len(t.seconds) for t in times.values()] == [3, 3]
+    with pytest.raises(ValueError, match="at least one round"):
+        interleaved({}, rounds=0)
+
+
+def test_a_timing_reports_median_and_quartiles() -> None:
+    found = Timing((5.0, 1.0, 2.0, 4.0, 3.0)).to_json()
+    assert found == {"median": 3.0, "low": 2.0, "high": 4.0, "least": 1.0, "runs": 5}
+    assert Timing((2.0,)).to_json() == {"median": 2.0, "low": 2.0, "high": 2.0, "least": 2.0, "runs": 1}
+
+
+def test_the_copy_copies_everything_and_says_how_much() -> None:
+    copy, moved = device.copier(open_backend("numpy"), 1001)
+    assert moved == 8 * 1001
+    copy()
+    copied = np.zeros(1001, np.float32)
+    source = np.arange(1001, dtype=np.float32)
+    device.threaded_copy(source, copied)()
+    np.testing.assert_array_equal(copied, source)
+
+
+def test_kernels_count_the_bytes_that_must_move() -> None:
+    rows = kernels.measure(open_backend("numpy"), scale=0.0001, rounds=2, tell=silent)
+    assert [row.what for row in rows] == ["copy", "lif forward", "lif backward"] * 3
+    assert rows[1].case == "T=4 N=200"
+    assert [row.detail["bytes"] for row in rows[1:3]] == [9 * 4 * 200, 13 * 4 * 200]
+    for copy, forward, backward in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        assert 0.02 < forward.detail["spike_rate"] < 0.5, "the neurons must neither be silent nor saturated"
+        for row in (forward, backward):
+            assert row.ratio == pytest.approx(row.detail["bytes_per_second"] / copy.detail["bytes_per_second"])
+
+
+@pytest.mark.parametrize("name", ["N-MNIST", "CIFAR-10"])
+def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: str) -> None:
+    backend = open_backend("numpy")
+    task, resident = prepare(tiny_cases[name], backend, scale=1.0, surrogate=None, data_dir=None)
+    assert len({batch.inputs.tobytes() for batch in resident.batches}) == 4
+    run = Step(task, resident.batches)
+    before = run.task.trainer.export_state(run.state)
+    run()
+    after = run.task.trainer.export_state(run.state)
+    assert any(not np.array_equal(before[key], after[key]) for key in before if key.startswith("weight/"))
+    assert next(iter(run.rates.values())) > 0.001
+
+
+def test_the_step_is_compared_with_the_dense_floor(
+    tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "_memory", lambda *_: {"peak_bytes": 5000, "growth_bytes": 0})
+    rows = step.measure(open_backend("numpy"), scale=1.0, rounds=1, data_dir=None, surrogate="triangle", tell=silent)
+    timed = [row for row in rows if row.what == "training step"]
+    assert [row.case for row in timed] == ["2C5-P2-10 T=3 B=4", "2C3-P4-8-10 T=2 B=4"]
+    assert all(row.detail["surrogate"] == "triangle" for row in timed)
+    kept = [row.detail["kept_bytes"] for row in rows if row.what == "memory"]
+    # Inputs 3 x 4 x 2 x 34 x 34; u and spikes of 2 x 30 x 30 and 10 neurons.
+    assert kept[0] == 3 * 4 * 2 * 34 * 34 + 5 * 3 * 4 * (2 * 30 * 30 + 10)
+    if floor.has_torch():
+        floors = [row for row in rows if row.what == "dense floor"]
+        assert timed[0].timing is not None
+        assert floors[0].timing is not None
+        assert timed[0].ratio == pytest.approx(timed[0].timing.median / floors[0].timing.median)
+
+
+def test_the_dense_floor_is_the_network_without_neurons(
+    tiny_cases: dict[str, Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    for case in tiny_cases.values():
+        task, resident = prepare(case, open_backend("numpy"), scale=1.0, surrogate=None, data_dir=None)
+        weights = Step(task, resident.batches).weights
+        batch = resident.batches[0]
+        seen: list[Any] = []
+        monkeypatch.setattr(torch.autograd, "backward", lambda x, _, seen=seen: seen.append(x))
+        floor.dense_floor(task.network, weights, batch)()
+        # The reference's own convolution, pooling and product, one after another.
+        reference = open_backend("numpy")
+        s = reference.encode(batch.inputs, task.network.coding)
+        s = np.repeat(s, len(batch.targets), 0) if task.network.coding == "direct" else s
+        for block in task.network.blocks:
+            for layer in block.before:
+                s, _ = reference.avgpool2d_forward(layer, s)  # type: ignore[arg-type]
+            s, _ = reference.synapse_forward(block.synapse, s, weights[block.name])
+        np.testing.assert_allclose(seen[0].detach().numpy(), s.reshape(-1, 10), rtol=1e-3, atol=1e-4)
+
+
+def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case]) -> None:
+    rows = data.measure(open_backend("numpy"), scale=0.1, rounds=1, data_dir=None, tell=silent)
+    assert [row.what for row in rows] == [
+        "load, first time",
+        "load, from the cache",
+        "10 updates, loader",
+        "10 updates, in memory",
+        "10 batches, loading alone",
+    ]
+    assert all(row.timing is not None for row in rows)
+    assert rows[2].ratio is not None
+    assert rows[2].floor == "in memory"
+
+
+def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
+    memory.main("numpy", "cpu", "N-MNIST", "1", "")
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"before_bytes", "peak_bytes", "growth_bytes"}
+    if found["peak_bytes"] is not None:
+        assert found["peak_bytes"] >= 0
+        assert found["growth_bytes"] >= 0
+
+
+def test_a_failing_memory_process_is_an_error() -> None:
+    backend = open_backend("numpy")
+    with pytest.raises(StsbpError, match=r"process that measures memory failed.*nosuch"):
+        step._memory(backend, replace(TINY[0], name="nosuch"), 1.0, None)
+
+
+def test_the_command_prints_and_writes_its_report(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    result = stsbp("benchmark", "kernels", "--scale", "0.0001", "--rounds", "2", "--json", tmp_path / "k.json")
+    assert result.exit_code == 0, result.output
+    assert "lif forward" in result.output
+    assert "of copy" in result.output
+    found = json.loads((tmp_path / "k.json").read_text())
+    assert found["format"] == 1
+    assert len(found["rows"]) == 9
+    machine = found["machine"]
+    assert machine["backend"] == "numpy"
+    assert machine["versions"]["numpy"]
+    assert machine["date"]
+    assert machine["settings"]["scale"] == 0.0001
+    assert machine["settings"]["rounds"] == 2
+    assert found["rows"][1]["seconds"]["runs"] == 2
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    machine = device.describe(open_backend("numpy"), {})
+    rows = [
+        Row("kernels", "T=4", "copy", Timing((1e-3, 2e-3))),
+        Row("kernels", "T=4", "lif forward", Timing((2e-3, 3e-3)), "copy", 0.5),
+        Row("step", "net", "memory", None, "kept", 1.0, {"peak_bytes": 1, "kept_bytes": 1, "growth_bytes": 0}),
+        Row("data", "d", "load, first time", Timing((12.0,))),
+    ]
+    report = Report(machine, rows)
+    show.plot(report, tmp_path / "b.png")
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    console = Console(width=120, record=True, file=io.StringIO())
+    show.print_report(report, console)
+    assert "50% of copy" in console.export_text()
+
+
+def test_a_plot_without_matplotlib_is_refused_before_anything_is_measured(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    result = stsbp("benchmark", "kernels", "--plot", "b.png")
+    assert result.exit_code == 1
+    assert 'pip install "stsbp[plots]"' in result.output
