@@ -29,7 +29,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    dataset: str = Field(min_length=1, description="Data set: digits, digits-events, nmnist, cifar10 or folder:PATH.")
+    dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
     net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
     padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate behind hidden layers without their own.")

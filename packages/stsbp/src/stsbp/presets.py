@@ -43,13 +43,39 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
 # fmt: on
 
 
+_PATTERNS: dict[str, Value | ByLoss] = {
+    "net": "200",
+    "steps": 50,
+    "epochs": 10,
+    "batch_size": 4,
+    "lr": 5e-3,
+    "tau_m": 5.0,
+    "tau_s": 2.0,
+    "test_every": 5,
+}
+_SEQUENCES: dict[str, dict[str, Value | ByLoss]] = {
+    "patterns": _PATTERNS,
+    "patterns-image": _PATTERNS,
+    "motor": {**_PATTERNS, "net": "400", "steps": 60, "epochs": 40, "batch_size": 10, "test_every": 10},
+    "sequences": {**_PATTERNS, "epochs": 40, "batch_size": 20},
+}
+"""Data sets whose labels are spike trains."""
+
+
 def preset(dataset: str, loss: str) -> Mapping[str, Value]:
-    """Settings for a data set and a loss; `folder:PATH` takes those of `images`, an unknown name none."""
-    name = "images" if dataset.startswith("folder:") else dataset
-    if name not in _DATASETS:
+    """Settings for a data set and a loss, an unknown name none.
+
+    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`.
+    """
+    name = {"folder": "images"}.get(dataset.partition(":")[0], dataset.partition(":")[0])
+    chosen: Mapping[str, Value | ByLoss | None]
+    if name in _SEQUENCES:
+        chosen = _SEQUENCES[name]
+    elif name in _DATASETS:
+        column = _DATASETS.index(name)
+        chosen = {key: row[column] for key, row in _TABLE.items()}
+    else:
         return {}
-    column = _DATASETS.index(name)
-    chosen = {key: row[column] for key, row in _TABLE.items()}
     by_loss = {
         k: (v.hamming if loss == "hamming" else v.others) if isinstance(v, ByLoss) else v for k, v in chosen.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
 from stsbp.errors import ConfigError
-from stsbp.training.build import load_data
+from stsbp.training.build import TOLERANCE, load_data
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
@@ -29,6 +30,13 @@ __all__ = ["command"]
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples at a time.  [default: that of the run]")
 @click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
+@click.option(
+    "--tolerance",
+    default=TOLERANCE,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Steps that a spike may be away from its target, where labels are spike trains.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
 def command(
@@ -39,9 +47,13 @@ def command(
     data_dir: str | None,
     batch_size: int | None,
     threads: int | None,
+    tolerance: int,
     as_json: bool,
 ) -> None:
-    """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates."""
+    """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates.
+
+    Where labels are spike trains: precision, recall and F1 of spike times, distances, loss, spike rates.
+    """
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
@@ -53,8 +65,8 @@ def command(
             raise ConfigError(f"the run has no {split} split; it was trained without --validation")
         if data.inputs != trained.task.inputs:
             raise ConfigError(
-                f"the data have inputs {data.inputs.shape} of {len(data.inputs.classes)} classes, the run was trained "
-                f"on {trained.task.inputs.shape} and {len(trained.task.inputs.classes)}; give the same --data-dir"
+                f"the data have inputs {data.inputs.shape} of {data.inputs.outputs} classes, the run was trained "
+                f"on {trained.task.inputs.shape} and {trained.task.inputs.outputs}; give the same --data-dir"
             )
         samples = data.splits()[split]
         found = evaluate(
@@ -63,6 +75,7 @@ def command(
             samples,
             batch_size or config.batch_size,
             lambda done: show.loading(f"evaluating {split}", done, len(samples)),
+            tolerance,
         )
         for note in data.dataset.notes:
             show.note(note)
@@ -70,11 +83,33 @@ def command(
         show.close()
     if as_json:
         record = found.record(split)
-        extra = {"confusion": found.confusion.tolist(), "classes": list(data.inputs.classes)}
+        extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(data.inputs.classes)}
+        if data.inputs.sequences:
+            extra = {"tolerance": tolerance}
         where = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
         click.echo(json.dumps({**where, **record, **extra}))
     else:
-        click.echo(_text(found, split, data.inputs.classes))
+        text = _sequence_text(found, split, tolerance) if data.inputs.sequences else None
+        click.echo(text or _text(found, split, data.inputs.classes))
+
+
+def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
+    means, sums = found.sums.means(), found.sums.sequence
+    width = max(len(name) for name in means["rates"])
+    spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
+    return "\n".join(
+        [
+            f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
+            f"precision   {means['precision']:.2%}  spike times within {tolerance} steps, {spikes}",
+            f"recall      {means['recall']:.2%}",
+            f"F1          {means['f1']:.2%}",
+            f"van Rossum  {means['van_rossum']:.4f}  a sample",
+            f"Hamming     {means['hamming']:.4f}  a sample",
+            f"loss        {means['loss']:.4f}",
+            "spikes per neuron and step:",
+            *(f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items()),
+        ]
+    )
 
 
 def _text(found: Evaluation, split: str, classes: tuple[str, ...]) -> str:

@@ -34,7 +34,8 @@ def command(options: Globals, run: Path, files: tuple[Path, ...], checkpoint: st
 
     Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), or numpy arrays
     (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames). Printed: the class of the nearest
-    label sequence, and the distance to that of each class in the metric of the loss.
+    label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
+    steps at which each output neuron spikes.
     """
     folder = RunFolder(run)
     config = folder.read_config()
@@ -43,6 +44,15 @@ def command(options: Globals, run: Path, files: tuple[Path, ...], checkpoint: st
     samples = [read_input(path, inputs, config.steps) for path in files]
     batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
     spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
+    if inputs.sequences:
+        for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):
+            trains = [np.flatnonzero(train).tolist() for train in outputs]
+            if as_json:
+                click.echo(json.dumps({"file": str(path), "spikes": trains}))
+            else:
+                lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
+                click.echo("\n".join([f"{path}: steps at which each output neuron spikes", *lines]))
+        return
     distances = trained.task.distances(spikes)
     rows = zip(files, nearest_sequence(distances).tolist(), spike_count(spikes).tolist(), distances, strict=True)
     for path, nearest, counted, distance in rows:
@@ -90,7 +100,7 @@ def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
         wanted = ".bin (N-MNIST) or .npy" if events else f"{', '.join(SUFFIXES)} or .npy"
         raise DataError(f"{path}: the network reads {inputs.coding} inputs, so the file must end in {wanted}")
     if sample.shape != expected:
-        axes = "[T, C, H, W]" if events else "[C, H, W]"
+        axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")
     return sample
 

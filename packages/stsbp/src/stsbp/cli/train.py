@@ -19,7 +19,7 @@ from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolv
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
 from stsbp.training import checkpoint
-from stsbp.training.build import build_task, load_data
+from stsbp.training.build import TOLERANCE, build_task, load_data
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
 from stsbp.training.progress import Reporter, reporter
@@ -69,7 +69,10 @@ def command(
     show_config: bool,
     **flags: Any,
 ) -> None:
-    """Train a network on DATASET: digits, digits-events, nmnist, cifar10, images or folder:PATH.
+    """Train a network on DATASET.
+
+    Classes: digits, digits-events, nmnist, cifar10, images or folder:PATH. Spike trains as labels: patterns,
+    patterns-image, motor, or your own in sequences:PATH.
 
     Settings come from the preset of the data set, then --config, then the options below. The defaults shown are those
     without a preset; --show-config shows what a run would take.
@@ -129,8 +132,9 @@ def command(
 
 
 def _new_folder(dataset: str) -> Path:
-    """`runs/DATASET-DATE-TIME`; of `folder:PATH` the last part of the path."""
-    return Path("runs") / f"{Path(dataset.removeprefix('folder:')).name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """`runs/DATASET-DATE-TIME`; of `folder:PATH` and `sequences:PATH` the last part of the path."""
+    name = Path(dataset.removeprefix("folder:").removeprefix("sequences:")).stem
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _run_to_resume(resume: str, out: Path | None) -> tuple[RunFolder, Checkpoint | None]:
@@ -177,9 +181,15 @@ def _leave(folder: RunFolder, stopped: Stopped) -> None:
 
 def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
     test, best = outcome.test, outcome.best
-    click.echo(
-        f"test accuracy {test['accuracy']:.2%} (nearest label sequence), {test['accuracy_spike_count']:.2%} "
-        f"(spike count), loss {test['loss']:.4f}, {test['samples']} samples"
-    )
+    if "f1" in test:
+        click.echo(
+            f"test precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%} "
+            f"(spike times within {TOLERANCE} step), loss {test['loss']:.4f}, {test['samples']} samples"
+        )
+    else:
+        click.echo(
+            f"test accuracy {test['accuracy']:.2%} (nearest label sequence), {test['accuracy_spike_count']:.2%} "
+            f"(spike count), loss {test['loss']:.4f}, {test['samples']} samples"
+        )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     click.echo(f"run {folder.path}: stsbp evaluate {folder.path}")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "ProgressCallback",
     "Request",
+    "SequenceLabels",
     "Skipped",
     "Split",
     "Subset",
@@ -49,6 +50,14 @@ class Split(Protocol):
 
     def inputs(self, indices: Int64) -> UInt8:
         """Inputs of some samples: `[B, C, H, W]` for direct coding, frames `[T, B, C, H, W]` for events."""
+
+
+@runtime_checkable
+class SequenceLabels(Protocol):
+    """What a split has as well where labels are spike trains; its `labels` then only group the samples."""
+
+    def targets(self, indices: Int64) -> UInt8:
+        """Target spike trains of some samples, `[T, B, N]`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +117,12 @@ class Subset:
     def inputs(self, indices: Int64) -> UInt8:
         return self.split.inputs(self.indices[indices])
 
+    def targets(self, indices: Int64) -> UInt8:
+        """Target spike trains `[T, B, N]`, where the split has them (`SequenceLabels`)."""
+        if not isinstance(self.split, SequenceLabels):
+            raise DataError("the labels of these samples are classes, not spike trains")
+        return self.split.targets(self.indices[indices])
+
 
 class Skipped(NamedTuple):
     """A file that was left out, and what is wrong with it."""
@@ -123,13 +138,16 @@ class Dataset:
     name: str
     coding: Coding
     input_shape: Shape
-    """`(C, H, W)` of an image or frame."""
+    """`(C, H, W)` of an image or frame, `(N,)` of spike trains."""
     classes: tuple[str, ...]
+    """Empty where labels are spike trains; both splits are then `SequenceLabels`."""
     train: Split
     test: Split
     notes: tuple[str, ...] = ()
     """What a report must say about the data, for example how many samples of a published set were found."""
     skipped: tuple[Skipped, ...] = ()
+    neurons: int = 0
+    """Neurons of a target raster; 0 where labels are classes."""
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,38 @@ def _infos() -> dict[str, DatasetInfo]:
             True,
             extra="images",
         ),
+        DatasetInfo(
+            "patterns",
+            "4 random rasters that are to call 4 random rasters, spike by spike, 64 -> 10 neurons, no download",
+            "events",
+            module + "patterns",
+            None,
+            False,
+        ),
+        DatasetInfo(
+            "patterns-image",
+            "4 random rasters that are to call 4 letters drawn with spikes, 64 -> 10 neurons, no download",
+            "events",
+            module + "patterns",
+            None,
+            False,
+        ),
+        DatasetInfo(
+            "motor",
+            "gaits of a four-legged machine: clock, speed, gait -> spikes for 8 joints, 43 -> 16 neurons, no download",
+            "events",
+            module + "motor",
+            60,
+            False,
+        ),
+        DatasetInfo(
+            "sequences",
+            "your own input and target rasters in an .npz file; also written sequences:PATH",
+            "events",
+            module + "sequences",
+            "a fifth",
+            True,
+        ),
     )
     return {info.name: info for info in infos}
 
@@ -93,7 +125,8 @@ def _infos() -> dict[str, DatasetInfo]:
 DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(_infos())
 """Every data set by its name."""
 
-_FOLDER_PREFIX = "folder:"
+_PREFIXES = {"folder:": "images", "sequences:": "sequences"}
+"""Names with a path behind them, and the data sets that they mean."""
 
 
 def load(
@@ -114,7 +147,7 @@ def load(
     """Load a data set.
 
     Args:
-        name: a key of `DATASETS`, or `folder:PATH` for an image folder.
+        name: a key of `DATASETS`, or `folder:PATH` for an image folder, `sequences:PATH` for a file of rasters.
         data_dir: where its files are; by default `$STSBP_DATA`.
         steps: T of event frames.
         seed: of the split (held-out and limited samples), not of training.
@@ -131,12 +164,13 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
-    if name.startswith(_FOLDER_PREFIX):
-        info, data_dir = DATASETS["images"], Path(name[len(_FOLDER_PREFIX) :]).expanduser()
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+    if prefix is not None:
+        info, data_dir = DATASETS[_PREFIXES[prefix]], Path(name[len(prefix) :]).expanduser()
     elif name in DATASETS:
         info = DATASETS[name]
     else:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH")
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH, sequences:PATH")
     for option, value in (("limit", limit), ("image_size", image_size)):
         if value is not None and value < 1:
             raise DataError(f"{option} must be at least 1, got {value}")

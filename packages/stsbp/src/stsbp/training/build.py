@@ -6,46 +6,77 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
-from stsbp_spec.typing import Coding, Int64, Shape
+from stsbp_spec.typing import Coding, Int64, Shape, UInt8
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
-from stsbp.datasets.base import ProgressCallback
+from stsbp.datasets.base import ProgressCallback, SequenceLabels
+from stsbp.errors import ConfigError, DataError
 from stsbp.training.metrics import LabelDistances
 
-__all__ = ["Data", "Inputs", "Task", "build_network", "build_task", "load_data", "updates_per_epoch"]
+__all__ = [
+    "TOLERANCE",
+    "Data",
+    "Inputs",
+    "Score",
+    "Task",
+    "build_network",
+    "build_task",
+    "load_data",
+    "updates_per_epoch",
+]
 
 _VALIDATION_SUBSTREAM = 2
+
+TOLERANCE = 1
+"""Steps that an output spike may be away from its target spike."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a network must know of its data: shape and coding of an input, and the classes."""
+    """What a network must know of its data: shape and coding of an input, and the classes.
+
+    Where labels are spike trains there are no classes but `neurons` in a target raster.
+    """
 
     shape: Shape
     coding: Coding
     classes: tuple[str, ...]
+    neurons: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Output neurons: one a class, or those of a target raster."""
+        return self.neurons or len(self.classes)
+
+    @property
+    def sequences(self) -> bool:
+        """Whether labels are spike trains, not classes."""
+        return self.neurons > 0
 
     def to_json(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
-        return {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
+        values = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
+        return {**values, "neurons": self.neurons} if self.sequences else values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Inputs:
         """Inverse of `to_json`."""
-        return cls(tuple(values["shape"]), values["coding"], tuple(values["classes"]))
+        return cls(tuple(values["shape"]), values["coding"], tuple(values["classes"]), values.get("neurons", 0))
 
 
 @dataclass(frozen=True)
@@ -66,7 +97,7 @@ class Data:
     @property
     def inputs(self) -> Inputs:
         """What a network must know of the data."""
-        return Inputs(self.dataset.input_shape, self.dataset.coding, self.dataset.classes)
+        return Inputs(self.dataset.input_shape, self.dataset.coding, self.dataset.classes, self.dataset.neurons)
 
     def splits(self) -> dict[str, Split]:
         """Every split there is by its name."""
@@ -81,6 +112,8 @@ class Data:
             digest.update(split.labels.astype("<i8").tobytes())
             some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
             digest.update(split.inputs(some).tobytes())
+            if self.inputs.sequences:
+                digest.update(_targets(split, some).tobytes())
         return digest.hexdigest()
 
 
@@ -119,7 +152,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     return NetworkSpec.parse(
         config.net,
         input_shape=inputs.shape,
-        outputs=len(inputs.classes),
+        outputs=inputs.outputs,
         coding=inputs.coding,
         padding=config.padding,
         neuron=LIF(config.tau_m, config.tau_s, config.threshold, parse_surrogate(config.surrogate)),
@@ -127,6 +160,18 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         dropout=config.dropout,
         input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,
     )
+
+
+class Score(NamedTuple):
+    """How good the outputs of a batch are.
+
+    Attributes:
+        nearest: classes of the nearest label sequences, `[B]`; None where labels are spike trains.
+        sums: sums over the batch by the names that `Sums.add` has for them.
+    """
+
+    nearest: Int64 | None
+    sums: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -142,8 +187,30 @@ class Task:
     def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
         """Inputs and target trains of some samples, and their labels."""
         labels = split.labels[indices]
-        targets = encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
+        if self.inputs.sequences:
+            targets = _targets(split, indices)
+        else:
+            targets = encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
         return Batch(np.ascontiguousarray(split.inputs(indices)), targets), labels
+
+    def score(self, spikes: UInt8, targets: UInt8, labels: Int64, tolerance: int = TOLERANCE) -> Score:
+        """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`."""
+        if not self.inputs.sequences:
+            nearest = nearest_sequence(self.distances(spikes))
+            counted = spike_count(spikes)
+            correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
+            return Score(nearest, correct)
+        matches = match_spikes(spikes, targets, tolerance)
+        sums: dict[str, float] = {name: int(x.sum()) for name, x in matches._asdict().items()}
+        for name, metric in (("van_rossum", "van-rossum"), ("hamming", "hamming")):
+            sums[name] = float(LOSSES[metric].distance(spikes, targets, self.network.output_psp).sum())
+        return Score(None, {"sequence": sums})
+
+
+def _targets(split: Split, indices: Int64) -> UInt8:
+    if not isinstance(split, SequenceLabels):
+        raise DataError("the data set has no classes, and its samples no target spike trains")
+    return split.targets(indices)
 
 
 def updates_per_epoch(config: RunConfig, samples: int) -> int:
@@ -162,7 +229,10 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
 
     Raises:
         SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
+        ConfigError: augmentation is asked for where inputs are no pictures.
     """
+    if len(inputs.shape) != 3 and (config.augment_shift or config.augment_flip):
+        raise ConfigError("inputs without rows and columns cannot be shifted or reflected: leave augment_* out")
     network = build_network(config, inputs)
     loss = LOSSES[config.loss]
     per_epoch = updates_per_epoch(config, samples)

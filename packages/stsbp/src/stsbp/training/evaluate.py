@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split
-from stsbp.training.build import Task
+from stsbp.training.build import TOLERANCE, Task
 from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
 
@@ -26,7 +25,8 @@ class Evaluation:
 
     Attributes:
         sums: loss, accuracies and spike rates.
-        confusion: samples by true class (row) and class of the nearest label sequence (column), `[K, K]`.
+        confusion: samples by true class (row) and class of the nearest label sequence (column), `[K, K]`; K is 0 where
+            labels are spike trains.
     """
 
     sums: Sums
@@ -38,7 +38,12 @@ class Evaluation:
 
 
 def evaluate(
-    task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
+    task: Task,
+    state: TrainState,
+    split: Split,
+    batch_size: int,
+    between: Callable[[int], None] | None = None,
+    tolerance: int = TOLERANCE,
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
@@ -48,6 +53,7 @@ def evaluate(
         split: the samples.
         batch_size: samples at a time.
         between: called with the number of samples done after each batch; may raise to stop.
+        tolerance: where labels are spike trains, steps that a spike may be away from its target.
     """
     loss, psp = task.trainer.loss, task.network.output_psp
     classes = len(task.inputs.classes)
@@ -56,15 +62,15 @@ def evaluate(
     began = time.perf_counter()
     for _, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
         prediction = task.trainer.predict(state, batch.inputs, task.config.steps)
-        nearest = nearest_sequence(task.distances(prediction.spikes))
+        score = task.score(prediction.spikes, batch.targets, labels, tolerance)
         sums.add(
             samples=len(labels),
             loss=float(loss.distance(prediction.spikes, batch.targets, psp).mean()),
-            correct=int((nearest == labels).sum()),
-            correct_by_count=int((spike_count(prediction.spikes) == labels).sum()),
             rates=prediction.rates,
+            **score.sums,
         )
-        np.add.at(confusion, (labels, nearest), 1)
+        if score.nearest is not None:
+            np.add.at(confusion, (labels, score.nearest), 1)
         if between is not None:
             between(sums.samples)
     sums.seconds = time.perf_counter() - began

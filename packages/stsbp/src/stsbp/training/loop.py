@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import Batch
-from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.init import initial_weights
 from stsbp_spec.random import Stream, permutation
@@ -241,8 +240,7 @@ class _Loop:
 
     def update(self, batch: Batch, labels: Int64, began: float) -> None:
         self.state, result = self.task.trainer.step(self.state, batch)
-        nearest = nearest_sequence(self.task.distances(result.spikes))
-        counted = spike_count(result.spikes)
+        score = self.task.score(result.spikes, batch.targets, labels)
         self.step += 1
         self.next.batch += 1
         seconds = time.perf_counter() - began
@@ -250,11 +248,10 @@ class _Loop:
             sums.add(
                 samples=len(labels),
                 loss=result.loss,
-                correct=int((nearest == labels).sum()),
-                correct_by_count=int((counted == labels).sum()),
                 rates=result.rates,
                 gradient_norm=result.gradient_norm,
                 seconds=seconds,
+                **score.sums,
             )
         self.watch_grids(result)
         if self.step % self.config.log_every == 0:
@@ -274,9 +271,7 @@ class _Loop:
             )
             self.next.window = Sums()
         sums = self.next.sums
-        self.reporter.step(
-            self.next.epoch, self.step, {"loss": sums.loss / sums.samples, "accuracy": sums.correct / sums.samples}
-        )
+        self.reporter.step(self.next.epoch, self.step, {"loss": sums.loss / sums.samples, **dict([sums.headline])})
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate, record, keep the best; returns the test's record, empty where it was not tested."""
@@ -315,8 +310,8 @@ class _Loop:
         if validation is None:
             loss = sums.loss / sums.samples
             return {**where, "by": "training loss", "value": loss, "score": -loss}
-        accuracy = validation.sums.correct / validation.sums.samples
-        return {**where, "by": "validation accuracy", "value": accuracy, "score": accuracy}
+        name, value = validation.sums.headline
+        return {**where, "by": f"validation {name}", "value": value, "score": value}
 
     def evaluate(self, name: str) -> Evaluation:
         return evaluate(
@@ -325,10 +320,10 @@ class _Loop:
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
         means = sums.means()
-        parts = [f"epoch {number}/{self.config.epochs}", f"loss {means['loss']:.4f}", f"train {means['accuracy']:.2%}"]
+        parts = [f"epoch {number}/{self.config.epochs}", f"loss {means['loss']:.4f}", f"train {sums.headline[1]:.2%}"]
         for name, evaluation in (("validation", validation), ("test", test)):
             if evaluation is not None:
-                parts.append(f"{name} {evaluation.sums.correct / evaluation.sums.samples:.2%}")
+                parts.append(f"{name} {evaluation.sums.headline[1]:.2%}")
         parts.append("rates " + " ".join(f"{rate:.3f}" for rate in means["rates"].values()))
         parts.append(f"{sums.samples / max(1e-9, sums.seconds):.0f} samples/s")
         self.reporter.note("  ".join(parts))

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from stsbp_spec.encoders import LabelCode
 from stsbp_spec.losses.base import Loss
+from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -63,19 +64,22 @@ class Sums:
     largest_gradient_norm: float = 0.0
     seconds: float = 0.0
     rates: dict[str, float] = field(default_factory=dict)
+    sequence: dict[str, float] = field(default_factory=dict)
+    """Where labels are spike trains: `matched`, `spikes`, `targets`, and the distances `van_rossum` and `hamming`."""
 
     def add(
         self,
         *,
         samples: int,
         loss: float,
-        correct: int,
-        correct_by_count: int,
+        correct: int = 0,
+        correct_by_count: int = 0,
+        sequence: Mapping[str, float] | None = None,
         rates: Mapping[str, float],
         gradient_norm: float = 0.0,
         seconds: float = 0.0,
     ) -> None:
-        """Add a batch; `loss` and `rates` are its means."""
+        """Add a batch; `loss` and `rates` are its means, the rest its sums."""
         self.batches += 1
         self.samples += samples
         self.loss += loss * samples
@@ -86,17 +90,39 @@ class Sums:
         self.seconds += seconds
         for name, rate in rates.items():
             self.rates[name] = self.rates.get(name, 0.0) + rate * samples
+        for name, value in (sequence or {}).items():
+            self.sequence[name] = self.sequence.get(name, 0.0) + value
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """The figure that says how good it is: `accuracy`, or `f1` of spike times where labels are spike trains."""
+        if self.sequence:
+            return "f1", f1(*self._matches())
+        return "accuracy", self.correct / max(1, self.samples)
 
     def means(self) -> dict[str, Any]:
-        """Loss, accuracies and spike rates as means over the samples."""
+        """Loss, accuracies (of spike trains: precision and so on, and distances) and rates, means over the samples."""
         n = max(1, self.samples)
+        if self.sequence:
+            matches = self._matches()
+            how_good = {
+                "precision": precision(*matches),
+                "recall": recall(*matches),
+                "f1": f1(*matches),
+                "van_rossum": self.sequence["van_rossum"] / n,
+                "hamming": self.sequence["hamming"] / n,
+            }
+        else:
+            how_good = {"accuracy": self.correct / n, "accuracy_spike_count": self.correct_by_count / n}
         return {
             "samples": self.samples,
             "loss": self.loss / n,
-            "accuracy": self.correct / n,
-            "accuracy_spike_count": self.correct_by_count / n,
+            **how_good,
             "rates": {name: total / n for name, total in self.rates.items()},
         }
+
+    def _matches(self) -> tuple[float, float, float]:
+        return self.sequence["matched"], self.sequence["spikes"], self.sequence["targets"]
 
     def training(self) -> dict[str, Any]:
         """The means, gradient norms and speed."""

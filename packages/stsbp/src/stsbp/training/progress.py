@@ -37,6 +37,10 @@ class Reporter(Protocol):
         """Give the terminal back."""
 
 
+def _how_good(means: Mapping[str, Any], digits: int) -> str:
+    return "  ".join(f"{name} {means[name]:.{digits}%}" for name in ("accuracy", "f1") if name in means)
+
+
 def time_text(seconds: float) -> str:
     """`1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
@@ -84,7 +88,7 @@ class PlainReporter:
         left = time_text((self._updates - done) / rate) if rate > 0 else "?"
         self._output.line(
             f"epoch {epoch + 1}/{self._epochs}  update {done}/{self._updates}  loss {means['loss']:.4f}  "
-            f"accuracy {means['accuracy']:.2%}  {rate * self._batch:.0f} samples/s  {left} left"
+            f"{_how_good(means, 2)}  {rate * self._batch:.0f} samples/s  {left} left"
         )
 
     def note(self, text: str) -> None:
@@ -151,7 +155,7 @@ class TerminalReporter:
             self._task,
             completed=done,
             description=f"epoch {epoch + 1}/{self._epochs}",
-            detail=f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.1%}{rate}",
+            detail=f"loss {means['loss']:.4f}  {_how_good(means, 1)}{rate}",
         )
 
     def note(self, text: str) -> None:

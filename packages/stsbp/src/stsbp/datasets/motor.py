@@ -1,0 +1,95 @@
+"""Gaits of a walking machine: what it is to do comes as spikes, what the joints are to do leaves as spikes.
+
+A four-legged machine has a hip and a knee a leg. A joint follows a periodic angle; its two output neurons say "up" and
+"down": one spikes at the step at which the angle crosses one of its levels on the way up, the other on the way down
+(the reading of an encoder wheel), so that counting them gives back the angle.
+
+    hip   A sin(p)                                    A = amplitude, grows with the speed
+    knee  A sin(p + pi/2) where that is positive, else 0       (lifted while the leg swings forward)
+
+with p = 2 pi (phase + offset of the leg in this gait). The input has 32 clock neurons, each of which spikes once a
+period at its own phase; 8 neurons that spike steadily, as many of them as the speed is high; and 3 that spike steadily
+for the gait: walk, trot or bound. No two samples have the same input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.typing import Float64, Int64, UInt8
+
+from stsbp.datasets.base import Dataset, Request
+from stsbp.datasets.sequences import SequenceSplit
+from stsbp.errors import DataError
+
+__all__ = ["GAITS", "OUTPUT_NAMES", "load"]
+
+GAITS = ("walk", "trot", "bound")
+_OFFSETS: Float64 = np.array([[0, 0.5, 0.75, 0.25], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]])
+"""Phase of each leg (left front, right front, left hind, right hind) in each gait."""
+
+OUTPUT_NAMES = tuple(
+    f"{leg} {joint} {way}"
+    for leg in ("left front", "right front", "left hind", "right hind")
+    for joint in ("hip", "knee")
+    for way in ("up", "down")
+)
+
+CLOCKS = 32
+SPEEDS = 8
+SPEED_PERIOD = 4
+"""Steps between two spikes of a neuron that says speed or gait."""
+SLOW, FAST = 40.0, 24.0
+"""Steps of a period at the lowest and at the highest speed."""
+LEVELS: Float64 = np.array([-0.75, -0.45, -0.15, 0.15, 0.45, 0.75])
+QUIET = 5
+"""Steps at the beginning without commands: so long it takes to hear clock, speed and gait."""
+TRAIN, TEST = 240, 60
+_DRAWN = 600
+"""Samples drawn, more than are needed since some have the same input."""
+
+
+def _simulate(speed: Float64, first: Float64, gait: Int64, steps: int) -> tuple[UInt8, UInt8]:
+    """Inputs `[n, T, 43]` and targets `[n, T, 16]` for speeds `[n]` and first phases `[n]` in [0, 1), gaits `[n]`."""
+    n = len(speed)
+    period = SLOW + (FAST - SLOW) * speed
+    # One step more, before the first: a crossing lies between two steps.
+    phase = first[:, None] + np.arange(-1, steps) / period[:, None]
+    inputs: UInt8 = np.zeros((n, steps, CLOCKS + SPEEDS + len(GAITS)), dtype=np.uint8)
+    passed = np.floor(phase[..., None] - np.arange(CLOCKS) / CLOCKS)
+    inputs[..., :CLOCKS] = passed[:, 1:] > passed[:, :-1]
+    beat = np.arange(steps) % SPEED_PERIOD == 0
+    active = np.arange(SPEEDS) < np.round(speed * SPEEDS)[:, None]
+    inputs[..., CLOCKS : CLOCKS + SPEEDS] = beat[:, None] & active[:, None, :]
+    inputs[..., CLOCKS + SPEEDS :] = beat[:, None] & (np.arange(len(GAITS)) == gait[:, None])[:, None, :]
+
+    angle = 2 * np.pi * (phase[..., None] + _OFFSETS[gait][:, None, :])
+    amplitude = (0.5 + 0.5 * speed)[:, None, None]
+    joints = np.stack([amplitude * np.sin(angle), amplitude * np.maximum(0, np.cos(angle))], axis=-1)
+    above = joints[..., None] > LEVELS
+    up = (above[:, 1:] & ~above[:, :-1]).any(axis=-1)
+    down = (~above[:, 1:] & above[:, :-1]).any(axis=-1)
+    targets = np.stack([up, down], axis=-1).reshape(n, steps, len(OUTPUT_NAMES)).astype(np.uint8)
+    targets[:, :QUIET] = 0
+    return inputs, targets
+
+
+def load(request: Request) -> Dataset:
+    """240 training and 60 test samples, about a third of each gait; `--split-seed` draws others."""
+    steps = request.binning.steps
+    if steps < 20:
+        raise DataError(f"the gaits need at least 20 steps, got {steps}: give --steps 60")
+    tested = TEST if request.holdout is None else request.holdout
+    if not 1 <= tested < TRAIN + TEST:
+        raise DataError(f"cannot hold out {tested} of {TRAIN + TEST} samples; choose another holdout")
+    n = TRAIN + TEST
+    speed, first = uniform(request.seed, Stream.SIMULATION, 2 * _DRAWN, substream=2).reshape(2, _DRAWN)
+    gait = np.arange(_DRAWN, dtype=np.int64) % len(GAITS)
+    inputs, targets = _simulate(speed, first, gait, steps)
+    # Two speeds so close that the inputs are the same raster would let a test sample be one of training.
+    chosen = np.sort(np.unique(inputs.reshape(_DRAWN, -1), axis=0, return_index=True)[1])[:n]
+    train, test = (
+        SequenceSplit(inputs[part], targets[part], gait[part]) for part in (chosen[tested:], chosen[:tested])
+    )
+    note = f"{len(train)} simulated gaits, {len(test)} more at other speeds and phases held out as test samples"
+    return Dataset("motor", "events", inputs.shape[2:], (), train, test, (note,), neurons=len(OUTPUT_NAMES))

@@ -1,0 +1,83 @@
+"""The classic spike-pattern task: fixed input rasters are to call fixed output rasters, spike by spike.
+
+Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S T S B P one above the
+other in time (`patterns-image`). It is a task of memory and timing: the test set is the training set.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.typing import UInt8
+
+from stsbp.datasets.base import Dataset, Request, Subset
+from stsbp.datasets.sequences import SequenceSplit
+from stsbp.errors import DataError
+
+__all__ = ["load"]
+
+INPUTS = 64
+OUTPUTS = 10
+PATTERNS = 4
+REPEATS = 50
+"""How often an epoch shows each pattern."""
+INPUT_RATE = 0.1
+"""Spikes per input neuron and step."""
+TARGET_RATE = 0.07
+GAP = 4
+"""Fewest steps between two target spikes of a neuron."""
+QUIET = 4
+"""Steps at the beginning without target spikes: the output needs that long to be reached."""
+
+_LETTERS = {
+    "S": (".###", "#...", ".##.", "...#", "###."),
+    "T": ("#####", "..#..", "..#..", "..#..", "..#.."),
+    "B": ("###.", "#..#", "###.", "#..#", "###."),
+    "P": ("###.", "#..#", "###.", "#...", "#..."),
+}
+
+
+def _random_targets(seed: int, steps: int) -> UInt8:
+    """`[n, T, N]`: trains with `TARGET_RATE`, at least `GAP` steps between two spikes."""
+    draws = uniform(seed, Stream.SIMULATION, PATTERNS * steps * OUTPUTS, substream=1).reshape(PATTERNS, steps, OUTPUTS)
+    targets: UInt8 = np.zeros(draws.shape, dtype=np.uint8)
+    # Rarer gaps need more frequent spikes to come to the same rate.
+    share = TARGET_RATE / (1 - TARGET_RATE * (GAP - 1))
+    for t in range(QUIET, steps):
+        rested = ~targets[:, max(0, t - GAP + 1) : t].any(axis=1)
+        targets[:, t] = rested & (draws[:, t] < share)
+    return targets
+
+
+def _letter_targets(steps: int) -> UInt8:
+    """`[n, T, N]`: one letter a pattern; two neurons a row, a spike every third step along a stroke."""
+    targets: UInt8 = np.zeros((len(_LETTERS), steps, OUTPUTS), dtype=np.uint8)
+    for number, rows in enumerate(_LETTERS.values()):
+        columns = len(rows[0])
+        width = max(3, (steps - QUIET) // columns)
+        for row, line in enumerate(rows):
+            for column, mark in enumerate(line):
+                if mark == "#":
+                    begin = QUIET + column * width
+                    targets[number, begin : begin + width : 3, 2 * row : 2 * row + 2] = 1
+    return targets
+
+
+def load(request: Request) -> Dataset:
+    """Four patterns of 64 input and 10 output neurons; `--split-seed` draws others."""
+    steps = request.binning.steps
+    if steps < 20:
+        raise DataError(f"the patterns need at least 20 steps, got {steps}: give --steps 50")
+    if request.holdout is not None:
+        raise DataError("the patterns are to be remembered, so their test set is the training set: leave holdout out")
+    image = request.name == "patterns-image"
+    shape = (PATTERNS, steps, INPUTS)
+    rasters = uniform(request.seed, Stream.SIMULATION, int(np.prod(shape))).reshape(shape) < INPUT_RATE
+    targets = _letter_targets(steps) if image else _random_targets(request.seed, steps)
+    patterns = SequenceSplit(rasters.astype(np.uint8), targets, np.arange(PATTERNS, dtype=np.int64))
+    note = (
+        f"{PATTERNS} patterns, {int(targets.sum())} target spikes; an epoch shows each {REPEATS} times, and the test "
+        "set is these patterns: a task of memory and timing"
+    )
+    train = Subset(patterns, np.tile(np.arange(PATTERNS), REPEATS))
+    return Dataset(request.name, "events", (INPUTS,), (), train, patterns, (note,), neurons=OUTPUTS)

@@ -1,0 +1,100 @@
+"""Samples whose labels are spike trains: in memory, and from a user's own `.npz` file.
+
+The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, N]`, 0 and 1, and perhaps `split` `[n]`,
+0 for training and 1 for test samples.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+from stsbp.datasets.base import Dataset, Request, Split, Subset, hold_out
+from stsbp.errors import DataError
+
+__all__ = ["SequenceSplit", "load", "read_sequences"]
+
+_TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceSplit:
+    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`, uint8; `labels` are groups to choose samples by."""
+
+    rasters: UInt8
+    target_rasters: UInt8
+    labels: Int64
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        return np.ascontiguousarray(np.swapaxes(self.rasters[indices], 0, 1))
+
+    def targets(self, indices: Int64) -> UInt8:
+        """Target spike trains of some samples, `[T, B, N]`."""
+        return np.ascontiguousarray(np.swapaxes(self.target_rasters[indices], 0, 1))
+
+
+def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
+    """Inputs `[n, T, ...]`, targets `[n, T, N]` and, where the file has it, split `[n]`.
+
+    Raises:
+        DataError: the file cannot be read, or its arrays do not have these shapes or hold other values than 0 and 1.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with file:
+            arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a file of numpy arrays (.npz): {error}") from error
+    missing = {"inputs", "targets"} - set(arrays)
+    if missing or set(arrays) - {"inputs", "targets", "split"}:
+        raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
+    for name, array in arrays.items():
+        if array.dtype != np.uint8 or (array.size and array.max() > 1):
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
+    inputs, targets, split = arrays["inputs"], arrays["targets"], arrays.get("split")
+    if inputs.ndim not in (3, 5) or targets.ndim != 3 or 0 in (*inputs.shape, *targets.shape):
+        raise DataError(
+            f"{path}: inputs must be [n, T, N] or [n, T, C, H, W] and targets [n, T, N], "
+            f"got {list(inputs.shape)} and {list(targets.shape)}"
+        )
+    if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {shapes}")
+    return inputs, targets, split
+
+
+def load(request: Request) -> Dataset:
+    """The samples of a file; without `split` a fifth of them is held out as the test set."""
+    path = request.data_dir
+    if path is None:
+        raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
+    if path.is_dir():
+        path = path / "sequences.npz"
+    inputs, targets, parts = read_sequences(path)
+    n, steps = inputs.shape[:2]
+    if steps != request.binning.steps:
+        raise DataError(f"the samples of {path} have {steps} steps, not {request.binning.steps}: give --steps {steps}")
+    samples = SequenceSplit(inputs, targets, np.zeros(n, dtype=np.int64))
+    train: Split
+    test: Split
+    if request.holdout is None and parts is not None:
+        train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
+        if not len(train) or not len(test):
+            raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
+        note = f"{len(train)} training and {len(test)} test samples of {path}"
+    else:
+        count = request.holdout if request.holdout is not None else max(1, round(_TEST_SHARE * n))
+        train, test = hold_out(samples, count, seed=request.seed)
+        note = f"{n} samples of {path}, {count} of them held out as test samples (split seed {request.seed})"
+    return Dataset("sequences", "events", inputs.shape[2:], (), train, test, (note,), neurons=targets.shape[2])

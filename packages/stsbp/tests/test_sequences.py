@@ -1,0 +1,277 @@
+"""Labels that are spike trains: the data sets, what they refuse, and what each loss can learn of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from stsbp.cli import cli
+from stsbp.config import Source, resolve
+from stsbp.datasets import Dataset, Subset, load
+from stsbp.datasets.base import ArraySplit, SequenceLabels
+from stsbp.datasets.motor import CLOCKS, OUTPUT_NAMES
+from stsbp.datasets.sequences import SequenceSplit
+from stsbp.errors import ConfigError, DataError
+from stsbp.training.build import build_task, load_data
+from stsbp_spec.metrics import match_spikes
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.registry import installed_backends
+from stsbp_spec.typing import AnyArray, UInt8
+
+TINY = ("--net", 12, "--epochs", 2, "--batch-size", 4, "--limit", 12, "--log-every", 2)
+
+
+def everything(split: Any) -> tuple[UInt8, UInt8]:
+    assert isinstance(split, SequenceLabels)
+    indices = np.arange(len(split))  # type: ignore[arg-type]
+    return split.inputs(indices), split.targets(indices)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "inputs", "outputs"),
+    [("patterns", 50, 64, 10), ("patterns-image", 50, 64, 10), ("motor", 60, 43, 16), ("motor", 25, 43, 16)],
+)
+def test_embedded_sets(name: str, steps: int, inputs: int, outputs: int) -> None:
+    data = load(name, steps=steps)
+    assert (data.input_shape, data.classes, data.neurons) == ((inputs,), (), outputs)
+    for split in (data.train, data.test):
+        rasters, targets = everything(split)
+        assert rasters.shape == (steps, len(split), inputs)
+        assert targets.shape == (steps, len(split), outputs)
+        assert rasters.max() == targets.max() == 1
+        # Every sample asks for something, and every sample is another one than its neighbour.
+        assert targets.any(axis=(0, 2)).all()
+        assert (targets[:, 1:] != targets[:, :-1]).any(axis=(0, 2)).mean() > 0.5
+    again, other = load(name, steps=steps), load(name, steps=steps, seed=1)
+    assert np.array_equal(everything(again.test)[0], everything(data.test)[0])
+    assert not np.array_equal(everything(other.test)[0], everything(data.test)[0])
+
+
+def test_random_targets_keep_their_gap_and_rate() -> None:
+    targets = everything(load("patterns", steps=400).test)[1]
+    for train in targets.reshape(400, -1).T:
+        assert np.diff(np.flatnonzero(train)).min() >= 4
+    assert 0.06 < targets[4:].mean() < 0.08
+
+
+def test_image_targets_show_letters() -> None:
+    """The T: its bar is in the two uppermost neurons, its stem in the middle of all others."""
+    letter = everything(load("patterns-image", steps=49).test)[1][:, 1]
+    assert np.flatnonzero(letter[:, 0]).tolist() == list(range(4, 49, 3))
+    assert np.flatnonzero(letter[:, 9]).tolist() == [22, 25, 28]
+
+
+def test_motor_commands_give_back_the_angle() -> None:
+    """Levels crossed up less levels crossed down: the position, which returns after a period."""
+    data = load("motor", steps=60)
+    inputs, targets = everything(data.train)
+    moved = targets.astype(int)[..., 0::2] - targets[..., 1::2]
+    position = moved.cumsum(axis=0)
+    assert np.abs(position).max() <= 6
+    assert len(OUTPUT_NAMES) == targets.shape[2]
+    # A clock neuron spikes once a period: 24 to 40 steps.
+    for clock in inputs[..., :CLOCKS].reshape(60, -1).T:
+        assert set(np.diff(np.flatnonzero(clock))) <= set(range(23, 42))
+
+
+def test_motor_test_samples_do_not_occur_in_training() -> None:
+    data = load("motor", steps=60)
+    train, test = ({x.tobytes() for x in everything(s)[0].transpose(1, 0, 2)} for s in (data.train, data.test))
+    assert len(train) == 240
+    assert len(test) == 60
+    assert not train & test
+
+
+def test_subset_has_the_targets_of_its_samples() -> None:
+    split = SequenceSplit(np.eye(5, dtype=np.uint8)[:, None], np.eye(5, dtype=np.uint8)[:, None], np.zeros(5, np.int64))
+    subset = Subset(Subset(split, np.array([4, 2, 0])), np.array([1, 0]))
+    assert subset.targets(np.array([1, 0])).argmax(axis=-1).tolist() == [[4, 2]]
+    with pytest.raises(DataError, match="are classes, not spike trains"):
+        Subset(ArraySplit(split.rasters, split.labels), np.array([0])).targets(np.array([0]))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Path]:
+    """A file of 10 samples of 6 steps; keywords replace its arrays, None leaves one out."""
+
+    def write(**changes: AnyArray | None) -> Path:
+        random = np.random.default_rng(0)
+        arrays: dict[str, AnyArray | None] = {
+            "inputs": random.integers(0, 2, (10, 6, 7), dtype=np.uint8),
+            "targets": random.integers(0, 2, (10, 6, 3), dtype=np.uint8),
+            **changes,
+        }
+        np.savez_compressed(tmp_path / "own.npz", **{k: x for k, x in arrays.items() if x is not None})
+        return tmp_path / "own.npz"
+
+    return write
+
+
+def test_own_file(own: Callable[..., Path]) -> None:
+    path = own()
+    data = load(f"sequences:{path}", steps=6)
+    assert (len(data.train), len(data.test), data.input_shape, data.neurons) == (8, 2, (7,), 3)
+    by_folder: Dataset = load("sequences", data_dir=path, steps=6, holdout=3)
+    assert len(by_folder.test) == 3
+    parts: UInt8 = (np.arange(10) >= 9).astype(np.uint8)
+    data = load(f"sequences:{own(split=parts)}", steps=6)
+    assert (len(data.train), len(data.test)) == (9, 1)
+    rasters, targets = everything(data.test)
+    with np.load(path) as file:
+        assert np.array_equal(rasters[:, 0], file["inputs"][9])
+        assert np.array_equal(targets[:, 0], file["targets"][9])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": None}, "must hold inputs, targets and perhaps split, got inputs$"),
+        ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
+        ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
+        ({"targets": np.full((10, 6, 3), 2, np.uint8)}, "targets must be uint8 values 0 and 1, got uint8 up to 2"),
+        ({"inputs": np.zeros((10, 6), np.uint8)}, r"inputs must be \[n, T, N\]"),
+        ({"targets": np.zeros((10, 5, 3), np.uint8)}, "do not agree in samples n and steps T"),
+        ({"split": np.zeros(9, np.uint8)}, "do not agree in samples n and steps T"),
+        ({"split": np.zeros(10, np.uint8)}, "split has no test samples"),
+        ({"inputs": np.zeros((10, 0, 7), np.uint8), "targets": np.zeros((10, 0, 3), np.uint8)}, "must be"),
+    ],
+)
+def test_own_file_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
+    path = own(**changes)
+    with pytest.raises(DataError, match=message) as error:
+        load(f"sequences:{path}", steps=6)
+    assert str(path) in str(error.value)
+
+
+def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="have 6 steps, not 5: give --steps 6"):
+        load(f"sequences:{own()}", steps=5)
+    with pytest.raises(DataError, match=r"there is no file .*nowhere"):
+        load("sequences:nowhere.npz", steps=6)
+    (tmp_path / "text.npz").write_text("no zip")
+    with pytest.raises(DataError, match=r"text\.npz is not a file of numpy arrays"):
+        load(f"sequences:{tmp_path / 'text.npz'}", steps=6)
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(DataError, match=r"one\.npy is not a file of numpy arrays"):
+        load(f"sequences:{tmp_path / 'one.npy'}", steps=6)
+    (tmp_path / "cut.npz").write_bytes(own().read_bytes()[:-40])
+    with pytest.raises(DataError, match=r"cut\.npz is not a file of numpy arrays"):
+        load(f"sequences:{tmp_path / 'cut.npz'}", steps=6)
+
+
+@pytest.mark.parametrize(("name", "options"), [("patterns", {"holdout": 1}), ("motor", {"holdout": 300})])
+def test_held_out_samples_are_refused(name: str, options: dict[str, int]) -> None:
+    with pytest.raises(DataError, match="holdout"):
+        load(name, steps=50, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["patterns", "motor"])
+def test_too_few_steps_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match="at least 20 steps, got 19"):
+        load(name, steps=19)
+
+
+def test_spike_trains_cannot_be_shifted() -> None:
+    config = resolve([Source("test", {"dataset": "patterns", "augment_shift": 1})])
+    with pytest.raises(ConfigError, match="leave augment_"):
+        build_task(config, load_data(config).inputs, NumpyBackend())
+
+
+def test_commands(
+    stsbp: Callable[..., Result], records: Callable[[Path], list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Train, evaluate and predict without classes; the figures are those of the rasters themselves."""
+    run = tmp_path / "run"
+    result = stsbp("train", "motor", *TINY, "--validation", 5, "--out", run)
+    assert result.exit_code == 0, result.output
+    assert "test precision " in result.stdout
+    assert "best checkpoint: epoch" in result.stdout
+    assert "by validation f1" in result.stdout
+    for record in records(run):
+        assert {"precision", "recall", "f1", "van_rossum", "hamming", "loss"} <= set(record)
+        assert "accuracy" not in record
+
+    found = json.loads(stsbp("evaluate", run, "--json").stdout)
+    data = load("motor", steps=60)
+    inputs, targets = everything(data.test)
+    rasters = []
+    for sample in range(4):
+        np.save(tmp_path / f"{sample}.npy", inputs[:, sample])
+    files = [tmp_path / f"{sample}.npy" for sample in range(4)]
+    for line in stsbp("predict", run, *files, "--json").stdout.splitlines():
+        raster: UInt8 = np.zeros((60, 16), np.uint8)
+        for neuron, times in enumerate(json.loads(line)["spikes"]):
+            raster[times, neuron] = 1
+        rasters.append(raster)
+    assert len(rasters) == 4
+    text = stsbp("predict", run, files[0]).stdout.splitlines()
+    assert len(text) == 17
+    assert text[1].split()[1:] == [str(t) for t in np.flatnonzero(rasters[0][:, 0])] or text[1].split()[1:] == ["-"]
+
+    # All test samples once more, by the trainer alone.
+    from stsbp.training.run_folder import RunFolder
+    from stsbp.training.trained import load_trained
+
+    trained = load_trained(RunFolder(run), "last", NumpyBackend())
+    spikes = trained.task.trainer.predict(trained.state, inputs, 60).spikes
+    assert np.array_equal(spikes[:, :4], np.stack(rasters, axis=1))
+    for tolerance in (1, 3):
+        found = json.loads(stsbp("evaluate", run, "--json", "--tolerance", tolerance).stdout)
+        matches = match_spikes(spikes, targets, tolerance)
+        assert found["tolerance"] == tolerance
+        assert found["recall"] == pytest.approx(matches.matched.sum() / targets.sum(), rel=1e-12)
+        assert found["hamming"] == pytest.approx((spikes != targets).sum() / 60, rel=1e-12)
+    assert "within 3 steps" in stsbp("evaluate", run, "--tolerance", 3).stdout
+
+
+def test_resumed_run_ends_with_the_same_bits(
+    stsbp: Callable[..., Result],
+    tmp_path: Path,
+    same_run: Callable[[Path, Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The sums of spike trains are part of a checkpoint."""
+    from stsbp.training import loop
+
+    options = ("train", "patterns", *TINY, "--checkpoint-every", 0)
+    stsbp(*options, "--out", tmp_path / "whole")
+    update = loop._Loop.update
+
+    def fail(self: Any, *arguments: Any) -> None:
+        if self.step == 4:
+            raise RuntimeError("power cut")
+        update(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "update", fail)
+        assert isinstance(stsbp(*options, "--out", tmp_path / "cut").exception, RuntimeError)
+    assert stsbp("train", "--resume", tmp_path / "cut").exit_code == 0
+    same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("loss", ["van-rossum", "hamming", "spike-count"])
+def test_sequence_losses_learn_when_to_spike_and_the_rate_loss_does_not(loss: str, tmp_path: Path) -> None:
+    """The paper's claim, on the preset of the pattern task with 7 of its 10 epochs.
+
+    The rate loss does learn: it ends with the right number of spikes, at the wrong times.
+    """
+    backend = "torch" if "torch" in installed_backends() else "numpy"
+    arguments = ["train", "patterns", "--loss", loss, "--epochs", "7", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli, ["--backend", backend, *arguments])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["kind"] == "step")
+    test = lines[-1]
+    assert (test["kind"], test["split"]) == ("evaluation", "test")
+    if loss == "spike-count":
+        assert test["loss"] < 0.05 * first["loss"]
+        assert test["precision"] < 0.4
+        assert test["recall"] < 0.4
+    else:
+        assert test["precision"] >= 0.95
+        assert test["recall"] >= 0.95
