@@ -1,5 +1,8 @@
 """The suite tested itself: every injected fault fails it, and the reference without a fault does not."""
 
+import json
+from pathlib import Path
+
 import pytest
 from stsbp_conformance.faults import FAULTS, Fault, caught
 from stsbp_spec.reference.backend import NumpyBackend
@@ -22,3 +25,9 @@ def test_fault_is_caught(fault: Fault) -> None:
 
 def test_backend_without_a_fault_passes() -> None:
     assert caught(Unchanged()) == {}
+
+
+def test_published_table_is_of_these_faults() -> None:
+    table = json.loads((Path(__file__).parents[2] / "docs" / "conformance" / "faults.json").read_text(encoding="utf-8"))
+    assert [(row["fault"], row["description"]) for row in table["faults"]] == [(f.name, f.description) for f in FAULTS]
+    assert all(row["caught"] for row in table["faults"])
