@@ -22,6 +22,8 @@ COMMANDS = {
     "train": "Train a network on a data set.",
     "evaluate": "Accuracy, loss and spike rates of a trained network.",
     "predict": "Classes of images, recordings or arrays.",
+    "report": "A run as one HTML file to look at.",
+    "compare": "Lay runs side by side.",
     "networks": "Show a network as a table.",
     "backends": "List backends, their devices, and why one cannot run.",
     "benchmark": "Measure a backend against the floors of this machine.",

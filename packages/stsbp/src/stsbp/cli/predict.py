@@ -16,6 +16,7 @@ from stsbp.cli.common import choose_backend
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
+from stsbp.files import write_atomically
 from stsbp.training.build import Inputs
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -27,15 +28,21 @@ __all__ = ["command", "read_input"]
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option(
+    "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
 @click.pass_obj
-def command(options: Globals, run: Path, files: tuple[Path, ...], checkpoint: str, as_json: bool) -> None:
+def command(
+    options: Globals, run: Path, files: tuple[Path, ...], checkpoint: str, draw: Path | None, as_json: bool
+) -> None:
     """Classify FILEs with the network in the folder RUN.
 
     Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), or numpy arrays
     (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames). Printed: the class of the nearest
     label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
-    steps at which each output neuron spikes.
+    steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
+    potentials.
     """
     folder = RunFolder(run)
     config = folder.read_config()
@@ -43,6 +50,17 @@ def command(options: Globals, run: Path, files: tuple[Path, ...], checkpoint: st
     inputs = trained.task.inputs
     samples = [read_input(path, inputs, config.steps) for path in files]
     batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
+    if draw is not None:
+        # Imported here: only this option needs it.
+        from stsbp.report.collect import look
+        from stsbp.report.page import page, samples_section
+
+        seen = look(trained.task, trained.state, [path.name for path in files], batch)
+        names = inputs.classes or [str(n) for n in range(inputs.outputs)]
+        threshold = trained.task.network.blocks[-1].neuron.threshold
+        title = f"Read by the network in {run.name}"
+        section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
+        write_atomically(draw, page(title, [section]).encode())
     spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
     if inputs.sequences:
         for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):

@@ -1,0 +1,90 @@
+"""`stsbp compare`: runs side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.config import RunConfig
+from stsbp.report.collect import read_environment, read_records
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["command", "facts"]
+
+_FIGURES = (
+    *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
+    *("van_rossum", "hamming", "loss"),
+)
+
+
+@click.command("compare", short_help=COMMANDS["compare"])
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
+def command(runs: tuple[Path, ...], as_json: bool) -> None:
+    """Lay RUNs side by side: settings in which they differ, results, spike rates, time.
+
+    Only the records of the runs are read; no data set and no backend is needed.
+    """
+    found = [facts(run) for run in runs]
+    if as_json:
+        for fact in found:
+            click.echo(json.dumps(fact))
+        return
+    click.echo(_table(found))
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What is known of a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
+
+    Raises:
+        CheckpointError: it is no run, or its files cannot be read.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    records, starts = read_records(folder.metrics), read_environment(folder.path)
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    result: dict[str, Any] = {
+        "run": str(run),
+        "settings": config.model_dump(),
+        "epochs": len(epochs),
+        "seconds": round(sum(r["seconds"] for r in epochs), 1),
+        "backend": f"{starts[-1].get('backend')} on {starts[-1].get('device')}" if starts else None,
+        "training": epochs[-1] if epochs else None,
+    }
+    for split in ("validation", "test"):
+        rows = [r for r in records if r["kind"] == "evaluation" and r.get("split") == split]
+        result[split] = rows[-1] if rows else None
+    return result
+
+
+def _table(found: list[dict[str, Any]]) -> str:
+    rows: list[tuple[str, list[str]]] = [("run", [Path(fact["run"]).name or fact["run"] for fact in found])]
+    for key in RunConfig.model_fields:
+        values = [fact["settings"][key] for fact in found]
+        if key == "dataset" or any(value != values[0] for value in values):
+            rows.append((key, [str(value) for value in values]))
+    rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
+    for split in ("training", "validation", "test"):
+        records = [fact[split] or {} for fact in found]
+        for key in _FIGURES:
+            if any(key in record for record in records):
+                shown = ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
+                cells = [format(record[key], shown) if key in record else "-" for record in records]
+                rows.append((f"{split} {key.replace('_', ' ')}", cells))
+    trained = [fact["training"] or {} for fact in found]
+    for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
+        cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]
+        rows.append((f"spike rate {layer}", cells))
+    rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in found]))
+    rows.append(("backend", [fact["backend"] or "-" for fact in found]))
+    widths = [max(len(row[1][i]) for row in rows) for i in range(len(found))]
+    first = max(len(name) for name, _ in rows)
+    lines = []
+    for name, cells in rows:
+        aligned = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{name:<{first}}  {aligned}".rstrip())
+    return "\n".join(lines)

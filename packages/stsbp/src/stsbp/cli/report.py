@@ -1,0 +1,97 @@
+"""`stsbp report`: a run as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from stsbp.cli import COMMANDS, Globals
+from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.errors import ConfigError, DataError
+from stsbp.files import write_atomically
+from stsbp.report.collect import Sample, choose, look, read_environment, read_records, survey
+from stsbp.report.page import Content, render
+from stsbp.training.build import load_data
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+
+__all__ = ["command"]
+
+
+@click.command("report", short_help=COMMANDS["report"])
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The file.  [default: RUN.html]")
+@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option(
+    "--split", default="test", show_default=True, type=click.Choice(["test", "validation", "train"]), help="Samples of."
+)
+@click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
+@click.option("--samples/--no-samples", default=True, help="Run the samples; without, the data set is not read.")
+@click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
+@click.pass_obj
+def command(
+    options: Globals,
+    run: Path,
+    out: Path | None,
+    checkpoint: str,
+    split: str,
+    data_dir: str | None,
+    samples: bool,
+    threads: int | None,
+) -> None:
+    """Write what can be seen of the run in the folder RUN into one HTML file that needs no network.
+
+    Learning curves, confusion matrix, samples read right and wrong with their rasters and membrane potentials, spike
+    rates, exactness headroom, settings, environment, and the command that made it. A run that is still training can be
+    looked at as well.
+    """
+    folder = RunFolder(run)
+    config = folder.read_config()
+    limit_threads(config.threads if threads is None else threads)
+    trained = load_trained(folder, checkpoint, choose_backend(options))
+    task, classes = trained.task, trained.task.inputs.classes
+    content = Content(run, config, task.network, read_records(folder.metrics), read_environment(folder.path), classes)
+    grids = (task.trainer.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
+    content.grids = {
+        block.name: {"bits": grid.bits, "headroom": grid.headroom}
+        for block, grid in zip(task.network.blocks, grids, strict=True)
+    }
+    show = reporter()
+    try:
+        if samples:
+            try:
+                found = config if data_dir is None else config.model_copy(update={"data_dir": data_dir})
+                data = load_data(found, show.loading)
+            except DataError as error:
+                raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
+            if split not in data.splits():
+                raise ConfigError(f"the run has no {split} split; it was trained without --validation")
+            if data.inputs != task.inputs:
+                raise ConfigError("the data are not those that the run was trained on; give the same --data-dir")
+            chosen = data.splits()[split]
+            seen = survey(
+                task,
+                trained.state,
+                chosen,
+                config.batch_size,
+                lambda done: show.loading(f"running {split}", done, len(chosen)),
+            )
+            content.split, content.notes = f"{split} split", data.dataset.notes
+            content.confusion = seen.confusion(len(classes)) if classes else None
+            kinds: list[list[Sample]] = []
+            for numbers in choose(seen):
+                if not numbers:
+                    kinds.append([])
+                    continue
+                batch, labels = task.batch(chosen, np.array(numbers))
+                names = [f"{split} sample {n}" for n in numbers]
+                kinds.append(look(task, trained.state, names, batch.inputs, batch.targets, labels.tolist()))
+            content.wrong, content.right = kinds
+    finally:
+        show.close()
+    path = run.parent / f"{run.resolve().name}.html" if out is None else out
+    write_atomically(path, render(content).encode())
+    click.echo(str(path))

@@ -1,0 +1,186 @@
+"""What a report shows, gathered: records of the run, and samples that were read right and wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp_spec.decoders import nearest_sequence
+from stsbp_spec.metrics import f1, match_spikes
+from stsbp_spec.trainer import TrainState
+from stsbp_spec.typing import Float32, Float64, Int64, UInt8
+
+from stsbp.datasets import Split
+from stsbp.errors import CheckpointError
+from stsbp.training.build import Task
+from stsbp.training.prefetch import prefetched
+
+__all__ = ["Sample", "Survey", "choose", "look", "read_environment", "read_records", "survey"]
+
+SHOWN = 3
+"""Samples of each kind."""
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line that is still being written is left out.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    records = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "kind" in record:
+                records.append(record)
+    return records
+
+
+def read_environment(folder: Path) -> list[dict[str, Any]]:
+    """Every start of the run, oldest first; empty where the file is missing or damaged."""
+    try:
+        starts = json.loads((folder / "environment.json").read_bytes())["starts"]
+        return [start for start in starts if isinstance(start, dict)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+@dataclass(frozen=True)
+class Survey:
+    """How each sample of a split was read.
+
+    Attributes:
+        labels: classes, `[n]`.
+        nearest: classes of the nearest label sequences, `[n]`; None where labels are spike trains.
+        scores: 1 or 0 for right or wrong, or F1 of the spike times of each sample, `[n]`.
+    """
+
+    labels: Int64
+    nearest: Int64 | None
+    scores: Float64
+
+    def confusion(self, classes: int) -> Int64:
+        """Samples by true class (row) and class of the nearest label sequence (column), `[K, K]`."""
+        counts = np.zeros((classes, classes), dtype=np.int64)
+        if self.nearest is not None:
+            np.add.at(counts, (self.labels, self.nearest), 1)
+        return counts
+
+
+def survey(
+    task: Task, state: TrainState, split: Split, batch_size: int, between: Callable[[int], None] | None = None
+) -> Survey:
+    """Run a whole split and note how each sample was read."""
+    n = len(split)
+    nearest: Int64 = np.zeros(n, dtype=np.int64)
+    scores: Float64 = np.zeros(n)
+    parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    for part, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
+        outputs = task.trainer.predict(state, batch.inputs, task.config.steps).spikes
+        if task.inputs.sequences:
+            rows = zip(*(x.tolist() for x in match_spikes(outputs, batch.targets)), strict=True)
+            scores[part] = [f1(*row) for row in rows]
+        else:
+            nearest[part] = nearest_sequence(task.distances(outputs))
+            scores[part] = nearest[part] == labels
+        if between is not None:
+            between(int(part[-1]) + 1)
+    return Survey(split.labels[:], None if task.inputs.sequences else nearest, scores)
+
+
+def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
+    """Samples to show: read wrong and right, of as many classes as there are; or with the worst and the best F1."""
+    n = len(found.scores)
+    if found.nearest is None:
+        order = np.argsort(found.scores, kind="stable").tolist()
+        worst = order[: min(count, (n + 1) // 2)]
+        return worst, [i for i in order[::-1] if i not in worst][:count]
+    pairs = list(zip(found.labels.tolist(), found.nearest.tolist(), strict=True))
+    chosen = []
+    for right in (False, True):
+        there = [i for i in range(n) if (pairs[i][0] == pairs[i][1]) == right]
+        first = {pairs[i]: i for i in reversed(there)}
+        chosen.append(([*sorted(first.values()), *(i for i in there if i not in first.values())])[:count])
+    return chosen[0], chosen[1]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample and what the network made of it.
+
+    Attributes:
+        name: its number in the split, or its file.
+        inputs: `[C, H, W]`, or frames `[T, ...]` for events.
+        outputs, targets: `[T, N]`; `targets` is None where the label is not known.
+        potentials: of the output neurons, `[T, N]`.
+        label, nearest: true class and class of the nearest label sequence, where there are classes.
+        distances: to the label sequence of each class, `[K]`.
+        score: F1 of the spike times, where labels are spike trains.
+    """
+
+    name: str
+    inputs: UInt8
+    outputs: UInt8
+    targets: UInt8 | None
+    potentials: Float32
+    label: int | None
+    nearest: int | None
+    distances: Float64 | None
+    score: float | None
+
+
+def look(
+    task: Task,
+    state: TrainState,
+    names: Sequence[str],
+    inputs: UInt8,
+    targets: UInt8 | None = None,
+    labels: Sequence[int] | None = None,
+) -> list[Sample]:
+    """Run some samples and keep everything that can be seen of them.
+
+    Args:
+        task, state: the trained network.
+        names: of the samples.
+        inputs: `[B, ...]` or `[T, B, ...]`.
+        targets: `[T, B, N]`, where they are known.
+        labels: classes, where they are known.
+    """
+    trainer, events = task.trainer, task.inputs.coding == "events"
+    exported = trainer.export_state(state)
+    weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
+    layers = trainer.backend.run(task.network, weights, inputs, task.config.steps).layers
+    outputs, potentials = layers[task.network.blocks[-1].name]
+    distances = None if task.inputs.sequences else task.distances(outputs)
+    nearest = None if distances is None else nearest_sequence(distances)
+    samples = []
+    for i, name in enumerate(names):
+        score = None
+        if task.inputs.sequences and targets is not None:
+            matches = match_spikes(outputs[:, i : i + 1], targets[:, i : i + 1])
+            score = f1(*(int(x[0]) for x in matches))
+        samples.append(
+            Sample(
+                name,
+                inputs[:, i] if events else inputs[i],
+                outputs[:, i],
+                None if targets is None else targets[:, i],
+                potentials[:, i],
+                None if labels is None or task.inputs.sequences else int(labels[i]),
+                None if nearest is None else int(nearest[i]),
+                None if distances is None else distances[i],
+                score,
+            )
+        )
+    return samples

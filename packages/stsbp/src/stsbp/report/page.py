@@ -1,0 +1,387 @@
+"""The page: HTML with its style and charts in it, so that it asks the network for nothing.
+
+A content security policy in its head forbids scripts and every request; what it shows would be missing, not fetched.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.typing import Int64
+
+from stsbp.config import RunConfig
+from stsbp.report import svg
+from stsbp.report.collect import Sample
+from stsbp.report.svg import Series
+
+__all__ = ["Content", "command_text", "page", "render", "samples_section"]
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--fg:#1b2230;--muted:#5d6778;--line:#d5dae3;--panel:#f5f7fa;--target:#f2b63c;
+--c0:#2563eb;--c1:#d2490c;--c2:#0b8457;--c3:#8b35d6;--c4:#a86a06;--c5:#c0185f;--c6:#0b7285;--c7:#5f6b7d;--on:#fff}
+@media (prefers-color-scheme:dark){:root{--bg:#12161d;--fg:#e7ebf2;--muted:#9ba7b8;--line:#333c4a;--panel:#1a202a;
+--target:#b07a14;--c0:#6ea0ff;--c1:#ff8a55;--c2:#46c995;--c3:#c28bff;--c4:#e0ab3f;--c5:#ff7fae;--c6:#4fc3d9;
+--c7:#a3afbf;--on:#0d1117}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1040px;margin:0 auto;padding:24px 20px 60px}
+h1{font-size:24px;margin:0 0 4px}h2{font-size:18px;margin:36px 0 10px;border-top:1px solid var(--line);padding-top:16px}
+h3{font-size:15px;margin:0 0 8px}p{margin:6px 0;max-width:80ch}.muted,figcaption{color:var(--muted);font-size:13px}
+.tiles{display:flex;flex-wrap:wrap;gap:10px;margin:16px 0}
+.tiles div{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:8px 14px}
+.tiles b{display:block;font-size:20px;font-weight:600}
+.row{display:flex;flex-wrap:wrap;gap:20px}figure{margin:0;max-width:100%}figcaption{margin-bottom:4px}
+svg{max-width:100%;height:auto;display:block;font-family:system-ui,sans-serif}
+.pixels{image-rendering:pixelated;background:var(--panel);border:1px solid var(--line)}
+.grid{stroke:var(--line)}.limit{stroke:var(--muted);stroke-dasharray:4 3}.band{fill:var(--panel)}
+.tick{fill:var(--muted);font-size:11px}.cell{fill:var(--fg);font-size:11px}.on{fill:var(--on);font-size:11px}
+.legend{font-size:13px;color:var(--muted)}.legend span{margin-right:14px;white-space:nowrap}
+.legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:5px;vertical-align:middle}
+.card{border:1px solid var(--line);border-radius:6px;padding:14px;margin:12px 0}
+table{border-collapse:collapse;font-size:13px}.scroll{overflow-x:auto}
+th,td{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
+th{font-weight:600;color:var(--muted)}td.n{text-align:right;font-variant-numeric:tabular-nums}
+tr.own td{font-weight:600}code,pre{font:13px/1.45 ui-monospace,monospace}
+pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px;overflow-x:auto;margin:8px 0}
+@media print{.card,figure{break-inside:avoid}}
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+class Content:
+    """What goes into the report of a run.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        network: what was trained.
+        records: lines of metrics.
+        starts: entries of the environment file.
+        classes: empty where labels are spike trains.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        network: NetworkSpec,
+        records: Sequence[Mapping[str, Any]],
+        starts: Sequence[Mapping[str, Any]],
+        classes: Sequence[str],
+    ) -> None:
+        self.folder, self.config, self.network = folder, config, network
+        self.records, self.starts, self.classes = records, starts, classes
+        self.split = ""
+        self.confusion: Int64 | None = None
+        self.wrong: Sequence[Sample] = ()
+        self.right: Sequence[Sample] = ()
+        self.grids: Mapping[str, Mapping[str, float]] = {}
+        self.notes: Sequence[str] = ()
+
+    @property
+    def figure(self) -> tuple[str, str]:
+        """Key and name of the figure that says how good the network is."""
+        return ("accuracy", "accuracy") if self.classes else ("f1", "F1 of spike times")
+
+    def of_kind(self, kind: str, split: str | None = None) -> list[Mapping[str, Any]]:
+        """Records of a kind, and of a split."""
+        return [r for r in self.records if r["kind"] == kind and (split is None or r.get("split") == split)]
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole HTML file."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def command_text(command: Sequence[object]) -> str:
+    """A command as it would be typed: the program's own path is of no use elsewhere."""
+    return shlex.join(["stsbp", *map(str, command[1:])])
+
+
+def render(content: Content) -> str:
+    """The report as HTML."""
+    parts = [_head(content), _curves(content)]
+    if content.confusion is not None and content.classes:
+        parts.append(_confusion(content, content.confusion))
+    names = content.classes or [str(n) for n in range(content.network.outputs)]
+    threshold = content.network.blocks[-1].neuron.threshold
+    if content.wrong or content.right:
+        first, second = (
+            ("Samples read wrong", "Samples read right") if content.classes else ("Worst samples", "Best samples")
+        )
+        parts.append(samples_section(first, content.wrong, names, threshold, of_classes=bool(content.classes)))
+        parts.append(samples_section(second, content.right, names, threshold, of_classes=bool(content.classes)))
+    parts += [_layers(content), _settings(content), _environment(content)]
+    return page(f"stsbp run {content.folder.name}", parts)
+
+
+def _head(content: Content) -> str:
+    config, (key, name) = content.config, content.figure
+    tests, validations = content.of_kind("evaluation", "test"), content.of_kind("evaluation", "validation")
+    epochs = content.of_kind("epoch")
+    tiles = []
+    if tests:
+        tiles.append((f"{tests[-1][key]:.2%}", f"test {name}"))
+    if validations:
+        tiles.append((f"{validations[-1][key]:.2%}", f"validation {name}"))
+    if epochs:
+        tiles.append((f"{epochs[-1][key]:.2%}", f"training {name}, last epoch"))
+        tiles.append((f"{epochs[-1]['epoch']} of {config.epochs}", "epochs"))
+        tiles.append((f"{sum(r['seconds'] for r in epochs):.0f} s", "training time"))
+    if tests and "accuracy_spike_count" in tests[-1]:
+        tiles.insert(1, (f"{tests[-1]['accuracy_spike_count']:.2%}", "test accuracy by spike count"))
+    if tests and "precision" in tests[-1]:
+        tiles.insert(1, (f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}", "test precision / recall"))
+    command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
+    lines = [
+        f"<h1>{escape(content.folder.name)}</h1>",
+        f'<p class="muted">{escape(config.dataset)}, network <code>{escape(str(content.network))}</code>, loss '
+        f"{escape(config.loss)}, T = {config.steps}, seed {config.seed}</p>",
+        '<div class="tiles">' + "".join(f"<div><b>{a}</b>{escape(b)}</div>" for a, b in tiles) + "</div>",
+    ]
+    if command is not None:
+        lines.append(f"<p>Made by</p><pre>{escape(command_text(command))}</pre>")
+    lines += [f'<p class="muted">{escape(note)}</p>' for note in content.notes]
+    return "\n".join(lines)
+
+
+def _figure(caption: str, *parts: str) -> str:
+    return f"<figure><figcaption>{caption}</figcaption>{''.join(parts)}</figure>"
+
+
+def _over_epochs(content: Content, key: str) -> list[Series]:
+    named = [("training", content.of_kind("epoch"))]
+    named += [(split, content.of_kind("evaluation", split)) for split in ("validation", "test")]
+    return [Series(name, [r["epoch"] for r in rows], [r[key] for r in rows]) for name, rows in named if rows]
+
+
+def _curves(content: Content) -> str:
+    if not content.of_kind("epoch"):
+        return '<h2>Learning</h2><p class="muted">No epoch is complete yet.</p>'
+    key, name = content.figure
+    loss, how_good = _over_epochs(content, "loss"), _over_epochs(content, key)
+    epochs = content.of_kind("epoch")
+    norm = [Series("mean", [r["epoch"] for r in epochs], [r["gradient_norm"] for r in epochs])]
+    norm.append(Series("largest", [r["epoch"] for r in epochs], [r["largest_gradient_norm"] for r in epochs]))
+    rate = [Series("learning rate", [r["epoch"] for r in epochs], [r["learning_rate"] for r in epochs])]
+    figures = [
+        _figure(
+            f"Loss ({escape(content.config.loss)}), mean over samples",
+            svg.lines("loss", "epoch", loss),
+            svg.legend(loss),
+        ),
+        _figure(
+            escape(name[:1].upper() + name[1:]),
+            svg.lines(name, "epoch", how_good, percent=True, zero=False),
+            svg.legend(how_good),
+        ),
+        _figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
+        _figure("Learning rate at the end of the epoch", svg.lines("learning rate", "epoch", rate)),
+    ]
+    return (
+        '<h2>Learning</h2><p class="muted">Training figures are taken before each update, with dropout; evaluations '
+        'after the epoch, without.</p><div class="row">' + "".join(figures) + "</div>"
+    )
+
+
+def _confusion(content: Content, counts: Int64) -> str:
+    off = [
+        (int(counts[i, j]), content.classes[i], content.classes[j])
+        for i in range(len(counts))
+        for j in range(len(counts))
+        if i != j and counts[i, j]
+    ]
+    most = sorted(off, key=lambda entry: -entry[0])[:8]
+    rows = "".join(f'<tr><td>{escape(a)}</td><td>{escape(b)}</td><td class="n">{n}</td></tr>' for n, a, b in most)
+    table = f"<table><tr><th>class</th><th>read as</th><th>samples</th></tr>{rows}</table>" if rows else "<p>None.</p>"
+    total, wrong = int(counts.sum()), sum(n for n, _, _ in off)
+    return (
+        f"<h2>Confusion matrix</h2><p>{escape(content.split)}: {wrong} of {total} samples read wrong. A row is a true "
+        'class, a column the class of the nearest label sequence.</p><div class="row">'
+        + _figure("Samples", svg.matrix(counts, content.classes))
+        + _figure("Most frequent mistakes", table)
+        + "</div>"
+    )
+
+
+def samples_section(
+    title: str, samples: Sequence[Sample], names: Sequence[str], threshold: float, *, of_classes: bool
+) -> str:
+    """Samples with input, output over target, distances and membrane potentials."""
+    if not samples:
+        return f'<h2>{escape(title)}</h2><p class="muted">None.</p>'
+    cards = [_card(sample, names, threshold) for sample in samples]
+    how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. "
+    if of_classes:
+        how += (
+            "Each class is a label sequence; the nearest one is the answer (blue), the true class is marked in yellow. "
+        )
+    how += "In the membrane potentials the dashed line is the threshold, a dot a spike."
+    return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
+
+
+def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
+    targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
+    heading, why = _story(sample, names)
+    strong = [i for i in (sample.label, sample.nearest) if i is not None]
+    figures = [_figure("Input", _input(sample))]
+    if sample.distances is not None and sample.nearest is not None:
+        pale = [] if sample.label is None else [sample.label]
+        figures.append(
+            _figure("Distance to each label sequence", svg.bars(sample.distances, names, [sample.nearest], pale))
+        )
+    drawn = "Output over target" if sample.targets is not None else "Output spikes"
+    figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
+    neurons = _neurons(sample, targets)
+    figures.append(
+        _figure(
+            "Membrane potentials of output neurons, by step",
+            svg.traces(
+                sample.potentials[:, neurons], sample.outputs[:, neurons], threshold, [names[i] for i in neurons]
+            ),
+        )
+    )
+    drawings = f'<div class="row">{"".join(figures)}</div>'
+    return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(why)}</p>{drawings}</div>'
+
+
+def _neurons(sample: Sample, targets: Any) -> list[int]:
+    """Output neurons to draw: of the true, the nearest and the second nearest class; else the least right ones."""
+    if sample.distances is None:
+        if sample.targets is None:
+            wrong = -sample.outputs.sum(axis=0, dtype=np.int64)
+        else:
+            wrong = -(sample.outputs != targets).sum(axis=0, dtype=np.int64)
+        return [int(i) for i in np.argsort(wrong, kind="stable")[:4]]
+    near = [int(i) for i in np.argsort(sample.distances, kind="stable")[:2]]
+    first = [i for i in (sample.label, sample.nearest) if i is not None]
+    return list(dict.fromkeys([*first, *near]))[:3]
+
+
+def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
+    """A heading, and why the sample was read like that."""
+    counts = sample.outputs.sum(axis=0, dtype=np.int64)
+    if sample.nearest is None or sample.distances is None:
+        text = f"{int(counts.sum())} output spikes"
+        if sample.targets is not None:
+            text += f", {int(sample.targets.sum())} target spikes"
+        score = "" if sample.score is None else f": F1 {sample.score:.1%} within 1 step"
+        return f"{sample.name}{score}", text + "."
+    distances, read = sample.distances, sample.nearest
+    if sample.label is None:
+        second = int(np.argsort(distances, kind="stable")[1]) if len(distances) > 1 else read
+        text = (
+            f"The nearest label sequence is that of {names[read]}, at {distances[read]:.4g}; next is {names[second]}, "
+        )
+        return f"{sample.name}: {names[read]}", text + f"at {distances[second]:.4g}."
+    label = sample.label
+    text = f"The neuron of {names[label]} spikes {_times(counts[label])}"
+    if sample.targets is not None:
+        text += f" ({int(sample.targets[:, label].sum())} wanted)"
+    if label == read:
+        return f"{sample.name}: {names[label]}, read right", f"{text}; distance {distances[label]:.4g}."
+    text += f", that of {names[read]} {_times(counts[read])}"
+    if sample.targets is not None:
+        text += f" ({int(sample.targets[:, read].sum())} wanted)"
+    own, other = float(distances[label]), float(distances[read])
+    if own <= other * (1 + 1e-9):
+        text += f". Both label sequences are equally far ({own:.4g}); then the lowest class is the answer."
+    else:
+        text += f". So the output is nearer to the sequence of {names[read]} ({other:.4g}) than to that of "
+        text += f"{names[label]} ({own:.4g})."
+    return f"{sample.name}: {names[label]}, read as {names[read]}", text
+
+
+def _times(count: int) -> str:
+    return {0: "never", 1: "once"}.get(int(count), f"{count} times")
+
+
+def _input(sample: Sample) -> str:
+    x = sample.inputs
+    if x.ndim == 3:
+        return svg.image(x, "input image")
+    if x.ndim == 2:
+        return svg.spikes(x)
+    counts = np.minimum(255, x.sum(axis=0, dtype=np.int64)).astype(np.uint8)
+    picture = counts if len(counts) == 2 else counts.sum(axis=0, keepdims=True, dtype=np.uint8)
+    return svg.image(picture, "input events, summed over time")
+
+
+def _layers(content: Content) -> str:
+    epochs, steps = content.of_kind("epoch"), content.of_kind("step")
+    layers = [block.name for block in content.network.blocks]
+    figures = []
+    if epochs:
+        rates = [Series(name, [r["epoch"] for r in epochs], [r["rates"][name] for r in epochs]) for name in layers]
+        chart = svg.lines("spike rates", "epoch", rates)
+        figures.append(_figure("Spikes per neuron and step of each layer, in training", chart, svg.legend(rates)))
+    grids = dict(content.grids)
+    known = [r for r in steps if all(np.isfinite(r["grids"][name]["headroom"]) for name in layers)]
+    if known:
+        rooms = [Series(n, [r["step"] for r in known], [r["grids"][n]["headroom"] for r in known]) for n in layers]
+        chart = svg.lines("exactness headroom", "update", rooms, floor=0.0)
+        caption = "Exactness headroom in bits: above 0, sums cannot round"
+        figures.append(_figure(caption, chart, svg.legend(rooms)))
+        grids = grids or dict(known[-1]["grids"])
+    rows = []
+    for block in content.network.blocks:
+        grid = grids.get(block.name)
+        bits = f"{grid['bits']:.0f} of {block.layer.weight_bits}" if grid else str(block.layer.weight_bits)
+        room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
+        shape = " x ".join(map(str, block.output_shape))
+        weights, adds = int(np.prod(block.weight_shape)), block.multiply_adds
+        cells = (f"{weights:,}", f"{adds:,}", bits, room)
+        rows.append(
+            f"<tr><td>{block.name}</td><td>{shape}</td>" + "".join(f'<td class="n">{c}</td>' for c in cells) + "</tr>"
+        )
+    heads = ("layer", "output", "parameters", "multiply-adds", "weight bits", "headroom, bits")
+    table = "<table><tr>" + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{''.join(rows)}</table>"
+    return f'<h2>Layers</h2><div class="row">{"".join(figures)}</div><div class="scroll">{table}</div>'
+
+
+def _settings(content: Content) -> str:
+    rows = []
+    for key, value in content.config.model_dump().items():
+        default = RunConfig.model_fields[key].default
+        own = value != default
+        was = escape(str(default)) if own and key != "dataset" else ""
+        mark = ' class="own"' if own else ""
+        rows.append(f"<tr{mark}><td>{key}</td><td>{escape(str(value))}</td><td>{was}</td></tr>")
+    return (
+        "<h2>Settings</h2><p>To repeat the run:</p>"
+        f"<pre>{escape(shlex.join(['stsbp', 'train', '--config', str(content.folder / 'config.toml')]))}</pre>"
+        "<table><tr><th>setting</th><th>value</th><th>default, where it differs</th></tr>" + "".join(rows) + "</table>"
+    )
+
+
+def _environment(content: Content) -> str:
+    parts = ["<h2>Environment</h2>"]
+    if not content.starts:
+        parts.append('<p class="muted">The run has no environment.json.</p>')
+    for start in content.starts:
+        versions = start.get("versions") or {}
+        rows = [
+            ("began", start.get("time")),
+            ("from update", start.get("step")),
+            ("backend", f"{start.get('backend')} on {start.get('device')} {start.get('device_description') or ''}"),
+            ("machine", f"{start.get('platform')}, {start.get('processors')} processors"),
+            ("Python", start.get("python")),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+            ("command", command_text(start.get("command") or [""])),
+        ]
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
+        parts.append(f'<div class="scroll"><table>{cells}</table></div><p></p>')
+    return "".join(parts)

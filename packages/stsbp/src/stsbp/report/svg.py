@@ -1,0 +1,302 @@
+"""Charts as SVG text for a page with light and dark colours: every colour is a CSS variable of the page (page.py)."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+from stsbp_spec.typing import Float32, Float64, Int64, UInt8
+
+__all__ = ["COLOURS", "Series", "bars", "image", "legend", "lines", "matrix", "png", "raster", "spikes", "traces"]
+
+COLOURS = 8
+"""The page has the variables `--c0` to `--c7`."""
+
+_WIDTH, _HEIGHT = 460, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 10, 34
+_RASTER_WIDTH = 460
+
+
+class Series(NamedTuple):
+    """A line of a chart: values `y` over `x`."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def _svg(width: float, height: float, label: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'aria-label="{escape(label)}">' + "".join(body) + "</svg>"
+    )
+
+
+def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "", kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, about `count` of them."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _number(value: float, percent: bool) -> str:
+    return f"{value * 100:.3g} %" if percent else f"{value:.4g}"
+
+
+def legend(series: Sequence[Series]) -> str:
+    """Names and colours of the lines, as HTML."""
+    items = (
+        f'<span><i style="background:var(--c{i % COLOURS})"></i>{escape(s.name)}</span>' for i, s in enumerate(series)
+    )
+    return f'<p class="legend">{"".join(items)}</p>'
+
+
+def lines(
+    label: str,
+    x_label: str,
+    series: Sequence[Series],
+    *,
+    percent: bool = False,
+    zero: bool = True,
+    floor: float | None = None,
+) -> str:
+    """Lines over a common axis.
+
+    Args:
+        label: what is shown, for readers without eyes.
+        x_label: below the axis.
+        series: the lines.
+        percent: whether 1 is written 100 %.
+        zero: whether the axis begins at 0 where all values are positive.
+        floor: draw a dashed line at this height.
+    """
+    ys = [y for s in series for y in s.y] + ([] if floor is None else [floor])
+    xs = [x for s in series for x in s.x]
+    low, high = min(ys), max(ys)
+    low = min(0.0, low) if zero else low
+    if high - low < 1e-12:
+        low, high = (low, low + 1) if low >= 0 else (low - 1, low)
+    left, right = min(xs), max(xs)
+    if right == left:
+        left, right = left - 0.5, right + 0.5
+    wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    ticks = _ticks(low, high)
+    high = max(high, ticks[-1])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + (x - left) / (right - left) * wide, _TOP + (high - y) / (high - low) * tall
+
+    body = []
+    for tick in ticks:
+        y = at(left, tick)[1]
+        body.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_text(_LEFT - 6, y + 3.5, _number(tick, percent), "end"))
+    for tick in _ticks(left, right, 6):
+        if tick == int(tick):
+            x = at(tick, low)[0]
+            text = f"{tick:g}" if tick < 1e5 else f"{tick:.1e}"
+            body.append(_text(x, _HEIGHT - 20, text, "middle"))
+    body.append(_text(_LEFT + wide / 2, _HEIGHT - 4, x_label, "middle"))
+    if floor is not None:
+        y = at(left, floor)[1]
+        body.append(f'<line class="limit" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    for i, s in enumerate(series):
+        points = [at(x, y) for x, y in zip(s.x, s.y, strict=True)]
+        colour = f"var(--c{i % COLOURS})"
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        if len(points) <= 40:
+            for (x, y), value, where in zip(points, s.y, s.x, strict=True):
+                title = f"{escape(s.name)}, {escape(x_label)} {where:g}: {_number(value, percent)}"
+                body.append(
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"><title>{title}</title></circle>'
+                )
+    return _svg(_WIDTH, _HEIGHT, label, body)
+
+
+def matrix(counts: Int64, names: Sequence[str]) -> str:
+    """Confusion matrix `[K, K]`: rows are true classes; the deeper a cell, the larger its share of the row."""
+    k = len(names)
+    size = max(12.0, min(34.0, 480 / k))
+    label = min(110, 9 + 6.5 * max(len(name) for name in names))
+    shown = [name if len(name) <= 16 else name[:15] + "." for name in names]
+    # Slanted where names are longer than a cell.
+    tall = 18.0 if max(map(len, shown)) * 6.5 < size else label * 0.75 + 8
+    body = []
+    for j, name in enumerate(shown):
+        x, y = label + (j + 0.5) * size, tall - 6
+        turn = "" if tall == 18 else f' transform="rotate(-45 {x:.1f} {y:.1f})"'
+        anchor = "middle" if tall == 18 else "start"
+        body.append(_text(x, y, name, anchor, turn))
+    for i, row in enumerate(counts.tolist()):
+        y = tall + i * size
+        body.append(_text(label - 6, y + size / 2 + 3.5, shown[i], "end"))
+        total = max(1, sum(row))
+        for j, count in enumerate(row):
+            x, share = label + j * size, count / total
+            colour = "var(--c0)" if i == j else "var(--c1)"
+            title = f"{escape(names[i])} read as {escape(names[j])}: {count} ({share:.1%})"
+            body.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{size - 1:.1f}" height="{size - 1:.1f}" fill="{colour}" '
+                f'fill-opacity="{0.05 + 0.85 * math.sqrt(share):.2f}"><title>{title}</title></rect>'
+            )
+            if count and size >= 20:
+                style = "on" if share > 0.35 else "cell"
+                body.append(_text(x + size / 2, y + size / 2 + 4, str(count), "middle", kind=style))
+    edge = label + k * size + (0 if tall == 18 else label * 0.7)
+    return _svg(edge + 4, tall + k * size + 2, "confusion matrix", body)
+
+
+def _marks(train: UInt8, left: float, top: float, wide: float, tall: float) -> str:
+    """A path of upright bars, one a spike, of trains `[T, N]` in rows of height `tall`."""
+    times, neurons = np.nonzero(train)
+    middle = left + (times + 0.5) * wide
+    return "".join(
+        f"M{x:.1f} {top + n * tall + tall * 0.1:.1f}v{tall * 0.8:.1f}" for x, n in zip(middle, neurons, strict=True)
+    )
+
+
+def raster(outputs: UInt8, targets: UInt8, names: Sequence[str], strong: Sequence[int] = ()) -> str:
+    """Output spikes over target spikes, `[T, N]` each: wide pale bars are targets, narrow dark bars outputs.
+
+    Args:
+        outputs, targets: the trains.
+        names: of the neurons.
+        strong: neurons whose names are written bold.
+    """
+    steps, n = outputs.shape
+    tall = max(5.0, min(16.0, 320 / n))
+    label = 12 + 6.2 * max(len(name) for name in names) if tall >= 9 else 12.0
+    wide = (_RASTER_WIDTH - label) / steps
+    body = _rows(n, label, tall, names, strong)
+    thick = max(1.5, wide * 0.85)
+    body.append(
+        f'<path d="{_marks(targets, label, 0, wide, tall)}" stroke="var(--target)" stroke-width="{thick:.1f}"/>'
+    )
+    thin = max(1.0, min(3.0, wide * 0.35))
+    body.append(f'<path d="{_marks(outputs, label, 0, wide, tall)}" stroke="var(--fg)" stroke-width="{thin:.1f}"/>')
+    body += _time_axis(steps, label, wide, n * tall)
+    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "output spikes over target spikes", body)
+
+
+def spikes(train: UInt8, colour: str = "var(--fg)") -> str:
+    """A raster `[T, N]` without names, for inputs."""
+    steps, n = train.shape
+    tall = max(2.0, min(10.0, 220 / n))
+    wide = (_RASTER_WIDTH - 12) / steps
+    path = _marks(train, 12, 0, wide, tall)
+    body = [f'<path d="{path}" stroke="{colour}" stroke-width="{max(1.0, min(3.0, wide * 0.5)):.1f}"/>']
+    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "input spikes", body + _time_axis(steps, 12, wide, n * tall))
+
+
+def _rows(n: int, label: float, tall: float, names: Sequence[str], strong: Sequence[int]) -> list[str]:
+    body = []
+    for i in range(n):
+        if i % 2 == 0:
+            wide = _RASTER_WIDTH - label
+            body.append(
+                f'<rect class="band" x="{label:.1f}" y="{i * tall:.1f}" width="{wide:.1f}" height="{tall:.1f}"/>'
+            )
+        if tall >= 9:
+            weight = ' font-weight="700"' if i in strong else ""
+            y = (i + 0.5) * tall + 3.5
+            body.append(_text(label - 6, y, names[i], "end", weight))
+    return body
+
+
+def _time_axis(steps: int, label: float, wide: float, y: float) -> list[str]:
+    ticks = [t for t in _ticks(0, max(1, steps - 1), 6) if t == int(t)]
+    return [_text(label + (t + 0.5) * wide, y + 13, f"{t:g}", "middle") for t in ticks]
+
+
+def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequence[str]) -> str:
+    """Membrane potentials `[T, N]` of some neurons with the threshold (dashed) and spikes (dots) of each."""
+    steps, n = potentials.shape
+    tall = 64.0
+    label = 12 + 6.2 * max(len(name) for name in names)
+    wide = (_RASTER_WIDTH - label) / steps
+    body: list[str] = []
+    for i in range(n):
+        u = potentials[:, i].astype(np.float64)
+        low, high = min(0.0, float(u.min())), max(threshold * 1.1, float(u.max()))
+        top = i * tall + 3
+
+        def y(value: float, low: float = low, high: float = high, top: float = top) -> float:
+            return top + (high - value) / (high - low) * (tall - 10)
+
+        points = [(label + (t + 0.5) * wide, y(value)) for t, value in enumerate(u.tolist())]
+        colour = f"var(--c{i % COLOURS})"
+        for kind, value in (("grid", 0.0), ("limit", threshold)):
+            body.append(
+                f'<line class="{kind}" x1="{label:.1f}" x2="{_RASTER_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+            )
+        path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
+        body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        for t in np.flatnonzero(outputs[:, i]).tolist():
+            body.append(f'<circle cx="{points[t][0]:.1f}" cy="{points[t][1]:.1f}" r="2.2" fill="var(--fg)"/>')
+        body.append(_text(label - 6, top + tall / 2, names[i], "end"))
+    body += _time_axis(steps, label, wide, n * tall)
+    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "membrane potentials", body)
+
+
+def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Sequence[int]) -> str:
+    """Distances `[K]` as bars; `strong` (the least one) and `pale` (the label's) have colours of their own."""
+    tall = max(10.0, min(16.0, 320 / len(names)))
+    label = 12 + 6.2 * max(len(name) for name in names)
+    largest = max(1e-12, float(values.max()))
+    body = []
+    for i, (name, value) in enumerate(zip(names, values.tolist(), strict=True)):
+        y = i * tall
+        colour = "var(--c0)" if i in strong else "var(--target)" if i in pale else "var(--line)"
+        body.append(
+            _text(label - 6, y + tall / 2 + 3.5, name, "end")
+            + f'<rect x="{label:.1f}" y="{y + 2:.1f}" width="{max(0.5, 150 * value / largest):.1f}" '
+            f'height="{tall - 4:.1f}" fill="{colour}"/>' + _text(label + 156, y + tall / 2 + 3.5, f"{value:.4g}")
+        )
+    return _svg(label + 210, len(names) * tall + 4, "distance to each label sequence", body)
+
+
+def png(pixels: UInt8) -> str:
+    """A PNG as a data URI, of pixels `[H, W, 4]` (red, green, blue, opacity)."""
+    height, width = pixels.shape[:2]
+    rows = np.zeros((height, 1 + 4 * width), dtype=np.uint8)
+    rows[:, 1:] = pixels.reshape(height, -1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    packed = zlib.compress(rows.tobytes(), 9)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def image(picture: UInt8, label: str) -> str:
+    """A picture `[C, H, W]` (grey or colours) or event counts over time, `[2, H, W]` (OFF in blue, ON in red)."""
+    channels, height, width = picture.shape
+    pixels: UInt8 = np.full((height, width, 4), 255, dtype=np.uint8)
+    if channels == 2:
+        share = picture.astype(np.float64) / max(1, int(picture.max()))
+        off, on = share
+        # Blue and red by which prevails, as opaque as there were events: on any ground.
+        pixels[..., :3] = np.where((on >= off)[..., None], (220, 60, 40), (50, 100, 235))
+        pixels[..., 3] = np.round(255 * np.sqrt(share.max(axis=0))).astype(np.uint8)
+    elif channels == 3:
+        pixels[..., :3] = picture.transpose(1, 2, 0)
+    else:
+        pixels[..., :3] = picture[0][..., None]
+    scale = max(1, 160 // max(height, width))
+    size = f'width="{width * scale}" height="{height * scale}"'
+    return f'<img class="pixels" src="{png(pixels)}" {size} alt="{escape(label)}">'

@@ -1,0 +1,277 @@
+"""Reports, drawings and comparisons: what they show, that they are whole HTML, and that they ask for nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import load
+from stsbp.report import svg
+from stsbp.report.collect import Survey, choose
+from stsbp_spec.typing import UInt8
+
+_VOID = {"meta", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and notes the text and what could be fetched."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.words: list[str] = []
+        self.feed(content)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "xlink:href")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def check(path: Path) -> Page:
+    """A page that is whole and needs no network."""
+    content = path.read_text(encoding="utf-8")
+    page = Page(content)
+    assert not {"script", "iframe", "object"} & set(page.tags)
+    assert all(address.startswith("data:") for address in page.fetched)
+    assert "url(" not in content
+    assert "@import" not in content
+    # No coordinate that is not a number; a picture's letters are none.
+    assert not re.search(r"(?<![a-z])(nan|inf)(?![a-z])", re.sub(r"base64,[^\"]*", "", content))
+    return page
+
+
+def test_report_of_classes(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], records: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = tmp_path / "a <b> & c"
+    train_tiny(run)
+    result = stsbp("report", run)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'a <b> & c.html'}\n"
+    page = check(tmp_path / "a <b> & c.html")
+    test = [r for r in records(run) if r["kind"] == "evaluation" and r["split"] == "test"][-1]
+    wrong = round(30 * (1 - test["accuracy"]))
+    assert f"test split: {wrong} of 30 samples read wrong" in page.text
+    assert f"{test['accuracy']:.2%}" in page.text
+    for heading in ("Learning", "Confusion matrix", "Samples read wrong", "Samples read right", "Layers", "Settings"):
+        assert heading in page.text
+    for name in ("init_gain", "linear2", "headroom", "numpy on cpu", "stsbp train"):
+        assert name in page.text
+    # The folder's name is text, not a tag.
+    assert "a <b> & c" in page.text
+    assert "b" not in page.tags[page.tags.index("body") : page.tags.index("div")]
+
+
+def test_report_tells_why_a_sample_was_misread(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    """The distances in the text are those that `stsbp predict` gives for the same sample."""
+    train_tiny(tmp_path / "run")
+    stsbp("report", tmp_path / "run")
+    text = check(tmp_path / "run.html").text
+    found = re.search(
+        r"test sample (\d+): (\d), read as (\d) .*?nearer to the sequence of (\d) \(([\d.]+)\) "
+        r"than to that of (\d) \(([\d.]+)\)",
+        text,
+    )
+    assert found is not None
+    number, label, read, near, near_distance, far, far_distance = found.groups()
+    assert (near, far) == (read, label)
+    test = load("digits", holdout=30).test
+    assert str(test.labels[int(number)]) == label
+    np.save(tmp_path / "sample.npy", test.inputs(np.array([int(number)]))[0])
+    predicted = json.loads(stsbp("predict", tmp_path / "run", tmp_path / "sample.npy", "--json").stdout)
+    assert predicted["class"] == read
+    assert predicted["distances"][read] == pytest.approx(float(near_distance), rel=1e-3)
+    assert predicted["distances"][label] == pytest.approx(float(far_distance), rel=1e-3)
+
+
+def test_report_of_spike_trains(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    options = ("--net", 12, "--epochs", 2, "--batch-size", 4, "--limit", 12, "--log-every", 1)
+    stsbp("train", "patterns", *options, "--out", tmp_path / "run")
+    result = stsbp("report", tmp_path / "run", "--out", tmp_path / "page.html", "--checkpoint", "best")
+    assert result.exit_code == 0, result.output
+    page = check(tmp_path / "page.html")
+    for text in ("Worst samples", "Best samples", "F1 of spike times", "Exactness headroom", "within 1 step"):
+        assert text in page.text
+    assert "Confusion matrix" not in page.text
+    # Four patterns: two are the worst, the other two the best.
+    assert sorted(re.findall(r"test sample (\d)", page.text)) == ["0", "1", "2", "3"]
+
+
+def test_report_without_data(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stsbp.cli import report
+    from stsbp.errors import DataError
+
+    def gone(*_: Any) -> None:
+        raise DataError("the data are gone")
+
+    train_tiny(tmp_path / "run")
+    monkeypatch.setattr(report, "load_data", gone)
+    result = stsbp("report", tmp_path / "run")
+    assert result.exit_code == 1
+    assert "the data are gone\n(--no-samples" in result.stderr
+    assert not (tmp_path / "run.html").exists()
+    assert stsbp("report", tmp_path / "run", "--no-samples").exit_code == 0
+    page = check(tmp_path / "run.html")
+    assert "Samples read wrong" not in page.text
+    assert "Learning" in page.text
+
+
+def test_report_before_the_first_epoch(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    """As of a run that has just begun: a checkpoint, and half a line of metrics."""
+    train_tiny(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"kind": "st')
+    (tmp_path / "run" / "environment.json").unlink()
+    result = stsbp("report", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    page = check(tmp_path / "run.html")
+    assert "No epoch is complete yet" in page.text
+    assert "has no environment.json" in page.text
+
+
+def test_report_refuses(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    assert "there is no run folder" in stsbp("report", tmp_path / "none").stderr
+    train_tiny(tmp_path / "run", "--validation", 0)
+    assert "no validation split" in stsbp("report", tmp_path / "run", "--split", "validation").stderr
+
+
+def test_predict_draws(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    train_tiny(tmp_path / "run")
+    images = load("digits").test.inputs(np.arange(2))
+    for i in range(2):
+        np.save(tmp_path / f"{i}.npy", images[i])
+    plain = stsbp("predict", tmp_path / "run", tmp_path / "0.npy", tmp_path / "1.npy")
+    drawn = stsbp("predict", tmp_path / "run", tmp_path / "0.npy", tmp_path / "1.npy", "--draw", tmp_path / "d.html")
+    assert drawn.stdout == plain.stdout
+    page = check(tmp_path / "d.html")
+    for i in range(2):
+        read = plain.stdout.split(f"{i}.npy: ")[1].split(" ")[0]
+        assert f"{i}.npy: {read}" in page.text
+
+
+def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    train_tiny(tmp_path / "one")
+    train_tiny(tmp_path / "two", "--loss", "hamming", "--epochs", 2)
+    facts = [json.loads(line) for line in stsbp("compare", "one", "two", "--json").stdout.splitlines()]
+    assert [fact["run"] for fact in facts] == ["one", "two"]
+    assert [fact["epochs"] for fact in facts] == [3, 2]
+    rows = {
+        line[: line.index("  ")]: line.split()[-2:] for line in stsbp("compare", "one", "two").stdout.splitlines()[1:]
+    }
+    assert rows["loss"] == ["van-rossum", "hamming"]
+    assert "batch_size" not in rows
+    for row, fact in zip(("one", "two"), facts, strict=True):
+        place = ("one", "two").index(row)
+        assert rows["test accuracy"][place] == f"{fact['test']['accuracy']:.2%}"
+        assert rows["training loss"][place] == f"{fact['training']['loss']:.4f}"
+    assert "there is no run folder three" in stsbp("compare", "one", "three").stderr
+
+
+def test_samples_are_chosen_from_different_mistakes() -> None:
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    nearest = np.array([1, 1, 0, 1, 2, 0])
+    wrong, right = choose(Survey(labels, nearest, (labels == nearest).astype(float)))
+    assert wrong == [0, 2, 5]
+    assert right == [3, 4]
+    worst, best = choose(Survey(labels, None, np.array([0.5, 0.1, 0.9, 1.0, 0.2, 0.3])), 2)
+    assert (worst, best) == ([1, 4], [3, 2])
+    assert choose(Survey(labels[:1], None, np.array([0.5]))) == ([0], [])
+
+
+def test_raster_draws_every_spike() -> None:
+    random = np.random.default_rng(0)
+    outputs, targets = random.integers(0, 2, (2, 9, 5), dtype=np.uint8)
+    paths = re.findall(r'<path d="([^"]*)" stroke="([^"]*)"', svg.raster(outputs, targets, list("abcde")))
+    counts = {colour: path.count("M") for path, colour in paths}
+    assert counts == {"var(--target)": targets.sum(), "var(--fg)": outputs.sum()}
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.0, 7e-9), (-3.0, 12345.0), (0.9731, 0.9734)], ids=["unit", "tiny", "large", "far"]
+)
+def test_ticks_are_round_and_inside(low: float, high: float) -> None:
+    ticks = svg._ticks(low, high)
+    assert 2 <= len(ticks) <= 7
+    assert low - 1e-9 * abs(low) <= ticks[0]
+    assert ticks[-1] <= high + 1e-9 * abs(high)
+    assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+def test_lines_without_change() -> None:
+    text = svg.lines("flat", "epoch", [svg.Series("loss", [1], [0.0])])
+    assert "nan" not in text
+    assert "inf" not in text
+
+
+def test_png_is_read_back(tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    import base64
+    import io
+
+    pixels: UInt8 = np.random.default_rng(0).integers(0, 256, (5, 7, 4), dtype=np.uint8)
+    data = base64.b64decode(svg.png(pixels).partition(",")[2])
+    assert np.array_equal(np.asarray(pillow.open(io.BytesIO(data))), pixels)
+
+
+def test_browser_has_nothing_to_say(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    train_tiny(tmp_path / "run")
+    stsbp("report", tmp_path / "run")
+    page = tmp_path / "run.html"
+    bad = tmp_path / "bad.html"
+    bad.write_text(page.read_text().replace("</main>", "<script>1</script></main>"))
+    options = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}/u",
+    )
+    said = [
+        subprocess.run(
+            [browser, *options, "--dump-dom", path.as_uri()], capture_output=True, text=True, timeout=60, check=False
+        )
+        for path in (page, bad)
+    ]
+    assert "Confusion matrix" in said[0].stdout
+    assert "CONSOLE" not in said[0].stderr
+    # The same look at a page with a script in it sees that the policy stops it.
+    assert "Content Security Policy" in said[1].stderr
