@@ -31,6 +31,13 @@ SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
 SUITE = f"{CONFORMANCE}/tests/test_suite.py"  # minutes long, so a session of its own runs it
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
+PEERS = {
+    "spikingjelly": ("spikingjelly==2.0.0", "torch"),
+    "snntorch": ("snntorch==1.0.0", "numpy", "torch"),
+    "norse": ("norse==1.1.0", "torch"),
+    "sinabs": ("sinabs==3.1.3", "torch"),
+    "spyx": ("spyx==1.0.0", "jax"),
+}
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 FOREIGN = """\
 import importlib.util as util
@@ -81,7 +88,8 @@ def tests(session: nox.Session) -> None:
     install(session, *everything(session), tools=(*TEST_TOOLS, "optax>=0.2.4"))
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
-    paths = [] if any(Path(arg.split("::")[0]).exists() for arg in session.posargs) else everything(session)
+    chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
+    paths = [] if chosen else [*everything(session), "benchmarks"]
     session.run("python", "-m", "pytest", *paths, f"--ignore={SUITE}", *session.posargs)
 
 
@@ -134,7 +142,11 @@ def typing(session: nox.Session) -> None:
     install(session, *folders, tools=(*TEST_TOOLS, MYPY, "nox"))
     failed = []
     # Tests of two packages may have the same file name, so each package is a run of its own.
-    for paths in [*([f"{folder}/src", f"{folder}/tests"] for folder in folders), ["noxfile.py", "experiments"]]:
+    for paths in [
+        *([f"{folder}/src", f"{folder}/tests"] for folder in folders),
+        ["benchmarks"],
+        ["noxfile.py", "experiments"],
+    ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
         except nox.command.CommandFailed:
@@ -163,6 +175,25 @@ def bench(session: nox.Session) -> None:
     """Measure the torch backend against the floors of this machine (minutes): -- [GROUP] [OPTIONS]."""
     install(session, SPEC, CLI, BACKENDS["torch"])
     session.run("stsbp", "--backend", "torch", "benchmark", *session.posargs)
+
+
+@nox.session
+def bench_peers(session: nox.Session) -> None:
+    """Time the training step beside other libraries, each in its own environment (half an hour): -- [ARGUMENTS]."""
+    install(session, SPEC, CLI, BACKENDS["torch"], tools=("virtualenv",))
+    envs = ROOT / ".nox" / "peers"
+    for name, wanted in PEERS.items():
+        session.run("virtualenv", "--quiet", str(envs / name))
+        python = str(envs / name / "bin" / "python")
+        session.run(python, "-m", "pip", "install", "--quiet", *wanted, external=True)
+    session.run("python", "benchmarks/compare.py", "--envs", str(envs), *session.posargs)
+
+
+@nox.session
+def bench_check(session: nox.Session) -> None:
+    """Measure again and compare ratios to the floors with the stored ones (minutes): -- [ARGUMENTS]."""
+    install(session, SPEC, CLI, BACKENDS["torch"])
+    session.run("python", "benchmarks/check.py", *session.posargs)
 
 
 @nox.session

@@ -1,0 +1,232 @@
+"""stsbp, the dense floor and the other libraries of the field on the same training step, taken in turn.
+
+`python benchmarks/compare.py --envs FOLDER` (`nox -s bench_peers` makes the environments). Each library lives in a
+process of its own, in its own environment, and makes one step when it is told to; while it waits it uses no
+processor. Only what passes the checks of its worker (spikes are 0 and 1, the first layer is neither silent nor
+saturated, time is really stepped) is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp.benchmarks.cases import CASES, Case
+from stsbp.benchmarks.device import describe
+from stsbp.benchmarks.step import folder_of
+from stsbp.benchmarks.timing import Timing
+from stsbp_spec.init import initial_weights
+from stsbp_spec.registry import open_backend
+from stsbp_spec.synapses import AvgPool2d, Conv2d
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "peers"))
+
+from problem import Problem  # noqa: E402
+
+__all__ = ["compare", "main", "make_problem"]
+
+PEERS = ("spikingjelly", "snntorch", "norse", "sinabs", "spyx")
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+"""What stsbp's torch backend asks of glibc (keep freed memory), for every process, so that all have the same."""
+
+
+def make_problem(case: Case, *, scale: float, data_dir: Path | None, device: str | None) -> tuple[Problem, str]:
+    """Network, initial weights and a batch of a case, and where the batch comes from."""
+    from stsbp.training.build import build_network
+
+    config = case.config(scale)
+    network = build_network(config, case.inputs)
+    split, source = case.split(folder_of(case, data_dir), config.batch_size)
+    chosen = np.resize(np.arange(len(split)), config.batch_size)
+    layers: list[dict[str, Any]] = []
+    for block in network.blocks:
+        layers += [{"kind": "pool", "size": layer.size} for layer in block.before if isinstance(layer, AvgPool2d)]
+        synapse = block.synapse
+        if isinstance(synapse, Conv2d):
+            words = {"kind": "conv", "stride": synapse.stride, "padding": synapse.padding, "weight": block.name}
+        else:
+            words = {"kind": "linear", "weight": block.name}
+        layers.append(words)
+    problem = Problem(
+        layers=layers,
+        weights=initial_weights(network, config.seed, config.init_gain),
+        inputs=np.ascontiguousarray(split.inputs(chosen)),
+        labels=split.labels[chosen],
+        steps=config.steps,
+        tau_m=config.tau_m,
+        tau_s=config.tau_s,
+        threshold=config.threshold,
+        lr=config.lr,
+        setup={"case": case.name, "scale": scale, "device": device},
+    )
+    return problem, source
+
+
+@dataclass
+class Worker:
+    """A process that makes steps when it is told to."""
+
+    name: str
+    mode: str
+    process: subprocess.Popen[str]
+    ready: dict[str, Any] = field(default_factory=dict)
+    seconds: list[float] = field(default_factory=list)
+    problem: str | None = None
+
+    @classmethod
+    def start(cls, python: Path, name: str, mode: str, problem: Path, log: Path) -> Worker:
+        """Begin; `wait` for it before anything else is begun, because it computes."""
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **ALLOCATOR}
+        command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(problem)]
+        with open(log, "w") as errors:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            )
+        return cls(name, mode, process)
+
+    def wait(self) -> None:
+        """Wait until it is warm, or note that it went away."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if line:
+            self.ready = json.loads(line)
+        else:
+            self.problem = f"exit code {self.process.wait()}"
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """Send a word and wait for the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+    def stop(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def compare(problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: int, logs: Path) -> list[dict[str, Any]]:
+    """Time a step of each `(python, name, mode)`, in turn, and return a record of each.
+
+    Args:
+        problem: network and batch.
+        wanted: which.
+        rounds: timed rounds; every worker has warmed up before.
+        logs: folder of what the processes print.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    workers: list[Worker] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "problem.npz"
+        problem.write(path)
+        for python, name, mode in wanted:
+            print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
+            worker = Worker.start(python, name, mode, path, logs / f"{problem.setup['case']}-{name}-{mode}.log")
+            worker.wait()
+            if worker.problem is not None:
+                print(f"{name} {mode}: {worker.problem}", file=sys.stderr, flush=True)
+            workers.append(worker)
+        alive = [worker for worker in workers if worker.problem is None]
+        for number in range(rounds + 1):
+            for worker in alive:
+                seconds = worker.ask("step")["seconds"]
+                if number > 0:  # what lay in the caches is gone after the wait for the others
+                    worker.seconds.append(seconds)
+        records = [record(worker, len(problem.labels)) for worker in workers]
+        for worker in alive:
+            worker.stop()
+    return records
+
+
+def record(worker: Worker, batch: int) -> dict[str, Any]:
+    """What is kept of a worker."""
+    found: dict[str, Any] = {"name": worker.name, "mode": worker.mode, "problem": worker.problem}
+    if worker.problem is None:
+        timing = Timing(tuple(worker.seconds))
+        found |= {
+            "seconds": timing.to_json(),
+            "samples_per_second": batch / timing.median,
+            "peak_bytes": worker.ask("memory")["peak_bytes"],
+            **worker.ready,
+        }
+    return found
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The records as Markdown, the fastest first."""
+    floor = next((r["seconds"]["median"] for r in records if r["mode"] == "floor" and not r["problem"]), None)
+    lines = [
+        "| library | mode | ms a step | quartiles | samples/s | x floor | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    timed = [r for r in records if r["problem"] is None]
+    for r in sorted(timed, key=lambda r: float(r["seconds"]["median"])):
+        median, low, high = (1e3 * r["seconds"][key] for key in ("median", "low", "high"))
+        ratio = f"{r['seconds']['median'] / floor:.2f}" if floor else ""
+        name = "dense floor" if r["mode"] == "floor" else f"{r['name']} {r['versions'].get(r['name'], '')}"
+        mode = "" if r["mode"] == "floor" else r["mode"]
+        lines.append(
+            f"| {name} | {mode} | {median:.0f} | {low:.0f} - {high:.0f} | {r['samples_per_second']:.0f} | {ratio} | "
+            f"{r['peak_bytes'] / 1e6:.0f} |"
+        )
+    lines += [f"| {r['name']} | {r['mode']} | failed: {r['problem']} | | | | |" for r in records if r["problem"]]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the command line, measure, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
+    where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
+    parser.add_argument("--device", help="of all of them, e.g. cuda; default: cpu")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), help="which of them")
+    parser.add_argument("--modes", nargs="*", default=["plain", "neuron", "network"], help="of the peers on PyTorch")
+    parser.add_argument(
+        "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
+    )
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
+    options = parser.parse_args(arguments)
+    report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
+    settings = {"rounds": options.rounds, "scale": options.scale, "device": options.device, "allocator": ALLOCATOR}
+    report["machine"] = describe(open_backend("numpy"), settings)
+    for name in options.cases:
+        problem, source = make_problem(
+            CASES[name], scale=options.scale, data_dir=options.data_dir, device=options.device
+        )
+        here = Path(sys.executable)
+        wanted = [(here, "stsbp", mode) for mode in ("floor", *options.own)]
+        for peer in options.peers:
+            python = here if options.here else options.envs / peer / "bin" / "python"
+            wanted += [(python, peer, mode) for mode in (["plain"] if peer == "spyx" else options.modes)]
+        began = time.perf_counter()
+        records = compare(problem, wanted, rounds=options.rounds, logs=options.out.parent / "logs")
+        case = CASES[name]
+        size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
+        took = time.perf_counter() - began
+        print(f"\n{name}: {size}, data: {source}, {took:.0f} s\n\n{table(records)}\n", flush=True)
+        report["cases"].append({"case": name, "network": size, "data": source, "records": records})
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

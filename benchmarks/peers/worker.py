@@ -1,0 +1,47 @@
+"""One peer in its own process: it is told to make a step, makes it, and says how long that took.
+
+`python worker.py PEER MODE PROBLEM.npz`. On standard output a line of JSON that says it is ready (versions, spike
+rates, what the checks found), then one line for each line `step`, `memory` on standard input. While it waits it uses
+no processor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+WARMUP = 5
+
+
+def main(peer: str, mode: str, path: str) -> None:
+    """Serve until standard input ends."""
+    # What a library prints must not come between the lines of the answers.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    sys.path.insert(0, str(Path(__file__).parent))
+    from problem import Problem
+
+    model = importlib.import_module(f"peer_{peer}").build(Problem.read(Path(path)), mode)
+    checks: dict[str, Any] = model.check() if hasattr(model, "check") else {}
+    began = time.perf_counter()
+    for _ in range(WARMUP):
+        model.step()
+    ready = {"versions": model.versions, "checks": checks, "warmup_seconds": time.perf_counter() - began}
+    print(json.dumps(ready), file=answers)
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), file=answers)
+            continue
+        began = time.perf_counter()
+        model.step()
+        print(json.dumps({"seconds": time.perf_counter() - began}), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,116 @@
+"""How the training step grows with T, batch, neurons, depth and spike density, with the fitted exponents.
+
+`python benchmarks/scaling.py [--backend torch] [--out FILE.json]`. One axis at a time around a base case; the sizes
+of an axis are taken in turn. The exponent is the slope of log time over log size: 1 is linear. `local` exponents
+between neighbours show where a buffer leaves a cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp.benchmarks.cases import Step
+from stsbp.benchmarks.device import describe
+from stsbp.benchmarks.timing import interleaved
+from stsbp.config import Source, resolve
+from stsbp.training.build import Inputs, build_task
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.registry import open_backend
+
+__all__ = ["AXES", "exponent", "main", "measure"]
+
+HERE = Path(__file__).parent
+BASE = {"T": 20, "B": 20, "C": 16, "depth": 2, "density": 0.05}
+AXES: dict[str, tuple[float, ...]] = {
+    "T": (5, 10, 20, 40, 80),
+    "B": (5, 10, 20, 40, 80),
+    "C": (4, 8, 16, 32, 64),
+    "depth": (1, 2, 4, 8),
+    "density": (0.0125, 0.025, 0.05, 0.1, 0.2),
+}
+"""Sizes of each axis: steps, batch, channels (neurons grow with it, weights with its square), layers, input density."""
+
+
+def make_step(backend: AbstractBackend, size: dict[str, float], side: int = 16) -> Step:
+    """A training step on random event frames: `depth` layers of `C` channels, 3 x 3, on `side` x `side` pixels."""
+    steps, batch, channels = int(size["T"]), int(size["B"]), int(size["C"])
+    net = "-".join([f"{channels}C3p1"] * int(size["depth"]) + ["P4"])
+    inputs = Inputs((2, side, side), "events", tuple("0123456789"))
+    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch}
+    task = build_task(resolve([Source("benchmark", chosen)]), inputs, backend)
+    random = np.random.default_rng(0)
+    frames = (random.random((steps, batch, 2, side, side)) < size["density"]).astype(np.uint8)
+    labels = np.arange(batch, dtype=np.int64) % 10
+    return Step(task, [Batch(frames, encode_repeat(labels, 10, steps, task.config.label_code))])
+
+
+def exponent(sizes: list[float], seconds: list[float]) -> float:
+    """Slope of the line through log seconds over log size."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def measure(backend: AbstractBackend, axis: str, *, rounds: int, shrink: int = 1) -> dict[str, Any]:
+    """Times along an axis; `shrink` divides T, B and C of all sizes."""
+    sizes = [BASE | {axis: value} for value in AXES[axis]]
+    for size in sizes:
+        size |= {key: max(1, size[key] // shrink) for key in ("T", "B", "C")}
+    steps = [make_step(backend, size) for size in sizes]
+    work: dict[str, Callable[[], object]] = {str(value): step for value, step in zip(AXES[axis], steps, strict=True)}
+    times = interleaved(work, rounds=rounds, warmup=3)
+    medians = [timing.median for timing in times.values()]
+    values = list(AXES[axis])
+    local = [
+        math.log(b / a) / math.log(y / x) for a, b, x, y in zip(medians, medians[1:], values, values[1:], strict=False)
+    ]
+    return {
+        "axis": axis,
+        "values": values,
+        "seconds": [timing.to_json() for timing in times.values()],
+        "rates": [step.rates for step in steps],
+        "exponent": exponent(values, medians),
+        "local": local,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """A line of Markdown."""
+    cells = (f"{v:g}: {1e3 * s['median']:.1f}" for v, s in zip(found["values"], found["seconds"], strict=True))
+    local = " ".join(f"{x:.2f}" for x in found["local"])
+    return f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} |"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure every axis, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--backend", default="torch")
+    parser.add_argument("--device")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shrink", type=int, default=1, help="divisor of T, B and C")
+    parser.add_argument("--axes", nargs="*", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    backend = open_backend(options.backend, options.device)
+    settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE}
+    report: dict[str, Any] = {"format": 1, "machine": describe(backend, settings), "axes": []}
+    print("| axis | value: ms a step | exponent | between neighbours |\n|---|---|---|---|")
+    for axis in options.axes:
+        found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
+        print(table(found), flush=True)
+        report["axes"].append(found)
+    default = HERE / "results" / f"scaling-{backend.name}-{backend.device.replace(':', '')}.json"
+    path: Path = options.out or default
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The scripts in benchmarks/, on tiny sizes: structure and arithmetic, never times."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.benchmarks import cases
+from stsbp.benchmarks.cases import Case
+from stsbp.training.build import Inputs
+from stsbp_spec.registry import open_backend
+
+BENCHMARKS = Path(__file__).parents[1]
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peers")]
+
+import check  # noqa: E402
+import compare  # noqa: E402
+import metadata  # noqa: E402
+import scaling  # noqa: E402
+from problem import Problem  # noqa: E402
+
+TEN = tuple("0123456789")
+TINY = Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "direct", TEN), 3, 4)
+
+
+def report(forward: float, step: float) -> dict[str, Any]:
+    """A report of `stsbp benchmark` with two ratios and what is not compared."""
+    rows = [
+        {"what": "lif forward", "case": "T=4", "ratio": forward},
+        {"what": "training step", "case": "net", "ratio": step},
+        {"what": "memory", "case": "net", "ratio": 9.0},
+        {"what": "copy", "case": "T=4", "ratio": None},
+    ]
+    return {"rows": rows}
+
+
+def test_the_guard_compares_ratios_in_the_right_direction() -> None:
+    stored = report(0.8, 1.0)
+    assert check.worse(stored, report(0.8, 1.0), 0.25) == []
+    assert check.worse(stored, report(2.0, 0.1), 0.25) == [], "what got better is not worse"
+    assert check.worse(stored, report(0.65, 1.24), 0.25) == [], "within the band"
+    assert len(check.worse(stored, report(0.6, 1.0), 0.25)) == 1
+    assert check.worse(stored, report(0.8, 1.3), 0.25) == [
+        "training step, net: 1.30, was 1.00 (30% worse, 25% allowed)"
+    ]
+    with pytest.raises(ValueError, match="no measurement in common"):
+        check.worse(stored, {"rows": []}, 0.25)
+
+
+@pytest.mark.parametrize("name", ["torch-cpu.json"])
+def test_the_guard_reads_the_stored_results(name: str) -> None:
+    path = BENCHMARKS / "results" / name
+    if not path.is_file():
+        pytest.skip(f"no stored results {name}")
+    stored = json.loads(path.read_text())
+    assert {what for what, _ in check.ratios(stored)} == set(check.RATIOS)
+    assert stored["machine"]["settings"]["scale"] == 1.0
+
+
+def test_the_guard_fails_after_two_bad_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"settings": {}, "processor": "p", "versions": {"torch": "1"}, "date": "2026-01-01T00:00:00"}
+    path = tmp_path / "torch-cpu.json"
+    path.write_text(json.dumps({**report(0.8, 1.0), "machine": machine}))
+    answers = [report(0.8, 2.0), report(0.8, 1.0), report(0.8, 2.0), report(0.8, 2.0)]
+    monkeypatch.setattr(check, "measure", lambda *_: {**answers.pop(0), "machine": machine})
+    assert check.main(["--stored", str(path)]) == 0, "one bad measurement is taken again"
+    assert check.main(["--stored", str(path)]) == 1
+    assert answers == []
+
+
+def test_exponents_are_slopes() -> None:
+    assert scaling.exponent([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
+    assert scaling.exponent([1, 2, 4], [1, 4, 16]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("axis", ["T", "depth"])
+def test_scaling_measures_every_size_of_an_axis(axis: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(scaling.AXES, axis, scaling.AXES[axis][:3])
+    monkeypatch.setattr(scaling, "BASE", {"T": 8, "B": 2, "C": 4, "depth": 1, "density": 0.1})
+    found = scaling.measure(open_backend("numpy"), axis, rounds=1, shrink=2)
+    assert len(found["seconds"]) == 3
+    assert len(found["local"]) == 2
+    assert all(next(iter(rates.values())) > 0 for rates in found["rates"]), "the first layer is silent"
+    assert scaling.table(found).count("|") == 5
+
+
+@pytest.fixture
+def tiny_problem(monkeypatch: pytest.MonkeyPatch) -> Problem:
+    """A small network on four digits."""
+    monkeypatch.setitem(cases.CASES, TINY.name, TINY)
+    problem, source = compare.make_problem(TINY, scale=1.0, data_dir=None, device=None)
+    assert source == "digits, enlarged"
+    return problem
+
+
+def test_a_problem_is_read_as_it_was_written(tiny_problem: Problem, tmp_path: Path) -> None:
+    tiny_problem.write(tmp_path / "p.npz")
+    read = Problem.read(tmp_path / "p.npz")
+    assert [layer["kind"] for layer in read.layers] == ["conv", "pool", "linear", "linear"]
+    assert read.frames.shape == (3, 4, 3, 32, 32)
+    assert read.layers == tiny_problem.layers
+    for name, w in tiny_problem.weights.items():
+        np.testing.assert_array_equal(read.weights[name], w)
+    assert (read.steps, read.tau_m, read.tau_s, read.lr) == (3, 5.0, 3.0, 1e-3)
+
+
+def test_a_comparison_names_what_does_not_run(tiny_problem: Problem, tmp_path: Path) -> None:
+    # The worker looks the case up by its name, so the network of this run is the full one: keep the batch small.
+    problem, _ = compare.make_problem(Case(**{**vars(TINY), "net": "2C3-P4-8"}), scale=1.0, data_dir=None, device=None)
+    here = Path(sys.executable)
+    records = compare.compare(problem, [(here, "nosuch", "plain")], rounds=1, logs=tmp_path)
+    assert records == [{"name": "nosuch", "mode": "plain", "problem": "exit code 1"}]
+    assert "nosuch" in (tmp_path / "CIFAR-10-nosuch-plain.log").read_text()
+    assert "failed: exit code 1" in compare.table(records)
+
+
+def test_the_torch_network_of_the_peers_is_the_network(tiny_problem: Problem) -> None:
+    torch = pytest.importorskip("torch")
+    torch_network = pytest.importorskip("torch_network")
+    fired: list[Any] = []
+
+    class Threshold(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, z: Any) -> Any:
+            fired.append(z.shape)
+            return (z > 0.1).float()
+
+    for batch_first in (False, True):
+        fired.clear()
+        network = torch_network.TorchNetwork(tiny_problem, lambda _: Threshold(), gain=1.0, batch_first=batch_first)
+        x = torch.from_numpy(tiny_problem.frames).float() * tiny_problem.input_scale
+        x = (
+            (x.transpose(0, 1) if batch_first else x)
+            .reshape(-1, 3, 32, 32)
+            .contiguous(memory_format=torch.channels_last)
+        )
+        out, layers = network(x)
+        lead = (4, 3) if batch_first else (3, 4)
+        assert [tuple(shape) for shape in fired] == [(*lead, 32, 32, 2), (*lead, 8), (*lead, 10)]
+        weights = {name: torch.from_numpy(w) for name, w in tiny_problem.weights.items()}
+        s = (torch.nn.functional.conv2d(x, weights["conv1"], padding=1) > 0.1).float()
+        s = torch.nn.functional.avg_pool2d(s, 4).flatten(1)
+        for name in ("linear2", "linear3"):
+            s = (s @ weights[name].T > 0.1).float()
+        torch.testing.assert_close(out.reshape(-1, 10), s)
+        assert len(layers) == 3
+
+
+def test_metadata_makes_a_checkout_importable_without_installing(tmp_path: Path) -> None:
+    from importlib.metadata import distributions
+
+    metadata.main(str(tmp_path))
+    found = {d.metadata["Name"]: d for d in distributions(path=[str(tmp_path)])}
+    assert {"stsbp", "stsbp-spec", "stsbp-torch", "stsbp-conformance"} <= set(found)
+    points = {(p.group, p.name): p.value for p in found["stsbp-torch"].entry_points}
+    assert points == {("stsbp.backends", "torch"): "stsbp_torch.backend:TorchBackend"}
+    assert not [p for p in found["stsbp-conformance"].entry_points if p.group == "pytest11"]
