@@ -212,6 +212,16 @@ def test_samples_are_chosen_from_different_mistakes() -> None:
     assert choose(Survey(labels[:1], None, np.array([0.5]))) == ([0], [])
 
 
+def test_of_many_classes_the_nearest_are_drawn() -> None:
+    from stsbp.report.page import _nearest
+
+    distances = np.arange(40)[::-1].astype(float)
+    assert _nearest(distances[:16], [3]) == (list(range(16)), "Distance to each label sequence")
+    shown, caption = _nearest(distances, [39, 2])
+    assert shown == [2, *range(24, 40)]
+    assert "of 40 label sequences" in caption
+
+
 def test_raster_draws_every_spike() -> None:
     random = np.random.default_rng(0)
     outputs, targets = random.integers(0, 2, (2, 9, 5), dtype=np.uint8)

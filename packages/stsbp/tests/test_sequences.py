@@ -17,10 +17,12 @@ from stsbp.datasets.base import ArraySplit, SequenceLabels
 from stsbp.datasets.motor import CLOCKS, OUTPUT_NAMES
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import ConfigError, DataError
-from stsbp.training.build import build_task, load_data
+from stsbp.training.build import build_network, build_task, load_data
+from stsbp_spec.errors import BackendError
+from stsbp_spec.init import initial_weights
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.registry import installed_backends
+from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.typing import AnyArray, UInt8
 
 TINY = ("--net", 12, "--epochs", 2, "--batch-size", 4, "--limit", 12, "--log-every", 2)
@@ -252,6 +254,28 @@ def test_resumed_run_ends_with_the_same_bits(
         assert isinstance(stsbp(*options, "--out", tmp_path / "cut").exception, RuntimeError)
     assert stsbp("train", "--resume", tmp_path / "cut").exit_code == 0
     same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", installed_backends())
+def test_every_backend_gives_the_same_rasters(name: str) -> None:
+    """From the same weights, bit for bit."""
+    try:
+        device = next((d.name for d in load_backend(name).devices() if d.problem is None), None)
+    except BackendError as error:
+        pytest.skip(str(error))
+    if device is None:
+        pytest.skip(f"no device of {name} can run here")
+    config = resolve([Source("test", {"dataset": "motor", "net": "24"})])
+    data = load_data(config)
+    network = build_network(config, data.inputs)
+    weights = initial_weights(network, 3, 2.0)
+    inputs = data.test.inputs(np.arange(6))
+    expected = NumpyBackend().run(network, weights, inputs, config.steps).layers
+    found = open_backend(name, device).run(network, weights, inputs, config.steps).layers
+    assert expected["linear2"].spikes.any()
+    for layer, run in expected.items():
+        assert np.array_equal(found[layer].spikes, run.spikes)
+        assert np.array_equal(found[layer].potentials, run.potentials)
 
 
 @pytest.mark.parametrize("loss", ["van-rossum", "hamming", "spike-count"])

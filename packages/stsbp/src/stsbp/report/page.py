@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import Float64, Int64
 
 from stsbp.config import RunConfig
 from stsbp.report import svg
@@ -51,6 +51,8 @@ tr.own td{font-weight:600}code,pre{font:13px/1.45 ui-monospace,monospace}
 pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px;overflow-x:auto;margin:8px 0}
 @media print{.card,figure{break-inside:avoid}}
 """
+_MANY = 16
+"""So many distances are drawn."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -237,12 +239,17 @@ def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
     targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
     heading, why = _story(sample, names)
     strong = [i for i in (sample.label, sample.nearest) if i is not None]
-    figures = [_figure("Input", _input(sample))]
+    figures = [_figure("Input" if sample.inputs.ndim < 4 else "Input (red: ON, blue: OFF)", _input(sample))]
     if sample.distances is not None and sample.nearest is not None:
         pale = [] if sample.label is None else [sample.label]
-        figures.append(
-            _figure("Distance to each label sequence", svg.bars(sample.distances, names, [sample.nearest], pale))
+        shown, caption = _nearest(sample.distances, [sample.nearest, *pale])
+        chart = svg.bars(
+            sample.distances[shown],
+            [names[i] for i in shown],
+            [shown.index(sample.nearest)],
+            [shown.index(i) for i in pale],
         )
+        figures.append(_figure(caption, chart))
     drawn = "Output over target" if sample.targets is not None else "Output spikes"
     figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
     neurons = _neurons(sample, targets)
@@ -256,6 +263,14 @@ def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
     )
     drawings = f'<div class="row">{"".join(figures)}</div>'
     return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(why)}</p>{drawings}</div>'
+
+
+def _nearest(distances: Float64, always: Sequence[int]) -> tuple[list[int], str]:
+    """Classes whose distance is drawn, and a caption: all of a few, else the nearest ones and those of `always`."""
+    if len(distances) <= _MANY:
+        return list(range(len(distances))), "Distance to each label sequence"
+    near = [int(i) for i in np.argsort(distances, kind="stable")[:_MANY]]
+    return sorted({*near, *always}), f"Distance to the nearest of {len(distances)} label sequences"
 
 
 def _neurons(sample: Sample, targets: Any) -> list[int]:
