@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,8 @@ from stsbp_spec import LIF, LOSSES, AdamW, Batch, Loss, NetworkSpec, VanRossum, 
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic, parse_surrogate
-from stsbp_spec.typing import Coding
+from stsbp_spec.synapses import PSP
+from stsbp_spec.typing import Coding, Float64, UInt8
 
 JAX = JaxBackend()
 NETWORK = NetworkSpec.parse(
@@ -198,6 +200,20 @@ def test_value_and_grad_refuses_what_the_spec_refuses() -> None:
         JAX.trainer(logistic, VanRossum(), AdamW(), precision="reproducible")
     with pytest.raises(SpecError, match="seed must be"):
         JAX.value_and_grad(NETWORK, VanRossum(), weights, batch, dropout=(-1, 0))
+
+
+@dataclass(frozen=True)
+class OtherLoss(Loss):
+    name: ClassVar[str] = "other"
+
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        return np.zeros(spikes.shape[1])
+
+
+def test_operations_of_an_unknown_kind_are_refused_by_name() -> None:
+    weights, (batch,) = initial_weights(NETWORK, seed=0), batches(NETWORK, [3])
+    with pytest.raises(BackendError, match="does not know the loss OtherLoss; it knows VanRossum, Hamming, SpikeCount"):
+        JAX.value_and_grad(NETWORK, OtherLoss(), weights, batch)
 
 
 def test_devices_name_what_is_there_and_why_the_rest_is_not() -> None:

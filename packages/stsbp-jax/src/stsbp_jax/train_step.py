@@ -30,6 +30,7 @@ from stsbp_jax.grid import GridChoice, error_grid, weight_grid
 from stsbp_jax.neurons import lif
 from stsbp_jax.optim import adamw
 from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
+from stsbp_jax.tables import implementation
 
 __all__ = ["Compiled", "Forward", "Gradients", "Pairs", "Step", "backward", "encode", "forward", "scalars", "step"]
 
@@ -60,13 +61,13 @@ class Pairs:
     """The pairs of `AbstractBackend` that the passes use, on traced channels-last arrays."""
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        return _SYNAPSES[type(synapse)].forward(synapse, s, wq), (s, wq)
+        return implementation(_SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)
 
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
     ) -> tuple[Array | None, Array]:
         s, wq = residuals
-        back: tuple[Array | None, Array] = _SYNAPSES[type(synapse)].backward(
+        back: tuple[Array | None, Array] = implementation(_SYNAPSES, synapse, "synapse").backward(
             synapse, s, wq, dz, precision=precision, need_input=need_input
         )
         return back
