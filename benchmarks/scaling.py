@@ -61,7 +61,8 @@ def measure(backend: AbstractBackend, axis: str, *, rounds: int, shrink: int = 1
     """Times along an axis; `shrink` divides T, B and C of all sizes."""
     sizes = [BASE | {axis: value} for value in AXES[axis]]
     for size in sizes:
-        size |= {key: max(1, size[key] // shrink) for key in ("T", "B", "C")}
+        # A label sequence needs two steps.
+        size |= {key: max(2, size[key] // shrink) for key in ("T", "B", "C")}
     steps = [make_step(backend, size) for size in sizes]
     work: dict[str, Callable[[], object]] = {str(value): step for value, step in zip(AXES[axis], steps, strict=True)}
     times = interleaved(work, rounds=rounds, warmup=3)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp.benchmarks import cases
+from stsbp.benchmarks import cases, device, kernels
 from stsbp.benchmarks.cases import Case
+from stsbp.benchmarks.result import Report
 from stsbp.training.build import Inputs
 from stsbp_spec.registry import open_backend
 
@@ -27,7 +28,7 @@ TEN = tuple("0123456789")
 TINY = Case("CIFAR-10", "cifar10", "digits", "2C3-P4-8", Inputs((3, 32, 32), "direct", TEN), 3, 4)
 
 
-def report(forward: float, step: float) -> dict[str, Any]:
+def ratios(forward: float, step: float) -> dict[str, Any]:
     """A report of `stsbp benchmark` with two ratios and what is not compared."""
     rows = [
         {"what": "lif forward", "case": "T=4", "ratio": forward},
@@ -39,12 +40,12 @@ def report(forward: float, step: float) -> dict[str, Any]:
 
 
 def test_the_guard_compares_ratios_in_the_right_direction() -> None:
-    stored = report(0.8, 1.0)
-    assert check.worse(stored, report(0.8, 1.0), 0.25) == []
-    assert check.worse(stored, report(2.0, 0.1), 0.25) == [], "what got better is not worse"
-    assert check.worse(stored, report(0.65, 1.24), 0.25) == [], "within the band"
-    assert len(check.worse(stored, report(0.6, 1.0), 0.25)) == 1
-    assert check.worse(stored, report(0.8, 1.3), 0.25) == [
+    stored = ratios(0.8, 1.0)
+    assert check.worse(stored, ratios(0.8, 1.0), 0.25) == []
+    assert check.worse(stored, ratios(2.0, 0.1), 0.25) == [], "what got better is not worse"
+    assert check.worse(stored, ratios(0.65, 1.24), 0.25) == [], "within the band"
+    assert len(check.worse(stored, ratios(0.6, 1.0), 0.25)) == 1
+    assert check.worse(stored, ratios(0.8, 1.3), 0.25) == [
         "training step, net: 1.30, was 1.00 (30% worse, 25% allowed)"
     ]
     with pytest.raises(ValueError, match="no measurement in common"):
@@ -64,8 +65,8 @@ def test_the_guard_reads_the_stored_results(name: str) -> None:
 def test_the_guard_fails_after_two_bad_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine = {"settings": {}, "processor": "p", "versions": {"torch": "1"}, "date": "2026-01-01T00:00:00"}
     path = tmp_path / "torch-cpu.json"
-    path.write_text(json.dumps({**report(0.8, 1.0), "machine": machine}))
-    answers = [report(0.8, 2.0), report(0.8, 1.0), report(0.8, 2.0), report(0.8, 2.0)]
+    path.write_text(json.dumps({**ratios(0.8, 1.0), "machine": machine}))
+    answers = [ratios(0.8, 2.0), ratios(0.8, 1.0), ratios(0.8, 2.0), ratios(0.8, 2.0)]
     monkeypatch.setattr(check, "measure", lambda *_: {**answers.pop(0), "machine": machine})
     assert check.main(["--stored", str(path)]) == 0, "one bad measurement is taken again"
     assert check.main(["--stored", str(path)]) == 1
@@ -158,3 +159,44 @@ def test_metadata_makes_a_checkout_importable_without_installing(tmp_path: Path)
     points = {(p.group, p.name): p.value for p in found["stsbp-torch"].entry_points}
     assert points == {("stsbp.backends", "torch"): "stsbp_torch.backend:TorchBackend"}
     assert not [p for p in found["stsbp-conformance"].entry_points if p.group == "pytest11"]
+
+
+def timed(name: str, mode: str, median: float) -> dict[str, Any]:
+    """A record of compare.py."""
+    seconds = {"median": median, "low": median, "high": median, "least": median, "runs": 1}
+    rest = {"samples_per_second": 1 / median, "peak_bytes": 1e6, "versions": {name: "1.0"}}
+    return {"name": name, "mode": mode, "problem": None, "seconds": seconds, **rest}
+
+
+def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    import report as page
+
+    machine = device.describe(open_backend("numpy"), {"rounds": 9})
+    records = [timed("stsbp", "floor", 0.2), timed("stsbp", "torch", 0.1), timed("norse", "plain", 0.4)]
+    records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
+    found = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}
+    (tmp_path / "peers.json").write_text(json.dumps(found))
+    text = tmp_path / "benchmarks.md"
+    text.write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    page.main(tmp_path, text)
+    page.main(tmp_path, text)
+    written = text.read_text()
+    assert written.startswith("before\n")
+    assert written.endswith("after\n")
+    assert "old" not in written
+    assert "stsbp makes 2.50 times the samples/s of the fastest other (norse neuron)." in written
+    assert "| spyx | plain | failed: exit code 1 |" in written
+    assert (tmp_path / "benchmarks-peers.png").is_file()
+
+
+def test_a_backends_report_becomes_a_table() -> None:
+    import report as page
+
+    backend = open_backend("numpy")
+    rows = kernels.measure(backend, scale=0.0001, rounds=2, tell=lambda _: None)
+    settings = {"group": "kernels", "data_dir": None}
+    text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
+    assert text.startswith("### numpy on cpu\n")
+    assert sum(line.startswith("| T=") for line in text.splitlines()) == 9
+    assert "% of copy" in text

@@ -22,7 +22,18 @@ from stsbp_spec.typing import Float32, Native
 
 __all__ = ["copier", "describe", "peak_memory", "reset_peak_memory", "synchronise", "threaded_copy"]
 
-_PACKAGES = ("stsbp-spec", "numpy", "torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x")
+_PACKAGES = (
+    "stsbp",
+    "stsbp-spec",
+    "numpy",
+    "torch",
+    "numba",
+    "triton",
+    "jax",
+    "jaxlib",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
 
 
 def processor() -> str:

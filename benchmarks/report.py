@@ -1,0 +1,163 @@
+"""Put benchmarks/results/*.json into docs/benchmarks.md, as tables and plots: `python benchmarks/report.py`.
+
+What stands between the two marks of that page is replaced, so that no number of it is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compare import table as peers_table
+
+__all__ = ["BEGIN", "END", "backend_section", "main", "peers_section", "scaling_section"]
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of the results -->"
+
+
+def origin(machine: dict[str, Any], command: str) -> str:
+    """Where numbers come from, in a sentence."""
+    names = ("stsbp", "python", "numpy", "torch", "numba", "jax")
+    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in names if name in machine["versions"])
+    load = machine["load_average"]
+    return f"{machine['processor']}; {versions}; {machine['date'][:10]}, load {load} before it began; `{command}`."
+
+
+def backend_section(report: dict[str, Any]) -> str:
+    """Tables of one `stsbp benchmark`."""
+    machine = report["machine"]
+    settings = machine["settings"]
+    command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
+    if settings["data_dir"]:
+        command += " --data-dir D"
+    lines = [f"### {machine['backend']} on {machine['device']}", "", origin(machine, command), ""]
+    lines += ["| case | what | median ms | quartiles | against the floor | |", "|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        seconds, detail, ratio = row["seconds"], row["detail"], row["ratio"]
+        times = ["", ""]
+        if seconds:
+            times = [number(1e3 * seconds["median"])]
+            spread = f"{number(1e3 * seconds['low'])} - {number(1e3 * seconds['high'])}"
+            times.append(spread if seconds["runs"] > 1 else "")
+        verdict = ""
+        if ratio is not None:
+            share = row["group"] == "kernels"
+            verdict = f"{ratio:.0%} of {row['floor']}" if share else f"{ratio:.2f} x {row['floor']}"
+        lines.append(f"| {row['case']} | {row['what']} | {' | '.join(times)} | {verdict} | {remarks(detail)} |")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def remarks(detail: dict[str, Any]) -> str:
+    """What else is known of a row."""
+    said = []
+    if "bytes_per_second" in detail:
+        said.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
+    if "samples_per_second" in detail:
+        said.append(f"{detail['samples_per_second']:.0f} samples/s; {detail['data']}; spike rates")
+        said.append(" ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
+    if detail.get("peak_bytes") is not None:
+        said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB of {detail['kept_bytes'] / 1e6:.0f} MB kept")
+        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB over 12 more steps")
+    if "empty_caches" in detail:
+        said.append(f"{detail['empty_caches']:.1f} s the first time")
+    return " ".join(said)
+
+
+def peers_section(report: dict[str, Any], picture: str | None) -> str:
+    """Tables of compare.py."""
+    machine = report["machine"]
+    rounds = machine["settings"]["rounds"]
+    lines = ["### Beside other libraries", "", origin(machine, "nox -s bench_peers"), f"Medians of {rounds} rounds."]
+    for case in report["cases"]:
+        lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
+        own, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
+        if own and peer:
+            ratio = peer["seconds"]["median"] / own["seconds"]["median"]
+            lines += ["", f"stsbp makes {ratio:.2f} times the samples/s of the fastest other ({label(peer)})."]
+    if picture:
+        lines += ["", f"![ms a step, each library in its fastest mode]({picture})"]
+    return "\n".join(lines)
+
+
+def label(record: dict[str, Any]) -> str:
+    """Name and mode."""
+    return "dense floor" if record["mode"] == "floor" else f"{record['name']} {record['mode']}"
+
+
+def fastest(records: list[dict[str, Any]], *, own: bool) -> dict[str, Any] | None:
+    """The fastest of stsbp, or of the others."""
+    timed = [r for r in records if not r["problem"] and r["mode"] != "floor" and (r["name"] == "stsbp") == own]
+    return min(timed, key=lambda r: float(r["seconds"]["median"]), default=None)
+
+
+def scaling_section(report: dict[str, Any]) -> str:
+    """The table of scaling.py."""
+    from scaling import table
+
+    machine = report["machine"]
+    base = ", ".join(f"{name} = {value:g}" for name, value in machine["settings"]["base"].items())
+    lines = [f"### How the step grows: {machine['backend']} on {machine['device']}", ""]
+    lines += [origin(machine, f"python benchmarks/scaling.py --backend {machine['backend']}")]
+    lines += [f"Around {base}, `C` channels of 3 x 3 weights on 16 x 16 pixels. An exponent of 1 is linear.", ""]
+    lines += ["| axis | value: ms a step | exponent | between neighbours |", "|---|---|---|---|"]
+    return "\n".join(lines + [table(found) for found in report["axes"]])
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Bars of every library's fastest mode, the floor as a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(report["cases"]), squeeze=False)[0]
+    for panel, case in zip(panels, report["cases"], strict=True):
+        timed = [r for r in case["records"] if not r["problem"]]
+        floor = next((r for r in timed if r["mode"] == "floor"), None)
+        names = dict.fromkeys(r["name"] for r in timed)
+        best = [
+            min((r for r in timed if r["name"] == name and r is not floor), key=lambda r: float(r["seconds"]["median"]))
+            for name in names
+        ]
+        best.sort(key=lambda r: -float(r["seconds"]["median"]))
+        medians = [1e3 * r["seconds"]["median"] for r in best]
+        spread = [[1e3 * abs(r["seconds"][end] - r["seconds"]["median"]) for r in best] for end in ("low", "high")]
+        colours = ["C0" if r["name"] == "stsbp" else "0.7" for r in best]
+        panel.barh([label(r) for r in best], medians, xerr=spread, color=colours)
+        if floor:
+            panel.axvline(1e3 * floor["seconds"]["median"], color="C3", linestyle="--", label="dense floor")
+            panel.legend(fontsize=7)
+        panel.set_title(case["case"], fontsize=9)
+        panel.set_xlabel("ms a step", fontsize=8)
+        panel.tick_params(labelsize=7)
+    figure.savefig(path, dpi=130)
+
+
+def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "benchmarks.md") -> None:
+    """Replace what stands between the marks of `page`."""
+    sections = []
+    peers = results / "peers.json"
+    if peers.is_file():
+        report = json.loads(peers.read_text())
+        draw(report, page.parent / "benchmarks-peers.png")
+        sections.append(peers_section(report, "benchmarks-peers.png"))
+    for path in sorted(results.glob("*.json")):
+        if path.name.startswith("scaling-"):
+            sections.append(scaling_section(json.loads(path.read_text())))
+        elif path != peers:
+            sections.append(backend_section(json.loads(path.read_text())))
+    text = page.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(before + BEGIN + "\n\n" + "\n\n".join(sections) + "\n\n" + END + after)
+
+
+if __name__ == "__main__":
+    main()
