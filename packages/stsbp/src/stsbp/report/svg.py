@@ -132,13 +132,14 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
     size = max(12.0, min(34.0, 480 / k))
     label = min(110, 9 + 6.5 * max(len(name) for name in names))
     shown = [name if len(name) <= 16 else name[:15] + "." for name in names]
-    # Slanted where names are longer than a cell.
-    tall = 18.0 if max(map(len, shown)) * 6.5 < size else label * 0.75 + 8
+    # Slanted where names are longer than a cell, upright where cells are too narrow for that.
+    angle = 0 if max(map(len, shown)) * 6.5 < size else 45 if size >= 20 else 90
+    tall = {0: 18.0, 45: label * 0.75 + 8, 90: label}[angle]
     body = []
     for j, name in enumerate(shown):
-        x, y = label + (j + 0.5) * size, tall - 6
-        turn = "" if tall == 18 else f' transform="rotate(-45 {x:.1f} {y:.1f})"'
-        anchor = "middle" if tall == 18 else "start"
+        x, y = label + (j + 0.5) * size + (3.5 if angle == 90 else 0), tall - 6
+        turn = f' transform="rotate({-angle} {x:.1f} {y:.1f})"' if angle else ""
+        anchor = "start" if angle else "middle"
         body.append(_text(x, y, name, anchor, turn))
     for i, row in enumerate(counts.tolist()):
         y = tall + i * size
@@ -155,7 +156,7 @@ def matrix(counts: Int64, names: Sequence[str]) -> str:
             if count and size >= 20:
                 style = "on" if share > 0.35 else "cell"
                 body.append(_text(x + size / 2, y + size / 2 + 4, str(count), "middle", kind=style))
-    edge = label + k * size + (0 if tall == 18 else label * 0.7)
+    edge = label + k * size + (label * 0.7 if angle == 45 else 0)
     return _svg(edge + 4, tall + k * size + 2, "confusion matrix", body)
 
 
