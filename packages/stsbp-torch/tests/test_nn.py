@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
-from stsbp_spec import PSP, Batch, Hamming, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
+from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
+from stsbp_spec.typing import Precision
 from stsbp_torch.nn import Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
@@ -20,7 +21,7 @@ def samples(seed: int = 0) -> Batch:
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 @pytest.mark.parametrize("loss", [VanRossum(), Hamming(), SpikeCount()], ids=lambda loss: loss.name)
-def test_network_agrees_with_value_and_grad(precision: str, loss: VanRossum) -> None:
+def test_network_agrees_with_value_and_grad(precision: Precision, loss: Loss) -> None:
     batch = samples()
     expected = open_backend("torch").value_and_grad(
         NET, loss, initial_weights(NET, 4), batch, precision=precision, dropout=(4, 0)
@@ -28,11 +29,13 @@ def test_network_agrees_with_value_and_grad(precision: str, loss: VanRossum) -> 
     net = Network(NET, seed=4, precision=precision)
     spikes = net(torch.from_numpy(batch.inputs))
     value = spike_loss(loss, spikes, torch.from_numpy(batch.targets), psp=NET.output_psp)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     assert np.array_equal(spikes.detach().numpy(), expected.spikes)
     assert value.item() == pytest.approx(expected.loss, rel=1e-6)
     for name, gradient in expected.gradients.items():
-        assert np.array_equal(net.get_submodule(name).weight.grad.numpy(), gradient)
+        weight = net.get_submodule(name).get_parameter("weight")
+        assert weight.grad is not None
+        assert np.array_equal(weight.grad.numpy(), gradient)
 
 
 def test_direct_coding_takes_images_and_steps() -> None:
@@ -57,7 +60,7 @@ def test_torch_optimiser_lowers_the_loss() -> None:
     for _ in range(40):
         optimizer.zero_grad()
         loss = spike_loss(VanRossum(), net(inputs.float()), targets, psp=PSP(4))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]

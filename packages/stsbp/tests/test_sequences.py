@@ -108,7 +108,8 @@ def own(tmp_path: Path) -> Callable[..., Path]:
             "targets": random.integers(0, 2, (10, 6, 3), dtype=np.uint8),
             **changes,
         }
-        np.savez_compressed(tmp_path / "own.npz", **{k: x for k, x in arrays.items() if x is not None})
+        given: dict[str, Any] = {name: array for name, array in arrays.items() if array is not None}
+        np.savez_compressed(tmp_path / "own.npz", **given)
         return tmp_path / "own.npz"
 
     return write

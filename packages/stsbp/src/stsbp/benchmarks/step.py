@@ -27,7 +27,8 @@ __all__ = ["kept_bytes", "measure"]
 def kept_bytes(network: NetworkSpec, batch: Batch) -> int:
     """What the backward pass needs of the forward pass: u as float32, spikes and inputs as bytes."""
     frames = batch.targets.shape[0] * batch.targets.shape[1]
-    return int(batch.inputs.nbytes) + 5 * frames * sum(math.prod(block.output_shape) for block in network.blocks)
+    neurons: int = sum(math.prod(block.output_shape) for block in network.blocks)
+    return batch.inputs.nbytes + 5 * frames * neurons
 
 
 def measure(
