@@ -28,7 +28,7 @@ def kept_bytes(network: NetworkSpec, batch: Batch) -> int:
     """What the backward pass needs of the forward pass: u as float32, spikes and inputs as bytes."""
     frames = batch.targets.shape[0] * batch.targets.shape[1]
     neurons: int = sum(math.prod(block.output_shape) for block in network.blocks)
-    return batch.inputs.nbytes + 5 * frames * neurons
+    return int(batch.inputs.nbytes) + 5 * int(frames) * neurons
 
 
 def measure(
