@@ -64,7 +64,7 @@ def measure(backend: str, device: str, settings: dict[str, Any], rest: list[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns 1 where something got worse."""
+    """Returns 1 where something got worse, 2 where nothing is stored to compare with."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--backend", default="torch")
     parser.add_argument("--device", default="cpu")
@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stored", type=Path, help="report to compare with")
     options, rest = parser.parse_known_args(arguments)
     path = options.stored or HERE / "results" / f"{options.backend}-{options.device.replace(':', '')}.json"
+    if not path.is_file():
+        print(f"no stored results {path}; make them with: stsbp benchmark --json {path}", file=sys.stderr)
+        return 2
     stored = json.loads(path.read_text())
     machine = stored["machine"]
     for attempt in range(2):

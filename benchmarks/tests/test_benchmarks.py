@@ -73,6 +73,11 @@ def test_the_guard_fails_after_two_bad_measurements(tmp_path: Path, monkeypatch:
     assert answers == []
 
 
+def test_the_guard_says_what_to_do_without_stored_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check.main(["--stored", str(tmp_path / "nosuch.json")]) == 2
+    assert "stsbp benchmark --json" in capsys.readouterr().err
+
+
 def test_exponents_are_slopes() -> None:
     assert scaling.exponent([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
     assert scaling.exponent([1, 2, 4], [1, 4, 16]) == pytest.approx(2)
