@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -240,3 +244,33 @@ def test_float64_stays_inside() -> None:
     )
     assert jnp.arange(3.0).dtype == np.float32
     assert jnp.asarray(np.zeros(2, np.float64)).dtype == np.float32
+
+
+FAULTS = """
+import resource
+import numpy as np
+from stsbp_jax.backend import JaxBackend
+from stsbp_spec import AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+network = NetworkSpec.parse("12C5-P2", input_shape=(2, 34, 34), outputs=10)
+batch = Batch(np.ones((25, 20, 2, 34, 34), np.uint8), np.ones((25, 20, 10), np.uint8))
+trainer = JaxBackend("cpu").trainer(network, VanRossum(), AdamW())
+state = trainer.init(initial_weights(network, seed=0))
+for step in range(6):
+    if step == 3:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    state, _ = trainer.step(state, batch)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_steps_touch_no_fresh_memory() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("the allocator is told to keep memory with glibc only")
+    faults = {}
+    for keep in ("0", "1"):
+        environment = {**os.environ, "STSBP_KEEP_MEMORY": keep, "JAX_PLATFORMS": "cpu"}
+        printed = subprocess.run(
+            [sys.executable, "-c", FAULTS], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        faults[keep] = int(printed)
+    assert faults["1"] < faults["0"] / 10, faults

@@ -38,6 +38,7 @@ from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_jax import losses, train_step
 from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid
+from stsbp_jax.memory import keep_freed_memory
 from stsbp_jax.neurons import lif
 from stsbp_jax.optim import adamw
 from stsbp_jax.random import keep_mask
@@ -75,6 +76,8 @@ class JaxBackend(AbstractBackend):
         return tuple(found)
 
     def open(self, device: str | None) -> str:
+        if device is None or device.startswith("cpu"):
+            keep_freed_memory()
         try:
             self._device: Any = jax.devices()[0] if device is None else _find(device)
         except (RuntimeError, LookupError) as error:
