@@ -68,6 +68,11 @@ def command(
                 f"the data have inputs {data.inputs.shape} of {data.inputs.outputs} classes, the run was trained "
                 f"on {trained.task.inputs.shape} and {trained.task.inputs.outputs}; give the same --data-dir"
             )
+        if data.fingerprint() != trained.info["data"]:
+            raise ConfigError(
+                f"the data are not those that the run in {run} was trained on (number, labels or content differ), "
+                f"so that samples of its {split} split may have been trained on; give the same --data-dir"
+            )
         samples = data.splits()[split]
         found = evaluate(
             trained.task,

@@ -104,6 +104,7 @@ def command(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
             "choose another --out"
         )
+    begun = folder.is_free, folder.has_checkpoint
     folder.check_writable()
     limit_threads(config.threads)
     backend = choose_backend(ctx.obj)
@@ -114,6 +115,11 @@ def command(
             show.note(note)
         task = build_task(config, data.inputs, backend, len(data.train))
         with folder.lock(), stop_on_signals() as stop:
+            # Loading takes time: another process may have trained here meanwhile.
+            if saved is not None:
+                saved = checkpoint.load(folder.path, "last")
+            elif begun != (folder.is_free, folder.has_checkpoint):
+                raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
             if saved is None:
                 if overwrite and not folder.is_free:
                     folder.clear()

@@ -25,7 +25,16 @@ from stsbp.datasets.base import Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
 from stsbp.files import atomic_writer, write_atomically
 
-__all__ = ["CacheWriter", "Cached", "cached", "combine_digests", "default_cache_dir", "digest_files", "read_unchanged"]
+__all__ = [
+    "CacheWriter",
+    "Cached",
+    "cached",
+    "combine_digests",
+    "default_cache_dir",
+    "digest_files",
+    "expanded",
+    "read_unchanged",
+]
 
 FORMAT = 1
 _MAGIC = b"stsbp-cache".ljust(64, b"\0")
@@ -38,11 +47,19 @@ _RACY_NS = 2_000_000_000
 def default_cache_dir() -> Path:
     """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`."""
     if own := os.environ.get("STSBP_CACHE"):
-        return Path(own).expanduser()
+        return expanded(Path(own))
     shared = os.environ.get("XDG_CACHE_HOME")
     # The XDG rules say that a relative path is to be ignored.
-    base = Path(shared) if shared and os.path.isabs(shared) else Path("~/.cache").expanduser()
+    base = Path(shared) if shared and os.path.isabs(shared) else expanded(Path("~/.cache"))
     return base / "stsbp"
+
+
+def expanded(path: Path) -> Path:
+    """`path` with a leading `~` replaced; raises `DataError` where there is no such user."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise DataError(f"cannot find {path}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,7 +235,8 @@ def digest_files(
         report(done)
     if entries != known:
         try:
-            write_atomically(manifest, json.dumps({"format": FORMAT, "files": entries}).encode())
+            content = {"format": FORMAT, "files": entries, "sha256": _digest_entries(entries)}
+            write_atomically(manifest, json.dumps(content).encode())
         except FileError as error:
             raise _unwritable(error) from error
     return digests
@@ -227,10 +245,16 @@ def digest_files(
 def _read_manifest(path: Path) -> dict[str, list[int | str]]:
     try:
         content = json.loads(path.read_bytes())
-        files = content["files"] if content["format"] == FORMAT else {}
-        return {name: entry for name, entry in files.items() if len(entry) == 4}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files: dict[str, list[int | str]] = content["files"]
+        # A manifest that was damaged is forgotten: a wrong digest in it would have every file look changed.
+        sound = content["format"] == FORMAT and content["sha256"] == _digest_entries(files)
+        return {name: entry for name, entry in files.items() if len(entry) == 4} if sound else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _digest_entries(entries: dict[str, list[int | str]]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def read_unchanged(path: Path, digest: str) -> bytes:

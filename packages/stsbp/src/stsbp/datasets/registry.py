@@ -13,7 +13,7 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import Coding
 
 from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
-from stsbp.datasets.cache import default_cache_dir
+from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.errors import DataError
 
 __all__ = ["DATASETS", "DatasetInfo", "load"]
@@ -148,7 +148,8 @@ def load(
 
     Args:
         name: a key of `DATASETS`, or `folder:PATH` for an image folder, `sequences:PATH` for a file of rasters.
-        data_dir: where its files are; by default `$STSBP_DATA`.
+        data_dir: where its files are, also those of `folder:PATH` and `sequences:PATH` that have moved from there; by
+            default `$STSBP_DATA`.
         steps: T of event frames.
         seed: of the split (held-out and limited samples), not of training.
         limit: keep this many training samples, equally many of each class as far as there are.
@@ -165,8 +166,12 @@ def load(
         SpecError: `steps` or `seed` is outside its domain.
     """
     prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+    moved: tuple[str, ...] = ()
     if prefix is not None:
-        info, data_dir = DATASETS[_PREFIXES[prefix]], Path(name[len(prefix) :]).expanduser()
+        info, named = DATASETS[_PREFIXES[prefix]], Path(name[len(prefix) :])
+        if data_dir is not None:
+            moved = (f"read from {data_dir} instead of {named}",)
+        data_dir = named if data_dir is None else data_dir
     elif name in DATASETS:
         info = DATASETS[name]
     else:
@@ -178,8 +183,8 @@ def load(
         data_dir = Path(given)
     request = Request(
         name=name,
-        data_dir=None if data_dir is None else data_dir.expanduser(),
-        cache_dir=default_cache_dir() if cache_dir is None else cache_dir.expanduser(),
+        data_dir=None if data_dir is None else expanded(data_dir),
+        cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir),
         binning=replace(EventBinning() if binning is None else binning, steps=steps),
         seed=seed,
         holdout=holdout,
@@ -189,6 +194,7 @@ def load(
         progress=progress,
     )
     dataset: Dataset = importlib.import_module(info.module).load(request)
+    dataset = replace(dataset, notes=(*moved, *dataset.notes))
     if limit is None:
         return dataset
     # Another substream than the holdout's, so that the two choices are independent.
