@@ -69,11 +69,38 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(_leave_closed_pipe()) from None
         except Exception as error:
             # Imported here: it brings numpy along.
-            from stsbp.errors import StsbpError
+            from stsbp.errors import FileError, StsbpError
 
-            if not isinstance(error, StsbpError):
-                raise
-            raise _Failure(error) from error
+            if isinstance(error, StsbpError):
+                raise _Failure(error) from error
+            if isinstance(error, OSError):
+                # One without a file's name comes from writing the output.
+                what = error.filename if error.filename is not None else "cannot write the output"
+                raise _Failure(FileError(f"{what}: {error.strerror or error}")) from error
+            raise
+
+
+def _open_closed_streams() -> None:
+    """Let closed standard streams (`>&-`) lead nowhere: a file opened later would else take their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        with contextlib.suppress(OSError):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+
+
+def _give_up_unwritable() -> None:
+    """Drop what a full disk did not take, so that Python does not try again, and complain, at exit."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _leave_closed_pipe() -> int:
@@ -95,16 +122,26 @@ def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
 
 def main() -> None:
     """Entry point: what `cli` does, with the exit codes of docs/cli.md."""
+    _open_closed_streams()
     try:
         # What it returns is the code of an early exit, for example after --help, else None.
         code = cli.main(prog_name="stsbp", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code)
     except click.ClickException as error:
-        error.show()
+        # Also where nobody can be told, the exit code tells.
+        with contextlib.suppress(OSError):
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
+        with contextlib.suppress(OSError):
+            click.echo("Interrupted.", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(_leave_closed_pipe())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: cannot write the output: {error.strerror or error}", err=True)
+        sys.exit(1)
+    finally:
+        _give_up_unwritable()

@@ -35,7 +35,7 @@ def choose_backend(options: Globals) -> AbstractBackend:
     backend = open_backend(name, options.device)
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
     # Nobody need read this.
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):
         click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
     return backend
 

@@ -51,9 +51,9 @@ def time_text(seconds: float) -> str:
 class _Output:
     """Lines for a reader who may go away: `gone` is then true, and writing does nothing."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str] | None) -> None:
         self.file = file
-        self.gone = False
+        self.gone = file is None
 
     def line(self, text: str) -> None:
         if self.gone:
@@ -65,9 +65,9 @@ class _Output:
 
 
 class PlainReporter:
-    """Lines for a log: at most one about progress every ten seconds."""
+    """Lines for a log: at most one about progress every ten seconds; None for the file: for nobody."""
 
-    def __init__(self, file: IO[str]) -> None:
+    def __init__(self, file: IO[str] | None) -> None:
         self._output = _Output(file)
         self._last = time.monotonic()
         self._epochs = self._updates = self._first = self._batch = 0
@@ -117,10 +117,10 @@ class TerminalReporter:
 
         self._console = Console(file=file, highlight=False)
         self._progress: Progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.completed}/{task.total}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
             refresh_per_second=4,
@@ -173,4 +173,5 @@ class TerminalReporter:
 def reporter(file: IO[str] | None = None) -> Reporter:
     """The reporter that fits `file` (by default standard error)."""
     file = sys.stderr if file is None else file
-    return TerminalReporter(file) if file.isatty() else PlainReporter(file)
+    # None: standard error was closed before the process began.
+    return TerminalReporter(file) if file is not None and file.isatty() else PlainReporter(file)
