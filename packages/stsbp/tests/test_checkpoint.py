@@ -136,7 +136,7 @@ def test_file_name_cannot_leave_the_folder(saved: Path, tmp_path: Path) -> None:
     inner.mkdir()
     (inner / "last.json").write_bytes((saved / "last.json").read_bytes())
     rewrite(inner, file=f"../{tensor_file(saved).name}")
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match="is no tensor file of the checkpoint 'last'"):
         checkpoint.load(inner, "last")
 
 
@@ -148,8 +148,10 @@ def test_nothing_is_unpickled(saved: Path, tmp_path: Path) -> None:
     import hashlib
 
     data = pickle.dumps(Bomb())
-    tensor_file(saved).write_bytes(data)
-    rewrite(saved, sha256=hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    file = f"last-7-{digest[:12]}.safetensors"
+    (saved / file).write_bytes(data)
+    rewrite(saved, sha256=digest, file=file)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         checkpoint.load(saved, "last")
     assert not (tmp_path / "exploded").exists()

@@ -13,19 +13,77 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import safetensors.numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from stsbp_spec.typing import AnyArray
 
 from stsbp.errors import CheckpointError
 from stsbp.files import write_atomically
 
-__all__ = ["Checkpoint", "load", "remove_leftovers", "save"]
+__all__ = ["Checkpoint", "Progress", "SavedSums", "load", "progress_of", "remove_leftovers", "save"]
 
 FORMAT = 1
+
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+_Amount = Annotated[float, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    """Values of a description: of the right type, finite, within bounds."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Description(_Strict):
+    """What every description says of its tensors."""
+
+    file: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    tensors: dict[str, Any]
+    step: _Count
+
+
+class SavedSums(_Strict):
+    """Running sums: the fields of `metrics.Sums`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batches: _Count
+    samples: _Count
+    loss: _Amount
+    correct: _Count
+    correct_by_count: _Count
+    gradient_norm: _Amount
+    largest_gradient_norm: _Amount
+    seconds: _Amount
+    rates: dict[str, _Amount]
+    sequence: dict[str, _Amount]
+
+
+class _Best(_Strict):
+    step: _Count
+    epoch: _Count
+    by: str
+    value: float
+    score: float
+
+
+class Progress(_Strict):
+    """What `last` says besides, so that a run can go on: where it was, its sums, and the best epoch so far."""
+
+    config: str
+    data: Any
+    step: _Count
+    epoch: _Count
+    batch: _Count
+    sums: SavedSums
+    window: SavedSums
+    best: _Best | None
+    metrics_bytes: _Count
 
 
 @dataclass(frozen=True)
@@ -45,7 +103,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping
     # asarray, because ascontiguousarray gives a scalar an axis.
     data = safetensors.numpy.save({key: np.asarray(x, order="C") for key, x in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    file = f"{name}-{step}-{digest[:12]}.safetensors"
+    file = _file_name(name, step, digest)
     description = {
         "format": FORMAT,
         "file": file,
@@ -78,31 +136,60 @@ def load(folder: Path, name: str) -> Checkpoint:
     try:
         description: dict[str, Any] = json.loads(text)
         digest = description.pop("digest")
-        file, sha256, tensors = description["file"], description["sha256"], description["tensors"]
         version = description["format"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        own_digest = _digest(description)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this stsbp reads {FORMAT}; use the version that wrote it")
-    if digest != _digest(description):
+    if digest != own_digest:
         raise _damaged(path, "its content does not match its own digest", name)
-    tensor_path = folder / Path(file).name
+    try:
+        header = _Description.model_validate(description)
+    except ValidationError as error:
+        raise _damaged(path, _first_problem(error), name) from error
+    file = header.file
+    # The name follows from the rest; any other could lead out of the folder, or to the files of another checkpoint.
+    if file != _file_name(name, header.step, header.sha256):
+        raise _damaged(path, f"it names {file!r}, which is no tensor file of the checkpoint {name!r}", name)
+    tensor_path = folder / file
     try:
         data = tensor_path.read_bytes()
     except FileNotFoundError:
         raise _damaged(path, f"it names {file}, which is missing", name) from None
     except OSError as error:
         raise CheckpointError(f"cannot read {tensor_path}: {error.strerror or error}") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != header.sha256:
         raise _damaged(tensor_path, "its SHA-256 is not the one written down when it was saved", name)
     try:
         arrays: dict[str, AnyArray] = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise _damaged(tensor_path, f"it is not a safetensors file: {error}", name) from error
     found = {key: [str(x.dtype), list(x.shape)] for key, x in arrays.items()}
-    if found != tensors:
+    if found != header.tensors:
         raise _damaged(tensor_path, "its tensors are not those that the description lists", name)
     return Checkpoint(arrays, description)
+
+
+def progress_of(saved: Checkpoint, folder: Path) -> Progress:
+    """Where the run of the checkpoint `last` in `folder` was.
+
+    Raises:
+        CheckpointError: the description does not say so, or says what cannot be.
+    """
+    try:
+        return Progress.model_validate(saved.info)
+    except ValidationError as error:
+        raise _damaged(folder / "last.json", _first_problem(error), "last") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _file_name(name: str, step: int, digest: str) -> str:
+    return f"{name}-{step}-{digest[:12]}.safetensors"
 
 
 def _damaged(path: Path, why: str, name: str) -> CheckpointError:
@@ -125,7 +212,7 @@ def remove_leftovers(folder: Path, name: str) -> None:
     """Remove tensor files that the description does not name, and temporary files of a process that was killed."""
     try:
         current = json.loads((folder / f"{name}.json").read_bytes())["file"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     leftovers = [*folder.glob(f".{name}-*.tmp"), *folder.glob(f".{name}.json.*.tmp")]
     # An unlink that fails costs disk space, not correctness.

@@ -26,7 +26,7 @@ from stsbp.errors import CheckpointError
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
-from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.checkpoint import Checkpoint, Progress
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.metrics import MetricsFile, Sums
 from stsbp.training.prefetch import prefetched
@@ -39,6 +39,7 @@ SILENT_RATE = 1e-4
 """Mean spikes per neuron and step below which a layer passes nothing on."""
 SATURATED_RATE = 0.9
 """Above this a layer's spikes carry no information any more."""
+_SEQUENCE_SUMS = {"matched", "spikes", "targets", "van_rossum", "hamming"}
 
 
 class Stopped(Exception):
@@ -146,33 +147,55 @@ class _Loop:
             self.state = task.trainer.init(initial_weights(task.network, self.config.seed, self.config.init_gain))
             self.step = 0
         else:
-            info = resume.info
-            if info["config"] != self.config.digest():
+            saved = checkpoint.progress_of(resume, folder.path)
+            if saved.config != self.config.digest():
                 raise CheckpointError(
                     f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
                     "back, or begin a new run with --config"
                 )
-            if info["data"] != self.fingerprint:
+            if saved.data != self.fingerprint:
                 raise CheckpointError(
                     f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
                     "content differ); give the same --data-dir"
                 )
             self.state = import_checkpoint(task, resume, folder)
-            self.step = int(info["step"])
+            self.check_position(saved)
+            self.step = saved.step
             self.next = _Position(
-                info["epoch"],
-                info["batch"],
-                Sums.from_json(info["sums"]),
-                Sums.from_json(info["window"]),
-                info["best"],
+                saved.epoch,
+                saved.batch,
+                Sums.from_json(saved.sums.model_dump()),
+                Sums.from_json(saved.window.model_dump()),
+                None if saved.best is None else saved.best.model_dump(),
             )
-            keep = int(info["metrics_bytes"])
+            keep = saved.metrics_bytes
             for name in ("last", "best"):
                 checkpoint.remove_leftovers(folder.path, name)
         self.metrics = MetricsFile(folder.metrics, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
         self.saved_at = time.monotonic()
+
+    def check_position(self, saved: Progress) -> None:
+        """Raise `CheckpointError` where the parts of a checkpoint contradict each other or the run."""
+        size, samples = self.config.batch_size, len(self.data.train)
+        consistent = (
+            saved.epoch <= self.config.epochs
+            and saved.batch <= (self.batches if saved.epoch < self.config.epochs else 0)
+            and saved.step == saved.epoch * self.batches + saved.batch
+            and saved.sums.batches == saved.batch
+            and saved.sums.samples == min(saved.batch * size, samples)
+            and saved.window.batches == saved.step % self.config.log_every
+            and saved.window.batches <= saved.window.samples <= saved.window.batches * size
+            and all(set(sums.sequence) in (set(), _SEQUENCE_SUMS) for sums in (saved.sums, saved.window))
+            and (saved.best is None) == (saved.epoch == 0)
+        )
+        if not consistent:
+            raise CheckpointError(
+                f"{self.folder.path / 'last.json'} is damaged: update {saved.step}, epoch {saved.epoch}, batch "
+                f"{saved.batch}, sums and best do not fit together. Copy the run folder again if it is a copy; "
+                "otherwise train anew with --overwrite"
+            )
 
     def run(self) -> Outcome:
         with self.metrics:
@@ -400,6 +423,14 @@ def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> Train
         CheckpointError: its tensors are not those of the run's network.
     """
     try:
+        step = saved.tensors["step"]
+        if step.shape != () or step.dtype != np.int64 or int(step) != saved.info["step"]:
+            raise ShapeError(f"its tensor step must be one int64, {saved.info['step']}")
+        for name, x in saved.tensors.items():
+            if not np.isfinite(x).all():
+                raise ShapeError(f"its tensor {name} has values that are not finite")
+            if name.startswith("adamw.v/") and (x < 0).any():
+                raise ShapeError(f"its tensor {name}, mean squares, has negative values")
         return task.trainer.import_state(saved.tensors)
     except (ShapeError, KeyError) as error:
         raise CheckpointError(

@@ -159,7 +159,8 @@ class MetricsFile:
         self.path = path
         try:
             self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
-            content = self._file.read(keep or 0)
+            # Never asks for more than there is: a number from a file may be any.
+            content = self._file.read(min(keep or 0, os.fstat(self._file.fileno()).st_size))
             # A file that lost its end (or was edited) keeps its whole lines.
             self.size = content.rfind(b"\n") + 1
             self.short = self.size != (keep or 0)

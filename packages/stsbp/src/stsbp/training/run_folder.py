@@ -59,8 +59,15 @@ class RunFolder:
 
     @property
     def is_run(self) -> bool:
-        """Whether a run was begun here."""
-        return self.config.is_file()
+        """Whether a run was begun here.
+
+        Raises:
+            CheckpointError: the system does not let us look.
+        """
+        try:
+            return self.config.is_file()
+        except OSError as error:
+            raise CheckpointError(f"cannot read {self.path}: {error.strerror or error}") from error
 
     @property
     def has_checkpoint(self) -> bool:
@@ -113,7 +120,11 @@ class RunFolder:
         Raises:
             CheckpointError: this is no run, or its settings are damaged.
         """
-        if not self.path.is_dir():
+        try:
+            there = self.path.is_dir()
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"cannot read {self.path}: {getattr(error, 'strerror', error)}") from error
+        if not there:
             raise CheckpointError(f"there is no run folder {self.path}")
         if not self.is_run:
             raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}")
@@ -130,9 +141,12 @@ class RunFolder:
         """Add a start to the environment file: versions, backend, device, machine, command and time."""
         path = self.path / "environment.json"
         try:
-            starts: list[Any] = json.loads(path.read_bytes())["starts"]
-        except (OSError, ValueError, KeyError, TypeError):
-            starts = []
+            found = json.loads(path.read_bytes())["starts"]
+            # Also what could not be written again, such as lists within lists a thousand deep.
+            json.dumps(found, indent=1)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            found = None
+        starts: list[Any] = found if isinstance(found, list) else []
         versions = {}
         for package in _PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
