@@ -149,11 +149,24 @@ MALFORMED = [
     ("12C5{bits=13}", "12C5{bits=13}", "weight bits must be 2 to 12, got 13"),
     ("12C5{tau_m=5", "12C5{tau_m=5", "a brace is not closed"),
     ("100-12C5", "12C5", "a convolution needs an input (C, H, W), got (100,)"),
+    ("8{tau_m=5,tau_m=6}", "tau_m=6", "tau_m is given twice"),
+    ("8{tau_m=5}{tau_m=6}", "tau_m=6", "tau_m is given twice"),
+    ("8C3p1p2", "p2", "padding is given twice"),
+    ("8C3s1s1", "s1", "stride is given twice"),
+    ("8d0.2d0.3", "d0.3", "dropout is given twice"),
+    ("8C3-\u0665", "\u0665", "unknown layer"),
+    ("8{bits=\u0665}", "bits=\u0665", "bits must be a number"),
+    ("8{tau_m=1_0}", "tau_m=1_0", "tau_m must be a number, got '1_0'"),
+    ("8{threshold=1e-300}", "threshold=1e-300", "threshold must be from 2^-100"),
+    ("8-1234567890", "1234567890", "a number has at most 9 digits, got 10"),
+    ("8C3p1234567890", "1234567890", "a number has at most 9 digits, got 10"),
+    ("9" * 5000, "9" * 5000, "a number has at most 9 digits, got 5000"),
+    ("8{bits=1234567890}", "bits=1234567890", "bits has at most 9 digits, got 10"),
     ("100-P2", "P2", "pooling needs an input (C, H, W), got (100,)"),
 ]
 
 
-@pytest.mark.parametrize(("notation", "token", "message"), MALFORMED, ids=[row[0] for row in MALFORMED])
+@pytest.mark.parametrize(("notation", "token", "message"), MALFORMED, ids=[row[0][:40] for row in MALFORMED])
 def test_a_malformed_network_is_refused_at_its_token(notation: str, token: str, message: str) -> None:
     with pytest.raises(NetworkError) as caught:
         NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10)
@@ -184,6 +197,11 @@ def test_a_network_whose_sums_cannot_be_exact_is_refused_at_its_layer() -> None:
     assert str(caught.value).splitlines()[1:] == ["  P2-100-10", "     ^^^"]
 
 
+def test_sums_of_too_many_spikes_are_called_sums_of_spikes() -> None:
+    with pytest.raises(ExactnessError, match=r"sums of 18939904 spikes \(0 or 1\) cannot be exact"):
+        NetworkSpec.parse("10", input_shape=(1, 4352, 4352))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -206,6 +224,22 @@ def test_time_constants_are_at_least_one_step(tau: float) -> None:
     for make in (lambda: LIF(tau_m=tau), lambda: LIF(tau_s=tau), lambda: PSP(tau)):
         with pytest.raises(SpecError, match="time constant in steps and must be at least 1"):
             make()
+
+
+@pytest.mark.parametrize("threshold", [1e-300, 2.0**-101, 1e300, 3.5e38])
+def test_thresholds_are_positive_finite_numbers_of_float32(threshold: float) -> None:
+    with pytest.raises(SpecError, match=r"threshold must be from 2\^-100 to the largest float32"):
+        LIF(threshold=threshold)
+    assert LIF(threshold=2.0**-100).threshold == 2.0**-100
+    assert LIF(threshold=3.4e38).threshold == 3.4e38
+
+
+def test_time_constants_do_not_vanish_in_float32() -> None:
+    for make in (lambda tau: LIF(tau_m=tau), lambda tau: LIF(tau_s=tau), lambda tau: PSP(tau)):
+        make(2.0**100)
+        for tau in (1e308, 2.0**101):
+            with pytest.raises(SpecError, match=r"tau_[ms] must be at most 2\^100"):
+                make(tau)
 
 
 def test_table() -> None:

@@ -94,6 +94,7 @@ def test_text_reads_back(surrogate: Surrogate) -> None:
         ("sigmoid", "unknown surrogate 'sigmoid'; known: rectangle"),
         ("triangle:beta=2", "surrogate 'triangle' has no parameter 'beta'; it has: width"),
         ("triangle:width=wide", "width must be a number, got 'wide'"),
+        ("triangle:width=1_0", "width must be a number, got '1_0'"),
         ("triangle:width=0", "width must be a finite number above 0"),
         ("arctan:alpha=nan", "alpha must be a finite number above 0"),
         ("fast-sigmoid:beta=-1", "beta must be a finite number above 0"),
@@ -102,3 +103,10 @@ def test_text_reads_back(surrogate: Surrogate) -> None:
 def test_bad_text_is_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_surrogate(text)
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+@pytest.mark.filterwarnings("error")
+def test_far_from_the_threshold_the_derivative_is_zero_without_a_warning(name: str) -> None:
+    x = np.array([-3e38, -1e30, 1e30, 3e38], np.float32)
+    assert not SURROGATES[name]().derivative(x).any()

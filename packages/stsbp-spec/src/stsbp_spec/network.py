@@ -28,7 +28,7 @@ import numpy as np
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.surrogates import number, parse_surrogate
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -191,8 +191,9 @@ class NetworkSpec:
         for block, i in zip(self.blocks, spiking, strict=True):
             bound = block.fan_in * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * block.input_max
             if math.log2(bound) + block.input_exponent > EXACT_LIMIT_BITS:
+                values = f"inputs with {block.input_bits}-bit values" if block.input_bits > 0 else "spikes (0 or 1)"
                 raise _ExactNetworkError(
-                    f"the sums of {block.fan_in} inputs with {block.input_bits}-bit values cannot be exact in float32, "
+                    f"the sums of {block.fan_in} {values} cannot be exact in float32, "
                     f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first",
                     notation=notation,
                     start=starts[i],
@@ -425,6 +426,9 @@ def _checked(make, notation: str, start: int, length: int):  # type: ignore[no-u
         raise NetworkError(str(error), notation=notation, start=start, length=length) from None
 
 
+_MAX_DIGITS = 9
+
+
 @dataclass(frozen=True)
 class _Parser:
     notation: str
@@ -432,11 +436,20 @@ class _Parser:
     neuron: LIF
     weight_bits: int
 
-    _LAYER = re.compile(r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)")
-    _OPTION = re.compile(r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|\{(?P<keys>[^{}]*)\}")
+    _LAYER = re.compile(
+        r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
+    )
+    _OPTION = re.compile(r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|\{(?P<keys>[^{}]*)\}", re.ASCII)
 
     def fail(self, message: str, start: int, length: int) -> NetworkError:
         return NetworkError(message, notation=self.notation, start=start, length=length)
+
+    def check_digits(self, match: re.Match[str], at: int) -> None:
+        """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
+        for group, text in match.groupdict().items():
+            if text is not None and group not in ("rate", "dropout", "keys") and len(text) > _MAX_DIGITS:
+                message = f"a number has at most {_MAX_DIGITS} digits, got {len(text)}"
+                raise self.fail(message, at + match.start(group), len(text))
 
     def tokens(self) -> list[tuple[int, str]]:
         """Split at "-", except inside braces; returns start and text of each token."""
@@ -459,6 +472,7 @@ class _Parser:
         if match is None:
             known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout)"
             raise self.fail(f"unknown layer {token!r}; known forms: {known}", start, len(token))
+        self.check_digits(match, start)
         values = match.groupdict()
         rest, at = token[match.end() :], start + match.end()
         whole = (start, len(token))
@@ -475,13 +489,19 @@ class _Parser:
                 raise kind(str(error), notation=self.notation, start=start, length=len(token)) from None
         conv = values["channels"] is not None
         geometry: dict[str, int] = {}
+        given: set[str] = set()
         neuron, bits, rate = self.neuron, self.weight_bits, None
         while rest:
             option = self._OPTION.match(rest)
             if option is None:
                 raise self.fail(f"unknown option {rest!r}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
+            self.check_digits(option, at)
             found = {k: v for k, v in option.groupdict().items() if v is not None}
             ((key, value),) = found.items()
+            if key in given:
+                raise self.fail(f"{key} is given twice", at, option.end())
+            if key != "keys":
+                given.add(key)
             if key in ("padding", "stride"):
                 if not conv:
                     raise self.fail(f"a full connection has no {key}", at, option.end())
@@ -489,7 +509,7 @@ class _Parser:
             elif key == "dropout":
                 rate = float(value)
             else:
-                neuron, bits = self.keys(value, at + 1, neuron, bits)
+                neuron, bits = self.keys(value, at + 1, neuron, bits, given)
             rest, at = rest[option.end() :], at + option.end()
         if conv:
             kernel = int(values["kernel"])
@@ -505,20 +525,26 @@ class _Parser:
             layers.append(_checked(lambda: Dropout(rate), self.notation, *whole))
         return layers
 
-    def keys(self, text: str, at: int, neuron: LIF, bits: int) -> tuple[LIF, int]:
-        """Read `tau_m=5,threshold=0.8`."""
+    def keys(self, text: str, at: int, neuron: LIF, bits: int, given: set[str]) -> tuple[LIF, int]:
+        """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these."""
         for pair in text.split(","):
             key, equals, value = pair.partition("=")
             key, value = key.strip(), value.strip()
             try:
                 if not equals or not value:
                     raise SpecError(f"expected key=value, got {pair!r}")
+                if key in given:
+                    raise SpecError(f"{key} is given twice")
+                given.add(key)
                 if key == "surrogate":
                     neuron = replace(neuron, surrogate=parse_surrogate(value))
                 elif key == "bits":
+                    number(value)
+                    if len(value) > _MAX_DIGITS:
+                        raise SpecError(f"bits has at most {_MAX_DIGITS} digits, got {len(value)}")
                     bits = int(value)
                 elif key in ("tau_m", "tau_s", "threshold"):
-                    neuron = _with_number(neuron, key, float(value))
+                    neuron = _with_number(neuron, key, number(value))
                 else:
                     raise SpecError(f"unknown parameter {key!r}; known: tau_m, tau_s, threshold, surrogate, bits")
             except ValueError as error:

@@ -99,7 +99,8 @@ class Triangle(Surrogate):
     width: float = 1.0
 
     def derivative(self, x: AnyArray) -> AnyArray:
-        y = _constant(x, 1) - np.abs(x) * _constant(x, 1 / self.width)
+        with np.errstate(over="ignore"):  # far from the threshold: -inf is cut to 0
+            y = _constant(x, 1) - np.abs(x) * _constant(x, 1 / self.width)
         h: AnyArray = np.where(y > 0, y, _constant(x, 0))
         return h
 
@@ -117,8 +118,9 @@ class FastSigmoid(Surrogate):
     beta: float = 2.0
 
     def derivative(self, x: AnyArray) -> AnyArray:
-        y = _constant(x, 1) + np.abs(x) * _constant(x, self.beta)
-        h: AnyArray = _constant(x, 1) / (y * y)
+        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
+            y = _constant(x, 1) + np.abs(x) * _constant(x, self.beta)
+            h: AnyArray = _constant(x, 1) / (y * y)
         return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
@@ -133,8 +135,9 @@ class Arctan(Surrogate):
     alpha: float = 2.0
 
     def derivative(self, x: AnyArray) -> AnyArray:
-        y = x * _constant(x, math.pi / 2 * self.alpha)
-        h: AnyArray = _constant(x, 1) / (_constant(x, 1) + y * y)
+        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
+            y = x * _constant(x, math.pi / 2 * self.alpha)
+            h: AnyArray = _constant(x, 1) / (_constant(x, 1) + y * y)
         return h
 
     def primitive(self, x: AnyArray) -> AnyArray:
@@ -156,7 +159,8 @@ class Logistic(Surrogate):
     def derivative(self, x: AnyArray) -> AnyArray:
         one = _constant(x, 1)
         # Of |x|: the derivative is even, and exp never overflows.
-        z = np.exp(-(np.abs(x) * _constant(x, 1 / self.width)))
+        with np.errstate(over="ignore"):  # far from the threshold: exp(-inf) is 0
+            z = np.exp(-(np.abs(x) * _constant(x, 1 / self.width)))
         y = one + z
         h: AnyArray = z / (y * y) * _constant(x, 1 / self.width)
         return h
@@ -167,6 +171,13 @@ class Logistic(Surrogate):
 
 SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Rectangle, Triangle, FastSigmoid, Arctan, Logistic)}
 """Every surrogate by its name."""
+
+
+def number(text: str) -> float:
+    """`float(text)` of ASCII digits without `_`; raises `ValueError` for anything else."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def parse_surrogate(text: str) -> Surrogate:
@@ -186,7 +197,7 @@ def parse_surrogate(text: str) -> Surrogate:
         if key not in known:
             raise SpecError(f"surrogate {name!r} has no parameter {key!r}; it has: {', '.join(known)}")
         try:
-            values[key] = float(value)
+            values[key] = number(value)
         except ValueError:
             raise SpecError(f"surrogate {name!r}: {key} must be a number, got {value!r}") from None
     return cls(**values)

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import FLOOR
 from stsbp_spec.surrogates import Arctan, Surrogate
 from stsbp_spec.synapses.psp import PSP, check_time_constant
 
@@ -44,7 +45,7 @@ class LIF:
     Args:
         tau_m: membrane time constant in steps, at least 1.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
-        threshold: `V_th`, above 0.
+        threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
     """
 
@@ -58,6 +59,10 @@ class LIF:
         check_time_constant("tau_s", self.tau_s)
         if not (math.isfinite(self.threshold) and self.threshold > 0):
             raise SpecError(f"threshold must be a finite number above 0, got {self.threshold:g}")
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = np.float32(self.threshold)
+        if not FLOOR <= rounded < np.inf:
+            raise SpecError(f"threshold must be from 2^-100 to the largest float32, 3.4e38, got {self.threshold:g}")
 
     @property
     def decay(self) -> np.float32:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import FLOOR
 
 __all__ = ["IDENTITY", "PSP", "Filter"]
 
@@ -51,6 +52,8 @@ class PSP:
 
 
 def check_time_constant(name: str, value: float) -> None:
-    """Raise `SpecError` unless `value` is finite and at least one step."""
+    """Raise `SpecError` unless `value` is finite, at least one step, and float32 keeps `1/value` from `FLOOR` on."""
     if not (math.isfinite(value) and value >= 1):
         raise SpecError(f"{name} is a time constant in steps and must be at least 1, got {value:g}")
+    if np.float32(1 / value) < FLOOR:
+        raise SpecError(f"{name} must be at most 2^100, so that 1/{name} does not vanish in float32, got {value:g}")
