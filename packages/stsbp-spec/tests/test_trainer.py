@@ -162,6 +162,8 @@ def test_a_learning_rate_that_is_too_large_stops_with_the_step() -> None:
     ("change", "message"),
     [
         (lambda b: Batch(b.inputs.astype(np.float32), b.targets), "inputs must be uint8, got float32"),
+        (lambda b: Batch(b.inputs.tolist(), b.targets), "inputs must be a numpy array, got list"),
+        (lambda b: Batch(b.inputs, b.targets.tolist()), "targets must be a numpy array, got list"),
         (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),
         (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10"),
         (lambda b: Batch(b.inputs[:, :0], b.targets[:, :0]), "the batch is empty"),
@@ -189,6 +191,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
             r"weights of conv1 must be float32 \(6, 2, 3, 3\), got float32 \(2, 2, 3, 3\)",
         ),
         ({"conv1": weights["conv1"].astype(np.float64)}, r"got float64"),
+        ({"conv1": weights["conv1"].tolist()}, r"weights of conv1 must be a numpy array, got list"),
     )
     for change, message in changes:
         with pytest.raises(ShapeError, match=message):
@@ -196,6 +199,62 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     broken = {**weights, "linear2": weights["linear2"] * np.float32(np.nan)}
     with pytest.raises(NumericError, match="layer linear2: a weight is not finite"):
         NUMPY.run(_NETWORK, broken, batch.inputs, 10)
+
+
+@pytest.mark.parametrize("weights", [None, [1.0], 3])
+def test_weights_that_are_no_mapping_are_refused(weights: Any) -> None:
+    batch = _batch(_NETWORK)
+    for call in (
+        lambda: NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, batch),
+        lambda: NUMPY.run(_NETWORK, weights, batch.inputs, 10),
+        lambda: NUMPY.trainer(_NETWORK, VanRossum(), AdamW()).init(weights),
+    ):
+        with pytest.raises(ShapeError, match="weights must be numpy arrays by layer name, got"):
+            call()
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2.5, None, "4"])
+def test_steps_are_an_integer_from_1_on(steps: Any) -> None:
+    network = NetworkSpec.parse("4", input_shape=(6,), coding="direct")
+    weights, images = initial_weights(network, 1), np.zeros((2, 6), np.uint8)
+    trainer = NUMPY.trainer(network, VanRossum(), AdamW())
+    state = trainer.init(weights)
+    with pytest.raises(ShapeError, match="steps must be an integer of at least 1"):
+        NUMPY.run(network, weights, images, steps)
+    with pytest.raises(ShapeError, match="steps must be an integer of at least 1"):
+        trainer.predict(state, images, steps)
+    five: Any = np.uint8(5)
+    assert NUMPY.run(network, weights, images, five).layers["linear1"].spikes.shape == (5, 2, 4)
+    assert trainer.predict(state, images, five).spikes.shape == (5, 2, 4)
+
+
+@pytest.mark.parametrize("loss", ["van-rossum", None, VanRossum])
+def test_a_loss_that_is_none_is_refused(loss: Any) -> None:
+    message = r"a loss is one of VanRossum\(\), Hamming\(\), SpikeCount\(\), got"
+    with pytest.raises(SpecError, match=message):
+        NUMPY.value_and_grad(_NETWORK, loss, initial_weights(_NETWORK, 1), _batch(_NETWORK))
+    with pytest.raises(SpecError, match=message):
+        NUMPY.trainer(_NETWORK, loss, AdamW())
+
+
+@pytest.mark.parametrize("notation", ["4", "8-D0.5-4"])
+def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: str) -> None:
+    network = NetworkSpec.parse(notation, input_shape=(6,))
+    weights, batch = initial_weights(network, 1), _batch(network)
+    changes: tuple[tuple[Any, str], ...] = (
+        ((-1, 0), "seed must be an integer from 0"),
+        ((2**40, 0), "seed must be an integer from 0"),
+        ((0.5, 0), "seed must be an integer from 0"),
+        ((0, -1), "step of dropout must be an integer from 0"),
+        ((0, 2**32), "step of dropout must be an integer from 0"),
+        (7, r"dropout is None or \(seed, step\), got 7"),
+    )
+    for dropout, message in changes:
+        with pytest.raises(SpecError, match=message):
+            NUMPY.value_and_grad(network, VanRossum(), weights, batch, dropout=dropout)
+    NUMPY.value_and_grad(network, VanRossum(), weights, batch, dropout=(2**32 - 1, 2**32 - 1))
+    with pytest.raises(SpecError, match="seed must be an integer from 0"):
+        NUMPY.trainer(network, VanRossum(), AdamW(), seed=-1)
 
 
 def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:

@@ -30,7 +30,9 @@ from stsbp_spec.trainer import (
     Trainer,
     TrainState,
     check_batch,
+    check_dropout,
     check_inputs,
+    check_loss,
     check_precision,
     check_weights,
 )
@@ -198,6 +200,8 @@ class JaxBackend(AbstractBackend):
     ) -> ValueAndGrad:
         check_precision(network, precision)
         self.check_precision(precision)
+        check_loss(loss)
+        check_dropout(dropout)
         check_weights(network, weights)
         check_batch(network, batch)
         training = dropout is not None

@@ -203,6 +203,7 @@ class AbstractBackend(ABC):
 
         Raises:
             ShapeError: an array has the wrong shape or dtype.
+            SpecError: an unknown loss or precision, or a seed or step of dropout outside `[0, 2**32)`.
             NumericError: a weight or a gradient is not finite; names the layer.
         """
         return value_and_grad(self, network, loss, weights, batch, precision, dropout)

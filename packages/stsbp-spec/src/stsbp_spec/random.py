@@ -9,6 +9,7 @@ Element `i` of a draw is word `i % 2` of `threefry(key, counter)` with
 
 from __future__ import annotations
 
+import operator
 from enum import IntEnum
 
 import numpy as np
@@ -35,9 +36,13 @@ class Stream(IntEnum):
 
 def check_seed(seed: int) -> int:
     """Return `seed`, or raise `SpecError` unless it is an integer in `[0, 2**32)`."""
-    if not 0 <= int(seed) < 2**32:
-        raise SpecError(f"seed must be an integer from 0 to 2**32 - 1, got {seed}")
-    return int(seed)
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise SpecError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    return number
 
 
 def _rotate(x: UInt32, r: int) -> UInt32:

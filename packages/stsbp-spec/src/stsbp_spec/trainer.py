@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +12,12 @@ import numpy as np
 
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor
 from stsbp_spec.passes import BlockTrace, backward_pass, forward_pass
+from stsbp_spec.random import check_seed
 from stsbp_spec.typing import AnyArray, Float32, Native, Precision, Shape, UInt8
 
 if TYPE_CHECKING:
@@ -71,7 +75,8 @@ class Trainer:
         seed: of dropout masks.
 
     Raises:
-        SpecError: `reproducible` precision with a surrogate that is not exact.
+        SpecError: `reproducible` precision with a surrogate that is not exact, a loss that is none, a seed outside
+            `[0, 2**32)`.
     """
 
     def __init__(
@@ -84,12 +89,13 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         check_precision(network, precision)
+        check_loss(loss)
         self.backend = backend
         self.network = network
         self.loss = loss
         self.optimizer = optimizer
         self.precision: Precision = precision
-        self.seed = seed
+        self.seed = check_seed(seed)
 
     def init(self, weights: dict[str, Float32]) -> TrainState:
         """State before the first update."""
@@ -130,6 +136,7 @@ class Trainer:
     def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
+        steps = int(steps)
         traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None)
         spikes = self.backend.numpy(traces[-1].spikes).astype(np.uint8)
         return Prediction(spikes, _rates(self.backend, traces))
@@ -165,6 +172,8 @@ def value_and_grad(
     from stsbp_spec.backend import ValueAndGrad
 
     check_precision(network, precision)
+    check_loss(loss)
+    check_dropout(dropout)
     check_weights(network, weights)
     steps = check_batch(network, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
@@ -186,6 +195,7 @@ def run(
 
     check_weights(network, weights)
     check_inputs(network, inputs, steps)
+    steps = int(steps)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     traces, grids = _forward(backend, network, native, inputs, steps, None)
     layers = {
@@ -234,12 +244,49 @@ def check_precision(network: NetworkSpec, precision: Precision) -> None:
             )
 
 
+def check_loss(loss: object) -> None:
+    """Raise `SpecError` unless `loss` is a loss."""
+    if not isinstance(loss, Loss):
+        known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
+        raise SpecError(f"a loss is one of {known}, got {loss!r}")
+
+
+def check_dropout(dropout: object) -> None:
+    """Raise `SpecError` unless `dropout` is None or `(seed, step)`, both integers in `[0, 2**32)`."""
+    if dropout is None:
+        return
+    if not isinstance(dropout, (tuple, list)) or len(dropout) != 2:
+        raise SpecError(f"dropout is None or (seed, step), got {dropout!r}")
+    seed, step = dropout
+    check_seed(seed)
+    if (number := _integer(step)) is None or not 0 <= number < 2**32:
+        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {step!r}")
+
+
+def _integer(x: object) -> int | None:
+    """`x` as an int, None where it is no integer (of Python or numpy)."""
+    try:
+        return operator.index(x)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def _array(what: str, x: object) -> None:
+    if not isinstance(x, np.ndarray):
+        raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
+
+
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
     """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
     shapes = network.weight_shapes
+    if not isinstance(weights, Mapping):
+        raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
     if set(weights) != set(shapes):
-        raise ShapeError(f"{what} must have the layers {', '.join(shapes)}, got {', '.join(weights) or 'none'}")
+        raise ShapeError(
+            f"{what} must have the layers {', '.join(shapes)}, got {', '.join(map(str, weights)) or 'none'}"
+        )
     for name, shape in shapes.items():
+        _array(f"{what} of {name}", weights[name])
         if weights[name].shape != shape or weights[name].dtype != np.float32:
             raise ShapeError(
                 f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
@@ -250,6 +297,9 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
     """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
     lead = 1 if network.coding == "direct" else 2
     letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
+    if (number := _integer(steps)) is None or number < 1:
+        raise ShapeError(f"steps must be an integer of at least 1, got {steps!r}")
+    _array("inputs", inputs)
     if inputs.dtype != np.uint8:
         raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
     if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
@@ -270,6 +320,7 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
 def check_batch(network: NetworkSpec, batch: Batch) -> int:
     """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
     targets = batch.targets
+    _array("targets", targets)
     if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
         raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
     expected: Shape = (targets.shape[0], check_inputs(network, batch.inputs, targets.shape[0]), network.outputs)
