@@ -201,7 +201,7 @@ def nmnist(session: nox.Session) -> None:
     """Train briefly on real N-MNIST recordings ($STSBP_DATA) and require an accuracy: -- [FLOOR IN PERCENT]."""
     folder = recordings(session)
     install(session, SPEC, CLI, BACKENDS["torch"])
-    floor = float(session.posargs[0]) if session.posargs else 70.0
+    floor = float(session.posargs[0]) if session.posargs else 85.0
     run = Path(session.create_tmp()) / "nmnist"
     options = ["--data-dir", str(folder), "--epochs", "4", "--holdout", "100", "--seed", "0", "--out", str(run)]
     printed = session.run(
