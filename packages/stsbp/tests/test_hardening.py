@@ -176,3 +176,113 @@ def test_run_folder_without_permission(run: Path, stsbp: Stsbp) -> None:
 
 def test_run_folder_whose_name_is_too_long(stsbp: Stsbp) -> None:
     refused(stsbp("evaluate", "x" * 5000), "File name too long")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        *(("--augment-shift", v) for v in ("1025", str(10**30))),
+        *(("--warmup", v) for v in ("1e7", "1e308", "nan", "inf")),
+        *(("--threads", v) for v in ("1025", str(10**30))),
+        *((flag, str(10**30)) for flag in ("--epochs", "--batch-size", "--steps", "--log-every", "--test-every")),
+        *((flag, str(10**30)) for flag in ("--limit", "--holdout", "--validation", "--image-size")),
+        *((flag, "1e300") for flag in ("--tau-m", "--tau-s", "--input-tau-s")),
+    ],
+)
+def test_settings_beyond_their_bounds(stsbp: Stsbp, flag: str, value: str) -> None:
+    refused(stsbp("train", "digits", flag, value), f"{flag} ", "input should be ")
+
+
+def test_an_empty_pattern_is_shown(stsbp: Stsbp) -> None:
+    refused(stsbp("train", "digits", "--label-pattern", ""), "--label-pattern '': ")
+
+
+def test_too_many_validation_samples(stsbp: Stsbp) -> None:
+    result = stsbp("train", "digits", "--limit", 20, "--validation", 20)
+    refused(result, "cannot hold out 20 of 20 samples", "choose another validation")
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    """A file of version 1.0 with any header."""
+    text = header.encode().ljust(118 if len(header) < 118 else len(header)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def header(shape: str, dtype: str = "'|u1'") -> str:
+    return f"{{'descr': {dtype}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"PK\x03\x04",
+        b"PK\x03\x04" + bytes(100),
+        b"\x93NUMPY",
+        b"\x93NUMPY\x03\x00",
+        b"\x93NUMPY\x09\x00" + bytes(100),
+        npy(""),
+        npy("{"),
+        npy("(" * 5000),
+        npy("[]"),
+        npy(header("(8, 8, 1)"), bytes(63)),
+        npy(header("(10**9,)")),
+        npy(header("(1000000000000, 1000000000000)"), bytes(64)),
+        npy(header("(99999999999999999999999999,)")),
+        npy(header("(-8, -8)"), bytes(64)),
+        npy(header("('a',)")),
+        npy(header("(1.5,)")),
+        npy(header("3")),
+        npy(header("(8, 8)", "'|O'"), bytes(64)),
+        npy(header("(8, 8)", "[('a', '|u1', -3)]"), bytes(64)),
+        npy(header("(8, 8)", "3"), bytes(64)),
+        npy(header(str((1,) * 70)), bytes(1)),
+    ],
+)
+def test_forged_arrays(run: Path, stsbp: Stsbp, content: bytes) -> None:
+    (run.parent / "x.npy").write_bytes(content)
+    refused(stsbp("predict", run, "x.npy"), "x.npy ")
+
+
+def test_arrays_in_both_orders(run: Path, stsbp: Stsbp) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    np.save(run.parent / "x.npy", x)
+    expected = stsbp("predict", run, "x.npy", "--json")
+    np.save(run.parent / "x.npy", np.asfortranarray(x))
+    assert expected.exit_code == 0
+    assert stsbp("predict", run, "x.npy", "--json").stdout == expected.stdout
+
+
+@pytest.mark.parametrize("name", ["images", "nmnist", "cifar10", "sequences"])
+def test_data_folder_whose_name_is_too_long(stsbp: Stsbp, name: str) -> None:
+    result = stsbp("train", name, "--data-dir", "x" * 5000)
+    refused(result, "File name too long")
+    assert len(result.stderr) < 1000
+
+
+@pytest.mark.parametrize("name", ["images", "nmnist"])
+def test_class_folder_without_permission(
+    stsbp: Stsbp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for folder in ("0", "1"):
+        (tmp_path / "data" / "Train" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder).mkdir()
+
+    def iterdir(self: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    out = tmp_path / "new" / "run"
+    monkeypatch.setattr("stsbp.training.run_folder.RunFolder.is_free", True)
+    result = stsbp("train", name, "--data-dir", tmp_path / "data", "--out", out)
+    refused(result, f"cannot read {tmp_path / 'data'}", "Permission denied")
+
+
+def test_a_file_that_is_no_image(stsbp: Stsbp, tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    for folder in ("a", "b"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "x.png").write_bytes(b"no image")
+    result = stsbp("train", f"folder:{tmp_path / 'data'}")
+    refused(result, "x.png cannot be read as an image: it is damaged or no JPEG, PNG or BMP")
+    assert "BytesIO" not in result.stderr

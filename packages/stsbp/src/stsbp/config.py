@@ -39,18 +39,22 @@ class RunConfig(BaseModel):
     label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
-    tau_m: float = Field(8.0, ge=1, description="Membrane time constant in steps.")
-    tau_s: float = Field(4.0, ge=1, description="Synaptic time constant in steps.")
+    tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
+    tau_s: float = Field(4.0, ge=1, le=1e9, description="Synaptic time constant in steps.")
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
-    input_tau_s: float = Field(0.0, ge=0, description="Filter event frames with this time constant; 0: unfiltered.")
+    input_tau_s: float = Field(
+        0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0: unfiltered."
+    )
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
-    epochs: int = Field(10, ge=1, description="Passes over the training samples.")
-    batch_size: int = Field(50, ge=1, description="Samples of one update.")
+    epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
+    batch_size: int = Field(50, ge=1, le=10**9, description="Samples of one update.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
-    warmup: float = Field(0.0, ge=0, description="Epochs (or a part of one) over which the learning rate rises.")
+    warmup: float = Field(
+        0.0, ge=0, le=1e6, description="Epochs (or a part of one) over which the learning rate rises."
+    )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: no clipping.")
     precision: Literal["fast", "reproducible"] = Field(
@@ -58,18 +62,28 @@ class RunConfig(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of initial weights, order of samples and dropout.")
     split_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice of held-out and limited samples.")
-    limit: int = Field(0, ge=0, description="Train on this many samples; 0: all.")
-    holdout: int = Field(0, ge=0, description="Hold this many training samples out as the test set; 0: as published.")
-    validation: int = Field(0, ge=0, description="Training samples kept to choose the best checkpoint; 0: none.")
-    image_size: int = Field(0, ge=0, description="Resize the images of a folder to this many pixels; 0: as they are.")
-    test_every: int = Field(1, ge=0, description="Test every so many epochs; the test chooses nothing. 0: at the end.")
-    augment_shift: int = Field(0, ge=0, description="Move each training sample by up to this many pixels, at random.")
+    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0: all.")
+    holdout: int = Field(
+        0, ge=0, le=10**9, description="Hold this many training samples out as the test set; 0: as published."
+    )
+    validation: int = Field(
+        0, ge=0, le=10**9, description="Training samples kept to choose the best checkpoint; 0: none."
+    )
+    image_size: int = Field(
+        0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0: as they are."
+    )
+    test_every: int = Field(
+        1, ge=0, le=10**9, description="Test every so many epochs; the test chooses nothing. 0: at the end."
+    )
+    augment_shift: int = Field(
+        0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random."
+    )
     augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
-    log_every: int = Field(50, ge=1, description="Write a line of metrics every so many updates.")
+    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
     data_dir: str = Field("", description="Folder of the data set.")
     download: bool = Field(False, description="Fetch what is missing of the data set.")
     skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
-    threads: int = Field(0, ge=0, description="Processor threads; 0: as many as the libraries choose.")
+    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0: as many as the libraries choose.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
     @field_validator("surrogate")
@@ -173,7 +187,9 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
-    named = f"{flag} {given}" if where == "command line" else f"{where}: {key} = {_toml(given)}"
+    # An empty text would not be seen.
+    shown = given if str(given).strip() else repr(given)
+    named = f"{flag} {shown}" if where == "command line" else f"{where}: {key} = {_toml(given)}"
     return f"{named}: {allowed}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from pathlib import Path
 
 import click
@@ -22,6 +24,9 @@ from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 
 __all__ = ["command", "read_input"]
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MOST_AXES = 8
 
 
 @click.command("predict", short_help=COMMANDS["predict"])
@@ -102,7 +107,7 @@ def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if kind == ".npy":
-        sample = _array(path)
+        sample = _array(content, path)
         if not events and sample.shape == inputs.shape[1:] and inputs.shape[0] == 1:
             sample = sample[None]
     elif kind == ".bin" and events and len(inputs.shape) == 3:
@@ -123,11 +128,22 @@ def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
     return sample
 
 
-def _array(path: Path) -> UInt8:
+def _array(content: bytes, path: Path) -> UInt8:
+    """The array of a .npy file; its header is checked before anything is made of it, and nothing is unpickled."""
+    file = io.BytesIO(content)
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is not a numpy array: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-        raise DataError(f"{path} must hold uint8 values, got {getattr(array, 'dtype', type(array).__name__)}")
-    return array
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
+        shape, fortran, dtype = _HEADERS[version](file)
+        count = math.prod(shape)
+    except Exception as error:
+        # numpy evaluates the header as Python text: a forged one can raise almost anything.
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path} is not a numpy array: {reason}") from error
+    if dtype != np.uint8:
+        raise DataError(f"{path} must hold uint8 values, got {dtype}")
+    data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
+    if min(shape, default=0) < 0 or count != data.size or len(shape) > _MOST_AXES:
+        raise DataError(f"{path} is not a numpy array: its header does not fit the {data.size} bytes that follow it")
+    return data.reshape(shape, order="F" if fortran else "C")

@@ -6,6 +6,7 @@ machine sees the same split. Its seed is not the training seed: runs that differ
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,8 +32,11 @@ __all__ = [
     "Split",
     "Subset",
     "hold_out",
+    "names_unreadable",
     "select_balanced",
 ]
+
+_LONGEST_SHOWN = 200
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with what is being done, the items done and their total, at most about ten times a second."""
@@ -166,6 +170,21 @@ class Request:
     progress: ProgressCallback | None = None
 
 
+def names_unreadable(load: Callable[[Request], Dataset]) -> Callable[[Request], Dataset]:
+    """Let a loader raise `DataError` where the system refuses to read a folder or file of the data."""
+
+    @functools.wraps(load)
+    def loaded(request: Request) -> Dataset:
+        try:
+            return load(request)
+        except OSError as error:
+            path = str(request.data_dir if error.filename is None else error.filename)
+            shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}..."
+            raise DataError(f"cannot read {shown}: {error.strerror or error}") from error
+
+    return loaded
+
+
 class Progress:
     """Tells a callback how far a piece of work is, at most ten times a second and once at its end."""
 
@@ -198,15 +217,19 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
 
 
-def hold_out(split: Split, count: int, *, seed: int = 0, substream: int = 0) -> tuple[Subset, Subset]:
+def hold_out(
+    split: Split, count: int, *, seed: int = 0, substream: int = 0, option: str = "holdout"
+) -> tuple[Subset, Subset]:
     """Cut `count` class-balanced samples off: what remains, and what is held out.
+
+    `option` is the setting that gave `count`, for the message.
 
     Raises:
         DataError: `count` is below 1 or leaves nothing.
     """
     if not 1 <= count < len(split):
         raise DataError(
-            f"cannot hold out {count} of {len(split)} samples: expected 1 to {len(split) - 1}; choose another holdout"
+            f"cannot hold out {count} of {len(split)} samples: expected 1 to {len(split) - 1}; choose another {option}"
         )
     held = select_balanced(split.labels, count, seed=seed, substream=substream)
     kept = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)

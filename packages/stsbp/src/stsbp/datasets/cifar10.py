@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stsbp.datasets.archives import extract_files
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, hold_out
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, hold_out, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.errors import DataError
@@ -92,6 +92,7 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
     return cached("cifar10", {"source": combine_digests(digests)}, cache_dir=request.cache_dir, build=build)
 
 
+@names_unreadable
 def load(request: Request) -> Dataset:
     """CIFAR-10 with direct coding.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import UInt8
 
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, hold_out
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, hold_out, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.errors import DataError
 
@@ -58,6 +58,9 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), pillow.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
+    except pillow.UnidentifiedImageError as error:
+        # Pillow's own message names the object that holds the bytes.
+        raise DataError(f"{path} cannot be read as an image: it is damaged or no JPEG, PNG or BMP") from error
     except (OSError, SyntaxError, ValueError, EOFError, pillow.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as an image: {error}") from error
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -129,6 +132,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
     return cached(kind, key, cache_dir=request.cache_dir, build=build, root=root)
 
 
+@names_unreadable
 def load(request: Request) -> Dataset:
     """The image folder at `data_dir`; without a `test` folder a fifth is held out, as many of each class.
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64
 
-from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, hold_out
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, hold_out, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
@@ -148,6 +148,7 @@ def _load_split(folder: Path, request: Request) -> Cached:
     return cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
 
 
+@names_unreadable
 def load(request: Request) -> Dataset:
     """N-MNIST, or the part of it that is there.
 

@@ -6,14 +6,13 @@ The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, 
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
-from stsbp.datasets.base import Dataset, Request, Split, Subset, hold_out
+from stsbp.datasets.base import Dataset, Request, Split, Subset, hold_out, names_unreadable
 from stsbp.errors import DataError
 
 __all__ = ["SequenceSplit", "load", "read_sequences"]
@@ -54,8 +53,9 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
             arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a file of numpy arrays (.npz): {error}") from error
+    except Exception as error:
+        # A forged header can make numpy and zipfile raise almost anything.
+        raise DataError(f"{path} is not a file of numpy arrays (.npz): {str(error) or type(error).__name__}") from error
     missing = {"inputs", "targets"} - set(arrays)
     if missing or set(arrays) - {"inputs", "targets", "split"}:
         raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
@@ -74,6 +74,7 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     return inputs, targets, split
 
 
+@names_unreadable
 def load(request: Request) -> Dataset:
     """The samples of a file; without `split` a fifth of them is held out as the test set."""
     path = request.data_dir

@@ -138,7 +138,11 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Da
     if config.validation == 0:
         return Data(dataset, dataset.train, None, dataset.test)
     train, validation = hold_out(
-        dataset.train, config.validation, seed=config.split_seed, substream=_VALIDATION_SUBSTREAM
+        dataset.train,
+        config.validation,
+        seed=config.split_seed,
+        substream=_VALIDATION_SUBSTREAM,
+        option="validation",
     )
     return Data(dataset, train, validation, dataset.test)
 
