@@ -101,7 +101,7 @@ def load(request: Request) -> Dataset:
     """
     data_dir = request.data_dir
     if data_dir is None:
-        raise DataError("CIFAR-10 needs a data folder: give the one that holds, or with download is to hold, its files")
+        raise DataError("CIFAR-10 needs a data folder: give the one that holds, or with --download is to hold, its files")
     binary, images = _binary_root(data_dir), _image_root(data_dir)
     if request.download and binary is None and images is None:
         _download(data_dir)
@@ -113,7 +113,7 @@ def load(request: Request) -> Dataset:
     pickled = any((folder / "cifar-10-batches-py").is_dir() for folder in (data_dir, data_dir / "cifar10"))
     raise DataError(
         f"no CIFAR-10 at {data_dir}: expected {data_dir}/{_FOLDER}/data_batch_1.bin and so on, or images in "
-        f"{data_dir}/cifar10/train/<class>/ and test/<class>/; fetch the binary version ({URL}) with download"
+        f"{data_dir}/cifar10/train/<class>/ and test/<class>/; fetch the binary version ({URL}) with --download"
         + ("; the pickled version cifar-10-batches-py is not read, because unpickling can run code" if pickled else "")
     )
 

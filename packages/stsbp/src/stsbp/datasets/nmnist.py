@@ -158,7 +158,7 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "N-MNIST needs a data folder: give the folder that holds (or, with download, is to hold) NMNIST/Train/"
+            "N-MNIST needs a data folder: give the folder that holds (or, with --download, is to hold) NMNIST/Train/"
         )
     root = _root(data_dir)
     if request.download:
@@ -170,7 +170,7 @@ def load(request: Request) -> Dataset:
     if root is None:
         raise DataError(
             f"no N-MNIST at {data_dir}: expected {data_dir}/NMNIST/Train/<class 0 to 9>/<id>.bin (and Test/ beside "
-            f"Train/); fetch it with download, or from {_HOME}"
+            f"Train/); fetch it with --download, or from {_HOME}"
         )
     stored = _load_split(root / "Train", request)
     everything = FrameSplit(stored.data, stored.labels, request.binning)
