@@ -197,7 +197,7 @@ def test_files_that_predict_cannot_read(
     np.save(tmp_path / "c.npy", np.zeros((1, 8, 8)))
     fails(stsbp("predict", run, tmp_path / "c.npy"), "must hold uint8 values, got float64")
     np.save(tmp_path / "d.npy", np.array([object()]), allow_pickle=True)
-    fails(stsbp("predict", run, tmp_path / "d.npy"), "is not a numpy array")
+    fails(stsbp("predict", run, tmp_path / "d.npy"), "must hold uint8 values, got object")
 
 
 def test_out_folder_that_cannot_be_made(train_tiny: Callable[..., Result], tmp_path: Path) -> None:

@@ -104,7 +104,8 @@ def command(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
             "choose another --out"
         )
-    begun = folder.is_free, folder.has_checkpoint
+    description = folder.path / "last.json"
+    begun = folder.is_free, description.exists()
     folder.check_writable()
     limit_threads(config.threads)
     backend = choose_backend(ctx.obj)
@@ -118,7 +119,7 @@ def command(
             # Loading takes time: another process may have trained here meanwhile.
             if saved is not None:
                 saved = checkpoint.load(folder.path, "last")
-            elif begun != (folder.is_free, folder.has_checkpoint):
+            elif begun != (folder.is_free, description.exists()):
                 raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
             if saved is None:
                 if overwrite and not folder.is_free:
