@@ -91,7 +91,7 @@ def apply(
                 s = avgpool2d(layer, s)
             elif dropout is not None and layer.rate > 0:
                 seed, step = (jnp.asarray(x, np.uint32) for x in dropout)
-                keep = masks.mask(seed, 16 * block.index + place, step, (s.shape[1], *shape), layer.rate)
+                keep = masks.mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
                 s = masks.forward(keep, s)
             shape = layer.output_shape(shape)
         connect = conv2d if isinstance(block.synapse, Conv2d) else linear

@@ -132,6 +132,10 @@ class Block:
         largest = 2 ** (self.layer.weight_bits - 1) - 1
         return EXACT_LIMIT_BITS - math.log2(self.fan_in * largest * self.input_max) - self.input_exponent
 
+    def dropout_substream(self, place: int) -> int:
+        """The `layer` of `random.keep_mask` for the dropout at `before[place]`: no two masks of a step share bits."""
+        return 16 * self.index + place
+
     def filter(self, *, training: bool) -> Filter:
         """Filter behind the weights, with the factor of dropout in training."""
         gain = self.dropout_gain if training else 1.0

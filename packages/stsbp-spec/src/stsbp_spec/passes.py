@@ -63,8 +63,8 @@ def forward_pass(
                 s, residual = backend.avgpool2d_forward(layer, s)
             elif dropout is not None and layer.rate > 0:
                 seed, step = dropout
-                # Substream: the block and the place of the dropout in it, so no two masks of a step share bits.
-                residual = backend.dropout_mask(seed, 16 * block.index + place, step, (s.shape[1], *shape), layer.rate)
+                stream = block.dropout_substream(place)
+                residual = backend.dropout_mask(seed, stream, step, (s.shape[1], *shape), layer.rate)
                 s = backend.dropout(residual, s)
             before.append(residual)
             shape = layer.output_shape(shape)

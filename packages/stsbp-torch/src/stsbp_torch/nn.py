@@ -305,7 +305,7 @@ class Network(torch.nn.Module):
                     s = _PoolFunction.apply(s, layer)  # type: ignore[no-untyped-call]
                 elif self.training and layer.rate > 0:
                     mask = backend.dropout_mask(
-                        self.seed, 16 * block.index + place, self.step, (s.shape[1], *shape), layer.rate
+                        self.seed, block.dropout_substream(place), self.step, (s.shape[1], *shape), layer.rate
                     )
                     s = s * mask
                 shape = layer.output_shape(shape)
