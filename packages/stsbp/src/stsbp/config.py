@@ -90,6 +90,17 @@ class RunConfig(BaseModel):
     @classmethod
     def _surrogate(cls, text: str) -> str:
         parse_surrogate(text)
+    augment_rotate: float = Field(0.0, ge=0, lt=180, description="Turn each training sample by up to so many degrees.")
+    augment_scale: float = Field(
+        0.0, ge=0, lt=1, description="Stretch height and width of each training sample by up to this share."
+    )
+    augment_shear: float = Field(0.0, ge=0, le=1, description="Slant each training sample by up to this share.")
+    augment_elastic: float = Field(
+        0.0, ge=0, le=1024, description="Bend each training sample smoothly by up to this many pixels."
+    )
+    augment_cutout: int = Field(
+        0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample."
+    )
         return text
 
     @field_validator("label_pattern", "undesired_pattern")
@@ -113,7 +124,11 @@ class RunConfig(BaseModel):
 
     def digest(self) -> str:
         """SHA-256 of all settings that change the result."""
-        values = {key: value for key, value in self.model_dump().items() if key not in FREE}
+        values = {
+            key: value
+            for key, value in self.model_dump().items()
+            if key not in FREE and (key not in _LATER or value != RunConfig.model_fields[key].default)
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,6 +145,9 @@ class Source(NamedTuple):
 
 def read_toml(path: Path) -> Source:
     """Settings of a TOML file.
+
+_LATER = frozenset({"augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout"})
+"""Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
 
     Raises:
         ConfigError: it cannot be read or is not TOML; names the line.

@@ -72,8 +72,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
 
         def fetch(indices: Int64) -> Batch:
             batch, _ = task.batch(data.train, indices)
-            shift, flip = config.augment_shift, config.augment_flip
-            moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, shift=shift, flip=flip)
+            moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
             return Batch(moved, batch.targets)
 
         resident = [fetch(key) for key in keys]

@@ -1,51 +1,157 @@
-"""Random shifts and reflections of training inputs, from the counter-based generator: a function of seed, epoch and
-sample, the same on every backend and after every resumption."""
+"""Random distortions of training inputs, from the counter-based generator: a function of seed, epoch and sample, the
+same on every backend and after every resumption.
+
+Every pixel of the result takes the value of the nearest pixel of its source: values are moved, never mixed, so frames
+stay 0/1 or counts and images stay bytes. All frames of a sample move together. What leaves the field is lost, what
+enters is zero. Only + - * / and floor decide where a pixel comes from, so every machine moves it from the same place.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 from stsbp_spec.random import Stream, threefry2x32
-from stsbp_spec.typing import Int64, UInt8, UInt32
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8, UInt32
 
-__all__ = ["augment"]
+__all__ = ["Augmentation", "augment"]
+
+_NODES = 4
+"""Rows and columns of the grid of random displacements that an elastic distortion interpolates."""
+_LINEAR, _SCALE, _CUTOUT, _ELASTIC = 1, 2, 3, 16
+"""Substreams of the draws; 0 is that of shift and reflection, an elastic distortion takes one a node."""
 
 
-def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, shift: int, flip: bool) -> UInt8:
-    """Move each sample by up to `shift` pixels along both axes and, with `flip`, reflect half of them left to right.
+@dataclass(frozen=True)
+class Augmentation:
+    """How far samples are distorted; each amount is the largest, drawn uniformly between it and its negative.
 
     Args:
-        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]`; all frames of a sample move together.
+        shift: pixels along both axes.
+        flip: whether half of the samples are reflected left to right.
+        rotate: degrees, below 180.
+        scale: relative change of height and width, each drawn by itself, below 1.
+        shear: columns per row.
+        elastic: pixels; a smooth random displacement, linear between 4 x 4 nodes over the field.
+        cutout: side in pixels of a square that is set to zero, its centre anywhere in the field.
+    """
+
+    shift: int = 0
+    flip: bool = False
+    rotate: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
+    elastic: float = 0.0
+    cutout: int = 0
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to do."""
+        return self != Augmentation()
+
+
+def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> UInt8:
+    """Distort each sample.
+
+    Args:
+        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]`.
         indices: the samples' numbers, `[B]`.
         seed, epoch: of the draw.
-        shift: largest displacement in pixels; what leaves the field is lost, what enters is zero.
-        flip: whether to reflect.
+        how: what is done.
 
     Returns:
         A new array of the shape of `inputs`; `inputs` itself where there is nothing to do.
     """
-    if shift == 0 and not flip:
+    if not how.moves:
         return inputs
-    down, right, reflected = _draws(indices, seed, epoch, shift)
-    result = np.zeros_like(inputs)
     height, width = inputs.shape[-2:]
+    rows, columns = _sources(indices, seed, epoch, how, height, width)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    if how.cutout:
+        inside &= ~_hole(indices, seed, epoch, how.cutout, height, width)
+    source = np.where(inside, rows * width + columns, 0).reshape(len(indices), -1)
+    kept = inside.astype(np.uint8).reshape(len(indices), -1)
+    result = np.empty_like(inputs)
     for sample in range(len(indices)):
         at = (sample,) if inputs.ndim == 4 else (slice(None), sample)  # a view: basic indexing
-        source = inputs[at]
-        if flip and reflected[sample]:
-            source = source[..., ::-1]
-        y, x = int(down[sample]), int(right[sample])
-        rows, columns = (slice(max(0, d), n + min(0, d)) for d, n in ((y, height), (x, width)))
-        from_rows, from_columns = (slice(max(0, -d), n + min(0, -d)) for d, n in ((y, height), (x, width)))
-        result[at][..., rows, columns] = source[..., from_rows, from_columns]
+        planes = inputs[at].reshape(-1, height * width)
+        result[at] = (np.take(planes, source[sample], axis=1) * kept[sample]).reshape(result[at].shape)
     return result
 
 
-def _draws(indices: Int64, seed: int, epoch: int, shift: int) -> tuple[Int64, Int64, UInt32]:
-    """Displacements down and to the right in `[-shift, shift]`, and a bit, of each sample."""
+def _words(indices: Int64, seed: int, epoch: int, substream: int) -> tuple[UInt32, UInt32]:
+    """Two random words for each sample, `[B]`."""
     counter = indices.astype(np.uint32)
-    a, b = threefry2x32((seed, Stream.AUGMENT), (counter, np.full_like(counter, epoch)))
-    sides = 2 * shift + 1
-    down = (a.astype(np.uint64) * sides >> np.uint64(32)).astype(np.int64) - shift
+    key = (seed, int(Stream.AUGMENT) + 256 * substream)
+    return threefry2x32(key, (counter, np.full_like(counter, epoch)))
+
+
+def _below(word: UInt32, n: int, bits: int = 32) -> Int64:
+    """An integer in `[0, n)` from the lowest `bits` bits of each word."""
+    low = word.astype(np.uint64) & np.uint64((1 << bits) - 1)
+    return (low * np.uint64(n) >> np.uint64(bits)).astype(np.int64)
+
+
+def _signed(word: UInt32) -> Float64:
+    """A number in (-1, 1) from each word, shaped to meet a field: `[B, 1, 1]`."""
+    number: Float64 = ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)[:, None, None]
+    return number
+
+
+def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: int, width: int) -> tuple[Int64, Int64]:
+    """Row and column from which each pixel of each result comes, `[B, H, W]`; they may lie outside the field."""
+    a, b = _words(indices, seed, epoch, 0)
+    sides = 2 * how.shift + 1
     # The low half of the second word moves to the right, its highest bit reflects: the draws stay independent.
-    right = ((b & np.uint32(0xFFFF)).astype(np.uint64) * sides >> np.uint64(16)).astype(np.int64) - shift
-    return down, right, b >> np.uint32(31)
+    down, right = _below(a, sides) - how.shift, _below(b, sides, bits=16) - how.shift
+    # Coordinates from the centre of the field: there rotation, scale and shear are linear.
+    y = (np.arange(height) - (height - 1) / 2)[None, :, None] - down[:, None, None]
+    x = (np.arange(width) - (width - 1) / 2)[None, None, :] - right[:, None, None]
+    if how.scale:
+        tall, wide = (1 + how.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
+        y, x = y * tall, x * wide
+    if how.rotate or how.shear:
+        turn, slant = (_signed(word) for word in _words(indices, seed, epoch, _LINEAR))
+        x = x + how.shear * slant * y
+        # Half angles make sine and cosine rational; the rounded constant hides that libraries differ in the tangent.
+        half = round(math.tan(math.radians(how.rotate) / 2), 9) * turn
+        cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
+        y, x = cosine * y - sine * x, sine * y + cosine * x
+    if how.elastic:
+        up, along = _displacements(indices, seed, epoch, height, width)
+        y, x = y + how.elastic * up, x + how.elastic * along
+    if how.flip:
+        x = np.where((b >> np.uint32(31)).astype(bool)[:, None, None], -x, x)
+    shape = (len(indices), height, width)
+    rows, columns = (np.floor(v + n / 2).astype(np.int64) for v, n in ((y, height), (x, width)))
+    return np.broadcast_to(rows, shape), np.broadcast_to(columns, shape)
+
+
+def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: int) -> tuple[Float64, Float64]:
+    """Smooth random numbers in (-1, 1) along both axes, `[B, H, W]` each: linear between random nodes."""
+    drawn = [_words(indices, seed, epoch, _ELASTIC + node) for node in range(_NODES * _NODES)]
+    fields = []
+    for axis in (0, 1):
+        nodes = np.concatenate([_signed(words[axis]) for words in drawn], axis=1).reshape(-1, _NODES, _NODES)
+        along_rows = _interpolated(nodes, height)
+        fields.append(_interpolated(along_rows.transpose(0, 2, 1), width).transpose(0, 2, 1))
+    return fields[0], fields[1]
+
+
+def _interpolated(nodes: Float64, n: int) -> Float64:
+    """`[B, K, ...]` nodes as `n` equally spaced values between the first and the last, `[B, n, ...]`."""
+    place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
+    left = np.minimum(place.astype(np.int64), _NODES - 2)
+    weight = (place - left)[:, None]
+    between: Float64 = nodes[:, left] * (1 - weight) + nodes[:, left + 1] * weight
+    return between
+
+
+def _hole(indices: Int64, seed: int, epoch: int, side: int, height: int, width: int) -> AnyArray:
+    """Where a square lies, `[B, H, W]`; a part of it may lie outside the field."""
+    a, b = _words(indices, seed, epoch, _CUTOUT)
+    top, left = (_below(word, n)[:, None, None] - side // 2 for word, n in ((a, height), (b, width)))
+    y, x = np.arange(height)[None, :, None], np.arange(width)[None, None, :]
+    hole: AnyArray = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
+    return hole

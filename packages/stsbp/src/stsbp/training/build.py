@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
 from stsbp.errors import ConfigError, DataError
+from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances
 
 __all__ = [
@@ -187,6 +189,7 @@ class Task:
     network: NetworkSpec
     trainer: Trainer
     distances: LabelDistances
+    augmentation: Augmentation
 
     def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
         """Inputs and target trains of some samples, and their labels."""
@@ -235,8 +238,11 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
         SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
         ConfigError: augmentation is asked for where inputs are no pictures.
     """
-    if len(inputs.shape) != 3 and (config.augment_shift or config.augment_flip):
-        raise ConfigError("inputs without rows and columns cannot be shifted or reflected: leave augment_* out")
+    augmentation = Augmentation(
+        **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}
+    )
+    if len(inputs.shape) != 3 and augmentation.moves:
+        raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     network = build_network(config, inputs)
     loss = LOSSES[config.loss]
     per_epoch = updates_per_epoch(config, samples)
@@ -249,4 +255,4 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
     )
     trainer = backend.trainer(network, loss, optimizer, precision=config.precision, seed=config.seed)
     distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
-    return Task(config, inputs, network, trainer, distances)
+    return Task(config, inputs, network, trainer, distances, augmentation)

@@ -251,14 +251,7 @@ class _Loop:
     def load(self, key: tuple[int, int, Int64]) -> tuple[Batch, Int64]:
         epoch, _, indices = key
         batch, labels = self.task.batch(self.data.train, indices)
-        moved = augment(
-            batch.inputs,
-            indices,
-            seed=self.config.seed,
-            epoch=epoch,
-            shift=self.config.augment_shift,
-            flip=self.config.augment_flip,
-        )
+        moved = augment(batch.inputs, indices, seed=self.config.seed, epoch=epoch, how=self.task.augmentation)
         return Batch(moved, batch.targets), labels
 
     def update(self, batch: Batch, labels: Int64, began: float) -> None:
