@@ -8,10 +8,10 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolve, to_toml
+from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
-from stsbp.presets import preset
+from stsbp.presets import PRESETS, preset
 from stsbp_spec import LOSSES
 
 DIGITS = Source("command line", {"dataset": "digits"})
@@ -169,3 +169,27 @@ def test_the_loss_chooses_within_the_preset() -> None:
         resolve([Source("flags", {"dataset": "nmnist", "loss": loss})]) for loss in ("hamming", "van-rossum")
     )
     assert (hamming.label_pattern, van_rossum.label_pattern) == ("1", "01")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_named_preset_is_valid_and_lies_over_that_of_its_data_set(name: str) -> None:
+    found = PRESETS[name]
+    config = resolve([named_preset(name, None)]).model_dump()
+    assert config.items() >= found.settings.items()
+    below = preset(found.dataset, str(config["loss"]))
+    assert config.items() >= {key: value for key, value in below.items() if key not in found.settings}.items()
+    assert config["dataset"] == found.dataset
+    assert found.published is None or 50 < found.published.accuracy < 100
+
+
+def test_named_preset_yields_to_file_and_flags() -> None:
+    sources = [named_preset("nmnist-stbp", "digits-events"), Source("command line", {"dataset": "digits-events"})]
+    config = resolve([*sources, Source("command line", {"epochs": 2})])
+    assert (config.dataset, config.epochs, config.loss, config.tau_s) == ("digits-events", 2, "spike-count", 1.0)
+
+
+def test_named_preset_that_does_not_exist_or_fit() -> None:
+    with pytest.raises(ConfigError, match=r"unknown preset 'nmnist-stdp' \(did you mean nmnist-stbp\?\); known: "):
+        named_preset("nmnist-stdp", None)
+    with pytest.raises(ConfigError, match=r"nmnist-stbp is for nmnist, .*, not for cifar10"):
+        named_preset("nmnist-stbp", "cifar10")

@@ -1,7 +1,8 @@
 """The settings of a training run: their names, domains, defaults and help texts, in one place.
 
 The command line makes an option of every field, `--config FILE.toml` reads the same names, and a run keeps them in
-its `config.toml`, which is itself such a file. What comes later wins: defaults, preset of the data set, file, flags.
+its `config.toml`, which is itself such a file. What comes later wins: defaults, preset of the data set, named preset,
+file, flags.
 """
 
 from __future__ import annotations
@@ -19,9 +20,19 @@ from stsbp_spec.encoders import LabelCode
 from stsbp_spec.surrogates import parse_surrogate
 
 from stsbp.errors import ConfigError
-from stsbp.presets import preset
+from stsbp.presets import PRESETS, preset
 
-__all__ = ["FREE", "RunConfig", "Source", "differences", "read_toml", "resolve", "to_toml"]
+__all__ = [
+    "FREE",
+    "RunConfig",
+    "Source",
+    "differences",
+    "named_preset",
+    "read_toml",
+    "resolve",
+    "to_toml",
+    "to_toml_value",
+]
 
 
 class RunConfig(BaseModel):
@@ -40,7 +51,7 @@ class RunConfig(BaseModel):
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
-    tau_s: float = Field(4.0, ge=1, le=1e9, description="Synaptic time constant in steps.")
+    tau_s: float = Field(4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1: no synaptic filter.")
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
     input_tau_s: float = Field(
@@ -79,17 +90,6 @@ class RunConfig(BaseModel):
         0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random."
     )
     augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
-    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
-    data_dir: str = Field("", description="Folder of the data set.")
-    download: bool = Field(False, description="Fetch what is missing of the data set.")
-    skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
-    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0: as many as the libraries choose.")
-    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
-
-    @field_validator("surrogate")
-    @classmethod
-    def _surrogate(cls, text: str) -> str:
-        parse_surrogate(text)
     augment_rotate: float = Field(0.0, ge=0, lt=180, description="Turn each training sample by up to so many degrees.")
     augment_scale: float = Field(
         0.0, ge=0, lt=1, description="Stretch height and width of each training sample by up to this share."
@@ -101,6 +101,17 @@ class RunConfig(BaseModel):
     augment_cutout: int = Field(
         0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample."
     )
+    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
+    data_dir: str = Field("", description="Folder of the data set.")
+    download: bool = Field(False, description="Fetch what is missing of the data set.")
+    skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
+    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0: as many as the libraries choose.")
+    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
+
+    @field_validator("surrogate")
+    @classmethod
+    def _surrogate(cls, text: str) -> str:
+        parse_surrogate(text)
         return text
 
     @field_validator("label_pattern", "undesired_pattern")
@@ -135,6 +146,9 @@ class RunConfig(BaseModel):
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "checkpoint_every"})
 """Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
 
+_LATER = frozenset({"augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout"})
+"""Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
+
 
 class Source(NamedTuple):
     """Some settings and where they come from: a file's name, `preset NAME` or `command line`."""
@@ -145,9 +159,6 @@ class Source(NamedTuple):
 
 def read_toml(path: Path) -> Source:
     """Settings of a TOML file.
-
-_LATER = frozenset({"augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout"})
-"""Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
 
     Raises:
         ConfigError: it cannot be read or is not TOML; names the line.
@@ -162,6 +173,23 @@ _LATER = frozenset({"augment_rotate", "augment_scale", "augment_shear", "augment
         raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def named_preset(name: str, dataset: str | None) -> Source:
+    """The settings of a named preset, with its own data set where `dataset` is None.
+
+    Raises:
+        ConfigError: there is no such preset, or it is made for other inputs than those of `dataset`.
+    """
+    if name not in PRESETS:
+        close = get_close_matches(name, PRESETS, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"unknown preset {name!r}{hint}; known: {', '.join(PRESETS)}")
+    found = PRESETS[name]
+    if dataset is not None and dataset not in (found.dataset, *found.similar):
+        fitting = ", ".join((found.dataset, *found.similar))
+        raise ConfigError(f"the preset {name} is for {fitting}, not for {dataset}")
+    return Source(f"preset {name}", {"dataset": found.dataset, **found.settings})
 
 
 def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig:
@@ -207,7 +235,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
     # An empty text would not be seen.
     shown = given if str(given).strip() else repr(given)
-    named = f"{flag} {shown}" if where == "command line" else f"{where}: {key} = {_toml(given)}"
+    named = f"{flag} {shown}" if where == "command line" else f"{where}: {key} = {to_toml_value(given)}"
     return f"{named}: {allowed}"
 
 
@@ -215,7 +243,7 @@ def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
     """What `asked` would change in a run's result, as texts: `epochs: 10 in the run, 20 asked`."""
     own = config.model_dump()
     return [
-        f"{key}: {_toml(own[key])} in the run, {_toml(value)} asked"
+        f"{key}: {to_toml_value(own[key])} in the run, {to_toml_value(value)} asked"
         for key, value in asked.items()
         if key not in FREE and own[key] != value
     ]
@@ -223,10 +251,11 @@ def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
 
 def to_toml(config: RunConfig) -> str:
     """All settings as TOML, which `read_toml` reads back to an equal configuration."""
-    return "".join(f"{key} = {_toml(value)}\n" for key, value in config.model_dump().items())
+    return "".join(f"{key} = {to_toml_value(value)}\n" for key, value in config.model_dump().items())
 
 
-def _toml(value: Any) -> str:
+def to_toml_value(value: Any) -> str:
+    """A setting as TOML writes it."""
     if isinstance(value, str):
         # A TOML basic string has the escapes of JSON; DEL is the one character that only TOML forbids.
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

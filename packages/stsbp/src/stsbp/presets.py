@@ -1,17 +1,22 @@
-"""Settings for each data set: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise.
+"""Presets: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise, and published experiments.
 
-One column a data set, one row a setting; `None` keeps the default of `stsbp.config.RunConfig`. A setting that depends
-on the loss is a pair: for the Hamming distance, and for the others.
+The preset of a data set is chosen by its name: one column a data set, one row a setting; `None` keeps the default of
+`stsbp.config.RunConfig`. A setting that depends on the loss is a pair: for the Hamming distance, and for the others.
+
+A named preset (`--preset NAME`) lies over that of its data set and holds only what its source says: settings that the
+source leaves open are those of the data set's preset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-__all__ = ["ByLoss", "preset"]
+__all__ = ["PRESETS", "ByLoss", "NamedPreset", "Published", "preset"]
 
-Value: TypeAlias = str | int | float
+Value: TypeAlias = str | int | float | bool
 
 
 class ByLoss(NamedTuple):
@@ -80,3 +85,139 @@ def preset(dataset: str, loss: str) -> Mapping[str, Value]:
         k: (v.hamming if loss == "hamming" else v.others) if isinstance(v, ByLoss) else v for k, v in chosen.items()
     }
     return {key: value for key, value in by_loss.items() if value is not None}
+
+
+class Published(NamedTuple):
+    """A published accuracy in percent, and under which conditions it was reached."""
+
+    accuracy: float
+    conditions: str
+
+
+@dataclass(frozen=True)
+class NamedPreset:
+    """The settings of a published experiment.
+
+    Attributes:
+        dataset: the data set that it was published on.
+        source: where the settings come from.
+        settings: what the source says, by the names of `stsbp.config.RunConfig`.
+        published: the figure to compare with; None: none is known.
+        similar: other data sets that the settings make sense for, because their inputs have the same shape.
+        remark: what differs from the source all the same.
+    """
+
+    name: str
+    dataset: str
+    source: str
+    settings: Mapping[str, Value]
+    published: Published | None = None
+    similar: tuple[str, ...] = ()
+    remark: str = ""
+
+
+_PAPER = "Spiking Sequence Label-Based Spatio-Temporal Back-Propagation, J. Electronics & Information Technology, 2024"
+_STBP = "Wu et al. 2018, Front. Neurosci. 12:331 (STBP), as compared with in the paper"
+_TSSL = "Zhang and Li 2020, NeurIPS (TSSL-BP)"
+_FULL_NMNIST = "60,000 + 10,000 recordings"
+_FULL_CIFAR10 = "50,000 + 10,000 images, best of several runs"
+_LIKE_NMNIST = ("nmnist-sim", "digits-events")
+_NMNIST_NET = {"net": "12C5-P2-64C5-P2", "padding": "valid"}
+_TSSL_TRAINING: dict[str, Value] = {
+    "batch_size": 50,
+    "lr": 5e-4,
+    "schedule": "constant",
+    "weight_decay": 0.01,
+    "clip_norm": 1.0,
+}
+"""AdamW as in the authors' code."""
+_TSSL_CIFAR10: dict[str, Value] = {
+    **_TSSL_TRAINING,
+    "padding": "same",
+    "loss": "van-rossum",
+    "label_pattern": "01111",
+    "steps": 5,
+    "epochs": 150,
+    "tau_m": 5.0,
+    "tau_s": 3.0,
+    "dropout": 0.2,
+    "augment_shift": 4,
+    "augment_flip": True,
+}
+_TSSL_REMARK = "trained by this project's rule and surrogate; pixels enter as x / 256, not normalised"
+
+
+def _named() -> dict[str, NamedPreset]:
+    presets = (
+        NamedPreset(
+            "nmnist-van-rossum",
+            "nmnist",
+            f"{_PAPER}, table 3",
+            {**_NMNIST_NET, "loss": "van-rossum", "steps": 25, "epochs": 100},
+            Published(98.61, f"{_FULL_NMNIST}, T = 25, 100 epochs"),
+            _LIKE_NMNIST,
+            "time constants, label pattern and optimiser are not in our copy of the paper",
+        ),
+        NamedPreset(
+            "nmnist-hamming",
+            "nmnist",
+            f"{_PAPER}, table 4",
+            {**_NMNIST_NET, "loss": "hamming", "steps": 25, "epochs": 100},
+            Published(98.67, f"{_FULL_NMNIST}, T = 25, 100 epochs"),
+            _LIKE_NMNIST,
+            "time constants, label pattern and optimiser are not in our copy of the paper",
+        ),
+        NamedPreset(
+            "nmnist-stbp",
+            "nmnist",
+            _STBP,
+            {**_NMNIST_NET, "loss": "spike-count", "tau_s": 1.0, "steps": 50, "epochs": 150},
+            Published(98.19, f"{_FULL_NMNIST}, T = 50, 150 epochs"),
+            _LIKE_NMNIST,
+            "spike-count loss, no synaptic filter (tau_s = 1); everything else as nmnist-van-rossum, so that the two "
+            "differ in what the methods differ in",
+        ),
+        NamedPreset(
+            "nmnist-tssl",
+            "nmnist",
+            f"{_TSSL} and the authors' code",
+            {
+                **_TSSL_TRAINING,
+                "net": "12C5p1-P2-64C5-P2",
+                "padding": "valid",
+                "loss": "spike-count",
+                # 15 and 3 spikes in 30 steps.
+                "label_pattern": "01",
+                "undesired_pattern": "0000000001",
+                "steps": 30,
+                "epochs": 100,
+                "tau_m": 8.0,
+                "tau_s": 4.0,
+                "augment_shift": 0,
+            },
+            Published(99.28, f"{_FULL_NMNIST}, T = 30 of 3 ms, stabilised, 100 epochs, best of several runs"),
+            _LIKE_NMNIST,
+            "trained by this project's rule and surrogate",
+        ),
+        NamedPreset(
+            "cifar10-tssl-1",
+            "cifar10",
+            f"{_TSSL}, first network",
+            {**_TSSL_CIFAR10, "net": "96C3-256C3-P2-384C3-P2-384C3-256C3-1024-1024"},
+            Published(89.37, f"{_FULL_CIFAR10}, T = 5, 150 epochs"),
+            remark=_TSSL_REMARK,
+        ),
+        NamedPreset(
+            "cifar10-tssl-2",
+            "cifar10",
+            f"{_TSSL}, second network",
+            {**_TSSL_CIFAR10, "net": "128C3-256C3-P2-512C3-P2-1024C3-512C3-1024-512"},
+            Published(91.41, f"{_FULL_CIFAR10}, T = 5, 150 epochs"),
+            remark=_TSSL_REMARK,
+        ),
+    )
+    return {entry.name: entry for entry in presets}
+
+
+PRESETS: Mapping[str, NamedPreset] = MappingProxyType(_named())
+"""Every named preset by its name."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "Classes of images, recordings or arrays.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
+    "presets": "List published experiments and their settings.",
     "networks": "Show a network as a table.",
     "backends": "List backends, their devices, and why one cannot run.",
     "benchmark": "Measure a backend against the floors of this machine.",

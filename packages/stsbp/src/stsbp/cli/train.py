@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import choose_backend, limit_threads
-from stsbp.config import FREE, RunConfig, Source, differences, read_toml, resolve, to_toml
+from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
 from stsbp.training import checkpoint
@@ -25,13 +25,19 @@ from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["command"]
+__all__ = ["command", "given_settings", "settings"]
 
 _HERE = ""
 """What `--resume` without a folder gives: the folder of `--out`."""
 
 
-def _settings(function: Callable[..., None]) -> Callable[..., None]:
+def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options of `settings` that the command line gave."""
+    ctx = click.get_current_context()
+    return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
+
+
+def settings(function: Callable[..., None]) -> Callable[..., None]:
     """Add an option for every setting, in the order of `RunConfig`."""
     for name, field in reversed(RunConfig.model_fields.items()):
         if name == "dataset":
@@ -57,14 +63,16 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
 @click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue RUN, or the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option("--preset", "preset_name", metavar="NAME", help="Settings of a published experiment: see stsbp presets.")
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
-@_settings
+@settings
 def command(
     dataset: str | None,
     out: Path | None,
     resume: str | None,
     overwrite: bool,
+    preset_name: str | None,
     file: Path | None,
     show_config: bool,
     **flags: Any,
@@ -74,17 +82,20 @@ def command(
     Classes: digits, digits-events, nmnist, cifar10, images or folder:PATH. Spike trains as labels: patterns,
     patterns-image, motor, or your own in sequences:PATH.
 
-    Settings come from the preset of the data set, then --config, then the options below. The defaults shown are those
-    without a preset; --show-config shows what a run would take.
+    Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
+    shown are those without a preset; --show-config shows what a run would take.
     """
     ctx = click.get_current_context()
     if resume is not None and resume in DATASETS and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
         dataset, resume = resume, _HERE
-    given = {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
+    given = given_settings(flags)
     if dataset is not None:
         given["dataset"] = dataset
     sources = ([read_toml(file)] if file is not None else []) + [Source("command line", given)]
+    if preset_name is not None:
+        named = next((str(s.values["dataset"]) for s in reversed(sources) if "dataset" in s.values), None)
+        sources.insert(0, named_preset(preset_name, named))
 
     if resume is not None and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it; give one of them")

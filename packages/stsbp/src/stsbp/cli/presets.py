@@ -1,0 +1,63 @@
+"""`stsbp presets`: published experiments, where their settings come from, and the figures to compare with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.config import named_preset, to_toml_value
+from stsbp.presets import PRESETS, NamedPreset
+
+__all__ = ["command"]
+
+
+def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
+@click.command("presets", short_help=COMMANDS["presets"])
+@click.argument("name", required=False, shell_complete=_complete)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a preset.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the named presets, or show one: its source, its settings, and the published figure with its conditions.
+
+    A preset is trained by `stsbp train --preset NAME` and over seeds by `stsbp experiment NAME`.
+    """
+    if name is not None:
+        named_preset(name, None)
+    chosen = list(PRESETS.values()) if name is None else [PRESETS[name]]
+    if as_json:
+        for found in chosen:
+            click.echo(json.dumps(_facts(found)))
+    elif name is None:
+        width = max(len(found.name) for found in chosen)
+        for found in chosen:
+            published = f"{found.published.accuracy:.2f} %" if found.published else "-"
+            click.echo(f"{found.name:<{width}}  {found.dataset:<7}  {published:>7}  {found.source}")
+    else:
+        click.echo(_text(chosen[0]))
+
+
+def _facts(found: NamedPreset) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "dataset": found.dataset,
+        "similar": list(found.similar),
+        "source": found.source,
+        "settings": dict(found.settings),
+        "published": None if found.published is None else found.published._asdict(),
+        "remark": found.remark,
+    }
+
+
+def _text(found: NamedPreset) -> str:
+    lines = [found.name, f"  source     {found.source}"]
+    if found.published is not None:
+        lines.append(f"  published  {found.published.accuracy:.2f} % ({found.published.conditions})")
+    fits = ", ".join((found.dataset, *found.similar))
+    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings over those of the data set:"]
+    width = max(map(len, found.settings))
+    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in found.settings.items())])

@@ -1,0 +1,45 @@
+"""Named presets: listed, shown, trained by one command, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from click.testing import Result
+from stsbp.presets import PRESETS
+
+
+def test_list_names_source_and_published_figure(stsbp: Callable[..., Result]) -> None:
+    listed = stsbp("presets").output
+    assert all(name in listed for name in PRESETS)
+    assert "98.61 %" in listed
+    assert [json.loads(line)["name"] for line in stsbp("presets", "--json").output.splitlines()] == list(PRESETS)
+
+
+def test_one_preset_is_shown_with_conditions_and_settings(stsbp: Callable[..., Result]) -> None:
+    shown = stsbp("presets", "nmnist-van-rossum").output
+    assert "98.61 % (60,000 + 10,000 recordings, T = 25, 100 epochs)" in shown
+    assert '= "12C5-P2-64C5-P2"' in shown
+    failed = stsbp("presets", "nmnist")
+    assert failed.exit_code == 1
+    assert "unknown preset 'nmnist'" in failed.output
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_train_takes_a_preset_and_its_data_set(stsbp: Callable[..., Result], name: str) -> None:
+    shown = stsbp("train", "--preset", name, "--epochs", 7, "--show-config")
+    assert shown.exit_code == 0, shown.output
+    assert f'dataset = "{PRESETS[name].dataset}"' in shown.output
+    assert "epochs = 7" in shown.output
+    assert f'net = "{PRESETS[name].settings["net"]}"' in shown.output
+
+
+def test_preset_on_another_data_set(stsbp: Callable[..., Result]) -> None:
+    assert (
+        'dataset = "digits-events"'
+        in stsbp("train", "digits-events", "--preset", "nmnist-hamming", "--show-config").output
+    )
+    failed = stsbp("train", "digits", "--preset", "nmnist-hamming")
+    assert failed.exit_code == 1
+    assert "the preset nmnist-hamming is for nmnist, nmnist-sim, digits-events, not for digits" in failed.output
