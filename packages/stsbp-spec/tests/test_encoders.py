@@ -14,6 +14,7 @@ from stsbp_spec.encoders import (
     encode_poisson,
     encode_repeat,
     repeat,
+    stabilise_events,
 )
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.typing import AnyArray, Int64, UInt8
@@ -179,11 +180,50 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", 0), ("window_us", 24), ("start_us", -1), ("polarities", 3), ("height", 0), ("width", 0)],
+    [
+        ("steps", 0),
+        ("window_us", 24),
+        ("start_us", -1),
+        ("polarities", 3),
+        ("height", 0),
+        ("width", 0),
+        ("saccade_us", 0),
+    ],
 )
 def test_event_binning_validates(field: str, value: int) -> None:
     with pytest.raises(SpecError, match=field):
         replace(EventBinning(), **{field: value})  # type: ignore[arg-type]
+
+
+def test_stabilise_undoes_the_triangle_of_the_saccades() -> None:
+    t = np.array([0, 52_500, 105_000, 157_500, 210_000, 262_500, 315_000, 330_000])
+    moved_right = np.array([0, 1.75, 3.5, 5.25, 7, 3.5, 0, -1])
+    moved_down = np.array([0, 3.5, 7, 3.5, 0, 0, 0, 0])
+    x, y = np.full(8, 20), np.full(8, 10)
+    columns, rows = stabilise_events(x, y, t)
+    assert np.array_equal(columns, np.floor(x - moved_right + 0.5))
+    assert np.array_equal(rows, np.floor(y - moved_down + 0.5))
+    assert np.array_equal(stabilise_events(x, y, t * 2, saccade_us=210_000), (columns, rows))
+
+
+def test_stabilised_frames_drop_what_leaves_the_sensor_and_nothing_else() -> None:
+    t = np.array([104_000, 104_000])
+    x, y, p = np.array([2, 33]), np.array([20, 6]), np.array([0, 1])
+    frames = EventBinning(steps=1, stabilise=True).frames(x, y, p, t)
+    assert not frames.any()
+    frames = EventBinning(steps=1, stabilise=True).frames(np.array([4, 33]), np.array([20, 8]), p, t)
+    assert np.argwhere(frames).tolist() == [[0, 0, 13, 1], [0, 1, 1, 30]]
+    with pytest.raises(SpecError, match="event's x is out of range"):
+        EventBinning(steps=1, stabilise=True).frames(np.array([2, 36]), y, p, t)
+
+
+def test_first_saccade_drops_the_other_two() -> None:
+    t = np.array([0, 104_999, 105_000, 250_000])
+    x = y = np.arange(4)
+    frames = EventBinning(steps=3, first_saccade=True).frames(x, y, np.zeros(4, np.int64), t)
+    assert np.argwhere(frames)[:, -1].tolist() == [0, 1]
+    short = EventBinning(steps=3, first_saccade=True, saccade_us=100_000).frames(x, y, np.zeros(4, np.int64), t)
+    assert np.argwhere(short)[:, -1].tolist() == [0]
 
 
 def test_poisson_spikes_depend_on_the_sample_and_not_on_its_batch() -> None:

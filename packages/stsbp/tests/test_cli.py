@@ -291,18 +291,27 @@ def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_p
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
     settings = ("--net", 8, "--steps", 5, "--epochs", 1, "--limit", 20, "--holdout", 10)
-    assert stsbp("train", "digits-events", *settings, "--out", run).exit_code == 0
+    binned = ("--bin-ms", "40", "--stabilise", "--saccades", "all")
+    assert stsbp("train", "digits-events", *settings, *binned, "--out", run).exit_code == 0
     recording = tmp_path / "a.bin"
     # x, y, polarity bit and 23 bits of microseconds of each event.
     times = range(0, 300_000, 1000)
     recording.write_bytes(
         b"".join(bytes([n % 34, n % 33, (n % 2) << 7 | t >> 16, t >> 8 & 255, t & 255]) for n, t in enumerate(times))
     )
-    frames = EventBinning(steps=5).frames(*read_recording(recording.read_bytes(), recording))
+    frames = EventBinning(steps=5, window_us=200_000, stabilise=True).frames(
+        *read_recording(recording.read_bytes(), recording)
+    )
     np.save(tmp_path / "a.npy", frames)
     rows = [json.loads(s) for s in stsbp("predict", run, recording, tmp_path / "a.npy", "--json").stdout.splitlines()]
     assert rows[0]["distances"] == rows[1]["distances"]
     assert frames.sum() > 100
+
+
+def test_binning_is_refused_where_there_are_no_recordings(stsbp: Callable[..., Result]) -> None:
+    failed = stsbp("train", "digits", "--stabilise", "--bin-ms", "3")
+    assert failed.exit_code == 1
+    assert "bin_ms, stabilise are settings of recordings (digits-events, nmnist" in failed.output
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -13,6 +13,7 @@ from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, preset
 from stsbp_spec import LOSSES
+from stsbp_spec.encoders import SACCADE_US
 
 DIGITS = Source("command line", {"dataset": "digits"})
 
@@ -40,6 +41,40 @@ def test_presets_and_data_sets_have_the_same_names() -> None:
     assert all(preset(name, "van-rossum") for name in DATASETS)
     assert preset("unheard-of", "hamming") == {}
     assert preset("folder:/some/where", "hamming") == preset("images", "hamming")
+
+
+@pytest.mark.parametrize(
+    ("settings", "window"),
+    [
+        ({}, 300_000),
+        ({"window_ms": 90.5}, 90_500),
+        ({"bin_ms": 3.0, "steps": 30}, 90_000),
+        ({"saccades": "first"}, SACCADE_US),
+        ({"saccades": "first", "window_ms": 60.0}, 60_000),
+    ],
+)
+def test_window_of_a_recording(settings: dict[str, Any], window: int) -> None:
+    config = resolve([Source("command line", {"dataset": "nmnist", **settings})])
+    assert config.binning.window_us == window
+    assert config.binning.first_saccade == (config.saccades == "first")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window_ms": 90.0, "bin_ms": 3.0}, "both say how long a step is"),
+        ({"bin_ms": 1e-4}, "at least one microsecond a step"),
+    ],
+)
+def test_impossible_window_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve([Source("command line", {"dataset": "nmnist", **settings})])
+
+
+def test_later_settings_count_in_the_digest_only_while_they_are_on() -> None:
+    config = resolve([Source("command line", {"dataset": "nmnist"})])
+    assert config.model_copy(update={"stabilise": True}).digest() != config.digest()
+    assert config.model_copy(update={"bin_ms": 3.0}).digest() != config.digest()
 
 
 def test_losses_are_those_of_the_spec() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,3 +276,20 @@ def test_digits_events_are_simulated_once(tmp_path: Path, monkeypatch: pytest.Mo
     number = int(first.train.indices[7])
     recording = SaccadeCamera().record(enlarge(images[number : number + 1], 3))[0]
     assert np.array_equal(frames[:, 7], EventBinning(steps=5).frames(*recording))
+    # The simulated saccades are shorter than those of N-MNIST.
+    still = EventBinning(stabilise=True, first_saccade=True, window_us=100_000)
+    assert np.array_equal(
+        load("digits-events", steps=5, cache_dir=tmp_path, binning=still).train.inputs(indices)[:, 7],
+        replace(still, steps=5, saccade_us=100_000).frames(*recording),
+    )
+
+
+def test_stabilisation_makes_a_simulated_recording_sharper() -> None:
+    images, _ = read_digits()
+    counts = {}
+    for still in (False, True):
+        binning = EventBinning(steps=1, stabilise=still, saccade_us=100_000)
+        counts[still] = sum(
+            int(binning.frames(*r).any(axis=1).sum()) for r in SaccadeCamera().record(enlarge(images[:20], 3))
+        )
+    assert counts[True] < 0.95 * counts[False]

@@ -169,6 +169,16 @@ def test_cache_is_used_until_a_source_or_the_binning_changes(tmp_path: Path) -> 
     assert not any("reading" in what for what in work)
     cold(steps=6)
     assert any("reading" in what for what in work)
+    for binning in (
+        EventBinning(window_us=90_000),
+        EventBinning(first_saccade=True),
+        EventBinning(stabilise=True),
+        EventBinning(stabilise=True, saccade_us=100_000),
+    ):
+        frames = cold(binning=binning).train.inputs(np.arange(1))
+        assert any("reading" in what for what in work)
+        assert np.array_equal(frames, cold(binning=binning).train.inputs(np.arange(1)))
+        assert not any("reading" in what for what in work)
     # Same length and name, another event.
     path = tmp_path / "Train" / "0" / "00000.bin"
     path.write_bytes(_encode(*_recording(99)))

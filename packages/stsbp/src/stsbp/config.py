@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from stsbp_spec.encoders import LabelCode
+from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
+from stsbp_spec.errors import SpecError
 from stsbp_spec.surrogates import parse_surrogate
 
 from stsbp.errors import ConfigError
@@ -24,6 +25,7 @@ from stsbp.presets import PRESETS, preset
 
 __all__ = [
     "FREE",
+    "RECORDING_SETTINGS",
     "RunConfig",
     "Source",
     "differences",
@@ -54,6 +56,12 @@ class RunConfig(BaseModel):
     tau_s: float = Field(4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1: no synaptic filter.")
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
+    window_ms: float = Field(
+        0.0, ge=0, le=1e6, description="Milliseconds of a recording that the steps share; 0: 300, or the first saccade."
+    )
+    bin_ms: float = Field(0.0, ge=0, le=1e6, description="Milliseconds of a step instead; 0: as --window-ms says.")
+    saccades: Literal["all", "first"] = Field("all", description="Saccades of a recording that are kept.")
+    stabilise: bool = Field(False, description="Undo the motion of a recording's saccades.")
     input_tau_s: float = Field(
         0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0: unfiltered."
     )
@@ -129,6 +137,25 @@ class RunConfig(BaseModel):
         return value
 
     @property
+    def binning(self) -> EventBinning:
+        """How recordings become frames.
+
+        Raises:
+            ConfigError: the window is given in two ways.
+            SpecError: a step is shorter than a microsecond.
+        """
+        if self.window_ms and self.bin_ms:
+            raise ConfigError("window_ms and bin_ms both say how long a step is; set one of them to 0")
+        ms = self.bin_ms * self.steps or self.window_ms
+        default = SACCADE_US if self.saccades == "first" else EventBinning.window_us
+        return EventBinning(
+            steps=self.steps,
+            window_us=round(1000 * ms) if ms else default,
+            first_saccade=self.saccades == "first",
+            stabilise=self.stabilise,
+        )
+
+    @property
     def label_code(self) -> LabelCode:
         """Patterns of the label sequences."""
         return LabelCode(self.label_pattern, self.undesired_pattern)
@@ -146,7 +173,12 @@ class RunConfig(BaseModel):
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "checkpoint_every"})
 """Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
 
-_LATER = frozenset({"augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout"})
+RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
+"""Settings of data sets that are recordings of an event camera."""
+
+_LATER = frozenset(
+    ("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", *RECORDING_SETTINGS)
+)
 """Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
 
 
@@ -219,6 +251,10 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
         config.label_code.sequences(2, config.steps)
     except ValueError as error:
         raise ConfigError(f"label_pattern, undesired_pattern: {error}") from None
+    try:
+        _ = config.binning
+    except SpecError as error:
+        raise ConfigError(f"window_ms, bin_ms: {error}") from None
     return config
 
 

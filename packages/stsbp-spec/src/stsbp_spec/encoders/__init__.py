@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stsbp_spec.encoders.events import EventBinning, bin_events
+from stsbp_spec.encoders.events import SACCADE_US, EventBinning, bin_events, stabilise_events
 from stsbp_spec.encoders.label_sequence import LabelCode, encode_repeat
 from stsbp_spec.encoders.latency import encode_latency
 from stsbp_spec.encoders.poisson import encode_poisson
@@ -10,6 +10,7 @@ from stsbp_spec.encoders.repeat import IMAGE_SCALE, repeat
 
 __all__ = [
     "IMAGE_SCALE",
+    "SACCADE_US",
     "EventBinning",
     "LabelCode",
     "bin_events",
@@ -17,4 +18,5 @@ __all__ = [
     "encode_poisson",
     "encode_repeat",
     "repeat",
+    "stabilise_events",
 ]

@@ -3,6 +3,10 @@
 A recording is a list of events (column `x`, row `y`, polarity `p`, time `t` in microseconds). The window
 `[start, start + window)` is cut into T equal bins, bin `floor((t - start) * T / window)` in exact integers; events
 outside it are dropped. Channel 0 holds OFF events (`p = 0`), channel 1 ON events; with one channel polarities merge.
+
+N-MNIST was recorded by a camera that makes three saccades of equal length, which moves the picture along a triangle,
+`(+3.5, +7)`, `(+3.5, -7)` and `(-7, 0)` pixels. Two options undo what that does: only the first saccade is kept, or
+each event is put back by the way that the picture has gone so far (stabilisation).
 """
 
 from __future__ import annotations
@@ -12,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
-from stsbp_spec.typing import AnyArray, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Int64, Shape, UInt8
 
-__all__ = ["EventBinning", "bin_events"]
+__all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
+
+SACCADE_US = 105_000
+"""Length of a saccade of N-MNIST in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,8 @@ class EventBinning:
     """How recordings become frames; hashable, and part of the key of cached frames.
 
     `window_us` None takes a recording from `start_us` to its last event. `binary` frames say whether a pixel had any
-    event in the bin; otherwise they count events, clipped at 255.
+    event in the bin; otherwise they count events, clipped at 255. With `first_saccade` events behind the first
+    `saccade_us` are dropped, with `stabilise` the saccades' motion is undone as in `stabilise_events`.
 
     Raises:
         SpecError: a field is outside its domain.
@@ -35,11 +43,14 @@ class EventBinning:
     height: int = 34
     width: int = 34
     binary: bool = True
+    first_saccade: bool = False
+    stabilise: bool = False
+    saccade_us: int = SACCADE_US
 
     def __post_init__(self) -> None:
         if self.polarities not in (1, 2):
             raise SpecError(f"event binning: polarities must be 1 or 2, got {self.polarities}")
-        for field in ("steps", "height", "width"):
+        for field in ("steps", "height", "width", "saccade_us"):
             if getattr(self, field) < 1:
                 raise SpecError(f"event binning: {field} must be at least 1, got {getattr(self, field)}")
         if self.start_us < 0:
@@ -56,6 +67,14 @@ class EventBinning:
 
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
         """Frames `[T, C, H, W]` of one recording, its events as in `bin_events`."""
+        _check_events(x, y, p, t, self.height, self.width)
+        if self.first_saccade:
+            kept = t < self.saccade_us
+            x, y, p, t = x[kept], y[kept], p[kept], t[kept]
+        if self.stabilise:
+            x, y = stabilise_events(x, y, t, saccade_us=self.saccade_us)
+            kept = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
+            x, y, p, t = x[kept], y[kept], p[kept], t[kept]
         return bin_events(
             x,
             y,
@@ -67,6 +86,30 @@ class EventBinning:
             start_us=self.start_us,
             binary=self.binary,
         )
+
+
+def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int = SACCADE_US) -> tuple[Int64, Int64]:
+    """Put each event where its point of the picture was when the recording began.
+
+    Within a saccade the picture is taken to move steadily, as N-MNIST's authors do; places are rounded to whole pixels,
+    halves up, in exact integers.
+
+    Args:
+        x, y: column and row of each event, `[n]` integers.
+        t: time in microseconds since the recording began, `[n]` integers; behind the third saccade it goes on.
+        saccade_us: length of a saccade.
+
+    Returns:
+        Columns and rows `[n]`; those of events near the border may lie outside the sensor.
+    """
+    x, y, t = x.astype(np.int64), y.astype(np.int64), t.astype(np.int64)
+    # A moment between two saccades belongs to both. Ways are in units of half a pixel / saccade_us.
+    first, second, third = (np.clip(t - k * saccade_us, 0, saccade_us) for k in range(3))
+    third += np.maximum(0, t - 3 * saccade_us)
+    right = 7 * first + 7 * second - 14 * third
+    down = 14 * first - 14 * second
+    unit = 2 * saccade_us
+    return (unit * x - right + saccade_us) // unit, (unit * y - down + saccade_us) // unit
 
 
 def bin_events(
@@ -105,19 +148,9 @@ def bin_events(
         raise SpecError(f"event frames have 1 or 2 channels, got {channels}")
     if steps < 1 or (window_us is not None and window_us < 1):
         raise SpecError(f"steps and window_us must be at least 1, got {steps} and {window_us}")
-    for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
-        if values.shape != (len(x),) or values.dtype.kind not in "iub":
-            raise ShapeError(
-                f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
-            )
+    _check_events(x, y, p, t, height, width)
     if len(x) == 0:
         return np.zeros((steps, *shape), dtype=np.uint8)
-    for name, values, limit in (("x", x, width), ("y", y, height), ("polarity", p, 2)):
-        if int(values.min()) < 0 or int(values.max()) >= limit:
-            raise SpecError(
-                f"an event's {name} is out of range: expected 0 to {limit - 1}, "
-                f"got {int(values.min())} to {int(values.max())}"
-            )
     since_start = t.astype(np.int64) - start_us
     window = max(1, int(since_start.max()) + 1) if window_us is None else window_us
     inside = (since_start >= 0) & (since_start < window)
@@ -132,3 +165,18 @@ def bin_events(
     else:
         frames = np.minimum(np.bincount(cell, minlength=cells), 255).astype(np.uint8)
     return frames.reshape(steps, *shape)
+
+
+def _check_events(x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray, height: int, width: int) -> None:
+    """Raise what `bin_events` raises for columns that are no events of a sensor."""
+    for name, values in (("x", x), ("y", y), ("p", p), ("t", t)):
+        if values.shape != (len(x),) or values.dtype.kind not in "iub":
+            raise ShapeError(
+                f"expected integers {name} of shape [{len(x)}] as x, got {values.dtype} of shape {list(values.shape)}"
+            )
+    for name, values, limit in (("x", x, width), ("y", y, height), ("polarity", p, 2)):
+        if len(x) and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            raise SpecError(
+                f"an event's {name} is out of range: expected 0 to {limit - 1}, "
+                f"got {int(values.min())} to {int(values.max())}"
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -53,7 +54,7 @@ def command(
     config = folder.read_config()
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
-    samples = [read_input(path, inputs, config.steps) for path in files]
+    samples = [read_input(path, inputs, config.binning) for path in files]
     batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
     if draw is not None:
         # Imported here: only this option needs it.
@@ -93,14 +94,14 @@ def command(
         click.echo("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in named.items()))
 
 
-def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
-    """The input of one file: an image `[C, H, W]` or frames `[T, C, H, W]`, uint8.
+def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
+    """The input of one file: an image `[C, H, W]` or frames `[T, C, H, W]` binned so, uint8.
 
     Raises:
         DataError: it cannot be read, or is not what the network reads.
     """
     events = inputs.coding == "events"
-    expected = (steps, *inputs.shape) if events else inputs.shape
+    expected = (binning.steps, *inputs.shape) if events else inputs.shape
     kind = path.suffix.lower()
     try:
         content = path.read_bytes()
@@ -112,8 +113,8 @@ def read_input(path: Path, inputs: Inputs, steps: int) -> UInt8:
             sample = sample[None]
     elif kind == ".bin" and events and len(inputs.shape) == 3:
         polarities, height, width = inputs.shape
-        binning = EventBinning(steps=steps, polarities=polarities, height=height, width=width)
-        sample = binning.frames(*read_recording(content, path))
+        fitting = replace(binning, polarities=polarities, height=height, width=width)
+        sample = fitting.frames(*read_recording(content, path))
     elif kind in SUFFIXES and not events and len(inputs.shape) == 3:
         channels, height, width = inputs.shape
         sample = read_image(

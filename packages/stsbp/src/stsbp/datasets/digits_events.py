@@ -25,7 +25,7 @@ def load(request: Request) -> Dataset:
     """Digits, enlarged to 24 x 24 pixels, recorded in three saccades on a field of 34 x 34."""
     images, labels = read_digits()
     camera = SaccadeCamera()
-    binning = request.binning
+    binning = dataclasses.replace(request.binning, saccade_us=camera.saccade_us)
 
     def build(writer: CacheWriter) -> None:
         report = Progress(request.progress, "simulating recordings", len(labels))

@@ -32,6 +32,8 @@ class DatasetInfo:
     """Samples held out as the test set where the source has none: a number, or a share in words."""
     needs_data_dir: bool
     can_download: bool = False
+    recordings: bool = False
+    """Whether samples are recordings of an event camera with three saccades, which `EventBinning` turns to frames."""
     extra: str | None = None
     """The optional dependencies, `pip install "stsbp[extra]"`."""
 
@@ -55,6 +57,7 @@ def _infos() -> dict[str, DatasetInfo]:
             module + "digits_events",
             "a fifth",
             False,
+            recordings=True,
             extra="digits",
         ),
         DatasetInfo(
@@ -65,6 +68,7 @@ def _infos() -> dict[str, DatasetInfo]:
             100,
             True,
             can_download=True,
+            recordings=True,
             extra="nmnist",
         ),
         DatasetInfo(

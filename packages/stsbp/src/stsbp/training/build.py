@@ -23,8 +23,8 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import Coding, Int64, Shape, UInt8
 
-from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, Split, hold_out, load
+from stsbp.config import RECORDING_SETTINGS, RunConfig
+from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.augment import Augmentation
@@ -124,11 +124,17 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Da
 
     Raises:
         DataError: it is missing or malformed, or too small for what is asked.
+        ConfigError: settings say how recordings are binned, and it has none.
     """
+    changed = [key for key in RECORDING_SETTINGS if getattr(config, key) != RunConfig.model_fields[key].default]
+    if changed and not (config.dataset in DATASETS and DATASETS[config.dataset].recordings):
+        of = ", ".join(name for name, info in DATASETS.items() if info.recordings)
+        raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
     dataset = load(
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir else None,
         steps=config.steps,
+        binning=config.binning,
         seed=config.split_seed,
         limit=config.limit or None,
         holdout=config.holdout or None,
