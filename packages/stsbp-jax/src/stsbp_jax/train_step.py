@@ -60,6 +60,9 @@ def encode(inputs: Array, coding: Coding) -> Array:
 class Pairs:
     """The pairs of `AbstractBackend` that the passes use, on traced channels-last arrays."""
 
+    block_forward = AbstractBackend.block_forward
+    block_backward = AbstractBackend.block_backward
+
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         return implementation(_SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)
 

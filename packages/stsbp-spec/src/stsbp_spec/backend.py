@@ -18,6 +18,7 @@ from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.passes import BlockTrace, block_backward, block_forward
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.linear import Linear
@@ -181,6 +182,18 @@ class AbstractBackend(ABC):
         """Mean of spikes over all axes."""
 
     # What follows from it; a backend may override these with something faster.
+    def block_forward(
+        self, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
+    ) -> BlockTrace:
+        """One block of the forward pass: `passes.block_forward`."""
+        return block_forward(self, block, s, wq, steps, dropout)
+
+    def block_backward(
+        self, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+    ) -> tuple[Native | None, Native]:
+        """One block of the backward pass: `passes.block_backward`."""
+        return block_backward(self, trace, ds, precision, training=training)
+
     def value_and_grad(
         self,
         network: NetworkSpec,

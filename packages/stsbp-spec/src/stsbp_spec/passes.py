@@ -17,7 +17,7 @@ from stsbp_spec.typing import Native, Precision
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
-__all__ = ["BlockTrace", "backward_pass", "block_error_bits", "forward_pass"]
+__all__ = ["BlockTrace", "backward_pass", "block_backward", "block_error_bits", "block_forward", "forward_pass"]
 
 
 @dataclass
@@ -53,24 +53,8 @@ def forward_pass(
         The trace of each block; the last one's `spikes` are the output.
     """
     traces: list[BlockTrace] = []
-    s = x
     for block in network.blocks:
-        before: list[Any] = []
-        shape = block.input_shape
-        for place, layer in enumerate(block.before):
-            residual: Any = None
-            if isinstance(layer, AvgPool2d):
-                s, residual = backend.avgpool2d_forward(layer, s)
-            elif dropout is not None and layer.rate > 0:
-                seed, step = dropout
-                stream = block.dropout_substream(place)
-                residual = backend.dropout_mask(seed, stream, step, (s.shape[1], *shape), layer.rate)
-                s = backend.dropout(residual, s)
-            before.append(residual)
-            shape = layer.output_shape(shape)
-        z, synapse = backend.synapse_forward(block.synapse, s, wq[block.name])
-        s, lif = backend.lif_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
-        traces.append(BlockTrace(block, before, synapse, lif, s))
+        traces.append(backend.block_forward(block, traces[-1].spikes if traces else x, wq[block.name], steps, dropout))
     return traces
 
 
@@ -88,22 +72,54 @@ def backward_pass(
     """
     gradients: dict[str, Native] = {}
     for trace in reversed(traces):
-        block = trace.block
-        dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
-        if precision == "reproducible":
-            dz = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
-        below, gradients[block.name] = backend.synapse_backward(
-            block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0
-        )
-        if below is None:
-            break
-        for layer, residual in zip(reversed(block.before), reversed(trace.before), strict=True):
-            if isinstance(layer, AvgPool2d):
-                below = backend.avgpool2d_backward(layer, residual, below)
-            elif residual is not None:
-                below = backend.dropout(residual, below)
-        ds = below
+        ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
     return gradients
+
+
+def block_forward(
+    backend: AbstractBackend, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
+) -> BlockTrace:
+    """One block of `forward_pass` by the backend's pairs, on the spikes `s` of the block below, `[1 or T, B, ...]`."""
+    before: list[Any] = []
+    shape = block.input_shape
+    for place, layer in enumerate(block.before):
+        residual: Any = None
+        if isinstance(layer, AvgPool2d):
+            s, residual = backend.avgpool2d_forward(layer, s)
+        elif dropout is not None and layer.rate > 0:
+            seed, step = dropout
+            stream = block.dropout_substream(place)
+            residual = backend.dropout_mask(seed, stream, step, (s.shape[1], *shape), layer.rate)
+            s = backend.dropout(residual, s)
+        before.append(residual)
+        shape = layer.output_shape(shape)
+    z, synapse = backend.synapse_forward(block.synapse, s, wq)
+    spikes, lif = backend.lif_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
+    return BlockTrace(block, before, synapse, lif, spikes)
+
+
+def block_backward(
+    backend: AbstractBackend, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+) -> tuple[Native | None, Native]:
+    """One block of `backward_pass` by the backend's pairs: `(error of s, gradient of the weights)`.
+
+    The first block has no error of `s`: None.
+    """
+    block = trace.block
+    dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
+    if precision == "reproducible":
+        dz = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
+    below, gradient = backend.synapse_backward(
+        block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0
+    )
+    if below is None:
+        return None, gradient
+    for layer, residual in zip(reversed(block.before), reversed(trace.before), strict=True):
+        if isinstance(layer, AvgPool2d):
+            below = backend.avgpool2d_backward(layer, residual, below)
+        elif residual is not None:
+            below = backend.dropout(residual, below)
+    return below, gradient
 
 
 def block_error_bits(block: Block, *, frames: int) -> int:

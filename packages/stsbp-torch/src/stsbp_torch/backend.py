@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from stsbp_spec.losses import Loss
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
@@ -28,20 +29,13 @@ from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
 from stsbp_torch.memory import keep_freed_memory
 from stsbp_torch.neurons import lif
+from stsbp_torch.neurons.lif import LifResiduals
 from stsbp_torch.optim import adamw
 from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear, psp
 
-__all__ = ["LifResiduals", "TorchBackend"]
+__all__ = ["TorchBackend"]
 
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
-
-
-class LifResiduals(NamedTuple):
-    """Membrane potentials and spikes `[T, B, ...]`, and whether `z` was static."""
-
-    u: torch.Tensor
-    spikes: torch.Tensor
-    static: bool
 
 
 class TorchBackend(AbstractBackend):
@@ -90,8 +84,27 @@ class TorchBackend(AbstractBackend):
         return array
 
     def encode(self, inputs: UInt8, coding: Coding) -> torch.Tensor:
-        x = self.asarray(inputs if coding == "events" else inputs[None]).float()
-        return x if coding == "events" else x * 2.0**-8
+        if coding == "events":
+            return self.asarray(inputs)
+        return self.asarray(inputs[None]).float() * 2.0**-8
+
+    def block_forward(
+        self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None
+    ) -> BlockTrace:
+        if not self.fused or s.device.type != "cpu":
+            return super().block_forward(block, s, wq, steps, dropout)
+        from stsbp_torch.sparse import block as sparse
+
+        return sparse.block_forward(self, block, s, wq, steps, dropout)
+
+    def block_backward(
+        self, trace: BlockTrace, ds: Any, precision: Precision, *, training: bool
+    ) -> tuple[Any, torch.Tensor]:
+        if not self.fused or self.torch_device.type != "cpu":
+            return super().block_backward(trace, ds, precision, training=training)
+        from stsbp_torch.sparse import block as sparse
+
+        return sparse.block_backward(self, trace, ds, precision, training=training)
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Any]:
         z, residuals = _SYNAPSES[type(synapse)].forward(synapse, s, wq)
@@ -150,7 +163,7 @@ class TorchBackend(AbstractBackend):
         elif u.device.type == "cpu":
             from stsbp_torch.neurons import lif_numba
 
-            views = (rows(x).numpy() for x in (u, spikes, ds, dz))
+            views = (rows(x).numpy() for x in (u, ds, dz))
             lif_numba.backward(*views, k, c, km, vth, code[0], np.float32(code[1]), np.float32(code[2]))
         else:
             from stsbp_torch.neurons import lif_triton

@@ -7,12 +7,21 @@ are used otherwise, lif_numba.py on the CPU and lif_triton.py on CUDA, fill the 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 
-__all__ = ["backward", "derivative", "forward", "snap", "surrogate_code"]
+__all__ = ["LifResiduals", "backward", "derivative", "forward", "snap", "surrogate_code"]
+
+
+class LifResiduals(NamedTuple):
+    """Membrane potentials and spikes `[T, B, ...]`, and whether `z` was static."""
+
+    u: torch.Tensor
+    spikes: torch.Tensor
+    static: bool
 
 
 def snap(x: torch.Tensor) -> torch.Tensor:

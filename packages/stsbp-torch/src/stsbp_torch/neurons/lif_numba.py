@@ -2,7 +2,8 @@
 
 Neurons are cut into chunks that the threads share; a chunk's filter and membrane states stay in cache while the steps
 stream through it, so memory moves each array once. Nothing is fused or reordered: `fastmath` is off, every scalar is a
-float32, and each line below rounds as the spec's contract says.
+float32, and each line below rounds as the spec's contract says. `fire` and `propagate` are one step of each pass, on
+one run of neurons; sparse/kernels.py uses them too.
 """
 
 from __future__ import annotations
@@ -12,12 +13,72 @@ from numba import njit, prange
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.typing import Float32, UInt8
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "fire", "forward", "propagate"]
 
 _CHUNK = 1024
 _FLOOR = np.float32(FLOOR)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def fire(
+    z: Float32, i: Float32, m: Float32, u: Float32, spikes: UInt8,
+    k: np.float32, c: np.float32, km: np.float32, vth: np.float32,
+) -> None:  # fmt: skip
+    """One step of `[n]` neurons: fill `u` and `spikes` from `z` (`u` may be `z`), move the states `i` and `m` on."""
+    # Two loops: `z` and `u` may be the same memory, which would keep one loop from being vectorised.
+    for j in range(len(u)):
+        x = k * i[j] + c * z[j]
+        i[j] = _ZERO if abs(x) < _FLOOR else x
+    for j in range(len(u)):
+        y = m[j] + i[j]
+        y = _ZERO if abs(y) < _FLOOR else y
+        o = y >= vth
+        u[j] = y
+        m[j] = _ZERO if o else km * y
+        spikes[j] = o
+
+
+@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def propagate(
+    u: Float32, ds: Float32, d: Float32, e: Float32, h: Float32,
+    k: np.float32, km: np.float32, vth: np.float32, kind: int, p0: np.float32, p1: np.float32,
+) -> None:  # fmt: skip
+    """One step back of `[n]` neurons: move the states `d` and `e` from step `t + 1` to `t`; `h` is scratch.
+
+    The error of `z` is `c e` afterwards. Spikes are where `u >= vth`, as in `fire`.
+    """
+    if kind == 0:
+        for j in range(len(u)):
+            h[j] = p1 if abs(u[j] - vth) < p0 else _ZERO
+    elif kind == 1:
+        for j in range(len(u)):
+            y = _ONE - abs(u[j] - vth) * p0
+            h[j] = y if y > _ZERO else _ZERO
+    elif kind == 2:
+        for j in range(len(u)):
+            y = _ONE + abs(u[j] - vth) * p0
+            h[j] = _ONE / (y * y)
+    elif kind == 3:
+        for j in range(len(u)):
+            y = (u[j] - vth) * p0
+            h[j] = _ONE / (_ONE + y * y)
+    else:
+        for j in range(len(u)):
+            w = np.exp(-(abs(u[j] - vth) * p0))
+            y = _ONE + w
+            h[j] = w / (y * y) * p0
+    for j in range(len(u)):
+        d1 = km * d[j]
+        d1 = _ZERO if abs(d1) < _FLOOR else d1
+        p = u[j] * d1
+        p = _ZERO if abs(p) < _FLOOR else p
+        r = h[j] * (ds[j] - p)
+        r = _ZERO if abs(r) < _FLOOR else r
+        d[j] = r + (_ZERO if u[j] >= vth else d1)
+        x = k * e[j] + d[j]
+        e[j] = _ZERO if abs(x) < _FLOOR else x
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -29,30 +90,17 @@ def forward(
     chunks = (neurons + _CHUNK - 1) // _CHUNK
     for chunk in prange(chunks):
         low = chunk * _CHUNK
-        n = min(neurons - low, _CHUNK)
-        i = np.zeros(_CHUNK, np.float32)
-        m = np.zeros(_CHUNK, np.float32)
+        high = min(neurons, low + _CHUNK)
+        i = np.zeros(high - low, np.float32)
+        m = np.zeros(high - low, np.float32)
         for t in range(steps):
-            zt = z[t if z.shape[0] > 1 else 0, low : low + n]
-            ut = u[t, low : low + n]
-            st = spikes[t, low : low + n]
-            # Two loops: `zt` and `ut` may be the same memory, which would keep one loop from being vectorised.
-            for j in range(n):
-                x = k * i[j] + c * zt[j]
-                i[j] = _ZERO if abs(x) < _FLOOR else x
-            for j in range(n):
-                y = m[j] + i[j]
-                y = _ZERO if abs(y) < _FLOOR else y
-                o = y >= vth
-                ut[j] = y
-                m[j] = _ZERO if o else km * y
-                st[j] = o
+            zt = z[t if z.shape[0] > 1 else 0, low:high]
+            fire(zt, i, m, u[t, low:high], spikes[t, low:high], k, c, km, vth)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def backward(
     u: Float32,
-    spikes: UInt8,
     ds: Float32,
     dz: Float32,
     k: np.float32,
@@ -69,54 +117,22 @@ def backward(
     static = dz.shape[0] == 1 and steps > 1
     for chunk in prange(chunks):
         low = chunk * _CHUNK
-        n = min(neurons - low, _CHUNK)
-        d = np.zeros(_CHUNK, np.float32)
-        e = np.zeros(_CHUNK, np.float32)
-        h = np.zeros(_CHUNK, np.float32)
-        total = np.zeros(_CHUNK, np.float32)
+        high = min(neurons, low + _CHUNK)
+        d = np.zeros(high - low, np.float32)
+        e = np.zeros(high - low, np.float32)
+        h = np.zeros(high - low, np.float32)
+        total = np.zeros(high - low, np.float32)
         for s in range(steps):
             t = steps - 1 - s
-            ut = u[t, low : low + n]
-            st = spikes[t, low : low + n]
-            gt = ds[t, low : low + n]
-            if kind == 0:
-                for j in range(n):
-                    h[j] = p1 if abs(ut[j] - vth) < p0 else _ZERO
-            elif kind == 1:
-                for j in range(n):
-                    y = _ONE - abs(ut[j] - vth) * p0
-                    h[j] = y if y > _ZERO else _ZERO
-            elif kind == 2:
-                for j in range(n):
-                    y = _ONE + abs(ut[j] - vth) * p0
-                    h[j] = _ONE / (y * y)
-            elif kind == 3:
-                for j in range(n):
-                    y = (ut[j] - vth) * p0
-                    h[j] = _ONE / (_ONE + y * y)
-            else:
-                for j in range(n):
-                    w = np.exp(-(abs(ut[j] - vth) * p0))
-                    y = _ONE + w
-                    h[j] = w / (y * y) * p0
-            for j in range(n):
-                d1 = km * d[j]
-                d1 = _ZERO if abs(d1) < _FLOOR else d1
-                p = ut[j] * d1
-                p = _ZERO if abs(p) < _FLOOR else p
-                r = h[j] * (gt[j] - p)
-                r = _ZERO if abs(r) < _FLOOR else r
-                d[j] = r + (_ZERO if st[j] != 0 else d1)
-                x = k * e[j] + d[j]
-                e[j] = _ZERO if abs(x) < _FLOOR else x
+            propagate(u[t, low:high], ds[t, low:high], d, e, h, k, km, vth, kind, p0, p1)
             if static:
-                for j in range(n):
+                for j in range(high - low):
                     total[j] += c * e[j]
             else:
-                out = dz[t, low : low + n]
-                for j in range(n):
+                out = dz[t, low:high]
+                for j in range(high - low):
                     out[j] = c * e[j]
         if static:
-            out = dz[0, low : low + n]
-            for j in range(n):
+            out = dz[0, low:high]
+            for j in range(high - low):
                 out[j] = total[j]

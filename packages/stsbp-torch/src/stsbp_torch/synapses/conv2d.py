@@ -18,7 +18,7 @@ from stsbp_spec.typing import Precision, Shape
 
 from stsbp_torch.layout import frames, laid_out
 
-__all__ = ["Residuals", "backward", "exact_math", "forward"]
+__all__ = ["Residuals", "backward", "exact_math", "forward", "input_error"]
 
 _CHUNK_BYTES = 64 * 2**20
 _cudnn_differs: dict[tuple[Conv2d, Shape, str], bool] = {}
@@ -74,15 +74,30 @@ def backward(
     if precision == "reproducible":
         dx, dw = _backward_float64(conv, x, w, error, need_input)
     else:
-        padding, stride = [conv.padding] * 2, [conv.stride] * 2
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            error, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, [need_input, True, False]
-        )
-    ds = None
-    if dx is not None and need_input:
-        memory = dx.permute(0, 2, 3, 1).contiguous()
-        ds = memory.view(*s.shape[:2], *memory.shape[1:]).permute(0, 1, 4, 2, 3)
+        dx, dw = _adjoint(conv, error, x, w, need_input, True)
+    ds = _from_frames(dx, s.shape) if dx is not None and need_input else None
     return ds, dw.contiguous()
+
+
+def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """`ds` of `shape` alone, `fast`."""
+    t, b, c, h, width = shape
+    x = torch.empty((t * b, h, width, c), device=dz.device).permute(0, 3, 1, 2)
+    w = wq.contiguous(memory_format=torch.channels_last)
+    return _from_frames(_adjoint(conv, frames(laid_out(dz)), x, w, True, False)[0], shape)
+
+
+def _adjoint(
+    conv: Conv2d, error: torch.Tensor, x: torch.Tensor, w: torch.Tensor, need_input: bool, need_weights: bool
+) -> Any:
+    padding, stride = [conv.padding] * 2, [conv.stride] * 2
+    mask = [need_input, need_weights, False]
+    return torch.ops.aten.convolution_backward(error, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, mask)[:2]
+
+
+def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
+    memory = x.permute(0, 2, 3, 1).contiguous()
+    return memory.view(*shape[:2], *memory.shape[1:]).permute(0, 1, 4, 2, 3)
 
 
 def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:

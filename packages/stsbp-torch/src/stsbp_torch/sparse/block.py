@@ -1,0 +1,233 @@
+"""Which blocks take the sparse kernels, and the arrays they meet there.
+
+A block takes them where its input is bytes that change with time, its layer is a convolution of stride 1, and few
+enough inputs are non-zero. The gradient stays ahead of the dense one up to higher densities than the forward pass does,
+so there are three kinds of block: dense, dense with a sparse gradient, and sparse. The share of non-zero inputs is
+taken from a sample of the frames: it depends on nothing but the data, and so does the choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import get_num_threads
+from stsbp_spec import passes
+from stsbp_spec.network import Block
+from stsbp_spec.passes import BlockTrace
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter
+from stsbp_spec.typing import Float32, Precision, Shape, UInt8
+
+from stsbp_torch.layout import empty, laid_out, view
+from stsbp_torch.neurons.lif import LifResiduals, surrogate_code
+from stsbp_torch.sparse import kernels
+from stsbp_torch.sparse.spikes import NO_MASK, density
+from stsbp_torch.sparse.vectors import LANES
+from stsbp_torch.synapses import conv2d
+
+if TYPE_CHECKING:
+    from stsbp_torch.backend import TorchBackend
+
+__all__ = ["Input", "PooledError", "Residuals", "backward", "block_backward", "block_forward", "forward"]
+
+GATHER_CHANNELS = 32
+"""Output channels from which the forward pass gathers."""
+GATHER_BELOW, SCATTER_BELOW, GRADIENT_BELOW = 0.1, 0.1, 0.2
+"""Densities below which the sparse kernels are faster than oneDNN's (docs/benchmarks.md)."""
+_SAMPLED = 64
+_EMPTY = np.empty((0, 0, 0, 0, 0), np.float32)
+
+
+class Input(NamedTuple):
+    """What enters a convolution, before pooling and dropout, whose work the kernels do on the way.
+
+    Attributes:
+        s: spikes or event counts, uint8 `[T, B, C, H, W]`.
+        size: of the pooling window; 1: none.
+        mask: of dropout, uint8 `[B, C, ...]`; None: none.
+        masked: 0: no dropout; 1: before the pooling; 2: behind it.
+    """
+
+    s: torch.Tensor
+    size: int
+    mask: torch.Tensor | None
+    masked: int
+
+    def arrays(self) -> tuple[UInt8, int, UInt8, int]:
+        """As the kernels take it."""
+        kept = NO_MASK[None] if self.mask is None else self.mask.permute(0, 2, 3, 1).numpy()
+        return view(self.s), self.size, kept, self.masked
+
+    def density(self) -> float:
+        """Share of non-zero values behind the pooling, from a sample of frames, dropout left out."""
+        frames = view(self.s)
+        frames = frames.reshape(-1, *frames.shape[2:])
+        return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
+
+
+class Residuals(NamedTuple):
+    """What the backward pass of a block meets again."""
+
+    given: Input
+    wq: torch.Tensor
+
+
+class PooledError(NamedTuple):
+    """An error behind a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
+
+    d: torch.Tensor
+    pool: AvgPool2d
+    shape: Shape
+
+
+def block_forward(
+    backend: TorchBackend,
+    block: Block,
+    s: torch.Tensor,
+    wq: torch.Tensor,
+    steps: int,
+    dropout: tuple[int, int] | None,
+) -> BlockTrace:
+    """`passes.block_forward` by these kernels where they pay."""
+    if not _known(block, s):
+        return passes.block_forward(backend, block, s, wq, steps, dropout)
+    given = _given(backend, block, s, dropout)
+    density = given.density()
+    if density >= GRADIENT_BELOW:
+        return passes.block_forward(backend, block, s, wq, steps, dropout)
+    if density < (GATHER_BELOW if _gathers(block.synapse) else SCATTER_BELOW):
+        u, spikes = forward(block, given, wq, block.filter(training=dropout is not None), steps)
+        return BlockTrace(block, [], Residuals(given, wq), LifResiduals(u, spikes, static=False), spikes)
+    trace = passes.block_forward(backend, block, s, wq, steps, dropout)
+    trace.before, trace.synapse = [], Residuals(given, wq)
+    return trace
+
+
+def block_backward(
+    backend: TorchBackend, trace: BlockTrace, ds: torch.Tensor | PooledError, precision: Precision, *, training: bool
+) -> tuple[torch.Tensor | PooledError | None, torch.Tensor]:
+    """`passes.block_backward` by these kernels where the forward pass chose them.
+
+    The error may come and go with the adjoint of a pooling still to be taken.
+    """
+    block, residuals = trace.block, trace.synapse
+    if not isinstance(residuals, Residuals) or precision == "reproducible":
+        if isinstance(ds, PooledError):
+            ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
+        if isinstance(residuals, Residuals):
+            trace = _by_pairs(backend, trace)
+        return passes.block_backward(backend, trace, ds, precision, training=training)
+    given, conv = residuals.given, block.synapse
+    assert isinstance(conv, Conv2d)
+    dz, dw = backward(block, given, trace.lif.u, ds, block.filter(training=training), need_error=block.index > 0)
+    if dz is None:
+        return None, dw
+    below = conv2d.input_error(conv, residuals.wq, dz, (*given.s.shape[:2], *block.synapse_shape))
+    if given.mask is not None and given.masked == 2:
+        below = backend.dropout(given.mask, below)
+    pool = next((layer for layer in block.before if isinstance(layer, AvgPool2d)), None)
+    if pool is None:
+        return (below if given.mask is None else backend.dropout(given.mask, below)), dw
+    pooled = PooledError(below, pool, tuple(given.s.shape))
+    if given.masked != 1:
+        return pooled, dw
+    assert given.mask is not None
+    return backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below)), dw
+
+
+def _known(block: Block, s: torch.Tensor) -> bool:
+    """Whether the kernels know such a block."""
+    pools = sum(isinstance(layer, AvgPool2d) for layer in block.before)
+    return (
+        isinstance(block.synapse, Conv2d)
+        and block.synapse.stride == 1
+        and s.dtype == torch.uint8
+        and not block.static
+        and s.shape[1] >= get_num_threads()
+        and pools <= 1
+        and len(block.before) - pools <= 1
+    )
+
+
+def _given(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
+    size, mask, masked, shape = 1, None, 0, block.input_shape
+    for place, layer in enumerate(block.before):
+        if isinstance(layer, AvgPool2d):
+            size = layer.size
+        elif dropout is not None and layer.rate > 0:
+            stream = block.dropout_substream(place)
+            mask = backend.dropout_mask(dropout[0], stream, dropout[1], (s.shape[1], *shape), layer.rate)
+            masked = 1 if size == 1 else 2
+        shape = layer.output_shape(shape)
+    return Input(s, size, mask, masked)
+
+
+def _by_pairs(backend: TorchBackend, trace: BlockTrace) -> BlockTrace:
+    """The trace that the pairs would have left."""
+    given, wq = trace.synapse
+    s, before = given.s, []
+    for layer in trace.block.before:
+        residual: Any = None
+        if isinstance(layer, AvgPool2d):
+            s, residual = backend.avgpool2d_forward(layer, s)
+        elif given.mask is not None:
+            residual = given.mask
+            s = backend.dropout(residual, s)
+        before.append(residual)
+    return replace(trace, before=before, synapse=conv2d.Residuals(laid_out(s.float()), wq))
+
+
+def _gathers(conv: Any) -> bool:
+    return bool(conv.channels >= GATHER_CHANNELS and conv.channels % LANES == 0)
+
+
+def _run(conv: Conv2d) -> int:
+    return -(-conv.kernel * conv.channels // LANES) * LANES
+
+
+def _packed(conv: Conv2d, wq: torch.Tensor) -> Float32:
+    """Weights in the order of `kernels.forward`, 1-d."""
+    if _gathers(conv):
+        ordered: Float32 = wq.permute(2, 3, 1, 0).contiguous().numpy().reshape(-1)
+        return ordered
+    runs = wq.flip(3).permute(1, 2, 3, 0).reshape(wq.shape[1], conv.kernel, -1)
+    padded: Float32 = torch.nn.functional.pad(runs, (0, _run(conv) - runs.shape[2])).numpy().reshape(-1)
+    return padded
+
+
+def forward(
+    block: Block, given: Input, wq: torch.Tensor, filter: Filter, steps: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(u, spikes)` of a block."""
+    conv, neuron = block.synapse, block.neuron
+    assert isinstance(conv, Conv2d)
+    shape = (steps, given.s.shape[1], *block.output_shape)
+    u, spikes = empty(shape, torch.float32, given.s.device), empty(shape, torch.uint8, given.s.device)
+    kernels.forward(
+        *given.arrays(), _packed(conv, wq), _gathers(conv), conv.kernel, conv.padding, view(u), view(spikes),
+        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), get_num_threads(),
+    )  # fmt: skip
+    return u, spikes
+
+
+def backward(
+    block: Block, given: Input, u: torch.Tensor, ds: torch.Tensor | PooledError, filter: Filter, *, need_error: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """`(dz, dW)` of a block from the error of its spikes."""
+    conv, neuron = block.synapse, block.neuron
+    assert isinstance(conv, Conv2d)
+    channels, pooled = given.s.shape[2], 1
+    kind, p0, p1 = surrogate_code(neuron.surrogate)
+    if isinstance(ds, PooledError):
+        ds, pooled = ds.d, ds.pool.size
+    dz = empty(tuple(u.shape), torch.float32, u.device) if need_error else None
+    sums = np.empty((get_num_threads(), channels * conv.kernel * _run(conv)), np.float32)
+    kernels.backward(
+        *given.arrays(), conv.kernel, conv.padding, view(u), view(ds), pooled, _EMPTY if dz is None else view(dz), sums,
+        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), kind, np.float32(p0), np.float32(p1),
+    )  # fmt: skip
+    total = torch.from_numpy(sums.sum(0)).view(channels, conv.kernel, _run(conv))[:, :, : conv.kernel * conv.channels]
+    dw = total.reshape(channels, conv.kernel, conv.kernel, conv.channels).flip(2).permute(3, 0, 1, 2).contiguous()
+    return dz, dw

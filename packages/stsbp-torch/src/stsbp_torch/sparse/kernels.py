@@ -1,0 +1,193 @@
+"""A block, sample by sample: spikes, convolution, filter and neurons, and the way back (numba, CPU).
+
+Convolutions have stride 1. Two orders of the forward sums, because the bits do not depend on it:
+
+- gather, for 32 output channels or more: an output pixel's channels stay in registers while the spikes of its window
+  add their rows of the weights, which lie as `[row, column, c, c']`;
+- scatter, for fewer: a spike adds its weights to all output pixels of a row that see it, one run of `kernel C'`
+  values, since the weights lie as `[c, row, mirrored column, c']` and the rows of `z` are padded.
+
+The weight gradient adds, for each input channel and kernel row, the windows of `dz` that its spikes see: one run of
+`kernel C'` values held in registers over all spikes of a frame.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from stsbp_spec.typing import Float32, UInt8
+
+from stsbp_torch.neurons.lif_numba import fire, propagate
+from stsbp_torch.sparse.spikes import list_by_channel, list_spikes
+from stsbp_torch.sparse.vectors import LANES, add_scaled, sum_scaled
+
+__all__ = ["backward", "forward"]
+
+_ZERO = np.float32(0)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def forward(
+    s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
+    u: Float32, spikes: UInt8, k: np.float32, c: np.float32, km: np.float32, vth: np.float32, threads: int,
+) -> None:  # fmt: skip
+    """Fill `u` and `spikes`, `[T, B, H', W', C']`, from `s`.
+
+    Args:
+        s: spikes or event counts, `[T, B, H, W, C]`.
+        size: of the pooling window; 1: none.
+        mask, masked: of dropout, `[B, ...]`: see `list_spikes`.
+        w: weights, 1-d: `[kernel, kernel, C, C']` where `gathered`, else `[C, kernel, run]`, a run being `kernel C'`
+            values and zeros up to a whole vector.
+        gathered: which order.
+        kernel, padding: of the convolution.
+        k, c, km, vth: of filter and neuron.
+        threads: among which the samples are shared.
+    """
+    steps, batch, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    rows_out, columns_out, channels_out = u.shape[2:]
+    line = columns_out * channels_out
+    # Rows of `z`: padded for the scattered runs, which begin up to kernel - 1 - padding pixels before the first.
+    wide = columns_out if gathered else columns + kernel - 1
+    margin = 0 if gathered else (kernel - 1 - padding) * channels_out
+    run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    for thread in prange(threads):
+        z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
+        i = np.empty((rows_out, line), np.float32)
+        m = np.empty((rows_out, line), np.float32)
+        counts = np.empty(columns * channels, np.int32)
+        places = np.empty(rows * columns * channels + 1, np.int32)
+        values = np.empty(rows * columns * channels + 1, np.float32)
+        starts = np.empty(rows * columns + 1, np.int32)
+        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
+            i[:] = _ZERO
+            m[:] = _ZERO
+            kept = mask[b % len(mask)]
+            for t in range(steps):
+                list_spikes(s[t, b], size, kept, masked, counts, places, values, starts)
+                for j in range(len(z)):
+                    z[j] = _ZERO
+                if gathered:
+                    for y in range(rows_out):
+                        for p in range(kernel):
+                            row = y - padding + p
+                            if row < 0 or row >= rows:
+                                continue
+                            for x in range(columns_out):
+                                first = row * columns + max(0, x - padding)
+                                last = row * columns + min(columns, x - padding + kernel)
+                                shift = (p * kernel + padding - x) * channels * channels_out
+                                at = (y * columns_out + x) * channels_out
+                                sum_scaled(
+                                    z, at, w, places, channels_out, shift, values, starts[first], starts[last],
+                                    channels_out // LANES,
+                                )  # fmt: skip
+                else:
+                    for y in range(rows):
+                        top, bottom = max(0, y + padding - kernel + 1), min(rows_out - 1, y + padding)
+                        for x in range(columns):
+                            for n in range(starts[y * columns + x], starts[y * columns + x + 1]):
+                                channel = places[n] - x * channels
+                                for to in range(top, bottom + 1):
+                                    row = channel * kernel + y + padding - to
+                                    at = (to * wide + x) * channels_out
+                                    add_scaled(z, at, w, row * run, values[n], run // LANES)
+                for y in range(rows_out):
+                    at = y * wide * channels_out + margin
+                    out, fired = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
+                    fire(z[at : at + line], i[y], m[y], out, fired, k, c, km, vth)
+
+
+@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def backward(
+    s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
+    u: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32,
+    k: np.float32, c: np.float32, km: np.float32, vth: np.float32, kind: int, p0: np.float32, p1: np.float32,
+) -> None:  # fmt: skip
+    """Fill `dw` and, unless it is empty, `dz`.
+
+    Args:
+        s, size, mask, masked, kernel, padding: see `forward`.
+        u: membrane potentials, `[T, B, H', W', C']`.
+        ds: error of the spikes behind a pooling of `pooled` that is still to be undone,
+            `[T, B, H' // pooled, W' // pooled, C']`.
+        dz: error of `z`, `[T, B, H', W', C']` or empty.
+        dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered weights.
+        k, c, km, vth, kind, p0, p1: see `lif_numba`.
+    """
+    steps, batch, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    rows_out, columns_out, channels_out = u.shape[2:]
+    rows_above, columns_above = ds.shape[2:4]
+    line = columns_out * channels_out
+    wide = columns + kernel - 1
+    margin = (kernel - 1 - padding) * channels_out
+    run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    scale = np.float32(1 / (pooled * pooled))
+    threads = len(dw)
+    for thread in prange(threads):
+        gradient = dw[thread]
+        gradient[:] = _ZERO
+        error = np.zeros(rows_out * wide * channels_out + LANES, np.float32)
+        d = np.empty((rows_out, line), np.float32)
+        e = np.empty((rows_out, line), np.float32)
+        h = np.empty(line, np.float32)
+        above = np.zeros(line, np.float32)
+        counts = np.empty(columns * channels, np.int32)
+        places = np.empty(rows * columns * channels + 1, np.int32)
+        values = np.empty(rows * columns * channels + 1, np.float32)
+        starts = np.empty(rows * columns + 1, np.int32)
+        cells = np.empty(rows * columns * channels, np.int32)
+        cell_values = np.empty(rows * columns * channels, np.float32)
+        cell_rows = np.empty(rows * columns * channels, np.int32)
+        ends = np.empty(channels, np.int32)
+        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
+            d[:] = _ZERO
+            e[:] = _ZERO
+            kept = mask[b % len(mask)]
+            for back in range(steps):
+                t = steps - 1 - back
+                for y in range(rows_out):
+                    if pooled == 1:
+                        propagate(
+                            u[t, b, y].reshape(-1), ds[t, b, y].reshape(-1), d[y], e[y], h, k, km, vth, kind, p0, p1
+                        )
+                    else:
+                        if y // pooled < rows_above:
+                            for x in range(columns_above):
+                                source = ds[t, b, y // pooled, x]
+                                for j in range(pooled):
+                                    at = (x * pooled + j) * channels_out
+                                    for q in range(channels_out):
+                                        above[at + q] = source[q] * scale
+                        else:
+                            above[:] = _ZERO
+                        propagate(u[t, b, y].reshape(-1), above, d[y], e[y], h, k, km, vth, kind, p0, p1)
+                    out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
+                    for j in range(line):
+                        out[j] = c * e[y, j]
+                    if dz.size > 0:
+                        whole = dz[t, b, y].reshape(-1)
+                        for j in range(line):
+                            whole[j] = out[j]
+                list_spikes(s[t, b], size, kept, masked, counts, places, values, starts)
+                list_by_channel(
+                    columns, channels, wide, places, values, starts, cells, cell_values, cell_rows, ends
+                )
+                begin = 0
+                for channel in range(channels):
+                    end = ends[channel]
+                    for p in range(kernel):
+                        # Spikes whose output row y + padding - p exists.
+                        low, high = begin, end
+                        while low < high and cell_rows[low] + padding - p < 0:
+                            low += 1
+                        while high > low and cell_rows[high - 1] + padding - p >= rows_out:
+                            high -= 1
+                        if low < high:
+                            sum_scaled(
+                                gradient, (channel * kernel + p) * run, error, cells, channels_out,
+                                (padding - p) * wide * channels_out, cell_values, low, high, run // LANES,
+                            )  # fmt: skip
+                    begin = end

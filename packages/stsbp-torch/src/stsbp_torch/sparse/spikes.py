@@ -1,0 +1,132 @@
+"""Lists of the spikes of a frame, behind pooling and dropout, and how dense they are."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit, prange
+from stsbp_spec.typing import Float32, Int32, UInt8
+
+__all__ = ["NO_MASK", "density", "list_by_channel", "list_spikes"]
+
+NO_MASK = np.ones((1, 1, 1), np.uint8)
+"""Stands for a dropout mask where there is none."""
+
+_ZERO = np.float32(0)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def list_spikes(
+    frame: UInt8, size: int, mask: UInt8, masked: int, row: Int32, places: Int32, values: Float32, starts: Int32
+) -> int:
+    """List the non-zero inputs of a frame in the order of memory; returns their number.
+
+    Args:
+        frame: spikes or event counts, `[H, W, C]`.
+        size: of the pooling window; 1: none.
+        mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
+        masked: 0: no dropout; 1: before the pooling; 2: behind it.
+        row: scratch, `[W // size * C]`.
+        places: filled with `x C + c`.
+        values: filled with the pooled values.
+        starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
+    """
+    height, width, channels = frame.shape
+    rows, columns = height // size, width // size
+    scale = np.float32(1 / (size * size))
+    n = 0
+    for y in range(rows):
+        for j in range(columns * channels):
+            row[j] = 0
+        for i in range(size):
+            for x in range(columns):
+                for j in range(size):
+                    pixel = frame[y * size + i, x * size + j]
+                    if masked == 1:
+                        kept = mask[y * size + i, x * size + j]
+                        for c in range(channels):
+                            row[x * channels + c] += pixel[c] * kept[c]
+                    else:
+                        for c in range(channels):
+                            row[x * channels + c] += pixel[c]
+        if masked == 2:
+            for x in range(columns):
+                kept = mask[y, x]
+                for c in range(channels):
+                    row[x * channels + c] *= kept[c]
+        for x in range(columns):
+            starts[y * columns + x] = n
+            for j in range(x * channels, (x + 1) * channels):
+                places[n] = j
+                values[n] = np.float32(row[j]) * scale
+                n += row[j] != 0
+    starts[rows * columns] = n
+    return n
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def list_by_channel(
+    columns: int,
+    channels: int,
+    wide: int,
+    places: Int32,
+    values: Float32,
+    starts: Int32,
+    cells: Int32,
+    cell_values: Float32,
+    rows: Int32,
+    ends: Int32,
+) -> None:
+    """Order a list by channel, then by place.
+
+    Args:
+        columns, channels: of the frame.
+        wide: width of the padded rows that `cells` count.
+        places, values, starts: what `list_spikes` filled.
+        cells: filled with `y wide + x` of each spike.
+        cell_values: filled with their values.
+        rows: filled with their `y`.
+        ends: filled with the end of each channel's list, `[C]`.
+    """
+    for c in range(channels):
+        ends[c] = 0
+    total = starts[len(starts) - 1]
+    for n in range(total):
+        ends[places[n] % channels] += 1
+    begin = 0
+    for c in range(channels):
+        count = ends[c]
+        ends[c] = begin
+        begin += count
+    pixel = 0
+    for y in range((len(starts) - 1) // columns):
+        for x in range(columns):
+            for n in range(starts[pixel], starts[pixel + 1]):
+                c = places[n] - x * channels
+                to = ends[c]
+                ends[c] = to + 1
+                cells[to] = y * wide + x
+                cell_values[to] = values[n]
+                rows[to] = y
+            pixel += 1
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def density(s: UInt8, size: int, every: int) -> float:
+    """Share of non-zero inputs behind a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
+    frames, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    looked = (frames + every - 1) // every
+    found = 0
+    for f in prange(looked):
+        frame = s[f * every]
+        n = 0
+        for y in range(rows):
+            for x in range(columns):
+                for c in range(channels):
+                    spiked = 0
+                    for i in range(size):
+                        for j in range(size):
+                            spiked |= frame[y * size + i, x * size + j, c]
+                    n += spiked != 0
+        found += n
+    return found / (looked * rows * columns * channels)

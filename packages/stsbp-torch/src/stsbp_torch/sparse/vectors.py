@@ -1,0 +1,147 @@
+"""Two vector operations that numba has no words for, written for LLVM: runs of 16 float32 held in registers.
+
+Numba turns a plain loop into vector code but keeps no array in registers across an outer loop; these do. A product and
+its addition may be fused into one rounding or not; on the weight grid both are exact.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from stsbp_spec.typing import Float32, Int32
+
+__all__ = ["LANES", "add_scaled", "sum_scaled"]
+
+LANES = 16
+"""float32 values of one vector; narrower machines take several instructions for it."""
+
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
+    return context.make_array(kind)(context, builder, value).data
+
+
+def _vector(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), _VECTOR.as_pointer())
+
+
+def _spread(builder: Any, x: Any) -> Any:
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    one = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_scaled(typing_context: Any, y: Any, at: Any, x: Any, start: Any, scale: Any, vectors: Any) -> Any:
+    """`y[at : at + 16 vectors] += scale * x[start : start + 16 vectors]`; 1-d, contiguous float32 arrays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        yp = _pointer(context, builder, signature.args[0], arguments[0])
+        xp = _pointer(context, builder, signature.args[2], arguments[2])
+        factor = _spread(builder, arguments[4])
+        with cgutils.for_range(builder, arguments[5]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            to = _vector(builder, yp, builder.add(arguments[1], offset))
+            source = builder.load(_vector(builder, xp, builder.add(arguments[3], offset)), align=4)
+            builder.store(_multiply_add(builder, factor, source, builder.load(to, align=4)), to, align=4)
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, x, types.intp, types.float32, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _sum_scaled(
+    typing_context: Any,
+    y: Any,
+    at: Any,
+    x: Any,
+    places: Any,
+    stride: Any,
+    shift: Any,
+    scales: Any,
+    low: Any,
+    high: Any,
+    vectors: Any,
+) -> Any:
+    """`sum_scaled` over a constant number of `vectors`: so many registers hold the sums."""
+    count = vectors.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        yp, xp, placed, scaled = (
+            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3, 6)
+        )
+        _, at, _, _, stride, shift, _, low, high, _ = arguments
+        word = at.type
+        targets = [
+            _vector(builder, yp, builder.add(at, ir.Constant(word, LANES * v))) for v in range(count)
+        ]
+        first = [builder.load(target, align=4) for target in targets]
+        before = builder.block
+        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+        builder.branch(head)
+        builder.position_at_end(head)
+        n = builder.phi(word)
+        n.add_incoming(low, before)
+        sums = [builder.phi(_VECTOR) for _ in range(count)]
+        for total, value in zip(sums, first, strict=True):
+            total.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", n, high), body, done)
+        builder.position_at_end(body)
+        place = builder.sext(builder.load(builder.gep(placed, [n])), word)
+        start = builder.add(builder.mul(place, stride), shift)
+        factor = _spread(builder, builder.load(builder.gep(scaled, [n])))
+        for v, total in enumerate(sums):
+            source = builder.load(_vector(builder, xp, builder.add(start, ir.Constant(word, LANES * v))), align=4)
+            total.add_incoming(_multiply_add(builder, factor, source, total), body)
+        n.add_incoming(builder.add(n, ir.Constant(word, 1)), body)
+        builder.branch(head)
+        builder.position_at_end(done)
+        for total, target in zip(sums, targets, strict=True):
+            builder.store(total, target, align=4)
+        return context.get_dummy_value()
+
+    integer = types.intp
+    return types.void(y, integer, x, places, integer, integer, scales, integer, integer, vectors), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def sum_scaled(
+    y: Float32,
+    at: int,
+    x: Float32,
+    places: Int32,
+    stride: int,
+    shift: int,
+    scales: Float32,
+    low: int,
+    high: int,
+    vectors: int,
+) -> None:
+    """`y[at + j] += sum of scales[n] * x[stride * places[n] + shift + j]`, n from `low` to `high`, `j < 16 vectors`.
+
+    All arrays are 1-d and contiguous. The sums stay in registers over the whole list, 16 vectors at a time.
+    """
+    v = 0
+    while vectors - v >= 16:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 16)
+        v += 16
+    if vectors - v >= 8:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 8)
+        v += 8
+    if vectors - v >= 4:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 4)
+        v += 4
+    if vectors - v >= 2:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 2)
+        v += 2
+    if vectors - v >= 1:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 1)

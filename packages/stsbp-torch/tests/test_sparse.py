@@ -1,0 +1,98 @@
+"""The sparse kernels: spikes bit for bit those of the dense path, gradients the same up to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stsbp_spec.backend import Batch
+from stsbp_spec.losses import VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.typing import Float32
+
+from stsbp_torch.backend import TorchBackend
+from stsbp_torch.sparse import block as sparse
+
+KINDS = {"dense": (0.0, 0.0), "sparse gradient": (0.0, 2.0), "sparse": (2.0, 2.0)}
+NETWORKS = [
+    ("6C5-P2-32C3-3", "valid", (2, 17, 15)),  # scattered, then gathered; a column is left over by the pooling
+    ("5C3p1d0.3-P4-48C3p2-3", "same", (1, 13, 18)),  # dropout before a pooling of 4, wide padding
+    ("33C1-P2-D0.5-64C2-3", "valid", (3, 8, 9)),  # a 1 x 1 kernel, channels that are no whole vectors
+    ("16C3-16C3s2-32C3-3", "same", (2, 12, 12)),  # a stride that only the dense path knows
+]
+
+
+def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    forward, gradient = KINDS[kind]
+    monkeypatch.setattr(sparse, "GATHER_BELOW", forward)
+    monkeypatch.setattr(sparse, "SCATTER_BELOW", forward)
+    monkeypatch.setattr(sparse, "GRADIENT_BELOW", gradient)
+
+
+def _case(notation: str, padding: str, shape: tuple[int, ...]) -> tuple[NetworkSpec, dict[str, Float32], Batch]:
+    network = NetworkSpec.parse(notation, input_shape=shape, padding=padding, input_max=3)
+    rng = np.random.default_rng(5)
+    weights = {
+        name: (rng.standard_normal(size) * 4 / np.sqrt(np.prod(size[1:]))).astype(np.float32)
+        for name, size in network.weight_shapes.items()
+    }
+    frames = rng.integers(0, 4, (6, 5, *shape)) * (rng.random((6, 5, *shape)) < 0.2)
+    targets = rng.integers(0, 2, (6, 5, 3))
+    return network, weights, Batch(frames.astype(np.uint8), targets.astype(np.uint8))
+
+
+def _gradients(network, weights, batch, dropout, precision="fast", device="cpu"):  # type: ignore[no-untyped-def]
+    loss = VanRossum()
+    return TorchBackend(device).value_and_grad(network, loss, weights, batch, precision=precision, dropout=dropout)
+
+
+@pytest.mark.parametrize("kind", ["sparse gradient", "sparse"])
+@pytest.mark.parametrize("dropout", [None, (3, 4)])
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case[0])
+def test_sparse_kernels_agree_with_dense_ones(
+    case: tuple[str, str, tuple[int, ...]], dropout: tuple[int, int] | None, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, weights, batch = _case(*case)
+    _choose(monkeypatch, "dense")
+    dense = _gradients(network, weights, batch, dropout)
+    layers = TorchBackend("cpu").run(network, weights, batch.inputs, 6).layers
+    rates = [layer.spikes.mean() for layer in layers.values()]
+    assert all(0.01 < rate < 0.9 for rate in rates), rates
+    _choose(monkeypatch, kind)
+    sparse_ = _gradients(network, weights, batch, dropout)
+    assert np.array_equal(sparse_.spikes, dense.spikes)
+    assert sparse_.loss == dense.loss
+    for name, expected in dense.gradients.items():
+        error = np.abs(sparse_.gradients[name] - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max(), (name, error)
+    for name, run in TorchBackend("cpu").run(network, weights, batch.inputs, 6).layers.items():
+        assert np.array_equal(run.spikes, layers[name].spikes), name
+        assert np.array_equal(run.potentials.view(np.uint32), layers[name].potentials.view(np.uint32)), name
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_reproducible_gradients_do_not_depend_on_the_kernels(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, weights, batch = _case(*NETWORKS[0])
+    _choose(monkeypatch, kind)
+    got = _gradients(network, weights, batch, None, "reproducible")
+    expected = _gradients(network, weights, batch, None, "reproducible", "cpu:eager")
+    for name, g in expected.gradients.items():
+        assert np.array_equal(got.gradients[name].view(np.uint32), g.view(np.uint32)), name
+
+
+def test_density_counts_what_is_left_behind_the_pooling() -> None:
+    s = TorchBackend("cpu").asarray(np.zeros((3, 2, 4, 5, 6), np.uint8))
+    s[1, 1, 2, 0, 1] = 3
+    s[1, 1, 2, 1, 0] = 1
+    s[2, 0, 0, 4, 4] = 1  # a row that a window of 2 does not reach
+    assert sparse.Input(s, 1, None, 0).density() == 3 / s.numel()
+    assert sparse.Input(s, 2, None, 0).density() == 1 / (3 * 2 * 4 * 2 * 3)
+
+
+def test_the_share_of_spikes_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, weights, batch = _case(*NETWORKS[0])
+    backend = TorchBackend("cpu")
+    block = network.blocks[0]
+    wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
+    for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
+        trace = backend.block_forward(block, backend.asarray(frames), wq, 6, None)
+        assert isinstance(trace.synapse, sparse.Residuals) is taken
