@@ -7,12 +7,21 @@ import pytest
 from stsbp_spec.backend import Batch
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Float32
 
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.sparse import block as sparse
+from stsbp_torch.synapses import conv2d_bytes
 
-KINDS = {"dense": (0.0, 0.0), "sparse gradient": (0.0, 2.0), "sparse": (2.0, 2.0)}
+KINDS = {
+    "dense": (0.0, 0.0, False),
+    "bytes": (0.0, 0.0, True),
+    "bytes, sparse gradient": (0.0, 2.0, True),
+    "sparse gradient": (0.0, 2.0, False),
+    "sparse": (2.0, 2.0, False),
+}
+"""Densities below which the forward pass and the gradient are sparse; whether dense sums may be of bytes."""
 NETWORKS = [
     ("6C5-P2-32C3-3", "valid", (2, 17, 15)),  # scattered, then gathered; a column is left over by the pooling
     ("5C3p1d0.3-P4-48C3p2-3", "same", (1, 13, 18)),  # dropout before a pooling of 4, wide padding
@@ -20,9 +29,14 @@ NETWORKS = [
     ("16C3-16C3s2-32C3-3", "same", (2, 12, 12)),  # a stride that only the dense path knows
 ]
 
+USABLE = conv2d_bytes.usable
+
 
 def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    forward, gradient = KINDS[kind]
+    forward, gradient, of_bytes = KINDS[kind]
+    if of_bytes and not USABLE(Conv2d(8, 3), (1, 1, 8, 8, 8), 1):
+        pytest.skip("no convolution of bytes on this processor")
+    monkeypatch.setattr(conv2d_bytes, "usable", USABLE if of_bytes else lambda *_: False)
     monkeypatch.setattr(sparse, "GATHER_BELOW", forward)
     monkeypatch.setattr(sparse, "SCATTER_BELOW", forward)
     monkeypatch.setattr(sparse, "GRADIENT_BELOW", gradient)
@@ -45,7 +59,7 @@ def _gradients(network, weights, batch, dropout, precision="fast", device="cpu")
     return TorchBackend(device).value_and_grad(network, loss, weights, batch, precision=precision, dropout=dropout)
 
 
-@pytest.mark.parametrize("kind", ["sparse gradient", "sparse"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "dense"])
 @pytest.mark.parametrize("dropout", [None, (3, 4)])
 @pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case[0])
 def test_sparse_kernels_agree_with_dense_ones(
@@ -88,11 +102,11 @@ def test_density_counts_what_is_left_behind_the_pooling() -> None:
     assert sparse.Input(s, 2, None, 0).density() == 1 / (3 * 2 * 4 * 2 * 3)
 
 
-def test_the_share_of_spikes_chooses_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_spikes_chooses_the_kernels() -> None:
     network, weights, batch = _case(*NETWORKS[0])
     backend = TorchBackend("cpu")
     block = network.blocks[0]
     wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
         trace = backend.block_forward(block, backend.asarray(frames), wq, 6, None)
-        assert isinstance(trace.synapse, sparse.Residuals) is taken
+        assert (isinstance(trace.synapse, sparse.Residuals) and trace.synapse.sparse) is taken

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,6 +31,7 @@ __all__ = [
     "ceil_log2",
     "error_bits",
     "error_exponent",
+    "fit_weight_grid",
     "headroom_bits",
     "round_to_grid",
     "snap",
@@ -49,6 +51,7 @@ MAX_WEIGHT_BITS = 12
 """Sign and 11 bits: exact in fp16, TF32 and float32."""
 
 _F = TypeVar("_F", np.float32, np.float64)
+_W = TypeVar("_W")
 
 
 def snap(x: npt.NDArray[_F]) -> npt.NDArray[_F]:
@@ -83,14 +86,15 @@ def round_to_grid(x: npt.NDArray[_F], exponent: int) -> npt.NDArray[_F]:
     return result
 
 
-def _row_bound(wq: Float32) -> float:
-    """The largest partial sum that one output can meet, for inputs in [0, 1].
+def _rounded(w: Float32, exponent: int) -> tuple[Float32, float]:
+    """Weights on a grid, and the largest partial sum that one output can meet, for inputs in [0, 1].
 
     Inputs are never negative, so a partial sum lies between minus the sum of the negative weights and the sum of the
     positive ones. The sums are of grid multiples in float64, hence exact in any order.
     """
+    wq = round_to_grid(w, exponent)
     rows = wq.reshape(len(wq), -1).astype(np.float64)
-    return float(max(np.maximum(rows, 0).sum(axis=1).max(), -np.minimum(rows, 0).sum(axis=1).min()))
+    return wq, float(max(np.maximum(rows, 0).sum(axis=1).max(), -np.minimum(rows, 0).sum(axis=1).min()))
 
 
 def headroom_bits(bound: float, weight_exponent: int, input_exponent: int) -> float:
@@ -120,21 +124,58 @@ def weight_grid(
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
     largest = float(np.max(np.abs(w))) if w.size else 0.0
+    wq, made = fit_weight_grid(
+        largest,
+        lambda q: _rounded(w, q),
+        summands=w[0].size if w.size else 0,
+        weight_bits=weight_bits,
+        input_exponent=input_exponent,
+        input_max=input_max,
+        layer=layer,
+    )
+    return (np.zeros_like(w) if wq is None else wq), made
+
+
+def fit_weight_grid(
+    largest: float,
+    rounded: Callable[[int], tuple[_W, float]],
+    *,
+    summands: int,
+    weight_bits: int,
+    input_exponent: int,
+    input_max: float,
+    layer: str,
+) -> tuple[_W | None, WeightGrid]:
+    """The finest grid whose sums are exact: `weight_grid` for weights that lie elsewhere than in a numpy array.
+
+    Args:
+        largest: magnitude of the largest weight; NaN or infinity where one is not finite.
+        rounded: weights rounded to multiples of `2^-q`, and the largest partial sum of one output for inputs in
+            [0, 1]: see `weight_grid`.
+        summands: inputs of one output.
+        weight_bits, input_exponent, input_max, layer: see `weight_grid`.
+
+    Returns:
+        The rounded weights, None where all of them are zero, and their grid.
+
+    Raises:
+        NumericError, ExactnessError: see `weight_grid`.
+    """
     if not math.isfinite(largest):
         raise NumericError(f"layer {layer}: a weight is not finite")
     if largest < FLOOR:
-        return np.zeros_like(w), WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))
+        return None, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))
     limit = 2 ** (weight_bits - 1) - 1
     q = weight_bits - 1 - math.frexp(largest)[1]
     if round(largest * 2.0**q) > limit:
         q -= 1
     for coarser in range(weight_bits - MIN_WEIGHT_BITS + 1):
-        wq = round_to_grid(w, q - coarser)
-        headroom = headroom_bits(_row_bound(wq) * input_max, q - coarser, input_exponent)
+        wq, bound = rounded(q - coarser)
+        headroom = headroom_bits(bound * input_max, q - coarser, input_exponent)
         if headroom >= 0:
             return wq, WeightGrid(exponent=q - coarser, bits=weight_bits - coarser, headroom=headroom)
     raise ExactnessError(
-        f"layer {layer}: sums of {w[0].size} inputs leave the range that float32 adds exactly, even with "
+        f"layer {layer}: sums of {summands} inputs leave the range that float32 adds exactly, even with "
         f"{MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
     )
 

@@ -23,7 +23,7 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
 from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
@@ -184,14 +184,20 @@ class TorchBackend(AbstractBackend):
         return ERRORS[type(loss)](psp_, s, targets)
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
-        wq, made = grid.weight_grid(
-            w.detach().cpu().numpy(),
+        from stsbp_torch import reductions
+
+        rows_ = w.detach().cpu().contiguous().view(len(w), -1).numpy()
+        wq, made = grid.fit_weight_grid(
+            reductions.largest(rows_.reshape(-1)),
+            lambda exponent: reductions.round_rows(rows_, exponent),
+            summands=rows_.shape[1],
             weight_bits=block.layer.weight_bits,
             input_exponent=block.input_exponent,
             input_max=block.input_max,
             layer=block.name,
         )
-        return torch.from_numpy(wq).to(self.torch_device), made
+        native = torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape).to(self.torch_device)
+        return native, made
 
     def error_grid(self, dz: torch.Tensor, bits: int) -> torch.Tensor:
         low, high = torch.aminmax(dz)
@@ -199,6 +205,8 @@ class TorchBackend(AbstractBackend):
         return torch.zeros_like(dz) if q is None else (dz * 2.0**q).round_().mul_(2.0**-q)
 
     def gradient_norm(self, gradients: Sequence[torch.Tensor]) -> float:
+        if self.torch_device.type == "cpu":
+            return self._gradient_norm_cpu([g.reshape(-1).numpy() for g in gradients])
         extremes = [torch.aminmax(g) for g in gradients]
         largest = max(abs(float(x)) for pair in extremes for x in pair)
         if not all(math.isfinite(float(x)) for pair in extremes for x in pair):
@@ -212,6 +220,18 @@ class TorchBackend(AbstractBackend):
             total += int((scaled * scaled).sum())
         return math.sqrt(total) * 2.0**-q
 
+    @staticmethod
+    def _gradient_norm_cpu(gradients: list[Float32]) -> float:
+        from stsbp_torch import reductions
+
+        each = [reductions.largest(g) for g in gradients]
+        if not all(map(math.isfinite, each)):
+            return math.nan if any(map(math.isnan, each)) else math.inf
+        q = grid.error_exponent(max(each), norm_bits(sum(g.size for g in gradients)))
+        if q is None:
+            return 0.0
+        return math.sqrt(sum(reductions.squares(g, np.float32(2.0**q)) for g in gradients)) * 2.0**-q
+
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -221,9 +241,9 @@ class TorchBackend(AbstractBackend):
 
     def spike_rate(self, s: torch.Tensor) -> float:
         if s.device.type == "cpu":
-            from stsbp_torch.synapses import cpu_kernels
+            from stsbp_torch import reductions
 
-            return int(cpu_kernels.count(rows(s).reshape(-1).numpy())) / s.numel()
+            return int(reductions.count(rows(s).reshape(-1).numpy())) / s.numel()
         return float(torch.count_nonzero(s)) / s.numel()
 
 

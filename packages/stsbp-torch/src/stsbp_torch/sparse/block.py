@@ -25,7 +25,7 @@ from stsbp_torch.neurons.lif import LifResiduals, surrogate_code
 from stsbp_torch.sparse import kernels
 from stsbp_torch.sparse.spikes import NO_MASK, density
 from stsbp_torch.sparse.vectors import LANES
-from stsbp_torch.synapses import conv2d
+from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
 
 if TYPE_CHECKING:
     from stsbp_torch.backend import TorchBackend
@@ -62,16 +62,30 @@ class Input(NamedTuple):
 
     def density(self) -> float:
         """Share of non-zero values behind the pooling, from a sample of frames, dropout left out."""
-        frames = view(self.s)
-        frames = frames.reshape(-1, *frames.shape[2:])
+        frames = _frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
+
+    def largest(self, block: Block) -> int:
+        """The largest sum of a pooling window."""
+        return int(block.input_max * self.size**2)
+
+    def pooled(self) -> torch.Tensor:
+        """Sums of the pooling windows, uint8, dropout done."""
+        s = self.s if self.masked != 1 else laid_out(self.s * self.mask)
+        if self.size > 1:
+            t, b, c, h, w = s.shape
+            sums = empty((t, b, c, h // self.size, w // self.size), torch.uint8, s.device)
+            cpu_kernels.pool_bytes(_frames(s), _frames(sums), self.size)
+            s = sums
+        return s if self.masked != 2 else laid_out(s * self.mask)
 
 
 class Residuals(NamedTuple):
-    """What the backward pass of a block meets again."""
+    """What the backward pass of a block meets again, and whether its input is sparse enough for these kernels."""
 
     given: Input
     wq: torch.Tensor
+    sparse: bool
 
 
 class PooledError(NamedTuple):
@@ -95,14 +109,19 @@ def block_forward(
         return passes.block_forward(backend, block, s, wq, steps, dropout)
     given = _given(backend, block, s, dropout)
     density = given.density()
-    if density >= GRADIENT_BELOW:
-        return passes.block_forward(backend, block, s, wq, steps, dropout)
+    filter = block.filter(training=dropout is not None)
     if density < (GATHER_BELOW if _gathers(block.synapse) else SCATTER_BELOW):
-        u, spikes = forward(block, given, wq, block.filter(training=dropout is not None), steps)
-        return BlockTrace(block, [], Residuals(given, wq), LifResiduals(u, spikes, static=False), spikes)
-    trace = passes.block_forward(backend, block, s, wq, steps, dropout)
-    trace.before, trace.synapse = [], Residuals(given, wq)
-    return trace
+        u, spikes = forward(block, given, wq, filter, steps)
+        lif = LifResiduals(u, spikes, static=False)
+    elif conv2d_bytes.usable(block.synapse, (steps, s.shape[1], *block.synapse_shape), given.largest(block)):
+        z = conv2d_bytes.forward(block.synapse, given.pooled(), wq, 1 / given.size**2)
+        spikes, lif = backend.lif_forward(block.neuron, filter, z, steps)
+    elif density < GRADIENT_BELOW:
+        trace = passes.block_forward(backend, block, s, wq, steps, dropout)
+        spikes, lif = trace.spikes, trace.lif
+    else:
+        return passes.block_forward(backend, block, s, wq, steps, dropout)
+    return BlockTrace(block, [], Residuals(given, wq, density < GRADIENT_BELOW), lif, spikes)
 
 
 def block_backward(
@@ -113,7 +132,7 @@ def block_backward(
     The error may come and go with the adjoint of a pooling still to be taken.
     """
     block, residuals = trace.block, trace.synapse
-    if not isinstance(residuals, Residuals) or precision == "reproducible":
+    if not isinstance(residuals, Residuals) or not residuals.sparse or precision == "reproducible":
         if isinstance(ds, PooledError):
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
         if isinstance(residuals, Residuals):
@@ -166,7 +185,7 @@ def _given(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: tuple[
 
 def _by_pairs(backend: TorchBackend, trace: BlockTrace) -> BlockTrace:
     """The trace that the pairs would have left."""
-    given, wq = trace.synapse
+    given, wq, _ = trace.synapse
     s, before = given.s, []
     for layer in trace.block.before:
         residual: Any = None
@@ -231,3 +250,8 @@ def backward(
     total = torch.from_numpy(sums.sum(0)).view(channels, conv.kernel, _run(conv))[:, :, : conv.kernel * conv.channels]
     dw = total.reshape(channels, conv.kernel, conv.kernel, conv.channels).flip(2).permute(3, 0, 1, 2).contiguous()
     return dz, dw
+
+
+def _frames(s: torch.Tensor) -> UInt8:
+    frames: UInt8 = view(s)
+    return frames.reshape(-1, *frames.shape[2:])

@@ -1,4 +1,4 @@
-"""CPU kernels (numba) of pooling, dropout and counting, over arrays in memory order `[T B, H, W, C]`."""
+"""CPU kernels (numba) of pooling and dropout, over arrays in memory order `[T B, H, W, C]`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, prange
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
-__all__ = ["count", "keep_mask", "pool", "unpool"]
+__all__ = ["keep_mask", "pool", "pool_bytes", "unpool"]
 
 _ZERO = np.float32(0)
 
@@ -32,6 +32,23 @@ def pool(s: AnyArray, out: Float32, size: int) -> None:
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def pool_bytes(s: UInt8, out: UInt8, size: int) -> None:
+    """Fill `out` `[n, H // size, W // size, C]` with the sums of the windows of `s` `[n, H, W, C]`, at most 255."""
+    frames, height, width, channels = out.shape
+    for f in prange(frames):
+        for y in range(height):
+            for x in range(width):
+                row = out[f, y, x]
+                for c in range(channels):
+                    row[c] = 0
+                for i in range(size):
+                    for j in range(size):
+                        spikes = s[f, y * size + i, x * size + j]
+                        for c in range(channels):
+                            row[c] += spikes[c]
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def unpool(d: Float32, out: Float32, size: int) -> None:
     """Fill `out` `[n, H, W, C]` with the errors `d` `[n, H // size, W // size, C]` divided by `size^2`, else zero."""
     frames, height, width, channels = out.shape
@@ -48,19 +65,6 @@ def unpool(d: Float32, out: Float32, size: int) -> None:
                 else:
                     for c in range(channels):
                         row[c] = _ZERO
-
-
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def count(spikes: UInt8) -> int:
-    """Number of spikes in `[M]`."""
-    total = 0
-    for chunk in prange((spikes.size + 65535) // 65536):
-        part = spikes[chunk * 65536 : (chunk + 1) * 65536]
-        n = 0
-        for j in range(part.size):
-            n += part[j]
-        total += n
-    return total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

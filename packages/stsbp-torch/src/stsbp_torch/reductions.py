@@ -1,0 +1,80 @@
+"""Numbers over whole arrays, exact in any order and so the same on any number of threads (numba, CPU)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit, prange
+from stsbp_spec.typing import Float32, Int32, Int64, UInt8
+
+__all__ = ["count", "largest", "round_rows", "squares"]
+
+_CHUNK = 65536
+_MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def count(spikes: UInt8) -> int:
+    """Number of spikes in `[M]`."""
+    total = 0
+    for chunk in prange((spikes.size + _CHUNK - 1) // _CHUNK):
+        part = spikes[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        n = np.int32(0)
+        for j in range(part.size):
+            n += np.int32(part[j])
+        total += n
+    return total
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _largest_bits(bits: Int32) -> int:
+    chunks = (bits.size + _CHUNK - 1) // _CHUNK
+    found = np.zeros(chunks, np.int32)
+    for chunk in prange(chunks):
+        part = bits[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        most = np.int32(0)
+        for j in range(part.size):
+            most = max(most, part[j] & _MAGNITUDE)
+        found[chunk] = most
+    return found.max() if chunks else np.int32(0)
+
+
+def largest(x: Float32) -> float:
+    """Largest magnitude in `[M]`; NaN where there is one: its bits are larger than those of any number."""
+    return float(np.int32(_largest_bits(x.view(np.int32))).view(np.float32))
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def squares(x: Float32, scale: np.float32) -> int:
+    """Sum of `round(x scale)^2` over `[M]`; the caller sees to it that it fits 63 bits."""
+    total = 0
+    for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
+        part = x[chunk * _CHUNK : (chunk + 1) * _CHUNK]
+        n = 0
+        for j in range(part.size):
+            whole = np.int64(np.rint(part[j] * scale))
+            n += whole * whole
+        total += n
+    return total
+
+
+@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+def _round_rows(w: Float32, scale: np.float32, back: np.float32, wq: Float32, above: Int64, below: Int64) -> None:
+    for row in prange(len(w)):
+        positive, negative = 0, 0
+        for j in range(w.shape[1]):
+            rounded = np.rint(w[row, j] * scale)
+            wq[row, j] = rounded * back
+            units = np.int64(rounded)
+            positive += max(units, 0)
+            negative += min(units, 0)
+        above[row], below[row] = positive, negative
+
+
+def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
+    """Weights `[out, n]` as multiples of `2^-exponent`, and the largest partial sum of a row for inputs in [0, 1]."""
+    wq = np.empty_like(w)
+    above, below = np.empty(len(w), np.int64), np.empty(len(w), np.int64)
+    _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
+    return wq, math.ldexp(float(max(above.max(), -below.min())), -exponent)
