@@ -145,7 +145,7 @@ def typing(session: nox.Session) -> None:
     for paths in [
         *([f"{folder}/src", f"{folder}/tests"] for folder in folders),
         ["benchmarks"],
-        ["noxfile.py", "experiments"],
+        ["noxfile.py"],
     ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))
@@ -216,12 +216,12 @@ def nmnist(session: nox.Session) -> None:
 
 
 @nox.session
-def experiments(session: nox.Session) -> None:
-    """Measure test accuracy over losses and seeds, for the documentation: -- DATASET [ARGUMENTS] (many minutes)."""
+def experiment(session: nox.Session) -> None:
+    """Train a preset with several seeds and write its table (many minutes): -- PRESET [OPTIONS]."""
     if not session.posargs:
-        session.error("name a data set, for example: nox -s experiments -- nmnist --data-dir D")
+        session.error("name a preset, for example: nox -s experiment -- nmnist-hamming --data-dir D --epochs 10")
     install(session, SPEC, CLI, BACKENDS["torch"])
-    session.run("python", "experiments/accuracy.py", *session.posargs)
+    session.run("stsbp", "--backend", "torch", "experiment", *session.posargs)
 
 
 def recordings(session: nox.Session) -> Path:

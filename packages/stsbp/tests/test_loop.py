@@ -498,3 +498,22 @@ def test_second_process_is_refused(
         first.communicate()
     assert result.exit_code == 1
     assert "another process is training in" in result.stderr
+
+
+def test_run_that_the_clock_stops_goes_on_to_the_same_bits(
+    train_tiny: Callable[..., Result],
+    stsbp: Callable[..., Result],
+    same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
+) -> None:
+    stopped, calls = train_tiny(tmp_path / "a", "--stop-after", 1e-9), 1
+    while stopped.exit_code == 75:
+        assert "time is up: stopped after update" in stopped.stderr
+        # However little time there is, each call gets on: with an update, or with the evaluation behind an epoch.
+        calls += 1
+        assert calls < 20
+        stopped = stsbp("train", "--resume", tmp_path / "a", "--stop-after", 1e-9)
+    assert stopped.exit_code == 0
+    assert calls > 6
+    assert train_tiny(tmp_path / "b").exit_code == 0
+    same_run(tmp_path / "a", tmp_path / "b")

@@ -25,6 +25,7 @@ COMMANDS = {
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
     "presets": "List published experiments and their settings.",
+    "experiment": "Train a preset with several seeds and write a table.",
     "networks": "Show a network as a table.",
     "backends": "List backends, their devices, and why one cannot run.",
     "benchmark": "Measure a backend against the floors of this machine.",

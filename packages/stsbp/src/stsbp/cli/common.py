@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 import click
 from stsbp_spec.backend import AbstractBackend
@@ -13,7 +14,7 @@ from stsbp_spec.registry import installed_backends, open_backend
 from stsbp.cli import Globals
 from stsbp.errors import ConfigError
 
-__all__ = ["choose_backend", "limit_threads"]
+__all__ = ["choose_backend", "deadline_in", "limit_threads", "parse_shape", "stop_after"]
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -49,6 +50,20 @@ def limit_threads(count: int) -> None:
     os.environ.update(dict.fromkeys(_THREADS, str(count)))
     # numpy is loaded already and does not look at the environment again.
     threadpoolctl.threadpool_limits(count)
+
+
+stop_after = click.option(
+    "--stop-after",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Save and exit with code 75 after so many minutes.",
+)
+"""The option of commands that train: for machines that are lent for a while."""
+
+
+def deadline_in(minutes: float | None) -> float | None:
+    """The time of `time.monotonic` in so many minutes; None: never."""
+    return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.config import RunConfig
-from stsbp.report.collect import read_environment, read_records
+from stsbp.report.collect import read_environment
+from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["command", "facts"]

@@ -11,9 +11,10 @@ from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
 from stsbp.errors import ConfigError, DataError
 from stsbp.files import write_atomically
-from stsbp.report.collect import Sample, choose, look, read_environment, read_records, survey
+from stsbp.report.collect import Sample, choose, look, read_environment, survey
 from stsbp.report.page import Content, render
 from stsbp.training.build import load_data
+from stsbp.training.metrics import read_records
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -14,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
 from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
@@ -24,6 +23,7 @@ from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.tensorboard import require
 
 __all__ = ["command", "given_settings", "settings"]
 
@@ -66,6 +66,7 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.option("--preset", "preset_name", metavar="NAME", help="Settings of a published experiment: see stsbp presets.")
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
+@stop_after
 @settings
 def command(
     dataset: str | None,
@@ -75,6 +76,7 @@ def command(
     preset_name: str | None,
     file: Path | None,
     show_config: bool,
+    stop_after: float | None,
     **flags: Any,
 ) -> None:
     """Train a network on DATASET.
@@ -85,7 +87,7 @@ def command(
     Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
     shown are those without a preset; --show-config shows what a run would take.
     """
-    ctx = click.get_current_context()
+    ctx, deadline = click.get_current_context(), deadline_in(stop_after)
     if resume is not None and resume in DATASETS and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
         dataset, resume = resume, _HERE
@@ -115,6 +117,8 @@ def command(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
             "choose another --out"
         )
+    if config.tensorboard:
+        require()
     description = folder.path / "last.json"
     begun = folder.is_free, description.exists()
     folder.check_writable()
@@ -126,7 +130,7 @@ def command(
         for note in data.dataset.notes:
             show.note(note)
         task = build_task(config, data.inputs, backend, len(data.train))
-        with folder.lock(), stop_on_signals() as stop:
+        with folder.lock(), stop_on_signals(deadline) as stop:
             # Loading takes time: another process may have trained here meanwhile.
             if saved is not None:
                 saved = checkpoint.load(folder.path, "last")
@@ -190,11 +194,10 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
 
 
 def _leave(folder: RunFolder, stopped: Stopped) -> None:
-    name = signal.Signals(stopped.signal_number).name
     how = f"stsbp train --resume {folder.path}"
     with contextlib.suppress(BrokenPipeError):
-        click.echo(f"{name}: stopped after update {stopped.step} and saved. Continue with: {how}", err=True)
-    sys.exit(128 + stopped.signal_number)
+        click.echo(f"{stopped} and saved. Continue with: {how}", err=True)
+    sys.exit(stopped.exit_code)
 
 
 def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,35 +15,13 @@ from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split
-from stsbp.errors import CheckpointError
 from stsbp.training.build import Task
 from stsbp.training.prefetch import prefetched
 
-__all__ = ["Sample", "Survey", "choose", "look", "read_environment", "read_records", "survey"]
+__all__ = ["Sample", "Survey", "choose", "look", "read_environment", "survey"]
 
 SHOWN = 3
 """Samples of each kind."""
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that is still being written is left out.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    records = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and "kind" in record:
-                records.append(record)
-    return records
 
 
 def read_environment(folder: Path) -> list[dict[str, Any]]:

@@ -38,7 +38,9 @@ __all__ = [
     "Task",
     "build_network",
     "build_task",
+    "cut_validation",
     "load_data",
+    "load_dataset",
     "updates_per_epoch",
 ]
 
@@ -120,6 +122,16 @@ class Data:
 
 
 def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Data:
+    """Load the data set of a run and cut its validation samples off.
+
+    Raises:
+        DataError: it is missing or malformed, or too small for what is asked.
+        ConfigError: settings say how recordings are binned, and it has none.
+    """
+    return cut_validation(load_dataset(config, progress), config)
+
+
+def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) -> Dataset:
     """Load the data set of a run.
 
     Raises:
@@ -130,7 +142,7 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Da
     if changed and not (config.dataset in DATASETS and DATASETS[config.dataset].recordings):
         of = ", ".join(name for name, info in DATASETS.items() if info.recordings)
         raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
-    dataset = load(
+    return load(
         config.dataset,
         data_dir=Path(config.data_dir) if config.data_dir else None,
         steps=config.steps,
@@ -143,6 +155,14 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Da
         image_size=config.image_size or None,
         progress=progress,
     )
+
+
+def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
+    """Keep the validation samples of a run apart.
+
+    Raises:
+        DataError: there are too few training samples.
+    """
     if config.validation == 0:
         return Data(dataset, dataset.train, None, dataset.test)
     train, validation = hold_out(

@@ -28,12 +28,13 @@ from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint, Progress
 from stsbp.training.evaluate import Evaluation, evaluate
-from stsbp.training.metrics import MetricsFile, Sums
+from stsbp.training.metrics import MetricsFile, Sums, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import Reporter
 from stsbp.training.run_folder import RunFolder
+from stsbp.training.tensorboard import TensorBoard
 
-__all__ = ["Outcome", "StopRequest", "Stopped", "import_checkpoint", "stop_on_signals", "train"]
+__all__ = ["TIME_IS_UP", "Outcome", "StopRequest", "Stopped", "import_checkpoint", "stop_on_signals", "train"]
 
 SILENT_RATE = 1e-4
 """Mean spikes per neuron and step below which a layer passes nothing on."""
@@ -42,35 +43,49 @@ SATURATED_RATE = 0.9
 _SEQUENCE_SUMS = {"matched", "spikes", "targets", "van_rossum", "hamming"}
 
 
-class Stopped(Exception):
-    """Training was asked to stop and has saved its state."""
+TIME_IS_UP = 75
+"""Exit code of a run that stopped because its time was up: the EX_TEMPFAIL of sysexits.h, "try again"."""
 
-    def __init__(self, signal_number: int, step: int) -> None:
-        self.signal_number = signal_number
-        self.step = step
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after update {step}")
+
+class Stopped(Exception):
+    """A stop was asked for; what `train` raises has saved its state.
+
+    Attributes:
+        reason: the signal's name, or that the time is up.
+        exit_code: of the process.
+        step: updates done; None where nothing was being trained.
+    """
+
+    def __init__(self, reason: str, exit_code: int, step: int | None = None) -> None:
+        self.reason, self.exit_code, self.step = reason, exit_code, step
+        super().__init__(f"{reason}: stopped" + ("" if step is None else f" after update {step}"))
 
 
 class StopRequest:
-    """Whether the run is to stop after the current update; set by a signal."""
+    """Whether the run is to stop after the current update: set by a signal, or by the clock.
 
-    def __init__(self) -> None:
+    `deadline` is a time of `time.monotonic`.
+    """
+
+    def __init__(self, deadline: float | None = None) -> None:
         self.signal_number: int | None = None
+        self.deadline = deadline
 
-    def check(self) -> None:
-        """Raise `_StopNow` where a stop was asked for."""
+    def check(self, *, clock: bool = True) -> None:
+        """Raise `Stopped` where a stop was asked for; without `clock` only a signal asks for it."""
         if self.signal_number is not None:
-            raise _StopNow
-
-
-class _StopNow(Exception):
-    pass
+            raise Stopped(signal.Signals(self.signal_number).name, 128 + self.signal_number)
+        if clock and self.deadline is not None and time.monotonic() >= self.deadline:
+            raise Stopped("time is up", TIME_IS_UP)
 
 
 @contextlib.contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; a second one interrupts at once, without saving."""
-    request = StopRequest()
+def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
+    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; a second one interrupts at once, without saving.
+
+    So does the clock at `deadline`, a time of `time.monotonic`.
+    """
+    request = StopRequest(deadline)
 
     def ask(number: int, _frame: object) -> None:
         if request.signal_number is not None:
@@ -171,10 +186,18 @@ class _Loop:
             keep = saved.metrics_bytes
             for name in ("last", "best"):
                 checkpoint.remove_leftovers(folder.path, name)
+        self.begun = self.step
         self.metrics = MetricsFile(folder.metrics, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
+        self.board = TensorBoard(folder.path, read_records(folder.metrics)) if self.config.tensorboard else None
         self.saved_at = time.monotonic()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics."""
+        self.metrics.write(line)
+        if self.board is not None:
+            self.board.write(line)
 
     def check_position(self, saved: Progress) -> None:
         """Raise `CheckpointError` where the parts of a checkpoint contradict each other or the run."""
@@ -198,7 +221,7 @@ class _Loop:
             )
 
     def run(self) -> Outcome:
-        with self.metrics:
+        with self.metrics, contextlib.closing(self.board) if self.board else contextlib.nullcontext():
             if self.step == 0:
                 self.save()
             total = self.config.epochs * self.batches
@@ -207,10 +230,9 @@ class _Loop:
                 # What is not finite is found by the trainer, which names the layer; numpy need not warn as well.
                 with np.errstate(over="ignore", invalid="ignore"):
                     return self.epochs()
-            except _StopNow:
+            except Stopped as stopped:
                 self.save()
-                assert self.stop.signal_number is not None
-                raise Stopped(self.stop.signal_number, self.step) from None
+                raise Stopped(stopped.reason, stopped.exit_code, self.step) from None
             except NumericError as error:
                 what = str(error).removeprefix(f"step {self.step}: ")
                 raise NumericError(
@@ -272,7 +294,7 @@ class _Loop:
         self.watch_grids(result)
         if self.step % self.config.log_every == 0:
             self.watch_rates(self.next.window)
-            self.metrics.write(
+            self.record(
                 {
                     "kind": "step",
                     "step": self.step,
@@ -304,7 +326,7 @@ class _Loop:
         records: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
         records += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
         for record in records:
-            self.metrics.write({"kind": record["kind"], **where, **record})
+            self.record({"kind": record["kind"], **where, **record})
         self.report(number, position.sums, validation, test)
 
         candidate = self.candidate(position.sums, validation, where)
@@ -330,8 +352,14 @@ class _Loop:
         return {**where, "by": f"validation {name}", "value": value, "score": value}
 
     def evaluate(self, name: str) -> Evaluation:
+        # An evaluation that was cut off begins anew: the clock may do that only to a run that got on since it began.
+        clock = self.step > self.begun
         return evaluate(
-            self.task, self.state, self.data.splits()[name], self.config.batch_size, lambda _: self.stop.check()
+            self.task,
+            self.state,
+            self.data.splits()[name],
+            self.config.batch_size,
+            lambda _: self.stop.check(clock=clock),
         )
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:

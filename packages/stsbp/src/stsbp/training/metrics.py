@@ -21,9 +21,9 @@ from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
-from stsbp.errors import FileError
+from stsbp.errors import CheckpointError, FileError
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums"]
+__all__ = ["LabelDistances", "MetricsFile", "Sums", "read_records"]
 
 
 class LabelDistances:
@@ -142,6 +142,27 @@ class Sums:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         return cls(**{**values, "rates": dict(values["rates"])})
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line that is still being written is left out.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    records = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if isinstance(record, dict) and "kind" in record:
+                records.append(record)
+    return records
 
 
 class MetricsFile:

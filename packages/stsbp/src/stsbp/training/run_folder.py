@@ -4,6 +4,7 @@ config.toml          every setting; `stsbp train --config` reads it
 environment.json     versions, backend, device and time of every start
 metrics.jsonl        one line a record (metrics.py)
 last.json, last-*.safetensors, best.json, best-*.safetensors    checkpoints (checkpoint.py)
+events.out.tfevents.*    the records for TensorBoard, where they are asked for (tensorboard.py)
 .lock                held by the process that trains
 """
 
@@ -36,7 +37,7 @@ _PACKAGES = (
 )
 _PATTERNS = (
     *("config.toml", "environment.json", "metrics.jsonl", ".lock"),
-    *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors"),
+    *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors", "events.out.tfevents.*"),
 )
 _LEFTOVER = re.compile(r"\.(config\.toml|environment\.json|(last|best)(\.json|-.*\.safetensors))\.[0-9a-f]+\.tmp")
 

@@ -1,0 +1,133 @@
+"""`stsbp experiment`: a preset over seeds, and its table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
+from stsbp.cli.train import given_settings, settings
+from stsbp.config import Source, named_preset, resolve
+from stsbp.datasets import DATASETS
+from stsbp.errors import ConfigError
+from stsbp.experiment.run import Experiment, with_validation
+from stsbp.experiment.table import document, markdown
+from stsbp.files import write_atomically
+from stsbp.presets import PRESETS
+from stsbp.training.build import load_dataset
+from stsbp.training.loop import Stopped, stop_on_signals
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.tensorboard import require
+
+__all__ = ["command"]
+
+
+def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in (*PRESETS, *DATASETS) if name.startswith(incomplete)]
+
+
+@click.command("experiment", short_help=COMMANDS["experiment"])
+@click.argument("name", shell_complete=_complete)
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from --seed upwards.")
+@click.option("--dataset", help="Another data set that the preset fits.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME]")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@stop_after
+@settings
+def command(
+    name: str,
+    seeds: int,
+    dataset: str | None,
+    out: Path | None,
+    as_json: bool,
+    stop_after: float | None,
+    **flags: Any,
+) -> None:
+    """Train the preset NAME (see stsbp presets; or a data set) with several seeds and write a table.
+
+    What was stopped, by Ctrl-C or by a kill, goes on when the same command is given again; with more --seeds it adds
+    them. A tenth of the training samples chooses the epoch that is reported, or as many as --validation says (0: the
+    last epoch is reported); the test set chooses nothing. All options of stsbp train may change the preset, and the
+    table says so. It is printed, and written to experiment.md and experiment.json in the folder.
+    """
+    deadline = deadline_in(stop_after)
+    given = given_settings(flags)
+    named = _named(name, dataset)
+    base = resolve([named])
+    other = {} if dataset is None else {"dataset": dataset}
+    config = resolve([named, Source("experiment", {"test_every": 0}), Source("command line", {**other, **given})])
+    path = out or Path("runs") / name.replace("/", "-").replace(":", "-")
+    if config.tensorboard:
+        require()
+    limit_threads(config.threads)
+    backend = choose_backend(click.get_current_context().obj)
+    show = reporter()
+    try:
+        data = load_dataset(config, show.loading)
+        for note in data.notes:
+            show.note(note)
+    finally:
+        show.close()
+    if "validation" not in given:
+        config = with_validation(config, data)
+    experiment = Experiment.open(path, config, tuple(range(config.seed, config.seed + seeds)), data)
+    network = experiment.task(config.seed, backend).network
+    results: list[dict[str, Any]] = []
+
+    def write() -> str:
+        found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
+        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
+        table = markdown(found)
+        write_atomically(experiment.json, text.encode())
+        write_atomically(path / "experiment.md", table.encode())
+        return text if as_json else table
+
+    with RunFolder(path).lock(), stop_on_signals(deadline) as stop:
+        try:
+            for result in experiment.results(backend, stop):
+                results.append(result)
+                printed = write()
+        except Stopped as stopped:
+            with contextlib.suppress(BrokenPipeError):
+                click.echo(
+                    f"{stopped} in seed {config.seed + len(results)}, all is saved; {len(results)} of {seeds} seeds "
+                    f"are done. The same command goes on: {shlex.join(_typed())}",
+                    err=True,
+                )
+            sys.exit(stopped.exit_code)
+    click.echo(printed, nl=False)
+    with contextlib.suppress(OSError):
+        click.echo(f"written to {path / 'experiment.md'} and {experiment.json}", err=True)
+
+
+def _typed() -> list[str]:
+    """What was typed, with the program's name instead of its path."""
+    return ["stsbp", *sys.argv[1:]]
+
+
+def _named(name: str, dataset: str | None) -> Source:
+    """The settings that a preset or a data set of this name stands for.
+
+    Raises:
+        ConfigError: there is neither, or `dataset` does not fit it.
+    """
+    if name in PRESETS:
+        named_preset(name, dataset)
+        return named_preset(name, None)
+    if name not in DATASETS and not name.startswith(("folder:", "sequences:")):
+        known = [*PRESETS, *DATASETS]
+        close = get_close_matches(name, known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ConfigError(f"unknown experiment {name!r}{hint}; presets and data sets: {', '.join(known)}")
+    if dataset not in (None, name):
+        raise ConfigError(f"{name} is a data set: leave --dataset {dataset} out, or name a preset")
+    return Source(f"preset {name}", {"dataset": name})

@@ -1,0 +1,193 @@
+"""The runs of an experiment: one folder a seed below one folder, each resumable, each measured when it is over.
+
+OUT/seed-N/            a run (training/run_folder.py)
+OUT/experiment.json    the figures of all seeds that are done, and what they come to
+OUT/experiment.md      the same as a table
+OUT/.lock              held by the process that trains
+
+The run folders are the experiment; the two files beside them are made again where they are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from stsbp_spec.backend import AbstractBackend
+
+from stsbp.config import RunConfig, differences
+from stsbp.datasets import DATASETS, Dataset
+from stsbp.errors import CheckpointError, ConfigError, FileError
+from stsbp.training import checkpoint
+from stsbp.training.build import Data, Task, build_task, cut_validation
+from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.evaluate import evaluate
+from stsbp.training.loop import StopRequest, import_checkpoint, train
+from stsbp.training.metrics import read_records
+from stsbp.training.operations import synaptic_operations
+from stsbp.training.progress import Reporter, reporter
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["VALIDATION_SHARE", "Experiment", "with_validation"]
+
+VALIDATION_SHARE = 10
+"""One training sample in so many is kept for validation where no number is asked for."""
+
+
+def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The settings with the usual number of validation samples; none where the test samples are those of training."""
+    info = DATASETS.get(config.dataset)
+    if info is not None and info.default_holdout is None:
+        return config
+    return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Settings over seeds, and the folder of their runs.
+
+    Attributes:
+        path: folder of the experiment.
+        config: settings of every run, but for the seed.
+        seeds: seeds of the runs.
+        data: what they are trained on.
+    """
+
+    path: Path
+    config: RunConfig
+    seeds: tuple[int, ...]
+    data: Data
+
+    @classmethod
+    def open(cls, path: Path, config: RunConfig, seeds: tuple[int, ...], dataset: Dataset) -> Experiment:
+        """An experiment that is begun, or goes on, in the folder `path`.
+
+        Raises:
+            ConfigError: a run in it was begun with other settings; names all that differ.
+            FileError: it holds something else, or cannot be written.
+        """
+        folder = RunFolder(path)
+        begun = sorted(path.glob("seed-*/config.toml"))
+        if not begun and not (path / "experiment.json").exists() and not folder.is_free:
+            raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
+        folder.check_writable()
+        for found in begun:
+            own = RunFolder(found.parent).read_config()
+            asked = config.model_copy(update={"seed": own.seed}).model_dump()
+            if changed := differences(own, asked):
+                raise ConfigError(
+                    f"the runs in {path} were begun with other settings; give those to go on, or choose another --out:"
+                    + "".join(f"\n  {line}" for line in changed)
+                )
+        return cls(path, config, seeds, cut_validation(dataset, config))
+
+    @property
+    def json(self) -> Path:
+        """The figures."""
+        return self.path / "experiment.json"
+
+    def task(self, seed: int, backend: AbstractBackend) -> Task:
+        """What is trained with a seed."""
+        config = self.config.model_copy(update={"seed": seed})
+        return build_task(config, self.data.inputs, backend, len(self.data.train))
+
+    def folder(self, seed: int) -> RunFolder:
+        """The folder of a run."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    def results(self, backend: AbstractBackend, stop: StopRequest) -> Iterator[dict[str, Any]]:
+        """Train each seed, or go on where it was stopped; gives the figures of each when it is over.
+
+        Figures that `experiment.json` has of the same checkpoint are not measured again.
+
+        Raises:
+            Stopped: a stop was asked for; what was trained is saved.
+        """
+        known = _known(self.json)
+        for number, seed in enumerate(self.seeds, 1):
+            folder = self.folder(seed)
+            reported = self.reported(folder)
+            if reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]:
+                yield known[seed]
+                continue
+            # A reporter for each seed: its bar begins anew.
+            show, task = reporter(), self.task(seed, backend)
+            try:
+                show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
+                if reported is None:
+                    with folder.lock():
+                        _train(task, self.data, folder, show, stop)
+                    reported = self.reported(folder)
+                    assert reported is not None
+                yield {"seed": seed, **_figures(task, self.data, folder, reported, show, stop)}
+            finally:
+                show.close()
+
+    def reported(self, folder: RunFolder) -> Checkpoint | None:
+        """The checkpoint whose figures are reported: of the epoch that was best in validation, else of the last one.
+
+        None where the run is not over.
+
+        Raises:
+            CheckpointError: it is damaged, or was trained on other data.
+        """
+        if not folder.has_checkpoint:
+            return None
+        last = checkpoint.load(folder.path, "last")
+        if not last.info.get("finished"):
+            return None
+        if last.info.get("data") != self.data.fingerprint():
+            raise CheckpointError(
+                f"the data are not those that the run in {folder.path} was trained on (their number, labels or content "
+                "differ); give the same --data-dir, or choose another --out"
+            )
+        return last if self.data.validation is None else checkpoint.load(folder.path, "best")
+
+
+def _known(path: Path) -> dict[int, dict[str, Any]]:
+    """Figures of the seeds that are in `experiment.json`; none where it is missing or damaged."""
+    try:
+        return {int(found["seed"]): found for found in json.loads(path.read_bytes())["seeds"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
+    saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
+    if saved is None:
+        folder.write_config(task.config)
+    folder.note_start(task.trainer.backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
+    if saved is not None:
+        show.note(f"continuing {folder.path} after update {saved.info['step']}")
+    train(task, data, folder, show, stop, saved)
+
+
+def _figures(
+    task: Task, data: Data, folder: RunFolder, reported: Checkpoint, show: Reporter, stop: StopRequest
+) -> dict[str, Any]:
+    """What is reported of a run: test and validation at the reported epoch, test at the last one, cost."""
+
+    def between(done: int) -> None:
+        show.loading("evaluating test", done, len(data.test))
+        stop.check(clock=False)
+
+    state = import_checkpoint(task, reported, folder)
+    test = evaluate(task, state, data.test, task.config.batch_size, between)
+    records = read_records(folder.metrics)
+    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    epoch = reported.info["epoch"]
+    return {
+        "run": folder.path.name,
+        "checkpoint": reported.info["sha256"],
+        "epoch": epoch,
+        "test": test.sums.means(),
+        "validation": next((r for r in evaluations if r["split"] == "validation" and r["epoch"] == epoch), None),
+        "last": [r for r in evaluations if r["split"] == "test"][-1],
+        "seconds_per_epoch": median(r["seconds"] for r in records if r["kind"] == "epoch"),
+        "operations": synaptic_operations(task, state, data.test),
+    }

@@ -1,0 +1,224 @@
+"""The table of an experiment: what its seeds come to, beside the published figure and its conditions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from stsbp_spec.network import NetworkSpec
+
+from stsbp import __version__
+from stsbp.config import FREE, RunConfig, to_toml_value
+from stsbp.experiment.run import Experiment
+from stsbp.presets import NamedPreset
+from stsbp.report.collect import read_environment
+from stsbp.training.operations import MOST_SAMPLES
+
+__all__ = ["document", "markdown"]
+
+FORMAT = 1
+_PERCENT = {
+    "accuracy": "accuracy, nearest label sequence",
+    "accuracy_spike_count": "accuracy, spike count",
+    "precision": "precision of spike times",
+    "recall": "recall of spike times",
+    "f1": "F1 of spike times",
+}
+_NOT_SHOWN = FREE | {"seed", "test_every", "validation"}
+"""Settings in which an experiment may differ from its preset without being another one."""
+
+
+def document(
+    name: str,
+    preset: NamedPreset | None,
+    base: RunConfig,
+    experiment: Experiment,
+    network: NetworkSpec,
+    results: Sequence[dict[str, Any]],
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that `experiment.json` holds, as JSON values.
+
+    Args:
+        name: what was asked for, a preset or a data set.
+        preset: the named preset, where it is one.
+        base: its settings without those of the command line.
+        experiment: settings and data as they were.
+        network: what was trained.
+        results: figures of the seeds that are done.
+        command: what was typed.
+    """
+    own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
+    starts = [start for seed in experiment.seeds for start in read_environment(experiment.folder(seed).path)]
+    changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
+    return {
+        "format": FORMAT,
+        "stsbp": __version__,
+        "experiment": name,
+        "source": None if preset is None else preset.source,
+        "published": None if preset is None or preset.published is None else preset.published._asdict(),
+        "remark": "" if preset is None else preset.remark,
+        "command": list(command),
+        "asked": list(experiment.seeds),
+        "settings": {key: value for key, value in own.items() if key != "seed"},
+        "changed": [{"setting": key, "preset": plain[key], "here": own[key]} for key in changed],
+        "notes": list(data.dataset.notes),
+        "samples": {split: len(samples) for split, samples in data.splits().items()},
+        "network": {
+            "notation": str(network),
+            "multiply_adds": {block.name: block.multiply_adds for block in network.blocks},
+            "pixels": [block.name for block in network.blocks if block.static],
+        },
+        "machines": _machines(starts),
+        "dates": sorted({str(start.get("time"))[:10] for start in starts}),
+        "seeds": list(results),
+        "summary": _summary(results) if results else None,
+    }
+
+
+def _machines(starts: Iterable[dict[str, Any]]) -> list[str]:
+    """Backends, devices and versions, each combination once."""
+    texts = []
+    for start in starts:
+        versions = start.get("versions", {})
+        backend, device = str(start.get("backend")), str(start.get("device_description") or start.get("device"))
+        used = [f"{k} {v}" for k, v in versions.items() if k.partition("-")[0] == backend and str(v) not in device]
+        where = f"{start.get('processors')} processors, {start.get('platform')}, Python {start.get('python')}"
+        texts.append(", ".join([f"{backend} on {device}", *used, where]))
+    return list(dict.fromkeys(texts))
+
+
+def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean, spread and range over the seeds, of the reported epoch (`test`) and of the last one (`last`)."""
+    summary: dict[str, Any] = {"seeds": len(results)}
+    for where in ("test", "last"):
+        names = [name for name in (*_PERCENT, "van_rossum", "hamming", "loss") if name in results[0][where]]
+        summary[where] = {name: _spread([r[where][name] for r in results]) for name in names}
+    for key, found in (("rates", [r["test"]["rates"] for r in results]), ("operations", _of(results, "operations"))):
+        summary[key] = {layer: fmean(values[layer] for values in found) for layer in found[0]}
+    summary["seconds_per_epoch"] = _spread(_of(results, "seconds_per_epoch"))
+    return summary
+
+
+def _of(results: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    return [result[key] for result in results]
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    deviation = stdev(values) if len(values) > 1 else None
+    return {"mean": fmean(values), "deviation": deviation, "least": min(values), "most": max(values)}
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """A document of `document` as text."""
+    parts = [f"# {found['experiment']} on {found['settings']['dataset']}"]
+    done, asked = {result["seed"] for result in found["seeds"]}, found["asked"]
+    if missing := [seed for seed in asked if seed not in done]:
+        parts.append(
+            f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. The same command "
+            "goes on."
+        )
+    if found["summary"] is not None:
+        parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
+    parts += [_conditions(found), f"Made by `{shlex.join(found['command'])}`, stsbp {found['stsbp']}."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(spread: dict[str, Any], *, percent: bool) -> str:
+    scale, digits, unit = (100, 2, " %") if percent else (1, 4, "")
+    mean = f"{scale * spread['mean']:.{digits}f}"
+    if spread["deviation"] is None:
+        return mean + unit
+    least, most = (f"{scale * spread[key]:.{digits}f}" for key in ("least", "most"))
+    return f"{mean} ± {scale * spread['deviation']:.{digits}f}{unit} ({least} to {most})"
+
+
+def _main_table(found: dict[str, Any]) -> str:
+    summary, published = found["summary"], found["published"]
+    rows = []
+    for name, spread in summary["test"].items():
+        if name != "loss":
+            text = f"test {_PERCENT.get(name, name.replace('_', ' '))}"
+            figure = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
+            rows.append([text, _shown(spread, percent=name in _PERCENT), figure])
+    settings, samples = found["settings"], found["samples"]
+    split = (
+        f"{samples['train']:,} training, {samples.get('validation', 0):,} validation, {samples['test']:,} test samples"
+    )
+    counts = ", ".join(
+        f"{n} {what}{'s' * (n != 1)}" for n, what in ((settings["epochs"], "epoch"), (summary["seeds"], "seed"))
+    )
+    here = f"{split}, T = {settings['steps']}, {counts}"
+    rows.append(["conditions", here, published["conditions"] if published else ""])
+    rows.append(["seconds per epoch, training alone", f"{summary['seconds_per_epoch']['mean']:.2f}", ""])
+    operations, adds = sum(summary["operations"].values()), found["network"]["multiply_adds"]
+    pixels = sum(adds[layer] for layer in found["network"]["pixels"])
+    text = f"{operations:,.0f} additions" + (f" and {pixels:,} multiply-adds on pixels" if pixels else "")
+    total = sum(adds.values())
+    rows.append(["synaptic operations a sample", text, ""])
+    rows.append(["multiply-adds of the same ANN", f"{total:,}", ""])
+    rows.append(["operations over multiply-adds", f"{(operations + pixels) / total:.2f}", ""])
+    return _rows(["figure", "here, mean ± standard deviation (range)", "published"], rows)
+
+
+def _selection(found: dict[str, Any]) -> str:
+    validation = found["samples"].get("validation", 0)
+    if not validation:
+        return "Model selection: none. The last epoch of each seed is reported; the test set chose nothing."
+    return (
+        f"Model selection: of each seed the epoch that was best on {validation:,} validation samples, which were taken "
+        "from the training set and not trained on. The test set chose nothing."
+    )
+
+
+def _seed_table(found: dict[str, Any]) -> str:
+    names = [name for name in found["summary"]["test"] if name in _PERCENT]
+    header = ["seed", "epoch", "validation", *(f"test {name}" for name in names), *(f"{name}, last" for name in names)]
+    rows = []
+    for result in found["seeds"]:
+        validation = result["validation"]
+        shown = "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
+        figures = [f"{result[where][name]:.2%}" for where in ("test", "last") for name in names]
+        rows.append([str(result["seed"]), str(result["epoch"]), shown, *figures])
+    header = [text.replace("accuracy_spike_count", "by count").replace("_", " ") for text in header]
+    return _rows(header, rows) + '\n\n"last" is the last epoch.'
+
+
+def _layer_table(found: dict[str, Any]) -> str:
+    summary, adds = found["summary"], found["network"]["multiply_adds"]
+    rows = []
+    for layer, rate in summary["rates"].items():
+        operations = summary["operations"].get(layer)
+        shown = "pixels" if operations is None else f"{operations:,.0f}"
+        rows.append([layer, f"{rate:.4f}", shown, f"{adds[layer]:,}"])
+    header = ["layer", "spikes per neuron and step", "synaptic operations a sample", "multiply-adds of the ANN"]
+    samples = min(MOST_SAMPLES, found["samples"]["test"])
+    return _rows(header, rows) + (
+        f"\n\nA synaptic operation is a spike that meets a weight, counted on {samples} test samples; an ANN's layer "
+        "multiplies and adds once for every weight and place. Updates of neurons are not counted."
+    )
+
+
+def _conditions(found: dict[str, Any]) -> str:
+    lines = []
+    if found["source"]:
+        lines.append(f"Settings: {found['source']}." + (f" Remark: {found['remark']}." if found["remark"] else ""))
+    if found["changed"]:
+        changed = (
+            f"`{c['setting']}` {to_toml_value(c['here'])} instead of {to_toml_value(c['preset'])}"
+            for c in found["changed"]
+        )
+        lines.append(f"Changed: {', '.join(changed)}.")
+    lines.append(f"Network: {found['network']['notation']}.")
+    lines += [f"Data: {note}." for note in found["notes"]]
+    lines += [f"Machine: {machine}." for machine in found["machines"]]
+    if found["dates"]:
+        lines.append(f"Date: {' to '.join(dict.fromkeys((found['dates'][0], found['dates'][-1])))}.")
+    return "\n".join(f"- {line}" for line in lines)

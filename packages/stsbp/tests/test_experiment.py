@@ -1,0 +1,282 @@
+"""Experiments over seeds: what is trained, what is reported, and that any interruption costs nothing but time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets.digits import read_digits
+from stsbp.experiment import run as experiment_run
+from stsbp.experiment.table import markdown
+from stsbp.training.operations import fan_out
+from stsbp_spec import NetworkSpec
+from stsbp_spec.network import Block
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.typing import Int64, Shape
+
+ROOT = Path(__file__).parents[3]
+SMALL = ("--net", "12", "--steps", "3", "--epochs", "2", "--batch-size", "20", "--limit", "50", "--holdout", "30")
+
+
+@pytest.fixture
+def experiment(stsbp: Callable[..., Result]) -> Callable[..., Result]:
+    """A tiny experiment on the digits; later options win."""
+
+    def call(*arguments: Any) -> Result:
+        return stsbp("experiment", "digits", *SMALL, "--lr", "0.01", "--seeds", 2, "--out", "e", *arguments)
+
+    return call
+
+
+def figures(path: Path) -> dict[str, Any]:
+    """`experiment.json` without what depends on time and command."""
+    found: dict[str, Any] = json.loads((path / "experiment.json").read_text())
+    found.pop("command")
+    found["summary"].pop("seconds_per_epoch")
+    for seed in found["seeds"]:
+        seed.pop("seconds_per_epoch")
+        for split in ("validation", "last"):
+            (seed[split] or {}).pop("seconds", None)
+    return found
+
+
+def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    result = experiment()
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    assert found["samples"] == {"train": 45, "validation": 5, "test": 30}
+    assert [seed["seed"] for seed in found["seeds"]] == [0, 1]
+    for seed in found["seeds"]:
+        records = [json.loads(s) for s in (tmp_path / "e" / seed["run"] / "metrics.jsonl").read_text().splitlines()]
+        evaluations = [r for r in records if r["kind"] == "evaluation"]
+        scores = {r["epoch"]: r["accuracy"] for r in evaluations if r["split"] == "validation"}
+        assert seed["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
+        # The test samples are looked at when everything is over.
+        assert [r["epoch"] for r in evaluations if r["split"] == "test"] == [2]
+        assert seed["last"]["accuracy"] == evaluations[-1]["accuracy"]
+        best = json.loads((tmp_path / "e" / seed["run"] / "best.json").read_text())
+        assert (seed["checkpoint"], seed["epoch"]) == (best["sha256"], best["epoch"])
+    accuracies = [seed["test"]["accuracy"] for seed in found["seeds"]]
+    assert found["summary"]["test"]["accuracy"]["deviation"] == pytest.approx(stdev(accuracies))
+    assert result.stdout == (tmp_path / "e" / "experiment.md").read_text() == markdown(found)
+    assert "best on 5 validation samples" in result.stdout
+    assert "The test set chose nothing" in result.stdout
+    assert '`net` "12" instead of "32C3-P2-64C3-128"' in result.stdout
+
+
+def test_evaluate_gives_the_reported_figures(
+    experiment: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    experiment("--seeds", 1, "--seed", 3)
+    (seed,) = json.loads((tmp_path / "e" / "experiment.json").read_text())["seeds"]
+    assert seed["seed"] == 3
+    row = json.loads(stsbp("evaluate", "e/seed-3", "--checkpoint", "best", "--json").stdout)
+    assert {key: row[key] for key in ("accuracy", "accuracy_spike_count", "rates")} == {
+        key: seed["test"][key] for key in ("accuracy", "accuracy_spike_count", "rates")
+    }
+
+
+def test_stopped_experiment_goes_on_to_the_same_figures(
+    experiment: Callable[..., Result], tmp_path: Path, same_run: Callable[[Path, Path], None]
+) -> None:
+    stops = 0
+    while (result := experiment("--stop-after", 1e-9)).exit_code == 75:
+        stops += 1
+        assert "time is up: stopped after update" in result.stderr
+        assert "The same command goes on: stsbp" in result.stderr
+        assert stops < 20
+    assert result.exit_code == 0, result.output
+    # Each call got one update further.
+    assert stops >= 2 * 2 * 3 - 2
+    experiment("--out", "whole")
+    assert figures(tmp_path / "e") == figures(tmp_path / "whole")
+    for seed in (0, 1):
+        same_run(tmp_path / "e" / f"seed-{seed}", tmp_path / "whole" / f"seed-{seed}")
+
+
+def test_finished_experiment_is_neither_trained_nor_measured_again(
+    experiment: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment()
+    before = figures(tmp_path / "e")
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment_run, "_figures", lambda *_: pytest.fail("measured again"))
+        patched.setattr(experiment_run, "_train", lambda *_: pytest.fail("trained again"))
+        assert experiment().exit_code == 0
+    assert figures(tmp_path / "e") == before
+    # More seeds are added; the table can be made again from the runs.
+    (tmp_path / "e" / "experiment.json").write_text("{")
+    assert experiment("--seeds", 3).exit_code == 0
+    found = figures(tmp_path / "e")
+    assert found["seeds"][:2] == before["seeds"]
+    assert len(found["seeds"]) == found["summary"]["seeds"] == 3
+
+
+def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    experiment()
+    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    found["asked"] = [0, 1, 2]
+    assert "**2 of 3 seeds are done**, 2 not yet" in markdown(found)
+
+
+def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    assert experiment("--seeds", 1).exit_code == 0
+    failed = experiment("--lr", 0.02, "--validation", 4, "--threads", 1)
+    assert failed.exit_code == 1
+    assert "lr: 0.01 in the run, 0.02 asked\n  validation: 5 in the run, 4 asked" in failed.stderr
+    assert "threads" not in failed.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    failed = experiment("--out", "mine")
+    assert failed.exit_code == 1
+    assert "mine is not empty and holds no experiment" in failed.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nmnist-haming",), "unknown experiment 'nmnist-haming' (did you mean nmnist-hamming?)"),
+        (("digits", "--dataset", "nmnist"), "digits is a data set: leave --dataset nmnist out"),
+        (("nmnist-hamming", "--dataset", "digits"), "the preset nmnist-hamming is for nmnist"),
+        (("nmnist-hamming",), "N-MNIST needs a data folder"),
+        (("digits", "--validation", "1500"), "choose another validation"),
+    ],
+)
+def test_mistakes_leave_nothing_behind(
+    stsbp: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.delenv("STSBP_DATA", raising=False)
+    failed = stsbp("experiment", *arguments)
+    assert failed.exit_code == 1
+    assert message in failed.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_named_preset_stands_beside_the_published_figure(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    images, labels = read_digits()
+    monkeypatch.setattr("stsbp.datasets.digits_events.read_digits", lambda: (images[:60], labels[:60]))
+    small = ("--net", "8", "--steps", "5", "--epochs", "1", "--limit", "20", "--holdout", "10", "--validation", "0")
+    result = stsbp("experiment", "nmnist-tssl", "--dataset", "digits-events", *small, "--seeds", 1)
+    assert result.exit_code == 0, result.output
+    table = (tmp_path / "runs" / "nmnist-tssl" / "experiment.md").read_text()
+    assert "| 99.28 % |" in table
+    assert "the first 30 x 3 ms, stabilised" in table
+    assert '`dataset` "digits-events" instead of "nmnist"' in table
+    assert "`steps` 5 instead of 30" in table
+    assert "Model selection: none. The last epoch" in table
+    assert "stabilise" not in table.replace("stabilised", "")
+
+
+def test_spike_trains_as_labels_have_their_own_figures(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    result = stsbp("experiment", "patterns", "--net", "8", "--steps", "20", "--epochs", "1", "--seeds", 1, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    # The test samples are those of training: nothing could be chosen on a part of them.
+    assert "validation" not in found["samples"]
+    assert set(found["summary"]["test"]) == {"precision", "recall", "f1", "van_rossum", "hamming", "loss"}
+    assert "F1 of spike times" in (tmp_path / "runs" / "patterns" / "experiment.md").read_text()
+
+
+def naive_fan_out(block: Block) -> Int64:
+    """Follow each input neuron to its pooled place, and count the outputs whose window holds it."""
+    reached = np.zeros(block.input_shape, dtype=np.int64)
+    for place in np.ndindex(*block.input_shape):
+        at, shape = place, block.input_shape
+        for layer in block.before:
+            if isinstance(layer, AvgPool2d):
+                at, shape = (at[0], at[1] // layer.size, at[2] // layer.size), layer.output_shape(shape)
+        if any(i >= n for i, n in zip(at, shape, strict=True)):
+            continue
+        synapse = block.synapse
+        if not isinstance(synapse, Conv2d):
+            reached[place] = synapse.units
+            continue
+        for row, column in np.ndindex(*block.output_shape[1:]):
+            top, left = row * synapse.stride - synapse.padding, column * synapse.stride - synapse.padding
+            inside = 0 <= at[1] - top < synapse.kernel and 0 <= at[2] - left < synapse.kernel
+            reached[place] += synapse.channels * inside
+    return reached
+
+
+@pytest.mark.parametrize(
+    ("notation", "shape"),
+    [("3C3p1s2-D0.2-P2-4C2-P2-6", (2, 13, 11)), ("2C3-P2-P2-7", (1, 14, 15)), ("4C5p2-5", (2, 6, 6)), ("8-4", (9,))],
+)
+def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
+    for block in NetworkSpec.parse(notation, input_shape=shape, outputs=3).blocks:
+        assert np.array_equal(fan_out(block), naive_fan_out(block))
+
+
+def test_dense_spikes_cost_as_much_as_the_ann_does_at_every_step() -> None:
+    # Without padding every multiply-add of a frame is a pair of a spike and a weight.
+    for block in NetworkSpec.parse("3C3-5C2-7", input_shape=(2, 9, 8), outputs=3).blocks:
+        assert fan_out(block).sum() == block.multiply_adds
+
+
+def test_synaptic_operations_follow_from_the_spikes(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    experiment("--seeds", 1, "--net", "12-9")
+    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    (seed,) = found["seeds"]
+    assert found["network"]["pixels"] == ["linear1"]
+    # Full connections reach every neuron: spikes a sample times neurons of the next layer.
+    rates = seed["test"]["rates"]
+    expected = {"linear2": rates["linear1"] * 12 * 3 * 9, "linear3": rates["linear2"] * 9 * 3 * 10}
+    assert seed["operations"] == pytest.approx(expected)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the script is for bash")
+def test_gpu_script_goes_on_until_it_is_done(tmp_path: Path) -> None:
+    script = ROOT / "experiments" / "gpu_cifar10.sh"
+    if not script.is_file():
+        pytest.skip("the script is not beside the packages")
+    rng = np.random.default_rng(0)
+    (tmp_path / "cifar-10-batches-bin").mkdir()
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        records = rng.integers(0, 256, (20, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(20) % 10
+        (tmp_path / "cifar-10-batches-bin" / name).write_bytes(records.tobytes())
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("STSBP_")},
+        "PYTHON": sys.executable,
+        "BACKEND": "numpy@cpu",
+        "PRESETS": "cifar10-tssl-1",
+        "SEEDS": "1",
+        "OPTIONS": "--net 2C3-P2-4 --epochs 1 --batch-size 10",
+    }
+
+    def call(minutes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", str(script), str(tmp_path), str(tmp_path / "out")],
+            env={**environment, "MINUTES": minutes},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    first = call("0.00001")
+    assert first.returncode == 75, first.stderr
+    assert "more to do" in first.stderr
+    second = call("2")
+    assert second.returncode == 0, second.stderr
+    assert "continuing" in second.stderr
+    assert second.stdout == (tmp_path / "out" / "cifar10-tssl-1" / "experiment.md").read_text()
