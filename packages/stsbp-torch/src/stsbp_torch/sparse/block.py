@@ -37,7 +37,6 @@ GATHER_CHANNELS = 32
 GATHER_BELOW, SCATTER_BELOW, GRADIENT_BELOW = 0.1, 0.1, 0.2
 """Densities below which the sparse kernels are faster than oneDNN's (docs/benchmarks.md)."""
 _SAMPLED = 64
-_EMPTY = np.empty((0, 0, 0, 0, 0), np.float32)
 
 
 class Input(NamedTuple):
@@ -132,7 +131,7 @@ def block_backward(
     The error may come and go with the adjoint of a pooling still to be taken.
     """
     block, residuals = trace.block, trace.synapse
-    if not isinstance(residuals, Residuals) or not residuals.sparse or precision == "reproducible":
+    if not isinstance(residuals, Residuals) or precision == "reproducible":
         if isinstance(ds, PooledError):
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
         if isinstance(residuals, Residuals):
@@ -140,10 +139,18 @@ def block_backward(
         return passes.block_backward(backend, trace, ds, precision, training=training)
     given, conv = residuals.given, block.synapse
     assert isinstance(conv, Conv2d)
-    dz, dw = backward(block, given, trace.lif.u, ds, block.filter(training=training), need_error=block.index > 0)
-    if dz is None:
+    need_input, filter = block.index > 0, block.filter(training=training)
+    below: torch.Tensor | None = None
+    if residuals.sparse:
+        dz, dw = backward(block, given, trace.lif.u, ds, filter, need_error=need_input, need_weights=True)
+        if need_input:
+            below = conv2d.input_error(conv, residuals.wq, dz, (*given.s.shape[:2], *block.synapse_shape))
+    else:
+        dz, _ = backward(block, given, trace.lif.u, ds, filter, need_error=True, need_weights=False)
+        pairs = _by_pairs(backend, trace).synapse
+        below, dw = conv2d.backward(conv, pairs, dz, precision=precision, need_input=need_input)
+    if below is None:
         return None, dw
-    below = conv2d.input_error(conv, residuals.wq, dz, (*given.s.shape[:2], *block.synapse_shape))
     if given.mask is not None and given.masked == 2:
         below = backend.dropout(given.mask, below)
     pool = next((layer for layer in block.before if isinstance(layer, AvgPool2d)), None)
@@ -232,21 +239,32 @@ def forward(
 
 
 def backward(
-    block: Block, given: Input, u: torch.Tensor, ds: torch.Tensor | PooledError, filter: Filter, *, need_error: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """`(dz, dW)` of a block from the error of its spikes."""
+    block: Block,
+    given: Input,
+    u: torch.Tensor,
+    ds: torch.Tensor | PooledError,
+    filter: Filter,
+    *,
+    need_error: bool,
+    need_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(dz, dW)` of a block from the error of its spikes; what is not needed is empty."""
     conv, neuron = block.synapse, block.neuron
     assert isinstance(conv, Conv2d)
     channels, pooled = given.s.shape[2], 1
     kind, p0, p1 = surrogate_code(neuron.surrogate)
     if isinstance(ds, PooledError):
         ds, pooled = ds.d, ds.pool.size
-    dz = empty(tuple(u.shape), torch.float32, u.device) if need_error else None
-    sums = np.empty((get_num_threads(), channels * conv.kernel * _run(conv)), np.float32)
+    dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
+    threads = get_num_threads()
+    sums = np.empty((threads if need_weights else 0, channels * conv.kernel * _run(conv)), np.float32)
     kernels.backward(
-        *given.arrays(), conv.kernel, conv.padding, view(u), view(ds), pooled, _EMPTY if dz is None else view(dz), sums,
-        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), kind, np.float32(p0), np.float32(p1),
+        *given.arrays(), conv.kernel, conv.padding, view(u), view(ds), pooled, view(dz), sums, threads,
+        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), kind, np.float32(p0),
+        np.float32(p1),
     )  # fmt: skip
+    if not need_weights:
+        return dz, torch.empty(0)
     total = torch.from_numpy(sums.sum(0)).view(channels, conv.kernel, _run(conv))[:, :, : conv.kernel * conv.channels]
     dw = total.reshape(channels, conv.kernel, conv.kernel, conv.channels).flip(2).permute(3, 0, 1, 2).contiguous()
     return dz, dw

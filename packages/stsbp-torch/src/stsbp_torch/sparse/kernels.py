@@ -56,7 +56,7 @@ def forward(
         z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
         i = np.empty((rows_out, line), np.float32)
         m = np.empty((rows_out, line), np.float32)
-        counts = np.empty(columns * channels, np.int32)
+        counts = np.empty(width * channels, np.int32)
         places = np.empty(rows * columns * channels + 1, np.int32)
         values = np.empty(rows * columns * channels + 1, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
@@ -102,10 +102,10 @@ def forward(
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def backward(
     s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
-    u: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32,
+    u: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, threads: int,
     k: np.float32, c: np.float32, km: np.float32, vth: np.float32, kind: int, p0: np.float32, p1: np.float32,
 ) -> None:  # fmt: skip
-    """Fill `dw` and, unless it is empty, `dz`.
+    """Fill `dz` and `dw`, unless they are empty.
 
     Args:
         s, size, mask, masked, kernel, padding: see `forward`.
@@ -114,34 +114,31 @@ def backward(
             `[T, B, H' // pooled, W' // pooled, C']`.
         dz: error of `z`, `[T, B, H', W', C']` or empty.
         dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered weights.
+        threads: among which the samples are shared.
         k, c, km, vth, kind, p0, p1: see `lif_numba`.
     """
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
     rows_out, columns_out, channels_out = u.shape[2:]
-    rows_above, columns_above = ds.shape[2:4]
     line = columns_out * channels_out
     wide = columns + kernel - 1
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
-    scale = np.float32(1 / (pooled * pooled))
-    threads = len(dw)
     for thread in prange(threads):
-        gradient = dw[thread]
-        gradient[:] = _ZERO
         error = np.zeros(rows_out * wide * channels_out + LANES, np.float32)
         d = np.empty((rows_out, line), np.float32)
         e = np.empty((rows_out, line), np.float32)
         h = np.empty(line, np.float32)
         above = np.zeros(line, np.float32)
-        counts = np.empty(columns * channels, np.int32)
+        counts = np.empty(width * channels, np.int32)
         places = np.empty(rows * columns * channels + 1, np.int32)
         values = np.empty(rows * columns * channels + 1, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
         cells = np.empty(rows * columns * channels, np.int32)
         cell_values = np.empty(rows * columns * channels, np.float32)
-        cell_rows = np.empty(rows * columns * channels, np.int32)
-        ends = np.empty(channels, np.int32)
+        ends = np.empty((channels, rows), np.int32)
+        gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
+        gradient[:] = _ZERO
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
             d[:] = _ZERO
             e[:] = _ZERO
@@ -149,21 +146,13 @@ def backward(
             for back in range(steps):
                 t = steps - 1 - back
                 for y in range(rows_out):
+                    potentials = u[t, b, y].reshape(-1)
                     if pooled == 1:
-                        propagate(
-                            u[t, b, y].reshape(-1), ds[t, b, y].reshape(-1), d[y], e[y], h, k, km, vth, kind, p0, p1
-                        )
+                        propagate(potentials, ds[t, b, y].reshape(-1), d[y], e[y], h, k, km, vth, kind, p0, p1)
                     else:
-                        if y // pooled < rows_above:
-                            for x in range(columns_above):
-                                source = ds[t, b, y // pooled, x]
-                                for j in range(pooled):
-                                    at = (x * pooled + j) * channels_out
-                                    for q in range(channels_out):
-                                        above[at + q] = source[q] * scale
-                        else:
-                            above[:] = _ZERO
-                        propagate(u[t, b, y].reshape(-1), above, d[y], e[y], h, k, km, vth, kind, p0, p1)
+                        if y % pooled == 0:
+                            _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
+                        propagate(potentials, above, d[y], e[y], h, k, km, vth, kind, p0, p1)
                     out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
                     for j in range(line):
                         out[j] = c * e[y, j]
@@ -171,23 +160,35 @@ def backward(
                         whole = dz[t, b, y].reshape(-1)
                         for j in range(line):
                             whole[j] = out[j]
+                if len(dw) == 0:
+                    continue
                 list_spikes(s[t, b], size, kept, masked, counts, places, values, starts)
-                list_by_channel(
-                    columns, channels, wide, places, values, starts, cells, cell_values, cell_rows, ends
-                )
+                list_by_channel(columns, channels, wide, places, values, starts, cells, cell_values, ends)
                 begin = 0
                 for channel in range(channels):
-                    end = ends[channel]
                     for p in range(kernel):
                         # Spikes whose output row y + padding - p exists.
-                        low, high = begin, end
-                        while low < high and cell_rows[low] + padding - p < 0:
-                            low += 1
-                        while high > low and cell_rows[high - 1] + padding - p >= rows_out:
-                            high -= 1
-                        if low < high:
+                        low, high = max(0, p - padding), min(rows, rows_out - padding + p)
+                        first = ends[channel, low - 1] if low > 0 else begin
+                        if low < high and first < ends[channel, high - 1]:
                             sum_scaled(
                                 gradient, (channel * kernel + p) * run, error, cells, channels_out,
-                                (padding - p) * wide * channels_out, cell_values, low, high, run // LANES,
+                                (padding - p) * wide * channels_out, cell_values, first, ends[channel, high - 1],
+                                run // LANES,
                             )  # fmt: skip
-                    begin = end
+                    begin = ends[channel, rows - 1]
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _unpool(ds: Float32, row: int, size: int, channels: int, above: Float32) -> None:
+    """One row of `[H // size, W // size, C]` as the row of the error before the pooling."""
+    if row >= ds.shape[0]:
+        above[:] = _ZERO
+        return
+    source = ds[row].reshape(-1)
+    scale = np.float32(1 / (size * size))
+    for x in range(ds.shape[1]):
+        first, start = x * size * channels, x * channels
+        for j in range(size):
+            for c in range(channels):
+                above[first + j * channels + c] = source[start + c] * scale

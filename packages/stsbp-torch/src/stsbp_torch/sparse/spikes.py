@@ -25,7 +25,7 @@ def list_spikes(
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: behind it.
-        row: scratch, `[W // size * C]`.
+        row: scratch, `[W C]`.
         places: filled with `x C + c`.
         values: filled with the pooled values.
         starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
@@ -35,24 +35,16 @@ def list_spikes(
     scale = np.float32(1 / (size * size))
     n = 0
     for y in range(rows):
-        for j in range(columns * channels):
-            row[j] = 0
-        for i in range(size):
-            for x in range(columns):
-                for j in range(size):
-                    pixel = frame[y * size + i, x * size + j]
-                    if masked == 1:
-                        kept = mask[y * size + i, x * size + j]
-                        for c in range(channels):
-                            row[x * channels + c] += pixel[c] * kept[c]
-                    else:
-                        for c in range(channels):
-                            row[x * channels + c] += pixel[c]
-        if masked == 2:
-            for x in range(columns):
-                kept = mask[y, x]
-                for c in range(channels):
-                    row[x * channels + c] *= kept[c]
+        if size == 1:
+            pixels = frame[y].reshape(-1)
+            for j in range(columns * channels):
+                row[j] = pixels[j]
+        else:
+            _pool_row(frame, y, size, mask, masked, row)
+        if masked == 2 or (masked == 1 and size == 1):
+            kept = mask[y].reshape(-1)
+            for j in range(columns * channels):
+                row[j] *= kept[j]
         for x in range(columns):
             starts[y * columns + x] = n
             for j in range(x * channels, (x + 1) * channels):
@@ -61,6 +53,28 @@ def list_spikes(
                 n += row[j] != 0
     starts[rows * columns] = n
     return n
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Int32) -> None:
+    """Sums of the windows of one row, `[W // size * C]`, of the inputs that dropout keeps; `row` holds `[W, C]`."""
+    width, channels = frame.shape[1:]
+    row[:] = 0
+    for i in range(size):
+        pixels = frame[y * size + i].reshape(-1)
+        if masked == 1:
+            kept = mask[y * size + i].reshape(-1)
+            for j in range(width * channels):
+                row[j] += np.int32(pixels[j]) * np.int32(kept[j])
+        else:
+            for j in range(width * channels):
+                row[j] += pixels[j]
+    for x in range(width // size):
+        for c in range(channels):
+            total = np.int32(0)
+            for j in range(size):
+                total += row[(x * size + j) * channels + c]
+            row[x * channels + c] = total
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -73,7 +87,6 @@ def list_by_channel(
     starts: Int32,
     cells: Int32,
     cell_values: Float32,
-    rows: Int32,
     ends: Int32,
 ) -> None:
     """Order a list by channel, then by place.
@@ -84,30 +97,29 @@ def list_by_channel(
         places, values, starts: what `list_spikes` filled.
         cells: filled with `y wide + x` of each spike.
         cell_values: filled with their values.
-        rows: filled with their `y`.
-        ends: filled with the end of each channel's list, `[C]`.
+        ends: filled with the end of the list of each channel and row, `[C, H]`.
     """
+    rows = ends.shape[1]
     for c in range(channels):
-        ends[c] = 0
-    total = starts[len(starts) - 1]
-    for n in range(total):
-        ends[places[n] % channels] += 1
+        for y in range(rows):
+            ends[c, y] = 0
+    for y in range(rows):
+        for n in range(starts[y * columns], starts[(y + 1) * columns]):
+            ends[places[n] % channels, y] += 1
     begin = 0
     for c in range(channels):
-        count = ends[c]
-        ends[c] = begin
-        begin += count
-    pixel = 0
-    for y in range((len(starts) - 1) // columns):
-        for x in range(columns):
-            for n in range(starts[pixel], starts[pixel + 1]):
-                c = places[n] - x * channels
-                to = ends[c]
-                ends[c] = to + 1
-                cells[to] = y * wide + x
-                cell_values[to] = values[n]
-                rows[to] = y
-            pixel += 1
+        for y in range(rows):
+            count = ends[c, y]
+            ends[c, y] = begin
+            begin += count
+    for y in range(rows):
+        for n in range(starts[y * columns], starts[(y + 1) * columns]):
+            x = places[n] // channels
+            c = places[n] - x * channels
+            to = ends[c, y]
+            ends[c, y] = to + 1
+            cells[to] = y * wide + x
+            cell_values[to] = values[n]
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]

@@ -76,14 +76,10 @@ def _sum_scaled(
     count = vectors.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        yp, xp, placed, scaled = (
-            _pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3, 6)
-        )
+        yp, xp, placed, scaled = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3, 6))
         _, at, _, _, stride, shift, _, low, high, _ = arguments
         word = at.type
-        targets = [
-            _vector(builder, yp, builder.add(at, ir.Constant(word, LANES * v))) for v in range(count)
-        ]
+        targets = [_vector(builder, yp, builder.add(at, ir.Constant(word, LANES * v))) for v in range(count)]
         first = [builder.load(target, align=4) for target in targets]
         before = builder.block
         head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
