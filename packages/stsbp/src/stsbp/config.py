@@ -85,6 +85,9 @@ class RunConfig(BaseModel):
     holdout: int = Field(
         0, ge=0, le=10**9, description="Hold this many training samples out as the test set; 0: as published."
     )
+    test_on: str = Field(
+        "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
+    )
     validation: int = Field(
         0, ge=0, le=10**9, description="Training samples kept to choose the best checkpoint; 0: none."
     )
@@ -178,7 +181,10 @@ RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 """Settings of data sets that are recordings of an event camera."""
 
 _LATER = frozenset(
-    ("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", *RECORDING_SETTINGS)
+    {
+        *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
+        *RECORDING_SETTINGS,
+    }
 )
 """Settings that came after the first runs: they count while they are on, so that runs from before can go on."""
 

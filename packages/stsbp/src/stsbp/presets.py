@@ -70,9 +70,9 @@ _SEQUENCES: dict[str, dict[str, Value | ByLoss]] = {
 def preset(dataset: str, loss: str) -> Mapping[str, Value]:
     """Settings for a data set and a loss, an unknown name none.
 
-    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`.
+    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`, `nmnist-sim` those of `nmnist`.
     """
-    name = {"folder": "images"}.get(dataset.partition(":")[0], dataset.partition(":")[0])
+    name = {"folder": "images", "nmnist-sim": "nmnist"}.get(dataset.partition(":")[0], dataset.partition(":")[0])
     chosen: Mapping[str, Value | ByLoss | None]
     if name in _SEQUENCES:
         chosen = _SEQUENCES[name]

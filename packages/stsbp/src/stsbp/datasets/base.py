@@ -153,6 +153,15 @@ class Dataset:
     neurons: int = 0
     """Neurons of a target raster; 0 where labels are classes."""
 
+    def for_test(self) -> Split:
+        """The samples to test a network on that was trained on other data.
+
+        The test set where the source brings one, else all samples: where it brings none, both splits were cut from one.
+        """
+        if isinstance(self.train, Subset) and isinstance(self.test, Subset) and self.train.split is self.test.split:
+            return self.test.split
+        return self.test
+
 
 @dataclass(frozen=True)
 class Request:
@@ -163,6 +172,8 @@ class Request:
     cache_dir: Path
     binning: EventBinning = field(default_factory=EventBinning)
     seed: int = 0
+    limit: int | None = None
+    """Training samples that will be kept, so that a loader need not prepare more."""
     holdout: int | None = None
     download: bool = False
     skip_malformed: bool = False

@@ -25,7 +25,7 @@ from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, d
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
 
-__all__ = ["DEFAULT_HOLDOUT", "SENSOR", "load", "read_recording"]
+__all__ = ["DEFAULT_HOLDOUT", "SENSOR", "load", "read_recording", "tested_digits"]
 
 SENSOR = 34
 """Width and height of the sensor's part that N-MNIST uses."""
@@ -92,6 +92,18 @@ def _root(data_dir: Path) -> Path | None:
         if (candidate / "Train").is_dir():
             return candidate
     return None
+
+
+def tested_digits(data_dir: Path) -> Int64:
+    """Numbers of the MNIST training digits whose recordings are to be tested on, because there is no Test folder.
+
+    Recording k of the Train folder shows training digit k - 1.
+    """
+    root = _root(data_dir)
+    if root is None or (root / "Test").is_dir():
+        return np.zeros(0, dtype=np.int64)
+    names = [Path(file).stem for file in _files(root / "Train")]
+    return np.array([int(name) - 1 for name in names if name.isascii() and name.isdigit()], dtype=np.int64)
 
 
 def _files(folder: Path) -> list[str]:

@@ -136,25 +136,33 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
 
     Raises:
         DataError: it is missing or malformed, or too small for what is asked.
-        ConfigError: settings say how recordings are binned, and it has none.
+        ConfigError: settings say how recordings are binned, and it has none; or the data set to test on is the same
+            one, or has other inputs or labels.
     """
     changed = [key for key in RECORDING_SETTINGS if getattr(config, key) != RunConfig.model_fields[key].default]
     if changed and not (config.dataset in DATASETS and DATASETS[config.dataset].recordings):
         of = ", ".join(name for name, info in DATASETS.items() if info.recordings)
         raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
-    return load(
-        config.dataset,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
-        steps=config.steps,
-        binning=config.binning,
-        seed=config.split_seed,
-        limit=config.limit or None,
-        holdout=config.holdout or None,
-        download=config.download,
-        skip_malformed=config.skip_malformed,
-        image_size=config.image_size or None,
-        progress=progress,
-    )
+    if config.test_on and (config.holdout or config.test_on == config.dataset):
+        raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
+
+    def load_one(name: str, limit: int | None, holdout: int | None) -> Dataset:
+        return load(
+            name,
+            data_dir=Path(config.data_dir) if config.data_dir else None,
+            steps=config.steps,
+            binning=config.binning,
+            seed=config.split_seed,
+            limit=limit,
+            holdout=holdout,
+            download=config.download,
+            skip_malformed=config.skip_malformed,
+            image_size=config.image_size or None,
+            progress=progress,
+        )
+
+    dataset = load_one(config.dataset, config.limit or None, config.holdout or None)
+    return _tested_on(dataset, load_one(config.test_on, None, None)) if config.test_on else dataset
 
 
 def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
@@ -173,6 +181,22 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         option="validation",
     )
     return Data(dataset, train, validation, dataset.test)
+
+
+def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
+    """`dataset` with the samples of another one as its test set."""
+    own, its = ((d.input_shape, d.coding, d.classes, d.neurons) for d in (dataset, other))
+    if own != its:
+        raise ConfigError(
+            f"{dataset.name} cannot be tested on {other.name}: the inputs of one are {dataset.coding} of shape "
+            f"{list(dataset.input_shape)}, those of the other {other.coding} of shape {list(other.input_shape)}, or "
+            "their labels differ"
+        )
+    test = other.for_test()
+    note = f"tested on {len(test)} samples of {other.name}, {len(other.skipped)} malformed ones left out"
+    return dataclasses.replace(
+        dataset, test=test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *other.skipped)
+    )
 
 
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
