@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import threading
 import zipfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -189,24 +185,6 @@ def test_cache_is_used_until_a_source_or_the_binning_changes(tmp_path: Path) -> 
         np.concatenate([before.train.inputs(everything), before.test.inputs(np.arange(5))], axis=1),
         np.concatenate([after.train.inputs(everything), after.test.inputs(np.arange(5))], axis=1),
     )
-
-
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
-    """A local server in the place of the published one: its address, and the folder it serves."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder))) as running:
-        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield f"http://127.0.0.1:{running.server_port}", folder
-        running.shutdown()
 
 
 def _serve(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch, evil: str | None = None) -> None:
