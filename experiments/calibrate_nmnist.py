@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,6 +113,14 @@ def alone(active: Any) -> float:
     return float((active & ~beside).sum() / active.sum())
 
 
+def speckle(recordings: Sequence[Recording]) -> float:
+    """How far a pixel's mean events are from the mean of its neighbours, in shares; the median where there are many."""
+    mean = events(recordings, 3, 4).mean(axis=0)
+    around = sum(np.roll(mean, shift, (0, 1)) for shift in ((0, 1), (1, 0), (0, -1), (-1, 0))) / 4
+    many = mean > mean.max() / 3
+    return float(np.median(np.abs(mean[many] / around[many] - 1)))
+
+
 def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[str]:
     """Real and simulated recordings of the same digits, as the lines of a Markdown table."""
     sets = {"real": real, **simulated}
@@ -126,6 +135,7 @@ def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[
         measures = {
             "active pixels, all frames": f"{active.sum() / len(active):.0f}",
             "of them alone": f"{alone(active):.1%}",
+            "events of a pixel, away from its neighbours' mean": f"{speckle(recordings):.1%}",
         }
         if name == "real":
             against = ["1", "0", "1", "1"]
@@ -202,8 +212,10 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
     ms = np.arange(KNOTS) * KNOT_US / 1000
     place = np.stack([np.interp(ms, times, rows), np.interp(ms, times, columns)], axis=1)
     knots = torch.tensor(place, dtype=torch.float32, requires_grad=True)
-    sigma, gain, floor, gamma = (torch.tensor(value, requires_grad=True) for value in (0.5, 1.2, -1.7, 0.9))
-    optimizer = torch.optim.Adam([{"params": [knots], "lr": 0.03}, {"params": [sigma, gain, floor, gamma], "lr": 0.02}])
+    start_values = (0.5, 1.2, -1.7, 0.9, 1.0, 0.0)
+    others = [torch.tensor(value, requires_grad=True) for value in start_values]
+    sigma, gain, floor, gamma, zoom, turn = others
+    optimizer = torch.optim.Adam([{"params": [knots], "lr": 0.03}, {"params": others, "lr": 0.02}])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     row, column = torch.meshgrid(torch.arange(34.0), torch.arange(34.0), indexing="ij")
     tap = torch.arange(-reach, reach + 1.0)
@@ -216,9 +228,12 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
         kernel = kernel / kernel.sum()
         covered = torch.nn.functional.conv2d(covered, kernel.view(1, 1, 1, -1), padding=(0, reach))
         covered = torch.nn.functional.conv2d(covered, kernel.view(1, 1, -1, 1), padding=(reach, 0))
-        half = 14 + border
+        half = (14 + border) * zoom
         down, right = (axis - (knots[:, k, None, None] + 13.5) for k, axis in enumerate((row, column)))
-        grid = torch.stack([right / half, down / half], dim=-1).reshape(1, KNOTS * 34, 34, 2)
+        across, along = torch.cos(turn) / half, torch.sin(turn) / half
+        grid = torch.stack([across * right + along * down, across * down - along * right], dim=-1).reshape(
+            1, KNOTS * 34, 34, 2
+        )
         moved = torch.nn.functional.grid_sample(covered, grid.expand(len(chosen), -1, -1, -1), align_corners=False)
         return torch.log(floor.exp() + (1 - moved.view(-1, KNOTS, 34, 34)).clamp(min=0))
 
@@ -234,15 +249,18 @@ def fit_optics(pairs: Pairs, iterations: int) -> SaccadeCamera:
         schedule.step()
         if iteration % 100 == 99 or iteration == iterations - 1:
             print(f"iteration {iteration + 1}: unexplained {loss.item():.4f}", flush=True)
+    blur, log_gain, log_floor, exponent, scale, angle = (float(value.detach()) for value in others)
     path = [Place(k * KNOT_US, round(64 * r) / 64, round(64 * c) / 64) for k, (r, c) in enumerate(knots.tolist())]
     return dataclasses.replace(
         CAMERA,
         path=tuple(path),
-        threshold=round(float(torch.exp(-gain)), 3),
-        off_threshold=round(float(torch.exp(-gain)), 3),
-        blur=round(float(sigma), 3),
-        floor=round(float(floor.exp()), 4),
-        gamma=round(float(gamma), 3),
+        threshold=round(math.exp(-log_gain), 3),
+        off_threshold=round(math.exp(-log_gain), 3),
+        blur=round(blur, 3),
+        floor=round(math.exp(log_floor), 3),
+        gamma=round(exponent, 3),
+        zoom=round(scale, 4),
+        turn=round(angle, 4),
     )
 
 
@@ -264,7 +282,7 @@ def noise_rates(pairs: Pairs) -> tuple[float, float]:
 def fit_sensor(camera: SaccadeCamera, pairs: Pairs) -> SaccadeCamera:
     """Thresholds, mismatch and randomness by coordinate descent on what simulations look like."""
     real, real_events = frames(pairs.recordings), events(pairs.recordings, 1, 2).mean(axis=0)
-    real_active, real_alone = real.sum((0, 3, 4)), alone(real)
+    real_active, real_alone, real_speckle = real.sum((0, 3, 4)), alone(real), speckle(pairs.recordings)
 
     def cost(candidate: SaccadeCamera) -> float:
         one, again = (simulate(dataclasses.replace(candidate, seed=seed), pairs) for seed in (0, 1))
@@ -273,6 +291,7 @@ def fit_sensor(camera: SaccadeCamera, pairs: Pairs) -> SaccadeCamera:
             ((events(one, 1, 2).mean(axis=0) / real_events - 1) ** 2).mean(),
             ((active.sum((0, 3, 4)) - real_active) ** 2).mean() / real_active.mean() ** 2,
             (alone(active) / real_alone - 1) ** 2 / 10,
+            (speckle(one) / real_speckle - 1) ** 2 / 10,
             (overlap(active, frames(again)) - overlap(active, real)) ** 2,
         )
         print(", ".join(f"{term:.4f}" for term in terms), flush=True)

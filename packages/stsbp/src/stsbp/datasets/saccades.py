@@ -37,6 +37,8 @@ _SUBPIXEL = 1 << _SUBPIXEL_BITS
 _WHITE = 4080
 """Full brightness, 16 for each level of a byte."""
 _LOG_UNIT = 4096
+_BORDER = 3
+"""Dark pixels around an image; the lens spreads its light over one of them."""
 _CHUNK = 64
 """Images simulated together: their state stays in the processor's cache."""
 _SENSOR, _MISMATCH, _START, _JITTER, _NOISE = range(5)
@@ -74,7 +76,9 @@ class SaccadeCamera:
         stride: the image moves by at most so many pixels in a step of the simulation of `path`.
         inverted: whether the image is shown dark on bright.
         gamma: exponent from a pixel's value to its brightness.
-        blur: standard deviation of the lens's blur in pixels, at most 0.7.
+        blur: standard deviation of the lens's blur in pixels of the image, at most 0.7.
+        zoom: pixels of the field that a pixel of the image covers.
+        turn: by how much the image is turned about its centre, clockwise, in radians.
         mismatch: how far the thresholds of the pixels differ from each other, as a share; uniform between its bounds.
         start: how far a pixel's reference is off at the start of a recording, in thresholds; uniform.
         jitter: how far a pixel's reference is off behind an event, in thresholds; uniform.
@@ -88,10 +92,12 @@ class SaccadeCamera:
     floor: float = 0.1
     saccade_us: int = 100_000
     path: tuple[Place, ...] = ()
-    stride: float = 0.15
+    stride: float = 0.25
     inverted: bool = False
     gamma: float = 1.0
     blur: float = 0.0
+    zoom: float = 1.0
+    turn: float = 0.0
     mismatch: float = 0.0
     start: float = 0.0
     jitter: float = 0.0
@@ -129,26 +135,20 @@ class SaccadeCamera:
             row, column = row + down, column + right
         return places
 
-    def _steps(self, height: int, width: int) -> list[tuple[int, int, int]]:
-        """Time, and row and column of the image's corner in 1/64 pixel, at every step."""
+    def _places(self, height: int, width: int) -> list[Place]:
+        """Where images of this size are at every step."""
         if not self.path:
-            places = self._triangle(height, width)
-        else:
-            places = [self.path[0]]
-            for old, new in itertools.pairwise(self.path):
-                distance = max(abs(new.row - old.row), abs(new.column - old.column))
-                steps = max(1, math.ceil(distance / self.stride))
-                for step in range(1, steps + 1):
-                    u = step / steps
-                    time = old.t + (new.t - old.t) * step // steps
-                    row, column = old.row + u * (new.row - old.row), old.column + u * (new.column - old.column)
-                    places.append(Place(time, row, column))
-        return [(t, round(row * _SUBPIXEL), round(column * _SUBPIXEL)) for t, row, column in places]
-
-    def _log_table(self) -> AnyArray:
-        """Log intensity of the brightness `i / 4080` of the image, `[4081]` int32."""
-        light = [(_WHITE - i if self.inverted else i) / _WHITE for i in range(_WHITE + 1)]
-        return np.array([round(_LOG_UNIT * math.log(self.floor + value)) for value in light], dtype=np.int32)
+            return self._triangle(height, width)
+        places = [self.path[0]]
+        for old, new in itertools.pairwise(self.path):
+            distance = max(abs(new.row - old.row), abs(new.column - old.column))
+            steps = max(1, math.ceil(distance / self.stride))
+            for step in range(1, steps + 1):
+                u = step / steps
+                time = old.t + (new.t - old.t) * step // steps
+                row, column = old.row + u * (new.row - old.row), old.column + u * (new.column - old.column)
+                places.append(Place(time, row, column))
+        return places
 
     def _words(self, substream: int, number: int | None = None) -> UInt32:
         """A random word for each pixel `[field^2]`: the sensor's own, or those of a recording."""
@@ -164,27 +164,17 @@ class SaccadeCamera:
         return off + _spread(words, 2 * self.mismatch * off), on + _spread(words, 2 * self.mismatch * on)
 
     def _offsets(self, numbers: Int64) -> AnyArray:
-        """How far each reference lies from the light at the start, `[B * field^2]` int32.
+        """How far each reference lies from the light at the start, `[field^2, B]` int32.
 
         Within half a threshold for the sensor: without that all pixels send their last event at the very end, when the
         image is back where it began. And within `start` thresholds for the recording.
         """
         threshold = self.threshold * _LOG_UNIT
-        offsets = np.tile(_spread(self._words(_SENSOR), threshold), (len(numbers), 1))
+        offsets = np.tile(_spread(self._words(_SENSOR), threshold)[:, np.newaxis], len(numbers))
         if self.start:
-            offsets += np.stack([_spread(self._words(_START, int(k)), 2 * self.start * threshold) for k in numbers])
-        return offsets.reshape(-1)
-
-    def _canvas(self, images: UInt8, border: int) -> AnyArray:
-        """Brightness of the images behind the lens, 0 to 4080, with a dark border, `[B, H, W]` int32."""
-        levels = np.array([round(_WHITE * (i / 255) ** self.gamma) for i in range(256)], dtype=np.int32)
-        canvas = np.pad(levels[images], ((0, 0), (border, border), (border, border)))
-        if side := round(_SUBPIXEL * self.blur**2 / 2):
-            centre = np.int32(_SUBPIXEL - 2 * side)
-            for axis in (1, 2):
-                canvas = centre * canvas + side * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
-            canvas >>= 2 * _SUBPIXEL_BITS
-        return canvas
+            own = [_spread(self._words(_START, int(k)), 2 * self.start * threshold) for k in numbers]
+            offsets += np.stack(own, axis=1)
+        return offsets
 
     def _noise(self, numbers: Int64, start: int, end: int) -> Int64:
         """Pixel, polarity and time of the events of a chunk that nothing causes, `[3, n]`."""
@@ -192,7 +182,7 @@ class SaccadeCamera:
         off, on = (round(rate * pixels * (end - start) / 1e6) for rate in (self.noise_off, self.noise_on))
         drawn = [bits(self.seed, Stream.SIMULATION, 2 * (off + on), substream=_NOISE, step=int(k)) for k in numbers]
         where, when = np.array(drawn, dtype=np.int64).reshape(len(numbers), 2, off + on).transpose(1, 0, 2)
-        pixel = (where * pixels >> 32) + pixels * np.arange(len(numbers))[:, np.newaxis]
+        pixel = (where * pixels >> 32) * len(numbers) + np.arange(len(numbers))[:, np.newaxis]
         polarity = np.broadcast_to(np.arange(off + on) >= off, where.shape)
         return np.stack([pixel, polarity, start + (when * (end - start) >> 32)]).reshape(3, -1)
 
@@ -200,54 +190,88 @@ class SaccadeCamera:
         """How far the references of some pixels are off behind the events of a step, `[n]` int32."""
         if self.jitter == 0:
             return np.zeros(len(pixel), dtype=np.int32)
-        sample, place = np.divmod(pixel, self.field * self.field)
+        place, sample = np.divmod(pixel, len(numbers))
         key = self.seed, Stream.SIMULATION + 256 * _JITTER
         counter = (time * self.field * self.field + place).astype(np.uint32), numbers[sample].astype(np.uint32)
         return _spread(threefry2x32(key, counter)[0], 2 * self.jitter * self.threshold * _LOG_UNIT)
 
     def _record_chunk(self, images: UInt8, numbers: Int64) -> list[Recording]:
-        border = self.field + 1
-        canvas = self._canvas(images, border)
-        table = self._log_table()
-
-        def view(row: int, column: int) -> AnyArray:
-            """Log intensity `[B * field * field]` with the image's corner at a place."""
-            (whole_row, part_row), (whole_column, part_column) = divmod(row, _SUBPIXEL), divmod(column, _SUBPIXEL)
-            top, left = border - whole_row, border - whole_column
-            across = canvas[:, top - 1 : top + self.field, left : left + self.field] * np.int32(_SUBPIXEL - part_column)
-            across += canvas[:, top - 1 : top + self.field, left - 1 : left - 1 + self.field] * np.int32(part_column)
-            light = across[:, 1:] * np.int32(_SUBPIXEL - part_row) + across[:, :-1] * np.int32(part_row)
-            return np.take(table, light >> 2 * _SUBPIXEL_BITS).reshape(-1)
-
-        (start, *place), *steps = self._steps(*images.shape[1:])
-        before = view(*place)
-        off, on = (np.tile(threshold, len(images)) for threshold in self._thresholds())
-        reference = before + self._offsets(numbers)
-        events = [self._noise(numbers, start, steps[-1][0])]
-        for end, *place in steps:
+        view = _View(self, images)
+        places = self._places(*images.shape[1:])
+        start, before = places[0].t, view(places[0].row, places[0].column)
+        off, on = (np.repeat(threshold, len(images)) for threshold in self._thresholds())
+        reference = before + self._offsets(numbers).reshape(-1)
+        below, above = reference - off, reference + on
+        events = [self._noise(numbers, start, places[-1].t)]
+        for end, *place in places[1:]:
             after = view(*place)
-            change = after - reference
-            pixel = np.flatnonzero((change >= on) | (change <= -off))
+            pixel = np.flatnonzero((after <= below) | (after >= above))
             if pixel.size:
-                moved = change[pixel]
-                size = np.where(moved > 0, on[pixel], -off[pixel])
-                count = moved // size
+                now, old = after[pixel], before[pixel]
+                reference = above[pixel] - on[pixel]
+                size = np.where(now > reference, on[pixel], -off[pixel])
+                count = (now - reference) // size
                 # The n-th event of a pixel in this step happens where the log intensity passes its level.
                 each = np.repeat(np.arange(pixel.size), count)
                 nth = np.arange(each.size) - np.repeat(np.cumsum(count) - count, count) + 1
-                since = np.sign(size)[each] * ((reference[pixel] - before[pixel])[each] + size[each] * nth)
-                whole = np.maximum(1, np.abs(after[pixel] - before[pixel]))[each].astype(np.int64)
-                time = start + np.clip(since, 0, whole) * (end - start) // whole
+                since = np.sign(size)[each] * ((reference - old)[each] + size[each] * nth)
+                way = np.maximum(1, np.abs(now - old))[each].astype(np.int64)
+                time = start + np.clip(since, 0, way) * (end - start) // way
                 events.append(np.stack([pixel[each], size[each] > 0, time]))
-                reference[pixel] += count * size + self._jitter(numbers, pixel, end)
+                reference += count * size + self._jitter(numbers, pixel, end)
+                below[pixel], above[pixel] = reference - off[pixel], reference + on[pixel]
             start, before = end, after
         pixel, p, t = np.concatenate(events, axis=1)
-        sample, place_in_field = np.divmod(pixel, self.field * self.field)
+        place_in_field, sample = np.divmod(pixel, len(images))
         order = np.lexsort((place_in_field, t, sample))
         y, x = np.divmod(place_in_field[order], self.field)
         ends = np.searchsorted(sample[order], np.arange(1, len(images)))
         columns = [np.split(column, ends) for column in (x, y, p[order], t[order])]
         return [Recording(*own) for own in zip(*columns, strict=True)]
+
+
+class _View:
+    """What the pixels see of some images, wherever those are."""
+
+    def __init__(self, camera: SaccadeCamera, images: UInt8) -> None:
+        self._height, self._width = images.shape[1:]
+        levels = np.array([round(_WHITE * (i / 255) ** camera.gamma) for i in range(256)], dtype=np.int32)
+        canvas = np.pad(levels[images], ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
+        if side := round(_SUBPIXEL * camera.blur**2 / 2):
+            centre = np.int32(_SUBPIXEL - 2 * side)
+            for axis in (1, 2):
+                canvas = centre * canvas + side * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
+            canvas >>= 2 * _SUBPIXEL_BITS
+        # Images last, so that a pixel of all of them lies together.
+        self._canvas = np.ascontiguousarray(canvas.transpose(1, 2, 0)).reshape(-1, len(images))
+        light = [(_WHITE - i if camera.inverted else i) / _WHITE for i in range(_WHITE + 1)]
+        self._log = np.array([round(_LOG_UNIT * math.log(camera.floor + value)) for value in light], dtype=np.int32)
+        across, along = math.cos(camera.turn) / camera.zoom, math.sin(camera.turn) / camera.zoom
+        self._turn = np.array([[across, -along], [along, across]])
+        middle = (np.array(images.shape[1:]) - 1) / 2
+        pixels = np.stack(np.divmod(np.arange(camera.field**2), camera.field)) - middle[:, np.newaxis]
+        self._sources = np.rint(_SUBPIXEL * (self._turn @ pixels + middle[:, np.newaxis])).astype(np.int64)
+
+    def __call__(self, row: float, column: float) -> AnyArray:
+        """Log intensity `[field^2 * B]` with the images moved by some pixels."""
+        moved = np.rint(_SUBPIXEL * (self._turn @ (row, column))).astype(np.int64)
+        sources = self._sources - moved[:, np.newaxis]
+        (top, left), (down, right) = sources >> _SUBPIXEL_BITS, sources & (_SUBPIXEL - 1)
+        top, left = (
+            np.clip(whole, -_BORDER, size + _BORDER - 2) + _BORDER
+            for whole, size in ((top, self._height), (left, self._width))
+        )
+        stride = self._width + 2 * _BORDER
+        corner = top * stride + left
+        shares = (
+            (0, (_SUBPIXEL - down) * (_SUBPIXEL - right)),
+            (1, (_SUBPIXEL - down) * right),
+            (stride, down * (_SUBPIXEL - right)),
+            (stride + 1, down * right),
+        )
+        light = sum(self._canvas[corner + to] * share.astype(np.int32)[:, np.newaxis] for to, share in shares)
+        log_intensity: AnyArray = self._log[light >> 2 * _SUBPIXEL_BITS]
+        return log_intensity.reshape(-1)
 
 
 def _spread(words: UInt32, width: float) -> AnyArray:
