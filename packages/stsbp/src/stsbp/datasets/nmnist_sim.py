@@ -38,53 +38,39 @@ CALIBRATED_ON = 1000
 """The first digits of the training set, whose real recordings the camera was fitted and checked on."""
 DEFAULT_HOLDOUT = 1000
 
-_PATH = (
-    Place(0, 1.25, 0.51),
-    Place(10000, 1.30, 0.50),
-    Place(20000, 1.62, 0.43),
-    Place(30000, 2.33, 0.37),
-    Place(40000, 3.42, 0.36),
-    Place(50000, 4.67, 0.45),
-    Place(60000, 5.73, 0.95),
-    Place(70000, 6.40, 1.59),
-    Place(80000, 6.61, 1.89),
-    Place(90000, 6.61, 1.98),
-    Place(100000, 6.55, 2.04),
-    Place(110000, 6.48, 2.21),
-    Place(120000, 6.45, 2.41),
-    Place(130000, 6.23, 2.90),
-    Place(140000, 5.45, 3.66),
-    Place(150000, 4.34, 4.28),
-    Place(160000, 3.19, 4.57),
-    Place(170000, 2.15, 4.86),
-    Place(180000, 1.54, 5.24),
-    Place(190000, 1.44, 5.35),
-    Place(200000, 1.41, 5.54),
-    Place(210000, 1.44, 5.72),
-    Place(220000, 1.41, 5.83),
-    Place(230000, 1.40, 5.73),
-    Place(240000, 1.41, 5.07),
-    Place(250000, 1.42, 3.99),
-    Place(260000, 1.39, 2.87),
-    Place(270000, 1.31, 1.86),
-    Place(280000, 1.19, 1.27),
-    Place(290000, 1.16, 0.76),
-    Place(300000, 1.17, 0.58),
-    Place(310000, 1.17, 0.58),
+_KNOT_US = 5000
+# fmt: off
+_ROWS = (
+     80,  82,  83,  91, 104, 122, 149, 182, 219, 259, 299, 336, 367, 392, 410, 419,
+    423, 423, 423, 421, 420, 416, 415, 413, 413, 408, 400, 373, 348, 312, 277, 238,
+    204, 167, 138, 110,  98,  92,  93,  90,  90,  91,  93,  91,  89,  90,  90,  90,
+     90,  92,  92,  90,  89,  86,  84,  80,  76,  75,  75,  75,  75,  75,  75,  75,
 )
+_COLUMNS = (
+     33,  33,  32,  31,  28,  26,  23,  23,  23,  24,  28,  41,  60,  82, 102, 115,
+    119, 124, 127, 127, 130, 136, 141, 147, 153, 167, 184, 212, 234, 258, 274, 285,
+    292, 301, 310, 327, 336, 340, 341, 347, 355, 361, 364, 371, 373, 373, 366, 352,
+    325, 289, 254, 222, 183, 149, 118,  96,  81,  64,  48,  37,  37,  40,  37,  33,
+)
+# fmt: on
+"""Where the corner of the digit is every 5 ms, in 1/64 pixel."""
 CAMERA = SaccadeCamera(
-    threshold=0.26,
-    off_threshold=0.22,
-    floor=0.185,
-    path=_PATH,
+    threshold=0.224,
+    off_threshold=0.224,
+    floor=0.254,
+    path=tuple(
+        Place(k * _KNOT_US, row / 64, column / 64) for k, (row, column) in enumerate(zip(_ROWS, _COLUMNS, strict=True))
+    ),
     inverted=True,
-    gamma=0.88,
-    blur=0.52,
-    mismatch=0.2,
+    gamma=1.033,
+    blur=0.53,
+    zoom=1.012,
+    turn=0.0137,
+    mismatch=0.1,
     start=0.5,
-    jitter=0.3,
-    noise_on=0.38,
-    noise_off=0.013,
+    jitter=0.5,
+    noise_on=0.384,
+    noise_off=0.02,
 )
 """The camera of `nmnist-sim`."""
 

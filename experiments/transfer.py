@@ -1,0 +1,73 @@
+"""How networks that were trained on simulated recordings read real ones: a table for docs/transfer.md.
+
+    stsbp --backend torch train nmnist-sim --data-dir D --limit 10000 --test-on nmnist --out runs/transfer ...
+    python experiments/transfer.py --data-dir D runs/transfer ...
+
+Each run is tested on MNIST's 10,000 test digits before the simulated camera, on all real recordings in D, and on those
+of them that the camera was not fitted on. Nothing is chosen: it is the last checkpoint of each run that is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from calibrate_nmnist import FITTED
+from stsbp.datasets import Split, Subset, load
+from stsbp.datasets.nmnist import tested_digits
+from stsbp.training.evaluate import Evaluation, evaluate
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained, load_trained
+from stsbp_spec.registry import open_backend
+
+BATCH = 100
+
+
+def shares(found: Evaluation) -> str:
+    """Accuracy in percent."""
+    return f"{100 * np.trace(found.confusion) / found.confusion.sum():.2f}"
+
+
+def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[str]]:
+    """What a network does on each set of recordings, and the real digits that it misreads, by class."""
+    options = {"data_dir": data_dir, "steps": trained.config.steps, "binning": trained.config.binning}
+    real = load("nmnist", **options).for_test()
+    numbers = tested_digits(data_dir)
+    if len(numbers) != len(real):
+        raise SystemExit(f"{data_dir}/NMNIST holds a test set: the training recordings must be alone there")
+    sets: dict[str, Split] = {
+        "simulated": load("nmnist-sim", limit=BATCH, **options).test,
+        "real": real,
+        "real, not fitted on": Subset(real, np.flatnonzero(numbers >= FITTED)),
+    }
+    found = {name: evaluate(trained.task, trained.state, split, BATCH) for name, split in sets.items()}
+    confusion = found["real"].confusion
+    wrong = [f"{row.sum() - row[k]} of {row.sum()}" for k, row in enumerate(confusion)]
+    return found, wrong
+
+
+def main() -> None:
+    """Test the runs and print Markdown tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data-dir", type=Path, required=True)
+    given = parser.parse_args()
+    backend = open_backend("torch")
+    rows, classes = [], []
+    for run in given.runs:
+        trained = load_trained(RunFolder(run), "last", backend)
+        config = trained.config
+        found, wrong = test(trained, given.data_dir)
+        sizes = {name: int(evaluation.confusion.sum()) for name, evaluation in found.items()}
+        digits = f"{config.limit:,}" if config.limit else "all"
+        accuracies = " | ".join(map(shares, found.values()))
+        rows.append(f"| {config.loss} | {digits} | {config.epochs} | {config.seed} | {accuracies} |")
+        classes.append(f"| {config.loss}, {digits}, seed {config.seed} | {' | '.join(wrong)} |")
+    heads = " | ".join(f"{name} ({size:,}) %" for name, size in sizes.items())
+    print(f"| loss | digits | epochs | seed | {heads} |\n|---|---|---|---|---|---|---|", *rows, sep="\n")
+    print(f"\n| misread real recordings | {' | '.join('0123456789')} |\n|{'---|' * 11}", *classes, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
