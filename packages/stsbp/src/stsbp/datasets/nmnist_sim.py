@@ -66,9 +66,9 @@ CAMERA = SaccadeCamera(
     blur=0.53,
     zoom=1.012,
     turn=0.0137,
-    mismatch=0.1,
+    mismatch=0.064,
     start=0.5,
-    jitter=0.5,
+    jitter=0.692,
     noise_on=0.384,
     noise_off=0.02,
 )
