@@ -85,7 +85,11 @@ def train(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
-    install(session, *everything(session), tools=(*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "hatchling>=1.26"))
+    install(
+        session,
+        *everything(session),
+        tools=(*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26"),
+    )
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)

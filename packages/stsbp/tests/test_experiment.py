@@ -60,8 +60,8 @@ def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable
     for seed in found["seeds"]:
         records = [json.loads(s) for s in (tmp_path / "e" / seed["run"] / "metrics.jsonl").read_text().splitlines()]
         evaluations = [r for r in records if r["kind"] == "evaluation"]
-        scores = {r["epoch"]: r["accuracy"] for r in evaluations if r["split"] == "validation"}
-        assert seed["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
+        scores = {r["epoch"]: (r["accuracy"], -r["loss"]) for r in evaluations if r["split"] == "validation"}
+        assert seed["epoch"] == max(scores, key=lambda epoch: scores[epoch])
         # The test samples are looked at when everything is over.
         assert [r["epoch"] for r in evaluations if r["split"] == "test"] == [2]
         assert seed["last"]["accuracy"] == evaluations[-1]["accuracy"]
@@ -116,7 +116,7 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
         assert experiment().exit_code == 0
     assert figures(tmp_path / "e") == before
     # More seeds are added; the table can be made again from the runs.
-    (tmp_path / "e" / "experiment.json").write_text("{")
+    (tmp_path / "e" / "experiment.json").write_text(json.dumps({"format": 0, "seeds": [{"seed": 0}]}))
     assert experiment("--seeds", 3).exit_code == 0
     found = figures(tmp_path / "e")
     assert found["seeds"][:2] == before["seeds"]
@@ -142,6 +142,16 @@ def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[.
     assert failed.exit_code == 1
     assert "mine is not empty and holds no experiment" in failed.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_experiment_that_was_killed_before_its_first_run_begins(
+    experiment: Callable[..., Result], tmp_path: Path
+) -> None:
+    for name in ("seed-0/.lock", ".lock", ".experiment.json.0123456789ab.tmp"):
+        path = tmp_path / "e" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert experiment("--seeds", 1).exit_code == 0
 
 
 @pytest.mark.parametrize(

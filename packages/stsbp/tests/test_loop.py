@@ -383,7 +383,7 @@ def test_last_partial_batch_is_used(train_tiny: Callable[..., Result], tmp_path:
 def test_best_is_chosen_by_validation(train_tiny: Callable[..., Result], tmp_path: Path, records: Records) -> None:
     assert train_tiny(tmp_path / "run", "--epochs", 8, "--lr", 0.05).exit_code == 0
     lines = [line for line in records(tmp_path / "run") if line.get("split") == "validation"]
-    best = max(lines, key=lambda line: line["accuracy"])
+    best = max(lines, key=lambda line: (line["accuracy"], -line["loss"]))
     saved = json.loads((tmp_path / "run" / "best.json").read_text())
     assert (saved["best"]["by"], saved["best"]["value"]) == ("validation accuracy", best["accuracy"])
     assert (saved["epoch"], saved["step"]) == (best["epoch"], best["step"])

@@ -11,6 +11,7 @@ The run folders are the experiment; the two files beside them are made again whe
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["VALIDATION_SHARE", "Experiment", "with_validation"]
+__all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
+
+FORMAT = 1
+"""Of `experiment.json`; counts up when figures are added or change their meaning."""
+_OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
 """One training sample in so many is kept for validation where no number is asked for."""
@@ -73,7 +78,7 @@ class Experiment:
         """
         folder = RunFolder(path)
         begun = sorted(path.glob("seed-*/config.toml"))
-        if not begun and not (path / "experiment.json").exists() and not folder.is_free:
+        if not begun and not folder.is_free and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
             raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
         folder.check_writable()
         for found in begun:
@@ -150,9 +155,10 @@ class Experiment:
 
 
 def _known(path: Path) -> dict[int, dict[str, Any]]:
-    """Figures of the seeds that are in `experiment.json`; none where it is missing or damaged."""
+    """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
     try:
-        return {int(found["seed"]): found for found in json.loads(path.read_bytes())["seeds"]}
+        content = json.loads(path.read_bytes())
+        return {int(found["seed"]): found for found in content["seeds"]} if content["format"] == FORMAT else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 

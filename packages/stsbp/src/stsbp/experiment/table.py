@@ -11,14 +11,13 @@ from stsbp_spec.network import NetworkSpec
 
 from stsbp import __version__
 from stsbp.config import FREE, RunConfig, to_toml_value
-from stsbp.experiment.run import Experiment
+from stsbp.experiment.run import FORMAT, Experiment
 from stsbp.presets import NamedPreset
 from stsbp.report.collect import read_environment
 from stsbp.training.operations import MOST_SAMPLES
 
 __all__ = ["document", "markdown"]
 
-FORMAT = 1
 _PERCENT = {
     "accuracy": "accuracy, nearest label sequence",
     "accuracy_spike_count": "accuracy, spike count",

@@ -344,12 +344,16 @@ class _Loop:
         return records[-1] if test is not None else {}
 
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
-        """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch."""
+        """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch.
+
+        Few validation samples know few accuracies: between equal ones the validation loss decides.
+        """
         if validation is None:
             loss = sums.loss / sums.samples
             return {**where, "by": "training loss", "value": loss, "score": -loss}
         name, value = validation.sums.headline
-        return {**where, "by": f"validation {name}", "value": value, "score": value}
+        loss = validation.sums.means()["loss"]
+        return {**where, "by": f"validation {name}", "value": value, "score": value - 1e-9 * loss / (1 + loss)}
 
     def evaluate(self, name: str) -> Evaluation:
         # An evaluation that was cut off begins anew: the clock may do that only to a run that got on since it began.
