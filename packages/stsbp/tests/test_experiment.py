@@ -136,6 +136,10 @@ def test_changed_settings_and_foreign_folders_are_refused(experiment: Callable[.
     assert failed.exit_code == 1
     assert "lr: 0.01 in the run, 0.02 asked\n  validation: 5 in the run, 4 asked" in failed.stderr
     assert "threads" not in failed.stderr
+    (tmp_path / "e" / "seed-0" / "last.json").unlink()
+    assert "last.json is gone" in experiment("--seeds", 1).stderr
+    assert experiment("--seeds", 1, "--lr", 0.02, "--overwrite").exit_code == 0
+    assert figures(tmp_path / "e")["settings"]["lr"] == 0.02
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     failed = experiment("--out", "mine")

@@ -40,6 +40,7 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from --seed upwards.")
 @click.option("--dataset", help="Another data set that the preset fits.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME]")
+@click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @stop_after
 @settings
@@ -48,6 +49,7 @@ def command(
     seeds: int,
     dataset: str | None,
     out: Path | None,
+    overwrite: bool,
     as_json: bool,
     stop_after: float | None,
     **flags: Any,
@@ -79,7 +81,8 @@ def command(
         show.close()
     if "validation" not in given:
         config = with_validation(config, data)
-    experiment = Experiment.open(path, config, tuple(range(config.seed, config.seed + seeds)), data)
+    chosen = tuple(range(config.seed, config.seed + seeds))
+    experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
     network = experiment.task(config.seed, backend).network
     results: list[dict[str, Any]] = []
 
@@ -92,6 +95,8 @@ def command(
         return text if as_json else table
 
     with RunFolder(path).lock(), stop_on_signals(deadline) as stop:
+        if overwrite:
+            experiment.clear()
         try:
             for result in experiment.results(backend, stop):
                 results.append(result)

@@ -69,8 +69,12 @@ class Experiment:
     data: Data
 
     @classmethod
-    def open(cls, path: Path, config: RunConfig, seeds: tuple[int, ...], dataset: Dataset) -> Experiment:
+    def open(
+        cls, path: Path, config: RunConfig, seeds: tuple[int, ...], dataset: Dataset, *, overwrite: bool = False
+    ) -> Experiment:
         """An experiment that is begun, or goes on, in the folder `path`.
+
+        With `overwrite` the runs that are there may be others: call `clear` before `results`.
 
         Raises:
             ConfigError: a run in it was begun with other settings; names all that differ.
@@ -81,15 +85,29 @@ class Experiment:
         if not begun and not folder.is_free and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
             raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
         folder.check_writable()
-        for found in begun:
+        for found in () if overwrite else begun:
             own = RunFolder(found.parent).read_config()
             asked = config.model_copy(update={"seed": own.seed}).model_dump()
             if changed := differences(own, asked):
                 raise ConfigError(
-                    f"the runs in {path} were begun with other settings; give those to go on, or choose another --out:"
-                    + "".join(f"\n  {line}" for line in changed)
+                    f"the runs in {path} were begun with other settings; give those to go on, replace them with "
+                    "--overwrite, or choose another --out:" + "".join(f"\n  {line}" for line in changed)
                 )
         return cls(path, config, seeds, cut_validation(dataset, config))
+
+    def clear(self) -> None:
+        """Remove the runs that are there, and nothing else.
+
+        Raises:
+            FileError: a file cannot be removed, or a run's folder holds others.
+        """
+        for folder in self.path.glob("seed-*"):
+            RunFolder(folder).clear()
+        try:
+            for name in ("experiment.json", "experiment.md"):
+                (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
     @property
     def json(self) -> Path:
