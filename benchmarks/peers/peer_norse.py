@@ -15,7 +15,7 @@ __all__ = ["build"]
 class Neurons(torch.nn.Module):
     """`norse.torch.LIF` without its last state."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, mode: str) -> None:
         super().__init__()
         parameters: Any = norse.LIFParameters(
             tau_syn_inv=torch.tensor(1 / problem.tau_s),
@@ -24,6 +24,8 @@ class Neurons(torch.nn.Module):
             alpha=torch.tensor(3.0),
         )
         self.lif = norse.LIF(p=parameters, dt=1.0)
+        if mode == "step":
+            self.lif.activation = torch.compile(self.lif.activation)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Spikes of `z`, time first."""
@@ -36,7 +38,7 @@ def build(problem: Problem, mode: str) -> Peer:
     gain = problem.tau_m / problem.tau_s
     return Peer(
         problem,
-        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem), gain=gain, compiled=compiled),
+        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem, mode), gain=gain, compiled=compiled),
         mode,
         ("norse",),
     )

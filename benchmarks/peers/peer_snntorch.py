@@ -14,7 +14,7 @@ __all__ = ["build"]
 class Neurons(torch.nn.Module):
     """`snntorch.Synaptic` over a sequence."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, mode: str) -> None:
         super().__init__()
         self.cell = snntorch.Synaptic(
             alpha=1 - 1 / problem.tau_s,
@@ -23,6 +23,8 @@ class Neurons(torch.nn.Module):
             spike_grad=surrogate.fast_sigmoid(slope=3),
             reset_mechanism="zero",
         )
+        if mode == "step":
+            self.cell = torch.compile(self.cell)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Spikes of `z`, time first."""
@@ -38,7 +40,7 @@ def build(problem: Problem, mode: str) -> Peer:
     """The current has no factor of its own: the weights take it."""
     return Peer(
         problem,
-        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem), gain=1 / problem.tau_s, compiled=compiled),
+        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem, mode), gain=1 / problem.tau_s, compiled=compiled),
         mode,
         ("snntorch",),
     )

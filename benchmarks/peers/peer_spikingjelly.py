@@ -25,6 +25,8 @@ def neurons(problem: Problem) -> torch.nn.Module:
 
 def build(problem: Problem, mode: str) -> Peer:
     """The filter adds whole spikes: the weights take the factor."""
+    if mode == "step":
+        raise ValueError("spikingjelly steps its neurons inside")
     return Peer(
         problem,
         lambda compiled: TorchNetwork(

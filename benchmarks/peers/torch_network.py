@@ -4,7 +4,8 @@ Convolutions, pooling and full connections see all T B frames at once, channels 
 C]` or `[T, B, N]`, contiguous, so that neither has to copy. This is each library's fast way (multi-step, or a loop
 over the time axis around the neuron alone), and it is the same for all of them.
 
-Modes: `plain`; `neuron` compiles the neurons over all steps; `network` compiles the whole network.
+Modes: `plain`; `step` compiles the neurons of one step, where the library lets one call them; `neuron` compiles the
+neurons over all steps; `network` compiles the whole network.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ class Peer:
         packages: tuple[str, ...],
         reset: Callable[[torch.nn.Module], None] | None = None,
     ) -> None:
-        if mode not in ("plain", "neuron", "network"):
+        if mode not in ("plain", "step", "neuron", "network"):
             raise ValueError(f"no mode {mode!r}")
         self.network = make(mode == "neuron")
         self.call: Any = torch.compile(self.network) if mode == "network" else self.network

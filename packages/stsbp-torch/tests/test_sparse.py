@@ -34,7 +34,7 @@ USABLE = conv2d_bytes.usable
 
 def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     forward, gradient, of_bytes = KINDS[kind]
-    if of_bytes and not USABLE(Conv2d(8, 3), (1, 1, 8, 8, 8), 1):
+    if of_bytes and not USABLE(Conv2d(8, 3), (8, 8, 8), 1):
         pytest.skip("no convolution of bytes on this processor")
     monkeypatch.setattr(conv2d_bytes, "usable", USABLE if of_bytes else lambda *_: False)
     monkeypatch.setattr(sparse, "GATHER_BELOW", forward)

@@ -34,7 +34,7 @@ __all__ = ["Input", "PooledError", "Residuals", "backward", "block_backward", "b
 
 GATHER_CHANNELS = 32
 """Output channels from which the forward pass gathers."""
-GATHER_BELOW, SCATTER_BELOW, GRADIENT_BELOW = 0.1, 0.1, 0.2
+GATHER_BELOW, SCATTER_BELOW, GRADIENT_BELOW = 0.04, 0.1, 0.2
 """Densities below which the sparse kernels are faster than oneDNN's (docs/benchmarks.md)."""
 _SAMPLED = 64
 
@@ -68,15 +68,13 @@ class Input(NamedTuple):
         """The largest sum of a pooling window."""
         return int(block.input_max * self.size**2)
 
-    def pooled(self) -> torch.Tensor:
-        """Sums of the pooling windows, uint8, dropout done."""
-        s = self.s if self.masked != 1 else laid_out(self.s * self.mask)
-        if self.size > 1:
-            t, b, c, h, w = s.shape
-            sums = empty((t, b, c, h // self.size, w // self.size), torch.uint8, s.device)
-            cpu_kernels.pool_bytes(_frames(s), _frames(sums), self.size)
-            s = sums
-        return s if self.masked != 2 else laid_out(s * self.mask)
+    def doubled(self) -> torch.Tensor:
+        """What enters a convolution of bytes: `conv2d_bytes.doubled` of the sums of the pooling windows."""
+        t, b, c, h, w = self.s.shape
+        out = empty((t, b, 2 * c, h // self.size, w // self.size), torch.uint8, self.s.device)
+        s, size, mask, masked = self.arrays()
+        cpu_kernels.double_bytes(s, mask, masked, size, view(out))
+        return out
 
 
 class Residuals(NamedTuple):
@@ -112,8 +110,8 @@ def block_forward(
     if density < (GATHER_BELOW if _gathers(block.synapse) else SCATTER_BELOW):
         u, spikes = forward(block, given, wq, filter, steps)
         lif = LifResiduals(u, spikes, static=False)
-    elif conv2d_bytes.usable(block.synapse, (steps, s.shape[1], *block.synapse_shape), given.largest(block)):
-        z = conv2d_bytes.forward(block.synapse, given.pooled(), wq, 1 / given.size**2)
+    elif conv2d_bytes.usable(block.synapse, block.synapse_shape, given.largest(block)):
+        z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
         spikes, lif = backend.lif_forward(block.neuron, filter, z, steps)
     elif density < GRADIENT_BELOW:
         trace = passes.block_forward(backend, block, s, wq, steps, dropout)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit, prange
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
-__all__ = ["keep_mask", "pool", "pool_bytes", "unpool"]
+__all__ = ["double_bytes", "keep_mask", "pool", "unpool"]
 
 _ZERO = np.float32(0)
 
@@ -32,20 +32,43 @@ def pool(s: AnyArray, out: Float32, size: int) -> None:
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def pool_bytes(s: UInt8, out: UInt8, size: int) -> None:
-    """Fill `out` `[n, H // size, W // size, C]` with the sums of the windows of `s` `[n, H, W, C]`, at most 255."""
-    frames, height, width, channels = out.shape
-    for f in prange(frames):
+def double_bytes(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
+    """Fill `out` `[T, B, H, W, 2 C]` with 16 times the sums of the windows of `s`, and the sums, at most 15.
+
+    Args:
+        s: `[T, B, size H, size W, C]`, perhaps rows and columns more.
+        mask: of dropout, `[B, ...]`; any where `masked` is 0.
+        masked: 0: no dropout; 1: before the sums; 2: behind them.
+        size: of the windows.
+        out: what is filled.
+    """
+    steps, batch, height, width, _ = out.shape
+    channels = s.shape[4]
+    for frame in prange(steps * batch):
+        t, b = frame // batch, frame % batch
+        kept = mask[b % len(mask)]
+        sums = np.empty(width * channels, np.uint8)
         for y in range(height):
-            for x in range(width):
-                row = out[f, y, x]
-                for c in range(channels):
-                    row[c] = 0
-                for i in range(size):
+            sums[:] = 0
+            for i in range(size):
+                row = s[t, b, y * size + i].reshape(-1)
+                keep = kept[y * size + i].reshape(-1) if masked == 1 else row
+                for x in range(width):
                     for j in range(size):
-                        spikes = s[f, y * size + i, x * size + j]
+                        first = (x * size + j) * channels
                         for c in range(channels):
-                            row[c] += spikes[c]
+                            spikes = row[first + c]
+                            sums[x * channels + c] += spikes * keep[first + c] if masked == 1 else spikes
+            if masked == 2:
+                keep = kept[y].reshape(-1)
+                for j in range(width * channels):
+                    sums[j] *= keep[j]
+            to = out[t, b, y].reshape(-1)
+            for x in range(width):
+                for c in range(channels):
+                    total = sums[x * channels + c]
+                    to[2 * x * channels + c] = total << 4
+                    to[(2 * x + 1) * channels + c] = total
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
