@@ -34,7 +34,7 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "net":           ("32C3-P2-64C3-128",  "12C5-P2-32C5-P2",   "12C5-P2-64C5-P2",   _DEEP,    "32C3-P2-64C3-P2-128"),
     "padding":       ("same",              None,                None,                "same",   "same"),
     "steps":         (8,                   20,                  25,                  5,        8),
-    "epochs":        (15,                  10,                  10,                  30,       20),
+    "epochs":        (15,                  10,                  25,                  30,       20),
     "batch_size":    (50,                  10,                  10,                  50,       50),
     "lr":            (2e-3,                5e-3,                5e-3,                1e-3,     1e-3),
     "tau_m":         (5.0,                 5.0,                 5.0,                 5.0,      5.0),
@@ -44,6 +44,9 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "label_pattern": (None,                ByLoss("1", "01"),   ByLoss("1", "01"),   None,     None),
     "augment_shift": (None,                1,                   1,                   2,        None),
     "augment_flip":  (None,                None,                None,                True,     None),
+    "augment_rotate": (None,               None,                8.0,                 None,     None),
+    "augment_scale": (None,                None,                0.08,                None,     None),
+    "augment_shear": (None,                None,                0.08,                None,     None),
 }
 # fmt: on
 
