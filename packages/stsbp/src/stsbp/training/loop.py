@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import NumericError, ShapeError
-from stsbp_spec.init import initial_weights
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import Int64
@@ -28,6 +27,7 @@ from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint, Progress
 from stsbp.training.evaluate import Evaluation, evaluate
+from stsbp.training.initial import first_weights
 from stsbp.training.metrics import MetricsFile, Sums, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import Reporter
@@ -159,7 +159,7 @@ class _Loop:
         self.next = _Position()
         keep = 0
         if resume is None:
-            self.state = task.trainer.init(initial_weights(task.network, self.config.seed, self.config.init_gain))
+            self.state = task.trainer.init(first_weights(task, data.train))
             self.step = 0
         else:
             saved = checkpoint.progress_of(resume, folder.path)
@@ -426,7 +426,7 @@ class _Loop:
                 self.warn_once(
                     (name, "silent"),
                     f"layer {name} is silent: {rate:.1e} spikes per neuron and step up to update {self.step}; a larger "
-                    "--init-gain, a lower --threshold or a wider surrogate wakes it",
+                    "--init-gain, an --init-rate, a lower --threshold or a wider surrogate wakes it",
                 )
             elif rate > SATURATED_RATE:
                 self.warn_once(

@@ -1,0 +1,117 @@
+"""What each choice buys a deep network: one training run a choice, as a table for the documentation.
+
+    python experiments/ablation.py --data-dir D --limit 10000 --epochs 5 --seeds 0 --out runs/ablation
+
+Every row changes one thing of the base, which is the preset of CIFAR-10 with the network below. A run is a process of
+its own with a folder below --out; started again, the script goes on where it was stopped and repeats nothing. The
+accuracy is that of the validation samples, which are cut off from the training samples: a table that choices are made
+by leaves the test set alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+NET = "16C3-P2-32C3-32C3-P2-64C3-64C3-P2-128"
+BASE = "base"
+ROWS: dict[str, tuple[str, ...]] = {
+    BASE: (),
+    "initial weights not scaled, gain 1.5": ("--init-rate", "0"),
+    "initial weights not scaled, gain 3": ("--init-rate", "0", "--init-gain", "3"),
+    "initial rate 0.05": ("--init-rate", "0.05"),
+    "initial rate 0.2": ("--init-rate", "0.2"),
+    "fast sigmoid, beta 3": ("--surrogate", "fast-sigmoid:beta=3"),
+    "arctan, alpha 1 (twice as wide)": ("--surrogate", "arctan:alpha=1"),
+    "arctan, alpha 4 (half as wide)": ("--surrogate", "arctan:alpha=4"),
+    "triangle, width 1": ("--surrogate", "triangle:width=1"),
+    "dropout 0.2": ("--dropout", "0.2"),
+    "gradients clipped at norm 1": ("--clip-norm", "1"),
+    "no augmentation": ("--augment-shift", "0", "--no-augment-flip"),
+    "cut-out of 8 pixels": ("--augment-cutout", "8"),
+    "constant learning rate": ("--schedule", "constant"),
+    "half the learning rate": ("--lr", "0.0005"),
+    "twice the learning rate": ("--lr", "0.002"),
+}
+"""Options of `stsbp train` by the name of the row."""
+
+
+class Result(NamedTuple):
+    """How a run ended: accuracies in percent, the lowest spike rate of a layer before training and at the end."""
+
+    validation: float
+    training: float
+    first_rate: float
+    last_rate: float
+    seconds: float
+
+
+def run(row: str, seed: int, options: Sequence[str], out: Path) -> Result:
+    """Train once, or go on with what was begun."""
+    folder = out / f"{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}-{seed}"
+    command = ["stsbp", "--backend", "torch", "train", "cifar10", "--seed", str(seed), *options, *ROWS[row]]
+    done = subprocess.run([*command, "--out", str(folder), "--resume"], stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    tested = [line for line in lines if line["kind"] == "evaluation" and line["split"] == "validation"]
+    first = next(line for line in lines if line["kind"] == "step")
+    return Result(
+        100 * tested[-1]["accuracy"],
+        100 * epochs[-1]["accuracy"],
+        min(first["rates"].values()),
+        min(epochs[-1]["rates"].values()),
+        sum(line["seconds"] for line in epochs),
+    )
+
+
+def main() -> None:
+    """Run everything and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", required=True, help="folder of CIFAR-10")
+    parser.add_argument("--net", default=NET)
+    parser.add_argument("--limit", type=int, default=12_000, help="training images, validation among them")
+    parser.add_argument("--validation", type=int, default=2_000)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    given = parser.parse_args()
+    options = ["--data-dir", given.data_dir, "--net", given.net, "--log-every", "10", "--test-every", "0"]
+    for name in ("limit", "validation", "epochs", "threads"):
+        options += [f"--{name}", str(getattr(given, name))]
+    print(
+        "| what differs from the base | validation % | training % | lowest rate of a layer, first 10 updates | "
+        "at the end | s a run |\n|---|---|---|---|---|---|"
+    )
+    for row in given.rows:
+        results = [run(row, seed, options, given.out) for seed in given.seeds]
+        means = Result(*(statistics.mean(figures) for figures in zip(*results, strict=True)))
+        accuracies = f" ({', '.join(f'{r.validation:.1f}' for r in results)})" if len(results) > 1 else ""
+        print(
+            f"| {row} | {means.validation:.1f}{accuracies} | {means.training:.1f} | {means.first_rate:.4f} | "
+            f"{means.last_rate:.4f} | {means.seconds:.0f} |",
+            flush=True,
+        )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, check=False
+    ).stdout.strip()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "numba"))
+    print(f"\n`experiments/ablation.py {' '.join(re.sub('.*/', '', arg) for arg in sys.argv[1:])}` at")
+    print(f"{commit or 'no commit'}, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {versions}.")
+
+
+if __name__ == "__main__":
+    main()

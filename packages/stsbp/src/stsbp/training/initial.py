@@ -1,0 +1,59 @@
+"""The weights that a run begins with: those of the spec, on request scaled layer by layer until every layer fires.
+
+Spikes thin out from layer to layer, the faster the fewer the steps, and a layer that is silent learns little. With
+`init_rate` the gain of each layer is therefore found from the data, from the first layer to the last (after
+layer-sequential unit-variance initialisation, Mishkin and Matas 2016, with the spike rate in place of the variance).
+
+Spike rates are counts, equal on every backend, and the gains are short dyadic fractions, so the scaled weights are the
+same bits on every backend as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from stsbp_spec.init import initial_weights
+from stsbp_spec.random import Stream, permutation
+from stsbp_spec.typing import Float32, UInt8
+
+from stsbp.datasets import Split
+from stsbp.training.build import Task
+
+__all__ = ["GAINS", "first_weights", "scaled_to_rate"]
+
+GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(-4, 6) for quarter in range(4))
+"""What the weights of a layer may be multiplied with: 1/16 to 56, four an octave."""
+_SAMPLES = 64
+
+
+def first_weights(task: Task, train: Split) -> dict[str, Float32]:
+    """Master weights of every layer, `[out, ...]` float32, before the first update of a run."""
+    config = task.config
+    weights = initial_weights(task.network, config.seed, config.init_gain)
+    if not config.init_rate:
+        return weights
+    some = permutation(config.seed, Stream.SHUFFLE, len(train))[:_SAMPLES]
+    return scaled_to_rate(task, weights, task.batch(train, some)[0].inputs, config.init_rate)
+
+
+def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: UInt8, rate: float) -> dict[str, Float32]:
+    """Scale each layer by the least of `GAINS` with which it fires at `rate`, or by the largest where none does.
+
+    Args:
+        task: the network and what computes it.
+        weights: master weights, not changed.
+        inputs: some samples, without dropout.
+        rate: spikes per neuron and step.
+    """
+    scaled = dict(weights)
+
+    def fires(name: str, gain: float) -> bool:
+        scaled[name] = weights[name] * np.float32(gain)
+        return task.trainer.predict(task.trainer.init(scaled), inputs, task.config.steps).rates[name] >= rate
+
+    for name in weights:
+        low, high = 0, len(GAINS) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fires(name, GAINS[middle]) else (middle + 1, high)
+        scaled[name] = weights[name] * np.float32(GAINS[low])
+    return scaled
