@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 
 class Result(NamedTuple):
-    """How a run ended: accuracies in percent, the lowest spike rate of a layer before training and at the end."""
+    """How a run ended: accuracies in percent, the least rate of a layer in the first update and in the last epoch."""
 
     validation: float
     training: float
@@ -89,12 +89,12 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     given = parser.parse_args()
-    options = ["--data-dir", given.data_dir, "--net", given.net, "--log-every", "10", "--test-every", "0"]
+    options = ["--data-dir", given.data_dir, "--net", given.net, "--log-every", "1", "--test-every", "0"]
     for name in ("limit", "validation", "epochs", "threads"):
         options += [f"--{name}", str(getattr(given, name))]
     print(
-        "| what differs from the base | validation % | training % | lowest rate of a layer, first 10 updates | "
-        "at the end | s a run |\n|---|---|---|---|---|---|"
+        "| what differs from the base | validation % | training % | least rate of a layer, first update | "
+        "last epoch | s a run |\n|---|---|---|---|---|---|"
     )
     for row in given.rows:
         results = [run(row, seed, options, given.out) for seed in given.seeds]
@@ -110,7 +110,8 @@ def main() -> None:
     ).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "numba"))
     print(f"\n`experiments/ablation.py {' '.join(re.sub('.*/', '', arg) for arg in sys.argv[1:])}` at")
-    print(f"{commit or 'no commit'}, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, {versions}.")
+    print(f"{commit or 'no commit'}, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()},")
+    print(f"{versions}.")
 
 
 if __name__ == "__main__":
