@@ -121,6 +121,27 @@ def speckle(recordings: Sequence[Recording]) -> float:
     return float(np.median(np.abs(mean[many] / around[many] - 1)))
 
 
+def intervals(recordings: Sequence[Recording]) -> tuple[float, float, float]:
+    """Milliseconds: what 1 % of the intervals between a pixel's events are below, and the median time from a pixel's
+    first to its last event in a saccade where there are three or more, OFF and ON."""
+    between: list[Any] = []
+    spans: tuple[list[Any], list[Any]] = [], []
+    for x, y, p, t in recordings:
+        pixel = 34 * y + x
+        order = np.lexsort((t, pixel))
+        between.append(np.diff(t[order])[np.diff(pixel[order]) == 0])
+        part = np.searchsorted(SACCADES_US, t, "right")
+        for polarity, found in enumerate(spans):
+            kept = p == polarity
+            _, group, count = np.unique(4 * pixel[kept] + part[kept], return_inverse=True, return_counts=True)
+            first, last = np.full(len(count), t.max()), np.zeros(len(count), dtype=np.int64)
+            np.minimum.at(first, group, t[kept])
+            np.maximum.at(last, group, t[kept])
+            found.append((last - first)[count >= 3])
+    off, on = (float(np.median(np.concatenate(found))) for found in spans)
+    return float(np.percentile(np.concatenate(between), 1)) / 1000, off / 1000, on / 1000
+
+
 def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[str]:
     """Real and simulated recordings of the same digits, as the lines of a Markdown table."""
     sets = {"real": real, **simulated}
@@ -132,9 +153,12 @@ def table(real: list[Recording], simulated: dict[str, list[Recording]]) -> list[
         for (saccade, polarity), mean in zip(itertools.product(range(3), range(2)), counts.T.reshape(-1), strict=True):
             rows.setdefault(f"events, saccade {saccade + 1}, {('OFF', 'ON')[polarity]}", []).append(f"{mean:.0f}")
         active = frames(recordings)
+        shortest, off, on = intervals(recordings)
         measures = {
             "active pixels, all frames": f"{active.sum() / len(active):.0f}",
             "of them alone": f"{alone(active):.1%}",
+            "1 % of the intervals between a pixel's events, below": f"{shortest:.1f} ms",
+            "first to last event of a pixel in a saccade, OFF and ON": f"{off:.1f} and {on:.1f} ms",
             "events of a pixel, away from its neighbours' mean": f"{speckle(recordings):.1%}",
         }
         if name == "real":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from calibrate_nmnist import FITTED
@@ -31,7 +32,7 @@ def shares(found: Evaluation) -> str:
 
 def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[str]]:
     """What a network does on each set of recordings, and the real digits that it misreads, by class."""
-    options = {"data_dir": data_dir, "steps": trained.config.steps, "binning": trained.config.binning}
+    options: dict[str, Any] = {"data_dir": data_dir, "steps": trained.config.steps, "binning": trained.config.binning}
     real = load("nmnist", **options).for_test()
     numbers = tested_digits(data_dir)
     if len(numbers) != len(real):

@@ -338,7 +338,7 @@ def test_shell_completion_of_commands_and_data_sets() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
     )
-    assert result.stdout.split() == ["plain,nmnist"]
+    assert result.stdout.split() == ["plain,nmnist", "plain,nmnist-sim"]
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))

@@ -127,6 +127,7 @@ def test_a_limit_simulates_no_more_and_the_same_recordings(tmp_path: Path) -> No
     work: list[tuple[str, int]] = []
     limited = _load(tmp_path, tmp_path, limit=6, progress=lambda what, _, total: work.append((what, total)))
     assert {total for what, total in work if "simulating" in what} == {6, 11}
+    assert limited.notes[1:] == ("limited to 6 of 20 training digits (split seed 0)",)
     everything = _load(tmp_path, tmp_path)
     frames = everything.train.inputs(np.arange(20))
     for k, frame in enumerate(limited.train.inputs(np.arange(6)).transpose(1, 0, 2, 3, 4)):

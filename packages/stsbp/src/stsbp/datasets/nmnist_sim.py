@@ -147,7 +147,8 @@ def load(request: Request) -> Dataset:
         rest, held = hold_out(Subset(ArraySplit(digits.images, digits.labels), kept), count, seed=request.seed)
         test = _simulate(digits, kept[held.indices], 0, request)
         kept = kept[rest.indices]
-    if request.limit is not None:
+    if request.limit is not None and request.limit < len(kept):
+        notes.append(f"limited to {request.limit} of {len(kept)} training digits (split seed {request.seed})")
         kept = kept[select_balanced(digits.labels[kept], request.limit, seed=request.seed, substream=1)]
     train = _simulate(digits, kept, 0, request)
     return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, train, test, tuple(notes))

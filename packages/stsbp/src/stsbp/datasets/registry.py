@@ -211,7 +211,7 @@ def load(
     )
     dataset: Dataset = importlib.import_module(info.module).load(request)
     dataset = replace(dataset, notes=(*moved, *dataset.notes))
-    if limit is None:
+    if limit is None or len(dataset.train) <= limit:
         return dataset
     # Another substream than the holdout's, so that the two choices are independent.
     chosen = select_balanced(dataset.train.labels, limit, seed=seed, substream=1)
