@@ -195,7 +195,9 @@ def main(arguments: list[str] | None = None) -> None:
     where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
     parser.add_argument("--device", help="of all of them, e.g. cuda; default: cpu")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="which of them")
-    parser.add_argument("--modes", nargs="*", default=["plain", "step", "neuron", "network"], help="of the peers on PyTorch")
+    parser.add_argument(
+        "--modes", nargs="*", default=["plain", "step", "neuron", "network"], help="of the peers on PyTorch"
+    )
     parser.add_argument(
         "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
     )

@@ -40,7 +40,9 @@ def build(problem: Problem, mode: str) -> Peer:
     """The current has no factor of its own: the weights take it."""
     return Peer(
         problem,
-        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem, mode), gain=1 / problem.tau_s, compiled=compiled),
+        lambda compiled: TorchNetwork(
+            problem, lambda _: Neurons(problem, mode), gain=1 / problem.tau_s, compiled=compiled
+        ),
         mode,
         ("snntorch",),
     )

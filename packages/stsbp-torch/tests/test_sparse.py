@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_spec.backend import Batch
+from stsbp_spec.backend import Batch, ValueAndGrad
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.synapses import Conv2d
-from stsbp_spec.typing import Float32
-
+from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.sparse import block as sparse
 from stsbp_torch.synapses import conv2d_bytes
@@ -37,8 +36,7 @@ def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     if of_bytes and not USABLE(Conv2d(8, 3), (8, 8, 8), 1):
         pytest.skip("no convolution of bytes on this processor")
     monkeypatch.setattr(conv2d_bytes, "usable", USABLE if of_bytes else lambda *_: False)
-    monkeypatch.setattr(sparse, "GATHER_BELOW", forward)
-    monkeypatch.setattr(sparse, "SCATTER_BELOW", forward)
+    monkeypatch.setattr(sparse, "FORWARD_BELOW", dict.fromkeys(sparse.FORWARD_BELOW, forward))
     monkeypatch.setattr(sparse, "GRADIENT_BELOW", gradient)
 
 
@@ -54,7 +52,14 @@ def _case(notation: str, padding: str, shape: tuple[int, ...]) -> tuple[NetworkS
     return network, weights, Batch(frames.astype(np.uint8), targets.astype(np.uint8))
 
 
-def _gradients(network, weights, batch, dropout, precision="fast", device="cpu"):  # type: ignore[no-untyped-def]
+def _gradients(
+    network: NetworkSpec,
+    weights: dict[str, Float32],
+    batch: Batch,
+    dropout: tuple[int, int] | None,
+    precision: Precision = "fast",
+    device: str = "cpu",
+) -> ValueAndGrad:
     loss = VanRossum()
     return TorchBackend(device).value_and_grad(network, loss, weights, batch, precision=precision, dropout=dropout)
 

@@ -11,7 +11,19 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["AnyArray", "Coding", "Float32", "Float64", "Int32", "Int64", "Native", "Precision", "Shape", "UInt8", "UInt32"]
+__all__ = [
+    "AnyArray",
+    "Coding",
+    "Float32",
+    "Float64",
+    "Int32",
+    "Int64",
+    "Native",
+    "Precision",
+    "Shape",
+    "UInt8",
+    "UInt32",
+]
 
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt32: TypeAlias = npt.NDArray[np.uint32]

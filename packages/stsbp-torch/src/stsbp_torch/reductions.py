@@ -29,7 +29,7 @@ def count(spikes: UInt8) -> int:
             for word in part[low : low + 255]:
                 sums += word
             for _ in range(8):
-                total += np.int64(sums & _BYTE)
+                total += int(sums & _BYTE)
                 sums >>= _EIGHT
     for j in range(whole, spikes.size):
         total += spikes[j]
@@ -46,7 +46,7 @@ def _largest_bits(bits: Int32) -> int:
         for j in range(part.size):
             most = max(most, part[j] & _MAGNITUDE)
         found[chunk] = most
-    return found.max() if chunks else np.int32(0)
+    return int(found.max()) if chunks else 0
 
 
 def largest(x: Float32) -> float:
@@ -62,7 +62,7 @@ def squares(x: Float32, scale: np.float32) -> int:
         part = x[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         n = 0
         for j in range(part.size):
-            whole = np.int64(np.rint(part[j] * scale))
+            whole = int(np.rint(part[j] * scale))
             n += whole * whole
         total += n
     return total
@@ -75,9 +75,9 @@ def _round_rows(w: Float32, scale: np.float32, back: np.float32, wq: Float32, ab
         for j in range(w.shape[1]):
             rounded = np.rint(w[row, j] * scale)
             wq[row, j] = rounded * back
-            units = np.int64(rounded)
-            positive += max(units, 0)
-            negative += min(units, 0)
+            units = int(rounded)
+            positive += units if units > 0 else 0
+            negative += units if units < 0 else 0
         above[row], below[row] = positive, negative
 
 

@@ -1,9 +1,8 @@
 """Which blocks take the sparse kernels, and the arrays they meet there.
 
 A block takes them where its input is bytes that change with time, its layer is a convolution of stride 1, and few
-enough inputs are non-zero. The gradient stays ahead of the dense one up to higher densities than the forward pass does,
-so there are three kinds of block: dense, dense with a sparse gradient, and sparse. The share of non-zero inputs is
-taken from a sample of the frames: it depends on nothing but the data, and so does the choice.
+enough inputs are non-zero; forward pass and gradient are chosen one by one. The share of non-zero inputs is taken from
+a sample of the frames: it depends on nothing but the data, and so does the choice.
 """
 
 from __future__ import annotations
@@ -30,13 +29,31 @@ from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
 if TYPE_CHECKING:
     from stsbp_torch.backend import TorchBackend
 
-__all__ = ["Input", "PooledError", "Residuals", "backward", "block_backward", "block_forward", "forward"]
+__all__ = [
+    "Input",
+    "PooledError",
+    "Residuals",
+    "backward",
+    "block_backward",
+    "block_forward",
+    "forward",
+    "forward_bytes",
+    "forward_kind",
+    "given_input",
+    "known",
+]
 
 GATHER_CHANNELS = 32
 """Output channels from which the forward pass gathers."""
-GATHER_BELOW, SCATTER_BELOW, GRADIENT_BELOW = 0.04, 0.1, 0.2
-"""Densities below which the sparse kernels are faster than oneDNN's (docs/benchmarks.md)."""
-_SAMPLED = 64
+FORWARD_BELOW = {
+    ("gather", "bytes"): 0.03,
+    ("gather", "floats"): 0.3,
+    ("scatter", "bytes"): 0.2,
+    ("scatter", "floats"): 0.2,
+}
+GRADIENT_BELOW = 0.28
+"""Densities below which the sparse kernels are faster than oneDNN's: `benchmarks/crossover.py` measures them."""
+_SAMPLED = 32
 
 
 class Input(NamedTuple):
@@ -102,23 +119,40 @@ def block_forward(
     dropout: tuple[int, int] | None,
 ) -> BlockTrace:
     """`passes.block_forward` by these kernels where they pay."""
-    if not _known(block, s):
+    if not known(block) or s.dtype != torch.uint8 or s.shape[1] < get_num_threads():
         return passes.block_forward(backend, block, s, wq, steps, dropout)
-    given = _given(backend, block, s, dropout)
+    given = given_input(backend, block, s, dropout)
     density = given.density()
     filter = block.filter(training=dropout is not None)
-    if density < (GATHER_BELOW if _gathers(block.synapse) else SCATTER_BELOW):
+    kind = forward_kind(block, given, density)
+    if kind == "sparse":
         u, spikes = forward(block, given, wq, filter, steps)
         lif = LifResiduals(u, spikes, static=False)
-    elif conv2d_bytes.usable(block.synapse, block.synapse_shape, given.largest(block)):
-        z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
-        spikes, lif = backend.lif_forward(block.neuron, filter, z, steps)
-    elif density < GRADIENT_BELOW:
+    elif kind == "bytes":
+        spikes, lif = forward_bytes(backend, block, given, wq, filter, steps)
+    else:
         trace = passes.block_forward(backend, block, s, wq, steps, dropout)
         spikes, lif = trace.spikes, trace.lif
-    else:
-        return passes.block_forward(backend, block, s, wq, steps, dropout)
     return BlockTrace(block, [], Residuals(given, wq, density < GRADIENT_BELOW), lif, spikes)
+
+
+def forward_kind(block: Block, given: Input, density: float) -> str:
+    """How a block is computed: `sparse`, `bytes` or `floats`."""
+    assert isinstance(block.synapse, Conv2d)
+    of_bytes = conv2d_bytes.usable(block.synapse, block.synapse_shape, given.largest(block))
+    order = "gather" if _gathers(block.synapse) else "scatter"
+    if density < FORWARD_BELOW[order, "bytes" if of_bytes else "floats"]:
+        return "sparse"
+    return "bytes" if of_bytes else "floats"
+
+
+def forward_bytes(
+    backend: TorchBackend, block: Block, given: Input, wq: torch.Tensor, filter: Filter, steps: int
+) -> tuple[torch.Tensor, LifResiduals]:
+    """Spikes and residuals of a block by a convolution of bytes."""
+    assert isinstance(block.synapse, Conv2d)
+    z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
+    return backend.lif_forward(block.neuron, filter, z, steps)
 
 
 def block_backward(
@@ -161,21 +195,20 @@ def block_backward(
     return backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below)), dw
 
 
-def _known(block: Block, s: torch.Tensor) -> bool:
+def known(block: Block) -> bool:
     """Whether the kernels know such a block."""
     pools = sum(isinstance(layer, AvgPool2d) for layer in block.before)
     return (
         isinstance(block.synapse, Conv2d)
         and block.synapse.stride == 1
-        and s.dtype == torch.uint8
         and not block.static
-        and s.shape[1] >= get_num_threads()
         and pools <= 1
         and len(block.before) - pools <= 1
     )
 
 
-def _given(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
+def given_input(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
+    """What a block that is `known` takes from the spikes of the block below."""
     size, mask, masked, shape = 1, None, 0, block.input_shape
     for place, layer in enumerate(block.before):
         if isinstance(layer, AvgPool2d):
@@ -249,15 +282,14 @@ def backward(
     """`(dz, dW)` of a block from the error of its spikes; what is not needed is empty."""
     conv, neuron = block.synapse, block.neuron
     assert isinstance(conv, Conv2d)
-    channels, pooled = given.s.shape[2], 1
+    channels = given.s.shape[2]
     kind, p0, p1 = surrogate_code(neuron.surrogate)
-    if isinstance(ds, PooledError):
-        ds, pooled = ds.d, ds.pool.size
+    above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
     dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
     threads = get_num_threads()
     sums = np.empty((threads if need_weights else 0, channels * conv.kernel * _run(conv)), np.float32)
     kernels.backward(
-        *given.arrays(), conv.kernel, conv.padding, view(u), view(ds), pooled, view(dz), sums, threads,
+        *given.arrays(), conv.kernel, conv.padding, view(u), view(above), pooled, view(dz), sums, threads,
         filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), kind, np.float32(p0),
         np.float32(p1),
     )  # fmt: skip

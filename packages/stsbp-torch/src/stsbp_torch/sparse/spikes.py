@@ -141,4 +141,4 @@ def density(s: UInt8, size: int, every: int) -> float:
                             spiked |= frame[y * size + i, x * size + j, c]
                     n += spiked != 0
         found += n
-    return found / (looked * rows * columns * channels)
+    return float(found / (looked * rows * columns * channels))

@@ -1,0 +1,125 @@
+"""Where the sparse kernels of the torch backend overtake the dense ones on this CPU, operation by operation.
+
+`python benchmarks/crossover.py [--out FILE.json]`. For each convolution of the two networks that is fed spikes: the
+forward pass (convolution, filter, neurons) as sparse kernel, as convolution of bytes and as convolution of floats, and
+the gradient of the weights (with the neurons' backward pass) as sparse kernel and as oneDNN's, over densities of the
+input behind the pooling. The crossing is interpolated on the logarithm of the density.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stsbp.benchmarks.cases import CASES, Case
+from stsbp.benchmarks.device import describe
+from stsbp.benchmarks.timing import interleaved
+from stsbp.training.build import build_network
+from stsbp_spec import passes
+from stsbp_spec.init import initial_weights
+from stsbp_spec.network import Block
+from stsbp_spec.registry import open_backend
+from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_torch.sparse import block as sparse
+from stsbp_torch.synapses import conv2d, conv2d_bytes
+
+HERE = Path(__file__).parent
+DENSITIES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+
+
+def crossing(densities: list[float], sparse_times: list[float], dense_times: list[float]) -> float | None:
+    """The density at which the sparse kernel stops being faster; None where it is not at the smallest."""
+    gain = [math.log(d / s) for s, d in zip(sparse_times, dense_times, strict=True)]
+    if gain[0] <= 0:
+        return None
+    for i in range(1, len(gain)):
+        if gain[i] <= 0:
+            low, high = math.log(densities[i - 1]), math.log(densities[i])
+            return math.exp(low + (high - low) * gain[i - 1] / (gain[i - 1] - gain[i]))
+    return 1.0
+
+
+def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int, density: float) -> dict[str, Any]:
+    """Pieces of work of one block on random spikes."""
+    conv = block.synapse
+    assert isinstance(conv, Conv2d)
+    pool = next((layer.size for layer in block.before if isinstance(layer, AvgPool2d)), 1)
+    one = 1 - (1 - density) ** (1 / pool**2)
+    random = np.random.default_rng(1)
+    frames = (random.random((steps, batch, *block.input_shape), np.float32) < one).astype(np.uint8)
+    s = backend.asarray(frames)
+    wq, _ = backend.weight_grid(block, backend.asarray(weights))
+    given, filter = sparse.given_input(backend, block, s, None), block.filter(training=True)
+    trace = passes.block_forward(backend, block, s, wq, steps, None)
+    ds = backend.asarray(random.standard_normal(tuple(trace.spikes.shape), np.float32))
+    floats, u = trace.synapse, trace.lif.u
+
+    def dense_gradient() -> None:
+        dz, _ = sparse.backward(block, given, u, ds, filter, need_error=True, need_weights=False)
+        conv2d.backward(conv, floats, dz, precision="fast", need_input=False)
+
+    work: dict[str, Callable[[], object]] = {
+        "forward sparse": lambda: sparse.forward(block, given, wq, filter, steps),
+        "forward floats": lambda: passes.block_forward(backend, block, s, wq, steps, None),
+        # The error of `z` is stored for the layer below, as in training.
+        "gradient sparse": lambda: sparse.backward(
+            block, given, u, ds, filter, need_error=block.index > 0, need_weights=True
+        ),
+        "gradient dense": dense_gradient,
+    }
+    if conv2d_bytes.usable(conv, block.synapse_shape, given.largest(block)):
+        work["forward bytes"] = lambda: sparse.forward_bytes(backend, block, given, wq, filter, steps)
+    return work
+
+
+def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
+    """Times and crossings of every block of a network that is fed spikes."""
+    backend = open_backend("torch", "cpu")
+    config = case.config(scale)
+    network = build_network(config, case.inputs)
+    weights = initial_weights(network, config.seed, config.init_gain)
+    records: list[dict[str, Any]] = []
+    for block in network.blocks:
+        if not sparse.known(block):
+            continue
+        times: dict[str, list[float]] = {}
+        for density in DENSITIES:
+            work = operations(backend, block, weights[block.name], case.steps, config.batch_size, density)
+            for name, timing in interleaved(work, rounds=rounds).items():
+                times.setdefault(name, []).append(timing.median)
+        crossings = {
+            f"{operation} sparse / {dense}": crossing(list(DENSITIES), times[f"{operation} sparse"], times[key])
+            for operation, dense in (("forward", "bytes"), ("forward", "floats"), ("gradient", "dense"))
+            if (key := f"{operation} {dense}") in times
+        }
+        records.append({"case": case.name, "block": block.name, "seconds": times, "crossings": crossings})
+    return records
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "crossover.json")
+    options = parser.parse_args(arguments)
+    records = [r for case in CASES.values() for r in measure(case, rounds=options.rounds, scale=options.scale)]
+    for r in records:
+        print(f"\n{r['case']} {r['block']}: milliseconds at densities {', '.join(map(str, DENSITIES))}")
+        for name, seconds in r["seconds"].items():
+            print(f"  {name:16} " + " ".join(f"{1e3 * x:7.2f}" for x in seconds))
+        for name, density in r["crossings"].items():
+            print(f"  {name}: " + ("never faster" if density is None else f"up to a density of {density:.3f}"))
+    settings = {"rounds": options.rounds, "scale": options.scale, "densities": DENSITIES}
+    report = {"format": 1, "machine": describe(open_backend("torch", "cpu"), settings), "blocks": records}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
