@@ -8,15 +8,15 @@ import shlex
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
 from stsbp.cli.train import given_settings, settings
-from stsbp.config import Source, named_preset, resolve
-from stsbp.datasets import DATASETS
+from stsbp.config import RunConfig, Source, named_preset, resolve
+from stsbp.datasets import DATASETS, Dataset
 from stsbp.errors import ConfigError
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
@@ -63,60 +63,70 @@ def command(
     """
     deadline = deadline_in(stop_after)
     given = given_settings(flags)
-    named = _named(name, dataset)
-    base = resolve([named])
-    other = {} if dataset is None else {"dataset": dataset}
-    config = resolve([named, Source("experiment", {"test_every": 0}), Source("command line", {**other, **given})])
+    base, config = _configs(name, dataset, given)
     path = out or Path("runs") / name.replace("/", "-").replace(":", "-")
     if config.tensorboard:
         require()
     limit_threads(config.threads)
     backend = choose_backend(click.get_current_context().obj)
-    show = reporter()
-    try:
-        data = load_dataset(config, show.loading)
-        for note in data.notes:
-            show.note(note)
-    finally:
-        show.close()
+    data = _load(config)
     if "validation" not in given:
         config = with_validation(config, data)
     chosen = tuple(range(config.seed, config.seed + seeds))
     experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
     network = experiment.task(config.seed, backend).network
     results: list[dict[str, Any]] = []
-
-    def write() -> str:
-        found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
-        text = json.dumps(found, indent=1, allow_nan=False) + "\n"
-        table = markdown(found)
-        write_atomically(experiment.json, text.encode())
-        write_atomically(path / "experiment.md", table.encode())
-        return text if as_json else table
-
+    found: dict[str, Any] = {}
     with RunFolder(path).lock(), stop_on_signals(deadline) as stop:
         if overwrite:
             experiment.clear()
         try:
             for result in experiment.results(backend, stop):
                 results.append(result)
-                printed = write()
+                found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
+                write_atomically(experiment.json, _json(found).encode())
+                write_atomically(experiment.table, markdown(found).encode())
         except Stopped as stopped:
-            with contextlib.suppress(BrokenPipeError):
-                click.echo(
-                    f"{stopped} in seed {config.seed + len(results)}, all is saved; {len(results)} of {seeds} seeds "
-                    f"are done. The same command goes on: {shlex.join(_typed())}",
-                    err=True,
-                )
-            sys.exit(stopped.exit_code)
-    click.echo(printed, nl=False)
+            _leave(stopped, f"in seed {chosen[len(results)]}", f"{len(results)} of {seeds} seeds are done")
+    click.echo(_json(found) if as_json else markdown(found), nl=False)
     with contextlib.suppress(OSError):
-        click.echo(f"written to {path / 'experiment.md'} and {experiment.json}", err=True)
+        click.echo(f"written to {experiment.table} and {experiment.json}", err=True)
+
+
+def _configs(name: str, dataset: str | None, given: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
+    """The settings of the preset, and those of the runs."""
+    named = _named(name, dataset)
+    other = {} if dataset is None else {"dataset": dataset}
+    # The test samples are looked at when a run is over.
+    rule = Source("experiment", {"test_every": 0})
+    return resolve([named]), resolve([named, rule, Source("command line", {**other, **given})])
+
+
+def _load(config: RunConfig) -> Dataset:
+    show = reporter()
+    try:
+        data = load_dataset(config, show.loading)
+        for note in data.notes:
+            show.note(note)
+        return data
+    finally:
+        show.close()
+
+
+def _json(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 def _typed() -> list[str]:
     """What was typed, with the program's name instead of its path."""
     return ["stsbp", *sys.argv[1:]]
+
+
+def _leave(stopped: Stopped, where: str, done: str) -> NoReturn:
+    again = shlex.join(word for word in _typed() if word != "--overwrite")
+    with contextlib.suppress(BrokenPipeError):
+        click.echo(f"{stopped} {where}, all is saved; {done}. Go on with: {again}", err=True)
+    sys.exit(stopped.exit_code)
 
 
 def _named(name: str, dataset: str | None) -> Source:

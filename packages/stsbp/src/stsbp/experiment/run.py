@@ -104,8 +104,8 @@ class Experiment:
         for folder in self.path.glob("seed-*"):
             RunFolder(folder).clear()
         try:
-            for name in ("experiment.json", "experiment.md"):
-                (self.path / name).unlink(missing_ok=True)
+            for path in (self.json, self.table):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
@@ -113,6 +113,11 @@ class Experiment:
     def json(self) -> Path:
         """The figures."""
         return self.path / "experiment.json"
+
+    @property
+    def table(self) -> Path:
+        """The same as Markdown."""
+        return self.path / "experiment.md"
 
     def task(self, seed: int, backend: AbstractBackend) -> Task:
         """What is trained with a seed."""
