@@ -149,7 +149,7 @@ def typing(session: nox.Session) -> None:
     for paths in [
         *([f"{folder}/src", f"{folder}/tests"] for folder in folders),
         ["benchmarks"],
-        ["noxfile.py"],
+        ["noxfile.py", "experiments"],
     ]:
         try:
             session.run("mypy", *(path for path in paths if (ROOT / path).exists()))

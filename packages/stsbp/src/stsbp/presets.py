@@ -120,7 +120,9 @@ class NamedPreset:
 
 
 _PAPER = "Spiking Sequence Label-Based Spatio-Temporal Back-Propagation, J. Electronics & Information Technology, 2024"
-_PAPER_REMARK = "time constants, label pattern, binning of the events and optimiser are not in our copy of the paper"
+_PAPER_REMARK = (
+    "time constants, label pattern, binning of the events, augmentation and optimiser are not in our copy of the paper"
+)
 _STBP = "Wu et al. 2018, Front. Neurosci. 12:331 (STBP), as compared with in the paper"
 _TSSL = "Zhang and Li 2020, NeurIPS (TSSL-BP)"
 _FULL_NMNIST = "60,000 + 10,000 recordings"
@@ -147,6 +149,12 @@ _TSSL_CIFAR10: dict[str, Value] = {
     "dropout": 0.2,
     "augment_shift": 4,
     "augment_flip": True,
+}
+_NO_AUGMENTATION: dict[str, Value] = {
+    "augment_shift": 0,
+    "augment_rotate": 0.0,
+    "augment_scale": 0.0,
+    "augment_shear": 0.0,
 }
 _TSSL_REMARK = "trained by this project's rule and surrogate; pixels enter as x / 256, not normalised"
 
@@ -199,7 +207,7 @@ def _named() -> dict[str, NamedPreset]:
                 "epochs": 100,
                 "tau_m": 8.0,
                 "tau_s": 4.0,
-                "augment_shift": 0,
+                **_NO_AUGMENTATION,
             },
             Published(
                 99.28, f"{_FULL_NMNIST}, T = 30, the first 30 x 3 ms, stabilised, 100 epochs, best of several runs"
