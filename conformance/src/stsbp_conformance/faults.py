@@ -26,7 +26,7 @@ from stsbp_spec.reference.neurons import lif
 from stsbp_spec.surrogates import Surrogate, parse_surrogate
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.trainer import Trainer, TrainState
-from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Native, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Unavailable
 from stsbp_conformance.tiers import bits, errors, gradients, pairs, rational, reproducible, trainer
@@ -552,6 +552,15 @@ class NoClipping(NumpyBackend):
         self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
     ) -> tuple[Float32, Float32, Float32]:
         return super().adamw(replace(scalars, clip=np.float32(1)), w, g, m, v)
+
+
+class LosesPackedSpikes(NumpyBackend):
+    """The last step of the spikes that are kept as bits is lost."""
+
+    def unpack_spikes(self, packed: Any) -> Native:
+        s = super().unpack_spikes(packed)
+        s[-1] = 0
+        return s
 
 
 class UpdatesInPlace(NumpyBackend):

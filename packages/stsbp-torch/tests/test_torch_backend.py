@@ -21,6 +21,8 @@ from stsbp_spec import (
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.typing import Memory
+from stsbp_torch import bits
 from stsbp_torch.backend import TorchBackend
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -188,3 +190,32 @@ def test_cuda_without_a_device_says_why() -> None:
     with pytest.raises(BackendError, match="use --device cpu"):
         TorchBackend("cuda")
     assert any(d.name == "cuda" and d.problem for d in TorchBackend.devices())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+def test_training_in_little_memory_has_the_same_bits(device: str) -> None:
+    net = network("events")
+    states = []
+    memories: tuple[Memory, ...] = ("full", "low")
+    for memory in memories:
+        trainer = TorchBackend(device).trainer(net, VanRossum(), AdamW(lr=1e-2), seed=3, memory=memory)
+        state = trainer.init(initial_weights(net, 1, 2.0))
+        for seed in range(3):
+            state, result = trainer.step(state, batch(net, 9, 5, seed))
+        states.append((trainer.export_state(state), result))
+    (expected, full), (got, low) = states
+    assert (low.loss, low.rates, low.gradient_norm) == (full.loss, full.rates, full.gradient_norm)
+    assert min(full.rates.values()) > 0
+    for name, x in expected.items():
+        assert np.array_equal(got[name], x), name
+
+
+def test_bits_of_spikes_are_those_that_numpy_packs() -> None:
+    s = torch.from_numpy((np.random.default_rng(0).random(1003) < 0.3).astype(np.uint8))
+    packed = bits.pack(s)
+    assert np.array_equal(packed.numpy(), np.packbits(s.numpy()))
+    assert torch.equal(bits.unpack(packed, len(s)), s)
+    # The expressions that other devices take.
+    by_eights = torch.nn.functional.pad(s, (0, -len(s) % 8)).view(-1, 8)
+    assert torch.equal((by_eights << bits._shifts(s)).sum(1, dtype=torch.uint8), packed)
+    assert torch.equal(((packed[:, None] >> bits._shifts(packed)) & 1).view(-1)[: len(s)], s)

@@ -13,6 +13,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.surrogates import FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.typing import Memory
 
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, cifar10
@@ -75,10 +76,12 @@ def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | Non
     return Check(4, f"gradients: {case.id}, {loss}{drop}", run, quick=quick)
 
 
-def _training_check(case: NetworkCase, loss: str, *, quick: bool) -> Check:
+def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory = "full") -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         expected, results = reference.trained(case, loss, OPTIMIZER, 20)
-        trainer = backend.trainer(case.network, LOSSES[loss], OPTIMIZER, precision="reproducible", seed=7)
+        trainer = backend.trainer(
+            case.network, LOSSES[loss], OPTIMIZER, precision="reproducible", seed=7, memory=memory
+        )
         got, found = reference.train(trainer, case, 20)
         compared = Compared()
         compared.same("losses", [r.loss for r in found], [r.loss for r in results])
@@ -89,7 +92,8 @@ def _training_check(case: NetworkCase, loss: str, *, quick: bool) -> Check:
         compared.note = f"weights {reference.checksum(got)[:16]}"
         return compared.verdict()
 
-    return Check(4, f"20 updates: {case.id}, {loss}", run, quick=quick)
+    little = "" if memory == "full" else " in little memory"
+    return Check(4, f"20 updates{little}: {case.id}, {loss}", run, quick=quick)
 
 
 CHECKS = (
@@ -108,6 +112,7 @@ CHECKS = (
     _gradient_check(bits.CIFAR10, "van-rossum", None, quick=False),
     _gradient_check(bits.NINE_LAYERS, "hamming", None, quick=False),
     *(_training_check(case, loss, quick=True) for case, loss in zip(SMALL, (*LOSSES, "van-rossum"), strict=True)),
+    *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT)),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),
     _training_check(CIFAR10, "hamming", quick=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Memory, Native, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.losses import hamming, spike_count, van_rossum
@@ -159,7 +160,21 @@ class CupyBackend(AbstractBackend):
     def spike_rate(self, s: Native) -> float:
         return int(self.rt.xp.count_nonzero(s)) / int(s.size)
 
+    def pack_spikes(self, s: Native) -> Any:
+        return self.rt.xp.packbits(s.astype(np.uint8, copy=False).ravel()), s.shape, s.dtype
+
+    def unpack_spikes(self, packed: Any) -> Native:
+        bits, shape, dtype = packed
+        return self.rt.xp.unpackbits(bits)[: math.prod(shape)].reshape(shape).astype(dtype, copy=False)
+
     def trainer(
-        self, network: NetworkSpec, loss: Loss, optimizer: AdamW, *, precision: Precision = "fast", seed: int = 0
+        self,
+        network: NetworkSpec,
+        loss: Loss,
+        optimizer: AdamW,
+        *,
+        precision: Precision = "fast",
+        seed: int = 0,
+        memory: Memory = "full",
     ) -> CupyTrainer:
-        return CupyTrainer(self, network, loss, optimizer, precision, seed)
+        return CupyTrainer(self, network, loss, optimizer, precision, seed, memory)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from stsbp_spec.errors import NumericError
 from stsbp_spec.optim.adamw import clip_factor
-from stsbp_spec.passes import backward_pass, forward_pass
+from stsbp_spec.passes import backward_pass
 from stsbp_spec.trainer import StepResult, Trainer, TrainState, check_batch
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class CupyTrainer(Trainer):
         found = backend.weight_grids(network.blocks, [state.weights[name] for name in names])
         wq = {name: w for name, (w, _) in zip(names, found, strict=True)}
         x = backend.encode(batch.inputs, network.coding)
-        traces = forward_pass(backend, network, wq, x, steps, (self.seed, state.step))
+        traces = self.forward(backend, network, wq, x, steps, (self.seed, state.step))
         output = traces[-1].spikes
 
         # Loss and backward, lines 10-31.
@@ -59,10 +59,14 @@ class CupyTrainer(Trainer):
 
         counts = backend.numpy(xp.stack([xp.count_nonzero(trace.spikes) for trace in traces]))
         spikes = backend.numpy(output)
+        frames = spikes.shape[1]
         result = StepResult(
             loss=float(self.loss.distance(spikes, batch.targets, network.output_psp).mean()),
             spikes=spikes,
-            rates={t.block.name: int(n) / int(t.spikes.size) for t, n in zip(traces, counts, strict=True)},
+            rates={
+                t.block.name: int(n) / (steps * frames * math.prod(t.block.output_shape))
+                for t, n in zip(traces, counts, strict=True)
+            },
             grids={name: grid for name, (_, grid) in zip(names, found, strict=True)},
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),

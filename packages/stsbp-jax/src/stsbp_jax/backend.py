@@ -36,7 +36,7 @@ from stsbp_spec.trainer import (
     check_precision,
     check_weights,
 )
-from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
 
 from stsbp_jax import losses, train_step
 from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid
@@ -241,10 +241,17 @@ class JaxBackend(AbstractBackend):
         return RunResult({name: LayerRun(np.array(s), np.array(u)) for name, (s, u) in layers.items()}, described)
 
     def trainer(
-        self, network: NetworkSpec, loss: Loss, optimizer: AdamW, *, precision: Precision = "fast", seed: int = 0
+        self,
+        network: NetworkSpec,
+        loss: Loss,
+        optimizer: AdamW,
+        *,
+        precision: Precision = "fast",
+        seed: int = 0,
+        memory: Memory = "full",
     ) -> Trainer:
         self.check_precision(precision)
-        return JaxTrainer(self, network, loss, optimizer, precision, seed)
+        return JaxTrainer(self, network, loss, optimizer, precision, seed, memory)
 
 
 class JaxTrainer(Trainer):
@@ -260,7 +267,7 @@ class JaxTrainer(Trainer):
     @property
     def _step(self) -> Compiled:
         clip_norm = self.optimizer.clip_norm
-        fixed = (self.network, self.loss, self.precision, clip_norm)
+        fixed = (self.network, self.loss, self.precision, clip_norm, self.memory)
         return self.backend.compiled(("step", *fixed), partial(train_step.step, *fixed), "training step")
 
     @property

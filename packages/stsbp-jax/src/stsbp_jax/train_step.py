@@ -8,6 +8,7 @@ is checked on the host, so nothing in the middle waits for it.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -21,9 +22,9 @@ from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
-from stsbp_spec.passes import BlockTrace, backward_pass, forward_pass
+from stsbp_spec.passes import backward_pass, forward_pass, lean_forward_pass
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.typing import Coding, Float32, Precision, Shape
+from stsbp_spec.typing import Coding, Float32, Memory, Precision, Shape
 
 from stsbp_jax import losses
 from stsbp_jax.grid import GridChoice, error_grid, weight_grid
@@ -98,6 +99,15 @@ class Pairs:
     def error_grid(self, dz: Array, bits: int) -> Array:
         return error_grid(dz, bits)
 
+    def pack_spikes(self, s: Array) -> Any:
+        # Behind the barrier the compiler cannot see that a block is run on the same spikes again.
+        barrier: Any = jax.lax.optimization_barrier
+        return barrier(jnp.packbits(s.astype(np.uint8), axis=None)), s.shape, s.dtype
+
+    def unpack_spikes(self, packed: Any) -> Array:
+        bits, shape, dtype = packed
+        return jnp.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype)
+
 
 _PAIRS = cast(AbstractBackend, Pairs())
 
@@ -105,7 +115,7 @@ _PAIRS = cast(AbstractBackend, Pairs())
 class Forward(NamedTuple):
     """Result of a forward pass: spikes of each layer, potentials and grids, channels-last, by layer name."""
 
-    traces: list[BlockTrace]
+    traces: list[Any]
     grids: dict[str, GridChoice]
 
     @property
@@ -124,7 +134,12 @@ class Forward(NamedTuple):
 
 
 def forward(
-    network: NetworkSpec, weights: Weights, inputs: Array, steps: int, dropout: tuple[Array, Array] | None
+    network: NetworkSpec,
+    weights: Weights,
+    inputs: Array,
+    steps: int,
+    dropout: tuple[Array, Array] | None,
+    memory: Memory = "full",
 ) -> Forward:
     """Lines 1-9 of the algorithm: weights to their grid, inputs encoded, layer by layer."""
     wq, grids = {}, {}
@@ -132,7 +147,8 @@ def forward(
         wq[block.name], grids[block.name] = weight_grid(block, weights[block.name])
     x = encode(inputs, network.coding)
     # The seed and the step of the masks are traced numbers here; the pass hands them to `dropout_mask` only.
-    return Forward(forward_pass(_PAIRS, network, wq, x, steps, cast(tuple[int, int] | None, dropout)), grids)
+    run: Any = lean_forward_pass if memory == "low" else forward_pass
+    return Forward(run(_PAIRS, network, wq, x, steps, dropout), grids)
 
 
 class Gradients(NamedTuple):
@@ -180,6 +196,7 @@ def step(
     loss: Loss,
     precision: Precision,
     clip_norm: float | None,
+    memory: Memory,
     weights: Weights,
     m: Weights,
     v: Weights,
@@ -189,7 +206,7 @@ def step(
     constants: Array,
 ) -> Step:
     """One update on a batch; everything before `weights` is fixed when it is compiled."""
-    result = forward(network, weights, inputs, targets.shape[0], dropout)
+    result = forward(network, weights, inputs, targets.shape[0], dropout, memory)
     gradients = backward(network, loss, result, targets, precision, training=True)
     clip = adamw.clip_factor(gradients.norm, clip_norm)
     c = AdamWScalars(clip=cast(Any, clip), **{name: cast(Any, constants[i]) for i, name in enumerate(SCALARS)})

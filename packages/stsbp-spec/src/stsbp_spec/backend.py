@@ -8,10 +8,13 @@ equation says what a pair computes and in which order it rounds: synapses/, neur
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses.base import Loss
@@ -24,7 +27,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.psp import PSP, Filter
 from stsbp_spec.trainer import Trainer, value_and_grad
-from stsbp_spec.typing import AnyArray, Coding, Float32, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Native, Precision, Shape, UInt8
 
 __all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "RunResult", "ValueAndGrad"]
 
@@ -188,6 +191,16 @@ class AbstractBackend(ABC):
         """One block of the forward pass: `passes.block_forward`."""
         return block_forward(self, block, s, wq, steps, dropout)
 
+    def pack_spikes(self, s: Native) -> Any:
+        """Spikes, zeros and ones, as bits."""
+        x = self.numpy(s)
+        return np.packbits(x.astype(np.uint8)), x.shape, x.dtype
+
+    def unpack_spikes(self, packed: Any) -> Native:
+        """Inverse of `pack_spikes`."""
+        bits, shape, dtype = packed
+        return self.asarray(np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype))
+
     def block_backward(
         self, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
     ) -> tuple[Native | None, Native]:
@@ -228,7 +241,14 @@ class AbstractBackend(ABC):
         return run(self, network, weights, inputs, steps)
 
     def trainer(
-        self, network: NetworkSpec, loss: Loss, optimizer: AdamW, *, precision: Precision = "fast", seed: int = 0
+        self,
+        network: NetworkSpec,
+        loss: Loss,
+        optimizer: AdamW,
+        *,
+        precision: Precision = "fast",
+        seed: int = 0,
+        memory: Memory = "full",
     ) -> Trainer:
         """The object that the training loop drives: `init`, `step`, `predict`, `export_state`, `import_state`."""
-        return Trainer(self, network, loss, optimizer, precision, seed)
+        return Trainer(self, network, loss, optimizer, precision, seed, memory)

@@ -6,7 +6,9 @@ Backward (lines 11-31): the same blocks from the last to the first; each pair's 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stsbp_spec.grid import error_bits
@@ -17,7 +19,16 @@ from stsbp_spec.typing import Native, Precision
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
-__all__ = ["BlockTrace", "backward_pass", "block_backward", "block_error_bits", "block_forward", "forward_pass"]
+__all__ = [
+    "BlockTrace",
+    "LeanTrace",
+    "backward_pass",
+    "block_backward",
+    "block_error_bits",
+    "block_forward",
+    "forward_pass",
+    "lean_forward_pass",
+]
 
 
 @dataclass
@@ -29,6 +40,20 @@ class BlockTrace:
     synapse: Any
     lif: Any
     spikes: Native
+
+
+@dataclass
+class LeanTrace:
+    """The same in little memory: the spikes as bits, and how to run the block again."""
+
+    block: Block
+    unpack: Callable[[], Native]
+    again: Callable[[], BlockTrace]
+
+    @property
+    def spikes(self) -> Native:
+        """Spikes of the block."""
+        return self.unpack()
 
 
 def forward_pass(
@@ -58,9 +83,31 @@ def forward_pass(
     return traces
 
 
+def lean_forward_pass(
+    backend: AbstractBackend,
+    network: NetworkSpec,
+    wq: dict[str, Native],
+    x: Native,
+    steps: int,
+    dropout: tuple[int, int] | None,
+) -> list[LeanTrace]:
+    """`forward_pass` that keeps one bit a spike; the backward pass runs each block again when it comes to it."""
+    traces: list[LeanTrace] = []
+    s, unpack = x, lambda: x
+    for block in network.blocks:
+
+        def again(block: Block = block, below: Callable[[], Native] = unpack) -> BlockTrace:
+            return backend.block_forward(block, below(), wq[block.name], steps, dropout)
+
+        s = backend.block_forward(block, s, wq[block.name], steps, dropout).spikes
+        unpack = partial(backend.unpack_spikes, backend.pack_spikes(s))
+        traces.append(LeanTrace(block, unpack, again))
+    return traces
+
+
 def backward_pass(
     backend: AbstractBackend,
-    traces: list[BlockTrace],
+    traces: Sequence[BlockTrace | LeanTrace],
     ds: Native,
     precision: Precision,
     *,
@@ -71,7 +118,8 @@ def backward_pass(
     The gradient passes the weight grid unchanged (straight through).
     """
     gradients: dict[str, Native] = {}
-    for trace in reversed(traces):
+    for kept in reversed(traces):
+        trace = kept.again() if isinstance(kept, LeanTrace) else kept
         ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
     return gradients
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,14 +16,16 @@ from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor
-from stsbp_spec.passes import BlockTrace, backward_pass, forward_pass
+from stsbp_spec.passes import BlockTrace, LeanTrace, backward_pass, forward_pass, lean_forward_pass
 from stsbp_spec.random import check_seed
-from stsbp_spec.typing import AnyArray, Float32, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, Shape, UInt8
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
 
 __all__ = ["Prediction", "StepResult", "TrainState", "Trainer", "check_batch", "check_weights", "run", "value_and_grad"]
+
+T = TypeVar("T", BlockTrace, LeanTrace)
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Trainer:
         network, loss, optimizer: what is trained.
         precision: of the backward pass.
         seed: of dropout masks.
+        memory: `low`: keep one bit a spike between the passes, and compute each layer twice; the numbers are the same.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact, a loss that is none, a seed outside
@@ -87,8 +90,11 @@ class Trainer:
         optimizer: AdamW,
         precision: Precision = "fast",
         seed: int = 0,
+        memory: Memory = "full",
     ) -> None:
         check_precision(network, precision)
+        if memory not in ("full", "low"):
+            raise SpecError(f"memory is 'full' or 'low', got {memory!r}")
         check_loss(loss)
         self.backend = backend
         self.network = network
@@ -96,6 +102,8 @@ class Trainer:
         self.optimizer = optimizer
         self.precision: Precision = precision
         self.seed = check_seed(seed)
+        self.memory: Memory = memory
+        self.forward: Callable[..., list[Any]] = lean_forward_pass if memory == "low" else forward_pass
 
     def init(self, weights: dict[str, Float32]) -> TrainState:
         """State before the first update."""
@@ -110,7 +118,9 @@ class Trainer:
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
         backend, network = self.backend, self.network
         steps = check_batch(network, batch)
-        traces, grids = _forward(backend, network, state.weights, batch.inputs, steps, (self.seed, state.step))
+        traces, grids = _forward(
+            backend, network, state.weights, batch.inputs, steps, (self.seed, state.step), self.forward
+        )
         error = backend.loss_error(self.loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
         gradients = backward_pass(backend, traces, error, self.precision, training=True)
         norm = backend.gradient_norm(list(gradients.values()))
@@ -137,7 +147,7 @@ class Trainer:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
         steps = int(steps)
-        traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None)
+        traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None, forward_pass)
         spikes = self.backend.numpy(traces[-1].spikes).astype(np.uint8)
         return Prediction(spikes, _rates(self.backend, traces))
 
@@ -177,7 +187,7 @@ def value_and_grad(
     check_weights(network, weights)
     steps = check_batch(network, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
-    traces, _ = _forward(backend, network, native, batch.inputs, steps, dropout)
+    traces, _ = _forward(backend, network, native, batch.inputs, steps, dropout, forward_pass)
     error = backend.loss_error(loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
     gradients = backward_pass(backend, traces, error, precision, training=dropout is not None)
     if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
@@ -197,7 +207,7 @@ def run(
     check_inputs(network, inputs, steps)
     steps = int(steps)
     native = {name: backend.asarray(w) for name, w in weights.items()}
-    traces, grids = _forward(backend, network, native, inputs, steps, None)
+    traces, grids = _forward(backend, network, native, inputs, steps, None, forward_pass)
     layers = {
         trace.block.name: LayerRun(
             backend.numpy(trace.spikes).astype(np.uint8), np.array(backend.numpy(backend.lif_potentials(trace.lif)))
@@ -214,14 +224,16 @@ def _forward(
     inputs: UInt8,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> tuple[list[BlockTrace], dict[str, WeightGrid]]:
+    forward: Callable[..., list[T]],
+) -> tuple[list[T], dict[str, WeightGrid]]:
     wq, grids = {}, {}
     for block in network.blocks:
         wq[block.name], grids[block.name] = backend.weight_grid(block, weights[block.name])
-    return forward_pass(backend, network, wq, backend.encode(inputs, network.coding), steps, dropout), grids
+    x = backend.encode(inputs, network.coding)
+    return forward(backend, network, wq, x, steps, dropout), grids
 
 
-def _rates(backend: AbstractBackend, traces: list[BlockTrace]) -> dict[str, float]:
+def _rates(backend: AbstractBackend, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, float]:
     return {trace.block.name: backend.spike_rate(trace.spikes) for trace in traces}
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Float64",
     "Int32",
     "Int64",
+    "Memory",
     "Native",
     "Precision",
     "Shape",
@@ -39,6 +40,10 @@ Shape: TypeAlias = tuple[int, ...]
 Precision: TypeAlias = Literal["fast", "reproducible"]
 """`fast`: float32 matrix products in the backward pass. `reproducible`: the error grid and float64 products, so
 gradients are bit-identical on every backend."""
+
+Memory: TypeAlias = Literal["full", "low"]
+"""`full`: the forward pass keeps membrane potentials and spikes for the backward pass. `low`: it keeps one bit a spike,
+and each layer is computed again when the backward pass comes to it; the numbers are the same."""
 
 Coding: TypeAlias = Literal["direct", "events"]
 """`direct`: one uint8 image, value `x / 256`, is the input of every step. `events`: uint8 frames `[T, ...]` enter as

@@ -25,6 +25,7 @@ from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
+from stsbp_torch import bits
 from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
 from stsbp_torch.memory import keep_freed_memory
@@ -96,6 +97,15 @@ class TorchBackend(AbstractBackend):
         from stsbp_torch.sparse import block as sparse
 
         return sparse.block_forward(self, block, s, wq, steps, dropout)
+
+    def pack_spikes(self, s: torch.Tensor) -> Any:
+        return bits.pack(rows(s).reshape(-1)), tuple(s.shape)
+
+    def unpack_spikes(self, packed: Any) -> torch.Tensor:
+        kept, shape = packed
+        s = empty(shape, torch.uint8, kept.device)
+        rows(s).reshape(-1).copy_(bits.unpack(kept, s.numel()))
+        return s
 
     def block_backward(
         self, trace: BlockTrace, ds: Any, precision: Precision, *, training: bool

@@ -120,6 +120,10 @@ class RunConfig(BaseModel):
     download: bool = Field(False, description="Fetch what is missing of the data set.")
     skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
     threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0: as many as the libraries choose.")
+    memory: Literal["full", "low"] = Field(
+        "full",
+        description="low: keep one bit a spike and compute each layer twice; the numbers stay the same.",
+    )
     tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
@@ -177,7 +181,7 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "tensorboard", "checkpoint_every"})
+FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
 """Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
 
 RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")

@@ -303,6 +303,8 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
     )
-    trainer = backend.trainer(network, loss, optimizer, precision=config.precision, seed=config.seed)
+    trainer = backend.trainer(
+        network, loss, optimizer, precision=config.precision, seed=config.seed, memory=config.memory
+    )
     distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
     return Task(config, inputs, network, trainer, distances, augmentation)
