@@ -1,9 +1,9 @@
 """What each choice buys a deep network: one training run a choice, as a table for the documentation.
 
-    python experiments/ablation.py --data-dir D --limit 10000 --epochs 5 --seeds 0 --out runs/ablation
+    python experiments/ablation.py --data-dir D --limit 12000 --epochs 5 --seeds 0 --out runs/ablation
 
-Every row changes one thing of the base, which is the preset of CIFAR-10 with the network below. A run is a process of
-its own with a folder below --out; started again, the script goes on where it was stopped and repeats nothing. The
+Every row changes one thing of the base: the preset of CIFAR-10 with the network and options below. A run is a process
+of its own with a folder below --out; started again, the script goes on where it was stopped and repeats nothing. The
 accuracy is that of the validation samples, which are cut off from the training samples: a table that choices are made
 by leaves the test set alone.
 """
@@ -26,7 +26,7 @@ from typing import NamedTuple
 NET = "16C3-P2-32C3-32C3-P2-64C3-64C3-P2-128"
 BASE = "base"
 ROWS: dict[str, tuple[str, ...]] = {
-    BASE: (),
+    BASE: ("--init-rate", "0.1"),
     "initial weights not scaled, gain 1.5": ("--init-rate", "0"),
     "initial weights not scaled, gain 3": ("--init-rate", "0", "--init-gain", "3"),
     "initial rate 0.05": ("--init-rate", "0.05"),
@@ -43,7 +43,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "half the learning rate": ("--lr", "0.0005"),
     "twice the learning rate": ("--lr", "0.002"),
 }
-"""Options of `stsbp train` by the name of the row."""
+"""Options of `stsbp train` by the name of the row, behind those of the base."""
 
 
 class Result(NamedTuple):
@@ -59,7 +59,8 @@ class Result(NamedTuple):
 def run(row: str, seed: int, options: Sequence[str], out: Path) -> Result:
     """Train once, or go on with what was begun."""
     folder = out / f"{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}-{seed}"
-    command = ["stsbp", "--backend", "torch", "train", "cifar10", "--seed", str(seed), *options, *ROWS[row]]
+    chosen = [*options, *ROWS[BASE], *ROWS[row]]
+    command = ["stsbp", "--backend", "torch", "train", "cifar10", "--seed", str(seed), *chosen]
     done = subprocess.run([*command, "--out", str(folder), "--resume"], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
