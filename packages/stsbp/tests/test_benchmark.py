@@ -151,7 +151,7 @@ def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case]) -> No
 
 
 def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:
-    memory.main("numpy", "cpu", "N-MNIST", "1", "")
+    memory.main("numpy", "cpu", "N-MNIST", "1", "", "low")
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"before_bytes", "peak_bytes", "growth_bytes"}
     if found["peak_bytes"] is not None:
@@ -162,7 +162,7 @@ def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytes
 def test_a_failing_memory_process_is_an_error() -> None:
     backend = open_backend("numpy")
     with pytest.raises(StsbpError, match=r"process that measures memory failed.*nosuch"):
-        step._memory(backend, replace(TINY[0], name="nosuch"), 1.0, None)
+        step._memory(backend, replace(TINY[0], name="nosuch"), 1.0, None, "full")
 
 
 def test_the_command_prints_and_writes_its_report(stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.init import initial_weights
 from stsbp_spec.trainer import StepResult
-from stsbp_spec.typing import Float32, Int64
+from stsbp_spec.typing import Float32, Int64, Memory
 
 from stsbp.benchmarks.device import synchronise
 from stsbp.config import RunConfig, Source, resolve
@@ -117,8 +117,15 @@ class Step:
 
 
 def prepare(
-    case: Case, backend: AbstractBackend, *, scale: float, surrogate: str | None, data_dir: Path | None
+    case: Case,
+    backend: AbstractBackend,
+    *,
+    scale: float,
+    surrogate: str | None,
+    data_dir: Path | None,
+    memory: Memory = "full",
 ) -> tuple[Task, Resident]:
     """Task and batches of a case on a backend."""
-    task = build_task(case.config(scale, surrogate), case.inputs, backend)
+    config = case.config(scale, surrogate).model_copy(update={"memory": memory})
+    task = build_task(config, case.inputs, backend)
     return task, Resident.of(task, case, data_dir)

@@ -1,6 +1,7 @@
-"""Memory of a training step, measured in this process: `python -m stsbp.benchmarks.memory BACKEND DEVICE CASE SCALE S`.
+"""Memory of a training step, in this process: `python -m stsbp.benchmarks.memory BACKEND DEVICE CASE SCALE S M`.
 
-The first step, on one sample, compiles what there is to compile and is not counted. S is a surrogate, or empty.
+The first step, on one sample, compiles what there is to compile and is not counted. S is a surrogate, or empty,
+M `full` or `low`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 
 from stsbp_spec.backend import Batch
 from stsbp_spec.registry import open_backend
+from stsbp_spec.typing import Memory
 
 from stsbp.benchmarks.cases import CASES, Step, prepare
 from stsbp.benchmarks.device import peak_memory, reset_peak_memory
@@ -20,11 +22,13 @@ __all__ = ["main"]
 _STEPS, _MORE = 3, 12
 
 
-def main(name: str, device: str, case: str, scale: str, surrogate: str) -> None:
+def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Memory) -> None:
     """Print, as a line of JSON, the peak above what was there before, and how much memory grew over more steps."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(name, device)
-    task, data = prepare(CASES[case], backend, scale=float(scale), surrogate=surrogate or None, data_dir=None)
+    task, data = prepare(
+        CASES[case], backend, scale=float(scale), surrogate=surrogate or None, data_dir=None, memory=mode
+    )
     first = data.batches[0]
     one = first.inputs[:, :1] if first.inputs.ndim == 5 else first.inputs[:1]
     step = Step(task, data.batches)
@@ -44,4 +48,5 @@ def main(name: str, device: str, case: str, scale: str, surrogate: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    name, device, case, scale, surrogate, mode = sys.argv[1:]
+    main(name, device, case, scale, surrogate, "low" if mode == "low" else "full")
