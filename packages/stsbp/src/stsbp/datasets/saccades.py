@@ -196,6 +196,7 @@ class SaccadeCamera:
         return _spread(threefry2x32(key, counter)[0], 2 * self.jitter * self.threshold * _LOG_UNIT)
 
     def _record_chunk(self, images: UInt8, numbers: Int64) -> list[Recording]:
+        """Pixels are counted with the images last: pixel p of image k is `p * B + k`."""
         view = _View(self, images)
         places = self._places(*images.shape[1:])
         start, before = places[0].t, view(places[0].row, places[0].column)
@@ -211,21 +212,21 @@ class SaccadeCamera:
                 reference = above[pixel] - on[pixel]
                 size = np.where(now > reference, on[pixel], -off[pixel])
                 count = (now - reference) // size
-                # The n-th event of a pixel in this step happens where the log intensity passes its level.
-                each = np.repeat(np.arange(pixel.size), count)
-                nth = np.arange(each.size) - np.repeat(np.cumsum(count) - count, count) + 1
-                since = np.sign(size)[each] * ((reference - old)[each] + size[each] * nth)
-                way = np.maximum(1, np.abs(now - old))[each].astype(np.int64)
-                time = start + np.clip(since, 0, way) * (end - start) // way
+                each, share, whole = _passed(old, now, reference, size, count)
+                time = start + share * (end - start) // whole
                 events.append(np.stack([pixel[each], size[each] > 0, time]))
                 reference += count * size + self._jitter(numbers, pixel, end)
                 below[pixel], above[pixel] = reference - off[pixel], reference + on[pixel]
             start, before = end, after
-        pixel, p, t = np.concatenate(events, axis=1)
-        place_in_field, sample = np.divmod(pixel, len(images))
-        order = np.lexsort((place_in_field, t, sample))
-        y, x = np.divmod(place_in_field[order], self.field)
-        ends = np.searchsorted(sample[order], np.arange(1, len(images)))
+        return self._sorted(np.concatenate(events, axis=1), len(images))
+
+    def _sorted(self, events: Int64, count: int) -> list[Recording]:
+        """Pixel, polarity and time `[3, n]` of the events of `count` images as their recordings."""
+        pixel, p, t = events
+        place, sample = np.divmod(pixel, count)
+        order = np.lexsort((place, t, sample))
+        y, x = np.divmod(place[order], self.field)
+        ends = np.searchsorted(sample[order], np.arange(1, count))
         columns = [np.split(column, ends) for column in (x, y, p[order], t[order])]
         return [Recording(*own) for own in zip(*columns, strict=True)]
 
@@ -272,6 +273,21 @@ class _View:
         light = sum(self._canvas[corner + to] * share.astype(np.int32)[:, np.newaxis] for to, share in shares)
         log_intensity: AnyArray = self._log[light >> 2 * _SUBPIXEL_BITS]
         return log_intensity.reshape(-1)
+
+
+def _passed(
+    old: AnyArray, now: AnyArray, reference: AnyArray, size: AnyArray, count: AnyArray
+) -> tuple[Int64, Int64, Int64]:
+    """Where on its way from `old` to `now` each of some pixels passes `reference + n * size`, n from 1 to `count`.
+
+    Returns:
+        For every event the pixel's place in the arguments, the part of its way, and its whole way.
+    """
+    each = np.repeat(np.arange(count.size), count)
+    nth = np.arange(each.size) - np.repeat(np.cumsum(count) - count, count) + 1
+    part = np.sign(size)[each] * ((reference - old)[each] + size[each] * nth)
+    whole = np.maximum(1, np.abs(now - old))[each].astype(np.int64)
+    return each, np.clip(part, 0, whole), whole
 
 
 def _spread(words: UInt32, width: float) -> AnyArray:
