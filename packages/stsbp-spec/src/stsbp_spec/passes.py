@@ -121,6 +121,7 @@ def backward_pass(
     for kept in reversed(traces):
         trace = kept.again() if isinstance(kept, LeanTrace) else kept
         ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
+        del trace  # before the next block is run again
     return gradients
 
 
