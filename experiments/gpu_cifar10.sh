@@ -5,7 +5,7 @@
 #
 # DATA holds cifar10/ as docs/data.md says; OUT takes checkpoints, tables and the decoded samples. Each call saves and ends
 # after $MINUTES, with exit code 75 while there is more to do: call it again with the same OUT until it exits with 0. A call
-# that is killed loses half a minute. The tables are OUT/PRESET/experiment.md.
+# that is killed loses two minutes. The tables are OUT/PRESET/experiment.md.
 #   $MINUTES   of a call; leave some for starting and saving      [9]
 #   $SEEDS     of each preset                                     [1]
 #   $PRESETS   in this order                                      [cifar10-tssl-1 cifar10-tssl-2]
@@ -36,7 +36,7 @@ for preset in "${presets[@]}"; do
     left=$("$python" -c "print(max(0.001, ${MINUTES:-9} - $SECONDS / 60))")
     code=0
     "$python" -m stsbp --backend "${backend%%@*}" --device "${backend#*@}" experiment "$preset" --data-dir "$data" \
-        --out "$out/$preset" --seeds "${SEEDS:-1}" --stop-after "$left" "${options[@]}" || code=$?
+        --out "$out/$preset" --seeds "${SEEDS:-1}" --checkpoint-every 120 --stop-after "$left" "${options[@]}" || code=$?
     if ((code == 75)); then printf 'more to do: call the same script again\n' >&2; fi
     if ((code != 0)); then exit "$code"; fi
 done

@@ -156,6 +156,7 @@ def test_experiment_that_was_killed_before_its_first_run_begins(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert experiment("--seeds", 1).exit_code == 0
+    assert not (tmp_path / "e" / name).exists()
 
 
 @pytest.mark.parametrize(

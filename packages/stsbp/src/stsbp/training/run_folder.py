@@ -39,7 +39,9 @@ _PATTERNS = (
     *("config.toml", "environment.json", "metrics.jsonl", ".lock"),
     *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors", "events.out.tfevents.*"),
 )
-_LEFTOVER = re.compile(r"\.(config\.toml|environment\.json|(last|best)(\.json|-.*\.safetensors))\.[0-9a-f]+\.tmp")
+_LEFTOVER = re.compile(
+    r"\.(config\.toml|environment\.json|experiment\.(json|md)|(last|best)(\.json|-.*\.safetensors))\.[0-9a-f]+\.tmp"
+)
 
 
 class RunFolder:
