@@ -11,7 +11,7 @@ from typing import Any
 
 from compare import table as peers_table
 
-__all__ = ["BEGIN", "END", "backend_section", "main", "peers_section", "scaling_section"]
+__all__ = ["BEGIN", "END", "backend_section", "crossover_section", "main", "peers_section", "scaling_section"]
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of the results -->"
@@ -110,6 +110,27 @@ def scaling_section(report: dict[str, Any]) -> str:
     return "\n".join(lines + [table(found) for found in report["axes"]])
 
 
+def crossover_section(report: dict[str, Any]) -> str:
+    """The table of crossover.py."""
+    machine = report["machine"]
+    lines = ["### Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
+    lines += [
+        "Densities, behind the pooling, below which the sparse kernel is the faster one; medians of "
+        f"{machine['settings']['rounds']} rounds. Forward: convolution, filter and neurons. Gradient: neurons and "
+        "the gradient of the weights.",
+        "",
+    ]
+    names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense")
+    lines += [f"| layer | {' | '.join(names)} |", "|---|---|---|---|"]
+    for block in report["blocks"]:
+        cells = []
+        for name in names:
+            found = block["crossings"].get(name, "")
+            cells.append("never" if found is None else f"{found:.3f}" if found != "" else "no bytes here")
+        lines.append(f"| {block['case']} {block['block']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """Bars of every library's fastest mode, the floor as a line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -151,6 +172,8 @@ def main(results: Path = HERE / "results", page: Path = HERE.parent / "docs" / "
     for path in sorted(results.glob("*.json")):
         if path.name.startswith("scaling-"):
             sections.append(scaling_section(json.loads(path.read_text())))
+        elif path.name == "crossover.json":
+            sections.append(crossover_section(json.loads(path.read_text())))
         elif path != peers:
             sections.append(backend_section(json.loads(path.read_text())))
     text = page.read_text()

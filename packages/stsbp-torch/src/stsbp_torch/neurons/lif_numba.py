@@ -13,6 +13,8 @@ from numba import njit, prange
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.typing import Float32, UInt8
 
+from stsbp_torch.vectors import stream
+
 __all__ = ["backward", "fire", "forward", "propagate"]
 
 _CHUNK = 1024
@@ -93,9 +95,11 @@ def forward(
         high = min(neurons, low + _CHUNK)
         i = np.zeros(high - low, np.float32)
         m = np.zeros(high - low, np.float32)
+        now = np.empty(high - low, np.float32)
         for t in range(steps):
             zt = z[t if z.shape[0] > 1 else 0, low:high]
-            fire(zt, i, m, u[t, low:high], spikes[t, low:high], k, c, km, vth)
+            fire(zt, i, m, now, spikes[t, low:high], k, c, km, vth)
+            stream(u[t, low:high], now)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -129,9 +133,9 @@ def backward(
                 for j in range(high - low):
                     total[j] += c * e[j]
             else:
-                out = dz[t, low:high]
                 for j in range(high - low):
-                    out[j] = c * e[j]
+                    h[j] = c * e[j]
+                stream(dz[t, low:high], h)
         if static:
             out = dz[0, low:high]
             for j in range(high - low):

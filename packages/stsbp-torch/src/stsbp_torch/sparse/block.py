@@ -23,8 +23,8 @@ from stsbp_torch.layout import empty, laid_out, view
 from stsbp_torch.neurons.lif import LifResiduals, surrogate_code
 from stsbp_torch.sparse import kernels
 from stsbp_torch.sparse.spikes import NO_MASK, density
-from stsbp_torch.sparse.vectors import LANES
 from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
+from stsbp_torch.vectors import LANES
 
 if TYPE_CHECKING:
     from stsbp_torch.backend import TorchBackend

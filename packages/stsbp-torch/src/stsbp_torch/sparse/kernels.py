@@ -19,7 +19,7 @@ from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_torch.neurons.lif_numba import fire, propagate
 from stsbp_torch.sparse.spikes import list_by_channel, list_spikes
-from stsbp_torch.sparse.vectors import LANES, add_scaled, sum_scaled
+from stsbp_torch.vectors import LANES, add_scaled, sum_scaled
 
 __all__ = ["backward", "forward"]
 

@@ -1,4 +1,4 @@
-"""Two vector operations that numba has no words for, written for LLVM: runs of 16 float32 held in registers.
+"""Vector operations that numba has no words for, written for LLVM: runs of 16 float32 held in registers.
 
 Numba turns a plain loop into vector code but keeps no array in registers across an outer loop; these do. A product and
 its addition may be fused into one rounding or not; on the weight grid both are exact.
@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from stsbp_spec.typing import Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "sum_scaled"]
+__all__ = ["LANES", "add_scaled", "stream", "sum_scaled"]
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
@@ -56,6 +56,37 @@ def add_scaled(typing_context: Any, y: Any, at: Any, x: Any, start: Any, scale: 
         return context.get_dummy_value()
 
     return types.void(y, types.intp, x, types.intp, types.float32, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _stream(typing_context: Any, y: Any, x: Any, vectors: Any) -> Any:
+    """`y[: 16 vectors] = x[: 16 vectors]` past the caches; `y` begins at a multiple of 64 bytes."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        yp = _pointer(context, builder, signature.args[0], arguments[0])
+        xp = _pointer(context, builder, signature.args[1], arguments[1])
+        past = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        with cgutils.for_range(builder, arguments[2]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            source = builder.load(_vector(builder, xp, offset), align=4)
+            builder.store(source, _vector(builder, yp, offset), align=64).set_metadata("nontemporal", past)
+        # Such stores are not ordered with others, a barrier between threads may be.
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(y, x, types.intp), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def stream(y: Float32, x: Float32) -> None:
+    """`y[:] = x`, 1-d: what is not read again soon need not enter the caches, nor be read before it is written."""
+    vectors = len(y) // LANES
+    if y.ctypes.data % 64 == 0:
+        _stream(y, x, vectors)
+    else:
+        vectors = 0
+    for j in range(LANES * vectors, len(y)):
+        y[j] = x[j]
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
