@@ -20,6 +20,9 @@ from torch.nn import functional
 
 __all__ = ["Peer", "TorchNetwork"]
 
+# Layers of different shapes share the code of their neurons: by default the ninth shape would run uncompiled.
+torch._dynamo.config.recompile_limit = 256
+
 Factory = Callable[[int], torch.nn.Module]
 
 
