@@ -22,7 +22,7 @@ from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
-from stsbp_spec.passes import backward_pass, forward_pass, lean_forward_pass
+from stsbp_spec.passes import FORWARD_PASSES, backward_pass
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import Coding, Float32, Memory, Precision, Shape
 
@@ -147,8 +147,7 @@ def forward(
         wq[block.name], grids[block.name] = weight_grid(block, weights[block.name])
     x = encode(inputs, network.coding)
     # The seed and the step of the masks are traced numbers here; the pass hands them to `dropout_mask` only.
-    run: Any = lean_forward_pass if memory == "low" else forward_pass
-    return Forward(run(_PAIRS, network, wq, x, steps, dropout), grids)
+    return Forward(FORWARD_PASSES[memory](_PAIRS, network, wq, x, steps, dropout), grids)
 
 
 class Gradients(NamedTuple):

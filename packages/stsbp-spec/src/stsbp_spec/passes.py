@@ -6,7 +6,7 @@ Backward (lines 11-31): the same blocks from the last to the first; each pair's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from stsbp_spec.grid import error_bits
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.typing import Native, Precision
+from stsbp_spec.typing import Memory, Native, Precision
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
 __all__ = [
+    "FORWARD_PASSES",
     "BlockTrace",
     "LeanTrace",
     "backward_pass",
@@ -103,6 +104,10 @@ def lean_forward_pass(
         unpack = partial(backend.unpack_spikes, backend.pack_spikes(s))
         traces.append(LeanTrace(block, unpack, again))
     return traces
+
+
+FORWARD_PASSES: Mapping[Memory, Callable[..., list[Any]]] = {"full": forward_pass, "low": lean_forward_pass}
+"""The forward pass of each way to use memory."""
 
 
 def backward_pass(

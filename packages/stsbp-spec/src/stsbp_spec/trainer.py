@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor
-from stsbp_spec.passes import BlockTrace, LeanTrace, backward_pass, forward_pass, lean_forward_pass
+from stsbp_spec.passes import FORWARD_PASSES, BlockTrace, LeanTrace, backward_pass, forward_pass
 from stsbp_spec.random import check_seed
 from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, Shape, UInt8
 
@@ -93,7 +93,7 @@ class Trainer:
         memory: Memory = "full",
     ) -> None:
         check_precision(network, precision)
-        if memory not in ("full", "low"):
+        if memory not in FORWARD_PASSES:
             raise SpecError(f"memory is 'full' or 'low', got {memory!r}")
         check_loss(loss)
         self.backend = backend
@@ -103,7 +103,7 @@ class Trainer:
         self.precision: Precision = precision
         self.seed = check_seed(seed)
         self.memory: Memory = memory
-        self.forward: Callable[..., list[Any]] = lean_forward_pass if memory == "low" else forward_pass
+        self.forward = FORWARD_PASSES[memory]
 
     def init(self, weights: dict[str, Float32]) -> TrainState:
         """State before the first update."""

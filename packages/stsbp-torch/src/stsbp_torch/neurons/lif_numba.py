@@ -95,11 +95,9 @@ def forward(
         high = min(neurons, low + _CHUNK)
         i = np.zeros(high - low, np.float32)
         m = np.zeros(high - low, np.float32)
-        now = np.empty(high - low, np.float32)
         for t in range(steps):
             zt = z[t if z.shape[0] > 1 else 0, low:high]
-            fire(zt, i, m, now, spikes[t, low:high], k, c, km, vth)
-            stream(u[t, low:high], now)
+            fire(zt, i, m, u[t, low:high], spikes[t, low:high], k, c, km, vth)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]

@@ -131,8 +131,8 @@ def block_forward(
     elif kind == "bytes":
         spikes, lif = forward_bytes(backend, block, given, wq, filter, steps)
     else:
-        trace = passes.block_forward(backend, block, s, wq, steps, dropout)
-        spikes, lif = trace.spikes, trace.lif
+        z, _ = backend.synapse_forward(block.synapse, _floats(backend, block, given)[0], wq)
+        spikes, lif = backend.lif_forward(block.neuron, filter, z, steps)
     return BlockTrace(block, [], Residuals(given, wq, density < GRADIENT_BELOW), lif, spikes)
 
 
@@ -224,8 +224,14 @@ def given_input(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: t
 def _by_pairs(backend: TorchBackend, trace: BlockTrace) -> BlockTrace:
     """The trace that the pairs would have left."""
     given, wq, _ = trace.synapse
+    s, before = _floats(backend, trace.block, given)
+    return replace(trace, before=before, synapse=conv2d.Residuals(s, wq))
+
+
+def _floats(backend: TorchBackend, block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
+    """The input as the weights meet it, float32, and the residuals of pooling and dropout."""
     s, before = given.s, []
-    for layer in trace.block.before:
+    for layer in block.before:
         residual: Any = None
         if isinstance(layer, AvgPool2d):
             s, residual = backend.avgpool2d_forward(layer, s)
@@ -233,7 +239,7 @@ def _by_pairs(backend: TorchBackend, trace: BlockTrace) -> BlockTrace:
             residual = given.mask
             s = backend.dropout(residual, s)
         before.append(residual)
-    return replace(trace, before=before, synapse=conv2d.Residuals(laid_out(s.float()), wq))
+    return laid_out(s.float()), before
 
 
 def _gathers(conv: Any) -> bool:

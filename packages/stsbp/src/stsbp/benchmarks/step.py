@@ -21,6 +21,7 @@ from stsbp.benchmarks.floor import dense_floor, has_torch
 from stsbp.benchmarks.result import Row, Tell
 from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import StsbpError
+from stsbp.training.build import build_task
 
 __all__ = ["kept_bytes", "measure"]
 
@@ -60,10 +61,8 @@ def measure(
         if has_torch():
             device = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
             work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
-        lean, _ = prepare(
-            case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir), memory="low"
-        )
-        work["low"] = Step(lean, data.batches)
+        lean = task.config.model_copy(update={"memory": "low"})
+        work["low"] = Step(build_task(lean, case.inputs, backend), data.batches)
         times = interleaved(work, rounds=rounds, warmup=5)
         size = f"{case.net}-{task.network.outputs} T={case.steps} B={task.config.batch_size}"
         detail: dict[str, Any] = {
