@@ -33,7 +33,7 @@ def shares(found: Evaluation) -> str:
 def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[str]]:
     """What a network does on each set of recordings, and the real digits that it misreads, by class."""
     options: dict[str, Any] = {"data_dir": data_dir, "steps": trained.config.steps, "binning": trained.config.binning}
-    real = load("nmnist", **options).for_test()
+    real = load("nmnist", **options, only_test=True).test
     numbers = tested_digits(data_dir)
     if len(numbers) != len(real):
         raise SystemExit(f"{data_dir}/NMNIST holds a test set: the training recordings must be alone there")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, load, nmnist, nmnist_sim
+from stsbp.datasets import Dataset, load, nmnist_sim
 from stsbp.datasets.mnist import read
 from stsbp.datasets.nmnist_sim import CAMERA
 from stsbp.datasets.saccades import Place, SaccadeCamera
@@ -157,7 +157,6 @@ class TestOnRealRecordings:
     @pytest.fixture(autouse=True)
     def _few_recordings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("tonic")
-        monkeypatch.setattr(nmnist, "DEFAULT_HOLDOUT", 1)
         monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
         _write(tmp_path)
 
@@ -171,6 +170,10 @@ class TestOnRealRecordings:
         assert sorted(data.test.labels.tolist()) == [0, 2, 9, 9]
         assert data.train.labels.tolist() == [k % 10 for k in range(4, 24) if k + 1 not in (10, 11, 20)]
         assert "tested on 4 samples of nmnist, 0 malformed" in data.dataset.notes[-1]
+
+    def test_one_recording_is_enough(self, tmp_path: Path) -> None:
+        _record(tmp_path, "Train", [3])
+        assert self._data(tmp_path).test.labels.tolist() == [2]
 
     def test_where_there_are_test_recordings_they_are_tested_and_all_digits_trained_on(self, tmp_path: Path) -> None:
         _record(tmp_path, "Train", [3, 10, 11, 20])

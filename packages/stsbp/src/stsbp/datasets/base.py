@@ -31,6 +31,7 @@ __all__ = [
     "Skipped",
     "Split",
     "Subset",
+    "cut_test",
     "hold_out",
     "names_unreadable",
     "select_balanced",
@@ -153,15 +154,6 @@ class Dataset:
     neurons: int = 0
     """Neurons of a target raster; 0 where labels are classes."""
 
-    def for_test(self) -> Split:
-        """The samples to test a network on that was trained on other data.
-
-        The test set where the source brings one, else all samples: where it brings none, both splits were cut from one.
-        """
-        if isinstance(self.train, Subset) and isinstance(self.test, Subset) and self.train.split is self.test.split:
-            return self.test.split
-        return self.test
-
 
 @dataclass(frozen=True)
 class Request:
@@ -175,6 +167,8 @@ class Request:
     limit: int | None = None
     """Training samples that will be kept, so that a loader need not prepare more."""
     holdout: int | None = None
+    only_test: bool = False
+    """The test set alone is wanted: where the source brings none, all samples are it, and none are held out of them."""
     download: bool = False
     skip_malformed: bool = False
     image_size: int | None = None
@@ -226,6 +220,18 @@ def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int 
     turn = np.empty(len(labels), dtype=np.int64)
     turn[by_class] = np.arange(len(labels)) - starts
     return np.sort(order[np.argsort(turn, kind="stable")[:count]])
+
+
+def cut_test(split: Split, default: int, request: Request) -> tuple[Subset, Subset]:
+    """Cut the test set off samples whose source brings none: as many as the request says, or `default`.
+
+    Raises:
+        DataError: that is below 1 or leaves nothing.
+    """
+    if request.only_test:
+        every = Subset(split, np.arange(len(split)))
+        return every, every
+    return hold_out(split, default if request.holdout is None else request.holdout, seed=request.seed)
 
 
 def hold_out(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stsbp.datasets.archives import extract_files
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, hold_out, names_unreadable
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.errors import DataError
@@ -141,10 +141,9 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
         skipped += stored.skipped
         test = ArraySplit(stored.data, stored.labels)
     else:
-        count = DEFAULT_HOLDOUT if request.holdout is None else request.holdout
-        train, test = hold_out(train, count, seed=request.seed)
+        train, test = cut_test(train, DEFAULT_HOLDOUT, request)
         why = "as asked" if request.holdout is not None else "there are no test images"
-        notes.append(f"{why}: {count} of the training images are held out (split seed {request.seed})")
+        notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
     if any("jpg" in path.suffix.lower() for path in _first_images(root)):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
-from stsbp.datasets.base import ArraySplit, Dataset, Request, hold_out
+from stsbp.datasets.base import ArraySplit, Dataset, Request, cut_test
 from stsbp.errors import DataError
 
 __all__ = ["CLASSES", "load", "read_digits"]
@@ -52,7 +52,8 @@ def read_digits() -> tuple[UInt8, Int64]:
 def load(request: Request) -> Dataset:
     """Digits with direct coding; a fifth of them, as many of each class, is the test set."""
     images, labels = read_digits()
-    count = request.holdout if request.holdout is not None else round(_TEST_SHARE * len(labels))
-    train, test = hold_out(ArraySplit(images[:, np.newaxis], labels), count, seed=request.seed)
-    note = f"{len(labels)} digits of scikit-learn, {count} of them held out as test samples (split seed {request.seed})"
+    samples = ArraySplit(images[:, np.newaxis], labels)
+    train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
+    cut = f"{len(test)} of them held out as test samples (split seed {request.seed})"
+    note = f"{len(labels)} digits of scikit-learn, {cut}"
     return Dataset("digits", "direct", (1, 8, 8), CLASSES, train, test, (note,))

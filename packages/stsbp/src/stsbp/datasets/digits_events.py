@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, hold_out
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, cut_test
 from stsbp.datasets.cache import CacheWriter, cached
 from stsbp.datasets.digits import CLASSES, read_digits
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
@@ -44,10 +44,10 @@ def load(request: Request) -> Dataset:
         "binning": dataclasses.asdict(binning),
     }
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
-    count = request.holdout if request.holdout is not None else round(_TEST_SHARE * len(labels))
-    train, test = hold_out(FrameSplit(stored.data, stored.labels, binning), count, seed=request.seed)
+    samples = FrameSplit(stored.data, stored.labels, binning)
+    train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     note = (
-        f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera; {count} of them held out "
-        f"as test samples (split seed {request.seed})"
+        f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera; {len(test)} of them held "
+        f"out as test samples (split seed {request.seed})"
     )
     return Dataset("digits-events", "events", binning.shape, CLASSES, train, test, (note,))

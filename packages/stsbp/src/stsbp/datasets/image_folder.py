@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import UInt8
 
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, hold_out, names_unreadable
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.errors import DataError
 
@@ -170,9 +170,8 @@ def load(request: Request) -> Dataset:
             )
         notes.append(f"{len(test)} test images from {root / 'test'}")
     else:
-        count = max(1, round(_TEST_SHARE * len(everything))) if request.holdout is None else request.holdout
-        train, test = hold_out(everything, count, seed=request.seed)
-        notes.append(f"{count} of them held out as test samples (split seed {request.seed})")
+        train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
+        notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
     shape = everything.images.shape[1:]

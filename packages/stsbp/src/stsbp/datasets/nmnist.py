@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64
 
-from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, hold_out, names_unreadable
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
@@ -196,11 +196,10 @@ def load(request: Request) -> Dataset:
         skipped += stored.skipped
         notes.append(_found("Test", len(test), root))
     else:
-        count = DEFAULT_HOLDOUT if request.holdout is None else request.holdout
-        train, test = hold_out(everything, count, seed=request.seed)
+        train, test = cut_test(everything, DEFAULT_HOLDOUT, request)
         why = "as asked" if request.holdout is not None else "there is no Test folder"
         notes.append(
-            f"{why}: {count} of the Train recordings are held out as test samples (split seed {request.seed}); "
+            f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
             "results do not compare with published ones"
         )
     if skipped:

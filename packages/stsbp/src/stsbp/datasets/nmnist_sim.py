@@ -23,7 +23,7 @@ from stsbp.datasets.base import (
     Request,
     Split,
     Subset,
-    hold_out,
+    cut_test,
     names_unreadable,
     select_balanced,
 )
@@ -143,8 +143,7 @@ def load(request: Request) -> Dataset:
         own = mnist.read(data_dir, "t10k")
         test = _simulate(own, np.arange(len(own.labels)), mnist.PUBLISHED["train"], request)
     else:
-        count = DEFAULT_HOLDOUT if request.holdout is None else request.holdout
-        rest, held = hold_out(Subset(ArraySplit(digits.images, digits.labels), kept), count, seed=request.seed)
+        rest, held = cut_test(Subset(ArraySplit(digits.images, digits.labels), kept), DEFAULT_HOLDOUT, request)
         test = _simulate(digits, kept[held.indices], 0, request)
         kept = kept[rest.indices]
     if request.limit is not None and request.limit < len(kept):

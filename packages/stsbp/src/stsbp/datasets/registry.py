@@ -158,6 +158,7 @@ def load(
     progress: ProgressCallback | None = None,
     binning: EventBinning | None = None,
     image_size: int | None = None,
+    only_test: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -175,6 +176,7 @@ def load(
         progress: called with what is being done, the items done and their total.
         binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
         image_size: resize the images of an image folder to this many pixels square.
+        only_test: the test set alone is wanted; where the source brings none, all samples are it.
 
     Raises:
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
@@ -207,6 +209,7 @@ def load(
         download=download,
         skip_malformed=skip_malformed,
         image_size=image_size,
+        only_test=only_test,
         progress=progress,
     )
     dataset: Dataset = importlib.import_module(info.module).load(request)

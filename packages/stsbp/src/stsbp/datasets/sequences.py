@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
-from stsbp.datasets.base import Dataset, Request, Split, Subset, hold_out, names_unreadable
+from stsbp.datasets.base import Dataset, Request, Split, Subset, cut_test, names_unreadable
 from stsbp.errors import DataError
 
 __all__ = ["SequenceSplit", "load", "read_sequences"]
@@ -95,7 +95,6 @@ def load(request: Request) -> Dataset:
             raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
         note = f"{len(train)} training and {len(test)} test samples of {path}"
     else:
-        count = request.holdout if request.holdout is not None else max(1, round(_TEST_SHARE * n))
-        train, test = hold_out(samples, count, seed=request.seed)
-        note = f"{n} samples of {path}, {count} of them held out as test samples (split seed {request.seed})"
+        train, test = cut_test(samples, max(1, round(_TEST_SHARE * n)), request)
+        note = f"{n} samples of {path}, {len(test)} of them held out as test samples (split seed {request.seed})"
     return Dataset("sequences", "events", inputs.shape[2:], (), train, test, (note,), neurons=targets.shape[2])

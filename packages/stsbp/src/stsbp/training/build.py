@@ -146,7 +146,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
 
-    def load_one(name: str, limit: int | None, holdout: int | None) -> Dataset:
+    def load_one(name: str, limit: int | None, holdout: int | None, only_test: bool = False) -> Dataset:
         return load(
             name,
             data_dir=Path(config.data_dir) if config.data_dir else None,
@@ -158,11 +158,12 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
             download=config.download,
             skip_malformed=config.skip_malformed,
             image_size=config.image_size or None,
+            only_test=only_test,
             progress=progress,
         )
 
     dataset = load_one(config.dataset, config.limit or None, config.holdout or None)
-    return _tested_on(dataset, load_one(config.test_on, None, None)) if config.test_on else dataset
+    return _tested_on(dataset, load_one(config.test_on, None, None, only_test=True)) if config.test_on else dataset
 
 
 def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
@@ -192,10 +193,9 @@ def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
             f"{list(dataset.input_shape)}, those of the other {other.coding} of shape {list(other.input_shape)}, or "
             "their labels differ"
         )
-    test = other.for_test()
-    note = f"tested on {len(test)} samples of {other.name}, {len(other.skipped)} malformed ones left out"
+    note = f"tested on {len(other.test)} samples of {other.name}, {len(other.skipped)} malformed ones left out"
     return dataclasses.replace(
-        dataset, test=test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *other.skipped)
+        dataset, test=other.test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *other.skipped)
     )
 
 
