@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from stsbp_spec.typing import Float32, Int32
+from stsbp_spec.typing import AnyArray, Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "stream", "sum_scaled"]
+__all__ = ["LANES", "add_scaled", "fetch", "fetch_to_write", "stream", "sum_scaled"]
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
@@ -87,6 +87,37 @@ def stream(y: Float32, x: Float32) -> None:
         vectors = 0
     for j in range(LANES * vectors, len(y)):
         y[j] = x[j]
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _fetch(typing_context: Any, x: Any, at: Any, write: Any) -> Any:
+    """Ask for the cache line of `x[at]`, 1-d and contiguous; `write` is a constant 0 or 1."""
+    word, address = ir.IntType(32), ir.IntType(8).as_pointer()
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = _pointer(context, builder, signature.args[0], arguments[0])
+        kind = ir.FunctionType(ir.VoidType(), [address, word, word, word])
+        instruction = builder.module.declare_intrinsic("llvm.prefetch", [address], kind)
+        place = builder.bitcast(builder.gep(data, [arguments[1]]), address)
+        # Into all levels (3) of the data caches (1).
+        builder.call(instruction, [place, *(ir.Constant(word, c) for c in (write.literal_value, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp, write), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def fetch(x: Float32) -> None:
+    """Begin to load a 1-d contiguous array of float32 into the caches. Whatever comes next is computed meanwhile."""
+    for j in range(0, len(x), LANES):
+        _fetch(x, j, 0)
+
+
+@njit  # type: ignore[untyped-decorator]
+def fetch_to_write(x: AnyArray) -> None:
+    """`fetch` of a 1-d contiguous array of float32 or bytes that is written next."""
+    for j in range(0, len(x), 64 // x.itemsize):
+        _fetch(x, j, 1)
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
