@@ -66,7 +66,7 @@ def remarks(detail: dict[str, Any]) -> str:
         said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB of {detail['kept_bytes'] / 1e6:.0f} MB kept")
         said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB over 12 more steps")
     if "empty_caches" in detail:
-        said.append(f"{detail['empty_caches']:.1f} s the first time")
+        said.append(f"{detail['empty_caches']:.1f} s with empty caches")
     return " ".join(said)
 
 

@@ -26,6 +26,7 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_torch import bits
+from stsbp_torch.compiling import announce
 from stsbp_torch.layout import empty, laid_out, rows
 from stsbp_torch.losses import ERRORS
 from stsbp_torch.memory import keep_freed_memory
@@ -62,6 +63,8 @@ class TorchBackend(AbstractBackend):
         if name in ("cpu", "cpu:eager"):
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
             keep_freed_memory()
+            if self.fused:
+                announce()
             return name
         kind, _, index = name.partition(":")
         if kind != "cuda" or (index and not index.isdigit()):
