@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,12 +95,19 @@ class Worker:
             )
         return cls(name, mode, process)
 
-    def wait(self) -> None:
-        """Wait until it is warm, or note that it went away."""
+    def wait(self, patience: float) -> None:
+        """Wait until it is warm, or note that it went away or took more than `patience` seconds (and end it)."""
         assert self.process.stdout is not None
+        began = time.perf_counter()
+        limit = threading.Timer(patience, self.process.kill)
+        limit.start()
         line = self.process.stdout.readline()
+        limit.cancel()
         if line:
             self.ready = json.loads(line)
+        elif time.perf_counter() - began >= patience:
+            self.process.wait()
+            self.problem = f"not ready after {patience:.0f} s"
         else:
             self.problem = f"exit code {self.process.wait()}"
 
@@ -119,7 +127,9 @@ class Worker:
         self.process.wait(60)
 
 
-def compare(problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: int, logs: Path) -> list[dict[str, Any]]:
+def compare(
+    problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: int, logs: Path, patience: float = 600.0
+) -> list[dict[str, Any]]:
     """Time a step of each `(python, name, mode)`, in turn, and return a record of each.
 
     Args:
@@ -127,6 +137,7 @@ def compare(problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: in
         wanted: which.
         rounds: timed rounds; every worker has warmed up before.
         logs: folder of what the processes print.
+        patience: seconds in which a worker must have compiled and warmed up.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
@@ -136,10 +147,11 @@ def compare(problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: in
         for python, name, mode in wanted:
             print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
             worker = Worker.start(python, name, mode, path, logs / f"{problem.setup['case']}-{name}-{mode}.log")
-            worker.wait()
+            worker.wait(patience)
             if worker.problem is not None:
                 print(f"{name} {mode}: {worker.problem}", file=sys.stderr, flush=True)
             workers.append(worker)
+        print("timing", file=sys.stderr, flush=True)
         alive = [worker for worker in workers if worker.problem is None]
         for number in range(rounds + 1):
             for worker in alive:
@@ -203,6 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
@@ -220,7 +233,9 @@ def main(arguments: list[str] | None = None) -> None:
             python = here if options.here else options.envs / peer / "bin" / "python"
             wanted += [(python, peer, mode) for mode in (["plain"] if peer == "spyx" else options.modes)]
         began = time.perf_counter()
-        records = compare(problem, wanted, rounds=options.rounds, logs=options.out.parent / "logs")
+        records = compare(
+            problem, wanted, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs"
+        )
         case = CASES[name]
         size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
         took = time.perf_counter() - began

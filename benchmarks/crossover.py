@@ -1,9 +1,10 @@
 """Where the sparse kernels of the torch backend overtake the dense ones on this CPU, operation by operation.
 
 `python benchmarks/crossover.py [--out FILE.json]`. For each convolution of the two networks that is fed spikes: the
-forward pass (convolution, filter, neurons) as sparse kernel, as convolution of bytes and as convolution of floats, and
-the gradient of the weights (with the neurons' backward pass) as sparse kernel and as oneDNN's, over densities of the
-input behind the pooling. The crossing is interpolated on the logarithm of the density.
+forward pass (convolution, filter, neurons) as sparse kernel, as convolution of bytes and as convolution of floats,
+and the gradient of the weights (with the neurons' backward pass) as sparse kernel and as oneDNN's, over densities
+of the input behind the pooling; and the error of the input, computed where a compact surrogate needs it or
+everywhere, over the share that is needed. The crossing is interpolated on the logarithm of the density.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from stsbp_torch.sparse import block as sparse
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
 HERE = Path(__file__).parent
+PAIRS = (
+    ("forward", "sparse", "bytes"),
+    ("forward", "sparse", "floats"),
+    ("gradient", "sparse", "dense"),
+    ("error", "needed", "dense"),
+)
 DENSITIES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 
 
@@ -72,6 +79,12 @@ def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int,
         ),
         "gradient dense": dense_gradient,
     }
+    if block.index > 0 and sparse.may_defer(block):
+        deferred = sparse.DeferredError(block, given, wq, backend.asarray(trace.lif.u.numpy()))
+        # Potentials of the layer below: near the threshold as often as its neurons spike here.
+        below = backend.asarray(np.where(frames > 0, np.float32(block.neuron.threshold), np.float32(-9)))
+        work["error needed"] = lambda: deferred.needed(below, block.neuron)
+        work["error dense"] = deferred.dense
     if conv2d_bytes.usable(conv, block.synapse_shape, given.largest(block)):
         work["forward bytes"] = lambda: sparse.forward_bytes(backend, block, given, wq, filter, steps)
     return work
@@ -80,7 +93,7 @@ def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int,
 def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
     """Times and crossings of every block of a network that is fed spikes."""
     backend = open_backend("torch", "cpu")
-    config = case.config(scale)
+    config = case.config(scale, surrogate="triangle:width=0.5")
     network = build_network(config, case.inputs)
     weights = initial_weights(network, config.seed, config.init_gain)
     records: list[dict[str, Any]] = []
@@ -93,8 +106,8 @@ def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
             for name, timing in interleaved(work, rounds=rounds).items():
                 times.setdefault(name, []).append(timing.median)
         crossings = {
-            f"{operation} sparse / {dense}": crossing(list(DENSITIES), times[f"{operation} sparse"], times[key])
-            for operation, dense in (("forward", "bytes"), ("forward", "floats"), ("gradient", "dense"))
+            f"{operation} {fewer} / {dense}": crossing(list(DENSITIES), times[f"{operation} {fewer}"], times[key])
+            for operation, fewer, dense in PAIRS
             if (key := f"{operation} {dense}") in times
         }
         records.append({"case": case.name, "block": block.name, "seconds": times, "crossings": crossings})

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from stsbp_spec.backend import Batch, ValueAndGrad
 from stsbp_spec.losses import VanRossum
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.sparse import block as sparse
+from stsbp_torch.sparse import needed
 from stsbp_torch.synapses import conv2d_bytes
+from stsbp_torch.vectors import dot
 
 KINDS = {
     "dense": (0.0, 0.0, False),
@@ -40,8 +46,10 @@ def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(sparse, "GRADIENT_BELOW", gradient)
 
 
-def _case(notation: str, padding: str, shape: tuple[int, ...]) -> tuple[NetworkSpec, dict[str, Float32], Batch]:
-    network = NetworkSpec.parse(notation, input_shape=shape, padding=padding, input_max=3)
+def _case(
+    notation: str, padding: str, shape: tuple[int, ...], neuron: LIF | None = None
+) -> tuple[NetworkSpec, dict[str, Float32], Batch]:
+    network = NetworkSpec.parse(notation, input_shape=shape, padding=padding, neuron=neuron, input_max=3)
     rng = np.random.default_rng(5)
     weights = {
         name: (rng.standard_normal(size) * 4 / np.sqrt(np.prod(size[1:]))).astype(np.float32)
@@ -86,6 +94,60 @@ def test_sparse_kernels_agree_with_dense_ones(
     for name, run in TorchBackend("cpu").run(network, weights, batch.inputs, 6).layers.items():
         assert np.array_equal(run.spikes, layers[name].spikes), name
         assert np.array_equal(run.potentials.view(np.uint32), layers[name].potentials.view(np.uint32)), name
+
+
+@pytest.mark.parametrize("surrogate", [Triangle(0.6), Rectangle(1.0)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dropout", [None, (3, 4)])
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case[0])
+def test_errors_that_are_not_needed_change_nothing(
+    case: tuple[str, str, tuple[int, ...]],
+    dropout: tuple[int, int] | None,
+    surrogate: Surrogate,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, weights, batch = _case(*case, neuron=LIF(surrogate=surrogate))
+    calls: list[int] = []
+    kernel = needed.error
+
+    def counted(*arguments: Any) -> None:
+        calls.append(1)
+        kernel(*arguments)
+
+    monkeypatch.setattr(needed, "error", counted)
+    monkeypatch.setattr(sparse, "ERROR_BELOW", 0.0)
+    dense = _gradients(network, weights, batch, dropout)
+    assert not calls
+    monkeypatch.setattr(sparse, "ERROR_BELOW", 2.0)
+    found = _gradients(network, weights, batch, dropout)
+    assert bool(calls) is any(block.index > 0 and _deferrable(block) for block in network.blocks)
+    assert found.loss == dense.loss
+    for name, expected in dense.gradients.items():
+        error = np.abs(found.gradients[name] - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max(), (name, error)
+
+
+def _deferrable(block: Block) -> bool:
+    synapse = block.synapse
+    return isinstance(synapse, Conv2d) and synapse.channels % 16 == 0 and synapse.stride == 1
+
+
+def test_the_share_of_needed_errors_is_counted() -> None:
+    u = np.full((2, 4, 5, 3), 9.0, np.float32)
+    u[0, 1, 1, 2] = u[0, 0, 0, 2] = 1.4  # of the same window
+    u[1, 3, 3, 0] = 0.6
+    u[1, 3, 4, 1] = 1.0  # a column that a window of 2 does not reach
+    near = np.float32(1), 0, np.float32(0.5)
+    assert needed.share(u, 1, 1, *near) == 4 / u.size
+    assert needed.share(u, 2, 1, *near) == 2 / (2 * 2 * 2 * 3)
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 4, 8])
+def test_dot(vectors: int) -> None:
+    rng = np.random.default_rng(vectors)
+    x, y = (rng.integers(-9, 9, 700).astype(np.float32) for _ in range(2))
+    length = 16 * vectors
+    expected = sum(x[5 + 140 * i :][:length] @ y[300 - 130 * i :][:length] for i in range(3))
+    assert dot(x, 5, 140, y, 300, -130, 3, vectors) == expected
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

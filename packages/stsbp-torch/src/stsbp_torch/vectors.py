@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "fetch", "fetch_to_write", "stream", "sum_scaled"]
+__all__ = ["LANES", "add_scaled", "dot", "fetch", "fetch_to_write", "stream", "sum_scaled"]
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
@@ -56,6 +57,64 @@ def add_scaled(typing_context: Any, y: Any, at: Any, x: Any, start: Any, scale: 
         return context.get_dummy_value()
 
     return types.void(y, types.intp, x, types.intp, types.float32, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _dot(
+    typing_context: Any, x: Any, at: Any, x_stride: Any, y: Any, start: Any, y_stride: Any, rows: Any, vectors: Any,
+    together: Any,
+) -> Any:  # fmt: skip
+    """`dot` with a constant number of vectors `together`, each summed in a register of its own."""
+    count = together.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        xp, yp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 3))
+        _, at, x_stride, _, start, y_stride, rows, vectors, _ = arguments
+        word = at.type
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(count)]
+        groups = builder.sdiv(vectors, ir.Constant(word, count))
+        with cgutils.for_range(builder, rows) as row:
+            x_row = builder.add(at, builder.mul(row.index, x_stride))
+            y_row = builder.add(start, builder.mul(row.index, y_stride))
+            with cgutils.for_range(builder, groups) as group:
+                for v, total in enumerate(sums):
+                    shift = builder.mul(group.index, ir.Constant(word, LANES * count))
+                    shift = builder.add(shift, ir.Constant(word, LANES * v))
+                    a = builder.load(_vector(builder, xp, builder.add(x_row, shift)), align=4)
+                    b = builder.load(_vector(builder, yp, builder.add(y_row, shift)), align=4)
+                    builder.store(_multiply_add(builder, a, b, builder.load(total)), total)
+        values = [builder.load(total) for total in sums]
+        while len(values) > 1:
+            values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+        # Halves upon halves, which is what processors have instructions for.
+        x, width = values[0], LANES
+        while width > 1:
+            width //= 2
+            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + width) % LANES for i in range(LANES)])
+            x = builder.fadd(x, builder.shuffle_vector(x, x, order))
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    integer = types.intp
+    return types.float32(x, integer, integer, y, integer, integer, integer, integer, together), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def dot(
+    x: Float32, at: int, x_stride: int, y: Float32, start: int, y_stride: int, rows: int, vectors: int
+) -> np.float32:
+    """Sum of `x[at + i * x_stride + j] * y[start + i * y_stride + j]` over `i < rows`, `j < 16 vectors`.
+
+    `x` and `y` are 1-d and contiguous. The order of the sum depends on `vectors` alone.
+    """
+    total: np.float32
+    if vectors % 4 == 0:
+        total = _dot(x, at, x_stride, y, start, y_stride, rows, vectors, 4)
+    elif vectors % 2 == 0:
+        total = _dot(x, at, x_stride, y, start, y_stride, rows, vectors, 2)
+    else:
+        total = _dot(x, at, x_stride, y, start, y_stride, rows, vectors, 1)
+    return total
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -15,13 +15,14 @@ import torch
 from numba import get_num_threads
 from stsbp_spec import passes
 from stsbp_spec.network import Block
+from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter
-from stsbp_spec.typing import Float32, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Precision, Shape, UInt8
 
 from stsbp_torch.layout import empty, laid_out, view
 from stsbp_torch.neurons.lif import LifResiduals, surrogate_code
-from stsbp_torch.sparse import kernels
+from stsbp_torch.sparse import kernels, needed
 from stsbp_torch.sparse.spikes import NO_MASK, density
 from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
 from stsbp_torch.vectors import LANES
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from stsbp_torch.backend import TorchBackend
 
 __all__ = [
+    "DeferredError",
     "Input",
     "PooledError",
     "Residuals",
@@ -41,6 +43,7 @@ __all__ = [
     "forward_kind",
     "given_input",
     "known",
+    "may_defer",
 ]
 
 GATHER_CHANNELS = 32
@@ -52,6 +55,7 @@ FORWARD_BELOW = {
     ("scatter", "floats"): 0.2,
 }
 GRADIENT_BELOW = 0.28
+ERROR_BELOW = 0.2
 """Densities below which the sparse kernels are faster than oneDNN's: `benchmarks/crossover.py` measures them."""
 _SAMPLED = 32
 
@@ -102,12 +106,62 @@ class Residuals(NamedTuple):
     sparse: bool
 
 
+class DeferredError(NamedTuple):
+    """An error that is still behind a convolution, until the layer below says where it uses it.
+
+    `dz` of `block`, which took `given` and `wq`.
+    """
+
+    block: Block
+    given: Input
+    wq: torch.Tensor
+    dz: torch.Tensor
+
+    def taken(self, backend: TorchBackend, u: torch.Tensor, neuron: LIF) -> torch.Tensor | PooledError:
+        """The error of the spikes of the layer below, of potentials `u`."""
+        below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW else self.dense()
+        return _below(backend, self.block, self.given, below)
+
+    def share(self, u: torch.Tensor, neuron: LIF) -> float:
+        """The part of the error that the layer below uses, from a sample of frames."""
+        kind, p0, _ = surrogate_code(neuron.surrogate)
+        if kind not in needed.COMPACT:
+            return 1.0
+        frames, threshold = _frames(u), np.float32(neuron.threshold)
+        every = max(1, len(frames) // _SAMPLED)
+        return float(needed.share(frames, self.given.size, every, threshold, kind, np.float32(p0)))
+
+    def needed(self, u: torch.Tensor, neuron: LIF) -> torch.Tensor:
+        """The error of the convolution's input, zero where the layer below does not use it."""
+        conv = self.block.synapse
+        assert isinstance(conv, Conv2d)
+        kind, p0, _ = surrogate_code(neuron.surrogate)
+        below = empty(self._shape(), torch.float32, u.device)
+        needed.error(
+            _frames(u), self.given.size, _frames(self.dz), _mirrored(self.wq).reshape(-1).numpy(), conv.kernel,
+            conv.padding, _frames(below), np.float32(neuron.threshold), kind, np.float32(p0), get_num_threads(),
+        )  # fmt: skip
+        return below
+
+    def dense(self) -> torch.Tensor:
+        """All of the error of the convolution's input."""
+        assert isinstance(self.block.synapse, Conv2d)
+        return conv2d.input_error(self.block.synapse, self.wq, self.dz, self._shape())
+
+    def _shape(self) -> Shape:
+        return (*self.given.s.shape[:2], *self.block.synapse_shape)
+
+
 class PooledError(NamedTuple):
     """An error behind a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
 
     d: torch.Tensor
     pool: AvgPool2d
     shape: Shape
+
+
+Error = torch.Tensor | PooledError | DeferredError
+"""Of the spikes of a layer, on its way from the layer above."""
 
 
 def block_forward(
@@ -156,13 +210,15 @@ def forward_bytes(
 
 
 def block_backward(
-    backend: TorchBackend, trace: BlockTrace, ds: torch.Tensor | PooledError, precision: Precision, *, training: bool
-) -> tuple[torch.Tensor | PooledError | None, torch.Tensor]:
+    backend: TorchBackend, trace: BlockTrace, ds: Error, precision: Precision, *, training: bool
+) -> tuple[Error | None, torch.Tensor]:
     """`passes.block_backward` by these kernels where the forward pass chose them.
 
-    The error may come and go with the adjoint of a pooling still to be taken.
+    The error may come and go with the adjoint of a pooling, or of a whole block's synapses, still to be taken.
     """
     block, residuals = trace.block, trace.synapse
+    if isinstance(ds, DeferredError):
+        ds = ds.taken(backend, trace.lif.u, block.neuron)
     if not isinstance(residuals, Residuals) or precision == "reproducible":
         if isinstance(ds, PooledError):
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
@@ -172,27 +228,39 @@ def block_backward(
     given, conv = residuals.given, block.synapse
     assert isinstance(conv, Conv2d)
     need_input, filter = block.index > 0, block.filter(training=training)
+    need_below = need_input and not may_defer(block)
     below: torch.Tensor | None = None
     if residuals.sparse:
         dz, dw = backward(block, given, trace.lif.u, ds, filter, need_error=need_input, need_weights=True)
-        if need_input:
-            below = conv2d.input_error(conv, residuals.wq, dz, (*given.s.shape[:2], *block.synapse_shape))
+        if need_below:
+            below = DeferredError(block, given, residuals.wq, dz).dense()
     else:
         dz, _ = backward(block, given, trace.lif.u, ds, filter, need_error=True, need_weights=False)
         pairs = _by_pairs(backend, trace).synapse
-        below, dw = conv2d.backward(conv, pairs, dz, precision=precision, need_input=need_input)
-    if below is None:
-        return None, dw
+        below, dw = conv2d.backward(conv, pairs, dz, precision=precision, need_input=need_below)
+    if below is not None:
+        return _below(backend, block, given, below), dw
+    return (DeferredError(block, given, residuals.wq, dz) if need_input else None), dw
+
+
+def _below(backend: TorchBackend, block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
+    """The error of the spikes below from that of the input of a block's synapses."""
     if given.mask is not None and given.masked == 2:
         below = backend.dropout(given.mask, below)
     pool = next((layer for layer in block.before if isinstance(layer, AvgPool2d)), None)
     if pool is None:
-        return (below if given.mask is None else backend.dropout(given.mask, below)), dw
+        return below if given.mask is None else backend.dropout(given.mask, below)
     pooled = PooledError(below, pool, tuple(given.s.shape))
     if given.masked != 1:
-        return pooled, dw
+        return pooled
     assert given.mask is not None
-    return backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below)), dw
+    return backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below))
+
+
+def may_defer(block: Block) -> bool:
+    """Whether the layer below may leave parts of its error unused, and the kernel for that knows the convolution."""
+    compact = surrogate_code(block.neuron.surrogate)[0] in needed.COMPACT
+    return compact and block.output_shape[0] % LANES == 0
 
 
 def known(block: Block) -> bool:
@@ -250,12 +318,17 @@ def _run(conv: Conv2d) -> int:
     return -(-conv.kernel * conv.channels // LANES) * LANES
 
 
+def _mirrored(wq: torch.Tensor) -> torch.Tensor:
+    """Weights as `[C, row, mirrored column, C']`."""
+    return wq.flip(3).permute(1, 2, 3, 0)
+
+
 def _packed(conv: Conv2d, wq: torch.Tensor) -> Float32:
     """Weights in the order of `kernels.forward`, 1-d."""
     if _gathers(conv):
         ordered: Float32 = wq.permute(2, 3, 1, 0).contiguous().numpy().reshape(-1)
         return ordered
-    runs = wq.flip(3).permute(1, 2, 3, 0).reshape(wq.shape[1], conv.kernel, -1)
+    runs = _mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
     padded: Float32 = torch.nn.functional.pad(runs, (0, _run(conv) - runs.shape[2])).numpy().reshape(-1)
     return padded
 
@@ -306,6 +379,7 @@ def backward(
     return dz, dw
 
 
-def _frames(s: torch.Tensor) -> UInt8:
-    frames: UInt8 = view(s)
+def _frames(x: torch.Tensor) -> AnyArray:
+    """`[T, B, C, H, W]` as `[T B, H, W, C]`, without a copy."""
+    frames = view(x)
     return frames.reshape(-1, *frames.shape[2:])
