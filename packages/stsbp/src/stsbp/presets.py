@@ -44,9 +44,10 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "label_pattern": (None,                ByLoss("1", "01"),   ByLoss("1", "01"),   None,     None),
     "augment_shift": (None,                1,                   1,                   2,        None),
     "augment_flip":  (None,                None,                None,                True,     None),
-    "augment_rotate": (None,               None,                8.0,                 None,     None),
-    "augment_scale": (None,                None,                0.08,                None,     None),
-    "augment_shear": (None,                None,                0.08,                None,     None),
+    "augment_rotate": (None,               None,                12.0,                None,     None),
+    "augment_scale": (None,                None,                0.12,                None,     None),
+    "augment_shear": (None,                None,                0.12,                None,     None),
+    "augment_elastic": (None,              None,                2.0,                 None,     None),
 }
 # fmt: on
 
@@ -155,6 +156,7 @@ _NO_AUGMENTATION: dict[str, Value] = {
     "augment_rotate": 0.0,
     "augment_scale": 0.0,
     "augment_shear": 0.0,
+    "augment_elastic": 0.0,
 }
 _TSSL_REMARK = "trained by this project's rule and surrogate; pixels enter as x / 256, not normalised"
 
