@@ -24,11 +24,13 @@ __all__ = [
     "BlockTrace",
     "LeanTrace",
     "backward_pass",
+    "before_backward",
     "block_backward",
     "block_error_bits",
     "block_forward",
     "forward_pass",
     "lean_forward_pass",
+    "synapse_backward",
 ]
 
 
@@ -120,12 +122,14 @@ def backward_pass(
 ) -> dict[str, Native]:
     """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
 
-    The gradient passes the weight grid unchanged (straight through).
+    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes are left afterwards: the
+    blocks below have its memory.
     """
     gradients: dict[str, Native] = {}
     for kept in reversed(traces):
         trace = kept.again() if isinstance(kept, LeanTrace) else kept
         ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
+        trace.before, trace.synapse, trace.lif = [], None, None
         del trace  # before the next block is run again
     return gradients
 
@@ -159,21 +163,30 @@ def block_backward(
 
     The first block has no error of `s`: None.
     """
+    below, gradient = synapse_backward(backend, trace, ds, precision, training=training)
+    return (None if below is None else before_backward(backend, trace, below)), gradient
+
+
+def synapse_backward(
+    backend: AbstractBackend, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+) -> tuple[Native | None, Native]:
+    """`block_backward` through neurons and weights: the error behind pooling and dropout."""
     block = trace.block
     dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":
         dz = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
-    below, gradient = backend.synapse_backward(
-        block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0
-    )
-    if below is None:
-        return None, gradient
-    for layer, residual in zip(reversed(block.before), reversed(trace.before), strict=True):
+    return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
+
+
+def before_backward(backend: AbstractBackend, trace: BlockTrace, below: Native, first: int = 0) -> Native:
+    """The rest of `block_backward`: through pooling and dropout, down to layer `first` of them."""
+    layers = list(zip(trace.block.before, trace.before, strict=True))[first:]
+    for layer, residual in reversed(layers):
         if isinstance(layer, AvgPool2d):
             below = backend.avgpool2d_backward(layer, residual, below)
         elif residual is not None:
             below = backend.dropout(residual, below)
-    return below, gradient
+    return below
 
 
 def block_error_bits(block: Block, *, frames: int) -> int:

@@ -224,16 +224,18 @@ def block_backward(
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
         if isinstance(residuals, Residuals):
             trace = _by_pairs(backend, trace)
-        return passes.block_backward(backend, trace, ds, precision, training=training)
+        below, dw = passes.synapse_backward(backend, trace, ds, precision, training=training)
+        if below is None or not block.before or not isinstance(block.before[0], AvgPool2d):
+            return (None if below is None else passes.before_backward(backend, trace, below)), dw
+        below = passes.before_backward(backend, trace, below, first=1)
+        return PooledError(below, block.before[0], trace.before[0]), dw
     given, conv = residuals.given, block.synapse
     assert isinstance(conv, Conv2d)
     need_input, filter = block.index > 0, block.filter(training=training)
     need_below = need_input and not may_defer(block)
-    below: torch.Tensor | None = None
     if residuals.sparse:
         dz, dw = backward(block, given, trace.lif.u, ds, filter, need_error=need_input, need_weights=True)
-        if need_below:
-            below = DeferredError(block, given, residuals.wq, dz).dense()
+        below = DeferredError(block, given, residuals.wq, dz).dense() if need_below else None
     else:
         dz, _ = backward(block, given, trace.lif.u, ds, filter, need_error=True, need_weights=False)
         pairs = _by_pairs(backend, trace).synapse
