@@ -1,0 +1,110 @@
+"""Settings compared on folds of the training samples, so that the test samples choose nothing: rows of a table.
+
+    python experiments/folds.py nmnist --data-dir D --folds 0 1 --out runs/folds/bent augment_elastic=2.0 epochs=25
+
+The training samples are cut into five folds; with --folds K a network is trained on the other four and tested on fold
+K. Each is a run in OUT/fold-K (`stsbp report` reads it but for its samples); started again, the script goes on where it
+was stopped. Settings are written as in the file of `stsbp train --config`.
+
+The log loss tells settings apart more finely than the accuracy, in which a sample is half a percent: it is that of the
+softmax of minus the distances to the label sequences, scaled by the factor that makes it least.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from pathlib import Path
+
+import numpy as np
+from stsbp.config import Source, resolve
+from stsbp.datasets import Split, Subset, hold_out
+from stsbp.errors import ConfigError
+from stsbp.training import checkpoint
+from stsbp.training.build import Data, Task, build_task, load_data
+from stsbp.training.loop import import_checkpoint, stop_on_signals, train
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp_spec.decoders import nearest_sequence
+from stsbp_spec.registry import open_backend
+from stsbp_spec.trainer import TrainState
+from stsbp_spec.typing import AnyArray, Int64
+
+FOLDS = 5
+SEED = 77
+"""Of the cut, with which the published table was made."""
+
+
+def cut(split: Split, fold: int) -> tuple[Subset, Subset]:
+    """What a network is trained on, and the fold, equally many samples of each class in it."""
+    indices, size = np.arange(len(split)), len(split) // FOLDS
+    rest, part = Subset(split, indices), indices
+    for k in range(fold + 1):
+        if k == FOLDS - 1:
+            part = rest.indices
+        else:
+            kept, held = hold_out(rest, size, seed=SEED + k)
+            rest, part = Subset(split, rest.indices[kept.indices]), rest.indices[held.indices]
+    return Subset(split, np.setdiff1d(indices, part)), Subset(split, part)
+
+
+def log_loss(distances: AnyArray, labels: Int64) -> float:
+    """Least mean of minus the log probability of the class, from distances `[n, K]`, over the scales of the softmax."""
+    d = distances - distances.min(axis=1, keepdims=True)
+    own = d[np.arange(len(labels)), labels]
+    scales = np.geomspace(0.02, 50, 60) / max(float(distances.std()), 1e-9)
+    return min(float((np.log(np.exp(-s * d).sum(axis=1)) + s * own).mean()) for s in scales)
+
+
+def test(task: Task, state: TrainState, split: Split) -> tuple[float, float]:
+    """Accuracy of the nearest label sequence in percent, and the log loss."""
+    found = []
+    for i in range(0, len(split), 60):
+        batch, _ = task.batch(split, np.arange(i, min(i + 60, len(split))))
+        found.append(task.distances(task.trainer.predict(state, batch.inputs, task.config.steps).spikes))
+    distances = np.concatenate(found).astype(np.float64)
+    return 100 * float((nearest_sequence(distances) == split.labels).mean()), log_loss(distances, split.labels)
+
+
+def main() -> None:
+    """Train on each fold's complement and print a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--folds", nargs="+", type=int, default=[0, 1], choices=range(FOLDS), metavar="K")
+    parser.add_argument("--out", type=Path, default=Path("runs/folds"))
+    given = parser.parse_intermixed_args()
+    try:
+        asked = tomllib.loads("\n".join(given.settings))
+    except tomllib.TOMLDecodeError as error:
+        parser.error(f"settings are NAME=VALUE as in TOML, for example loss='\"hamming\"': {error}")
+    values = {"dataset": given.dataset, "data_dir": given.data_dir, "test_every": 0, "threads": 1, **asked}
+    try:
+        config = resolve([Source("command line", values)])
+    except ConfigError as error:
+        parser.error(str(error))
+    backend, whole = open_backend("torch"), load_data(config)
+    print("| fold | settings | accuracy % | log loss |\n|---|---|---|---|", flush=True)
+    for fold in given.folds:
+        kept, held = cut(whole.train, fold)
+        data, folder = Data(whole.dataset, kept, None, held), RunFolder(given.out / f"fold-{fold}")
+        task = build_task(config, data.inputs, backend, len(kept))
+        if folder.is_run and folder.read_config().digest() != config.digest():
+            parser.error(f"{folder.path} was begun with other settings; choose another --out")
+        saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
+        folder.check_writable()
+        show = reporter()
+        with folder.lock(), stop_on_signals() as stop:
+            if saved is None:
+                folder.write_config(config)
+            folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
+            train(task, data, folder, show, stop, saved)
+        show.close()
+        accuracy, loss = test(task, import_checkpoint(task, checkpoint.load(folder.path, "last"), folder), held)
+        print(f"| {fold} | {' '.join(given.settings) or 'preset'} | {accuracy:.2f} | {loss:.4f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
