@@ -9,6 +9,7 @@ saturated, time is really stepped) is timed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -123,7 +124,8 @@ class Worker:
     def stop(self) -> None:
         """Let it end."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(60)
 
 
@@ -154,8 +156,12 @@ def compare(
         print("timing", file=sys.stderr, flush=True)
         alive = [worker for worker in workers if worker.problem is None]
         for number in range(rounds + 1):
-            for worker in alive:
-                seconds = worker.ask("step")["seconds"]
+            for worker in [worker for worker in alive if worker.problem is None]:
+                try:
+                    seconds = worker.ask("step")["seconds"]
+                except (BrokenPipeError, json.JSONDecodeError):
+                    worker.problem = f"ended while it was timed, exit code {worker.process.wait()}; out of memory?"
+                    continue
                 if number > 0:  # what lay in the caches is gone after the wait for the others
                     worker.seconds.append(seconds)
         records = [record(worker, len(problem.labels)) for worker in workers]

@@ -114,10 +114,10 @@ def test_errors_that_are_not_needed_change_nothing(
         kernel(*arguments)
 
     monkeypatch.setattr(needed, "error", counted)
-    monkeypatch.setattr(sparse, "ERROR_BELOW", 0.0)
+    monkeypatch.setattr(sparse, "ERROR_BELOW", dict.fromkeys(sparse.ERROR_BELOW, 0.0))
     dense = _gradients(network, weights, batch, dropout)
     assert not calls
-    monkeypatch.setattr(sparse, "ERROR_BELOW", 2.0)
+    monkeypatch.setattr(sparse, "ERROR_BELOW", dict.fromkeys(sparse.ERROR_BELOW, 2.0))
     found = _gradients(network, weights, batch, dropout)
     assert bool(calls) is any(block.index > 0 and _deferrable(block) for block in network.blocks)
     assert found.loss == dense.loss

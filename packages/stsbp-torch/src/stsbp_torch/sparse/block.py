@@ -50,12 +50,12 @@ GATHER_CHANNELS = 32
 """Output channels from which the forward pass gathers."""
 FORWARD_BELOW = {
     ("gather", "bytes"): 0.03,
-    ("gather", "floats"): 0.3,
-    ("scatter", "bytes"): 0.2,
+    ("gather", "floats"): 0.4,
+    ("scatter", "bytes"): 0.17,
     ("scatter", "floats"): 0.2,
 }
-GRADIENT_BELOW = 0.28
-ERROR_BELOW = 0.2
+GRADIENT_BELOW = 0.3
+ERROR_BELOW = {"narrow": 0.4, "wide": 0.18}
 """Densities below which the sparse kernels are faster than oneDNN's: `benchmarks/crossover.py` measures them."""
 _SAMPLED = 32
 
@@ -119,7 +119,9 @@ class DeferredError(NamedTuple):
 
     def taken(self, backend: TorchBackend, u: torch.Tensor, neuron: LIF) -> torch.Tensor | PooledError:
         """The error of the spikes of the layer below, of potentials `u`."""
-        below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW else self.dense()
+        # Few input channels leave parts of the dense product's vectors empty.
+        width = "narrow" if self.block.synapse_shape[0] < LANES else "wide"
+        below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.dense()
         return _below(backend, self.block, self.given, below)
 
     def share(self, u: torch.Tensor, neuron: LIF) -> float:
