@@ -122,8 +122,8 @@ def backward_pass(
 ) -> dict[str, Native]:
     """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
 
-    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes are left afterwards: the
-    blocks below have its memory.
+    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes are left afterwards, so
+    that the blocks below have its memory.
     """
     gradients: dict[str, Native] = {}
     for kept in reversed(traces):
