@@ -21,6 +21,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peer
 import check  # noqa: E402
 import compare  # noqa: E402
 import metadata  # noqa: E402
+import parts  # noqa: E402
 import scaling  # noqa: E402
 from problem import Problem  # noqa: E402
 
@@ -122,6 +123,21 @@ def test_a_comparison_names_what_does_not_run(tiny_problem: Problem, tmp_path: P
     assert records == [{"name": "nosuch", "mode": "plain", "problem": "exit code 1"}]
     assert "nosuch" in (tmp_path / "CIFAR-10-nosuch-plain.log").read_text()
     assert "failed: exit code 1" in compare.table(records)
+
+
+def test_a_worker_that_takes_too_long_is_given_up(tiny_problem: Problem, tmp_path: Path) -> None:
+    here = Path(sys.executable)
+    records = compare.compare(tiny_problem, [(here, "stsbp", "floor")], rounds=1, logs=tmp_path, patience=0.01)
+    assert [record["problem"] for record in records] == ["not ready after 0 s"]
+
+
+def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(cases.CASES, "CIFAR-10", TINY)
+    parts.measure("numpy", None, "CIFAR-10", rounds=1, scale=1.0, data_dir=None)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(" ms")]
+    ms = {" ".join(words[:-2]): float(words[-2]) for words in lines}
+    inside = ms["synapse_forward"] + ms["lif_forward"]
+    assert 0 < inside <= ms["block_forward"] < ms["step by pairs"]
 
 
 def test_the_torch_network_of_the_peers_is_the_network(tiny_problem: Problem) -> None:
