@@ -81,6 +81,7 @@ class Worker:
     name: str
     mode: str
     process: subprocess.Popen[str]
+    log: Path
     ready: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     problem: str | None = None
@@ -94,7 +95,7 @@ class Worker:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
             )
-        return cls(name, mode, process)
+        return cls(name, mode, process, log)
 
     def wait(self, patience: float) -> None:
         """Wait until it is warm, or note that it went away or took more than `patience` seconds (and end it)."""
@@ -110,7 +111,8 @@ class Worker:
             self.process.wait()
             self.problem = f"not ready after {patience:.0f} s"
         else:
-            self.problem = f"exit code {self.process.wait()}"
+            last = self.log.read_text().strip().rpartition("\n")[2]
+            self.problem = f"exit code {self.process.wait()}: {last}"
 
     def ask(self, word: str) -> dict[str, Any]:
         """Send a word and wait for the answer."""

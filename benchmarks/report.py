@@ -117,16 +117,16 @@ def crossover_section(report: dict[str, Any]) -> str:
     lines += [
         "Densities, behind the pooling, below which the sparse kernel is the faster one; medians of "
         f"{machine['settings']['rounds']} rounds. Forward: convolution, filter and neurons. Gradient: neurons and "
-        "the gradient of the weights.",
+        "the gradient of the weights. Error: of the input, over the share that a compact surrogate needs.",
         "",
     ]
-    names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense")
-    lines += [f"| layer | {' | '.join(names)} |", "|---|---|---|---|"]
+    names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense", "error needed / dense")
+    lines += [f"| layer | {' | '.join(names)} |", "|---|---|---|---|---|"]
     for block in report["blocks"]:
         cells = []
         for name in names:
             found = block["crossings"].get(name, "")
-            cells.append("never" if found is None else f"{found:.3f}" if found != "" else "no bytes here")
+            cells.append("never" if found is None else f"{found:.3f}" if found != "" else "-")
         lines.append(f"| {block['case']} {block['block']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
