@@ -68,7 +68,7 @@ class RunConfig(BaseModel):
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_rate: float = Field(
-        0.0, ge=0, lt=1, description="Scale the initial weights until each layer fires this often a step; 0: not."
+        0.0, ge=0, lt=1, description="Enlarge initial weights until each layer fires at least so often a step; 0: not."
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples of one update.")

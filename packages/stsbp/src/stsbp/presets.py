@@ -40,7 +40,8 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "tau_m":         (5.0,                 5.0,                 5.0,                 5.0,      5.0),
     "tau_s":         (3.0,                 3.0,                 3.0,                 3.0,      3.0),
     "surrogate":     (None,                "fast-sigmoid:beta=3", "fast-sigmoid:beta=3", None, None),
-    "init_gain":     (None,                1.0,                 1.0,                 None,     None),
+    "init_gain":     (None,                1.0,                 1.0,                 3.0,      None),
+    "init_rate":     (None,                None,                None,                0.1,      None),
     "label_pattern": (None,                ByLoss("1", "01"),   ByLoss("1", "01"),   None,     None),
     "augment_shift": (None,                1,                   1,                   2,        None),
     "augment_flip":  (None,                None,                None,                True,     None),
@@ -158,7 +159,9 @@ _NO_AUGMENTATION: dict[str, Value] = {
     "augment_shear": 0.0,
     "augment_elastic": 0.0,
 }
-_TSSL_REMARK = "trained by this project's rule and surrogate; pixels enter as x / 256, not normalised"
+_TSSL_REMARK = (
+    "trained by this project's rule, surrogate and initial weights; pixels enter as x / 256, not normalised"
+)
 
 
 def _named() -> dict[str, NamedPreset]:

@@ -30,7 +30,12 @@ _BATCHES = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the data set whose preset it is trained with."""
+    """A network and the data set whose preset it is trained with.
+
+    Attributes:
+        surrogate, init_gain: fixed here, so that figures stay comparable when a preset changes. They set how many
+            spikes there are; no layer is scaled to a rate.
+    """
 
     name: str
     dataset: str
@@ -39,13 +44,14 @@ class Case:
     inputs: Inputs
     steps: int
     batch: int
+    surrogate: str = "arctan"
+    init_gain: float = 1.5
 
     def config(self, scale: float = 1.0, surrogate: str | None = None) -> RunConfig:
         """Settings of a run on it; `scale` is a factor of the batch."""
         chosen: dict[str, Any] = {"dataset": self.dataset, "net": self.net, "steps": self.steps}
         chosen["batch_size"] = max(1, round(self.batch * scale))
-        if surrogate is not None:
-            chosen["surrogate"] = surrogate
+        chosen |= {"surrogate": surrogate or self.surrogate, "init_gain": self.init_gain, "init_rate": 0.0}
         return resolve([Source("benchmark", chosen)])
 
     def split(self, data_dir: Path | None, count: int) -> tuple[Split, str]:
@@ -65,7 +71,17 @@ _TEN = tuple("0123456789")
 CASES = {
     case.name: case
     for case in (
-        Case("N-MNIST", "nmnist", "digits-events", "12C5-P2-64C5-P2", Inputs((2, 34, 34), "events", _TEN), 25, 50),
+        Case(
+            "N-MNIST",
+            "nmnist",
+            "digits-events",
+            "12C5-P2-64C5-P2",
+            Inputs((2, 34, 34), "events", _TEN),
+            25,
+            50,
+            surrogate="fast-sigmoid:beta=3",
+            init_gain=1.0,
+        ),
         Case(
             "CIFAR-10",
             "cifar10",

@@ -1,8 +1,9 @@
 """The weights that a run begins with: those of the spec, on request scaled layer by layer until every layer fires.
 
 Spikes thin out from layer to layer, the faster the fewer the steps, and a layer that is silent learns little. With
-`init_rate` the gain of each layer is therefore found from the data, from the first layer to the last (after
-layer-sequential unit-variance initialisation, Mishkin and Matas 2016, with the spike rate in place of the variance).
+`init_rate` the layers that fire less are therefore given larger weights, from the first layer to the last, by what is
+measured on the data (after layer-sequential unit-variance initialisation, Mishkin and Matas 2016, with the spike rate
+in place of the variance). Layers that fire more often are left as they are.
 
 Spike rates are counts, equal on every backend, and the gains are short dyadic fractions, so the scaled weights are the
 same bits on every backend as well.
@@ -20,8 +21,8 @@ from stsbp.training.build import Task
 
 __all__ = ["GAINS", "first_weights", "scaled_to_rate"]
 
-GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(-4, 6) for quarter in range(4))
-"""What the weights of a layer may be multiplied with: 1/16 to 56, four an octave."""
+GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(6) for quarter in range(4))
+"""What the weights of a layer may be multiplied with: 1 to 56, four an octave."""
 _SAMPLES = 64
 
 
