@@ -43,6 +43,10 @@ ROWS: dict[str, tuple[str, ...]] = {
     "weight decay 0.01": ("--weight-decay", "0.01"),
     "no augmentation": ("--augment-shift", "0", "--no-augment-flip"),
     "cut-out of 8 pixels": ("--augment-cutout", "8"),
+    "no augmentation, arctan alpha 2, clipped at norm 1": (
+        *("--augment-shift", "0", "--no-augment-flip"),
+        *("--surrogate", "arctan", "--clip-norm", "1"),
+    ),
 }
 """Options of `stsbp train` by the name of the row, behind those of the base."""
 
