@@ -1,11 +1,11 @@
 """What each choice buys a deep network: one training run a choice, as a table for the documentation.
 
-    python experiments/ablation.py --data-dir D --limit 12000 --epochs 5 --seeds 0 --out runs/ablation
+    python experiments/ablation.py --data-dir D --limit 12000 --epochs 5 --seeds 0 1 --out runs/ablation
 
-Every row changes one thing of the base: the preset of CIFAR-10 with the network and options below. A run is a process
-of its own with a folder below --out; started again, the script goes on where it was stopped and repeats nothing. The
-accuracy is that of the validation samples, which are cut off from the training samples: a table that choices are made
-by leaves the test set alone.
+Every row but the last changes one thing of the base: the preset of CIFAR-10 with the network and options below. A run
+is a process of its own with a folder below --out; started again, the script goes on where it was stopped and repeats
+nothing. The accuracy is that of the validation samples, which are cut off from the training samples: a table that
+choices are made by leaves the test set alone.
 """
 
 from __future__ import annotations
@@ -44,8 +44,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no augmentation": ("--augment-shift", "0", "--no-augment-flip"),
     "cut-out of 8 pixels": ("--augment-cutout", "8"),
     "no augmentation, arctan alpha 2, clipped at norm 1": (
-        *("--augment-shift", "0", "--no-augment-flip"),
-        *("--surrogate", "arctan", "--clip-norm", "1"),
+        "--augment-shift",
+        "0",
+        "--no-augment-flip",
+        "--surrogate",
+        "arctan",
+        "--clip-norm",
+        "1",
     ),
 }
 """Options of `stsbp train` by the name of the row, behind those of the base."""

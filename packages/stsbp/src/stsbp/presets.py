@@ -159,9 +159,7 @@ _NO_AUGMENTATION: dict[str, Value] = {
     "augment_shear": 0.0,
     "augment_elastic": 0.0,
 }
-_TSSL_REMARK = (
-    "trained by this project's rule, surrogate and initial weights; pixels enter as x / 256, not normalised"
-)
+_TSSL_REMARK = "trained by this project's rule, surrogate and initial weights; pixels enter as x / 256, not normalised"
 
 
 def _named() -> dict[str, NamedPreset]:
