@@ -35,7 +35,10 @@ def test_network_agrees_with_value_and_grad(precision: Precision, loss: Loss) ->
     for name, gradient in expected.gradients.items():
         weight = net.get_submodule(name).get_parameter("weight")
         assert weight.grad is not None
-        assert np.array_equal(weight.grad.numpy(), gradient)
+        if precision == "reproducible":
+            assert np.array_equal(weight.grad.numpy(), gradient)
+        else:  # the backend may have summed sparsely
+            assert np.abs(weight.grad.numpy() - gradient).max() <= 2e-6 * np.abs(gradient).max()
 
 
 def test_direct_coding_takes_images_and_steps() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from numba import njit, prange
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
+from stsbp_torch.threads import threads_for
+
 __all__ = ["count", "largest", "round_rows", "squares"]
 
 _CHUNK = 65536
@@ -16,8 +18,7 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def count(spikes: UInt8) -> int:
-    """Number of spikes, zeros and ones, in `[M]`."""
+def _count(spikes: UInt8) -> int:
     whole = spikes.size // 8 * 8
     words = spikes[:whole].view(np.uint64)
     total = 0
@@ -36,6 +37,12 @@ def count(spikes: UInt8) -> int:
     return total
 
 
+def count(spikes: UInt8) -> int:
+    """Number of spikes, zeros and ones, in `[M]`."""
+    with threads_for(spikes.size // 8):
+        return int(_count(spikes))
+
+
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
 def _largest_bits(bits: Int32) -> int:
     chunks = (bits.size + _CHUNK - 1) // _CHUNK
@@ -51,12 +58,12 @@ def _largest_bits(bits: Int32) -> int:
 
 def largest(x: Float32) -> float:
     """Largest magnitude in `[M]`; NaN where there is one: its bits are larger than those of any number."""
-    return float(np.int32(_largest_bits(x.view(np.int32))).view(np.float32))
+    with threads_for(x.size):
+        return float(np.int32(_largest_bits(x.view(np.int32))).view(np.float32))
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def squares(x: Float32, scale: np.float32) -> int:
-    """Sum of `round(x scale)^2` over `[M]`; the caller sees to it that it fits 63 bits."""
+def _squares(x: Float32, scale: np.float32) -> int:
     total = 0
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
         part = x[chunk * _CHUNK : (chunk + 1) * _CHUNK]
@@ -66,6 +73,12 @@ def squares(x: Float32, scale: np.float32) -> int:
             n += whole * whole
         total += n
     return total
+
+
+def squares(x: Float32, scale: np.float32) -> int:
+    """Sum of `round(x scale)^2` over `[M]`; the caller sees to it that it fits 63 bits."""
+    with threads_for(x.size):
+        return int(_squares(x, scale))
 
 
 @njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
@@ -85,5 +98,6 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
     """Weights `[out, n]` as multiples of `2^-exponent`, and the largest partial sum of a row for inputs in [0, 1]."""
     wq = np.empty_like(w)
     above, below = np.empty(len(w), np.int64), np.empty(len(w), np.int64)
-    _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
+    with threads_for(w.size):
+        _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
     return wq, math.ldexp(float(max(above.max(), -below.min())), -exponent)

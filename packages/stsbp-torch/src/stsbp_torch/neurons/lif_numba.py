@@ -18,8 +18,10 @@ from stsbp_torch.vectors import fetch, fetch_to_write, stream
 
 __all__ = ["backward", "fire", "forward", "propagate"]
 
-_FORWARD_CHUNK, _BACKWARD_CHUNK = 512, 1024
-"""Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache."""
+_CHUNK, _SHORT_CHUNK = 1024, 512
+"""Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
+_PAST = 2**24
+"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes."""
 _FLOOR = np.float32(FLOOR)
 _ZERO = np.float32(0)
 _ONE = np.float32(1)
@@ -91,20 +93,26 @@ def forward(
 ) -> None:
     """Fill `u` and `spikes`, `[T, M]`, from `z`, `[1 or T, M]` (`u` may be `z` itself)."""
     steps, neurons = u.shape
-    chunks = (neurons + _FORWARD_CHUNK - 1) // _FORWARD_CHUNK
+    past = u.size >= _PAST
+    length = _CHUNK if past else _SHORT_CHUNK
+    chunks = (neurons + length - 1) // length
     for chunk in prange(chunks):
-        low = chunk * _FORWARD_CHUNK
-        high = min(neurons, low + _FORWARD_CHUNK)
+        low = chunk * length
+        high = min(neurons, low + length)
         i = np.zeros(high - low, np.float32)
         m = np.zeros(high - low, np.float32)
+        own = np.empty(high - low, np.float32)
         for t in range(steps):
             if t + 1 < steps:
                 if z.shape[0] > 1:
                     fetch(z[t + 1, low:high])
-                fetch_to_write(u[t + 1, low:high])
+                if not past:
+                    fetch_to_write(u[t + 1, low:high])
                 fetch_to_write(spikes[t + 1, low:high])
             zt = z[t if z.shape[0] > 1 else 0, low:high]
-            fire(zt, i, m, u[t, low:high], spikes[t, low:high], k, c, km, vth)
+            fire(zt, i, m, own if past else u[t, low:high], spikes[t, low:high], k, c, km, vth)
+            if past:
+                stream(u[t, low:high], own)
 
 
 @njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -122,11 +130,11 @@ def backward(
 ) -> None:
     """Fill `dz`, `[1 or T, M]`, from `ds`, `[T, M]` (`dz` may be `ds`); `kind`, `p0`, `p1`: `lif.surrogate_code`."""
     steps, neurons = u.shape
-    chunks = (neurons + _BACKWARD_CHUNK - 1) // _BACKWARD_CHUNK
+    chunks = (neurons + _CHUNK - 1) // _CHUNK
     static = dz.shape[0] == 1 and steps > 1
     for chunk in prange(chunks):
-        low = chunk * _BACKWARD_CHUNK
-        high = min(neurons, low + _BACKWARD_CHUNK)
+        low = chunk * _CHUNK
+        high = min(neurons, low + _CHUNK)
         d = np.zeros(high - low, np.float32)
         e = np.zeros(high - low, np.float32)
         h = np.zeros(high - low, np.float32)

@@ -10,6 +10,7 @@ from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.typing import Float32
 
 from stsbp_torch.neurons.lif import snap
+from stsbp_torch.threads import threads_for
 
 __all__ = ["update", "update_cpu"]
 
@@ -36,10 +37,11 @@ def update_cpu(
     """New `(w, m, v)`, one pass over memory."""
     out = tuple(torch.empty_like(w) for _ in range(3))
     flat = (x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, *out))
-    _update(
-        *flat,
-        c.clip, c.beta1, c.one_minus_beta1, c.beta2, c.one_minus_beta2, c.c1, c.c2, c.eps, c.decay, c.rate,
-    )  # fmt: skip
+    with threads_for(w.numel()):
+        _update(
+            *flat,
+            c.clip, c.beta1, c.one_minus_beta1, c.beta2, c.one_minus_beta2, c.c1, c.c2, c.eps, c.decay, c.rate,
+        )  # fmt: skip
     return out[0], out[1], out[2]
 
 
