@@ -49,8 +49,8 @@ def _rotate(x: UInt32, r: int) -> UInt32:
     return (x << np.uint32(r)) | (x >> np.uint32(32 - r))
 
 
-def threefry2x32(key: tuple[int, int], counter: tuple[UInt32, UInt32]) -> tuple[UInt32, UInt32]:
-    """Threefry-2x32-20 of a key and arrays of counters; returns two words for each counter."""
+def threefry2x32(key: tuple[int | Int64, int | Int64], counter: tuple[UInt32, UInt32]) -> tuple[UInt32, UInt32]:
+    """Threefry-2x32-20 of keys and counters that broadcast against each other; returns two words for each pair."""
     k0, k1 = np.uint32(key[0]), np.uint32(key[1])
     schedule = (k0, k1, k0 ^ k1 ^ np.uint32(0x1BD11BDA))
     with np.errstate(over="ignore"):

@@ -76,12 +76,12 @@ def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmen
     for sample in range(len(indices)):
         at = (sample,) if inputs.ndim == 4 else (slice(None), sample)  # a view: basic indexing
         planes = inputs[at].reshape(-1, height * width)
-        result[at] = (np.take(planes, source[sample], axis=1) * kept[sample]).reshape(result[at].shape)
+        result[at] = (np.take(planes, source[sample], axis=1, mode="clip") * kept[sample]).reshape(result[at].shape)
     return result
 
 
-def _words(indices: Int64, seed: int, epoch: int, substream: int) -> tuple[UInt32, UInt32]:
-    """Two random words for each sample, `[B]`."""
+def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tuple[UInt32, UInt32]:
+    """Two random words for each sample, `[B]`; of several substreams, `[n, 1]`, as `[n, B]`."""
     counter = indices.astype(np.uint32)
     key = (seed, int(Stream.AUGMENT) + 256 * substream)
     return threefry2x32(key, (counter, np.full_like(counter, epoch)))
@@ -130,10 +130,9 @@ def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: i
 
 def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: int) -> tuple[Float64, Float64]:
     """Smooth random numbers in (-1, 1) along both axes, `[B, H, W]` each: linear between random nodes."""
-    drawn = [_words(indices, seed, epoch, _ELASTIC + node) for node in range(_NODES * _NODES)]
     fields = []
-    for axis in (0, 1):
-        nodes = np.concatenate([_signed(words[axis]) for words in drawn], axis=1).reshape(-1, _NODES, _NODES)
+    for words in _words(indices, seed, epoch, _ELASTIC + np.arange(_NODES * _NODES)[:, None]):
+        nodes = _signed(words.T.reshape(-1)).reshape(-1, _NODES, _NODES)
         along_rows = _interpolated(nodes, height)
         fields.append(_interpolated(along_rows.transpose(0, 2, 1), width).transpose(0, 2, 1))
     return fields[0], fields[1]
