@@ -203,7 +203,7 @@ def table(records: list[dict[str, Any]]) -> str:
             f"| {name} | {mode} | {median:.0f} | {low:.0f} - {high:.0f} | {r['samples_per_second']:.0f} | {ratio} | "
             f"{r['peak_bytes'] / 1e6:.0f} |"
         )
-    lines += [f"| {r['name']} | {r['mode']} | failed: {r['problem']} | | | | |" for r in records if r["problem"]]
+    lines += [f"| {r['name']} | {r['mode']} | not timed: {r['problem']} | | | | |" for r in records if r["problem"]]
     return "\n".join(lines)
 
 

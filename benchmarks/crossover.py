@@ -29,7 +29,6 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d
 from stsbp_torch.sparse import block as sparse
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
-HERE = Path(__file__).parent
 PAIRS = (
     ("forward", "sparse", "bytes"),
     ("forward", "sparse", "floats"),
@@ -119,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "crossover.json")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the results")
     options = parser.parse_args(arguments)
     records = [r for case in CASES.values() for r in measure(case, rounds=options.rounds, scale=options.scale)]
     for r in records:
@@ -130,8 +129,9 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {name}: " + ("never faster" if density is None else f"up to a density of {density:.3f}"))
     settings = {"rounds": options.rounds, "scale": options.scale, "densities": DENSITIES}
     report = {"format": 1, "machine": describe(open_backend("torch", "cpu"), settings), "blocks": records}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ from stsbp_spec.registry import open_backend
 
 __all__ = ["AXES", "exponent", "main", "measure"]
 
-HERE = Path(__file__).parent
 BASE = {"T": 20, "B": 20, "C": 16, "depth": 2, "density": 0.05}
 AXES: dict[str, tuple[float, ...]] = {
     "T": (5, 10, 20, 40, 80),
@@ -107,10 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
         found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
         print(table(found), flush=True)
         report["axes"].append(found)
-    default = HERE / "results" / f"scaling-{backend.name}-{backend.device.replace(':', '')}.json"
-    path: Path = options.out or default
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def reset(network: torch.nn.Module) -> None:
 def build(problem: Problem, mode: str) -> Peer:
     """The current decays with the input of the same step: the weights make up for it."""
     if mode == "step":
-        raise ValueError("sinabs steps its neurons inside")
+        raise SystemExit("it steps its neurons inside, there is no such mode")
     gain = 1 / problem.tau_s / (1 - 1 / problem.tau_s)
     return Peer(
         problem,

@@ -139,9 +139,11 @@ def backward(
         ends = np.empty((channels, rows), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
+        part = np.empty(len(gradient), np.float32)
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
             d[:] = _ZERO
             e[:] = _ZERO
+            part[:] = _ZERO
             kept = mask[b % len(mask)]
             for back in range(steps):
                 t = steps - 1 - back
@@ -169,14 +171,19 @@ def backward(
                     for p in range(kernel):
                         # Spikes whose output row y + padding - p exists.
                         low, high = max(0, p - padding), min(rows, rows_out - padding + p)
+                        if low >= high:
+                            continue
                         first = ends[channel, low - 1] if low > 0 else begin
-                        if low < high and first < ends[channel, high - 1]:
+                        if first < ends[channel, high - 1]:
                             sum_scaled(
-                                gradient, (channel * kernel + p) * run, error, cells, channels_out,
+                                part, (channel * kernel + p) * run, error, cells, channels_out,
                                 (padding - p) * wide * channels_out, cell_values, first, ends[channel, high - 1],
                                 run // LANES,
                             )  # fmt: skip
                     begin = ends[channel, rows - 1]
+            # A sum of each sample first: one over all of them would lose the last bits of the last.
+            for j in range(len(gradient)):
+                gradient[j] += part[j]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -20,7 +20,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Float32, Native
 
-__all__ = ["copier", "describe", "peak_memory", "reset_peak_memory", "synchronise", "threaded_copy"]
+__all__ = ["copier", "describe", "peak_memory", "reset_peak_memory", "synchronise", "threaded_copy", "threads_used"]
 
 _PACKAGES = (
     "stsbp",
@@ -109,10 +109,16 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
     return threaded_copy(np.ones(count, np.float32), np.zeros(count, np.float32)), moved
 
 
+def threads_used() -> int:
+    """Threads that numerical libraries use: `OMP_NUM_THREADS`, which `--threads` sets, or the usable cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(wanted))) if wanted.isdigit() else cores
+
+
 def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:
-    """A copy from `source` to `target`, `[n]`, in as many threads as there are cores."""
-    count = len(source)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """A copy from `source` to `target`, `[n]`, in `threads_used` threads."""
+    count, threads = len(source), threads_used()
     cuts = np.linspace(0, count, threads + 1).astype(int)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="stsbp-copy")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
@@ -15,9 +14,19 @@ __all__ = ["command"]
 
 @click.command("benchmark", short_help=COMMANDS["benchmark"])
 @click.argument("group", default="all", type=click.Choice(["kernels", "step", "data", "all"]))
-@click.option("--scale", default=1.0, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Of sizes.")
+@click.option(
+    "--scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Factor of neurons, batches and copies, to try it; floors hold at 1.",
+)
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Timed rounds.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder of N-MNIST and CIFAR-10.")
+@click.option(
+    "--data-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of N-MNIST and CIFAR-10.",
+)
 @click.option("--surrogate", help="Surrogate derivative in the training step, instead of the preset's.")
 @click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="Processor threads; 0: all.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
@@ -43,7 +52,7 @@ def command(
     average is in the report. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
     """
     from stsbp.benchmarks import data, kernels, show, startup, step
-    from stsbp.benchmarks.device import describe
+    from stsbp.benchmarks.device import describe, threads_used
     from stsbp.benchmarks.result import Report, Row
 
     if plot_file is not None:
@@ -51,7 +60,7 @@ def command(
     limit_threads(threads)
     backend = choose_backend(ctx.obj)
     settings = {"group": group, "scale": scale, "rounds": rounds, "data_dir": str(data_dir) if data_dir else None}
-    settings |= {"surrogate": surrogate, "threads": threads or os.cpu_count()}
+    settings |= {"surrogate": surrogate, "threads": threads_used()}
     # The load of the machine before the measurements themselves load it.
     machine = describe(backend, settings)
     rows: list[Row] = []

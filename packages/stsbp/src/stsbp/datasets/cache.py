@@ -189,8 +189,7 @@ def cached(
 
 def _unwritable(error: FileError) -> DataError:
     return DataError(
-        f"the cache of decoded samples: {error}; choose another folder with the environment variable STSBP_CACHE "
-        "or the cache_dir option"
+        f"the cache of decoded samples: {error}; choose another folder with the environment variable STSBP_CACHE"
     )
 
 
