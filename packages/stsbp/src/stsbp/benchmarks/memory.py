@@ -19,7 +19,7 @@ from stsbp.benchmarks.device import peak_memory, reset_peak_memory
 
 __all__ = ["main"]
 
-_STEPS, _MORE = 3, 12
+_STEPS, _MORE = 24, 24
 
 
 def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Memory) -> None:
