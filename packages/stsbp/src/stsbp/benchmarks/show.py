@@ -51,7 +51,7 @@ def _remarks(row: Row) -> str:
         said.append("rates " + " ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
     if detail.get("peak_bytes") is not None:
         said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB, kept {detail['kept_bytes'] / 1e6:.0f} MB")
-        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB over 24 more steps")
+        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB over more steps")
     if "empty_caches" in detail:
         said.append(f"{detail['empty_caches']:.1f} s with empty caches")
     return ", ".join(said)
