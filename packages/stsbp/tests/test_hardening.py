@@ -286,3 +286,22 @@ def test_a_file_that_is_no_image(stsbp: Stsbp, tmp_path: Path) -> None:
     result = stsbp("train", f"folder:{tmp_path / 'data'}")
     refused(result, "x.png cannot be read as an image: it is damaged or no JPEG, PNG or BMP")
     assert "BytesIO" not in result.stderr
+
+
+def test_threads_may_change_in_a_process() -> None:
+    pytest.importorskip("numba")
+    code = """
+from stsbp.cli.common import limit_threads
+limit_threads(1)
+import numba
+def total(n):
+    s = 0
+    for i in numba.prange(n):
+        s += i
+    return s
+numba.njit(total, parallel=True)(3)  # launches the threads
+limit_threads(2)
+print(numba.njit(total)(4))  # compiling reads the environment again
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 
 import click
@@ -47,9 +48,12 @@ def limit_threads(count: int) -> None:
         return
     import threadpoolctl  # type: ignore[import-untyped]
 
-    os.environ.update(dict.fromkeys(_THREADS, str(count)))
-    # numpy is loaded already and does not look at the environment again.
+    # numpy is loaded already and does not look at the environment again; numba, once loaded, refuses to see it changed.
     threadpoolctl.threadpool_limits(count)
+    numba = sys.modules.get("numba")
+    if numba is not None:
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    os.environ.update(dict.fromkeys(_THREADS if numba is None else _THREADS[:-1], str(count)))
 
 
 stop_after = click.option(
