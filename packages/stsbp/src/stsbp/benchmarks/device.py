@@ -42,8 +42,7 @@ def processor() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {_cores()} cores"
 
 
 def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, Any]:
@@ -111,9 +110,13 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
 
 def threads_used() -> int:
     """Threads that numerical libraries use: `OMP_NUM_THREADS`, which `--threads` sets, or the usable cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cores, int(wanted))) if wanted.isdigit() else cores
+    return max(1, min(_cores(), int(wanted))) if wanted.isdigit() else _cores()
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:
