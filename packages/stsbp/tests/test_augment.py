@@ -54,6 +54,14 @@ def test_all_frames_and_channels_of_a_sample_move_together() -> None:
     assert not np.array_equal(y, x)
 
 
+@pytest.mark.parametrize("steps", [1, 7, 8, 9, 25])
+def test_spikes_and_counts_move_from_the_same_places(steps: int) -> None:
+    spikes = (np.random.default_rng(2).random((steps, 40, 2, 9, 8)) < 0.5).astype(np.uint8)
+    of_spikes, of_counts = (augment(x, np.arange(40), seed=1, epoch=0, how=EVERYTHING) for x in (spikes, 3 * spikes))
+    assert of_spikes.dtype == np.uint8
+    assert np.array_equal(3 * of_spikes, of_counts)
+
+
 def test_nothing_to_do_returns_the_input() -> None:
     x = inputs(False)
     assert augment(x, np.arange(40), seed=1, epoch=0, how=Augmentation()) is x

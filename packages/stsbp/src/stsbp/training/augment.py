@@ -72,12 +72,38 @@ def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmen
         inside &= ~_hole(indices, seed, epoch, how.cutout, height, width)
     source = np.where(inside, rows * width + columns, 0).reshape(len(indices), -1)
     kept = inside.astype(np.uint8).reshape(len(indices), -1)
+    if inputs.ndim == 5 and inputs.max(initial=0) <= 1:
+        return _unpacked(_moved(_packed(inputs), source, kept), len(inputs))
+    return _moved(inputs, source, kept)
+
+
+def _moved(inputs: UInt8, source: Int64, kept: UInt8) -> UInt8:
+    """Each pixel of a sample from place `source`, `[B, H W]`, or zero where it is not `kept`."""
     result = np.empty_like(inputs)
-    for sample in range(len(indices)):
+    for sample in range(len(source)):
         at = (sample,) if inputs.ndim == 4 else (slice(None), sample)  # a view: basic indexing
-        planes = inputs[at].reshape(-1, height * width)
+        planes = inputs[at].reshape(-1, source.shape[1])
         result[at] = (np.take(planes, source[sample], axis=1, mode="clip") * kept[sample]).reshape(result[at].shape)
     return result
+
+
+def _packed(frames: UInt8) -> UInt8:
+    """Frames of 0 and 1, eight steps in a byte, the last of them in its lowest bit: fewer bytes to move."""
+    packed = np.zeros((-(-len(frames) // 8), *frames.shape[1:]), np.uint8)
+    for t, frame in enumerate(frames):
+        byte = packed[t // 8]
+        byte += byte  # a shift, which numpy does byte by byte where it adds in vectors
+        byte += frame
+    return packed
+
+
+def _unpacked(packed: UInt8, steps: int) -> UInt8:
+    """Inverse of `_packed`."""
+    frames = np.empty((steps, *packed.shape[1:]), np.uint8)
+    for t, frame in enumerate(frames):
+        last = min(steps, t // 8 * 8 + 8) - 1
+        np.not_equal(packed[t // 8] & np.uint8(1 << (last - t)), 0, out=frame.view(np.bool_))
+    return frames
 
 
 def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tuple[UInt32, UInt32]:
@@ -133,17 +159,16 @@ def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: in
     fields = []
     for words in _words(indices, seed, epoch, _ELASTIC + np.arange(_NODES * _NODES)[:, None]):
         nodes = _signed(words.T.reshape(-1)).reshape(-1, _NODES, _NODES)
-        along_rows = _interpolated(nodes, height)
-        fields.append(_interpolated(along_rows.transpose(0, 2, 1), width).transpose(0, 2, 1))
+        fields.append(_interpolated(_interpolated(nodes, width, axis=2), height, axis=1))
     return fields[0], fields[1]
 
 
-def _interpolated(nodes: Float64, n: int) -> Float64:
-    """`[B, K, ...]` nodes as `n` equally spaced values between the first and the last, `[B, n, ...]`."""
+def _interpolated(nodes: Float64, n: int, axis: int) -> Float64:
+    """The nodes along an axis of three as `n` equally spaced values between the first and the last."""
     place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
     left = np.minimum(place.astype(np.int64), _NODES - 2)
-    weight = (place - left)[:, None]
-    between: Float64 = nodes[:, left] * (1 - weight) + nodes[:, left + 1] * weight
+    weight = np.expand_dims(place - left, tuple(range(1, 3 - axis)))
+    between: Float64 = nodes.take(left, axis) * (1 - weight) + nodes.take(left + 1, axis) * weight
     return between
 
 
