@@ -7,13 +7,14 @@ versions may differ, and are named where something fails.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from options import parser_of
 
 __all__ = ["BAND", "main", "ratios", "worse"]
 
@@ -65,9 +66,7 @@ def measure(backend: str, device: str, settings: dict[str, Any], rest: list[str]
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 1 where something got worse, 2 where nothing is stored to compare with."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--backend", default="torch")
-    parser.add_argument("--device", default="cpu")
+    parser = parser_of(__doc__, "backend", "device", device="cpu")
     parser.add_argument("--band", type=float, default=BAND, help="share by which a ratio may be worse")
     parser.add_argument("--stored", type=Path, help="report to compare with")
     options, rest = parser.parse_known_args(arguments)

@@ -8,7 +8,6 @@ saturated, time is really stepped) is timed.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from options import guarded, parser_of, write_report
 from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.step import folder_of
@@ -209,11 +209,11 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line, measure, print tables, write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    results = HERE / "results" / "peers.json"
+    parser = parser_of(__doc__, "device", "rounds", "scale", "data-dir", "out", rounds=9, out=results)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--envs", type=Path, help="folder of the peers' environments, one a name")
     where.add_argument("--here", action="store_true", help="the peers are installed beside stsbp")
-    parser.add_argument("--device", help="of all of them, e.g. cuda; default: cpu")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), help="which of them")
     parser.add_argument(
         "--modes", nargs="*", default=["plain", "step", "neuron", "network"], help="of the peers on PyTorch"
@@ -222,11 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
     )
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
-    parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers.json")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
     settings = {"rounds": options.rounds, "scale": options.scale, "device": options.device, "allocator": ALLOCATOR}
@@ -249,9 +245,8 @@ def main(arguments: list[str] | None = None) -> None:
         took = time.perf_counter() - began
         print(f"\n{name}: {size}, data: {source}, {took:.0f} s\n\n{table(records)}\n", flush=True)
         report["cases"].append({"case": name, "network": size, "data": source, "records": records})
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -9,14 +9,13 @@ everywhere, over the share that is needed. The crossing is interpolated on the l
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from options import guarded, parser_of, write_report
 from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
@@ -115,11 +114,7 @@ def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the results")
-    options = parser.parse_args(arguments)
+    options = parser_of(__doc__, "rounds", "scale", "out").parse_args(arguments)
     records = [r for case in CASES.values() for r in measure(case, rounds=options.rounds, scale=options.scale)]
     for r in records:
         print(f"\n{r['case']} {r['block']}: milliseconds at densities {', '.join(map(str, DENSITIES))}")
@@ -129,10 +124,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"  {name}: " + ("never faster" if density is None else f"up to a density of {density:.3f}"))
     settings = {"rounds": options.rounds, "scale": options.scale, "densities": DENSITIES}
     report = {"format": 1, "machine": describe(open_backend("torch", "cpu"), settings), "blocks": records}
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -7,14 +7,15 @@ step of the backend's own trainer. Medians over the rounds; what lies inside ano
 
 from __future__ import annotations
 
-import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from options import guarded, parser_of
 from stsbp.benchmarks.cases import CASES, Step, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
@@ -94,13 +95,8 @@ def measure(name: str, device: str | None, case: str, *, rounds: int, scale: flo
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--backend", default="torch")
-    parser.add_argument("--device")
+    parser = parser_of(__doc__, "backend", "device", "rounds", "scale", "data-dir")
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of the batch")
-    parser.add_argument("--data-dir", type=Path)
     options = parser.parse_args(arguments)
     for case in options.cases:
         measure(
@@ -109,4 +105,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compare import table as peers_table
+from stsbp.benchmarks.show import remarks
 
 __all__ = ["BEGIN", "END", "backend_section", "crossover_section", "main", "peers_section", "scaling_section"]
 
@@ -52,22 +53,6 @@ def backend_section(report: dict[str, Any]) -> str:
 def number(value: float) -> str:
     """Three digits."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def remarks(detail: dict[str, Any]) -> str:
-    """What else is known of a row."""
-    said = []
-    if "bytes_per_second" in detail:
-        said.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
-    if "samples_per_second" in detail:
-        said.append(f"{detail['samples_per_second']:.0f} samples/s; {detail['data']}; spike rates")
-        said.append(" ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
-    if detail.get("peak_bytes") is not None:
-        said.append(f"peak {detail['peak_bytes'] / 1e6:.0f} MB of {detail['kept_bytes'] / 1e6:.0f} MB kept")
-        said.append(f"{detail['growth_bytes'] / 1e6:+.1f} MB over more steps")
-    if "empty_caches" in detail:
-        said.append(f"{detail['empty_caches']:.1f} s with empty caches")
-    return " ".join(said)
 
 
 def peers_section(report: dict[str, Any], picture: str | None) -> str:

@@ -7,15 +7,14 @@ between neighbours show where a buffer leaves a cache.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from options import guarded, parser_of, write_report
 from stsbp.benchmarks.cases import Step
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
@@ -89,13 +88,8 @@ def table(found: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure every axis, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--backend", default="torch")
-    parser.add_argument("--device")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shrink", type=int, default=1, help="divisor of T, B and C")
+    parser = parser_of(__doc__, "backend", "device", "rounds", "shrink", "out")
     parser.add_argument("--axes", nargs="*", default=list(AXES), choices=list(AXES))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(options.backend, options.device)
@@ -106,10 +100,8 @@ def main(arguments: list[str] | None = None) -> None:
         found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
         print(table(found), flush=True)
         report["axes"].append(found)
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

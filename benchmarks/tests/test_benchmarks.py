@@ -21,6 +21,7 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peer
 import check  # noqa: E402
 import compare  # noqa: E402
 import metadata  # noqa: E402
+import options  # noqa: E402
 import parts  # noqa: E402
 import scaling  # noqa: E402
 from problem import Problem  # noqa: E402
@@ -221,3 +222,24 @@ def test_a_backends_report_becomes_a_table() -> None:
     assert text.startswith("### numpy on cpu\n")
     assert sum(line.startswith("| T=") for line in text.splitlines()) == 9
     assert "% of copy" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--rounds", "0"], "--rounds: must be at least 1"),
+        (["--scale", "nan"], "--scale: must be above 0"),
+        (["--data-dir", "nowhere"], "--data-dir: there is no folder nowhere"),
+        (["--backend", "none"], "no backend 'none' is installed"),
+    ],
+)
+def test_a_mistake_in_the_command_is_a_line(
+    given: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["parts.py", *given])
+    try:
+        code = options.guarded(parts.main)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    assert code > 0
+    assert said in capsys.readouterr().err

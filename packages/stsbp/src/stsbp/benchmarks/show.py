@@ -13,7 +13,7 @@ from stsbp.benchmarks.timing import Timing
 from stsbp.errors import ConfigError
 from stsbp.files import atomic_writer
 
-__all__ = ["check_plots", "plot", "print_report"]
+__all__ = ["check_plots", "plot", "print_report", "remarks"]
 
 
 def seconds(value: float) -> str:
@@ -40,13 +40,13 @@ def _verdict(row: Row) -> str:
     return f"{row.ratio:.2f} x {row.floor}"
 
 
-def _remarks(row: Row) -> str:
-    detail = row.detail
+def remarks(detail: dict[str, Any]) -> str:
+    """What else is known of a row."""
     said: list[str] = []
     if "bytes_per_second" in detail:
         said.append(f"{detail['bytes_per_second'] / 1e9:.1f} GB/s")
     if "samples_per_second" in detail:
-        said.append(f"{detail['samples_per_second']:.0f} samples/s")
+        said.append(f"{detail['samples_per_second']:.0f} samples/s of {detail['data']}")
     if "spike_rates" in detail:
         said.append("rates " + " ".join(f"{rate:.3f}" for rate in detail["spike_rates"].values()))
     if detail.get("peak_bytes") is not None:
@@ -68,7 +68,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             table.add_column(name, justify="right" if name in ("median", "quartiles") else "left", overflow="fold")
         for row in report.rows:
             if row.case == case:
-                table.add_row(row.what, *_times(row.timing), _verdict(row), _remarks(row))
+                table.add_row(row.what, *_times(row.timing), _verdict(row), remarks(row.detail))
         console.print(table)
     versions = " ".join(f"{name} {version}" for name, version in machine["versions"].items())
     settings = " ".join(f"{name}={value}" for name, value in machine["settings"].items())
