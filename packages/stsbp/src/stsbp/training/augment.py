@@ -3,7 +3,8 @@ same on every backend and after every resumption.
 
 Every pixel of the result takes the value of the nearest pixel of its source: values are moved, never mixed, so frames
 stay 0/1 or counts and images stay bytes. All frames of a sample move together. What leaves the field is lost, what
-enters is zero. Only + - * / and floor decide where a pixel comes from, so every machine moves it from the same place.
+enters is zero. Only + - * / and floor in float32 decide where a pixel comes from, so every machine moves it from the
+same place.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from stsbp_spec.random import Stream, threefry2x32
-from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8, UInt32
+from stsbp_spec.typing import AnyArray, Float32, Int64, UInt8, UInt32
 
 __all__ = ["Augmentation", "augment"]
 
@@ -119,10 +120,14 @@ def _below(word: UInt32, n: int, bits: int = 32) -> Int64:
     return (low * np.uint64(n) >> np.uint64(bits)).astype(np.int64)
 
 
-def _signed(word: UInt32) -> Float64:
-    """A number in (-1, 1) from each word, shaped to meet a field: `[B, 1, 1]`."""
-    number: Float64 = ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1)[:, None, None]
-    return number
+def _signed(word: UInt32) -> Float32:
+    """A number in [-1, 1] from each word, shaped to meet a field: `[B, 1, 1]`."""
+    return ((word.astype(np.float64) + 0.5) * 2.0**-31 - 1).astype(np.float32)[:, None, None]
+
+
+def _from_centre(n: int, moved: Int64) -> Float32:
+    """Coordinates of `n` pixels from the centre of the field, of each sample moved back, `[B, n]`."""
+    return ((np.arange(n) - (n - 1) / 2) - moved[:, None]).astype(np.float32)
 
 
 def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: int, width: int) -> tuple[Int64, Int64]:
@@ -132,8 +137,7 @@ def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: i
     # The low half of the second word moves to the right, its highest bit reflects: the draws stay independent.
     down, right = _below(a, sides) - how.shift, _below(b, sides, bits=16) - how.shift
     # Coordinates from the centre of the field: there rotation, scale and shear are linear.
-    y = (np.arange(height) - (height - 1) / 2)[None, :, None] - down[:, None, None]
-    x = (np.arange(width) - (width - 1) / 2)[None, None, :] - right[:, None, None]
+    y, x = _from_centre(height, down)[:, :, None], _from_centre(width, right)[:, None, :]
     if how.scale:
         tall, wide = (1 + how.scale * _signed(word) for word in _words(indices, seed, epoch, _SCALE))
         y, x = y * tall, x * wide
@@ -154,7 +158,7 @@ def _sources(indices: Int64, seed: int, epoch: int, how: Augmentation, height: i
     return np.broadcast_to(rows, shape), np.broadcast_to(columns, shape)
 
 
-def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: int) -> tuple[Float64, Float64]:
+def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: int) -> tuple[Float32, Float32]:
     """Smooth random numbers in (-1, 1) along both axes, `[B, H, W]` each: linear between random nodes."""
     fields = []
     for words in _words(indices, seed, epoch, _ELASTIC + np.arange(_NODES * _NODES)[:, None]):
@@ -163,12 +167,12 @@ def _displacements(indices: Int64, seed: int, epoch: int, height: int, width: in
     return fields[0], fields[1]
 
 
-def _interpolated(nodes: Float64, n: int, axis: int) -> Float64:
+def _interpolated(nodes: Float32, n: int, axis: int) -> Float32:
     """The nodes along an axis of three as `n` equally spaced values between the first and the last."""
     place = np.arange(n) * ((_NODES - 1) / max(1, n - 1))
     left = np.minimum(place.astype(np.int64), _NODES - 2)
-    weight = np.expand_dims(place - left, tuple(range(1, 3 - axis)))
-    between: Float64 = nodes.take(left, axis) * (1 - weight) + nodes.take(left + 1, axis) * weight
+    weight = np.expand_dims((place - left).astype(np.float32), tuple(range(1, 3 - axis)))
+    between: Float32 = nodes.take(left, axis) * (1 - weight) + nodes.take(left + 1, axis) * weight
     return between
 
 
