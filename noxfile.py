@@ -184,7 +184,7 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def bench_peers(session: nox.Session) -> None:
     """Time the training step beside other libraries, each in its own environment (half an hour): -- [ARGUMENTS]."""
-    install(session, SPEC, CLI, BACKENDS["torch"], tools=("virtualenv",))
+    install(session, SPEC, CLI, BACKENDS["torch"], BACKENDS["jax"], tools=("virtualenv",))
     envs = ROOT / ".nox" / "peers"
     for name, wanted in PEERS.items():
         session.run("virtualenv", "--quiet", str(envs / name))

@@ -225,7 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
-    settings = {"rounds": options.rounds, "scale": options.scale, "device": options.device, "allocator": ALLOCATOR}
+    chosen = {name: getattr(options, name) for name in ("rounds", "scale", "device", "own", "modes")}
+    settings = {**chosen, "allocator": ALLOCATOR}
     report["machine"] = describe(open_backend("numpy"), settings)
     for name in options.cases:
         problem, source = make_problem(

@@ -58,13 +58,15 @@ def number(value: float) -> str:
 def peers_section(report: dict[str, Any], picture: str | None) -> str:
     """Tables of compare.py."""
     machine = report["machine"]
-    rounds = machine["settings"]["rounds"]
-    lines = ["### Beside other libraries", "", origin(machine, "nox -s bench_peers"), f"Medians of {rounds} rounds."]
+    settings = machine["settings"]
+    own, modes = " ".join(settings["own"]), " ".join(settings["modes"])
+    command = f"nox -s bench_peers -- --data-dir D --own {own} --modes {modes}"
+    lines = ["### Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
         lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
-        own, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
-        if own and peer:
-            ratio = peer["seconds"]["median"] / own["seconds"]["median"]
+        ours, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
+        if ours and peer:
+            ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
             lines += ["", f"stsbp makes {ratio:.2f} times the samples/s of the fastest other ({label(peer)})."]
     if picture:
         lines += ["", f"![ms a step, each library in its fastest mode]({picture})"]
