@@ -194,7 +194,7 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     import report as page
 
-    machine = device.describe(open_backend("numpy"), {"rounds": 9})
+    machine = device.describe(open_backend("numpy"), {"rounds": 9, "own": ["torch"], "modes": ["plain", "neuron"]})
     records = [timed("stsbp", "floor", 0.2), timed("stsbp", "torch", 0.1), timed("norse", "plain", 0.4)]
     records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
     found = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}
