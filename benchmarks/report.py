@@ -60,7 +60,7 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     machine = report["machine"]
     settings = machine["settings"]
     own, modes = " ".join(settings["own"]), " ".join(settings["modes"])
-    command = f"nox -s bench_peers -- --data-dir D --own {own} --modes {modes}"
+    command = f"nox -s bench_peers -- --data-dir D --own {own} --modes {modes} --patience {settings['patience']:g}"
     lines = ["### Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
         lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]

@@ -20,8 +20,10 @@ from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.config import Source, resolve
 from stsbp.training.build import Inputs, build_task
+from stsbp.training.initial import scaled_to_rate
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.init import initial_weights
 from stsbp_spec.registry import open_backend
 
 __all__ = ["AXES", "exponent", "main", "measure"]
@@ -35,19 +37,26 @@ AXES: dict[str, tuple[float, ...]] = {
     "density": (0.0125, 0.025, 0.05, 0.1, 0.2),
 }
 """Sizes of each axis: steps, batch, channels (neurons grow with it, weights with its square), layers, input density."""
+RATE = 0.05
+"""Spikes per neuron and step of every layer, at least: silent layers would cost next to nothing."""
 
 
 def make_step(backend: AbstractBackend, size: dict[str, float], side: int = 16) -> Step:
-    """A training step on random event frames: `depth` layers of `C` channels, 3 x 3, on `side` x `side` pixels."""
+    """A training step on random event frames: `depth` layers of `C` channels, 3 x 3, on `side` x `side` pixels.
+
+    Weights are scaled until every layer spikes at `RATE`, and hardly move afterwards.
+    """
     steps, batch, channels = int(size["T"]), int(size["B"]), int(size["C"])
     net = "-".join([f"{channels}C3p1"] * int(size["depth"]) + ["P4"])
     inputs = Inputs((2, side, side), "events", tuple("0123456789"))
-    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch}
+    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9}
     task = build_task(resolve([Source("benchmark", chosen)]), inputs, backend)
     random = np.random.default_rng(0)
     frames = (random.random((steps, batch, 2, side, side)) < size["density"]).astype(np.uint8)
     labels = np.arange(batch, dtype=np.int64) % 10
-    return Step(task, [Batch(frames, encode_repeat(labels, 10, steps, task.config.label_code))])
+    weights = initial_weights(task.network, task.config.seed, task.config.init_gain)
+    batch_of = Batch(frames, encode_repeat(labels, 10, steps, task.config.label_code))
+    return Step(task, [batch_of], scaled_to_rate(task, weights, frames, RATE))
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:
@@ -93,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(options.backend, options.device)
-    settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE}
+    settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE, "rate": RATE}
     report: dict[str, Any] = {"format": 1, "machine": describe(backend, settings), "axes": []}
     print("| axis | value: ms a step | exponent | between neighbours |\n|---|---|---|---|")
     for axis in options.axes:

@@ -1,4 +1,8 @@
-"""norse: `LIF`, which has a synaptic current, over a sequence."""
+"""norse: `LIFCell`, which has a synaptic current, in a loop over time.
+
+`norse.torch.LIF` does the same, but takes `input[t]` in its loop, and PyTorch gives each of these a gradient of the
+whole sequence: its backward pass grows with the square of T.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ __all__ = ["build"]
 
 
 class Neurons(torch.nn.Module):
-    """`norse.torch.LIF` without its last state."""
+    """`norse.torch.LIFCell` over a sequence."""
 
     def __init__(self, problem: Problem, mode: str) -> None:
         super().__init__()
@@ -23,14 +27,16 @@ class Neurons(torch.nn.Module):
             v_th=torch.tensor(problem.threshold),
             alpha=torch.tensor(3.0),
         )
-        self.lif = norse.LIF(p=parameters, dt=1.0)
-        if mode == "step":
-            self.lif.activation = torch.compile(self.lif.activation)
+        cell = norse.LIFCell(p=parameters, dt=1.0)
+        self.cell = torch.compile(cell) if mode == "step" else cell
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Spikes of `z`, time first."""
-        spikes: torch.Tensor = self.lif(z)[0]
-        return spikes
+        spikes, state = [], None
+        for now in z.unbind():
+            s, state = self.cell(now, state)
+            spikes.append(s)
+        return torch.stack(spikes)
 
 
 def build(problem: Problem, mode: str) -> Peer:

@@ -1,4 +1,6 @@
-"""spyx (JAX): convolutions and `CuBaLIF` in one scan over time, jitted as a whole.
+"""spyx (JAX): convolutions on all frames at once and `CuBaLIF` in a scan over time, jitted as a whole.
+
+The whole network in one scan is many times slower on a CPU, where XLA computes convolutions inside a loop naively.
 
 Its reset subtracts the threshold; it has no reset to zero. Modes: `plain` alone, which is compiled already.
 """
@@ -51,7 +53,7 @@ class Spyx:
         scale = problem.input_scale
 
         def loss(model: Any, frames: Any, target: Any) -> Any:
-            out, _ = spyx.run(model, frames.astype(jnp.float32) * scale, state(model, frames.shape[1]))
+            out = spikes(model, frames.astype(jnp.float32) * scale)
             return ((out.mean(0) - target) ** 2).sum(1).mean()
 
         @nnx.jit  # type: ignore[untyped-decorator]
@@ -72,26 +74,30 @@ class Spyx:
         """The checks of torch_network.Peer, on the first layer and on the output."""
         first = spyx.Sequential(*self.parts[:2])
 
-        def spikes(model: Any, frames: Any) -> Any:
-            return np.asarray(
-                spyx.run(model, frames.astype(jnp.float32) * self.scale, state(model, frames.shape[1]))[0]
-            )
+        def found(model: Any, frames: Any) -> Any:
+            return np.asarray(spikes(model, frames.astype(jnp.float32) * self.scale))
 
-        whole = spikes(first, self.frames)
-        rates = [float(whole.mean()), float(spikes(self.model, self.frames).mean())]
+        whole = found(first, self.frames)
+        rates = [float(whole.mean()), float(found(self.model, self.frames).mean())]
         assert set(np.unique(whole)) <= {0.0, 1.0}, "spikes are 0 and 1"
         assert 1e-3 < rates[0] < 0.6, f"rates of the first and last layer: {rates}"
         cut = len(whole) // 2
-        assert np.array_equal(spikes(first, self.frames.at[cut:].set(0))[:cut], whole[:cut]), "not causal"
-        assert not np.array_equal(spikes(first, self.frames.at[:cut].set(0))[cut:], whole[cut:]), "no memory"
+        assert np.array_equal(found(first, self.frames.at[cut:].set(0))[:cut], whole[:cut]), "not causal"
+        assert not np.array_equal(found(first, self.frames.at[:cut].set(0))[cut:], whole[cut:]), "no memory"
         return {"spike_rates": [round(rate, 5) for rate in rates], "causal": True, "remembers": True}
 
 
-def state(model: Any, batch: int) -> list[Any]:
-    """Zeros for each layer of neurons: `CuBaLIF.initial_state` doubles every axis, but only channels hold two
-    states."""
-    shapes = [layer.hidden_shape if isinstance(layer, spyx.CuBaLIF) else None for layer in model.layers]
-    return [None if shape is None else jnp.zeros((batch, *shape[:-1], 2 * shape[-1])) for shape in shapes]
+def spikes(model: Any, x: Any) -> Any:
+    """Output spikes of `[T, B, ...]`: neurons are run over time, everything else sees all frames at once."""
+    for layer in model.layers:
+        if isinstance(layer, spyx.CuBaLIF):
+            # `CuBaLIF.initial_state` doubles every axis, but only channels hold two states.
+            state = jnp.zeros((*x.shape[1:-1], 2 * x.shape[-1]))
+            x, _ = spyx.run(spyx.Sequential(layer), x, [state])
+        else:
+            frames = layer(x.reshape(-1, *x.shape[2:]))
+            x = frames.reshape(*x.shape[:2], *frames.shape[1:])
+    return x
 
 
 def network(problem: Problem) -> tuple[Any, list[Any]]:

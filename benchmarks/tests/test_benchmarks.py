@@ -186,7 +186,12 @@ def test_metadata_makes_a_checkout_importable_without_installing(tmp_path: Path)
 def timed(name: str, mode: str, median: float) -> dict[str, Any]:
     """A record of compare.py."""
     seconds = {"median": median, "low": median, "high": median, "least": median, "runs": 1}
-    rest = {"samples_per_second": 1 / median, "peak_bytes": 1e6, "versions": {name: "1.0"}}
+    rest = {
+        "samples_per_second": 1 / median,
+        "peak_bytes": 1e6,
+        "versions": {name: "1.0"},
+        "checks": {"spike_rates": [0.05]},
+    }
     return {"name": name, "mode": mode, "problem": None, "seconds": seconds, **rest}
 
 
@@ -194,7 +199,9 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     import report as page
 
-    machine = device.describe(open_backend("numpy"), {"rounds": 9, "own": ["torch"], "modes": ["plain", "neuron"]})
+    machine = device.describe(
+        open_backend("numpy"), {"rounds": 9, "own": ["torch"], "modes": ["plain", "neuron"], "patience": 60.0}
+    )
     records = [timed("stsbp", "floor", 0.2), timed("stsbp", "torch", 0.1), timed("norse", "plain", 0.4)]
     records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
     found = {"machine": machine, "cases": [{"case": "N-MNIST", "network": "n", "data": "d", "records": records}]}

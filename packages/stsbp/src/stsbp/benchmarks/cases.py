@@ -113,11 +113,18 @@ class Resident:
 
 
 class Step:
-    """A training run in memory: each call is one update on the next of its batches, and waits until it is done."""
+    """A training run in memory: each call is one update on the next of its batches, and waits until it is done.
 
-    def __init__(self, task: Task, batches: list[Batch]) -> None:
+    Args:
+        task: what is trained.
+        batches: taken in turn.
+        weights: to begin with; the initial ones by default.
+    """
+
+    def __init__(self, task: Task, batches: list[Batch], weights: dict[str, Float32] | None = None) -> None:
         self.task = task
-        self.weights: dict[str, Float32] = initial_weights(task.network, task.config.seed, task.config.init_gain)
+        config = task.config
+        self.weights = weights or initial_weights(task.network, config.seed, config.init_gain)
         self.state = task.trainer.init(self.weights)
         self.result: StepResult | None = None
         self._batches = cycle(batches)
