@@ -228,7 +228,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
-    chosen = {name: getattr(options, name) for name in ("rounds", "scale", "device", "own", "modes", "patience")}
+    chosen = {
+        name: getattr(options, name) for name in ("rounds", "scale", "device", "own", "peers", "modes", "patience")
+    }
     settings = {**chosen, "allocator": ALLOCATOR}
     report["machine"] = describe(open_backend("numpy"), settings)
     for name in options.cases:

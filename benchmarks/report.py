@@ -33,6 +33,7 @@ def backend_section(report: dict[str, Any]) -> str:
     command = f"stsbp --backend {machine['backend']} --device {machine['device']} benchmark {settings['group']}"
     if settings["data_dir"]:
         command += " --data-dir D"
+    command += f" --rounds {settings['rounds']}"
     lines = [f"### {machine['backend']} on {machine['device']}", "", origin(machine, command), ""]
     lines += ["| case | what | median ms | quartiles | against the floor | |", "|---|---|---|---|---|---|"]
     for row in report["rows"]:
@@ -59,8 +60,8 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
     """Tables of compare.py."""
     machine = report["machine"]
     settings = machine["settings"]
-    own, modes = " ".join(settings["own"]), " ".join(settings["modes"])
-    command = f"nox -s bench_peers -- --data-dir D --own {own} --modes {modes} --patience {settings['patience']:g}"
+    chosen = " ".join(f"--{name} {' '.join(settings[name])}" for name in ("own", "peers", "modes"))
+    command = f"nox -s bench_peers -- --data-dir D {chosen} --patience {settings['patience']:g}"
     lines = ["### Beside other libraries", "", origin(machine, command), f"Medians of {settings['rounds']} rounds."]
     for case in report["cases"]:
         lines += ["", f"**{case['case']}**: {case['network']}, data: {case['data']}", "", peers_table(case["records"])]
@@ -86,15 +87,19 @@ def fastest(records: list[dict[str, Any]], *, own: bool) -> dict[str, Any] | Non
 
 def scaling_section(report: dict[str, Any]) -> str:
     """The table of scaling.py."""
-    from scaling import table
+    from scaling import HEAD, table
 
     machine = report["machine"]
     base = ", ".join(f"{name} = {value:g}" for name, value in machine["settings"]["base"].items())
     lines = [f"### How the step grows: {machine['backend']} on {machine['device']}", ""]
     lines += [origin(machine, f"python benchmarks/scaling.py --backend {machine['backend']}")]
-    lines += [f"Around {base}, `C` channels of 3 x 3 weights on 16 x 16 pixels. An exponent of 1 is linear.", ""]
-    lines += ["| axis | value: ms a step | exponent | between neighbours |", "|---|---|---|---|"]
-    return "\n".join(lines + [table(found) for found in report["axes"]])
+    lines += [
+        f"Around {base}, `C` channels of 3 x 3 weights on 16 x 16 pixels (256 `C` neurons a layer), every layer "
+        f"spiking at {machine['settings']['rate']:g} or a little more. An exponent of 1 is linear. Medians of "
+        f"{machine['settings']['rounds']} rounds.",
+        "",
+    ]
+    return "\n".join([*lines, HEAD, *(table(found) for found in report["axes"])])
 
 
 def crossover_section(report: dict[str, Any]) -> str:

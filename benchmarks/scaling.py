@@ -88,11 +88,25 @@ def measure(backend: AbstractBackend, axis: str, *, rounds: int, shrink: int = 1
     }
 
 
+def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]:
+    """Fixed part and slope of the straight line with the least squares of relative errors, and its largest one."""
+    x, y = np.asarray(sizes), np.asarray(seconds)
+    fixed, slope = np.linalg.lstsq(np.stack([1 / y, x / y], axis=1), np.ones(len(y)), rcond=None)[0]
+    return float(fixed), float(slope), float(np.abs((fixed + slope * x) / y - 1).max())
+
+
+HEAD = "| axis | value: ms a step | exponent | between neighbours | straight line, ms |\n|---|---|---|---|---|"
+
+
 def table(found: dict[str, Any]) -> str:
-    """A line of Markdown."""
+    """A line of Markdown below `HEAD`."""
+    fixed, slope, worst = line(found["values"], [1e3 * s["median"] for s in found["seconds"]])
     cells = (f"{v:g}: {1e3 * s['median']:.1f}" for v, s in zip(found["values"], found["seconds"], strict=True))
     local = " ".join(f"{x:.2f}" for x in found["local"])
-    return f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} |"
+    return (
+        f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} | "
+        f"{fixed:.3g} + {slope:.3g} {found['axis']}, within {worst:.0%} |"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,7 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     backend = open_backend(options.backend, options.device)
     settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE, "rate": RATE}
     report: dict[str, Any] = {"format": 1, "machine": describe(backend, settings), "axes": []}
-    print("| axis | value: ms a step | exponent | between neighbours |\n|---|---|---|---|")
+    print(HEAD)
     for axis in options.axes:
         found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
         print(table(found), flush=True)

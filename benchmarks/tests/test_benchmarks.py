@@ -93,7 +93,7 @@ def test_scaling_measures_every_size_of_an_axis(axis: str, monkeypatch: pytest.M
     assert len(found["seconds"]) == 3
     assert len(found["local"]) == 2
     assert all(next(iter(rates.values())) > 0 for rates in found["rates"]), "the first layer is silent"
-    assert scaling.table(found).count("|") == 5
+    assert scaling.table(found).count("|") == 6
 
 
 @pytest.fixture
@@ -200,7 +200,8 @@ def test_the_page_takes_its_numbers_from_the_results(tmp_path: Path) -> None:
     import report as page
 
     machine = device.describe(
-        open_backend("numpy"), {"rounds": 9, "own": ["torch"], "modes": ["plain", "neuron"], "patience": 60.0}
+        open_backend("numpy"),
+        {"rounds": 9, "own": ["torch"], "peers": ["norse", "spyx"], "modes": ["plain", "neuron"], "patience": 60.0},
     )
     records = [timed("stsbp", "floor", 0.2), timed("stsbp", "torch", 0.1), timed("norse", "plain", 0.4)]
     records += [timed("norse", "neuron", 0.25), {"name": "spyx", "mode": "plain", "problem": "exit code 1"}]
@@ -224,7 +225,7 @@ def test_a_backends_report_becomes_a_table() -> None:
 
     backend = open_backend("numpy")
     rows = kernels.measure(backend, scale=0.0001, rounds=2, tell=lambda _: None)
-    settings = {"group": "kernels", "data_dir": None}
+    settings = {"group": "kernels", "data_dir": None, "rounds": 2}
     text = page.backend_section(Report(device.describe(backend, settings), rows).to_json())
     assert text.startswith("### numpy on cpu\n")
     assert sum(line.startswith("| T=") for line in text.splitlines()) == 9

@@ -59,7 +59,8 @@ def command(
         show.check_plots()
     limit_threads(threads)
     backend = choose_backend(ctx.obj)
-    settings = {"group": group, "scale": scale, "rounds": rounds, "data_dir": str(data_dir) if data_dir else None}
+    settings = {"group": group, "scale": scale, "rounds": rounds}
+    settings["data_dir"] = data_dir.name if data_dir else None
     settings |= {"surrogate": surrogate, "threads": threads_used()}
     # The load of the machine before the measurements themselves load it.
     machine = describe(backend, settings)

@@ -308,7 +308,7 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
         text += f" ({int(sample.targets[:, label].sum())} wanted)"
     if label == read:
         return f"{sample.name}: {names[label]}, read right", f"{text}; distance {distances[label]:.4g}."
-    text += f", that of {names[read]} {_times(counts[read])}"
+    text += f", the neuron of {names[read]} spikes {_times(counts[read])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, read].sum())} wanted)"
     own, other = float(distances[label]), float(distances[read])
@@ -377,9 +377,16 @@ def _settings(content: Content) -> str:
         rows.append(f"<tr{mark}><td>{key}</td><td>{escape(str(value))}</td><td>{was}</td></tr>")
     return (
         "<h2>Settings</h2><p>To repeat the run:</p>"
-        f"<pre>{escape(shlex.join(['stsbp', 'train', '--config', str(content.folder / 'config.toml')]))}</pre>"
+        f"<pre>{escape(shlex.join(_again(content)))}</pre>"
         "<table><tr><th>setting</th><th>value</th><th>default, where it differs</th></tr>" + "".join(rows) + "</table>"
     )
+
+
+def _again(content: Content) -> list[str]:
+    """The command that repeats the run, on the backend of its last start."""
+    backend = content.starts[-1].get("backend") if content.starts else None
+    chosen = ["--backend", str(backend)] if backend else []
+    return ["stsbp", *chosen, "train", "--config", str(content.folder / "config.toml")]
 
 
 def _environment(content: Content) -> str:
