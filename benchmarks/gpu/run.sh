@@ -63,7 +63,7 @@ done
 for peer in spikingjelly snntorch norse sinabs spyx; do
     if "$python" -c "import $peer" >/dev/null 2>&1; then
         part "peer-$peer" "$python" benchmarks/compare.py --here --peers "$peer" --own torch --scale "$scale" \
-            --device "${PEER_DEVICE:-cuda}" --out "$out/peer-$peer.json"
+            --modes plain step neuron --patience 150 --device "${PEER_DEVICE:-cuda}" --out "$out/peer-$peer.json"
     else
         printf 'peer-%s: not installed for %s\n' "$peer" "$python"
     fi
