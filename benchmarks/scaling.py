@@ -54,9 +54,9 @@ def make_step(backend: AbstractBackend, size: dict[str, float], side: int = 16) 
     random = np.random.default_rng(0)
     frames = (random.random((steps, batch, 2, side, side)) < size["density"]).astype(np.uint8)
     labels = np.arange(batch, dtype=np.int64) % 10
+    targets = encode_repeat(labels, 10, steps, task.config.label_code)
     weights = initial_weights(task.network, task.config.seed, task.config.init_gain)
-    batch_of = Batch(frames, encode_repeat(labels, 10, steps, task.config.label_code))
-    return Step(task, [batch_of], scaled_to_rate(task, weights, frames, RATE))
+    return Step(task, [Batch(frames, targets)], scaled_to_rate(task, weights, frames, RATE))
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:

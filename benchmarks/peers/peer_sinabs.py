@@ -59,7 +59,7 @@ class Steps(torch.nn.Module):
         alpha_mem, alpha_syn = layer.alpha_mem_calculated, layer.alpha_syn_calculated
         spikes = []
         for now in z.unbind():
-            s, state = self.step(  # type: ignore[no-untyped-call]
+            s, state = self.step(  # type: ignore[no-untyped-call]  # sinabs has no types
                 now,
                 alpha_mem=alpha_mem,
                 alpha_syn=alpha_syn,

@@ -18,6 +18,7 @@ from stsbp_spec.registry import open_backend
 BENCHMARKS = Path(__file__).parents[1]
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peers")]
 
+# The scripts are found on the path above.
 import check  # noqa: E402
 import compare  # noqa: E402
 import metadata  # noqa: E402

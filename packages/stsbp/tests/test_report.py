@@ -84,7 +84,7 @@ def test_report_of_classes(
     assert f"{test['accuracy']:.2%}" in page.text
     for heading in ("Learning", "Confusion matrix", "Samples read wrong", "Samples read right", "Layers", "Settings"):
         assert heading in page.text
-    for name in ("init_gain", "linear2", "headroom", "numpy on cpu", " train --config "):
+    for name in ("init_gain", "linear2", "headroom", "numpy on cpu", "stsbp --backend numpy train --config "):
         assert name in page.text
     # The folder's name is text, not a tag.
     assert "a <b> & c" in page.text

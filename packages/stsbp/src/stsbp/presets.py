@@ -122,7 +122,7 @@ class NamedPreset:
 
 
 _PAPER = "Spiking Sequence Label-Based Spatio-Temporal Back-Propagation, J. Electronics & Information Technology, 2024"
-_PAPER_REMARK = "time constants, label pattern, binning of the events, augmentation and optimiser are not in the paper"
+_PAPER_REMARK = "time constants, label pattern, binning of the events, augmentation and optimiser are this project's"
 _STBP = "Wu et al. 2018, Front. Neurosci. 12:331 (STBP), as compared with in the paper"
 _TSSL = "Zhang and Li 2020, NeurIPS (TSSL-BP)"
 _FULL_NMNIST = "60,000 + 10,000 recordings"
