@@ -115,6 +115,35 @@ def test_report_tells_why_a_sample_was_misread(
     assert predicted["distances"][label] == pytest.approx(float(far_distance), rel=1e-3)
 
 
+def test_report_of_a_seed_names_its_experiment(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "short" / "seed-3")
+    stsbp("report", tmp_path / "short" / "seed-3", "--no-samples")
+    page = check(tmp_path / "short" / "seed-3.html")
+    assert "stsbp run short/seed-3" in page.text
+    assert "taken before each update; evaluations after the epoch." in page.text
+
+
+def test_report_colours_answer_and_true_class_alike(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    """In the distances (bars) and in the membrane potentials (paths without a fill) of each sample."""
+    train_tiny(tmp_path / "run")
+    stsbp("report", tmp_path / "run")
+    cards = (tmp_path / "run.html").read_text(encoding="utf-8").split('<div class="card">')[1:]
+    assert cards
+    for card in cards:
+        name, _, read = re.search(r"<h3>test sample \d+: (\d), read (as )?(\d|right)</h3>", card).groups()  # type: ignore[union-attr]
+        read = name if read == "right" else read
+        traces = card[card.index('aria-label="membrane potentials"') :]
+        for colour, neuron in (("var(--c0)", read), ("var(--target)", name)):
+            if (colour, neuron) != ("var(--target)", read):
+                assert re.search(rf'>{neuron}</text><rect [^>]*fill="{re.escape(colour)}"', card)
+                drawn = traces[traces.index(f'stroke="{colour}"') :]
+                assert re.search(r'text-anchor="end">(\d)</text>', drawn).group(1) == neuron  # type: ignore[union-attr]
+
+
 def test_report_of_spike_trains(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     options = ("--net", 12, "--epochs", 2, "--batch-size", 4, "--limit", 12, "--log-every", 1)
     stsbp("train", "patterns", *options, "--out", tmp_path / "run")
@@ -239,6 +268,10 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert low - 1e-9 * abs(low) <= ticks[0]
     assert ticks[-1] <= high + 1e-9 * abs(high)
     assert np.allclose(np.diff(ticks), ticks[1] - ticks[0])
+    enclosing = svg._ticks(low, high, around=True)
+    assert enclosing[0] <= low + 1e-9 * abs(low)
+    assert high - 1e-9 * abs(high) <= enclosing[-1]
+    assert len(ticks) <= len(enclosing) <= len(ticks) + 2
 
 
 def test_lines_without_change() -> None:

@@ -48,7 +48,8 @@ table{border-collapse:collapse;font-size:13px}.scroll{overflow-x:auto}
 th,td{text-align:left;padding:3px 14px 3px 0;border-bottom:1px solid var(--line);vertical-align:top}
 th{font-weight:600;color:var(--muted)}td.n{text-align:right;font-variant-numeric:tabular-nums}
 tr.own td{font-weight:600}code,pre{font:13px/1.45 ui-monospace,monospace}
-pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px;overflow-x:auto;margin:8px 0}
+pre{background:var(--panel);border:1px solid var(--line);border-radius:6px;padding:10px;
+white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0}
 @media print{.card,figure{break-inside:avoid}}
 """
 _MANY = 16
@@ -127,7 +128,13 @@ def render(content: Content) -> str:
         parts.append(samples_section(first, content.wrong, names, threshold, of_classes=bool(content.classes)))
         parts.append(samples_section(second, content.right, names, threshold, of_classes=bool(content.classes)))
     parts += [_layers(content), _settings(content), _environment(content)]
-    return page(f"stsbp run {content.folder.name}", parts)
+    return page(f"stsbp run {_name(content)}", parts)
+
+
+def _name(content: Content) -> str:
+    """Of the run; that of a seed of an experiment begins with the folder of the experiment."""
+    folder = content.folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("seed-") else folder.name
 
 
 def _head(content: Content) -> str:
@@ -149,7 +156,7 @@ def _head(content: Content) -> str:
         tiles.insert(1, (f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}", "test precision / recall"))
     command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
     lines = [
-        f"<h1>{escape(content.folder.name)}</h1>",
+        f"<h1>{escape(_name(content))}</h1>",
         f'<p class="muted">{escape(config.dataset)}, network <code>{escape(str(content.network))}</code>, loss '
         f"{escape(config.loss)}, T = {config.steps}, seed {config.seed}</p>",
         '<div class="tiles">' + "".join(f"<div><b>{a}</b>{escape(b)}</div>" for a, b in tiles) + "</div>",
@@ -193,10 +200,14 @@ def _curves(content: Content) -> str:
         _figure("Gradient norm before clipping", svg.lines("gradient norm", "epoch", norm), svg.legend(norm)),
         _figure("Learning rate at the end of the epoch", svg.lines("learning rate", "epoch", rate)),
     ]
-    return (
-        '<h2>Learning</h2><p class="muted">Training figures are taken before each update, with dropout; evaluations '
-        'after the epoch, without.</p><div class="row">' + "".join(figures) + "</div>"
-    )
+    config = content.config
+    ways = [
+        *(["dropout"] if config.dropout else []),
+        *(["augmentation"] if any(value for key, value in config if key.startswith("augment_")) else []),
+    ]
+    how = "Training figures are taken before each update" + (f", with {' and '.join(ways)}" if ways else "")
+    how += "; evaluations after the epoch" + (", without." if ways else ".")
+    return f'<h2>Learning</h2><p class="muted">{how}</p><div class="row">{"".join(figures)}</div>'
 
 
 def _confusion(content: Content, counts: Int64) -> str:
@@ -229,9 +240,10 @@ def samples_section(
     how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. "
     if of_classes:
         how += (
-            "Each class is a label sequence; the nearest one is the answer (blue), the true class is marked in yellow. "
+            "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
+            "potentials; the true class is yellow where it is another one. "
         )
-    how += "In the membrane potentials the dashed line is the threshold, a dot a spike."
+    how += "In the membrane potentials the dashed line is the threshold, the thin one zero, a dot a spike."
     return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
 
 
@@ -253,16 +265,23 @@ def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
     drawn = "Output over target" if sample.targets is not None else "Output spikes"
     figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
     neurons = _neurons(sample, targets)
-    figures.append(
-        _figure(
-            "Membrane potentials of output neurons, by step",
-            svg.traces(
-                sample.potentials[:, neurons], sample.outputs[:, neurons], threshold, [names[i] for i in neurons]
-            ),
-        )
+    drawing = svg.traces(
+        sample.potentials[:, neurons],
+        sample.outputs[:, neurons],
+        threshold,
+        [names[i] for i in neurons],
+        [_colour(sample, i) for i in neurons],
     )
+    figures.append(_figure("Membrane potentials of output neurons, by step", drawing))
     drawings = f'<div class="row">{"".join(figures)}</div>'
     return f'<div class="card"><h3>{escape(heading)}</h3><p>{escape(why)}</p>{drawings}</div>'
+
+
+def _colour(sample: Sample, neuron: int) -> str:
+    """Of a neuron's trace: those of the distances, where the answer and the true class have one."""
+    if neuron == sample.nearest or sample.distances is None:
+        return "var(--c0)"
+    return "var(--target)" if neuron == sample.label else "var(--muted)"
 
 
 def _nearest(distances: Float64, always: Sequence[int]) -> tuple[list[int], str]:

@@ -42,13 +42,16 @@ def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "", 
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, about `count` of them."""
+def _ticks(low: float, high: float, count: int = 5, *, around: bool = False) -> list[float]:
+    """Round numbers, about `count` of them: those from `low` to `high`, or the fewest that enclose both."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+    if around:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    else:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
 
 
 def _number(value: float, percent: bool) -> str:
@@ -92,8 +95,8 @@ def lines(
     if right == left:
         left, right = left - 0.5, right + 0.5
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    ticks = _ticks(low, high)
-    high = max(high, ticks[-1])
+    ticks = _ticks(low, high, around=True)
+    low, high = ticks[0], ticks[-1]
 
     def at(x: float, y: float) -> tuple[float, float]:
         return _LEFT + (x - left) / (right - left) * wide, _TOP + (high - y) / (high - low) * tall
@@ -118,10 +121,11 @@ def lines(
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(points) <= 40:
+            radius = 4 if len(points) == 1 else 2.4
             for (x, y), value, where in zip(points, s.y, s.x, strict=True):
                 title = f"{escape(s.name)}, {escape(x_label)} {where:g}: {_number(value, percent)}"
                 body.append(
-                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"><title>{title}</title></circle>'
+                    f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}"><title>{title}</title></circle>'
                 )
     return _svg(_WIDTH, _HEIGHT, label, body)
 
@@ -222,8 +226,8 @@ def _time_axis(steps: int, label: float, wide: float, y: float) -> list[str]:
     return [_text(label + (t + 0.5) * wide, y + 13, f"{t:g}", "middle") for t in ticks]
 
 
-def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequence[str]) -> str:
-    """Membrane potentials `[T, N]` of some neurons with the threshold (dashed) and spikes (dots) of each."""
+def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequence[str], colours: Sequence[str]) -> str:
+    """Membrane potentials `[T, N]` of some neurons, each in its colour, with threshold (dashed) and spikes (dots)."""
     steps, n = potentials.shape
     tall = 64.0
     label = 12 + 6.2 * max(len(name) for name in names)
@@ -238,18 +242,19 @@ def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequenc
             return top + (high - value) / (high - low) * (tall - 10)
 
         points = [(label + (t + 0.5) * wide, y(value)) for t, value in enumerate(u.tolist())]
-        colour = f"var(--c{i % COLOURS})"
         for kind, value in (("grid", 0.0), ("limit", threshold)):
             body.append(
                 f'<line class="{kind}" x1="{label:.1f}" x2="{_RASTER_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
             )
+            if kind == "limit" or y(value) - y(threshold) >= 11:
+                body.append(_text(_RASTER_WIDTH + 4, y(value) + 3.5, f"{value:.3g}"))
         path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
-        body.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        body.append(f'<path d="{path}" fill="none" stroke="{colours[i]}" stroke-width="1.5"/>')
         for t in np.flatnonzero(outputs[:, i]).tolist():
             body.append(f'<circle cx="{points[t][0]:.1f}" cy="{points[t][1]:.1f}" r="2.2" fill="var(--fg)"/>')
         body.append(_text(label - 6, top + tall / 2, names[i], "end"))
     body += _time_axis(steps, label, wide, n * tall)
-    return _svg(_RASTER_WIDTH + 4, n * tall + 18, "membrane potentials", body)
+    return _svg(_RASTER_WIDTH + 32, n * tall + 18, "membrane potentials", body)
 
 
 def bars(values: Float64, names: Sequence[str], strong: Sequence[int], pale: Sequence[int]) -> str:
