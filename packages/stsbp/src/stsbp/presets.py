@@ -42,7 +42,7 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "surrogate":     (None,                "fast-sigmoid:beta=3", "fast-sigmoid:beta=3", None, None),
     "init_gain":     (None,                1.0,                 1.0,                 3.0,      None),
     "init_rate":     (None,                None,                None,                0.1,      None),
-    "label_pattern": (None,                ByLoss("1", "01"),   ByLoss("1", "01"),   None,     None),
+    "label_pattern": (None,                ByLoss("1", "01"),   "1",                 None,     None),
     "augment_shift": (None,                1,                   1,                   2,        None),
     "augment_flip":  (None,                None,                None,                True,     None),
     "augment_rotate": (None,               None,                12.0,                None,     None),
@@ -184,7 +184,7 @@ def _named() -> dict[str, NamedPreset]:
             "nmnist-stbp",
             "nmnist",
             _STBP,
-            {**_NMNIST_NET, "loss": "spike-count", "tau_s": 1.0, "steps": 50, "epochs": 150},
+            {**_NMNIST_NET, "loss": "spike-count", "label_pattern": "1", "tau_s": 1.0, "steps": 50, "epochs": 150},
             Published(98.19, f"{_FULL_NMNIST}, T = 50, 150 epochs"),
             _LIKE_NMNIST,
             "everything that is not listed here is as in nmnist-van-rossum, so that the two differ in what the methods "
