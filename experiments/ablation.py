@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     given = parser.parse_args()
+    if given.validation < 1:
+        parser.error("the table is of validation samples: give --validation 1 or more")
     options = ["--data-dir", given.data_dir, "--net", given.net, "--log-every", "1", "--test-every", "0"]
     for name in ("limit", "validation", "epochs", "threads"):
         options += [f"--{name}", str(getattr(given, name))]
@@ -115,7 +117,10 @@ def main() -> None:
             flush=True,
         )
     commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], stdout=subprocess.PIPE, text=True, check=False
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     ).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "numba"))
     print(f"\n`experiments/ablation.py {' '.join(re.sub('.*/', '', arg) for arg in sys.argv[1:])}` at")

@@ -3,7 +3,7 @@
     python experiments/folds.py nmnist --data-dir D --folds 0 1 --out runs/folds/bent augment_elastic=2.0 epochs=25
 
 The training samples are cut into five folds; with --folds K a network is trained on the other four and tested on fold
-K. Each is a run in OUT/fold-K (`stsbp report` reads it but for its samples); started again, the script goes on where it
+K. Each is a run in OUT/fold-K (`stsbp report --no-samples` reads it); started again, the script goes on where it
 was stopped. Settings are written as in the file of `stsbp train --config`.
 
 The log loss tells settings apart more finely than the accuracy, in which a sample is half a percent: it is that of the
@@ -15,15 +15,16 @@ from __future__ import annotations
 import argparse
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from stsbp.config import Source, resolve
+from stsbp.config import RunConfig, Source, resolve
 from stsbp.datasets import Split, Subset, hold_out
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, StsbpError
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_task, load_data
-from stsbp.training.loop import import_checkpoint, stop_on_signals, train
+from stsbp.training.loop import Stopped, import_checkpoint, stop_on_signals, train
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp_spec.decoders import nearest_sequence
@@ -68,7 +69,7 @@ def test(task: Task, state: TrainState, split: Split) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Train on each fold's complement and print a row for each."""
+    """Read the command line and run `compare`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
@@ -85,14 +86,29 @@ def main() -> None:
         config = resolve([Source("command line", values)])
     except ConfigError as error:
         parser.error(str(error))
+    try:
+        compare(config, given.folds, given.out, " ".join(given.settings) or "preset")
+    except Stopped as stopped:
+        print(f"{stopped} and saved; the same command goes on", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    except StsbpError as error:
+        sys.exit(f"error: {error}")
+
+
+def compare(config: RunConfig, folds: Sequence[int], out: Path, settings: str) -> None:
+    """Train on the complement of each fold, or go on, and print a row for each."""
     backend, whole = open_backend("torch"), load_data(config)
+    if whole.inputs.sequences:
+        raise ConfigError(f"the samples of {config.dataset} have no classes, so neither accuracy nor log loss")
+    if len(whole.train) < FOLDS * len(whole.inputs.classes):
+        raise ConfigError(f"{len(whole.train)} training samples are too few for {FOLDS} folds")
     print("| fold | settings | accuracy % | log loss |\n|---|---|---|---|", flush=True)
-    for fold in given.folds:
+    for fold in folds:
         kept, held = cut(whole.train, fold)
-        data, folder = Data(whole.dataset, kept, None, held), RunFolder(given.out / f"fold-{fold}")
+        data, folder = Data(whole.dataset, kept, None, held), RunFolder(out / f"fold-{fold}")
         task = build_task(config, data.inputs, backend, len(kept))
         if folder.is_run and folder.read_config().digest() != config.digest():
-            parser.error(f"{folder.path} was begun with other settings; choose another --out")
+            raise ConfigError(f"{folder.path} was begun with other settings; choose another --out")
         saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
         folder.check_writable()
         show = reporter()
@@ -103,7 +119,7 @@ def main() -> None:
             train(task, data, folder, show, stop, saved)
         show.close()
         accuracy, loss = test(task, import_checkpoint(task, checkpoint.load(folder.path, "last"), folder), held)
-        print(f"| {fold} | {' '.join(given.settings) or 'preset'} | {accuracy:.2f} | {loss:.4f} |", flush=True)
+        print(f"| {fold} | {settings} | {accuracy:.2f} | {loss:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

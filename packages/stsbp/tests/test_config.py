@@ -201,7 +201,7 @@ def test_differences_name_both_values() -> None:
 
 def test_the_loss_chooses_within_the_preset() -> None:
     hamming, van_rossum = (
-        resolve([Source("flags", {"dataset": "nmnist", "loss": loss})]) for loss in ("hamming", "van-rossum")
+        resolve([Source("flags", {"dataset": "digits-events", "loss": loss})]) for loss in ("hamming", "van-rossum")
     )
     assert (hamming.label_pattern, van_rossum.label_pattern) == ("1", "01")
 

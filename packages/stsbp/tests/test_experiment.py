@@ -123,6 +123,58 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
     assert len(found["seeds"]) == found["summary"]["seeds"] == 3
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda seed: seed.pop("test"),
+        lambda seed: seed.update(operations=7),
+        lambda seed: seed.update(seconds_per_epoch=float("nan")),
+        lambda seed: seed["last"].pop("accuracy"),
+        lambda seed: seed["test"]["rates"].update(linear1="much"),
+    ],
+)
+def test_damaged_figures_are_measured_again(
+    experiment: Callable[..., Result], tmp_path: Path, damage: Callable[[dict[str, Any]], Any]
+) -> None:
+    experiment("--seeds", 1)
+    before = figures(tmp_path / "e")
+    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    damage(found["seeds"][0])
+    (tmp_path / "e" / "experiment.json").write_text(json.dumps(found))
+    assert experiment("--seeds", 1).exit_code == 0
+    assert figures(tmp_path / "e") == before
+
+
+def test_lost_files_of_a_seed_are_named(experiment: Callable[..., Result], tmp_path: Path) -> None:
+    experiment("--seeds", 1)
+    kept = (tmp_path / "e" / "seed-0" / "config.toml").read_bytes()
+    (tmp_path / "e" / "seed-0" / "config.toml").unlink()
+    failed = experiment("--seeds", 1, "--lr", 0.5)
+    assert failed.exit_code == 1
+    assert "seed-0 is not empty but has no config.toml" in failed.stderr
+    (tmp_path / "e" / "seed-0" / "config.toml").write_bytes(kept)
+    (tmp_path / "e" / "seed-0" / "metrics.jsonl").unlink()
+    (tmp_path / "e" / "experiment.json").unlink()
+    failed = experiment("--seeds", 1)
+    assert failed.exit_code == 1
+    assert "metrics.jsonl does not hold the epochs and the last test" in failed.stderr
+
+
+def test_overwrite_removes_all_runs_or_none(
+    experiment: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    experiment()
+    # A report of a seed lies beside its folder.
+    assert stsbp("report", "e/seed-1", "--no-samples").exit_code == 0
+    (tmp_path / "e" / "seed-1" / "mine.txt").write_text("mine")
+    failed = experiment("--lr", 0.02, "--overwrite")
+    assert "holds files that no run wrote (mine.txt)" in failed.stderr
+    assert (tmp_path / "e" / "seed-0" / "last.json").exists()
+    (tmp_path / "e" / "seed-1" / "mine.txt").unlink()
+    assert experiment("--lr", 0.02, "--overwrite").exit_code == 0
+    assert (tmp_path / "e" / "seed-1.html").exists()
+
+
 def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment()
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())

@@ -176,7 +176,7 @@ def test_signal_saves_and_tells_how_to_resume(
     _, errors = victim.communicate(timeout=60)
     assert victim.returncode == 128 + number
     assert f"{name}: stopped after update" in errors
-    assert f"stsbp train --resume {run}" in errors
+    assert f"stsbp --backend numpy train --resume {run}" in errors
     assert "Traceback" not in errors
     saved = json.loads((run / "last.json").read_text())
     assert 0 < saved["step"] < 200

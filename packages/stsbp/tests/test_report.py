@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from click.testing import Result
 from stsbp.datasets import load
 from stsbp.report import svg
-from stsbp.report.collect import Survey, choose
+from stsbp.report.collect import Sample, Survey, choose
 from stsbp_spec.typing import UInt8
 
 _VOID = {"meta", "link", "img"}
@@ -80,7 +81,7 @@ def test_report_of_classes(
     page = check(tmp_path / "a <b> & c.html")
     test = [r for r in records(run) if r["kind"] == "evaluation" and r["split"] == "test"][-1]
     wrong = round(30 * (1 - test["accuracy"]))
-    assert f"test split: {wrong} of 30 samples read wrong" in page.text
+    assert f"test split, checkpoint last (3 complete epochs, update {test['step']}): {wrong} of 30 samples" in page.text
     assert f"{test['accuracy']:.2%}" in page.text
     for heading in ("Learning", "Confusion matrix", "Samples read wrong", "Samples read right", "Layers", "Settings"):
         assert heading in page.text
@@ -192,6 +193,92 @@ def test_report_before_the_first_epoch(
     assert "has no environment.json" in page.text
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "epoch"}',
+        '{"kind": "step"}',
+        '{"kind": "evaluation", "split": "test", "epoch": 3, "step": 6}',
+        '{"kind": "other"}',
+        "[1]",
+        "WHOLE-with-NaN",
+        "WHOLE-with-text",
+        "WHOLE-of-another-layer",
+    ],
+)
+def test_damaged_records_are_left_out(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, line: str
+) -> None:
+    train_tiny(tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    whole = next(text for text in metrics.read_text().splitlines() if '"kind": "epoch"' in text)
+    loss = json.loads(whole)["loss"]
+    line = {
+        "WHOLE-with-NaN": whole.replace(f'"loss": {loss}', '"loss": NaN'),
+        "WHOLE-with-text": whole.replace(f'"loss": {loss}', '"loss": "low"'),
+        "WHOLE-of-another-layer": whole.replace("linear1", "conv9"),
+    }.get(line, line)
+    assert line not in metrics.read_text()
+    before = stsbp("compare", "run").stdout
+    assert stsbp("report", "run", "--no-samples", "--out", "before.html").exit_code == 0
+    with metrics.open("a") as file:
+        file.write(line + "\n")
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    environment["starts"].append({"versions": [1]})
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    assert stsbp("report", "run", "--no-samples", "--out", "after.html").exit_code == 0
+    assert (tmp_path / "before.html").read_bytes() == (tmp_path / "after.html").read_bytes()
+    if "conv9" not in line:
+        assert stsbp("compare", "run").stdout == before
+
+
+def test_report_lies_beside_the_folder_that_it_is_called_in(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_tiny(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    assert stsbp("report", ".", "--no-samples").exit_code == 0
+    assert (tmp_path / "run.html").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_report_of_a_name_that_is_no_utf8(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / os.fsdecode(b"b\xffd")
+    try:
+        run.mkdir()
+    except OSError:
+        pytest.skip("the file system has no such names")
+    assert train_tiny(run).exit_code == 0
+    assert stsbp("report", run, "--no-samples").exit_code == 0
+    assert "b?d" in check(tmp_path / os.fsdecode(b"b\xffd.html")).text
+
+
+def test_drawing_does_not_replace_what_it_reads(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run")
+    np.save(tmp_path / "0.npy", load("digits").test.inputs(np.arange(1))[0])
+    before = (tmp_path / "0.npy").read_bytes()
+    assert "would replace the file" in stsbp("predict", "run", "0.npy", "--draw", tmp_path / "0.npy").stderr
+    assert (tmp_path / "0.npy").read_bytes() == before
+
+
+def test_events_of_other_channels_than_two_are_drawn_in_proportion() -> None:
+    """A sum over 200 steps of 3 channels does not fit into a byte."""
+    from stsbp.report.page import _input
+
+    x: UInt8 = np.zeros((200, 3, 2, 2), dtype=np.uint8)
+    x[:, :, 0, 0] = 1
+    x[:100, :, 0, 1] = 1
+    sample = Sample("x", x, x[:, 0, 0], None, np.zeros((200, 2), np.float32), None, None, None, None)
+    text = _input(sample)
+    assert "ON" not in text
+    picture = svg.image(np.array([[[255, 127], [0, 0]]], dtype=np.uint8), "input spikes, summed over time")
+    assert picture in text
+
+
 def test_report_refuses(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     assert "there is no run folder" in stsbp("report", tmp_path / "none").stderr
     train_tiny(tmp_path / "run", "--validation", 0)
@@ -228,6 +315,9 @@ def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
         assert rows["test accuracy"][place] == f"{fact['test']['accuracy']:.2%}"
         assert rows["training loss"][place] == f"{fact['training']['loss']:.4f}"
     assert "there is no run folder three" in stsbp("compare", "one", "three").stderr
+    # Runs of the same name are told apart by their paths.
+    train_tiny(tmp_path / "other" / "one", "--epochs", 1)
+    assert stsbp("compare", "one", "other/one").stdout.splitlines()[0].split() == ["run", "one", "other/one"]
 
 
 def test_samples_are_chosen_from_different_mistakes() -> None:

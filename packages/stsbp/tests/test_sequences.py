@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def test_own_file(own: Callable[..., Path]) -> None:
         ({"targets": None}, "must hold inputs, targets and perhaps split, got inputs$"),
         ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
         ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
+        ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),
+        ({"targets": np.zeros(0, np.float64)}, "targets must be uint8 values 0 and 1, got float64"),
         ({"targets": np.full((10, 6, 3), 2, np.uint8)}, "targets must be uint8 values 0 and 1, got uint8 up to 2"),
         ({"inputs": np.zeros((10, 6), np.uint8)}, r"inputs must be \[n, T, N\]"),
         ({"targets": np.zeros((10, 5, 3), np.uint8)}, "do not agree in samples n and steps T"),
@@ -157,14 +160,46 @@ def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) ->
     with pytest.raises(DataError, match=r"there is no file .*nowhere"):
         load("sequences:nowhere.npz", steps=6)
     (tmp_path / "text.npz").write_text("no zip")
-    with pytest.raises(DataError, match=r"text\.npz is not a file of numpy arrays"):
+    with pytest.raises(DataError, match=r"text\.npz is not a file of numpy arrays \(\.npz\): it begins like neither"):
         load(f"sequences:{tmp_path / 'text.npz'}", steps=6)
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(DataError, match=r"one\.npy is not a file of numpy arrays"):
         load(f"sequences:{tmp_path / 'one.npy'}", steps=6)
+    with zipfile.ZipFile(tmp_path / "member.npz", "w") as archive:
+        for name in ("inputs", "targets"):
+            archive.writestr(name, "no array")
+    with pytest.raises(DataError, match=r"inputs must be uint8 values 0 and 1, got no array"):
+        load(f"sequences:{tmp_path / 'member.npz'}", steps=6)
     (tmp_path / "cut.npz").write_bytes(own().read_bytes()[:-40])
     with pytest.raises(DataError, match=r"cut\.npz is not a file of numpy arrays"):
         load(f"sequences:{tmp_path / 'cut.npz'}", steps=6)
+
+
+def test_no_command_takes_other_targets_for_those_of_the_run(
+    own: Callable[..., Path], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(1)
+    inputs, targets = (random.integers(0, 2, (80, 6, n), dtype=np.uint8) for n in (7, 3))
+    path = own(inputs=inputs, targets=targets)
+    options = ("--steps", 6, "--net", 5, "--batch-size", 40, "--epochs", 1, "--out", "run")
+    assert stsbp("train", f"sequences:{path}", *options, "--stop-after", 1e-9).exit_code == 75
+    for sample in (0, 41, 79):
+        changed = targets.copy()
+        changed[sample, 3, 1] ^= 1
+        own(inputs=inputs, targets=changed)
+        for command in (("train", "--resume", "run"), ("evaluate", "run"), ("report", "run")):
+            result = stsbp(*command)
+            assert result.exit_code == 1
+            assert "the data are not those that the run" in result.stderr
+    own(inputs=inputs, targets=targets)
+    assert stsbp("train", "--resume", "run").exit_code == 0
+
+
+def test_validation_samples_that_are_trained_on_are_refused(stsbp: Callable[..., Result]) -> None:
+    for command in ("train", "experiment"):
+        result = stsbp(command, "patterns", "--validation", 2)
+        assert result.exit_code == 1
+        assert "leave --validation out" in result.stderr
 
 
 @pytest.mark.parametrize(("name", "options"), [("patterns", {"holdout": 1}), ("motor", {"holdout": 300})])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -66,8 +67,16 @@ stop_after = click.option(
 
 
 def deadline_in(minutes: float | None) -> float | None:
-    """The time of `time.monotonic` in so many minutes; None: never."""
-    return None if minutes is None else time.monotonic() + 60 * minutes
+    """The time of `time.monotonic` in so many minutes; None: never.
+
+    Raises:
+        ConfigError: it is no number.
+    """
+    if minutes is None:
+        return None
+    if not math.isfinite(minutes):
+        raise ConfigError(f"--stop-after is a number of minutes, got {minutes}")
+    return time.monotonic() + 60 * minutes
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -63,7 +63,10 @@ def facts(run: Path) -> dict[str, Any]:
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    rows: list[tuple[str, list[str]]] = [("run", [Path(fact["run"]).name or fact["run"] for fact in found])]
+    names = [Path(fact["run"]).resolve().name for fact in found]
+    # Runs of two experiments have the same names.
+    names = names if len({*names}) == len(names) else [fact["run"] for fact in found]
+    rows: list[tuple[str, list[str]]] = [("run", names)]
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):

@@ -11,7 +11,6 @@ import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
-from stsbp.errors import ConfigError
 from stsbp.training.build import TOLERANCE, load_data
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.progress import reporter
@@ -61,19 +60,7 @@ def command(
     show = reporter()
     try:
         data = load_data(config if data_dir is None else config.model_copy(update={"data_dir": data_dir}), show.loading)
-        if split not in data.splits():
-            raise ConfigError(f"the run has no {split} split; it was trained without --validation")
-        if data.inputs != trained.task.inputs:
-            raise ConfigError(
-                f"the data have inputs {data.inputs.shape} of {data.inputs.outputs} classes, the run was trained "
-                f"on {trained.task.inputs.shape} and {trained.task.inputs.outputs}; give the same --data-dir"
-            )
-        if data.fingerprint() != trained.info["data"]:
-            raise ConfigError(
-                f"the data are not those that the run in {run} was trained on (number, labels or content differ), "
-                f"so that samples of its {split} split may have been trained on; give the same --data-dir"
-            )
-        samples = data.splits()[split]
+        samples = trained.samples(data, split)
         found = evaluate(
             trained.task,
             trained.state,

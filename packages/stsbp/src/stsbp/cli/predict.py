@@ -18,7 +18,7 @@ from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import read_recording
-from stsbp.errors import DataError
+from stsbp.errors import ConfigError, DataError
 from stsbp.files import write_atomically
 from stsbp.training.build import Inputs
 from stsbp.training.run_folder import RunFolder
@@ -50,6 +50,8 @@ def command(
     steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
     potentials.
     """
+    if draw is not None and any(draw.resolve() == path.resolve() for path in files):
+        raise ConfigError(f"--draw {draw} would replace the file that is to be read; choose another name")
     folder = RunFolder(run)
     config = folder.read_config()
     trained = load_trained(folder, checkpoint, choose_backend(options))
@@ -66,7 +68,7 @@ def command(
         threshold = trained.task.network.blocks[-1].neuron.threshold
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
-        write_atomically(draw, page(title, [section]).encode())
+        write_atomically(draw, page(title, [section]).encode(errors="replace"))
     spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
     if inputs.sequences:
         for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):
@@ -75,7 +77,9 @@ def command(
                 click.echo(json.dumps({"file": str(path), "spikes": trains}))
             else:
                 lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
-                click.echo("\n".join([f"{path}: steps at which each output neuron spikes", *lines]))
+                click.echo(
+                    "\n".join([f"{click.format_filename(path)}: steps at which each output neuron spikes", *lines])
+                )
         return
     distances = trained.task.distances(spikes)
     rows = zip(files, nearest_sequence(distances).tolist(), spike_count(spikes).tolist(), distances, strict=True)
@@ -90,8 +94,12 @@ def command(
             }
             click.echo(json.dumps(result))
             continue
-        click.echo(f"{path}: {inputs.classes[nearest]} (by spike count {inputs.classes[counted]})")
+        read = f"{inputs.classes[nearest]} (by spike count {inputs.classes[counted]})"
+        click.echo(f"{click.format_filename(path)}: {read}")
         click.echo("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in named.items()))
+        equal = int((distance <= distance[nearest] * (1 + 1e-9)).sum())
+        if equal > 1:
+            click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
 
 
 def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
@@ -121,7 +129,8 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
             content, path, channels=3 if channels == 3 else None, size=height if height == width else None
         )
     else:
-        wanted = ".bin (N-MNIST) or .npy" if events else f"{', '.join(SUFFIXES)} or .npy"
+        recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ""
+        wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
         raise DataError(f"{path}: the network reads {inputs.coding} inputs, so the file must end in {wanted}")
     if sample.shape != expected:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"

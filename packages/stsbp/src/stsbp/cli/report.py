@@ -9,7 +9,7 @@ import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
-from stsbp.errors import ConfigError, DataError
+from stsbp.errors import DataError
 from stsbp.files import write_atomically
 from stsbp.report.collect import Sample, choose, look, read_environment, survey
 from stsbp.report.page import Content, render
@@ -56,6 +56,8 @@ def command(
     task, classes = trained.task, trained.task.inputs.classes
     content = Content(run, config, task.network, read_records(folder.metrics), read_environment(folder.path), classes)
     grids = (task.trainer.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
+    info = trained.info
+    content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {
         block.name: {"bits": grid.bits, "headroom": grid.headroom}
         for block, grid in zip(task.network.blocks, grids, strict=True)
@@ -68,11 +70,7 @@ def command(
                 data = load_data(found, show.loading)
             except DataError as error:
                 raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
-            if split not in data.splits():
-                raise ConfigError(f"the run has no {split} split; it was trained without --validation")
-            if data.inputs != task.inputs:
-                raise ConfigError("the data are not those that the run was trained on; give the same --data-dir")
-            chosen = data.splits()[split]
+            chosen = trained.samples(data, split)
             seen = survey(
                 task,
                 trained.state,
@@ -80,7 +78,7 @@ def command(
                 config.batch_size,
                 lambda done: show.loading(f"running {split}", done, len(chosen)),
             )
-            content.split, content.notes = f"{split} split", data.dataset.notes
+            content.split, content.notes = split, data.dataset.notes
             content.confusion = seen.confusion(len(classes)) if classes else None
             kinds: list[list[Sample]] = []
             for numbers in choose(seen):
@@ -93,6 +91,7 @@ def command(
             content.wrong, content.right = kinds
     finally:
         show.close()
-    path = run.parent / f"{run.resolve().name}.html" if out is None else out
-    write_atomically(path, render(content).encode())
-    click.echo(str(path))
+    place = run if run.name not in ("", "..") else run.resolve()
+    path = place.with_name(f"{place.name}.html") if out is None else out
+    write_atomically(path, render(content).encode(errors="replace"))
+    click.echo(click.format_filename(path))

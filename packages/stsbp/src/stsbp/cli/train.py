@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
-from stsbp.cli import COMMANDS
+from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
 from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
@@ -194,7 +195,10 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
 
 
 def _leave(folder: RunFolder, stopped: Stopped) -> None:
-    how = f"stsbp train --resume {folder.path}"
+    chosen: Globals = click.get_current_context().obj
+    named = {"--backend": chosen.backend, "--device": chosen.device}
+    words = [word for name, value in named.items() if value is not None for word in (name, value)]
+    how = shlex.join(["stsbp", *words, "train", "--resume", click.format_filename(folder.path)])
     with contextlib.suppress(BrokenPipeError):
         click.echo(f"{stopped} and saved. Continue with: {how}", err=True)
     sys.exit(stopped.exit_code)
@@ -213,4 +217,5 @@ def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
             f"(spike count), loss {test['loss']:.4f}, {test['samples']} samples"
         )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
-    click.echo(f"run {folder.path}: stsbp evaluate {folder.path}")
+    path = click.format_filename(folder.path)
+    click.echo(f"run {path}: {shlex.join(['stsbp', 'evaluate', path])}")

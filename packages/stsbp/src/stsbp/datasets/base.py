@@ -245,9 +245,10 @@ def hold_out(
         DataError: `count` is below 1 or leaves nothing.
     """
     if not 1 <= count < len(split):
-        raise DataError(
-            f"cannot hold out {count} of {len(split)} samples: expected 1 to {len(split) - 1}; choose another {option}"
+        possible = (
+            f"expected 1 to {len(split) - 1}; choose another {option}" if len(split) > 1 else "none would be left"
         )
+        raise DataError(f"cannot hold out {count} of {len(split)} samples: {possible}")
     held = select_balanced(split.labels, count, seed=seed, substream=substream)
     kept = np.setdiff1d(np.arange(len(split)), held, assume_unique=True)
     return Subset(split, kept), Subset(split, held)

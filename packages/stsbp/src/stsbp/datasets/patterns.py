@@ -1,7 +1,7 @@
 """The classic spike-pattern task: fixed input rasters are to call fixed output rasters, spike by spike.
 
-Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S T S B P one above the
-other in time (`patterns-image`). It is a task of memory and timing: the test set is the training set.
+Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S, T, B and P, one a
+pattern (`patterns-image`). It is a task of memory and timing: the test set is the training set.
 """
 
 from __future__ import annotations

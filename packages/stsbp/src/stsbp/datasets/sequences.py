@@ -54,13 +54,18 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except Exception as error:
-        # A forged header can make numpy and zipfile raise almost anything.
-        raise DataError(f"{path} is not a file of numpy arrays (.npz): {str(error) or type(error).__name__}") from error
+        # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
+        # unpickle it.
+        reason = "it begins like neither a .npz nor a .npy file" if "pickle" in str(error) else str(error)
+        raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
     missing = {"inputs", "targets"} - set(arrays)
     if missing or set(arrays) - {"inputs", "targets", "split"}:
         raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
     for name, array in arrays.items():
-        if array.dtype != np.uint8 or (array.size and array.max() > 1):
+        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
+            kind = array.dtype if isinstance(array, np.ndarray) else "no array"
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {kind}")
+        if array.size and array.max() > 1:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
     inputs, targets, split = arrays["inputs"], arrays["targets"], arrays.get("split")
     if inputs.ndim not in (3, 5) or targets.ndim != 3 or 0 in (*inputs.shape, *targets.shape):

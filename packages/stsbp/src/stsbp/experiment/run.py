@@ -11,6 +11,7 @@ The run folders are the experiment; the two files beside them are made again whe
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -22,14 +23,14 @@ from typing import Any
 from stsbp_spec.backend import AbstractBackend
 
 from stsbp.config import RunConfig, differences
-from stsbp.datasets import DATASETS, Dataset
+from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.training import checkpoint
-from stsbp.training.build import Data, Task, build_task, cut_validation
+from stsbp.training.build import Data, Task, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, train
-from stsbp.training.metrics import read_records
+from stsbp.training.metrics import has_figures, read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
@@ -46,8 +47,7 @@ VALIDATION_SHARE = 10
 
 def with_validation(config: RunConfig, dataset: Dataset) -> RunConfig:
     """The settings with the usual number of validation samples; none where the test samples are those of training."""
-    info = DATASETS.get(config.dataset)
-    if info is not None and info.default_holdout is None:
+    if has_test_of_training(config.dataset):
         return config
     return config.model_copy(update={"validation": len(dataset.train) // VALIDATION_SHARE})
 
@@ -79,14 +79,22 @@ class Experiment:
         Raises:
             ConfigError: a run in it was begun with other settings; names all that differ.
             FileError: it holds something else, or cannot be written.
+            CheckpointError: the settings of a run in it are missing or damaged.
         """
         folder = RunFolder(path)
-        begun = sorted(path.glob("seed-*/config.toml"))
+        begun = any(path.glob("seed-*/config.toml"))
         if not begun and not folder.is_free and any(not _OWN.fullmatch(entry.name) for entry in path.iterdir()):
             raise FileError(f"{path} is not empty and holds no experiment; choose another --out")
         folder.check_writable()
-        for found in () if overwrite else begun:
-            own = RunFolder(found.parent).read_config()
+        for run in () if overwrite else cls._folders(path):
+            if run.is_free:
+                continue
+            if not run.is_run:
+                raise CheckpointError(
+                    f"{run.path} is not empty but has no {run.config.name}; put it back, replace the runs with "
+                    "--overwrite, or choose another --out"
+                )
+            own = run.read_config()
             asked = config.model_copy(update={"seed": own.seed}).model_dump()
             if changed := differences(own, asked):
                 raise ConfigError(
@@ -95,14 +103,23 @@ class Experiment:
                 )
         return cls(path, config, seeds, cut_validation(dataset, config))
 
+    @staticmethod
+    def _folders(path: Path) -> list[RunFolder]:
+        """Of the seeds that are there."""
+        return [RunFolder(found) for found in sorted(path.glob("seed-*")) if found.is_dir()]
+
     def clear(self) -> None:
         """Remove the runs that are there, and nothing else.
 
         Raises:
             FileError: a file cannot be removed, or a run's folder holds others.
         """
-        for folder in self.path.glob("seed-*"):
-            RunFolder(folder).clear()
+        folders = self._folders(self.path)
+        # All of them are looked at before the first one is touched.
+        for folder in folders:
+            folder.own_files()
+        for folder in folders:
+            folder.clear()
         try:
             for path in (self.json, self.table):
                 path.unlink(missing_ok=True)
@@ -181,9 +198,17 @@ def _known(path: Path) -> dict[int, dict[str, Any]]:
     """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
     try:
         content = json.loads(path.read_bytes())
-        return {int(found["seed"]): found for found in content["seeds"]} if content["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        seeds = content["seeds"] if content["format"] == FORMAT else []
+        return {int(found["seed"]): found for found in seeds if _whole(found)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
+
+
+def _whole(found: dict[str, Any]) -> bool:
+    """Whether these are all figures of a seed."""
+    numbers = [found["seconds_per_epoch"], *found["operations"].values()]
+    wanted = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
+    return all(map(has_figures, wanted)) and all(math.isfinite(value) for value in numbers)
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
@@ -209,6 +234,13 @@ def _figures(
     test = evaluate(task, state, data.test, task.config.batch_size, between)
     records = read_records(folder.metrics)
     evaluations = [r for r in records if r["kind"] == "evaluation"]
+    tests = [r for r in evaluations if r["split"] == "test"]
+    seconds = [r["seconds"] for r in records if r["kind"] == "epoch"]
+    if not tests or not seconds:
+        raise CheckpointError(
+            f"{folder.metrics} does not hold the epochs and the last test of its run, which is over; put it back, or "
+            f"remove {folder.path} to train that seed anew"
+        )
     epoch = reported.info["epoch"]
     return {
         "run": folder.path.name,
@@ -216,7 +248,7 @@ def _figures(
         "epoch": epoch,
         "test": test.sums.means(),
         "validation": next((r for r in evaluations if r["split"] == "validation" and r["epoch"] == epoch), None),
-        "last": [r for r in evaluations if r["split"] == "test"][-1],
-        "seconds_per_epoch": median(r["seconds"] for r in records if r["kind"] == "epoch"),
+        "last": tests[-1],
+        "seconds_per_epoch": median(seconds),
         "operations": synaptic_operations(task, state, data.test),
     }

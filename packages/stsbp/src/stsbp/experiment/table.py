@@ -122,7 +122,8 @@ def markdown(found: dict[str, Any]) -> str:
     if found["summary"] is not None:
         parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
     parts += [_conditions(found), f"Made by `{shlex.join(found['command'])}`, stsbp {found['stsbp']}."]
-    return "\n\n".join(parts) + "\n"
+    # A folder's name may hold bytes that are no UTF-8.
+    return ("\n\n".join(parts) + "\n").encode(errors="replace").decode()
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -172,8 +173,8 @@ def _selection(found: dict[str, Any]) -> str:
     if not validation:
         return "Model selection: none. The last epoch of each seed is reported; the test set chose nothing."
     return (
-        f"Model selection: of each seed the epoch that was best on {validation:,} validation samples, which were taken "
-        "from the training set and not trained on. The test set chose nothing."
+        f"Model selection: of each seed the epoch that was best on {validation:,} validation sample"
+        f"{'s' * (validation != 1)}, taken from the training set and not trained on. The test set chose nothing."
     )
 
 

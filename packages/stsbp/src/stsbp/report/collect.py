@@ -28,7 +28,7 @@ def read_environment(folder: Path) -> list[dict[str, Any]]:
     """Every start of the run, oldest first; empty where the file is missing or damaged."""
     try:
         starts = json.loads((folder / "environment.json").read_bytes())["starts"]
-        return [start for start in starts if isinstance(start, dict)]
+        return [start for start in starts if isinstance(start, dict) and isinstance(start.get("versions"), dict)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -79,8 +79,11 @@ class Content:
         classes: Sequence[str],
     ) -> None:
         self.folder, self.config, self.network = folder, config, network
-        self.records, self.starts, self.classes = records, starts, classes
-        self.split = ""
+        self.starts, self.classes = starts, classes
+        # Lines of another network or task can only come from a damaged file.
+        layers, key = {block.name for block in network.blocks}, self.figure[0]
+        self.records = [r for r in records if layers == set(r["rates"]) == set(r.get("grids", layers)) and key in r]
+        self.split = self.checkpoint = ""
         self.confusion: Int64 | None = None
         self.wrong: Sequence[Sample] = ()
         self.right: Sequence[Sample] = ()
@@ -143,11 +146,11 @@ def _head(content: Content) -> str:
     epochs = content.of_kind("epoch")
     tiles = []
     if tests:
-        tiles.append((f"{tests[-1][key]:.2%}", f"test {name}"))
+        tiles.append((f"{tests[-1][key]:.2%}", f"test {name}, epoch {tests[-1]['epoch']}"))
     if validations:
-        tiles.append((f"{validations[-1][key]:.2%}", f"validation {name}"))
+        tiles.append((f"{validations[-1][key]:.2%}", f"validation {name}, epoch {validations[-1]['epoch']}"))
     if epochs:
-        tiles.append((f"{epochs[-1][key]:.2%}", f"training {name}, last epoch"))
+        tiles.append((f"{epochs[-1][key]:.2%}", f"training {name}, epoch {epochs[-1]['epoch']}"))
         tiles.append((f"{epochs[-1]['epoch']} of {config.epochs}", "epochs"))
         tiles.append((f"{sum(r['seconds'] for r in epochs):.0f} s", "training time"))
     if tests and "accuracy_spike_count" in tests[-1]:
@@ -222,7 +225,8 @@ def _confusion(content: Content, counts: Int64) -> str:
     table = f"<table><tr><th>class</th><th>read as</th><th>samples</th></tr>{rows}</table>" if rows else "<p>None.</p>"
     total, wrong = int(counts.sum()), sum(n for n, _, _ in off)
     return (
-        f"<h2>Confusion matrix</h2><p>{escape(content.split)}: {wrong} of {total} samples read wrong. A row is a true "
+        f"<h2>Confusion matrix</h2><p>{escape(content.split)} split, {escape(content.checkpoint)}: {wrong} of {total} "
+        "samples read wrong. A row is a true "
         'class, a column the class of the nearest label sequence.</p><div class="row">'
         + _figure("Samples", svg.matrix(counts, content.classes))
         + _figure("Most frequent mistakes", table)
@@ -237,12 +241,11 @@ def samples_section(
     if not samples:
         return f'<h2>{escape(title)}</h2><p class="muted">None.</p>'
     cards = [_card(sample, names, threshold) for sample in samples]
-    how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. "
+    labelled = samples[0].targets is not None
+    how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. " if labelled else ""
     if of_classes:
-        how += (
-            "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
-            "potentials; the true class is yellow where it is another one. "
-        )
+        how += "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
+        how += "potentials" + ("; the true class is yellow where it is another one. " if labelled else ". ")
     how += "In the membrane potentials the dashed line is the threshold, the thin one zero, a dot a spike."
     return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
 
@@ -251,7 +254,7 @@ def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
     targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
     heading, why = _story(sample, names)
     strong = [i for i in (sample.label, sample.nearest) if i is not None]
-    figures = [_figure("Input" if sample.inputs.ndim < 4 else "Input (red: ON, blue: OFF)", _input(sample))]
+    figures = [_input(sample)]
     if sample.distances is not None and sample.nearest is not None:
         pale = [] if sample.label is None else [sample.label]
         shown, caption = _nearest(sample.distances, [sample.nearest, *pale])
@@ -319,14 +322,16 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
         second = int(np.argsort(distances, kind="stable")[1]) if len(distances) > 1 else read
         text = (
             f"The nearest label sequence is that of {names[read]}, at {distances[read]:.4g}; next is {names[second]}, "
+            f"at {distances[second]:.4g}."
         )
-        return f"{sample.name}: {names[read]}", text + f"at {distances[second]:.4g}."
+        return f"{sample.name}: {names[read]}", text + _tie(distances, read)
     label = sample.label
     text = f"The neuron of {names[label]} spikes {_times(counts[label])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, label].sum())} wanted)"
     if label == read:
-        return f"{sample.name}: {names[label]}, read right", f"{text}; distance {distances[label]:.4g}."
+        text += f"; distance {distances[label]:.4g}."
+        return f"{sample.name}: {names[label]}, read right", text + _tie(distances, read)
     text += f", the neuron of {names[read]} spikes {_times(counts[read])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, read].sum())} wanted)"
@@ -339,6 +344,12 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
     return f"{sample.name}: {names[label]}, read as {names[read]}", text
 
 
+def _tie(distances: Float64, read: int) -> str:
+    """Says so where the answer is the first of several nearest label sequences."""
+    near = int((distances <= distances[read] * (1 + 1e-9)).sum())
+    return f" {near} label sequences are equally far: the lowest class is the answer." if near > 1 else ""
+
+
 def _times(count: int) -> str:
     return {0: "never", 1: "once"}.get(int(count), f"{count} times")
 
@@ -346,12 +357,16 @@ def _times(count: int) -> str:
 def _input(sample: Sample) -> str:
     x = sample.inputs
     if x.ndim == 3:
-        return svg.image(x, "input image")
+        return _figure("Input", svg.image(x, "input image"))
     if x.ndim == 2:
-        return svg.spikes(x)
-    counts = np.minimum(255, x.sum(axis=0, dtype=np.int64)).astype(np.uint8)
-    picture = counts if len(counts) == 2 else counts.sum(axis=0, keepdims=True, dtype=np.uint8)
-    return svg.image(picture, "input events, summed over time")
+        return _figure("Input spikes, by step", svg.spikes(x))
+    counts = x.sum(axis=0, dtype=np.int64)
+    if len(counts) == 2:
+        picture = np.minimum(255, counts).astype(np.uint8)
+        return _figure("Input (red: ON, blue: OFF)", svg.image(picture, "input events, summed over time"))
+    whole = counts.sum(axis=0, keepdims=True)
+    picture = (255 * whole // max(1, int(whole.max()))).astype(np.uint8)
+    return _figure("Input spikes, summed (white: most)", svg.image(picture, "input spikes, summed over time"))
 
 
 def _layers(content: Content) -> str:
@@ -421,7 +436,7 @@ def _environment(content: Content) -> str:
             ("machine", f"{start.get('platform')}, {start.get('processors')} processors"),
             ("Python", start.get("python")),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-            ("command", command_text(start.get("command") or [""])),
+            ("command", command_text(command) if isinstance(command := start.get("command"), list) else None),
         ]
         cells = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
         parts.append(f'<div class="scroll"><table>{cells}</table></div><p></p>')

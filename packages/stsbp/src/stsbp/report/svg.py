@@ -249,7 +249,7 @@ def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequenc
             if kind == "limit" or y(value) - y(threshold) >= 11:
                 body.append(_text(_RASTER_WIDTH + 4, y(value) + 3.5, f"{value:.3g}"))
         path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
-        body.append(f'<path d="{path}" fill="none" stroke="{colours[i]}" stroke-width="1.5"/>')
+        body.append(f'<path d="{path}h0" fill="none" stroke="{colours[i]}" stroke-width="1.5" stroke-linecap="round"/>')
         for t in np.flatnonzero(outputs[:, i]).tolist():
             body.append(f'<circle cx="{points[t][0]:.1f}" cy="{points[t][1]:.1f}" r="2.2" fill="var(--fg)"/>')
         body.append(_text(label - 6, top + tall / 2, names[i], "end"))

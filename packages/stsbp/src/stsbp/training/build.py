@@ -39,6 +39,7 @@ __all__ = [
     "build_network",
     "build_task",
     "cut_validation",
+    "has_test_of_training",
     "load_data",
     "load_dataset",
     "updates_per_epoch",
@@ -109,7 +110,7 @@ class Data:
         return {name: split for name, split in named.items() if split is not None}
 
     def fingerprint(self) -> str:
-        """SHA-256 of all labels and some samples of each split, so that a resumed run notices other data."""
+        """SHA-256 of all labels (or target rasters) and some samples of each split, so that other data are noticed."""
         digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
         for name, split in self.splits().items():
             digest.update(f"{name} {len(split)}".encode())
@@ -117,7 +118,8 @@ class Data:
             some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
             digest.update(split.inputs(some).tobytes())
             if self.inputs.sequences:
-                digest.update(_targets(split, some).tobytes())
+                for first in range(0, len(split), 64):
+                    digest.update(_targets(split, np.arange(first, min(first + 64, len(split)))).tobytes())
         return digest.hexdigest()
 
 
@@ -170,10 +172,12 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
     """Keep the validation samples of a run apart.
 
     Raises:
-        DataError: there are too few training samples.
+        DataError: there are too few training samples, or they are the test samples as well.
     """
     if config.validation == 0:
         return Data(dataset, dataset.train, None, dataset.test)
+    if has_test_of_training(config.dataset):
+        raise DataError(f"the test samples of {dataset.name} are its training samples: leave --validation out")
     train, validation = hold_out(
         dataset.train,
         config.validation,
@@ -182,6 +186,11 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
         option="validation",
     )
     return Data(dataset, train, validation, dataset.test)
+
+
+def has_test_of_training(name: str) -> bool:
+    """Whether the test samples of a data set are its training samples, as those of `patterns` are."""
+    return name in DATASETS and DATASETS[name].default_holdout is None
 
 
 def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:

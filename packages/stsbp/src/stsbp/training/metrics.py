@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from stsbp_spec.typing import Float64, UInt8
 
 from stsbp.errors import CheckpointError, FileError
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "Sums", "has_figures", "read_records"]
 
 
 class LabelDistances:
@@ -144,8 +145,36 @@ class Sums:
         return cls(**{**values, "rates": dict(values["rates"])})
 
 
+_HOW_GOOD = (("accuracy", "accuracy_spike_count"), ("precision", "recall", "f1", "van_rossum", "hamming"))
+_TRAINING = ("step", "epoch", "gradient_norm", "largest_gradient_norm", "seconds", "learning_rate")
+_NEEDED = {"step": (*_TRAINING, "grids"), "epoch": _TRAINING, "evaluation": ("step", "epoch", "split", "seconds")}
+"""Of each kind of line, beside the figures of `has_figures`."""
+
+
+def has_figures(values: object) -> bool:
+    """Whether it is an object with loss, spike rates and how good the samples were read, as `Sums.means` gives them."""
+    if not isinstance(values, dict) or not isinstance(values.get("rates"), dict):
+        return False
+    numbers = [values.get("loss"), *values["rates"].values()]
+    return _finite(*numbers) and any(_finite(*map(values.get, names)) for names in _HOW_GOOD)
+
+
+def _finite(*values: object) -> bool:
+    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _is_whole(record: object) -> bool:
+    """Whether a line says everything that its kind says."""
+    if not isinstance(record, dict) or record.get("kind") not in _NEEDED or not has_figures(record):
+        return False
+    needed = {name: record.get(name) for name in _NEEDED[record["kind"]]}
+    grids, split = needed.pop("grids", {}), needed.pop("split", "")
+    rooms = [grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values()] if grids else []
+    return isinstance(split, str) and _finite(*needed.values(), *rooms)
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line that is still being written is left out.
+    """The lines of `metrics.jsonl`; a last line that is still being written is left out, as are damaged ones.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -159,8 +188,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in text.splitlines():
         with contextlib.suppress(ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and "kind" in record:
+            if _is_whole(record := json.loads(line)):
                 records.append(record)
     return records
 

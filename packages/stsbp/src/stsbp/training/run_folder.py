@@ -171,21 +171,33 @@ class RunFolder:
         )
         write_atomically(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
+    def own_files(self) -> set[Path]:
+        """The files of a run that are there.
+
+        Raises:
+            FileError: the folder cannot be read, or other files are there as well.
+        """
+        try:
+            there = set(self.path.iterdir())
+            own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
+        except OSError as error:
+            raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
+        own |= {path for path in there if _is_leftover(path)}
+        if foreign := sorted(path.name for path in there - own):
+            some = ", ".join(foreign[:3])
+            raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
+        return own
+
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else.
 
         Raises:
             FileError: a file cannot be removed, or other files are there as well.
         """
+        # Descriptions first: a checkpoint is gone when nothing names it any more.
+        own = sorted(self.own_files(), key=lambda path: (path.suffix != ".json", path.name))
         try:
-            own = {path for pattern in _PATTERNS for path in self.path.glob(pattern)}
-            own |= {path for path in self.path.iterdir() if _is_leftover(path)}
-            foreign = sorted(path.name for path in self.path.iterdir() if path not in own)
-            if foreign:
-                some = ", ".join(foreign[:3])
-                raise FileError(f"{self.path} holds files that no run wrote ({some}); choose another --out")
-            # Descriptions first: a checkpoint is gone when nothing names it any more.
-            for path in sorted(own, key=lambda path: (path.suffix != ".json", path.name)):
+            for path in own:
                 if path.name != ".lock":
                     path.unlink()
         except OSError as error:

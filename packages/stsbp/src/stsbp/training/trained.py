@@ -9,9 +9,10 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.trainer import TrainState
 
 from stsbp.config import RunConfig
-from stsbp.errors import CheckpointError
+from stsbp.datasets import Split
+from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
-from stsbp.training.build import Inputs, Task, build_task
+from stsbp.training.build import Data, Inputs, Task, build_task
 from stsbp.training.loop import import_checkpoint
 from stsbp.training.run_folder import RunFolder
 
@@ -26,6 +27,26 @@ class Trained:
     task: Task
     state: TrainState
     info: dict[str, Any]
+
+    def samples(self, data: Data, split: str) -> Split:
+        """A split of the data that the run was trained on.
+
+        Raises:
+            ConfigError: there is no such split, or these are other data.
+        """
+        if split not in data.splits():
+            raise ConfigError(f"the run has no {split} split; it was trained without --validation")
+        if data.inputs != self.task.inputs:
+            raise ConfigError(
+                f"the data have inputs {data.inputs.shape} and {data.inputs.outputs} outputs, the run was trained "
+                f"on {self.task.inputs.shape} and {self.task.inputs.outputs}; give the same --data-dir"
+            )
+        if data.fingerprint() != self.info["data"]:
+            raise ConfigError(
+                "the data are not those that the run was trained on (number, labels or content differ): samples "
+                f"of its {split} split may have been trained on; give the same --data-dir"
+            )
+        return data.splits()[split]
 
 
 def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trained:
