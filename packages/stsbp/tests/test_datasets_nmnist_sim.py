@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, load, nmnist_sim
+from stsbp.datasets import Dataset, Split, load, nmnist_sim
 from stsbp.datasets.mnist import read
 from stsbp.datasets.nmnist_sim import CAMERA
 from stsbp.datasets.saccades import Place, SaccadeCamera
@@ -197,6 +198,35 @@ class TestOnRealRecordings:
         again = stsbp("evaluate", tmp_path / "run")
         assert again.exit_code == 0, again.output
         assert "test: 3 samples" in again.output
+        real = json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)
+        other = json.loads(stsbp("evaluate", tmp_path / "run", "--on", "nmnist", "--json").stdout)
+        assert {**other, "seconds": 0, "dataset": ""} == {**real, "seconds": 0, "dataset": ""}
+        assert (real["dataset"], other["dataset"]) == ("nmnist-sim", "nmnist")
+        assert (
+            "leave --split train out"
+            in stsbp("evaluate", tmp_path / "run", "--on", "nmnist", "--split", "train").stderr
+        )
+        assert "the run was trained on events of shape" in stsbp("evaluate", tmp_path / "run", "--on", "digits").stderr
+
+    def test_a_network_for_real_recordings_is_evaluated_on_simulated_ones(
+        self, tmp_path: Path, stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those of the test digits alone: no training digit is simulated for it."""
+        _record(tmp_path, "Train", [3, 10, 11, 12])
+        options = ("--net", "8", "--steps", "3", "--epochs", "1", "--holdout", "1", "--data-dir", tmp_path)
+        assert stsbp("train", "nmnist", *options, "--out", tmp_path / "run").exit_code == 0
+        simulated = []
+        simulate = nmnist_sim._simulate
+
+        def counted(digits: Any, chosen: Any, *rest: Any) -> Split:
+            simulated.append(len(chosen))
+            return simulate(digits, chosen, *rest)
+
+        monkeypatch.setattr(nmnist_sim, "_simulate", counted)
+        done = stsbp("evaluate", tmp_path / "run", "--on", "nmnist-sim")
+        assert done.exit_code == 0, done.output
+        assert f"nmnist-sim: {simulated[0]} samples" in done.output
+        assert len(simulated) == 1
 
     @pytest.mark.parametrize(
         ("settings", "complaint"),

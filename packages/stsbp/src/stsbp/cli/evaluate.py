@@ -11,7 +11,8 @@ import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
-from stsbp.training.build import TOLERANCE, load_data
+from stsbp.errors import ConfigError
+from stsbp.training.build import TOLERANCE, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
@@ -27,6 +28,7 @@ __all__ = ["command"]
     "--split", default="test", show_default=True, type=click.Choice(["test", "validation", "train"]), help="On."
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
+@click.option("--on", metavar="DATASET", help="The test samples of another data set; all, if it has no test set.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples at a time.  [default: that of the run]")
 @click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
 @click.option(
@@ -44,6 +46,7 @@ def command(
     checkpoint: str,
     split: str,
     data_dir: str | None,
+    on: str | None,
     batch_size: int | None,
     threads: int | None,
     tolerance: int,
@@ -53,14 +56,22 @@ def command(
 
     Where labels are spike trains: precision, recall and F1 of spike times, distances, loss, spike rates.
     """
+    if on is not None and split != "test":
+        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
+    inputs = trained.task.inputs
     show = reporter()
     try:
-        data = load_data(config if data_dir is None else config.model_copy(update={"data_dir": data_dir}), show.loading)
-        samples = trained.samples(data, split)
+        where = config if data_dir is None else config.model_copy(update={"data_dir": data_dir})
+        if on is None:
+            data = load_data(where, show.loading)
+            dataset, samples = data.dataset, trained.samples(data, split)
+        else:
+            dataset = load_test_set(where, on, show.loading)
+            samples = trained.other_samples(dataset)
         found = evaluate(
             trained.task,
             trained.state,
@@ -69,20 +80,20 @@ def command(
             lambda done: show.loading(f"evaluating {split}", done, len(samples)),
             tolerance,
         )
-        for note in data.dataset.notes:
+        for note in dataset.notes:
             show.note(note)
     finally:
         show.close()
     if as_json:
         record = found.record(split)
-        extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(data.inputs.classes)}
-        if data.inputs.sequences:
+        extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(inputs.classes)}
+        if inputs.sequences:
             extra = {"tolerance": tolerance}
-        where = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
-        click.echo(json.dumps({**where, **record, **extra}))
+        of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": on or config.dataset}
+        click.echo(json.dumps({**of, **record, **extra}))
     else:
-        text = _sequence_text(found, split, tolerance) if data.inputs.sequences else None
-        click.echo(text or _text(found, split, data.inputs.classes))
+        title = split if on is None else on
+        click.echo(_sequence_text(found, title, tolerance) if inputs.sequences else _text(found, title, inputs.classes))
 
 
 def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:

@@ -146,6 +146,8 @@ def load(request: Request) -> Dataset:
         rest, held = cut_test(Subset(ArraySplit(digits.images, digits.labels), kept), DEFAULT_HOLDOUT, request)
         test = _simulate(digits, kept[held.indices], 0, request)
         kept = kept[rest.indices]
+    if request.only_test:
+        return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, test, test, tuple(notes))
     if request.limit is not None and request.limit < len(kept):
         notes.append(f"limited to {request.limit} of {len(kept)} training digits (split seed {request.seed})")
         kept = kept[select_balanced(digits.labels[kept], request.limit, seed=request.seed, substream=1)]

@@ -42,6 +42,7 @@ __all__ = [
     "has_test_of_training",
     "load_data",
     "load_dataset",
+    "load_test_set",
     "updates_per_epoch",
 ]
 
@@ -73,6 +74,15 @@ class Inputs:
         """Whether labels are spike trains, not classes."""
         return self.neurons > 0
 
+    def __str__(self) -> str:
+        labels = f"{self.neurons} target spike trains" if self.sequences else f"{len(self.classes)} classes"
+        return f"{self.coding} of shape {list(self.shape)} with {labels}"
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Inputs:
+        """Those of a data set."""
+        return cls(dataset.input_shape, dataset.coding, dataset.classes, dataset.neurons)
+
     def to_json(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         values = {"shape": list(self.shape), "coding": self.coding, "classes": list(self.classes)}
@@ -102,7 +112,7 @@ class Data:
     @property
     def inputs(self) -> Inputs:
         """What a network must know of the data."""
-        return Inputs(self.dataset.input_shape, self.dataset.coding, self.dataset.classes, self.dataset.neurons)
+        return Inputs.of(self.dataset)
 
     def splits(self) -> dict[str, Split]:
         """Every split there is by its name."""
@@ -147,25 +157,32 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
+    dataset = _load(config, config.dataset, progress, limit=config.limit or None, holdout=config.holdout or None)
+    return _tested_on(dataset, load_test_set(config, config.test_on, progress)) if config.test_on else dataset
 
-    def load_one(name: str, limit: int | None, holdout: int | None, only_test: bool = False) -> Dataset:
-        return load(
-            name,
-            data_dir=Path(config.data_dir) if config.data_dir else None,
-            steps=config.steps,
-            binning=config.binning,
-            seed=config.split_seed,
-            limit=limit,
-            holdout=holdout,
-            download=config.download,
-            skip_malformed=config.skip_malformed,
-            image_size=config.image_size or None,
-            only_test=only_test,
-            progress=progress,
-        )
 
-    dataset = load_one(config.dataset, config.limit or None, config.holdout or None)
-    return _tested_on(dataset, load_one(config.test_on, None, None, only_test=True)) if config.test_on else dataset
+def load_test_set(config: RunConfig, name: str, progress: ProgressCallback | None = None) -> Dataset:
+    """Load another data set as a run loads its own, for its test samples alone: all samples, if it has no test set.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    return _load(config, name, progress, only_test=True)
+
+
+def _load(config: RunConfig, name: str, progress: ProgressCallback | None, **which: Any) -> Dataset:
+    return load(
+        name,
+        data_dir=Path(config.data_dir) if config.data_dir else None,
+        steps=config.steps,
+        binning=config.binning,
+        seed=config.split_seed,
+        download=config.download,
+        skip_malformed=config.skip_malformed,
+        image_size=config.image_size or None,
+        progress=progress,
+        **which,
+    )
 
 
 def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
@@ -195,12 +212,10 @@ def has_test_of_training(name: str) -> bool:
 
 def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
     """`dataset` with the samples of another one as its test set."""
-    own, its = ((d.input_shape, d.coding, d.classes, d.neurons) for d in (dataset, other))
+    own, its = Inputs.of(dataset), Inputs.of(other)
     if own != its:
         raise ConfigError(
-            f"{dataset.name} cannot be tested on {other.name}: the inputs of one are {dataset.coding} of shape "
-            f"{list(dataset.input_shape)}, those of the other {other.coding} of shape {list(other.input_shape)}, or "
-            "their labels differ"
+            f"{dataset.name} cannot be tested on {other.name}: it has {own}, the other {its}, or their classes differ"
         )
     note = f"tested on {len(other.test)} samples of {other.name}, {len(other.skipped)} malformed ones left out"
     return dataclasses.replace(

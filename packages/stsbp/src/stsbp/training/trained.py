@@ -9,7 +9,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.trainer import TrainState
 
 from stsbp.config import RunConfig
-from stsbp.datasets import Split
+from stsbp.datasets import Dataset, Split
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_task
@@ -38,8 +38,7 @@ class Trained:
             raise ConfigError(f"the run has no {split} split; it was trained without --validation")
         if data.inputs != self.task.inputs:
             raise ConfigError(
-                f"the data have inputs {data.inputs.shape} and {data.inputs.outputs} outputs, the run was trained "
-                f"on {self.task.inputs.shape} and {self.task.inputs.outputs}; give the same --data-dir"
+                f"the data are {data.inputs}, the run was trained on {self.task.inputs}; give the same --data-dir"
             )
         if data.fingerprint() != self.info["data"]:
             raise ConfigError(
@@ -47,6 +46,19 @@ class Trained:
                 f"of its {split} split may have been trained on; give the same --data-dir"
             )
         return data.splits()[split]
+
+    def other_samples(self, dataset: Dataset) -> Split:
+        """The test samples of another data set.
+
+        Raises:
+            ConfigError: its inputs or labels are not what the network reads and gives.
+        """
+        its = Inputs.of(dataset)
+        if its != self.task.inputs:
+            raise ConfigError(
+                f"the run was trained on {self.task.inputs}, {dataset.name} has {its}, or their classes differ"
+            )
+        return dataset.test
 
 
 def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trained:
