@@ -226,6 +226,7 @@ class TestOnRealRecordings:
         done = stsbp("evaluate", tmp_path / "run", "--on", "nmnist-sim")
         assert done.exit_code == 0, done.output
         assert f"nmnist-sim: {simulated[0]} samples" in done.output
+        assert "leave --on out" in stsbp("evaluate", tmp_path / "run", "--on", "nmnist").stderr
         assert len(simulated) == 1
 
     @pytest.mark.parametrize(

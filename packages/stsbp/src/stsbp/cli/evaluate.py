@@ -60,6 +60,8 @@ def command(
         raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
     folder = RunFolder(run)
     config = folder.read_config()
+    if on == config.dataset:
+        raise ConfigError(f"the run was trained on {on}: leave --on out to test it on what was held out of it")
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
