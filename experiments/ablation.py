@@ -11,6 +11,7 @@ choices are made by leaves the test set alone.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -116,12 +117,10 @@ def main() -> None:
             f"{means.last_rate:.4f} |",
             flush=True,
         )
-    commit = subprocess.run(
-        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    commit = ""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    with contextlib.suppress(FileNotFoundError):
+        commit = subprocess.run(describe, stdout=subprocess.PIPE, text=True, check=False).stdout.strip()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "numba"))
     print(f"\n`experiments/ablation.py {' '.join(re.sub('.*/', '', arg) for arg in sys.argv[1:])}` at")
     print(f"{commit or 'no commit'}, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()},")

@@ -199,11 +199,20 @@ def test_differences_name_both_values() -> None:
     ]
 
 
-def test_the_loss_chooses_within_the_preset() -> None:
-    hamming, van_rossum = (
-        resolve([Source("flags", {"dataset": "digits-events", "loss": loss})]) for loss in ("hamming", "van-rossum")
-    )
-    assert (hamming.label_pattern, van_rossum.label_pattern) == ("1", "01")
+@pytest.mark.parametrize(
+    ("dataset", "labels"), [("digits-events", ("1", "01", "01")), ("nmnist", ("1", "1", "01")), ("digits", "111")]
+)
+def test_the_loss_chooses_within_the_preset(dataset: str, labels: tuple[str, ...]) -> None:
+    losses = ("hamming", "van-rossum", "spike-count")
+    configs = [resolve([Source("flags", {"dataset": dataset, "loss": loss})]) for loss in losses]
+    assert tuple(config.label_pattern for config in configs) == tuple(labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("nmnist-van-rossum", "1"), ("nmnist-hamming", "1"), ("nmnist-stbp", "01")]
+)
+def test_labels_of_the_experiments_on_nmnist(name: str, label: str) -> None:
+    assert resolve([named_preset(name, None)]).label_pattern == label
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -131,6 +131,9 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
         lambda seed: seed.update(seconds_per_epoch=float("nan")),
         lambda seed: seed["last"].pop("accuracy"),
         lambda seed: seed["test"]["rates"].update(linear1="much"),
+        lambda seed: seed["test"]["rates"].pop("linear1"),
+        lambda seed: seed["operations"].pop("linear2"),
+        lambda seed: seed.pop("epoch"),
     ],
 )
 def test_damaged_figures_are_measured_again(

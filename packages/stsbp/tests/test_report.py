@@ -204,6 +204,11 @@ def test_report_before_the_first_epoch(
         "WHOLE-with-NaN",
         "WHOLE-with-text",
         "WHOLE-of-another-layer",
+        "WHOLE-with-grids",
+        "WHOLE-that-is-too-large",
+        '{"kind": [1]}',
+        "[" * 100000,
+        '{"kind": "step", "loss": 1, "rates": {}, "accuracy": 1, "accuracy_spike_count": 1, "grids": "x"}',
     ],
 )
 def test_damaged_records_are_left_out(
@@ -217,6 +222,8 @@ def test_damaged_records_are_left_out(
         "WHOLE-with-NaN": whole.replace(f'"loss": {loss}', '"loss": NaN'),
         "WHOLE-with-text": whole.replace(f'"loss": {loss}', '"loss": "low"'),
         "WHOLE-of-another-layer": whole.replace("linear1", "conv9"),
+        "WHOLE-with-grids": whole[:-1] + ', "grids": 5}',
+        "WHOLE-that-is-too-large": whole.replace(f'"loss": {loss}', f'"loss": {10**400}'),
     }.get(line, line)
     assert line not in metrics.read_text()
     before = stsbp("compare", "run").stdout

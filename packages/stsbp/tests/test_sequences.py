@@ -138,6 +138,7 @@ def test_own_file(own: Callable[..., Path]) -> None:
         ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
         ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
         ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),
+        ({"inputs": np.array([None, {}])}, r"\(\.npz\): Object arrays cannot be loaded$"),
         ({"targets": np.zeros(0, np.float64)}, "targets must be uint8 values 0 and 1, got float64"),
         ({"targets": np.full((10, 6, 3), 2, np.uint8)}, "targets must be uint8 values 0 and 1, got uint8 up to 2"),
         ({"inputs": np.zeros((10, 6), np.uint8)}, r"inputs must be \[n, T, N\]"),

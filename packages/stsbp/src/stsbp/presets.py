@@ -1,7 +1,7 @@
 """Presets: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise, and published experiments.
 
 The preset of a data set is chosen by its name: one column a data set, one row a setting; `None` keeps the default of
-`stsbp.config.RunConfig`. A setting that depends on the loss is a pair: for the Hamming distance, and for the others.
+`stsbp.config.RunConfig`. A setting that depends on the loss is a `ByLoss`.
 
 A named preset (`--preset NAME`) lies over that of its data set and holds only what its source says: settings that the
 source leaves open are those of the data set's preset.
@@ -20,10 +20,11 @@ Value: TypeAlias = str | int | float | bool
 
 
 class ByLoss(NamedTuple):
-    """A setting for the Hamming distance, and for the other losses."""
+    """A setting for each loss."""
 
     hamming: Value
-    others: Value
+    van_rossum: Value
+    spike_count: Value
 
 
 _DATASETS = ("digits", "digits-events", "nmnist", "cifar10", "images")
@@ -42,7 +43,7 @@ _TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
     "surrogate":     (None,                "fast-sigmoid:beta=3", "fast-sigmoid:beta=3", None, None),
     "init_gain":     (None,                1.0,                 1.0,                 3.0,      None),
     "init_rate":     (None,                None,                None,                0.1,      None),
-    "label_pattern": (None,                ByLoss("1", "01"),   "1",                 None,     None),
+    "label_pattern": (None,                ByLoss("1", "01", "01"), ByLoss("1", "1", "01"), None, None),
     "augment_shift": (None,                1,                   1,                   2,        None),
     "augment_flip":  (None,                None,                None,                True,     None),
     "augment_rotate": (None,               None,                12.0,                None,     None),
@@ -86,9 +87,8 @@ def preset(dataset: str, loss: str) -> Mapping[str, Value]:
         chosen = {key: row[column] for key, row in _TABLE.items()}
     else:
         return {}
-    by_loss = {
-        k: (v.hamming if loss == "hamming" else v.others) if isinstance(v, ByLoss) else v for k, v in chosen.items()
-    }
+    field = loss.replace("-", "_")
+    by_loss = {k: getattr(v, field, v.van_rossum) if isinstance(v, ByLoss) else v for k, v in chosen.items()}
     return {key: value for key, value in by_loss.items() if value is not None}
 
 
@@ -188,8 +188,8 @@ def _named() -> dict[str, NamedPreset]:
             Published(98.19, f"{_FULL_NMNIST}, T = 50, 150 epochs"),
             _LIKE_NMNIST,
             "everything that is not listed here is as in nmnist-van-rossum, so that the two differ in what the methods "
-            "differ in; its source wants a spike at every step of the true class, which reads less well here than at "
-            "every other one",
+            "differ in; its source wants a spike at every step of the true class, which read less well in the one run "
+            "that was tried than one at every other step",
         ),
         NamedPreset(
             "nmnist-tssl",

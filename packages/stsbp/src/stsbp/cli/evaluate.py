@@ -61,7 +61,7 @@ def command(
     folder = RunFolder(run)
     config = folder.read_config()
     if on == config.dataset:
-        raise ConfigError(f"the run was trained on {on}: leave --on out to test it on what was held out of it")
+        raise ConfigError(f"the run was trained on {on}: without --on it is tested on samples that it has not seen")
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
@@ -91,7 +91,8 @@ def command(
         extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(inputs.classes)}
         if inputs.sequences:
             extra = {"tolerance": tolerance}
-        of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": on or config.dataset}
+        name = on or (config.test_on if split == "test" else "") or config.dataset
+        of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
         click.echo(json.dumps({**of, **record, **extra}))
     else:
         title = split if on is None else on

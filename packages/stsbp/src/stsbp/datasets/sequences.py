@@ -56,7 +56,10 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     except Exception as error:
         # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
         # unpickle it.
-        reason = "it begins like neither a .npz nor a .npy file" if "pickle" in str(error) else str(error)
+        unlike = "pickled" in str(error)
+        reason = (
+            "it begins like neither a .npz nor a .npy file" if unlike else str(error).partition(" when allow_pi")[0]
+        )
         raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
     missing = {"inputs", "targets"} - set(arrays)
     if missing or set(arrays) - {"inputs", "targets", "split"}:

@@ -153,7 +153,7 @@ class Experiment:
         Raises:
             Stopped: a stop was asked for; what was trained is saved.
         """
-        known = _known(self.json)
+        known = _known(self.json, self.task(self.seeds[0], backend))
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = self.reported(folder)
@@ -194,21 +194,26 @@ class Experiment:
         return last if self.data.validation is None else checkpoint.load(folder.path, "best")
 
 
-def _known(path: Path) -> dict[int, dict[str, Any]]:
+def _known(path: Path, task: Task) -> dict[int, dict[str, Any]]:
     """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
     try:
         content = json.loads(path.read_bytes())
         seeds = content["seeds"] if content["format"] == FORMAT else []
-        return {int(found["seed"]): found for found in seeds if _whole(found)}
+        return {int(found["seed"]): found for found in seeds if _whole(found, task)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def _whole(found: dict[str, Any]) -> bool:
+def _whole(found: dict[str, Any], task: Task) -> bool:
     """Whether these are all figures of a seed."""
-    numbers = [found["seconds_per_epoch"], *found["operations"].values()]
+    layers = {block.name: block.static for block in task.network.blocks}
     wanted = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
-    return all(map(has_figures, wanted)) and all(math.isfinite(value) for value in numbers)
+    if not all(has_figures(figures) and set(figures["rates"]) == set(layers) for figures in wanted):
+        return False
+    if set(found["operations"]) != {name for name, static in layers.items() if not static}:
+        return False
+    numbers = (found["epoch"], found["seconds_per_epoch"], *found["operations"].values())
+    return all(math.isfinite(value) for value in numbers)
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
@@ -234,7 +239,7 @@ def _figures(
     test = evaluate(task, state, data.test, task.config.batch_size, between)
     records = read_records(folder.metrics)
     evaluations = [r for r in records if r["kind"] == "evaluation"]
-    tests = [r for r in evaluations if r["split"] == "test"]
+    tests = [r for r in evaluations if r["split"] == "test" and r["epoch"] == task.config.epochs]
     seconds = [r["seconds"] for r in records if r["kind"] == "epoch"]
     if not tests or not seconds:
         raise CheckpointError(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -160,17 +160,20 @@ def has_figures(values: object) -> bool:
 
 
 def _finite(*values: object) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def _is_whole(record: object) -> bool:
     """Whether a line says everything that its kind says."""
-    if not isinstance(record, dict) or record.get("kind") not in _NEEDED or not has_figures(record):
+    if not isinstance(record, dict) or record.get("kind") not in (*_NEEDED,) or not has_figures(record):
         return False
     needed = {name: record.get(name) for name in _NEEDED[record["kind"]]}
-    grids, split = needed.pop("grids", {}), needed.pop("split", "")
-    rooms = [grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values()] if grids else []
-    return isinstance(split, str) and _finite(*needed.values(), *rooms)
+    split, grids = needed.pop("split", ""), record.get("grids", {})
+    if not isinstance(split, str) or not isinstance(grids, dict) or ("grids" in needed and not grids):
+        return False
+    needed.pop("grids", None)
+    rooms = [grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values()]
+    return _finite(*needed.values(), *rooms)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -187,7 +190,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     records = []
     for line in text.splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             if _is_whole(record := json.loads(line)):
                 records.append(record)
     return records
