@@ -135,14 +135,16 @@ def test_report_colours_answer_and_true_class_alike(
     cards = (tmp_path / "run.html").read_text(encoding="utf-8").split('<div class="card">')[1:]
     assert cards
     for card in cards:
-        name, _, read = re.search(r"<h3>test sample \d+: (\d), read (as )?(\d|right)</h3>", card).groups()  # type: ignore[union-attr]
+        heading = re.search(r"<h3>test sample \d+: (\d), read (as )?(\d|right)</h3>", card)
+        assert heading is not None
+        name, _, read = heading.groups()
         read = name if read == "right" else read
         traces = card[card.index('aria-label="membrane potentials"') :]
         for colour, neuron in (("var(--c0)", read), ("var(--target)", name)):
             if (colour, neuron) != ("var(--target)", read):
                 assert re.search(rf'>{neuron}</text><rect [^>]*fill="{re.escape(colour)}"', card)
                 drawn = traces[traces.index(f'stroke="{colour}"') :]
-                assert re.search(r'text-anchor="end">(\d)</text>', drawn).group(1) == neuron  # type: ignore[union-attr]
+                assert re.findall(r'text-anchor="end">(\d)</text>', drawn)[0] == neuron
 
 
 def test_report_of_spike_trains(stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
-__all__ = ["distances", "nearest_sequence", "spike_count"]
+__all__ = ["distances", "equally_near", "nearest_sequence", "spike_count"]
 
 
 def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP) -> Float64:
@@ -26,13 +26,18 @@ def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP) -> Float64:
     return np.stack([loss.distance(spikes, target[:, None, :], psp) for target in sequences], axis=1)
 
 
-def nearest_sequence(distance: Float64) -> Int64:
-    """The class of the nearest label sequence, `[B, K] -> [B]`; equal distances: the lowest class.
+def equally_near(distance: Float64) -> AnyArray:
+    """Which label sequences are the nearest, bool: `[B, K] -> [B, K]`.
 
     Distances closer than one part in 10^9 count as equal, so the rounding of a sum never chooses a class.
     """
-    least = distance.min(axis=1, keepdims=True)
-    nearest: Int64 = (distance <= least * (1 + 1e-9)).argmax(axis=1).astype(np.int64)
+    near: AnyArray = distance <= distance.min(axis=1, keepdims=True) * (1 + 1e-9)
+    return near
+
+
+def nearest_sequence(distance: Float64) -> Int64:
+    """The class of the nearest label sequence, `[B, K] -> [B]`; of those that are `equally_near` the lowest."""
+    nearest: Int64 = equally_near(distance).argmax(axis=1).astype(np.int64)
     return nearest
 
 

@@ -184,7 +184,7 @@ def _named() -> dict[str, NamedPreset]:
             "nmnist-stbp",
             "nmnist",
             _STBP,
-            {**_NMNIST_NET, "loss": "spike-count", "label_pattern": "01", "tau_s": 1.0, "steps": 50, "epochs": 150},
+            {**_NMNIST_NET, "loss": "spike-count", "tau_s": 1.0, "steps": 50, "epochs": 150},
             Published(98.19, f"{_FULL_NMNIST}, T = 50, 150 epochs"),
             _LIKE_NMNIST,
             "everything that is not listed here is as in nmnist-van-rossum, so that the two differ in what the methods "

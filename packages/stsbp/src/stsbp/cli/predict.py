@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
@@ -68,7 +68,7 @@ def command(
         threshold = trained.task.network.blocks[-1].neuron.threshold
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
-        write_atomically(draw, page(title, [section]).encode(errors="replace"))
+        write_atomically(draw, page(title, [section]).encode())
     spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
     if inputs.sequences:
         for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):
@@ -97,7 +97,7 @@ def command(
         read = f"{inputs.classes[nearest]} (by spike count {inputs.classes[counted]})"
         click.echo(f"{click.format_filename(path)}: {read}")
         click.echo("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in named.items()))
-        equal = int((distance <= distance[nearest] * (1 + 1e-9)).sum())
+        equal = int(equally_near(distance[None]).sum())
         if equal > 1:
             click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
 

@@ -93,5 +93,5 @@ def command(
         show.close()
     place = run if run.name not in ("", "..") else run.resolve()
     path = place.with_name(f"{place.name}.html") if out is None else out
-    write_atomically(path, render(content).encode(errors="replace"))
+    write_atomically(path, render(content).encode())
     click.echo(click.format_filename(path))

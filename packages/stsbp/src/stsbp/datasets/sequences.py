@@ -65,8 +65,9 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     if missing or set(arrays) - {"inputs", "targets", "split"}:
         raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
     for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
-            kind = array.dtype if isinstance(array, np.ndarray) else "no array"
+        # What is no array in the archive comes as bytes.
+        kind = getattr(array, "dtype", "no array")
+        if kind != np.uint8:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {kind}")
         if array.size and array.max() > 1:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")

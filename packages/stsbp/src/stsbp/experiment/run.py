@@ -11,7 +11,6 @@ The run folders are the experiment; the two files beside them are made again whe
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Iterator
@@ -21,16 +20,17 @@ from statistics import median
 from typing import Any
 
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.network import NetworkSpec
 
 from stsbp.config import RunConfig, differences
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.training import checkpoint
-from stsbp.training.build import Data, Task, build_task, cut_validation, has_test_of_training
+from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, train
-from stsbp.training.metrics import has_figures, read_records
+from stsbp.training.metrics import are_finite, has_figures, read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
@@ -153,7 +153,7 @@ class Experiment:
         Raises:
             Stopped: a stop was asked for; what was trained is saved.
         """
-        known = _known(self.json, self.task(self.seeds[0], backend))
+        known = _known(self.json, build_network(self.config, self.data.inputs))
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = self.reported(folder)
@@ -194,26 +194,25 @@ class Experiment:
         return last if self.data.validation is None else checkpoint.load(folder.path, "best")
 
 
-def _known(path: Path, task: Task) -> dict[int, dict[str, Any]]:
+def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
     """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
     try:
         content = json.loads(path.read_bytes())
         seeds = content["seeds"] if content["format"] == FORMAT else []
-        return {int(found["seed"]): found for found in seeds if _whole(found, task)}
+        return {int(found["seed"]): found for found in seeds if _whole(found, network)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def _whole(found: dict[str, Any], task: Task) -> bool:
+def _whole(found: dict[str, Any], network: NetworkSpec) -> bool:
     """Whether these are all figures of a seed."""
-    layers = {block.name: block.static for block in task.network.blocks}
+    layers = {block.name: block.static for block in network.blocks}
     wanted = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
     if not all(has_figures(figures) and set(figures["rates"]) == set(layers) for figures in wanted):
         return False
     if set(found["operations"]) != {name for name, static in layers.items() if not static}:
         return False
-    numbers = (found["epoch"], found["seconds_per_epoch"], *found["operations"].values())
-    return all(math.isfinite(value) for value in numbers)
+    return are_finite(found["epoch"], found["seconds_per_epoch"], *found["operations"].values())
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stsbp_spec.decoders import equally_near
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Float64, Int64
 
@@ -101,8 +102,8 @@ class Content:
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML file."""
-    return (
+    """A whole HTML file; bytes of a name that are no UTF-8 become question marks."""
+    text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -110,6 +111,7 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
+    return text.encode(errors="replace").decode()
 
 
 def command_text(command: Sequence[object]) -> str:
@@ -324,19 +326,19 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
             f"The nearest label sequence is that of {names[read]}, at {distances[read]:.4g}; next is {names[second]}, "
             f"at {distances[second]:.4g}."
         )
-        return f"{sample.name}: {names[read]}", text + _tie(distances, read)
+        return f"{sample.name}: {names[read]}", text + _tie(distances)
     label = sample.label
     text = f"The neuron of {names[label]} spikes {_times(counts[label])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, label].sum())} wanted)"
     if label == read:
         text += f"; distance {distances[label]:.4g}."
-        return f"{sample.name}: {names[label]}, read right", text + _tie(distances, read)
+        return f"{sample.name}: {names[label]}, read right", text + _tie(distances)
     text += f", the neuron of {names[read]} spikes {_times(counts[read])}"
     if sample.targets is not None:
         text += f" ({int(sample.targets[:, read].sum())} wanted)"
     own, other = float(distances[label]), float(distances[read])
-    if own <= other * (1 + 1e-9):
+    if equally_near(distances[None])[0, label]:
         text += f". Both label sequences are equally far ({own:.4g}); then the lowest class is the answer."
     else:
         text += f". So the output is nearer to the sequence of {names[read]} ({other:.4g}) than to that of "
@@ -344,9 +346,9 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
     return f"{sample.name}: {names[label]}, read as {names[read]}", text
 
 
-def _tie(distances: Float64, read: int) -> str:
+def _tie(distances: Float64) -> str:
     """Says so where the answer is the first of several nearest label sequences."""
-    near = int((distances <= distances[read] * (1 + 1e-9)).sum())
+    near = int(equally_near(distances[None]).sum())
     return f" {near} label sequences are equally far: the lowest class is the answer." if near > 1 else ""
 
 

@@ -24,7 +24,7 @@ from stsbp_spec.typing import Float64, UInt8
 
 from stsbp.errors import CheckpointError, FileError
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums", "has_figures", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "Sums", "are_finite", "has_figures", "read_records"]
 
 
 class LabelDistances:
@@ -147,7 +147,7 @@ class Sums:
 
 _HOW_GOOD = (("accuracy", "accuracy_spike_count"), ("precision", "recall", "f1", "van_rossum", "hamming"))
 _TRAINING = ("step", "epoch", "gradient_norm", "largest_gradient_norm", "seconds", "learning_rate")
-_NEEDED = {"step": (*_TRAINING, "grids"), "epoch": _TRAINING, "evaluation": ("step", "epoch", "split", "seconds")}
+_NUMBERS = {"step": _TRAINING, "epoch": _TRAINING, "evaluation": ("step", "epoch", "seconds")}
 """Of each kind of line, beside the figures of `has_figures`."""
 
 
@@ -156,24 +156,25 @@ def has_figures(values: object) -> bool:
     if not isinstance(values, dict) or not isinstance(values.get("rates"), dict):
         return False
     numbers = [values.get("loss"), *values["rates"].values()]
-    return _finite(*numbers) and any(_finite(*map(values.get, names)) for names in _HOW_GOOD)
+    return are_finite(*numbers) and any(are_finite(*map(values.get, names)) for names in _HOW_GOOD)
 
 
-def _finite(*values: object) -> bool:
+def are_finite(*values: object) -> bool:
+    """Whether all of them are numbers that a float can hold."""
     return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
 
 
 def _is_whole(record: object) -> bool:
     """Whether a line says everything that its kind says."""
-    if not isinstance(record, dict) or record.get("kind") not in (*_NEEDED,) or not has_figures(record):
+    if not isinstance(record, dict) or not has_figures(record):
         return False
-    needed = {name: record.get(name) for name in _NEEDED[record["kind"]]}
-    split, grids = needed.pop("split", ""), record.get("grids", {})
-    if not isinstance(split, str) or not isinstance(grids, dict) or ("grids" in needed and not grids):
+    kind, split, grids = record.get("kind"), record.get("split"), record.get("grids", {})
+    if not isinstance(kind, str) or kind not in _NUMBERS or not isinstance(grids, dict):
         return False
-    needed.pop("grids", None)
-    rooms = [grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values()]
-    return _finite(*needed.values(), *rooms)
+    if (kind == "step" and not grids) or (kind == "evaluation" and not isinstance(split, str)):
+        return False
+    rooms = (grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values())
+    return are_finite(*map(record.get, _NUMBERS[kind]), *rooms)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
