@@ -16,22 +16,29 @@ from stsbp.training import build
 Call = Callable[..., Result]
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
+OPTIONS = ("--net", "8", "--padding", "valid", "--steps", 2, "--epochs", 1, "--holdout", 4)
+
+
+def draw(root: Path, count: int) -> Path:
+    """A folder with `count` images of two classes."""
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    for number in range(12):
-        folder = tmp_path / "images" / "ab"[number % 2]
+    for number in range(count):
+        folder = root / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (6, 6), dtype=np.uint8)
         image.fromarray(pixels).save(folder / f"{number}.png")
-    return tmp_path / "images"
+    return root
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return draw(tmp_path / "images", 12)
 
 
 @pytest.fixture
 def run(stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
-    options = ("--net", "8", "--padding", "valid", "--steps", 2, "--epochs", 1, "--holdout", 4, "--out", "run")
-    done = stsbp("train", f"folder:{images}", *options)
+    done = stsbp("train", f"folder:{images}", *OPTIONS, "--out", "run")
     assert done.exit_code == 0, done.output
     return tmp_path / "run"
 
@@ -42,6 +49,96 @@ def test_evaluate_follows_data_that_moved(stsbp: Call, run: Path, images: Path, 
     done = stsbp("evaluate", run, "--data-dir", tmp_path / "elsewhere")
     assert done.exit_code == 0, done.output
     assert stsbp("train", "--resume", run, "--data-dir", tmp_path / "elsewhere").exit_code == 0
+
+
+def test_on_reads_the_folder_that_it_names_not_that_of_the_run(
+    stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    other = draw(tmp_path / "other", 6)
+    done = stsbp("train", "images", "--data-dir", images, *OPTIONS, "--out", "run")
+    assert done.exit_code == 0, done.output
+    done = stsbp("evaluate", "run", "--on", f"folder:{other}", "--json")
+    assert json.loads(done.stdout)["samples"] == 6
+    assert "not from" not in done.stderr
+    # Given both, the name wins, and the output says which folder was not read.
+    done = stsbp("evaluate", "run", "--on", f"folder:{other}", "--data-dir", images, "--json")
+    assert json.loads(done.stdout)["samples"] == 6
+    assert f"read from {other}, which folder:PATH names, and not from the data folder {images}" in done.stderr
+
+
+def test_test_on_reads_the_folder_that_it_names(
+    stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    other = draw(tmp_path / "other", 6)
+    test_on = ("--test-on", f"folder:{other}")
+    done = stsbp("train", "images", "--data-dir", images, *OPTIONS[:-2], *test_on, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert ", 6 samples" in done.output
+    # The other way round: the data folder is that of the data set to test on.
+    done = stsbp("train", f"folder:{other}", "--data-dir", images, *OPTIONS[:-2], "--test-on", "images", "--out", "b")
+    assert done.exit_code == 0, done.output
+    assert ", 12 samples" in done.output
+    assert "not from" not in done.output
+
+
+def test_train_reads_the_folder_that_it_names(stsbp: Call, images: Path, tmp_path: Path) -> None:
+    other = draw(tmp_path / "other", 6)
+    done = stsbp("train", f"folder:{images}", "--data-dir", other, *OPTIONS, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert "12 images of 2 classes" in done.output
+    assert f"and not from the data folder {other}" in done.output
+
+
+def test_sequences_are_read_from_the_file_that_is_named(stsbp: Call, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, count in (("own", 10), ("other", 4)):
+        inputs, targets = (rng.integers(0, 2, (count, 20, n), dtype=np.uint8) for n in (6, 3))
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
+    options = ("--net", "8", "--steps", 20, "--epochs", 1, "--out", "run")
+    done = stsbp("train", "sequences", "--data-dir", "own.npz", *options)
+    assert done.exit_code == 0, done.output
+    done = stsbp("evaluate", "run", "--on", "sequences:other.npz", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["samples"] == 4
+
+
+@pytest.mark.parametrize("name", ["images", "folder:images"])
+def test_a_run_finds_its_data_from_another_folder(
+    stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    where = () if ":" in name else ("--data-dir", "images")
+    done = stsbp("train", name, *where, *OPTIONS, "--out", "run")
+    assert done.exit_code == 0, done.output
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = stsbp("evaluate", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    # The line for a script that is restarted names the data as it did.
+    monkeypatch.chdir(tmp_path)
+    assert stsbp("train", name, *where, *OPTIONS, "--out", "run", "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["images", "folder:images"])
+def test_a_run_with_a_relative_data_folder_is_read_from_there(
+    stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    # As runs were begun that kept the folder as it was typed.
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(train_command, "absolute", lambda config: config)
+    where = () if ":" in name else ("--data-dir", "images")
+    assert stsbp("train", name, *where, *OPTIONS, "--out", "run").exit_code == 0
+    assert stsbp("evaluate", "run").exit_code == 0
+    assert stsbp("train", name, *where, *OPTIONS, "--out", "run", "--resume").exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    done = stsbp("evaluate", tmp_path / "run")
+    assert done.exit_code == 1
+    assert "data folder images is relative" in done.output
+    assert "--data-dir" in done.output
+    assert stsbp("evaluate", tmp_path / "run", "--data-dir", images).exit_code == 0
 
 
 def test_evaluate_refuses_data_that_changed(stsbp: Call, run: Path, images: Path) -> None:

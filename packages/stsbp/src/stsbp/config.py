@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
 from stsbp_spec.surrogates import parse_surrogate
 
+from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError
 from stsbp.presets import PRESETS, preset
 
@@ -28,6 +30,7 @@ __all__ = [
     "RECORDING_SETTINGS",
     "RunConfig",
     "Source",
+    "absolute",
     "differences",
     "named_preset",
     "read_toml",
@@ -181,6 +184,34 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def absolute(config: RunConfig) -> RunConfig:
+    """The settings with paths that mean the same in every working folder: what a new run keeps.
+
+    Raises:
+        ConfigError: there is no such user for a leading `~`.
+    """
+    return config.model_copy(update={key: _absolute(key, getattr(config, key)) for key in _PATHS})
+
+
+def _absolute(key: str, value: str) -> str:
+    named = named_path(value)
+    if not value or (key != "data_dir" and named is None):
+        return value
+    prefix, path = named if named is not None and key != "data_dir" else ("", Path(value))
+    try:
+        found = prefix + os.path.abspath(path.expanduser())
+        # What is no UTF-8 cannot stand in the file of the settings.
+        found.encode()
+    except RuntimeError as error:
+        raise ConfigError(f"cannot find {path}: {error}") from error
+    except UnicodeEncodeError:
+        return value
+    return found
+
+
+_PATHS = ("dataset", "test_on", "data_dir")
+"""Settings that are paths, or may name one."""
+
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
 """Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
 
@@ -296,8 +327,13 @@ def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {to_toml_value(own[key])} in the run, {to_toml_value(value)} asked"
         for key, value in asked.items()
-        if key not in FREE and own[key] != value
+        if key not in FREE and own[key] != value and not _is_same_path(key, own[key], value)
     ]
+
+
+def _is_same_path(key: str, own: Any, asked: Any) -> bool:
+    """Runs from before kept paths as they were typed."""
+    return key in _PATHS and isinstance(asked, str) and _absolute(key, own) == _absolute(key, asked)
 
 
 def to_toml(config: RunConfig) -> str:

@@ -67,12 +67,11 @@ def command(
     inputs = trained.task.inputs
     show = reporter()
     try:
-        where = config if data_dir is None else config.model_copy(update={"data_dir": data_dir})
         if on is None:
-            data = load_data(where, show.loading)
+            data = load_data(config, show.loading, data_dir)
             dataset, samples = data.dataset, trained.samples(data, split)
         else:
-            dataset = load_test_set(where, on, show.loading)
+            dataset = load_test_set(config, on, show.loading, data_dir)
             samples = trained.other_samples(dataset)
         found = evaluate(
             trained.task,

@@ -15,7 +15,7 @@ import click
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
 from stsbp.cli.train import given_settings, settings
-from stsbp.config import RunConfig, Source, named_preset, resolve
+from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
 from stsbp.errors import ConfigError
 from stsbp.experiment.run import Experiment, with_validation
@@ -63,7 +63,7 @@ def command(
     """
     deadline = deadline_in(stop_after)
     given = given_settings(flags)
-    base, config = _configs(name, dataset, given)
+    base, config = map(absolute, _configs(name, dataset, given))
     path = out or Path("runs") / name.replace("/", "-").replace(":", "-")
     if config.tensorboard:
         require()

@@ -66,8 +66,7 @@ def command(
     try:
         if samples:
             try:
-                found = config if data_dir is None else config.model_copy(update={"data_dir": data_dir})
-                data = load_data(found, show.loading)
+                data = load_data(config, show.loading, data_dir)
             except DataError as error:
                 raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
             chosen = trained.samples(data, split)

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
-from stsbp.config import FREE, RunConfig, Source, differences, named_preset, read_toml, resolve, to_toml
+from stsbp.config import FREE, RunConfig, Source, absolute, differences, named_preset, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
 from stsbp.training import checkpoint
@@ -108,7 +108,7 @@ def command(
     if folder is not None and folder.is_run:
         config = _resumed(folder, sources)
     else:
-        config = resolve(sources)
+        config = absolute(resolve(sources))
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         click.echo(to_toml(config), nl=False)
@@ -127,7 +127,8 @@ def command(
     backend = choose_backend(ctx.obj)
     show = reporter()
     try:
-        data = load_data(config, show.loading)
+        moved = _asked(sources).get("data_dir") if saved is not None else None
+        data = load_data(config, show.loading, moved)
         for note in data.dataset.notes:
             show.note(note)
         task = build_task(config, data.inputs, backend, len(data.train))
@@ -184,7 +185,7 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     own = Source(str(folder.config), config.model_dump())
     # Checks names and domains of what is asked for.
     resolve([own, *sources], with_preset=False)
-    asked = {key: value for source in sources for key, value in source.values.items()}
+    asked = _asked(sources)
     if changed := differences(config, asked):
         raise ConfigError(
             f"the run in {folder.path} was begun with other settings; leave these out to continue it, or begin anew:\n"
@@ -192,6 +193,10 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
         )
     free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
     return resolve([own, free], with_preset=False)
+
+
+def _asked(sources: list[Source]) -> dict[str, Any]:
+    return {key: value for source in sources for key, value in source.values.items()}
 
 
 def _leave(folder: RunFolder, stopped: Stopped) -> None:

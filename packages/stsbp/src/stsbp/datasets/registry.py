@@ -16,7 +16,7 @@ from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, sele
 from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.errors import DataError
 
-__all__ = ["DATASETS", "DatasetInfo", "load"]
+__all__ = ["DATASETS", "DatasetInfo", "load", "named_path"]
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,12 @@ _PREFIXES = {"folder:": "images", "sequences:": "sequences"}
 """Names with a path behind them, and the data sets that they mean."""
 
 
+def named_path(name: str) -> tuple[str, Path] | None:
+    """The prefix and the path of a name such as `folder:PATH`, which says itself where its data are; else None."""
+    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+    return None if prefix is None else (prefix, Path(name[len(prefix) :]))
+
+
 def load(
     name: str,
     *,
@@ -164,8 +170,7 @@ def load(
 
     Args:
         name: a key of `DATASETS`, or `folder:PATH` for an image folder, `sequences:PATH` for a file of rasters.
-        data_dir: where its files are, also those of `folder:PATH` and `sequences:PATH` that have moved from there; by
-            default `$STSBP_DATA`.
+        data_dir: where its files are, by default `$STSBP_DATA`; the PATH of a name wins over it, and a note says so.
         steps: T of event frames.
         seed: of the split (held-out and limited samples), not of training.
         limit: keep this many training samples, equally many of each class as far as there are.
@@ -182,13 +187,14 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
-    prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
-    moved: tuple[str, ...] = ()
-    if prefix is not None:
-        info, named = DATASETS[_PREFIXES[prefix]], Path(name[len(prefix) :])
-        if data_dir is not None:
-            moved = (f"read from {data_dir} instead of {named}",)
-        data_dir = named if data_dir is None else data_dir
+    named = named_path(name)
+    said: tuple[str, ...] = ()
+    if named is not None:
+        prefix, path = named
+        info = DATASETS[_PREFIXES[prefix]]
+        if data_dir is not None and data_dir.absolute() != path.absolute():
+            said = (f"read from {path}, which {prefix}PATH names, and not from the data folder {data_dir}",)
+        data_dir = path
     elif name in DATASETS:
         info = DATASETS[name]
     else:
@@ -213,7 +219,7 @@ def load(
         progress=progress,
     )
     dataset: Dataset = importlib.import_module(info.module).load(request)
-    dataset = replace(dataset, notes=(*moved, *dataset.notes))
+    dataset = replace(dataset, notes=(*said, *dataset.notes))
     if limit is None or len(dataset.train) <= limit:
         return dataset
     # Another substream than the holdout's, so that the two choices are independent.

@@ -26,6 +26,7 @@ from stsbp_spec.typing import Coding, Int64, Shape, UInt8
 from stsbp.config import RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
+from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances
@@ -133,14 +134,47 @@ class Data:
         return digest.hexdigest()
 
 
-def load_data(config: RunConfig, progress: ProgressCallback | None = None) -> Data:
+def load_data(config: RunConfig, progress: ProgressCallback | None = None, moved: str | None = None) -> Data:
     """Load the data set of a run and cut its validation samples off.
+
+    Args:
+        config: the settings of the run.
+        progress: told how far reading is.
+        moved: where the data are now, if the run's own settings do not say it any more.
 
     Raises:
         DataError: it is missing or malformed, or too small for what is asked.
         ConfigError: settings say how recordings are binned, and it has none.
     """
-    return cut_validation(load_dataset(config, progress), config)
+    if moved is None:
+        return cut_validation(_load_own(config, progress), config)
+    named = named_path(config.dataset)
+    if named is None or (config.test_on and named_path(config.test_on) is None):
+        return cut_validation(load_dataset(config.model_copy(update={"data_dir": moved}), progress), config)
+    there = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved})
+    dataset = load_dataset(there, progress)
+    note = f"read from {moved} instead of {named[1]}"
+    return cut_validation(dataclasses.replace(dataset, notes=(note, *dataset.notes)), config)
+
+
+def _load_own(config: RunConfig, progress: ProgressCallback | None) -> Dataset:
+    """Load the data set of a run from where its settings say it is; an error tells of a relative path."""
+    try:
+        return load_dataset(config, progress)
+    except DataError as error:
+        paths = [
+            Path(config.data_dir),
+            *(found[1] for found in map(named_path, (config.dataset, config.test_on)) if found),
+        ]
+        lost = next(
+            (path for path in paths if path.parts and not path.expanduser().is_absolute() and not path.exists()), None
+        )
+        if lost is None:
+            raise
+        raise DataError(
+            f"{error}\nThe data folder {lost} is relative, and there is none in {Path.cwd()}: go to the folder that it "
+            "was given in, or say with --data-dir where the data are"
+        ) from error
 
 
 def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) -> Dataset:
@@ -157,23 +191,37 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
-    dataset = _load(config, config.dataset, progress, limit=config.limit or None, holdout=config.holdout or None)
+    # The data folder is that of the data set to test on, where only this one needs it.
+    of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
+    own = "" if of_other else config.data_dir
+    which = {"limit": config.limit or None, "holdout": config.holdout or None}
+    dataset = _load(config, config.dataset, own, progress, **which)
     return _tested_on(dataset, load_test_set(config, config.test_on, progress)) if config.test_on else dataset
 
 
-def load_test_set(config: RunConfig, name: str, progress: ProgressCallback | None = None) -> Dataset:
+def load_test_set(
+    config: RunConfig, name: str, progress: ProgressCallback | None = None, data_dir: str | None = None
+) -> Dataset:
     """Load another data set as a run loads its own, for its test samples alone: all samples, if it has no test set.
+
+    Args:
+        config: the settings of the run.
+        name: of the data set; one that names its data, such as `folder:PATH`, is read from there.
+        progress: told how far reading is.
+        data_dir: the folder that was asked for; by default that of the run.
 
     Raises:
         DataError: it is missing or malformed.
     """
-    return _load(config, name, progress, only_test=True)
+    if data_dir is None:
+        data_dir = "" if named_path(name) is not None else config.data_dir
+    return _load(config, name, data_dir, progress, only_test=True)
 
 
-def _load(config: RunConfig, name: str, progress: ProgressCallback | None, **which: Any) -> Dataset:
+def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallback | None, **which: Any) -> Dataset:
     return load(
         name,
-        data_dir=Path(config.data_dir) if config.data_dir else None,
+        data_dir=Path(data_dir) if data_dir else None,
         steps=config.steps,
         binning=config.binning,
         seed=config.split_seed,
