@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,11 +109,37 @@ def test_the_step_is_compared_with_the_dense_floor(
     kept = [row.detail["kept_bytes"] for row in rows if row.what == "memory"]
     # Inputs 3 x 4 x 2 x 34 x 34; u and spikes of 2 x 30 x 30 and 10 neurons.
     assert kept[0] == 3 * 4 * 2 * 34 * 34 + 5 * 3 * 4 * (2 * 30 * 30 + 10)
-    if floor.has_torch():
-        floors = [row for row in rows if row.what == "dense floor"]
-        assert timed[0].timing is not None
-        assert floors[0].timing is not None
-        assert timed[0].ratio == pytest.approx(timed[0].timing.median / floors[0].timing.median)
+    # numpy has no dense floor, since that is written in torch.
+    assert all(row.what != "dense floor" and (row.what != "training step" or row.ratio is None) for row in rows)
+    pytest.importorskip("stsbp_torch")
+    rows = step.measure(open_backend("torch"), scale=1.0, rounds=1, data_dir=None, surrogate=None, tell=silent)
+    timed = [row for row in rows if row.what == "training step"]
+    floors = [row for row in rows if row.what == "dense floor"]
+    assert timed[0].timing is not None
+    assert floors[0].timing is not None
+    assert timed[0].ratio == pytest.approx(timed[0].timing.median / floors[0].timing.median)
+
+
+def test_the_command_costs_nothing_until_it_is_called_and_imports_no_other_framework() -> None:
+    program = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from stsbp.cli import cli\n"
+        "assert CliRunner().invoke(cli, ['--help']).exit_code == 0\n"
+        "assert not [name for name in sys.modules if name.startswith(('stsbp.benchmarks', 'stsbp.cli.benchmark'))]\n"
+        "from stsbp.benchmarks import cases, kernels, step\n"
+        "from stsbp.training.build import Inputs\n"
+        "from stsbp_spec import open_backend\n"
+        "inputs = Inputs((3, 32, 32), 'direct', tuple('0123456789'))\n"
+        "step.CASES = {'tiny': cases.Case('CIFAR-10', 'cifar10', 'digits', '2C3-P4-8', inputs, 2, 4)}\n"
+        "step._memory = lambda *_: {'peak_bytes': 1, 'growth_bytes': 0}\n"
+        "arguments = {'scale': 0.001, 'rounds': 1, 'tell': print}\n"
+        "kernels.measure(open_backend('numpy'), **arguments)\n"
+        "step.measure(open_backend('numpy'), data_dir=None, surrogate=None, **{**arguments, 'scale': 1.0})\n"
+        "assert not {'torch', 'jax', 'cupy', 'numba', 'triton'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_dense_floor_is_the_network_without_neurons(

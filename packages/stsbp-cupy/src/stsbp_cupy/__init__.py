@@ -4,6 +4,10 @@ On a GPU the kernels are compiled by NVRTC and launched by CuPy; on the device `
 files and numpy stands in CuPy's place. Importing this package imports neither CuPy nor a compiler.
 """
 
+from importlib.metadata import version
+
 from stsbp_cupy.backend import CupyBackend
+
+__version__ = version("stsbp-cupy")
 
 __all__ = ["CupyBackend"]

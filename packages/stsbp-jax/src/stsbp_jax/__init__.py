@@ -4,6 +4,8 @@ Images are channels-last in the layer functions, `[T, B, H, W, C]`, and as the s
 `apply`. Weights have the spec's shapes everywhere.
 """
 
+from importlib.metadata import version
+
 from stsbp_jax.losses import distance
 from stsbp_jax.network import apply, snap_weights
 from stsbp_jax.neurons.lif import lif
@@ -13,6 +15,6 @@ from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 from stsbp_jax.synapses.psp import psp
 
-__version__ = "0.1.0"
+__version__ = version("stsbp-jax")
 
 __all__ = ["apply", "avgpool2d", "conv2d", "distance", "keep_mask", "lif", "linear", "psp", "snap_weights"]

@@ -1,5 +1,7 @@
 """What stsbp computes: equations, encoders, losses and the exact-arithmetic contract as numpy-only code."""
 
+from importlib.metadata import version
+
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
@@ -10,7 +12,7 @@ from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear
 
-__version__ = "0.1.0"
+__version__ = version("stsbp-spec")
 
 __all__ = [
     "LIF",

@@ -1,3 +1,7 @@
 """stsbp on PyTorch: the backend, and the layers as `nn.Module`s (stsbp_torch.nn)."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+__version__ = version("stsbp-torch")
+
+__all__ = ["__version__"]

@@ -6,7 +6,6 @@ library that computes every frame densely cannot get under. It knows no neurons,
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,7 @@ from stsbp_spec.typing import Float32
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dense_floor", "has_torch"]
-
-
-def has_torch() -> bool:
-    """Whether the floor can be measured here."""
-    return importlib.util.find_spec("torch") is not None
+__all__ = ["dense_floor"]
 
 
 def dense_floor(

@@ -17,7 +17,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Memory
 
 from stsbp.benchmarks.cases import CASES, Case, Step, prepare
-from stsbp.benchmarks.floor import dense_floor, has_torch
+from stsbp.benchmarks.floor import dense_floor
 from stsbp.benchmarks.result import Row, Tell
 from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import StsbpError
@@ -58,8 +58,9 @@ def measure(
         task, data = prepare(case, backend, scale=scale, surrogate=surrogate, data_dir=folder_of(case, data_dir))
         step = Step(task, data.batches)
         work: dict[str, Any] = {"step": step}
-        if has_torch():
-            device = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
+        # The floor is written in torch, and no other framework than the backend's own is imported.
+        if backend.name == "torch":
+            device = "cuda" if backend.device.startswith("cuda") else "cpu"
             work["floor"] = dense_floor(task.network, step.weights, data.batches[0], device)
         lean = task.config.model_copy(update={"memory": "low"})
         work["low"] = Step(build_task(lean, case.inputs, backend), data.batches)

@@ -14,8 +14,6 @@ from typing import Any
 
 import click
 
-from stsbp import __version__
-
 __all__ = ["COMMANDS", "Globals", "cli", "main"]
 
 COMMANDS = {
@@ -115,7 +113,7 @@ def _leave_closed_pipe() -> int:
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--backend", metavar="NAME", help="What computes: see `stsbp backends`.  [default: torch if installed]")
 @click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")
-@click.version_option(__version__, prog_name="stsbp")
+@click.version_option(package_name="stsbp", prog_name="stsbp")
 @click.pass_context
 def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
     """Train deep spiking neural networks on labels that are spike sequences."""

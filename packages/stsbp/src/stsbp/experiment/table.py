@@ -9,7 +9,7 @@ from typing import Any
 
 from stsbp_spec.network import NetworkSpec
 
-from stsbp import __version__
+import stsbp
 from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.experiment.run import FORMAT, Experiment
 from stsbp.presets import NamedPreset
@@ -54,7 +54,7 @@ def document(
     changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
     return {
         "format": FORMAT,
-        "stsbp": __version__,
+        "stsbp": stsbp.__version__,
         "experiment": name,
         "source": None if preset is None else preset.source,
         "published": None if preset is None or preset.published is None else preset.published._asdict(),

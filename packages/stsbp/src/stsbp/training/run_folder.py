@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from stsbp_spec.backend import AbstractBackend
 
-from stsbp import __version__
+import stsbp
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import write_atomically
@@ -158,7 +158,7 @@ class RunFolder:
             {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "step": step,
-                "stsbp": __version__,
+                "stsbp": stsbp.__version__,
                 "backend": backend.name,
                 "device": backend.device,
                 "device_description": next((d.description for d in backend.devices() if d.name == backend.device), ""),
