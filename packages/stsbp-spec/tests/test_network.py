@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import cProfile
+import hashlib
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.init import initial_weights
-from stsbp_spec.network import Layer, NetworkSpec, SpikingLayer
+from stsbp_spec.network import MAX_LAYERS, Layer, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
+from stsbp_spec.random import Stream, check_seed, keep_mask
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear
 
@@ -129,7 +138,7 @@ MALFORMED = [
     ("12C0", "12C0", "kernel must be at least 1, got 0"),
     ("12C5s0", "12C5s0", "stride must be at least 1, got 0"),
     ("12C5p5", "12C5p5", "padding 5 must be smaller than the kernel, 5"),
-    ("12C5-0", "0", "at least 1 unit"),
+    ("12C5-0", "0", "the units of a full connection must be at least 1, got 0"),
     ("12C5-P3", "P3", "take a power of two"),
     ("12C5-P0", "P0", "at least 1, got 0"),
     ("12C5-P32", "P32", "the window, 32x32, is larger than its input, 30x30"),
@@ -160,7 +169,8 @@ MALFORMED = [
     ("8{threshold=1e-300}", "threshold=1e-300", "threshold must be from 2^-100"),
     ("8-1234567890", "1234567890", "a number has at most 9 digits, got 10"),
     ("8C3p1234567890", "1234567890", "a number has at most 9 digits, got 10"),
-    ("9" * 5000, "9" * 5000, "a number has at most 9 digits, got 5000"),
+    ("9" * 50, "9" * 50, "a number has at most 9 digits, got 50"),
+    ("4C4-10", "4C4", "padding 'same' needs an odd kernel"),
     ("8{bits=1234567890}", "bits=1234567890", "bits has at most 9 digits, got 10"),
     ("100-P2", "P2", "pooling needs an input (C, H, W), got (100,)"),
 ]
@@ -168,8 +178,9 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("notation", "token", "message"), MALFORMED, ids=[row[0][:40] for row in MALFORMED])
 def test_a_malformed_network_is_refused_at_its_token(notation: str, token: str, message: str) -> None:
+    padding = "same" if "'same'" in message else "valid"
     with pytest.raises(NetworkError) as caught:
-        NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10)
+        NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10, padding=padding)
     text, shown, caret = str(caught.value).splitlines()
     assert message in text
     assert shown.strip() == notation
@@ -177,11 +188,199 @@ def test_a_malformed_network_is_refused_at_its_token(notation: str, token: str, 
     assert (start, notation[start : start + caret.count("^")]) == (notation.rindex(token), token)
 
 
+_LONG = "4-" * 50_000
+
+
+@pytest.mark.parametrize(
+    ("notation", "token"),
+    [
+        (_LONG + "x" * 1_000_000 + "-4", "x" * 80),
+        (_LONG + "P2-4", "P2"),
+        ("9" * 5000, "9" * 80),
+        ("8{tau_m=" + "1" * 500_000 + "z}", "tau_m=" + "1" * 74),
+        ("8{" + "k" * 500_000 + "=1}", "k" * 80),
+        ("8d" + "1" * 5_000, "8d" + "1" * 78),
+        ("8C3p1" + "q" * 500_000, "q" * 80),
+        ("P2" + "q" * 500_000, "q" * 80),
+        ("8{surrogate=" + "a" * 500_000 + "}", "surrogate=" + "a" * 70),
+        ("8{surrogate=arctan:alpha=" + "a" * 500_000 + "}", "surrogate=arctan:alpha=" + "a" * 57),
+        ("4-" * 70_000 + "4", "4"),
+    ],
+    ids=["layer", "late", "digits", "value", "key", "rate", "option", "pool", "surrogate", "parameter", "layers"],
+)
+def test_an_error_in_a_long_notation_shows_its_surroundings_alone(notation: str, token: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        NetworkSpec.parse(notation, input_shape=(4,), outputs=10)
+    text, shown, caret = str(caught.value).splitlines()
+    assert len(text) < 300
+    assert len(shown) < 130
+    start = caret.index("^")
+    assert shown[start : start + caret.count("^")] == token
+    assert caught.value.notation == notation
+    assert notation[caught.value.start :].startswith(token)
+
+
+def test_an_error_shows_no_control_characters() -> None:
+    with pytest.raises(NetworkError) as caught:
+        NetworkSpec.parse("8\x1b[31m\n-q", input_shape=(4,), outputs=10)
+    assert str(caught.value).splitlines()[1:] == [
+        "  8\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}-q",
+        "   ^^^^^",
+    ]
+    assert all(line.isprintable() for line in str(caught.value).splitlines())
+
+
+def test_a_network_of_many_layers_is_read_in_linear_time() -> None:
+    """Counted in function calls, which no other load of the machine changes."""
+
+    def calls(layers: int) -> int:
+        text = "-".join(["4"] * layers)
+        profile = cProfile.Profile()
+        network = profile.runcall(NetworkSpec.parse, text, input_shape=(4,), outputs=4)
+        assert len(network.layers) == layers
+        return sum(entry.callcount for entry in profile.getstats())
+
+    small, large = calls(500), calls(2000)
+    assert large < 4.5 * small
+
+
 @pytest.mark.parametrize(("notation", "column"), [("12C5--P2", 5), ("-12C5", 0), ("12C5-", 4), ("", 0)])
 def test_a_missing_layer_is_refused_where_it_is_missing(notation: str, column: int) -> None:
     with pytest.raises(NetworkError, match="a layer is missing here") as caught:
         NetworkSpec.parse(notation, input_shape=(2, 34, 34), outputs=10)
     assert str(caught.value).splitlines()[-1].index("^") - 2 == column
+
+
+def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_position() -> None:
+    hidden, end = SpikingLayer(Linear(8)), SpikingLayer(Linear(3))
+    for layer, message in (
+        (
+            Linear(3),
+            r"layers\[1\] is Linear\(units=3\), weights without neurons; write SpikingLayer\(Linear\(\.\.\.\)\)",
+        ),
+        (Conv2d(3, 3), r"layers\[1\] is Conv2d\(.*; write SpikingLayer\(Conv2d\(\.\.\.\)\)"),
+        (LIF(), r"layers\[1\] is LIF\(.*; a layer is SpikingLayer"),
+        ("12C5", r"layers\[1\] is '12C5'; a layer is SpikingLayer"),
+        (None, r"layers\[1\] is None; a layer is SpikingLayer"),
+    ):
+        with pytest.raises(NetworkError, match=message):
+            NetworkSpec((4,), (hidden, layer, end))  # type: ignore[arg-type]
+    for layers in ("8-3", 5, end):
+        with pytest.raises(SpecError, match="the layers of a network are a sequence"):
+            NetworkSpec((4,), layers)  # type: ignore[arg-type]
+    anything: Any = AvgPool2d(2)
+    with pytest.raises(SpecError, match=r"synapse is Conv2d\(\.\.\.\) or Linear"):
+        SpikingLayer(anything)
+    with pytest.raises(SpecError, match=r"neuron is LIF\(\.\.\.\)"):
+        SpikingLayer(Linear(3), anything)
+    with pytest.raises(SpecError, match=r"surrogate is one of Rectangle\(\), .*, got 'arctan'"):
+        LIF(surrogate="arctan")  # type: ignore[arg-type]
+
+
+def test_equal_networks_have_one_notation() -> None:
+    exact = NetworkSpec((2, 9, 9), (SpikingLayer(Conv2d(4, 3), LIF(8.0, 4.0, 1.0, Triangle(2.0)), 8), Dropout(0.5),
+                                    SpikingLayer(Linear(3), LIF(3.0))))  # fmt: skip
+    conversions: tuple[tuple[Any, Any, Any], ...] = (
+        (int, int, float),
+        (int, float, np.float64),
+        (np.int64, np.float32, np.float16),
+        (np.uint8, np.int16, Fraction),
+    )
+    for whole, real, half in conversions:
+        layers = (
+            SpikingLayer(
+                Conv2d(whole(4), whole(3)),
+                LIF(real(8), real(4), real(1), Triangle(real(2))),
+                whole(8),
+            ),
+            Dropout(half(0.5)),
+            SpikingLayer(Linear(whole(3)), LIF(real(3))),
+        )
+        same = NetworkSpec(tuple(whole(n) for n in (2, 9, 9)), layers, input_max=whole(1))
+        assert (same, same.notation, repr(same)) == (exact, exact.notation, repr(exact))
+    assert exact.notation.startswith(
+        "4C3p0s1{tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=triangle:width=2.0,bits=8}-D0.5-"
+    )
+    assert NetworkSpec.parse(exact.notation.replace(".0", ""), input_shape=(2, 9, 9)) == exact
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "8", None, 8j, [8]], ids=repr)
+def test_what_is_no_number_is_refused(value: Any) -> None:
+    for make in (
+        lambda: LIF(tau_m=value),
+        lambda: LIF(tau_s=value),
+        lambda: LIF(threshold=value),
+        lambda: PSP(value),
+        lambda: Dropout(value),
+        lambda: Triangle(value),
+        lambda: AdamW(lr=value),
+        lambda: Conv2d(4, value),
+        lambda: Linear(value),
+        lambda: AvgPool2d(value),
+        lambda: SpikingLayer(Linear(3), weight_bits=value),
+        lambda: NetworkSpec((4,), (SpikingLayer(Linear(3)),), input_max=value),
+        lambda: NetworkSpec((value,), (SpikingLayer(Linear(3)),)),
+    ):
+        with pytest.raises(SpecError):
+            make()
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000)], ids=["huge", "negative"])
+def test_numbers_of_thousands_of_digits_are_refused_in_a_short_line(value: int) -> None:
+    for make in (
+        lambda: LIF(tau_m=value),
+        lambda: LIF(threshold=value),
+        lambda: PSP(value),
+        lambda: Dropout(value),
+        lambda: Triangle(value),
+        lambda: AdamW(lr=value),
+        lambda: AdamW(beta1=value),
+        lambda: AdamW(warmup_steps=-abs(value)),
+        lambda: Conv2d(value, 3),
+        lambda: Conv2d(4, 3, padding=value),
+        lambda: Linear(value),
+        lambda: AvgPool2d(value),
+        lambda: SpikingLayer(Linear(3), weight_bits=value),
+        lambda: NetworkSpec((4,), (SpikingLayer(Linear(3)),), input_max=value),
+        lambda: NetworkSpec((value,), (SpikingLayer(Linear(3)),)),
+        lambda: NetworkSpec.parse("3", input_shape=(4,), outputs=value),
+        lambda: NetworkSpec.parse("3", input_shape=(2, value, 5)),
+        lambda: check_seed(value),
+    ):
+        with pytest.raises(SpecError) as caught:
+            make()
+        assert len(str(caught.value)) < 250
+
+
+def test_masks_of_one_step_never_share_bits() -> None:
+    """A full house: 16 places before each of many blocks, and no key like another's or another stream's."""
+    network = NetworkSpec.parse("-".join(["-".join([*["D0.5"] * 16, "3"])] * 40), input_shape=(3,))
+    first, last = network.blocks[0], replace(network.blocks[-1], index=MAX_LAYERS - 1)
+    keys = [
+        (Stream.DROPOUT + 256 * block.dropout_substream(place)) % 2**32
+        for block in (*network.blocks, last)
+        for place in range(16)
+    ]
+    keys += [(Stream.INIT + 256 * block.index) % 2**32 for block in (first, *network.blocks[1:], last)]
+    assert len(set(keys)) == len(keys)
+    with pytest.raises(NetworkError, match="at most 16 layers of pooling and dropout may stand before") as caught:
+        NetworkSpec.parse("-".join([*["D0.5"] * 17, "3"]), input_shape=(3,))
+    assert caught.value.start == 16 * 5
+
+
+def test_masks_of_ordinary_networks_stay_as_they_were() -> None:
+    """A run that was begun by an older version goes on with the masks that it would have drawn."""
+    network = NetworkSpec.parse("D0.1-8C3d0.2-P2-D0.3-16d0.5-D0.25-12-6", input_shape=(2, 12, 12), outputs=3)
+    digest, streams = hashlib.sha256(), []
+    for block in network.blocks:
+        shape = block.input_shape
+        for place, layer in enumerate(block.before):
+            if isinstance(layer, Dropout):
+                streams.append(block.dropout_substream(place))
+                digest.update(keep_mask(7, streams[-1], 5, (2, *shape), layer.rate).tobytes())
+            shape = layer.output_shape(shape)
+    assert streams == [0, 16, 18, 32, 33]
+    assert digest.hexdigest() == "2a141da0f84f95de260c0a35d475c449a39ad6d045425ec04d3ce354413fccbc"
 
 
 def test_a_network_without_a_linear_end_is_refused() -> None:

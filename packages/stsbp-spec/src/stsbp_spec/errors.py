@@ -38,8 +38,22 @@ class NetworkError(SpecError):
         self.start = start
         self.length = length
         if notation is not None:
-            message = f"{message}\n  {notation}\n  {' ' * start}{'^' * max(1, length)}"
+            message = f"{message}\n{_excerpt(notation, start, max(1, length))}"
         super().__init__(message)
+
+
+_BEFORE, _WITHIN, _AFTER = 40, 60, 20
+
+
+def _excerpt(notation: str, start: int, length: int) -> str:
+    """The notation with carets under a part of it: two lines of at most about 130 characters, nothing unprintable."""
+    low, high = 0, len(notation)
+    if high > _BEFORE + _WITHIN + _AFTER:
+        low, high = max(0, start - _BEFORE), min(high, start + min(length, _WITHIN) + _AFTER)
+    lead, trail = "..." if low > 0 else "", "..." if high < len(notation) else ""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in notation[low:high])
+    carets = "^" * min(length, max(1, high - start))
+    return f"  {lead}{text}{trail}\n  {' ' * (len(lead) + start - low)}{carets}"
 
 
 class ExactnessError(SpecError):

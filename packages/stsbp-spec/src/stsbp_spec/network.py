@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -35,8 +37,15 @@ from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.psp import IDENTITY, PSP, Filter
 from stsbp_spec.typing import Coding, Shape
+from stsbp_spec.values import MAX_SIZE, integer, shown
 
-__all__ = ["Block", "Layer", "NetworkSpec", "SpikingLayer"]
+__all__ = ["MAX_BEFORE", "MAX_LAYERS", "Block", "Layer", "NetworkSpec", "SpikingLayer"]
+
+MAX_LAYERS = 2**16
+"""Layers of a network."""
+
+MAX_BEFORE = 16
+"""Layers of pooling and dropout before one spiking layer; as many dropout masks have a random stream of their own."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,16 @@ class SpikingLayer:
     weight_bits: int = MAX_WEIGHT_BITS
 
     def __post_init__(self) -> None:
-        if not MIN_WEIGHT_BITS <= self.weight_bits <= MAX_WEIGHT_BITS:
-            raise SpecError(f"weight bits must be {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}, got {self.weight_bits}")
+        if not isinstance(self.synapse, (Conv2d, Linear)):
+            raise SpecError(f"a spiking layer's synapse is Conv2d(...) or Linear(...), got {shown(self.synapse)}")
+        if not isinstance(self.neuron, LIF):
+            raise SpecError(f"a spiking layer's neuron is LIF(...), got {shown(self.neuron)}")
+        bits = integer(self.weight_bits)
+        if bits is None or not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
+            raise SpecError(
+                f"weight bits must be {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}, got {shown(self.weight_bits)}"
+            )
+        object.__setattr__(self, "weight_bits", bits)
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the layer's spikes for an input of `shape`."""
@@ -133,8 +150,11 @@ class Block:
         return EXACT_LIMIT_BITS - math.log2(self.fan_in * largest * self.input_max) - self.input_exponent
 
     def dropout_substream(self, place: int) -> int:
-        """The `layer` of `random.keep_mask` for the dropout at `before[place]`: no two masks of a step share bits."""
-        return 16 * self.index + place
+        """The `layer` of `random.keep_mask` for the dropout at `before[place]`: no two masks of a step share bits.
+
+        `place` is below `MAX_BEFORE` and `index` below `MAX_LAYERS`, so `256 * substream` stays below 2^32.
+        """
+        return MAX_BEFORE * self.index + place
 
     def filter(self, *, training: bool) -> Filter:
         """Filter behind the weights, with the factor of dropout in training."""
@@ -166,31 +186,35 @@ class NetworkSpec:
     input_max: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_shape", tuple(int(n) for n in self.input_shape))
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
-            raise SpecError(f"an input shape is (C, H, W) or (N,) with positive sizes, got {self.input_shape}")
+        object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
+        object.__setattr__(self, "layers", _layers(self.layers))
         if self.coding not in ("direct", "events"):
-            raise SpecError(f"coding is 'direct' or 'events', got {self.coding!r}")
-        if not 1 <= self.input_max <= 255:
-            raise SpecError(f"input_max is an event count from 1 to 255, got {self.input_max}")
+            raise SpecError(f"coding is 'direct' or 'events', got {shown(self.coding)}")
+        largest = integer(self.input_max)
+        if largest is None or not 1 <= largest <= 255:
+            raise SpecError(f"input_max is an event count from 1 to 255, got {shown(self.input_max)}")
+        object.__setattr__(self, "input_max", largest)
         tokens = [_token(layer) for layer in self.layers]
         notation = "-".join(tokens) or "(empty)"
         if not self.layers:
             raise NetworkError("a network needs at least one layer", notation=notation)
-        shape, start = self.input_shape, 0
-        for layer, token in zip(self.layers, tokens, strict=True):
+        starts = list(accumulate((len(token) + 1 for token in tokens), initial=0))
+        shape, before = self.input_shape, 0
+        for layer, token, start in zip(self.layers, tokens, starts, strict=False):
+            before = 0 if isinstance(layer, SpikingLayer) else before + 1
             try:
+                if before > MAX_BEFORE:
+                    raise SpecError(
+                        f"at most {MAX_BEFORE} layers of pooling and dropout may stand before a spiking one"
+                    )
                 shape = layer.output_shape(shape)
             except SpecError as error:
                 raise NetworkError(str(error), notation=notation, start=start, length=len(token)) from None
-            start += len(token) + 1
         last = self.layers[-1]
         if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):
             at = len(notation) - len(tokens[-1])
             message = "the last layer must be a full connection, one unit per output (give outputs=...)"
             raise NetworkError(message, notation=notation, start=at, length=len(tokens[-1]))
-        starts = [sum(len(t) + 1 for t in tokens[:i]) for i in range(len(tokens))]
         spiking = [i for i, layer in enumerate(self.layers) if isinstance(layer, SpikingLayer)]
         for block, i in zip(self.blocks, spiking, strict=True):
             bound = block.fan_in * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * block.input_max
@@ -226,7 +250,7 @@ class NetworkSpec:
             input_shape: `(C, H, W)` or `(N,)`.
             outputs: output neurons; a linear layer of this size is appended unless the notation ends with it.
             coding: see the class.
-            padding: `"valid"` (none) or `"same"` (`kernel // 2`) for convolutions without the option `p`.
+            padding: of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd kernels).
             neuron: parameters of layers that do not give their own.
             weight_bits: likewise.
             dropout: rate behind every hidden spiking layer that has no option `d`.
@@ -237,29 +261,38 @@ class NetworkSpec:
             NetworkError: the notation is malformed or the network impossible; the message points at the token.
         """
         if padding not in ("valid", "same"):
-            raise SpecError(f"padding is 'valid' or 'same', got {padding!r}")
-        parser = _Parser(notation, padding, neuron or LIF(), weight_bits)
+            raise SpecError(f"padding is 'valid' or 'same', got {shown(padding)}")
+        if not isinstance(notation, str):
+            raise SpecError(f"the notation of a network is a string, got {shown(notation)}")
+        shape = _input_shape(input_shape)
+        if not isinstance(neuron := neuron or LIF(), LIF):
+            raise SpecError(f"the neuron of a network is LIF(...), got {shown(neuron)}")
+        dropout = Dropout(dropout).rate
+        parser = _Parser(notation, padding, neuron, weight_bits)
         layers: list[Layer] = []
         places: list[tuple[int, int]] = []
-        tokens = list(parser.tokens())
+        tokens = parser.tokens()
+        if len(tokens) > MAX_LAYERS:
+            start = tokens[MAX_LAYERS][0]
+            raise parser.fail(f"a network has at most {MAX_LAYERS:,} layers, got {len(tokens):,}", start, 1)
         output = Linear(outputs) if outputs is not None else None
         for position, (start, token) in enumerate(tokens):
             parsed = parser.layer(token, start)
             ends = position == len(tokens) - 1 and isinstance(parsed[0], SpikingLayer)
             is_output = ends and (output is None or parsed[0].synapse == output)  # type: ignore[union-attr]
             if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and dropout > 0 and not is_output:
-                parsed = [parsed[0], _checked(lambda: Dropout(dropout), notation, start, len(token))]
+                parsed = [parsed[0], Dropout(dropout)]
             layers += parsed
             places += [(start, len(token))] * len(parsed)
         last = layers[-1] if layers else None
         if output is not None and not (isinstance(last, SpikingLayer) and last.synapse == output):
-            layers.append(SpikingLayer(output, neuron or LIF(), weight_bits))
+            layers.append(SpikingLayer(output, neuron, weight_bits))
             places.append((len(notation), 1))
-        shape: Shape = tuple(input_shape)
+        at_layer = shape
         for layer, (start, length) in zip(layers, places, strict=True):
-            shape = _checked(lambda layer=layer, shape=shape: layer.output_shape(shape), notation, start, length)
+            at_layer = _checked(lambda layer=layer, s=at_layer: layer.output_shape(s), notation, start, length)
         try:
-            return cls(tuple(input_shape), tuple(layers), coding, input_psp, input_max)
+            return cls(shape, tuple(layers), coding, input_psp, input_max)
         except NetworkError as error:
             # The network's own message points into its canonical notation; point into the user's instead.
             at = _layer_at(layers, error.start)
@@ -373,6 +406,32 @@ class _ExactNetworkError(NetworkError, ExactnessError):
     """A network whose exactness bound cannot hold."""
 
 
+def _input_shape(shape: object) -> Shape:
+    """`shape` as a tuple of ints, or `SpecError`."""
+    sizes = tuple(integer(n) for n in shape) if isinstance(shape, Iterable) and not isinstance(shape, str) else ()
+    if len(sizes) not in (1, 3) or not all(n is not None and 1 <= n <= MAX_SIZE for n in sizes):
+        limit = f"integers from 1 to {MAX_SIZE}"
+        raise SpecError(f"an input shape is (C, H, W) or (N,), {limit}, got {shown(shape)}")
+    return tuple(n for n in sizes if n is not None)
+
+
+def _layers(layers: object) -> tuple[Layer, ...]:
+    """`layers` as a tuple, or an error that names the first which is no layer."""
+    if not isinstance(layers, Iterable) or isinstance(layers, str):
+        raise SpecError(f"the layers of a network are a sequence (NetworkSpec.parse reads text), got {shown(layers)}")
+    found = tuple(layers)
+    if len(found) > MAX_LAYERS:
+        raise NetworkError(f"a network has at most {MAX_LAYERS:,} layers, got {len(found):,}")
+    for i, layer in enumerate(found):
+        if isinstance(layer, (Conv2d, Linear)):
+            instead = f"SpikingLayer({type(layer).__name__}(...))"
+            raise NetworkError(f"layers[{i}] is {shown(layer)}, weights without neurons; write {instead}")
+        if not isinstance(layer, (SpikingLayer, AvgPool2d, Dropout)):
+            known = "SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), AvgPool2d(...) or Dropout(...)"
+            raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {known}")
+    return found
+
+
 def _times(shape: Shape) -> str:
     return "x".join(str(n) for n in shape)
 
@@ -475,14 +534,14 @@ class _Parser:
         match = self._LAYER.match(token)
         if match is None:
             known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout)"
-            raise self.fail(f"unknown layer {token!r}; known forms: {known}", start, len(token))
+            raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
         self.check_digits(match, start)
         values = match.groupdict()
         rest, at = token[match.end() :], start + match.end()
-        whole = (start, len(token))
+        place = (start, len(token))
         if values["pool"] is not None or values["rate"] is not None:
             if rest:
-                raise self.fail(f"pooling and dropout take no option, got {rest!r}", at, len(rest))
+                raise self.fail(f"pooling and dropout take no option, got {shown(rest)}", at, len(rest))
             make = (
                 (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
             )
@@ -498,7 +557,7 @@ class _Parser:
         while rest:
             option = self._OPTION.match(rest)
             if option is None:
-                raise self.fail(f"unknown option {rest!r}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
+                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
             self.check_digits(option, at)
             found = {k: v for k, v in option.groupdict().items() if v is not None}
             ((key, value),) = found.items()
@@ -518,15 +577,21 @@ class _Parser:
         if conv:
             kernel = int(values["kernel"])
             if "padding" not in geometry and self.padding == "same":
+                if kernel % 2 == 0:
+                    message = (
+                        f"padding 'same' needs an odd kernel: zeros around the input cannot keep its size under a "
+                        f"{kernel}x{kernel} kernel; give the option p, for example p{max(kernel // 2 - 1, 0)}"
+                    )
+                    raise self.fail(message, *place)
                 geometry["padding"] = kernel // 2
             synapse: Conv2d | Linear = _checked(
-                lambda: Conv2d(int(values["channels"]), kernel, **geometry), self.notation, *whole
+                lambda: Conv2d(int(values["channels"]), kernel, **geometry), self.notation, *place
             )
         else:
-            synapse = _checked(lambda: Linear(int(values["units"])), self.notation, *whole)
-        layers: list[Layer] = [_checked(lambda: SpikingLayer(synapse, neuron, bits), self.notation, *whole)]
+            synapse = _checked(lambda: Linear(int(values["units"])), self.notation, *place)
+        layers: list[Layer] = [_checked(lambda: SpikingLayer(synapse, neuron, bits), self.notation, *place)]
         if rate is not None:
-            layers.append(_checked(lambda: Dropout(rate), self.notation, *whole))
+            layers.append(_checked(lambda: Dropout(rate), self.notation, *place))
         return layers
 
     def keys(self, text: str, at: int, neuron: LIF, bits: int, given: set[str]) -> tuple[LIF, int]:
@@ -536,7 +601,7 @@ class _Parser:
             key, value = key.strip(), value.strip()
             try:
                 if not equals or not value:
-                    raise SpecError(f"expected key=value, got {pair!r}")
+                    raise SpecError(f"expected key=value, got {shown(pair)}")
                 if key in given:
                     raise SpecError(f"{key} is given twice")
                 given.add(key)
@@ -550,9 +615,9 @@ class _Parser:
                 elif key in ("tau_m", "tau_s", "threshold"):
                     neuron = _with_number(neuron, key, number(value))
                 else:
-                    raise SpecError(f"unknown parameter {key!r}; known: tau_m, tau_s, threshold, surrogate, bits")
+                    raise SpecError(f"unknown parameter {shown(key)}; known: tau_m, tau_s, threshold, surrogate, bits")
             except ValueError as error:
-                message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {value!r}"
+                message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
             at += len(pair) + 1
         return neuron, bits

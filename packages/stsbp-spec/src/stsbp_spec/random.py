@@ -9,13 +9,13 @@ Element `i` of a draw is word `i % 2` of `threefry(key, counter)` with
 
 from __future__ import annotations
 
-import operator
 from enum import IntEnum
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Float64, Int64, Shape, UInt8, UInt32
+from stsbp_spec.values import integer, shown
 
 __all__ = ["Stream", "bits", "check_seed", "keep_mask", "permutation", "threefry2x32", "uniform"]
 
@@ -36,12 +36,9 @@ class Stream(IntEnum):
 
 def check_seed(seed: int) -> int:
     """Return `seed`, or raise `SpecError` unless it is an integer in `[0, 2**32)`."""
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise SpecError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
+    number = integer(seed)
+    if number is None or not 0 <= number < 2**32:
+        raise SpecError(f"seed must be an integer from 0 to 2**32 - 1, got {shown(seed)}")
     return number
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import AnyArray
+from stsbp_spec.values import real, shown
 
 __all__ = [
     "SURROGATES",
@@ -51,7 +52,7 @@ class Surrogate(ABC):
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = float(getattr(self, field.name))
+            value = real(f"surrogate {self.name}: {field.name}", getattr(self, field.name))
             if not (math.isfinite(value) and value > 0):
                 raise SpecError(f"surrogate {self.name}: {field.name} must be a finite number above 0, got {value}")
             object.__setattr__(self, field.name, value)
@@ -188,16 +189,16 @@ def parse_surrogate(text: str) -> Surrogate:
     """
     name, *pairs = text.strip().split(":")
     if name not in SURROGATES:
-        raise SpecError(f"unknown surrogate {name!r}; known: {', '.join(SURROGATES)}")
+        raise SpecError(f"unknown surrogate {shown(name)}; known: {', '.join(SURROGATES)}")
     cls = SURROGATES[name]
     known = [f.name for f in fields(cls)]
     values: dict[str, float] = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
         if key not in known:
-            raise SpecError(f"surrogate {name!r} has no parameter {key!r}; it has: {', '.join(known)}")
+            raise SpecError(f"surrogate {name!r} has no parameter {shown(key)}; it has: {', '.join(known)}")
         try:
             values[key] = number(value)
         except ValueError:
-            raise SpecError(f"surrogate {name!r}: {key} must be a number, got {value!r}") from None
+            raise SpecError(f"surrogate {name!r}: {key} must be a number, got {shown(value)}") from None
     return cls(**values)

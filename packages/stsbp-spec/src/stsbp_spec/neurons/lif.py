@@ -32,8 +32,9 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import FLOOR
-from stsbp_spec.surrogates import Arctan, Surrogate
-from stsbp_spec.synapses.psp import PSP, check_time_constant
+from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
+from stsbp_spec.synapses.psp import PSP, time_constant
+from stsbp_spec.values import real, shown
 
 __all__ = ["LIF"]
 
@@ -55,8 +56,13 @@ class LIF:
     surrogate: Surrogate = field(default_factory=Arctan)
 
     def __post_init__(self) -> None:
-        check_time_constant("tau_m", self.tau_m)
-        check_time_constant("tau_s", self.tau_s)
+        for name in ("tau_m", "tau_s"):
+            object.__setattr__(self, name, time_constant(name, getattr(self, name)))
+        object.__setattr__(self, "threshold", real("threshold", self.threshold))
+        surrogate: object = self.surrogate
+        if not isinstance(surrogate, Surrogate):
+            known = ", ".join(f"{cls.__name__}()" for cls in SURROGATES.values())
+            raise SpecError(f"a neuron's surrogate is one of {known}, got {shown(surrogate)}")
         if not (math.isfinite(self.threshold) and self.threshold > 0):
             raise SpecError(f"threshold must be a finite number above 0, got {self.threshold:g}")
         with np.errstate(over="ignore", under="ignore"):

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import ceil_log2, error_exponent
 from stsbp_spec.typing import Float32
+from stsbp_spec.values import integer, real, shown
 
 __all__ = ["AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "norm_bits"]
 
@@ -69,6 +70,14 @@ class AdamW:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if value is None and field.default is None:
+                continue
+            if name not in ("warmup_steps", "total_steps"):
+                object.__setattr__(self, name, real(f"AdamW: {name}", value))
+            elif integer(value) is None:
+                raise SpecError(f"AdamW: {name} must be an integer, got {shown(value)}")
         domain = {
             "lr": self.lr >= 0 and math.isfinite(self.lr),
             "beta1": 0 <= self.beta1 < 1,
@@ -82,7 +91,7 @@ class AdamW:
         }
         for name, good in domain.items():
             if not good:
-                raise SpecError(f"AdamW: {name} is outside its domain: {getattr(self, name)}")
+                raise SpecError(f"AdamW: {name} is outside its domain: {shown(getattr(self, name))}")
 
     def rate(self, step: int) -> float:
         """Learning rate of update `step = 0, 1, ...`, float64."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.typing import Shape
+from stsbp_spec.values import whole
 
 __all__ = ["AvgPool2d"]
 
@@ -26,8 +27,7 @@ class AvgPool2d:
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise SpecError(f"a pooling window must be at least 1, got {self.size}")
+        object.__setattr__(self, "size", whole("a pooling window", self.size, 1))
         if self.size & (self.size - 1):
             raise ExactnessError(
                 f"means over {self.size}x{self.size} windows are not exact in binary; take a power of two (P2, P4)"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Shape
+from stsbp_spec.values import whole
 
 __all__ = ["Conv2d"]
 
@@ -33,8 +34,7 @@ class Conv2d:
 
     def __post_init__(self) -> None:
         for name, least in (("channels", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
-            if getattr(self, name) < least:
-                raise SpecError(f"a convolution's {name} must be at least {least}, got {getattr(self, name)}")
+            object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), least))
         if self.padding >= self.kernel:
             raise SpecError(f"padding {self.padding} must be smaller than the kernel, {self.kernel}")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Shape
+from stsbp_spec.values import real
 
 __all__ = ["Dropout"]
 
@@ -26,6 +27,7 @@ class Dropout:
     rate: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "rate", real("a dropout rate", self.rate))
         if not 0 <= self.rate < 1:
             raise SpecError(f"a dropout rate is in [0, 1), got {self.rate:g}")
 

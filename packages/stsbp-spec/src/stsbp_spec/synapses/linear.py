@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from stsbp_spec.errors import SpecError
 from stsbp_spec.typing import Shape
+from stsbp_spec.values import whole
 
 __all__ = ["Linear"]
 
@@ -26,8 +26,7 @@ class Linear:
     units: int
 
     def __post_init__(self) -> None:
-        if self.units < 1:
-            raise SpecError(f"a linear layer needs at least 1 unit, got {self.units}")
+        object.__setattr__(self, "units", whole("the units of a full connection", self.units, 1))
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(N,)` for any input shape."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import FLOOR
+from stsbp_spec.values import real
 
 __all__ = ["IDENTITY", "PSP", "Filter"]
 
@@ -44,16 +45,18 @@ class PSP:
     tau_s: float = 4.0
 
     def __post_init__(self) -> None:
-        check_time_constant("tau_s", self.tau_s)
+        object.__setattr__(self, "tau_s", time_constant("tau_s", self.tau_s))
 
     def filter(self, gain: float = 1.0) -> Filter:
         """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout)."""
         return Filter(np.float32(1 - 1 / self.tau_s), np.float32(gain / self.tau_s))
 
 
-def check_time_constant(name: str, value: float) -> None:
-    """Raise `SpecError` unless `value` is finite, at least one step, and float32 keeps `1/value` from `FLOOR` on."""
+def time_constant(name: str, value: object) -> float:
+    """`value` as a float; `SpecError` unless it is at least one step, and float32 keeps `1/value` from `FLOOR` on."""
+    value = real(name, value)
     if not (math.isfinite(value) and value >= 1):
         raise SpecError(f"{name} is a time constant in steps and must be at least 1, got {value:g}")
     if np.float32(1 / value) < FLOOR:
         raise SpecError(f"{name} must be at most 2^100, so that 1/{name} does not vanish in float32, got {value:g}")
+    return value

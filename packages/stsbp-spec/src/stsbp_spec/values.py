@@ -1,0 +1,70 @@
+"""Numbers at the public doors: read into one form, refused with a short message.
+
+`LIF(8)`, `LIF(8.0)` and `LIF(np.float32(8))` are the same neuron, so they are stored, printed and written as the same
+one: a whole number becomes an `int`, any other a `float`. Truth values and text are no numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+
+__all__ = ["MAX_SIZE", "integer", "real", "shown", "whole"]
+
+MAX_SIZE = 10**9 - 1
+"""The largest size of a layer or an axis: nine digits, as in the notation."""
+
+_LONGEST = 100
+
+
+def shown(value: object) -> str:
+    """`repr(value)` for a message, of at most about 100 characters; never fails."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        # Python writes no integer of more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)) and len(value) > _LONGEST:
+        return f"{value[: _LONGEST - 20]!r}... ({len(value):,} characters)"
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST + 20 else f"{text[:_LONGEST]}..."
+
+
+def integer(value: object) -> int | None:
+    """`value` as an int, None where it is no integer (of Python or numpy) or a truth value."""
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def whole(what: str, value: object, least: int, most: int = MAX_SIZE) -> int:
+    """`value` as an int from `least` to `most`, or `SpecError`; `what` begins the message ("a kernel")."""
+    number = integer(value)
+    if number is None:
+        raise SpecError(f"{what} must be an integer, got {shown(value)}")
+    if number < least:
+        raise SpecError(f"{what} must be at least {least}, got {shown(number)}")
+    if number > most:
+        raise SpecError(f"{what} must be at most {most}, got {shown(number)}")
+    return number
+
+
+def real(what: str, value: object) -> float:
+    """`value` as a float (of any size, infinities and NaN too), or `SpecError` where it is no real number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
+        raise SpecError(f"{what} must be a number, got {shown(value)}")
+    number: Any = value
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
