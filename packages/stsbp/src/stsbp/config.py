@@ -35,6 +35,7 @@ __all__ = [
     "named_preset",
     "read_toml",
     "resolve",
+    "split_start",
     "to_toml",
     "to_toml_value",
 ]
@@ -70,6 +71,12 @@ class RunConfig(BaseModel):
     )
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
+    init_from: str = Field(
+        "", description="Begin with the weights of another run: RUN, RUN:last or RUN:best; the optimiser is new."
+    )
+    init_sha256: str = Field(
+        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that the file of those weights must have; a run keeps it."
+    )
     init_rate: float = Field(
         0.0, ge=0, lt=1, description="Enlarge initial weights until each layer fires at least so often a step; 0: not."
     )
@@ -91,6 +98,7 @@ class RunConfig(BaseModel):
     holdout: int = Field(
         0, ge=0, le=10**9, description="Hold this many training samples out as the test set; 0: as published."
     )
+    test: bool = Field(True, description="Have a test set; without one, no training samples are held out for it.")
     test_on: str = Field(
         "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
     )
@@ -194,6 +202,9 @@ def absolute(config: RunConfig) -> RunConfig:
 
 
 def _absolute(key: str, value: str) -> str:
+    if key == "init_from" and value:
+        path, name = split_start(value)
+        return f"{_absolute('data_dir', str(path))}:{name}"
     named = named_path(value)
     if not value or (key != "data_dir" and named is None):
         return value
@@ -209,7 +220,14 @@ def _absolute(key: str, value: str) -> str:
     return found
 
 
-_PATHS = ("dataset", "test_on", "data_dir")
+def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
+    """The run and the checkpoint that `init_from` names: `RUN`, `RUN:last` or `RUN:best`."""
+    if text.endswith(":best"):
+        return Path(text.removesuffix(":best")), "best"
+    return Path(text.removesuffix(":last")), "last"
+
+
+_PATHS = ("dataset", "test_on", "data_dir", "init_from")
 """Settings that are paths, or may name one."""
 
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
@@ -221,7 +239,7 @@ RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
-        "init_rate",
+        *("init_rate", "init_from", "init_sha256", "test"),
         *RECORDING_SETTINGS,
     }
 )
@@ -322,7 +340,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
 
 
 def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
-    """What `asked` would change in a run's result, as texts: `epochs: 10 in the run, 20 asked`."""
+    """What `asked` would change in a run's result, as texts: `lr: 0.002 in the run, 0.01 asked`."""
     own = config.model_dump()
     return [
         f"{key}: {to_toml_value(own[key])} in the run, {to_toml_value(value)} asked"

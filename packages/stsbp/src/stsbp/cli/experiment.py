@@ -23,6 +23,7 @@ from stsbp.experiment.table import document, markdown
 from stsbp.files import write_atomically
 from stsbp.presets import PRESETS
 from stsbp.training.build import load_dataset
+from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
@@ -64,6 +65,9 @@ def command(
     deadline = deadline_in(stop_after)
     given = given_settings(flags)
     base, config = map(absolute, _configs(name, dataset, given))
+    if not config.test:
+        raise ConfigError("the table of an experiment is of test samples: leave test = false (--no-test) out")
+    config = pinned(config)
     path = out or Path("runs") / name.replace("/", "-").replace(":", "-")
     if config.tensorboard:
         require()

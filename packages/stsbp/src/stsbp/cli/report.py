@@ -27,7 +27,9 @@ __all__ = ["command"]
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The file.  [default: RUN.html]")
 @click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["test", "validation", "train"]), help="Samples of."
+    "--split",
+    type=click.Choice(["test", "validation", "train"]),
+    help="Samples of.  [default: test, else validation, else train]",
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
 @click.option("--samples/--no-samples", default=True, help="Run the samples; without, the data set is not read.")
@@ -38,7 +40,7 @@ def command(
     run: Path,
     out: Path | None,
     checkpoint: str,
-    split: str,
+    split: str | None,
     data_dir: str | None,
     samples: bool,
     threads: int | None,
@@ -51,6 +53,8 @@ def command(
     """
     folder = RunFolder(run)
     config = folder.read_config()
+    if split is None:
+        split = "test" if config.test else "validation" if config.validation else "train"
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     task, classes = trained.task, trained.task.inputs.classes

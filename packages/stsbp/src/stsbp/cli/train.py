@@ -15,12 +15,24 @@ from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
-from stsbp.config import FREE, RunConfig, Source, absolute, differences, named_preset, read_toml, resolve, to_toml
+from stsbp.config import (
+    FREE,
+    RunConfig,
+    Source,
+    absolute,
+    differences,
+    named_preset,
+    read_toml,
+    resolve,
+    split_start,
+    to_toml,
+)
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
 from stsbp.training import checkpoint
 from stsbp.training.build import TOLERANCE, build_task, load_data
 from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
@@ -108,7 +120,7 @@ def command(
     if folder is not None and folder.is_run:
         config = _resumed(folder, sources)
     else:
-        config = absolute(resolve(sources))
+        config = pinned(absolute(resolve(sources)))
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         click.echo(to_toml(config), nl=False)
@@ -118,6 +130,8 @@ def command(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
             "choose another --out"
         )
+    if overwrite and config.init_from and split_start(config.init_from)[0].resolve() == folder.path.resolve():
+        raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:
         require()
     description = folder.path / "last.json"
@@ -132,9 +146,13 @@ def command(
         for note in data.dataset.notes:
             show.note(note)
         task = build_task(config, data.inputs, backend, len(data.train))
+        if saved is None and config.init_from:
+            # Before anything is written or removed.
+            borrowed_weights(task.network, config)
         with folder.lock(), stop_on_signals(deadline) as stop:
             # Loading takes time: another process may have trained here meanwhile.
             if saved is not None:
+                _extend(folder, config, show)
                 saved = checkpoint.load(folder.path, "last")
             elif begun != (folder.is_free, description.exists()):
                 raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
@@ -184,15 +202,30 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     config = folder.read_config()
     own = Source(str(folder.config), config.model_dump())
     # Checks names and domains of what is asked for.
-    resolve([own, *sources], with_preset=False)
+    epochs = max(config.epochs, resolve([own, *sources], with_preset=False).epochs)
     asked = _asked(sources)
-    if changed := differences(config, asked):
+    extended = config.model_copy(update={"epochs": epochs})
+    if changed := differences(extended, asked):
         raise ConfigError(
-            f"the run in {folder.path} was begun with other settings; leave these out to continue it, or begin anew:\n"
-            + "\n".join(f"  {line}" for line in changed)
+            f"the run in {folder.path} was begun with other settings; leave these out to continue it (--epochs may "
+            "grow), or begin anew:\n" + "\n".join(f"  {line}" for line in changed)
         )
     free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
-    return resolve([own, free], with_preset=False)
+    return resolve([own, Source("command line", {"epochs": epochs}), free], with_preset=False)
+
+
+def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
+    """Let the run have as many epochs as `config` has; the file of its settings is where that happens."""
+    own = folder.read_config()
+    if config.epochs == own.epochs:
+        return
+    # A checkpoint must say of how many epochs it was before the run has more.
+    for name in ("best", "last"):
+        if (folder.path / f"{name}.json").exists():
+            checkpoint.note_epochs(folder.path, name, own.epochs)
+    folder.write_config(own.model_copy(update={"epochs": config.epochs}))
+    rate = ": from here on the learning rate is that of the longer schedule" if config.schedule == "cosine" else ""
+    show.note(f"{config.epochs} epochs instead of {own.epochs}{rate}")
 
 
 def _asked(sources: list[Source]) -> dict[str, Any]:
@@ -211,7 +244,9 @@ def _leave(folder: RunFolder, stopped: Stopped) -> None:
 
 def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
     test, best = outcome.test, outcome.best
-    if "f1" in test:
+    if not test:
+        click.echo("no test set (--no-test): nothing was tested")
+    elif "f1" in test:
         click.echo(
             f"test precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%} "
             f"(spike times within {TOLERANCE} step), loss {test['loss']:.4f}, {test['samples']} samples"

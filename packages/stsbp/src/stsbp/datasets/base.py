@@ -169,10 +169,17 @@ class Request:
     holdout: int | None = None
     only_test: bool = False
     """The test set alone is wanted: where the source brings none, all samples are it, and none are held out of them."""
+    train_only: bool = False
+    """No test set is wanted: where the source brings none, no samples are held out."""
     download: bool = False
     skip_malformed: bool = False
     image_size: int | None = None
     progress: ProgressCallback | None = None
+
+    @property
+    def wants_own_test(self) -> bool:
+        """Whether the test set that the source brings is to be read."""
+        return self.holdout is None and not self.train_only
 
 
 def names_unreadable(load: Callable[[Request], Dataset]) -> Callable[[Request], Dataset]:
@@ -231,6 +238,8 @@ def cut_test(split: Split, default: int, request: Request) -> tuple[Subset, Subs
     if request.only_test:
         every = Subset(split, np.arange(len(split)))
         return every, every
+    if request.train_only:
+        return Subset(split, np.arange(len(split))), Subset(split, np.arange(0))
     return hold_out(split, default if request.holdout is None else request.holdout, seed=request.seed)
 
 

@@ -136,13 +136,13 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
     skipped = stored.skipped
     train: Split = ArraySplit(stored.data, stored.labels)
     test: Split
-    if "test" in found and request.holdout is None:
+    if "test" in found and request.wants_own_test:
         stored = read("test")
         skipped += stored.skipped
         test = ArraySplit(stored.data, stored.labels)
     else:
         train, test = cut_test(train, DEFAULT_HOLDOUT, request)
-        why = "as asked" if request.holdout is not None else "there are no test images"
+        why = "as asked" if not request.wants_own_test else "there are no test images"
         notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")

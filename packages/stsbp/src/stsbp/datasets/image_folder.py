@@ -157,7 +157,7 @@ def load(request: Request) -> Dataset:
     notes = [f"{len(everything)} images of {len(classes)} classes from {train_root}"]
     train: Split = everything
     test: Split
-    if split_folders and (root / "test").is_dir() and request.holdout is None:
+    if split_folders and (root / "test").is_dir() and request.wants_own_test:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
         stored = load_image_folder("images", root / "test", classes, request)

@@ -79,8 +79,8 @@ def load(request: Request) -> Dataset:
     steps = request.binning.steps
     if steps < 20:
         raise DataError(f"the gaits need at least 20 steps, got {steps}: give --steps 60")
-    tested = TEST if request.holdout is None else request.holdout
-    if not 1 <= tested < TRAIN + TEST:
+    tested = 0 if request.train_only else TEST if request.holdout is None else request.holdout
+    if not (request.train_only or 1 <= tested < TRAIN + TEST):
         raise DataError(f"cannot hold out {tested} of {TRAIN + TEST} samples; choose another holdout")
     n = TRAIN + TEST
     speed, first = uniform(request.seed, Stream.SIMULATION, 2 * _DRAWN, substream=2).reshape(2, _DRAWN)

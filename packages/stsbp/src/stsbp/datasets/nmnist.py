@@ -190,14 +190,14 @@ def load(request: Request) -> Dataset:
     notes = [_found("Train", len(everything), root)]
     train: Split = everything
     test: Split
-    if (root / "Test").is_dir() and request.holdout is None:
+    if (root / "Test").is_dir() and request.wants_own_test:
         stored = _load_split(root / "Test", request)
         test = FrameSplit(stored.data, stored.labels, request.binning)
         skipped += stored.skipped
         notes.append(_found("Test", len(test), root))
     else:
         train, test = cut_test(everything, DEFAULT_HOLDOUT, request)
-        why = "as asked" if request.holdout is not None else "there is no Test folder"
+        why = "as asked" if not request.wants_own_test else "there is no Test folder"
         notes.append(
             f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
             "results do not compare with published ones"

@@ -139,7 +139,7 @@ def load(request: Request) -> Dataset:
         f"training digits are {_LEFT_OUT}"
     ]
     test: Split
-    if request.holdout is None and mnist.find(data_dir, "t10k") is not None:
+    if request.wants_own_test and mnist.find(data_dir, "t10k") is not None:
         own = mnist.read(data_dir, "t10k")
         test = _simulate(own, np.arange(len(own.labels)), mnist.PUBLISHED["train"], request)
     else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import Coding
 
@@ -165,6 +166,7 @@ def load(
     binning: EventBinning | None = None,
     image_size: int | None = None,
     only_test: bool = False,
+    train_only: bool = False,
 ) -> Dataset:
     """Load a data set.
 
@@ -182,6 +184,7 @@ def load(
         binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
         image_size: resize the images of an image folder to this many pixels square.
         only_test: the test set alone is wanted; where the source brings none, all samples are it.
+        train_only: no test set is wanted; where the source brings none, all samples are training samples.
 
     Raises:
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
@@ -216,10 +219,14 @@ def load(
         skip_malformed=skip_malformed,
         image_size=image_size,
         only_test=only_test,
+        train_only=train_only,
         progress=progress,
     )
     dataset: Dataset = importlib.import_module(info.module).load(request)
     dataset = replace(dataset, notes=(*said, *dataset.notes))
+    if train_only:
+        note = "there is no test set, as asked: nothing is tested"
+        dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)), notes=(*dataset.notes, note))
     if limit is None or len(dataset.train) <= limit:
         return dataset
     # Another substream than the holdout's, so that the two choices are independent.

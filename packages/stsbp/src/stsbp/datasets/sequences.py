@@ -100,7 +100,7 @@ def load(request: Request) -> Dataset:
     test: Split
     if request.holdout is None and parts is not None:
         train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
-        if not len(train) or not len(test):
+        if not len(train) or not (len(test) or request.train_only):
             raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
         note = f"{len(train)} training and {len(test)} test samples of {path}"
     else:

@@ -184,7 +184,8 @@ class Experiment:
         if not folder.has_checkpoint:
             return None
         last = checkpoint.load(folder.path, "last")
-        if not last.info.get("finished"):
+        # A run that was extended was finished before.
+        if last.info.get("epoch") != self.config.epochs:
             return None
         if last.info.get("data") != self.data.fingerprint():
             raise CheckpointError(

@@ -101,7 +101,7 @@ class Data:
 
     Attributes:
         dataset: as it was loaded.
-        train, test: samples to learn from, and to report.
+        train, test: samples to learn from, and to report; a run without a test set has none of the latter.
         validation: samples that choose the best checkpoint; None: the training loss does.
     """
 
@@ -118,7 +118,7 @@ class Data:
     def splits(self) -> dict[str, Split]:
         """Every split there is by its name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: split for name, split in named.items() if split is not None}
+        return {name: split for name, split in named.items() if split is not None and len(split)}
 
     def fingerprint(self) -> str:
         """SHA-256 of all labels (or target rasters) and some samples of each split, so that other data are noticed."""
@@ -189,12 +189,14 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     if changed and not (config.dataset in DATASETS and DATASETS[config.dataset].recordings):
         of = ", ".join(name for name, info in DATASETS.items() if info.recordings)
         raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
+    if not config.test and (config.test_on or config.holdout):
+        raise ConfigError("test = false (--no-test) wants no test set: leave test_on and holdout out")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
     # The data folder is that of the data set to test on, where only this one needs it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
     own = "" if of_other else config.data_dir
-    which = {"limit": config.limit or None, "holdout": config.holdout or None}
+    which = {"limit": config.limit or None, "holdout": config.holdout or None, "train_only": not config.test}
     dataset = _load(config, config.dataset, own, progress, **which)
     return _tested_on(dataset, load_test_set(config, config.test_on, progress)) if config.test_on else dataset
 

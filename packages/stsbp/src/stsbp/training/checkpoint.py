@@ -21,10 +21,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from stsbp_spec.typing import AnyArray
 
+from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError
 from stsbp.files import write_atomically
 
-__all__ = ["Checkpoint", "Progress", "SavedSums", "load", "progress_of", "remove_leftovers", "save"]
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "SavedSums",
+    "is_of",
+    "load",
+    "note_epochs",
+    "progress_of",
+    "remove_leftovers",
+    "save",
+]
 
 FORMAT = 1
 
@@ -84,6 +95,7 @@ class Progress(_Strict):
     window: SavedSums
     best: _Best | None
     metrics_bytes: _Count
+    epochs: _Count | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping
     }
     try:
         write_atomically(folder / file, data)
-        write_atomically(folder / f"{name}.json", _encode({**description, "digest": _digest(description)}))
+        _write_description(folder, name, description)
     finally:
         # Also after a failure: a full disk gets back what the failed attempt took.
         remove_leftovers(folder, name)
@@ -169,6 +181,29 @@ def load(folder: Path, name: str) -> Checkpoint:
     if found != header.tensors:
         raise _damaged(tensor_path, "its tensors are not those that the description lists", name)
     return Checkpoint(arrays, description)
+
+
+def note_epochs(folder: Path, name: str, epochs: int) -> None:
+    """Write down how many epochs the run had when it wrote the checkpoint, where it did not say so itself.
+
+    Raises:
+        CheckpointError, FileError: it cannot be read, or not be written.
+    """
+    saved = load(folder, name)
+    if "epochs" not in saved.info:
+        _write_description(folder, name, {**saved.info, "epochs": epochs})
+
+
+def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of a run with these settings, or was before the run's epochs grew to what they are."""
+    epochs = info.get("epochs", config.epochs)
+    if not isinstance(epochs, int) or epochs > config.epochs:
+        return False
+    return info.get("config") == config.model_copy(update={"epochs": epochs}).digest()
+
+
+def _write_description(folder: Path, name: str, description: Mapping[str, Any]) -> None:
+    write_atomically(folder / f"{name}.json", _encode({**description, "digest": _digest(description)}))
 
 
 def progress_of(saved: Checkpoint, folder: Path) -> Progress:

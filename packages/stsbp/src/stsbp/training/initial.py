@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import numpy as np
 from stsbp_spec.init import initial_weights
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
-from stsbp_spec.typing import Float32, UInt8
+from stsbp_spec.typing import Float32, Shape, UInt8
 
+from stsbp.config import RunConfig, split_start
 from stsbp.datasets import Split
+from stsbp.errors import CheckpointError, ConfigError
+from stsbp.training import checkpoint
 from stsbp.training.build import Task
+from stsbp.training.checkpoint import Checkpoint
+from stsbp.training.run_folder import RunFolder
 
-__all__ = ["GAINS", "first_weights", "scaled_to_rate"]
+__all__ = ["GAINS", "borrowed_weights", "first_weights", "pinned", "scaled_to_rate"]
 
 GAINS = tuple(2.0**octave * (1 + quarter / 4) for octave in range(6) for quarter in range(4))
 """What the weights of a layer may be multiplied with: 1 to 56, four an octave."""
@@ -29,11 +35,65 @@ _SAMPLES = 64
 def first_weights(task: Task, train: Split) -> dict[str, Float32]:
     """Master weights of every layer, `[out, ...]` float32, before the first update of a run."""
     config = task.config
+    if config.init_from:
+        return borrowed_weights(task.network, config)
     weights = initial_weights(task.network, config.seed, config.init_gain)
     if not config.init_rate:
         return weights
     some = permutation(config.seed, Stream.SHUFFLE, len(train))[:_SAMPLES]
     return scaled_to_rate(task, weights, task.batch(train, some)[0].inputs, config.init_rate)
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The settings with the SHA-256 of the weights that `init_from` names, so that they can only begin with those.
+
+    Raises:
+        CheckpointError: there is no such run, its checkpoint is damaged, or is not the one whose SHA-256 was given.
+    """
+    if config.init_from:
+        return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
+    if config.init_sha256:
+        raise ConfigError("init_sha256 is of the weights of init_from, which names no run")
+    return config
+
+
+def _start(config: RunConfig) -> Checkpoint:
+    path, name = split_start(config.init_from)
+    RunFolder(path).read_config()
+    saved = checkpoint.load(path, name)
+    if config.init_sha256 not in ("", saved.info["sha256"]):
+        raise CheckpointError(
+            f"the weights of {config.init_from} are others than those to begin with: their SHA-256 is "
+            f"{saved.info['sha256']}, not {config.init_sha256}"
+        )
+    return saved
+
+
+def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float32]:
+    """The weights of the run that `init_from` names, layer by layer.
+
+    Raises:
+        CheckpointError: it cannot be read, or its layers have other names or shapes than those of `network`.
+    """
+    saved = _start(config)
+    prefix = "weight/"
+    own = {f"{prefix}{name}": x.shape for name, x in initial_weights(network, config.seed, config.init_gain).items()}
+    its = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
+    problems = [
+        f"  {name.removeprefix(prefix)}: {_shape(its.get(name))} there, {_shape(own.get(name))} here"
+        for name in dict.fromkeys((*own, *its))
+        if own.get(name) != its.get(name)
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the weights of {config.init_from} do not fit the network {network}; layers that differ:\n"
+            + "\n".join(problems)
+        )
+    return {name.removeprefix(prefix): np.array(saved.tensors[name], np.float32) for name in own}
+
+
+def _shape(shape: Shape | None) -> str:
+    return "no such layer" if shape is None else str(list(shape))
 
 
 def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: UInt8, rate: float) -> dict[str, Float32]:

@@ -103,7 +103,7 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run ended: updates done, last evaluation of the test split, and what `best.json` holds."""
+    """Where a run ended: updates done, last evaluation of the test split (if there is one), what `best.json` holds."""
 
     step: int
     test: dict[str, Any]
@@ -154,6 +154,7 @@ class _Loop:
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
         self.fingerprint = data.fingerprint()
+        self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
         self.bits = {block.name: block.layer.weight_bits for block in task.network.blocks}
         self.next = _Position()
@@ -163,7 +164,7 @@ class _Loop:
             self.step = 0
         else:
             saved = checkpoint.progress_of(resume, folder.path)
-            if saved.config != self.config.digest():
+            if not checkpoint.is_of(self.config, resume.info):
                 raise CheckpointError(
                     f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
                     "back, or begin a new run with --config"
@@ -255,7 +256,7 @@ class _Loop:
                         self.save()
                         began = time.perf_counter()
                 test = self.end_epoch()
-        if not test:
+        if not test and self.has_test:
             # The run was over already when it was resumed.
             test = self.evaluate("test").record("test")
         assert self.next.best is not None
@@ -318,7 +319,7 @@ class _Loop:
         where = {"step": self.step, "epoch": number}
         is_last = number == config.epochs
         validation = self.evaluate("validation") if self.data.validation is not None else None
-        tested = is_last or (config.test_every > 0 and number % config.test_every == 0)
+        tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
         test = self.evaluate("test") if tested else None
         self.watch_rates(position.sums)
 
@@ -380,6 +381,7 @@ class _Loop:
         """What a checkpoint must agree with."""
         return {
             "config": self.config.digest(),
+            "epochs": self.config.epochs,
             "data": self.fingerprint,
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),

@@ -35,7 +35,8 @@ class Trained:
             ConfigError: there is no such split, or these are other data.
         """
         if split not in data.splits():
-            raise ConfigError(f"the run has no {split} split; it was trained without --validation")
+            how = "with --no-test" if split == "test" else "without --validation"
+            raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
         if data.inputs != self.task.inputs:
             raise ConfigError(
                 f"the data are {data.inputs}, the run was trained on {self.task.inputs}; give the same --data-dir"
@@ -69,7 +70,7 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trai
     """
     config = folder.read_config()
     saved = checkpoint.load(folder.path, name)
-    if saved.info.get("config") != config.digest():
+    if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
     try:
         inputs = Inputs.from_json(saved.info["inputs"])
