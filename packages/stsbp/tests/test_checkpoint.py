@@ -6,12 +6,14 @@ import errno
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from stsbp.errors import CheckpointError, FileError
+from stsbp.files import OpenFolder
 from stsbp.training import checkpoint
 from stsbp_spec.typing import AnyArray
 
@@ -22,10 +24,15 @@ TENSORS: dict[str, AnyArray] = {
 }
 
 
+def save(path: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping[str, Any], *, step: int) -> None:
+    with OpenFolder(path) as folder:
+        checkpoint.save(folder, name, tensors, info, step=step)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A folder with the checkpoint `last`."""
-    checkpoint.save(tmp_path, "last", TENSORS, {"epoch": 1, "sums": {"loss": 0.1 + 0.2}}, step=7)
+    save(tmp_path, "last", TENSORS, {"epoch": 1, "sums": {"loss": 0.1 + 0.2}}, step=7)
     return tmp_path
 
 
@@ -47,14 +54,14 @@ def test_reads_back_the_same_bits(saved: Path) -> None:
 
 def test_replaces_the_one_before(saved: Path) -> None:
     before = tensor_file(saved)
-    checkpoint.save(saved, "last", {**TENSORS, "step": np.asarray(8)}, {}, step=8)
+    save(saved, "last", {**TENSORS, "step": np.asarray(8)}, {}, step=8)
     assert not before.exists()
     assert checkpoint.load(saved, "last").info["step"] == 8
 
 
 def test_last_and_best_do_not_touch_each_other(saved: Path) -> None:
-    checkpoint.save(saved, "best", TENSORS, {}, step=3)
-    checkpoint.save(saved, "last", TENSORS, {}, step=9)
+    save(saved, "best", TENSORS, {}, step=3)
+    save(saved, "last", TENSORS, {}, step=9)
     assert checkpoint.load(saved, "best").info["step"] == 3
     assert checkpoint.load(saved, "last").info["step"] == 9
 
@@ -166,16 +173,16 @@ def test_full_disk_keeps_the_one_before_and_leaves_nothing(
     original = getattr(os, call)
     calls: list[Any] = []
 
-    def full(*arguments: Any) -> Any:
+    def full(*arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
         # Calls 1 and 2 of fsync are the tensor file and its folder, those of replace the two files.
         if len(calls) >= (3 if call == "fsync" and number == 2 else number):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return original(*arguments)
+        return original(*arguments, **named)
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(FileError, match="the disk is full"):
-        checkpoint.save(saved, "last", TENSORS, {}, step=8)
+        save(saved, "last", TENSORS, {}, step=8)
     monkeypatch.undo()
     assert sorted(path.name for path in saved.iterdir()) == before
     assert checkpoint.load(saved, "last").info["step"] == 7
@@ -184,7 +191,7 @@ def test_full_disk_keeps_the_one_before_and_leaves_nothing(
 def test_temporary_file_of_a_killed_process_is_removed(saved: Path) -> None:
     (saved / ".last-9-0123.safetensors.abcdef012345.tmp").write_bytes(b"half")
     (saved / ".last.json.abcdef012345.tmp").write_bytes(b"half")
-    checkpoint.save(saved, "last", TENSORS, {}, step=8)
+    save(saved, "last", TENSORS, {}, step=8)
     assert len(list(saved.iterdir())) == 2
 
 
@@ -192,10 +199,10 @@ def test_damaged_description_does_not_cost_the_tensors(saved: Path, monkeypatch:
     before = tensor_file(saved)
     (saved / "last.json").write_bytes(b"{")
 
-    def full(*_: Any) -> Any:
+    def full(*_: Any, **__: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(FileError):
-        checkpoint.save(saved, "last", TENSORS, {}, step=8)
+        save(saved, "last", TENSORS, {}, step=8)
     assert before.exists()

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from stsbp.cli import COMMANDS, cli
 from stsbp.config import RunConfig
 from stsbp.datasets import load
+from stsbp.files import OpenFolder
 from stsbp.training.metrics import LabelDistances, MetricsFile
 from stsbp_spec import LOSSES, PSP, NetworkSpec
 from stsbp_spec.decoders import distances
@@ -351,15 +352,16 @@ def test_distances_are_those_of_the_spec(loss: Any, code: LabelCode) -> None:
 
 def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with MetricsFile(path) as file:
-        file.write({"a": 1})
-        size = file.sync()
-        file.write({"b": 2})
-    with MetricsFile(path, size) as file:
-        assert not file.short
-        file.write({"c": 3})
-    assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
-    path.write_text('{"a": 1}\n{"c"')
-    with MetricsFile(path, 100) as file:
-        assert file.short
-    assert path.read_text() == '{"a": 1}\n'
+    with OpenFolder(tmp_path) as folder:
+        with MetricsFile(folder) as file:
+            file.write({"a": 1})
+            size = file.sync()
+            file.write({"b": 2})
+        with MetricsFile(folder, size) as file:
+            assert not file.short
+            file.write({"c": 3})
+        assert path.read_text() == '{"a": 1}\n{"c": 3}\n'
+        path.write_text('{"a": 1}\n{"c"')
+        with MetricsFile(folder, 100) as file:
+            assert file.short
+        assert path.read_text() == '{"a": 1}\n'

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
+from stsbp.files import OpenFolder
 from stsbp.training.metrics import MetricsFile
 
 
@@ -316,21 +318,20 @@ def test_disk_that_is_full_from_some_write_on(
 def test_metrics_never_end_in_half_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stsbp.errors import FileError
 
-    path = tmp_path / "metrics.jsonl"
-    file = MetricsFile(path)
-    file.write({"a": 1})
-    inner = file._file
+    class Full(FileIO):
+        full = False
 
-    class Full:
-        def write(self, data: bytes) -> int:
-            inner.write(data[:4])
-            inner.flush()
+        def write(self, data: Any) -> int:
+            if not self.full:
+                return super().write(data)
+            super().write(data[:4])
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        def close(self) -> None:
-            inner.close()
-
-    monkeypatch.setattr(file, "_file", Full())
-    with pytest.raises(FileError, match="No space left"):
-        file.write({"b": 2})
-    assert path.read_text() == '{"a": 1}\n'
+    monkeypatch.setattr("stsbp.files.FileIO", Full)
+    with OpenFolder(tmp_path) as folder:
+        file = MetricsFile(folder)
+        file.write({"a": 1})
+        monkeypatch.setattr(Full, "full", True)
+        with pytest.raises(FileError, match="No space left"):
+            file.write({"b": 2})
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"a": 1}\n'

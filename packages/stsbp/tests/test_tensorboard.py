@@ -23,7 +23,7 @@ def test_scalars_of_the_kinds_of_records() -> None:
 def test_missing_library_is_named_and_nothing_is_begun(
     train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     failed = train_tiny(tmp_path / "run", "--tensorboard")
     assert failed.exit_code == 1
     assert 'pip install "stsbp[tensorboard]"' in failed.stderr

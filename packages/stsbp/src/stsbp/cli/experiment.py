@@ -20,7 +20,6 @@ from stsbp.datasets import DATASETS, Dataset
 from stsbp.errors import ConfigError
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
-from stsbp.files import write_atomically
 from stsbp.presets import PRESETS
 from stsbp.training.build import load_dataset
 from stsbp.training.initial import pinned
@@ -81,15 +80,16 @@ def command(
     network = experiment.task(config.seed, backend).network
     results: list[dict[str, Any]] = []
     found: dict[str, Any] = {}
-    with RunFolder(path).lock(), stop_on_signals(deadline) as stop:
+    folder = RunFolder(path)
+    with folder.lock(), stop_on_signals(deadline) as stop:
         if overwrite:
-            experiment.clear()
+            experiment.clear(folder.files)
         try:
-            for result in experiment.results(backend, stop):
+            for result in experiment.results(backend, stop, folder.files):
                 results.append(result)
                 found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
-                write_atomically(experiment.json, _json(found).encode())
-                write_atomically(experiment.table, markdown(found).encode())
+                folder.files.write(experiment.json.name, _json(found).encode())
+                folder.files.write(experiment.table.name, markdown(found).encode())
         except Stopped as stopped:
             _leave(stopped, f"in seed {chosen[len(results)]}", f"{len(results)} of {seeds} seeds are done")
     click.echo(_json(found) if as_json else markdown(found), nl=False)

@@ -222,7 +222,7 @@ def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
     # A checkpoint must say of how many epochs it was before the run has more.
     for name in ("best", "last"):
         if (folder.path / f"{name}.json").exists():
-            checkpoint.note_epochs(folder.path, name, own.epochs)
+            checkpoint.note_epochs(folder.files, name, own.epochs)
     folder.write_config(own.model_copy(update={"epochs": config.epochs}))
     rate = ": from here on the learning rate is that of the longer schedule" if config.schedule == "cosine" else ""
     show.note(f"{config.epochs} epochs instead of {own.epochs}{rate}")

@@ -10,6 +10,7 @@ The run folders are the experiment; the two files beside them are made again whe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -25,6 +26,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp.config import RunConfig, differences
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
+from stsbp.files import OpenFolder
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
@@ -108,21 +110,26 @@ class Experiment:
         """Of the seeds that are there."""
         return [RunFolder(found) for found in sorted(path.glob("seed-*")) if found.is_dir()]
 
-    def clear(self) -> None:
+    def clear(self, within: OpenFolder) -> None:
         """Remove the runs that are there, and nothing else.
 
+        Args:
+            within: the folder of the experiment, held open.
+
         Raises:
-            FileError: a file cannot be removed, or a run's folder holds others.
+            FileError: a file cannot be removed, a run's folder holds others, or another process trains in one.
         """
         folders = self._folders(self.path)
         # All of them are looked at before the first one is touched.
         for folder in folders:
             folder.own_files()
         for folder in folders:
-            folder.clear()
+            with folder.lock(within):
+                folder.clear()
         try:
             for path in (self.json, self.table):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    within.remove(path.name)
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
@@ -145,10 +152,15 @@ class Experiment:
         """The folder of a run."""
         return RunFolder(self.path / f"seed-{seed}")
 
-    def results(self, backend: AbstractBackend, stop: StopRequest) -> Iterator[dict[str, Any]]:
+    def results(self, backend: AbstractBackend, stop: StopRequest, within: OpenFolder) -> Iterator[dict[str, Any]]:
         """Train each seed, or go on where it was stopped; gives the figures of each when it is over.
 
         Figures that `experiment.json` has of the same checkpoint are not measured again.
+
+        Args:
+            backend: what computes.
+            stop: says when to stop.
+            within: the folder of the experiment, held open: where it is removed, no run is begun any more.
 
         Raises:
             Stopped: a stop was asked for; what was trained is saved.
@@ -165,7 +177,7 @@ class Experiment:
             try:
                 show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
                 if reported is None:
-                    with folder.lock():
+                    with folder.lock(within):
                         _train(task, self.data, folder, show, stop)
                     reported = self.reported(folder)
                     assert reported is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,8 @@ from safetensors import SafetensorError
 from stsbp_spec.typing import AnyArray
 
 from stsbp.config import RunConfig
-from stsbp.errors import CheckpointError
-from stsbp.files import write_atomically
+from stsbp.errors import CheckpointError, FileError
+from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, read_regular
 
 __all__ = [
     "Checkpoint",
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 FORMAT = 1
+MOST = 64 * MEGABYTE
+"""Bytes of a description."""
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Amount = Annotated[float, Field(ge=0)]
@@ -106,7 +109,7 @@ class Checkpoint:
     info: dict[str, Any]
 
 
-def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping[str, Any], *, step: int) -> None:
+def save(folder: OpenFolder, name: str, tensors: Mapping[str, AnyArray], info: Mapping[str, Any], *, step: int) -> None:
     """Replace the checkpoint `name` (`last` or `best`) of a run.
 
     Raises:
@@ -125,7 +128,7 @@ def save(folder: Path, name: str, tensors: Mapping[str, AnyArray], info: Mapping
         **info,
     }
     try:
-        write_atomically(folder / file, data)
+        folder.write(file, data)
         _write_description(folder, name, description)
     finally:
         # Also after a failure: a full disk gets back what the failed attempt took.
@@ -140,7 +143,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     """
     path = folder / f"{name}.json"
     try:
-        text = path.read_bytes()
+        text = read_regular(path, MOST)
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no checkpoint {name!r} ({path.name} is missing)") from None
     except OSError as error:
@@ -166,7 +169,7 @@ def load(folder: Path, name: str) -> Checkpoint:
         raise _damaged(path, f"it names {file!r}, which is no tensor file of the checkpoint {name!r}", name)
     tensor_path = folder / file
     try:
-        data = tensor_path.read_bytes()
+        data = read_regular(tensor_path, 64 * GIGABYTE)
     except FileNotFoundError:
         raise _damaged(path, f"it names {file}, which is missing", name) from None
     except OSError as error:
@@ -183,13 +186,13 @@ def load(folder: Path, name: str) -> Checkpoint:
     return Checkpoint(arrays, description)
 
 
-def note_epochs(folder: Path, name: str, epochs: int) -> None:
+def note_epochs(folder: OpenFolder, name: str, epochs: int) -> None:
     """Write down how many epochs the run had when it wrote the checkpoint, where it did not say so itself.
 
     Raises:
         CheckpointError, FileError: it cannot be read, or not be written.
     """
-    saved = load(folder, name)
+    saved = load(folder.path, name)
     if "epochs" not in saved.info:
         _write_description(folder, name, {**saved.info, "epochs": epochs})
 
@@ -202,8 +205,8 @@ def is_of(config: RunConfig, info: Mapping[str, Any]) -> bool:
     return info.get("config") == config.model_copy(update={"epochs": epochs}).digest()
 
 
-def _write_description(folder: Path, name: str, description: Mapping[str, Any]) -> None:
-    write_atomically(folder / f"{name}.json", _encode({**description, "digest": _digest(description)}))
+def _write_description(folder: OpenFolder, name: str, description: Mapping[str, Any]) -> None:
+    folder.write(f"{name}.json", _encode({**description, "digest": _digest(description)}))
 
 
 def progress_of(saved: Checkpoint, folder: Path) -> Progress:
@@ -243,15 +246,15 @@ def _digest(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
-def remove_leftovers(folder: Path, name: str) -> None:
+def remove_leftovers(folder: OpenFolder, name: str) -> None:
     """Remove tensor files that the description does not name, and temporary files of a process that was killed."""
-    try:
-        current = json.loads((folder / f"{name}.json").read_bytes())["file"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return
-    leftovers = [*folder.glob(f".{name}-*.tmp"), *folder.glob(f".{name}.json.*.tmp")]
-    # An unlink that fails costs disk space, not correctness.
-    with contextlib.suppress(OSError):
-        for path in [*folder.glob(f"{name}-*.safetensors"), *leftovers]:
-            if path.name != current:
-                path.unlink()
+    own = re.compile(rf"{name}-.*\.safetensors|\.{name}(-.*|\.json\..*)\.tmp")
+    # What cannot be removed costs disk space, not correctness; a folder that is no longer the run's is left alone.
+    with contextlib.suppress(OSError, FileError):
+        try:
+            current = json.loads(folder.read(f"{name}.json", MOST))["file"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        for found in folder.names():
+            if found != current and own.fullmatch(found):
+                folder.remove(found)

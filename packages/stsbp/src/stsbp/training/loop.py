@@ -186,12 +186,12 @@ class _Loop:
             )
             keep = saved.metrics_bytes
             for name in ("last", "best"):
-                checkpoint.remove_leftovers(folder.path, name)
+                checkpoint.remove_leftovers(folder.files, name)
         self.begun = self.step
-        self.metrics = MetricsFile(folder.metrics, keep)
+        self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
-        self.board = TensorBoard(folder.path, read_records(folder.metrics)) if self.config.tensorboard else None
+        self.board = TensorBoard(folder.files, read_records(folder.metrics)) if self.config.tensorboard else None
         self.saved_at = time.monotonic()
 
     def record(self, line: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ class _Loop:
         if position.best is None or candidate["score"] > position.best["score"]:
             position.best = candidate
             checkpoint.save(
-                self.folder.path,
+                self.folder.files,
                 "best",
                 self.task.trainer.export_state(self.state),
                 {"epoch": number, "best": candidate, **self.identity()},
@@ -391,7 +391,7 @@ class _Loop:
     def save(self) -> None:
         position = self.next
         checkpoint.save(
-            self.folder.path,
+            self.folder.files,
             "last",
             self.task.trainer.export_state(self.state),
             {

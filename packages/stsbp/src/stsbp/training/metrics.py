@@ -23,6 +23,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
 from stsbp.errors import CheckpointError, FileError
+from stsbp.files import OpenFolder
 
 __all__ = ["LabelDistances", "MetricsFile", "Sums", "are_finite", "has_figures", "read_records"]
 
@@ -201,26 +202,30 @@ class MetricsFile:
     """Appends lines of JSON to a file, and never leaves half a line behind when the disk is full.
 
     Args:
-        path: made where missing.
+        folder: where the file is, checked before each line.
         keep: cut an existing file to this many bytes first (whole lines; None: to nothing).
+        name: of the file, made where missing.
 
     Raises:
         FileError: the file cannot be opened.
     """
 
-    def __init__(self, path: Path, keep: int | None = None) -> None:
-        self.path = path
+    def __init__(self, folder: OpenFolder, keep: int | None = None, name: str = "metrics.jsonl") -> None:
+        self._folder = folder
+        self.path = folder.path / name
         try:
-            self._file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115 - closed by close()
+            folder.check()
+            self._file = folder.open(name, os.O_RDWR | os.O_CREAT)
             # Never asks for more than there is: a number from a file may be any.
-            content = self._file.read(min(keep or 0, os.fstat(self._file.fileno()).st_size))
+            with open(self._file.fileno(), "rb", closefd=False) as whole:
+                content = whole.read(min(keep or 0, os.fstat(whole.fileno()).st_size))
             # A file that lost its end (or was edited) keeps its whole lines.
             self.size = content.rfind(b"\n") + 1
             self.short = self.size != (keep or 0)
             self._file.truncate(self.size)
             self._file.seek(self.size)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _unwritable(self.path, error) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line.
@@ -229,15 +234,16 @@ class MetricsFile:
             FileError: the system refused; the file ends with the line before.
         """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        self._folder.check()
         try:
-            self._file.write(data)
-            self._file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            # The file object keeps what it could not write: give it up, and cut what reached the disk.
+            with contextlib.suppress(OSError):
+                self._file.truncate(self.size)
             with contextlib.suppress(OSError):
                 self._file.close()
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, self.size)
             raise _unwritable(self.path, error) from error
         self.size += len(data)
 

@@ -20,14 +20,14 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from stsbp_spec.backend import AbstractBackend
 
 import stsbp
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import write_atomically
+from stsbp.files import MEGABYTE, OpenFolder
 
 __all__ = ["RunFolder"]
 
@@ -49,6 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._files: OpenFolder | None = None
 
     @property
     def config(self) -> Path:
@@ -137,14 +138,13 @@ class RunFolder:
             raise CheckpointError(f"the settings of the run cannot be read: {error}") from error
 
     def write_config(self, config: RunConfig) -> None:
-        """Keep the settings."""
-        write_atomically(self.config, to_toml(config).encode())
+        """Keep the settings; within `lock`."""
+        self.files.write(self.config.name, to_toml(config).encode())
 
     def note_start(self, backend: AbstractBackend, command: list[str], step: int) -> None:
-        """Add a start to the environment file: versions, backend, device, machine, command and time."""
-        path = self.path / "environment.json"
+        """Add a start to the environment file: versions, backend, device, machine, command and time; within `lock`."""
         try:
-            found = json.loads(path.read_bytes())["starts"]
+            found = json.loads(self.files.read("environment.json", MEGABYTE))["starts"]
             # Also what could not be written again, such as lists within lists a thousand deep.
             json.dumps(found, indent=1)
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -169,7 +169,7 @@ class RunFolder:
                 "command": command,
             }
         )
-        write_atomically(path, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+        self.files.write("environment.json", (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
     def own_files(self) -> set[Path]:
         """The files of a run that are there.
@@ -189,7 +189,7 @@ class RunFolder:
         return own
 
     def clear(self) -> None:
-        """Remove the files of an earlier run, and nothing else.
+        """Remove the files of an earlier run, and nothing else; within `lock`.
 
         Raises:
             FileError: a file cannot be removed, or other files are there as well.
@@ -199,31 +199,103 @@ class RunFolder:
         try:
             for path in own:
                 if path.name != ".lock":
-                    path.unlink()
+                    self.files.remove(path.name)
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
 
+    @property
+    def files(self) -> OpenFolder:
+        """The folder as it is held open within `lock`; every write goes there, and never into one that replaced it."""
+        if self._files is None:
+            raise RuntimeError("a run is written within RunFolder.lock()")
+        return self._files
+
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, within: OpenFolder | None = None) -> Iterator[None]:
         """Make the folder and keep other processes from training in it; a killed process frees it.
+
+        Args:
+            within: the folder that this one is directly in, held open; without it, missing parents are made.
 
         Raises:
             FileError: the folder cannot be made, or another process trains in it.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+b")  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise FileError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
-        with file:
-            if not _try_lock(file):
-                raise FileError(f"another process is training in {self.path}; wait for it or choose another --out")
+        with contextlib.ExitStack() as stack:
+            try:
+                if within is None:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                else:
+                    within.make_folder(self.path.name)
+                files = stack.enter_context(_LockedFolder(self.path, within))
+            except OSError as error:
+                raise FileError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
             # Of a process that was killed while it wrote.
             with contextlib.suppress(OSError):
-                for path in self.path.iterdir():
-                    if _is_leftover(path):
-                        path.unlink()
-            yield
+                for name in files.names():
+                    if _LEFTOVER.fullmatch(name):
+                        files.remove(name)
+            self._files = files
+            try:
+                yield
+            finally:
+                self._files = None
+
+
+class _LockedFolder(OpenFolder):
+    """A run's folder that this process alone may write, while the folder at its path is this one.
+
+    Locked are the file `.lock` and, where the system can, the folder itself: whoever removes the file does not let
+    another process in while this one still writes.
+
+    Raises:
+        FileError: another process trains in it.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path, within: OpenFolder | None) -> None:
+        super().__init__(path, within)
+        try:
+            self._lock = self.open(".lock", os.O_RDWR | os.O_CREAT)
+            locks = (self._lock.fileno(), *(() if self.descriptor is None else (self.descriptor,)))
+            if not all(map(_try_lock, locks)):
+                self._lock.close()
+                raise FileError(f"another process is training in {path}; wait for it or choose another --out")
+        except BaseException:
+            super().close()
+            raise
+        self._is = _identity(os.fstat(self._lock.fileno()))
+
+    def check(self) -> None:
+        """Raise `FileError` where the folder was removed, moved or replaced, or the lock in it."""
+        if _identity_at(self.path / ".lock") == self._is:
+            return
+        if self.descriptor is not None and _identity_at(self.path) == _identity(os.fstat(self.descriptor)):
+            raise FileError(
+                f"the lock of the run, {self.path / '.lock'}, was removed or replaced while it trained. It stops, so "
+                "that no two processes write there; what came after its last checkpoint is lost. When no other "
+                f"process trains there, go on with: stsbp train --resume {self.path}"
+            )
+        raise FileError(
+            f"{self.path}, the folder of the run, was removed, moved or replaced while it trained. Nothing more is "
+            "written; what came after its last checkpoint is lost. If the folder was moved, go on where it is now: "
+            "stsbp train --resume FOLDER; otherwise begin anew with another --out"
+        )
+
+    def close(self) -> None:
+        self._lock.close()
+        super().close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _identity_at(path: Path) -> tuple[int, int] | None:
+    """Device and number of what is at a path; None where nothing is or it cannot be seen."""
+    try:
+        return _identity(os.stat(path))
+    except OSError:
+        return None
 
 
 def _is_leftover(path: Path) -> bool:
@@ -231,19 +303,19 @@ def _is_leftover(path: Path) -> bool:
     return _LEFTOVER.fullmatch(path.name) is not None
 
 
-def _try_lock(file: IO[bytes]) -> bool:
+def _try_lock(descriptor: int) -> bool:
     if sys.platform == "win32":
         import msvcrt
 
         try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         except OSError:
             return False
         return True
     import fcntl
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

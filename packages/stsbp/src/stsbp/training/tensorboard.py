@@ -7,11 +7,17 @@ and removes the old ones, so that a curve has every update once, however often t
 from __future__ import annotations
 
 import contextlib
+import io
+import os
+import socket
+import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from stsbp.errors import ConfigError, FileError
+from stsbp.files import OpenFolder
 
 __all__ = ["TensorBoard", "require", "scalars"]
 
@@ -30,26 +36,42 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield "/".join(part for part in (group, name, tag) if part), float(number)
 
 
-def require() -> Any:
-    """TensorBoard's writer.
+class _Library(NamedTuple):
+    """What is taken of tensorboard: its writer of records, its events and what a scalar is made of."""
+
+    writer: Any
+    event: Any
+    metadata: Any
+    tensor: Any
+
+
+def require() -> _Library:
+    """What is taken of tensorboard.
 
     Raises:
         ConfigError: tensorboard is not installed.
     """
     try:
-        from tensorboard.summary import Writer
+        from tensorboard.compat.proto import summary_pb2
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+        from tensorboard.util.tensor_util import make_tensor_proto
     except ImportError as error:
         raise ConfigError(
             f'--tensorboard needs the library tensorboard ({error}): pip install "stsbp[tensorboard]"'
         ) from error
-    return Writer
+    plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="scalars")
+    metadata = summary_pb2.SummaryMetadata(plugin_data=plugin, data_class=summary_pb2.DataClass.DATA_CLASS_SCALAR)
+    return _Library(RecordWriter, Event, metadata, make_tensor_proto)
 
 
 class TensorBoard:
     """Writes records into an event file in the folder of a run.
 
+    TensorBoard's own `Writer` makes its folder again where it was removed, so the file is opened here.
+
     Args:
-        run: folder of the run.
+        folder: of the run, checked before each record.
         records: what it has recorded so far.
 
     Raises:
@@ -57,24 +79,38 @@ class TensorBoard:
         FileError: the folder cannot be written.
     """
 
-    def __init__(self, run: Path, records: list[dict[str, Any]]) -> None:
-        writer = require()
+    def __init__(self, folder: OpenFolder, records: list[dict[str, Any]]) -> None:
+        self._library = require()
+        self._folder = folder
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.0"
         try:
-            for old in run.glob("events.out.tfevents.*"):
-                old.unlink()
-            self._writer = writer(str(run))
+            for old in folder.names():
+                if old.startswith("events.out.tfevents."):
+                    folder.remove(old)
+            file = io.BufferedWriter(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            self._writer = self._library.writer(file)
+            self._add(self._library.event(wall_time=time.time(), file_version="brain.Event:2"))
         except OSError as error:
-            raise FileError(f"cannot write {run}: {error.strerror or error}") from error
+            raise FileError(f"cannot write {folder.path}: {error.strerror or error}") from error
         for record in records:
             self.write(record)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line of `metrics.jsonl`."""
+        self._folder.check()
+        event = self._library.event(wall_time=time.time(), step=record["step"])
         for tag, value in scalars(record):
-            self._writer.add_scalar(tag, value, record["step"])
+            tensor = self._library.tensor(np.float32(value))
+            event.summary.value.add(tag=tag, tensor=tensor, metadata=self._library.metadata)
+        # What TensorBoard draws is in metrics.jsonl as well.
+        with contextlib.suppress(OSError):
+            self._add(event)
+
+    def _add(self, event: Any) -> None:
+        self._writer.write(event.SerializeToString())
+        self._writer.flush()
 
     def close(self) -> None:
         """Bring everything to the disk."""
-        # What TensorBoard draws is in metrics.jsonl as well.
         with contextlib.suppress(OSError):
             self._writer.close()

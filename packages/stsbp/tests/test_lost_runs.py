@@ -1,0 +1,236 @@
+"""A run folder that is removed, moved or replaced while its run trains: the run stops, and no other run is touched."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from stsbp.errors import FileError
+from stsbp.files import OpenFolder
+from stsbp.training import loop, run_folder
+from stsbp.training.metrics import MetricsFile
+from stsbp.training.run_folder import RunFolder
+
+Train = Callable[..., Result]
+Step = Callable[[], object]
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Every file below a folder with the digest of its bytes."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def stopped(result: Result, *words: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.count("Error: ") == 1
+    assert "saved" not in result.output
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def after_first_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Step], None]:
+    """Let something happen once, after the first epoch of the next run."""
+
+    def plan(step: Step) -> None:
+        original, left = loop._Loop.end_epoch, [step]
+
+        def end_epoch(self: Any) -> Any:
+            found = original(self)
+            if left:
+                left.pop()()
+            return found
+
+        monkeypatch.setattr(loop._Loop, "end_epoch", end_epoch)
+
+    return plan
+
+
+def test_removed_folder_is_not_made_again(
+    train_tiny: Train, tmp_path: Path, after_first_epoch: Callable[[Step], None]
+) -> None:
+    run = tmp_path / "run"
+    after_first_epoch(lambda: shutil.rmtree(run))
+    stopped(train_tiny(run), str(run), "was removed, moved or replaced", "is lost", "another --out")
+    assert not run.exists()
+
+
+def test_stop_request_does_not_make_a_removed_folder_again(
+    train_tiny: Train, tmp_path: Path, after_first_epoch: Callable[[Step], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def remove() -> None:
+        shutil.rmtree(run)
+
+        def check(self: Any, *, clock: bool = True) -> None:
+            raise loop.Stopped("SIGINT", 130)
+
+        monkeypatch.setattr(loop.StopRequest, "check", check)
+
+    after_first_epoch(remove)
+    stopped(train_tiny(run), "was removed, moved or replaced")
+    assert not run.exists()
+
+
+def test_moved_folder_goes_on_where_it_is(
+    train_tiny: Train,
+    stsbp: Train,
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    same_run: Callable[[Path, Path], None],
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    after_first_epoch(lambda: run.rename(moved))
+    stopped(train_tiny(run), "was removed, moved or replaced", "go on where it is now: stsbp train --resume")
+    assert not run.exists()
+    assert stsbp("train", "--resume", moved).exit_code == 0
+    assert train_tiny(tmp_path / "whole").exit_code == 0
+    same_run(moved, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "between check and write"])
+def test_another_run_in_its_place_is_not_touched(
+    train_tiny: Train,
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    noticed: bool,
+) -> None:
+    run = tmp_path / "run"
+    second: list[dict[str, str]] = []
+
+    def replace() -> None:
+        if how == "removed":
+            shutil.rmtree(run)
+        else:
+            run.rename(tmp_path / "moved")
+        assert train_tiny(run, "--seed", 5).exit_code == 0
+        second.append(content(run))
+        if not noticed:
+            monkeypatch.setattr(run_folder._LockedFolder, "check", lambda _: None)
+
+    after_first_epoch(replace)
+    result = train_tiny(run)
+    if noticed or how == "removed":
+        stopped(result, str(run))
+    assert second == [content(run)]
+
+
+def test_removed_lock_stops_the_run_and_lets_no_other_in(
+    train_tiny: Train,
+    stsbp: Train,
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    same_run: Callable[[Path, Path], None],
+) -> None:
+    run = tmp_path / "run"
+    others: list[Result] = []
+
+    def remove() -> None:
+        (run / ".lock").unlink()
+        others.extend([stsbp("train", "--resume", run), train_tiny(run, "--overwrite")])
+
+    after_first_epoch(remove)
+    stopped(train_tiny(run), "the lock of the run", "removed or replaced", f"stsbp train --resume {run}")
+    for other in others:
+        stopped(other, "another process is training in")
+    assert stsbp("train", "--resume", run).exit_code == 0
+    assert train_tiny(tmp_path / "whole").exit_code == 0
+    same_run(run, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("write", ["config", "environment", "metrics", "tensorboard", "checkpoint"])
+def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write: str) -> None:
+    from stsbp.training import checkpoint
+    from stsbp.training.tensorboard import TensorBoard
+    from stsbp_spec.reference.backend import NumpyBackend
+
+    if write == "tensorboard":
+        pytest.importorskip("tensorboard")
+
+    run = tmp_path / "run"
+    assert train_tiny(run).exit_code == 0
+    folder, saved = RunFolder(run), checkpoint.load(run, "last")
+    config = folder.read_config()
+    with folder.lock():
+        files = folder.files
+        metrics = MetricsFile(files, (run / "metrics.jsonl").stat().st_size)
+        board = TensorBoard(files, []) if write == "tensorboard" else None
+        run.rename(tmp_path / "moved")
+        before = content(tmp_path / "moved")
+        calls: dict[str, Step] = {
+            "config": lambda: folder.write_config(config),
+            "environment": lambda: folder.note_start(NumpyBackend(), ["stsbp"], 0),
+            "metrics": lambda: metrics.write({"a": 1}),
+            "tensorboard": partial(TensorBoard.write, board, {"kind": "step", "step": 1, "loss": 1.0}),  # type: ignore[arg-type]
+            "checkpoint": lambda: checkpoint.save(files, "best", saved.tensors, {}, step=6),
+        }
+        with pytest.raises(FileError, match="was removed, moved or replaced"):
+            calls[write]()
+        metrics.close()
+        assert content(tmp_path / "moved") == before
+    assert not run.exists()
+
+
+def test_folder_that_is_removed_while_a_checkpoint_is_written(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, original = tmp_path / "run", os.fsync
+    removed: list[int] = []
+
+    def fsync(descriptor: int) -> None:
+        original(descriptor)
+        if not removed and (run / "metrics.jsonl").is_file() and list(run.glob(".best-*.tmp")):
+            shutil.rmtree(run)
+            removed.append(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    stopped(train_tiny(run), "was removed, moved or replaced")
+    assert removed
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("when", ["in a seed", "between seeds"])
+def test_removed_experiment_is_not_made_again(
+    stsbp: Train,
+    tiny: tuple[str, ...],
+    tmp_path: Path,
+    after_first_epoch: Callable[[Step], None],
+    monkeypatch: pytest.MonkeyPatch,
+    when: str,
+) -> None:
+    out = tmp_path / "experiment"
+    if when == "in a seed":
+        after_first_epoch(lambda: shutil.rmtree(out))
+    else:
+        original = OpenFolder.write
+
+        def write(self: Any, name: str, data: bytes) -> None:
+            original(self, name, data)
+            if name == "experiment.md":
+                shutil.rmtree(out)
+
+        monkeypatch.setattr(OpenFolder, "write", write)
+    stopped(stsbp("experiment", "digits", *tiny, "--seeds", 2, "--out", out), "was removed, moved or replaced")
+    assert not out.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_lock_that_is_no_file(train_tiny: Train, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    os.mkfifo(run / ".lock")
+    stopped(train_tiny(run), "cannot write", "a pipe")
+    assert [path.name for path in run.iterdir()] == [".lock"]
