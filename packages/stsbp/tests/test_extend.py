@@ -138,12 +138,12 @@ def test_run_that_was_killed_while_it_was_extended(
         shutil.copytree(tmp_path / "finished", run)
         count = 0
 
-        def mortal(*arguments: Any, place: int = place) -> None:
+        def mortal(*arguments: Any, place: int = place, **named: Any) -> None:
             nonlocal count
             count += 1
             if count > place:
                 raise _Killed
-            replace(*arguments)
+            replace(*arguments, **named)
 
         monkeypatch.setattr(os, "replace", mortal)
         died = False
