@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from stsbp.datasets import Dataset, load
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
@@ -251,3 +254,59 @@ def test_failed_download_says_what_to_fetch_and_where_to_put_it(
     monkeypatch.setattr(tonic.datasets.NMNIST, "test_url", "http://127.0.0.1:9/test.zip")
     if fault == "refused":
         assert len(_load(tmp_path / "data", tmp_path, download=True).train) == 20
+
+
+TRAIN = ("--net", "4", "--steps", 3, "--epochs", 1, "--holdout", 5, "--validation", 5)
+
+
+def test_run_is_evaluated_on_another_folder_of_recordings(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    _write(tmp_path / "own", "Train", 2)
+    _write(tmp_path / "new" / "NMNIST", "Test", 3)
+    _write(tmp_path / "mixed", "Train", 3)
+    for split in tmp_path / "new" / "NMNIST" / "Test", tmp_path / "mixed" / "Train":
+        # Recordings 0 to 29 of which none, or the first 20, are those of the run.
+        for number, path in enumerate(sorted(split.glob("*/*.bin"))):
+            path.write_bytes(_encode(*_recording(number + (100 if split.name == "Test" else 0))))
+    done = stsbp("train", "nmnist", "--data-dir", tmp_path / "own", *TRAIN, "--out", "run")
+    assert done.exit_code == 0, done.output
+    on = ("evaluate", "run", "--on", "nmnist", "--json")
+    found = stsbp(*on, "--data-dir", tmp_path / "new")
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert (record["samples"], record["seen_in_training"]) == (30, 0)
+    assert "warning" not in found.stderr
+    found = stsbp(*on, "--data-dir", tmp_path / "mixed")
+    record = json.loads(found.stdout)
+    # 5 of the run's 20 recordings were held out.
+    assert (record["samples"], record["seen_in_training"]) == (30, 15)
+    assert "warning: 15 of the 30 samples have the content of samples that the run was trained on" in found.stderr
+    (tmp_path / "own").rename(tmp_path / "gone")
+    found = stsbp(*on, "--data-dir", tmp_path / "mixed")
+    assert found.exit_code == 0, found.output
+    assert "seen_in_training" not in json.loads(found.stdout)
+    assert "whether the run was trained on some of these samples cannot be seen: no N-MNIST at" in found.stderr
+    (tmp_path / "gone").rename(tmp_path / "own")
+    for same in ((), ("--data-dir", "own")):
+        refused = stsbp(*on, *same)
+        assert refused.exit_code == 1
+        assert "without --on it is tested on samples that it has not seen" in refused.output
+    assert stsbp("evaluate", "run").exit_code == 0
+
+
+def test_folder_with_test_recordings_alone_is_to_test_on(tmp_path: Path) -> None:
+    _write(tmp_path, "Test", 1)
+    data = _load(tmp_path, tmp_path, only_test=True)
+    assert len(data.test) == 10
+    assert data.notes == (f"Test: 10 of the 10000 published recordings, from {tmp_path / 'Test'}",)
+    with pytest.raises(DataError, match="no N-MNIST at"):
+        _load(tmp_path, tmp_path)
+
+
+def test_training_recordings_are_not_read_to_test(tmp_path: Path) -> None:
+    _write(tmp_path, "Test", 1)
+    _write(tmp_path, "Train", 1)
+    (tmp_path / "Train" / "0" / "00000.bin").write_bytes(b"x")
+    assert len(_load(tmp_path, tmp_path, only_test=True).test) == 10

@@ -11,9 +11,12 @@ import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.config import RunConfig, absolute
+from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError
 from stsbp.training.build import TOLERANCE, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
+from stsbp.training.overlap import seen_in_training
 from stsbp.training.progress import reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -60,12 +63,15 @@ def command(
         raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
     folder = RunFolder(run)
     config = folder.read_config()
-    if on == config.dataset:
-        raise ConfigError(f"the run was trained on {on}: without --on it is tested on samples that it has not seen")
+    if on is not None and _is_own(config, on, data_dir):
+        raise ConfigError(
+            f"the run was trained on {on}: without --on it is tested on samples that it has not seen; other data of "
+            "that kind are named with --data-dir"
+        )
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
-    show = reporter()
+    show, seen = reporter(), None
     try:
         if on is None:
             data = load_data(config, show.loading, data_dir)
@@ -73,6 +79,7 @@ def command(
         else:
             dataset = load_test_set(config, on, show.loading, data_dir)
             samples = trained.other_samples(dataset)
+            seen = seen_in_training(trained, on, samples, show)
         found = evaluate(
             trained.task,
             trained.state,
@@ -83,6 +90,11 @@ def command(
         )
         for note in dataset.notes:
             show.note(note)
+        if seen:
+            show.warn(
+                f"{seen} of the {len(samples)} samples have the content of samples that the run was trained on, or "
+                "that chose its best checkpoint: on them it is not tested on anything new"
+            )
     finally:
         show.close()
     if as_json:
@@ -92,10 +104,18 @@ def command(
             extra = {"tolerance": tolerance}
         name = on or (config.test_on if split == "test" else "") or config.dataset
         of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
+        extra |= {} if seen is None else {"seen_in_training": seen}
         click.echo(json.dumps({**of, **record, **extra}))
     else:
         title = split if on is None else on
         click.echo(_sequence_text(found, title, tolerance) if inputs.sequences else _text(found, title, inputs.classes))
+
+
+def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
+    """Whether `on` names the data that the run was trained on."""
+    own = absolute(config)
+    asked = absolute(config.model_copy(update={"dataset": on, "data_dir": data_dir or config.data_dir}))
+    return asked.dataset == own.dataset and (named_path(on) is not None or asked.data_dir == own.data_dir)
 
 
 def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:

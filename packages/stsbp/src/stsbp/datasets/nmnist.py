@@ -86,10 +86,10 @@ def read_recording(content: bytes, path: Path) -> tuple[Int64, Int64, Int64, Int
     return events["x"], events["y"], events["p"], events["t"]
 
 
-def _root(data_dir: Path) -> Path | None:
-    """The folder that holds Train (and Test)."""
+def _root(data_dir: Path, *splits: str) -> Path | None:
+    """The folder that holds one of the splits, by default Train."""
     for candidate in (data_dir, data_dir / "NMNIST"):
-        if (candidate / "Train").is_dir():
+        if any((candidate / split).is_dir() for split in splits or ("Train",)):
             return candidate
     return None
 
@@ -172,24 +172,30 @@ def load(request: Request) -> Dataset:
         raise DataError(
             "N-MNIST needs a data folder: give the folder that holds (or, with --download, is to hold) NMNIST/Train/"
         )
-    root = _root(data_dir)
+    parts = ("Test", "Train") if request.only_test else ("Train",)
+    root = _root(data_dir, *parts)
     if request.download:
         complete = root is not None and all(len(_files(root / name)) >= n for name, n in PUBLISHED.items())
         if not complete:
             # tonic puts its folder NMNIST below the one it is given.
             _download(root.parent if root is not None and root.name == "NMNIST" else data_dir)
-            root = _root(data_dir)
+            root = _root(data_dir, *parts)
+    test: Split
     if root is None:
         raise DataError(
             f"no N-MNIST at {data_dir}: expected {data_dir}/NMNIST/Train/<class 0 to 9>/<id>.bin (and Test/ beside "
             f"Train/); fetch it with --download, or from {_HOME}"
         )
+    if request.only_test and (root / "Test").is_dir():
+        stored = _load_split(root / "Test", request)
+        test = FrameSplit(stored.data, stored.labels, request.binning)
+        notes = [_found("Test", len(test), root), *_left_out(stored.skipped)]
+        return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), stored.skipped)
     stored = _load_split(root / "Train", request)
     everything = FrameSplit(stored.data, stored.labels, request.binning)
     skipped: tuple[Skipped, ...] = stored.skipped
     notes = [_found("Train", len(everything), root)]
     train: Split = everything
-    test: Split
     if (root / "Test").is_dir() and request.wants_own_test:
         stored = _load_split(root / "Test", request)
         test = FrameSplit(stored.data, stored.labels, request.binning)
@@ -202,9 +208,14 @@ def load(request: Request) -> Dataset:
             f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
             "results do not compare with published ones"
         )
-    if skipped:
-        notes.append(f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}")
+    notes += _left_out(skipped)
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
+
+
+def _left_out(skipped: tuple[Skipped, ...]) -> list[str]:
+    if not skipped:
+        return []
+    return [f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}"]
 
 
 def _found(name: str, count: int, root: Path) -> str:

@@ -17,7 +17,7 @@ from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, sele
 from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.errors import DataError
 
-__all__ = ["DATASETS", "DatasetInfo", "load", "named_path"]
+__all__ = ["DATASETS", "DatasetInfo", "info_of", "load", "named_path"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,20 @@ def named_path(name: str) -> tuple[str, Path] | None:
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
 
 
+def info_of(name: str) -> DatasetInfo:
+    """What is known of the data set that a name means, also of `folder:PATH` and `sequences:PATH`.
+
+    Raises:
+        DataError: there is none.
+    """
+    named = named_path(name)
+    if named is not None:
+        return DATASETS[_PREFIXES[named[0]]]
+    if name not in DATASETS:
+        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH, sequences:PATH")
+    return DATASETS[name]
+
+
 def load(
     name: str,
     *,
@@ -190,18 +204,13 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
-    named = named_path(name)
+    info, named = info_of(name), named_path(name)
     said: tuple[str, ...] = ()
     if named is not None:
         prefix, path = named
-        info = DATASETS[_PREFIXES[prefix]]
         if data_dir is not None and data_dir.absolute() != path.absolute():
             said = (f"read from {path}, which {prefix}PATH names, and not from the data folder {data_dir}",)
         data_dir = path
-    elif name in DATASETS:
-        info = DATASETS[name]
-    else:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH, sequences:PATH")
     for option, value in (("limit", limit), ("image_size", image_size)):
         if value is not None and value < 1:
             raise DataError(f"{option} must be at least 1, got {value}")
