@@ -178,6 +178,15 @@ def test_overwrite_removes_all_runs_or_none(
     assert (tmp_path / "e" / "seed-1.html").exists()
 
 
+def test_experiment_of_the_former_default_folder_goes_on_there(
+    stsbp: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    given = ("experiment", "digits", *tiny, "--seeds", 1)
+    assert stsbp(*given, "--out", "runs/digits").exit_code == 0
+    assert stsbp(*given).exit_code == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]
+
+
 def test_table_of_an_unfinished_experiment_says_so(experiment: Callable[..., Result], tmp_path: Path) -> None:
     experiment()
     found = json.loads((tmp_path / "e" / "experiment.json").read_text())
@@ -247,7 +256,7 @@ def test_named_preset_stands_beside_the_published_figure(
     small = ("--net", "8", "--steps", "5", "--epochs", "1", "--limit", "20", "--holdout", "10", "--validation", "0")
     result = stsbp("experiment", "nmnist-tssl", "--dataset", "digits-events", *small, "--seeds", 1)
     assert result.exit_code == 0, result.output
-    table = (tmp_path / "runs" / "nmnist-tssl" / "experiment.md").read_text()
+    table = (tmp_path / "runs" / "nmnist-tssl-seeds" / "experiment.md").read_text()
     assert "| 99.28 % |" in table
     assert "the first 30 x 3 ms, stabilised" in table
     assert '`dataset` "digits-events" instead of "nmnist"' in table
@@ -263,7 +272,7 @@ def test_spike_trains_as_labels_have_their_own_figures(stsbp: Callable[..., Resu
     # The test samples are those of training: nothing could be chosen on a part of them.
     assert "validation" not in found["samples"]
     assert set(found["summary"]["test"]) == {"precision", "recall", "f1", "van_rossum", "hamming", "loss"}
-    assert "F1 of spike times" in (tmp_path / "runs" / "patterns" / "experiment.md").read_text()
+    assert "F1 of spike times" in (tmp_path / "runs" / "patterns-seeds" / "experiment.md").read_text()
 
 
 def naive_fan_out(block: Block) -> Int64:

@@ -314,19 +314,61 @@ def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result]
     facts = [json.loads(line) for line in stsbp("compare", "one", "two", "--json").stdout.splitlines()]
     assert [fact["run"] for fact in facts] == ["one", "two"]
     assert [fact["epochs"] for fact in facts] == [3, 2]
-    rows = {
-        line[: line.index("  ")]: line.split()[-2:] for line in stsbp("compare", "one", "two").stdout.splitlines()[1:]
-    }
+    lines = stsbp("compare", "one", "two").stdout.splitlines()[1:-1]
+    rows = {line[: line.index("  ")]: line.split()[-2:] for line in lines}
     assert rows["loss"] == ["van-rossum", "hamming"]
     assert "batch_size" not in rows
     for row, fact in zip(("one", "two"), facts, strict=True):
         place = ("one", "two").index(row)
         assert rows["test accuracy"][place] == f"{fact['test']['accuracy']:.2%}"
-        assert rows["training loss"][place] == f"{fact['training']['loss']:.4f}"
+        # Of two losses.
+        assert rows["training loss *"][place] == f"{fact['training']['loss']:.4f}"
     assert "there is no run folder three" in stsbp("compare", "one", "three").stderr
     # Runs of the same name are told apart by their paths.
     train_tiny(tmp_path / "other" / "one", "--epochs", 1)
     assert stsbp("compare", "one", "other/one").stdout.splitlines()[0].split() == ["run", "one", "other/one"]
+
+
+def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "a")
+    train_tiny(tmp_path / "b", "--holdout", 40)
+    train_tiny(tmp_path / "c", "--split-seed", 1)
+    train_tiny(tmp_path / "d", "--lr", 0.02)
+    remark = "* not comparable: figures of other samples, or of another loss"
+    lines = stsbp("compare", "a", "b").stdout.splitlines()
+    assert [line.split()[-2:] for line in lines if line.startswith("test samples ")] == [["30", "40"]]
+    assert [line.split()[-2:] for line in lines if line.startswith("training samples ")] == [["40", "40"]]
+    assert any(line.startswith("test accuracy *") for line in lines)
+    assert lines[-1] == remark
+    # As many samples, but others.
+    assert "test accuracy *" in stsbp("compare", "a", "c").stdout
+    same = stsbp("compare", "a", "d").stdout
+    assert "*" not in same
+    assert "test samples" in same
+
+
+def test_compare_leaves_out_what_is_no_run(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
+) -> None:
+    # The commands of README and docs, one after the other: the third one is given all that the first two left.
+    train_tiny(tmp_path / "runs" / "digits")
+    assert stsbp("report", "runs/digits").exit_code == 0
+    done = stsbp("experiment", "digits", *tiny, "--seeds", 1)
+    assert done.exit_code == 0, done.output
+    found = stsbp("compare", *sorted(path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir()))
+    assert found.exit_code == 0, found.output
+    assert found.stdout.splitlines()[0].split() == ["run", "digits"]
+    assert "runs/digits.html is left out: it is no run" in found.stderr
+    assert "runs/digits-seeds is left out: it is an experiment: its runs are runs/digits-seeds/seed-*" in found.stderr
+    assert stsbp("compare", "runs/digits-seeds/seed-0", "runs/digits.html").exit_code == 0
+    alone = stsbp("compare", "runs/digits.html")
+    assert alone.exit_code == 1
+    assert "runs/digits.html" in alone.stderr
+    missing = stsbp("compare", "runs/digits", "runs/digit")
+    assert missing.exit_code == 1
+    assert "there is no run folder runs/digit" in missing.stderr
 
 
 def test_samples_are_chosen_from_different_mistakes() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ _FIGURES = (
     *("accuracy", "accuracy_spike_count", "precision", "recall", "f1"),
     *("van_rossum", "hamming", "loss"),
 )
+_SAMPLES = ("dataset", "limit", "holdout", "validation", "split_seed", "image_size", "skip_malformed")
+"""Settings that say which samples there are."""
+_LOSS = ("loss", "label_pattern", "undesired_pattern", "steps", "tau_s")
+"""Settings that say what the loss is."""
 
 
 @click.command("compare", short_help=COMMANDS["compare"])
@@ -28,14 +34,28 @@ _FIGURES = (
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
     """Lay RUNs side by side: settings in which they differ, results, spike rates, time.
 
-    Only the records of the runs are read; no data set and no backend is needed.
+    Only the records of the runs are read; no data set and no backend is needed. Of several RUNs, what is there but is
+    no run, such as a report beside them, is left out with a remark.
     """
-    found = [facts(run) for run in runs]
+    found = [facts(run) for run in _chosen(runs)]
     if as_json:
         for fact in found:
             click.echo(json.dumps(fact))
         return
     click.echo(_table(found))
+
+
+def _chosen(runs: Sequence[Path]) -> list[Path]:
+    """Those that are runs; all of them where none is, so that the error names the first."""
+    others = [run for run in runs if run.exists() and not RunFolder(run).is_run]
+    if len(others) == len(runs):
+        return list(runs)
+    for path in others:
+        seeds = any(path.glob("seed-*/config.toml"))
+        what = "an experiment: its runs are " + click.format_filename(path / "seed-*") if seeds else "no run"
+        with contextlib.suppress(OSError):
+            click.echo(f"{click.format_filename(path)} is left out: it is {what}", err=True)
+    return [run for run in runs if run not in others]
 
 
 def facts(run: Path) -> dict[str, Any]:
@@ -62,6 +82,14 @@ def facts(run: Path) -> dict[str, Any]:
     return result
 
 
+def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) -> bool:
+    """Whether a figure of these runs is of the same samples and measures the same."""
+    of_samples = (*_SAMPLES, "test_on") if split == "test" else _SAMPLES
+    keys = (*of_samples, *_LOSS) if figure == "loss" else of_samples
+    said = {(fact[split]["samples"], *(fact["settings"][key] for key in keys)) for fact in found}
+    return len(said) <= 1
+
+
 def _table(found: list[dict[str, Any]]) -> str:
     names = [Path(fact["run"]).resolve().name for fact in found]
     # Runs of two experiments have the same names.
@@ -72,13 +100,20 @@ def _table(found: list[dict[str, Any]]) -> str:
         if key == "dataset" or any(value != values[0] for value in values):
             rows.append((key, [str(value) for value in values]))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
+    marked = False
     for split in ("training", "validation", "test"):
         records = [fact[split] or {} for fact in found]
+        counts = [record.get("samples") for record in records]
+        if any(counts):
+            rows.append((f"{split} samples", [str(count or "-") for count in counts]))
         for key in _FIGURES:
             if any(key in record for record in records):
                 shown = ".4f" if key in ("van_rossum", "hamming", "loss") else ".2%"
                 cells = [format(record[key], shown) if key in record else "-" for record in records]
-                rows.append((f"{split} {key.replace('_', ' ')}", cells))
+                there = [fact for fact, record in zip(found, records, strict=True) if key in record]
+                mark = "" if _are_comparable(there, split, key) else " *"
+                marked |= bool(mark)
+                rows.append((f"{split} {key.replace('_', ' ')}{mark}", cells))
     trained = [fact["training"] or {} for fact in found]
     for layer in dict.fromkeys(name for record in trained for name in record.get("rates", {})):
         cells = [f"{r['rates'][layer]:.4f}" if layer in r.get("rates", {}) else "-" for r in trained]
@@ -91,4 +126,6 @@ def _table(found: list[dict[str, Any]]) -> str:
     for name, cells in rows:
         aligned = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         lines.append(f"{name:<{first}}  {aligned}".rstrip())
+    if marked:
+        lines.append("* not comparable: figures of other samples, or of another loss")
     return "\n".join(lines)

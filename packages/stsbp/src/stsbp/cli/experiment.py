@@ -39,7 +39,7 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 @click.argument("name", shell_complete=_complete)
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from --seed upwards.")
 @click.option("--dataset", help="Another data set that the preset fits.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @stop_after
@@ -67,7 +67,7 @@ def command(
     if not config.test:
         raise ConfigError("the table of an experiment is of test samples: leave test = false (--no-test) out")
     config = pinned(config)
-    path = out or Path("runs") / name.replace("/", "-").replace(":", "-")
+    path = out or _default_folder(name)
     if config.tensorboard:
         require()
     limit_threads(config.threads)
@@ -95,6 +95,16 @@ def command(
     click.echo(_json(found) if as_json else markdown(found), nl=False)
     with contextlib.suppress(OSError):
         click.echo(f"written to {experiment.table} and {experiment.json}", err=True)
+
+
+def _default_folder(name: str) -> Path:
+    """`runs/NAME-seeds`, so that it is not where `stsbp train --out runs/NAME` puts a run.
+
+    An experiment from when it was `runs/NAME` goes on there.
+    """
+    before = Path("runs") / name.replace("/", "-").replace(":", "-")
+    path = before.with_name(f"{before.name}-seeds")
+    return before if not path.exists() and any(before.glob("seed-*/config.toml")) else path
 
 
 def _configs(name: str, dataset: str | None, given: dict[str, Any]) -> tuple[RunConfig, RunConfig]:
