@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, host
-from stsbp_cupy.source import KERNELS
+from stsbp_cupy.source import KERNELS, fingerprint
 from stsbp_spec.errors import BackendError
 
 
@@ -17,7 +18,7 @@ from stsbp_spec.errors import BackendError
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     host._library.cache_clear()
-    yield tmp_path / "kernels"
+    yield tmp_path / "kernels" / f"cupy-{fingerprint()}"
     host._library.cache_clear()
 
 
@@ -65,6 +66,27 @@ def test_other_flags_make_another_library(own_cache: Path, compiler_path: str, m
     first = host.build()
     monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DOTHER"))
     assert host.build() != first
+
+
+def test_another_machine_makes_another_library(
+    own_cache: Path, compiler_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = host.build()
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    assert host.build() != first
+
+
+def test_without_a_place_to_keep_it_the_library_is_temporary(
+    own_cache: Path, compiler_path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_cache.parent.write_text("a file, no folder")
+    path = host.build()
+    assert path.is_file()
+    assert own_cache not in path.parents
+    assert host.build() == path
+    assert host._library().host_adamw
+    assert len(caplog.messages) == 1
+    assert "compiled kernels are not kept" in caplog.messages[0]
 
 
 def test_shim_compiles_without_warnings(compiler_path: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stsbp_cupy.source import KERNELS, cache_folder, cached, entries, fingerprint, source_files
-from stsbp_spec.errors import BackendError
+from stsbp_cupy import source
+from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
 
 
 def test_entries_hold_every_kernel_of_the_files() -> None:
@@ -58,84 +56,22 @@ def test_fingerprint_depends_on_every_part() -> None:
     assert len({fingerprint("g++", "-O3"), fingerprint("g++", "-O2"), fingerprint("clang++", "-O3")}) == 3
 
 
-def test_cached_writes_once_and_moves_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_once_for_these_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
-    with cached("a.so") as (path, scratch):
-        assert scratch is not None
-        assert not path.exists()
-        scratch.write_text("built")
-    assert path == tmp_path / "kernels" / "a.so"
-    assert path.read_text() == "built"
-    with cached("a.so") as (_, scratch):
-        assert scratch is None
-    assert sorted(p.name for p in path.parent.iterdir()) == ["a.so", "a.so.sha256"]
+    calls: list[Path] = []
 
+    def build(path: Path) -> None:
+        calls.append(path)
+        path.write_text("built")
 
-def test_cached_builds_a_damaged_file_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
-    damages: list[Callable[[Path], object]] = [
-        lambda path: path.write_text("bui"),
-        lambda path: path.with_name("a.so.sha256").unlink(),
-    ]
-    for damage in damages:
-        with cached("a.so") as (path, scratch):
-            if scratch is not None:
-                scratch.write_text("built")
-        damage(path)
-        with cached("a.so") as (path, scratch):
-            assert scratch is not None
-            scratch.write_text("built")
-        assert path.read_text() == "built"
-
-
-def test_cached_leaves_nothing_of_a_failed_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
-
-    def build() -> None:
-        with cached("a.so") as (_, scratch):
-            assert scratch is not None
-            scratch.write_text("half")
-            raise RuntimeError("the compiler stopped")
-
-    with pytest.raises(RuntimeError, match="the compiler stopped"):
-        build()
-    assert list((tmp_path / "kernels").iterdir()) == []
-
-
-def test_cached_by_many_threads_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
-    seen: list[str] = []
-
-    def build() -> None:
-        with cached("a.so") as (path, scratch):
-            if scratch is not None:
-                scratch.write_text("x" * 100_000)
-        seen.append(path.read_text())
-
-    threads = [threading.Thread(target=build) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert seen == ["x" * 100_000] * 8
-
-
-def test_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "file"))
-    with (
-        pytest.raises(BackendError, match=r"cannot be kept: .*; choose another folder with .* STSBP_CACHE"),
-        cached("a"),
-    ):
-        pass
-
-
-def test_cache_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    monkeypatch.delenv("STSBP_CACHE", raising=False)
-    assert cache_folder() == Path("/x/stsbp/kernels")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache/stsbp/kernels"
+    first = built("a.so", build)
+    assert built("a.so", build) == first
+    assert first.read_text() == "built"
+    assert first == tmp_path / "kernels" / f"cupy-{fingerprint()}" / "a.so"
+    monkeypatch.setattr(source, "KERNELS", tmp_path)
+    (tmp_path / "contract.cuh").write_text("other kernels")
+    assert built("a.so", build) != first
+    assert len(calls) == 2
 
 
 def test_kernel_folder_holds_only_what_is_compiled() -> None:

@@ -1,20 +1,307 @@
-"""The first kernel that is compiled is announced, a loaded one is not."""
+"""Machine code is that of the sources at hand and found again only where it is safe; its making is announced once."""
 
 from __future__ import annotations
 
+import ast
+import importlib
 import logging
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType
+from typing import Any
 
+import llvmlite
+import numba
+import numpy as np
 import pytest
-from numba import njit
+import stsbp_torch
+from numba.core import config
+from numba.core.dispatcher import Dispatcher
+from numba.extending import _Intrinsic
+from stsbp_spec.kernel_cache import KernelFolder
 from stsbp_torch import compiling
 
+GRADIENTS = """
+import sys
+import numpy as np
+from numba.core import event
+from stsbp_torch.sparse.kernels import backward
 
-def _kernel(module: str, offset: float) -> None:
+compiled = []
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        compiled.append(event.data["dispatcher"].py_func.__name__)
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+f, shape = np.float32, (3, 1, 2, 2, 1)
+u = (np.arange(12, dtype=f) / 8).reshape(shape)
+ds, dz, dw = np.ones(shape, f), np.zeros(shape, f), np.zeros((1, 16), f)
+spikes = np.ones(shape, np.uint8)
+backward(spikes, 1, np.ones((1, 1, 1), np.uint8), 0, 1, 0, u, ds, 1, dz, dw, 1,
+         f(0.5), f(0.5), f(0.75), f(1), 0, f(0.5), f(1))
+print(*dz.reshape(-1), *dw.reshape(-1), len(compiled))
+"""
+
+
+def _run(program: str, path: Path, **environment: str) -> list[float]:
+    """The numbers that a program prints."""
+    # Python's own compiled files are told from fresh ones by the second and the size. Little is optimised: that is
+    # most of the time.
+    own = {"PYTHONPATH": str(path), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_OPT": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, **own})
+    assert done.returncode == 0, done.stderr
+    return [float(word) for word in done.stdout.split()]
+
+
+def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -> None:
+    """`backward` of one file has `propagate` of another one in its machine code."""
+    for name in ("stsbp_torch", "stsbp_spec"):
+        source = Path(importlib.import_module(name).__file__ or "").parent
+        shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    cache = str(tmp_path / "cache")
+    *first, compiled = _run(GRADIENTS, tmp_path, STSBP_CACHE=cache)
+    assert compiled > 1
+    assert _run(GRADIENTS, tmp_path, STSBP_CACHE=cache) == [*first, 0]
+    inlined = tmp_path / "stsbp_torch" / "neurons" / "lif_numba.py"
+    text = inlined.read_text()
+    changed = text.replace("        x = k * e[j] + d[j]\n", "        x = k * e[j] - d[j]\n")
+    assert changed != text
+    inlined.write_text(changed)
+    *second, _ = _run(GRADIENTS, tmp_path, STSBP_CACHE=cache)
+    # The recursion starts at zero, so every value changes its sign.
+    assert any(first)
+    assert second == [-x for x in first]
+    assert not list(tmp_path.rglob("*.nbi"))
+
+
+def _modules() -> dict[str, Any]:
+    names = [module.name for module in pkgutil.walk_packages(stsbp_torch.__path__, "stsbp_torch.")]
+    # Triton is not installed everywhere, and its kernels are not numba's.
+    return {name: importlib.import_module(name) for name in names if not name.endswith("_triton")}
+
+
+def _is_compiled(value: Any) -> bool:
+    return isinstance(value, Dispatcher | _Intrinsic)
+
+
+def _named(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
+    """By name: what functions of the kernel modules that numba compiles use, and numbers that are made of it."""
+    found = set()
+    for name, module in _modules().items():
+        if not any(_is_compiled(value) for value in vars(module).values()):
+            continue
+        tree = ast.parse(Path(module.__file__).read_text())
+        used: set[str] = set()
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and _is_compiled(getattr(module, node.name)):
+                found.add(name)
+                used |= {word for statement in node.body for word in _named(statement)}
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                used |= _named(node.value)
+        for node in tree.body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stsbp_"):
+                if used & {alias.asname or alias.name for alias in node.names}:
+                    found.add(str(node.module))
+            elif isinstance(node, ast.Import):
+                assert not any(alias.name.startswith("stsbp_") for alias in node.names)
+    # How kernels are compiled is part of the key as well.
+    assert found == set(compiling.SOURCES) - {"stsbp_torch.compiling"}
+
+
+def test_no_kernel_is_left_to_the_cache_of_numba() -> None:
+    dispatchers = {value for module in _modules().values() for value in vars(module).values() if _is_compiled(value)}
+    kinds = {type(vars(value)["_cache"]).__name__ for value in dispatchers if isinstance(value, Dispatcher)}
+    assert kinds == {"_KernelCache", "NullCache"}
+
+
+def _add(x: float, y: float) -> float:
+    return x + y
+
+
+def _kernel(**options: Any) -> Any:
+    """A kernel of this package that no other test has compiled, as a process meets it that has just begun."""
+    function = FunctionType(_add.__code__, {}, "add")
+    function.__module__ = "stsbp_torch.vectors"
+    return compiling.cached_njit(**options)(function)
+
+
+def _loads(**options: Any) -> bool:
+    """Whether a new process would find the kernel."""
+    kernel = _kernel(**options)
+    assert kernel(1.5, 2.0) == 3.5
+    return bool(kernel.stats.cache_hits)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def _files(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+def test_a_kernel_is_compiled_once_for_each_signature(cache: Path) -> None:
+    assert [_loads() for _ in range(3)] == [False, True, True]
+    (file,) = _files(cache)
+    assert file.parent.name.startswith("numba-")
+    assert file.stat().st_mode & 0o777 == 0o600
+    kernel = _kernel()
+    assert kernel(1, 2) == 3
+    assert kernel(np.float32(1), np.float32(2)) == 3
+    assert not kernel.stats.cache_hits
+    assert len(_files(cache)) == 3
+
+
+@pytest.mark.parametrize("size", [0, 10, -1], ids=["empty", "short", "one byte less"])
+def test_a_truncated_file_is_compiled_again(size: int, cache: Path) -> None:
+    _loads()
+    (file,) = _files(cache)
+    file.write_bytes(file.read_bytes()[:size])
+    assert [_loads(), _loads()] == [False, True]
+
+
+def test_a_garbled_file_is_compiled_again(cache: Path) -> None:
+    _loads()
+    (file,) = _files(cache)
+    whole = file.read_bytes()
+    for at in range(0, len(whole), len(whole) // 20):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        assert _kernel()._cache.load_overload((numba.float64, numba.float64), _kernel().targetctx) is None
+    file.write_bytes(whole)
+    assert _loads()
+
+
+def test_a_file_of_another_signature_is_not_taken(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling._KernelCache, "_file", lambda self, signature: "one name for all")
+    _loads()
+    kernel = _kernel()
+    assert kernel(2**40, 2**40) == 2**41
+    assert not kernel.stats.cache_hits
+
+
+def test_a_folder_that_others_can_write_is_not_read(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if os.name == "nt":
+        pytest.skip("modes of folders are those of POSIX")
+    _loads()
+    cache.chmod(0o775)
+    folder = KernelFolder(cache, "numba", "any")
+    assert not folder.kept
+    assert "can be written by others" in caplog.messages[-1]
+
+
+def test_a_package_that_was_replaced_while_it_ran_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(compiling, "_sources_now", lambda: "of another version")
+        assert not _loads()
+    assert _files(cache) == []
+    assert [_loads(), _loads()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "other"),
+    [
+        (numba, "__version__", "0.0"),
+        (llvmlite, "__version__", "0.0"),
+        (np, "__version__", "0.0"),
+        (sys, "version", "3"),
+        (config, "BOUNDSCHECK", 1),
+        (config, "OPT", 1),
+        (compiling, "_sources", lambda: "changed"),
+    ],
+    ids=["numba", "llvmlite", "numpy", "python", "bounds", "optimisation", "sources"],
+)
+def test_the_key_depends_on_all_that_compiles(
+    owner: Any, name: str, other: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codegen = _kernel().targetctx.codegen()
+    before = compiling._folder(codegen)
+    assert before is compiling._folder(codegen)
+    monkeypatch.setattr(owner, name, other)
+    assert compiling._folder(codegen) is not before
+
+
+def test_the_key_depends_on_the_processor(cache: Path) -> None:
+    class Codegen:
+        def __init__(self, *magic: str) -> None:
+            self.magic = magic
+
+        def magic_tuple(self) -> tuple[str, ...]:
+            return self.magic
+
+    machines = [
+        ("x86_64-linux", "skylake", "+avx2"),
+        ("x86_64-linux", "skylake", "+avx512f"),
+        ("x86_64-linux", "znver4", ""),
+    ]
+    assert len({compiling._folder(Codegen(*machine)) for machine in machines}) == 3
+
+
+def test_two_processes_compile_at_once(tmp_path: Path) -> None:
+    program = (
+        "import numpy as np; from stsbp_torch.synapses.cpu_kernels import _rotate as k\n"
+        "print(k(np.uint32(3), 1), len(k.stats.cache_hits))\n"
+    )
+    environment = {**os.environ, "STSBP_CACHE": str(tmp_path)}
+    children = [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    assert [child.communicate()[0].split()[0] for child in children] == ["6", "6"]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["6", "1"]
+    assert done.stderr == ""
+
+
+def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    program = (
+        "import numpy as np; from stsbp_torch import compiling; from stsbp_torch.synapses.cpu_kernels import _rotate\n"
+        "compiling.announce()\n"
+        "print(_rotate(np.uint32(3), 1), _rotate(np.uint64(3), 1))\n"
+    )
+    environment = {**os.environ, "STSBP_CACHE": str(tmp_path / "file"), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["6", "6"]
+    warning, announcement = done.stderr.splitlines()
+    assert warning.startswith("compiled kernels are not kept, each run compiles them again: ")
+    assert "choose another folder with the environment variable STSBP_CACHE" in warning
+    assert announcement == "compiling the kernels for this processor"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_compiling_kernels_are_plain_functions() -> None:
+    program = (
+        "import numpy as np; from stsbp_torch.synapses.cpu_kernels import _rotate; print(_rotate(np.uint32(3), 1))"
+    )
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["6"]
+
+
+def test_a_kernel_outside_of_the_sources_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_torch\.compiling\.SOURCES"):
+        compiling.cached_njit()(_add)
+
+
+def _announced(module: str, offset: float) -> None:
     def kernel(x: float) -> float:
         return x + offset
 
     kernel.__module__ = module
-    compiled = njit(kernel)
+    compiled = numba.njit(kernel)
     assert compiled(1.0) == 1.0 + offset
 
 
@@ -22,10 +309,20 @@ def test_compiling_is_announced_once(caplog: pytest.LogCaptureFixture, monkeypat
     compiling.announce()
     monkeypatch.setattr(compiling._announcement, "said", False)
     with caplog.at_level(logging.WARNING, logger="stsbp_torch"):
-        _kernel("another_package.kernels", 1.0)
+        _announced("another_package.kernels", 1.0)
         assert not caplog.messages
-        _kernel("stsbp_torch.kernels", 2.0)
+        _announced("stsbp_torch.kernels", 2.0)
         compiling.announce()
-        _kernel("stsbp_torch.kernels", 3.0)
-    assert len(caplog.messages) == 1
-    assert "compiling the kernels" in caplog.messages[0]
+        _announced("stsbp_torch.kernels", 3.0)
+    assert caplog.messages == ["compiling the kernels for this processor; later runs load them from the disk"]
+
+
+def test_loading_is_not_announced(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling.announce()
+    _loads()
+    monkeypatch.setattr(compiling._announcement, "said", False)
+    caplog.clear()
+    assert _loads()
+    assert not caplog.messages

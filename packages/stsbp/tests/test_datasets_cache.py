@@ -165,6 +165,12 @@ def test_default_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPat
     assert default_cache_dir() == Path("~/.cache/stsbp").expanduser()
 
 
+def test_a_cache_dir_of_an_unknown_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STSBP_CACHE", "~nosuchuser/cache")
+    with pytest.raises(DataError, match=r"no folder for the cache: .*STSBP_CACHE"):
+        default_cache_dir()
+
+
 class TestDigestFiles:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:

@@ -13,7 +13,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Native
 
 from stsbp_cupy.runtime import Runtime
-from stsbp_cupy.source import KERNELS, cached, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
@@ -211,8 +211,9 @@ def _compiled(path: Path, capability: str) -> Path:
     flags = re.sub(r"-I\S+", "", " ".join(FLAGS))
     kind = "cubin" if architecture.startswith("sm_") else "ptx"
     name = f"{path.stem}-{architecture}-{fingerprint(version, architecture, flags, path.name)}.{kind}"
-    with cached(name) as (file, scratch):
-        if scratch is not None:
-            machine, ptx, _ = compile_kernels(path.read_text(), path.name, architecture)
-            scratch.write_bytes(machine or ptx)
-    return file
+
+    def build(scratch: Path) -> None:
+        machine, ptx, _ = compile_kernels(path.read_text(), path.name, architecture)
+        scratch.write_bytes(machine or ptx)
+
+    return built(name, build)

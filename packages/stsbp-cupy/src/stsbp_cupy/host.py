@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import shutil
 import subprocess
 from functools import cache
@@ -15,7 +16,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Native
 
 from stsbp_cupy.runtime import Runtime
-from stsbp_cupy.source import KERNELS, cached, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
 
 __all__ = ["HostRuntime", "compiler"]
 
@@ -56,17 +57,19 @@ def build() -> Path:
     if path is None:
         raise BackendError(MISSING)
     source = host_source()
-    with cached(f"host-{fingerprint(_version(path), *FLAGS, source)}.so") as (library, scratch):
-        if scratch is not None:
-            command = [path, *FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(scratch)]
-            result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
-            if result.returncode:
-                raise BackendError(
-                    f"the C++ compiler {path} cannot build the kernels, which need C++17; choose another compiler with "
-                    f"the environment variable CXX:\n{result.stderr.strip()[:2000]}"
-                )
-        built = library
-    return built
+
+    def build_with(scratch: Path) -> None:
+        command = [path, *FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(scratch)]
+        result = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+        if result.returncode:
+            raise BackendError(
+                f"the C++ compiler {path} cannot build the kernels, which need C++17; choose another compiler with "
+                f"the environment variable CXX:\n{result.stderr.strip()[:2000]}"
+            )
+
+    # A home may be shared by machines of several kinds.
+    made_for = (_version(path), platform.system(), platform.machine())
+    return built(f"host-{fingerprint(*made_for, *FLAGS, source)}.so", build_with)
 
 
 def _version(path: str) -> str:

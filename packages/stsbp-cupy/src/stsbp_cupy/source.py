@@ -6,21 +6,17 @@ A launcher passes arrays and Python numbers; `Entry.arguments` checks the arrays
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
-from stsbp_spec.errors import BackendError
+from stsbp_spec.kernel_cache import digest, kernel_folder
 
-__all__ = ["KERNELS", "Entry", "cache_folder", "cached", "entries", "fingerprint", "source_files"]
+__all__ = ["KERNELS", "Entry", "built", "entries", "fingerprint", "source_files"]
 
 KERNELS = Path(__file__).parent / "kernels"
 """The folder of the .cu files."""
@@ -99,73 +95,14 @@ def _parameter(text: str) -> Parameter:
 
 def fingerprint(*parts: str) -> str:
     """A hash of every kernel file and of `parts` (compiler, flags), the key of a build."""
-    digest = hashlib.sha256()
-    for path in sorted(KERNELS.iterdir()):
-        if path.suffix in (".cu", ".cuh", ".h"):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for part in parts:
-        digest.update(b"\0" + part.encode())
-    return digest.hexdigest()[:32]
+    files = [path for path in sorted(KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
+    return digest(*(part for path in files for part in (path.name, path.read_bytes())), *parts)
 
 
-def cache_folder() -> Path:
-    """Where built kernels are kept: `$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`."""
-    if own := os.environ.get("STSBP_CACHE"):
-        return Path(own) / "kernels"
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "stsbp" / "kernels"
-
-
-@contextmanager
-def cached(name: str) -> Iterator[tuple[Path, Path | None]]:
-    """`(path, scratch)` of a build: `scratch` is None where `path` is whole, else a file to write, then moved there.
-
-    The move is atomic, and a checksum beside the file tells whether a crash or a full disk damaged it: a library that
-    is cut short ends the process that loads it.
+def built(name: str, build: Callable[[Path], object]) -> Path:
+    """A file made of the kernels by `build`, which is given the path to fill; one that was built before is taken.
 
     Raises:
-        BackendError: the cache folder cannot be written.
+        BackendError: it cannot be written.
     """
-    path = cache_folder() / name
-    if _is_whole(path):
-        yield path, None
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False) as file:
-            scratch = Path(file.name)
-    except OSError as error:
-        raise _unwritable(error) from error
-    try:
-        yield path, scratch
-        scratch.chmod(0o644)
-        checksum = _checksum(scratch)
-        scratch.replace(path)
-        scratch.write_text(checksum)
-        scratch.chmod(0o644)
-        scratch.replace(_checksum_path(path))
-    except OSError as error:
-        raise _unwritable(error) from error
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _checksum_path(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        return _checksum_path(path).read_text() == _checksum(path)
-    except OSError:
-        return False
-
-
-def _unwritable(error: OSError) -> BackendError:
-    return BackendError(
-        f"compiled kernels cannot be kept: {error}; choose another folder with the environment variable STSBP_CACHE"
-    )
+    return kernel_folder("cupy", fingerprint()).built(name, build)

@@ -1,15 +1,141 @@
-"""Say, once a process, that the kernels of the CPU are not on the disk yet: compiling takes seconds, loading none."""
+"""`cached_njit`, the decorator of the functions that numba compiles, and where their machine code is kept between runs.
+
+numba's own cache asks only whether the file of a function has changed, and goes on with what it once inlined from other
+files. This one is a folder (`stsbp_spec.kernel_cache`) whose name is a hash of all of `SOURCES`, of the versions of all
+that compiles, and of the processor. What is kept is numba's own form: a pickle around machine code.
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import pickle
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
 
-from numba.core import event
+import llvmlite
+import numba
+import numpy as np
+from numba.core import config, event
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.dispatcher import Dispatcher
+from numba.core.serialize import dumps
+from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_folder, source_digest
 
-__all__ = ["announce"]
+__all__ = ["SOURCES", "announce", "cached_njit"]
 
 _LOG = logging.getLogger(__name__)
+_FORMAT = "1"
+
+SOURCES = (
+    "stsbp_spec.grid",
+    "stsbp_torch.compiling",
+    "stsbp_torch.neurons.lif_numba",
+    "stsbp_torch.optim.adamw",
+    "stsbp_torch.reductions",
+    "stsbp_torch.sparse.kernels",
+    "stsbp_torch.sparse.needed",
+    "stsbp_torch.sparse.spikes",
+    "stsbp_torch.synapses.cpu_kernels",
+    "stsbp_torch.vectors",
+)
+"""Modules with kernels, and those whose functions and numbers the kernels take into themselves."""
+
+_OPTIONS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
+"""Settings of numba, from its environment variables, that change the code it makes."""
+
+R = TypeVar("R")
+
+
+@cache
+def _sources() -> str | None:
+    """The hash of the texts as they were when the first kernel was imported; None where they cannot be read."""
+    return _sources_now()
+
+
+def _sources_now() -> str | None:
+    try:
+        return source_digest(*SOURCES)
+    except OSError as error:
+        _LOG.warning("compiled kernels are not kept, each run compiles them again: %s", error)
+        return None
+
+
+def _folder(codegen: Any) -> KernelFolder | None:
+    """Where kernels of these sources for this processor are; `codegen` is numba's, of the processor."""
+    sources = _sources()
+    if sources is None:
+        return None
+    versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version)
+    options = (f"{name}={getattr(config, name, None)}" for name in _OPTIONS)
+    return kernel_folder("numba", digest(_FORMAT, sources, *versions, *map(str, codegen.magic_tuple()), *options))
+
+
+class _KernelCache(_Cache):  # type: ignore[misc]
+    """In place of numba's cache of one function. A file for each signature, no index for two processes to garble."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._name = f"{function.__module__}.{function.__qualname__}"
+
+    @property
+    def cache_path(self) -> None:
+        """Not known before a processor is."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        folder = _folder(target_context.codegen())
+        found = None if folder is None else folder.read(self._file(sig))
+        if found is None:
+            return None
+        # As safe to unpickle as the machine code in it is to run: `kernel_cache` says who could have written it.
+        kept, parts = pickle.loads(found)
+        return CompileResult._rebuild(target_context, *parts) if kept == sig else None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        # Code with addresses of this process in it is of no use to another one.
+        parts = data._asdict()
+        if parts["library"].has_dynamic_globals or not all(lifted.can_cache for lifted in parts["lifted"]):
+            return
+        folder = _folder(data.codegen)
+        # A package that was replaced while this process ran: what is compiled may be of the old or of the new one.
+        if folder is not None and _sources_now() == _sources():
+            folder.write(self._file(sig), dumps((sig, data._reduce())))
+
+    def _file(self, sig: Any) -> str:
+        return f"{self._name}-{digest(str(sig))}"
+
+    def enable(self) -> None:
+        """Always on."""
+
+    def disable(self) -> None:
+        """Always on."""
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def cached_njit(**options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """`numba.njit` with these options, and with the cache of this module.
+
+    Raises:
+        TypeError: the function's module is missing from `SOURCES`, or the function is a closure, whose values are in no
+            source.
+    """
+
+    def compiled(function: Callable[..., R]) -> Callable[..., R]:
+        if function.__module__ not in SOURCES or function.__closure__:
+            name = f"{function.__module__}.{function.__qualname__}"
+            raise TypeError(f"{name} is not covered by stsbp_torch.compiling.SOURCES")
+        _sources()
+        made: Any = numba.njit(**options)(function)
+        if isinstance(made, Dispatcher):  # with NUMBA_DISABLE_JIT it is the function
+            vars(made)["_cache"] = _KernelCache(function)
+        result: Callable[..., R] = made
+        return result
+
+    return compiled
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]
@@ -19,9 +145,12 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         self.said = False
 
     def on_start(self, event: Any) -> None:
-        if not self.said and event.data["dispatcher"].py_func.__module__.startswith("stsbp_torch."):
+        dispatcher = event.data["dispatcher"]
+        if not self.said and dispatcher.py_func.__module__.startswith("stsbp_torch."):
             self.said = True
-            _LOG.warning("compiling the kernels for this processor; later runs load them from the disk")
+            folder = _folder(dispatcher.targetctx.codegen())
+            later = "; later runs load them from the disk" if folder is not None and folder.kept else ""
+            _LOG.warning("compiling the kernels for this processor%s", later)
 
     def on_end(self, event: Any) -> None:
         pass
@@ -31,7 +160,7 @@ _announcement: _Announcement | None = None
 
 
 def announce() -> None:
-    """Warn in the log when the first kernel of this process is compiled."""
+    """Warn in the log when the first kernel of this process is compiled: that takes seconds, loading none."""
     global _announcement
     if _announcement is None:
         _announcement = _Announcement()

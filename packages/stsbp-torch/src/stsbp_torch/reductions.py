@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
+from stsbp_torch.compiling import cached_njit
 from stsbp_torch.threads import threads_for
 
 __all__ = ["count", "largest", "round_rows", "squares"]
@@ -17,7 +18,7 @@ _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def _count(spikes: UInt8) -> int:
     whole = spikes.size // 8 * 8
     words = spikes[:whole].view(np.uint64)
@@ -43,7 +44,7 @@ def count(spikes: UInt8) -> int:
         return int(_count(spikes))
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def _largest_bits(bits: Int32) -> int:
     chunks = (bits.size + _CHUNK - 1) // _CHUNK
     found = np.zeros(chunks, np.int32)
@@ -62,7 +63,7 @@ def largest(x: Float32) -> float:
         return float(np.int32(_largest_bits(x.view(np.int32))).view(np.float32))
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def _squares(x: Float32, scale: np.float32) -> int:
     total = 0
     for chunk in prange((x.size + _CHUNK - 1) // _CHUNK):
@@ -81,7 +82,7 @@ def squares(x: Float32, scale: np.float32) -> int:
         return int(_squares(x, scale))
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def _round_rows(w: Float32, scale: np.float32, back: np.float32, wq: Float32, above: Int64, below: Int64) -> None:
     for row in prange(len(w)):
         positive, negative = 0, 0

@@ -10,10 +10,11 @@ reordered: `fastmath` is off, every scalar is a float32, and each line below rou
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.typing import Float32, UInt8
 
+from stsbp_torch.compiling import cached_njit
 from stsbp_torch.vectors import fetch, fetch_to_write, stream
 
 __all__ = ["backward", "fire", "forward", "propagate"]
@@ -27,7 +28,7 @@ _ZERO = np.float32(0)
 _ONE = np.float32(1)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(error_model="numpy")
 def fire(
     z: Float32, i: Float32, m: Float32, u: Float32, spikes: UInt8,
     k: np.float32, c: np.float32, km: np.float32, vth: np.float32,
@@ -46,7 +47,7 @@ def fire(
         spikes[j] = o
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(error_model="numpy")
 def propagate(
     u: Float32, ds: Float32, d: Float32, e: Float32, h: Float32,
     k: np.float32, km: np.float32, vth: np.float32, kind: int, p0: np.float32, p1: np.float32,
@@ -87,7 +88,7 @@ def propagate(
         e[j] = _ZERO if abs(x) < _FLOOR else x
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def forward(
     z: Float32, u: Float32, spikes: UInt8, k: np.float32, c: np.float32, km: np.float32, vth: np.float32
 ) -> None:
@@ -115,7 +116,7 @@ def forward(
                 stream(u[t, low:high], own)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def backward(
     u: Float32,
     ds: Float32,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.typing import Float32
 
+from stsbp_torch.compiling import cached_njit
 from stsbp_torch.neurons.lif import snap
 from stsbp_torch.threads import threads_for
 
@@ -45,7 +46,7 @@ def update_cpu(
     return out[0], out[1], out[2]
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def _update(
     w: Float32, g: Float32, m: Float32, v: Float32, w1: Float32, m1: Float32, v1: Float32,
     clip: np.float32, beta1: np.float32, one_minus_beta1: np.float32, beta2: np.float32, one_minus_beta2: np.float32,

@@ -14,9 +14,10 @@ The weight gradient adds, for each input channel and kernel row, the windows of 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.typing import Float32, UInt8
 
+from stsbp_torch.compiling import cached_njit
 from stsbp_torch.neurons.lif_numba import fire, propagate
 from stsbp_torch.sparse.spikes import list_by_channel, list_spikes
 from stsbp_torch.vectors import LANES, add_scaled, sum_scaled
@@ -26,7 +27,7 @@ __all__ = ["backward", "forward"]
 _ZERO = np.float32(0)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def forward(
     s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
     u: Float32, spikes: UInt8, k: np.float32, c: np.float32, km: np.float32, vth: np.float32, threads: int,
@@ -99,7 +100,7 @@ def forward(
                     fire(z[at : at + line], i[y], m[y], out, fired, k, c, km, vth)
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def backward(
     s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
     u: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, threads: int,
@@ -186,7 +187,7 @@ def backward(
                 gradient[j] += part[j]
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@cached_njit()
 def _unpool(ds: Float32, row: int, size: int, channels: int, above: Float32) -> None:
     """One row of `[H // size, W // size, C]` as the row of the error before the pooling."""
     if row >= ds.shape[0]:

@@ -8,9 +8,10 @@ computed (Perez-Nieves and Goodman 2021, "Sparse spiking gradient descent").
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.typing import Float32, Int32
 
+from stsbp_torch.compiling import cached_njit
 from stsbp_torch.vectors import LANES, dot
 
 __all__ = ["COMPACT", "error", "share"]
@@ -21,7 +22,7 @@ COMPACT = (0, 1)
 _ZERO = np.float32(0)
 
 
-@njit(cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(error_model="numpy")
 def _list_used(
     u: Float32, y: int, size: int, vth: np.float32, kind: int, p0: np.float32, row: Float32, places: Int32, ends: Int32
 ) -> int:
@@ -57,7 +58,7 @@ def _list_used(
     return n
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def share(u: Float32, size: int, every: int, vth: np.float32, kind: int, p0: np.float32) -> float:
     """Share of the elements behind a pooling of `size` that are used, from every `every`-th frame of `[n, H, W, C]`."""
     frames, height, width, channels = u.shape
@@ -74,7 +75,7 @@ def share(u: Float32, size: int, every: int, vth: np.float32, kind: int, p0: np.
     return float(found / (looked * rows * columns * channels))
 
 
-@njit(parallel=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True, error_model="numpy")
 def error(
     u: Float32, size: int, dz: Float32, w: Float32, kernel: int, padding: int, ds: Float32,
     vth: np.float32, kind: int, p0: np.float32, threads: int,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.typing import Float32, Int32, UInt8
+
+from stsbp_torch.compiling import cached_njit
 
 __all__ = ["NO_MASK", "density", "list_by_channel", "list_spikes"]
 
@@ -14,7 +16,7 @@ NO_MASK = np.ones((1, 1, 1), np.uint8)
 _ZERO = np.float32(0)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@cached_njit()
 def list_spikes(
     frame: UInt8, size: int, mask: UInt8, masked: int, row: Int32, places: Int32, values: Float32, starts: Int32
 ) -> int:
@@ -55,7 +57,7 @@ def list_spikes(
     return n
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@cached_njit()
 def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Int32) -> None:
     """Sums of the windows of one row, `[W // size * C]`, of the inputs that dropout keeps; `row` holds `[W, C]`."""
     width, channels = frame.shape[1:]
@@ -77,7 +79,7 @@ def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: In
             row[x * channels + c] = total
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@cached_njit()
 def list_by_channel(
     columns: int,
     channels: int,
@@ -122,7 +124,7 @@ def list_by_channel(
             cell_values[to] = values[n]
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def density(s: UInt8, size: int, every: int) -> float:
     """Share of non-zero inputs behind a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, UInt8
+
+from stsbp_torch.compiling import cached_njit
 
 __all__ = ["double_bytes", "keep_mask", "pool", "unpool"]
 
 _ZERO = np.float32(0)
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def pool(s: AnyArray, out: Float32, size: int) -> None:
     """Fill `out` `[n, H // size, W // size, C]` with the means of the windows of `s` `[n, H, W, C]`."""
     frames, height, width, channels = out.shape
@@ -31,7 +33,7 @@ def pool(s: AnyArray, out: Float32, size: int) -> None:
                     row[c] *= scale
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def double_bytes(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
     """Fill `out` `[T, B, H, W, 2 C]` with 16 times the sums of the windows of `s`, and the sums, at most 15.
 
@@ -71,7 +73,7 @@ def double_bytes(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> N
                     to[(2 * x + 1) * channels + c] = total
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def unpool(d: Float32, out: Float32, size: int) -> None:
     """Fill `out` `[n, H, W, C]` with the errors `d` `[n, H // size, W // size, C]` divided by `size^2`, else zero."""
     frames, height, width, channels = out.shape
@@ -90,12 +92,12 @@ def unpool(d: Float32, out: Float32, size: int) -> None:
                         row[c] = _ZERO
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@cached_njit()
 def _rotate(x: np.uint32, r: int) -> np.uint32:
     return np.uint32((x << np.uint32(r)) | (x >> np.uint32(32 - r)))
 
 
-@njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@cached_njit(parallel=True)
 def keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, out: UInt8) -> None:
     """`random.keep_mask` (Threefry-2x32-20) into `out` `[B, area, C]`, elements counted in the order `[B, C, area]`."""
     batch, area, _ = out.shape

@@ -18,8 +18,8 @@ from stsbp.errors import StsbpError
 __all__ = ["measure"]
 
 _LONGEST = 600.0
-_CACHES = ("STSBP_CACHE", "NUMBA_CACHE_DIR", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
-"""Variables that say where decoded samples and compiled kernels are kept."""
+_CACHES = ("STSBP_CACHE", "CUPY_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
+"""Variables that say where decoded samples and compiled kernels are kept, ours and those of the frameworks."""
 
 
 def measure(backend: AbstractBackend, *, rounds: int, tell: Tell) -> list[Row]:

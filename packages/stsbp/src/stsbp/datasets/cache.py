@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.datasets.base import Progress, ProgressCallback, Skipped
@@ -45,13 +46,11 @@ _RACY_NS = 2_000_000_000
 
 
 def default_cache_dir() -> Path:
-    """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`."""
-    if own := os.environ.get("STSBP_CACHE"):
-        return expanded(Path(own))
-    shared = os.environ.get("XDG_CACHE_HOME")
-    # The XDG rules say that a relative path is to be ignored.
-    base = Path(shared) if shared and os.path.isabs(shared) else expanded(Path("~/.cache"))
-    return base / "stsbp"
+    """`$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`; raises `DataError` without a home."""
+    try:
+        return cache_root()
+    except RuntimeError as error:
+        raise DataError(f"no folder for the cache: {error}; the environment variable STSBP_CACHE names one") from error
 
 
 def expanded(path: Path) -> Path:

@@ -1,0 +1,301 @@
+"""Compiled kernels kept between runs: never those of other sources, never what somebody else could have written.
+
+Kernels of one kind (`numba`, `cupy`) lie in `kernels/KIND-HASH` below `cache_root()`. The hash is of everything they
+are made of: the text of their sources and of whatever is inlined into them, the compiler's version, the processor. A
+changed source is another folder, so an old kernel is not found, let alone called.
+
+Loading compiled code is running it, and no check of its form can make it safe. So only what this user alone could have
+written is loaded: folders and files must belong to the user and be closed to the writing of others; they are made with
+the modes 0700 and 0600. A checksum tells damaged files from whole ones; they are written to a new name and renamed.
+Where that cannot be had, one warning says so and a temporary folder serves the process.
+
+Folders that were not used for 30 days go when the next one is made, and so do the least recently used beyond eight.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stsbp_spec.errors import BackendError
+
+__all__ = ["KernelFolder", "cache_root", "digest", "kernel_folder", "source_digest"]
+
+_LOG = logging.getLogger(__name__)
+
+_DAY = 86400.0
+_UNUSED = 30 * _DAY
+"""Seconds after which a folder that no process has opened is removed."""
+_AT_MOST = 8
+"""Folders of a kind; one that was opened within a day is kept all the same, since another process may still read it."""
+
+_READ = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+_CHECKSUM = 32
+
+
+def cache_root() -> Path:
+    """Where stsbp keeps what it can make again: `$STSBP_CACHE`, else `$XDG_CACHE_HOME/stsbp`, else `~/.cache/stsbp`.
+
+    Raises:
+        RuntimeError: there is no such user, or the user has no home.
+    """
+    if own := os.environ.get("STSBP_CACHE"):
+        return Path(own).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME")
+    # The XDG rules say that a relative path is to be ignored.
+    base = Path(shared) if shared and os.path.isabs(shared) else Path("~/.cache").expanduser()
+    return base / "stsbp"
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 of a sequence of texts, 32 hexadecimal digits; `("ab", "c")` is not `("a", "bc")`."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "little") + data)
+    return total.hexdigest()[:32]
+
+
+def source_digest(*names: str) -> str:
+    """`digest` of the sources of modules, and of all modules below those that are packages. Imports their parents only.
+
+    Raises:
+        OSError: a source cannot be read.
+    """
+    parts: list[str | bytes] = []
+    for name in names:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"no source of the module {name}")
+        parts += [name, _text(spec.loader, spec.origin)]
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for path in sorted(folder.rglob("*.py")):
+                parts += [path.relative_to(folder).as_posix(), path.read_bytes()]
+    return digest(*parts)
+
+
+def _text(loader: Any, origin: str) -> bytes:
+    try:
+        text: bytes = loader.get_data(origin)
+    except AttributeError as error:
+        raise OSError(f"{origin} is kept in a form that cannot be read") from error
+    return text
+
+
+def kernel_folder(kind: str, key: str) -> KernelFolder:
+    """The folder of kernels of one `kind` (letters) and `key`, a hash of all they depend on."""
+    try:
+        return _folder((cache_root() / "kernels").absolute(), kind, key)
+    except RuntimeError as error:
+        return _folder(None, kind, key, str(error))
+
+
+class KernelFolder:
+    """Compiled kernels in files, or in a temporary folder where the user has no safe place for them.
+
+    `kept` says whether later runs will find what is written.
+    """
+
+    def __init__(self, parent: Path | None, kind: str, key: str, problem: str = "") -> None:
+        self._kind = kind
+        self._tidied = False
+        self._path: Path | None = None
+        self._spare: Path | None = None
+        self.kept = True
+        if parent is None:
+            self._spill(problem)
+            return
+        path = parent / f"{kind}-{key}"
+        try:
+            _make_private(parent)
+            new = not path.exists()
+            _make_private(path)
+        except OSError as error:
+            self._spill(_reason(error, path))
+            return
+        self._path = path
+        if not os.access(path, os.W_OK):
+            self._spill(f"{path} cannot be written")
+            return
+        # The time of the last use, for `_prune` of other processes.
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        if new:
+            _prune(parent, kind, path)
+
+    def read(self, name: str) -> bytes | None:
+        """What was written as `name`; None where there is nothing that is whole and safe to load."""
+        for folder in self._places():
+            data = _read(folder / name)
+            if data is not None and data[-_CHECKSUM:] == _checksum(name, data[:-_CHECKSUM]):
+                return data[:-_CHECKSUM]
+        return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep `data` as `name`, whole or not at all. Where that fails, a warning is all that comes of it."""
+        with contextlib.suppress(OSError):
+            self._save(name, data + _checksum(name, data))
+
+    def built(self, name: str, build: Callable[[Path], object]) -> Path:
+        """A file that other programs load: made by `build`, which fills the empty file that it is given, if it is not
+        there whole. Its checksum stands in a file of its own beside it.
+
+        Raises:
+            BackendError: neither the cache nor a temporary folder can be written.
+        """
+        for folder in self._places():
+            data, checksum = _read(folder / name), _read(folder / f"{name}.sha256")
+            if data is not None and checksum == _checksum(name, data).hex().encode():
+                return folder / name
+        try:
+            with tempfile.TemporaryDirectory(prefix="stsbp-build-") as made:
+                scratch = Path(made) / name
+                scratch.touch()
+                build(scratch)
+                data = scratch.read_bytes()
+            path = self._save(name, data)
+            self._save(f"{name}.sha256", _checksum(name, data).hex().encode())
+        except OSError as error:
+            raise BackendError(f"compiled kernels cannot be written: {_reason(error, Path(name))}") from error
+        return path
+
+    def _places(self) -> list[Path]:
+        return [folder for folder in (self._path, self._spare) if folder is not None]
+
+    def _save(self, name: str, data: bytes) -> Path:
+        """Write a file into the first folder that takes it; returns its path."""
+        if self.kept and self._path is not None:
+            try:
+                # It may have been removed meanwhile.
+                for folder in (self._path.parent, self._path):
+                    _make_private(folder)
+                if not self._tidied:
+                    self._tidied = True
+                    _remove_leftovers(self._path)
+                return _replace(self._path / name, data)
+            except OSError as error:
+                self._spill(_reason(error, self._path))
+        if self._spare is None:
+            spare = _temporary() / f"{self._kind}-{secrets.token_hex(8)}"
+            spare.mkdir(mode=0o700)
+            self._spare = spare
+        return _replace(self._spare / name, data)
+
+    def _spill(self, problem: str) -> None:
+        self.kept = False
+        _warn(problem)
+
+
+@cache
+def _warn(problem: str) -> None:
+    """Once for each problem."""
+    _LOG.warning(
+        "compiled kernels are not kept, each run compiles them again: %s; choose another folder with the environment "
+        "variable STSBP_CACHE",
+        problem,
+    )
+
+
+_folder = cache(KernelFolder)
+
+
+@cache
+def _temporary() -> Path:
+    """Of this process, which removes it when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="stsbp-kernels-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that this user alone can read and write; `OSError` where one is there that others could write."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise PermissionError(f"{folder} is a symbolic link")
+    if problem := _unsafe(status):
+        raise PermissionError(f"{folder} {problem}")
+    if hasattr(os, "geteuid") and status.st_mode & 0o077:
+        with contextlib.suppress(OSError):
+            folder.chmod(0o700)
+
+
+def _unsafe(status: os.stat_result) -> str | None:
+    """Why somebody else may have written a file or folder; None: nobody may."""
+    # Windows has access lists instead, which close the user's profile.
+    if not hasattr(os, "geteuid"):
+        return None
+    if status.st_uid != os.geteuid():
+        return f"belongs to another user (number {status.st_uid})"
+    if status.st_mode & 0o022:
+        return f"can be written by others (mode {status.st_mode & 0o777:o}); remove it, or run chmod 700 on it"
+    return None
+
+
+def _read(path: Path) -> bytes | None:
+    """Content of a regular file that nobody else can write; None where there is no such file."""
+    try:
+        with open(os.open(path, _READ), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or _unsafe(status):
+                return None
+            return file.read()
+    except OSError:
+        return None
+
+
+def _replace(path: Path, data: bytes) -> Path:
+    scratch = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(os.open(scratch, _WRITE, 0o600), "wb") as file:
+            file.write(data)
+        os.replace(scratch, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+    return path
+
+
+def _checksum(name: str, data: bytes) -> bytes:
+    """32 bytes; of the name too, so that a file is not taken for another one."""
+    return hashlib.sha256(name.encode() + b"\0" + data).digest()
+
+
+def _prune(parent: Path, kind: str, used: Path) -> None:
+    """Remove folders of a kind that no process has opened for long. One that needs its own again makes it anew."""
+    ages: list[tuple[float, Path]] = []
+    for folder in parent.glob(f"{kind}-*"):
+        with contextlib.suppress(OSError):
+            if folder != used:
+                ages.append((time.time() - folder.lstat().st_mtime, folder))
+    for rank, (age, folder) in enumerate(sorted(ages), 2):
+        if age > _UNUSED or (rank > _AT_MOST and age > _DAY):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Of processes that were killed while they wrote."""
+    for scratch in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.lstat().st_mtime > _DAY:
+                scratch.unlink()
+
+
+def _reason(error: OSError, path: Path) -> str:
+    """Words of the system with the path that it named, or our own."""
+    return f"{error.filename or path}: {error.strerror}" if error.strerror else str(error)
