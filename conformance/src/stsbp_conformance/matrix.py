@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from stsbp_spec.grid import CONTRACT_VERSION
+
 from stsbp_conformance import __version__
 
 __all__ = ["TIERS", "save", "short", "text"]
@@ -72,6 +74,7 @@ def save(path: Path, cells: list[dict[str, Any]], backends: dict[str, dict[str, 
     """Write the matrix with what it was measured on."""
     report = {
         "suite": __version__,
+        "contract": CONTRACT_VERSION,
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",

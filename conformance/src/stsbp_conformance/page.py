@@ -33,7 +33,7 @@ def _matrix(report: dict[str, Any]) -> list[tuple[str, list[Row]]]:
         largest = f"{max(margins):.2f}" if margins else ""
         about.append([column, backend["device"], backend["description"], *counts, values, largest])
     when = f"{report['date']}, {report['system']}, Python {report['python']}"
-    sections = [(f"Measured {when}", about)]
+    sections = [(f"Version {report.get('contract', 1)} of the contract, measured {when}", about)]
     by_place = {(cell["tier"], cell["case"], cell["backend"]): cell for cell in cells}
     for tier in sorted({cell["tier"] for cell in cells}):
         table = [["case", *columns]]

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.grid import (
+    EXACT_LIMIT_BITS,
+    FINEST_ERROR_EXPONENT,
     FLOOR,
     MIN_WEIGHT_BITS,
     ceil_log2,
@@ -141,13 +143,19 @@ def test_ceil_log2(n: int) -> None:
     assert k == 0 or 2 ** (k - 1) < n
 
 
-@given(seed=_SEED, scale=st.floats(-60, 60), frames=st.integers(1, 400), input_bits=st.integers(0, 12))
+@given(
+    seed=_SEED,
+    scale=st.floats(-60, 60),
+    spread=st.sampled_from([0, 4, 12]),
+    frames=st.integers(1, 400),
+    input_bits=st.integers(0, 12),
+)
 def test_sums_of_errors_on_their_grid_are_exact_in_any_order(
-    seed: int, scale: float, frames: int, input_bits: int
+    seed: int, scale: float, spread: int, frames: int, input_bits: int
 ) -> None:
     """Both backward products of a layer, permuted, in float64 and in exact fractions."""
     rng = np.random.default_rng(seed)
-    errors = (rng.standard_t(2, frames) * 2.0**scale).astype(np.float32)
+    errors = (rng.standard_t(2, frames) * 2.0 ** rng.normal(scale, spread, frames)).astype(np.float32)
     bits = error_bits(input_bits=input_bits, weight_bits=12, weight_summands=frames, data_summands=frames)
     q = error_exponent(float(np.abs(errors).max()), bits)
     assert q is not None
@@ -163,6 +171,36 @@ def test_sums_of_errors_on_their_grid_are_exact_in_any_order(
         products = on_grid.astype(np.float64) * factor
         for order in (rng.permutation(frames), np.argsort(products), np.argsort(-products)):
             assert Fraction(float(np.cumsum(products[order])[-1])) == exact
+
+
+@pytest.mark.parametrize("input_bits", [0, 8])
+@pytest.mark.parametrize("log2_frames", [0, 5, 13])
+def test_the_largest_sums_of_errors_reach_53_bits_and_no_more(input_bits: int, log2_frames: int) -> None:
+    """One bit more would round: all errors and inputs at their largest, and the last error one unit."""
+    frames = 2**log2_frames
+    bits = error_bits(input_bits=input_bits, weight_bits=2, weight_summands=frames, data_summands=1)
+    assert bits == min(53 - input_bits - log2_frames, 51)
+    largest = np.float32(2.0**bits - 2.0 ** max(0, bits - 24))
+    q = error_exponent(float(largest), bits)
+    assert q == 0
+    units = round_to_grid(np.append(np.full(frames - 1, largest), np.float32(1)).astype(np.float32), q)
+    products = units.astype(np.float64) * 2.0**input_bits
+    exact = ((frames - 1) * int(largest) + 1) * 2**input_bits
+    assert exact <= 2**53
+    for order in (np.arange(frames), np.arange(frames)[::-1]):
+        assert int(np.cumsum(products[order])[-1]) == exact
+
+
+def test_an_error_grid_of_24_bits_or_more_leaves_the_largest_errors_as_they_are() -> None:
+    errors = (np.random.default_rng(0).uniform(0.5, 1, 100) * 2.0 ** np.arange(-100, 0)).astype(np.float32)
+    for bits, kept in ((24, 1), (31, 8), (40, 17)):
+        q = error_exponent(float(errors.max()), bits)
+        assert q is not None
+        same = round_to_grid(errors, q) == errors
+        assert same[-kept:].all()
+        # Up to half a unit becomes zero: more than `bits` bits below the power of two above the largest.
+        assert not round_to_grid(errors, q)[:-bits].any()
+        assert round_to_grid(errors, q)[-bits:].all()
 
 
 def test_errors_off_the_grid_do_depend_on_the_order() -> None:
@@ -183,11 +221,18 @@ def test_error_bits_are_refused_where_too_few_would_be_left() -> None:
 def test_errors_of_zero_have_no_grid() -> None:
     assert error_exponent(0.0, 24) is None
     assert error_exponent(2.0**-101, 24) is None
-    assert error_exponent(2.0**-99, 24) == 120
+    assert error_exponent(2.0**-99, 24) == FINEST_ERROR_EXPONENT
+
+
+def test_gradients_near_the_floor_are_no_subnormal_numbers() -> None:
+    unit, input_unit = 2.0**-FINEST_ERROR_EXPONENT, 2.0**-EXACT_LIMIT_BITS
+    assert unit * input_unit == np.finfo(np.float32).tiny
+    assert unit < FLOOR
 
 
 def test_block_error_bits_of_the_nmnist_network() -> None:
     blocks = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10).blocks
-    # conv2 of 50 samples and 25 steps: 1250 frames of 121 places need 18 bits, pooled spikes 2, so 24 of 53 fit.
-    assert [block_error_bits(block, frames=1250) for block in blocks] == [24, 24, 24]
+    # 1250 frames, 50 samples of 25 steps: dW of conv1 adds 900 places of each (21 bits); ds of conv2 adds 64 x 5 x 5
+    # weights (11 bits) of 12 bits, more than its dW asks for (18 bits, pooled spikes 2); ds of the output 10 weights.
+    assert [block_error_bits(block, frames=1250) for block in blocks] == [53 - 21, 53 - 12 - 11, 53 - 12 - 4]
     assert block_error_bits(blocks[1], frames=1250 * 2**12) == 53 - 2 - 30

@@ -14,6 +14,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
 
 PUBLIC = [
+    "CONTRACT_VERSION",
     "LIF",
     "LOSSES",
     "PSP",

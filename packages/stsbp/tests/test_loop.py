@@ -23,6 +23,7 @@ from stsbp.training.prefetch import prefetched
 from stsbp_spec import LOSSES, AdamW, Batch, initial_weights, open_backend
 from stsbp_spec.decoders import distances, nearest_sequence, spike_count
 from stsbp_spec.encoders import LabelCode, encode_repeat
+from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.random import Stream, permutation
@@ -517,3 +518,47 @@ def test_run_that_the_clock_stops_goes_on_to_the_same_bits(
     assert calls > 6
     assert train_tiny(tmp_path / "b").exit_code == 0
     same_run(tmp_path / "a", tmp_path / "b")
+
+
+def other_contract(run: Path, version: int | None) -> None:
+    """Make the checkpoint one of another version of the contract; None: of the time before it had a number."""
+    saved = checkpoint.load(run, "last")
+    info = {key: value for key, value in saved.info.items() if key not in ("contract", *_OWN)}
+    checkpoint.save(
+        run, "last", saved.tensors, info if version is None else {**info, "contract": version}, step=saved.info["step"]
+    )
+
+
+_OWN = ("format", "file", "sha256", "tensors", "step")
+"""What `checkpoint.save` writes itself."""
+
+
+@pytest.mark.parametrize(("written", "named"), [(None, 1), (7, 7)])
+def test_resuming_across_versions_of_the_contract_says_so(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, written: int | None, named: int
+) -> None:
+    run = tmp_path / "run"
+    stopped = train_tiny(run, "--precision", "reproducible", "--stop-after", 1e-9)
+    assert stopped.exit_code == 75
+    other_contract(run, written)
+    resumed = stsbp("train", "--resume", run)
+    assert resumed.exit_code == 0, resumed.output
+    line = f"was begun under version {named} of the exact-arithmetic contract and goes on under version "
+    assert resumed.stderr.count(line + str(CONTRACT_VERSION)) == 1
+    for name in ("last", "best"):
+        assert checkpoint.load(run, name).info["contract"] == CONTRACT_VERSION
+    starts = json.loads((run / "environment.json").read_text())["starts"]
+    assert [start["contract"] for start in starts] == [CONTRACT_VERSION] * 2
+
+
+def test_resuming_under_the_same_contract_or_in_fast_precision_says_nothing_of_it(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    for precision in ("reproducible", "fast"):
+        run = tmp_path / precision
+        assert train_tiny(run, "--precision", precision, "--stop-after", 1e-9).exit_code == 75
+        if precision == "fast":
+            other_contract(run, None)
+        resumed = stsbp("train", "--resume", run)
+        assert resumed.exit_code == 0, resumed.output
+        assert "contract" not in resumed.stderr

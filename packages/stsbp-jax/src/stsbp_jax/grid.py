@@ -16,7 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, headroom_bits
+from stsbp_spec.grid import (
+    EXACT_LIMIT_BITS,
+    FINEST_ERROR_EXPONENT,
+    FLOOR,
+    MIN_WEIGHT_BITS,
+    WeightGrid,
+    headroom_bits,
+)
 from stsbp_spec.network import Block
 
 __all__ = [
@@ -182,7 +189,7 @@ def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
 def error_grid(dz: Array, bits: int) -> Array:
     """Errors of a layer rounded to `bits` bits below the power of two above their maximum, the shape of `dz`."""
     largest = jnp.max(jnp.abs(dz))
-    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(120))
+    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
     return jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
 
 

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import NetworkSpec, SpikingLayer
@@ -15,6 +16,7 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear
 __version__ = version("stsbp-spec")
 
 __all__ = [
+    "CONTRACT_VERSION",
     "LIF",
     "LOSSES",
     "PSP",

@@ -7,7 +7,10 @@
 4. Floor: states below 2^-100 snap to zero, so that a library which flushes subnormals agrees with one that does not.
 5. Random numbers are counter-based (random.py).
 6. Error grid (`reproducible` precision only): the error signal at a layer boundary is rounded to `b` bits below the
-   power of two above its maximum, `b` small enough that float64 adds both backward products exactly.
+   power of two above its maximum, `b` as large as float64 allows to add both backward products exactly. Errors of at
+   most half a unit become zero: those more than `b` bits below the maximum, or half the finest unit, 2^-103.
+
+`CONTRACT_VERSION` counts the changes of what these rules compute.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.typing import AnyArray, Float32
 
 __all__ = [
+    "CONTRACT_VERSION",
     "EXACT_LIMIT_BITS",
+    "FINEST_ERROR_EXPONENT",
     "FLOOR",
     "MIN_WEIGHT_BITS",
     "WeightGrid",
@@ -38,11 +43,18 @@ __all__ = [
     "weight_grid",
 ]
 
+CONTRACT_VERSION = 2
+"""Which rules the bits of `reproducible` precision follow. 1: the error grid had at most 24 bits; 2: all that fit."""
+
 FLOOR = 2.0**-100
 """Magnitudes below this become zero."""
 
 EXACT_LIMIT_BITS = 24
 """float32 holds every integer up to 2**24."""
+
+FINEST_ERROR_EXPONENT = 126 - EXACT_LIMIT_BITS
+"""The unit of an error grid is at least 2^-102: times the unit of an input, which has at most 24 bits, it is a normal
+float32, so a library that flushes subnormals gets the same gradients."""
 
 MIN_WEIGHT_BITS = 2
 """The coarsest grid: weights -1, 0, 1 times one unit."""
@@ -181,16 +193,17 @@ def fit_weight_grid(
 
 
 def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_summands: int) -> int:
-    """Bits `b` of the error grid of one layer, at most 24.
+    """Bits `b` of the error grid of one layer: as many as there may be.
 
     Both backward products must add exactly in float64 (53 bits): the weight gradient sums `weight_summands` products
     of an error with an input of `input_bits` bits, the data gradient `data_summands` products of an error with a
-    weight of `weight_bits` bits.
+    weight of `weight_bits` bits. A float32 error has 24 bits of its own: with `b > 24` the largest errors pass the
+    grid unchanged, and smaller ones keep what the 53 bits leave room for.
 
     Raises:
         ExactnessError: fewer than 8 bits would be left.
     """
-    b = min(24, 53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands))
+    b = min(53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands))
     if b < 8:
         raise ExactnessError(f"the error grid would keep {b} bits; use smaller batches or fewer steps")
     return b
@@ -203,7 +216,7 @@ def error_exponent(largest: float, bits: int) -> int | None:
     """
     if largest < FLOOR:
         return None
-    return min(bits - math.frexp(largest)[1], 120)
+    return min(bits - math.frexp(largest)[1], FINEST_ERROR_EXPONENT)
 
 
 def is_on_grid(x: AnyArray, exponent: int) -> bool:

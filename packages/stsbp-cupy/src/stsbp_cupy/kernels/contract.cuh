@@ -50,5 +50,5 @@ __device__ __forceinline__ int binary_exponent(unsigned long long bits) {
 __device__ __forceinline__ int error_exponent(unsigned long long largest, int bits, bool& none) {
     none = __int_as_float(static_cast<int>(largest)) < 0x1p-100f;
     const int q = bits - binary_exponent(largest);
-    return q < 120 ? q : 120;
+    return q < 102 ? q : 102;  // grid.FINEST_ERROR_EXPONENT
 }

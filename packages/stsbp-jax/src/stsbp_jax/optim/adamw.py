@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
 
 from stsbp_jax.grid import Rounding, divide, exponent, largest_magnitude, power_of_two, snap, square_root, wide
@@ -31,7 +31,7 @@ def gradient_norm(gradients: Sequence[Array]) -> Array:
     bits = norm_bits(sum(math.prod(g.shape) for g in gradients))
     largest = largest_magnitude(gradients)
     silent = largest < FLOOR
-    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(120))
+    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
     with wide():
         total = jnp.zeros((), np.int64)
         for g in gradients:

@@ -99,6 +99,7 @@ class Progress(_Strict):
     best: _Best | None
     metrics_bytes: _Count
     epochs: _Count | None = None
+    contract: _Count = 1
 
 
 @dataclass(frozen=True)

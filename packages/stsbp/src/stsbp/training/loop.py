@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import Int64
@@ -176,6 +177,7 @@ class _Loop:
                 )
             self.state = import_checkpoint(task, resume, folder)
             self.check_position(saved)
+            self.tell_changes(saved)
             self.step = saved.step
             self.next = _Position(
                 saved.epoch,
@@ -219,6 +221,14 @@ class _Loop:
                 f"{self.folder.path / 'last.json'} is damaged: update {saved.step}, epoch {saved.epoch}, batch "
                 f"{saved.batch}, sums and best do not fit together. Copy the run folder again if it is a copy; "
                 "otherwise train anew with --overwrite"
+            )
+
+    def tell_changes(self, saved: Progress) -> None:
+        """Say what keeps a resumed run from the bits in which it would have ended."""
+        if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
+            self.reporter.warn(
+                f"{self.folder.path} was begun under version {saved.contract} of the exact-arithmetic contract and "
+                f"goes on under version {CONTRACT_VERSION}: it cannot end in the bits of either (docs/exactness.md)"
             )
 
     def run(self) -> Outcome:
@@ -386,6 +396,7 @@ class _Loop:
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
             "backend": self.task.trainer.backend.name,
+            "contract": CONTRACT_VERSION,
         }
 
     def save(self) -> None:

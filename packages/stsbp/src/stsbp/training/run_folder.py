@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.grid import CONTRACT_VERSION
 
 import stsbp
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
@@ -159,6 +160,7 @@ class RunFolder:
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "step": step,
                 "stsbp": stsbp.__version__,
+                "contract": CONTRACT_VERSION,
                 "backend": backend.name,
                 "device": backend.device,
                 "device_description": next((d.description for d in backend.devices() if d.name == backend.device), ""),
