@@ -396,7 +396,7 @@ def test_weight_grid_of_a_weight_that_is_not_finite_names_the_layer(backend: Cup
 
 @pytest.mark.parametrize("count", [1, 6, 1024])
 @pytest.mark.parametrize("scale", [0.0, 2.0**-101, 2.0**-99, 1e-4, 1.0, 1e30])
-@pytest.mark.parametrize("error_bits", [8, 19, 24])
+@pytest.mark.parametrize("error_bits", [8, 19, 24, 33, 51])
 def test_error_grid(
     backend: CupyBackend,
     reference: NumpyBackend,

@@ -181,7 +181,7 @@ def test_weight_grid_raises_what_the_spec_raises() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 2.0**-99, 2.0**-105, 0.0, 1e30])
-@pytest.mark.parametrize("bits", [24, 13])
+@pytest.mark.parametrize("bits", [51, 33, 24, 13])
 def test_error_grid(scale: float, bits: int) -> None:
     dz = normal(5, 3, 40) * np.float32(scale)
     same_bits(JAX.error_grid(JAX.asarray(dz), bits), NUMPY.error_grid(dz, bits))

@@ -199,8 +199,8 @@ def test_an_error_grid_of_24_bits_or_more_leaves_the_largest_errors_as_they_are(
         same = round_to_grid(errors, q) == errors
         assert same[-kept:].all()
         # Up to half a unit becomes zero: more than `bits` bits below the power of two above the largest.
-        assert not round_to_grid(errors, q)[:-bits].any()
-        assert round_to_grid(errors, q)[-bits:].all()
+        assert not round_to_grid(errors, q)[: -bits - 1].any()
+        assert round_to_grid(errors, q)[-bits - 1 :].all()
 
 
 def test_errors_off_the_grid_do_depend_on_the_order() -> None:

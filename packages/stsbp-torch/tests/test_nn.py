@@ -41,6 +41,23 @@ def test_network_agrees_with_value_and_grad(precision: Precision, loss: Loss) ->
             assert np.abs(weight.grad.numpy() - gradient).max() <= 2e-6 * np.abs(gradient).max()
 
 
+def test_layers_that_stand_alone_take_the_error_grid_of_the_network() -> None:
+    spec = NetworkSpec.parse("6C5-P2", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
+    batch, weights = samples(2), initial_weights(spec, 4, 2.0)
+    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision="reproducible")
+    conv = SpikingConv2d(2, 6, 5, neuron=LIFSpec(3, 5 / 3))
+    last = SpikingLinear(6 * 7 * 7, 10, neuron=LIFSpec(3, 5 / 3), psp=PSP(5 / 3), input_exponent=2)
+    with torch.no_grad():
+        for layer, weight in zip((conv, last), weights.values(), strict=True):
+            layer.weight.copy_(torch.from_numpy(weight))
+    below = conv(torch.from_numpy(batch.inputs).float(), precision="reproducible")
+    spikes = last(SpikingAvgPool2d(2)(below), precision="reproducible")
+    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=PSP(5 / 3)).backward()  # type: ignore[no-untyped-call]
+    for layer, gradient in zip((conv, last), expected.gradients.values(), strict=True):
+        assert layer.weight.grad is not None
+        assert np.array_equal(layer.weight.grad.numpy(), gradient)
+
+
 def test_direct_coding_takes_images_and_steps() -> None:
     spec = NetworkSpec.parse("4C3-12", input_shape=(1, 8, 8), outputs=5, coding="direct")
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8)).astype(np.uint8)

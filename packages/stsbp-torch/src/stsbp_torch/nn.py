@@ -13,13 +13,14 @@ gradients.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.grid import weight_grid
+from stsbp_spec.grid import error_bits, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
@@ -181,15 +182,26 @@ class _Spiking(torch.nn.Module):
         *,
         gain: float = 1.0,
         precision: Precision = "fast",
-        bits: int = 24,
     ) -> torch.Tensor:
         """Spikes of the layer from inputs `[T, B, ...]` (or `[1, B, ...]` with `steps`)."""
         wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
             self.weight, self.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
         )
+        bits = self._error_bits(s) if precision == "reproducible" else 0
         z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
         spikes: torch.Tensor = self.lif(z, steps, gain)
         return spikes
+
+    def _error_bits(self, s: torch.Tensor) -> int:
+        """As `passes.block_error_bits`, for a layer that stands alone."""
+        steps, batch, *shape = s.shape
+        _, per_frame, data = self.synapse.summands(tuple(shape))
+        return error_bits(
+            input_bits=math.ceil(math.log2(self.input_max)) + self.input_exponent,
+            weight_bits=self.weight_bits,
+            weight_summands=steps * batch * per_frame,
+            data_summands=data,
+        )
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
@@ -292,8 +304,6 @@ class Network(torch.nn.Module):
 
         In training mode each call draws new dropout masks (`self.step` counts the calls).
         """
-        from stsbp_spec.passes import block_error_bits
-
         direct = self.spec.coding == "direct"
         s = inputs[None].float() * 2.0**-8 if direct else inputs.float()
         steps = steps or len(s)
@@ -310,8 +320,7 @@ class Network(torch.nn.Module):
                     s = s * mask
                 shape = layer.output_shape(shape)
             gain = block.dropout_gain if self.training else 1.0
-            bits = block_error_bits(block, frames=s.shape[0] * s.shape[1])
-            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision, bits=bits)
+            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision)
         if self.training:
             self.step += 1
         return s
