@@ -522,15 +522,12 @@ def test_run_that_the_clock_stops_goes_on_to_the_same_bits(
 
 def other_contract(run: Path, version: int | None) -> None:
     """Make the checkpoint one of another version of the contract; None: of the time before it had a number."""
-    saved = checkpoint.load(run, "last")
-    info = {key: value for key, value in saved.info.items() if key not in ("contract", *_OWN)}
-    checkpoint.save(
-        run, "last", saved.tensors, info if version is None else {**info, "contract": version}, step=saved.info["step"]
-    )
-
-
-_OWN = ("format", "file", "sha256", "tensors", "step")
-"""What `checkpoint.save` writes itself."""
+    path = run / "last.json"
+    description = json.loads(path.read_text())
+    del description["digest"], description["contract"]
+    if version is not None:
+        description["contract"] = version
+    path.write_text(json.dumps({**description, "digest": checkpoint._digest(description)}))
 
 
 @pytest.mark.parametrize(("written", "named"), [(None, 1), (7, 7)])
