@@ -230,6 +230,7 @@ def test_second_interrupt_leaves_at_once_and_keeps_the_checkpoint(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
+        patch.setattr(loop, "PATIENCE", 0)
         patch.setattr(loop._Loop, "update", interrupt)
         assert train_tiny(tmp_path / "run").exit_code != 0
     assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == 2

@@ -261,7 +261,7 @@ def test_report_of_a_name_that_is_no_utf8(
         pytest.skip("the file system has no such names")
     assert train_tiny(run).exit_code == 0
     assert stsbp("report", run, "--no-samples").exit_code == 0
-    assert "b?d" in check(tmp_path / os.fsdecode(b"b\xffd.html")).text
+    assert r"b\xffd" in check(tmp_path / os.fsdecode(b"b\xffd.html")).text
 
 
 def test_drawing_does_not_replace_what_it_reads(

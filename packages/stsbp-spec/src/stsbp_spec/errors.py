@@ -6,6 +6,8 @@ A message says what was expected, what came, and what to do. The command line pr
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BackendError",
     "ExactnessError",
@@ -14,13 +16,57 @@ __all__ = [
     "ShapeError",
     "SpecError",
     "StsbpError",
+    "legible",
+    "printable",
 ]
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, what turns the direction of text, and bytes of a name that are no UTF-8."""
+_BEGIN, _END = 1200, 600
+"""Characters of a long line that a message shows."""
+_FIRST_LINES, _LAST_LINES = 30, 10
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text of others (names of classes and files, settings) as a terminal or a page may show it.
+
+    Control characters become escapes such as `\\x1b`; with `lines`, ends of lines stay.
+    """
+
+    def escape(found: re.Match[str]) -> str:
+        character = found[0]
+        if lines and character == "\n":
+            return character
+        number = ord(character)
+        # Python keeps a byte that is no UTF-8 as U+DC00 and its value.
+        number = number - 0xDC00 if 0xDC80 <= number <= 0xDCFF else number
+        return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+
+    return _CONTROL.sub(escape, text)
+
+
+def legible(text: str) -> str:
+    """A message as it may be shown: printable, its beginning and end where it is long."""
+    rows = text.split("\n")
+    if len(rows) > _FIRST_LINES + _LAST_LINES:
+        left_out = f"... ({len(rows) - _FIRST_LINES - _LAST_LINES:,} lines left out) ..."
+        rows = [*rows[:_FIRST_LINES], left_out, *rows[-_LAST_LINES:]]
+    return "\n".join(_cut(printable(row)) for row in rows)
+
+
+def _cut(row: str) -> str:
+    if len(row) <= _BEGIN + _END:
+        return row
+    return f"{row[:_BEGIN]} ... ({len(row) - _BEGIN - _END:,} characters left out) ... {row[-_END:]}"
 
 
 class StsbpError(Exception):
-    """Base class of every error raised on purpose."""
+    """Base class of every error raised on purpose; its message never holds control characters or megabytes."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(legible(message))
 
 
 class SpecError(StsbpError, ValueError):

@@ -1,6 +1,25 @@
-"""`python -m stsbp` is the command `stsbp`."""
+"""The command `stsbp`, also as `python -m stsbp`."""
 
-from stsbp.cli import main
+from __future__ import annotations
+
+from stsbp.interrupts import EXIT_CODE, install
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Handle Ctrl-C before anything else is imported, then do what the command line says."""
+    interrupts = install()
+    try:
+        from stsbp.cli import main as command
+    except BaseException:
+        # Libraries turn an interrupt while they are loaded into errors of their own.
+        if interrupts.first is None:
+            raise
+        interrupts.end()
+        raise SystemExit(EXIT_CODE) from None
+    command()
+
 
 if __name__ == "__main__":
     main()

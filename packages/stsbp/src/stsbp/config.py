@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -20,9 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
 from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.values import shown
 
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError
+from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, preset
 
 __all__ = [
@@ -253,22 +256,43 @@ class Source(NamedTuple):
     values: Mapping[str, Any]
 
 
+_CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_LARGEST_TOML = MEGABYTE
+_MOST_DOTS = 64
+_MOST_PROBLEMS = 5
+_MOST_BRACKETS = 100
+_STRING_OR_COMMENT = re.compile(r"""\"(?:[^"\\]|\\.)*"?|'[^']*'?|#.*""")
+
+
 def read_toml(path: Path) -> Source:
     """Settings of a TOML file.
 
     Raises:
-        ConfigError: it cannot be read or is not TOML; names the line.
+        ConfigError: it cannot be read, is too large or is not TOML; names the line.
     """
     try:
-        return Source(str(path), tomllib.loads(path.read_bytes().decode("utf-8")))
+        text = read_regular(path, _LARGEST_TOML).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    # What tomllib needs too much time, memory or depth for; settings are flat.
+    bare = [_STRING_OR_COMMENT.sub("", line) for line in text.splitlines()]
+    for number, line in enumerate(bare, 1):
+        if line.count(".") > _MOST_DOTS:
+            raise ConfigError(
+                f"{path} is not a file of settings: line {number} has a key of more than {_MOST_DOTS} parts"
+            )
+    if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
+        raise ConfigError(f"{path} is no file of settings: it has more than {_MOST_BRACKETS} lists and tables")
+    try:
+        return Source(str(path), tomllib.loads(text))
+    except (ValueError, RecursionError) as error:
+        # An integer of more than 4,300 digits is an error of its own, with advice for programmers.
+        reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
+        raise ConfigError(f"{path} is not valid TOML: {reason}") from error
 
 
 def named_preset(name: str, dataset: str | None) -> Source:
@@ -310,7 +334,7 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     try:
         config = RunConfig(**merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, origin) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_explain(problem, origin) for problem in error.errors()[:_MOST_PROBLEMS])) from None
     try:
         config.label_code.sequences(2, config.steps)
     except ValueError as error:
@@ -334,8 +358,13 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
     # An empty text would not be seen.
-    shown = given if str(given).strip() else repr(given)
-    named = f"{flag} {shown}" if where == "command line" else f"{where}: {key} = {to_toml_value(given)}"
+    try:
+        written = to_toml_value(given)
+    except (ValueError, RecursionError):
+        # An integer of too many digits.
+        written = shown(given)
+    text = (given if str(given).strip() else repr(given)) if where == "command line" else ""
+    named = f"{flag} {text}" if where == "command line" else f"{where}: {key} = {written}"
     return f"{named}: {allowed}"
 
 
@@ -362,6 +391,7 @@ def to_toml(config: RunConfig) -> str:
 def to_toml_value(value: Any) -> str:
     """A setting as TOML writes it."""
     if isinstance(value, str):
-        # A TOML basic string has the escapes of JSON; DEL is the one character that only TOML forbids.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        # A TOML basic string has the escapes of JSON, which leaves DEL and other control characters as they are.
+        text = json.dumps(value, ensure_ascii=False)
+        return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return json.dumps(value, default=str)

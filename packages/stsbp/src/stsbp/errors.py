@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from stsbp_spec.errors import StsbpError
+from stsbp_spec.errors import StsbpError, legible, printable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "FileError", "StsbpError"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "FileError", "StsbpError", "legible", "printable"]
 
 
 class DataError(StsbpError):

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import click
+
+from stsbp.interrupts import EXIT_CODE, install
 
 __all__ = ["COMMANDS", "Globals", "cli", "main"]
 
@@ -29,6 +33,10 @@ COMMANDS = {
     "benchmark": "Measure a backend against the floors of this machine.",
 }
 """Commands in the order of the help page, with their one-line help."""
+
+
+_SHORT = 1000
+"""Characters up to which a message is not cut."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,14 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        with _legible():
+            return super().make_context(*arguments, **named)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _legible():
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise click.exceptions.Exit(_leave_closed_pipe()) from None
         except Exception as error:
@@ -80,6 +93,20 @@ class _Commands(click.Group):
             raise
 
 
+@contextlib.contextmanager
+def _legible() -> Iterator[None]:
+    """Let click's own messages, which repeat what was typed, hold no control characters and no megabytes."""
+    try:
+        yield
+    except click.ClickException as error:
+        if len(error.message) > _SHORT or not error.message.isprintable():
+            # Imported here: it brings numpy along.
+            from stsbp.errors import legible
+
+            error.message = legible(error.message)  # type: ignore[misc]
+        raise
+
+
 def _open_closed_streams() -> None:
     """Let closed standard streams (`>&-`) lead nowhere: a file opened later would else take their number."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -91,6 +118,10 @@ def _open_closed_streams() -> None:
                 os.fstat(number)
             except OSError:
                 os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks is no reason to stop.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _give_up_unwritable() -> None:
@@ -122,26 +153,45 @@ def cli(ctx: click.Context, backend: str | None, device: str | None) -> None:
 
 def main() -> None:
     """Entry point: what `cli` does, with the exit codes of docs/cli.md."""
-    _open_closed_streams()
+    interrupts = install()
+    code: Any = EXIT_CODE
+    try:
+        _open_closed_streams()
+        try:
+            code = _run()
+            code = code if interrupts.first is None else EXIT_CODE
+        finally:
+            _give_up_unwritable()
+        interrupts.over = True
+    except BaseException:
+        # Raised by a signal, or by a library that made something else of it.
+        if interrupts.first is None:
+            raise
+        interrupts.over = True
+    sys.exit(code)
+
+
+def _run() -> Any:
+    """Do what the command line says; returns the exit code."""
     try:
         # What it returns is the code of an early exit, for example after --help, else None.
         code = cli.main(prog_name="stsbp", standalone_mode=False)
         sys.stdout.flush()
-        sys.exit(code)
+        return code
+    except SystemExit as error:
+        return error.code
     except click.ClickException as error:
         # Also where nobody can be told, the exit code tells.
         with contextlib.suppress(OSError):
             error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         with contextlib.suppress(OSError):
             click.echo("Interrupted.", err=True)
-        sys.exit(130)
+        return EXIT_CODE
     except BrokenPipeError:
-        sys.exit(_leave_closed_pipe())
+        return _leave_closed_pipe()
     except OSError as error:
         with contextlib.suppress(OSError):
             click.echo(f"Error: cannot write the output: {error.strerror or error}", err=True)
-        sys.exit(1)
-    finally:
-        _give_up_unwritable()
+        return 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.cli.common import Finite, choose_backend, limit_threads, threads_option
 
 __all__ = ["command"]
 
@@ -18,17 +18,17 @@ __all__ = ["command"]
     "--scale",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Finite(0, 1, min_open=True),
     help="Factor of neurons, batches and copies, to try it; floors hold at 1.",
 )
-@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1), help="Timed rounds.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Timed rounds.")
 @click.option(
     "--data-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of N-MNIST and CIFAR-10.",
 )
 @click.option("--surrogate", help="Surrogate derivative in the training step, instead of the preset's.")
-@click.option("--threads", default=0, show_default=True, type=click.IntRange(0), help="Processor threads; 0: all.")
+@threads_option("Processor threads; 0: all.", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
 @click.pass_context

@@ -7,18 +7,54 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import click
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import installed_backends, open_backend
+from stsbp_spec.values import shown
 
 from stsbp.cli import Globals
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, printable
 
-__all__ = ["choose_backend", "deadline_in", "limit_threads", "parse_shape", "stop_after"]
+__all__ = [
+    "MOST_THREADS",
+    "Finite",
+    "choose_backend",
+    "deadline_in",
+    "limit_threads",
+    "parse_shape",
+    "say",
+    "stop_after",
+    "threads_option",
+]
+
+MOST_THREADS = 1024
+_LONGEST_SHAPE = 100
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def say(text: str, *, nl: bool = True, err: bool = False) -> None:
+    """Print lines that hold names of others, without their control characters."""
+    click.echo(printable(text, lines=True), nl=nl, err=err)
+
+
+class Finite(click.FloatRange):
+    """A range of floats without NaN, which every comparison lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--threads` with a help text."""
+    return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **more)
 
 
 def choose_backend(options: Globals) -> AbstractBackend:
@@ -59,7 +95,7 @@ def limit_threads(count: int) -> None:
 
 stop_after = click.option(
     "--stop-after",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, 1e9, min_open=True),
     metavar="MINUTES",
     help="Save and exit with code 75 after so many minutes.",
 )
@@ -67,16 +103,8 @@ stop_after = click.option(
 
 
 def deadline_in(minutes: float | None) -> float | None:
-    """The time of `time.monotonic` in so many minutes; None: never.
-
-    Raises:
-        ConfigError: it is no number.
-    """
-    if minutes is None:
-        return None
-    if not math.isfinite(minutes):
-        raise ConfigError(f"--stop-after is a number of minutes, got {minutes}")
-    return time.monotonic() + 60 * minutes
+    """The time of `time.monotonic` in so many minutes; None: never."""
+    return None if minutes is None else time.monotonic() + 60 * minutes
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -86,6 +114,6 @@ def parse_shape(text: str) -> tuple[int, ...]:
         ConfigError: it is something else.
     """
     parts = text.lower().split("x")
-    if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ConfigError(f"a shape is written like 2x34x34 (channels x rows x columns) or 64, got {text!r}")
+    if len(text) > _LONGEST_SHAPE or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise ConfigError(f"a shape is written like 2x34x34 (channels x rows x columns) or 64, got {shown(text)}")
     return tuple(int(part) for part in parts)

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS
+from stsbp.cli.common import say
 from stsbp.config import RunConfig
+from stsbp.errors import printable
 from stsbp.report.collect import read_environment
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
@@ -42,7 +44,7 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
         for fact in found:
             click.echo(json.dumps(fact))
         return
-    click.echo(_table(found))
+    say(_table(found))
 
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
@@ -120,6 +122,7 @@ def _table(found: list[dict[str, Any]]) -> str:
         rows.append((f"spike rate {layer}", cells))
     rows.append(("training seconds", [f"{fact['seconds']:.0f}" for fact in found]))
     rows.append(("backend", [fact["backend"] or "-" for fact in found]))
+    rows = [(name, [printable(cell) for cell in cells]) for name, cells in rows]
     widths = [max(len(row[1][i]) for row in rows) for i in range(len(found))]
     first = max(len(name) for name, _ in rows)
     lines = []

@@ -10,10 +10,10 @@ import click
 import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.cli.common import choose_backend, limit_threads, say, threads_option
 from stsbp.config import RunConfig, absolute
 from stsbp.datasets.registry import named_path
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, printable
 from stsbp.training.build import TOLERANCE, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import seen_in_training
@@ -32,13 +32,13 @@ __all__ = ["command"]
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
 @click.option("--on", metavar="DATASET", help="The test samples of another data set; all, if it has no test set.")
-@click.option("--batch-size", type=click.IntRange(1), help="Samples at a time.  [default: that of the run]")
-@click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
+@click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
+@threads_option("Processor threads.  [default: that of the run]")
 @click.option(
     "--tolerance",
     default=TOLERANCE,
     show_default=True,
-    type=click.IntRange(0),
+    type=click.IntRange(0, 10**9),
     help="Steps that a spike may be away from its target, where labels are spike trains.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -108,7 +108,7 @@ def command(
         click.echo(json.dumps({**of, **record, **extra}))
     else:
         title = split if on is None else on
-        click.echo(_sequence_text(found, title, tolerance) if inputs.sequences else _text(found, title, inputs.classes))
+        say(_sequence_text(found, title, tolerance) if inputs.sequences else _text(found, title, inputs.classes))
 
 
 def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
@@ -139,7 +139,7 @@ def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
 
 def _text(found: Evaluation, split: str, classes: tuple[str, ...]) -> str:
     means = found.sums.means()
-    names = [name if len(name) <= 10 else name[:9] + "." for name in classes]
+    names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
     recall = np.diag(found.confusion) / np.maximum(1, found.confusion.sum(axis=1))
     lines = [

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
 from stsbp.cli.train import given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
@@ -37,7 +37,9 @@ def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> 
 
 @click.command("experiment", short_help=COMMANDS["experiment"])
 @click.argument("name", shell_complete=_complete)
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="How many, from --seed upwards.")
+@click.option(
+    "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="How many, from --seed upwards."
+)
 @click.option("--dataset", help="Another data set that the preset fits.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
@@ -92,9 +94,9 @@ def command(
                 folder.files.write(experiment.table.name, markdown(found).encode())
         except Stopped as stopped:
             _leave(stopped, f"in seed {chosen[len(results)]}", f"{len(results)} of {seeds} seeds are done")
-    click.echo(_json(found) if as_json else markdown(found), nl=False)
+    say(_json(found) if as_json else markdown(found), nl=False)
     with contextlib.suppress(OSError):
-        click.echo(f"written to {experiment.table} and {experiment.json}", err=True)
+        say(f"written to {experiment.table} and {experiment.json}", err=True)
 
 
 def _default_folder(name: str) -> Path:
@@ -139,7 +141,7 @@ def _typed() -> list[str]:
 def _leave(stopped: Stopped, where: str, done: str) -> NoReturn:
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     with contextlib.suppress(BrokenPipeError):
-        click.echo(f"{stopped} {where}, all is saved; {done}. Go on with: {again}", err=True)
+        say(f"{stopped} {where}, all is saved; {done}. Go on with: {again}", err=True)
     sys.exit(stopped.exit_code)
 
 

@@ -7,7 +7,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import parse_shape
+from stsbp.cli.common import parse_shape, say
 
 __all__ = ["command"]
 
@@ -15,7 +15,7 @@ __all__ = ["command"]
 @click.command("networks", short_help=COMMANDS["networks"])
 @click.argument("notation")
 @click.option("--input-shape", default="2x34x34", show_default=True, metavar="CxHxW", help="Shape of an input.")
-@click.option("--outputs", default=10, show_default=True, type=click.IntRange(1), help="Output neurons.")
+@click.option("--outputs", default=10, show_default=True, type=click.IntRange(1, 10**9 - 1), help="Output neurons.")
 @click.option("--coding", default="events", show_default=True, type=click.Choice(["events", "direct"]), help="Input.")
 @click.option("--padding", default="valid", show_default=True, type=click.Choice(["valid", "same"]), help="Default.")
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
@@ -38,4 +38,4 @@ def command(
         weight_bits=weight_bits,
         dropout=dropout,
     )
-    click.echo(network.table())
+    say(network.table())

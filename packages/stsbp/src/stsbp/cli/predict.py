@@ -15,10 +15,10 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend
+from stsbp.cli.common import choose_backend, say
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import read_recording
-from stsbp.errors import ConfigError, DataError
+from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import write_atomically
 from stsbp.training.build import Inputs
 from stsbp.training.run_folder import RunFolder
@@ -77,9 +77,7 @@ def command(
                 click.echo(json.dumps({"file": str(path), "spikes": trains}))
             else:
                 lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
-                click.echo(
-                    "\n".join([f"{click.format_filename(path)}: steps at which each output neuron spikes", *lines])
-                )
+                say("\n".join([f"{printable(str(path))}: steps at which each output neuron spikes", *lines]))
         return
     distances = trained.task.distances(spikes)
     rows = zip(files, nearest_sequence(distances).tolist(), spike_count(spikes).tolist(), distances, strict=True)
@@ -94,9 +92,9 @@ def command(
             }
             click.echo(json.dumps(result))
             continue
-        read = f"{inputs.classes[nearest]} (by spike count {inputs.classes[counted]})"
-        click.echo(f"{click.format_filename(path)}: {read}")
-        click.echo("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in named.items()))
+        read, by_count = (printable(inputs.classes[number]) for number in (nearest, counted))
+        say(f"{printable(str(path))}: {read} (by spike count {by_count})")
+        say("  distances: " + "  ".join(f"{printable(name)} {value:.3f}" for name, value in named.items()))
         equal = int(equally_near(distance[None]).sum())
         if equal > 1:
             click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
@@ -146,6 +144,8 @@ def _array(content: bytes, path: Path) -> UInt8:
         if version not in _HEADERS:
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
         shape, fortran, dtype = _HEADERS[version](file)
+        if any(type(n) is not int for n in shape):
+            raise ValueError(f"its shape is {shape}")
         count = math.prod(shape)
     except Exception as error:
         # numpy evaluates the header as Python text: a forged one can raise almost anything.

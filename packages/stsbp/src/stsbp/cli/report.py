@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, limit_threads
+from stsbp.cli.common import choose_backend, limit_threads, say, threads_option
 from stsbp.errors import DataError
 from stsbp.files import write_atomically
 from stsbp.report.collect import Sample, choose, look, read_environment, survey
@@ -33,7 +33,7 @@ __all__ = ["command"]
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
 @click.option("--samples/--no-samples", default=True, help="Run the samples; without, the data set is not read.")
-@click.option("--threads", type=click.IntRange(0), help="Processor threads.  [default: that of the run]")
+@threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
 def command(
     options: Globals,
@@ -97,4 +97,4 @@ def command(
     place = run if run.name not in ("", "..") else run.resolve()
     path = place.with_name(f"{place.name}.html") if out is None else out
     write_atomically(path, render(content).encode())
-    click.echo(click.format_filename(path))
+    say(click.format_filename(path))

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, stop_after
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
 from stsbp.config import (
     FREE,
     RunConfig,
@@ -238,7 +238,7 @@ def _leave(folder: RunFolder, stopped: Stopped) -> None:
     words = [word for name, value in named.items() if value is not None for word in (name, value)]
     how = shlex.join(["stsbp", *words, "train", "--resume", click.format_filename(folder.path)])
     with contextlib.suppress(BrokenPipeError):
-        click.echo(f"{stopped} and saved. Continue with: {how}", err=True)
+        say(f"{stopped} and saved. Continue with: {how}", err=True)
     sys.exit(stopped.exit_code)
 
 
@@ -258,4 +258,4 @@ def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
         )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     path = click.format_filename(folder.path)
-    click.echo(f"run {path}: {shlex.join(['stsbp', 'evaluate', path])}")
+    say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path])}")

@@ -11,6 +11,7 @@ from stsbp_spec.network import NetworkSpec
 
 import stsbp
 from stsbp.config import FREE, RunConfig, to_toml_value
+from stsbp.errors import printable
 from stsbp.experiment.run import FORMAT, Experiment
 from stsbp.presets import NamedPreset
 from stsbp.report.collect import read_environment
@@ -122,8 +123,7 @@ def markdown(found: dict[str, Any]) -> str:
     if found["summary"] is not None:
         parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]
     parts += [_conditions(found), f"Made by `{shlex.join(found['command'])}`, stsbp {found['stsbp']}."]
-    # A folder's name may hold bytes that are no UTF-8.
-    return ("\n\n".join(parts) + "\n").encode(errors="replace").decode()
+    return printable("\n\n".join(parts) + "\n", lines=True)
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -17,6 +17,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Float64, Int64
 
 from stsbp.config import RunConfig
+from stsbp.errors import printable
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.svg import Series
@@ -102,7 +103,7 @@ class Content:
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole HTML file; bytes of a name that are no UTF-8 become question marks."""
+    """A whole HTML file, without the control characters that names of others may hold."""
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -111,7 +112,7 @@ def page(title: str, body: Iterable[str]) -> str:
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
-    return text.encode(errors="replace").decode()
+    return printable(text, lines=True)
 
 
 def command_text(command: Sequence[object]) -> str:

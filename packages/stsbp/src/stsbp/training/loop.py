@@ -8,6 +8,7 @@ a run that was stopped anywhere goes on to the same bits. At the end of an epoch
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import Int64
 
 from stsbp.errors import CheckpointError
+from stsbp.interrupts import PATIENCE
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
@@ -82,16 +84,25 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
-    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; a second one interrupts at once, without saving.
+    """Let Ctrl-C, SIGTERM and SIGHUP ask for a stop; another one, a second later, interrupts without saving.
 
-    So does the clock at `deadline`, a time of `time.monotonic`.
+    A third one ends the process. The clock at `deadline`, a time of `time.monotonic`, asks for a stop as well.
     """
     request = StopRequest(deadline)
+    heard: list[float] = []
 
     def ask(number: int, _frame: object) -> None:
-        if request.signal_number is not None:
+        now = time.monotonic()
+        # A terminal and a shell may both pass it on: several at once count as one.
+        if heard and now - heard[-1] < PATIENCE:
+            return
+        heard.append(now)
+        if len(heard) == 1:
+            request.signal_number = number
+        elif len(heard) == 2:
             raise KeyboardInterrupt
-        request.signal_number = number
+        else:
+            os._exit(128 + number)
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in names}

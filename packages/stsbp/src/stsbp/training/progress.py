@@ -10,6 +10,8 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+from stsbp.errors import printable
+
 __all__ = ["PlainReporter", "Reporter", "TerminalReporter", "reporter", "time_text"]
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -59,7 +61,7 @@ class _Output:
         if self.gone:
             return
         try:
-            print(text, file=self.file, flush=True)
+            print(printable(text, lines=True), file=self.file, flush=True)
         except (OSError, ValueError):
             self.gone = True
 
@@ -141,7 +143,7 @@ class TerminalReporter:
         return self._task
 
     def loading(self, what: str, done: int, total: int) -> None:
-        self._progress.update(self._bar(what, total), completed=done)
+        self._progress.update(self._bar(printable(what), total), completed=done)
 
     def begin(self, epochs: int, updates: int, done: int, batch_size: int) -> None:
         self._epochs, self._batch = epochs, batch_size
@@ -159,10 +161,10 @@ class TerminalReporter:
         )
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(printable(text, lines=True), markup=False)
 
     def warn(self, text: str) -> None:
-        self._console.print(f"warning: {text}", markup=False, style="yellow")
+        self._console.print(printable(f"warning: {text}", lines=True), markup=False, style="yellow")
 
     def close(self) -> None:
         if not self._closed:

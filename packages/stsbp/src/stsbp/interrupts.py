@@ -1,0 +1,64 @@
+"""What Ctrl-C does: one unwinds the program and leaves nothing half done; several at once count as one.
+
+A terminal, a shell and a batch system may each pass the signal on, so that it comes twice within milliseconds. This
+module imports nothing heavy: it is there before anything else is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+__all__ = ["EXIT_CODE", "PATIENCE", "Interrupts", "install"]
+
+EXIT_CODE = 130
+"""128 and the number of SIGINT."""
+PATIENCE = 1.0
+"""Seconds within which further signals count as the first one."""
+
+
+class Interrupts:
+    """The handler of SIGINT outside of training: raises `KeyboardInterrupt` once; later signals end the process."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+        self.over = False
+        """Set when the command is done and Python only closes: nothing catches an exception any more."""
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self.over:
+            os._exit(EXIT_CODE)
+        if self.first is None:
+            self.first = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self.first > PATIENCE:
+            self.end()
+
+    def end(self) -> None:
+        """End the process at once; every file is either whole or as it was."""
+        try:
+            os.write(2, b"Interrupted.\n")
+        finally:
+            os._exit(EXIT_CODE)
+
+    def unraisable(self, problem: Any) -> None:
+        """For `sys.unraisablehook`: an interrupt where Python cannot raise it, for example in a destructor."""
+        if issubclass(problem.exc_type, KeyboardInterrupt):
+            self.end()
+        sys.__unraisablehook__(problem)
+
+
+def install() -> Interrupts:
+    """Handle SIGINT, unless whoever started the process had it ignored; again: gives the handler that is there."""
+    found = signal.getsignal(signal.SIGINT)
+    if isinstance(found, Interrupts):
+        return found
+    interrupts = Interrupts()
+    if found is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupts)
+        sys.unraisablehook = interrupts.unraisable
+    return interrupts
