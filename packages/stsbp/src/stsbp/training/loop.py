@@ -33,7 +33,7 @@ from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import first_weights
 from stsbp.training.metrics import MetricsFile, Sums, read_records
 from stsbp.training.prefetch import prefetched
-from stsbp.training.progress import Reporter
+from stsbp.training.progress import SHOWN, Course, Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import TensorBoard
 
@@ -201,6 +201,14 @@ class _Loop:
             for name in ("last", "best"):
                 checkpoint.remove_leftovers(folder.files, name)
         self.begun = self.step
+        epochs = self.config.epochs
+        self.course = Course(
+            epochs * self.batches,
+            self.config.batch_size,
+            self.evaluations(epochs),
+            done=self.step,
+            evaluated=self.evaluations(self.next.epoch),
+        )
         self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
@@ -246,8 +254,7 @@ class _Loop:
         with self.metrics, contextlib.closing(self.board) if self.board else contextlib.nullcontext():
             if self.step == 0:
                 self.save()
-            total = self.config.epochs * self.batches
-            self.reporter.begin(self.config.epochs, total, self.step, self.config.batch_size)
+            self.reporter.begin(self.config.epochs, self.course)
             try:
                 # What is not finite is found by the trainer, which names the layer; numpy need not warn as well.
                 with np.errstate(over="ignore", invalid="ignore"):
@@ -330,8 +337,24 @@ class _Loop:
                 }
             )
             self.next.window = Sums()
+        self.course.update(len(labels), seconds)
+        self.show_course()
+
+    def show_course(self, doing: str = "") -> None:
+        if compiling := self.course.compiled():
+            self.reporter.note(f"compiling the kernels: {compiling:.0f} s")
         sums = self.next.sums
-        self.reporter.step(self.next.epoch, self.step, {"loss": sums.loss / sums.samples, **dict([sums.headline])})
+        means = {"loss": sums.loss / sums.samples, **dict([sums.headline])} if sums.samples else {}
+        self.reporter.step(min(self.next.epoch, self.config.epochs - 1), means, doing)
+
+    def evaluations(self, epochs: int) -> int:
+        """Samples that the first `epochs` epochs evaluate."""
+        splits = self.data.splits()
+        every = self.config.test_every
+        tests = epochs // every if every else 0
+        # The last epoch is always tested.
+        tests += epochs == self.config.epochs and (not every or epochs % every > 0)
+        return epochs * len(splits.get("validation", ())) + tests * len(splits.get("test", ()))
 
     def end_epoch(self) -> dict[str, Any]:
         """Evaluate, record, keep the best; returns the test's record, empty where it was not tested."""
@@ -380,23 +403,31 @@ class _Loop:
     def evaluate(self, name: str) -> Evaluation:
         # An evaluation that was cut off begins anew: the clock may do that only to a run that got on since it began.
         clock = self.step > self.begun
-        return evaluate(
-            self.task,
-            self.state,
-            self.data.splits()[name],
-            self.config.batch_size,
-            lambda _: self.stop.check(clock=clock),
-        )
+        before, began = 0, time.perf_counter()
+
+        def between(done: int) -> None:
+            nonlocal before, began
+            now = time.perf_counter()
+            self.course.evaluate(done - before, now - began)
+            before, began = done, now
+            self.show_course(name)
+            self.stop.check(clock=clock)
+
+        return evaluate(self.task, self.state, self.data.splits()[name], self.config.batch_size, between)
 
     def report(self, number: int, sums: Sums, validation: Evaluation | None, test: Evaluation | None) -> None:
         means = sums.means()
-        parts = [f"epoch {number}/{self.config.epochs}", f"loss {means['loss']:.4f}", f"train {sums.headline[1]:.2%}"]
-        for name, evaluation in (("validation", validation), ("test", test)):
+        figure, value = sums.headline
+        figures = [f"train {value:.2%}"]
+        for name, evaluation in (("valid.", validation), ("test", test)):
             if evaluation is not None:
-                parts.append(f"{name} {evaluation.sums.headline[1]:.2%}")
-        parts.append("rates " + " ".join(f"{rate:.3f}" for rate in means["rates"].values()))
-        parts.append(f"{sums.samples / max(1e-9, sums.seconds):.0f} samples/s")
-        self.reporter.note("  ".join(parts))
+                figures.append(f"{name} {evaluation.sums.headline[1]:.2%}")
+        rate, rates = self.course.rate, means["rates"].values()
+        self.reporter.note(
+            f"epoch {number}/{self.config.epochs}  loss {means['loss']:.4f}  {SHOWN[figure]} {' '.join(figures)}",
+            "" if rate is None else f"{rate:.0f} samples/s",
+            f"rates {min(rates):.3f} to {max(rates):.3f}",
+        )
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with."""

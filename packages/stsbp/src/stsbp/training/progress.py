@@ -1,20 +1,134 @@
-"""What a person sees of a run: a bar with rate and time left on a terminal, plain lines, not too many, in a log."""
+"""What a person sees of a run: a bar with the time left on a terminal, plain lines, not too many, in a log.
+
+Updates and evaluations both count as work. What compiling kernels takes is told apart, and is no part of the rate.
+Lines fit the terminal, or 80 columns: what matters least is left out first.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import IO, TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
 
 from stsbp.errors import printable
 
-__all__ = ["PlainReporter", "Reporter", "TerminalReporter", "reporter", "time_text"]
+if TYPE_CHECKING:
+    from rich.progress import Task, TaskID
+    from rich.text import Text
 
+__all__ = [
+    "SHOWN",
+    "Course",
+    "Pace",
+    "PlainReporter",
+    "Reporter",
+    "TerminalReporter",
+    "fitted",
+    "reporter",
+    "time_text",
+]
+
+WIDTH = 80
+"""Columns of a line in a log."""
+_BAR = 10
 _SECONDS_BETWEEN_LINES = 10.0
+_RECENT = 50
+_EVALUATION = 1 / 3
+"""Work of evaluating a sample over that of training on it, until both are measured: forward alone, not backward."""
+_LEAST_COMPILING = 1.0
+"""Seconds by which a first batch must be slower to be told of."""
+SHOWN = {"accuracy": "accuracy", "f1": "F1"}
+"""Figures that say how good a run is, as a person reads them."""
+
+
+class Pace:
+    """How long a sample takes: the median of recent batches, without the first one of each size, which may compile."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._first: dict[int, float] = {}
+        self._untold: list[int] = []
+
+    def add(self, samples: int, seconds: float) -> None:
+        """A batch of `samples` took `seconds`."""
+        if samples in self._first:
+            self._recent.append(seconds / samples)
+        else:
+            self._first[samples] = seconds
+            self._untold.append(samples)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds a sample; None before a second batch of a size."""
+        return median(self._recent) if self._recent else None
+
+    def compiled(self) -> float:
+        """Seconds by which first batches were slower than later ones, told once; 0 where there is nothing to tell."""
+        if self.seconds is None or len(self._recent) < 3:
+            return 0.0
+        extra = sum(max(0.0, self._first[samples] - samples * self.seconds) for samples in self._untold)
+        self._untold.clear()
+        return extra if extra >= _LEAST_COMPILING else 0.0
+
+
+class Course:
+    """How far a run is, how fast it goes, and how long it will take.
+
+    Args:
+        updates, batch: of the whole run, and samples of an update.
+        evaluations: samples that the whole run evaluates, over all its epochs.
+        done, evaluated: what was done before this process began.
+    """
+
+    def __init__(self, updates: int, batch: int, evaluations: int = 0, *, done: int = 0, evaluated: int = 0) -> None:
+        self._updates, self._batch, self._evaluations = updates, batch, evaluations
+        self._done, self._evaluated = done, evaluated
+        self._training, self._testing = Pace(), Pace()
+        self._begun = time.monotonic()
+
+    def update(self, samples: int, seconds: float) -> None:
+        """An update is done."""
+        self._done += 1
+        self._training.add(samples, seconds)
+
+    def evaluate(self, samples: int, seconds: float) -> None:
+        """A batch is evaluated."""
+        self._evaluated += samples
+        self._testing.add(samples, seconds)
+
+    @property
+    def share(self) -> float:
+        """Share of the work that is done, 0 to 1; evaluations count."""
+        work = self._updates * self._batch + _EVALUATION * self._evaluations
+        done = self._done * self._batch + _EVALUATION * self._evaluated
+        return min(1.0, done / max(1, work))
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second in training; None before it is known."""
+        return 1 / max(1e-9, seconds) if (seconds := self._training.seconds) is not None else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left, evaluations included; None before the rate is known."""
+        training, testing = self._training.seconds, self._testing.seconds
+        if training is None:
+            return None
+        testing = _EVALUATION * training if testing is None else testing
+        updates, samples = self._updates - self._done, max(0, self._evaluations - self._evaluated)
+        return updates * self._batch * training + samples * testing
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since this process began to train."""
+        return time.monotonic() - self._begun
+
+    def compiled(self) -> float:
+        """Seconds that compiling took, told once; 0 where there is nothing to tell."""
+        return self._training.compiled() + self._testing.compiled()
 
 
 class Reporter(Protocol):
@@ -23,14 +137,14 @@ class Reporter(Protocol):
     def loading(self, what: str, done: int, total: int) -> None:
         """Progress of reading data."""
 
-    def begin(self, epochs: int, updates: int, done: int, batch_size: int) -> None:
-        """Training begins, at update `done` of `updates`."""
+    def begin(self, epochs: int, course: Course) -> None:
+        """Training begins, or goes on."""
 
-    def step(self, epoch: int, done: int, means: Mapping[str, Any]) -> None:
-        """An update is done; `means` are of this epoch so far."""
+    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+        """The course moved on; `means` are of this epoch so far, `doing` is what is done instead of an update."""
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
+    def note(self, text: str, *more: str) -> None:
+        """A line that stays; of `more`, as much as fits into it."""
 
     def warn(self, text: str) -> None:
         """A warning that stays."""
@@ -39,15 +153,41 @@ class Reporter(Protocol):
         """Give the terminal back."""
 
 
-def _how_good(means: Mapping[str, Any], digits: int) -> str:
-    return "  ".join(f"{name} {means[name]:.{digits}%}" for name in ("accuracy", "f1") if name in means)
-
-
 def time_text(seconds: float) -> str:
     """`1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def fitted(parts: Mapping[str, str], droppable: Sequence[str], width: int) -> str:
+    """The parts that are not empty in one line, without as many of the droppable ones as makes it fit."""
+    kept = {name: part for name, part in parts.items() if part}
+    for name in droppable:
+        if len("  ".join(kept.values())) <= width:
+            break
+        kept.pop(name, None)
+    return "  ".join(kept.values())
+
+
+def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: Sequence[str], width: int) -> str:
+    """Where a run is, in one line."""
+    rate, left = course.rate, course.left
+    parts = {
+        "share": f"{int(100 * course.share)}%",
+        "epoch": epoch,
+        "loss": f"loss {means['loss']:.4f}" if "loss" in means else "",
+        "figure": "  ".join(f"{shown} {means[name]:.2%}" for name, shown in SHOWN.items() if name in means),
+        "rate": "" if rate is None else f"{rate:.0f} samples/s",
+        "elapsed": f"elapsed {time_text(course.elapsed)}",
+        "left": "" if left is None else f"left {time_text(left)}",
+    }
+    return fitted(parts, droppable, width)
+
+
+def _line(text: str, more: Sequence[str], width: int) -> str:
+    parts = {str(number): part for number, part in enumerate((text, *more))}
+    return fitted(parts, list(parts)[:0:-1], width)
 
 
 class _Output:
@@ -72,29 +212,23 @@ class PlainReporter:
     def __init__(self, file: IO[str] | None) -> None:
         self._output = _Output(file)
         self._last = time.monotonic()
-        self._epochs = self._updates = self._first = self._batch = 0
-        self._begun = self._last
+        self._epochs = 0
+        self._course = Course(0, 0)
 
     def loading(self, what: str, done: int, total: int) -> None:
         if self._due():
             self._output.line(f"{what}: {done} of {total}")
 
-    def begin(self, epochs: int, updates: int, done: int, batch_size: int) -> None:
-        self._epochs, self._updates, self._first, self._batch = epochs, updates, done, batch_size
-        self._begun = time.monotonic()
+    def begin(self, epochs: int, course: Course) -> None:
+        self._epochs, self._course = epochs, course
 
-    def step(self, epoch: int, done: int, means: Mapping[str, Any]) -> None:
-        if not self._due():
-            return
-        rate = (done - self._first) / max(1e-9, time.monotonic() - self._begun)
-        left = time_text((self._updates - done) / rate) if rate > 0 else "?"
-        self._output.line(
-            f"epoch {epoch + 1}/{self._epochs}  update {done}/{self._updates}  loss {means['loss']:.4f}  "
-            f"{_how_good(means, 2)}  {rate * self._batch:.0f} samples/s  {left} left"
-        )
+    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+        if self._due():
+            where = f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip()
+            self._output.line(_standing(where, self._course, means, ("elapsed", "share", "rate", "loss"), WIDTH))
 
-    def note(self, text: str) -> None:
-        self._output.line(text)
+    def note(self, text: str, *more: str) -> None:
+        self._output.line(_line(text, more, WIDTH))
 
     def warn(self, text: str) -> None:
         self._output.line(f"warning: {text}")
@@ -115,53 +249,61 @@ class TerminalReporter:
 
     def __init__(self, file: IO[str]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, ProgressColumn
+        from rich.table import Column
+        from rich.text import Text
+
+        owner = self
+
+        class Line(ProgressColumn):
+            """Drawn anew at every refresh, so that times go on during a long update."""
+
+            def render(self, task: Task) -> Text:
+                return Text(owner.line(), overflow="ellipsis")
 
         self._console = Console(file=file, highlight=False)
-        self._progress: Progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.completed}/{task.total}", markup=False),
-            TextColumn("{task.fields[detail]}", markup=False),
-            TimeRemainingColumn(elapsed_when_finished=True),
+        self._progress = Progress(
+            BarColumn(bar_width=_BAR),
+            Line(table_column=Column(no_wrap=True)),
             console=self._console,
             refresh_per_second=4,
-            speed_estimate_period=60,
         )
         self._task: TaskID | None = None
-        self._what = ""
-        self._epochs = self._batch = 0
+        self._text = ""
+        self._epochs = 0
+        self._course: Course | None = None
+        self._means: Mapping[str, Any] = {}
         self._closed = False
 
-    def _bar(self, what: str, total: int, done: int = 0) -> TaskID:
+    def line(self) -> str:
+        """What stands beside the bar now."""
+        if self._course is None:
+            return self._text
+        width = self._console.width - _BAR - 1
+        return _standing(self._text, self._course, self._means, ("rate", "elapsed", "loss", "share"), width)
+
+    def _show(self, text: str, share: float) -> None:
+        self._text = text
         if self._task is None:
+            self._task = self._progress.add_task("", total=1.0)
             self._progress.start()
-            self._task = self._progress.add_task(what, total=total, completed=done, detail="")
-        elif what != self._what:
-            self._progress.reset(self._task, description=what, total=total, completed=done, detail="")
-        self._what = what
-        return self._task
+        self._progress.update(self._task, completed=share)
 
     def loading(self, what: str, done: int, total: int) -> None:
-        self._progress.update(self._bar(printable(what), total), completed=done)
+        self._course = None
+        self._show(f"{printable(what)}  {done}/{total}", done / max(1, total))
 
-    def begin(self, epochs: int, updates: int, done: int, batch_size: int) -> None:
-        self._epochs, self._batch = epochs, batch_size
-        self._bar("training", updates, done)
+    def begin(self, epochs: int, course: Course) -> None:
+        self._epochs, self._course = epochs, course
+        self._show("first update", course.share)
 
-    def step(self, epoch: int, done: int, means: Mapping[str, Any]) -> None:
-        assert self._task is not None
-        speed = self._progress.tasks[0].speed
-        rate = f"  {speed * self._batch:.0f} samples/s" if speed else ""
-        self._progress.update(
-            self._task,
-            completed=done,
-            description=f"epoch {epoch + 1}/{self._epochs}",
-            detail=f"loss {means['loss']:.4f}  {_how_good(means, 1)}{rate}",
-        )
+    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+        assert self._course is not None
+        self._means = means
+        self._show(f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip(), self._course.share)
 
-    def note(self, text: str) -> None:
-        self._console.print(printable(text, lines=True), markup=False)
+    def note(self, text: str, *more: str) -> None:
+        self._console.print(printable(_line(text, more, self._console.width), lines=True), markup=False)
 
     def warn(self, text: str) -> None:
         self._console.print(printable(f"warning: {text}", lines=True), markup=False, style="yellow")

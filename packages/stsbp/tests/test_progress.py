@@ -1,0 +1,195 @@
+"""What a person sees of a run: testing moves the bar, compiling is told apart, and lines fit 80 columns."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import Result
+from stsbp.cli import train as train_command
+from stsbp.training import loop, progress
+from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted
+from stsbp_spec.trainer import Trainer
+
+Call = Callable[..., Result]
+
+
+class Watcher(PlainReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.seen: list[tuple[str, float, float | None]] = []
+        self.course = Course(0, 0)
+
+    def begin(self, epochs: int, course: Course) -> None:
+        self.course = course
+
+    def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
+        self.seen.append((doing, self.course.share, self.course.left))
+
+
+@pytest.mark.parametrize("test_every", [0, 1, 2])
+def test_evaluations_move_the_bar_to_its_end(
+    train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_every: int
+) -> None:
+    watcher = Watcher()
+    monkeypatch.setattr(train_command, "reporter", lambda: watcher)
+    assert train_tiny(tmp_path / "run", "--test-every", test_every).exit_code == 0
+    shares = [share for _, share, _ in watcher.seen]
+    assert all(a < b for a, b in pairwise(shares))
+    # 3 epochs of 40 samples; 10 of validation each; 30 of test, as often as asked and in the last epoch.
+    tests = {0: 1, 1: 3, 2: 2}[test_every]
+    work = 3 * 40 + (3 * 10 + tests * 30) / 3
+    assert watcher.seen[0] == ("", 20 / work, None)
+    assert shares[-1] == 1
+    assert [doing for doing, _, _ in watcher.seen].count("test") == 2 * tests
+    # The tests that are still to come are part of the time left, the one before its last batch as well.
+    assert watcher.seen[-2][2] > 0  # type: ignore[operator]
+    assert watcher.seen[-1][2] == 0
+
+
+def test_bar_of_a_resumed_run_begins_where_it_was(
+    train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, rest = Watcher(), Watcher()
+    monkeypatch.setattr(train_command, "reporter", lambda: whole)
+    train_tiny(tmp_path / "whole")
+    monkeypatch.setattr(train_command, "reporter", lambda: rest)
+    train_tiny(tmp_path / "run", "--epochs", 2, "--schedule", "constant")
+    rest.seen.clear()
+    assert train_tiny(tmp_path / "run", "--schedule", "constant", "--epochs", 3, "--resume").exit_code == 0
+    assert [x[:2] for x in rest.seen] == [x[:2] for x in whole.seen[-len(rest.seen) :]]
+
+
+def test_compiling_is_told_apart_and_no_part_of_the_rate(
+    train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, steps, original = 0.0, 0, Trainer.step
+
+    def step(*arguments: Any, **named: Any) -> Any:
+        nonlocal now, steps
+        steps += 1
+        now += 22.0 if steps == 1 else 1.0
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=lambda: now)
+    monkeypatch.setattr(loop, "time", clock)
+    done = train_tiny(tmp_path / "run", "--epochs", 4, "--validation", 0, "--limit", 40)
+    assert done.exit_code == 0, done.output
+    lines = done.stderr.splitlines()
+    assert lines.count("compiling the kernels: 21 s") == 1
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert len(epochs) == 4
+    # 20 samples in a second.
+    assert all(line.split("  ")[3] == "20 samples/s" for line in epochs)
+
+
+def test_pace_is_that_of_batches_after_the_first_of_their_size() -> None:
+    pace = Pace()
+    pace.add(10, 30.0)
+    assert pace.seconds is None
+    for samples, seconds in ((10, 2.0), (4, 9.0), (10, 2.2)):
+        pace.add(samples, seconds)
+    assert pace.compiled() == 0
+    pace.add(10, 2.1)
+    assert pace.seconds == pytest.approx(0.21)
+    assert pace.compiled() == pytest.approx(30 - 2.1 + 9 - 4 * 0.21)
+    assert pace.compiled() == 0
+
+
+def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:
+    pace = Pace()
+    for seconds in (1.9, 1.0, 1.0, 1.0):
+        pace.add(10, seconds)
+    assert pace.compiled() == 0
+
+
+def test_time_left_counts_updates_and_evaluations() -> None:
+    course = Course(10, 5, 300, done=4, evaluated=100)
+    assert course.share == pytest.approx((4 * 5 + 100 / 3) / (50 + 100))
+    assert course.left is None
+    for _ in range(2):
+        course.update(5, 1.0)
+    # 4 updates of a second, 200 samples at a third of a fifth of a second.
+    assert course.left == pytest.approx(4 + 200 * 0.2 / 3)
+    for _ in range(2):
+        course.evaluate(50, 2.0)
+    assert course.left == pytest.approx(4 + 100 * 0.04)
+    assert course.rate == 5
+
+
+_MEANS = {"loss": 123.45678, "f1": 0.98765}
+
+
+def far() -> Course:
+    course = Course(10**6, 100, 10**6, done=999)
+    for _ in range(3):
+        course.update(100, 0.001)
+    course._begun -= 100_000
+    return course
+
+
+def test_lines_of_a_log_fit_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    file = io.StringIO()
+    show = PlainReporter(file)
+    show.begin(1000, far())
+    show.step(998, _MEANS, "validation")
+    show.note("x" * 70, "12345 samples/s", "rates")
+    line, note = file.getvalue().splitlines()
+    assert len(line) <= 80
+    assert re.search(r"epoch 999/1000 validation .*F1 98\.77%.*left ", line)
+    assert note == "x" * 70
+    show.note("x" * 60, "12345 samples/s", "rates")
+    assert file.getvalue().splitlines()[-1] == "x" * 60 + "  12345 samples/s"
+
+
+def test_epochs_of_a_run_are_lines_of_80_columns_that_name_the_figure(
+    stsbp: Call, train_tiny: Call, tmp_path: Path
+) -> None:
+    done = train_tiny(tmp_path / "run", "--net", "12-12-12-12-12-12-12-12")
+    assert done.exit_code == 0, done.output
+    epochs = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 3
+    assert all(len(line) <= 80 for line in epochs)
+    figures = re.compile(r"loss \S+  accuracy train \S+% valid\. \S+% test \S+%( |$)")
+    assert all(figures.search(line) for line in epochs)
+    options = ("--epochs", 1, "--limit", 4, "--net", "8", "--out", tmp_path / "patterns")
+    done = stsbp("train", "patterns", *options)
+    assert done.exit_code == 0, done.output
+    assert re.search(r"^epoch 1/1  loss \S+  F1 train \S+% test \S+%", done.stderr, re.MULTILINE)
+    assert "accuracy" not in done.stderr
+
+
+@pytest.mark.parametrize("width", [80, 60, 200])
+def test_bar_fits_the_terminal_and_tells_elapsed_from_left(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    file = io.StringIO()
+    show = TerminalReporter(file)
+    show._console._force_terminal = True
+    show._console.width = width
+    show.begin(1000, far())
+    show.step(998, _MEANS, "validation")
+    show.close()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
+    lines = [line for part in text.splitlines() for line in part.split("\r") if line.strip()]
+    assert lines
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert "F1 98.77%" in lines[-1]
+    assert re.search(r"left \d+:\d\d$", lines[-1].rstrip())
+    assert ("elapsed 27:46:40" in lines[-1]) == (width == 200)
+
+
+def test_parts_are_left_out_in_their_order() -> None:
+    parts = {"a": "aaaa", "b": "", "c": "cccc", "d": "dd"}
+    assert fitted(parts, ("c", "a"), 14) == "aaaa  cccc  dd"
+    assert fitted(parts, ("c", "a"), 13) == "aaaa  dd"
+    assert fitted(parts, ("c", "a"), 7) == "dd"
+    assert fitted(parts, ("c",), 1) == "aaaa  dd"
