@@ -97,7 +97,7 @@ def tests(session: nox.Session) -> None:
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
-    paths = [] if chosen else [*everything(session), "benchmarks", "tools"]
+    paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
     session.run("python", "-m", "pytest", *paths, f"--ignore={SUITE}", *session.posargs)
 
 
@@ -157,6 +157,7 @@ def typing(session: nox.Session) -> None:
     for paths in [
         *([f"{folder}/src", f"{folder}/tests"] for folder in folders),
         ["benchmarks"],
+        ["campaigns"],
         ["noxfile.py", "experiments"],
         ["tools"],
     ]:
@@ -181,6 +182,20 @@ def third_party(session: nox.Session) -> None:
     """Hold the documentation's worked third-party backend against the spec (minutes): -- [PYTEST ARGUMENTS]."""
     install(session, SPEC, CONFORMANCE, "docs/third_party_backend", tools=TEST_TOOLS)
     session.run("python", "-m", "pytest", "docs/third_party_backend", "--backend", "einsum", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Throw hostile inputs at readers and command line for two minutes: -- [--cases N] [--kind K] [--replay FILE]."""
+    install(session, SPEC, CLI)
+    session.run("python", "-m", "campaigns.fuzz", *session.posargs)
+
+
+@nox.session
+def crash(session: nox.Session) -> None:
+    """Kill commands at every file operation, two minutes long, and see them go on to the same end: -- [--kills N]."""
+    install(session, SPEC, CLI)
+    session.run("python", "-m", "campaigns.crash", *session.posargs)
 
 
 @nox.session

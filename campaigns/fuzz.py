@@ -1,0 +1,442 @@
+"""Hostile inputs by the thousand: `python -m campaigns.fuzz --help`, or `nox -s fuzz -- --help`.
+
+Workers are forked from a process that has imported everything; each has a world of its own and runs case after case.
+What a worker does not survive (a hang, too much memory, a signal) is a fault of its case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import click
+
+from campaigns.calls import Complaint
+from campaigns.cases import Case, Kind, run_case
+from campaigns.kinds import KINDS
+from campaigns.worlds import World
+
+__all__ = ["Found", "Tally", "command", "fuzz", "run_watched"]
+
+HANG = 30.0
+"""Seconds by the clock after which a case hangs; generous, because other work may hold a machine up."""
+MOST_SECONDS = 8.0
+"""Seconds of processor time that a case may take."""
+MOST_MEMORY = 1 << 30
+"""Bytes of address space that a case may take; a quarter of it in memory."""
+KEPT = 2
+"""Cases that are kept of the same fault."""
+_CHUNK_SECONDS = 1.0
+
+
+@dataclass
+class Found:
+    """A fault: its name, the same for the same fault, what it looked like, and a case that shows it."""
+
+    name: str
+    text: str
+    case: str
+
+    def save(self, folder: Path, kind: str) -> Path:
+        """Keep the case and what it did; returns the file to replay."""
+        digest = hashlib.sha256(self.case.encode()).hexdigest()[:12]
+        path = folder / f"{kind}-{digest}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.case, encoding="utf-8")
+        again = shlex.join(["nox", "-s", "fuzz", "--", "--replay", str(path)])
+        path.with_suffix(".txt").write_text(
+            f"{self.name}\n{again}\n\n{self.text}\n", encoding="utf-8", errors="replace"
+        )
+        return path
+
+
+@dataclass
+class Tally:
+    """What came of the cases of a kind."""
+
+    cases: int = 0
+    accepted: int = 0
+    commands: int = 0
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+def _generator(kind: str, seed: int, number: int) -> random.Random:
+    return random.Random(f"{kind} {seed} {number}")
+
+
+def fault_name(error: BaseException) -> str:
+    """What names a fault: the first line of a complaint, else the exception and the place that raised it."""
+    if isinstance(error, Complaint):
+        return str(error).split("\n")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{os.sep}campaigns{os.sep}" not in frame.filename] or frames[-1:]
+    last = own[-1]
+    # Of a library's error, also the line of ours that called it.
+    ours = next((f for f in reversed(own) if "stsbp" in f.filename), last)
+    places = dict.fromkeys(f"{Path(frame.filename).name}:{frame.lineno}" for frame in (ours, last))
+    return f"{type(error).__name__} at {' < '.join(places)}"
+
+
+def run_watched(kind: Kind, case: Case, world: World) -> tuple[bool, Found | None]:
+    """Run a case; returns whether the input was accepted, and the fault where there is one."""
+    began, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        accepted = run_case(kind, case, world)
+        seconds = time.process_time() - began
+        if seconds > MOST_SECONDS:
+            raise Complaint(f"more than {MOST_SECONDS:g} seconds of processor time\n{seconds:.1f}")
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) * 1024
+        if grown > MOST_MEMORY // 4:
+            raise Complaint(f"more than {MOST_MEMORY >> 22} MB of memory\n{grown >> 20} MB")
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not case.arguments:
+            raise
+        shown = "".join(traceback.format_exception(error, chain=False))
+        return False, Found(fault_name(error), shown[-6000:], case.to_json())
+    return accepted, None
+
+
+def _guard(root: Path) -> None:
+    """Let this process write below `root` only: whatever a case names, nothing else is touched."""
+    inside = (os.path.realpath(root) + os.sep, "/dev/null", "/dev/shm/", "/proc/self/")
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+    def check(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            written = arguments[2] if isinstance(arguments[2], int) else 0
+            paths = arguments[:1] if written & flags else ()
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            paths = arguments[:2]
+        elif event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"):
+            paths = arguments[:1]
+        else:
+            return
+        for path in paths:
+            if isinstance(path, str | bytes | os.PathLike):
+                full = os.path.abspath(os.fsdecode(path))
+                if not f"{full}{os.sep}".startswith(inside):
+                    raise Complaint(f"a write outside of the case's folders\n{event} {full!r}")
+
+    sys.addaudithook(check)
+
+
+def _limit_memory() -> None:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY,) * 2)
+
+
+def _work(pipe: Connection, started: Any, root: Path) -> None:
+    try:
+        _serve(pipe, started, root)
+    except Exception:
+        pipe.send_bytes(json.dumps({"broken": traceback.format_exc()}).encode())
+
+
+def _serve(pipe: Connection, started: Any, root: Path) -> None:
+    """Build a world and run the chunks of cases that come through the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = os.open(root / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(log, number)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    world = World(root / "world")
+    current = root / "current"
+    _guard(root)
+    _limit_memory()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipe.send_bytes(b"{}")
+    while True:
+        kind_name, seed, first, end = json.loads(pipe.recv_bytes())
+        kind, tally, faults = KINDS[kind_name], Tally(), []
+        kept: Counter[str] = Counter()
+        began = time.monotonic()
+        number = first
+        while number < end and (number == first or time.monotonic() - began < 5 * _CHUNK_SECONDS):
+            started[0], started[1] = number, time.monotonic()
+            case = kind.make(_generator(kind_name, seed, number), world)
+            if case.arguments:
+                current.write_text(case.to_json(), encoding="utf-8")
+            accepted, found = run_watched(kind, case, world)
+            if found is None and (said := os.fstat(log).st_size):
+                os.ftruncate(log, 0)
+                found = Found("something was written past Python's streams", f"{said} bytes", case.to_json())
+            tally.cases += 1
+            tally.accepted += accepted
+            tally.commands += bool(case.arguments)
+            if found is not None:
+                tally.faults[found.name] += 1
+                kept[found.name] += 1
+                if kept[found.name] <= KEPT:
+                    faults.append(vars(found))
+            if case.arguments:
+                current.unlink(missing_ok=True)
+            number += 1
+        started[1] = 0.0
+        result = {**vars(tally), "seconds": time.monotonic() - began, "found": faults, "next": number}
+        pipe.send_bytes(json.dumps(result).encode())
+
+
+class _Worker:
+    """A process that runs cases, and what it does now."""
+
+    def __init__(self, folder: Path) -> None:
+        context = multiprocessing.get_context("fork")
+        self.root = Path(tempfile.mkdtemp(prefix="worker-", dir=folder))
+        self.pipe, theirs = context.Pipe()
+        self.started = context.RawArray("d", 2)
+        self.process = context.Process(target=_work, args=(theirs, self.started, self.root), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.ready = False
+        self.chunk: tuple[str, int, int] | None = None
+
+    def give(self, kind: str, seed: int, first: int, end: int) -> None:
+        """Hand out numbers of cases."""
+        self.chunk = kind, first, end
+        self.started[0], self.started[1] = first, time.monotonic()
+        self.pipe.send_bytes(json.dumps([kind, seed, first, end]).encode())
+
+    @property
+    def hangs(self) -> bool:
+        """Whether its case has taken too long."""
+        return self.chunk is not None and 0 < self.started[1] < time.monotonic() - HANG
+
+    def case(self, seed: int) -> Case:
+        """The case that it was at when it ended."""
+        assert self.chunk is not None
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return Case.from_json((self.root / "current").read_text(encoding="utf-8"))
+        kind = self.chunk[0]
+        world = World(self.root / "again")
+        return KINDS[kind].make(_generator(kind, seed, int(self.started[0])), world)
+
+    def end(self) -> None:
+        """Stop the process and remove its world."""
+        self.process.kill()
+        self.process.join()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+@dataclass
+class _Queue:
+    """Numbers of cases that are still to be given out, kind by kind."""
+
+    left: dict[str, int | None]
+    """Cases still to be given out; None: as many as there is time for."""
+    next: dict[str, int] = field(default_factory=dict)
+    pace: dict[str, float] = field(default_factory=dict)
+    given: dict[str, float] = field(default_factory=dict)
+    again: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def take(self) -> tuple[str, int, int] | None:
+        """The next numbers; of the kind that is farthest behind its share."""
+        if self.again:
+            return self.again.pop()
+        waiting = [kind for kind, left in self.left.items() if left is None or left > 0]
+        if not waiting:
+            return None
+        kind = min(waiting, key=lambda name: self.given.get(name, 0.0))
+        first, left = self.next.get(kind, 0), self.left[kind]
+        count = max(1, round(_CHUNK_SECONDS * self.pace.get(kind, 5.0)))
+        count = count if left is None else min(count, left)
+        self.next[kind] = first + count
+        if left is not None:
+            self.left[kind] = left - count
+        self.given[kind] = self.given.get(kind, 0.0) + (count if left is not None else _CHUNK_SECONDS)
+        return kind, first, first + count
+
+
+def _shares(kinds: list[str], cases: int) -> dict[str, int]:
+    whole = sum(KINDS[kind].weight for kind in kinds)
+    return {kind: max(1, round(cases * KINDS[kind].weight / whole)) for kind in kinds}
+
+
+def fuzz(
+    kinds: list[str], *, cases: int | None, seconds: float, seed: int, jobs: int, out: Path
+) -> tuple[dict[str, Tally], list[Path]]:
+    """Run a campaign; returns what came of each kind, and the files of the faults that were found.
+
+    Args:
+        kinds: names of the kinds.
+        cases: in all, shared out by the weights of the kinds; None: as many as fit into the seconds.
+        seconds: at most.
+        seed: cases are a function of it, their kind and their number.
+        jobs: worker processes.
+        out: folder of what is found.
+    """
+    tallies, saved = {kind: Tally() for kind in kinds}, list[Path]()
+    queue = _Queue(dict.fromkeys(kinds) if cases is None else dict(_shares(kinds, cases)))
+    until, said = time.monotonic() + seconds, time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="stsbp-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+
+    def keep(kind: str, found: Found) -> None:
+        if tallies[kind].faults[found.name] <= KEPT or found.name not in seen[kind]:
+            seen[kind].add(found.name)
+            saved.append(found.save(out, kind))
+            click.echo(f"{kind}: {found.name}\n  {saved[-1]}")
+
+    seen: dict[str, set[str]] = {kind: set() for kind in kinds}
+    workers = [_Worker(folder) for _ in range(jobs)]
+    try:
+        while any(worker.chunk for worker in workers) or time.monotonic() < until:
+            for worker in workers:
+                if worker.ready and worker.chunk is None and time.monotonic() < until and (numbers := queue.take()):
+                    worker.give(numbers[0], seed, *numbers[1:])
+            if all(worker.ready and worker.chunk is None for worker in workers):
+                break
+            heard = wait([worker.pipe for worker in workers], timeout=0.5)
+            for at, worker in enumerate(workers):
+                if worker.pipe in heard:
+                    try:
+                        result = json.loads(worker.pipe.recv_bytes())
+                    except (EOFError, OSError):
+                        result = None
+                elif worker.hangs:
+                    result = None
+                else:
+                    continue
+                if result is not None and "broken" in result:
+                    raise RuntimeError(f"the campaign itself is broken:\n{result['broken']}")
+                if result is None:
+                    _bury(worker, seed, tallies, keep, queue)
+                    workers[at] = _Worker(folder)
+                elif worker.chunk is None:
+                    worker.ready = True
+                else:
+                    kind, _, end = worker.chunk
+                    worker.chunk = None
+                    _add(tallies[kind], result)
+                    if result["next"] < end:
+                        queue.again.append((kind, result["next"], end))
+                    queue.pace[kind] = result["cases"] / max(0.01, result["seconds"])
+                    for found in result["found"]:
+                        keep(kind, Found(**found))
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                done = sum(tally.cases for tally in tallies.values())
+                click.echo(f"{done:,} cases, {sum(t.faults.total() for t in tallies.values())} with faults", err=True)
+    finally:
+        for worker in workers:
+            worker.end()
+        shutil.rmtree(folder, ignore_errors=True)
+    return tallies, saved
+
+
+def _add(tally: Tally, result: dict[str, Any]) -> None:
+    for name in ("cases", "accepted", "commands", "seconds"):
+        setattr(tally, name, getattr(tally, name) + result[name])
+    tally.faults.update(result["faults"])
+
+
+def _bury(worker: _Worker, seed: int, tallies: dict[str, Tally], keep: Any, queue: _Queue) -> None:
+    """Write down what ended a worker, and let another go on after that case."""
+    if worker.chunk is None:
+        log = (worker.root / "log").read_text(encoding="utf-8", errors="replace")
+        worker.end()
+        raise RuntimeError(f"a worker could not begin:\n{log}")
+    name = f"hangs for {HANG:g} s" if worker.hangs else "the process died"
+    worker.process.kill()
+    worker.process.join()
+    kind, first, end = worker.chunk
+    number = int(worker.started[0])
+    case = worker.case(seed)
+    tallies[kind].cases += number + 1 - first
+    tallies[kind].faults[name] += 1
+    keep(kind, Found(name, f"exit code {worker.process.exitcode}", case.to_json()))
+    if number + 1 < end:
+        queue.again.append((kind, number + 1, end))
+    worker.end()
+
+
+def replay(path: Path) -> Found | None:
+    """Run a case that was kept, in a process of its own kind: this one."""
+    case = Case.from_json(path.read_text(encoding="utf-8"))
+    with _scratch() as folder:
+        world = World(folder / "world")
+        _guard(folder)
+        _limit_memory()
+        signal.alarm(round(HANG))
+        _, found = run_watched(KINDS[case.kind], case, world)
+        signal.alarm(0)
+    return found
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="stsbp-replay-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """Cases, command lines, accepted inputs and faults of each kind."""
+    rows = [("kind", "cases", "commands", "accepted", "seconds", "faults")]
+    for kind, tally in tallies.items():
+        share = f"{tally.accepted / max(1, tally.cases):.0%}"
+        rows.append(
+            (kind, f"{tally.cases:,}", f"{tally.commands:,}", share, f"{tally.seconds:.0f}", str(tally.faults.total()))
+        )
+    cases, commands = (sum(getattr(t, name) for t in tallies.values()) for name in ("cases", "commands"))
+    faults = sum(tally.faults.total() for tally in tallies.values())
+    rows.append(("all", f"{cases:,}", f"{commands:,}", "", "", str(faults)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+@click.command()
+@click.option("--cases", type=click.IntRange(1), help="Inputs in all.  [default: as many as fit into --seconds]")
+@click.option("--seconds", type=float, help="At most so long.  [default: 120, or without end where --cases is given]")
+@click.option("--kind", "kinds", multiple=True, type=click.Choice(list(KINDS)), help="Only this kind; may be repeated.")
+@click.option("--seed", default=0, show_default=True, help="Another seed gives other inputs.")
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option(
+    "--out", default="build/fuzz", show_default=True, type=click.Path(path_type=Path), help="For what is found."
+)
+@click.option("--replay", "again", type=click.Path(exists=True, path_type=Path), help="Run one input that was found.")
+def command(
+    cases: int | None,
+    seconds: float | None,
+    kinds: tuple[str, ...],
+    seed: int,
+    jobs: int,
+    out: Path,
+    again: Path | None,
+) -> None:
+    """Throw hostile inputs at the readers and the command line; what goes wrong is kept with the command to see it."""
+    if again is not None:
+        found = replay(again)
+        click.echo("nothing is wrong with it now" if found is None else f"{found.name}\n\n{found.text}")
+        sys.exit(found is not None)
+    limit = seconds if seconds is not None else 120.0 if cases is None else float("inf")
+    began = time.monotonic()
+    tallies, saved = fuzz(list(kinds or KINDS), cases=cases, seconds=limit, seed=seed, jobs=jobs, out=out)
+    click.echo(table(tallies))
+    click.echo(f"seed {seed}, {jobs} jobs, {time.monotonic() - began:.0f} s; {len(saved)} inputs kept in {out}")
+    sys.exit(bool(saved))
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,262 @@
+"""The campaigns themselves: valid inputs are accepted, and a fault that is planted is found."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.datasets.nmnist import read_recording
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT)]
+
+# The campaigns are found on the path above.
+from campaigns import kinds  # noqa: E402
+from campaigns.calls import Called, Complaint, check_output  # noqa: E402
+from campaigns.cases import Case, run_command  # noqa: E402
+from campaigns.crash import Blow, Disk  # noqa: E402
+from campaigns.fuzz import run_watched  # noqa: E402
+from campaigns.kinds import KINDS, Arrays, Events, Images, Notation, Toml  # noqa: E402
+from campaigns.worlds import World, picture, rasters, recording  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("campaign") / "world")
+
+
+VALID = {
+    "events": Case("events", recording(1), {"steps": 3, "window_us": 300_000}),
+    "notation": Case(
+        "notation", b"12C3-P2-30{tau_m=5}", {"input_shape": [2, 34, 34], "outputs": 10, "coding": "events"}
+    ),
+    "toml": Case("toml", b'dataset = "digits"\nsteps = 5\n'),
+    "arrays": Case("arrays", rasters(1), {"coding": "sequences"}),
+    "images": Case("images", picture(1), {"channels": None, "size": None}),
+}
+
+
+@pytest.mark.parametrize("kind", VALID)
+def test_a_valid_input_is_accepted(kind: str, world: World) -> None:
+    assert run_watched(KINDS[kind], VALID[kind], world) == (True, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_made_cases_are_the_same_again_and_survive_their_file(kind: str, world: World) -> None:
+    for number in range(20):
+        case = KINDS[kind].make(random.Random(number), world)
+        assert case == KINDS[kind].make(random.Random(number), world)
+        assert Case.from_json(case.to_json()) == case
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_inputs_are_accepted_and_some_refused(kind: str, world: World) -> None:
+    made = [KINDS[kind].make(random.Random(f"few {number}"), world) for number in range(40)]
+    answers = {run_watched(KINDS[kind], case, world)[0] for case in made if len(case.content) < 20_000}
+    assert answers == {True, False}
+
+
+def wrong_column(content: bytes, path: Path) -> Any:
+    x, y, p, t = read_recording(content, path)
+    return x + 1, y, p, t
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def reader(*_arguments: object, **_named: object) -> Any:
+        raise error
+
+    return reader
+
+
+def warning(*_arguments: object, **_named: object) -> Any:
+    np.float64(1) / np.float64(0)
+    return np.zeros((1, 6, 6), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reader", "planted", "named"),
+    [
+        (Events(), "read_recording", raising(KeyError("x")), "KeyError at "),
+        (Events(), "read_recording", wrong_column, "events are not those of the file"),
+        (Images(), "read_image", lambda *_, **__: np.zeros((2, 6, 6), dtype=np.uint8), "a picture uint8 (2, 6, 6)"),
+        (Images(), "read_image", warning, "a warning reached the user: RuntimeWarning"),
+        (Toml(), "resolve", raising(Complaint("so")), "so"),
+        (Arrays(), "read_sequences", raising(MemoryError()), "MemoryError at "),
+        (Notation(), "NetworkSpec", raising(RecursionError()), "AttributeError at "),
+    ],
+)
+def test_a_planted_fault_of_a_reader_is_found(
+    kind: Any, reader: str, planted: Any, named: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kinds, reader, planted)
+    accepted, found = run_watched(kind, VALID[kind.name], world)
+    assert not accepted
+    assert found is not None
+    assert found.name.startswith(named)
+
+
+@pytest.mark.parametrize(
+    ("called", "named"),
+    [
+        (Called(1, "", "Error: no\n"), None),
+        (Called(1, "", ""), "exit code 1 with 0 errors"),
+        (Called(0, "", "Error: no\n"), "exit code 0 with 1 errors"),
+        (Called(3, "", "Error: no\n"), "exit code 3"),
+        (Called(1, "", "Error: " + "a" * 5000), "a message on standard error of more"),
+        (Called(0, "\x1b[31mred", ""), "standard output has a control character"),
+        (Called(1, "", "Error: \x9b\n"), "standard error has a control character"),
+        (Called(1, "", "Error: no\nTraceback (most recent call last):\n"), "a traceback was printed"),
+    ],
+)
+def test_what_a_user_should_not_see(called: Called, named: str | None) -> None:
+    if named is None:
+        check_output(called)
+    else:
+        with pytest.raises(Complaint, match=named):
+            check_output(called)
+
+
+COMPARE = Case("options", arguments=("--backend", "numpy", "compare", "runs/pictures"))
+
+
+def test_a_command_leaves_the_world_as_it_was(world: World) -> None:
+    assert run_command(COMPARE, world)
+    assert world.differences() == {}
+
+
+@pytest.mark.parametrize(
+    ("act", "named"),
+    [
+        (lambda: Path("notes.txt").unlink(), "a file was lost"),
+        (lambda: Path("notes.txt").write_text("yours"), "a file was changed"),
+        (lambda: Path("runs/pictures/extra").touch(), "a file was new"),
+        (lambda: Path(".page.html.abc.tmp").touch(), "a temporary file was left"),
+        (lambda: print("\x1b[31m"), "standard output has a control character"),
+    ],
+)
+def test_a_planted_fault_of_a_command_is_found(
+    act: Callable[[], object], named: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stsbp.cli import compare
+
+    def table(_found: object) -> str:
+        act()
+        return ""
+
+    monkeypatch.setattr(compare, "_table", table)
+    with pytest.raises(Complaint, match=named):
+        run_command(COMPARE, world)
+    assert world.differences() == {}
+
+
+def script(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python that forks in a process of its own: this one may have threads."""
+    head = f"import sys; from pathlib import Path; folder = Path({str(folder)!r})\n"
+    return subprocess.run([sys.executable, "-c", head + text], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+FUZZ = """
+from campaigns import fuzz, kinds
+fuzz.HANG = 1.0
+def planted(content, path):
+    if content.startswith(b"\\0"):
+        {act}
+    return real(content, path)
+real, kinds.read_recording = kinds.read_recording, planted
+tallies, saved = fuzz.fuzz(["events"], cases=60, seconds=60, seed=1, jobs=2, out=folder)
+names = {{path.with_suffix(".txt").read_text().splitlines()[0] for path in saved}}
+assert tallies["events"].cases == 60, tallies
+print(*names)
+"""
+
+
+@pytest.mark.parametrize(
+    ("act", "named"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "the process died"),
+        ("import time; time.sleep(60)", "hangs for 1 s"),
+        ("bytes(8 << 30)", "MemoryError at "),
+        ("open('/tmp/stsbp-outside', 'w')", "a write outside of the case's folders"),
+        ("import os; os.write(2, b'libpng warning')", "something was written past Python's streams"),
+    ],
+)
+def test_what_a_worker_does_not_survive_is_found(act: str, named: str, tmp_path: Path) -> None:
+    done = script(FUZZ.format(act=act), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(named), done.stdout
+
+
+CRASH = """
+from campaigns import crash
+{plant}
+trials = crash.crash(["{scenario}"], kills={kills}, seed=1, seconds=100)["{scenario}"]
+assert trials.kills >= {kills} // 2, trials
+assert trials.in_writes > 0 and trials.failures > 0, trials
+print(*trials.shown, sep="\\n")
+print(sorted(trials.faults))
+"""
+NOT_ATOMIC = """
+from stsbp.training import checkpoint
+checkpoint.write_atomically = lambda path, data: path.write_bytes(data)
+"""
+FORGETS = """
+from stsbp.training import loop
+loop.Sums.from_json = classmethod(lambda cls, values: cls(**{**values, "loss": 0.0, "rates": dict(values["rates"])}))
+"""
+
+
+def test_a_run_survives_a_few_kills(tmp_path: Path) -> None:
+    done = script(CRASH.format(plant="", scenario="train", kills=6), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("plant", "named"), [(NOT_ATOMIC, "it does not go on"), (FORGETS, "in the end, other: work/runs/new/")]
+)
+def test_a_planted_loss_is_found(plant: str, named: str, tmp_path: Path) -> None:
+    done = script(CRASH.format(plant=plant, scenario="train", kills=24), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert named in done.stdout
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """`Disk` replaces functions for good."""
+    import builtins
+
+    before = {name: getattr(os, name) for name in (*Disk.NAMES, "open") if hasattr(os, name)}
+    opened = builtins.open
+    yield
+    for name, function in before.items():
+        setattr(os, name, function)
+    builtins.open = io.open = opened
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize(
+    ("at", "share", "held"), [(1, None, None), (2, None, b""), (2, 0.5, b"01234"), (3, None, b"0123456789")]
+)
+def test_an_operation_fails_where_it_should(at: int, share: float | None, held: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    disk = Disk(tmp_path, Blow("ENOSPC", at, share))
+    disk.install()
+
+    def write() -> None:
+        path.write_bytes(b"0123456789")
+        os.replace(path, tmp_path / "other")
+
+    with pytest.raises(OSError) as error:
+        write()
+    assert error.value.errno == errno.ENOSPC
+    assert (path.read_bytes() if path.exists() else None) == held
+    assert disk.writes in ([], [2])
