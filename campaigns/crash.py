@@ -74,8 +74,8 @@ class Blow:
 class Disk:
     """Counts what a process asks of the files below a folder, and strikes at one of the operations.
 
-    Python's own functions are replaced: `open` (also of `io` and `pathlib`) with the writes, truncations and closing of
-    its files, and those of `os` that change something.
+    Python's own functions are replaced: `open` and `FileIO`, with the writes and truncations of their files, and the
+    functions of `os` that change something.
     """
 
     NAMES = (
@@ -106,16 +106,28 @@ class Disk:
         system_open = os.open
 
         def os_open(path: Any, flags: int, *arguments: Any, **named: Any) -> int:
-            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.mine(path):
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and self.mine(path, named):
                 self.step("open")
             return system_open(path, flags, *arguments, **named)
 
         os.open = os_open
-        builtins.open = io.open = self.opened
+        plain_file = io.FileIO
 
-    def mine(self, path: Any) -> bool:
+        def file_io(file: Any, mode: str = "r", *arguments: Any, **named: Any) -> io.FileIO:
+            if not set(mode) & set("wax+") or not self.mine(file, {}):
+                return plain_file(file, mode, *arguments, **named)
+            if not isinstance(file, int):
+                self.step("open")
+            return _File(self, file, mode)
+
+        builtins.open = io.open = self.opened
+        for module in (io, *(module for name, module in sys.modules.items() if name.split(".")[0] == "stsbp")):
+            if getattr(module, "FileIO", None) is plain_file:
+                module.FileIO = file_io  # type: ignore[attr-defined]
+
+    def mine(self, path: Any, named: dict[str, Any]) -> bool:
         """Whether an operation on this path or descriptor counts."""
-        if isinstance(path, int):
+        if isinstance(path, int) or any(name.endswith("dir_fd") and named[name] is not None for name in named):
             return True
         return f"{os.path.abspath(os.fsdecode(path))}{os.sep}".startswith(self.root)
 
@@ -142,7 +154,7 @@ class Disk:
         """An operation of `os` that counts."""
 
         def operation(path: Any, *arguments: Any, **named: Any) -> Any:
-            if self.mine(path):
+            if self.mine(path, named):
                 self.step("rename" if name == "replace" else name)
             return function(path, *arguments, **named)
 
@@ -150,10 +162,10 @@ class Disk:
 
     def opened(self, file: Any, mode: str = "r", buffering: int = -1, *arguments: Any, **named: Any) -> Any:
         """`open` whose raw file counts."""
-        plain = isinstance(file, int) or not set(mode) & set("wax+") or not self.mine(file)
-        if plain:
+        if not set(mode) & set("wax+") or not self.mine(file, {}):
             return self.open(file, mode, buffering, *arguments, **named)
-        self.step("open")
+        if not isinstance(file, int):
+            self.step("open")
         raw = _File(self, file, mode.replace("b", "").replace("t", ""))
         binary: Any = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         if "b" in mode:

@@ -235,11 +235,14 @@ def restored() -> Iterator[None]:
     import builtins
 
     before = {name: getattr(os, name) for name in (*Disk.NAMES, "open") if hasattr(os, name)}
-    opened = builtins.open
+    opened, plain = builtins.open, io.FileIO
     yield
     for name, function in before.items():
         setattr(os, name, function)
     builtins.open = io.open = opened
+    for module in (io, *sys.modules.values()):
+        if "FileIO" in vars(module):
+            module.FileIO = plain  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("restored")
