@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Memory
 from stsbp_torch import bits
 from stsbp_torch.backend import TorchBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
 LOSSES = [VanRossum(), Hamming(), SpikeCount()]
@@ -219,3 +222,44 @@ def test_bits_of_spikes_are_those_that_numpy_packs() -> None:
     by_eights = torch.nn.functional.pad(s, (0, -len(s) % 8)).view(-1, 8)
     assert torch.equal((by_eights << bits._shifts(s)).sum(1, dtype=torch.uint8), packed)
     assert torch.equal(((packed[:, None] >> bits._shifts(packed)) & 1).view(-1)[: len(s)], s)
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The precision that matrix products and convolutions are computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: dict[str, set[str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        if name.startswith(("aten.mm.", "aten.addmm.", "aten.bmm.", "aten.convolution")):
+            kind = _ONEDNN.conv if "convolution" in name else _ONEDNN.matmul
+            self.seen.setdefault(name.split(".")[1], set()).add(kind.fp32_precision)
+        return func(*args, **(kwargs or {}))
+
+
+_ONEDNN: Any = torch.backends.mkldnn
+
+
+@pytest.fixture
+def bfloat16() -> Iterator[None]:
+    """A process whose float32 products may be computed in bf16."""
+    kinds = (_ONEDNN.matmul, _ONEDNN.conv)
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "bf16"
+    yield
+    for kind, precision in zip(kinds, before, strict=True):
+        kind.fp32_precision = precision
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:eager"])
+@pytest.mark.usefixtures("bfloat16")
+def test_no_product_takes_a_reduced_precision_of_the_process(device: str) -> None:
+    """bf16, or TF32 on CUDA, would take fast gradients out of their bound."""
+    net = NetworkSpec.parse("5C3s2-6C3-12", input_shape=(2, 11, 12), outputs=5)
+    with _Products() as products:
+        TorchBackend(device).value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
+    assert set(products.seen) == {"mm", "convolution", "convolution_backward"}
+    assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen

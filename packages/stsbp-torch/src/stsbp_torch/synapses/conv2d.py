@@ -2,8 +2,9 @@
 
 Forward: any algorithm that only adds products is exact on the weight grid. On the CPU that is oneDNN's direct
 convolution; on CUDA cuDNN may choose Winograd or FFT, so the first call of each shape is compared with a matrix product
-and the product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are off around the call.
-Backward: `fast` lets torch choose; `reproducible` unfolds windows and multiplies in float64, where the sums are exact.
+and the product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are off around every call.
+Backward: `fast` lets torch choose the order of sums; `reproducible` unfolds windows and multiplies in float64, where
+sums are exact.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def _adjoint(
 ) -> Any:
     padding, stride = [conv.padding] * 2, [conv.stride] * 2
     mask = [need_input, need_weights, False]
-    return torch.ops.aten.convolution_backward(error, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, mask)[:2]
+    rest = (stride, padding, [1, 1], False, [0, 0], 1, mask)
+    with exact_math():
+        return torch.ops.aten.convolution_backward(error, x, w, None, *rest)[:2]
 
 
 def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:

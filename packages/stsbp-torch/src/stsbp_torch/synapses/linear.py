@@ -56,10 +56,11 @@ def backward(
     error = dz.reshape(-1, linear.units)
     if precision == "reproducible":
         error, flat, w = error.double(), flat.double(), w.double()
-    dw = _spec_order((error.T @ flat).float(), shape)
+    with exact_math():
+        dw = _spec_order((error.T @ flat).float(), shape)
+        below = (error @ w).float() if need_input else None
     ds = None
-    if need_input:
-        below = (error @ w).float()
+    if below is not None:
         if len(shape) == 5:
             t, b, c, h, width = shape
             ds = below.view(t, b, h, width, c).permute(0, 1, 4, 2, 3)
