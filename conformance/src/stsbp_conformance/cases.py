@@ -44,6 +44,11 @@ class NetworkCase:
     density: float = 0.1
     seed: int = 1
 
+    @property
+    def random(self) -> bool:
+        """Whether all data are random numbers, so that roundings know nothing of each other."""
+        return self.source != "nmnist"
+
     def weights(self) -> dict[str, Float32]:
         """Master weights."""
         return initial_weights(self.network, self.seed, self.gain)
@@ -65,6 +70,10 @@ class NetworkCase:
     def targets(self) -> UInt8:
         """Random target spike trains, `[T, B, N]`."""
         return spikes((self.steps, self.batch, self.network.outputs), 0.3, self.seed + 1000)
+
+    def cotangents(self) -> Float32:
+        """Normal random `dL/do` of the output, `[T, B, N]`."""
+        return normal((self.steps, self.batch, self.network.outputs), self.seed)
 
     def data(self) -> Batch:
         """Inputs and targets."""

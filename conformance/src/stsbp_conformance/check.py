@@ -13,9 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.reference.roundoff import Near
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["Check", "Compared", "Mismatch", "Unavailable", "Verdict"]
+__all__ = ["SPREADS", "Check", "Compared", "Mismatch", "Unavailable", "Verdict", "largest_ratio"]
+
+SPREADS = 8.0
+"""Of random data, no float32 value is further away than so many spreads.
+
+A spread adds roundings by their squares, each at its largest. Where they are independent and of mean zero, Hoeffding's
+inequality gives the probability of a distance beyond 8 of them: below 2 exp(-8^2 / 2) = 2.6e-14 a value.
+"""
 
 
 class Mismatch(AssertionError):
@@ -33,17 +41,16 @@ class Verdict:
     Attributes:
         kind: `equal`: every value the same; `bound`: every value within the bound; `raised`: the right error came.
         values: how many values were compared (or errors provoked).
-        margin: of `bound`, the largest distance as a fraction of the bound.
+        margin: of `bound`, the largest distance as a fraction of its bound.
+        spreads: of `bound`, the largest distance as a multiple of its spread (`stsbp_spec.reference.roundoff`).
         note: one line more, or "".
     """
 
     kind: Literal["equal", "bound", "raised"]
     values: int
     margin: float | None = None
+    spreads: float | None = None
     note: str = ""
-
-    def __str__(self) -> str:
-        return f"bound {self.margin:.2f}" if self.margin is not None else self.kind
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,7 @@ class Compared:
     def __init__(self) -> None:
         self.values = 0
         self.margin: float | None = None
+        self.spreads: float | None = None
         self.note = ""
 
     def equal(self, what: str, got: AnyArray, expected: AnyArray) -> None:
@@ -89,16 +97,29 @@ class Compared:
                 f"expected {_exact(expected[at])}, got {_exact(got[at])}"
             )
 
-    def within(self, what: str, got: AnyArray, expected: AnyArray, bound: float) -> None:
-        """No value is further than `bound` from float64 `expected`; keeps the largest margin."""
-        if got.shape != expected.shape:
-            raise Mismatch(f"{what}: expected shape {list(expected.shape)}, got {list(got.shape)}")
-        distance = float(np.max(np.abs(got.astype(np.float64) - expected))) if expected.size else 0.0
-        self.values += expected.size
-        if not distance <= bound:
-            raise Mismatch(f"{what}: the largest distance {distance:.3g} exceeds the bound {bound:.3g}")
-        if bound > 0:
-            self.margin = max(self.margin or 0.0, distance / bound)
+    def within(self, what: str, got: AnyArray, near: Near, *, random: bool) -> None:
+        """No value is further from float64 than its bound, nor, of `random` data, than `SPREADS` spreads.
+
+        Raises:
+            Mismatch: names the shape, or the value that leaves its bound furthest.
+        """
+        if got.shape != near.value.shape:
+            raise Mismatch(f"{what}: expected shape {list(near.value.shape)}, got {list(got.shape)}")
+        distance = np.abs(got.astype(np.float64) - near.value)
+        self.values += distance.size
+        margin, at = largest_ratio(distance, near.bound)
+        if not margin <= 1:
+            raise Mismatch(
+                f"{what}: the distance {distance[at]:.3g} at {list(at)} exceeds its bound {near.bound[at]:.3g}"
+            )
+        spreads, at = largest_ratio(distance, near.spread)
+        if random and not spreads <= SPREADS:
+            raise Mismatch(
+                f"{what}: the distance {distance[at]:.3g} at {list(at)} is {spreads:.3g} spreads of independent "
+                f"roundings, above {SPREADS:g}"
+            )
+        self.margin = max(self.margin or 0.0, margin)
+        self.spreads = max(self.spreads or 0.0, spreads)
 
     def same(self, what: str, got: Any, expected: Any) -> None:
         """Two Python values are equal."""
@@ -116,13 +137,25 @@ class Compared:
         """What was found."""
         if self.values == 0:
             raise Mismatch("the check compared nothing")
-        return Verdict("bound" if self.margin is not None else "equal", self.values, self.margin, self.note)
+        kind: Literal["equal", "bound"] = "equal" if self.margin is None else "bound"
+        return Verdict(kind, self.values, self.margin, self.spreads, self.note)
 
     def _same_kind(self, what: str, got: AnyArray, expected: AnyArray) -> None:
         if got.shape != expected.shape or got.dtype != expected.dtype:
             raise Mismatch(
                 f"{what}: expected {expected.dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}"
             )
+
+
+def largest_ratio(distance: AnyArray, to: AnyArray) -> tuple[float, tuple[int, ...]]:
+    """The largest ratio and its place; 0 to 0 is 0, and a distance that is not a number the largest of all."""
+    if not distance.size:
+        return 0.0, ()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(distance == 0, 0.0, distance / to)
+    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+    at = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
+    return float(ratio[at]), tuple(int(i) for i in at)
 
 
 def _exact(value: Any) -> str:

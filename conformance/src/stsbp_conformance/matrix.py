@@ -27,10 +27,16 @@ TIERS = {
 
 
 def short(cell: dict[str, Any]) -> str:
-    """One cell: `equal`, `bound 0.31` (the largest distance as a fraction of the bound), `FAILED` or `skipped`."""
+    """One cell: `equal`, `bound 0.31 / 1.9`, `FAILED` or `skipped`.
+
+    Of a bound: the largest distance as a fraction of its bound, and as a multiple of its spread.
+    """
     if cell["result"] != "passed":
         return "FAILED" if cell["result"] == "failed" else "skipped"
-    return f"bound {cell['margin']:.2f}" if cell["margin"] is not None else str(cell["kind"])
+    if cell["margin"] is None:
+        return str(cell["kind"])
+    spreads = cell.get("spreads")  # results of earlier versions have none
+    return f"bound {cell['margin']:.2g}" + (f" / {spreads:.1f}" if spreads is not None else "")
 
 
 def text(cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> str:
@@ -61,7 +67,7 @@ def text(cells: list[dict[str, Any]], backends: dict[str, dict[str, Any]]) -> st
         mine = [cell for cell in cells if cell["backend"] == column]
         count = {result: sum(cell["result"] == result for cell in mine) for result in ("passed", "failed", "skipped")}
         margins = [cell["margin"] for cell in mine if cell["margin"] is not None]
-        worst = f", largest margin {max(margins):.2f} of the bound" if margins else ""
+        worst = f", largest distance {max(margins):.2f} of its bound" if margins else ""
         values = sum(cell["values"] for cell in mine)
         lines.append(
             f"{column}: {count['passed']} passed, {count['failed']} failed, {count['skipped']} skipped; "

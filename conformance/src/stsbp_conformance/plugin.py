@@ -12,7 +12,7 @@ stsbp_spec comes with the first test that asks for a backend.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +167,7 @@ def pytest_runtest_makereport(
         "kind": None,
         "values": 0,
         "margin": None,
+        "spreads": None,
         "note": "",
         "seconds": round(report.duration, 3),
     }
@@ -177,7 +178,7 @@ def pytest_runtest_makereport(
         lines = str(call.excinfo.value).splitlines() or [""]
         cell["note"] = f"{call.excinfo.type.__name__}: {lines[0]}"
     elif verdict is not None:
-        cell.update(kind=verdict.kind, values=verdict.values, margin=verdict.margin, note=verdict.note)
+        cell.update(asdict(verdict))
     report.user_properties.append((_PROPERTY, cell))
     return report
 

@@ -1,0 +1,515 @@
+"""How far `fast` gradients in float32 can be from float64: a running error analysis of the backward pass.
+
+Beside each float64 value stands a bound of its distance to float32, built up by the same steps as the value:
+
+- a float32 operation rounds once: `fl(a op b) = (a op b)(1 + d)`, `|d| <= u = 2^-24`;
+- a sum of `n` products, in any order, with or without fused multiply-adds, is off by at most `gamma(n)` times the sum
+  of their magnitudes, `gamma(n) = n u / (1 - n u)`;
+- `snap` moves a value by less than `FLOOR`, and underflow (gradual or flushed) by less than `TINY`;
+- errors that were there before are carried on by the derivative of each step, and second-order terms are kept.
+
+docs/exactness.md derives the steps. The result holds for every weight by itself, whatever the data, as long as nothing
+overflows. The second figure beside each value, `spread`, is no bound: it adds independent errors by their squares and
+says how large they are for random data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from stsbp_spec.backend import LayerRun
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.random import keep_mask
+from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
+from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
+
+__all__ = [
+    "TINY",
+    "Near",
+    "Potentials",
+    "U",
+    "exact",
+    "exact_filter",
+    "gamma",
+    "gradients",
+    "loss_error",
+    "neuron_backward",
+    "neuron_forward",
+    "synapse_backward",
+]
+
+U = 2.0**-24
+"""Unit roundoff of float32."""
+
+TINY = 2.0**-125
+"""More than underflow can move a value, whether subnormal numbers are kept or flushed where written and where read."""
+
+EXP_ULPS = 4
+"""Units in the last place by which a library's float32 `exp(-a)` may be off, besides `2 a u` for a reduced argument."""
+
+Potentials: TypeAlias = Literal["float32", "float64"]
+"""Which potentials the float64 gradients stand on: those of the float32 forward pass, or a float64 simulation's own."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """Float64 values, and where float32 lies; three arrays of one shape, or numbers.
+
+    Attributes:
+        value: in float64.
+        error: float32 is nowhere further away than this; see `bound`.
+        spread: how far away it is by the root of the sum of squares, for roundings that know nothing of each other.
+    """
+
+    value: Float64
+    error: Float64
+    spread: Float64
+
+    def __getitem__(self, index: Any) -> Near:
+        return Near(self.value[index], self.error[index], self.spread[index])
+
+    def each(self, linear: Callable[[Float64], Float64]) -> Near:
+        """A linear map without negative coefficients that float32 computes exactly."""
+        return Near(linear(self.value), linear(self.error), linear(self.spread))
+
+    @property
+    def bound(self) -> Float64:
+        """`error`, and what float64 rounds in the value and in the error itself: 2^-29 of what float32 may round."""
+        return self.error * (1 + 2.0**-20)
+
+    @property
+    def largest(self) -> Float64:
+        """The largest magnitude that float32 can have."""
+        return np.abs(self.value) + self.error
+
+
+def exact(value: AnyArray | float) -> Near:
+    """What float32 and float64 both hold."""
+    wide: Float64 = np.asarray(value, np.float64)
+    return Near(wide, np.zeros_like(wide), np.zeros_like(wide))
+
+
+def _constant(wide: float, narrow: float | np.float32 | None = None) -> Near:
+    """A constant, in float32 rounded once (or `narrow`)."""
+    error = np.float64(abs(float(np.float32(wide) if narrow is None else narrow) - wide))
+    return Near(np.float64(wide), error, error)  # type: ignore[arg-type]
+
+
+def gamma(n: AnyArray | int) -> Float64:
+    """`n u / (1 - n u)`: the error of a sum of `n` products, in any order, as a part of the sum of their magnitudes.
+
+    Infinite from `n = 2^24` on.
+    """
+    total = np.asarray(n, np.float64) * U
+    return np.where(total < 1, total / np.where(total < 1, 1 - total, 1), np.inf)
+
+
+def _root(*parts: Any) -> Float64:
+    total: Float64 = np.sqrt(sum(np.square(part) for part in parts))
+    return total
+
+
+def _is_power_of_two(a: Near) -> bool:
+    """A constant with which products are exact."""
+    return a.value.ndim == 0 and a.error == 0 and math.frexp(abs(float(a.value)))[0] in (0.0, 0.5)
+
+
+def _multiply(a: Near, b: Near) -> Near:
+    value = a.value * b.value
+    carried = np.abs(a.value) * b.error + np.abs(b.value) * a.error + a.error * b.error
+    u = 0.0 if _is_power_of_two(a) or _is_power_of_two(b) else U
+    error = carried + u * (np.abs(value) + carried)
+    spread = _root(a.value * b.spread, b.value * a.spread, u * value)
+    tiny = np.where((a.largest > 0) & (b.largest > 0), TINY, 0)
+    return Near(value, error + tiny, spread + tiny)
+
+
+def _add(a: Near, b: Near) -> Near:
+    """Errors of the two are added in `spread` too: they often come from one rounding."""
+    value = a.value + b.value
+    carried = a.error + b.error
+    u = np.where((a.largest > 0) & (b.largest > 0), U, 0)  # the sum with a zero does not round
+    return Near(value, carried + u * (np.abs(value) + carried), _root(a.spread + b.spread, u * value))
+
+
+def _negative(a: Near) -> Near:
+    return replace(a, value=-a.value)
+
+
+def _divide(a: Near, b: Near) -> Near:
+    """`a / b`, where neither float64 nor float32 can have a `b` below 1."""
+    value = a.value / b.value
+    carried = (np.abs(value) * b.error + a.error) / np.maximum(b.value - b.error, 1)
+    error = carried + U * (np.abs(value) + carried) + TINY
+    return Near(value, error, _root(value * b.spread / b.value, a.spread / b.value, U * value))
+
+
+def _snap(a: Near) -> Near:
+    """The floor, which float64 does not have."""
+    floor = _floor(a.value, a.error)
+    return replace(a, error=a.error + floor, spread=a.spread + floor)
+
+
+def _floor(value: Float64, error: Float64) -> Float64:
+    """What `snap` can change of a float32 value within `error` of `value`."""
+    reached = (np.abs(value) - error < FLOOR) & (np.abs(value) + error > 0)
+    return np.where(reached, FLOOR, 0.0)
+
+
+# The neuron.
+
+
+def _derivative(neuron: LIF, u: Near) -> Near:
+    """`h(u - V_th)`, by the operations that surrogates.py writes."""
+    surrogate, vth = neuron.surrogate, _constant(neuron.threshold)
+    # Where float32 has the very same potential, its difference is known to the bit.
+    known = u.error == 0
+    with np.errstate(over="ignore"):
+        narrow = u.value.astype(np.float32) - np.float32(neuron.threshold)
+    value = u.value - neuron.threshold
+    off = np.abs(narrow - value)
+    carried = u.error + vth.error
+    x = Near(
+        value,
+        np.where(known, off, carried + U * (np.abs(value) + carried)),
+        np.where(known, off, _root(u.spread, vth.error, U * value)),
+    )
+    one, size = exact(1.0), replace(x, value=np.abs(x.value))
+    if isinstance(surrogate, Rectangle):
+        return _rectangle(surrogate, size, np.where(known, np.abs(narrow), np.nan))
+    if isinstance(surrogate, Triangle):
+        y = _add(one, _negative(_multiply(size, _constant(1 / surrogate.width))))
+        beyond = y.value + y.error <= 0
+        return Near(np.maximum(y.value, 0), np.where(beyond, 0, y.error), np.where(beyond, 0, y.spread))
+    if isinstance(surrogate, Logistic):
+        return _logistic(surrogate, size)
+    if isinstance(surrogate, FastSigmoid):
+        y = _add(one, _multiply(size, _constant(surrogate.beta)))
+        h = _divide(one, _multiply(y, y))
+    elif isinstance(surrogate, Arctan):
+        y = _multiply(size, _constant(math.pi / 2 * surrogate.alpha))
+        h = _divide(one, _add(one, _multiply(y, y)))
+    else:
+        raise TypeError(f"no error analysis of the surrogate {surrogate!r}")
+    return replace(h, error=np.minimum(h.error, 1.0))  # both lie between 0 and 1
+
+
+def _rectangle(surrogate: Rectangle, size: Near, narrow: AnyArray) -> Near:
+    """A jump by all of the height where float32 and float64 stand, or may stand, on two sides of an edge.
+
+    `narrow` is float32's `|x|` where it is known, else NaN.
+    """
+    edge, height = _constant(surrogate.width / 2), _constant(1 / surrogate.width)
+    inside = size.value < edge.value
+    unsure = np.abs(size.value - edge.value) <= size.error + edge.error
+    jump = np.where(np.isnan(narrow), unsure, (narrow < np.float32(edge.value)) != inside)
+    error = np.where(jump, height.largest, np.where(inside, height.error, 0))
+    return Near(np.where(inside, height.value, 0), error, error)
+
+
+def _logistic(surrogate: Logistic, size: Near) -> Near:
+    one, steep = exact(1.0), _constant(1 / surrogate.width)
+    a = _multiply(size, steep)
+    off = (2 * EXP_ULPS + 2 * a.largest) * U
+    value = np.exp(-a.value)
+    # Float32 is within exp(-(a - error)) (1 + off); no value of exp(-a) exceeds 1.
+    grown = np.expm1(np.minimum(a.error, 700))
+    z = Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
+    y = _add(one, z)
+    h = _multiply(_divide(z, _multiply(y, y)), steep)
+    return replace(h, error=np.minimum(h.error, steep.largest))  # both lie between 0 and 1/(4 width)
+
+
+def exact_filter(psp: PSP | None, gain: float = 1.0) -> tuple[Near, Near]:
+    """Decay and gain of a filter in the literal form, and how far their float32 constants are; None: no filter."""
+    if psp is None:
+        return exact(0.0), _constant(gain)
+    return _constant(1 - 1 / psp.tau_s), _constant(gain / psp.tau_s)
+
+
+def _filtered(decay: Near, state: Near, x: Near) -> Near:
+    """`snap(decay state + x)`."""
+    return _snap(_add(_multiply(decay, state), x))
+
+
+def neuron_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> Near:
+    """Potentials `[T, B, ...]` of a float64 simulation with the given spikes, from exact `z` `[1 or T, B, ...]`."""
+    decay, gain = filter
+    km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
+    i = m = exact(np.zeros(spikes.shape[1:]))
+    steps = []
+    for t, fired in enumerate(spikes != 0):
+        i = _filtered(decay, i, _multiply(gain, exact(z[t % len(z)])))
+        u = _snap(_add(m, i))
+        steps.append(u)
+        m = _multiply(km, u).each(lambda x, kept=~fired: x * kept)  # type: ignore[misc]
+    return _stack(steps)
+
+
+def neuron_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
+    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do`; neurons/lif.py.
+
+    Float32 differs from `d = h g + ((1 - o) - h u) d1`, `d1 = k_m d_{t+1}`, by
+
+        (h' - h) w' + h (g' - g) - h (u' - u) d1' + ((1 - o) - h u) (d1' - d1) + h' (rounding of p and w) + ...
+
+    where the primed values are float32's and `w = g - u d1`. An error from the step behind is carried by the neuron's
+    own factor `(1 - o) - h u`, in which the reset's path is taken off the leak's, not by the sum of both.
+    """
+    decay, gain = filter
+    km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
+    h_of_all = _derivative(neuron, u)
+    d = e = exact(np.zeros(spikes.shape[1:]))
+    total = d
+    steps: list[Near] = []
+    for t in reversed(range(len(spikes))):
+        h, ut, gt, silent = h_of_all[t], u[t], g[t], spikes[t] == 0
+        d1 = _snap(_multiply(km, d))
+        p = ut.value * d1.value
+        w = gt.value - p
+        carried_p = np.abs(ut.value) * d1.error + ut.error * d1.largest
+        round_p = np.where((ut.largest > 0) & (d1.largest > 0), U * ut.largest * d1.largest + TINY, 0)
+        floor_p = _floor(p, carried_p + round_p)
+        round_p = round_p + floor_p
+        carried_w = gt.error + carried_p + round_p
+        largest_w = np.abs(w) + carried_w
+        round_w = np.where((gt.largest > 0) & (round_p > 0), U * largest_w, 0)
+        r = h.value * w
+        largest_r = h.largest * (largest_w + round_w)
+        round_r = np.where((h.largest > 0) & (largest_w > 0), U * largest_r + TINY, 0)
+        floor_r = _floor(r, largest_r - np.abs(r) + round_r)
+        round_r = round_r + floor_r
+        factor = silent - h.value * ut.value
+        value = r + silent * d1.value
+        error = (
+            h.error * largest_w
+            + np.abs(h.value) * (gt.error + ut.error * d1.largest)
+            + np.abs(factor) * d1.error
+            + h.largest * (round_p + round_w)
+            + round_r
+        )
+        u_d = np.where(silent & (round_r > 0) & (d1.largest > 0), U, 0)
+        error = error + u_d * (np.abs(value) + error)
+        spread = _root(
+            h.spread * (np.abs(w) + gt.spread + np.abs(ut.value) * d1.spread),
+            h.value * _root(gt.spread, d1.value * ut.spread, U * p, floor_p, U * w),
+            factor * d1.spread,
+            U * r,
+            floor_r,
+            u_d * value,
+        )
+        d = Near(value, error, spread)
+        e = _filtered(decay, e, d)
+        dz = _multiply(gain, e)
+        if static:
+            total = _add(total, dz)
+        else:
+            steps.append(dz)
+    return _stack([total] if static else steps[::-1])
+
+
+# What stands between neurons.
+
+
+def synapse_backward(
+    synapse: Conv2d | Linear, s: AnyArray, wq: Float32, dz: Near, *, need_input: bool
+) -> tuple[Near | None, Near]:
+    """`(ds, dW)` from inputs `[T, B, ...]` and `dz` `[T, B, ...]`, sums in any order."""
+    frames, size, squares = s.reshape(-1, *s.shape[2:]), dz.largest, np.square(dz.value)
+    fields: list[tuple[Float64, int]] = [
+        (dz.value, 1), (dz.error, 1), (size, 1), (np.square(dz.spread), 2), (squares, 2)
+    ]  # fmt: skip
+    flat = [(x.reshape(-1, *x.shape[2:]), power) for x, power in fields]
+    n, (value, error, largest, variance, terms) = _weight_sums(synapse, frames, flat)
+    dw = _sum(n, value, error, largest, variance, terms).each(lambda x: x.reshape(wq.shape))
+    if not need_input:
+        return None, dw
+    w = wq.astype(np.float64)
+    sums = [
+        _input_sums(synapse, matrix, x, s.shape[2:])
+        for (x, _), matrix in zip(flat, (w, np.abs(w), np.abs(w), w * w, w * w), strict=True)
+    ]
+    ds = _sum(synapse.summands(s.shape[2:])[2], *sums)
+    return ds.each(lambda x: x.reshape(s.shape)), dw
+
+
+def _sum(
+    n: AnyArray | int, value: Float64, error: Float64, largest: Float64, variance: Float64, terms: Float64
+) -> Near:
+    """A sum of `n` products whose errors, magnitudes, squared spreads and squares add up to what is given.
+
+    The partial sums of terms in random order have `k value / n` as their mean and, about it, at most `k terms / n (1 -
+    k/n)` as their variance; each rounds once.
+    """
+    tiny = np.where(largest > 0, 2 * np.asarray(n) * TINY, 0)
+    partial = np.asarray(n) * (np.square(value) / 3 + terms / 6)
+    return Near(value, error + gamma(n) * largest + tiny, np.sqrt(variance + U * U * partial) + tiny)
+
+
+def _weight_sums(
+    synapse: Conv2d | Linear, frames: AnyArray, fields: Sequence[tuple[Float64, int]]
+) -> tuple[Float64, list[Float64]]:
+    """Non-zero inputs of each weight `[1, fan-in]`, and for each field the sums of it times inputs to a power."""
+    if isinstance(synapse, Linear):
+        x = frames.reshape(len(frames), -1).astype(np.float64)
+        powers = {1: x, 2: x * x}
+        return np.count_nonzero(x, axis=0)[None], [field.T @ powers[power] for field, power in fields]
+    n: Any = 0
+    sums: list[Any] = [0] * len(fields)
+    for chunk in conv2d.chunks(synapse, frames, 8):
+        x = conv2d.unfold(synapse, frames[chunk])
+        x = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        powers = {1: x, 2: x * x}
+        n = n + np.count_nonzero(x, axis=0)[None]
+        for i, (field, power) in enumerate(fields):
+            sums[i] = sums[i] + _rows(field[chunk]).T @ powers[power]
+    return n, sums
+
+
+def _rows(errors: Float64) -> Float64:
+    """`[n, C', H', W']` as `[n H' W', C']`."""
+    return errors.transpose(0, 2, 3, 1).reshape(-1, errors.shape[1])
+
+
+def _input_sums(synapse: Conv2d | Linear, w: Float64, errors: Float64, shape: tuple[int, ...]) -> Float64:
+    """`W^T errors`, `[n, ...]`."""
+    rows = w.reshape(len(w), -1)
+    if isinstance(synapse, Linear):
+        return errors @ rows
+    ds = np.empty((len(errors), *shape))
+    for chunk in conv2d.chunks(synapse, ds, 8):
+        ds[chunk] = conv2d.fold(synapse, _rows(errors[chunk]) @ rows, ds[chunk].shape)
+    return ds
+
+
+def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
+    """`dL/do` of the batch loss, `[T, B, N]`."""
+    steps, batch = s.shape[:2]
+    difference = exact(s.astype(np.float64) - targets)
+    if isinstance(loss, Hamming):
+        return _multiply(_constant(1 / batch), difference)
+    if isinstance(loss, SpikeCount):
+        count = exact(difference.value.sum(axis=0))
+        error = _multiply(_constant(1 / (steps * steps * batch)), count)
+        return error.each(lambda x: np.repeat(x[None], steps, axis=0))
+    if not isinstance(loss, VanRossum):
+        raise TypeError(f"no error analysis of the loss {loss!r}")
+    (decay, gain), (_, scaled) = exact_filter(psp), exact_filter(psp, 1 / batch)
+    r, filtered = exact(np.zeros(s.shape[1:])), []
+    for t in range(steps):
+        r = _filtered(decay, r, _multiply(gain, difference[t]))
+        filtered.append(r)
+    e, errors = exact(np.zeros(s.shape[1:])), []
+    for r in reversed(filtered):
+        e = _filtered(decay, e, r)
+        errors.append(_multiply(scaled, e))
+    return _stack(errors[::-1])
+
+
+# The whole network.
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What met a block's weights, `[1 or T, B, ...]`, and how to go back through pooling and dropout."""
+
+    s: AnyArray
+    back: Callable[[Near], Near]
+
+
+def _before(block: Block, s: AnyArray, dropout: tuple[int, int] | None) -> _Trace:
+    undo: list[Callable[[Float64], Float64]] = []
+    shape = block.input_shape
+    for place, layer in enumerate(block.before):
+        if isinstance(layer, AvgPool2d):
+            s, residual = avgpool2d.forward(layer, s)
+            undo.append(_unpool(layer, residual))
+        elif dropout is not None and layer.rate > 0:
+            seed, step = dropout
+            mask = keep_mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
+            s = s * mask
+            undo.append(lambda x, mask=mask: x * mask)  # type: ignore[misc]
+        shape = layer.output_shape(shape)
+
+    def back(d: Near) -> Near:
+        for adjoint in reversed(undo):
+            d = d.each(adjoint)
+            tiny = np.where(d.largest > 0, TINY, 0)
+            d = replace(d, error=d.error + tiny, spread=d.spread + tiny)
+        return d
+
+    return _Trace(s, back)
+
+
+def _unpool(layer: AvgPool2d, shape: tuple[int, ...]) -> Callable[[Float64], Float64]:
+    def adjoint(d: Float64) -> Float64:
+        spread = np.repeat(np.repeat(d * 2.0**-layer.exponent, layer.size, axis=-2), layer.size, axis=-1)
+        rest = [(0, n - m) for n, m in zip(shape, spread.shape, strict=True)]
+        return np.pad(spread, rest)
+
+    return adjoint
+
+
+def gradients(
+    network: NetworkSpec,
+    wq: Mapping[str, Float32],
+    inputs: UInt8,
+    layers: Mapping[str, LayerRun],
+    error: Near,
+    *,
+    potentials: Potentials = "float32",
+    dropout: tuple[int, int] | None = None,
+) -> dict[str, Near]:
+    """Gradients of each layer's weights in float64, and how far a backend's `fast` ones can be from them.
+
+    Args:
+        network: the network.
+        wq: weights on their grid, by layer name.
+        inputs: `[B, ...]` (direct) or `[T, B, ...]` (events), uint8.
+        layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`).
+        error: `dL/do` of the output: `loss_error`, or `exact` cotangents.
+        potentials: which ones float64 stands on; with `float64` only the spikes of `layers` are used.
+        dropout: `(seed, step)` of the masks that the forward pass used.
+    """
+    s: AnyArray = inputs if network.coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
+    traces, u = {}, {}
+    for block in network.blocks:
+        run = layers[block.name]
+        trace = traces[block.name] = _before(block, s, dropout)
+        if potentials == "float32":
+            u[block.name] = exact(run.potentials)
+        else:
+            module: Any = conv2d if isinstance(block.synapse, Conv2d) else linear
+            z = module.forward(block.synapse, trace.s, wq[block.name])[0]
+            u[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes)
+        s = run.spikes
+    found: dict[str, Near] = {}
+    g: Near | None = error
+    for block in reversed(network.blocks):
+        assert g is not None
+        trace, spikes = traces[block.name], layers[block.name].spikes
+        static = len(trace.s) == 1 and len(spikes) > 1
+        dz = neuron_backward(block.neuron, _filter(block, dropout), u.pop(block.name), spikes, g, static=static)
+        below, found[block.name] = synapse_backward(
+            block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0
+        )
+        g = None if below is None else trace.back(below)
+    return found
+
+
+def _filter(block: Block, dropout: tuple[int, int] | None) -> tuple[Near, Near]:
+    return exact_filter(block.psp, block.dropout_gain if dropout is not None else 1.0)
+
+
+def _stack(steps: Sequence[Near]) -> Near:
+    return Near(*(np.stack([getattr(x, name) for x in steps]) for name in ("value", "error", "spread")))

@@ -1,0 +1,287 @@
+"""The bound of rounding errors against arithmetic that rounds as badly as the model of float32 allows.
+
+The same steps are taken in float64 with every operation off by the unit roundoff, up or down: worse than any float32,
+and all that the model assumes. The worst of them come near the bound, so it is not much larger than it need be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.neurons import LIF
+from stsbp_spec.reference import roundoff
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.reference.roundoff import TINY, Near, U
+from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import PSP, Conv2d, Linear
+from stsbp_spec.typing import AnyArray, Float64
+
+NUMPY = NumpyBackend()
+SURROGATE_CASES = [*(cls() for cls in SURROGATES.values()), Logistic(0.05), FastSigmoid(30), Triangle(0.1), Arctan(20)]
+Rounding = Callable[[Any], Any]
+
+
+def _roundings(seed: int) -> dict[str, Rounding]:
+    rng = np.random.default_rng(seed)
+    return {
+        "up": lambda x: x * (1 + U),
+        "down": lambda x: x * (1 - U),
+        "outwards and inwards": lambda x: x * (1 + np.where(x > 0, U, -U)),
+        "at random": lambda x: x * (1 + U * rng.choice([-1.0, 1.0], np.shape(x))),
+    }
+
+
+def _snap(x: Float64) -> Float64:
+    return np.where(np.abs(x) < FLOOR, 0.0, x)
+
+
+def _add(x: Any, y: Any, fl: Rounding) -> Any:
+    """A sum with zero does not round."""
+    return np.where((x == 0) | (y == 0), x + y, fl(x + y))
+
+
+def _bad_derivative(surrogate: Surrogate, x: Float64, fl: Rounding) -> Any:
+    """surrogates.py, rounded by `fl`, constants too."""
+    size = np.abs(x)
+    if isinstance(surrogate, Rectangle):
+        return np.where(size < float(np.float32(surrogate.width / 2)), fl(np.float64(1 / surrogate.width)), 0.0)
+    if isinstance(surrogate, Triangle):
+        return np.maximum(_add(1, -fl(size * fl(np.float64(1 / surrogate.width))), fl), 0)
+    if isinstance(surrogate, FastSigmoid):
+        y = _add(1, fl(size * fl(np.float64(surrogate.beta))), fl)
+        return fl(1 / fl(y * y))
+    if isinstance(surrogate, Arctan):
+        y = fl(x * fl(np.float64(math.pi / 2 * surrogate.alpha)))
+        return fl(1 / _add(1, fl(y * y), fl))
+    assert isinstance(surrogate, Logistic)
+    steep = fl(np.float64(1 / surrogate.width))
+    z = np.exp(-fl(size * steep))
+    for _ in range(2 * roundoff.EXP_ULPS):
+        z = fl(z)
+    y = fl(1 + z)
+    return fl(fl(z / fl(y * y)) * steep)
+
+
+def _bad_backward(neuron: LIF, psp: PSP, u: Float64, spikes: AnyArray, g: Float64, fl: Rounding) -> Float64:
+    """neurons/lif.py, backward, rounded by `fl`; constants, threshold and `u - V_th` as float32 has them."""
+    km, k, c = (fl(np.float64(x)) for x in (1 - 1 / neuron.tau_m, 1 - 1 / psp.tau_s, 1 / psp.tau_s))
+    dz = np.zeros_like(u)
+    d = e = np.zeros(u.shape[1:])
+    for t in reversed(range(len(u))):
+        x = (u[t].astype(np.float32) - np.float32(neuron.threshold)).astype(np.float64)
+        h = _bad_derivative(neuron.surrogate, x, fl)
+        d1 = _snap(fl(km * d))
+        p = _snap(fl(u[t] * d1))
+        r = _snap(fl(h * _add(g[t], -p, fl)))
+        d = _add(r, np.where(spikes[t] != 0, 0, d1), fl)
+        e = _snap(_add(fl(k * e), d, fl))
+        dz[t] = fl(c * e)
+    return dz
+
+
+@pytest.mark.parametrize("rounding", _roundings(0))
+@pytest.mark.parametrize("surrogate", SURROGATE_CASES, ids=str)
+def test_neuron_within_the_bound_whatever_the_roundings(
+    surrogate: Surrogate, rounding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Constants may be off by all of `u` here, which those of float32 are not."""
+
+    def constant(wide: float, narrow: Any = None) -> Near:
+        return Near(np.float64(wide), np.float64(abs(wide) * U), np.float64(abs(wide) * U))  # type: ignore[arg-type]
+
+    neuron, psp = LIF(3, 2, 0.75, surrogate), PSP(5 / 3)
+    rng = np.random.default_rng(1)
+    u = rng.normal(0.5, 0.8, (12, 400)).astype(np.float32).astype(np.float64)
+    spikes, g = (u >= 0.75).astype(np.uint8), rng.normal(size=u.shape)
+    monkeypatch.setattr(roundoff, "_constant", constant)
+    near = roundoff.neuron_backward(
+        neuron, roundoff.exact_filter(psp), roundoff.exact(u), spikes, roundoff.exact(g), static=False
+    )
+    bad = _bad_backward(neuron, psp, u, spikes, g, _roundings(2)[rounding])
+    ratio = np.abs(bad - near.value) / np.maximum(near.bound, TINY)
+    assert ratio.max() <= 1
+    if rounding != "at random":
+        assert ratio.max() > 0.25, "the bound is wider than it need be"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 30])
+@pytest.mark.parametrize("factor", [0.6, 1.4])
+def test_bound_grows_by_the_neurons_own_factor(factor: float, steps: int) -> None:
+    """Not by |h u| + |1 - o|: an error that comes back through the reset is taken off what leaks on."""
+    neuron = LIF(1e9, 1, 1.0, Rectangle(16.0))  # h = 1/16, k_m = 1 but for 1e-9
+    u = np.full((steps, 1), 16 * (1 - factor), np.float32)
+    assert (np.abs(u - 1) < 8).all()
+    spikes = np.zeros_like(u, np.uint8)
+    g = Near(np.zeros((steps, 1)), np.zeros((steps, 1)), np.zeros((steps, 1)))
+    g.value[-1], g.error[-1] = 1.0, 1e-3
+    near = roundoff.neuron_backward(
+        neuron, (roundoff.exact(0.0), roundoff.exact(1.0)), roundoff.exact(u), spikes, g, static=False
+    )
+    assert near.error[0, 0] == pytest.approx(1e-3 / 16 * factor ** (steps - 1), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("synapse", "shape"),
+    [(Linear(3), (7,)), (Conv2d(4, 3, padding=1), (2, 6, 5)), (Conv2d(3, 2, stride=2), (2, 7, 6))],
+    ids=["linear", "padding", "stride"],
+)
+@pytest.mark.parametrize("rounding", _roundings(0))
+def test_sums_within_the_bound_in_any_order(synapse: Linear | Conv2d, shape: tuple[int, ...], rounding: str) -> None:
+    rng = np.random.default_rng(3)
+    fl = _roundings(4)[rounding]
+    s = (rng.random((4, 2, *shape)) < 0.4).astype(np.uint8)
+    w = np.rint(rng.normal(size=synapse.weight_shape(shape)) * 64).astype(np.float32) / np.float32(64)
+    z = NUMPY.synapse_forward(synapse, s, w)[0]
+    dz = rng.normal(size=z.shape)
+    carried = np.abs(dz) * 3 * U * rng.random(dz.shape)
+    near_ds, near_dw = roundoff.synapse_backward(synapse, s, w, Near(dz, carried, carried), need_input=True)
+    assert near_ds is not None
+    moved = dz + carried * rng.choice([-1.0, 1.0], dz.shape)
+    terms: dict[str, dict[tuple[int, ...], list[float]]] = {"ds": {}, "dw": {}}
+    for frame in np.ndindex(*z.shape[:2]):
+        for out in np.ndindex(*z.shape[2:]):
+            for to, at in _connections(synapse, shape, out):
+                terms["dw"].setdefault(to, []).append(fl(moved[frame + out] * s[frame + at]))
+                terms["ds"].setdefault(frame + at, []).append(fl(moved[frame + out] * w[to]))
+    for near, summands in ((near_dw, terms["dw"]), (near_ds, terms["ds"])):
+        for at, each in summands.items():
+            each = [x for x in each if x != 0]
+            for order in (each, each[::-1], sorted(each), sorted(each, key=abs)):
+                total: Any = 0.0
+                for x in order:
+                    total = fl(total + x) if total != 0 else x
+                assert abs(total - near.value[at]) <= near.bound[at]
+
+
+def _connections(
+    synapse: Linear | Conv2d, shape: tuple[int, ...], out: tuple[int, ...]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Of an output: each weight and the input that it meets."""
+    if isinstance(synapse, Linear):
+        return [((*out, j), (j,)) for j in range(shape[0])]
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for c, i, j in np.ndindex(shape[0], synapse.kernel, synapse.kernel):
+        y, x = out[1] * synapse.stride + i - synapse.padding, out[2] * synapse.stride + j - synapse.padding
+        if 0 <= y < shape[1] and 0 <= x < shape[2]:
+            found.append(((out[0], c, i, j), (c, y, x)))
+    return found
+
+
+def test_summands_that_are_zero_do_not_count() -> None:
+    s = np.zeros((100, 1, 2), np.uint8)
+    s[3, 0, 0] = s[:, 0, 1] = 1
+    dz = np.ones((100, 1, 1))
+    _, dw = roundoff.synapse_backward(Linear(1), s, np.ones((1, 2), np.float32), roundoff.exact(dz), need_input=False)
+    assert dw.error[0].tolist() == pytest.approx(
+        [float(roundoff.gamma(1)), 100 * float(roundoff.gamma(100))], rel=1e-12
+    )
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("tau", [1.0, 2.0, 3.0, 5 / 3])
+def test_loss_error_within_the_bound(loss: str, tau: float) -> None:
+    rng = np.random.default_rng(5)
+    s, targets = ((rng.random((40, 3, 50)) < 0.4).astype(np.uint8) for _ in range(2))
+    near = roundoff.loss_error(LOSSES[loss], PSP(tau), s, targets)
+    found = NUMPY.loss_error(LOSSES[loss], PSP(tau), s, targets)
+    assert (np.abs(found - near.value) <= near.bound).all()
+    assert np.abs(near.value).max() > 0
+    assert near.error.max() <= 50 * U * np.abs(near.value).max()
+
+
+def test_what_float32_computes_exactly_has_no_error() -> None:
+    neuron, filter = LIF(2, 2, 0.5, Rectangle(2)), roundoff.exact_filter(PSP(2))
+    for constant in filter:
+        assert constant.error == 0
+    u = roundoff.exact(np.array([[0.5], [2.0], [-0.5]]))  # in, and on both edges
+    spikes = (u.value >= 0.5).astype(np.uint8)
+    g = roundoff.exact(np.array([[0.0], [0.0], [1.0]]))
+    near = roundoff.neuron_backward(neuron, filter, u, spikes, g, static=False)
+    assert not near.value[-1].any()
+    assert not near.error[-1].any()
+
+
+@pytest.mark.parametrize(("threshold", "width", "jumps"), [(0.3, 0.4, True), (0.3, 0.6, False), (0.25, 0.5, False)])
+def test_rectangle_jumps_only_where_float32_stands_on_the_other_side(
+    threshold: float, width: float, jumps: bool
+) -> None:
+    """0.5 - 0.3 is below 0.2 in float32 and not in float64; 0 - 0.3 stands on the edge in both."""
+    neuron = LIF(2, 2, threshold, Rectangle(width))
+    u = roundoff.exact(np.array([[0.5 if width == 0.4 else 0.0]]))
+    spikes = (u.value >= threshold).astype(np.uint8)
+    near = roundoff.neuron_backward(
+        neuron, roundoff.exact_filter(PSP(1)), u, spikes, roundoff.exact(np.ones((1, 1))), static=False
+    )
+    assert near.value[0, 0] == 0
+    assert near.error[0, 0] == (pytest.approx(1 / width, rel=1e-5) if jumps else 0)
+
+
+@pytest.mark.parametrize("off", [1e-9, 1e-3])
+def test_rectangle_jumps_where_potentials_differ_across_an_edge(off: float) -> None:
+    neuron = LIF(2, 2, 1.0, Rectangle(1.0))
+    u = Near(np.array([[1.5 - off / 2, 1.5 - 2 * off, 0.5 + off / 2]]), np.full((1, 3), off), np.full((1, 3), off))
+    near = roundoff.neuron_backward(
+        neuron, roundoff.exact_filter(PSP(1)), u, np.array([[1, 1, 0]], np.uint8), roundoff.exact(np.ones((1, 3))),
+        static=False,
+    )  # fmt: skip
+    assert near.value.tolist() == [[1, 1, 1]]
+    assert (near.error[0, [0, 2]] >= 1).all()
+    assert near.error[0, 1] < (1e-5 if off > 1e-6 else 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    surrogate=st.sampled_from(SURROGATE_CASES),
+    u=st.floats(-50, 50, width=32),
+    threshold=st.floats(2.0**-10, 30, width=32),
+    off=st.floats(0, 1),
+    side=st.floats(-1, 1),
+)
+def test_derivative_of_potentials_that_differ(
+    surrogate: Surrogate, u: float, threshold: float, off: float, side: float
+) -> None:
+    """Float32 has `u` and rounds; float64 has another potential, no further than `off` away."""
+    neuron = LIF(2, 2, threshold, surrogate)
+    wide = np.array([u + side * off])
+    near = roundoff._derivative(neuron, Near(wide, np.abs(wide - u), np.abs(wide - u)))
+    found = surrogate.derivative(np.array([u], np.float32) - np.float32(threshold)).astype(np.float64)
+    assert near.value == surrogate.derivative(wide - threshold)
+    assert np.abs(found - near.value) <= near.bound
+    assert np.isfinite(near.error).all()
+
+
+def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
+    below = np.float32(FLOOR * 0.99)
+    neuron, filter = LIF(1, 1, 1.0, Rectangle(4.0)), roundoff.exact_filter(PSP(2.0**20))
+    u = roundoff.exact(np.ones((1, 1)))
+    for g in (below, np.float32(FLOOR * 1.5)):
+        near = roundoff.neuron_backward(
+            neuron, filter, u, np.ones((1, 1), np.uint8), roundoff.exact(np.full((1, 1), g)), static=False
+        )
+        found = NUMPY.lif_backward(neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32))
+        assert found[0, 0] == 0
+        assert near.value[0, 0] > 0
+        assert near.value[0, 0] <= near.error[0, 0]
+    # A product of two small numbers: below 2^-126 it may be flushed.
+    tiny = roundoff._multiply(roundoff.exact(np.array([2.0**-70])), roundoff.exact(np.array([2.0**-80])))
+    assert tiny.error >= TINY
+
+
+def _residuals(u: Float64) -> Any:
+    from stsbp_spec.reference.neurons.lif import Residuals
+
+    return Residuals(u.astype(np.float32), (u >= 1).astype(np.uint8), static=False)
+
+
+def test_sums_too_long_for_float32_have_no_bound() -> None:
+    assert roundoff.gamma(2**24) == np.inf
+    assert roundoff.gamma(2**23) == 1
+    assert roundoff.gamma(np.array([0, 1])).tolist() == [0, U / (1 - U)]
