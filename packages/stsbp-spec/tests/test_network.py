@@ -474,3 +474,18 @@ def test_initial_weights() -> None:
     again, other = initial_weights(network, 3, gain=1.2), initial_weights(network, 4, gain=1.2)
     assert all((w == again[name]).all() and (w != other[name]).mean() > 0.99 for name, w in weights.items())
     assert (weights["conv1"].reshape(-1)[:600] != weights["conv2"].reshape(-1)[:600]).mean() > 0.99
+
+
+def test_printed_network_shows_the_sizes_of_every_layer() -> None:
+    text = "6C5s2-P2-D0.1"
+    network = NetworkSpec.parse(text, input_shape=(2, 18, 18), outputs=10, input_max=3, input_psp=PSP(2.0))
+    parameters = "{tau_m=8.0,tau_s=4.0,threshold=1.0,surrogate=arctan:alpha=2.0,bits=12}"
+    assert repr(network).splitlines() == [
+        "NetworkSpec(",
+        "  input: events 2x18x18, values up to 3, filtered with PSP(tau_s=2.0)",
+        f"  conv1: 6C5p0s2{parameters}  2x18x18 -> 6x7x7, weights 6x2x5x5",
+        "  P2  6x7x7 -> 6x3x3",
+        "  D0.1  6x3x3 -> 6x3x3",
+        f"  linear2: 10{parameters}  6x3x3 -> 10, weights 10x54",
+        ")",
+    ]

@@ -91,3 +91,24 @@ def test_evaluation_mode_drops_nothing() -> None:
     net = Network(NET, seed=4).eval()
     expected = open_backend("numpy").run(NET, initial_weights(NET, 4), batch.inputs, 8)
     assert np.array_equal(net(torch.from_numpy(batch.inputs)).detach().numpy(), expected.layers["linear4"].spikes)
+
+
+def test_printed_modules_show_their_sizes() -> None:
+    spec = NetworkSpec.parse("6C5s2p1-P2", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3, 0.5))
+    lif = "tau_m=3, tau_s=1.66667, threshold=0.5, surrogate=arctan:alpha=2"
+    assert str(Network(spec, seed=4)).splitlines() == [
+        "Network(",
+        "  6C5p1s2-P2-10, events, precision=fast, seed=4",
+        "  input 2x18x18 -> conv1 6x8x8 -> linear2 10",
+        "  (conv1): SpikingConv2d(",
+        "    2, 6, kernel=5, stride=2, padding=1, weight_bits=12, input_exponent=0, input_max=1",
+        f"    (lif): LIF({lif}, psp=None)",
+        "  )",
+        "  (linear2): SpikingLinear(",
+        "    96, 10, weight_bits=12, input_exponent=2, input_max=1",
+        f"    (lif): LIF({lif}, psp=PSP(tau_s={5 / 3}))",
+        "  )",
+        ")",
+    ]
+    assert str(SpikingLinear(7, 3, weight_bits=8)).splitlines()[1].startswith("  7, 3, weight_bits=8, ")
+    assert str(SpikingAvgPool2d(2)) == "SpikingAvgPool2d(size=2)"

@@ -362,6 +362,20 @@ class NetworkSpec:
     def __str__(self) -> str:
         return "-".join(_token(layer) for layer in self.layers)
 
+    def __repr__(self) -> str:
+        values = f", values up to {self.input_max}" if self.input_max > 1 else ""
+        filtered = f", filtered with {self.input_psp!r}" if self.input_psp is not None else ""
+        lines = [f"input: {self.coding} {_times(self.input_shape)}{values}{filtered}"]
+        for block in self.blocks:
+            shape = block.input_shape
+            for layer in (*block.before, block.layer):
+                before, shape = shape, layer.output_shape(shape)
+                name, weights = "", ""
+                if layer is block.layer:
+                    name, weights = f"{block.name}: ", f", weights {_times(block.weight_shape)}"
+                lines.append(f"{name}{_token(layer, full=True)}  {_times(before)} -> {_times(shape)}{weights}")
+        return "\n  ".join(["NetworkSpec(", *lines]) + "\n)"
+
     def table(self, headroom: dict[str, float] | None = None) -> str:
         """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
 

@@ -149,6 +149,12 @@ class LIF(torch.nn.Module):
         self.neuron = neuron or LIFSpec()
         self.psp = psp
 
+    def extra_repr(self) -> str:
+        n = self.neuron
+        return (
+            f"tau_m={n.tau_m:g}, tau_s={n.tau_s:g}, threshold={n.threshold:g}, surrogate={n.surrogate}, psp={self.psp}"
+        )
+
     def forward(self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0) -> torch.Tensor:
         """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input."""
         filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
@@ -174,6 +180,17 @@ class _Spiking(torch.nn.Module):
         self.weight = torch.nn.Parameter(weight)
         self.lif = LIF(neuron, psp)
         self.weight_bits, self.input_exponent, self.input_max = weight_bits, input_exponent, input_max
+
+    def _get_name(self) -> str:
+        return f"Spiking{type(self.synapse).__name__}"
+
+    def extra_repr(self) -> str:
+        outputs, inputs, *_ = self.weight.shape
+        grid = f"weight_bits={self.weight_bits}, input_exponent={self.input_exponent}, input_max={self.input_max:g}"
+        c = self.synapse
+        if isinstance(c, Linear):
+            return f"{inputs}, {outputs}, {grid}"
+        return f"{inputs}, {outputs}, kernel={c.kernel}, stride={c.stride}, padding={c.padding}, {grid}"
 
     def forward(
         self,
@@ -266,6 +283,9 @@ class SpikingAvgPool2d(torch.nn.Module):
         super().__init__()
         self.pool = AvgPool2d(size)
 
+    def extra_repr(self) -> str:
+        return f"size={self.pool.size}"
+
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """`[T, B, C, H, W]` to `[T, B, C, H // size, W // size]`."""
         pooled: torch.Tensor = _PoolFunction.apply(s, self.pool)  # type: ignore[no-untyped-call]
@@ -298,6 +318,12 @@ class Network(torch.nn.Module):
                 block.input_max,
             )  # fmt: skip
             self.add_module(block.name, layer)
+
+    def extra_repr(self) -> str:
+        sizes = (f"{block.name} {'x'.join(map(str, block.output_shape))}" for block in self.spec.blocks)
+        return f"{self.spec}, {self.spec.coding}, precision={self.precision}, seed={self.seed}\n" + " -> ".join(
+            [f"input {'x'.join(map(str, self.spec.input_shape))}", *sizes]
+        )
 
     def forward(self, inputs: torch.Tensor, steps: int | None = None) -> torch.Tensor:
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
