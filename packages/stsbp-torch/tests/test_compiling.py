@@ -210,6 +210,17 @@ def test_a_package_that_was_replaced_while_it_ran_is_not_kept(cache: Path, monke
     assert [_loads(), _loads()] == [False, True]
 
 
+def test_code_with_addresses_of_its_process_is_not_kept(cache: Path) -> None:
+    def look(x: int) -> int:
+        return table[x]  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+    # numba puts an array of this size into the code by its address.
+    function = FunctionType(look.__code__, {"table": np.arange(200_000)}, "look")
+    function.__module__ = "stsbp_torch.vectors"
+    assert compiling.cached_njit()(function)(7) == 7
+    assert _files(cache) == []
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "other"),
     [
