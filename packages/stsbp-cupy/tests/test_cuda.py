@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from stsbp_cupy import CupyBackend, cuda
 from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
+from stsbp_cupy.source import KERNELS
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
@@ -123,6 +125,30 @@ def test_stand_in_opens_and_proves_tensor_cores() -> None:
     first, second = CupyBackend.devices()
     assert (first.name, first.description, first.problem) == ("cuda", "Stand-in, 8 GiB, sm_90", None)
     assert second.name == "host"
+
+
+def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str]] = []
+
+    def compile_kernels(source: str, name: str, architecture: str) -> tuple[bytes, bytes, str]:
+        assert source == (KERNELS / name).read_text()
+        calls.append((name, architecture))
+        return b"machine code" if architecture.startswith("sm_") else b"", b"PTX", ""
+
+    nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: (75, 80, 90))
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nvrtc=nvrtc))
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
+    monkeypatch.setattr(cuda, "compile_kernels", compile_kernels)
+    found = cuda._compiled.__wrapped__
+    path = found(KERNELS / "adamw.cu", "90")
+    assert path.read_bytes() == b"machine code"
+    assert found(KERNELS / "adamw.cu", "90") == path
+    assert calls == [("adamw.cu", "sm_90")]
+    assert found(KERNELS / "adamw.cu", "120").read_bytes() == b"PTX"
+    nvrtc.getVersion = lambda: (13, 0)
+    assert found(KERNELS / "adamw.cu", "90") != path
+    assert len(calls) == 3
 
 
 @pytest.mark.usefixtures("stand_in")
