@@ -91,7 +91,7 @@ def test_text_reads_back(surrogate: Surrogate) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sigmoid", "unknown surrogate 'sigmoid'; known: rectangle"),
+        ("sigmoid", r"unknown surrogate 'sigmoid' \(did you mean fast-sigmoid\?\); known: rectangle"),
         ("triangle:beta=2", "surrogate 'triangle' has no parameter 'beta'; it has: width"),
         ("triangle:width=wide", "width must be a number, got 'wide'"),
         ("triangle:width=1_0", "width must be a number, got '1_0'"),

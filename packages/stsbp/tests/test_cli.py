@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -15,9 +16,10 @@ import click
 import numpy as np
 import pytest
 import stsbp as package
+from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 from stsbp.cli import COMMANDS, cli
-from stsbp.config import RunConfig
+from stsbp.config import SECTIONS, RunConfig
 from stsbp.datasets import load
 from stsbp.files import OpenFolder
 from stsbp.training.metrics import LabelDistances, MetricsFile
@@ -331,15 +333,129 @@ def test_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
     assert "test accuracy" in (tmp_path / "out").read_text()
 
 
-def test_shell_completion_of_commands_and_data_sets() -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("stsbp tr", ["train"]),
+        ("stsbp train nm", ["nmnist", "nmnist-sim"]),
+        ("stsbp train --test-on nmnist-", ["nmnist-sim"]),
+        ("stsbp evaluate run --on mo", ["motor"]),
+        ("stsbp experiment digi", ["digits", "digits-events"]),
+        ("stsbp experiment cifar10-tssl-1 --dataset cif", ["cifar10"]),
+        ("stsbp train --preset nmnist-h", ["nmnist-hamming"]),
+        ("stsbp presets cifar10-tssl-", ["cifar10-tssl-1", "cifar10-tssl-2"]),
+        ("stsbp --backend num", ["numpy"]),
+        ("stsbp train digits --surrogate fa", ["fast-sigmoid"]),
+        ("stsbp train digits --loss ham", ["hamming"]),
+        ("stsbp train digits --init-r", ["--init-rate"]),
+    ],
+)
+def test_shell_completion(words: str, expected: list[str]) -> None:
+    typed = words.split()
+    completion = BashComplete(cli, {}, "stsbp", "_STSBP_COMPLETE")
+    found = completion.get_completions(typed[1:-1], typed[-1])
+    assert [item.value for item in found] == expected
+
+
+def test_shell_completion_of_folders() -> None:
+    completion = BashComplete(cli, {}, "stsbp", "_STSBP_COMPLETE")
+    for option in ("--data-dir", "--init-from"):
+        (item,) = completion.get_completions(["train", "digits", option], "ru")
+        assert (item.value, item.type) == ("ru", "dir")
+
+
+def test_documented_line_enables_completion() -> None:
     import os
 
-    environment = {**os.environ, "_STSBP_COMPLETE": "bash_complete", "COMP_WORDS": "stsbp train nm", "COMP_CWORD": "2"}
     code = "import sys; sys.argv[0] = 'stsbp'; from stsbp.cli import main; main()"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
-    )
-    assert result.stdout.split() == ["plain,nmnist", "plain,nmnist-sim"]
+
+    def run(**variables: str) -> str:
+        environment = {**os.environ, **variables}
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
+        ).stdout
+
+    assert "complete -o nosort -F" in run(_STSBP_COMPLETE="bash_source")
+    answer = run(_STSBP_COMPLETE="bash_complete", COMP_WORDS="stsbp train nm", COMP_CWORD="2")
+    assert answer.split() == ["plain,nmnist", "plain,nmnist-sim"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("trian", "digits"), "(did you mean train?)"),
+        (("train", "digits", "--epoch", 3), "Did you mean '--epochs'?"),
+        (("train", "digits", "--loss", "hammin"), "(did you mean hamming?)"),
+        (("train", "digits", "--surrogate", "arctn"), "(did you mean arctan?)"),
+        (("train", "digtis"), "(did you mean digits?)"),
+        (("train", "digits", "--test-on", "digits-event"), "(did you mean digits-events?)"),
+        (("train", "--preset", "nmnist-haming"), "(did you mean nmnist-hamming?)"),
+        (("experiment", "nmnist-haming"), "(did you mean nmnist-hamming?)"),
+        (("evaluate", "run", "--split", "tset"), "(did you mean test?)"),
+        (("networks", "12", "--coding", "event"), "(did you mean events?)"),
+        (("benchmark", "stpe"), "(did you mean step?)"),
+        (("--backend", "numpi", "train", "digits"), "(did you mean numpy?)"),
+    ],
+)
+def test_mistyped_names_have_a_suggestion(stsbp: Callable[..., Result], typed: tuple[Any, ...], meant: str) -> None:
+    done = stsbp(*typed)
+    assert done.exit_code in (1, 2)
+    assert meant in done.stderr
+
+
+def test_names_far_from_any_have_none(stsbp: Callable[..., Result]) -> None:
+    for typed in (("qqq",), ("train", "qqq"), ("train", "digits", "--loss", "qqq")):
+        assert "did you mean" not in stsbp(*typed).stderr
+
+
+def sections_of_help(name: str) -> dict[str, list[str]]:
+    """Long options by the heading of their section on the help page."""
+    found: dict[str, list[str]] = {}
+    # The text above the first section may begin a line with an option.
+    options: list[str] = []
+    for line in CliRunner().invoke(cli, [name, "--help"], terminal_width=100).output.splitlines():
+        if re.fullmatch(r"[A-Z][\w ]*:", line):
+            options = found.setdefault(line[:-1].lower(), [])
+        elif match := re.match(r"  (?:-\w, )?(--[\w-]+)", line):
+            options.append(match[1])
+    return found
+
+
+def test_help_has_the_sections_of_the_documentation() -> None:
+    page = Path(__file__).parents[3] / "docs" / "cli.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside the packages")
+    table = page.read_text(encoding="utf-8").split("\n## train\n")[1].split("\n## ")[0]
+    documented: dict[str, list[str]] = {"options": []}
+    options = documented["options"]
+    for line in table.splitlines():
+        if heading := re.match(r"\| \*\*([\w ]+)\*\*", line):
+            options = documented.setdefault(heading[1], [])
+        elif line.startswith("| `--"):
+            options += re.findall(r"`(--[\w-]+)", line.replace("\\|", "").split(" | ")[0])
+    documented["data"].remove("--no-test")
+    shown = sections_of_help("train")
+    assert shown["options"][-1] == "--help"
+    shown["options"].pop()
+    assert shown == documented
+    of_experiment = sections_of_help("experiment")
+    assert {k: v for k, v in of_experiment.items() if k != "options"} == {
+        k: v for k, v in shown.items() if k != "options"
+    }
+
+
+def test_sections_hold_every_setting_once() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert sorted(names) == sorted(set(RunConfig.model_fields) - {"dataset"})
+
+
+def test_texts_say_what_a_number_does_in_words() -> None:
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        for option in command.params:
+            text = getattr(option, "help", None) or ""
+            assert not re.search(r"(^|[ ;.])\d: ", text), (name, option.name, text)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))

@@ -7,6 +7,8 @@ A message says what was expected, what came, and what to do. The command line pr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 __all__ = [
     "BackendError",
@@ -16,6 +18,7 @@ __all__ = [
     "ShapeError",
     "SpecError",
     "StsbpError",
+    "did_you_mean",
     "legible",
     "printable",
 ]
@@ -25,6 +28,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-
 _BEGIN, _END = 1200, 600
 """Characters of a long line that a message shows."""
 _FIRST_LINES, _LAST_LINES = 30, 10
+_LONGEST_NAME = 100
 
 
 def printable(text: str, *, lines: bool = False) -> str:
@@ -43,6 +47,12 @@ def printable(text: str, *, lines: bool = False) -> str:
         return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
 
     return _CONTROL.sub(escape, text)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """` (did you mean NAME?)` for a message, where a known name is near what was given; else nothing."""
+    close = get_close_matches(given, known, n=1) if len(given) <= _LONGEST_NAME else []
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def legible(text: str) -> str:

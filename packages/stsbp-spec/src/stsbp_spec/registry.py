@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
-from stsbp_spec.errors import BackendError
+from stsbp_spec.errors import BackendError, did_you_mean
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
@@ -34,7 +34,9 @@ def load_backend(name: str) -> type[AbstractBackend]:
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
         hint = f"; install it with: python -m pip install {KNOWN_BACKENDS[name]}" if name in KNOWN_BACKENDS else ""
-        raise BackendError(f"no backend {name!r} is installed; installed: {', '.join(sorted(points)) or 'none'}{hint}")
+        known = ", ".join(sorted(points)) or "none"
+        near = did_you_mean(name, {*points, *KNOWN_BACKENDS} - {name})
+        raise BackendError(f"no backend {name!r} is installed{near if not hint else ''}; installed: {known}{hint}")
     try:
         backend: type[AbstractBackend] = points[name].load()
     except BackendError:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import real, shown
 
@@ -189,7 +189,9 @@ def parse_surrogate(text: str) -> Surrogate:
     """
     name, *pairs = text.strip().split(":")
     if name not in SURROGATES:
-        raise SpecError(f"unknown surrogate {shown(name)}; known: {', '.join(SURROGATES)}")
+        raise SpecError(
+            f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {', '.join(SURROGATES)}"
+        )
     cls = SURROGATES[name]
     known = [f.name for f in fields(cls)]
     values: dict[str, float] = {}

@@ -13,8 +13,8 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,13 +24,14 @@ from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import shown
 
 from stsbp.datasets.registry import named_path
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, preset
 
 __all__ = [
     "FREE",
     "RECORDING_SETTINGS",
+    "SECTIONS",
     "RunConfig",
     "Source",
     "absolute",
@@ -60,17 +61,22 @@ class RunConfig(BaseModel):
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
-    tau_s: float = Field(4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1: no synaptic filter.")
+    tau_s: float = Field(
+        4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
+    )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
     window_ms: float = Field(
-        0.0, ge=0, le=1e6, description="Milliseconds of a recording that the steps share; 0: 300, or the first saccade."
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Milliseconds of a recording that the steps share; 0 takes 300, or the first saccade.",
     )
-    bin_ms: float = Field(0.0, ge=0, le=1e6, description="Milliseconds of a step instead; 0: as --window-ms says.")
+    bin_ms: float = Field(0.0, ge=0, le=1e6, description="Milliseconds of a step instead; 0 leaves it to --window-ms.")
     saccades: Literal["all", "first"] = Field("all", description="Saccades of a recording that are kept.")
     stabilise: bool = Field(False, description="Undo the motion of a recording's saccades.")
     input_tau_s: float = Field(
-        0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0: unfiltered."
+        0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0 disables the filter."
     )
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
@@ -81,7 +87,10 @@ class RunConfig(BaseModel):
         "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that the file of those weights must have; a run keeps it."
     )
     init_rate: float = Field(
-        0.0, ge=0, lt=1, description="Enlarge initial weights until each layer fires at least so often a step; 0: not."
+        0.0,
+        ge=0,
+        lt=1,
+        description="Enlarge initial weights until each layer fires at least so often a step; 0 disables it.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples of one update.")
@@ -91,49 +100,62 @@ class RunConfig(BaseModel):
         0.0, ge=0, le=1e6, description="Epochs (or a part of one) over which the learning rate rises."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0: no clipping.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
         "fast", description="reproducible: the same bits on every backend, somewhat slower."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of initial weights, order of samples and dropout.")
     split_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice of held-out and limited samples.")
-    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0: all.")
+    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0 takes all.")
     holdout: int = Field(
-        0, ge=0, le=10**9, description="Hold this many training samples out as the test set; 0: as published."
+        0,
+        ge=0,
+        le=10**9,
+        description="Hold this many training samples out as the test set; 0 leaves it to the data set.",
     )
     test: bool = Field(True, description="Have a test set; without one, no training samples are held out for it.")
     test_on: str = Field(
         "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
     )
     validation: int = Field(
-        0, ge=0, le=10**9, description="Training samples kept to choose the best checkpoint; 0: none."
+        0, ge=0, le=10**9, description="Training samples kept to choose the best checkpoint; 0 keeps none."
     )
     image_size: int = Field(
-        0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0: as they are."
+        0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0 disables resizing."
     )
     test_every: int = Field(
-        1, ge=0, le=10**9, description="Test every so many epochs; the test chooses nothing. 0: at the end."
+        1,
+        ge=0,
+        le=10**9,
+        description="Test every so many epochs; 0 tests at the end only. The test set chooses nothing.",
     )
     augment_shift: int = Field(
-        0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random."
+        0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random; 0 disables it."
     )
     augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
-    augment_rotate: float = Field(0.0, ge=0, lt=180, description="Turn each training sample by up to so many degrees.")
-    augment_scale: float = Field(
-        0.0, ge=0, lt=1, description="Stretch height and width of each training sample by up to this share."
+    augment_rotate: float = Field(
+        0.0, ge=0, lt=180, description="Turn each training sample by up to so many degrees; 0 disables it."
     )
-    augment_shear: float = Field(0.0, ge=0, le=1, description="Slant each training sample by up to this share.")
+    augment_scale: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Stretch height and width of each training sample by up to this share; 0 disables it.",
+    )
+    augment_shear: float = Field(
+        0.0, ge=0, le=1, description="Slant each training sample by up to this share; 0 disables it."
+    )
     augment_elastic: float = Field(
-        0.0, ge=0, le=1024, description="Bend each training sample smoothly by up to this many pixels."
+        0.0, ge=0, le=1024, description="Bend each training sample smoothly by up to this many pixels; 0 disables it."
     )
     augment_cutout: int = Field(
-        0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample."
+        0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample; 0 disables it."
     )
     log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
     data_dir: str = Field("", description="Folder of the data set.")
     download: bool = Field(False, description="Fetch what is missing of the data set.")
     skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
-    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0: as many as the libraries choose.")
+    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0 leaves their number to the libraries.")
     memory: Literal["full", "low"] = Field(
         "full",
         description="low: keep one bit a spike and compute each layer twice; the numbers stay the same.",
@@ -233,6 +255,30 @@ def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
 _PATHS = ("dataset", "test_on", "data_dir", "init_from")
 """Settings that are paths, or may name one."""
 
+SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Network": (
+            *("net", "padding", "dropout", "tau_m", "tau_s", "threshold", "surrogate"),
+            *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
+            *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
+        ),
+        "Label sequences and loss": ("loss", "label_pattern", "undesired_pattern", "steps"),
+        "Training": (
+            *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip_norm", "precision", "seed"),
+        ),
+        "Data": (
+            *("data_dir", "download", "skip_malformed", "image_size"),
+            *("limit", "holdout", "test", "test_on", "validation", "split_seed"),
+        ),
+        "Augmentation": (
+            *("augment_shift", "augment_flip", "augment_rotate", "augment_scale", "augment_shear"),
+            *("augment_elastic", "augment_cutout"),
+        ),
+        "How it runs": ("test_every", "log_every", "checkpoint_every", "memory", "tensorboard", "threads"),
+    }
+)
+"""Every setting but the data set, in the sections and the order of docs/cli.md."""
+
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
 """Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
 
@@ -302,9 +348,7 @@ def named_preset(name: str, dataset: str | None) -> Source:
         ConfigError: there is no such preset, or it is made for other inputs than those of `dataset`.
     """
     if name not in PRESETS:
-        close = get_close_matches(name, PRESETS, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigError(f"unknown preset {name!r}{hint}; known: {', '.join(PRESETS)}")
+        raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; known: {', '.join(PRESETS)}")
     found = PRESETS[name]
     if dataset is not None and dataset not in (found.dataset, *found.similar):
         fitting = ", ".join((found.dataset, *found.similar))
@@ -351,8 +395,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     where, given = origin.get(key, "settings"), problem["input"]
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        close = get_close_matches(key.replace("-", "_"), RunConfig.model_fields, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
+        hint = did_you_mean(key.replace("-", "_"), RunConfig.model_fields)
         return f"{where}: unknown setting {key!r}{hint}; known: {', '.join(RunConfig.model_fields)}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])

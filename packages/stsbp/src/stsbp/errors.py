@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from stsbp_spec.errors import StsbpError, legible, printable
+from stsbp_spec.errors import StsbpError, did_you_mean, legible, printable
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "FileError", "StsbpError", "legible", "printable"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FileError",
+    "StsbpError",
+    "did_you_mean",
+    "legible",
+    "printable",
+]
 
 
 class DataError(StsbpError):

@@ -66,6 +66,16 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from stsbp.errors import did_you_mean
+
+            ctx.fail(f"{error.message.removesuffix('.')}{did_you_mean(args[0], COMMANDS)}.")
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -141,8 +151,20 @@ def _leave_closed_pipe() -> int:
     return 141
 
 
+def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    # Imported here: it brings numpy along.
+    from stsbp_spec.registry import installed_backends
+
+    return [name for name in installed_backends() if name.startswith(incomplete)]
+
+
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--backend", metavar="NAME", help="What computes: see `stsbp backends`.  [default: torch if installed]")
+@click.option(
+    "--backend",
+    metavar="NAME",
+    help="What computes: see `stsbp backends`.  [default: torch if installed]",
+    shell_complete=_complete_backend,
+)
 @click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")
 @click.version_option(package_name="stsbp", prog_name="stsbp")
 @click.pass_context

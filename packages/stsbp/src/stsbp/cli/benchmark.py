@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Finite, choose_backend, limit_threads, threads_option
+from stsbp.cli.common import Choice, Finite, choose_backend, limit_threads, threads_option
 
 __all__ = ["command"]
 
 
 @click.command("benchmark", short_help=COMMANDS["benchmark"])
-@click.argument("group", default="all", type=click.Choice(["kernels", "step", "data", "all"]))
+@click.argument("group", default="all", type=Choice(["kernels", "step", "data", "all"]))
 @click.option(
     "--scale",
     default=1.0,
@@ -28,7 +28,7 @@ __all__ = ["command"]
     help="Folder of N-MNIST and CIFAR-10.",
 )
 @click.option("--surrogate", help="Surrogate derivative in the training step, instead of the preset's.")
-@threads_option("Processor threads; 0: all.", default=0, show_default=True)
+@threads_option("Processor threads; 0 takes all.", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
 @click.pass_context

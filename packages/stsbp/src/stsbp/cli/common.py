@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -17,12 +17,14 @@ from stsbp_spec.registry import installed_backends, open_backend
 from stsbp_spec.values import shown
 
 from stsbp.cli import Globals
-from stsbp.errors import ConfigError, printable
+from stsbp.errors import ConfigError, did_you_mean, printable
 
 __all__ = [
     "MOST_THREADS",
+    "Choice",
     "Finite",
     "choose_backend",
+    "completes",
     "deadline_in",
     "limit_threads",
     "parse_shape",
@@ -50,6 +52,25 @@ class Finite(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class Choice(click.Choice[str]):
+    """One of some words; an error names the one that was probably meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(f"{error.message.removesuffix('.')}{did_you_mean(str(value), self.choices)}.", param, ctx)
+
+
+def completes(names: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What a shell completes a word to: the names that begin with it."""
+
+    def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
 
 
 def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -10,7 +10,8 @@ import click
 import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.settings import complete_data_set
 from stsbp.config import RunConfig, absolute
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, printable
@@ -26,12 +27,23 @@ __all__ = ["command"]
 
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
 @click.option(
-    "--split", default="test", show_default=True, type=click.Choice(["test", "validation", "train"]), help="On."
+    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
+)
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    type=Choice(["test", "validation", "train"]),
+    help="Samples to evaluate.",
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
-@click.option("--on", metavar="DATASET", help="The test samples of another data set; all, if it has no test set.")
+@click.option(
+    "--on",
+    metavar="DATASET",
+    help="The test samples of another data set; all, if it has no test set.",
+    shell_complete=complete_data_set,
+)
 @click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
 @threads_option("Processor threads.  [default: that of the run]")
 @click.option(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import shlex
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +13,10 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
-from stsbp.cli.train import given_settings, settings
+from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
-from stsbp.errors import ConfigError
+from stsbp.errors import ConfigError, did_you_mean
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
@@ -31,16 +30,12 @@ from stsbp.training.tensorboard import require
 __all__ = ["command"]
 
 
-def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in (*PRESETS, *DATASETS) if name.startswith(incomplete)]
-
-
-@click.command("experiment", short_help=COMMANDS["experiment"])
-@click.argument("name", shell_complete=_complete)
+@click.command("experiment", cls=SettingsCommand, short_help=COMMANDS["experiment"])
+@click.argument("name", shell_complete=complete_experiment)
 @click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="How many, from --seed upwards."
 )
-@click.option("--dataset", help="Another data set that the preset fits.")
+@click.option("--dataset", help="Another data set that the preset fits.", shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -156,9 +151,9 @@ def _named(name: str, dataset: str | None) -> Source:
         return named_preset(name, None)
     if name not in DATASETS and not name.startswith(("folder:", "sequences:")):
         known = [*PRESETS, *DATASETS]
-        close = get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ConfigError(f"unknown experiment {name!r}{hint}; presets and data sets: {', '.join(known)}")
+        raise ConfigError(
+            f"unknown experiment {name!r}{did_you_mean(name, known)}; presets and data sets: {', '.join(known)}"
+        )
     if dataset not in (None, name):
         raise ConfigError(f"{name} is a data set: leave --dataset {dataset} out, or name a preset")
     return Source(f"preset {name}", {"dataset": name})

@@ -7,7 +7,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import parse_shape, say
+from stsbp.cli.common import Choice, parse_shape, say
 
 __all__ = ["command"]
 
@@ -16,8 +16,16 @@ __all__ = ["command"]
 @click.argument("notation")
 @click.option("--input-shape", default="2x34x34", show_default=True, metavar="CxHxW", help="Shape of an input.")
 @click.option("--outputs", default=10, show_default=True, type=click.IntRange(1, 10**9 - 1), help="Output neurons.")
-@click.option("--coding", default="events", show_default=True, type=click.Choice(["events", "direct"]), help="Input.")
-@click.option("--padding", default="valid", show_default=True, type=click.Choice(["valid", "same"]), help="Default.")
+@click.option(
+    "--coding", default="events", show_default=True, type=Choice(["events", "direct"]), help="Coding of the input."
+)
+@click.option(
+    "--padding",
+    default="valid",
+    show_default=True,
+    type=Choice(["valid", "same"]),
+    help="Padding of convolutions without one of their own.",
+)
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate behind every hidden layer.")
 def command(

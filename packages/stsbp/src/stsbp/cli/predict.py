@@ -15,7 +15,7 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, say
+from stsbp.cli.common import Choice, choose_backend, say
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import ConfigError, DataError, printable
@@ -33,7 +33,9 @@ _MOST_AXES = 8
 @click.command("predict", short_help=COMMANDS["predict"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option(
+    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
+)
 @click.option(
     "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
 )

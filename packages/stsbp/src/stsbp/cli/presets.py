@@ -8,18 +8,15 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS
+from stsbp.cli.settings import complete_preset
 from stsbp.config import named_preset, to_toml_value
 from stsbp.presets import PRESETS, NamedPreset
 
 __all__ = ["command"]
 
 
-def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in PRESETS if name.startswith(incomplete)]
-
-
 @click.command("presets", short_help=COMMANDS["presets"])
-@click.argument("name", required=False, shell_complete=_complete)
+@click.argument("name", required=False, shell_complete=complete_preset)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a preset.")
 def command(name: str | None, as_json: bool) -> None:
     """List the named presets, or show one: its source, its settings, and the published figure with its conditions.

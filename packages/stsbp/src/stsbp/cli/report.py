@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
 from stsbp.errors import DataError
 from stsbp.files import write_atomically
 from stsbp.report.collect import Sample, choose, look, read_environment, survey
@@ -25,11 +25,13 @@ __all__ = ["command"]
 @click.command("report", short_help=COMMANDS["report"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The file.  [default: RUN.html]")
-@click.option("--checkpoint", default="last", show_default=True, type=click.Choice(["last", "best"]), help="Which one.")
+@click.option(
+    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
+)
 @click.option(
     "--split",
-    type=click.Choice(["test", "validation", "train"]),
-    help="Samples of.  [default: test, else validation, else train]",
+    type=Choice(["test", "validation", "train"]),
+    help="Samples to run.  [default: test, else validation, else train]",
 )
 @click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
 @click.option("--samples/--no-samples", default=True, help="Run the samples; without, the data set is not read.")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
+from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_preset, given_settings, settings
 from stsbp.config import (
     FREE,
     RunConfig,
@@ -38,45 +37,24 @@ from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
-__all__ = ["command", "given_settings", "settings"]
+__all__ = ["command"]
 
 _HERE = ""
 """What `--resume` without a folder gives: the folder of `--out`."""
 
 
-def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
-    """The options of `settings` that the command line gave."""
-    ctx = click.get_current_context()
-    return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
-
-
-def settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every setting, in the order of `RunConfig`."""
-    for name, field in reversed(RunConfig.model_fields.items()):
-        if name == "dataset":
-            continue
-        flag, kind = "--" + name.replace("_", "-"), field.annotation
-        shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
-        if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)
-        elif choices := get_args(kind):
-            option = click.option(flag, name, type=click.Choice(choices), help=shown)
-        else:
-            option = click.option(flag, name, type=kind, help=shown)
-        function = option(function)
-    return function
-
-
-def _complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    return [name for name in DATASETS if name.startswith(incomplete)]
-
-
-@click.command("train", short_help=COMMANDS["train"])
-@click.argument("dataset", required=False, shell_complete=_complete)
+@click.command("train", cls=SettingsCommand, short_help=COMMANDS["train"])
+@click.argument("dataset", required=False, shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
 @click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue RUN, or the run in --out.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option("--preset", "preset_name", metavar="NAME", help="Settings of a published experiment: see stsbp presets.")
+@click.option(
+    "--preset",
+    "preset_name",
+    metavar="NAME",
+    help="Settings of a published experiment: see stsbp presets.",
+    shell_complete=complete_preset,
+)
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
 @stop_after

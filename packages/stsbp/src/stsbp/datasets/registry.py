@@ -15,7 +15,7 @@ from stsbp_spec.typing import Coding
 
 from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
-from stsbp.errors import DataError
+from stsbp.errors import DataError, did_you_mean
 
 __all__ = ["DATASETS", "DatasetInfo", "info_of", "load", "named_path"]
 
@@ -161,7 +161,8 @@ def info_of(name: str) -> DatasetInfo:
     if named is not None:
         return DATASETS[_PREFIXES[named[0]]]
     if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}; known: {', '.join(DATASETS)}, folder:PATH, sequences:PATH")
+        known = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
+        raise DataError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; known: {known}")
     return DATASETS[name]
 
 

@@ -1,0 +1,79 @@
+"""The settings of a run as options: in the sections of docs/cli.md, with completion and hints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, get_args
+
+import click
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem
+from stsbp_spec.surrogates import SURROGATES
+
+from stsbp.cli.common import Choice, completes
+from stsbp.config import SECTIONS, RunConfig
+from stsbp.datasets import DATASETS
+from stsbp.presets import PRESETS
+
+__all__ = [
+    "SettingsCommand",
+    "complete_data_set",
+    "complete_experiment",
+    "complete_preset",
+    "given_settings",
+    "settings",
+]
+
+_SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.items() for name in names}
+
+complete_data_set = completes(DATASETS)
+complete_preset = completes(PRESETS)
+complete_experiment = completes([*PRESETS, *DATASETS])
+
+
+def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+_COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
+    "surrogate": completes(SURROGATES),
+    "test_on": complete_data_set,
+    "data_dir": _complete_folder,
+    "init_from": _complete_folder,
+}
+
+
+class SettingsCommand(click.Command):
+    """A command whose help page shows the settings in their sections, below its own options."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": [], **{title: [] for title in SECTIONS}}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                sections[_SECTION.get(parameter.opts[0], "Options")].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options of `settings` that the command line gave."""
+    ctx = click.get_current_context()
+    return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
+
+
+def settings(function: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for every setting but the data set, section by section."""
+    for name in reversed([name for names in SECTIONS.values() for name in names]):
+        field = RunConfig.model_fields[name]
+        flag, kind = "--" + name.replace("_", "-"), field.annotation
+        shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
+        if kind is bool:
+            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)
+        elif choices := get_args(kind):
+            option = click.option(flag, name, type=Choice(choices), help=shown)
+        else:
+            option = click.option(flag, name, type=kind, help=shown, shell_complete=_COMPLETE.get(name))
+        function = option(function)
+    return function
