@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from stsbp.cli import main
 
@@ -22,6 +22,9 @@ LONGEST_OUTPUT = 200_000
 CODES = {0, 1, 2, 75}
 """Exit codes that docs/cli.md gives to what is not stopped by a signal or a closed pipe."""
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+_ANSI = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
+"""What `rich` sends to a terminal."""
 
 
 class Complaint(Exception):
@@ -120,6 +123,8 @@ def check_output(called: Called, *, terminal: bool = False) -> None:
     """
     if called.crash is not None:
         raise called.crash
+    if terminal:
+        called = replace(called, err=_ANSI.sub("", called.err).replace("\r", "\n"))
     check_warnings(called.warned)
     if called.code not in CODES:
         raise Complaint(f"exit code {called.code}\n{called.err[:600]}")
@@ -132,7 +137,7 @@ def check_output(called: Called, *, terminal: bool = False) -> None:
         check_message(called.err, "message on standard error")
     if len(called.out) > LONGEST_OUTPUT or len(called.err) > LONGEST_OUTPUT:
         raise Complaint(f"more than {LONGEST_OUTPUT} characters were printed\n{called.err[:600]!r}")
-    for name, text in (("output", called.out), ("error", "" if terminal else called.err)):
+    for name, text in (("output", called.out), ("error", called.err)):
         if found := _CONTROL.search(text):
             at = found.start()
             raise Complaint(f"standard {name} has a control character\n{text[max(0, at - 100) : at + 100]!r}")

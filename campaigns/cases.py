@@ -124,8 +124,12 @@ def run_command(case: Case, world: World) -> bool:
             called = call(case.arguments, encoding=case.how.get("encoding", "utf-8"), terminal=terminal)
         check_output(called, terminal=terminal)
         _check_world(case, world)
-        if threading.active_count() > 1:
-            raise Complaint(f"a thread was left: {[thread.name for thread in threading.enumerate()]}")
+        for thread in threading.enumerate():
+            # The thread of a progress bar ends after its last refresh.
+            if thread is not threading.main_thread():
+                thread.join(2.0)
+            if thread is not threading.main_thread() and thread.is_alive():
+                raise Complaint(f"a thread was left: {thread.name}")
     finally:
         world.restore()
     return called.code in (0, 75)

@@ -21,7 +21,6 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -121,18 +120,19 @@ def _guard(root: Path) -> None:
     flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
     def check(event: str, arguments: tuple[Any, ...]) -> None:
+        named: tuple[tuple[Any, int], ...]
         if event == "open":
-            written = arguments[2] if isinstance(arguments[2], int) else 0
-            paths = arguments[:1] if written & flags else ()
-        elif event in ("os.rename", "os.link", "os.symlink"):
-            paths = arguments[:2]
-        elif event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"):
-            paths = arguments[:1]
+            named = ((arguments[0], -1),) if isinstance(arguments[2], int) and arguments[2] & flags else ()
+        elif event in ("os.rename", "os.link"):
+            named = ((arguments[0], arguments[2]), (arguments[1], arguments[3]))
+        elif event in ("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.symlink"):
+            named = ((arguments[event == "os.symlink"], -1 if event == "os.truncate" else arguments[-1]),)
         else:
             return
-        for path in paths:
+        for path, folder in named:
             if isinstance(path, str | bytes | os.PathLike):
-                full = os.path.abspath(os.fsdecode(path))
+                below = "" if folder == -1 else os.readlink(f"/proc/self/fd/{folder}")
+                full = os.path.abspath(os.path.join(below, os.fsdecode(path)))
                 if not f"{full}{os.sep}".startswith(inside):
                     raise Complaint(f"a write outside of the case's folders\n{event} {full!r}")
 
@@ -370,23 +370,27 @@ def _bury(worker: _Worker, seed: int, tallies: dict[str, Tally], keep: Any, queu
 
 
 def replay(path: Path) -> Found | None:
-    """Run a case that was kept, in a process of its own kind: this one."""
+    """Run a case that was kept, in a process of its own."""
     case = Case.from_json(path.read_text(encoding="utf-8"))
-    with _scratch() as folder:
-        world = World(folder / "world")
-        _guard(folder)
-        _limit_memory()
-        signal.alarm(round(HANG))
-        _, found = run_watched(KINDS[case.kind], case, world)
-        signal.alarm(0)
-    return found
-
-
-@contextlib.contextmanager
-def _scratch() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="stsbp-replay-"))
+    answer = folder / "answer"
     try:
-        yield folder
+        child = os.fork()
+        if child == 0:
+            world = World(folder / "world")
+            _guard(folder)
+            _limit_memory()
+            signal.alarm(round(HANG))
+            _, found = run_watched(KINDS[case.kind], case, world)
+            answer.write_text(json.dumps(found and vars(found)), encoding="utf-8")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if answer.exists():
+            values = json.loads(answer.read_text(encoding="utf-8"))
+            return None if values is None else Found(**values)
+        code = os.waitstatus_to_exitcode(status)
+        name = f"hangs for {HANG:g} s" if code == -signal.SIGALRM else "the process died"
+        return Found(name, f"exit code {code}", case.to_json())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -698,6 +698,7 @@ class Options(Kind):
             may_make=("work/runs", *owned, *(f"{v}.html" for v in owned)),
             may_change=(
                 "work/report.html",
+                "data/odd/nothing",
                 *(v for v in owned if going_on and v.startswith(mine)),
                 *(() if name != "experiment" else ("work/several",)),
             ),

@@ -188,11 +188,33 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
         ("height", 0),
         ("width", 0),
         ("saccade_us", 0),
+        ("steps", 2**20 + 1),
+        ("window_us", 2**40 + 1),
+        ("start_us", 2**63),
+        ("height", 2**62),
+        ("width", 2**31),
+        ("saccade_us", 10**30),
     ],
 )
 def test_event_binning_validates(field: str, value: int) -> None:
     with pytest.raises(SpecError, match=field):
         replace(EventBinning(), **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("steps", "window", "start", "last"),
+    [(2**20 + 1, 2**21, 0, 5), (3, 2**63, 0, 5), (3, 100, 2**64, 5), (2**20, None, 0, 2**62), (3, None, -(2**41), 5)],
+)
+def test_bin_events_refuses_what_64_bits_do_not_hold(steps: int, window: int | None, start: int, last: int) -> None:
+    zero, t = np.zeros(1, np.int64), np.array([last])
+    with pytest.raises(SpecError):
+        bin_events(zero, zero, zero, t, shape=(1, 1, 1), steps=steps, window_us=window, start_us=start)
+
+
+def test_bin_events_at_its_limits() -> None:
+    zero, t = np.zeros(2, np.int64), np.array([0, 2**40 - 1])
+    frames = bin_events(zero, zero, zero, t, shape=(1, 1, 1), steps=2**20, window_us=2**40)
+    assert np.flatnonzero(frames).tolist() == [0, 2**20 - 1]
 
 
 def test_stabilise_undoes_the_triangle_of_the_saccades() -> None:

@@ -22,6 +22,8 @@ __all__ = ["SACCADE_US", "EventBinning", "bin_events", "stabilise_events"]
 
 SACCADE_US = 105_000
 """Length of a saccade of N-MNIST in microseconds."""
+_LARGEST = {"steps": 2**20, "height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
+"""Within these the products of times and steps are exact in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,9 @@ class EventBinning:
         for field in ("steps", "height", "width", "saccade_us"):
             if getattr(self, field) < 1:
                 raise SpecError(f"event binning: {field} must be at least 1, got {getattr(self, field)}")
+        for field, most in _LARGEST.items():
+            if (value := getattr(self, field)) is not None and value > most:
+                raise SpecError(f"event binning: {field} must be at most {most}, got {value}")
         if self.start_us < 0:
             raise SpecError(f"event binning: start_us must not be negative, got {self.start_us}")
         if self.window_us is not None and self.window_us < self.steps:
@@ -148,11 +153,15 @@ def bin_events(
         raise SpecError(f"event frames have 1 or 2 channels, got {channels}")
     if steps < 1 or (window_us is not None and window_us < 1):
         raise SpecError(f"steps and window_us must be at least 1, got {steps} and {window_us}")
+    if steps > _LARGEST["steps"] or abs(start_us) > _LARGEST["start_us"]:
+        raise SpecError(f"steps is at most 2^20 and start_us at most 2^40, got {steps} and {start_us}")
     _check_events(x, y, p, t, height, width)
     if len(x) == 0:
         return np.zeros((steps, *shape), dtype=np.uint8)
     since_start = t.astype(np.int64) - start_us
     window = max(1, int(since_start.max()) + 1) if window_us is None else window_us
+    if window > _LARGEST["window_us"]:
+        raise SpecError(f"the window is {window} us long, at most {_LARGEST['window_us']} can be binned")
     inside = (since_start >= 0) & (since_start < window)
     step = since_start[inside] * steps // window
     channel = p[inside].astype(np.int64) if channels == 2 else np.int64(0)
