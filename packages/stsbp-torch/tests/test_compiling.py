@@ -307,6 +307,17 @@ def test_a_kernel_outside_of_the_sources_is_refused() -> None:
         compiling.cached_njit()(_add)
 
 
+def test_a_closure_is_refused() -> None:
+    offset = 1.0
+
+    def shifted(x: float) -> float:
+        return x + offset
+
+    shifted.__module__ = "stsbp_torch.vectors"
+    with pytest.raises(TypeError, match=r"shifted is not covered"):
+        compiling.cached_njit()(shifted)
+
+
 def _announced(module: str, offset: float) -> None:
     def kernel(x: float) -> float:
         return x + offset

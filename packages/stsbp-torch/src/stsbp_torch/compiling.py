@@ -20,7 +20,6 @@ import numpy as np
 from numba.core import config, event
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
-from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_folder, source_digest
 
@@ -130,8 +129,7 @@ def cached_njit(**options: Any) -> Callable[[Callable[..., R]], Callable[..., R]
             raise TypeError(f"{name} is not covered by stsbp_torch.compiling.SOURCES")
         _sources()
         made: Any = numba.njit(**options)(function)
-        if isinstance(made, Dispatcher):  # with NUMBA_DISABLE_JIT it is the function
-            vars(made)["_cache"] = _KernelCache(function)
+        vars(made)["_cache"] = _KernelCache(function)
         result: Callable[..., R] = made
         return result
 
