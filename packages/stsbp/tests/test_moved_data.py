@@ -19,13 +19,13 @@ Call = Callable[..., Result]
 OPTIONS = ("--net", "8", "--padding", "valid", "--steps", 2, "--epochs", 1, "--holdout", 4)
 
 
-def draw(root: Path, count: int) -> Path:
+def draw(root: Path, count: int, seed: int = 0) -> Path:
     """A folder with `count` images of two classes."""
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
     for number in range(count):
         folder = root / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (6, 6), dtype=np.uint8)
+        pixels = np.random.default_rng(seed + number).integers(0, 256, (6, 6), dtype=np.uint8)
         image.fromarray(pixels).save(folder / f"{number}.png")
     return root
 
@@ -72,10 +72,16 @@ def test_test_on_reads_the_folder_that_it_names(
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     other = draw(tmp_path / "other", 6)
+    # Its images are the first 6 of the 12, and 2 of those are held out.
     test_on = ("--test-on", f"folder:{other}")
     done = stsbp("train", "images", "--data-dir", images, *OPTIONS[:-2], *test_on, "--out", "run")
     assert done.exit_code == 0, done.output
     assert ", 6 samples" in done.output
+    assert f"warning: 4 of the 6 samples of folder:{other} to test on have the content of samples" in done.stderr
+    others = draw(tmp_path / "others", 6, seed=100)
+    done = stsbp("train", "images", "--data-dir", images, *OPTIONS[:-2], "--test-on", f"folder:{others}", "--out", "c")
+    assert done.exit_code == 0, done.output
+    assert "warning" not in done.stderr
     # The other way round: the data folder is that of the data set to test on.
     done = stsbp("train", f"folder:{other}", "--data-dir", images, *OPTIONS[:-2], "--test-on", "images", "--out", "b")
     assert done.exit_code == 0, done.output

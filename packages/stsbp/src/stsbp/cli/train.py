@@ -33,6 +33,7 @@ from stsbp.training.build import TOLERANCE, build_task, load_data
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
+from stsbp.training.overlap import warn_of_trained_tests
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -123,6 +124,7 @@ def command(
         data = load_data(config, show.loading, moved)
         for note in data.dataset.notes:
             show.note(note)
+        warn_of_trained_tests(config, data, show)
         task = build_task(config, data.inputs, backend, len(data.train))
         if saved is None and config.init_from:
             # Before anything is written or removed.

@@ -8,14 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 from stsbp_spec.typing import Coding
 
+from stsbp.config import RunConfig
 from stsbp.datasets import DATASETS, Split
 from stsbp.datasets.registry import info_of
 from stsbp.errors import ConfigError, DataError
-from stsbp.training.build import load_data
+from stsbp.training.build import Data, load_data
 from stsbp.training.progress import Reporter
 from stsbp.training.trained import Trained
 
-__all__ = ["contents", "seen_in_training"]
+__all__ = ["contents", "seen_in_training", "warn_of_trained_tests"]
 
 _BLOCK = 256
 _IMAGES = {DATASETS["images"].module, DATASETS["cifar10"].module}
@@ -27,8 +28,7 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
     None where the data sets are of different kinds, which cannot be compared, or where the run's own data are not to be
     found; the latter is said.
     """
-    ours, theirs = info_of(trained.config.dataset).module, info_of(name).module
-    if ours != theirs and not {ours, theirs} <= _IMAGES:
+    if not _are_comparable(trained.config.dataset, name):
         return None
     try:
         data = load_data(trained.config.model_copy(update={"download": False}), show.loading)
@@ -38,8 +38,29 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
         reason = str(error).partition("\n")[0]
         show.note(f"whether the run was trained on some of these samples cannot be seen: {reason}")
         return None
+    return _shared(data, samples, show)
+
+
+def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None:
+    """Warn where samples of the data set that a run is tested on are among those that it trains on."""
+    if not config.test_on or not _are_comparable(config.dataset, config.test_on):
+        return
+    if seen := _shared(data, data.test, show):
+        show.warn(
+            f"{seen} of the {len(data.test)} samples of {config.test_on} to test on have the content of samples that "
+            "are trained on, or that choose the best checkpoint"
+        )
+
+
+def _are_comparable(name: str, other: str) -> bool:
+    ours, theirs = info_of(name).module, info_of(other).module
+    return ours == theirs or {ours, theirs} <= _IMAGES
+
+
+def _shared(data: Data, samples: Split, show: Reporter) -> int:
+    """How many of the samples have the content of a training or validation sample."""
     own = [split for split in (data.train, data.validation) if split is not None]
-    coding, total = trained.task.inputs.coding, sum(map(len, own))
+    coding, total = data.inputs.coding, sum(map(len, own))
     known: set[bytes] = set()
     for done, content in enumerate((content for split in own for content in contents(split, coding)), 1):
         known.add(content)
