@@ -276,15 +276,13 @@ class OutputKind:
     Attributes:
         name: for messages, for example `a report of stsbp`.
         begins: matches the first bytes (of at most 4,096) of every such file.
-        option: that names the file.
     """
 
     name: str
     begins: re.Pattern[bytes]
-    option: str
 
     def place(self, path: Path) -> Path:
-        """Where the file is to be written: `path`, or what it links to.
+        """Where the file is to be written: `path`, or what it links to. Asked before the work, and again after it.
 
         Raises:
             FileError: what is there is neither of this kind nor an empty file, so that it is not replaced.
@@ -298,11 +296,11 @@ class OutputKind:
             return place
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise FileError(f"cannot write {path}: {reason}; choose another {self.option}") from error
+            raise FileError(f"cannot write {path}: {reason}; choose another name") from error
         if head and not self.begins.match(head):
             raise FileError(
-                f"{path} is there already and is not {self.name}: it is not replaced. Choose another {self.option}, or "
-                "remove it first"
+                f"{path} is there already and is not {self.name}: it is not replaced. Choose another name, or remove "
+                "it first"
             )
         return place
 

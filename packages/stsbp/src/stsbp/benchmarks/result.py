@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from stsbp.benchmarks.timing import Timing
-from stsbp.files import write_atomically
+from stsbp.files import OutputKind
 
-__all__ = ["FORMAT", "Report", "Row", "Tell"]
+__all__ = ["FORMAT", "JSON", "Report", "Row", "Tell"]
 
 FORMAT = 1
 """Of the JSON file."""
+
+JSON = OutputKind("a report of stsbp benchmark", re.compile(rb'\s*{\s*"format":\s*\d+,\s*"machine":'))
+"""What the JSON file may replace."""
 
 Tell: TypeAlias = Callable[[str], None]
 """Told what is measured next."""
@@ -70,6 +74,6 @@ class Report:
         """Write the report as JSON.
 
         Raises:
-            FileError: the system refused.
+            FileError: the system refused, or something else is there.
         """
-        write_atomically(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
+        JSON.write(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ from rich.table import Table
 from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.timing import Timing
 from stsbp.errors import ConfigError
-from stsbp.files import atomic_writer
+from stsbp.files import OutputKind, atomic_writer
 
-__all__ = ["check_plots", "plot", "print_report", "remarks"]
+_SOFTWARE = "stsbp benchmark"
+PLOT = OutputKind("a plot of stsbp benchmark", re.compile(rb"\x89PNG\r\n.{0,200}Software\x00stsbp ", re.DOTALL))
+"""What a plot may replace."""
+
+__all__ = ["PLOT", "check_plots", "plot", "print_report", "remarks"]
 
 
 def seconds(value: float) -> str:
@@ -118,5 +123,5 @@ def plot(report: Report, path: Path) -> None:
     figure.suptitle(
         f"{machine['backend']} on {machine['device']}, {machine['processor']}, {machine['date'][:10]}", fontsize=9
     )
-    with atomic_writer(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+    with atomic_writer(PLOT.place(path)) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": _SOFTWARE})

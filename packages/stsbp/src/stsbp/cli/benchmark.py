@@ -53,10 +53,13 @@ def command(
     """
     from stsbp.benchmarks import data, kernels, show, startup, step
     from stsbp.benchmarks.device import describe, threads_used
-    from stsbp.benchmarks.result import Report, Row
+    from stsbp.benchmarks.result import JSON, Report, Row
 
+    if json_file is not None:
+        JSON.place(json_file)
     if plot_file is not None:
         show.check_plots()
+        show.PLOT.place(plot_file)
     limit_threads(threads)
     backend = choose_backend(ctx.obj)
     settings = {"group": group, "scale": scale, "rounds": rounds}

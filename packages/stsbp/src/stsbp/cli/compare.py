@@ -14,7 +14,6 @@ from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
 from stsbp.config import RunConfig
 from stsbp.errors import printable
-from stsbp.report.collect import read_environment
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
@@ -60,6 +59,10 @@ def _chosen(runs: Sequence[Path]) -> list[Path]:
     return [run for run in runs if run not in others]
 
 
+def _warn(text: str) -> None:
+    say(f"warning: {text}", err=True)
+
+
 def facts(run: Path) -> dict[str, Any]:
     """What is known of a run: `run`, `settings`, `epochs`, `seconds`, `training`, `validation`, `test`, `backend`.
 
@@ -68,7 +71,7 @@ def facts(run: Path) -> dict[str, Any]:
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    records, starts = read_records(folder.metrics), read_environment(folder.path)
+    records, starts = read_records(folder.metrics, _warn), folder.starts()
     epochs = [r for r in records if r["kind"] == "epoch"]
     result: dict[str, Any] = {
         "run": str(run),

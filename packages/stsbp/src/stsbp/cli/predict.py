@@ -16,10 +16,12 @@ from stsbp_spec.typing import UInt8
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, say
+from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
 from stsbp.datasets.image_folder import SUFFIXES, read_image
+from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import ConfigError, DataError, printable
-from stsbp.files import write_atomically
+from stsbp.files import GIGABYTE, read_regular
 from stsbp.training.build import Inputs
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -54,6 +56,11 @@ def command(
     """
     if draw is not None and any(draw.resolve() == path.resolve() for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that is to be read; choose another name")
+    if draw is not None:
+        # Imported here, as below: only this option needs it.
+        from stsbp.report.page import PAGE
+
+        PAGE.place(draw)
     folder = RunFolder(run)
     config = folder.read_config()
     trained = load_trained(folder, checkpoint, choose_backend(options))
@@ -61,7 +68,6 @@ def command(
     samples = [read_input(path, inputs, config.binning) for path in files]
     batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
     if draw is not None:
-        # Imported here: only this option needs it.
         from stsbp.report.collect import look
         from stsbp.report.page import page, samples_section
 
@@ -70,7 +76,7 @@ def command(
         threshold = trained.task.network.blocks[-1].neuron.threshold
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
-        write_atomically(draw, page(title, [section]).encode())
+        PAGE.write(draw, page(title, [section]).encode())
     spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
     if inputs.sequences:
         for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):
@@ -112,7 +118,7 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
     kind = path.suffix.lower()
     try:
-        content = path.read_bytes()
+        content = read_regular(path, {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING}.get(kind, MOST_OF_IMAGE))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if kind == ".npy":

@@ -10,9 +10,8 @@ import numpy as np
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
 from stsbp.errors import DataError
-from stsbp.files import write_atomically
-from stsbp.report.collect import Sample, choose, look, read_environment, survey
-from stsbp.report.page import Content, render
+from stsbp.report.collect import Sample, choose, look, survey
+from stsbp.report.page import PAGE, Content, render
 from stsbp.training.build import load_data
 from stsbp.training.metrics import read_records
 from stsbp.training.progress import reporter
@@ -53,6 +52,9 @@ def command(
     rates, exactness headroom, settings, environment, and the command that made it. A run that is still training can be
     looked at as well.
     """
+    place = run if run.name not in ("", "..") else run.resolve()
+    path = place.with_name(f"{place.name}.html") if out is None else out
+    PAGE.place(path)
     folder = RunFolder(run)
     config = folder.read_config()
     if split is None:
@@ -60,7 +62,9 @@ def command(
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     task, classes = trained.task, trained.task.inputs.classes
-    content = Content(run, config, task.network, read_records(folder.metrics), read_environment(folder.path), classes)
+    show = reporter()
+    lines = read_records(folder.metrics, show.warn)
+    content = Content(run, config, task.network, lines, folder.starts(), classes)
     grids = (task.trainer.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
     info = trained.info
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
@@ -68,7 +72,6 @@ def command(
         block.name: {"bits": grid.bits, "headroom": grid.headroom}
         for block, grid in zip(task.network.blocks, grids, strict=True)
     }
-    show = reporter()
     try:
         if samples:
             try:
@@ -96,7 +99,5 @@ def command(
             content.wrong, content.right = kinds
     finally:
         show.close()
-    place = run if run.name not in ("", "..") else run.resolve()
-    path = place.with_name(f"{place.name}.html") if out is None else out
-    write_atomically(path, render(content).encode())
+    PAGE.write(path, render(content).encode())
     say(click.format_filename(path))

@@ -8,9 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from stsbp.errors import DataError
-from stsbp.files import atomic_writer
+from stsbp.files import GIGABYTE, atomic_writer, open_regular
 
 __all__ = ["extract_files"]
+
+_LARGEST = 8 * GIGABYTE
 
 
 def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest: int) -> None:
@@ -30,7 +32,7 @@ def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest
     """
     missing = set(wanted)
     try:
-        with tarfile.open(archive) as tar:
+        with open_regular(archive, _LARGEST) as file, tarfile.open(fileobj=file) as tar:
             for member in tar:
                 if member.name not in missing:
                     continue
@@ -41,6 +43,7 @@ def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest
                     shutil.copyfileobj(source, target)
                 missing.remove(member.name)
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{archive} is damaged or no tar archive: {error}; delete it and fetch it again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{archive} is damaged or no tar archive: {reason}; delete it and fetch it again") from error
     if missing:
         raise DataError(f"{archive} lacks {', '.join(sorted(missing))}; is it the right archive?")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +23,10 @@ import numpy as np
 from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.typing import Int64, UInt8
 
+from stsbp import records
 from stsbp.datasets.base import Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
-from stsbp.files import atomic_writer, write_atomically
+from stsbp.files import GIGABYTE, atomic_writer, open_regular, read_regular, write_atomically
 
 __all__ = [
     "CacheWriter",
@@ -40,6 +42,8 @@ __all__ = [
 FORMAT = 1
 _MAGIC = b"stsbp-cache".ljust(64, b"\0")
 _TAIL = 32 + 8
+_LARGEST = 2**62
+"""A cache is mapped, not read; files that are read have been found small enough when they were digested."""
 
 _RACY_NS = 2_000_000_000
 """A file changed less than this before it was hashed may change again within the clock's grain: not remembered."""
@@ -117,7 +121,7 @@ class CacheWriter:
 def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     """The content of a cache file, or None where any part of it does not match."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, _LARGEST) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL))
             tail = file.read(_TAIL)
@@ -132,17 +136,17 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
             text = file.read(length)
             if hashlib.sha256(text).digest() != tail[:32]:
                 return None
-            description = json.loads(text)
-            shape = tuple(description["shape"])
-            if description["key"] != key or end - len(_MAGIC) != int(np.prod(shape)) or shape[0] == 0:
+            description = records.read(records.Cache, records.parse(text))
+            shape = tuple(description.shape)
+            if description.key != key or end - len(_MAGIC) != math.prod(shape) or shape[0] == 0:
                 return None
             data = np.memmap(file, mode="r", dtype=np.uint8, offset=len(_MAGIC), shape=shape)
-            if hashlib.sha256(data.data.cast("B")).hexdigest() != description["sha256"]:
+            if hashlib.sha256(data.data.cast("B")).hexdigest() != description.sha256:
                 return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
-    skipped = tuple(Skipped(*pair) for pair in description["skipped"])
-    return Cached(data, np.array(description["labels"], dtype=np.int64), skipped)
+    skipped = tuple(Skipped(*pair) for pair in description.skipped)
+    return Cached(data, np.array(description.labels, dtype=np.int64), skipped)
 
 
 def cached(
@@ -198,9 +202,9 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 
 
 def digest_files(
-    root: Path, files: Sequence[str], *, cache_dir: Path, progress: ProgressCallback | None = None
+    root: Path, files: Sequence[str], *, cache_dir: Path, most: int = GIGABYTE, progress: ProgressCallback | None = None
 ) -> dict[str, str]:
-    """SHA-256 of the contents of some files below `root`, by relative path.
+    """SHA-256 of the contents of some files below `root`, regular ones of at most `most` bytes, by relative path.
 
     A manifest in the cache folder remembers the digest of a file by its size, modification and change time, so that
     only new or changed files are read again.
@@ -225,7 +229,7 @@ def digest_files(
                 entries[relative] = entry
             else:
                 now = time.time_ns()
-                digests[relative] = hashlib.sha256(path.read_bytes()).hexdigest()
+                digests[relative] = hashlib.sha256(read_regular(path, most)).hexdigest()
                 if max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
                     entries[relative] = [*stamp, digests[relative]]
         except OSError as error:
@@ -242,13 +246,11 @@ def digest_files(
 
 def _read_manifest(path: Path) -> dict[str, list[int | str]]:
     try:
-        content = json.loads(path.read_bytes())
-        files: dict[str, list[int | str]] = content["files"]
-        # A manifest that was damaged is forgotten: a wrong digest in it would have every file look changed.
-        sound = content["format"] == FORMAT and content["sha256"] == _digest_entries(files)
-        return {name: entry for name, entry in files.items() if len(entry) == 4} if sound else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = records.read(records.Manifest, records.parse(read_regular(path, GIGABYTE)))
+    except (OSError, ValueError):
         return {}
+    # A manifest that was damaged is forgotten: a wrong digest in it would have every file look changed.
+    return found.files if found.format == FORMAT and found.sha256 == _digest_entries(found.files) else {}
 
 
 def _digest_entries(entries: dict[str, list[int | str]]) -> str:
@@ -262,7 +264,7 @@ def read_unchanged(path: Path, digest: str) -> bytes:
         DataError: it cannot be read, or has changed since.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, _LARGEST)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if hashlib.sha256(content).hexdigest() != digest:

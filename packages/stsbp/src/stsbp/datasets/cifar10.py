@@ -31,6 +31,7 @@ _ARCHIVE = "cifar-10-binary.tar.gz"
 _FOLDER = "cifar-10-batches-bin"
 _BATCHES = {"train": tuple(f"data_batch_{n}.bin" for n in range(1, 6)), "test": ("test_batch.bin",)}
 _RECORD = 1 + 3 * 32 * 32
+_MOST_RECORDS = 60_000
 
 
 def _utils() -> Any:
@@ -69,7 +70,9 @@ def _image_root(data_dir: Path) -> Path | None:
 
 def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached:
     present = [name for name in names if (root / name).is_file()]
-    digests = digest_files(root, present, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(
+        root, present, most=_MOST_RECORDS * _RECORD, cache_dir=request.cache_dir, progress=request.progress
+    )
 
     def build(writer: CacheWriter) -> None:
         report = Progress(request.progress, f"reading {root}", len(present))

@@ -7,6 +7,7 @@ is asked for; whether they are grey or coloured is what the first one is. Only J
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from stsbp_spec.typing import UInt8
 from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.errors import DataError
+from stsbp.files import MEGABYTE
 
-__all__ = ["SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
+__all__ = ["MOST", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+MOST = 256 * MEGABYTE
+"""Bytes of an image."""
+_MOST_PIXELS = 2**26
 _TEST_SHARE = 0.2
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -48,7 +53,16 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
     """
     pillow = _pillow()
     try:
-        with pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image:
+        # What Pillow only warns of, but for the size, is damaged metadata: the pixels are whole.
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image,
+        ):
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataError(
+                    f"{path} has {image.height} x {image.width} pixels (rows x columns), more than the "
+                    f"{_MOST_PIXELS:,} that are read"
+                )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
             grey = image.mode in _GREY_MODES
@@ -97,7 +111,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
     ]
     if not files:
         raise DataError(f"{root} holds no images: expected {root}/<class>/<image> ending in {', '.join(SUFFIXES)}")
-    digests = digest_files(root, files, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(root, files, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
     label = {name: number for number, name in enumerate(classes)}
 
     def build(writer: CacheWriter) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.errors import DataError
+from stsbp.files import MEGABYTE, open_regular
 
 __all__ = ["PUBLISHED", "Digits", "download", "find", "read"]
 
@@ -26,6 +27,8 @@ _HOME = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FOLDERS = (".", "mnist", "raw", "MNIST", "MNIST/raw")
 _SIDE = 28
 _LARGEST = 16 + 60_000 * _SIDE * _SIDE
+_HEADROOM = MEGABYTE
+"""What a packed file may be larger than its content."""
 
 
 class Digits(NamedTuple):
@@ -78,11 +81,15 @@ def download(data_dir: Path) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path, _LARGEST + _HEADROOM) as packed:
+            if path.suffix != ".gz":
+                return packed.read()
             # No more than the largest file holds: a few packed bytes can mean gigabytes.
-            return file.read(_LARGEST + 1)
+            with gzip.open(packed) as file:
+                return file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}; if it is damaged, delete it and fetch it again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot read {path}: {reason}; if it is damaged, delete it and fetch it again") from error
 
 
 def _array(content: bytes, path: Path, dimensions: int) -> UInt8:

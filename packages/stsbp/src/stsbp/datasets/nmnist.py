@@ -24,12 +24,15 @@ from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped,
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
+from stsbp.files import MEGABYTE
 
-__all__ = ["DEFAULT_HOLDOUT", "SENSOR", "load", "read_recording", "tested_digits"]
+__all__ = ["DEFAULT_HOLDOUT", "MOST", "SENSOR", "load", "read_recording", "tested_digits"]
 
 SENSOR = 34
 """Width and height of the sensor's part that N-MNIST uses."""
 DEFAULT_HOLDOUT = 100
+MOST = 16 * MEGABYTE
+"""Bytes of a recording, 3.3 million events; those of N-MNIST have about 4,000."""
 PUBLISHED = {"Train": 60_000, "Test": 10_000}
 
 _HOME = "https://www.garrickorchard.com/datasets/n-mnist"
@@ -137,7 +140,7 @@ def _load_split(folder: Path, request: Request) -> Cached:
     files = _files(folder)
     if not files:
         raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")
-    digests = digest_files(folder, files, cache_dir=request.cache_dir, progress=request.progress)
+    digests = digest_files(folder, files, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:

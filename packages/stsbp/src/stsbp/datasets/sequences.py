@@ -14,10 +14,12 @@ from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.datasets.base import Dataset, Request, Split, Subset, cut_test, names_unreadable
 from stsbp.errors import DataError
+from stsbp.files import GIGABYTE, open_regular
 
 __all__ = ["SequenceSplit", "load", "read_sequences"]
 
 _TEST_SHARE = 0.2
+_MOST = 8 * GIGABYTE
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +48,20 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
         DataError: the file cannot be read, or its arrays do not have these shapes or hold other values than 0 and 1.
     """
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        with file:
-            arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
+        with open_regular(path, _MOST) as content:
+            file = np.load(content, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with file:
+                # A few packed bytes can mean many gigabytes; no more is unpacked than is said there.
+                whole = sum(entry.file_size for entry in file.zip.infolist()) if file.zip is not None else 0
+                if whole > _MOST:
+                    raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
+                arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
         # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
         # unpickle it.

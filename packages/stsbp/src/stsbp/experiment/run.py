@@ -11,7 +11,6 @@ The run folders are the experiment; the two files beside them are made again whe
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -23,16 +22,17 @@ from typing import Any
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
 
+from stsbp import records
 from stsbp.config import RunConfig, differences
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import OpenFolder
+from stsbp.files import MEGABYTE, OpenFolder, read_regular
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
 from stsbp.training.loop import StopRequest, import_checkpoint, train
-from stsbp.training.metrics import are_finite, has_figures, read_records
+from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
@@ -41,6 +41,7 @@ __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
 
 FORMAT = 1
 """Of `experiment.json`; counts up when figures are added or change their meaning."""
+_MOST = 64 * MEGABYTE
 _OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
 
 VALIDATION_SHARE = 10
@@ -210,22 +211,19 @@ class Experiment:
 def _known(path: Path, network: NetworkSpec) -> dict[int, dict[str, Any]]:
     """Figures of the seeds that are in `experiment.json`; none where it is missing, damaged or of another version."""
     try:
-        content = json.loads(path.read_bytes())
-        seeds = content["seeds"] if content["format"] == FORMAT else []
-        return {int(found["seed"]): found for found in seeds if _whole(found, network)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        found = records.seeds(read_regular(path, _MOST), FORMAT)
+    except OSError:
         return {}
+    return {seed["seed"]: seed for seed in found if _of_network(seed, network)}
 
 
-def _whole(found: dict[str, Any], network: NetworkSpec) -> bool:
-    """Whether these are all figures of a seed."""
+def _of_network(found: dict[str, Any], network: NetworkSpec) -> bool:
+    """Whether the figures of a seed are of these layers."""
     layers = {block.name: block.static for block in network.blocks}
-    wanted = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
-    if not all(has_figures(figures) and set(figures["rates"]) == set(layers) for figures in wanted):
+    figures = (found["test"], found["last"], *([] if found["validation"] is None else [found["validation"]]))
+    if not all(set(part["rates"]) == set(layers) for part in figures):
         return False
-    if set(found["operations"]) != {name for name, static in layers.items() if not static}:
-        return False
-    return are_finite(found["epoch"], found["seconds_per_epoch"], *found["operations"].values())
+    return set(found["operations"]) == {name for name, static in layers.items() if not static}
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
@@ -249,16 +247,17 @@ def _figures(
 
     state = import_checkpoint(task, reported, folder)
     test = evaluate(task, state, data.test, task.config.batch_size, between)
-    records = read_records(folder.metrics)
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    lines = read_records(folder.metrics, show.warn)
+    evaluations = [r for r in lines if r["kind"] == "evaluation"]
     tests = [r for r in evaluations if r["split"] == "test" and r["epoch"] == task.config.epochs]
-    seconds = [r["seconds"] for r in records if r["kind"] == "epoch"]
+    seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
     if not tests or not seconds:
         raise CheckpointError(
             f"{folder.metrics} does not hold the epochs and the last test of its run, which is over; put it back, or "
             f"remove {folder.path} to train that seed anew"
         )
-    epoch = reported.info["epoch"]
+    name = "last" if data.validation is None else "best"
+    epoch = checkpoint.trained_of(reported, folder.path, name).epoch
     return {
         "run": folder.path.name,
         "checkpoint": reported.info["sha256"],

@@ -14,7 +14,6 @@ from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.errors import printable
 from stsbp.experiment.run import FORMAT, Experiment
 from stsbp.presets import NamedPreset
-from stsbp.report.collect import read_environment
 from stsbp.training.operations import MOST_SAMPLES
 
 __all__ = ["document", "markdown"]
@@ -51,7 +50,7 @@ def document(
         command: what was typed.
     """
     own, plain, data = experiment.config.model_dump(), base.model_dump(), experiment.data
-    starts = [start for seed in experiment.seeds for start in read_environment(experiment.folder(seed).path)]
+    starts = [start for seed in experiment.seeds for start in experiment.folder(seed).starts()]
     changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
     return {
         "format": FORMAT,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from stsbp_spec.decoders import nearest_sequence
@@ -18,19 +15,10 @@ from stsbp.datasets import Split
 from stsbp.training.build import Task
 from stsbp.training.prefetch import prefetched
 
-__all__ = ["Sample", "Survey", "choose", "look", "read_environment", "survey"]
+__all__ = ["Sample", "Survey", "choose", "look", "survey"]
 
 SHOWN = 3
 """Samples of each kind."""
-
-
-def read_environment(folder: Path) -> list[dict[str, Any]]:
-    """Every start of the run, oldest first; empty where the file is missing or damaged."""
-    try:
-        starts = json.loads((folder / "environment.json").read_bytes())["starts"]
-        return [start for start in starts if isinstance(start, dict) and isinstance(start.get("versions"), dict)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A content security policy in its head forbids scripts and every request; what it
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -18,11 +19,12 @@ from stsbp_spec.typing import Float64, Int64
 
 from stsbp.config import RunConfig
 from stsbp.errors import printable
+from stsbp.files import OutputKind
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.svg import Series
 
-__all__ = ["Content", "command_text", "page", "render", "samples_section"]
+__all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section"]
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b2230;--muted:#5d6778;--line:#d5dae3;--panel:#f5f7fa;--target:#f2b63c;
@@ -57,6 +59,15 @@ white-space:pre-wrap;overflow-wrap:anywhere;margin:8px 0}
 _MANY = 16
 """So many distances are drawn."""
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_POLICY_TAG = f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+_HEAD = '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+_MARK = '<meta name="generator" content="stsbp">'
+PAGE = OutputKind(
+    "a page of stsbp report or predict --draw",
+    # Pages from before the mark had the policy in its place.
+    re.compile("|".join(re.escape(_HEAD + tag) for tag in (_MARK, _POLICY_TAG)).encode()),
+)
+"""What a page may replace."""
 
 
 class Content:
@@ -105,8 +116,7 @@ class Content:
 def page(title: str, body: Iterable[str]) -> str:
     """A whole HTML file, without the control characters that names of others may hold."""
     text = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"{_HEAD}{_MARK}{_POLICY_TAG}"
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body><main>\n"
         + "\n".join(body)

@@ -28,6 +28,7 @@ from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, DataError
+from stsbp.records import InputsRecord
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances
 
@@ -90,9 +91,9 @@ class Inputs:
         return {**values, "neurons": self.neurons} if self.sequences else values
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Inputs:
-        """Inverse of `to_json`."""
-        return cls(tuple(values["shape"]), values["coding"], tuple(values["classes"]), values.get("neurons", 0))
+    def of_record(cls, record: InputsRecord) -> Inputs:
+        """Those that a checkpoint names."""
+        return cls(tuple(record.shape), record.coding, tuple(record.classes), record.neurons)
 
 
 @dataclass(frozen=True)

@@ -14,92 +14,33 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from stsbp_spec.typing import AnyArray
 
+from stsbp import records
 from stsbp.config import RunConfig
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, read_regular
 
 __all__ = [
     "Checkpoint",
-    "Progress",
-    "SavedSums",
     "is_of",
     "load",
     "note_epochs",
     "progress_of",
     "remove_leftovers",
     "save",
+    "trained_of",
 ]
 
 FORMAT = 1
 MOST = 64 * MEGABYTE
 """Bytes of a description."""
-
-_Count = Annotated[int, Field(ge=0, le=2**53)]
-_Amount = Annotated[float, Field(ge=0)]
-
-
-class _Strict(BaseModel):
-    """Values of a description: of the right type, finite, within bounds."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-
-class _Description(_Strict):
-    """What every description says of its tensors."""
-
-    file: str
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    tensors: dict[str, Any]
-    step: _Count
-
-
-class SavedSums(_Strict):
-    """Running sums: the fields of `metrics.Sums`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    batches: _Count
-    samples: _Count
-    loss: _Amount
-    correct: _Count
-    correct_by_count: _Count
-    gradient_norm: _Amount
-    largest_gradient_norm: _Amount
-    seconds: _Amount
-    rates: dict[str, _Amount]
-    sequence: dict[str, _Amount]
-
-
-class _Best(_Strict):
-    step: _Count
-    epoch: _Count
-    by: str
-    value: float
-    score: float
-
-
-class Progress(_Strict):
-    """What `last` says besides, so that a run can go on: where it was, its sums, and the best epoch so far."""
-
-    config: str
-    data: Any
-    step: _Count
-    epoch: _Count
-    batch: _Count
-    sums: SavedSums
-    window: SavedSums
-    best: _Best | None
-    metrics_bytes: _Count
-    epochs: _Count | None = None
-    contract: _Count = 1
+_MOST_TENSORS = 64 * GIGABYTE
 
 
 @dataclass(frozen=True)
@@ -150,27 +91,27 @@ def load(folder: Path, name: str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     try:
-        description: dict[str, Any] = json.loads(text)
+        description: dict[str, Any] = records.parse(text)
         digest = description.pop("digest")
         version = description["format"]
         own_digest = _digest(description)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}, this stsbp reads {FORMAT}; use the version that wrote it")
     if digest != own_digest:
         raise _damaged(path, "its content does not match its own digest", name)
     try:
-        header = _Description.model_validate(description)
-    except ValidationError as error:
-        raise _damaged(path, _first_problem(error), name) from error
+        header = records.read(records.Description, description)
+    except ValueError as error:
+        raise _damaged(path, records.why(error), name) from error
     file = header.file
     # The name follows from the rest; any other could lead out of the folder, or to the files of another checkpoint.
     if file != _file_name(name, header.step, header.sha256):
         raise _damaged(path, f"it names {file!r}, which is no tensor file of the checkpoint {name!r}", name)
     tensor_path = folder / file
     try:
-        data = read_regular(tensor_path, 64 * GIGABYTE)
+        data = read_regular(tensor_path, _MOST_TENSORS)
     except FileNotFoundError:
         raise _damaged(path, f"it names {file}, which is missing", name) from None
     except OSError as error:
@@ -210,21 +151,29 @@ def _write_description(folder: OpenFolder, name: str, description: Mapping[str, 
     folder.write(f"{name}.json", _encode({**description, "digest": _digest(description)}))
 
 
-def progress_of(saved: Checkpoint, folder: Path) -> Progress:
+def progress_of(saved: Checkpoint, folder: Path) -> records.Progress:
     """Where the run of the checkpoint `last` in `folder` was.
 
     Raises:
         CheckpointError: the description does not say so, or says what cannot be.
     """
+    return _part(records.Progress, saved, folder, "last")
+
+
+def trained_of(saved: Checkpoint, folder: Path, name: str) -> records.Trained:
+    """What the checkpoint `name` in `folder` says of its network, so that it can be used.
+
+    Raises:
+        CheckpointError: the description does not say so, or says what cannot be.
+    """
+    return _part(records.Trained, saved, folder, name)
+
+
+def _part(kind: type[records.R], saved: Checkpoint, folder: Path, name: str) -> records.R:
     try:
-        return Progress.model_validate(saved.info)
-    except ValidationError as error:
-        raise _damaged(folder / "last.json", _first_problem(error), "last") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+        return records.read(kind, saved.info)
+    except ValueError as error:
+        raise _damaged(folder / f"{name}.json", records.why(error), name) from error
 
 
 def _file_name(name: str, step: int, digest: str) -> str:
@@ -253,8 +202,8 @@ def remove_leftovers(folder: OpenFolder, name: str) -> None:
     # What cannot be removed costs disk space, not correctness; a folder that is no longer the run's is left alone.
     with contextlib.suppress(OSError, FileError):
         try:
-            current = json.loads(folder.read(f"{name}.json", MOST))["file"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            current = records.parse(folder.read(f"{name}.json", MOST))["file"]
+        except (ValueError, KeyError, TypeError):
             return
         for found in folder.names():
             if found != current and own.fullmatch(found):

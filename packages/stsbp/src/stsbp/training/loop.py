@@ -23,12 +23,13 @@ from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
 from stsbp_spec.typing import Int64
 
+from stsbp import records
 from stsbp.errors import CheckpointError
 from stsbp.interrupts import PATIENCE
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
-from stsbp.training.checkpoint import Checkpoint, Progress
+from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import first_weights
 from stsbp.training.metrics import MetricsFile, Sums, read_records
@@ -212,7 +213,9 @@ class _Loop:
         self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
-        self.board = TensorBoard(folder.files, read_records(folder.metrics)) if self.config.tensorboard else None
+        self.board = (
+            TensorBoard(folder.files, read_records(folder.metrics, reporter.warn)) if self.config.tensorboard else None
+        )
         self.saved_at = time.monotonic()
 
     def record(self, line: dict[str, Any]) -> None:
@@ -221,7 +224,7 @@ class _Loop:
         if self.board is not None:
             self.board.write(line)
 
-    def check_position(self, saved: Progress) -> None:
+    def check_position(self, saved: records.Progress) -> None:
         """Raise `CheckpointError` where the parts of a checkpoint contradict each other or the run."""
         size, samples = self.config.batch_size, len(self.data.train)
         consistent = (
@@ -242,7 +245,7 @@ class _Loop:
                 "otherwise train anew with --overwrite"
             )
 
-    def tell_changes(self, saved: Progress) -> None:
+    def tell_changes(self, saved: records.Progress) -> None:
         """Say what keeps a resumed run from the bits in which it would have ended."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
             self.reporter.warn(

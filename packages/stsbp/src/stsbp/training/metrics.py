@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,10 +21,11 @@ from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
+from stsbp import records
 from stsbp.errors import CheckpointError, FileError
-from stsbp.files import OpenFolder
+from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums", "are_finite", "has_figures", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "Sums", "read_records"]
 
 
 class LabelDistances:
@@ -37,7 +37,8 @@ class LabelDistances:
     """
 
     def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP) -> None:
-        sequences = code.sequences(max(2, classes), steps)
+        # The patterns are the same whatever the number of classes, and K sequences of K neurons are many.
+        sequences = code.sequences(2, steps)
         self._desired = sequences[0, :, 0, None, None, None]
         self._undesired = sequences[0, :, 1, None, None, None]
         self._loss = loss
@@ -146,56 +147,39 @@ class Sums:
         return cls(**{**values, "rates": dict(values["rates"])})
 
 
-_HOW_GOOD = (("accuracy", "accuracy_spike_count"), ("precision", "recall", "f1", "van_rossum", "hamming"))
-_TRAINING = ("step", "epoch", "gradient_norm", "largest_gradient_norm", "seconds", "learning_rate")
-_NUMBERS = {"step": _TRAINING, "epoch": _TRAINING, "evaluation": ("step", "epoch", "seconds")}
-"""Of each kind of line, beside the figures of `has_figures`."""
+_MOST = GIGABYTE
+_LONGEST_LINE = MEGABYTE
 
 
-def has_figures(values: object) -> bool:
-    """Whether it is an object with loss, spike rates and how good the samples were read, as `Sums.means` gives them."""
-    if not isinstance(values, dict) or not isinstance(values.get("rates"), dict):
-        return False
-    numbers = [values.get("loss"), *values["rates"].values()]
-    return are_finite(*numbers) and any(are_finite(*map(values.get, names)) for names in _HOW_GOOD)
-
-
-def are_finite(*values: object) -> bool:
-    """Whether all of them are numbers that a float can hold."""
-    return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)
-
-
-def _is_whole(record: object) -> bool:
-    """Whether a line says everything that its kind says."""
-    if not isinstance(record, dict) or not has_figures(record):
-        return False
-    kind, split, grids = record.get("kind"), record.get("split"), record.get("grids", {})
-    if not isinstance(kind, str) or kind not in _NUMBERS or not isinstance(grids, dict):
-        return False
-    if (kind == "step" and not grids) or (kind == "evaluation" and not isinstance(split, str)):
-        return False
-    rooms = (grid.get("headroom") if isinstance(grid, dict) else None for grid in grids.values())
-    return are_finite(*map(record.get, _NUMBERS[kind]), *rooms)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
     """The lines of `metrics.jsonl`; a last line that is still being written is left out, as are damaged ones.
+
+    Args:
+        path: of the file.
+        warn: told once if lines are damaged.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
+    found, damaged = [], []
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path, _MOST) as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    if len(line) > _LONGEST_LINE:
+                        raise ValueError(f"it has {len(line):,} bytes")
+                    found.append(records.metrics_line(line))
+                except ValueError as error:
+                    if line.endswith(b"\n"):
+                        damaged.append((number, records.why(error)))
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    records = []
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            if _is_whole(record := json.loads(line)):
-                records.append(record)
-    return records
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    if damaged and warn is not None:
+        number, why = damaged[0]
+        warn(f"{path}: damaged lines are left out: {len(damaged)}, the first line {number}: {why}")
+    return found
 
 
 class MetricsFile:

@@ -26,11 +26,15 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.grid import CONTRACT_VERSION
 
 import stsbp
+from stsbp import records
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder
+from stsbp.files import MEGABYTE, OpenFolder, read_regular
 
 __all__ = ["RunFolder"]
+
+MOST_ENVIRONMENT = 64 * MEGABYTE
+"""Bytes of `environment.json`; a start has about a thousand."""
 
 _PACKAGES = (
     *("stsbp", "stsbp-spec", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
@@ -56,6 +60,18 @@ class RunFolder:
     def config(self) -> Path:
         """The settings."""
         return self.path / "config.toml"
+
+    @property
+    def environment(self) -> Path:
+        """The starts."""
+        return self.path / "environment.json"
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Every start of the run, oldest first; those that are damaged, or all of them, are left out."""
+        try:
+            return records.starts(read_regular(self.environment, MOST_ENVIRONMENT))
+        except OSError:
+            return []
 
     @property
     def metrics(self) -> Path:
@@ -144,13 +160,9 @@ class RunFolder:
 
     def note_start(self, backend: AbstractBackend, command: list[str], step: int) -> None:
         """Add a start to the environment file: versions, backend, device, machine, command and time; within `lock`."""
-        try:
-            found = json.loads(self.files.read("environment.json", MEGABYTE))["starts"]
-            # Also what could not be written again, such as lists within lists a thousand deep.
-            json.dumps(found, indent=1)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            found = None
-        starts: list[Any] = found if isinstance(found, list) else []
+        starts: list[dict[str, Any]] = []
+        with contextlib.suppress(OSError):
+            starts = records.starts(self.files.read(self.environment.name, MOST_ENVIRONMENT))
         versions = {}
         for package in _PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -171,7 +183,7 @@ class RunFolder:
                 "command": command,
             }
         )
-        self.files.write("environment.json", (json.dumps({"starts": starts}, indent=1) + "\n").encode())
+        self.files.write(self.environment.name, (json.dumps({"starts": starts}, indent=1) + "\n").encode())
 
     def own_files(self) -> set[Path]:
         """The files of a run that are there.

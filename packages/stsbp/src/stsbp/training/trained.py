@@ -72,9 +72,6 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trai
     saved = checkpoint.load(folder.path, name)
     if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
-    try:
-        inputs = Inputs.from_json(saved.info["inputs"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder.path / name}.json does not say what the inputs are: {error}") from error
+    inputs = Inputs.of_record(checkpoint.trained_of(saved, folder.path, name).inputs)
     task = build_task(config, inputs, backend)
     return Trained(config, task, import_checkpoint(task, saved, folder), saved.info)

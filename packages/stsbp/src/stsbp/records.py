@@ -1,0 +1,339 @@
+"""The JSON files that stsbp writes and reads back: one record for each, and one way to read them.
+
+A file may have been damaged or forged: types are strict, numbers finite and within bounds, lists not nested beyond
+measure. Keys that a record does not name are left alone, so that files of other versions still read; what came after
+the first version has a default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+__all__ = [
+    "Cache",
+    "Description",
+    "Figures",
+    "InputsRecord",
+    "Manifest",
+    "Progress",
+    "Seed",
+    "Trained",
+    "metrics_line",
+    "parse",
+    "read",
+    "starts",
+    "why",
+]
+
+DEEPEST = 16
+"""Lists and objects within each other; those that stsbp writes are 6 deep at most."""
+_LONGEST_INTEGER = 20
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Size = Annotated[int, Field(ge=1, lt=10**9)]
+Amount = Annotated[float, Field(ge=0)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """Values of the right type, finite, within bounds."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Description(Record):
+    """What `last.json` and `best.json` say of their tensors."""
+
+    file: str
+    sha256: Digest
+    tensors: dict[str, Any]
+    step: Count
+
+
+class Sums(Record):
+    """Running sums: the fields of `stsbp.training.metrics.Sums`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batches: Count
+    samples: Count
+    loss: Amount
+    correct: Count
+    correct_by_count: Count
+    gradient_norm: Amount
+    largest_gradient_norm: Amount
+    seconds: Amount
+    rates: dict[str, Amount]
+    sequence: dict[str, Amount]
+
+
+class Best(Record):
+    """Which epoch was the best so far."""
+
+    step: Count
+    epoch: Count
+    by: str
+    value: float
+    score: float
+
+
+class Progress(Record):
+    """What `last.json` says besides, so that a run can go on: where it was, its sums, and the best epoch so far."""
+
+    config: str
+    data: str
+    step: Count
+    epoch: Count
+    batch: Count
+    sums: Sums
+    window: Sums
+    best: Best | None
+    metrics_bytes: Count
+    epochs: Count | None = None
+    contract: Count = 1
+
+
+class InputsRecord(Record):
+    """What a network must know of its data: the fields of `stsbp.training.build.Inputs`."""
+
+    shape: Annotated[list[Size], Field(min_length=1, max_length=3)]
+    coding: Literal["direct", "events"]
+    classes: list[str]
+    neurons: Annotated[int, Field(ge=0, lt=10**9)] = 0
+
+    @model_validator(mode="after")
+    def _fits(self) -> InputsRecord:
+        if math.prod(self.shape) >= 2**31:
+            raise ValueError(f"an input of shape {self.shape} has too many numbers")
+        if (len(self.classes) == 0) != (self.neurons > 0):
+            raise ValueError("there must be classes, or else neurons of a target raster")
+        return self
+
+
+class Trained(Record):
+    """What a checkpoint says besides, so that its network can be used."""
+
+    config: str
+    data: str
+    epoch: Count
+    inputs: InputsRecord
+
+
+class _Grid(Record):
+    headroom: float
+    bits: Count | None = None
+    exponent: int | None = None
+
+
+class Figures(Record):
+    """Loss, spike rates, and how good the samples were read: accuracies, or figures of spike times."""
+
+    loss: float
+    rates: dict[str, float]
+    samples: Count | None = None
+    accuracy: float | None = None
+    accuracy_spike_count: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    van_rossum: float | None = None
+    hamming: float | None = None
+    grids: dict[str, _Grid] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _how_good(self) -> Figures:
+        of_classes = (self.accuracy, self.accuracy_spike_count)
+        of_spikes = (self.precision, self.recall, self.f1, self.van_rossum, self.hamming)
+        if not any(None not in figures for figures in (of_classes, of_spikes)):
+            raise ValueError("it has neither accuracies nor figures of spike times")
+        return self
+
+
+class _Training(Figures):
+    step: Count
+    epoch: Count
+    gradient_norm: float
+    largest_gradient_norm: float
+    seconds: float
+    learning_rate: float
+    samples_per_second: float | None = None
+
+
+class _Step(_Training):
+    kind: Literal["step"]
+    grids: Annotated[dict[str, _Grid], Field(min_length=1)]
+
+
+class _Epoch(_Training):
+    kind: Literal["epoch"]
+
+
+class _Evaluation(Figures):
+    kind: Literal["evaluation"]
+    split: str
+    step: Count
+    epoch: Count
+    seconds: float
+
+
+_LINE: TypeAdapter[_Step | _Epoch | _Evaluation] = TypeAdapter(
+    Annotated[_Step | _Epoch | _Evaluation, Field(discriminator="kind")]
+)
+
+
+class Start(Record):
+    """A start of a run, in `environment.json`."""
+
+    versions: dict[str, str]
+    time: str | None = None
+    step: Count | None = None
+    stsbp: str | None = None
+    backend: str | None = None
+    device: str | None = None
+    device_description: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    processors: Count | None = None
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+
+
+class Seed(Record):
+    """The figures of a seed, in `experiment.json`."""
+
+    seed: int
+    run: str
+    checkpoint: Digest
+    epoch: Count
+    test: Figures
+    last: Figures
+    validation: Figures | None
+    seconds_per_epoch: Amount
+    operations: dict[str, Amount]
+
+
+class Cache(Record):
+    """The description at the end of a cache of decoded samples."""
+
+    key: dict[str, Any]
+    shape: Annotated[list[Count], Field(min_length=1, max_length=8)]
+    sha256: Digest
+    labels: list[int]
+    skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Cache:
+        if self.shape[0] != len(self.labels):
+            raise ValueError("there is not one label a sample")
+        return self
+
+
+class Manifest(Record):
+    """Digests of data files by name, each with size, modification and change time before it."""
+
+    format: int
+    files: dict[str, Annotated[list[int | str], Field(min_length=4, max_length=4)]]
+    sha256: Digest
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse(text: bytes) -> Any:
+    """The JSON values of a file.
+
+    Raises:
+        ValueError: it is no JSON in UTF-8, or has numbers that are not finite or more than `DEEPEST` levels.
+    """
+    try:
+        value = json.loads(text.decode(), parse_constant=_number, parse_float=_number, parse_int=_integer)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # Where there are so few brackets, none can be so deep.
+    if text.count(b"[") + text.count(b"{") > DEEPEST and _deeper_than(value, DEEPEST):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"it has the number {text[:_LONGEST_INTEGER]}, which is not finite")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise ValueError(f"it has an integer of {len(text)} digits")
+    return int(text)
+
+
+def _deeper_than(value: object, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(part, levels - 1) for part in inner)
+
+
+def read(kind: type[R], value: Any) -> R:
+    """A record from JSON values.
+
+    Raises:
+        ValueError: they are not what the record says; `why` tells.
+    """
+    return kind.model_validate(value)
+
+
+def why(error: ValueError) -> str:
+    """What is wrong, in a few words: `best.epoch: input should be a valid integer`."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False, include_input=False)[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    place = ".".join(map(str, problem["loc"]))
+    return f"{place}: {message[:1].lower()}{message[1:]}" if place else message
+
+
+def metrics_line(line: bytes) -> dict[str, Any]:
+    """A line of `metrics.jsonl`, with all that its kind says.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    value: dict[str, Any] = parse(line)
+    _LINE.validate_python(value)
+    return value
+
+
+def starts(text: bytes) -> list[dict[str, Any]]:
+    """Every start that `environment.json` holds, oldest first, without damaged ones; none where it is no JSON."""
+    try:
+        found = parse(text)["starts"]
+        if not isinstance(found, list):
+            return []
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [start for start in found if _is(Start, start)]
+
+
+def seeds(text: bytes, version: int) -> list[dict[str, Any]]:
+    """The figures of each seed that `experiment.json` of this version of it holds, without damaged ones."""
+    try:
+        content = parse(text)
+        found = content["seeds"] if content["format"] == version else []
+        if not isinstance(found, list):
+            return []
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [seed for seed in found if _is(Seed, seed)]
+
+
+def _is(kind: type[Record], value: Any) -> bool:
+    try:
+        read(kind, value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,443 @@
+"""Files that others may have put there: pipes, devices, giants, forgeries; and files that no command may replace."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp import records
+from stsbp.cli.predict import read_input
+from stsbp.datasets import load, mnist
+from stsbp.datasets.archives import extract_files
+from stsbp.datasets.image_folder import read_image
+from stsbp.errors import DataError, FileError
+from stsbp.files import OutputKind, open_regular, read_regular
+from stsbp.report.page import PAGE, page
+from stsbp.training import checkpoint
+from stsbp.training.build import Inputs
+from stsbp.training.metrics import read_records
+from stsbp.training.run_folder import RunFolder
+from stsbp_spec.encoders import EventBinning
+
+Stsbp = Callable[..., Result]
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting() -> Iterator[None]:
+    """A test that waits for a pipe ends with an error."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("waited for a file")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def refused(result: Result, *words: str) -> None:
+    """Assert that a command failed with one short message."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.count("Error: ") == 1
+    assert len(result.stderr) < 5000
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def run(train_tiny: Stsbp, tmp_path: Path) -> Path:
+    """A run that is over."""
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    return tmp_path / "run"
+
+
+@needs_pipes
+class TestRegularFiles:
+    def test_reads_files_and_links_to_them(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"content")
+        (tmp_path / "link").symlink_to("file")
+        assert read_regular(tmp_path / "file", 7) == read_regular(tmp_path / "link", 7) == b"content"
+
+    def test_refuses_what_is_larger(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"content")
+        with pytest.raises(OSError, match="7 bytes, more than the 6"):
+            read_regular(tmp_path / "file", 6)
+
+    def test_takes_no_memory_for_what_is_not_there(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"content")
+        assert read_regular(tmp_path / "file", 2**62) == b"content"
+
+    @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+    def test_refuses_other_kinds(self, tmp_path: Path, kind: str) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "device").symlink_to("/dev/zero")
+        with pytest.raises(OSError, match=f"it is a {kind}, not a regular file"):
+            open_regular(tmp_path / kind, 100)
+
+    def test_pipe_that_takes_the_place_of_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path, original = tmp_path / "file", os.open
+        path.write_bytes(b"content")
+
+        def replaced(name: Any, flags: int) -> int:
+            path.unlink()
+            os.mkfifo(path)
+            return original(name, flags)
+
+        monkeypatch.setattr(os, "open", replaced)
+        with pytest.raises(OSError, match="it is a pipe"):
+            open_regular(path, 100)
+
+    def test_names_that_no_file_has(self) -> None:
+        with pytest.raises(OSError, match="null"):
+            open_regular(Path("a\0b"), 100)
+
+
+@needs_pipes
+class TestData:
+    """Each reader of data refuses a pipe in the place of a file, without waiting for it."""
+
+    def refuses(self, name: str, folder: Path, tmp_path: Path, **more: Any) -> None:
+        with pytest.raises(DataError, match="it is a pipe, not a regular file"):
+            load(name, data_dir=folder, cache_dir=tmp_path / "cache", **more)
+
+    def test_recordings(self, tmp_path: Path) -> None:
+        pytest.importorskip("tonic")
+        folder = tmp_path / "data" / "Train" / "0"
+        folder.mkdir(parents=True)
+        os.mkfifo(folder / "00001.bin")
+        self.refuses("nmnist", tmp_path / "data", tmp_path)
+
+    def test_large_recording(self, tmp_path: Path) -> None:
+        folder = tmp_path / "data" / "Train" / "0"
+        folder.mkdir(parents=True)
+        with open(folder / "00001.bin", "wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(DataError, match="more than the 16,777,216"):
+            load("nmnist", data_dir=tmp_path / "data", cache_dir=tmp_path / "cache")
+
+    def test_images(self, tmp_path: Path) -> None:
+        pytest.importorskip("PIL")
+        for name in ("a", "b"):
+            (tmp_path / "data" / name).mkdir(parents=True)
+            os.mkfifo(tmp_path / "data" / name / "x.png")
+        self.refuses("images", tmp_path / "data", tmp_path)
+
+    def test_sequences(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.npz")
+        self.refuses("sequences", tmp_path / "x.npz", tmp_path)
+
+    def test_packed_sequences_that_are_larger_than_memory(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("stsbp.datasets.sequences._MOST", 10**6)
+        path = tmp_path / "bomb.npz"
+        np.savez_compressed(path, inputs=np.zeros((10, 100, 1000), np.uint8), targets=np.zeros((10, 100, 1), np.uint8))
+        assert path.stat().st_size < 10**5
+        with pytest.raises(DataError, match="more than the 1,000,000 that are read"):
+            load("sequences", data_dir=path, steps=100)
+
+    def test_shape_of_truth_values(self, tmp_path: Path, run: Path, stsbp: Stsbp) -> None:
+        header = "{'descr': '|u1', 'fortran_order': False, 'shape': (True,), }".ljust(117) + "\n"
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0"
+        (tmp_path / "x.npy").write_bytes(content)
+        refused(stsbp("predict", run, "x.npy"), "x.npy is not a numpy array: its shape is (True,)")
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+            file.writestr("inputs.npy", content)
+            file.writestr("targets.npy", content)
+        refused(stsbp("train", f"sequences:{tmp_path / 'x.npz'}"), "x.npz")
+
+    @pytest.mark.parametrize("packed", [True, False])
+    def test_digits(self, tmp_path: Path, packed: bool) -> None:
+        for name in mnist._names("train"):
+            (tmp_path / f"{name}{'.gz' if packed else ''}").write_bytes(b"")
+        found = mnist.find(tmp_path, "train")
+        assert found is not None
+        found[0].unlink()
+        os.mkfifo(found[0])
+        with pytest.raises(DataError, match="it is a pipe, not a regular file"):
+            mnist._content(found[0])
+
+    def test_packed_digits_that_are_too_many(self, tmp_path: Path) -> None:
+        path = tmp_path / "train-images-idx3-ubyte.gz"
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(bytes(mnist._LARGEST + 10**6))
+        assert len(mnist._content(path)) == mnist._LARGEST + 1
+
+    def test_batches(self, tmp_path: Path) -> None:
+        (tmp_path / "data_batch_1.bin").write_bytes(bytes(3073))
+        with open(tmp_path / "data_batch_2.bin", "wb") as file:
+            file.truncate(2**40)
+        with pytest.raises(DataError, match="such a file may have"):
+            load("cifar10", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+    def test_archive(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "x.tar")
+        with pytest.raises(DataError, match="it is a pipe, not a regular file"):
+            extract_files(tmp_path / "x.tar", tmp_path, ["a"], largest=10)
+
+    @pytest.mark.parametrize("name", ["x.npy", "x.bin", "x.png"])
+    def test_files_to_predict(self, tmp_path: Path, name: str) -> None:
+        os.mkfifo(tmp_path / name)
+        (tmp_path / f"link{name}").symlink_to("/dev/zero")
+        inputs = Inputs((2, 34, 34), "events", ("a", "b"))
+        for path, kind in ((tmp_path / name, "pipe"), (tmp_path / f"link{name}", "device")):
+            with pytest.raises(DataError, match=f"it is a {kind}, not a regular file"):
+                read_input(path, inputs, EventBinning())
+
+    @pytest.mark.parametrize("name", ["config.toml", "last.json", "metrics.jsonl", "environment.json"])
+    def test_files_of_a_run(self, run: Path, stsbp: Stsbp, name: str) -> None:
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        commands = (("evaluate", run), ("compare", run), ("train", "--resume", run), ("report", run))
+        for command in commands:
+            result = stsbp(*command)
+            assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+            assert result.exit_code in (0, 1)
+
+
+@pytest.mark.filterwarnings("error")
+class TestImages:
+    def bytes(self, image: Any, **how: Any) -> bytes:
+        import io
+
+        file = io.BytesIO()
+        image.save(file, **how)
+        return file.getvalue()
+
+    def test_too_many_pixels(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pillow = pytest.importorskip("PIL.Image")
+        content = self.bytes(pillow.new("1", (10_000, 10_000)), format="PNG")
+        # Pillow warns of these, and refuses twice as many.
+        assert pillow.MAX_IMAGE_PIXELS < 10**8 < 2 * pillow.MAX_IMAGE_PIXELS
+        with pytest.raises(DataError, match="10000 x 10000 pixels"):
+            read_image(content, Path("x.png"), channels=None, size=None)
+
+    def test_damaged_metadata_are_no_concern_of_the_pixels(self) -> None:
+        pillow = pytest.importorskip("PIL.Image")
+        image = pillow.new("L", (4, 4), 7)
+        transparent = pillow.new("P", (4, 4), 1)
+        for content in (
+            self.bytes(image, format="JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff"),
+            self.bytes(transparent, format="PNG", transparency=bytes([0, 128, 255])),
+        ):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                assert read_image(content, Path("x"), channels=None, size=None).shape[1:] == (4, 4)
+            assert told == []
+
+
+WHOLE: dict[str, Any] = {"shape": [1, 8, 8], "coding": "direct", "classes": list("0123456789")}
+FORGED: list[Any] = [
+    None,
+    3,
+    [],
+    {},
+    {**WHOLE, "shape": 3},
+    {**WHOLE, "shape": []},
+    {**WHOLE, "shape": ["1", 8, 8]},
+    {**WHOLE, "shape": [1, 8, 8, 8]},
+    {**WHOLE, "shape": [1, 8, -8]},
+    {**WHOLE, "shape": [1, 8, True]},
+    {**WHOLE, "shape": [1, 8, 8.0]},
+    {**WHOLE, "shape": [10**8, 10**8, 1]},
+    {**WHOLE, "shape": [1, 8, 10**40]},
+    {**WHOLE, "shape": {"0": 1}},
+    {**WHOLE, "coding": "spoken"},
+    {**WHOLE, "coding": ["direct"]},
+    {**WHOLE, "classes": []},
+    {**WHOLE, "classes": 10},
+    {**WHOLE, "classes": "0123456789"},
+    {**WHOLE, "classes": [0] * 10},
+    {**WHOLE, "classes": ["a"] * 200_000},
+    {**WHOLE, "classes": [[["a"]]] * 10},
+    {**WHOLE, "neurons": -1},
+    {**WHOLE, "neurons": 10},
+    {**WHOLE, "classes": [], "neurons": 10**30},
+    {**WHOLE, "classes": [], "neurons": 10**8},
+]
+
+
+def forge(run: Path, **changes: Any) -> None:
+    """Change `last.json` and its digest with it."""
+    description = json.loads((run / "last.json").read_text())
+    description.pop("digest")
+    description.update(changes)
+    (run / "last.json").write_text(json.dumps({**description, "digest": checkpoint._digest(description)}))
+
+
+class TestRecords:
+    def test_forged_inputs(self, run: Path, stsbp: Stsbp) -> None:
+        np.save(run.parent / "x.npy", np.zeros((8, 8), np.uint8))
+        for inputs in FORGED:
+            forge(run, inputs=inputs)
+            for command in (("evaluate", run), ("predict", run, "x.npy"), ("report", run, "--no-samples")):
+                result = stsbp(*command)
+                assert isinstance(result.exception, SystemExit), (inputs, result.exception)
+                refused(result, "last.json is damaged: inputs" if inputs == {} else str(run))
+        forge(run, inputs=WHOLE)
+        assert stsbp("predict", run, "x.npy").exit_code == 0
+
+    @pytest.mark.parametrize("name", ["config", "data", "epoch", "inputs"])
+    def test_description_of_a_network_that_lacks_a_part(self, run: Path, stsbp: Stsbp, name: str) -> None:
+        forge(run, **{name: None})
+        for command in (("evaluate", run), ("report", run, "--no-samples")):
+            refused(stsbp(*command), str(run))
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            '{"starts": [{"versions": {}, "command": %s}]}' % ("[" * 900 + "]" * 900),
+            '{"starts": [{"versions": {"a": %s}}]}' % ('{"a": ' * 500 + "1" + "}" * 500),
+            "[" * 100_000,
+            '{"starts": [{"versions": {"a": 1}}, {"versions": {}, "command": []}, 3, null]}',
+            '{"starts": [{"versions": {}, "command": "stsbp"}, {"versions": {}, "step": "x"}]}',
+            '{"starts": [{"versions": {}, "processors": 1e999}]}',
+            '{"starts": [{"versions": {}, "step": %s}]}' % ("9" * 4000),
+            '{"starts": {"a": 1}}',
+            "\udcff",
+        ],
+        ids=lambda value: value[:40].encode("ascii", "replace").decode(),
+    )
+    def test_damaged_environment(self, run: Path, stsbp: Stsbp, content: str) -> None:
+        (run / "environment.json").write_bytes(content.encode(errors="surrogateescape"))
+        for command in (("report", run, "--no-samples"), ("compare", run), ("compare", run, "--json")):
+            result = stsbp(*command)
+            assert result.exit_code == 0, (command, result.output, result.exception)
+        assert RunFolder(run).starts() == []
+
+    def test_keys_of_other_versions_are_kept(self, run: Path, stsbp: Stsbp) -> None:
+        path = run / "environment.json"
+        old = {"versions": {"numpy": "2.0"}, "of_another_version": [1, {"a": None}]}
+        path.write_text(json.dumps({"starts": [old, {"versions": 3}]}))
+        assert stsbp("train", "--resume", run).exit_code == 0
+        starts = json.loads(path.read_text())["starts"]
+        assert starts[0] == old
+        assert [sorted(start)[0] for start in starts] == ["of_another_version", "backend"]
+
+    def test_damaged_lines_are_told_of_once(self, run: Path, stsbp: Stsbp) -> None:
+        path = run / "metrics.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        deep = b'{"kind": "epoch", "x": ' + b"[" * 500 + b"]" * 500 + b"}\n"
+        huge = lines[1].replace(b'"loss": ', b'"loss": 1e999, "was": ')
+        path.write_bytes(b"".join([lines[0], b"{\n", deep, huge, b"\xff\n", b"\n", *lines[1:], lines[-1][:-9]]))
+        told: list[str] = []
+        found = read_records(path, told.append)
+        assert found == [json.loads(line) for line in lines]
+        assert len(told) == 1
+        assert "damaged lines are left out: 5, the first line 2" in told[0]
+        for command in (("compare", run), ("report", run, "--no-samples")):
+            result = stsbp(*command)
+            assert result.exit_code == 0
+            assert result.stderr.count("damaged lines are left out") == 1
+
+    @pytest.mark.parametrize(
+        "text", [b"1e999", b"NaN", b"-Infinity", b"9" * 21, b"9" * 5000, b"[" * 17 + b"]" * 17, b"\xff"]
+    )
+    def test_numbers_and_lists_beyond_measure(self, text: bytes) -> None:
+        with pytest.raises(ValueError, match=r"finite|digits|deeply|utf-8"):
+            records.parse(b'{"a": ' + text + b"}")
+
+    def test_what_is_within_measure(self) -> None:
+        text = (
+            b'{"a": '
+            + b"[" * 15
+            + b"]" * 15
+            + b', "b": ['
+            + b"[]," * 50
+            + b'[]], "c": 1e308, "d": -9223372036854775808}'
+        )
+        assert records.parse(text)["d"] == -(2**63)
+
+    @pytest.mark.parametrize("change", [{"labels": []}, {"shape": []}, {"shape": [-1, 4]}, {"skipped": [["a"]]}])
+    def test_cache_that_contradicts_itself(self, change: dict[str, Any]) -> None:
+        whole = {"key": {}, "shape": [2, 4], "sha256": "0" * 64, "labels": [0, 1], "skipped": [["a", "b"]]}
+        records.read(records.Cache, whole)
+        with pytest.raises(ValueError, match="Cache"):
+            records.read(records.Cache, {**whole, **change})
+
+
+class TestOutputs:
+    @pytest.fixture
+    def precious(self, run: Path) -> list[Path]:
+        """Files that no report may replace."""
+        folder = run.parent
+        (folder / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        (folder / "other.html").write_text("<!doctype html>\n<html><head></head></html>")
+        (folder / "link.html").symlink_to("photo.png")
+        return [*(path for path in run.iterdir() if path.stat().st_size), *folder.glob("*.png"), *folder.glob("*.html")]
+
+    def test_nothing_but_a_page_is_replaced_by_one(self, run: Path, stsbp: Stsbp, precious: list[Path]) -> None:
+        np.save(run.parent / "x.npy", np.zeros((8, 8), np.uint8))
+        before = {path: path.read_bytes() for path in precious}
+        assert any(path.suffix == ".safetensors" for path in precious)
+        for path in precious:
+            refused(stsbp("report", run, "--no-samples", "--out", path), str(path), "is not replaced")
+            refused(stsbp("predict", run, "x.npy", "--draw", path), str(path), "is not replaced")
+        assert {path: path.read_bytes() for path in precious} == before
+
+    @needs_pipes
+    def test_folders_pipes_and_devices(self, run: Path, stsbp: Stsbp) -> None:
+        os.mkfifo(run.parent / "pipe.html")
+        for path, kind in ((run, "a folder"), (run.parent / "pipe.html", "a pipe"), (Path("/dev/null"), "a device")):
+            refused(stsbp("report", run, "--no-samples", "--out", path), f"cannot write {path}: it is {kind}")
+
+    def test_pages_are_replaced(self, run: Path, stsbp: Stsbp) -> None:
+        out = run.parent / "x.html"
+        assert PAGE.begins.match(page("title", ["body"]).encode())
+        old = page("title", ["body"]).replace('<meta name="generator" content="stsbp">', "")
+        assert old != page("title", ["body"])
+        for before in ("", page("a page", ["of another run"]), old):
+            out.write_text(before)
+            assert stsbp("report", run, "--no-samples", "--out", out).exit_code == 0
+            assert "stsbp run run" in out.read_text()
+
+    def test_link_stays_a_link(self, run: Path, stsbp: Stsbp) -> None:
+        folder = run.parent / "served"
+        folder.mkdir()
+        out = run.parent / "x.html"
+        out.symlink_to(folder / "real.html")
+        for _ in range(2):
+            assert stsbp("report", run, "--no-samples", "--out", out).exit_code == 0
+            assert out.is_symlink()
+            assert "stsbp run run" in (folder / "real.html").read_text()
+
+    def test_what_came_meanwhile_is_not_replaced(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.html"
+        assert PAGE.place(path) == path.resolve()
+        path.write_text("precious")
+        with pytest.raises(FileError, match="is not replaced"):
+            PAGE.write(path, b"<!doctype html>")
+        assert path.read_text() == "precious"
+
+    def test_reports_of_benchmarks(self, tmp_path: Path, run: Path, stsbp: Stsbp) -> None:
+        from stsbp.benchmarks.result import JSON, Report
+        from stsbp.benchmarks.show import PLOT
+
+        Report({"backend": "numpy"}, []).write(tmp_path / "x.json")
+        Report({"backend": "torch"}, []).write(tmp_path / "x.json")
+        assert json.loads((tmp_path / "x.json").read_text())["machine"] == {"backend": "torch"}
+        kinds: tuple[tuple[OutputKind, str], ...] = ((JSON, "--json"), (PLOT, "--plot"))
+        for kind, option in kinds:
+            with pytest.raises(FileError, match="is not replaced"):
+                kind.place(run / "last.json")
+            if option == "--json" or "matplotlib" in sys.modules:
+                refused(stsbp("benchmark", "kernels", option, run / "last.json"), "is not replaced")
