@@ -19,6 +19,7 @@ _CASES = {f"{case.id}, {loss}": (case, loss) for case, loss in adversarial.CASES
 _BROKEN = {
     "reset factor above 1, fast-sigmoid, None": 20,
     "reset factor above 1, arctan, None": 10,
+    "reset factor above 1, logistic, None": 5,
     "reset factor above 1, events, None": 1,
     "equal summands, 65,536 of them, None": 4,
     "strongly cancelling sums, None": 1e4,

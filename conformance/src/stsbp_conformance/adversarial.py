@@ -96,7 +96,7 @@ def _edges(threshold: float, width: float) -> AdversarialCase:
 _RESET = (
     _reset("fast-sigmoid", FastSigmoid(0.5), 0.4512),
     _reset("arctan", Arctan(0.5), 0.4512),
-    _reset("logistic", Logistic(0.4), 0.4512),
+    _reset("logistic", Logistic(0.25), 0.4512),
     AdversarialCase(
         "reset factor above 1, events",
         NetworkSpec.parse("8", input_shape=(4,), outputs=3, neuron=LIF(3, 3, 1.7, Arctan(0.5))),

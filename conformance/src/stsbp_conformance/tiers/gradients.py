@@ -161,6 +161,7 @@ CHECKS = (
     *(_check(case, loss, quick=True) for case in (bits.SMALL[1], bits.DIRECT, bits.COUNTS) for loss in LOSSES),
     *(_check(case, "van-rossum", quick=True, dropout=(3, 5)) for case in (bits.SMALL[1], bits.DIRECT)),
     *(_check(_surrogate(name), quick=True) for name in SURROGATES),
+    _check(_surrogate("logistic"), "van-rossum", quick=True),
     *(_check(_surrogate(name), quick=True, potentials="float64") for name in SURROGATES),
     *(_check(case, quick=True) for case in (bits.DIRECT, bits.COUNTS, bits.ONE_STEP, bits.FLOOR)),
     *(_check(bits.DIRECT, loss, quick=True, potentials="float64") for loss in LOSSES),

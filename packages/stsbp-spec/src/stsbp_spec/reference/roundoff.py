@@ -322,58 +322,61 @@ def neuron_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UIn
 
 
 def synapse_backward(
-    synapse: Conv2d | Linear, s: AnyArray, wq: Float32, dz: Near, *, need_input: bool
+    synapse: Conv2d | Linear, s: AnyArray, wq: Float32, dz: Near, *, need_input: bool, alike: int = 1
 ) -> tuple[Near | None, Near]:
-    """`(ds, dW)` from inputs `[T, B, ...]` and `dz` `[T, B, ...]`, sums in any order."""
-    frames, size, squares = s.reshape(-1, *s.shape[2:]), dz.largest, np.square(dz.value)
-    fields: list[tuple[Float64, int]] = [
-        (dz.value, 1), (dz.error, 1), (size, 1), (np.square(dz.spread), 2), (squares, 2)
-    ]  # fmt: skip
-    flat = [(x.reshape(-1, *x.shape[2:]), power) for x, power in fields]
-    n, (value, error, largest, variance, terms) = _weight_sums(synapse, frames, flat)
-    dw = _sum(n, value, error, largest, variance, terms).each(lambda x: x.reshape(wq.shape))
+    """`(ds, dW)` from inputs `[T, B, ...]` and `dz` `[T, B, ...]`, sums in any order.
+
+    Args:
+        synapse, s, wq: the weights' geometry, inputs and weights.
+        dz: error of the outputs.
+        need_input: whether `ds` is wanted, else None.
+        alike: how many neighbours have nearly the same `dz` (a window of the pooling above), for the spread.
+    """
+    flat, size, variance, squares = (
+        x.reshape(-1, *x.shape[2:]) for x in (s, dz.largest, np.square(dz.spread), np.square(dz.value))
+    )
+    value, error = (x.reshape(-1, *x.shape[2:]) for x in (dz.value, dz.error))
+    (n,) = _weight_sums(synapse, flat != 0, [np.ones_like(value[:, :1])])
+    sums = _weight_sums(synapse, flat, [value, error, size])
+    # What one neuron sends back at several steps, and neighbours of one window, is alike, so that it does not cancel:
+    # (sum of m terms)^2 is at most m times the sum of their squares.
+    together = np.square(s.astype(np.float64)) * np.count_nonzero(s, axis=0) * alike
+    sums += _weight_sums(synapse, together.reshape(flat.shape), [variance, squares])
+    dw = _sum(n, *sums).each(lambda x: x.reshape(wq.shape))
     if not need_input:
         return None, dw
     w = wq.astype(np.float64)
-    sums = [
-        _input_sums(synapse, matrix, x, s.shape[2:])
-        for (x, _), matrix in zip(flat, (w, np.abs(w), np.abs(w), w * w, w * w), strict=True)
-    ]
-    ds = _sum(synapse.summands(s.shape[2:])[2], *sums)
+    matrices = (w, np.abs(w), np.abs(w), w * w, w * w)
+    fields = (value, error, size, variance, squares)
+    below = [_input_sums(synapse, *pair, s.shape[2:]) for pair in zip(matrices, fields, strict=True)]
+    ds = _sum(synapse.summands(s.shape[2:])[2], *below)
     return ds.each(lambda x: x.reshape(s.shape)), dw
 
 
 def _sum(
-    n: AnyArray | int, value: Float64, error: Float64, largest: Float64, variance: Float64, terms: Float64
+    n: AnyArray | int, value: Float64, error: Float64, largest: Float64, variance: Float64, squares: Float64
 ) -> Near:
     """A sum of `n` products whose errors, magnitudes, squared spreads and squares add up to what is given.
 
-    The partial sums of terms in random order have `k value / n` as their mean and, about it, at most `k terms / n (1 -
-    k/n)` as their variance; each rounds once.
+    Partial sums in random order: after `k` products `k/n` of the value, and about it a variance of at most `k/n (1 -
+    k/n)` of the squares. Each rounds once.
     """
     tiny = np.where(largest > 0, 2 * np.asarray(n) * TINY, 0)
-    partial = np.asarray(n) * (np.square(value) / 3 + terms / 6)
+    partial = np.asarray(n) * (np.square(value) / 3 + squares / 6)
     return Near(value, error + gamma(n) * largest + tiny, np.sqrt(variance + U * U * partial) + tiny)
 
 
-def _weight_sums(
-    synapse: Conv2d | Linear, frames: AnyArray, fields: Sequence[tuple[Float64, int]]
-) -> tuple[Float64, list[Float64]]:
-    """Non-zero inputs of each weight `[1, fan-in]`, and for each field the sums of it times inputs to a power."""
+def _weight_sums(synapse: Conv2d | Linear, inputs: AnyArray, fields: Sequence[Float64]) -> list[Float64]:
+    """Sums of fields `[n, C', ...]` times what each weight meets of `inputs` `[n, C, ...]`; `[C', fan-in]` each."""
     if isinstance(synapse, Linear):
-        x = frames.reshape(len(frames), -1).astype(np.float64)
-        powers = {1: x, 2: x * x}
-        return np.count_nonzero(x, axis=0)[None], [field.T @ powers[power] for field, power in fields]
-    n: Any = 0
-    sums: list[Any] = [0] * len(fields)
-    for chunk in conv2d.chunks(synapse, frames, 8):
-        x = conv2d.unfold(synapse, frames[chunk])
+        x = inputs.reshape(len(inputs), -1).astype(np.float64)
+        return [field.T @ x for field in fields]
+    sums: list[Any] = [0.0] * len(fields)
+    for chunk in conv2d.chunks(synapse, inputs, 8):
+        x = conv2d.unfold(synapse, inputs[chunk])
         x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-        powers = {1: x, 2: x * x}
-        n = n + np.count_nonzero(x, axis=0)[None]
-        for i, (field, power) in enumerate(fields):
-            sums[i] = sums[i] + _rows(field[chunk]).T @ powers[power]
-    return n, sums
+        sums = [total + _rows(field[chunk]).T @ x for total, field in zip(sums, fields, strict=True)]
+    return sums
 
 
 def _rows(errors: Float64) -> Float64:
@@ -495,14 +498,16 @@ def gradients(
         s = run.spikes
     found: dict[str, Near] = {}
     g: Near | None = error
+    alike = 1
     for block in reversed(network.blocks):
         assert g is not None
         trace, spikes = traces[block.name], layers[block.name].spikes
         static = len(trace.s) == 1 and len(spikes) > 1
         dz = neuron_backward(block.neuron, _filter(block, dropout), u.pop(block.name), spikes, g, static=static)
         below, found[block.name] = synapse_backward(
-            block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0
+            block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
         )
+        alike = math.prod(layer.size**2 for layer in block.before if isinstance(layer, AvgPool2d))
         g = None if below is None else trace.back(below)
     return found
 
