@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ class TestData:
             file.writestr("targets.npy", content)
         refused(stsbp("train", f"sequences:{tmp_path / 'x.npz'}"), "x.npz")
 
+    @pytest.mark.filterwarnings("error")
+    def test_shape_beyond_a_float(self, tmp_path: Path) -> None:
+        header = "{'descr': '|u1', 'fortran_order': False, 'shape': (9223372036854775808, True), }".ljust(117) + "\n"
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0"
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+            file.writestr("inputs.npy", content)
+        with pytest.raises(DataError, match=r"x\.npz"):
+            load("sequences", data_dir=tmp_path / "x.npz")
+
     @pytest.mark.parametrize("packed", [True, False])
     def test_digits(self, tmp_path: Path, packed: bool) -> None:
         for name in mnist._names("train"):
@@ -230,6 +240,15 @@ class TestImages:
         assert pillow.MAX_IMAGE_PIXELS < 10**8 < 2 * pillow.MAX_IMAGE_PIXELS
         with pytest.raises(DataError, match="10000 x 10000 pixels"):
             read_image(content, Path("x.png"), channels=None, size=None)
+
+    def test_profile_that_makes_pillow_stumble(self) -> None:
+        pillow = pytest.importorskip("PIL.Image")
+        content = self.bytes(pillow.new("L", (4, 4)), format="PNG")
+        end = content.index(b"IEND") - 4
+        chunk = b"iCCP" + b"abcde"
+        forged = content[:end] + (5).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[end:]
+        with pytest.raises(DataError, match="cannot be read as an image"):
+            read_image(forged, Path("x.png"), channels=None, size=None)
 
     def test_damaged_metadata_are_no_concern_of_the_pixels(self) -> None:
         pillow = pytest.importorskip("PIL.Image")
@@ -409,6 +428,20 @@ class TestOutputs:
             out.write_text(before)
             assert stsbp("report", run, "--no-samples", "--out", out).exit_code == 0
             assert "stsbp run run" in out.read_text()
+
+    def test_links_in_a_circle(self, run: Path, stsbp: Stsbp) -> None:
+        loop = run.parent / "loop"
+        loop.symlink_to("loop")
+        for command in (
+            ("predict", run, loop, "--draw", "x.html"),
+            ("predict", run, "x.npy", "--draw", loop),
+            ("report", run, "--out", loop),
+            ("compare", loop),
+            ("evaluate", loop),
+            ("train", "images", "--data-dir", loop),
+            ("train", "digits", "--out", loop),
+        ):
+            refused(stsbp(*command), "loop")
 
     def test_link_stays_a_link(self, run: Path, stsbp: Stsbp) -> None:
         folder = run.parent / "served"

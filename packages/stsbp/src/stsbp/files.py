@@ -31,6 +31,7 @@ __all__ = [
     "atomic_writer",
     "open_regular",
     "read_regular",
+    "real",
     "write_atomically",
 ]
 
@@ -58,6 +59,11 @@ _NONBLOCK = getattr(os, "O_NONBLOCK", 0)
 _HAS_DESCRIPTORS = {os.open, os.mkdir, os.rename, os.stat, os.unlink} <= os.supports_dir_fd
 """Whether a folder can be held open and files be named relative to it (not on Windows, where an open lock file keeps
 the folder from being removed or renamed)."""
+
+
+def real(path: Path) -> Path:
+    """The path behind all links; unlike `Path.resolve` also where links lead in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _irregular(status: os.stat_result) -> OSError | None:
@@ -289,7 +295,7 @@ class OutputKind:
         """
         try:
             # Through a link: the link stays, what it leads to is judged and replaced.
-            place = Path(os.path.realpath(path))
+            place = real(path)
             with open_regular(place, 2**62) as file:
                 head = file.read(4096)
         except FileNotFoundError:

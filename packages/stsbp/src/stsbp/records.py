@@ -134,7 +134,7 @@ class Figures(Record):
 
     loss: float
     rates: dict[str, float]
-    samples: Count | None = None
+    samples: Count
     accuracy: float | None = None
     accuracy_spike_count: float | None = None
     precision: float | None = None

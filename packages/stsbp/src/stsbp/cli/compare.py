@@ -14,6 +14,7 @@ from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
 from stsbp.config import RunConfig
 from stsbp.errors import printable
+from stsbp.files import real
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 
@@ -96,7 +97,7 @@ def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) ->
 
 
 def _table(found: list[dict[str, Any]]) -> str:
-    names = [Path(fact["run"]).resolve().name for fact in found]
+    names = [real(Path(fact["run"])).name for fact in found]
     # Runs of two experiments have the same names.
     names = names if len({*names}) == len(names) else [fact["run"] for fact in found]
     rows: list[tuple[str, list[str]]] = [("run", names)]

@@ -21,7 +21,7 @@ from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import ConfigError, DataError, printable
-from stsbp.files import GIGABYTE, read_regular
+from stsbp.files import GIGABYTE, read_regular, real
 from stsbp.training.build import Inputs
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
@@ -54,7 +54,7 @@ def command(
     steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
     potentials.
     """
-    if draw is not None and any(draw.resolve() == path.resolve() for path in files):
+    if draw is not None and any(real(draw) == real(path) for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that is to be read; choose another name")
     if draw is not None:
         # Imported here, as below: only this option needs it.

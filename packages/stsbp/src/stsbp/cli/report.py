@@ -10,6 +10,7 @@ import numpy as np
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
 from stsbp.errors import DataError
+from stsbp.files import real
 from stsbp.report.collect import Sample, choose, look, survey
 from stsbp.report.page import PAGE, Content, render
 from stsbp.training.build import load_data
@@ -52,7 +53,7 @@ def command(
     rates, exactness headroom, settings, environment, and the command that made it. A run that is still training can be
     looked at as well.
     """
-    place = run if run.name not in ("", "..") else run.resolve()
+    place = run if run.name not in ("", "..") else real(run)
     path = place.with_name(f"{place.name}.html") if out is None else out
     PAGE.place(path)
     folder = RunFolder(run)

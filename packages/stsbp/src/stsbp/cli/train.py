@@ -28,6 +28,7 @@ from stsbp.config import (
 )
 from stsbp.datasets import DATASETS
 from stsbp.errors import ConfigError, FileError
+from stsbp.files import real
 from stsbp.training import checkpoint
 from stsbp.training.build import TOLERANCE, build_task, load_data
 from stsbp.training.checkpoint import Checkpoint
@@ -109,7 +110,7 @@ def command(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
             "choose another --out"
         )
-    if overwrite and config.init_from and split_start(config.init_from)[0].resolve() == folder.path.resolve():
+    if overwrite and config.init_from and real(split_start(config.init_from)[0]) == real(folder.path):
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:
         require()

@@ -26,7 +26,7 @@ from stsbp_spec.typing import Int64, UInt8
 from stsbp import records
 from stsbp.datasets.base import Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
-from stsbp.files import GIGABYTE, atomic_writer, open_regular, read_regular, write_atomically
+from stsbp.files import GIGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
 __all__ = [
     "CacheWriter",
@@ -212,7 +212,7 @@ def digest_files(
     Raises:
         DataError: a file cannot be read, or the manifest cannot be written.
     """
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:32]
+    name = hashlib.sha256(str(real(root)).encode()).hexdigest()[:32]
     manifest = cache_dir / f"manifest-{name}.json"
     known = _read_manifest(manifest)
     digests: dict[str, str] = {}

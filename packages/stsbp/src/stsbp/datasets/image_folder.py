@@ -25,7 +25,7 @@ __all__ = ["MOST", "SUFFIXES", "class_folders", "load", "load_image_folder", "re
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MOST = 256 * MEGABYTE
 """Bytes of an image."""
-_MOST_PIXELS = 2**26
+_MOST_PIXELS, _MOST_TO_RESIZE = 16_000_000, 30_000_000
 _TEST_SHARE = 0.2
 _GREY_MODES = ("1", "L", "LA")
 _EIGHT_BIT_MODES = (*_GREY_MODES, "P", "RGB", "RGBA", "CMYK", "YCbCr")
@@ -58,25 +58,32 @@ def read_image(content: bytes, path: Path, *, channels: int | None, size: int | 
             warnings.catch_warnings(action="ignore"),
             pillow.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP")) as image,
         ):
-            if image.width * image.height > _MOST_PIXELS:
+            most = _MOST_PIXELS if size is None else _MOST_TO_RESIZE
+            if image.width * image.height > most:
+                hint = "" if size is not None else f", or the {_MOST_TO_RESIZE:,} that are resized with --image-size"
                 raise DataError(
-                    f"{path} has {image.height} x {image.width} pixels (rows x columns), more than the "
-                    f"{_MOST_PIXELS:,} that are read"
+                    f"{path} has {image.height} x {image.width} pixels (rows x columns), more than the {most:,} that "
+                    f"are read{hint}"
                 )
             if image.mode not in _EIGHT_BIT_MODES:
                 raise DataError(f"{path}: expected an image with 8 bits a channel, got mode {image.mode}")
             grey = image.mode in _GREY_MODES
             if channels == 1 and not grey:
                 raise DataError(f"{path} is coloured, but the first image of its folder is grey")
-            converted = image.convert("L" if channels == 1 or (channels is None and grey) else "RGB")
+            mode = "L" if channels == 1 or (channels is None and grey) else "RGB"
+            # Without a copy where it has the mode: a large image takes much memory.
+            converted = image if image.mode == mode else image.convert(mode)
             if size is not None and converted.size != (size, size):
                 converted = converted.resize((size, size), pillow.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
     except pillow.UnidentifiedImageError as error:
         # Pillow's own message names the object that holds the bytes.
         raise DataError(f"{path} cannot be read as an image: it is damaged or no JPEG, PNG or BMP") from error
-    except (OSError, SyntaxError, ValueError, EOFError, pillow.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        # A forged file can make Pillow raise almost anything.
+        raise DataError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

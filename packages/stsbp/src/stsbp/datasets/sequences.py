@@ -57,7 +57,9 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
                 whole = sum(entry.file_size for entry in file.zip.infolist()) if file.zip is not None else 0
                 if whole > _MOST:
                     raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
-                arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
+                # numpy warns of sizes beyond a float before it refuses them.
+                with np.errstate(all="ignore"):
+                    arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except OSError as error:

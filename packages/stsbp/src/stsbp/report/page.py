@@ -19,7 +19,7 @@ from stsbp_spec.typing import Float64, Int64
 
 from stsbp.config import RunConfig
 from stsbp.errors import printable
-from stsbp.files import OutputKind
+from stsbp.files import OutputKind, real
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.svg import Series
@@ -149,7 +149,7 @@ def render(content: Content) -> str:
 
 def _name(content: Content) -> str:
     """Of the run; that of a seed of an experiment begins with the folder of the experiment."""
-    folder = content.folder.resolve()
+    folder = real(content.folder)
     return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("seed-") else folder.name
 
 
