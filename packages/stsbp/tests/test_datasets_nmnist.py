@@ -310,3 +310,11 @@ def test_training_recordings_are_not_read_to_test(tmp_path: Path) -> None:
     _write(tmp_path, "Train", 1)
     (tmp_path / "Train" / "0" / "00000.bin").write_bytes(b"x")
     assert len(_load(tmp_path, tmp_path, only_test=True).test) == 10
+
+
+def test_without_a_test_set_all_training_recordings_are_trained_on_and_no_other_is_read(tmp_path: Path) -> None:
+    _write(tmp_path, "Test", 1)
+    _write(tmp_path, "Train", 2)
+    (tmp_path / "Test" / "0" / "00000.bin").write_bytes(b"x")
+    data = _load(tmp_path, tmp_path, train_only=True)
+    assert (len(data.train), len(data.test)) == (20, 0)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp.cli import train as train_command
 from stsbp.config import read_toml, resolve
 from stsbp.datasets import DATASETS, load
 from stsbp.training import checkpoint, loop
@@ -162,6 +163,26 @@ def test_run_that_was_killed_while_it_was_extended(
             break
     # Settings and last.json twice at least; an old run writes both descriptions anew.
     assert kills >= (6 if old else 4)
+
+
+def test_run_that_is_extended_again_before_it_went_on(
+    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun
+) -> None:
+    constant = ("--schedule", "constant")
+    assert train_tiny(tmp_path / "long", *constant, "--epochs", 5).exit_code == 0
+    assert train_tiny(tmp_path / "run", *constant).exit_code == 0
+
+    def stop(*_: Any) -> None:
+        raise _Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_command, "train", stop)
+        with pytest.raises(_Killed):
+            stsbp("train", "--resume", "run", "--epochs", 4)
+    assert "epochs = 4" in (tmp_path / "run" / "config.toml").read_text()
+    done = stsbp("train", "--resume", "run", "--epochs", 5)
+    assert done.exit_code == 0, done.output
+    same_run(tmp_path / "run", tmp_path / "long")
 
 
 def weights(run: Path, name: str = "last") -> dict[str, Any]:
