@@ -30,7 +30,8 @@ class NetworkCase:
         steps: `T`.
         batch: `B`.
         gain: of the initial weights; deep networks need more than the default to fire in every layer.
-        source: `random` input, real `nmnist` recordings, or a `burst`: one step of input, then silence.
+        source: `random` input, real `nmnist` recordings, a `burst`: one step of input, then silence; `half`: every
+            second sample is silent.
         density: of random event frames.
         seed: of weights, inputs and targets.
     """
@@ -40,7 +41,7 @@ class NetworkCase:
     steps: int
     batch: int
     gain: float = 2.0
-    source: Literal["random", "nmnist", "burst"] = "random"
+    source: Literal["random", "nmnist", "burst", "half"] = "random"
     density: float = 0.1
     seed: int = 1
 
@@ -65,6 +66,8 @@ class NetworkCase:
         frames = spikes((self.steps, self.batch, *network.input_shape), self.density, self.seed) * network.input_max
         if self.source == "burst":
             frames[1:] = 0
+        elif self.source == "half":
+            frames[:, 1::2] = 0
         return frames.astype(np.uint8)
 
     def targets(self) -> UInt8:

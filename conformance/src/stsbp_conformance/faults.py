@@ -26,7 +26,7 @@ from stsbp_spec.reference.neurons import lif
 from stsbp_spec.surrogates import Surrogate, parse_surrogate
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.trainer import Trainer, TrainState
-from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Int64, Native, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Unavailable
 from stsbp_conformance.tiers import bits, errors, gradients, pairs, rational, reproducible, trainer
@@ -325,15 +325,30 @@ class StraightThroughBroken(NumpyBackend):
 class ErrorGridBit(NumpyBackend):
     """The error grid is coarser by one bit."""
 
-    def error_grid(self, dz: Float32, bits: int) -> Float32:
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
         return super().error_grid(dz, bits - 1)
 
 
 class ErrorGridMissing(NumpyBackend):
     """No error grid in reproducible precision."""
 
-    def error_grid(self, dz: Float32, bits: int) -> Float32:
-        return dz
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
+        return dz, super().error_grid(dz, bits)[1]
+
+
+class ErrorGridCap(NumpyBackend):
+    """The error grid of version 1 of the contract, of at most 24 bits."""
+
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
+        return super().error_grid(dz, min(24, bits))
+
+
+class ZerosCountAsZeroed(NumpyBackend):
+    """Errors that were zero before the grid are counted as zeroed by it."""
+
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
+        on_grid, _ = super().error_grid(dz, bits)
+        return on_grid, np.array([np.count_nonzero(on_grid == 0), np.count_nonzero(dz)], np.int64)
 
 
 class SinglePrecisionSums(NumpyBackend):

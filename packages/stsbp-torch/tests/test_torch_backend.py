@@ -154,6 +154,19 @@ def test_bits_do_not_depend_on_the_users_precision_setting(reference: NumpyBacke
         assert differing_bits(layer.potentials, got.layers[name].potentials) == 0
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**-101])
+def test_error_grid_of_more_than_one_chunk(backend: TorchBackend, reference: NumpyBackend, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((3, 2, 7, 60, 41)) * np.exp(8 * rng.standard_normal((3, 2, 7, 60, 41)))
+    wide[rng.random(wide.shape) < 0.1] = 0
+    dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
+    expected, numbers = reference.error_grid(dz, 28)
+    found, counts = backend.error_grid(backend.asarray(dz), 28)
+    assert np.array_equal(backend.numpy(found), expected)
+    assert backend.numpy(counts).reshape(-1, 2).sum(axis=0).tolist() == numbers.tolist()
+    assert 0 < numbers[0] <= numbers[1] < dz.size
+
+
 def test_pairs_leave_their_arguments_alone(backend: TorchBackend) -> None:
     net = network("events")
     block = net.blocks[0]

@@ -115,7 +115,14 @@ WRONG: dict[str, list[Any]] = {
     "tensors": [None],
     "config": [None],
     "data": [None],
+    "contract": [-1, "1", None, 0.5, True],
 }
+
+
+@pytest.mark.parametrize("zeroed", [{"linear1": 2}, {"linear2": 1}, {}])
+def test_more_zeroed_errors_than_errors(run: Path, stsbp: Stsbp, zeroed: dict[str, int]) -> None:
+    forge(run, lambda description: description["sums"].update(errors={"linear1": 1}, zeroed=zeroed))
+    refused(stsbp("train", "--resume", run), "the zeroed errors are not a part of the errors")
 
 
 @pytest.mark.parametrize("changes", [{key: value} for key, values in WRONG.items() for value in values], ids=str)

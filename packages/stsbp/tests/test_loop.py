@@ -19,11 +19,12 @@ from click.testing import CliRunner, Result
 from stsbp.cli import cli
 from stsbp.datasets import hold_out, load
 from stsbp.training import checkpoint, loop
+from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
 from stsbp_spec import LOSSES, AdamW, Batch, initial_weights, open_backend
 from stsbp_spec.decoders import distances, nearest_sequence, spike_count
 from stsbp_spec.encoders import LabelCode, encode_repeat
-from stsbp_spec.grid import CONTRACT_VERSION
+from stsbp_spec.grid import CONTRACT_VERSION, ZeroedErrors
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.random import Stream, permutation
@@ -560,3 +561,65 @@ def test_resuming_under_the_same_contract_or_in_fast_precision_says_nothing_of_i
         resumed = stsbp("train", "--resume", run)
         assert resumed.exit_code == 0, resumed.output
         assert "contract" not in resumed.stderr
+
+
+_EXPLODING = (
+    "--init-gain",
+    1e6,
+    "--threshold",
+    1e6,
+    "--surrogate",
+    "triangle:width=1e7",
+    "--steps",
+    6,
+    "--clip-norm",
+    1,
+)
+"""Errors that grow a hundred thousand times from a step to the one before: the surrogate is wide and not small."""
+
+
+def test_zeroed_errors_are_recorded_and_reported_once_a_layer(
+    train_tiny: Callable[..., Result], tmp_path: Path, records: Records
+) -> None:
+    result = train_tiny(tmp_path / "run", "--precision", "reproducible", *_EXPLODING, "--log-every", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: layer linear2: the error grid of reproducible precision zeroed ") == 1
+    assert "linear1: the error grid" not in result.stderr
+    lines = records(tmp_path / "run")
+    trained = [line for line in lines if line["kind"] in ("step", "epoch")]
+    assert all(list(line["zeroed"]) == list(line["rates"]) for line in trained)
+    assert all(0 <= share <= 1 for line in trained for share in line["zeroed"].values())
+    assert trained[0]["zeroed"]["linear2"] > loop.ZEROED_SHARE
+    assert not any("zeroed" in line for line in lines if line["kind"] == "evaluation")
+
+
+def test_an_epochs_share_of_zeroed_errors_is_one_of_sums() -> None:
+    sums = Sums()
+    for counts in (ZeroedErrors(1, 10), ZeroedErrors(0, 0), ZeroedErrors(50, 90)):
+        sums.add(samples=1, loss=0, rates={}, zeroed={"a": counts})
+    assert sums.training()["zeroed"] == {"a": 51 / 100}
+    assert Sums.from_json(sums.to_json()) == sums
+
+
+def test_fast_precision_records_no_zeroed_errors(
+    train_tiny: Callable[..., Result], tmp_path: Path, records: Records
+) -> None:
+    result = train_tiny(tmp_path / "run", *_EXPLODING)
+    assert result.exit_code == 0, result.output
+    assert "error grid" not in result.stderr
+    assert not any("zeroed" in line for line in records(tmp_path / "run"))
+
+
+def test_zeroed_errors_survive_a_stop_within_an_epoch(
+    train_tiny: Callable[..., Result],
+    stsbp: Callable[..., Result],
+    same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
+) -> None:
+    exploding = ("--precision", "reproducible", *_EXPLODING)
+    stopped = train_tiny(tmp_path / "a", *exploding, "--stop-after", 1e-9)
+    while stopped.exit_code == 75:
+        stopped = stsbp("train", "--resume", tmp_path / "a", "--stop-after", 1e-9)
+    assert stopped.exit_code == 0, stopped.output
+    assert train_tiny(tmp_path / "b", *exploding).exit_code == 0
+    same_run(tmp_path / "a", tmp_path / "b")

@@ -241,6 +241,24 @@ def test_damaged_records_are_left_out(
         assert stsbp("compare", "run").stdout == before
 
 
+def test_report_shows_what_the_error_grid_zeroed(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    surrogate = ("--surrogate", "triangle:width=1e7")
+    exploding = ("--init-gain", 1e6, "--threshold", 1e6, *surrogate, "--steps", 6, "--clip-norm", 1)
+    for name, options in (("exploding", exploding), ("calm", ())):
+        assert train_tiny(tmp_path / name, "--precision", "reproducible", *options).exit_code == 0
+        assert stsbp("report", name, "--no-samples").exit_code == 0
+        page = check(tmp_path / f"{name}.html")
+        assert ("the error grid of reproducible precision zeroed" in page.text) == (name == "exploding")
+    # Lines from before there were such shares, and damaged ones.
+    metrics = tmp_path / "exploding" / "metrics.jsonl"
+    for zeroed in ('"before": 1', '"zeroed": {"linear1": 0.5}', '"zeroed": {"linear1": 2.0, "linear2": 1.0}'):
+        metrics.write_text(re.sub(r'"(zeroed|before)": ({[^}]*}|1)', zeroed, metrics.read_text()))
+        assert stsbp("report", "exploding", "--no-samples", "--out", "damaged.html").exit_code == 0
+        assert "error grid" not in check(tmp_path / "damaged.html").text
+
+
 def test_report_lies_beside_the_folder_that_it_is_called_in(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Filter
+from stsbp_spec.trainer import zeroed_errors
 from stsbp_spec.typing import AnyArray, Float32, Native, Shape
 
 from stsbp_conformance.cases import normal, spikes
@@ -203,8 +204,11 @@ def _weight_grid(block: Block, w: Float32) -> Body:
 
 def _error_grid(dz: Float32, bits: int) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        found = backend.numpy(backend.error_grid(backend.asarray(dz.copy()), bits))
-        compared.equal("errors", found, NUMPY.error_grid(dz, bits))
+        errors, counts = backend.error_grid(backend.asarray(dz.copy()), bits)
+        expected, numbers = NUMPY.error_grid(dz, bits)
+        compared.equal("errors", backend.numpy(errors), expected)
+        found = zeroed_errors({"": backend.numpy(counts)})
+        compared.same("zeroed and non-zero errors", found, zeroed_errors({"": numbers}))
 
     return body
 

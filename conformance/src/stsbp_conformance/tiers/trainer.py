@@ -16,7 +16,7 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers import bits
-from stsbp_conformance.tiers.reproducible import OPTIMIZER, SMALL
+from stsbp_conformance.tiers.reproducible import OPTIMIZER, SATURATED, SMALL
 
 __all__ = ["CHECKS", "open_usable", "resume_check"]
 
@@ -62,9 +62,11 @@ def _metrics(case: NetworkCase, loss: str) -> Check:
         for step, (got, wanted) in enumerate(zip(found, expected, strict=True)):
             _compare_results(compared, f"step {step}", got, wanted)
             compared.same(f"step {step}: gradient norm", got.gradient_norm, wanted.gradient_norm)
+            compared.same(f"step {step}: zeroed errors", list(got.zeroed.items()), list(wanted.zeroed.items()))
         # In `fast` precision the first update starts from the same weights, so its metrics are the same too.
         _, fast = reference.train(_trainer(backend, case, loss, "fast"), case, 1)
         _compare_results(compared, "fast", fast[0], expected[0])
+        compared.same("fast: zeroed errors", fast[0].zeroed, {})
         return compared.verdict()
 
     return Check(6, f"metrics: {case.id}, {loss}", run)
@@ -159,6 +161,7 @@ def resume_check(other: str) -> Check:
 CHECKS = (
     *(_metrics(CASE, loss) for loss in LOSSES),
     _metrics(bits.DIRECT, "van-rossum"),
+    _metrics(SATURATED, "van-rossum"),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
     Check(6, "export and import", _export),

@@ -186,9 +186,8 @@ class EinsumBackend(AbstractBackend):
             layer=block.name,
         )
 
-    def error_grid(self, dz: Float32, bits: int) -> Float32:
-        exponent = grid.error_exponent(float(np.abs(dz).max()), bits)
-        return np.zeros_like(dz) if exponent is None else grid.round_to_grid(dz, exponent)
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, AnyArray]:
+        return grid.error_grid(dz, bits)
 
     def gradient_norm(self, gradients: Sequence[Float32]) -> float:
         return optim.gradient_norm(gradients)

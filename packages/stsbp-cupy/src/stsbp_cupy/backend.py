@@ -148,7 +148,7 @@ class CupyBackend(AbstractBackend):
             for block, (wq, found) in zip(blocks, grids, strict=True)
         ]
 
-    def error_grid(self, dz: Native, bits: int) -> Native:
+    def error_grid(self, dz: Native, bits: int) -> tuple[Native, Native]:
         return grid.error_grid(self.rt, dz, bits)
 
     def gradient_norm(self, gradients: Sequence[Native]) -> float:

@@ -26,15 +26,16 @@ def launch_max_abs(rt: Runtime, x: Native, largest: Native) -> None:
     rt.launch("max_abs", min(rt.reduction_threads, x.size), x, largest, x.size)
 
 
-def error_grid(rt: Runtime, dz: Native, bits: int) -> Native:
-    """`dz` rounded to `bits` bits below the power of two above its maximum; no transfer from the device."""
+def error_grid(rt: Runtime, dz: Native, bits: int) -> tuple[Native, Native]:
+    """`dz` on its grid of `bits` bits, and how many errors were zeroed, uint64 `[2]`; no transfer from the device."""
     dz = memory(rt, dz)
-    largest = rt.xp.zeros(1, np.uint64)
-    launch_max_abs(rt, dz, largest)
+    found = rt.xp.zeros(3, np.uint64)
+    launch_max_abs(rt, dz, found[:1])
     out = rt.empty_like(dz)
     lanes = lanes_of(dz.size, dz, out)
-    rt.launch("round_errors", dz.size // lanes, dz, out, largest, dz.size, bits, lanes)
-    return logical(rt, out)
+    threads = min(rt.reduction_threads, dz.size // lanes)
+    rt.launch("round_errors", threads, dz, out, found[:1], found[1:], dz.size, bits, lanes)
+    return logical(rt, out), found[1:]
 
 
 def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:

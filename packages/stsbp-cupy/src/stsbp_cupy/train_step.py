@@ -7,13 +7,15 @@ weight grids, for the gradient norm, and for the results.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stsbp_spec.errors import NumericError
+from stsbp_spec.grid import ZeroedErrors
 from stsbp_spec.optim.adamw import clip_factor
-from stsbp_spec.passes import backward_pass
-from stsbp_spec.trainer import StepResult, Trainer, TrainState, check_batch
+from stsbp_spec.passes import BlockTrace, LeanTrace, backward_pass
+from stsbp_spec.trainer import StepResult, Trainer, TrainState, check_batch, zeroed_errors
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import Batch
@@ -70,8 +72,16 @@ class CupyTrainer(Trainer):
             grids={name: grid for name, (_, grid) in zip(names, found, strict=True)},
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
+            zeroed=self._zeroed(traces),
         )
         return new, result
+
+    def _zeroed(self, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, ZeroedErrors]:
+        found = {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
+        if not found:
+            return {}
+        numbers = self.backend.numpy(self.backend.rt.xp.stack([*found.values()]))
+        return zeroed_errors(dict(zip(found, numbers, strict=True)))
 
     def _not_finite(self, step: int, gradients: dict[str, Any]) -> NumericError:
         # The backward pass runs from the output down: the last layer with a bad gradient is where it began.

@@ -17,7 +17,7 @@ from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
 from stsbp_spec.errors import BackendError, NumericError
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
@@ -35,6 +35,7 @@ from stsbp_spec.trainer import (
     check_loss,
     check_precision,
     check_weights,
+    zeroed_errors,
 )
 from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
 
@@ -173,8 +174,8 @@ class JaxBackend(AbstractBackend):
         wq, choice = _weight_grid(block, w)
         return wq, _checked_grid(block, choice, w)
 
-    def error_grid(self, dz: Array, bits: int) -> Array:
-        result: Array = _error_grid(dz, bits)
+    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
+        result: tuple[Array, Array] = _error_grid(dz, bits)
         return result
 
     def gradient_norm(self, gradients: Sequence[Array]) -> float:
@@ -220,7 +221,8 @@ class JaxBackend(AbstractBackend):
         _check_grids(network, grids, native)
         _check_finite(network, gradients.finite, float(gradients.norm), "")
         value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
-        return ValueAndGrad(value, spikes, {n: np.array(gradients.values[n]) for n in network.weight_shapes})
+        named = {name: np.array(gradients.values[name]) for name in network.weight_shapes}
+        return ValueAndGrad(value, spikes, named, _zeroed(network, gradients.zeroed))
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
         check_weights(network, weights)
@@ -288,8 +290,8 @@ class JaxTrainer(Trainer):
         words = tuple(backend.asarray(x) for x in _dropout_words(self.seed, state.step))
         constants = backend.asarray(train_step.scalars(self.optimizer, state.step))
         done: train_step.Step = self._step(state.weights, state.m, state.v, inputs, targets, words, constants)
-        spikes, counts, grids, finite, norm = jax.device_get(
-            (done.spikes, done.counts, done.grids, done.finite, done.norm)
+        spikes, counts, grids, finite, norm, zeroed = jax.device_get(
+            (done.spikes, done.counts, done.grids, done.finite, done.norm, done.zeroed)
         )
         described = _check_grids(self.network, grids, state.weights)
         _check_finite(self.network, finite, float(norm), f"step {state.step}: ")
@@ -300,6 +302,7 @@ class JaxTrainer(Trainer):
             grids=described,
             gradient_norm=float(norm),
             learning_rate=self.optimizer.rate(state.step),
+            zeroed=_zeroed(self.network, zeroed),
         )
         return TrainState(state.step + 1, done.weights, done.m, done.v), result
 
@@ -340,6 +343,11 @@ def _rates(network: NetworkSpec, counts: dict[str, AnyArray], steps: int) -> dic
         b.name: float(counts[b.name].sum(dtype=np.int64)) / (steps * len(counts[b.name]) * math.prod(b.output_shape))
         for b in network.blocks
     }
+
+
+def _zeroed(network: NetworkSpec, counts: dict[str, AnyArray]) -> dict[str, ZeroedErrors]:
+    """In the order of the layers, which a jit's dictionary has lost."""
+    return zeroed_errors({name: counts[name] for name in network.weight_shapes if name in counts})
 
 
 def _checked_grid(block: Block, choice: GridChoice, w: Array) -> WeightGrid:

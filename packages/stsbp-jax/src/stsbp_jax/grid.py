@@ -21,6 +21,7 @@ from stsbp_spec.grid import (
     FINEST_ERROR_EXPONENT,
     FLOOR,
     MIN_WEIGHT_BITS,
+    SMALLEST_NORMAL,
     WeightGrid,
     headroom_bits,
 )
@@ -186,11 +187,15 @@ def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
     return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * block.input_max, q, block.input_exponent))
 
 
-def error_grid(dz: Array, bits: int) -> Array:
-    """Errors of a layer rounded to `bits` bits below the power of two above their maximum, the shape of `dz`."""
-    largest = jnp.max(jnp.abs(dz))
+def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
+    """Errors of a layer, `[T, ...]`, on their grid of `bits` bits, and how many were zeroed, int32 `[T, 2]`."""
+    magnitude = jnp.abs(dz)
+    largest = jnp.max(magnitude)
     q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
-    return jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
+    on_grid = jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
+    before = magnitude >= SMALLEST_NORMAL
+    each = (x.reshape(len(dz), -1).sum(axis=1, dtype=np.int32) for x in (before & (on_grid == ZERO), before))
+    return on_grid, jnp.stack([*each], axis=1)
 
 
 def largest_magnitude(arrays: Sequence[Array]) -> Array:

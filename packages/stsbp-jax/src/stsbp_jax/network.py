@@ -52,7 +52,7 @@ def snap_errors(bits: int, z: Array) -> Array:
     return z
 
 
-snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_grid(dz, bits),))
+snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_grid(dz, bits)[0],))
 
 
 def apply(

@@ -96,7 +96,7 @@ class Pairs:
         u, static = residuals
         return lif.backward(neuron, filter, u, ds, static=static)
 
-    def error_grid(self, dz: Array, bits: int) -> Array:
+    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
         return error_grid(dz, bits)
 
     def pack_spikes(self, s: Array) -> Any:
@@ -151,11 +151,12 @@ def forward(
 
 
 class Gradients(NamedTuple):
-    """Gradient of each layer's weights, whether it is finite, and the global norm, float64."""
+    """Gradient of each layer's weights, whether it is finite, the global norm, float64, and what was zeroed."""
 
     values: Weights
     finite: dict[str, Array]
     norm: Array
+    zeroed: dict[str, Array]
 
 
 def backward(
@@ -165,7 +166,8 @@ def backward(
     error = losses.error(loss, network.output_psp, result.spikes, targets)
     values = backward_pass(_PAIRS, result.traces, error, precision, training=training)
     finite = {name: jnp.isfinite(g).all() for name, g in values.items()}
-    return Gradients(values, finite, adamw.gradient_norm(list(values.values())))
+    zeroed = {t.block.name: t.zeroed for t in result.traces if t.zeroed is not None}
+    return Gradients(values, finite, adamw.gradient_norm(list(values.values())), zeroed)
 
 
 class Step(NamedTuple):
@@ -179,6 +181,7 @@ class Step(NamedTuple):
     grids: dict[str, GridChoice]
     finite: dict[str, Array]
     norm: Array
+    zeroed: dict[str, Array]
 
 
 SCALARS = ("beta1", "one_minus_beta1", "beta2", "one_minus_beta2", "c1", "c2", "eps", "decay", "rate")
@@ -212,7 +215,8 @@ def step(
     updated = {n: adamw.update(c, weights[n], g, m[n], v[n]) for n, g in gradients.values.items()}
     new_weights, new_m, new_v = ({n: parts[i] for n, parts in updated.items()} for i in range(3))
     spikes = result.spikes.astype(np.uint8)
-    return Step(new_weights, new_m, new_v, spikes, result.counts, result.grids, gradients.finite, gradients.norm)
+    found = gradients.finite, gradients.norm, gradients.zeroed
+    return Step(new_weights, new_m, new_v, spikes, result.counts, result.grids, *found)
 
 
 class Compiled:

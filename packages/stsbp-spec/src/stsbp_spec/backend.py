@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
@@ -69,11 +69,15 @@ class RunResult:
 
 @dataclass(frozen=True)
 class ValueAndGrad:
-    """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of each layer's master weights."""
+    """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of each layer's master weights.
+
+    `zeroed`: what the error grid took from each layer; empty in `fast` precision, which has none.
+    """
 
     loss: float
     spikes: UInt8
     gradients: dict[str, Float32]
+    zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
 
 
 class AbstractBackend(ABC):
@@ -169,8 +173,12 @@ class AbstractBackend(ABC):
         """Weights of the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
-    def error_grid(self, dz: Native, bits: int) -> Native:
-        """Errors rounded for `reproducible` precision: `grid.error_exponent`, `grid.round_to_grid`."""
+    def error_grid(self, dz: Native, bits: int) -> tuple[Native, Native]:
+        """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
+
+        The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
+        end of the step.
+        """
 
     @abstractmethod
     def gradient_norm(self, gradients: Sequence[Native]) -> float:

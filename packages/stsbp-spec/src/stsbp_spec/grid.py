@@ -18,13 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.typing import AnyArray, Float32
+from stsbp_spec.typing import AnyArray, Float32, Int64
 
 __all__ = [
     "CONTRACT_VERSION",
@@ -32,10 +32,13 @@ __all__ = [
     "FINEST_ERROR_EXPONENT",
     "FLOOR",
     "MIN_WEIGHT_BITS",
+    "SMALLEST_NORMAL",
     "WeightGrid",
+    "ZeroedErrors",
     "ceil_log2",
     "error_bits",
     "error_exponent",
+    "error_grid",
     "fit_weight_grid",
     "headroom_bits",
     "round_to_grid",
@@ -55,6 +58,9 @@ EXACT_LIMIT_BITS = 24
 FINEST_ERROR_EXPONENT = 126 - EXACT_LIMIT_BITS
 """The unit of an error grid is at least 2^-102: times the unit of an input, which has at most 24 bits, it is a normal
 float32, so a library that flushes subnormals gets the same gradients."""
+
+SMALLEST_NORMAL = 2.0**-126
+"""The smallest float32 that no library flushes."""
 
 MIN_WEIGHT_BITS = 2
 """The coarsest grid: weights -1, 0, 1 times one unit."""
@@ -217,6 +223,33 @@ def error_exponent(largest: float, bits: int) -> int | None:
     if largest < FLOOR:
         return None
     return min(bits - math.frexp(largest)[1], FINEST_ERROR_EXPONENT)
+
+
+class ZeroedErrors(NamedTuple):
+    """What the error grid took from a layer.
+
+    Attributes:
+        zeroed: errors that were not zero before the grid and are zero after it.
+        nonzero: errors that were not zero before it; subnormal numbers, which some libraries flush, count as zero.
+    """
+
+    zeroed: int
+    nonzero: int
+
+    @property
+    def share(self) -> float:
+        """`zeroed / nonzero`; 0 where all errors were zero."""
+        return self.zeroed / max(1, self.nonzero)
+
+
+def error_grid(dz: Float32, bits: int) -> tuple[Float32, Int64]:
+    """Errors of a layer on their grid of `bits` bits, the shape of `dz`, and the numbers of `ZeroedErrors`, `[2]`."""
+    magnitude = np.abs(dz)
+    q = error_exponent(float(magnitude.max()), bits)
+    on_grid = np.zeros_like(dz) if q is None else round_to_grid(dz, q)
+    before = magnitude >= np.float32(SMALLEST_NORMAL)
+    counts = [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]
+    return on_grid, np.array(counts, np.int64)
 
 
 def is_on_grid(x: AnyArray, exponent: int) -> bool:

@@ -43,6 +43,8 @@ class BlockTrace:
     synapse: Any
     lif: Any
     spikes: Native
+    zeroed: Native | None = None
+    """Numbers of `AbstractBackend.error_grid`, after a backward pass in `reproducible` precision."""
 
 
 @dataclass
@@ -52,6 +54,7 @@ class LeanTrace:
     block: Block
     unpack: Callable[[], Native]
     again: Callable[[], BlockTrace]
+    zeroed: Native | None = None
 
     @property
     def spikes(self) -> Native:
@@ -122,14 +125,14 @@ def backward_pass(
 ) -> dict[str, Native]:
     """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
 
-    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes are left afterwards, so
-    that the blocks below have its memory.
+    The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes and what the error grid
+    zeroed are left afterwards, so that the blocks below have its memory.
     """
     gradients: dict[str, Native] = {}
     for kept in reversed(traces):
         trace = kept.again() if isinstance(kept, LeanTrace) else kept
         ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
-        trace.before, trace.synapse, trace.lif = [], None, None
+        trace.before, trace.synapse, trace.lif, kept.zeroed = [], None, None, trace.zeroed
         del trace  # before the next block is run again
     return gradients
 
@@ -174,7 +177,7 @@ def synapse_backward(
     block = trace.block
     dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":
-        dz = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
+        dz, trace.zeroed = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -23,7 +23,17 @@ from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, Shap
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
 
-__all__ = ["Prediction", "StepResult", "TrainState", "Trainer", "check_batch", "check_weights", "run", "value_and_grad"]
+__all__ = [
+    "Prediction",
+    "StepResult",
+    "TrainState",
+    "Trainer",
+    "check_batch",
+    "check_weights",
+    "run",
+    "value_and_grad",
+    "zeroed_errors",
+]
 
 T = TypeVar("T", BlockTrace, LeanTrace)
 
@@ -49,6 +59,7 @@ class StepResult:
         grids: weight grid of each layer.
         gradient_norm: global norm before clipping.
         learning_rate: of this update.
+        zeroed: what the error grid took from each layer; empty in `fast` precision, which has none.
     """
 
     loss: float
@@ -57,6 +68,7 @@ class StepResult:
     grids: dict[str, WeightGrid]
     gradient_norm: float
     learning_rate: float
+    zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,7 @@ class Trainer:
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
+            zeroed=_zeroed(backend, traces),
         )
         return new, result
 
@@ -194,7 +207,8 @@ def value_and_grad(
         raise _not_finite(backend, gradients, "")
     spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
     value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
-    return ValueAndGrad(value, spikes, {n: np.array(backend.numpy(gradients[n])) for n in network.weight_shapes})
+    named = {name: np.array(backend.numpy(gradients[name])) for name in network.weight_shapes}
+    return ValueAndGrad(value, spikes, named, _zeroed(backend, traces))
 
 
 def run(
@@ -235,6 +249,16 @@ def _forward(
 
 def _rates(backend: AbstractBackend, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, float]:
     return {trace.block.name: backend.spike_rate(trace.spikes) for trace in traces}
+
+
+def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
+    """What the error grid took from each layer, from the numbers of `AbstractBackend.error_grid`, `[..., 2]`."""
+    totals = {name: np.reshape(numbers, (-1, 2)).sum(axis=0, dtype=np.int64) for name, numbers in counts.items()}
+    return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}
+
+
+def _zeroed(backend: AbstractBackend, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, ZeroedErrors]:
+    return zeroed_errors({t.block.name: backend.numpy(t.zeroed) for t in traces if t.zeroed is not None})
 
 
 def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: str) -> NumericError:

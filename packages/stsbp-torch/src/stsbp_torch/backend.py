@@ -212,10 +212,19 @@ class TorchBackend(AbstractBackend):
         native = torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape).to(self.torch_device)
         return native, made
 
-    def error_grid(self, dz: torch.Tensor, bits: int) -> torch.Tensor:
+    def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.fused and dz.device.type == "cpu":
+            from stsbp_torch import reductions
+
+            dz = laid_out(dz)
+            out = torch.empty_like(dz)
+            counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, rows(out).reshape(-1).numpy())
+            return out, torch.from_numpy(counts)
         low, high = torch.aminmax(dz)
         q = grid.error_exponent(max(abs(float(low)), abs(float(high))), bits)
-        return torch.zeros_like(dz) if q is None else (dz * 2.0**q).round_().mul_(2.0**-q)
+        out = torch.zeros_like(dz) if q is None else (dz * 2.0**q).round_().mul_(2.0**-q)
+        before = dz.abs() >= grid.SMALLEST_NORMAL
+        return out, torch.stack([(before & (out == 0)).sum(), before.sum()])
 
     def gradient_norm(self, gradients: Sequence[torch.Tensor]) -> float:
         if self.torch_device.type == "cpu":

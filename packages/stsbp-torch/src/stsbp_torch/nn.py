@@ -76,7 +76,7 @@ class _SynapseFunction(torch.autograd.Function):
         dz = errors[0]
         backend = backend_of(dz)
         if ctx.precision == "reproducible":
-            dz = backend.error_grid(dz, ctx.bits)
+            dz, _ = backend.error_grid(dz, ctx.bits)
         tensors = ctx.saved_tensors
         residuals = ctx.kind(*tensors) if ctx.shape is None else ctx.kind(*tensors, ctx.shape)
         ds, dw = backend.synapse_backward(

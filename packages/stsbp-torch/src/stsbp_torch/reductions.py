@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 from numba import prange
+from stsbp_spec.grid import SMALLEST_NORMAL, error_exponent
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
 from stsbp_torch.compiling import cached_njit
 from stsbp_torch.threads import threads_for
 
-__all__ = ["count", "largest", "round_rows", "squares"]
+__all__ = ["count", "largest", "round_errors", "round_rows", "squares"]
 
 _CHUNK = 65536
 _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
@@ -102,3 +103,27 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
     with threads_for(w.size):
         _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
     return wq, math.ldexp(float(max(above.max(), -below.min())), -exponent)
+
+
+@cached_njit(parallel=True)
+def _round_errors(x: Float32, scale: np.float32, back: np.float32, tiny: np.float32, out: Float32, n: Int64) -> None:
+    for chunk in prange(len(n)):
+        low, high = chunk * _CHUNK, min(x.size, (chunk + 1) * _CHUNK)
+        zeroed, nonzero = np.int32(0), np.int32(0)
+        for j in range(low, high):
+            value = np.rint(x[j] * scale) * back
+            before = abs(x[j]) >= tiny
+            nonzero += np.int32(before)
+            zeroed += np.int32(before & (value == 0))
+            out[j] = value
+        n[chunk, 0], n[chunk, 1] = zeroed, nonzero
+
+
+def round_errors(dz: Float32, bits: int, out: Float32) -> Int64:
+    """`grid.error_grid` of `[M]` into `out`; the numbers of each chunk, `[..., 2]`."""
+    q = error_exponent(largest(dz), bits)
+    scale, back = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
+    found = np.empty((-(-dz.size // _CHUNK), 2), np.int64)
+    with threads_for(dz.size):
+        _round_errors(dz, np.float32(scale), np.float32(back), np.float32(SMALLEST_NORMAL), out, found)
+    return found

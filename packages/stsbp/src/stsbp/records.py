@@ -69,6 +69,14 @@ class Sums(Record):
     seconds: Amount
     rates: dict[str, Amount]
     sequence: dict[str, Amount]
+    errors: dict[str, Count] = Field(default_factory=dict)
+    zeroed: dict[str, Count] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Sums:
+        if self.zeroed.keys() != self.errors.keys() or any(n > self.errors[name] for name, n in self.zeroed.items()):
+            raise ValueError("the zeroed errors are not a part of the errors")
+        return self
 
 
 class Best(Record):
@@ -161,6 +169,7 @@ class _Training(Figures):
     seconds: float
     learning_rate: float
     samples_per_second: float | None = None
+    zeroed: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
 
 
 class _Step(_Training):
@@ -192,6 +201,7 @@ class Start(Record):
     time: str | None = None
     step: Count | None = None
     stsbp: str | None = None
+    contract: Count | None = None
     backend: str | None = None
     device: str | None = None
     device_description: str | None = None

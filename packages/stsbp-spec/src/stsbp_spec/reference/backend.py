@@ -21,7 +21,7 @@ from stsbp_spec.reference.neurons import lif
 from stsbp_spec.reference.optim import adamw
 from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear, psp
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 __all__ = ["NumpyBackend"]
 
@@ -102,9 +102,8 @@ class NumpyBackend(AbstractBackend):
             layer=block.name,
         )
 
-    def error_grid(self, dz: Float32, bits: int) -> Float32:
-        q = grid.error_exponent(float(np.max(np.abs(dz))), bits)
-        return np.zeros_like(dz) if q is None else grid.round_to_grid(dz, q)
+    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
+        return grid.error_grid(dz, bits)
 
     def gradient_norm(self, gradients: Sequence[Float32]) -> float:
         return gradient_norm(gradients)

@@ -224,13 +224,13 @@ def block_backward(
     if not isinstance(residuals, Residuals) or precision == "reproducible":
         if isinstance(ds, PooledError):
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
-        if isinstance(residuals, Residuals):
-            trace = _by_pairs(backend, trace)
-        below, dw = passes.synapse_backward(backend, trace, ds, precision, training=training)
+        pairs = _by_pairs(backend, trace) if isinstance(residuals, Residuals) else trace
+        below, dw = passes.synapse_backward(backend, pairs, ds, precision, training=training)
+        trace.zeroed = pairs.zeroed
         if below is None or not block.before or not isinstance(block.before[0], AvgPool2d):
-            return (None if below is None else passes.before_backward(backend, trace, below)), dw
-        below = passes.before_backward(backend, trace, below, first=1)
-        return PooledError(below, block.before[0], trace.before[0]), dw
+            return (None if below is None else passes.before_backward(backend, pairs, below)), dw
+        below = passes.before_backward(backend, pairs, below, first=1)
+        return PooledError(below, block.before[0], pairs.before[0]), dw
     given, conv = residuals.given, block.synapse
     assert isinstance(conv, Conv2d)
     need_input, filter = block.index > 0, block.filter(training=training)

@@ -390,6 +390,12 @@ def _layers(content: Content) -> str:
         rates = [Series(name, [r["epoch"] for r in epochs], [r["rates"][name] for r in epochs]) for name in layers]
         chart = svg.lines("spike rates", "epoch", rates)
         figures.append(_figure("Spikes per neuron and step of each layer, in training", chart, svg.legend(rates)))
+    counted = [r for r in epochs if set(layers) <= set(r.get("zeroed", ()))]
+    if any(share > 0 for r in counted for share in r["zeroed"].values()):
+        shares = [Series(name, [r["epoch"] for r in counted], [r["zeroed"][name] for r in counted]) for name in layers]
+        chart = svg.lines("share of zeroed errors", "epoch", shares)
+        caption = "Share of each layer's errors that the error grid of reproducible precision zeroed"
+        figures.append(_figure(caption, chart, svg.legend(shares)))
     grids = dict(content.grids)
     known = [r for r in steps if all(np.isfinite(r["grids"][name]["headroom"]) for name in layers)]
     if known:

@@ -44,6 +44,10 @@ SILENT_RATE = 1e-4
 """Mean spikes per neuron and step below which a layer passes nothing on."""
 SATURATED_RATE = 0.9
 """Above this a layer's spikes carry no information any more."""
+ZEROED_SHARE = 0.5
+"""Share of a layer's errors that the error grid may zero before it is reported. A weight whose input spikes ten times
+loses all of its errors, if spikes and errors know nothing of each other, once in a thousand cases at this share, and
+more often than not at a share of 0.94."""
 _SEQUENCE_SUMS = {"matched", "spikes", "targets", "van_rossum", "hamming"}
 
 
@@ -321,11 +325,13 @@ class _Loop:
                 rates=result.rates,
                 gradient_norm=result.gradient_norm,
                 seconds=seconds,
+                zeroed=result.zeroed,
                 **score.sums,
             )
         self.watch_grids(result)
         if self.step % self.config.log_every == 0:
             self.watch_rates(self.next.window)
+            self.watch_zeroed(self.next.window)
             self.record(
                 {
                     "kind": "step",
@@ -369,6 +375,7 @@ class _Loop:
         tested = self.has_test and (is_last or (config.test_every > 0 and number % config.test_every == 0))
         test = self.evaluate("test") if tested else None
         self.watch_rates(position.sums)
+        self.watch_zeroed(position.sums)
 
         rate = self.task.trainer.optimizer.rate(max(0, self.step - 1))
         records: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
@@ -491,6 +498,16 @@ class _Loop:
                     (name, "saturated"),
                     f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a "
                     "smaller --init-gain or a higher --threshold calms it",
+                )
+
+    def watch_zeroed(self, sums: Sums) -> None:
+        for name, share in sums.zeroed_shares().items():
+            if share > ZEROED_SHARE:
+                self.warn_once(
+                    (name, "zeroed"),
+                    f"layer {name}: the error grid of reproducible precision zeroed {share:.0%} of its errors up to "
+                    f"update {self.step}, and gradients may vanish; --precision fast keeps them, and a smaller "
+                    "--init-gain or a wider surrogate brings them closer together",
                 )
 
     def warn_once(self, key: tuple[str, str], text: str) -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from stsbp_spec.encoders import LabelCode
+from stsbp_spec.grid import ZeroedErrors
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
@@ -69,6 +70,10 @@ class Sums:
     rates: dict[str, float] = field(default_factory=dict)
     sequence: dict[str, float] = field(default_factory=dict)
     """Where labels are spike trains: `matched`, `spikes`, `targets`, and the distances `van_rossum` and `hamming`."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """In `reproducible` precision, of each layer: errors before the error grid that were not zero ..."""
+    zeroed: dict[str, int] = field(default_factory=dict)
+    """... and those of them that were zero after it."""
 
     def add(
         self,
@@ -81,6 +86,7 @@ class Sums:
         rates: Mapping[str, float],
         gradient_norm: float = 0.0,
         seconds: float = 0.0,
+        zeroed: Mapping[str, ZeroedErrors] | None = None,
     ) -> None:
         """Add a batch; `loss` and `rates` are its means, the rest its sums."""
         self.batches += 1
@@ -95,6 +101,9 @@ class Sums:
             self.rates[name] = self.rates.get(name, 0.0) + rate * samples
         for name, value in (sequence or {}).items():
             self.sequence[name] = self.sequence.get(name, 0.0) + value
+        for name, counts in (zeroed or {}).items():
+            self.errors[name] = self.errors.get(name, 0) + counts.nonzero
+            self.zeroed[name] = self.zeroed.get(name, 0) + counts.zeroed
 
     @property
     def headline(self) -> tuple[str, float]:
@@ -127,10 +136,15 @@ class Sums:
     def _matches(self) -> tuple[float, float, float]:
         return self.sequence["matched"], self.sequence["spikes"], self.sequence["targets"]
 
+    def zeroed_shares(self) -> dict[str, float]:
+        """Share of each layer's non-zero errors that the error grid zeroed; empty in `fast` precision."""
+        return {name: ZeroedErrors(self.zeroed[name], errors).share for name, errors in self.errors.items()}
+
     def training(self) -> dict[str, Any]:
-        """The means, gradient norms and speed."""
+        """The means, gradient norms and speed; in `reproducible` precision what the error grid zeroed."""
         return {
             **self.means(),
+            **({"zeroed": shares} if (shares := self.zeroed_shares()) else {}),
             "gradient_norm": self.gradient_norm / max(1, self.batches),
             "largest_gradient_norm": self.largest_gradient_norm,
             "seconds": round(self.seconds, 3),
