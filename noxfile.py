@@ -31,6 +31,7 @@ SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
 SUITE = f"{CONFORMANCE}/tests/test_suite.py"  # minutes long, so a session of its own runs it
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
+ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26")
 PEERS = {
     "spikingjelly": ("spikingjelly==2.0.0", "torch"),
     "snntorch": ("snntorch==1.0.0", "numpy", "torch"),
@@ -92,13 +93,14 @@ def tests(session: nox.Session) -> None:
     install(
         session,
         *everything(session),
-        tools=(*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26"),
+        tools=ALL_TEST_TOOLS,
     )
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
     paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
-    session.run("python", "-m", "pytest", *paths, f"--ignore={SUITE}", *session.posargs)
+    ignored = [] if SUITE in session.posargs else [f"--ignore={SUITE}"]
+    session.run("python", "-m", "pytest", *paths, *ignored, *session.posargs)
 
 
 def compiler() -> str | None:
@@ -116,7 +118,7 @@ def spec(session: nox.Session) -> None:
 
 @nox.session
 def conformance(session: nox.Session) -> None:
-    """Hold every backend against the spec and print the matrix case x backend (minutes): -- [PYTEST ARGUMENTS]."""
+    """Hold every backend against the spec and print the matrix (minutes; -- --conformance-quick: fewer cases)."""
     folders = everything(session)
     if CONFORMANCE not in folders:
         session.error("this checkout has no conformance suite")
@@ -133,6 +135,13 @@ def kernels(session: nox.Session) -> None:
     """Compile the CUDA kernels for every supported GPU, without one, and read their code (230 MB of NVRTC and CuPy)."""
     session.install("-e", str(ROOT / SPEC), "-e", f"{ROOT / BACKENDS['cupy']}[nvrtc]", *TEST_TOOLS)
     session.run("python", "-m", "pytest", f"{BACKENDS['cupy']}/tests/test_kernels.py", *session.posargs)
+
+
+@nox.session
+def mutation(session: nox.Session) -> None:
+    """Break the sources in one place at a time; a test must notice (an hour): -- [--seed S --random N --only PATH]."""
+    install(session, *everything(session), tools=ALL_TEST_TOOLS)
+    session.run("python", "tools/mutation.py", *session.posargs)
 
 
 @nox.session

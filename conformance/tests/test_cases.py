@@ -6,7 +6,7 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase, normal
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.tiers import bits, pairs, rational, reproducible, trainer
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import FLOOR, MIN_WEIGHT_BITS
 from stsbp_spec.reference.neurons import lif
 
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
@@ -42,6 +42,11 @@ def test_the_bound_makes_a_grid_coarser() -> None:
     block = pairs.IMAGES
     _, grid = reference.NUMPY.weight_grid(block, np.abs(normal(block.weight_shape, 36)))
     assert 2 <= grid.bits < 12
+
+
+def test_a_grid_ends_as_coarse_as_it_may_be() -> None:
+    _, grid = reference.NUMPY.weight_grid(pairs.WIDE, np.full(pairs.WIDE.weight_shape, 0.6, np.float32))
+    assert grid.bits == MIN_WEIGHT_BITS < pairs.WIDE.layer.weight_bits
 
 
 def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:

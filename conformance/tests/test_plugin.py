@@ -62,6 +62,18 @@ def test_matrix_json_and_page(tmp_path: Path) -> None:
         assert "rectangle, T=4, hamming" in page
 
 
+def test_quick_leaves_out_the_large_checks_and_nothing_else(tmp_path: Path) -> None:
+    names = "tier2 and (one or real) or tier4 and step"
+    for options, left_out in ((["--conformance-quick"], 3), ([], 0)):
+        run = _run(tmp_path, "--backend", "numpy", "--collect-only", "-k", names, *options)
+        assert run.returncode == 0, run.stdout
+        assert run.stdout.count("real N-MNIST input") == 3 - left_out
+        assert run.stdout.count("one step, one sample") == 2
+    (tmp_path / "test_other.py").write_text("def test_of_someone_else(): pass\n")
+    run = _run(tmp_path, "--backend", "numpy", "--conformance-quick", "-k", "one and else", "test_other.py")
+    assert "1 passed" in run.stdout
+
+
 def test_a_wrong_backend_fails(tmp_path: Path) -> None:
     site = _installed(tmp_path, "wrong", "stsbp_conformance.faults:StrictThreshold")
     chosen = ["--backend", "wrong", "--backend", "numpy", "-k", "tier2 and equal"]

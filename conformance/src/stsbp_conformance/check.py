@@ -61,7 +61,7 @@ class Check:
         tier: 1 to 7.
         id: unique within the tier.
         run: the check itself.
-        quick: small enough for the self-test with injected faults.
+        quick: one of those that `--conformance-quick` runs for each change, and that must catch every injected fault.
         by_reference: the expectation is what the numpy backend computes.
     """
 

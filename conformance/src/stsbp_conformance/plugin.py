@@ -6,6 +6,7 @@ stsbp_spec comes with the first test that asks for a backend.
     pytest --backend torch --backend jax                  two backends on their default devices
     pytest --backend torch --device cpu:eager             another device
     pytest --device torch=cuda:0 --device cupy=host       devices by backend, of all installed backends
+    pytest --conformance-quick                            the small checks of every tier: for each change, in minutes
     pytest --conformance-json results.json                the matrix as data, for `python -m stsbp_conformance.page`
 """
 
@@ -53,7 +54,7 @@ _VERDICT = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--backend`, `--device` and `--conformance-json`."""
+    """Add `--backend`, `--device`, `--conformance-quick` and `--conformance-json`."""
     group = parser.getgroup("stsbp-conformance", "conformance of stsbp backends")
     group.addoption(
         "--backend", action="append", default=[], metavar="NAME", help="backend to test, repeatable; default: all"
@@ -64,6 +65,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="[NAME=]D",
         help="device, of every chosen backend or of the one named; repeatable",
+    )
+    group.addoption(
+        "--conformance-quick",
+        action="store_true",
+        help="only the quick checks: every tier, without full-size networks and without every combination",
     )
     group.addoption("--conformance-json", metavar="FILE", type=Path, help="write the conformance matrix as JSON")
 
@@ -80,6 +86,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stsbp_backend" in metafunc.fixturenames:
         columns = _columns(metafunc.config)
         metafunc.parametrize("stsbp_backend", columns, indirect=True, scope="session", ids=[str(c) for c in columns])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not quick where `--conformance-quick` asks for it."""
+    if not config.getoption("--conformance-quick"):
+        return
+    slow = [item for item in items if (check := _check_of(item)) is not None and not check.quick]
+    config.hook.pytest_deselected(items=slow)
+    left_out = set(slow)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _check_of(item: pytest.Item) -> Check | None:
+    """The check that a test of the suite runs; None for any other test."""
+    if "run_check" not in getattr(item, "fixturenames", ()):
+        return None
+    check: Check | None = item.callspec.params.get("check")  # type: ignore[attr-defined]
+    return check
 
 
 def _columns(config: pytest.Config) -> list[Column]:

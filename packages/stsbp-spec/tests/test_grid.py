@@ -123,6 +123,15 @@ def test_weights_below_the_floor_are_zero() -> None:
     assert grid.headroom == 24
 
 
+def test_a_magnitude_of_the_floor_itself_has_a_grid() -> None:
+    w = np.full((2, 3), FLOOR, np.float32)
+    wq, grid = weight_grid(w, weight_bits=12, input_exponent=0, input_max=1, layer="x")
+    assert np.array_equal(wq, w)
+    assert grid.bits == 12
+    assert error_exponent(FLOOR, 24) is not None
+    assert error_exponent(math.nextafter(FLOOR, 0), 24) is None
+
+
 def test_halves_round_to_even() -> None:
     assert round_to_grid(np.array([0.5, 1.5, 2.5, -0.5, -1.5], np.float32), 0).tolist() == [0, 2, 2, 0, -2]
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stsbp_spec import random
 from stsbp_spec.errors import SpecError
 from stsbp_spec.random import Stream, bits, keep_mask, permutation, threefry2x32, uniform
 
@@ -86,6 +88,29 @@ def test_keep_mask_drops_at_its_rate(rate: float) -> None:
 def test_keep_mask_compares_words_with_a_threshold_of_32_bits() -> None:
     words = bits(2, Stream.DROPOUT, 30, substream=7, step=4).reshape(5, 6)
     assert np.array_equal(keep_mask(2, 7, 4, (5, 6), 0.3), words >= round(0.3 * 2**32))
+
+
+def _drawing(words: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every draw give these words."""
+
+    def drawn(seed: int, stream: int, n: int, **place: int) -> npt.NDArray[np.uint32]:
+        assert n == len(words)
+        return np.array(words, np.uint32)
+
+    monkeypatch.setattr(random, "bits", drawn)
+
+
+def test_keep_mask_keeps_a_word_that_equals_the_rounded_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    threshold = 1_288_490_189  # 0.3 * 2**32 = 1288490188.8
+    _drawing([threshold - 1, threshold, threshold + 1, 0, _ONES], monkeypatch)
+    assert keep_mask(1, 2, 3, (5,), 0.3).tolist() == [0, 1, 1, 0, 1]
+
+
+def test_permutation_is_the_stable_order_of_64_bit_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    high, low = [5, 2**31, 5, _ONES, 5, 0, 2**31, 1], [2**31, 7, 3, 0, 2**31, _ONES, 6, 2**31 + 1]
+    _drawing([word for pair in zip(high, low, strict=True) for word in pair], monkeypatch)
+    keys = [(a << 32) + b for a, b in zip(high, low, strict=True)]
+    assert permutation(1, Stream.SHUFFLE, 8).tolist() == sorted(range(8), key=keys.__getitem__)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from stsbp_spec.backend import Batch, ValueAndGrad
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
@@ -16,7 +18,7 @@ from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.sparse import block as sparse
 from stsbp_torch.sparse import needed
-from stsbp_torch.synapses import conv2d_bytes
+from stsbp_torch.synapses import conv2d, conv2d_bytes
 from stsbp_torch.vectors import dot
 
 KINDS = {
@@ -37,13 +39,39 @@ NETWORKS = [
 USABLE = conv2d_bytes.usable
 
 
+def _byte_products() -> bool:
+    """Whether the processor has them; asked of the kernel, because the code under test may be wrong about it."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "avx512_vnni" in info.read_text().split()
+
+
 def _choose(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     forward, gradient, of_bytes = KINDS[kind]
-    if of_bytes and not USABLE(Conv2d(8, 3), (8, 8, 8), 1):
-        pytest.skip("no convolution of bytes on this processor")
+    if of_bytes and not _byte_products():
+        pytest.skip("this processor has no products of bytes (avx512_vnni)")
     monkeypatch.setattr(conv2d_bytes, "usable", USABLE if of_bytes else lambda *_: False)
     monkeypatch.setattr(sparse, "FORWARD_BELOW", dict.fromkeys(sparse.FORWARD_BELOW, forward))
     monkeypatch.setattr(sparse, "GRADIENT_BELOW", gradient)
+
+
+@pytest.mark.skipif(not _byte_products(), reason="this processor has no products of bytes (avx512_vnni)")
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [(Conv2d(8, 3), (8, 8, 8)), (Conv2d(5, 2, stride=2, padding=1), (3, 9, 7)), (Conv2d(16, 1), (17, 4, 5))],
+    ids=["3x3", "2x2 stride 2 padded", "1x1"],
+)
+def test_a_convolution_of_bytes_is_exact_and_taken_where_the_processor_has_it(
+    conv: Conv2d, shape: tuple[int, int, int], scale: float
+) -> None:
+    assert conv2d_bytes.usable(conv, shape, conv2d_bytes.LARGEST)
+    assert not conv2d_bytes.usable(conv, shape, conv2d_bytes.LARGEST + 1)
+    rng = np.random.default_rng(3)
+    s = torch.from_numpy(rng.integers(0, conv2d_bytes.LARGEST + 1, (2, 3, *shape)).astype(np.uint8))
+    s = s.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    wq = torch.from_numpy(rng.integers(-2047, 2048, conv.weight_shape(shape)).astype(np.float32) / 1024)
+    expected = conv2d.forward(conv, s.float() * scale, wq)[0]
+    assert torch.equal(conv2d_bytes.forward(conv, conv2d_bytes.doubled(s), wq, scale), expected)
 
 
 def _case(

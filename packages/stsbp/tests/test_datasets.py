@@ -52,6 +52,12 @@ def test_hold_out_parts_are_disjoint_and_complete() -> None:
     assert sorted([*train.indices, *test.indices]) == list(range(20))
 
 
+@pytest.mark.parametrize("count", [1, 19])
+def test_hold_out_takes_one_and_leaves_one(count: int) -> None:
+    train, test = hold_out(_split(np.zeros(20, np.int64)), count)
+    assert (len(train), len(test)) == (20 - count, count)
+
+
 @pytest.mark.parametrize("count", [-1, 0, 20, 21])
 def test_hold_out_refuses_to_leave_nothing(count: int) -> None:
     with pytest.raises(DataError, match="cannot hold out"):

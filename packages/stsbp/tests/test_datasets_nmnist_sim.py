@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.config import RunConfig
-from stsbp.datasets import Dataset, Split, load, nmnist_sim
+from stsbp.datasets import Dataset, Split, load, mnist, nmnist_sim
 from stsbp.datasets.mnist import read
 from stsbp.datasets.nmnist_sim import CAMERA
 from stsbp.datasets.saccades import Place, SaccadeCamera
@@ -94,6 +94,19 @@ def test_malformed_files_are_named(name: str, content: bytes, complaint: str, tm
         _load(tmp_path, tmp_path)
     assert str(tmp_path) in str(failure.value)
     assert "ubyte" in str(failure.value)
+
+
+def test_what_is_longer_than_the_largest_file_is_refused_and_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path)
+    content = _idx(_images(24))
+    monkeypatch.setattr(mnist, "_LARGEST", len(content))
+    assert len(read(tmp_path, "train").images) == 24
+    for more in (1, 1_000_000):
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content + bytes(more)))
+        with pytest.raises(DataError, match=f": {len(content) + 1} bytes are not"):
+            read(tmp_path, "train")
 
 
 def test_without_files_it_says_what_is_expected_and_where(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from stsbp_spec.grid import CONTRACT_VERSION, ZeroedErrors
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.random import Stream, permutation
+from stsbp_spec.trainer import Trainer
 
 Records = Callable[[Path], list[dict[str, Any]]]
 
@@ -96,6 +97,22 @@ def test_resume_after_a_crash_at_every_disk_operation(
     train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path
 ) -> None:
     assert crash_everywhere(train_tiny, same_run, uninterrupted, stride=1) >= 50
+
+
+def test_a_run_that_dies_in_its_first_update_is_resumed_from_the_checkpoint_before_it(
+    train_tiny: Callable[..., Result], same_run: Callable[[Path, Path], None], uninterrupted: Path, tmp_path: Path
+) -> None:
+    def dies(*arguments: Any) -> Any:
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "step", dies)
+        with pytest.raises(Crash):
+            train_tiny(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "last.json").read_text())["step"] == 0
+    result = train_tiny(tmp_path / "run", "--resume")
+    assert result.exit_code == 0, result.output
+    same_run(tmp_path / "run", uninterrupted)
 
 
 # Long enough for a kill to hit training at many places: 200 updates, a checkpoint every few of them.

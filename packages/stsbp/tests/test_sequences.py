@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable
@@ -53,6 +54,19 @@ def test_embedded_sets(name: str, steps: int, inputs: int, outputs: int) -> None
     again, other = load(name, steps=steps), load(name, steps=steps, seed=1)
     assert np.array_equal(everything(again.test)[0], everything(data.test)[0])
     assert not np.array_equal(everything(other.test)[0], everything(data.test)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "rasters", "targets"),
+    [
+        ("patterns", "fca6ad9b322e8876", "2e13877028537ffc"),
+        ("patterns-image", "fca6ad9b322e8876", "c2abbd7ec05cc937"),
+    ],
+)
+def test_embedded_sets_are_frozen(name: str, rasters: str, targets: str) -> None:
+    """They must not change between versions: results would stop being comparable."""
+    found = [hashlib.sha256(x.tobytes()).hexdigest()[:16] for x in everything(load(name, steps=50).test)]
+    assert found == [rasters, targets]
 
 
 def test_random_targets_keep_their_gap_and_rate() -> None:

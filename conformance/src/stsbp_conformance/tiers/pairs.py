@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import round_to_grid
+from stsbp_spec.grid import FLOOR, round_to_grid
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
-from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Filter
 from stsbp_spec.trainer import zeroed_errors
 from stsbp_spec.typing import AnyArray, Float32, Native, Shape
@@ -28,7 +28,7 @@ from stsbp_conformance.cases import normal, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.reference import NUMPY
 
-__all__ = ["CHECKS", "IMAGES", "floor_case"]
+__all__ = ["CHECKS", "IMAGES", "WIDE", "floor_case"]
 
 Body = Callable[[AbstractBackend, Compared], None]
 
@@ -270,6 +270,7 @@ _LINEAR = _block("17", (37,))
 _FLATTENED = _block("11", (3, 5, 7))
 _POOLED_LINEAR = _block("P4-19", (2, 13, 12))
 IMAGES = _block("40", (3, 48, 48), coding="direct")
+WIDE = _block("2{bits=3}", (16, 48, 48), coding="direct")  # 2 bits are all that its sums leave to weights of 0.6
 _SURROGATES: tuple[Surrogate, ...] = (
     *(cls() for cls in SURROGATES.values()),
     Rectangle(0.3),
@@ -330,6 +331,8 @@ CHECKS = (
     _check("LIF, factor of dropout", _lif(LIF(5, 2, 0.5), PSP(5.0).filter(1 / 0.7), (8, 2, 29), 8)),
     _check("LIF, at the threshold", _lif(LIF(2, 2, 1.0), _FILTERS[1.0], (12, 2, 64), 12, quantum=2)),
     _check("LIF, at a threshold of 0.3", _lif(LIF(1, 2, 0.3), _FILTERS[1.0], (6, 2, 64), 6)),
+    # Further off than exp reaches in float32: a form of the logistic surrogate that grows there ends in NaN.
+    _check("LIF, logistic, far from the threshold", _lif(LIF(3, 2, 40, Logistic()), _FILTERS[5 / 3], (9, 2, 37), 9)),
     _check("LIF, silence until the floor", _lif(LIF(3, 2, 0.5), _FILTERS[5 / 3], (240, 2, 19), 240, burst=True)),
     *(_check(f"PSP, tau {tau:.3g}", _psp(tau, (11, 2, 7, 3))) for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)),
     _check("PSP, silence until the floor", _psp(3.0, (240, 2, 5), burst=True)),
@@ -348,6 +351,9 @@ CHECKS = (
         _weight_grid(_LINEAR, np.full((17, 37), np.nextafter(np.float32(1), np.float32(0)), np.float32)),
     ),
     _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
+    _check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
+    _check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
+    _check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),
     _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
     _check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
     _check("error grid, heavy tails", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 20)),
@@ -357,6 +363,7 @@ CHECKS = (
     _check("error grid, ties", _error_grid(_with_ties((4, 3, 8)), 8)),
     _check("error grid, all zero", _error_grid(np.zeros((3, 2, 5), np.float32), 24)),
     _check("error grid, near the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-98), 24)),
+    _check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
     _check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
     _check("gradient norm", _gradient_norm),
     *(_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),

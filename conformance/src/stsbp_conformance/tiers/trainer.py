@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from functools import cache
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
@@ -16,7 +17,7 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers import bits
-from stsbp_conformance.tiers.reproducible import OPTIMIZER, SATURATED, SMALL
+from stsbp_conformance.tiers.reproducible import OPTIMIZER, SATURATED, SMALL, TRAINED
 
 __all__ = ["CHECKS", "open_usable", "resume_check"]
 
@@ -57,9 +58,9 @@ def _compare_results(compared: Compared, what: str, got: StepResult, expected: S
 def _metrics(case: NetworkCase, loss: str) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
-        _, expected = reference.trained(case, loss, OPTIMIZER, 6)
+        _, expected = reference.trained(case, loss, OPTIMIZER, 20)
         _, found = reference.train(_trainer(backend, case, loss), case, 6)
-        for step, (got, wanted) in enumerate(zip(found, expected, strict=True)):
+        for step, (got, wanted) in enumerate(zip(found, expected[:6], strict=True)):
             _compare_results(compared, f"step {step}", got, wanted)
             compared.same(f"step {step}: gradient norm", got.gradient_norm, wanted.gradient_norm)
             compared.same(f"step {step}: zeroed errors", list(got.zeroed.items()), list(wanted.zeroed.items()))
@@ -131,12 +132,17 @@ def _train(trainer: Trainer, state: TrainState, steps: range) -> TrainState:
     return state
 
 
+@cache
+def _partner(name: str) -> AbstractBackend:
+    return open_usable(load_backend(name))
+
+
 def resume_check(other: str) -> Check:
     """Begun on the backend under test, continued on `other`, and the other way round: the reference's weights."""
 
     def run(backend: AbstractBackend) -> Verdict:
         try:
-            partner = open_usable(load_backend(other))
+            partner = _partner(other)
         except BackendError as error:
             raise Unavailable(f"{other} cannot run: {error}") from None
         compared = Compared()
@@ -155,12 +161,12 @@ def resume_check(other: str) -> Check:
         compared.note = f"weights {reference.checksum(expected)[:16]}"
         return compared.verdict()
 
-    return Check(6, f"a run begun here and resumed on {other}, and back", run)
+    # Where each backend exchanges states with numpy, each does so with every other: the rest is for the full matrix.
+    return Check(6, f"a run begun here and resumed on {other}, and back", run, quick=other == "numpy")
 
 
 CHECKS = (
-    *(_metrics(CASE, loss) for loss in LOSSES),
-    _metrics(bits.DIRECT, "van-rossum"),
+    *(_metrics(case, loss) for case, loss in TRAINED),
     _metrics(SATURATED, "van-rossum"),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),

@@ -5,21 +5,29 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["pack", "unpack"]
+__all__ = ["pack", "pack_by_shifts", "unpack", "unpack_by_shifts"]
 
 
 def pack(s: torch.Tensor) -> torch.Tensor:
     """Zeros and ones, uint8 `[M]`, eight a byte, the first one the highest."""
-    if s.device.type == "cpu":
-        return torch.from_numpy(np.packbits(s.numpy()))
-    whole = torch.nn.functional.pad(s, (0, -len(s) % 8)).view(-1, 8)
-    return (whole << _shifts(s)).sum(1, dtype=torch.uint8)
+    return torch.from_numpy(np.packbits(s.numpy())) if s.device.type == "cpu" else pack_by_shifts(s)
 
 
 def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
     """The first `count` of them."""
     if packed.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
+    return unpack_by_shifts(packed, count)
+
+
+def pack_by_shifts(s: torch.Tensor) -> torch.Tensor:
+    """`pack` on any device."""
+    whole = torch.nn.functional.pad(s, (0, -len(s) % 8)).view(-1, 8)
+    return (whole << _shifts(s)).sum(1, dtype=torch.uint8)
+
+
+def unpack_by_shifts(packed: torch.Tensor, count: int) -> torch.Tensor:
+    """`unpack` on any device."""
     return ((packed[:, None] >> _shifts(packed)) & 1).view(-1)[:count]
 
 

@@ -27,7 +27,7 @@ TARGET_RATE = 0.07
 GAP = 4
 """Fewest steps between two target spikes of a neuron."""
 QUIET = 4
-"""Steps at the beginning without target spikes: the output needs that long to be reached."""
+"""Steps at the beginning without target spikes, at least `GAP`: the output needs that long to be reached."""
 
 _LETTERS = {
     "S": (".###", "#...", ".##.", "...#", "###."),
@@ -44,7 +44,7 @@ def _random_targets(seed: int, steps: int) -> UInt8:
     # Rarer gaps need more frequent spikes to come to the same rate.
     share = TARGET_RATE / (1 - TARGET_RATE * (GAP - 1))
     for t in range(QUIET, steps):
-        rested = ~targets[:, max(0, t - GAP + 1) : t].any(axis=1)
+        rested = ~targets[:, t - GAP + 1 : t].any(axis=1)
         targets[:, t] = rested & (draws[:, t] < share)
     return targets
 

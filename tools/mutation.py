@@ -1,0 +1,327 @@
+"""Mutation testing: breaks the sources in one place at a time and sees whether a test notices.
+
+    python tools/mutation.py --named                            the places that tests once missed
+    python tools/mutation.py --seed 1 --random 60 --subtle 20   drawn over the packages in turn
+    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py
+    python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py:204 --list
+
+Works on copies of the tree, never on the tree itself. mutation.toml beside this file says which tests hold which
+sources, which mutants are the same program, and why. A mutant is killed by the first test that fails, if that test
+passes without it, or by taking longer than the limit. Exit code 1: a mutant survived; 2: nothing was proved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import queue
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from mutants import Mutant, collapsed, mutants_of, read
+
+ROOT = Path(__file__).resolve().parents[1]
+RULES = Path(__file__).with_suffix(".toml")
+SOURCES = ("packages/*/src/**/*.py", "packages/*/src/**/*.cu", "packages/*/src/**/*.cuh")
+_PYTHONPATH = ("packages/stsbp-spec", "packages/stsbp", "packages/stsbp-torch", "packages/stsbp-jax",
+               "packages/stsbp-cupy", "conformance")  # fmt: skip
+
+
+@dataclass
+class Result:
+    """What became of a mutant.
+
+    Attributes:
+        mutant: the change.
+        status: `killed`, `timeout` (killed as well), `survived`, `equivalent`, or `unclear` (a test failed that fails
+            without the mutant too).
+        by: the test that failed, or the reason.
+        seconds: how long it took.
+    """
+
+    mutant: Mutant
+    status: str
+    by: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """mutation.toml."""
+
+    groups: dict[str, list[str]]
+    tests: list[dict[str, Any]]
+    equivalent: list[dict[str, str]]
+    excluded: list[dict[str, str]]
+    named: list[dict[str, str]]
+
+    def excluded_file(self, path: str) -> bool:
+        return any(fnmatch(path, rule["file"]) for rule in self.excluded)
+
+    def why_equivalent(self, mutant: Mutant) -> str | None:
+        """The reason why a mutant is the same program; None where it is not listed."""
+        for rule in self.equivalent:
+            if (
+                fnmatch(mutant.path, rule["file"])
+                and collapsed(rule["line"]) == mutant.context
+                and fnmatch(mutant.change, rule["change"])
+            ):
+                return rule["reason"]
+        return None
+
+    def stages(self, path: str) -> list[list[str]]:
+        """Runs of pytest for a file, the likeliest first: a mutant survives when all of them pass."""
+        for rule in self.tests:
+            if fnmatch(path, rule["file"]):
+                return [[word for part in stage for word in self.groups.get(part, [part])] for stage in rule["stages"]]
+        raise SystemExit(f"{RULES.name} names no tests for {path}")
+
+
+def rules() -> Rules:
+    """Read mutation.toml."""
+    content = tomllib.loads(RULES.read_text(encoding="utf-8"))
+    return Rules(**{name: content.get(name, []) for name in ("groups", "tests", "equivalent", "excluded", "named")})
+
+
+def sources(rule: Rules) -> list[str]:
+    """Files that are mutated, relative to the root."""
+    found = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern)})
+    return [name for path in found if not rule.excluded_file(name := path.relative_to(ROOT).as_posix())]
+
+
+def drawn(pool: dict[str, list[Mutant]], count: int, generator: random.Random) -> list[Mutant]:
+    """`count` mutants, each package in turn giving one of its own."""
+    order = {name: generator.sample(mutants, len(mutants)) for name, mutants in sorted(pool.items())}
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*order.values()))
+    return list(itertools.islice((m for m in turns if m is not None), count))
+
+
+def named(rule: Rules) -> list[Mutant]:
+    """The mutants that mutation.toml names; says which are gone because their line was rewritten."""
+    found = []
+    for entry in rule.named:
+        every = mutants_of(entry["file"], read(ROOT, entry["file"]))
+        matching = [m for m in every if m.context == collapsed(entry["line"]) and m.change == entry["change"]]
+        if not matching:
+            print(f"gone: {entry['file']}: {entry['change']} in {entry['line']}")
+        found += matching[:1]
+    return found
+
+
+@dataclass
+class Copy:
+    """A copy of the tree in which one mutant at a time is tried."""
+
+    root: Path
+    ticks: Iterable[int] = field(default_factory=lambda: itertools.count(1))
+
+    @classmethod
+    def make(cls, folder: Path) -> Copy:
+        """Copy every file that git knows or would add."""
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
+        )
+        if listed.returncode:
+            raise SystemExit(f"git ls-files failed in {ROOT}: {listed.stderr.decode().strip()}")
+        for name in filter(None, listed.stdout.decode().split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        return cls(folder)
+
+    def write(self, path: str, text: str) -> None:
+        """Write a source; its time moves on, so that no bytecode of the text before is taken for it."""
+        target = self.root / path
+        target.write_bytes(text.encode())
+        seconds = 1_000_000_000 + next(iter(self.ticks))
+        os.utime(target, (seconds, seconds))
+
+    def environment(self, caches: Path) -> dict[str, str]:
+        paths = [str(self.root / folder / "src") for folder in _PYTHONPATH]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONHASHSEED": "0",
+            "STSBP_CACHE": str(caches / "stsbp"),
+            "NUMBA_CACHE_DIR": str(caches / "numba"),
+            "HYPOTHESIS_STORAGE_DIRECTORY": str(caches / "hypothesis"),
+            "NO_COLOR": "1",
+        }
+
+    def pytest(self, arguments: Sequence[str], caches: Path, limit: float) -> tuple[int | None, str]:
+        """Run pytest until the first failure: exit code, None past the limit, and output."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *arguments]
+        process = subprocess.Popen(
+            command, cwd=self.root, env=self.environment(caches), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.communicate()
+            return None, ""
+        return process.returncode, output
+
+
+class Campaign:
+    """Tries mutants on `jobs` copies."""
+
+    def __init__(self, rule: Rules, folder: Path, jobs: int, limit: float) -> None:
+        self.rule, self.folder, self.limit = rule, folder, limit
+        self.copies: queue.Queue[Copy] = queue.Queue()
+        for number in range(jobs):
+            self.copies.put(Copy.make(folder / f"copy{number}"))
+        self.warm = folder / "warm"
+        self.sound: dict[str, bool] = {}
+        self.lock = threading.Lock()
+        self.done = 0
+
+    def check_isolation(self) -> None:
+        """The copies are what the tests import."""
+        copy = self.copies.get()
+        script = "import stsbp, stsbp_spec; print(stsbp.__file__, stsbp_spec.__file__, sep='\\n')"
+        run = subprocess.run(
+            [sys.executable, "-c", script], env=copy.environment(self.warm), capture_output=True, text=True
+        )
+        self.copies.put(copy)
+        if run.returncode or not all(Path(line).is_relative_to(copy.root) for line in run.stdout.split()):
+            raise SystemExit(f"tests would not run on the copy {copy.root}: {run.stdout}{run.stderr}")
+
+    def attempt(self, mutant: Mutant, total: int) -> Result:
+        """What becomes of one mutant."""
+        began = time.monotonic()
+        if (reason := self.rule.why_equivalent(mutant)) is not None:
+            result = Result(mutant, "equivalent", reason)
+        else:
+            copy = self.copies.get()
+            original = read(copy.root, mutant.path)
+            try:
+                copy.write(mutant.path, mutant.applied(original))
+                result = self._tested(copy, mutant, original)
+            finally:
+                copy.write(mutant.path, original)
+                self.copies.put(copy)
+        result.seconds = time.monotonic() - began
+        with self.lock:
+            self.done += 1
+            print(f"{self.done}/{total} {result.status:10} {result.seconds:4.0f} s  {mutant}", flush=True)
+            print(f"      {result.by}", flush=True)
+        return result
+
+    def _tested(self, copy: Copy, mutant: Mutant, original: str) -> Result:
+        for stage in self.rule.stages(mutant.path):
+            code, output = copy.pytest(stage, self.warm, self.limit)
+            if code == 0:
+                continue
+            if code is None:
+                return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)}")
+            failed = [line.partition(" - ")[0] for line in re.findall(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE)]
+            if code == 1 and failed and "::" in failed[0]:
+                copy.write(mutant.path, original)
+                if not self._passes(copy, failed[0], stage):
+                    return Result(mutant, "unclear", f"fails without the mutant too: {failed[0]}")
+                return Result(mutant, "killed", failed[0])
+            lines = output.strip().splitlines() or ["no output"]
+            return Result(mutant, "killed", f"exit code {code}: {failed[0] if failed else lines[-1]}")
+        return Result(mutant, "survived")
+
+    def _passes(self, copy: Copy, test: str, stage: list[str]) -> bool:
+        """Whether a test passes on the sources as they are."""
+        if test not in self.sound:
+            options = [word for word in stage if word.startswith("--")]
+            values = [stage[i + 1] for i, word in enumerate(stage) if word in ("--backend", "--device")]
+            chosen = list(itertools.chain.from_iterable(zip(("--backend", "--device"), values, strict=False)))
+            chosen += [word for word in options if word not in ("--backend", "--device")]
+            code, _ = copy.pytest([test, *chosen], self.warm, self.limit)
+            self.sound[test] = code == 0
+        return self.sound[test]
+
+
+def chosen(options: argparse.Namespace, rule: Rules) -> list[Mutant]:
+    """The mutants that the command line asks for."""
+    mutants: list[Mutant] = named(rule) if options.named else []
+    for place in options.only:
+        path, _, line = place.partition(":")
+        found = [m for m in mutants_of(path, read(ROOT, path)) if not line or m.line == int(line)]
+        if not found:
+            raise SystemExit(f"nothing to mutate at {place}")
+        mutants += found
+    if options.random or options.subtle:
+        pool: dict[str, list[Mutant]] = {}
+        for path in sources(rule):
+            pool.setdefault(path.split("/")[1], []).extend(mutants_of(path, read(ROOT, path)))
+        generator = random.Random(options.seed)
+        mutants += drawn(pool, options.random, generator)
+        subtle = {name: [m for m in every if m.subtle] for name, every in pool.items()}
+        mutants += drawn(subtle, options.subtle, generator)
+    return list(dict.fromkeys(mutants))
+
+
+def main() -> None:
+    """Parse the command line, try the mutants, print and save what became of them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--named", action="store_true", help="the mutants that mutation.toml names")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="mutants of every kind")
+    parser.add_argument("--subtle", type=int, default=0, metavar="N", help="comparisons, roundings and snaps")
+    parser.add_argument("--seed", type=int, default=1, help="of the draw; default 1")
+    parser.add_argument("--only", action="append", default=[], metavar="PATH[:LINE]", help="every mutant there")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="copies that are tested at a time; default 1")
+    parser.add_argument("--timeout", type=float, default=300, metavar="S", help="of one run of pytest; default 300")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "mutation.json", help="where results are written")
+    parser.add_argument("--list", action="store_true", help="print the chosen mutants and stop")
+    options = parser.parse_args()
+    if not (options.named or options.random or options.subtle or options.only):
+        options.named, options.random, options.subtle = True, 60, 20
+    rule = rules()
+    mutants = chosen(options, rule)
+    if options.list:
+        print(*mutants, sep="\n")
+        return
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+        campaign = Campaign(rule, Path(folder), options.jobs, options.timeout)
+        campaign.check_isolation()
+        with ThreadPoolExecutor(options.jobs) as threads:
+            results = list(threads.map(lambda m: campaign.attempt(m, len(mutants)), mutants))
+    raise SystemExit(report(results, options))
+
+
+def report(results: list[Result], options: argparse.Namespace) -> int:
+    """Print the table, write the JSON, and return the exit code."""
+    counts = {
+        s: sum(r.status == s for r in results) for s in ("killed", "timeout", "survived", "equivalent", "unclear")
+    }
+    table = [
+        {"file": r.mutant.path, "line": r.mutant.line, "context": r.mutant.context, "change": r.mutant.change,
+         "status": r.status, "by": r.by, "seconds": round(r.seconds, 1)}
+        for r in results
+    ]  # fmt: skip
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    content = {"seed": options.seed, "counts": counts, "mutants": table}
+    options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{len(results)} mutants: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
+    for result in results:
+        if result.status in ("survived", "unclear"):
+            print(f"{result.status}: {result.mutant}\n      {result.by}")
+    if counts["survived"]:
+        return 1
+    return 2 if counts["unclear"] or not results else 0
+
+
+if __name__ == "__main__":
+    main()

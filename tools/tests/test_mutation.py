@@ -1,0 +1,140 @@
+"""The mutation tool: what it breaks, that it breaks nothing else, and what it calls killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).parents[1]
+
+
+def _module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+mutants = _module("mutants")
+mutation = _module("mutation")
+
+PYTHON = '''
+"""No 1 < 2 in a docstring."""
+__all__ = ["f"]
+LIMIT = 3
+
+def f(x: "list[int]", y: int | None = None) -> int | None:
+    if not x or len(x) < LIMIT and y is None:
+        raise ValueError(f"{len(x) - 1} of {LIMIT}")
+    x.clear()
+    return snap(round(x[0]) + 1)
+'''
+
+
+def _changes(path: str, text: str) -> set[str]:
+    return {m.change for m in mutants.mutants_of(path, text)}
+
+
+def test_python_is_broken_where_it_computes_and_nowhere_else() -> None:
+    assert _changes("a.py", PYTHON) == {
+        "3 -> 4", "3 -> 2", "not -> nothing", "or -> and", "and -> or", "< -> <=", "is -> is not",
+        "not x or len(x) < LIMIT and y is None -> not (not x or len(x) < LIMIT and y is None)",
+        'raise ValueError(f"{len(x) - 1} of {LIMIT}") -> pass', "x.clear() -> pass",
+        "snap(round(x[0]) + 1) -> None", "snap(round(x[0]) + 1) -> (round(x[0]) + 1)", "round -> int", "+ -> -",
+        "0 -> 1", "0 -> -1", "1 -> 2", "1 -> 0",
+    }  # fmt: skip
+    subtle = {m.change for m in mutants.mutants_of("a.py", PYTHON) if m.subtle}
+    assert subtle == {"< -> <=", "round -> int", "snap(round(x[0]) + 1) -> (round(x[0]) + 1)"}
+
+
+def test_cuda_is_broken_outside_of_comments() -> None:
+    text = "// a < b + 1\n#define N 1\nif (i >= count) return;\nx = snap(__fmul_rn(a, 0.5f)) + rintf(y << 3);\n"
+    assert _changes("a.cu", text) == {
+        ">= -> >", "snap -> nothing", "__fmul_rn -> __fadd_rn", "0.5f -> 2.0f", "+ -> -", "rintf -> truncf",
+        "rintf -> floorf", "<< -> >>", "3 -> 4", "3 -> 2",
+    }  # fmt: skip
+
+
+def test_every_mutant_of_python_can_be_compiled_and_changes_one_place() -> None:
+    text = (TOOLS / "mutation.py").read_text(encoding="utf-8")[-6000:].partition("\n\n\n")[2]
+    found = mutants.mutants_of("tools/part.py", text)
+    assert len(found) > 40
+    for mutant in random.Random(1).sample(found, 20):
+        changed = mutant.applied(text)
+        compile(changed, "mutant", "exec")
+        assert changed[: mutant.start] == text[: mutant.start]
+        assert changed.endswith(text[mutant.end :])
+        assert mutants.collapsed(text.splitlines()[mutant.line - 1]) == mutant.context
+
+
+def test_a_repeated_change_of_one_line_is_numbered() -> None:
+    assert [m.change for m in mutants.mutants_of("a.py", "x = a + b + c\n")] == ["+ -> -", "+ -> - (number 2)"]
+
+
+def test_the_draw_takes_packages_in_turn_and_follows_the_seed() -> None:
+    pool = {name: mutants.mutants_of(f"{name}.py", "x = 1 + 2 + 3 - 4\n") for name in ("a", "b", "c")}
+    drawn = [mutation.drawn(pool, 7, random.Random(seed)) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [m.path for m in drawn[0]] == ["a.py", "b.py", "c.py", "a.py", "b.py", "c.py", "a.py"]
+
+
+def test_the_rules_name_tests_for_every_source() -> None:
+    rules = mutation.rules()
+    assert mutation.named(rules)
+    for path in mutation.sources(rules):
+        for stage in rules.stages(path):
+            named = [word.split("::")[0] for word in stage if "tests" in word]
+            assert named
+            assert all((mutation.ROOT / word).exists() for word in named), stage
+    assert all(rule["reason"] for rule in (*rules.equivalent, *rules.excluded))
+
+
+SOURCE = "def larger(x, y):\n    return x if x > y else y\n\n\ndef size(x):\n    return len(x) + 0 * len(x)\n"
+TESTS = "from one import larger\n\n\ndef test_larger():\n    assert larger(1, 2) == larger(2, 1) == 2\n"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "tree"
+    (root / "packages" / "stsbp" / "src").mkdir(parents=True)
+    (root / "packages" / "stsbp" / "src" / "one.py").write_text(SOURCE)
+    (root / "test_one.py").write_text(TESTS)
+    subprocess.run(["git", "init", "-q", str(root)], check=True)
+    monkeypatch.setattr(mutation, "ROOT", root)
+    return root
+
+
+def test_killed_survived_and_equivalent(repository: Path, tmp_path: Path) -> None:
+    path = "packages/stsbp/src/one.py"
+    rules = mutation.Rules(
+        groups={"all": ["test_one.py"]},
+        tests=[{"file": "packages/*", "stages": [["all"]]}],
+        equivalent=[{"file": "*", "line": "return  x if x > y else y", "change": "> -> >=", "reason": "the same"}],
+        excluded=[],
+        named=[],
+    )
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
+    found = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
+    results = {change: campaign.attempt(found[change], 1) for change in ("> -> >=", "x > y -> not (x > y)", "0 -> 1")}
+    assert {change: r.status for change, r in results.items()} == {
+        "> -> >=": "equivalent", "x > y -> not (x > y)": "killed", "0 -> 1": "survived",
+    }  # fmt: skip
+    assert results["x > y -> not (x > y)"].by == "test_one.py::test_larger"
+    assert (repository / path).read_text() == SOURCE
+
+
+def test_a_test_that_fails_anyway_kills_nothing(repository: Path, tmp_path: Path) -> None:
+    (repository / "test_one.py").write_text("def test_red():\n    assert False\n")
+    rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
+    result = campaign.attempt(mutants.mutants_of("packages/stsbp/src/one.py", SOURCE)[0], 1)
+    assert (result.status, result.by) == ("unclear", "fails without the mutant too: test_one.py::test_red")
