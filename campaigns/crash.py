@@ -44,6 +44,7 @@ _NUMPY = ("--backend", "numpy")
 _EVERY = ("--checkpoint-every", "0", "--dropout", "0.1")
 _LONGEST = 60.0
 """Seconds that a child may take."""
+_MOVED = "-moved"
 _TIMES = ("seconds", "samples_per_second", "seconds_per_epoch")
 
 
@@ -52,7 +53,8 @@ class Blow:
     """What happens to a command.
 
     Attributes:
-        how: `kill`, or the error that an operation ends in, `ENOSPC` or `EIO`; empty: nothing.
+        how: `kill`; the error that an operation ends in, `ENOSPC` or `EIO`; `move`: another process takes the folder of
+            the run away; empty: nothing.
         at: number of the file operation, from 1; 0: a random moment.
         share: of the bytes of a write that are written before; None: the operation is not begun.
         lasting: every later write and creation fails as well, as on a disk that stays full.
@@ -92,7 +94,8 @@ class Disk:
         "link",
     )
 
-    def __init__(self, root: Path, blow: Blow) -> None:
+    def __init__(self, root: Path, blow: Blow, prey: str = "") -> None:
+        self.prey, self.rename = prey, os.rename
         self.root = os.path.realpath(root) + os.sep
         self.blow, self.count, self.writes = blow, 0, list[int]()
         self.open = builtins.open
@@ -137,10 +140,14 @@ class Disk:
         if write is not None:
             self.writes.append(self.count)
         blow = self.blow
-        failing = blow.how and blow.how != "kill"
+        failing = blow.how not in ("", "kill", "move")
         if failing and self.full and what in ("open", "write", "mkdir", "rename"):
             raise OSError(getattr(errno, blow.how), os.strerror(getattr(errno, blow.how)))
         if not blow.at or self.count != blow.at:
+            return
+        if blow.how == "move":
+            if os.path.isdir(self.prey):
+                self.rename(self.prey, self.prey + _MOVED)
             return
         if blow.share is not None and write is not None:
             write(blow.share)
@@ -208,13 +215,13 @@ class Ended:
     broken: str
 
 
-def run(world: World, arguments: tuple[str, ...], blow: Blow, log: Path) -> Ended:
-    """Run a command in the world in a child, and strike it."""
+def run(world: World, arguments: tuple[str, ...], blow: Blow, log: Path, prey: str = "") -> Ended:
+    """Run a command in the world in a child, and strike it; `prey` is the folder that a blow may move away."""
     log.unlink(missing_ok=True)
     began = time.monotonic()
     child = os.fork()
     if child == 0:
-        _child(world, arguments, blow, log)
+        _child(world, arguments, blow, log, prey)
     deadline = began + (blow.seconds if blow.how == "kill" and not blow.at else _LONGEST)
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -241,12 +248,12 @@ def run(world: World, arguments: tuple[str, ...], blow: Blow, log: Path) -> Ende
     )
 
 
-def _child(world: World, arguments: tuple[str, ...], blow: Blow, log: Path) -> None:
+def _child(world: World, arguments: tuple[str, ...], blow: Blow, log: Path, prey: str) -> None:
     """Run the command and leave without a trace of this campaign."""
     code, result = 1, dict[str, Any]()
     try:
         plain = open(log, "w", encoding="utf-8")  # noqa: SIM115 - opened before the disk counts
-        disk = Disk(world.root, blow)
+        disk = Disk(world.root, blow, str(world.root / prey))
         with world.at_home():
             disk.install()
             called = call([*_NUMPY, *arguments])
@@ -385,9 +392,11 @@ class _Stage:
         try:
             for number, blow in enumerate(blows):
                 arguments = self.scenario.then if number else self.scenario.first
-                ended = run(self.world, arguments, blow, self.log)
+                prey = f"work/{self.scenario.makes[0]}"
+                ended = run(self.world, arguments, blow, self.log, prey)
                 self.count(blow, ended)
                 self.check_ended(blow, ended)
+                self.bring_back(self.world.root / prey)
                 self.check_world(resting=False)
             ended = run(self.world, self.scenario.then, Blow(), self.log)
             if ended.code != 0 or ended.broken:
@@ -414,6 +423,15 @@ class _Stage:
             self.trials.in_writes += blow.share is not None
         elif blow.how not in ("", "kill"):
             self.trials.failures += 1
+
+    @staticmethod
+    def bring_back(prey: Path) -> None:
+        """Put a folder that was moved away where it was; complain where it was made again."""
+        moved = prey.with_name(prey.name + _MOVED)
+        if moved.exists():
+            if prey.exists():
+                raise Complaint(f"a folder that was moved away is made again\n{sorted(prey.rglob('*'))}")
+            moved.rename(prey)
 
     @staticmethod
     def check_ended(blow: Blow, ended: Ended) -> None:
@@ -444,11 +462,10 @@ def _plan(stage: _Stage, rng: random.Random, kills: int) -> list[list[Blow]]:
     rng.shuffle(halves)
     trials: list[list[Blow]] = []
     for number in range(kills):
-        kind = number % 3
-        if kind == 0 and halves:
-            blow = halves[number // 3 % len(halves)]
-        elif kind == 1 or rng.random() < 0.5:
-            blow = places[number * 2 // 3 % len(places)]
+        if number % 5 < 2 and halves:
+            blow = halves[(number // 5 * 2 + number % 5) % len(halves)]
+        elif number % 5 < 4:
+            blow = places[(number // 5 * 2 + number % 5 - 2) % len(places)]
         else:
             blow = Blow("kill", seconds=rng.uniform(0, first.seconds))
         trials.append([blow])
@@ -464,6 +481,8 @@ def _plan(stage: _Stage, rng: random.Random, kills: int) -> list[list[Blow]]:
         for how in ("ENOSPC", "EIO")
         for share in ((0.5,) if at in first.writes else (None,))
     ]
+    if not Path(stage.scenario.makes[0]).suffix:
+        failures += [[Blow("move", at)] for at in range(1, first.operations + 1)]
     rng.shuffle(failures)
     trials += failures[: max(1, kills // 2)]
     rng.shuffle(trials)

@@ -6,6 +6,7 @@ is computed again after the damage, so that what lies after the check is reached
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ import numpy as np
 from stsbp.cli import COMMANDS, cli
 from stsbp.cli.predict import read_input
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
-from stsbp.datasets import DATASETS
+from stsbp.datasets import DATASETS, mnist
 from stsbp.datasets.image_folder import read_image
 from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.sequences import read_sequences
@@ -289,7 +290,7 @@ def _plain(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Arrays(Kind):
-    """`.npy` files for prediction and `.npz` files of rasters."""
+    """`.npy` files for prediction, `.npz` files of rasters, and MNIST's own files."""
 
     name, weight = "arrays", 0.13
 
@@ -304,6 +305,9 @@ class Arrays(Kind):
                     self.name, arguments=(*_NUMPY, "predict", "runs/pictures", "new.npy"), files={"work/new.npy": data}
                 )
             return Case(self.name, data, {"coding": rng.choice(("direct", "events"))})
+        if rng.random() < 0.15:
+            images, labels = self.idx(rng, rng.choice((1, 2)))
+            return Case(self.name, images, {"coding": "digits", "labels": labels.hex()})
         data = self.npz(rng)
         if rng.random() < 0.5:
             data = mutated_bytes(rng, data, world.content("work/one.npy"))
@@ -349,6 +353,23 @@ class Arrays(Kind):
         length = struct.pack("<I" if wide else "<H", len(packed))
         return b"\x93NUMPY" + bytes(version) + length + packed + body
 
+    @staticmethod
+    def idx(rng: random.Random, count: int) -> tuple[bytes, bytes]:
+        """Images and labels of MNIST, packed or not."""
+        images = struct.pack(">HBBIII", 0, 8, 3, count, 28, 28) + bytes(784 * count)
+        labels = struct.pack(">HBBI", 0, 8, 1, count) + bytes(rng.choice((0, 9, 9, 10)) for _ in range(count))
+        if rng.random() < 0.3:
+            images = (
+                images[: rng.choice((3, 4, 12, 16))] + images[16:] if rng.random() < 0.3 else mutated_bytes(rng, images)
+            )
+        elif rng.random() < 0.3:
+            labels = mutated_bytes(rng, labels)
+        if rng.random() < 0.5:
+            images = gzip.compress(images, 1) if rng.random() < 0.99 else gzip.compress(bytes(300_000_000), 1)
+            if rng.random() < 0.3:
+                images = mutated_bytes(rng, images)
+        return images, labels
+
     def npz(self, rng: random.Random) -> bytes:
         """An archive of rasters, or nearly."""
         n, steps = rng.choice((1, 2, 5)), rng.choice((1, 4, 4))
@@ -382,6 +403,18 @@ class Arrays(Kind):
                 raise Complaint("rasters are not binary")
             if inputs.shape[:2] != targets.shape[:2] or (split is not None and len(split) != len(inputs)):
                 raise Complaint("rasters do not agree")
+            return
+        if coding == "digits":
+            packed = case.content.startswith(b"\x1f\x8b")
+            paths = [world.beside / f"train-{name}-ubyte" for name in ("images-idx3", "labels-idx1")]
+            paths[0] = paths[0].with_suffix(".gz") if packed else paths[0]
+            for path in (paths[0].with_suffix("" if packed else ".gz"), *paths):
+                path.unlink(missing_ok=True)
+            paths[0].write_bytes(case.content)
+            paths[1].write_bytes(bytes.fromhex(case.how["labels"]))
+            digits = mnist.read(world.beside, "train")
+            if digits.images.shape != (len(digits.labels), 28, 28) or digits.labels.max() > 9:
+                raise Complaint(f"digits {digits.images.shape} were accepted")
             return
         path = world.beside / "input.npy"
         path.write_bytes(case.content)
