@@ -2,7 +2,9 @@
 
 Only regular files are read, up to a size: a pipe would hang the program, a device fill its memory. Bytes are written to
 a temporary file in the same folder, flushed to the disk and renamed over the target: after a crash or a full disk the
-old file, or none, is there. What the command line is told to write (`--out FILE`) replaces only files of the same kind.
+old file, or none, is there. The temporary file is locked while it is written; one that nobody locks was left by a
+process that was killed, and goes when its target is written again (in the program's own folders: when any file is).
+What the command line is told to write (`--out FILE`) replaces only files of the same kind.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
@@ -64,6 +67,25 @@ the folder from being removed or renamed)."""
 def real(path: Path) -> Path:
     """The path behind all links; unlike `Path.resolve` also where links lead in a circle."""
     return Path(os.path.realpath(path))
+
+
+def _hold(descriptor: int, *, wait: bool) -> int | None:
+    """Lock a file that is being written, until the descriptor that is returned is closed.
+
+    None where another process has locked it and is not waited for, and where files cannot be locked: on Windows, and on
+    some network file systems.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    held = os.dup(descriptor)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(held)
+        return None
+    return held
 
 
 def _irregular(status: os.stat_result) -> OSError | None:
@@ -185,19 +207,31 @@ class OpenFolder:
             os.mkdir(self._name(name), **self._at)
 
     @contextlib.contextmanager
-    def writer(self, name: str) -> Iterator[BinaryIO]:
+    def writer(self, name: str, *, own: bool = False) -> Iterator[BinaryIO]:
         """A binary file that replaces `name` when the block ends, and vanishes when it raises.
+
+        Args:
+            name: of the file.
+            own: nobody but this program keeps files in the folder, so that whatever killed processes left goes.
 
         Raises:
             FileError: the system refused; names the path and the reason.
         """
-        temporary = ""
+        temporary, held = "", None
         try:
             self.check()
-            temporary = f".{name}.{secrets.token_hex(6)}.tmp"
+            self._sweep(re.compile(rf"\.{'.*' if own else re.escape(name)}\.[0-9a-f]{{12}}\.tmp", re.DOTALL))
             # O_EXCL fails where the name exists; the permissions are those of any new file.
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
-            with open(os.open(self._name(temporary), flags, 0o666, **self._at), "wb") as file:
+            while True:
+                temporary = f".{name}.{secrets.token_hex(6)}.tmp"
+                file = open(os.open(self._name(temporary), flags, 0o666, **self._at), "wb")  # noqa: SIM115
+                if (held := _hold(file.fileno(), wait=True)) is None or os.fstat(held).st_nlink:
+                    break
+                # Another process swept it away before it was locked.
+                file.close()
+                os.close(held)
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -214,6 +248,22 @@ class OpenFolder:
             if temporary:
                 with contextlib.suppress(OSError):
                     os.unlink(self._name(temporary), **self._at)
+            if held is not None:
+                os.close(held)
+
+    def _sweep(self, leftover: re.Pattern[str]) -> None:
+        """Remove temporary files that no process writes any more; one that cannot be removed costs space only."""
+        with contextlib.suppress(OSError):
+            for name in filter(leftover.fullmatch, self.names()):
+                if sys.platform == "win32":
+                    # Windows removes no file that is open.
+                    with contextlib.suppress(OSError):
+                        os.unlink(self._name(name))
+                    continue
+                with contextlib.suppress(OSError), self.open(name, os.O_RDONLY) as file:
+                    if (held := _hold(file.fileno(), wait=False)) is not None:
+                        os.unlink(self._name(name), **self._at)
+                        os.close(held)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the content of the file `name` by `data`, all or nothing.
@@ -247,10 +297,10 @@ class OpenFolder:
 
 
 @contextlib.contextmanager
-def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends, and vanishes when it raises.
 
-    Missing parent folders are made.
+    Missing parent folders are made. With `own`, nobody but this program keeps files in the folder.
 
     Raises:
         FileError: the system refused; names the path and the reason.
@@ -261,17 +311,17 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
         raise FileError(f"cannot write {path}: {reason}") from error
-    with folder, folder.writer(path.name) as file:
+    with folder, folder.writer(path.name, own=own) as file:
         yield file
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the content of `path` by `data`, all or nothing.
+def write_atomically(path: Path, data: bytes, *, own: bool = False) -> None:
+    """Replace the content of `path` by `data`, all or nothing; `own` as in `atomic_writer`.
 
     Raises:
         FileError: the system refused; names the path and the reason.
     """
-    with atomic_writer(path) as file:
+    with atomic_writer(path, own=own) as file:
         file.write(data)
 
 

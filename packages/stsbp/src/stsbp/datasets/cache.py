@@ -176,7 +176,7 @@ def cached(
     found = _read(path, full_key)
     if found is None:
         try:
-            with atomic_writer(path) as file:
+            with atomic_writer(path, own=True) as file:
                 writer = CacheWriter(file)
                 build(writer)
                 writer.finish(full_key)
@@ -238,7 +238,7 @@ def digest_files(
     if entries != known:
         try:
             content = {"format": FORMAT, "files": entries, "sha256": _digest_entries(entries)}
-            write_atomically(manifest, json.dumps(content).encode())
+            write_atomically(manifest, json.dumps(content).encode(), own=True)
         except FileError as error:
             raise _unwritable(error) from error
     return digests
