@@ -123,6 +123,18 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
     assert len(found["seeds"]) == found["summary"]["seeds"] == 3
 
 
+def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
+    experiment: Callable[..., Result], tmp_path: Path
+) -> None:
+    experiment()
+    run = tmp_path / "e" / "seed-1"
+    before = sorted(path.name for path in run.iterdir())
+    for name in ("last-1-0123456789ab.safetensors", ".best.json.0123456789ab.tmp"):
+        (run / name).touch()
+    assert experiment().exit_code == 0
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -170,6 +170,11 @@ class Experiment:
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
             reported = self.reported(folder)
+            if reported is not None:
+                # A run that was killed when it had just ended has left its checkpoint from before.
+                with folder.lock(within):
+                    for name in ("last", "best"):
+                        checkpoint.remove_leftovers(folder.files, name)
             if reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]:
                 yield known[seed]
                 continue
