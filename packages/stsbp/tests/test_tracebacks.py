@@ -177,24 +177,41 @@ if moment == "destructor":
         Last()
         raise SystemExit(0)
     stsbp.cli.cli.main = run
-if moment == "handler":
+if moment == "begin":
+    import stsbp.cli
+    stsbp.cli.install = twice
+if moment in ("handler", "closing"):
     import click, stsbp.cli
     click.UsageError.show = twice
     sys.argv[1:] = ["no-such-command"]
 else:
     sys.argv[1:] = sys.argv[3:]
-main()
+try:
+    main()
+finally:
+    if moment == "closing":
+        twice()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(
-    "moment", ["import click", "import numpy", "library numpy", "exit -", "handler -", "destructor -"]
+    "moment",
+    ["import click", "import numpy", "library numpy", "begin -", "exit -", "handler -", "closing -", "destructor -"],
 )
 def test_two_interrupts_at_once_leave_without_a_traceback(moment: str, tmp_path: Path) -> None:
     done = python(INTERRUPTED, *moment.split(), "--backend", "numpy", "networks", "12")
     assert done.returncode == 130, done.stderr
     assert done.stderr.strip() in ("", "Interrupted."), done.stderr
+
+
+def test_too_little_memory_is_one_message(stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("stsbp_spec.network.NetworkSpec.parse", parse)
+    refused(stsbp("networks", "12"), "there is not enough memory")
 
 
 SAVING = """

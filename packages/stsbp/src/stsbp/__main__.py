@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stsbp.interrupts import EXIT_CODE, install
+from stsbp.interrupts import install
 
 __all__ = ["main"]
 
@@ -12,13 +12,15 @@ def main() -> None:
     interrupts = install()
     try:
         from stsbp.cli import main as command
+
+        command()
+    except SystemExit:
+        raise
     except BaseException:
         # Libraries turn an interrupt while they are loaded into errors of their own.
         if interrupts.first is None:
             raise
         interrupts.end()
-        raise SystemExit(EXIT_CODE) from None
-    command()
 
 
 if __name__ == "__main__":

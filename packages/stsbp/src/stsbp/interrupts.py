@@ -27,7 +27,7 @@ class Interrupts:
     def __init__(self) -> None:
         self.first: float | None = None
         self.over = False
-        """Set when the command is done and Python only closes: nothing catches an exception any more."""
+        """Whether the command is done and Python only closes: nothing catches an exception any more."""
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         if self.over:
@@ -37,6 +37,13 @@ class Interrupts:
             raise KeyboardInterrupt
         if time.monotonic() - self.first > PATIENCE:
             self.end()
+
+    def close(self, code: object) -> None:
+        """The command is done, with an exit code; after an interrupt further signals no longer change it."""
+        self.over = True
+        if code == EXIT_CODE and signal.getsignal(signal.SIGINT) is self:
+            # Python gives handlers back while it closes; to ignore a signal stays.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def end(self) -> None:
         """End the process at once; every file is either whole or as it was."""

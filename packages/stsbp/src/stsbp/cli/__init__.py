@@ -96,6 +96,8 @@ class _Commands(click.Group):
 
             if isinstance(error, StsbpError):
                 raise _Failure(error) from error
+            if isinstance(error, MemoryError):
+                raise _Failure(StsbpError("there is not enough memory; try smaller batches or sizes")) from error
             if isinstance(error, OSError):
                 # One without a file's name comes from writing the output.
                 what = error.filename if error.filename is not None else "cannot write the output"
@@ -184,12 +186,13 @@ def main() -> None:
             code = code if interrupts.first is None else EXIT_CODE
         finally:
             _give_up_unwritable()
-        interrupts.over = True
+        interrupts.close(code)
     except BaseException:
         # Raised by a signal, or by a library that made something else of it.
         if interrupts.first is None:
             raise
-        interrupts.over = True
+        code = EXIT_CODE
+        interrupts.close(code)
     sys.exit(code)
 
 
