@@ -63,15 +63,15 @@ def _bad_derivative(surrogate: Surrogate, x: Float64, fl: Rounding) -> Any:
         return fl(1 / _add(1, fl(y * y), fl))
     assert isinstance(surrogate, Logistic)
     steep = fl(np.float64(1 / surrogate.width))
-    z = np.exp(-fl(size * steep))
-    for _ in range(2 * roundoff.EXP_ULPS):
-        z = fl(z)
+    a = fl(size * steep)
+    z = np.exp(-a)
+    z = z + (fl(z) - z) * (2 * roundoff.EXP_ULPS + 2 * a)
     y = fl(1 + z)
     return fl(fl(z / fl(y * y)) * steep)
 
 
 def _bad_backward(neuron: LIF, psp: PSP, u: Float64, spikes: AnyArray, g: Float64, fl: Rounding) -> Float64:
-    """neurons/lif.py, backward, rounded by `fl`; constants, threshold and `u - V_th` as float32 has them."""
+    """neurons/lif.py, backward, rounded by `fl`, constants too; threshold and `u - V_th` as float32 has them."""
     km, k, c = (fl(np.float64(x)) for x in (1 - 1 / neuron.tau_m, 1 - 1 / psp.tau_s, 1 / psp.tau_s))
     dz = np.zeros_like(u)
     d = e = np.zeros(u.shape[1:])
@@ -110,6 +110,32 @@ def test_neuron_within_the_bound_whatever_the_roundings(
     assert ratio.max() <= 1
     if rounding != "at random":
         assert ratio.max() > 0.25, "the bound is wider than it need be"
+
+
+@pytest.mark.parametrize("of", ["potentials", "errors", "both"])
+@pytest.mark.parametrize("surrogate", SURROGATE_CASES, ids=str)
+def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, of: str) -> None:
+    """Potentials and errors of float32 that are far from float64's: terms of second order count."""
+    neuron, psp = LIF(3, 2, 0.75, surrogate), PSP(1)
+    filter = roundoff.exact(0.0), roundoff.exact(1.0)
+    rng = np.random.default_rng(6)
+    shape = (2, 4000)
+    u = rng.normal(0.5, 0.8, shape).astype(np.float32).astype(np.float64)
+    g = rng.normal(size=shape).astype(np.float32).astype(np.float64)
+    u_off = rng.uniform(0.1, 0.5, shape) * (of != "errors")
+    g_off = rng.uniform(0.1, 2, shape) * (of != "potentials")
+    wide_u, wide_g = (x + off * rng.choice([-1.0, 1.0], shape) for x, off in ((u, u_off), (g, g_off)))
+    spikes = rng.integers(0, 2, shape, np.uint8)
+    near = roundoff.neuron_backward(
+        neuron, filter, Near(wide_u, u_off, u_off), spikes, Near(wide_g, g_off, g_off), static=False
+    )
+    found = _bad_backward(neuron, psp, u, spikes, g, lambda x: x)
+    exact = _bad_backward(neuron, psp, wide_u, spikes, wide_g, lambda x: x)
+    # `exact` has float32's threshold and difference, by 2^-23 of the potential; the bound is wider by orders.
+    assert np.abs(near.value - exact).max() <= 1e-4 * np.abs(exact).max()
+    ratio = np.abs(found - near.value) / np.maximum(near.bound, TINY)
+    assert ratio.max() <= 1
+    assert ratio.max() > 0.5
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30])
@@ -201,6 +227,11 @@ def test_what_float32_computes_exactly_has_no_error() -> None:
     neuron, filter = LIF(2, 2, 0.5, Rectangle(2)), roundoff.exact_filter(PSP(2))
     for constant in filter:
         assert constant.error == 0
+    x = roundoff.exact(np.array([0.1]))
+    for power in (roundoff.exact(0.25), roundoff.exact(-2.0)):
+        assert roundoff._multiply(power, x).error <= TINY
+        assert roundoff._multiply(x, power).error <= TINY
+    assert roundoff._add(x, roundoff.exact(np.zeros(1))).error == 0
     u = roundoff.exact(np.array([[0.5], [2.0], [-0.5]]))  # in, and on both edges
     spikes = (u.value >= 0.5).astype(np.uint8)
     g = roundoff.exact(np.array([[0.0], [0.0], [1.0]]))
