@@ -106,10 +106,11 @@ def test_pace_is_that_of_batches_after_the_first_of_their_size() -> None:
 
 
 def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:
-    pace = Pace()
-    for seconds in (1.9, 1.0, 1.0, 1.0):
-        pace.add(10, seconds)
-    assert pace.compiled() == 0
+    for first, told in ((3.9, 0.0), (4.0, 3.0)):
+        pace = Pace()
+        for seconds in (first, 1.0, 1.0, 1.0):
+            pace.add(10, seconds)
+        assert pace.compiled() == told
 
 
 def test_time_left_counts_updates_and_evaluations() -> None:

@@ -38,8 +38,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 _RECENT = 50
 _EVALUATION = 1 / 3
 """Work of evaluating a sample over that of training on it, until both are measured: forward alone, not backward."""
-_LEAST_COMPILING = 1.0
-"""Seconds by which a first batch must be slower to be told of."""
+_LEAST_COMPILING = 3.0
+"""Seconds by which a first batch must be slower to be told of: loading kernels that are compiled already takes less."""
 SHOWN = {"accuracy": "accuracy", "f1": "F1"}
 """Figures that say how good a run is, as a person reads them."""
 
