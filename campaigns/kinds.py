@@ -387,7 +387,8 @@ class Arrays(Kind):
             # Few bytes that mean very many.
             members["inputs.npy"] = members["inputs.npy"][:20] + bytes(400_000_000 if rng.random() < 0.3 else 3_000_000)
         file = io.BytesIO()
-        packing = rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
+        large = max(map(len, members.values())) > 10**6
+        packing = zipfile.ZIP_DEFLATED if large else rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))
         with zipfile.ZipFile(file, "w", packing) as archive:
             for name, content in members.items():
                 archive.writestr(name.replace("\0", "").encode("utf-8", "replace").decode() or "x", content)

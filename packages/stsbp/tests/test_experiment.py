@@ -123,6 +123,27 @@ def test_finished_experiment_is_neither_trained_nor_measured_again(
     assert len(found["seeds"]) == found["summary"]["seeds"] == 3
 
 
+@pytest.mark.parametrize("moved", ["e", "e/seed-0"])
+def test_folder_that_is_moved_away_when_a_run_has_ended_is_named(
+    moved: str, experiment: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = experiment_run._train
+
+    def trained(*arguments: Any) -> None:
+        train(*arguments)
+        (tmp_path / moved).rename(tmp_path / "elsewhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(experiment_run, "_train", trained)
+        result = experiment("--seeds", 1)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.count("Error: ") == 1
+    assert moved in result.stderr.split("Error: ")[1]
+    (tmp_path / "elsewhere").rename(tmp_path / moved)
+    assert experiment("--seeds", 1).exit_code == 0
+
+
 def test_leftovers_of_a_run_that_was_killed_when_it_had_ended_go(
     experiment: Callable[..., Result], tmp_path: Path
 ) -> None:

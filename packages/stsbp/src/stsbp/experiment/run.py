@@ -186,7 +186,12 @@ class Experiment:
                     with folder.lock(within):
                         _train(task, self.data, folder, show, stop)
                     reported = self.reported(folder)
-                    assert reported is not None
+                    if reported is None:
+                        within.check()
+                        raise CheckpointError(
+                            f"{folder.path} is gone, or another one, although its run has just ended; put it back, or "
+                            "train that seed anew with the same command"
+                        )
                 yield {"seed": seed, **_figures(task, self.data, folder, reported, show, stop)}
             finally:
                 show.close()
