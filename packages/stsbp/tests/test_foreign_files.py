@@ -166,14 +166,14 @@ class TestData:
             file.writestr("targets.npy", content)
         refused(stsbp("train", f"sequences:{tmp_path / 'x.npz'}"), "x.npz")
 
-    @pytest.mark.filterwarnings("error")
     def test_shape_beyond_a_float(self, tmp_path: Path) -> None:
-        header = "{'descr': '|u1', 'fortran_order': False, 'shape': (9223372036854775808, True), }".ljust(117) + "\n"
+        header = "{'descr': '|u1', 'fortran_order': False, 'shape': (9223372036854775808, True, 0), }".ljust(117) + "\n"
         content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\0"
         with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
             file.writestr("inputs.npy", content)
-        with pytest.raises(DataError, match=r"x\.npz"):
+        with warnings.catch_warnings(record=True) as told, pytest.raises(DataError, match=r"x\.npz"):
             load("sequences", data_dir=tmp_path / "x.npz")
+        assert told == []
 
     @pytest.mark.parametrize("packed", [True, False])
     def test_digits(self, tmp_path: Path, packed: bool) -> None:
@@ -245,8 +245,7 @@ class TestImages:
         pillow = pytest.importorskip("PIL.Image")
         content = self.bytes(pillow.new("L", (4, 4)), format="PNG")
         end = content.index(b"IEND") - 4
-        chunk = b"iCCP" + b"abcde"
-        forged = content[:end] + (5).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[end:]
+        forged = content[:end] + bytes(4) + b"iCCP" + zlib.crc32(b"iCCP").to_bytes(4, "big") + content[end:]
         with pytest.raises(DataError, match="cannot be read as an image"):
             read_image(forged, Path("x.png"), channels=None, size=None)
 
