@@ -7,6 +7,7 @@ from stsbp_conformance.cases import NetworkCase, normal
 from stsbp_conformance.check import Unavailable
 from stsbp_conformance.tiers import bits, pairs, rational, reproducible, trainer
 from stsbp_spec.grid import FLOOR, MIN_WEIGHT_BITS
+from stsbp_spec.losses import LOSSES
 from stsbp_spec.reference.neurons import lif
 
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
@@ -67,6 +68,20 @@ def test_rational_case_spikes_and_has_gradients(case: rational.RationalCase) -> 
         assert 0.1 <= np.stack(spikes).astype(float).mean() <= 0.9
     for gradient in result.gradients.values():
         assert (gradient != 0).mean() >= 0.3
+
+
+@pytest.mark.parametrize("loss", ["van-rossum", "spike-count"])
+def test_a_plain_sum_of_the_many_samples_depends_on_their_order(loss: str) -> None:
+    sums = set()
+    for number in range(6):
+        batch = trainer.shuffled(trainer.MANY, number)
+        spikes = reference.NUMPY.run(
+            trainer.MANY.network, reference.weights(trainer.MANY), batch.inputs, trainer.MANY.steps
+        )
+        output = list(spikes.layers.values())[-1].spikes
+        distances = LOSSES[loss].distance(output, batch.targets, trainer.MANY.network.output_psp)
+        sums.add(float(np.cumsum(distances)[-1]))
+    assert len(sums) > 1
 
 
 def test_dropout_changes_the_gradients() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec import grid
+from stsbp_spec.backend import Batch
 from stsbp_spec.grid import WeightGrid, snap
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block
@@ -25,7 +26,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.neurons import lif
 from stsbp_spec.surrogates import Surrogate, parse_surrogate
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.trainer import Trainer, TrainState
+from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Int64, Native, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Unavailable
@@ -595,6 +596,28 @@ class UpdatesInPlace(NumpyBackend):
         new, m, v = super().adamw(scalars, w, g, m, v)
         w[...] = new
         return w, m, v
+
+
+class LossAddedInOrder(NumpyBackend):
+    """The mean loss rounds with every sample that it adds."""
+
+    def value_and_grad(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().value_and_grad(*args, **kwargs)
+        return replace(result, loss=_added_in_order(args[1], args[0].output_psp, result.spikes, args[3]))
+
+    def trainer(self, *args: Any, **kwargs: Any) -> Trainer:
+        class Adding(Trainer):
+            def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+                state, result = super().step(state, batch)
+                loss = _added_in_order(self.loss, self.network.output_psp, result.spikes, batch)
+                return state, replace(result, loss=loss)
+
+        return Adding(self, *args, **kwargs)
+
+
+def _added_in_order(loss: Loss, psp: PSP, spikes: UInt8, batch: Batch) -> float:
+    distances = loss.distance(spikes, batch.targets, psp)
+    return float(np.cumsum(distances)[-1]) / len(distances)
 
 
 class MomentsNotImported(NumpyBackend):

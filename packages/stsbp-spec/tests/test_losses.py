@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stsbp_spec.decoders import distances, nearest_sequence, spike_count
 from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.losses import LOSSES, Hamming, SpikeCount, VanRossum
@@ -66,6 +70,39 @@ def test_equal_trains_have_distance_zero_and_no_error(name: str) -> None:
     o = _trains(4)
     assert not LOSSES[name].distance(o, o, PSP(3)).any()
     assert not _ERRORS[name](LOSSES[name], PSP(3), o, o).any()  # type: ignore[operator]
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    batch=st.integers(1, 40),
+    neurons=st.integers(1, 40),
+    name=st.sampled_from([*LOSSES]),
+)
+def test_a_batch_and_its_layout_do_not_change_a_samples_distance(
+    seed: int, batch: int, neurons: int, name: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    o, target = (rng.integers(0, 2, (7, batch, neurons)).astype(np.uint8) for _ in range(2))
+    expected = LOSSES[name].distance(o, target, PSP(3))
+    for b in range(batch):
+        assert LOSSES[name].distance(o[:, b : b + 1], target[:, b : b + 1], PSP(3)) == expected[b]
+        assert LOSSES[name].distance(o[:, b], target[:, b], PSP(3)) == expected[b]
+    by_column = np.asfortranarray(o), np.asfortranarray(target)
+    assert np.array_equal(LOSSES[name].distance(*by_column, PSP(3)), expected)
+    some = rng.permutation(batch)[: 1 + batch // 2]
+    assert np.array_equal(LOSSES[name].distance(o[:, some], target[:, some], PSP(3)), expected[some])
+
+
+@given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 60), name=st.sampled_from([*LOSSES]))
+def test_the_order_of_the_samples_does_not_change_the_loss(seed: int, batch: int, name: str) -> None:
+    rng = np.random.default_rng(seed)
+    o, target = (rng.integers(0, 2, (7, batch, 11)).astype(np.uint8) for _ in range(2))
+    expected = LOSSES[name].mean(o, target, PSP(3))
+    exact = sum((Fraction(d) for d in LOSSES[name].distance(o, target, PSP(3)).tolist()), Fraction(0))
+    assert expected == float(exact) / batch
+    for _ in range(3):
+        order = rng.permutation(batch)
+        assert LOSSES[name].mean(o[:, order], target[:, order], PSP(3)) == expected
 
 
 def test_only_the_spike_count_is_blind_to_time() -> None:

@@ -640,3 +640,17 @@ def test_zeroed_errors_survive_a_stop_within_an_epoch(
     assert stopped.exit_code == 0, stopped.output
     assert train_tiny(tmp_path / "b", *exploding).exit_code == 0
     same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_distances_of_an_evaluation_do_not_depend_on_its_batches(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    sequences = ("patterns", "--epochs", 1, "--net", "8", "--loss", "van-rossum")
+    digits = ("digits", "--epochs", 1, "--net", "8", "--limit", 50, "--steps", 5)
+    for data, keys in ((sequences, ("loss", "van_rossum", "hamming")), (digits, ("loss",))):
+        run = tmp_path / str(data[0])
+        result = stsbp("train", *data, "--out", run)
+        assert result.exit_code == 0, result.output
+        found = set()
+        for size in (1, 3, 7, 50, 1000):
+            figures = json.loads(stsbp("evaluate", run, "--json", "--batch-size", size).stdout)
+            found.add(tuple(figures[key] for key in keys))
+        assert len(found) == 1

@@ -6,9 +6,12 @@ import io
 from functools import cache
 
 import numpy as np
-from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.errors import BackendError
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.random import Stream, permutation
 from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Precision
@@ -19,7 +22,7 @@ from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers import bits
 from stsbp_conformance.tiers.reproducible import OPTIMIZER, SATURATED, SMALL, TRAINED
 
-__all__ = ["CHECKS", "open_usable", "resume_check"]
+__all__ = ["CHECKS", "MANY", "open_usable", "resume_check", "shuffled"]
 
 CASE = SMALL[0]
 
@@ -71,6 +74,41 @@ def _metrics(case: NetworkCase, loss: str) -> Check:
         return compared.verdict()
 
     return Check(6, f"metrics: {case.id}, {loss}", run)
+
+
+# Without dropout, whose masks belong to places in the batch, and with samples enough for sums whose order matters.
+MANY = NetworkCase(
+    "24 samples",
+    NetworkSpec.parse("12", input_shape=(20,), outputs=9, neuron=LIF(3, 5 / 3, 0.4)),
+    steps=9,
+    batch=24,
+    density=0.3,
+)
+
+
+def shuffled(case: NetworkCase, number: int) -> Batch:
+    """The case's batch with its samples in another order."""
+    order = permutation(number, Stream.SHUFFLE, case.batch)
+    inputs, targets = reference.data(case)
+    return Batch(inputs[:, order], targets[:, order])
+
+
+def _order(loss: str) -> Check:
+    """The order of the samples does not change the loss, not in its last bit."""
+
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        expected = reference.gradients(MANY, loss, "fast", None).loss
+        for number in range(6):
+            batch = shuffled(MANY, number)
+            found = backend.value_and_grad(MANY.network, LOSSES[loss], reference.weights(MANY), batch)
+            compared.same(f"loss, order {number}", found.loss, expected)
+            trainer = _trainer(backend, MANY, loss, "fast")
+            _, result = trainer.step(trainer.init(_fresh(MANY)), batch)
+            compared.same(f"loss of an update, order {number}", result.loss, expected)
+        return compared.verdict()
+
+    return Check(6, f"samples in another order: {loss}", run)
 
 
 def _predict(case: NetworkCase) -> Check:
@@ -168,6 +206,8 @@ def resume_check(other: str) -> Check:
 CHECKS = (
     *(_metrics(case, loss) for case, loss in TRAINED),
     _metrics(SATURATED, "van-rossum"),
+    # Hamming distances are integers, which add exactly anyway.
+    *(_order(loss) for loss in ("van-rossum", "spike-count")),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
     Check(6, "export and import", _export),

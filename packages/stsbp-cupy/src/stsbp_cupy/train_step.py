@@ -63,7 +63,7 @@ class CupyTrainer(Trainer):
         spikes = backend.numpy(output)
         frames = spikes.shape[1]
         result = StepResult(
-            loss=float(self.loss.distance(spikes, batch.targets, network.output_psp).mean()),
+            loss=self.loss.mean(spikes, batch.targets, network.output_psp),
             spikes=spikes,
             rates={
                 t.block.name: int(n) / (steps * frames * math.prod(t.block.output_shape))

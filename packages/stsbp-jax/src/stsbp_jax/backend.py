@@ -220,7 +220,7 @@ class JaxBackend(AbstractBackend):
         )
         _check_grids(network, grids, native)
         _check_finite(network, gradients.finite, float(gradients.norm), "")
-        value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
+        value = loss.mean(spikes, batch.targets, network.output_psp)
         named = {name: np.array(gradients.values[name]) for name in network.weight_shapes}
         return ValueAndGrad(value, spikes, named, _zeroed(network, gradients.zeroed))
 
@@ -296,7 +296,7 @@ class JaxTrainer(Trainer):
         described = _check_grids(self.network, grids, state.weights)
         _check_finite(self.network, finite, float(norm), f"step {state.step}: ")
         result = StepResult(
-            loss=float(self.loss.distance(spikes, batch.targets, self.network.output_psp).mean()),
+            loss=self.loss.mean(spikes, batch.targets, self.network.output_psp),
             spikes=np.array(spikes),
             rates=_rates(self.network, counts, len(spikes)),
             grids=described,

@@ -146,7 +146,7 @@ class Trainer:
             )
         spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
         result = StepResult(
-            loss=float(self.loss.distance(spikes, batch.targets, network.output_psp).mean()),
+            loss=self.loss.mean(spikes, batch.targets, network.output_psp),
             spikes=spikes,
             rates=_rates(backend, traces),
             grids=grids,
@@ -206,7 +206,7 @@ def value_and_grad(
     if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
         raise _not_finite(backend, gradients, "")
     spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
-    value = float(loss.distance(spikes, batch.targets, network.output_psp).mean())
+    value = loss.mean(spikes, batch.targets, network.output_psp)
     named = {name: np.array(backend.numpy(gradients[name])) for name in network.weight_shapes}
     return ValueAndGrad(value, spikes, named, _zeroed(backend, traces))
 

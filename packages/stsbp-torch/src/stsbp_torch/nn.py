@@ -119,7 +119,7 @@ class _LossFunction(torch.autograd.Function):
         ctx.loss, ctx.psp = loss, psp
         ctx.save_for_backward(spikes, targets)
         trains = [x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets)]
-        return spikes.new_tensor(loss.distance(trains[0], trains[1], psp).mean())
+        return spikes.new_tensor(loss.mean(trains[0], trains[1], psp))
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

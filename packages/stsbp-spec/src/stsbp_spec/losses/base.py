@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,7 +23,8 @@ class Loss(ABC):
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         """Distance of each sample, float64.
 
-        Every backend reports losses through this function, from spikes that are the same bits everywhere.
+        Every backend reports losses through this function, from spikes that are the same bits everywhere. A sample's
+        distance does not depend on the others of its batch, nor on the layout of the arrays.
 
         Args:
             spikes: output spike trains, `[T, ...B, N]`.
@@ -32,3 +34,8 @@ class Loss(ABC):
         Returns:
             Distances, `[...B]`.
         """
+
+    def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:
+        """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
+        distances = self.distance(spikes, targets, psp)
+        return math.fsum(distances.flat) / distances.size

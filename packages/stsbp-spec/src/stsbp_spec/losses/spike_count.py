@@ -29,5 +29,7 @@ class SpikeCount(Loss):
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         difference = spikes.sum(axis=0, dtype=np.int64) - targets.sum(axis=0, dtype=np.int64)
+        # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
+        difference = np.ascontiguousarray(difference)
         result: Float64 = 0.5 * np.square(difference / len(spikes)).sum(axis=-1)
         return result

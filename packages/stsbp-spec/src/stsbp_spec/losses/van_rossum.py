@@ -33,7 +33,8 @@ class VanRossum(Loss):
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         k, c = 1 - 1 / psp.tau_s, 1 / psp.tau_s
-        difference = spikes.astype(np.float64) - targets
+        # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
+        difference = np.ascontiguousarray(spikes.astype(np.float64) - targets)
         r = np.zeros_like(difference[0])
         total = np.zeros(r.shape[:-1])
         for d in difference:

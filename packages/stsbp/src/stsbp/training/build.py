@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
-from stsbp_spec.typing import Coding, Int64, Shape, UInt8
+from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
 
 from stsbp.config import RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
@@ -299,10 +301,12 @@ class Score(NamedTuple):
     Attributes:
         nearest: classes of the nearest label sequences, `[B]`; None where labels are spike trains.
         sums: sums over the batch by the names that `Sums.add` has for them.
+        distances: where labels are spike trains, each sample's `van_rossum` and `hamming`, whose sums are among `sums`.
     """
 
     nearest: Int64 | None
     sums: dict[str, Any]
+    distances: Mapping[str, Float64] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -334,9 +338,12 @@ class Task:
             return Score(nearest, correct)
         matches = match_spikes(spikes, targets, tolerance)
         sums: dict[str, float] = {name: int(x.sum()) for name, x in matches._asdict().items()}
-        for name, metric in (("van_rossum", "van-rossum"), ("hamming", "hamming")):
-            sums[name] = float(LOSSES[metric].distance(spikes, targets, self.network.output_psp).sum())
-        return Score(None, {"sequence": sums})
+        distances = {
+            name: LOSSES[metric].distance(spikes, targets, self.network.output_psp)
+            for name, metric in (("van_rossum", "van-rossum"), ("hamming", "hamming"))
+        }
+        sums |= {name: math.fsum(each) for name, each in distances.items()}
+        return Score(None, {"sequence": sums}, distances)
 
 
 def _targets(split: Split, indices: Int64) -> UInt8:

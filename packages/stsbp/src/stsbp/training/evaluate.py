@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a state, without dropout.
 
+    Distances are added exactly, so that loss and distances do not depend on the batches or on the order of the samples.
+
     Args:
         task: what was trained.
         state: its weights; not changed.
@@ -58,20 +61,22 @@ def evaluate(
     loss, psp = task.trainer.loss, task.network.output_psp
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
+    losses: list[float] = []
+    distances: dict[str, list[float]] = {}
     parts = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
     for _, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
         prediction = task.trainer.predict(state, batch.inputs, task.config.steps)
         score = task.score(prediction.spikes, batch.targets, labels, tolerance)
-        sums.add(
-            samples=len(labels),
-            loss=float(loss.distance(prediction.spikes, batch.targets, psp).mean()),
-            rates=prediction.rates,
-            **score.sums,
-        )
+        sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, **score.sums)
+        losses.extend(loss.distance(prediction.spikes, batch.targets, psp))
+        for name, each in score.distances.items():
+            distances.setdefault(name, []).extend(each)
         if score.nearest is not None:
             np.add.at(confusion, (labels, score.nearest), 1)
         if between is not None:
             between(sums.samples)
+    sums.loss = math.fsum(losses)
+    sums.sequence |= {name: math.fsum(each) for name, each in distances.items()}
     sums.seconds = time.perf_counter() - began
     return Evaluation(sums, confusion)
