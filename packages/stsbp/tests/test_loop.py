@@ -643,7 +643,7 @@ def test_zeroed_errors_survive_a_stop_within_an_epoch(
 
 
 def test_distances_of_an_evaluation_do_not_depend_on_its_batches(stsbp: Callable[..., Result], tmp_path: Path) -> None:
-    sequences = ("patterns", "--epochs", 1, "--net", "8", "--loss", "van-rossum")
+    sequences = ("motor", "--epochs", 1, "--net", "8", "--steps", 25, "--loss", "van-rossum")
     digits = ("digits", "--epochs", 1, "--net", "8", "--limit", 50, "--steps", 5)
     for data, keys in ((sequences, ("loss", "van_rossum", "hamming")), (digits, ("loss",))):
         run = tmp_path / str(data[0])
