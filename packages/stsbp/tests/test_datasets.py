@@ -122,7 +122,8 @@ def test_data_sets_are_described() -> None:
 
 
 def test_load_refuses_what_it_does_not_know() -> None:
-    with pytest.raises(DataError, match=r"unknown data set 'mnits'; known: digits, .*folder:PATH"):
+    known = r"unknown data set 'mnits' \(did you mean nmnist\?\); known: digits, .*folder:PATH"
+    with pytest.raises(DataError, match=known):
         load("mnits")
     with pytest.raises(DataError, match="limit must be at least 1"):
         load("digits", limit=0)
