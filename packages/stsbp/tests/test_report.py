@@ -367,6 +367,13 @@ def test_compare_shows_sample_counts_and_marks_what_is_not_comparable(
     assert "test samples" in same
 
 
+def test_compare_cuts_digests(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    train_tiny(tmp_path / "a")
+    train_tiny(tmp_path / "b", "--init-from", "a")
+    (row,) = (line for line in stsbp("compare", "a", "b").stdout.splitlines() if line.startswith("init_sha256"))
+    assert row.split()[1:] == [json.loads((tmp_path / "a" / "last.json").read_text())["sha256"][:12]]
+
+
 def test_compare_leaves_out_what_is_no_run(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tiny: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -104,7 +104,8 @@ def _table(found: list[dict[str, Any]]) -> str:
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
-            rows.append((key, [str(value) for value in values]))
+            # Of a digest, as much as tells runs apart.
+            rows.append((key, [str(value)[:12] if key == "init_sha256" else str(value) for value in values]))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
     marked = False
     for split in ("training", "validation", "test"):
