@@ -371,3 +371,13 @@ def test_experiment_needs_a_test_set(stsbp: Call, tiny: tuple[str, ...]) -> None
     done = stsbp("experiment", "digits", *tiny, *NO_TEST)
     assert done.exit_code == 1
     assert "is of test samples" in done.output
+
+
+@pytest.mark.parametrize("where", [(), ("--data-dir", ".")])
+def test_embedded_data_of_the_run_are_no_other_data(
+    stsbp: Call, train_tiny: Call, tmp_path: Path, where: tuple[str, ...]
+) -> None:
+    train_tiny(tmp_path / "run")
+    done = stsbp("evaluate", "run", "--on", "digits", *where)
+    assert done.exit_code == 1
+    assert "without --on it is tested on samples that it has not seen" in done.output

@@ -13,7 +13,7 @@ from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.config import RunConfig, absolute
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, printable
 from stsbp.training.build import TOLERANCE, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
@@ -127,7 +127,10 @@ def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
     """Whether `on` names the data that the run was trained on."""
     own = absolute(config)
     asked = absolute(config.model_copy(update={"dataset": on, "data_dir": data_dir or config.data_dir}))
-    return asked.dataset == own.dataset and (named_path(on) is not None or asked.data_dir == own.data_dir)
+    if asked.dataset != own.dataset:
+        return False
+    # One that names its data, or brings them, is the same wherever the data folder is.
+    return named_path(on) is not None or not info_of(on).needs_data_dir or asked.data_dir == own.data_dir
 
 
 def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
