@@ -702,12 +702,22 @@ class Options(Kind):
     name, weight = "options", 0.01
 
     def make(self, rng: random.Random, world: World) -> Case:
-        name = rng.choice((*COMMANDS, "train", "train", "experiment", "predict", "report"))
-        if name == "benchmark" and rng.random() < 0.9:
-            name = "train"
+        frequent = (
+            "train",
+            "train",
+            "train",
+            "experiment",
+            "evaluate",
+            "evaluate",
+            "predict",
+            "predict",
+            "report",
+            "compare",
+        )
+        name = rng.choice(frequent) if rng.random() < 0.8 else rng.choice(list(COMMANDS))
         if name == "backends" and tuple(installed_backends()) != ("numpy",):
             # It would import every framework that is installed.
-            name = "presets"
+            name = "networks"
         arguments = self.command(rng, name)
         before = [*_NUMPY]
         if rng.random() < 0.04:
@@ -717,7 +727,7 @@ class Options(Kind):
             name = mutated_text(rng, name)
         typed: tuple[str, ...] = _plain((*before, name, *arguments))
         if name in ("train", "experiment"):
-            typed = (*typed, "--stop-after", "0.002")
+            typed = (*typed, "--stop-after", rng.choice(("0.002", "0.002", "0.03")))
         values = [os.path.normpath(os.path.join("work", v)) for word in typed for v in word.split("=", 1)[-1:]]
         owned = [v for v in values if not v.startswith("..") and len(v) < 3000]
         going_on = "--overwrite" in typed or "--resume" in typed or name == "experiment"
@@ -753,7 +763,7 @@ class Options(Kind):
             base = ["kernels", "--rounds", "1", "--scale", rng.choice(("nan", "inf", "0", "-1", "2", "x"))]
         options = [p for p in found.params if isinstance(p, click.Option) and not {"--download", "--help"} & {*p.opts}]
         arguments = [p for p in found.params if isinstance(p, click.Argument)]
-        usual = 0.5 if rng.random() < 0.7 else 0.05
+        usual = 0.8 if rng.random() < 0.7 else 0.2
         for option in rng.sample(options, min(len(options), rng.choice((0, 1, 1, 2, 3, 5)))):
             flag = rng.choice((*option.opts, *option.secondary_opts))
             if option.is_flag:
@@ -761,11 +771,15 @@ class Options(Kind):
             else:
                 value = self.value(rng, option, usual)
                 words += [flag, value] if rng.random() < 0.7 else [f"{flag}={value}"]
+        runs = ("runs/pictures", "runs/recordings", "runs/rasters", "runs/stopped", "several/seed-1")
         for argument in () if training or name == "benchmark" else arguments:
-            words += [self.value(rng, argument, 0.8) for _ in range(1 if argument.nargs == 1 else rng.choice((1, 2)))]
+            valid = runs if str(argument.name).startswith("run") else ("one.png", "one.png", "one.npy", "one.bin")
+            for _ in range(1 if argument.nargs == 1 else rng.choice((1, 1, 2))):
+                fits = argument.name in ("run", "runs", "files") and rng.random() < 0.8
+                words.append(rng.choice(valid) if fits else self.value(rng, argument, 0.8))
         if rng.random() < 0.05:
             words.append(rng.choice(("--help", "--nosuch", "-x", "--", "extra", "--out", "\x1b[31m", "--steps")))
-        if training and rng.random() < 0.7:
+        if training and base[0] != "--resume" and rng.random() < 0.7:
             base += ["--out", rng.choice(_PATHS)] if rng.random() < 0.4 else ["--out", "runs/new"]
         return [*base, *words]
 
