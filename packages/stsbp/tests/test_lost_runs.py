@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from stsbp.cli import train
 from stsbp.errors import FileError
 from stsbp.files import OpenFolder
 from stsbp.training import loop, run_folder
+from stsbp.training.build import load_data
 from stsbp.training.metrics import MetricsFile
 from stsbp.training.run_folder import RunFolder
 
@@ -62,6 +64,20 @@ def test_removed_folder_is_not_made_again(
     after_first_epoch(lambda: shutil.rmtree(run))
     stopped(train_tiny(run), str(run), "was removed, moved or replaced", "is lost", "another --out")
     assert not run.exists()
+
+
+def test_folder_that_is_removed_while_a_resumed_run_reads_its_data(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train_tiny(tmp_path / "run").exit_code == 0
+
+    def removing(*arguments: Any) -> Any:
+        shutil.rmtree(tmp_path / "run")
+        return load_data(*arguments)
+
+    monkeypatch.setattr(train, "load_data", removing)
+    stopped(train_tiny(tmp_path / "run", "--resume"), "run, the folder of the run, is gone")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stop_request_does_not_make_a_removed_folder_again(

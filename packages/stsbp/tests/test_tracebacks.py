@@ -138,6 +138,7 @@ def test_settings_from_a_pipe_or_a_device(tmp_path: Path) -> None:
         (("train", "folder:\x1b[31m"), 1),
         (("train", "folder:\udcff"), 1),
         (("predict", "run\udcff", "x\udcff.npy"), 1),
+        (("report", "/"), 1),
     ],
     ids=lambda value: str(value)[:50].encode("ascii", "backslashreplace").decode() if value else None,
 )

@@ -54,7 +54,7 @@ def command(
     looked at as well.
     """
     place = run if run.name not in ("", "..") else real(run)
-    path = place.with_name(f"{place.name}.html") if out is None else out
+    path = place.parent / f"{place.name}.html" if out is None else out
     PAGE.place(path)
     folder = RunFolder(run)
     config = folder.read_config()

@@ -172,7 +172,7 @@ class Experiment:
             reported = self.reported(folder)
             if reported is not None:
                 # A run that was killed when it had just ended has left its checkpoint from before.
-                with folder.lock(within):
+                with folder.lock(within, make=False):
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
             if reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]:

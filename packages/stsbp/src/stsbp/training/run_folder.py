@@ -225,22 +225,27 @@ class RunFolder:
         return self._files
 
     @contextlib.contextmanager
-    def lock(self, within: OpenFolder | None = None) -> Iterator[None]:
+    def lock(self, within: OpenFolder | None = None, *, make: bool = True) -> Iterator[None]:
         """Make the folder and keep other processes from training in it; a killed process frees it.
 
         Args:
             within: the folder that this one is directly in, held open; without it, missing parents are made.
+            make: False where a run in it goes on: a folder that was taken away meanwhile is not made again.
 
         Raises:
-            FileError: the folder cannot be made, or another process trains in it.
+            FileError: the folder cannot be made or is gone, or another process trains in it.
         """
         with contextlib.ExitStack() as stack:
             try:
-                if within is None:
+                if make and within is None:
                     self.path.mkdir(parents=True, exist_ok=True)
-                else:
+                elif make and within is not None:
                     within.make_folder(self.path.name)
                 files = stack.enter_context(_LockedFolder(self.path, within))
+            except FileNotFoundError as error:
+                raise FileError(
+                    f"{self.path}, the folder of the run, is gone: it was removed or moved before the run could go on"
+                ) from error
             except OSError as error:
                 raise FileError(f"cannot write {self.path}: {error.strerror or error}; choose another --out") from error
             # Of a process that was killed while it wrote.
