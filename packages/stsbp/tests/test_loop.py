@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
 from stsbp.datasets import hold_out, load
+from stsbp.threads import cores, thread_count
 from stsbp.training import checkpoint, loop
 from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
@@ -654,3 +655,34 @@ def test_distances_of_an_evaluation_do_not_depend_on_its_batches(stsbp: Callable
             figures = json.loads(stsbp("evaluate", run, "--json", "--batch-size", size).stdout)
             found.add(tuple(figures[key] for key in keys))
         assert len(found) == 1
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_a_resumed_run_with_another_number_of_threads_says_what_that_changes(
+    train_tiny: Callable[..., Result],
+    stsbp: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    run, line = tmp_path / "run", "threads: 1 from here on, 2 before; in fast precision sums are then added"
+    assert train_tiny(run, "--precision", precision, "--stop-after", 1e-9).exit_code == 75
+    same = stsbp("train", "--resume", run, "--stop-after", 1e-9)
+    assert same.exit_code == 75
+    assert "threads:" not in same.stderr
+    other = stsbp("train", "--resume", run, "--threads", 1, "--stop-after", 1e-9)
+    assert other.exit_code == 75
+    assert other.stderr.count(line) == (precision == "fast")
+    assert checkpoint.load(run, "last").info["threads"] == 1
+    # What is over is not trained in any number of threads.
+    assert stsbp("train", "--resume", run, "--threads", 1).exit_code == 0
+    assert "threads:" not in stsbp("train", "--resume", run, "--threads", 2).stderr
+
+
+def test_threads_are_those_asked_for_or_those_that_the_libraries_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert (thread_count(5), thread_count(0)) == (5, 3)
+    for unusable in ("", "0", "-1", "many", "9" * 5000):
+        monkeypatch.setenv("OMP_NUM_THREADS", unusable)
+        assert thread_count() == cores()

@@ -155,7 +155,12 @@ class RunConfig(BaseModel):
     data_dir: str = Field("", description="Folder of the data set.")
     download: bool = Field(False, description="Fetch what is missing of the data set.")
     skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
-    threads: int = Field(0, ge=0, le=1024, description="Processor threads; 0 leaves their number to the libraries.")
+    threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Processor threads; 0: the libraries choose. In fast precision last bits depend on them.",
+    )
     memory: Literal["full", "low"] = Field(
         "full",
         description="low: keep one bit a spike and compute each layer twice; the numbers stay the same.",
@@ -280,7 +285,8 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 """Every setting but the data set, in the sections and the order of docs/cli.md."""
 
 FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
-"""Settings that say where and how a run is done, not what comes out; a resumed run may change them."""
+"""Settings that say where and how a run is done; a resumed run may change them. They do not change what comes out, but
+for `threads`: `fast` precision adds its sums thread by thread, so their last bits depend on the number of threads."""
 
 RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 """Settings of data sets that are recordings of an event camera."""

@@ -103,6 +103,7 @@ class Progress(Record):
     metrics_bytes: Count
     epochs: Count | None = None
     contract: Count = 1
+    threads: Count | None = None
 
 
 class InputsRecord(Record):

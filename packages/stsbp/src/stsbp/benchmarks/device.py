@@ -20,6 +20,8 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Float32, Native
 
+from stsbp.threads import cores, thread_count
+
 __all__ = ["copier", "describe", "peak_memory", "reset_peak_memory", "synchronise", "threaded_copy", "threads_used"]
 
 _PACKAGES = (
@@ -42,7 +44,7 @@ def processor() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line for line in lines if line.startswith("model name")).split(":", 1)[1].strip()
-    return f"{name}, {_cores()} cores"
+    return f"{name}, {cores()} cores"
 
 
 def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +112,7 @@ def copier(backend: AbstractBackend, count: int) -> tuple[Callable[[], None], in
 
 def threads_used() -> int:
     """Threads that numerical libraries use: `OMP_NUM_THREADS`, which `--threads` sets, or the usable cores."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(_cores(), int(wanted))) if wanted.isdigit() else _cores()
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores(), thread_count())
 
 
 def threaded_copy(source: Float32, target: Float32) -> Callable[[], None]:

@@ -26,6 +26,7 @@ from stsbp_spec.typing import Int64
 from stsbp import records
 from stsbp.errors import CheckpointError
 from stsbp.interrupts import PATIENCE
+from stsbp.threads import thread_count
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
 from stsbp.training.build import Data, Task, updates_per_epoch
@@ -193,7 +194,8 @@ class _Loop:
                 )
             self.state = import_checkpoint(task, resume, folder)
             self.check_position(saved)
-            self.tell_changes(saved)
+            if saved.epoch < self.config.epochs:
+                self.tell_changes(saved)
             self.step = saved.step
             self.next = _Position(
                 saved.epoch,
@@ -255,6 +257,12 @@ class _Loop:
             self.reporter.warn(
                 f"{self.folder.path} was begun under version {saved.contract} of the exact-arithmetic contract and "
                 f"goes on under version {CONTRACT_VERSION}: it cannot end in the bits of either (docs/exactness.md)"
+            )
+        threads = thread_count(self.config.threads)
+        if self.config.precision == "fast" and saved.threads not in (None, threads):
+            self.reporter.note(
+                f"threads: {threads} from here on, {saved.threads} before; in fast precision sums are then added in "
+                "another order, and the last bits of the result may be others"
             )
 
     def run(self) -> Outcome:
@@ -449,6 +457,7 @@ class _Loop:
             "inputs": self.task.inputs.to_json(),
             "backend": self.task.trainer.backend.name,
             "contract": CONTRACT_VERSION,
+            "threads": thread_count(self.config.threads),
         }
 
     def save(self) -> None:
