@@ -71,11 +71,11 @@ def drawn_case(seed: int) -> tuple[AdversarialCase, str | None]:
         input_psp=None if direct or rng.integers(2) else PSP(3),
     )
     constant = rng.integers(4) == 0
-    batch = int(one_of(1, 2, 8, 64))
+    batch = int(one_of(1, 2, 2, 4, 16))
     case = AdversarialCase(
         f"seed {seed}",
         network,
-        steps=int(one_of(1, 2, 7, 25, 80)),
+        steps=int(one_of(1, 2, 5, 12, 40)),
         batch=batch,
         gain=float(2 ** rng.uniform(-1, 4)),
         density=float(rng.uniform(0.05, 1)),
