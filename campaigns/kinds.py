@@ -761,7 +761,9 @@ class Options(Kind):
             base[:1] = [rng.choice(_DATASETS)]
         if name == "benchmark":
             base = ["kernels", "--rounds", "1", "--scale", rng.choice(("nan", "inf", "0", "-1", "2", "x"))]
-        options = [p for p in found.params if isinstance(p, click.Option) and not {"--download", "--help"} & {*p.opts}]
+        # Nothing is fetched, and nothing is measured at full scale.
+        never = {"--download", "--help", "--scale", "--rounds"}
+        options = [p for p in found.params if isinstance(p, click.Option) and not never & {*p.opts}]
         arguments = [p for p in found.params if isinstance(p, click.Argument)]
         usual = 0.8 if rng.random() < 0.7 else 0.2
         for option in rng.sample(options, min(len(options), rng.choice((0, 1, 1, 2, 3, 5)))):
