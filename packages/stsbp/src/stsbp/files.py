@@ -28,6 +28,7 @@ from stsbp.errors import FileError
 
 __all__ = [
     "GIGABYTE",
+    "LOCK",
     "MEGABYTE",
     "OpenFolder",
     "OutputKind",
@@ -40,6 +41,9 @@ __all__ = [
 
 MEGABYTE, GIGABYTE = 2**20, 2**30
 """Bytes; sizes up to which files are read are given in them."""
+
+LOCK = ".lock"
+"""The file of a run's folder that the process that trains has locked."""
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -353,7 +357,8 @@ class OutputKind:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise FileError(f"cannot write {path}: {reason}; choose another name") from error
-        if head and not self.begins.match(head):
+        # The lock of a run is empty, and would no longer be the one that a process holds.
+        if (head and not self.begins.match(head)) or place.name == LOCK:
             raise FileError(
                 f"{path} is there already and is not {self.name}: it is not replaced. Choose another name, or remove "
                 "it first"

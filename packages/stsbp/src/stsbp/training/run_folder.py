@@ -29,7 +29,7 @@ import stsbp
 from stsbp import records
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
-from stsbp.files import MEGABYTE, OpenFolder, read_regular
+from stsbp.files import LOCK, MEGABYTE, OpenFolder, read_regular
 
 __all__ = ["RunFolder"]
 
@@ -41,7 +41,7 @@ _PACKAGES = (
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _PATTERNS = (
-    *("config.toml", "environment.json", "metrics.jsonl", ".lock"),
+    *("config.toml", "environment.json", "metrics.jsonl", LOCK),
     *("last.json", "best.json", "last-*.safetensors", "best-*.safetensors", "events.out.tfevents.*"),
 )
 _LEFTOVER = re.compile(
@@ -113,7 +113,7 @@ class RunFolder:
     def is_free(self) -> bool:
         """Whether a new run may be begun here without overwriting anything."""
         try:
-            return not any(entry.name != ".lock" and not _is_leftover(entry) for entry in self.path.iterdir())
+            return not any(entry.name != LOCK and not _is_leftover(entry) for entry in self.path.iterdir())
         except FileNotFoundError:
             return True
         except NotADirectoryError:
@@ -212,7 +212,7 @@ class RunFolder:
         own = sorted(self.own_files(), key=lambda path: (path.suffix != ".json", path.name))
         try:
             for path in own:
-                if path.name != ".lock":
+                if path.name != LOCK:
                     self.files.remove(path.name)
         except OSError as error:
             raise FileError(f"cannot clear {self.path}: {error.strerror or error}") from error
@@ -274,7 +274,7 @@ class _LockedFolder(OpenFolder):
     def __init__(self, path: Path, within: OpenFolder | None) -> None:
         super().__init__(path, within)
         try:
-            self._lock = self.open(".lock", os.O_RDWR | os.O_CREAT)
+            self._lock = self.open(LOCK, os.O_RDWR | os.O_CREAT)
             locks = (self._lock.fileno(), *(() if self.descriptor is None else (self.descriptor,)))
             if not all(map(_try_lock, locks)):
                 self._lock.close()
@@ -286,7 +286,7 @@ class _LockedFolder(OpenFolder):
 
     def check(self) -> None:
         """Raise `FileError` where the folder was removed, moved or replaced, or the lock in it."""
-        if _identity_at(self.path / ".lock") == self._is:
+        if _identity_at(self.path / LOCK) == self._is:
             return
         if self.descriptor is not None and _identity_at(self.path) == _identity(os.fstat(self.descriptor)):
             raise FileError(
