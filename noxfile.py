@@ -28,7 +28,7 @@ nox.options.sessions = ["lint", "typing", "tests"]
 
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
-SUITE = f"{CONFORMANCE}/tests/test_suite.py"  # minutes long, so a session of its own runs it
+SUITE = f"{CONFORMANCE}/tests/test_suite.py"
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26")
@@ -89,18 +89,21 @@ def train(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests of every package: -- [PYTEST ARGUMENTS]."""
-    install(
-        session,
-        *everything(session),
-        tools=ALL_TEST_TOOLS,
-    )
-    if not compiler():
-        session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
+    """Run the tests of every package and the quick checks of the conformance suite: -- [PYTEST ARGUMENTS]."""
+    install(session, *everything(session), tools=ALL_TEST_TOOLS)
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
     paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
-    ignored = [] if SUITE in session.posargs else [f"--ignore={SUITE}"]
-    session.run("python", "-m", "pytest", *paths, *ignored, *session.posargs)
+    session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
+
+
+def devices(session: nox.Session) -> list[str]:
+    """Options that have the suite run on every device of a CPU, unless the caller chose some."""
+    if any(arg.startswith(("--backend", "--device")) for arg in session.posargs):
+        return []
+    if not compiler():
+        session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
+    names = ["torch=cpu", "torch=cpu:eager", *(["cupy=host"] if compiler() else [])]
+    return [word for name in names for word in ("--device", name)]
 
 
 def compiler() -> str | None:
@@ -124,10 +127,8 @@ def conformance(session: nox.Session) -> None:
         session.error("this checkout has no conformance suite")
     install(session, *folders, tools=TEST_TOOLS)
     arguments = list(session.posargs) or ["--conformance-json", "build/conformance.json"]
-    if not any(arg.startswith(("--backend", "--device")) for arg in arguments) and compiler():
-        arguments += ["--device", "cupy=host"]
     (ROOT / "build").mkdir(exist_ok=True)
-    session.run("python", "-m", "pytest", SUITE, *arguments)
+    session.run("python", "-m", "pytest", SUITE, *devices(session), *arguments)
 
 
 @nox.session

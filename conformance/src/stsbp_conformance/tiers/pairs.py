@@ -318,6 +318,8 @@ CHECKS = (
     _check("dropout 0.5", _dropout(0.5, (3, 5, 7, 3), 16, 1, 0)),
     _check("dropout 0.1, large seed and step", _dropout(0.1, (2, 37), 160, 2**32 - 1, 123_456)),
     _check("dropout 0.9", _dropout(0.9, (1, 1), 1, 77, 9)),
+    _check("dropout 1 - 2^-33, a step beyond 32 bits", _dropout(1 - 2.0**-33, (3, 7), 35, 2**32 - 1, 2**33 + 12_345)),
+    _check("dropout 0", _dropout(0.0, (2, 3, 5, 4), 3, 0, 2**31 + 5)),
     *(_check(f"LIF, {s}", _lif(LIF(3, 2, 0.7, s), _FILTERS[5 / 3], (9, 2, 37), 9)) for s in _SURROGATES),
     *(
         _check(f"LIF, tau_m {m:.3g}, tau_s {t:.3g}", _lif(LIF(m, 2, 1.0), _FILTERS[t], (20, 3, 5, 7, 3), 20))
@@ -353,6 +355,7 @@ CHECKS = (
     _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
     _check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
     _check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
+    _check("weight grid, below the floor", _weight_grid(_LINEAR, np.full((17, 37), -(2.0**-101), np.float32))),
     _check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),
     _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
     _check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
@@ -363,6 +366,7 @@ CHECKS = (
     _check("error grid, ties", _error_grid(_with_ties((4, 3, 8)), 8)),
     _check("error grid, all zero", _error_grid(np.zeros((3, 2, 5), np.float32), 24)),
     _check("error grid, near the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-98), 24)),
+    _check("error grid, below the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-105), 24)),
     _check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
     _check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
     _check("gradient norm", _gradient_norm),
