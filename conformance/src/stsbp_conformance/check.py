@@ -1,8 +1,8 @@
 """What a check is, and how values are compared.
 
-A check is a function of an opened backend that returns a `Verdict` or raises `Mismatch`. Comparisons are of values bit
-for bit, except that zeros of either sign are equal: `snap` removes the sign of a zero before it can matter, and a
-matrix product's first product may carry one.
+A check is a function of an opened backend that returns a `Verdict` or raises `Mismatch`. What the public methods of a
+backend return is compared byte for byte (`same_bytes`). Between the pairs zeros of either sign are equal (`equal`): a
+matrix product's first product may carry one, and `snap` removes it before it can matter.
 """
 
 from __future__ import annotations
@@ -82,13 +82,32 @@ class Compared:
         self.note = ""
 
     def equal(self, what: str, got: AnyArray, expected: AnyArray) -> None:
-        """Every value is the same.
+        """Every value is the same, zeros of either sign too.
 
         Raises:
             Mismatch: names shape, dtype, or the first differing value.
         """
         self._same_kind(what, got, expected)
+        self._no_difference(what, got, expected, got != expected)
+
+    def same_bytes(self, what: str, got: AnyArray, expected: AnyArray) -> None:
+        """Every value is the same, and so is the sign of every zero.
+
+        Raises:
+            Mismatch: see `equal`.
+        """
+        self._same_kind(what, got, expected)
         different = got != expected
+        if expected.dtype.kind == "f":
+            different |= np.signbit(got) != np.signbit(expected)
+        self._no_difference(what, got, expected, different)
+
+    def unsigned(self, what: str, got: AnyArray) -> None:
+        """No zero of `got` has a sign."""
+        negative = int(np.count_nonzero((got == 0) & np.signbit(got)))
+        self.true(f"{what}: {negative} of {got.size} values are -0, where a zero must be +0", negative == 0)
+
+    def _no_difference(self, what: str, got: AnyArray, expected: AnyArray, different: AnyArray) -> None:
         self.values += expected.size
         if different.any():
             at = tuple(int(i) for i in np.argwhere(different)[0])

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec import grid
-from stsbp_spec.backend import Batch
+from stsbp_spec.backend import Batch, RunResult, ValueAndGrad
 from stsbp_spec.grid import WeightGrid, snap
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Block
+from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.neurons import lif
-from stsbp_spec.surrogates import Surrogate, parse_surrogate
+from stsbp_spec.surrogates import SURROGATES, Surrogate, Triangle, parse_surrogate
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, Int64, Native, Precision, Shape, UInt8
@@ -657,6 +657,92 @@ class NanAccepted(NumpyBackend):
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
         return super().weight_grid(block, np.nan_to_num(w, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+class HugeWeightsVanish(NumpyBackend):
+    """Steps of the weight grid above 2^90 become zero, as a shift of exponents does that leaves its range."""
+
+    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+        wq, found = super().weight_grid(block, w)
+        return (np.zeros_like(wq) if found.exponent < -90 else wq), found
+
+
+class HugeWeightsAccepted(NumpyBackend):
+    """Weights of 2^100 and above are cut to the largest one that is allowed."""
+
+    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+        most = np.nextafter(np.float32(grid.CEILING), np.float32(0))
+        return super().weight_grid(block, np.where(np.isfinite(w), w.clip(-most, most), w))
+
+
+class SignedZeros(NumpyBackend):
+    """Zeros of a gradient carry the sign that a matrix product left."""
+
+    def value_and_grad(self, *args: Any, **kwargs: Any) -> ValueAndGrad:
+        result = super().value_and_grad(*args, **kwargs)
+        for g in result.gradients.values():
+            g[g == 0] = np.float32(-0.0)
+        return result
+
+
+class MasksIgnored(NumpyBackend):
+    """A mask over weights, inputs or targets is dropped without a word."""
+
+    def value_and_grad(
+        self, network: NetworkSpec, loss: Loss, weights: dict[str, Float32], batch: Batch, **kwargs: Any
+    ) -> ValueAndGrad:
+        plain = {name: np.asarray(w) for name, w in weights.items()}
+        return super().value_and_grad(network, loss, plain, Batch(*map(np.asarray, batch)), **kwargs)
+
+
+class StepsFillTheMemory(NumpyBackend):
+    """However many steps are asked for, memory is taken for them."""
+
+    def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
+        if isinstance(steps, int) and steps >= 2**31:
+            raise MemoryError("cannot allocate an array")
+        return super().run(network, weights, inputs, steps)
+
+
+class UnknownLossWithoutAName(NumpyBackend):
+    """A loss that the backend does not know ends in a KeyError."""
+
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Float32:
+        kinds: dict[type, Loss] = {type(known): known for known in LOSSES.values()}
+        return super().loss_error(kinds[type(loss)], psp_, s, targets)
+
+
+class LossTakenForItsParent(NumpyBackend):
+    """A loss derived from the Hamming distance is computed as the Hamming distance."""
+
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Float32:
+        return super().loss_error(Hamming() if isinstance(loss, Hamming) else loss, psp_, s, targets)
+
+
+class SurrogateTakenForItsParent(NumpyBackend):
+    """A surrogate derived from the triangle is computed as the triangle."""
+
+    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+        h = neuron.surrogate
+        return _backward(neuron, filter, residuals, ds, surrogate=Triangle(h.width) if isinstance(h, Triangle) else h)
+
+
+class UnknownSurrogateWithoutAName(NumpyBackend):
+    """A surrogate that the backend does not know ends in a TypeError."""
+
+    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+        if type(neuron.surrogate) not in SURROGATES.values():
+            raise TypeError("unsupported type")
+        return super().lif_backward(neuron, filter, residuals, ds)
+
+
+class UnknownSynapseTakenForItsParent(NumpyBackend):
+    """Weights of a kind derived from the convolution are computed as a convolution."""
+
+    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
+        if isinstance(synapse, Conv2d):
+            synapse = Conv2d(synapse.channels, synapse.kernel, synapse.stride, synapse.padding)
+        return super().synapse_forward(synapse, s, wq)
 
 
 class UnknownDeviceFallsBack(NumpyBackend):

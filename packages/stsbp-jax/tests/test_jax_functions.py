@@ -15,6 +15,7 @@ import stsbp_jax
 from stsbp_jax import apply, avgpool2d, conv2d, distance, lif, linear, snap_weights
 from stsbp_spec import (
     LIF,
+    PSP,
     AvgPool2d,
     Batch,
     Conv2d,
@@ -26,6 +27,7 @@ from stsbp_spec import (
     VanRossum,
     initial_weights,
 )
+from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Coding
 
@@ -108,6 +110,54 @@ def test_apply_with_weights_that_are_not_finite_is_seen_in_the_gradient() -> Non
     weights["conv2"] = weights["conv2"] * np.float32(np.inf)
     g = jax.grad(lambda w: distance(VanRossum(), network.output_psp, apply(network, w, x, STEPS), y))(weights)
     assert np.isnan(g["conv2"]).any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_or_stay_not_finite(value: float) -> None:
+    z = np.zeros((6, 2, 5), np.float32)
+    z[2, 1, 3] = value
+    filter = PSP(3.0).filter()
+    for given in (z, jnp.asarray(z)):
+        with pytest.raises(NumericError, match="the input of lif holds a value that is not finite"):
+            lif(LIF(), filter, given, 6)  # type: ignore[arg-type]
+    for function in (jax.jit(lambda x: lif(LIF(), filter, x, 6)), jax.vmap(lambda x: lif(LIF(), filter, x, 6), 1, 1)):
+        spikes = np.asarray(function(jnp.asarray(z)))
+        expected = np.zeros_like(z)
+        expected[2:, 1, 3] = np.nan
+        assert np.array_equal(spikes, expected, equal_nan=True)
+    network, weights, x, _ = example()
+    frames = x.astype(np.float32)
+    frames[3, 1, 0, 5, 5] = value
+    with pytest.raises(NumericError, match="the input of apply holds a value that is not finite"):
+        apply(network, weights, frames, STEPS)
+    spikes = np.asarray(jax.jit(lambda x: apply(network, weights, x, STEPS))(frames))
+    assert np.isnan(spikes[3:, 1]).all()
+    assert np.isfinite(spikes[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("value", [2.0, 0.25, -1.0, 1 + 2.0**-23])
+def test_inputs_that_are_no_spikes_are_refused_or_become_nan(value: float) -> None:
+    network, weights, x, _ = example()
+    frames = x.astype(np.float32)
+    assert np.array_equal(apply(network, weights, frames, STEPS), apply(network, weights, x, STEPS))
+    frames[4, 2, 1, 3, 3] = value
+    with pytest.raises(ShapeError, match="the inputs of apply must be spikes, 0 or 1, got"):
+        apply(network, weights, frames, STEPS)
+    # A jit that closes over the frames has their values.
+    with pytest.raises(ShapeError, match="the inputs of apply must be spikes, 0 or 1, got"):
+        jax.jit(lambda w: apply(network, w, frames, STEPS))(weights)
+    spikes = np.asarray(jax.jit(lambda x: apply(network, weights, x, STEPS))(frames))
+    assert np.isnan(spikes[4:, 2]).all()
+    assert np.isfinite(spikes[:4]).all()
+
+
+def test_images_of_other_types_are_multiples_of_a_256th() -> None:
+    network, weights, x, _ = example("direct")
+    grey = x.astype(np.float32) / 256
+    assert np.array_equal(apply(network, weights, grey, STEPS), apply(network, weights, x, STEPS))
+    for wrong in (x.astype(np.int32), x.astype(np.float32), grey + np.float32(2.0**-9)):
+        with pytest.raises(ShapeError, match=r"the inputs of apply must be multiples of 2\^-8 from 0 to 0.996"):
+            apply(network, weights, wrong, STEPS)
 
 
 def test_layers_compose_by_hand_to_what_apply_computes() -> None:

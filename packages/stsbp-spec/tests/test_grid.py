@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.grid import (
+    CEILING,
     EXACT_LIMIT_BITS,
     FINEST_ERROR_EXPONENT,
     FLOOR,
@@ -23,6 +24,7 @@ from stsbp_spec.grid import (
     is_on_grid,
     round_to_grid,
     snap,
+    unsigned_zeros,
     weight_grid,
 )
 from stsbp_spec.network import NetworkSpec
@@ -113,6 +115,40 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     w[1, 1] = value
     with pytest.raises(NumericError, match="layer conv3"):
         weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="conv3")
+
+
+@pytest.mark.parametrize("value", [2.0**100, -(2.0**100), 1e37, -3.4e38])
+def test_weights_from_the_ceiling_on_are_refused(value: float) -> None:
+    w = np.ones((2, 3), np.float32)
+    w[1, 1] = value
+    with pytest.raises(
+        NumericError, match=r"layer conv3: a weight of magnitude .* is too large; weights are below 2\^100"
+    ):
+        weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="conv3")
+
+
+@pytest.mark.parametrize("bits", range(2, 13))
+@pytest.mark.parametrize(
+    "most", [np.nextafter(np.float32(CEILING), np.float32(0)), np.float32(FLOOR)], ids=["ceiling", "floor"]
+)
+def test_scales_and_sums_of_the_outermost_grids_are_normal_numbers(bits: int, most: np.float32) -> None:
+    w = np.linspace(-1, 1, 300, dtype=np.float32).reshape(2, 150) * most
+    w[0, :3] = most
+    for summands in (150, 2**16):
+        wide = np.broadcast_to(np.abs(w[0, :1]), (1, summands)) if summands > 150 else w
+        wq, grid = weight_grid(np.array(wide), weight_bits=bits, input_exponent=0, input_max=1.0, layer="x")
+        assert wq.any()
+        assert is_on_grid(wq, grid.exponent)
+        assert -126 < grid.exponent < 126
+        assert np.abs(wq.astype(np.float64)).sum(axis=1).max() < 2.0**127
+        assert np.abs(wq - wide).max() <= 2.0 ** (-grid.exponent - 1)
+
+
+def test_unsigned_zeros_copies_and_changes_zeros_alone() -> None:
+    x = np.array([-0.0, 0.0, 1.5, -(2.0**-149), np.inf, -np.inf, np.nan], np.float32)
+    y = unsigned_zeros(x)
+    assert y.tobytes() == np.array([0.0, 0.0, 1.5, -(2.0**-149), np.inf, -np.inf, np.nan], np.float32).tobytes()
+    assert np.signbit(x[0])
 
 
 def test_weights_below_the_floor_are_zero() -> None:

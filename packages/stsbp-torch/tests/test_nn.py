@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
+from stsbp_spec.errors import BackendError, NumericError, ShapeError
 from stsbp_spec.typing import Precision
-from stsbp_torch.nn import Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
+from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
 
@@ -112,3 +116,74 @@ def test_printed_modules_show_their_sizes() -> None:
     ]
     assert str(SpikingLinear(7, 3, weight_bits=8)).splitlines()[1].startswith("  7, 3, weight_bits=8, ")
     assert str(SpikingAvgPool2d(2)) == "SpikingAvgPool2d(size=2)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_refused_by_every_module(value: float) -> None:
+    spikes = torch.zeros(4, 2, 2, 6, 6)
+    spikes[2, 1, 0, 3, 3] = value
+    net = NetworkSpec.parse("4C3", input_shape=(2, 6, 6), outputs=3)
+    for module in (LIF(), SpikingConv2d(2, 4, 3), SpikingLinear(72, 3), Network(net)):
+        with pytest.raises(
+            NumericError, match=f"the input of {type(module).__name__} holds a value that is not finite"
+        ):
+            module(spikes)
+
+
+def test_one_bad_value_in_a_large_tensor_is_seen() -> None:
+    z = torch.zeros(50, 40, 999)
+    LIF()(z)
+    z[31, 17, 501] = float("nan")
+    with pytest.raises(NumericError, match="the input of LIF holds a value that is not finite"):
+        LIF()(z)
+
+
+@pytest.mark.parametrize("value", [2.0, 0.25, -1.0, 1 + 2.0**-23, 2.0**-149])
+def test_inputs_that_are_no_spikes_are_refused(value: float) -> None:
+    s = torch.zeros(4, 2, 2, 6, 6)
+    s[3, 1, 1, 5, 5] = value
+    for module in (SpikingConv2d(2, 4, 3), SpikingLinear(72, 3)):
+        message = rf"inputs of {type(module).__name__} must be spikes, 0 or 1, got .*; input_exponent says how fine"
+        with pytest.raises(ShapeError, match=message):
+            module(s)
+    net = NetworkSpec.parse("4C3", input_shape=(2, 6, 6), outputs=3)
+    with pytest.raises(ShapeError, match="inputs of Network must be spikes, 0 or 1, got"):
+        Network(net)(s)
+
+
+def test_inputs_are_as_fine_and_as_large_as_the_module_is_told() -> None:
+    torch.manual_seed(0)
+    pooled = torch.randint(0, 5, (4, 2, 72)) / 4
+    SpikingLinear(72, 3, input_exponent=2)(pooled)
+    with pytest.raises(ShapeError, match="must be spikes, 0 or 1, got 0"):
+        SpikingLinear(72, 3)(pooled)
+    counts = torch.randint(0, 8, (4, 2, 72)).float()
+    SpikingLinear(72, 3, input_max=7)(counts)
+    SpikingLinear(72, 3, input_max=7)(counts.to(torch.uint8))
+    with pytest.raises(ShapeError, match="must be whole numbers from 0 to 6, got 7"):
+        SpikingLinear(72, 3, input_max=6)(counts)
+    with pytest.raises(ShapeError, match=r"must be multiples of 2\^-8 from 0 to 0.996"):
+        SpikingLinear(72, 3, input_exponent=8, input_max=255 / 256)(counts)
+    images = NetworkSpec.parse("4C3", input_shape=(1, 6, 6), outputs=3, coding="direct")
+    grey = torch.randint(0, 256, (2, 1, 6, 6))
+    assert torch.equal(Network(images)(grey, steps=5), Network(images)(grey.float(), steps=5))
+    with pytest.raises(ShapeError, match="inputs of Network must be whole numbers from 0 to 255, got"):
+        Network(images)(grey / 256, steps=5)
+
+
+def test_gradients_flow_into_a_module_that_checks() -> None:
+    z = torch.linspace(-1, 3, 24).reshape(4, 2, 3).requires_grad_()
+    LIF(psp=PSP(3))(z).sum().backward()
+    assert z.grad is not None
+    assert z.grad.any()
+
+
+@dataclass(frozen=True)
+class _Foreign(Hamming):
+    name: ClassVar[str] = "foreign"
+
+
+def test_a_loss_that_torch_does_not_know_is_refused_before_the_backward_pass() -> None:
+    spikes = torch.zeros(4, 2, 3, requires_grad=True)
+    with pytest.raises(BackendError, match="backend 'torch' does not know the loss _Foreign; it knows VanRossum"):
+        spike_loss(_Foreign(), spikes, torch.zeros(4, 2, 3), psp=PSP(4))

@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
-from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import LOSSES, Hamming, Loss
+from stsbp_spec.network import NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
-from stsbp_spec.surrogates import Logistic
-from stsbp_spec.synapses import PSP, Conv2d
-from stsbp_spec.typing import Float64, UInt8
+from stsbp_spec.surrogates import Logistic, Surrogate, Triangle
+from stsbp_spec.synapses import PSP, Conv2d, Linear
+from stsbp_spec.typing import AnyArray, Float64, UInt8
 
 from stsbp_conformance import reference
+from stsbp_conformance.cases import spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.tiers import bits
 
@@ -34,6 +36,39 @@ class _NoSuchLoss(Loss):
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         return np.zeros(spikes.shape[1])
+
+
+@dataclass(frozen=True)
+class _OtherHamming(Hamming):
+    name: ClassVar[str] = "other-hamming"
+
+
+@dataclass(frozen=True)
+class _NoSuchSurrogate(Surrogate):
+    """A parabola of its own."""
+
+    name: ClassVar[str] = "no-such-surrogate"
+    width: float = 1.0
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        one = x.dtype.type(1)
+        h: AnyArray = np.maximum(one - x * x, x.dtype.type(0))
+        return h
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        spike: AnyArray = np.clip(x - x**3 / 3, -2 / 3, 2 / 3) + 0.5
+        return spike
+
+
+@dataclass(frozen=True)
+class _OtherTriangle(Triangle):
+    """Twice its parent's derivative."""
+
+    name: ClassVar[str] = "other-triangle"
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        h: AnyArray = super().derivative(x) * x.dtype.type(2)
+        return h
 
 
 @dataclass(frozen=True)
@@ -73,13 +108,23 @@ def _weights(backend: AbstractBackend) -> Verdict:
         ("a wrong shape", "conv2", {**good, "conv2": good["conv2"][:, :, :, 1:]}),
         ("float64 weights", "float64", {**good, "conv1": good["conv1"].astype(np.float64)}),
     )
+    masked = {**good, "conv2": np.ma.masked_array(good["conv2"], good["conv2"] > 0)}
+    masks = (("a mask over the weights", "MaskedArray", masked),)
     not_finite = tuple((f"a weight that is {x}", "conv2", _changed("conv2", x)) for x in (np.nan, np.inf, -np.inf))
-    for kind, cases in ((ShapeError, wrong), (NumericError, not_finite)):
+    too_large = tuple((f"a weight of {x:.3g}", "too large", _changed("conv2", x)) for x in (2.0**100, -1e37, 3.4e38))
+    for kind, cases in ((ShapeError, (*wrong, *masks)), (NumericError, (*not_finite, *too_large))):
         for what, word, weights in cases:
             run = partial(backend.run, _CASE.network, weights, batch.inputs, _CASE.steps)
             _refused(compared, f"run with {what}", kind, word, run)
             gradients = partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
             _refused(compared, f"value_and_grad with {what}", kind, word, gradients)
+    # Libraries that add or compare in parallel do so from some size on, and may leave NaN out of a maximum.
+    wide = NetworkSpec.parse("2", input_shape=(60_000,), coding="direct")
+    for value in (np.nan, np.inf):
+        weights = {"linear1": np.ones((2, 60_000), np.float32)}
+        weights["linear1"][1, 41_234] = value
+        run = partial(backend.run, wide, weights, np.ones((1, 60_000), np.uint8), 2)
+        _refused(compared, f"a layer of 120,000 weights with one that is {value}", NumericError, "linear1", run)
     return compared.verdict()
 
 
@@ -96,6 +141,8 @@ def _batches(backend: AbstractBackend) -> Verdict:
         ("targets of another batch", "targets", Batch(inputs, targets[:, 1:])),
         ("float targets", "uint8", Batch(inputs, targets.astype(np.float32))),
         ("targets that are no spike trains", "0 and 1", Batch(inputs, targets * np.uint8(2))),
+        ("a mask over the inputs", "MaskedArray", Batch(np.ma.masked_array(inputs, inputs > 0), targets)),
+        ("a mask over the targets", "MaskedArray", Batch(inputs, np.ma.masked_array(targets, targets > 0))),
     ):
         _refused(
             compared, what, ShapeError, word, partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
@@ -103,6 +150,11 @@ def _batches(backend: AbstractBackend) -> Verdict:
     trainer = backend.trainer(_CASE.network, _LOSS, AdamW())
     state = trainer.init({name: w.copy() for name, w in weights.items()})
     _refused(compared, "predicting too many steps", ShapeError, "steps", lambda: trainer.predict(state, inputs, 13))
+    direct, images = bits.DIRECT, reference.data(bits.DIRECT).inputs
+    every: tuple[Any, ...] = (0, -1, 2**24 + 1, 2**31, 2**64, 10**5000, 1.5, True, None)
+    for steps in every:
+        run = partial(backend.run, direct.network, reference.weights(direct), images, steps)
+        _refused(compared, f"{type(steps).__name__} that is no number of steps", ShapeError, "steps", run)
     result = trainer.predict(state, inputs, 12)
     expected = list(reference.run(_CASE).layers.values())[-1].spikes
     compared.equal("spikes after the errors", result.spikes, expected)
@@ -150,28 +202,56 @@ def _state(backend: AbstractBackend) -> Verdict:
 
 
 def _unknown(backend: AbstractBackend) -> Verdict:
-    compared, kinds = Compared(), (SpecError, BackendError, LookupError, TypeError, NotImplementedError)
-    weights, batch = reference.weights(_CASE), reference.data(_CASE)
-    _refused(
-        compared,
-        "a loss that the backend does not know",
-        kinds,
-        "NoSuchLoss",
-        lambda: backend.value_and_grad(_CASE.network, _NoSuchLoss(), weights, batch),
-    )
-    s, w = np.zeros((1, 1, 2, 4, 4), np.uint8), np.zeros((1, 2, 3, 3), np.float32)
-    _refused(
-        compared,
-        "weights of a kind that the backend does not know",
-        kinds,
-        "NoSuchSynapse",
-        lambda: backend.synapse_forward(_NoSuchSynapse(1, 3), backend.asarray(s), backend.asarray(w)),
-    )
+    compared, weights, batch = Compared(), reference.weights(_CASE), reference.data(_CASE)
+    unknown: tuple[Loss, ...] = (_NoSuchLoss(), _OtherHamming())
+    for loss in unknown:
+        word = type(loss).__name__
+        call: Callable[[], Any] = partial(backend.value_and_grad, _CASE.network, loss, weights, batch)
+        _refused(compared, "a loss that the backend does not know", BackendError, word, call)
+        call = partial(_step, backend, _CASE.network, loss, weights, batch)
+        _refused(compared, "training with a loss that the backend does not know", BackendError, word, call)
+    for surrogate in (_NoSuchSurrogate(), _OtherTriangle()):
+        _foreign_surrogate(compared, backend, surrogate)
+    for synapse in (_NoSuchSynapse(16, 3, padding=1), _NoSuchSynapse(3, 2)):
+        layers = (SpikingLayer(synapse), SpikingLayer(Linear(3)))
+        network = NetworkSpec((2, 8, 8), layers)
+        frames = np.ones((3, 1, 2, 8, 8), np.uint8)
+        call = partial(backend.run, network, initial_weights(network, 1), frames, 3)
+        _refused(compared, "weights of a kind that the backend does not know", BackendError, "NoSuchSynapse", call)
     for name, loss in LOSSES.items():
         compared.true(
             f"the loss {name} is known", backend.value_and_grad(_CASE.network, loss, weights, batch).loss >= 0
         )
     return compared.verdict()
+
+
+def _step(
+    backend: AbstractBackend, network: NetworkSpec, loss: Loss, weights: dict[str, Any], batch: Batch
+) -> tuple[Any, Any]:
+    trainer = backend.trainer(network, loss, AdamW())
+    return trainer.step(trainer.init({name: w.copy() for name, w in weights.items()}), batch)
+
+
+def _foreign_surrogate(compared: Compared, backend: AbstractBackend, surrogate: Surrogate) -> None:
+    """A surrogate that is not of the spec is computed by its own `derivative` or refused, never taken for another."""
+    network = NetworkSpec.parse("20-5", input_shape=(9,), neuron=LIF(3, 5 / 3, 0.5, surrogate))
+    weights = initial_weights(network, 1, 3.0)
+    batch = Batch(spikes((6, 2, 9), 0.4, 1), spikes((6, 2, 5), 0.4, 2))
+    expected = reference.NUMPY.value_and_grad(network, _LOSS, weights, batch, precision="reproducible").gradients
+    compared.true("the surrogate matters", all(g.any() for g in expected.values()))
+    try:
+        found = backend.value_and_grad(network, _LOSS, weights, batch, precision="reproducible").gradients
+    except BackendError as error:
+        word = type(surrogate).__name__
+        compared.true(f"the message must name {word}, got: {error}", word in str(error))
+    except Exception as error:
+        message = (
+            f"{type(surrogate).__name__}: expected its gradients or BackendError, got {type(error).__name__}: {error}"
+        )
+        raise Mismatch(message) from error
+    else:
+        for name, gradient in expected.items():
+            compared.same_bytes(f"{name}: gradient with {type(surrogate).__name__}", found[name], gradient)
 
 
 def _devices(backend: AbstractBackend) -> Verdict:

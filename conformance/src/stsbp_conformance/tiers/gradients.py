@@ -137,6 +137,8 @@ def _check(
             compared.true(f"{name}: the gradient is float32", got[name].dtype == np.float32)
             # Constants that float32 rounds make errors of potentials alike in all neurons.
             compared.within(f"{name}: gradient", got[name], near, random=case.random and potentials == "float32")
+            if loss is not None:
+                compared.unsigned(f"{name}: gradient", got[name])
         return compared.verdict()
 
     of = "random cotangents" if loss is None else loss
@@ -158,7 +160,11 @@ def _surrogate(name: str) -> NetworkCase:
 
 
 CHECKS = (
-    *(_check(case, loss, quick=True) for case in (bits.SMALL[1], bits.DIRECT, bits.COUNTS) for loss in LOSSES),
+    *(
+        _check(case, loss, quick=True)
+        for case in (bits.SMALL[1], bits.DIRECT, bits.COUNTS, bits.ONE_STEP)
+        for loss in LOSSES
+    ),
     *(_check(case, "van-rossum", quick=True, dropout=(3, 5)) for case in (bits.SMALL[1], bits.DIRECT)),
     *(_check(_surrogate(name), quick=True) for name in SURROGATES),
     _check(_surrogate("logistic"), "van-rossum", quick=True),

@@ -7,13 +7,14 @@ of `fast` sums) is held to a bound instead.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import FLOOR, round_to_grid
+from stsbp_spec.grid import CEILING, FLOOR, round_to_grid
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF
@@ -224,8 +225,8 @@ def _gradient_norm(backend: AbstractBackend, compared: Compared) -> None:
     }.items():
         found = backend.gradient_norm([backend.asarray(g) for g in gradients])
         compared.same(what, found, NUMPY.gradient_norm(gradients))
-    for value in (np.nan, np.inf, -np.inf):
-        bad = normal((4, 4), 24)
+    for value, size in itertools.product((np.nan, np.inf, -np.inf), (4, 350)):
+        bad = normal((size, size), 24)
         bad[2, 1] = value
         norm = backend.gradient_norm([backend.asarray(normal((3,), 25)), backend.asarray(bad)])
         compared.true(f"the norm of a gradient with {value} must not be finite, got {norm}", not math.isfinite(norm))
@@ -300,6 +301,16 @@ def _with_ties(shape: Shape) -> Float32:
     return w
 
 
+def _near_ceiling(shape: Shape) -> Float32:
+    """Weights just below 2^100 and smaller ones: their grids have the largest steps, and their sums come near 2^125."""
+    w: Float32 = (np.abs(normal(shape, 35)) * np.float32(2.0**97)).clip(0, _BELOW_CEILING)
+    w.reshape(-1)[::3] = _BELOW_CEILING
+    return w
+
+
+_BELOW_CEILING = np.nextafter(np.float32(CEILING), np.float32(0))
+_HUGE = _near_ceiling((17, 37))
+
 CHECKS = (
     _check("encode", _encode()),
     *(_check(f"convolution {name}", _synapse(block)) for name, block in _CONV.items()),
@@ -352,6 +363,11 @@ CHECKS = (
         "weight grid, rounds up to a power of two",
         _weight_grid(_LINEAR, np.full((17, 37), np.nextafter(np.float32(1), np.float32(0)), np.float32)),
     ),
+    *(
+        _check(f"weight grid, below the ceiling, {bits} bits", _weight_grid(_block(f"17{{bits={bits}}}", (37,)), _HUGE))
+        for bits in (2, 3, 12)
+    ),
+    _check("weight grid, below the ceiling, coarser", _weight_grid(IMAGES, _near_ceiling((40, 3 * 48 * 48)))),
     _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
     _check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
     _check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),

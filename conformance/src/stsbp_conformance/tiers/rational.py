@@ -103,6 +103,7 @@ def _check(case: RationalCase) -> Check:
         layers = backend.run(case.network, weights, batch.inputs, case.steps).layers
         for block, u, o in zip(case.network.blocks, expected.run.u, expected.run.o, strict=True):
             compare(compared, f"{block.name}: membrane potentials", layers[block.name].potentials, np.stack(u))
+            compared.unsigned(f"{block.name}: membrane potentials", layers[block.name].potentials)
             compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))
         result = backend.value_and_grad(case.network, LOSSES[case.loss], weights, batch)
         # The literal loss halves the Hamming distance, so that its gradient is the error which the spec fixes.
@@ -110,6 +111,7 @@ def _check(case: RationalCase) -> Check:
         compared.same("loss", Fraction(result.loss), loss)
         for name, gradient in expected.gradients.items():
             compare(compared, f"{name}: gradient", result.gradients[name], gradient)
+            compared.unsigned(f"{name}: gradient", result.gradients[name])
         return compared.verdict()
 
     return Check(1, case.id, run, by_reference=False)

@@ -85,7 +85,7 @@ def _gradient_check(case: NetworkCase, loss: str, dropout: tuple[int, int] | Non
         compared.equal("output spikes", got.spikes, expected.spikes)
         compared.same("layers", list(got.gradients), list(expected.gradients))
         for name, gradient in expected.gradients.items():
-            compared.equal(f"{name}: gradient", got.gradients[name], gradient)
+            compared.same_bytes(f"{name}: gradient", got.gradients[name], gradient)
         compared.same("zeroed errors", list(got.zeroed.items()), list(expected.zeroed.items()))
         zeroed = sum(counts.zeroed for counts in got.zeroed.values())
         compared.note = f"{zeroed} of {sum(counts.nonzero for counts in got.zeroed.values())} errors zeroed"
@@ -107,7 +107,7 @@ def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory
         compared.same("gradient norms", [r.gradient_norm for r in found], [r.gradient_norm for r in results])
         compared.same("zeroed errors", [r.zeroed for r in found], [r.zeroed for r in results])
         for name, x in expected.items():
-            compared.equal(name, got[name], x)
+            compared.same_bytes(name, got[name], x)
         compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))
         compared.note = f"weights {reference.checksum(got)[:16]}"
         return compared.verdict()

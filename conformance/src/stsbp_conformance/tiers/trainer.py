@@ -52,7 +52,7 @@ def _fresh(case: NetworkCase) -> dict[str, AnyArray]:
 
 def _compare_results(compared: Compared, what: str, got: StepResult, expected: StepResult) -> None:
     compared.same(f"{what}: loss", got.loss, expected.loss)
-    compared.equal(f"{what}: spikes", got.spikes, expected.spikes)
+    compared.same_bytes(f"{what}: spikes", got.spikes, expected.spikes)
     compared.same(f"{what}: spike rates", got.rates, expected.rates)
     compared.same(f"{what}: weight grids", got.grids, expected.grids)
     compared.same(f"{what}: learning rate", got.learning_rate, expected.learning_rate)
@@ -120,11 +120,11 @@ def _predict(case: NetworkCase) -> Check:
         inputs = reference.data(case).inputs
         prediction = trainer.predict(state, inputs, case.steps)
         layers = reference.run(case).layers
-        compared.equal("spikes", prediction.spikes, list(layers.values())[-1].spikes)
+        compared.same_bytes("spikes", prediction.spikes, list(layers.values())[-1].spikes)
         rates = {name: float(np.count_nonzero(x.spikes)) / x.spikes.size for name, x in layers.items()}
         compared.same("spike rates", prediction.rates, rates)
         for name, x in trainer.export_state(state).items():
-            compared.equal(f"{name} after predicting", x, before[name])
+            compared.same_bytes(f"{name} after predicting", x, before[name])
         return compared.verdict()
 
     return Check(6, f"prediction: {case.id}", run)
@@ -139,20 +139,20 @@ def _export(backend: AbstractBackend) -> Verdict:
     compared.same("names", sorted(exported), sorted(names))
     compared.same("step", (int(exported["step"]), exported["step"].dtype), (0, np.dtype(np.int64)))
     for name, w in given.items():
-        compared.equal(f"weight/{name}", exported[f"weight/{name}"], w)
+        compared.same_bytes(f"weight/{name}", exported[f"weight/{name}"], w)
         compared.true(f"adamw.m/{name} begins at zero", not exported[f"adamw.m/{name}"].any())
     kept = {name: x.copy() for name, x in exported.items()}
     for step in range(3):
         state, _ = trainer.step(state, reference.rolled(CASE, step))
     for name, x in kept.items():
-        compared.equal(f"exported {name} after later updates", exported[name], x)
+        compared.same_bytes(f"exported {name} after later updates", exported[name], x)
     for name, w in reference.weights(CASE).items():
-        compared.equal(f"the caller's {name} after updates", given[name], w)
+        compared.same_bytes(f"the caller's {name} after updates", given[name], w)
     after = trainer.export_state(state)
     compared.same("step after 3 updates", int(after["step"]), 3)
     imported = trainer.import_state({name: x.copy() for name, x in after.items()})
     for name, x in trainer.export_state(imported).items():
-        compared.equal(f"{name} imported and exported", x, after[name])
+        compared.same_bytes(f"{name} imported and exported", x, after[name])
     return compared.verdict()
 
 
@@ -192,10 +192,10 @@ def resume_check(other: str) -> Check:
             resumed = go_on.import_state(written)
             inputs = reference.data(CASE).inputs
             spikes = begin.predict(state, inputs, CASE.steps).spikes
-            compared.equal("spikes after resuming", go_on.predict(resumed, inputs, CASE.steps).spikes, spikes)
+            compared.same_bytes("spikes after resuming", go_on.predict(resumed, inputs, CASE.steps).spikes, spikes)
             final = go_on.export_state(_train(go_on, resumed, range(3, 6)))
             for name, x in expected.items():
-                compared.equal(f"{name}, {first.name} then {second.name}", final[name], x)
+                compared.same_bytes(f"{name}, {first.name} then {second.name}", final[name], x)
         compared.note = f"weights {reference.checksum(expected)[:16]}"
         return compared.verdict()
 

@@ -17,6 +17,7 @@ from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Memory, Native, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
@@ -95,13 +96,13 @@ class CupyBackend(AbstractBackend):
         return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Native, wq: Native) -> tuple[Native, Any]:
-        z, residuals = _SYNAPSES[type(synapse)].forward(self.rt, synapse, s, wq)
+        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(self.rt, synapse, s, wq)
         return z, residuals
 
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: Native, *, precision: Precision, need_input: bool
     ) -> tuple[Native | None, Native]:
-        ds, dw = _SYNAPSES[type(synapse)].backward(
+        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
             self.rt, synapse, residuals, dz, precision=precision, need_input=need_input
         )
         return ds, dw
@@ -134,7 +135,7 @@ class CupyBackend(AbstractBackend):
         return psp.backward(self.rt, psp_, da)
 
     def loss_error(self, loss: Loss, psp_: PSP, s: Native, targets: Native) -> Native:
-        return _LOSSES[type(loss)].error(self.rt, loss, psp_, s, targets)
+        return implementation(self.name, _LOSSES, loss, "loss").error(self.rt, loss, psp_, s, targets)
 
     def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
         (found,) = self.weight_grids((block,), (w,))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, headroom_bits
+from stsbp_spec.errors import ExactnessError
+from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, check_largest, headroom_bits
 from stsbp_spec.network import Block
 from stsbp_spec.typing import Native
 
@@ -42,7 +42,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]
     """`grid.weight_grid` of several layers, with one transfer from the device unless a layer needs a coarser grid.
 
     Raises:
-        NumericError: a weight is not finite.
+        NumericError: a weight is not finite, or too large.
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
     xp = rt.xp
@@ -57,8 +57,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]
     for i, (block, w) in enumerate(zip(blocks, masters, strict=True)):
         wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
         bits = block.layer.weight_bits
-        if not math.isfinite(largest):
-            raise NumericError(f"layer {block.name}: a weight is not finite")
+        check_largest(largest, block.name)
         if largest < FLOOR:
             grids.append((wq, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))))
             continue

@@ -17,7 +17,7 @@ from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
 from stsbp_spec.errors import BackendError, NumericError
-from stsbp_spec.grid import WeightGrid, ZeroedErrors
+from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
@@ -221,7 +221,7 @@ class JaxBackend(AbstractBackend):
         _check_grids(network, grids, native)
         _check_finite(network, gradients.finite, float(gradients.norm), "")
         value = loss.mean(spikes, batch.targets, network.output_psp)
-        named = {name: np.array(gradients.values[name]) for name in network.weight_shapes}
+        named = {name: unsigned_zeros(gradients.values[name]) for name in network.weight_shapes}
         return ValueAndGrad(value, spikes, named, _zeroed(network, gradients.zeroed))
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
@@ -240,7 +240,7 @@ class JaxBackend(AbstractBackend):
         compiled = self.compiled(("run", network, steps), function, "forward pass")
         layers, grids = jax.device_get(compiled(native, self.asarray(inputs)))
         described = _check_grids(network, grids, native)
-        return RunResult({name: LayerRun(np.array(s), np.array(u)) for name, (s, u) in layers.items()}, described)
+        return RunResult({name: LayerRun(np.array(s), unsigned_zeros(u)) for name, (s, u) in layers.items()}, described)
 
     def trainer(
         self,

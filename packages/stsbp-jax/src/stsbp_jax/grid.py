@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from stsbp_spec.grid import (
+    CEILING,
     EXACT_LIMIT_BITS,
     FINEST_ERROR_EXPONENT,
     FLOOR,
@@ -129,7 +130,7 @@ class GridChoice(NamedTuple):
         exponent: `q`, int32.
         coarser: bits given up to meet the bound, int32; more than `weight_bits - MIN_WEIGHT_BITS`: no grid fits.
         bound: the largest partial sum in units of `2^-q`, float64, inputs in [0, 1].
-        finite: whether every weight is finite.
+        finite: whether every weight is finite and below the ceiling.
     """
 
     exponent: Array
@@ -139,12 +140,12 @@ class GridChoice(NamedTuple):
 
 
 def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
-    """Weights of the forward pass, `[out, ...]` float32; NaN where no grid fits or a weight is not finite."""
+    """Weights of the forward pass, `[out, ...]` float32; NaN where `describe_grid` finds none."""
     bits = block.layer.weight_bits
     # Sums of n units times the largest input, counted in units of the product's grid, must not pass 2^24.
     most = 2.0**EXACT_LIMIT_BITS / (block.input_max * 2.0**block.input_exponent)
-    largest = jnp.max(jnp.abs(w))
-    finite = jnp.isfinite(largest)
+    largest = largest_magnitude([w])
+    finite = largest < CEILING  # NaN is not
     silent = largest < FLOOR
     q = np.int32(bits - 1) - exponent(jnp.where(finite & ~silent, largest, np.float32(1)))
     q = jnp.where(jnp.rint(largest * power_of_two(q)) > np.float32(2 ** (bits - 1) - 1), q - np.int32(1), q)
@@ -190,7 +191,7 @@ def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
 def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
     """Errors of a layer, `[T, ...]`, on their grid of `bits` bits, and how many were zeroed, int32 `[T, 2]`."""
     magnitude = jnp.abs(dz)
-    largest = jnp.max(magnitude)
+    largest = largest_magnitude([dz])
     q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
     on_grid = jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
     before = magnitude >= SMALLEST_NORMAL
@@ -199,5 +200,10 @@ def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
 
 
 def largest_magnitude(arrays: Sequence[Array]) -> Array:
-    """Largest magnitude over several arrays, float32; NaN where one holds a NaN."""
-    return jnp.stack([jnp.max(jnp.abs(x)) for x in arrays]).max()
+    """Largest magnitude over several float32 arrays; NaN where one holds a NaN.
+
+    The maximum is one of bits: as integers they order magnitudes, with NaN above all. XLA's maximum of floats on the CPU
+    leaves NaN out where an array is large.
+    """
+    magnitudes = [lax.bitcast_convert_type(x, np.int32) & np.int32(0x7FFFFFFF) for x in arrays]
+    return lax.bitcast_convert_type(jnp.stack([jnp.max(bits) for bits in magnitudes]).max(), np.float32)

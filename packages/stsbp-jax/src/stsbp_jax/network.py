@@ -6,7 +6,7 @@ spec's pairs; a network of another shape is built from the same functions in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -16,10 +16,12 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.passes import block_error_bits
-from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid
+from stsbp_jax.checks import on_grid
 from stsbp_jax.neurons.lif import lif
 from stsbp_jax.synapses import dropout as masks
 from stsbp_jax.synapses.avgpool2d import avgpool2d
@@ -27,6 +29,8 @@ from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
 __all__ = ["apply", "snap_weights"]
+
+_SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -70,19 +74,28 @@ def apply(
         network: the network (static under `jit`).
         weights: master weights by layer name, float32, `network.weight_shapes`; they are rounded to their grids here.
         inputs: events `[T, B, C, H, W]` or `[T, B, N]`; direct coding: one image for all steps, `[B, C, H, W]` or
-            `[B, N]`, uint8 of value `x / 256`. Float inputs are taken as they are.
+            `[B, N]`, uint8 of value `x / 256`. Events, of any number type, are whole numbers from 0 to
+            `network.input_max`; images that are not uint8 are taken as they are, multiples of 1/256 from 0 to 255/256.
         steps: `T`.
         dropout: `(seed, step)` of the masks, numbers or uint32 scalars; None: evaluation.
         precision: of the backward pass.
 
     Returns:
-        Spikes, float32 `[T, B, N]`.
+        Spikes, float32 `[T, B, N]`. Inside a jit nothing can be raised: inputs that are refused outside, and weights
+        for which no grid fits, make them NaN.
+
+    Raises:
+        ShapeError: an input lies off its grid.
+        NumericError: an input is not finite.
     """
     s = jnp.asarray(inputs)
-    s = s if network.coding == "events" else s[None]
-    if network.coding == "direct" and s.dtype == np.uint8:
-        s = s.astype(np.float32) * np.float32(2.0**-8)
-    s = s.astype(np.float32)
+    first = network.blocks[0]
+    if network.coding == "events":
+        s = on_grid("apply", s, 0, first.input_max)
+    elif s.dtype == np.uint8:
+        s = s[None].astype(np.float32) * np.float32(2.0**-8)
+    else:
+        s = on_grid("apply", s, 8, first.input_max)[None]
     s = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
     for block in network.blocks:
         shape = block.input_shape
@@ -94,7 +107,7 @@ def apply(
                 keep = masks.mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
                 s = masks.forward(keep, s)
             shape = layer.output_shape(shape)
-        connect = conv2d if isinstance(block.synapse, Conv2d) else linear
+        connect = implementation("jax", _SYNAPSES, block.synapse, "synapse")
         z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
         if precision == "reproducible":
             z = snap_errors(block_error_bits(block, frames=z.shape[0] * z.shape[1]), z)

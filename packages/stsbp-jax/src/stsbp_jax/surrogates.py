@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.tables import implementation
 
 from stsbp_jax.grid import ZERO, Rounding, divide
-from stsbp_jax.tables import implementation
 
 __all__ = ["derivative"]
 
@@ -55,4 +55,4 @@ _DERIVATIVES: dict[type[Surrogate], Callable[[Any, Array, Rounding], Array]] = {
 
 def derivative(surrogate: Surrogate, x: Array, rounded: Rounding) -> Array:
     """`h(x)` of `x = u - V_th`, any shape."""
-    return implementation(_DERIVATIVES, surrogate, "surrogate")(surrogate, x, rounded)
+    return implementation("jax", _DERIVATIVES, surrogate, "surrogate")(surrogate, x, rounded)

@@ -24,6 +24,7 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
 from stsbp_spec.passes import FORWARD_PASSES, backward_pass
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Coding, Float32, Memory, Precision, Shape
 
 from stsbp_jax import losses
@@ -31,7 +32,6 @@ from stsbp_jax.grid import GridChoice, error_grid, weight_grid
 from stsbp_jax.neurons import lif
 from stsbp_jax.optim import adamw
 from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
-from stsbp_jax.tables import implementation
 
 __all__ = ["Compiled", "Forward", "Gradients", "Pairs", "Step", "backward", "encode", "forward", "scalars", "step"]
 
@@ -65,13 +65,13 @@ class Pairs:
     block_backward = AbstractBackend.block_backward
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        return implementation(_SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)
+        return implementation("jax", _SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)
 
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
     ) -> tuple[Array | None, Array]:
         s, wq = residuals
-        back: tuple[Array | None, Array] = implementation(_SYNAPSES, synapse, "synapse").backward(
+        back: tuple[Array | None, Array] = implementation("jax", _SYNAPSES, synapse, "synapse").backward(
             synapse, s, wq, dz, precision=precision, need_input=need_input
         )
         return back

@@ -5,6 +5,7 @@
    exactly in any order. Where the bound fails, a coarser grid is taken; where none is left, `ExactnessError`.
 3. Elementwise steps have a fixed order and round once each (see neurons/lif.py).
 4. Floor: states below 2^-100 snap to zero, so that a library which flushes subnormals agrees with one that does not.
+   Ceiling: weights of 2^100 and above are refused, so that no sum overflows, in any order.
 5. Random numbers are counter-based (random.py).
 6. Error grid (`reproducible` precision only): the error signal at a layer boundary is rounded to `b` bits below the
    power of two above its maximum, `b` as large as float64 allows to add both backward products exactly. Errors of at
@@ -27,6 +28,7 @@ from stsbp_spec.errors import ExactnessError, NumericError
 from stsbp_spec.typing import AnyArray, Float32, Int64
 
 __all__ = [
+    "CEILING",
     "CONTRACT_VERSION",
     "EXACT_LIMIT_BITS",
     "FINEST_ERROR_EXPONENT",
@@ -36,6 +38,7 @@ __all__ = [
     "WeightGrid",
     "ZeroedErrors",
     "ceil_log2",
+    "check_largest",
     "error_bits",
     "error_exponent",
     "error_grid",
@@ -43,6 +46,7 @@ __all__ = [
     "headroom_bits",
     "round_to_grid",
     "snap",
+    "unsigned_zeros",
     "weight_grid",
 ]
 
@@ -51,6 +55,10 @@ CONTRACT_VERSION = 2
 
 FLOOR = 2.0**-100
 """Magnitudes below this become zero."""
+
+CEILING = 2.0**100
+"""Weights of this magnitude and above are refused; below it every scale of a grid is a normal float32, and so is the
+largest sum of 2^24 units."""
 
 EXACT_LIMIT_BITS = 24
 """float32 holds every integer up to 2**24."""
@@ -97,6 +105,11 @@ class WeightGrid:
     headroom: float
 
 
+def unsigned_zeros(x: Float32) -> Float32:
+    """A copy of `x` in which every zero is +0: the order of a sum decides the sign of a zero, and must not show."""
+    return x + np.float32(0)
+
+
 def round_to_grid(x: npt.NDArray[_F], exponent: int) -> npt.NDArray[_F]:
     """`round(x 2^q) / 2^q`, halves to even; the scalings are exact."""
     scale, back = x.dtype.type(2.0**exponent), x.dtype.type(2.0**-exponent)
@@ -138,7 +151,7 @@ def weight_grid(
         The rounded weights, the shape of `w`, and their grid.
 
     Raises:
-        NumericError: a weight is not finite.
+        NumericError: a weight is not finite, or its magnitude is `CEILING` or more.
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
     largest = float(np.max(np.abs(w))) if w.size else 0.0
@@ -152,6 +165,14 @@ def weight_grid(
         layer=layer,
     )
     return (np.zeros_like(w) if wq is None else wq), made
+
+
+def check_largest(largest: float, layer: str) -> None:
+    """Raise `NumericError` unless the magnitude `largest` of a layer's largest weight is below `CEILING`."""
+    if not math.isfinite(largest):
+        raise NumericError(f"layer {layer}: a weight is not finite")
+    if largest >= CEILING:
+        raise NumericError(f"layer {layer}: a weight of magnitude {largest:.3g} is too large; weights are below 2^100")
 
 
 def fit_weight_grid(
@@ -179,8 +200,7 @@ def fit_weight_grid(
     Raises:
         NumericError, ExactnessError: see `weight_grid`.
     """
-    if not math.isfinite(largest):
-        raise NumericError(f"layer {layer}: a weight is not finite")
+    check_largest(largest, layer)
     if largest < FLOOR:
         return None, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))
     limit = 2 ** (weight_bits - 1) - 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.grid import WeightGrid, ZeroedErrors
+from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -19,6 +18,7 @@ from stsbp_spec.optim.adamw import AdamW, clip_factor
 from stsbp_spec.passes import FORWARD_PASSES, BlockTrace, LeanTrace, backward_pass, forward_pass
 from stsbp_spec.random import check_seed
 from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, Shape, UInt8
+from stsbp_spec.values import integer, listed, shown
 
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
@@ -34,6 +34,9 @@ __all__ = [
     "value_and_grad",
     "zeroed_errors",
 ]
+
+MAX_STEPS = 2**24
+"""Time steps of a run: spikes of a neuron are counted in float32, which holds every integer up to here."""
 
 T = TypeVar("T", BlockTrace, LeanTrace)
 
@@ -106,7 +109,7 @@ class Trainer:
     ) -> None:
         check_precision(network, precision)
         if memory not in FORWARD_PASSES:
-            raise SpecError(f"memory is 'full' or 'low', got {memory!r}")
+            raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss)
         self.backend = backend
         self.network = network
@@ -207,7 +210,7 @@ def value_and_grad(
         raise _not_finite(backend, gradients, "")
     spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
     value = loss.mean(spikes, batch.targets, network.output_psp)
-    named = {name: np.array(backend.numpy(gradients[name])) for name in network.weight_shapes}
+    named = {name: unsigned_zeros(backend.numpy(gradients[name])) for name in network.weight_shapes}
     return ValueAndGrad(value, spikes, named, _zeroed(backend, traces))
 
 
@@ -222,12 +225,10 @@ def run(
     steps = int(steps)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     traces, grids = _forward(backend, network, native, inputs, steps, None, forward_pass)
-    layers = {
-        trace.block.name: LayerRun(
-            backend.numpy(trace.spikes).astype(np.uint8), np.array(backend.numpy(backend.lif_potentials(trace.lif)))
-        )
-        for trace in traces
-    }
+    layers = {}
+    for trace in traces:
+        potentials = unsigned_zeros(backend.numpy(backend.lif_potentials(trace.lif)))
+        layers[trace.block.name] = LayerRun(backend.numpy(trace.spikes).astype(np.uint8), potentials)
     return RunResult(layers, grids)
 
 
@@ -271,7 +272,7 @@ def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: s
 def check_precision(network: NetworkSpec, precision: Precision) -> None:
     """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
     if precision not in ("fast", "reproducible"):
-        raise SpecError(f"precision is 'fast' or 'reproducible', got {precision!r}")
+        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
     for block in network.blocks:
         if precision == "reproducible" and not block.neuron.surrogate.exact:
             raise SpecError(
@@ -284,7 +285,7 @@ def check_loss(loss: object) -> None:
     """Raise `SpecError` unless `loss` is a loss."""
     if not isinstance(loss, Loss):
         known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
-        raise SpecError(f"a loss is one of {known}, got {loss!r}")
+        raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
 
 
 def check_dropout(dropout: object) -> None:
@@ -292,24 +293,18 @@ def check_dropout(dropout: object) -> None:
     if dropout is None:
         return
     if not isinstance(dropout, (tuple, list)) or len(dropout) != 2:
-        raise SpecError(f"dropout is None or (seed, step), got {dropout!r}")
+        raise SpecError(f"dropout is None or (seed, step), got {shown(dropout)}")
     seed, step = dropout
     check_seed(seed)
-    if (number := _integer(step)) is None or not 0 <= number < 2**32:
-        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {step!r}")
-
-
-def _integer(x: object) -> int | None:
-    """`x` as an int, None where it is no integer (of Python or numpy)."""
-    try:
-        return operator.index(x)  # type: ignore[arg-type]
-    except TypeError:
-        return None
+    if (number := integer(step)) is None or not 0 <= number < 2**32:
+        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
 
 
 def _array(what: str, x: object) -> None:
     if not isinstance(x, np.ndarray):
         raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise ShapeError(f"{what} must be a plain numpy array, got {type(x).__name__}; give numpy.asarray(...) of it")
 
 
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
@@ -318,9 +313,7 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
     if not isinstance(weights, Mapping):
         raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
     if set(weights) != set(shapes):
-        raise ShapeError(
-            f"{what} must have the layers {', '.join(shapes)}, got {', '.join(map(str, weights)) or 'none'}"
-        )
+        raise ShapeError(f"{what} must have the layers {listed(shapes)}, got {listed(map(str, weights)) or 'none'}")
     for name, shape in shapes.items():
         _array(f"{what} of {name}", weights[name])
         if weights[name].shape != shape or weights[name].dtype != np.float32:
@@ -333,8 +326,8 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
     """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
     lead = 1 if network.coding == "direct" else 2
     letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
-    if (number := _integer(steps)) is None or number < 1:
-        raise ShapeError(f"steps must be an integer of at least 1, got {steps!r}")
+    if (number := integer(steps)) is None or not 1 <= number <= MAX_STEPS:
+        raise ShapeError(f"steps must be an integer from 1 to 2^24, got {shown(steps)}")
     _array("inputs", inputs)
     if inputs.dtype != np.uint8:
         raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError
 
-__all__ = ["MAX_SIZE", "integer", "real", "shown", "whole"]
+__all__ = ["MAX_SIZE", "integer", "listed", "real", "shown", "whole"]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis: nine digits, as in the notation."""
@@ -35,6 +36,13 @@ def shown(value: object) -> str:
     except Exception:
         return f"a {type(value).__name__}"
     return text if len(text) <= _LONGEST + 20 else f"{text[:_LONGEST]}..."
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names with commas between them, for a message: the first eight and how many there are."""
+    every = [str(name) for name in names]
+    text = ", ".join(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..." for name in every[:8])
+    return text if len(every) <= 8 else f"{text}, ... ({len(every):,} in all)"
 
 
 def integer(value: object) -> int | None:

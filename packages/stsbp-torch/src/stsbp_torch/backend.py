@@ -23,6 +23,7 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
 from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_torch import bits
@@ -120,13 +121,15 @@ class TorchBackend(AbstractBackend):
         return sparse.block_backward(self, trace, ds, precision, training=training)
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        z, residuals = _SYNAPSES[type(synapse)].forward(synapse, s, wq)
+        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
         return z, residuals
 
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: torch.Tensor, *, precision: Precision, need_input: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        ds, dw = _SYNAPSES[type(synapse)].backward(synapse, residuals, dz, precision=precision, need_input=need_input)
+        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
+            synapse, residuals, dz, precision=precision, need_input=need_input
+        )
         return ds, dw
 
     def avgpool2d_forward(self, pool: AvgPool2d, s: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -194,7 +197,7 @@ class TorchBackend(AbstractBackend):
         return psp.backward(psp_, da)
 
     def loss_error(self, loss: Loss, psp_: PSP, s: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return ERRORS[type(loss)](psp_, s, targets)
+        return implementation(self.name, ERRORS, loss, "loss")(psp_, s, targets)
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         from stsbp_torch import reductions

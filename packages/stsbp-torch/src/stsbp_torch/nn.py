@@ -26,9 +26,12 @@ from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF as LIFSpec
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Precision
 
 from stsbp_torch.backend import TorchBackend
+from stsbp_torch.checks import check_finite, check_inputs
+from stsbp_torch.losses import ERRORS
 
 __all__ = ["LIF", "Network", "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "backend_of", "spike_loss"]
 
@@ -116,6 +119,7 @@ class _GridFunction(torch.autograd.Function):
 class _LossFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: torch.Tensor, targets: torch.Tensor, loss: Loss, psp: PSP) -> torch.Tensor:
+        implementation("torch", ERRORS, loss, "loss")
         ctx.loss, ctx.psp = loss, psp
         ctx.save_for_backward(spikes, targets)
         trains = [x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets)]
@@ -155,8 +159,22 @@ class LIF(torch.nn.Module):
             f"tau_m={n.tau_m:g}, tau_s={n.tau_s:g}, threshold={n.threshold:g}, surrogate={n.surrogate}, psp={self.psp}"
         )
 
-    def forward(self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0) -> torch.Tensor:
-        """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input."""
+    def forward(
+        self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0, *, checked: bool = False
+    ) -> torch.Tensor:
+        """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
+
+        Args:
+            z: weighted spikes of the layer below.
+            steps: `T` of a static input.
+            gain: factor of dropout.
+            checked: `z` is known to be finite, and is not looked at.
+
+        Raises:
+            NumericError: a value of `z` is not finite.
+        """
+        if not checked:
+            check_finite("LIF", z)
         filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
         spikes: torch.Tensor = _LifFunction.apply(z, self.neuron, filter, steps or len(z))  # type: ignore[no-untyped-call]
         return spikes
@@ -199,14 +217,30 @@ class _Spiking(torch.nn.Module):
         *,
         gain: float = 1.0,
         precision: Precision = "fast",
+        checked: bool = False,
     ) -> torch.Tensor:
-        """Spikes of the layer from inputs `[T, B, ...]` (or `[1, B, ...]` with `steps`)."""
+        """Spikes of the layer from inputs `[T, B, ...]` (or `[1, B, ...]` with `steps`).
+
+        Args:
+            s: inputs, multiples of `2^-input_exponent` in `[0, input_max]`.
+            steps: `T` of one input for all steps.
+            gain: factor of dropout.
+            precision: of the backward pass.
+            checked: the inputs are known to be so, and are not looked at.
+
+        Raises:
+            ShapeError: an input is something else.
+            NumericError: an input or a weight is not finite, or a weight is too large.
+        """
+        if not checked:
+            check_inputs(self._get_name(), s, self.input_exponent, self.input_max, _HOW_FINE)
         wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
             self.weight, self.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
         )
         bits = self._error_bits(s) if precision == "reproducible" else 0
         z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
-        spikes: torch.Tensor = self.lif(z, steps, gain)
+        # Weights on their grid and inputs that were looked at have finite sums.
+        spikes: torch.Tensor = self.lif(z, steps, gain, checked=True)
         return spikes
 
     def _error_bits(self, s: torch.Tensor) -> int:
@@ -219,6 +253,12 @@ class _Spiking(torch.nn.Module):
             weight_summands=steps * batch * per_frame,
             data_summands=data,
         )
+
+
+_HOW_FINE = (
+    "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
+    "input_max how large"
+)
 
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
@@ -329,8 +369,13 @@ class Network(torch.nn.Module):
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
 
         In training mode each call draws new dropout masks (`self.step` counts the calls).
+
+        Raises:
+            ShapeError: an input is no whole number from 0 to `input_max` (images: 255).
+            NumericError: an input or a weight is not finite, or a weight is too large.
         """
         direct = self.spec.coding == "direct"
+        check_inputs("Network", inputs, 0, 255 if direct else self.spec.input_max)
         s = inputs[None].float() * 2.0**-8 if direct else inputs.float()
         steps = steps or len(s)
         backend = backend_of(s)
@@ -346,7 +391,7 @@ class Network(torch.nn.Module):
                     s = s * mask
                 shape = layer.output_shape(shape)
             gain = block.dropout_gain if self.training else 1.0
-            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision)
+            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision, checked=True)
         if self.training:
             self.step += 1
         return s

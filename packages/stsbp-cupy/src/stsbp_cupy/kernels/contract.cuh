@@ -35,9 +35,9 @@ __device__ __forceinline__ float snap(float x) {
     return fabsf(x) < 0x1p-100f ? 0.0f : x;
 }
 
-// 2^q for q from -149 to 127, also where it is subnormal.
+// 2^q for q from -126 to 127. The floor and the ceiling of weights and errors keep every q of a grid within -120 and 120.
 __device__ __forceinline__ float power_of_two(int q) {
-    return __int_as_float(q < -126 ? 1 << (q + 149) : (q + 127) << 23);
+    return __int_as_float(static_cast<int>(static_cast<unsigned int>(q + 127) << 23));
 }
 
 // math.frexp(x)[1] of the float whose bits these are (a magnitude above the floor, hence normal, or not finite).

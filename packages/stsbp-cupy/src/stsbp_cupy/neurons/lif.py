@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from stsbp_spec.errors import BackendError
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses.psp import Filter
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Native
 
 from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
@@ -59,23 +60,19 @@ def potentials(rt: Runtime, residuals: Residuals) -> Native:
     return logical(rt, residuals.u)
 
 
+_KERNELS: dict[type[Surrogate], Callable[[float], tuple[str, tuple[float, ...]]]] = {
+    Rectangle: lambda width: ("lif_backward", (0, width / 2, 1 / width)),
+    Triangle: lambda width: ("lif_backward", (1, 1 / width, 0.0)),
+    FastSigmoid: lambda beta: ("lif_backward", (2, beta, 0.0)),
+    Arctan: lambda alpha: ("lif_backward", (3, math.pi / 2 * alpha, 0.0)),
+    Logistic: lambda width: ("lif_backward_logistic", (1 / width,)),
+}
+
+
 def surrogate_arguments(surrogate: Surrogate) -> tuple[str, tuple[float, ...]]:
     """The kernel of a surrogate and its arguments: the kind and constants of `ExactSurrogate`, or the logistic's.
 
     Raises:
         BackendError: the kernels do not know this surrogate.
     """
-    if isinstance(surrogate, Logistic):
-        return "lif_backward_logistic", (1 / surrogate.width,)
-    if isinstance(surrogate, Rectangle):
-        return "lif_backward", (0, surrogate.width / 2, 1 / surrogate.width)
-    if isinstance(surrogate, Triangle):
-        return "lif_backward", (1, 1 / surrogate.width, 0.0)
-    if isinstance(surrogate, FastSigmoid):
-        return "lif_backward", (2, surrogate.beta, 0.0)
-    if isinstance(surrogate, Arctan):
-        return "lif_backward", (3, math.pi / 2 * surrogate.alpha, 0.0)
-    raise BackendError(
-        f"backend cupy has no kernel for the surrogate {surrogate.name!r}; it knows rectangle, triangle, fast-sigmoid, "
-        "arctan and logistic (kernels/lif.cu)"
-    )
+    return implementation("cupy", _KERNELS, surrogate, "surrogate")(surrogate.parameter)

@@ -7,9 +7,9 @@ import jax
 from jax import Array
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.tables import implementation
 
 from stsbp_jax.losses import hamming, spike_count, van_rossum
-from stsbp_jax.tables import implementation
 
 __all__ = ["distance", "error"]
 
@@ -18,7 +18,7 @@ _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, Spik
 
 def error(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
     """`dL/do` of the batch loss, float32 `[T, B, N]`, from spikes and targets of that shape and any number type."""
-    result: Array = implementation(_MODULES, loss, "loss").error(loss, psp, s, targets)
+    result: Array = implementation("jax", _MODULES, loss, "loss").error(loss, psp, s, targets)
     return result
 
 
@@ -32,7 +32,7 @@ def distance(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
         s: output spikes, float32 `[T, B, N]`.
         targets: target spike trains, `[T, B, N]`, any number type.
     """
-    value: Array = implementation(_MODULES, loss, "loss").distance(loss, psp, s, targets).mean()
+    value: Array = implementation("jax", _MODULES, loss, "loss").distance(loss, psp, s, targets).mean()
     return value
 
 

@@ -15,6 +15,7 @@ from jax import Array, lax
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.synapses.psp import Filter
 
+from stsbp_jax.checks import check_finite
 from stsbp_jax.grid import ZERO, Rounding, snap
 from stsbp_jax.surrogates import derivative
 
@@ -83,19 +84,23 @@ def lif(neuron: LIF, filter: Filter, z: Array, steps: int) -> Array:
         steps: `T`.
 
     Returns:
-        Spikes, float32 `[T, B, ...]`.
+        Spikes, float32 `[T, B, ...]`; NaN where the potential is not finite: inside a jit nothing can be raised.
+
+    Raises:
+        NumericError: a value of `z` is not finite.
     """
+    check_finite("lif", z)
     return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, z)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _lif(neuron: LIF, filter: Filter, steps: int, static: bool, z: Array) -> Array:
-    return spikes(neuron, forward(neuron, filter, z, steps))
+    return _lif_forward(neuron, filter, steps, static, z)[0]
 
 
 def _lif_forward(neuron: LIF, filter: Filter, steps: int, static: bool, z: Array) -> tuple[Array, Array]:
     u = forward(neuron, filter, z, steps)
-    return spikes(neuron, u), u
+    return jnp.where(jnp.isfinite(u), spikes(neuron, u), np.float32(np.nan)), u
 
 
 def _lif_backward(neuron: LIF, filter: Filter, steps: int, static: bool, u: Array, ds: Array) -> tuple[Array]:

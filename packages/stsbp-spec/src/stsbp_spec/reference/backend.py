@@ -21,6 +21,7 @@ from stsbp_spec.reference.neurons import lif
 from stsbp_spec.reference.optim import adamw
 from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear, psp
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 __all__ = ["NumpyBackend"]
@@ -53,13 +54,15 @@ class NumpyBackend(AbstractBackend):
         return inputs if coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        z, residuals = _SYNAPSES[type(synapse)].forward(synapse, s, wq)
+        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
         return z, residuals
 
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
     ) -> tuple[Float32 | None, Float32]:
-        ds, dw = _SYNAPSES[type(synapse)].backward(synapse, residuals, dz, precision=precision, need_input=need_input)
+        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
+            synapse, residuals, dz, precision=precision, need_input=need_input
+        )
         return ds, dw
 
     def avgpool2d_forward(self, pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Any]:
@@ -90,7 +93,7 @@ class NumpyBackend(AbstractBackend):
         return psp.backward(psp_, da)
 
     def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Float32:
-        error: Float32 = _LOSSES[type(loss)].error(loss, psp_, s, targets)
+        error: Float32 = implementation(self.name, _LOSSES, loss, "loss").error(loss, psp_, s, targets)
         return error
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:

@@ -7,11 +7,13 @@ are used otherwise, lif_numba.py on the CPU and lif_triton.py on CUDA, fill the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.tables import implementation
 
 __all__ = ["LifResiduals", "backward", "derivative", "forward", "snap", "surrogate_code"]
 
@@ -29,20 +31,22 @@ def snap(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.abs() < FLOOR, torch.zeros((), dtype=x.dtype, device=x.device), x)
 
 
+_CODES: dict[type[Surrogate], Callable[[float], tuple[int, float, float]]] = {
+    Rectangle: lambda width: (0, width / 2, 1 / width),
+    Triangle: lambda width: (1, 1 / width, 0.0),
+    FastSigmoid: lambda beta: (2, beta, 0.0),
+    Arctan: lambda alpha: (3, math.pi / 2 * alpha, 0.0),
+    Logistic: lambda width: (4, 1 / width, 0.0),
+}
+
+
 def surrogate_code(surrogate: Surrogate) -> tuple[int, float, float]:
-    """Which branch of the fused kernels computes `h`, and its two constants."""
-    match surrogate:
-        case Rectangle(width=width):
-            return 0, width / 2, 1 / width
-        case Triangle(width=width):
-            return 1, 1 / width, 0.0
-        case FastSigmoid(beta=beta):
-            return 2, beta, 0.0
-        case Arctan(alpha=alpha):
-            return 3, math.pi / 2 * alpha, 0.0
-        case Logistic(width=width):
-            return 4, 1 / width, 0.0
-    raise TypeError(f"unknown surrogate {surrogate!r}")
+    """Which branch of the fused kernels computes `h`, and its two constants.
+
+    Raises:
+        BackendError: the kernels do not know this surrogate.
+    """
+    return implementation("torch", _CODES, surrogate, "surrogate")(surrogate.parameter)
 
 
 def derivative(code: tuple[int, float, float], x: torch.Tensor) -> torch.Tensor:

@@ -271,7 +271,7 @@ def known(block: Block) -> bool:
     """Whether the kernels know such a block."""
     pools = sum(isinstance(layer, AvgPool2d) for layer in block.before)
     return (
-        isinstance(block.synapse, Conv2d)
+        type(block.synapse) is Conv2d
         and block.synapse.stride == 1
         and not block.static
         and pools <= 1

@@ -1,0 +1,62 @@
+"""What may enter `lif` and `apply`: numbers that a forward pass would otherwise swallow.
+
+Arrays that are there are looked at, by one fused pass, and refused. Traced ones (inside `jit`, `grad`, `vmap`) have no
+values yet and nothing can be raised: there, what would have been refused becomes NaN, and so do the spikes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from stsbp_spec.errors import NumericError, ShapeError
+
+__all__ = ["check_finite", "on_grid"]
+
+
+@jax.jit
+def _all_finite(x: Array) -> Array:
+    return jnp.isfinite(x).all()
+
+
+def _good(s: Array, exponent: int, largest: float) -> Array:
+    units = s.astype(np.float32) * np.float32(2.0**exponent)
+    return (s >= 0) & (s <= largest) & (units == jnp.rint(units))
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def _all_good(s: Array, exponent: int, largest: float) -> Array:
+    return _good(s, exponent, largest).all()
+
+
+def check_finite(what: str, x: ArrayLike) -> None:
+    """Raise `NumericError` where `x`, any shape, is no tracer and holds a value that is not finite."""
+    if isinstance(x, jax.core.Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        if not bool(_all_finite(x)):
+            raise NumericError(f"the input of {what} holds a value that is not finite")
+
+
+def on_grid(what: str, s: Array, exponent: int, largest: float) -> Array:
+    """`s` as float32, any shape; its elements must be multiples of `2^-exponent` in `[0, largest]`.
+
+    Raises:
+        ShapeError: an element is something else and `s` is no tracer; elements of a tracer become NaN.
+        NumericError: likewise, an element that is not finite.
+    """
+    x = s.astype(np.float32)
+    if isinstance(s, jax.core.Tracer):
+        return jnp.where(_good(s, exponent, largest), x, np.float32(np.nan))
+    check_finite(what, x)
+    with jax.ensure_compile_time_eval():
+        if bool(_all_good(s, exponent, largest)):
+            return x
+        wrong = float(s[~_good(s, exponent, largest)][0])
+    unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
+    wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
+    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}")

@@ -1,0 +1,44 @@
+"""What may enter the modules of nn.py: numbers that a forward pass would otherwise swallow are refused at the door.
+
+A potential of NaN reaches no threshold, and sums of values that lie on no grid round: neither shows in the spikes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from stsbp_spec.errors import NumericError, ShapeError
+
+__all__ = ["check_finite", "check_inputs"]
+
+
+def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
+    """Least and largest element, in one pass; `NumericError` where one is not finite."""
+    if x.numel() == 0:
+        raise ShapeError(f"the input of {what} is empty: {tuple(x.shape)}")
+    low, high = (float(end) for end in torch.aminmax(x))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise NumericError(f"the input of {what} holds a value that is not finite")
+    return low, high
+
+
+def check_finite(what: str, z: torch.Tensor) -> None:
+    """Raise `NumericError` unless every element of `z`, any shape, is finite."""
+    _extremes(what, z.detach())
+
+
+def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint: str = "") -> None:
+    """Raise `ShapeError` unless every element of `s`, any shape, is a multiple of `2^-exponent` in `[0, largest]`."""
+    s = s.detach()
+    low, high = _extremes(what, s)
+    wrong = low if low < 0 else high if high > largest else None
+    if wrong is None and s.is_floating_point():
+        parts = (s * 2.0**exponent).frac_() if exponent else s.frac()
+        if bool(parts.any()):
+            wrong = float(s[parts != 0][0])
+    if wrong is None:
+        return
+    unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
+    wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
+    raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{hint}")
