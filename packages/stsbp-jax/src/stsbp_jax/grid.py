@@ -202,8 +202,8 @@ def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
 def largest_magnitude(arrays: Sequence[Array]) -> Array:
     """Largest magnitude over several float32 arrays; NaN where one holds a NaN.
 
-    The maximum is one of bits: as integers they order magnitudes, with NaN above all. XLA's maximum of floats on the CPU
-    leaves NaN out where an array is large.
+    The maximum is one of bits: as integers they order magnitudes, with NaN above all. XLA's maximum of floats leaves
+    NaN out on the CPU where an array is large.
     """
     magnitudes = [lax.bitcast_convert_type(x, np.int32) & np.int32(0x7FFFFFFF) for x in arrays]
     return lax.bitcast_convert_type(jnp.stack([jnp.max(bits) for bits in magnitudes]).max(), np.float32)
