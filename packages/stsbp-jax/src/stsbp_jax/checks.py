@@ -42,20 +42,21 @@ def check_finite(what: str, x: ArrayLike) -> None:
             raise NumericError(f"the input of {what} holds a value that is not finite")
 
 
-def on_grid(what: str, s: Array, exponent: int, largest: float) -> Array:
-    """`s` as float32, any shape; its elements must be multiples of `2^-exponent` in `[0, largest]`.
+def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Array:
+    """`inputs` as float32, any shape; its elements must be multiples of `2^-exponent` in `[0, largest]`.
 
     Raises:
-        ShapeError: an element is something else and `s` is no tracer; elements of a tracer become NaN.
+        ShapeError: an element is something else and `inputs` is no tracer; elements of a tracer become NaN.
         NumericError: likewise, an element that is not finite.
     """
-    x = s.astype(np.float32)
-    if isinstance(s, jax.core.Tracer):
-        return jnp.where(_good(s, exponent, largest), x, np.float32(np.nan))
-    check_finite(what, x)
+    if isinstance(inputs, jax.core.Tracer):
+        good = _good(inputs, exponent, largest)
+        return jnp.where(good, inputs.astype(np.float32), np.float32(np.nan))
+    check_finite(what, inputs)
     with jax.ensure_compile_time_eval():
+        s = jnp.asarray(inputs)
         if bool(_all_good(s, exponent, largest)):
-            return x
+            return s.astype(np.float32)
         wrong = float(s[~_good(s, exponent, largest)][0])
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"

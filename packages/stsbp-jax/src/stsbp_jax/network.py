@@ -88,14 +88,13 @@ def apply(
         ShapeError: an input lies off its grid.
         NumericError: an input is not finite.
     """
-    s = jnp.asarray(inputs)
     first = network.blocks[0]
     if network.coding == "events":
-        s = on_grid("apply", s, 0, first.input_max)
-    elif s.dtype == np.uint8:
-        s = s[None].astype(np.float32) * np.float32(2.0**-8)
+        s = on_grid("apply", inputs, 0, first.input_max)
+    elif jnp.result_type(inputs) == np.uint8:
+        s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
     else:
-        s = on_grid("apply", s, 8, first.input_max)[None]
+        s = on_grid("apply", inputs, 8, first.input_max)[None]
     s = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
     for block in network.blocks:
         shape = block.input_shape
