@@ -18,7 +18,7 @@ from stsbp_jax.backend import JaxBackend, JaxTrainer
 from stsbp_spec import LIF, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import FastSigmoid, Logistic, parse_surrogate
+from stsbp_spec.surrogates import FastSigmoid, Logistic
 from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import Float64, UInt8
 
