@@ -122,7 +122,7 @@ def test_weights_from_the_ceiling_on_are_refused(value: float) -> None:
     w = np.ones((2, 3), np.float32)
     w[1, 1] = value
     with pytest.raises(
-        NumericError, match=r"layer conv3: a weight of magnitude .* is too large; weights are below 2\^100"
+        NumericError, match=r"layer conv3: a weight of magnitude .* is too large; it must be below 2\^100"
     ):
         weight_grid(w, weight_bits=12, input_exponent=0, input_max=1.0, layer="conv3")
 

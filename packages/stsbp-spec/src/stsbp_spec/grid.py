@@ -172,7 +172,7 @@ def check_largest(largest: float, layer: str) -> None:
     if not math.isfinite(largest):
         raise NumericError(f"layer {layer}: a weight is not finite")
     if largest >= CEILING:
-        raise NumericError(f"layer {layer}: a weight of magnitude {largest:.3g} is too large; weights are below 2^100")
+        raise NumericError(f"layer {layer}: a weight of magnitude {largest:.3g} is too large; it must be below 2^100")
 
 
 def fit_weight_grid(
