@@ -292,7 +292,7 @@ def _plain(texts: tuple[str, ...]) -> tuple[str, ...]:
 class Arrays(Kind):
     """`.npy` files for prediction, `.npz` files of rasters, and MNIST's own files."""
 
-    name, weight = "arrays", 0.13
+    name, weight = "arrays", 0.14
 
     def make(self, rng: random.Random, world: World) -> Case:
         if rng.random() < 0.5:
@@ -473,7 +473,7 @@ def _png(chunks: list[tuple[bytes, bytes]]) -> bytes:
 class Images(Kind):
     """Pictures: damaged, of odd modes, with headers that promise too much."""
 
-    name, weight = "images", 0.12
+    name, weight = "images", 0.13
 
     def make(self, rng: random.Random, world: World) -> Case:
         data = rng.choice(_pictures())
@@ -533,7 +533,7 @@ class Images(Kind):
 class Checkpoints(Kind):
     """Checkpoints, records and settings of a run, damaged before or after their digests are made; and the cache."""
 
-    name, weight = "checkpoints", 0.07
+    name, weight = "checkpoints", 0.052
 
     def make(self, rng: random.Random, world: World) -> Case:
         run = rng.choice(("pictures", "recordings", "rasters", "stopped"))
@@ -699,7 +699,7 @@ _DATASETS = (
 class Options(Kind):
     """Command lines of every command, from what click knows of its options."""
 
-    name, weight = "options", 0.01
+    name, weight = "options", 0.008
 
     def make(self, rng: random.Random, world: World) -> Case:
         frequent = (

@@ -175,6 +175,8 @@ class World:
     def restore(self) -> None:
         """Put everything back."""
         now = self._scan()
+        if now == self._stamps:
+            return
         for name in sorted(now.keys() - self._entries.keys(), reverse=True):
             path = self.root / name
             if path.is_dir() and not path.is_symlink():
