@@ -184,9 +184,9 @@ class World:
             else:
                 path.unlink(missing_ok=True)
         for name, (kind, content) in self._entries.items():
-            path = self.root / name
             if now.get(name) == self._stamps[name]:
                 continue
+            path = self.root / name
             if kind == "file":
                 self.write(name, content)
             elif not os.path.lexists(path):
