@@ -80,6 +80,7 @@ def test_digits_are_found_and_read(where: str, packed: bool, tmp_path: Path) -> 
         ("train-images-idx3-ubyte.gz", gzip.compress(_idx(_images(24)))[:50], "damaged"),
         ("train-images-idx3-ubyte.gz", gzip.compress(_idx(_images(24))[:-1]), "cut off"),
         ("train-images-idx3-ubyte.gz", gzip.compress(_idx(_images(24))[:9]), "cut off"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(bytes((0, 0, 8, 3, *[0] * 4, *[255] * 8))), "cut off"),
         ("train-images-idx3-ubyte.gz", gzip.compress(b""), "begins with nothing"),
         ("train-images-idx3-ubyte.gz", gzip.compress(_idx(_images(24)[0])), "begins with 00 00 08 02"),
         ("train-images-idx3-ubyte.gz", gzip.compress(_idx(_images(24)[:, 1:])), "28 x 28"),

@@ -244,6 +244,8 @@ def header(shape: str, dtype: str = "'|u1'") -> str:
         npy(header("(8, 8)", "[('a', '|u1', -3)]"), bytes(64)),
         npy(header("(8, 8)", "3"), bytes(64)),
         npy(header(str((1,) * 70)), bytes(1)),
+        npy(header(str((2**63, 0)))),
+        npy(header(str((0, 2**32, 2**32)))),
     ],
 )
 def test_forged_arrays(run: Path, stsbp: Stsbp, content: bytes) -> None:

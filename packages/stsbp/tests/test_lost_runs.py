@@ -66,8 +66,9 @@ def test_removed_folder_is_not_made_again(
     assert not run.exists()
 
 
-def test_folder_that_is_removed_while_a_resumed_run_reads_its_data(
-    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_folder_that_is_removed_while_the_run_reads_its_data(
+    option: str, train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train_tiny(tmp_path / "run").exit_code == 0
 
@@ -76,7 +77,7 @@ def test_folder_that_is_removed_while_a_resumed_run_reads_its_data(
         return load_data(*arguments)
 
     monkeypatch.setattr(train, "load_data", removing)
-    stopped(train_tiny(tmp_path / "run", "--resume"), "run, the folder of the run, is gone")
+    stopped(train_tiny(tmp_path / "run", option), "run, the folder of the run, is gone")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -162,6 +163,8 @@ def _array(content: bytes, path: Path) -> UInt8:
     if dtype != np.uint8:
         raise DataError(f"{path} must hold uint8 values, got {dtype}")
     data = np.frombuffer(content, dtype=np.uint8, offset=file.tell())
-    if min(shape, default=0) < 0 or count != data.size or len(shape) > _MOST_AXES:
-        raise DataError(f"{path} is not a numpy array: its header does not fit the {data.size} bytes that follow it")
-    return data.reshape(shape, order="F" if fortran else "C")
+    with contextlib.suppress(ValueError):
+        if min(shape, default=0) >= 0 and count == data.size and len(shape) <= _MOST_AXES:
+            # Beside a 0 the other numbers may be larger than numpy's largest.
+            return data.reshape(shape, order="F" if fortran else "C")
+    raise DataError(f"{path} is not a numpy array: its header does not fit the {data.size} bytes that follow it")

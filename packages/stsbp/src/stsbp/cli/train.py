@@ -115,7 +115,7 @@ def command(
     if config.tensorboard:
         require()
     description = folder.path / "last.json"
-    begun = folder.is_free, description.exists()
+    begun, there = (folder.is_free, description.exists()), folder.path.exists()
     folder.check_writable()
     limit_threads(config.threads)
     backend = choose_backend(ctx.obj)
@@ -130,7 +130,7 @@ def command(
         if saved is None and config.init_from:
             # Before anything is written or removed.
             borrowed_weights(task.network, config)
-        with folder.lock(make=saved is None), stop_on_signals(deadline) as stop:
+        with folder.lock(make=not there), stop_on_signals(deadline) as stop:
             # Loading takes time: another process may have trained here meanwhile.
             if saved is not None:
                 _extend(folder, config, show)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import sys
 import zlib
 from pathlib import Path
@@ -101,12 +102,14 @@ def _array(content: bytes, path: Path, dimensions: int) -> UInt8:
         )
     start = 4 + 4 * dimensions
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4")) if len(content) >= start else ()
-    if len(shape) != dimensions or len(content) - start != int(np.prod(shape, dtype=np.float64)):
-        raise DataError(
-            f"{path}: {len(content)} bytes are not the array of shape {list(shape)} that it is said to hold; "
-            "it may be cut off"
-        )
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    with contextlib.suppress(ValueError):
+        if len(shape) == dimensions and len(content) - start == math.prod(shape):
+            # Beside a 0 the other numbers may be larger than numpy's largest.
+            return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    raise DataError(
+        f"{path}: {len(content)} bytes are not the array of shape {list(shape)} that it is said to hold; "
+        "it may be cut off"
+    )
 
 
 def read(data_dir: Path, split: str) -> Digits:
