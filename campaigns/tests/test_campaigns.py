@@ -210,7 +210,7 @@ OpenFolder.write = lambda folder, name, data: (folder.path / name).write_bytes(d
 """
 FORGETS = """
 from stsbp.training import loop
-loop.Sums.from_json = classmethod(lambda cls, values: cls(**{**values, "loss": 0.0, "rates": dict(values["rates"])}))
+loop.Sums.from_json = classmethod(lambda cls, values: cls(**{**values, "loss": 0.0}))
 """
 
 

@@ -1,7 +1,7 @@
 """Numbers at the public doors: read into one form, refused with a short message.
 
 `LIF(8)`, `LIF(8.0)` and `LIF(np.float32(8))` are the same neuron, so they are stored, printed and written as the same
-one: a whole number becomes an `int`, any other a `float`. Truth values and text are no numbers.
+one: a count is kept as an `int`, a quantity as a `float`. Truth values and text are no numbers.
 """
 
 from __future__ import annotations

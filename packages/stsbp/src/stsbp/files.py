@@ -69,7 +69,7 @@ the folder from being removed or renamed)."""
 
 
 def real(path: Path) -> Path:
-    """The path behind all links; unlike `Path.resolve` also where links lead in a circle."""
+    """The path with all links followed; unlike `Path.resolve` also where links lead in a circle."""
     return Path(os.path.realpath(path))
 
 
@@ -266,8 +266,10 @@ class OpenFolder:
                     continue
                 with contextlib.suppress(OSError), self.open(name, os.O_RDONLY) as file:
                     if (held := _hold(file.fileno(), wait=False)) is not None:
-                        os.unlink(self._name(name), **self._at)
-                        os.close(held)
+                        try:
+                            os.unlink(self._name(name), **self._at)
+                        finally:
+                            os.close(held)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace the content of the file `name` by `data`, all or nothing.

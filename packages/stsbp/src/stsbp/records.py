@@ -321,25 +321,22 @@ def metrics_line(line: bytes) -> dict[str, Any]:
 
 def starts(text: bytes) -> list[dict[str, Any]]:
     """Every start that `environment.json` holds, oldest first, without damaged ones; none where it is no JSON."""
-    try:
-        found = parse(text)["starts"]
-        if not isinstance(found, list):
-            return []
-    except (ValueError, KeyError, TypeError):
-        return []
-    return [start for start in found if _is(Start, start)]
+    return _undamaged(Start, text, "starts")
 
 
 def seeds(text: bytes, version: int) -> list[dict[str, Any]]:
     """The figures of each seed that `experiment.json` of this version of it holds, without damaged ones."""
+    return _undamaged(Seed, text, "seeds", version)
+
+
+def _undamaged(kind: type[Record], text: bytes, key: str, version: int | None = None) -> list[dict[str, Any]]:
+    """Those of the list `key` that are records of a kind; none where there is none, or it is of another version."""
     try:
         content = parse(text)
-        found = content["seeds"] if content["format"] == version else []
-        if not isinstance(found, list):
-            return []
-    except (ValueError, KeyError, TypeError):
+        found = content[key] if version in (None, content.get("format")) else []
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
-    return [seed for seed in found if _is(Seed, seed)]
+    return [value for value in found if _is(kind, value)] if isinstance(found, list) else []
 
 
 def _is(kind: type[Record], value: Any) -> bool:

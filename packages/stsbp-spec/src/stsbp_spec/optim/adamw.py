@@ -74,10 +74,11 @@ class AdamW:
             name, value = field.name, getattr(self, field.name)
             if value is None and field.default is None:
                 continue
-            if name not in ("warmup_steps", "total_steps"):
-                object.__setattr__(self, name, real(f"AdamW: {name}", value))
-            elif integer(value) is None:
+            steps = name in ("warmup_steps", "total_steps")
+            number = integer(value) if steps else real(f"AdamW: {name}", value)
+            if number is None:
                 raise SpecError(f"AdamW: {name} must be an integer, got {shown(value)}")
+            object.__setattr__(self, name, number)
         domain = {
             "lr": self.lr >= 0 and math.isfinite(self.lr),
             "beta1": 0 <= self.beta1 < 1,

@@ -16,6 +16,7 @@ from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, st
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
+from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
@@ -149,7 +150,7 @@ def _named(name: str, dataset: str | None) -> Source:
     if name in PRESETS:
         named_preset(name, dataset)
         return named_preset(name, None)
-    if name not in DATASETS and not name.startswith(("folder:", "sequences:")):
+    if name not in DATASETS and named_path(name) is None:
         known = [*PRESETS, *DATASETS]
         raise ConfigError(
             f"unknown experiment {name!r}{did_you_mean(name, known)}; presets and data sets: {', '.join(known)}"

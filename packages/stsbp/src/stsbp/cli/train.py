@@ -27,6 +27,7 @@ from stsbp.config import (
     to_toml,
 )
 from stsbp.datasets import DATASETS
+from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.training import checkpoint
@@ -156,7 +157,8 @@ def command(
 
 def _new_folder(dataset: str) -> Path:
     """`runs/DATASET-DATE-TIME`; of `folder:PATH` and `sequences:PATH` the last part of the path."""
-    name = Path(dataset.removeprefix("folder:").removeprefix("sequences:")).stem
+    named = named_path(dataset)
+    name = dataset if named is None else named[1].stem
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

@@ -77,7 +77,7 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     """
     saved = _start(config)
     prefix = "weight/"
-    own = {f"{prefix}{name}": x.shape for name, x in initial_weights(network, config.seed, config.init_gain).items()}
+    own = {f"{prefix}{name}": shape for name, shape in network.weight_shapes.items()}
     its = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
     problems = [
         f"  {name.removeprefix(prefix)}: {_shape(its.get(name))} there, {_shape(own.get(name))} here"

@@ -386,10 +386,10 @@ class _Loop:
         self.watch_zeroed(position.sums)
 
         rate = self.task.trainer.optimizer.rate(max(0, self.step - 1))
-        records: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
-        records += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
-        for record in records:
-            self.record({"kind": record["kind"], **where, **record})
+        lines: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
+        lines += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
+        for line in lines:
+            self.record({"kind": line["kind"], **where, **line})
         self.report(number, position.sums, validation, test)
 
         candidate = self.candidate(position.sums, validation, where)
@@ -404,7 +404,7 @@ class _Loop:
             )
         position.epoch, position.batch, position.sums = number, 0, Sums()
         self.save()
-        return records[-1] if test is not None else {}
+        return lines[-1] if test is not None else {}
 
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
         """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch.

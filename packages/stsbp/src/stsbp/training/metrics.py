@@ -158,7 +158,7 @@ class Sums:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
-        return cls(**{**values, "rates": dict(values["rates"])})
+        return cls(**values)
 
 
 _MOST = GIGABYTE

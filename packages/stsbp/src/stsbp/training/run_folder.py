@@ -144,7 +144,8 @@ class RunFolder:
         try:
             there = self.path.is_dir()
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"cannot read {self.path}: {getattr(error, 'strerror', error)}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"cannot read {self.path}: {reason}") from error
         if not there:
             raise CheckpointError(f"there is no run folder {self.path}")
         if not self.is_run:
