@@ -1,4 +1,4 @@
-"""Every task of the project: `nox -l` lists them, `nox -s NAME` runs one; arguments behind `--` go to its tool.
+"""Every task of the project: `nox -l` lists them, `nox -s NAME` runs one; arguments after `--` go to its tool.
 
 Sessions install the packages of this repository from their folders, in editable mode, so that they see the working
 tree; environments are kept and reused. What takes long is not run by a plain `nox`.

@@ -3,7 +3,7 @@
 `python benchmarks/crossover.py [--out FILE.json]`. For each convolution of the two networks that is fed spikes: the
 forward pass (convolution, filter, neurons) as sparse kernel, as convolution of bytes and as convolution of floats,
 and the gradient of the weights (with the neurons' backward pass) as sparse kernel and as oneDNN's, over densities
-of the input behind the pooling; and the error of the input, computed where a compact surrogate needs it or
+of the input after the pooling; and the error of the input, computed where a compact surrogate needs it or
 everywhere, over the share that is needed. The crossing is interpolated on the logarithm of the density.
 """
 

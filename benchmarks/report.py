@@ -107,7 +107,7 @@ def crossover_section(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = ["### Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
     lines += [
-        "Densities, behind the pooling, below which the sparse kernel is the faster one; medians of "
+        "Densities, after the pooling, below which the sparse kernel is the faster one; medians of "
         f"{machine['settings']['rounds']} rounds. Forward: convolution, filter and neurons. Gradient: neurons and "
         "the gradient of the weights. Error: of the input, over the share that a compact surrogate needs.",
         "",

@@ -250,7 +250,7 @@ class _Queue:
     again: list[tuple[str, int, int]] = field(default_factory=list)
 
     def take(self) -> tuple[str, int, int] | None:
-        """The next numbers; of the kind that is farthest behind its share."""
+        """The next numbers; of the kind that is farthest from its share."""
         if self.again:
             return self.again.pop()
         waiting = [kind for kind, left in self.left.items() if left is None or left > 0]

@@ -54,7 +54,7 @@ ROWS: dict[str, tuple[str, ...]] = {
         "1",
     ),
 }
-"""Options of `stsbp train` by the name of the row, behind those of the base."""
+"""Options of `stsbp train` by the name of the row, after those of the base."""
 
 
 class Result(NamedTuple):

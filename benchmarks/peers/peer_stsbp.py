@@ -1,6 +1,6 @@
 """stsbp itself, and the dense floor (mode `floor`): the step of `stsbp benchmark`, in a process of its own.
 
-Other modes are a backend's name, with `+SURROGATE` behind it for a surrogate other than the preset's.
+Other modes are a backend's name, with `+SURROGATE` after it for a surrogate other than the preset's.
 """
 
 from __future__ import annotations

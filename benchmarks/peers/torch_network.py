@@ -27,7 +27,7 @@ Factory = Callable[[int], torch.nn.Module]
 
 
 class TorchNetwork(torch.nn.Module):
-    """Synapses on merged frames, and a library's neurons behind each of them.
+    """Synapses on merged frames, and a library's neurons after each of them.
 
     Args:
         problem: the network.

@@ -446,7 +446,7 @@ class DropoutSameEveryLayer(NumpyBackend):
 
 
 class DropoutScaled(NumpyBackend):
-    """Dropout multiplies spikes by 1/(1 - rate), behind which the filter does so again."""
+    """Dropout multiplies spikes by 1/(1 - rate), after which the filter does so again."""
 
     def dropout(self, mask: UInt8, s: AnyArray) -> AnyArray:
         return s * mask * 2

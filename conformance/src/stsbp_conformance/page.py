@@ -1,7 +1,7 @@
 """The matrix as a page: `python -m stsbp_conformance.page RESULTS.json [--faults FAULTS.json] [-o PAGE.md or .html]`.
 
 RESULTS.json comes from `pytest --conformance-json`, FAULTS.json from `python -m stsbp_conformance.faults`. Several
-results (for example of two machines) stand one behind the other.
+results (for example of two machines) stand one after the other.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _STEPS, _BATCH = 9, 2
 
 
 def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> NetworkSpec:
-    """Pooling, stride and padding with events; direct coding; counts behind an input filter."""
+    """Pooling, stride and padding with events; direct coding; counts after an input filter."""
     neuron = LIF(tau, 5 / 3 if tau == 3 else tau, 0.5, surrogate or FastSigmoid())
     if kind == "events":
         return NetworkSpec.parse("5C3p1-P2-6C3p1-P2-5", input_shape=(2, 9, 8), neuron=neuron)
@@ -115,7 +115,7 @@ def _agree(found: Float64, literal: Float64) -> None:
 
 
 def _unfiltered(literal: Literal, block: Block, run: LiteralRun, batch: Batch) -> list[AnyArray]:
-    """What meets the weights where the filter stands behind them."""
+    """What meets the weights where the filter stands after them."""
     below = run.o[block.index - 1] if block.index > 0 else _frames(literal, batch)
     return [literal.before(block, x) for x in below]
 

@@ -526,7 +526,7 @@ def test_run_that_the_clock_stops_goes_on_to_the_same_bits(
     stopped, calls = train_tiny(tmp_path / "a", "--stop-after", 1e-9), 1
     while stopped.exit_code == 75:
         assert "time is up: stopped after update" in stopped.stderr
-        # However little time there is, each call gets on: with an update, or with the evaluation behind an epoch.
+        # However little time there is, each call gets on: with an update, or with the evaluation after an epoch.
         calls += 1
         assert calls < 20
         stopped = stsbp("train", "--resume", tmp_path / "a", "--stop-after", 1e-9)

@@ -79,7 +79,7 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
 
 
 def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropout: Dropout) -> dict[str, Near]:
-    """Gradients by layer name, filter behind the weights, in float64 beside their bound and spread."""
+    """Gradients by layer name, filter after the weights, in float64 beside their bound and spread."""
     network, (inputs, targets) = case.network, reference.data(case)
     layers = _layers(case, dropout)
     if loss is None:

@@ -2,7 +2,7 @@
 
 Small networks whose constants are dyadic (tau 1, 2 and 4, weights of 3 bits, rectangle and triangle surrogates) and
 whose every intermediate result has at most 24 bits, so that float32 must give the exact value. The oracle filters
-before the weights and the backends behind them, so the two share no code and no order.
+before the weights and the backends after them, so the two share no code and no order.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ Grammar (docs/networks.md has examples):
             | "P" size                            average pooling, size a power of two
             | "D" rate                            dropout of the spikes that pass
     option  = "p" padding | "s" stride            convolutions only
-            | "d" rate                            dropout of this layer's spikes, the same as "-D" rate behind it
+            | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "{" key "=" value { "," key "=" value } "}"    keys: tau_m tau_s threshold surrogate bits
 
 A `NetworkSpec` is a sequence of layers; `NetworkSpec.blocks` groups it as it is computed: what passes before the
-weights (pooling, dropout), the weights, the filter behind them, the neurons.
+weights (pooling, dropout), the weights, the filter after them, the neurons.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_BEFORE = 16
 
 @dataclass(frozen=True)
 class SpikingLayer:
-    """Weights and the LIF neurons behind them.
+    """Weights and the LIF neurons after them.
 
     Args:
         synapse: how the neurons are connected to the layer below.
@@ -91,7 +91,7 @@ class Block:
         index: position among the blocks, from 0.
         before: pooling and dropout between the layer below and the weights.
         input_shape: shape of the spikes (or image) that enter, `(C, H, W)` or `(N,)`.
-        synapse_shape: their shape behind `before`.
+        synapse_shape: their shape after `before`.
         output_shape: shape of the block's spikes.
         input_exponent: inputs of the weights are multiples of `2^-input_exponent` ...
         input_max: ... in `[0, input_max]`.
@@ -157,7 +157,7 @@ class Block:
         return MAX_BEFORE * self.index + place
 
     def filter(self, *, training: bool) -> Filter:
-        """Filter behind the weights, with the factor of dropout in training."""
+        """Filter after the weights, with the factor of dropout in training."""
         gain = self.dropout_gain if training else 1.0
         if self.psp is not None:
             return self.psp.filter(gain)
@@ -253,7 +253,7 @@ class NetworkSpec:
             padding: of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd kernels).
             neuron: parameters of layers that do not give their own.
             weight_bits: likewise.
-            dropout: rate behind every hidden spiking layer that has no option `d`.
+            dropout: rate after every hidden spiking layer that has no option `d`.
             input_psp: see the class.
             input_max: see the class.
 

@@ -173,7 +173,7 @@ def block_backward(
 def synapse_backward(
     backend: AbstractBackend, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
 ) -> tuple[Native | None, Native]:
-    """`block_backward` through neurons and weights: the error behind pooling and dropout."""
+    """`block_backward` through neurons and weights: the error after pooling and dropout."""
     block = trace.block
     dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":

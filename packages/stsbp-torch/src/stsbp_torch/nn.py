@@ -141,7 +141,7 @@ def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: 
 
 
 class LIF(torch.nn.Module):
-    """LIF neurons behind their synaptic filter, spec: neurons/lif.py.
+    """LIF neurons after their synaptic filter, spec: neurons/lif.py.
 
     Args:
         neuron: parameters.
@@ -181,7 +181,7 @@ class LIF(torch.nn.Module):
 
 
 class _Spiking(torch.nn.Module):
-    """Weights on their grid and the LIF neurons behind them."""
+    """Weights on their grid and the LIF neurons after them."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class RunConfig(BaseModel):
     dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
     net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
     padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate behind hidden layers without their own.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers without their own.")
     loss: Literal["van-rossum", "hamming", "spike-count"] = Field(
         "van-rossum", description="Distance between output and target spike trains."
     )

@@ -1,4 +1,4 @@
-// Leaky integrate-and-fire neurons behind their synaptic filter: Eq. (3a), (4), (5) forward, (10)-(17) backward.
+// Leaky integrate-and-fire neurons after their synaptic filter: Eq. (3a), (4), (5) forward, (10)-(17) backward.
 // One thread carries W neighbouring neurons through all T steps with their state in registers.
 // The order of roundings is that of stsbp_spec/neurons/lif.py.
 #include "contract.cuh"

@@ -75,7 +75,7 @@ def backward(neuron: LIF, filter: Filter, u: Array, ds: Array, *, static: bool) 
 
 
 def lif(neuron: LIF, filter: Filter, z: Array, steps: int) -> Array:
-    """Spikes of a layer of LIF neurons behind their synaptic filter, Eq. (3a)-(5); differentiable in `z`.
+    """Spikes of a layer of LIF neurons after their synaptic filter, Eq. (3a)-(5); differentiable in `z`.
 
     Args:
         neuron: the neurons' parameters; the surrogate derivative among them serves the backward pass.

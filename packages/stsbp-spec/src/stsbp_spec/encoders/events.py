@@ -31,7 +31,7 @@ class EventBinning:
     """How recordings become frames; hashable, and part of the key of cached frames.
 
     `window_us` None takes a recording from `start_us` to its last event. `binary` frames say whether a pixel had any
-    event in the bin; otherwise they count events, clipped at 255. With `first_saccade` events behind the first
+    event in the bin; otherwise they count events, clipped at 255. With `first_saccade` events after the first
     `saccade_us` are dropped, with `stabilise` the saccades' motion is undone as in `stabilise_events`.
 
     Raises:
@@ -101,7 +101,7 @@ def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int =
 
     Args:
         x, y: column and row of each event, `[n]` integers.
-        t: time in microseconds since the recording began, `[n]` integers; behind the third saccade it goes on.
+        t: time in microseconds since the recording began, `[n]` integers; after the third saccade it goes on.
         saccade_us: length of a saccade.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Leaky integrate-and-fire (LIF) neurons with hard reset to zero, behind their synaptic filter.
+"""Leaky integrate-and-fire (LIF) neurons with hard reset to zero, after their synaptic filter.
 
 Forward, Eq. (3a), (4), (5), all states zero before t = 0:
 
-    i_t = k i_{t-1} + c z_t                        synaptic filter behind the weights, z_t = W o_t of the layer below
+    i_t = k i_{t-1} + c z_t                        synaptic filter after the weights, z_t = W o_t of the layer below
     u_t = k_m u_{t-1} (1 - o_{t-1}) + i_t          membrane potential, k_m = 1 - 1/tau_m
     o_t = 1 if u_t >= V_th else 0                  spike
 

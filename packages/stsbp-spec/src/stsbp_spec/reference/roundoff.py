@@ -263,7 +263,7 @@ def neuron_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UIn
 
         (h' - h) w' + h (g' - g) - h (u' - u) d1' + ((1 - o) - h u) (d1' - d1) + h' (rounding of p and w) + ...
 
-    where the primed values are float32's and `w = g - u d1`. An error from the step behind is carried by the neuron's
+    where the primed values are float32's and `w = g - u d1`. An error from the step after it is carried by the neuron's
     own factor `(1 - o) - h u`, in which the reset's path is taken off the leak's, not by the sum of both.
     """
     decay, gain = filter

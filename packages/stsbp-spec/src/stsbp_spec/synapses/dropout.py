@@ -1,7 +1,7 @@
 """Dropout of spikes: a mask per sample and neuron, the same at every step, from the counter-based generator.
 
 Forward: `s m`, with `m = keep_mask(seed, layer, step, [B, ...], rate)`; backward: `ds m`. The factor `1/(1 - rate)`
-would take spikes off their grid, so it is multiplied behind the weights, into the gain of the next layer's PSP filter
+would take spikes off their grid, so it is multiplied after the weights, into the gain of the next layer's PSP filter
 (`Block.filter`). In evaluation there is no mask and no factor.
 """
 

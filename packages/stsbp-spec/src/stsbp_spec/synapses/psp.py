@@ -1,7 +1,7 @@
 """Postsynaptic potential (PSP), Eq. (3a): `a_t = k_s a_{t-1} + c_s o_t`, `k_s = 1 - 1/tau_s`, `c_s = 1/tau_s`.
 
 The filter is linear and the same for every neuron of a layer, so it commutes with the weights:
-`W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second order, behind the weights and
+`W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second order, after the weights and
 fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
 The operation of this file, the filter alone, serves the van Rossum distance and users who want the potentials.
 

@@ -67,7 +67,7 @@ class Input(NamedTuple):
         s: spikes or event counts, uint8 `[T, B, C, H, W]`.
         size: of the pooling window; 1: none.
         mask: of dropout, uint8 `[B, C, ...]`; None: none.
-        masked: 0: no dropout; 1: before the pooling; 2: behind it.
+        masked: 0: no dropout; 1: before the pooling; 2: after it.
     """
 
     s: torch.Tensor
@@ -81,7 +81,7 @@ class Input(NamedTuple):
         return view(self.s), self.size, kept, self.masked
 
     def density(self) -> float:
-        """Share of non-zero values behind the pooling, from a sample of frames, dropout left out."""
+        """Share of non-zero values after the pooling, from a sample of frames, dropout left out."""
         frames = _frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
 
@@ -107,7 +107,7 @@ class Residuals(NamedTuple):
 
 
 class DeferredError(NamedTuple):
-    """An error that is still behind a convolution, until the layer below says where it uses it.
+    """An error that still stands after a convolution, until the layer below says where it uses it.
 
     `dz` of `block`, which took `given` and `wq`.
     """
@@ -155,7 +155,7 @@ class DeferredError(NamedTuple):
 
 
 class PooledError(NamedTuple):
-    """An error behind a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
+    """An error after a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
 
     d: torch.Tensor
     pool: AvgPool2d

@@ -111,7 +111,7 @@ def backward(
     Args:
         s, size, mask, masked, kernel, padding: see `forward`.
         u: membrane potentials, `[T, B, H', W', C']`.
-        ds: error of the spikes behind a pooling of `pooled` that is still to be undone,
+        ds: error of the spikes after a pooling of `pooled` that is still to be undone,
             `[T, B, H' // pooled, W' // pooled, C']`.
         dz: error of `z`, `[T, B, H', W', C']` or empty.
         dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered weights.

@@ -26,7 +26,7 @@ _ZERO = np.float32(0)
 def _list_used(
     u: Float32, y: int, size: int, vth: np.float32, kind: int, p0: np.float32, row: Float32, places: Int32, ends: Int32
 ) -> int:
-    """List the used elements of row `y` behind the pooling; returns their number.
+    """List the used elements of row `y` after the pooling; returns their number.
 
     Args:
         u: membrane potentials of a frame, `[H, W, C]`.
@@ -60,7 +60,7 @@ def _list_used(
 
 @cached_njit(parallel=True, error_model="numpy")
 def share(u: Float32, size: int, every: int, vth: np.float32, kind: int, p0: np.float32) -> float:
-    """Share of the elements behind a pooling of `size` that are used, from every `every`-th frame of `[n, H, W, C]`."""
+    """Share of the elements after a pooling of `size` that are used, from every `every`-th frame of `[n, H, W, C]`."""
     frames, height, width, channels = u.shape
     rows, columns = height // size, width // size
     looked = (frames + every - 1) // every

@@ -1,4 +1,4 @@
-"""Lists of the spikes of a frame, behind pooling and dropout, and how dense they are."""
+"""Lists of the spikes of a frame, after pooling and dropout, and how dense they are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def list_spikes(
         frame: spikes or event counts, `[H, W, C]`.
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
-        masked: 0: no dropout; 1: before the pooling; 2: behind it.
+        masked: 0: no dropout; 1: before the pooling; 2: after it.
         row: scratch, `[W C]`.
         places: filled with `x C + c`.
         values: filled with the pooled values.
@@ -126,7 +126,7 @@ def list_by_channel(
 
 @cached_njit(parallel=True)
 def density(s: UInt8, size: int, every: int) -> float:
-    """Share of non-zero inputs behind a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
+    """Share of non-zero inputs after a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
     rows, columns = height // size, width // size
     looked = (frames + every - 1) // every

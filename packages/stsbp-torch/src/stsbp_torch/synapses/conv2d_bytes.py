@@ -60,7 +60,7 @@ def _try(conv: Conv2d, shape: Shape) -> bool:
 
 
 def doubled(s: torch.Tensor) -> torch.Tensor:
-    """`16 s` and `s`, at most 15, one behind the other along the channels, laid out."""
+    """`16 s` and `s`, at most 15, one after the other along the channels, laid out."""
     memory = s.permute(0, 1, 3, 4, 2)
     return torch.cat([memory << _LOW_BITS, memory], -1).permute(0, 1, 4, 2, 3)
 

@@ -40,7 +40,7 @@ def double_bytes(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> N
     Args:
         s: `[T, B, size H, size W, C]`, perhaps rows and columns more.
         mask: of dropout, `[B, ...]`; any where `masked` is 0.
-        masked: 0: no dropout; 1: before the sums; 2: behind them.
+        masked: 0: no dropout; 1: before the sums; 2: after them.
         size: of the windows.
         out: what is filled.
     """

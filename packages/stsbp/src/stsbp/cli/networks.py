@@ -27,7 +27,7 @@ __all__ = ["command"]
     help="Padding of convolutions without one of their own.",
 )
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
-@click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate behind every hidden layer.")
+@click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate after every hidden layer.")
 def command(
     notation: str, input_shape: str, outputs: int, coding: Coding, padding: str, weight_bits: int, dropout: float
 ) -> None:

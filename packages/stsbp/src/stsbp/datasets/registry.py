@@ -142,7 +142,7 @@ DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(_infos())
 """Every data set by its name."""
 
 _PREFIXES = {"folder:": "images", "sequences:": "sequences"}
-"""Names with a path behind them, and the data sets that they mean."""
+"""Names that a path follows, and the data sets that they mean."""
 
 
 def named_path(name: str) -> tuple[str, Path] | None:

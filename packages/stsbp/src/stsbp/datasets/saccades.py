@@ -81,7 +81,7 @@ class SaccadeCamera:
         turn: by how much the image is turned about its centre, clockwise, in radians.
         mismatch: how far the thresholds of the pixels differ from each other, as a share; uniform between its bounds.
         start: how far a pixel's reference is off at the start of a recording, in thresholds; uniform.
-        jitter: how far a pixel's reference is off behind an event, in thresholds; uniform.
+        jitter: how far a pixel's reference is off after an event, in thresholds; uniform.
         noise_on, noise_off: events that nothing causes, in a pixel and second.
         seed: of what differs from recording to recording: `start`, `jitter` and `noise`.
     """
@@ -187,7 +187,7 @@ class SaccadeCamera:
         return np.stack([pixel, polarity, start + (when * (end - start) >> 32)]).reshape(3, -1)
 
     def _jitter(self, numbers: Int64, pixel: Int64, time: int) -> AnyArray:
-        """How far the references of some pixels are off behind the events of a step, `[n]` int32."""
+        """How far the references of some pixels are off after the events of a step, `[n]` int32."""
         if self.jitter == 0:
             return np.zeros(len(pixel), dtype=np.int32)
         place, sample = np.divmod(pixel, len(numbers))

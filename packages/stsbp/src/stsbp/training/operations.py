@@ -25,7 +25,7 @@ _BATCH = 10
 
 
 def fan_out(block: Block) -> Int64:
-    """Weights that a spike of each input neuron of a block meets, behind the block's pooling; `[C, H, W]` or `[N]`."""
+    """Weights that a spike of each input neuron of a block meets, after the block's pooling; `[C, H, W]` or `[N]`."""
     synapse, shape = block.synapse, block.synapse_shape
     reached: Int64
     if isinstance(synapse, Conv2d):
