@@ -159,7 +159,7 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=1024,
-        description="Processor threads; 0: the libraries choose. In fast precision last bits depend on them.",
+        description="Processor threads; 0 lets the libraries choose. In fast precision last bits depend on them.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
