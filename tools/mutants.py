@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["Mutant", "collapsed", "mutants_of", "read"]
+__all__ = ["Mutant", "changes", "collapsed", "mutants_of", "read"]
 
 CUDA = (".cu", ".cuh")
 
@@ -54,8 +54,18 @@ def collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
+def changes(mutant: Mutant, text: str) -> bool:
+    """Whether a mutant of Python can be parsed and is another program."""
+    if mutant.path.endswith(CUDA):
+        return True
+    try:
+        return ast.dump(ast.parse(mutant.applied(text))) != ast.dump(ast.parse(text))
+    except SyntaxError:
+        return False
+
+
 def mutants_of(path: str, text: str) -> list[Mutant]:
-    """Every mutant of a file, in the order of the text."""
+    """Every mutant of a file, in the order of the text; `changes` says of each whether it is one."""
     edits = _of_cuda(text) if path.endswith(CUDA) else _of_python(text)
     lines = text.splitlines()
     found: dict[tuple[int, int, str], Mutant] = {}
@@ -103,7 +113,6 @@ _SUBTLE_NAMES = ("rint", "floor", "ceil", "trunc", "round", "float32", "snap", "
 
 def _of_python(text: str) -> Iterator[Edit]:
     tree = ast.parse(text)
-    dumped = ast.dump(tree)
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -125,14 +134,7 @@ def _of_python(text: str) -> Iterator[Edit]:
         return None if found < 0 else (begin + found, begin + found + len(old), new)
 
     for node in _computing(tree):
-        for start, end, new, subtle in _of_node(node, text, span, between):
-            changed = text[:start] + new + text[end:]
-            try:
-                same = ast.dump(ast.parse(changed)) == dumped
-            except SyntaxError:
-                continue
-            if not same:
-                yield start, end, new, subtle
+        yield from _of_node(node, text, span, between)
 
 
 def _computing(tree: ast.AST) -> Iterator[ast.AST]:

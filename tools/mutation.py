@@ -33,7 +33,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mutants import Mutant, collapsed, mutants_of, read
+from mutants import Mutant, changes, collapsed, mutants_of, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = Path(__file__).with_suffix(".toml")
@@ -113,7 +113,11 @@ def drawn(pool: dict[str, list[Mutant]], count: int, generator: random.Random) -
     """`count` mutants, each package in turn giving one of its own."""
     order = {name: generator.sample(mutants, len(mutants)) for name, mutants in sorted(pool.items())}
     turns = itertools.chain.from_iterable(itertools.zip_longest(*order.values()))
-    return list(itertools.islice((m for m in turns if m is not None), count))
+    return list(itertools.islice((m for m in turns if m is not None and _real(m)), count))
+
+
+def _real(mutant: Mutant) -> bool:
+    return changes(mutant, read(ROOT, mutant.path))
 
 
 def named(rule: Rules) -> list[Mutant]:
@@ -124,7 +128,7 @@ def named(rule: Rules) -> list[Mutant]:
         matching = [m for m in every if m.context == collapsed(entry["line"]) and m.change == entry["change"]]
         if not matching:
             print(f"gone: {entry['file']}: {entry['change']} in {entry['line']}")
-        found += matching[:1]
+        found += matching
     return found
 
 
@@ -263,7 +267,7 @@ def chosen(options: argparse.Namespace, rule: Rules) -> list[Mutant]:
     mutants: list[Mutant] = named(rule) if options.named else []
     for place in options.only:
         path, _, line = place.partition(":")
-        found = [m for m in mutants_of(path, read(ROOT, path)) if not line or m.line == int(line)]
+        found = [m for m in mutants_of(path, read(ROOT, path)) if (not line or m.line == int(line)) and _real(m)]
         if not found:
             raise SystemExit(f"nothing to mutate at {place}")
         mutants += found

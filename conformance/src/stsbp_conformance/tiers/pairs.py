@@ -169,9 +169,26 @@ def _lif(
     return body
 
 
-def _psp(tau: float, shape: Shape, *, burst: bool = False) -> Body:
+def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
+    """At tau 2, states and errors that are powers of two meet the floor itself, which they keep, on their way below."""
+
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        psp, s, da = PSP(tau), spikes(shape, 0.3, 15), normal(shape, 16)
+        for filter in (PSP(1).filter(), PSP(2).filter()):
+            _, residuals = NUMPY.lif_forward(neuron, filter, z, len(ds))
+            _, native = backend.lif_forward(neuron, filter, backend.asarray(z), len(ds))
+            compared.equal("potentials", backend.numpy(backend.lif_potentials(native)), residuals.u)
+            dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
+            found = backend.numpy(backend.lif_backward(neuron, filter, native, backend.asarray(ds)))
+            compared.equal("dL/dz", found, dz)
+
+    return body
+
+
+def _psp(tau: float, shape: Shape, *, burst: bool = False, counts: int = 1) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        psp, s, da = PSP(tau), spikes(shape, 0.3, 15) * np.uint8(counts), normal(shape, 16)
+        if tau == 2:
+            da = np.copysign(np.float32(1), da)  # halves until it meets the floor
         if burst:
             s[1:], da[:-1] = 0, 0
         compared.equal(
@@ -241,6 +258,7 @@ def _adamw(optimizer: AdamW, step: int, clip: float) -> Body:
         g[2], m[2], v[2] = 0, np.float32(1.2) * np.float32(2.0**-100), np.float32(1.0001) * np.float32(2.0**-100)
         v[3] *= np.float32(1e-18)
         m[4] *= np.float32(1e-8)
+        g[5], m[5], v[5] = 0, np.float32(2.0**-99), np.float32(2.0**-99)
         scalars = optimizer.scalars(step, np.float32(clip))
         expected = NUMPY.adamw(scalars, w.copy(), g.copy(), m.copy(), v.copy())
         found = backend.adamw(scalars, *(backend.asarray(x.copy()) for x in (w, g, m, v)))
@@ -272,6 +290,7 @@ _FLATTENED = _block("11", (3, 5, 7))
 _POOLED_LINEAR = _block("P4-19", (2, 13, 12))
 IMAGES = _block("40", (3, 48, 48), coding="direct")
 WIDE = _block("2{bits=3}", (16, 48, 48), coding="direct")  # 2 bits are all that its sums leave to weights of 0.6
+_HALVES = np.stack([np.full((1, 16), z, np.float32) for z in (0.5, 0.25)])  # hold a potential at 1/2
 _SURROGATES: tuple[Surrogate, ...] = (
     *(cls() for cls in SURROGATES.values()),
     Rectangle(0.3),
@@ -284,6 +303,7 @@ _OPTIMIZERS = {
     "decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
     "late in a schedule": (AdamW(lr=0.1, total_steps=500, warmup_steps=10, final_fraction=0.05), 480, 1.0),
     "other betas": (AdamW(beta1=0.0, beta2=0.9, eps=1e-3), 1, 0.9),
+    "moments that halve to the floor": (AdamW(beta1=0.5, beta2=0.5), 4, 1.0),
 }
 
 
@@ -292,6 +312,13 @@ def floor_case() -> tuple[LIF, Filter, Float32, int]:
     z = normal((240, 2, 19), 13) * np.float32(0.5)
     z[1:] = 0
     return LIF(3, 2, 0.5), _FILTERS[5 / 3], z, 240
+
+
+def _powers(steps: int, exponent: int) -> Float32:
+    """`[steps, 1, 16]`: powers of two of either sign from `2^exponent` up at the last step, before it zero."""
+    x = np.zeros((steps, 1, 16), np.float32)
+    x[-1, 0] = np.ldexp(np.resize(np.float32([1, -1]), 16), exponent + np.arange(16) // 2)
+    return x
 
 
 def _with_ties(shape: Shape) -> Float32:
@@ -348,7 +375,19 @@ CHECKS = (
     _check("LIF, logistic, far from the threshold", _lif(LIF(3, 2, 40, Logistic()), _FILTERS[5 / 3], (9, 2, 37), 9)),
     _check("LIF, silence until the floor", _lif(LIF(3, 2, 0.5), _FILTERS[5 / 3], (240, 2, 19), 240, burst=True)),
     *(_check(f"PSP, tau {tau:.3g}", _psp(tau, (11, 2, 7, 3))) for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)),
+    *(
+        _check(
+            f"LIF, halving to the floor, {s}",
+            _at_the_floor(LIF(2, 2, 0.5, s), _powers(30, -90)[::-1], _powers(30, -90)),
+        )
+        for s in (Rectangle(2), Triangle(1))
+    ),
+    _check(
+        "LIF, at the floor through the reset", _at_the_floor(LIF(2, 2, 0.7, Rectangle(0.5)), _HALVES, _powers(2, -103))
+    ),
+    _check("PSP, counts", _psp(3.0, (11, 2, 7, 3), counts=7)),
     _check("PSP, silence until the floor", _psp(3.0, (240, 2, 5), burst=True)),
+    _check("PSP, halving to the floor", _psp(2.0, (120, 2, 5), burst=True)),
     *(_check(f"error of {name}", _loss_error(name, 3.0, (14, 3, 7))) for name in LOSSES),
     *(_check(f"error of {name}, tau 5/3, batch 7", _loss_error(name, 5 / 3, (5, 7, 10))) for name in LOSSES),
     _check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),
