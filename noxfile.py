@@ -39,6 +39,7 @@ PEERS = {
     "sinabs": ("sinabs==3.1.3", "torch"),
     "spyx": ("spyx==1.0.0", "jax"),
 }
+TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
@@ -139,9 +140,16 @@ def kernels(session: nox.Session) -> None:
 
 
 @nox.session
+def triton(session: nox.Session) -> None:
+    """Run the Triton kernels without a GPU, in Triton's interpreter, and read their PTX (1 GB of Triton; Linux)."""
+    install(session, SPEC, BACKENDS["torch"], tools=(*TEST_TOOLS, TRITON))
+    session.run("python", "-m", "pytest", f"{BACKENDS['torch']}/tests/test_triton.py", *session.posargs)
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Break the sources in one place at a time; a test must notice (an hour): -- [--seed S --random N --only PATH]."""
-    install(session, *everything(session), tools=ALL_TEST_TOOLS)
+    install(session, *everything(session), tools=(*ALL_TEST_TOOLS, TRITON))
     session.run("python", "tools/mutation.py", *session.posargs)
 
 

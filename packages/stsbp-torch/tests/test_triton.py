@@ -26,7 +26,7 @@ for static in (False, True):
         u, s, dz = np.empty((steps, neurons), f), np.empty((steps, neurons), np.uint8), np.empty_like(z)
         u2, s2, dz2 = u.copy(), s.copy(), dz.copy()
         lif_numba.forward(z, u, s, *constants)
-        lif_numba.backward(u, s, g, dz, *constants, code[0], f(code[1]), f(code[2]))
+        lif_numba.backward(u, g, dz, *constants, code[0], f(code[1]), f(code[2]))
         lif_triton.forward(t(z), t(u2), t(s2), *constants)
         lif_triton.backward(t(u2), t(s2), t(g), t(dz2), *constants, code)
         assert 0.1 < s.mean() < 0.9
