@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 
 from stsbp.cli import main
 
-__all__ = ["Called", "Complaint", "call", "check_message", "check_output", "check_warnings", "shown_warnings"]
+__all__ = [
+    "Called",
+    "Complaint",
+    "aligned",
+    "call",
+    "check_message",
+    "check_output",
+    "check_warnings",
+    "shown_warnings",
+]
 
 LONGEST_MESSAGE = 4000
 """Characters that an error message may have."""
@@ -25,6 +34,12 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _ANSI = re.compile(r"\x1b\[[?0-9;]*[A-Za-z]")
 """What `rich` sends to a terminal."""
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table for a terminal, its columns aligned at the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 class Complaint(Exception):

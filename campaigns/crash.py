@@ -20,7 +20,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
@@ -35,8 +34,8 @@ import click
 from stsbp.cli import evaluate, experiment, predict, report, train  # noqa: F401
 from stsbp_spec.registry import open_backend
 
-from campaigns.calls import Complaint, call, check_output
-from campaigns.worlds import PICTURES, World
+from campaigns.calls import Complaint, aligned, call, check_output
+from campaigns.worlds import PICTURES, World, scratch_folder
 
 __all__ = ["SCENARIOS", "Blow", "Scenario", "Trials", "command", "crash"]
 
@@ -500,7 +499,7 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
     """
     rng, until = random.Random(seed), time.monotonic() + seconds
     open_backend("numpy")
-    folder = Path(tempfile.mkdtemp(prefix="stsbp-crash-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    folder = scratch_folder("crash")
     try:
         stages = [_Stage(name, SCENARIOS[name], folder) for name in names]
         operations = sum(stage.first.operations for stage in stages)
@@ -529,8 +528,7 @@ def table(trials: dict[str, Trials]) -> str:
         numbers = (found.operations, found.kills, found.in_writes, found.failures, found.faults.total())
         rows.append((name, *map(str, numbers)))
     rows.append(("all", *(str(sum(int(row[i]) for row in rows[1:])) for i in range(1, 6))))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(rows)
 
 
 @click.command()

@@ -28,10 +28,10 @@ from typing import Any
 
 import click
 
-from campaigns.calls import Complaint
+from campaigns.calls import Complaint, aligned
 from campaigns.cases import Case, Kind, run_case
 from campaigns.kinds import KINDS
-from campaigns.worlds import World
+from campaigns.worlds import World, scratch_folder
 
 __all__ = ["Found", "Tally", "command", "fuzz", "run_watched"]
 
@@ -288,7 +288,7 @@ def fuzz(
     tallies, saved = {kind: Tally() for kind in kinds}, list[Path]()
     queue = _Queue(dict.fromkeys(kinds) if cases is None else dict(_shares(kinds, cases)))
     until, said = time.monotonic() + seconds, time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="stsbp-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    folder = scratch_folder("fuzz")
 
     def keep(kind: str, found: Found) -> None:
         if tallies[kind].faults[found.name] <= KEPT or found.name not in seen[kind]:
@@ -406,8 +406,7 @@ def table(tallies: dict[str, Tally]) -> str:
     cases, commands = (sum(getattr(t, name) for t in tallies.values()) for name in ("cases", "commands"))
     faults = sum(tally.faults.total() for tally in tallies.values())
     rows.append(("all", f"{cases:,}", f"{commands:,}", "", "", str(faults)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return aligned(rows)
 
 
 @click.command()

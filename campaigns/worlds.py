@@ -14,6 +14,7 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from campaigns.calls import call
 
-__all__ = ["PICTURES", "RASTERS", "RECORDINGS", "World", "picture", "rasters", "recording"]
+__all__ = ["PICTURES", "RASTERS", "RECORDINGS", "World", "picture", "rasters", "recording", "scratch_folder"]
 
 _SMALL = ("--epochs", "2", "--batch-size", "4", "--log-every", "2", "--seed", "1")
 PICTURES = ("folder:../data/pictures", *_SMALL, "--net", "5", "--steps", "3", "--validation", "3")
@@ -32,6 +33,11 @@ RASTERS = ("sequences:../data/rasters.npz", *_SMALL, "--net", "4", "--steps", "4
 _Entry = tuple[str, bytes]
 """Of the world as it was: what it is, and the content of a file or the target of a link."""
 _Stamp = tuple[int, int, int, int]
+
+
+def scratch_folder(name: str) -> Path:
+    """A new folder for a campaign, in memory where the system has such a place."""
+    return Path(tempfile.mkdtemp(prefix=f"stsbp-{name}-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
 
 
 def picture(number: int, side: int = 6) -> bytes:
