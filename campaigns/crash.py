@@ -509,9 +509,13 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
             share = 0.5 * stage.first.operations / operations + 0.5 / len(stages)
             plan = _plan(stage, rng, round(kills * share))
             turns += [(number / len(plan), stage, blows) for number, blows in enumerate(plan)]
+        said = time.monotonic()
         for _, stage, blows in sorted(turns, key=lambda turn: turn[0]):
             if time.monotonic() > until:
                 break
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                click.echo(f"{sum(stage.trials.kills for stage in stages)} kills", err=True)
             shown = len(stage.trials.shown)
             stage.trial(blows)
             for text in stage.trials.shown[shown:]:

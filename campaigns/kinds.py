@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import zipfile
 import zlib
@@ -30,10 +31,15 @@ from stsbp.datasets.nmnist import read_recording
 from stsbp.datasets.sequences import read_sequences
 from stsbp.presets import PRESETS
 from stsbp.training.build import Inputs
+from stsbp.training.checkpoint import load, progress_of
+from stsbp.training.metrics import read_records
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.registry import installed_backends
+from stsbp_spec.registry import installed_backends, open_backend
 from stsbp_spec.surrogates import SURROGATES
 
 from campaigns import mutate
@@ -545,6 +551,8 @@ class Checkpoints(Kind):
         checkpoint = "best" if Path(file).name.startswith("best") else "last"
         if not any(Path(name).name.startswith("best") for name in names):
             checkpoint = "last"
+        if rng.random() < 0.65:
+            return Case(self.name, how={"run": Path(run).name, "checkpoint": checkpoint}, files=files)
         commands: list[tuple[str, ...]] = [
             ("evaluate", run, "--checkpoint", checkpoint),
             ("report", run, "--no-samples", "--checkpoint", checkpoint),
@@ -647,6 +655,33 @@ class Checkpoints(Kind):
         description["digest"] = _json_digest(description)
         encoded = json.dumps(description).encode("utf-8", "surrogatepass")
         return {f"{folder}/{file}": data, f"{folder}/{which}.json": encoded}
+
+    def read(self, case: Case, world: World) -> None:
+        run = case.how["run"]
+        copy = world.beside / "runs" / run
+        if not copy.exists():
+            shutil.copytree(world.root / "work/runs" / run, copy)
+        paths = {copy / Path(name).name: content for name, content in case.files.items()}
+        before = {path: path.read_bytes() if path.exists() else None for path in paths}
+        try:
+            for path, content in paths.items():
+                path.write_bytes(content)
+            folder = RunFolder(copy)
+            folder.starts()
+            read_records(folder.metrics)
+            trained = load_trained(folder, case.how["checkpoint"], _backend())
+            if case.how["checkpoint"] == "last":
+                progress_of(load(copy, "last"), copy)
+            if {name: x.shape for name, x in trained.state.weights.items()} != trained.task.network.weight_shapes:
+                raise Complaint("weights that are not those of the network were accepted")
+        finally:
+            for path, old in before.items():
+                path.unlink() if old is None else path.write_bytes(old)
+
+
+@cache
+def _backend() -> AbstractBackend:
+    return open_backend("numpy")
 
 
 def _json_digest(value: Any) -> str:
