@@ -778,6 +778,8 @@ class Options(Kind):
             may_change=(
                 "work/report.html",
                 "data/odd/nothing",
+                # An empty file holds nothing that could be lost.
+                "data/odd/empty",
                 *(v for v in owned if going_on and v.startswith(mine)),
                 *(() if name != "experiment" else ("work/several",)),
             ),
