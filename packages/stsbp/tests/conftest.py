@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from stsbp.cli import cli
+from stsbp.errors import printable
 
 TINY = (
     *("--net", "12", "--steps", "3", "--epochs", "3", "--batch-size", "20", "--limit", "50", "--holdout", "30"),
@@ -101,6 +103,37 @@ def same_run(
         assert [path.name for path in run.iterdir() if path.name.endswith(".tmp")] == []
 
     return compare
+
+
+@pytest.fixture
+def refused() -> Callable[..., None]:
+    """Assert that a command ended with an exit code and one short message that a terminal may show."""
+
+    def check(result: Result, *words: str, code: int = 1) -> None:
+        assert result.exit_code == code, result.output
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert result.stderr.count("Error: ") == 1
+        assert len(result.stderr) < 5000
+        assert printable(result.stderr, lines=True) == result.stderr
+        for word in words:
+            assert word in result.stderr
+
+    return check
+
+
+@pytest.fixture
+def forge() -> Callable[..., None]:
+    """Change `last.json` (or `best.json`) and its digest with it, as an edit with this program's own means would."""
+
+    def change(run: Path, how: Callable[[dict[str, Any]], object], name: str = "last") -> None:
+        path = run / f"{name}.json"
+        description = json.loads(path.read_text())
+        del description["digest"]
+        how(description)
+        digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+        path.write_text(json.dumps({**description, "digest": digest}))
+
+    return change
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):

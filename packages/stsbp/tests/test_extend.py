@@ -29,19 +29,20 @@ _UPDATES = 2
 """Of an epoch of a tiny run."""
 
 
-def as_before(run: Path) -> None:
+@pytest.fixture
+def as_before(forge: Callable[..., None]) -> Callable[[Path], None]:
     """Make the descriptions what they were when they did not say of how many epochs the run was."""
-    for name in ("last", "best"):
-        path = run / f"{name}.json"
-        content = json.loads(path.read_text())
-        del content["epochs"], content["digest"]
-        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-        path.write_text(json.dumps({**content, "digest": digest}))
+
+    def change(run: Path) -> None:
+        for name in ("last", "best"):
+            forge(run, lambda description: description.pop("epochs"), name)
+
+    return change
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_extended_run_ends_like_one_that_was_so_long(
-    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun, old: bool
+    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun, old: bool, as_before: Callable[[Path], None]
 ) -> None:
     # Without a schedule the bits are those of the longer run; with one they cannot be.
     constant = ("--schedule", "constant")
@@ -126,7 +127,13 @@ class _Killed(BaseException):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_run_that_was_killed_while_it_was_extended(
-    stsbp: Call, train_tiny: Call, tmp_path: Path, same_run: SameRun, monkeypatch: pytest.MonkeyPatch, old: bool
+    stsbp: Call,
+    train_tiny: Call,
+    tmp_path: Path,
+    same_run: SameRun,
+    monkeypatch: pytest.MonkeyPatch,
+    old: bool,
+    as_before: Callable[[Path], None],
 ) -> None:
     constant = ("--schedule", "constant")
     assert train_tiny(tmp_path / "long", *constant, "--epochs", 4).exit_code == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -62,25 +61,7 @@ def test_bar_shows_brackets_as_they_are(tmp_path: Path) -> None:
 Stsbp = Callable[..., Result]
 
 
-def refused(result: Result, *words: str) -> None:
-    """Assert that a command failed with one message."""
-    assert result.exit_code == 1, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stderr.count("Error: ") == 1
-    for word in words:
-        assert word in result.stderr
-
-
-def forge(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change `last.json` and its digest with it."""
-    path = run / "last.json"
-    description = json.loads(path.read_text())
-    description.pop("digest")
-    change(description)
-    path.write_text(json.dumps({**description, "digest": checkpoint._digest(description)}))
-
-
-def forge_tensor(run: Path, name: str, x: Any) -> None:
+def forge_tensor(run: Path, name: str, x: Any, forge: Callable[..., None]) -> None:
     """Change a tensor, and all that is said of it."""
     last = checkpoint.load(run, "last")
     data = safetensors.numpy.save({**last.tensors, name: np.asarray(x)})
@@ -120,27 +101,33 @@ WRONG: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("zeroed", [{"linear1": 2}, {"linear2": 1}, {}])
-def test_more_zeroed_errors_than_errors(run: Path, stsbp: Stsbp, zeroed: dict[str, int]) -> None:
+def test_more_zeroed_errors_than_errors(
+    run: Path, stsbp: Stsbp, zeroed: dict[str, int], refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
     forge(run, lambda description: description["sums"].update(errors={"linear1": 1}, zeroed=zeroed))
     refused(stsbp("train", "--resume", run), "the zeroed errors are not a part of the errors")
 
 
 @pytest.mark.parametrize("changes", [{key: value} for key, values in WRONG.items() for value in values], ids=str)
-def test_forged_description(run: Path, stsbp: Stsbp, changes: dict[str, Any]) -> None:
+def test_forged_description(
+    run: Path, stsbp: Stsbp, changes: dict[str, Any], refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
     before = sorted(path.name for path in run.iterdir())
     forge(run, lambda description: description.update(changes))
     refused(stsbp("train", "--resume", run), str(run))
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_best_in_the_place_of_last(run: Path, stsbp: Stsbp) -> None:
+def test_best_in_the_place_of_last(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
     (run / "last.json").write_bytes((run / "best.json").read_bytes())
     refused(stsbp("train", "--resume", run), "no tensor file of the checkpoint 'last'")
     assert len(list(run.glob("last-*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize("key", ["batch", "epoch", "sums", "window", "best", "metrics_bytes", "step", "file"])
-def test_description_that_lacks_a_part(run: Path, stsbp: Stsbp, key: str) -> None:
+def test_description_that_lacks_a_part(
+    run: Path, stsbp: Stsbp, key: str, refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
     forge(run, lambda description: description.pop(key))
     refused(stsbp("train", "--resume", run), "is damaged: ")
 
@@ -155,14 +142,16 @@ def test_description_that_lacks_a_part(run: Path, stsbp: Stsbp, key: str) -> Non
         ("adamw.m/linear1", np.full((64, 12), np.nan, np.float32)),
     ],
 )
-def test_forged_tensors(run: Path, stsbp: Stsbp, name: str, x: Any) -> None:
+def test_forged_tensors(
+    run: Path, stsbp: Stsbp, name: str, x: Any, refused: Callable[..., None], forge: Callable[..., None]
+) -> None:
     assert name in checkpoint.load(run, "last").tensors
-    forge_tensor(run, name, x)
+    forge_tensor(run, name, x, forge)
     refused(stsbp("train", "--resume", run), f"its tensor {name}")
     refused(stsbp("evaluate", run), f"its tensor {name}")
 
 
-def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp) -> None:
+def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
     for content in ('{"starts": {}}', f'{{"starts": {nested()}}}', f'{{"starts": {nested(900)}}}', nested(), "3"):
         (run / "environment.json").write_text(content)
         assert stsbp("train", "--resume", run).exit_code == 0
@@ -172,7 +161,7 @@ def test_deeply_nested_files_of_a_run(run: Path, stsbp: Stsbp) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="needs a user whom permissions stop")
-def test_run_folder_without_permission(run: Path, stsbp: Stsbp) -> None:
+def test_run_folder_without_permission(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
     run.chmod(0o600)
     try:
         refused(stsbp("train", "--resume", run), "Permission denied")
@@ -181,7 +170,7 @@ def test_run_folder_without_permission(run: Path, stsbp: Stsbp) -> None:
         run.chmod(0o700)
 
 
-def test_run_folder_whose_name_is_too_long(stsbp: Stsbp) -> None:
+def test_run_folder_whose_name_is_too_long(stsbp: Stsbp, refused: Callable[..., None]) -> None:
     refused(stsbp("evaluate", "x" * 5000), "File name too long")
 
 
@@ -196,15 +185,15 @@ def test_run_folder_whose_name_is_too_long(stsbp: Stsbp) -> None:
         *((flag, "1e300") for flag in ("--tau-m", "--tau-s", "--input-tau-s")),
     ],
 )
-def test_settings_beyond_their_bounds(stsbp: Stsbp, flag: str, value: str) -> None:
+def test_settings_beyond_their_bounds(stsbp: Stsbp, flag: str, value: str, refused: Callable[..., None]) -> None:
     refused(stsbp("train", "digits", flag, value), f"{flag} ", "input should be ")
 
 
-def test_an_empty_pattern_is_shown(stsbp: Stsbp) -> None:
+def test_an_empty_pattern_is_shown(stsbp: Stsbp, refused: Callable[..., None]) -> None:
     refused(stsbp("train", "digits", "--label-pattern", ""), "--label-pattern '': ")
 
 
-def test_too_many_validation_samples(stsbp: Stsbp) -> None:
+def test_too_many_validation_samples(stsbp: Stsbp, refused: Callable[..., None]) -> None:
     result = stsbp("train", "digits", "--limit", 20, "--validation", 20)
     refused(result, "cannot hold out 20 of 20 samples", "choose another validation")
 
@@ -248,7 +237,7 @@ def header(shape: str, dtype: str = "'|u1'") -> str:
         npy(header(str((0, 2**32, 2**32)))),
     ],
 )
-def test_forged_arrays(run: Path, stsbp: Stsbp, content: bytes) -> None:
+def test_forged_arrays(run: Path, stsbp: Stsbp, content: bytes, refused: Callable[..., None]) -> None:
     (run.parent / "x.npy").write_bytes(content)
     refused(stsbp("predict", run, "x.npy"), "x.npy ")
 
@@ -263,7 +252,7 @@ def test_arrays_in_both_orders(run: Path, stsbp: Stsbp) -> None:
 
 
 @pytest.mark.parametrize("name", ["images", "nmnist", "cifar10", "sequences"])
-def test_data_folder_whose_name_is_too_long(stsbp: Stsbp, name: str) -> None:
+def test_data_folder_whose_name_is_too_long(stsbp: Stsbp, name: str, refused: Callable[..., None]) -> None:
     result = stsbp("train", name, "--data-dir", "x" * 5000)
     refused(result, "File name too long")
     assert len(result.stderr) < 1000
@@ -271,7 +260,7 @@ def test_data_folder_whose_name_is_too_long(stsbp: Stsbp, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["images", "nmnist"])
 def test_class_folder_without_permission(
-    stsbp: Stsbp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    stsbp: Stsbp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, refused: Callable[..., None]
 ) -> None:
     for folder in ("0", "1"):
         (tmp_path / "data" / "Train" / folder).mkdir(parents=True)
@@ -287,7 +276,7 @@ def test_class_folder_without_permission(
     refused(result, f"cannot read {tmp_path / 'data'}", "Permission denied")
 
 
-def test_a_file_that_is_no_image(stsbp: Stsbp, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image(stsbp: Stsbp, tmp_path: Path, refused: Callable[..., None]) -> None:
     pytest.importorskip("PIL")
     for folder in ("a", "b"):
         (tmp_path / "data" / folder).mkdir(parents=True)

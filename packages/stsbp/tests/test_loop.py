@@ -536,24 +536,19 @@ def test_run_that_the_clock_stops_goes_on_to_the_same_bits(
     same_run(tmp_path / "a", tmp_path / "b")
 
 
-def other_contract(run: Path, version: int | None) -> None:
-    """Make the checkpoint one of another version of the contract; None: of the time before it had a number."""
-    path = run / "last.json"
-    description = json.loads(path.read_text())
-    del description["digest"], description["contract"]
-    if version is not None:
-        description["contract"] = version
-    path.write_text(json.dumps({**description, "digest": checkpoint._digest(description)}))
-
-
 @pytest.mark.parametrize(("written", "named"), [(None, 1), (7, 7)])
 def test_resuming_across_versions_of_the_contract_says_so(
-    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, written: int | None, named: int
+    train_tiny: Callable[..., Result],
+    stsbp: Callable[..., Result],
+    tmp_path: Path,
+    written: int | None,
+    named: int,
+    forge: Callable[..., None],
 ) -> None:
     run = tmp_path / "run"
     stopped = train_tiny(run, "--precision", "reproducible", "--stop-after", 1e-9)
     assert stopped.exit_code == 75
-    other_contract(run, written)
+    forge(run, lambda description: description.update(contract=written) if written else description.pop("contract"))
     resumed = stsbp("train", "--resume", run)
     assert resumed.exit_code == 0, resumed.output
     line = f"was begun under version {named} of the exact-arithmetic contract and goes on under version "
@@ -565,13 +560,13 @@ def test_resuming_across_versions_of_the_contract_says_so(
 
 
 def test_resuming_under_the_same_contract_or_in_fast_precision_says_nothing_of_it(
-    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, forge: Callable[..., None]
 ) -> None:
     for precision in ("reproducible", "fast"):
         run = tmp_path / precision
         assert train_tiny(run, "--precision", precision, "--stop-after", 1e-9).exit_code == 75
         if precision == "fast":
-            other_contract(run, None)
+            forge(run, lambda description: description.pop("contract"))
         resumed = stsbp("train", "--resume", run)
         assert resumed.exit_code == 0, resumed.output
         assert "contract" not in resumed.stderr

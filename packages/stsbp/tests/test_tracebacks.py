@@ -17,17 +17,6 @@ from stsbp.errors import ConfigError, StsbpError, legible, printable
 Stsbp = Callable[..., Result]
 
 
-def refused(result: Result, *words: str, code: int = 1) -> None:
-    """Assert that a command failed with one short message that a terminal may show."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit), result.exception
-    assert result.stderr.count("Error: ") == 1
-    assert len(result.stderr) < 5000
-    assert printable(result.stderr, lines=True) == result.stderr
-    for word in words:
-        assert word in result.stderr
-
-
 def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own."""
     command = [sys.executable, "-c", code, *arguments]
@@ -78,7 +67,9 @@ def test_control_characters_become_escapes() -> None:
     ],
     ids=lambda value: str(value)[:20].replace("\n", " "),
 )
-def test_settings_in_hostile_toml(stsbp: Stsbp, tmp_path: Path, content: str, said: str) -> None:
+def test_settings_in_hostile_toml(
+    stsbp: Stsbp, tmp_path: Path, content: str, said: str, refused: Callable[..., None]
+) -> None:
     path = tmp_path / "settings.toml"
     path.write_text(content)
     refused(stsbp("train", "digits", "--config", path), said)
@@ -142,7 +133,9 @@ def test_settings_from_a_pipe_or_a_device(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:50].encode("ascii", "backslashreplace").decode() if value else None,
 )
-def test_options_that_no_one_means(stsbp: Stsbp, arguments: tuple[str, ...], code: int) -> None:
+def test_options_that_no_one_means(
+    stsbp: Stsbp, arguments: tuple[str, ...], code: int, refused: Callable[..., None]
+) -> None:
     result = stsbp(*arguments)
     assert result.exit_code == code, result.output
     refused(result, code=code)
@@ -207,7 +200,9 @@ def test_two_interrupts_at_once_leave_without_a_traceback(moment: str, tmp_path:
     assert done.stderr.strip() in ("", "Interrupted."), done.stderr
 
 
-def test_too_little_memory_is_one_message(stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_one_message(
+    stsbp: Stsbp, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., None]
+) -> None:
     def parse(*_: Any, **__: Any) -> None:
         raise MemoryError
 
