@@ -167,7 +167,6 @@ class Copy:
             "PYTHONPATH": os.pathsep.join(paths),
             "PYTHONHASHSEED": "0",
             "STSBP_CACHE": str(caches / "stsbp"),
-            "NUMBA_CACHE_DIR": str(caches / "numba"),
             "HYPOTHESIS_STORAGE_DIRECTORY": str(caches / "hypothesis"),
             "NO_COLOR": "1",
         }

@@ -27,6 +27,7 @@ from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.files import MEGABYTE, read_regular
 from stsbp.presets import PRESETS, preset
+from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
@@ -158,7 +159,7 @@ class RunConfig(BaseModel):
     threads: int = Field(
         0,
         ge=0,
-        le=1024,
+        le=MOST_THREADS,
         description="Processor threads; 0 lets the libraries choose. In fast precision last bits depend on them.",
     )
     memory: Literal["full", "low"] = Field(
@@ -338,7 +339,7 @@ def read_toml(path: Path) -> Source:
                 f"{path} is not a file of settings: line {number} has a key of more than {_MOST_DOTS} parts"
             )
     if sum(line.count("[") + line.count("{") for line in bare) > _MOST_BRACKETS:
-        raise ConfigError(f"{path} is no file of settings: it has more than {_MOST_BRACKETS} lists and tables")
+        raise ConfigError(f"{path} is not a file of settings: it has more than {_MOST_BRACKETS} lists and tables")
     try:
         return Source(str(path), tomllib.loads(text))
     except (ValueError, RecursionError) as error:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["cores", "thread_count"]
+__all__ = ["MOST_THREADS", "cores", "thread_count"]
+
+MOST_THREADS = 1024
+"""As many as may be asked for."""
 
 
 def thread_count(wanted: int = 0) -> int:

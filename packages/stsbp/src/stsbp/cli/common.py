@@ -18,9 +18,9 @@ from stsbp_spec.values import shown
 
 from stsbp.cli import Globals
 from stsbp.errors import ConfigError, did_you_mean, printable
+from stsbp.threads import MOST_THREADS
 
 __all__ = [
-    "MOST_THREADS",
     "Choice",
     "Finite",
     "choose_backend",
@@ -33,7 +33,6 @@ __all__ = [
     "threads_option",
 ]
 
-MOST_THREADS = 1024
 _LONGEST_SHAPE = 100
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
