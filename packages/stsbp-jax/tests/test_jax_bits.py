@@ -13,12 +13,12 @@ import pytest
 from stsbp_jax import grid
 from stsbp_jax.backend import JaxBackend
 from stsbp_jax.neurons import lif
-from stsbp_jax.synapses import psp
+from stsbp_jax.synapses import conv2d, psp
 from stsbp_spec import LIF, PSP, NetworkSpec, initial_weights
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.neurons import lif as reference
 from stsbp_spec.reference.synapses import psp as reference_psp
-from stsbp_spec.synapses import IDENTITY
+from stsbp_spec.synapses import IDENTITY, Conv2d
 
 NEURON = LIF(tau_m=3.0, tau_s=5 / 3)
 
@@ -118,3 +118,38 @@ def test_divide_and_square_root_are_correctly_rounded_both_ways() -> None:
     ):
         assert differing_bits(jax.jit(divide)(a, b), a / b) == 0
         assert differing_bits(jax.jit(root)(a), np.sqrt(a)) == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "frame_bytes", "chunks"),
+    [
+        (100, 2**20, 25),  # 4 MB each
+        (7, 2**20, 1),
+        (13, 2**20, 13),  # nothing between divides
+        (8191, 10_000, 1),  # its only divisor leaves chunks too small to be worth a loop
+        (16, 2**18, 1),
+        (32, 2**18, 2),
+        (33, 2**18, 3),
+        (37, 2**18, 1),
+        (37, 2**18 + 1, 37),
+    ],
+)
+def test_frames_are_cut_into_the_fewest_equal_chunks(frames: int, frame_bytes: int, chunks: int) -> None:
+    assert conv2d._chunks(frames, frame_bytes) == chunks
+
+
+def test_a_chunk_is_measured_by_its_unfolded_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def chunks(frames: int, frame_bytes: int) -> int:
+        asked.append((frames, frame_bytes))
+        return 2
+
+    monkeypatch.setattr(conv2d, "_chunks", chunks)
+    conv = Conv2d(5, 3, padding=1, stride=2)
+    s, wq = jnp.ones((3, 2, 7, 9, 4)), jnp.ones((5, 4, 3, 3))
+    z = conv2d.forward(conv, s, wq)
+    conv2d.backward(conv, s, wq, z, precision="fast", need_input=True)
+    conv2d.backward(conv, s, wq, z, precision="reproducible", need_input=False)
+    windows = 4 * 5 * 3 * 3 * 4  # H' W' k k C
+    assert asked == [(6, 4 * windows), (6, 4 * windows), (6, 8 * windows)]

@@ -41,7 +41,7 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1) -> SpikeMatc
         raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
     if tolerance < 0:
         raise SpecError(f"the tolerance is a number of steps from 0 on, got {tolerance}")
-    slots = min(tolerance, max(0, len(spikes) - 1)) + 1
+    slots = min(tolerance, len(spikes)) + 1
     # Spikes that wait for a partner by the step they came in, modulo slots: a slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)
     matched = np.zeros(spikes.shape[1:], dtype=np.int64)
