@@ -186,3 +186,9 @@ def test_steps_touch_no_fresh_memory() -> None:
         ).stdout
         faults[keep] = int(printed)
     assert faults["1"] < faults["0"] / 10, faults
+
+
+def test_the_step_of_a_mask_may_be_a_number_of_any_integer_type() -> None:
+    masks = [np.asarray(JAX.dropout_mask(1, 16, step, (2, 50), 0.5)) for step in (3, np.int8(3), np.uint64(3))]  # type: ignore[arg-type]
+    assert 0 < masks[0].mean() < 1
+    assert all(np.array_equal(mask, masks[0]) for mask in masks)

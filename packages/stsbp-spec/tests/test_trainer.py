@@ -187,8 +187,60 @@ def test_a_learning_rate_that_is_too_large_stops_with_the_step() -> None:
         for _ in range(6):
             state, _ = trainer.step(state, _batch(_NETWORK))
 
-    with np.errstate(all="ignore"), pytest.raises(NumericError, match=r"layer (conv1|linear[23])"):
+    # numpy's warnings, which are errors here, do not come before it.
+    with pytest.raises(NumericError, match=r"layer (conv1|linear[23])"):
         train()
+
+
+def test_gradients_that_overflow_are_one_error_and_no_warning() -> None:
+    network = NetworkSpec.parse("8-8-4", input_shape=(6,), neuron=_LIF)
+    # The first layer is silent, so that no surrogate is saturated, and errors grow by 2^95 in each layer above.
+    weights = {
+        name: w * np.float32(2.0**-20 if name == "linear1" else 2.0**95)
+        for name, w in initial_weights(network, 1, 2.0).items()
+    }
+    for precision in ("fast", "reproducible"):
+        with pytest.raises(NumericError, match="the gradient of layer linear1 is not finite"):
+            NUMPY.value_and_grad(network, VanRossum(), weights, _batch(network), precision=precision)
+
+
+def test_subnormal_weights_and_negative_zeros_count_as_zero_where_they_enter_and_leave() -> None:
+    """Some libraries flush them, so that runs would end in other bits."""
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), AdamW())
+    weights = initial_weights(_NETWORK, 1)
+    weights["linear2"].flat[:4] = [1e-39, -1e-39, -0.0, 2.0**-126]
+    for state in (trainer.init(weights), trainer.import_state(trainer.export_state(trainer.init(weights)))):
+        for bits in (state.weights["linear2"], trainer.export_state(state)["weight/linear2"]):
+            assert bits.flat[:4].tobytes() == np.array([0, 0, 0, 2.0**-126], np.float32).tobytes()
+            assert np.array_equal(bits.flat[4:], weights["linear2"].flat[4:])
+    state = trainer.init(weights)
+    state.weights["linear2"].flat[0] = -1e-39
+    assert trainer.export_state(state)["weight/linear2"].flat[:1].tobytes() == bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("step", None, ShapeError),
+        ("step", np.asarray(-1), ShapeError),
+        ("step", np.asarray(2**32), ShapeError),
+        ("step", np.asarray(1.5), ShapeError),
+        ("step", np.arange(3), ShapeError),
+        ("adamw.m/linear2", np.nan, NumericError),
+        ("adamw.v/linear2", np.nan, NumericError),
+        ("adamw.v/linear2", -1, NumericError),
+    ],
+)
+def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: type[Exception]) -> None:
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), AdamW())
+    exported = trainer.export_state(trainer.init(initial_weights(_NETWORK, 1)))
+    trainer.import_state(exported)
+    if value is None:
+        del exported[name]
+    else:
+        exported[name] = value if name == "step" else np.full_like(exported[name], value)
+    with pytest.raises(error, match="step of a state" if name == "step" else "no update leaves"):
+        trainer.import_state(exported)
 
 
 @pytest.mark.parametrize(

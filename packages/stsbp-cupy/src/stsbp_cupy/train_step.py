@@ -30,6 +30,7 @@ class CupyTrainer(Trainer):
 
     backend: CupyBackend
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
         backend, network = self.backend, self.network
         steps = check_batch(network, batch)

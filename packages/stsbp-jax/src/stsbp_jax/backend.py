@@ -335,7 +335,7 @@ def _why(platform: str, error: RuntimeError) -> str:
 
 def _dropout_words(seed: int, step: int) -> tuple[AnyArray, AnyArray]:
     """Seed and step of the masks as uint32 scalars."""
-    return np.asarray(check_seed(seed), np.uint32), np.asarray(step & 0xFFFFFFFF, np.uint32)
+    return np.asarray(check_seed(seed), np.uint32), np.asarray(int(step) & 0xFFFFFFFF, np.uint32)
 
 
 def _rates(network: NetworkSpec, counts: dict[str, AnyArray], steps: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
+from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -108,7 +108,7 @@ class Trainer:
         memory: Memory = "full",
     ) -> None:
         check_precision(network, precision)
-        if memory not in FORWARD_PASSES:
+        if not isinstance(memory, str) or memory not in FORWARD_PASSES:
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss)
         self.backend = backend
@@ -125,10 +125,11 @@ class Trainer:
         check_weights(self.network, weights)
         native, m, v = (
             {name: self.backend.asarray(make(w)) for name, w in weights.items()}
-            for make in (np.copy, np.zeros_like, np.zeros_like)
+            for make in (_without_subnormals, np.zeros_like, np.zeros_like)
         )
         return TrainState(0, native, m, v)
 
+    @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
         backend, network = self.backend, self.network
@@ -159,6 +160,7 @@ class Trainer:
         )
         return new, result
 
+    @np.errstate(over="ignore", invalid="ignore")
     def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
@@ -172,19 +174,41 @@ class Trainer:
         exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
         for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
             for name, x in arrays.items():
-                exported[f"{prefix}/{name}"] = np.array(self.backend.numpy(x), dtype=np.float32)
+                exported[f"{prefix}/{name}"] = _without_subnormals(self.backend.numpy(x))
         return exported
 
     def import_state(self, exported: dict[str, AnyArray]) -> TrainState:
-        """Inverse of `export_state`; raises `ShapeError` where names or shapes are not this network's."""
+        """Inverse of `export_state`.
+
+        Raises:
+            ShapeError: names or shapes are not this network's, or the step is no whole number from 0 to 2^32 - 1.
+            NumericError: a moment of the optimiser is none: NaN, or a square below zero.
+        """
+        if not isinstance(exported, Mapping):
+            raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")
+        step = np.asarray(exported.get("step"))
+        if step.shape != () or step.dtype.kind not in "iu" or not 0 <= step < 2**32:
+            raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(step.tolist())}")
         parts: list[dict[str, Native]] = []
         for prefix in ("weight", "adamw.m", "adamw.v"):
-            named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if k.startswith(prefix + "/")}
+            named = {
+                k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")
+            }
             check_weights(self.network, named, what=prefix)
-            parts.append({name: self.backend.asarray(np.array(x)) for name, x in named.items()})
-        return TrainState(int(exported["step"]), *parts)
+            for name, x in named.items():
+                # Squares may have overflowed; weights are looked at when they meet their grid.
+                if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
+                    raise NumericError(f"{prefix} of {name} holds a value that no update leaves")
+            parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
+        return TrainState(int(step), *parts)
 
 
+def _without_subnormals(x: Float32) -> Float32:
+    """A copy of `x` in which subnormal numbers, which some libraries flush, and zeros of either sign are +0."""
+    return np.where(np.abs(x) < np.float32(SMALLEST_NORMAL), np.float32(0), x)
+
+
+@np.errstate(over="ignore", invalid="ignore")
 def value_and_grad(
     backend: AbstractBackend,
     network: NetworkSpec,
@@ -214,6 +238,7 @@ def value_and_grad(
     return ValueAndGrad(value, spikes, named, _zeroed(backend, traces))
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def run(
     backend: AbstractBackend, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
 ) -> RunResult:
