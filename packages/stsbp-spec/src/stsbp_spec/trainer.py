@@ -191,9 +191,7 @@ class Trainer:
             raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(step.tolist())}")
         parts: list[dict[str, Native]] = []
         for prefix in ("weight", "adamw.m", "adamw.v"):
-            named = {
-                k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")
-            }
+            named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
             check_weights(self.network, named, what=prefix)
             for name, x in named.items():
                 # Squares may have overflowed; weights are looked at when they meet their grid.
