@@ -92,6 +92,10 @@ def _hold(descriptor: int, *, wait: bool) -> int | None:
     return held
 
 
+def _unwritable(path: Path, error: OSError) -> FileError:
+    return FileError(f"cannot write {path}: {_REASONS.get(error.errno or 0, error.strerror or str(error))}")
+
+
 def _irregular(status: os.stat_result) -> OSError | None:
     """The error of a file that is no regular one."""
     if stat.S_ISREG(status.st_mode):
@@ -246,8 +250,7 @@ class OpenFolder:
             temporary = ""
             self.sync()
         except OSError as error:
-            reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-            raise FileError(f"cannot write {self.path / name}: {reason}") from error
+            raise _unwritable(self.path / name, error) from error
         finally:
             if temporary:
                 with contextlib.suppress(OSError):
@@ -315,8 +318,7 @@ def atomic_writer(path: Path, *, own: bool = False) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = OpenFolder(path.parent)
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
-        raise FileError(f"cannot write {path}: {reason}") from error
+        raise _unwritable(path, error) from error
     with folder, folder.writer(path.name, own=own) as file:
         yield file
 
