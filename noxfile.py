@@ -169,7 +169,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check types with mypy --strict, package by package."""
     folders = everything(session)
-    install(session, *folders, tools=(*TEST_TOOLS, MYPY, "nox"))
+    install(session, *folders, tools=(*ALL_TEST_TOOLS, MYPY, "nox"))
     failed = []
     # Tests of two packages may have the same file name, so each package is a run of its own.
     for paths in [
