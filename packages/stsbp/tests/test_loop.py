@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -44,8 +45,8 @@ class Mortal:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, dies_at: int | None) -> None:
         self.count = 0
         self.dies_at = dies_at
-        for owner, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
-            monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
+        for name in ("fsync", "replace", "unlink"):
+            monkeypatch.setattr(os, name, self.wrap(getattr(os, name)))
 
     def wrap(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def mortal(*arguments: Any, **named: Any) -> Any:
@@ -167,43 +168,46 @@ def wait_for_checkpoint(run: Path, running: subprocess.Popen[str], step: float =
         time.sleep(0.005)
 
 
-def wait_for_metrics(run: Path, running: subprocess.Popen[str]) -> None:
-    """Wait until a run has recorded updates, so that it is in the middle of training."""
-    until = time.monotonic() + 60
-    while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size):
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
 def test_kill_9_at_three_moments_then_resume(
     process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
     kill_and_resume(process, same_run, tmp_path, [(0.0, 0.01), (0.4, 0.03), (0.8, 0.0)])
 
 
+SIGNALLED = """
+import os, signal
+from stsbp.__main__ import main
+from stsbp.training import loop
+update = loop._Loop.update
+def signalled(self, *arguments):
+    if self.step == 2:
+        os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+    update(self, *arguments)
+loop._Loop.update = signalled
+main()
+"""
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signal_saves_and_tells_how_to_resume(
-    name: str, process: Callable[..., subprocess.Popen[str]], same_run: Callable[[Path, Path], None], tmp_path: Path
+    name: str,
+    stsbp: Callable[..., Result],
+    tiny: tuple[str, ...],
+    same_run: Callable[[Path, Path], None],
+    uninterrupted: Path,
+    tmp_path: Path,
 ) -> None:
-    number = getattr(signal, name)
     run = tmp_path / "run"
-    victim = process(*_KILLED, "--checkpoint-every", 3600, "--out", run)
-    wait_for_metrics(run, victim)
-    victim.send_signal(number)
-    _, errors = victim.communicate(timeout=60)
-    assert victim.returncode == 128 + number
-    assert f"{name}: stopped after update" in errors
-    assert f"stsbp --backend numpy train --resume {run}" in errors
-    assert "Traceback" not in errors
-    saved = json.loads((run / "last.json").read_text())
-    assert 0 < saved["step"] < 200
-    whole, resumed = (
-        process(*_KILLED, "--out", tmp_path / "whole"),
-        process("--backend", "numpy", "train", "--resume", run),
-    )
-    assert [whole.wait(120), resumed.wait(120)] == [0, 0]
-    same_run(run, tmp_path / "whole")
+    command = [sys.executable, "-c", SIGNALLED, "--backend", "numpy", "train", "digits", *tiny, "--out", str(run)]
+    done = subprocess.run(command, env={**os.environ, "SIGNAL": name}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + getattr(signal, name), done.stderr
+    # In the middle of the third update, which is finished.
+    assert f"{name}: stopped after update 3 and saved" in done.stderr
+    assert f"stsbp --backend numpy train --resume {run}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads((run / "last.json").read_text())["step"] == 3
+    assert stsbp("train", "--resume", run).exit_code == 0
+    same_run(run, uninterrupted)
 
 
 @pytest.mark.parametrize("update", range(1, 7))
