@@ -271,9 +271,7 @@ class _Loop:
                 self.save()
             self.reporter.begin(self.config.epochs, self.course)
             try:
-                # What is not finite is found by the trainer, which names the layer; numpy need not warn as well.
-                with np.errstate(over="ignore", invalid="ignore"):
-                    return self.epochs()
+                return self.epochs()
             except Stopped as stopped:
                 self.save()
                 raise Stopped(stopped.reason, stopped.exit_code, self.step) from None
