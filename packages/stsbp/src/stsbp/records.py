@@ -14,17 +14,22 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 __all__ = [
+    "Best",
     "Cache",
     "Description",
     "Figures",
     "InputsRecord",
     "Manifest",
     "Progress",
+    "Record",
     "Seed",
+    "Start",
+    "Sums",
     "Trained",
     "metrics_line",
     "parse",
     "read",
+    "seeds",
     "starts",
     "why",
 ]
