@@ -178,6 +178,18 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
     assert hash(binning) == hash(EventBinning(3, 400, 50, 1, 5, 6, False))
 
 
+def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:
+    largest = {"height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
+    binning = replace(EventBinning(steps=2**20), **largest)  # type: ignore[arg-type]
+    for field, value in {"steps": 2**20, **largest}.items():
+        with pytest.raises(SpecError, match=f"{field} must be at most {value}"):
+            replace(binning, **{field: value + 1})  # type: ignore[arg-type]
+    zero = np.zeros(1, np.int64)
+    assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=2**20, start_us=-(2**40)).shape[0] == 2**20
+    with pytest.raises(SpecError, match="start_us at most"):
+        bin_events(zero, zero, zero, zero, shape=(1, 1, 1), start_us=-(2**40) - 1)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

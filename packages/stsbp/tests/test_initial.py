@@ -91,3 +91,9 @@ def test_train_command_takes_a_rate_and_keeps_to_it(
     other = train_tiny(tmp_path / "whole", "--resume", "--init-rate", "0.2")
     assert other.exit_code == 1
     assert "init_rate: 0.1 in the run, 0.2 asked" in other.output
+
+
+def test_gains_are_four_an_octave_from_1_to_56() -> None:
+    """They must not change between versions: the first weights of a run would."""
+    assert GAINS[:6] == (1, 1.25, 1.5, 1.75, 2, 2.5)
+    assert (len(GAINS), GAINS[-1]) == (24, 56)

@@ -404,6 +404,9 @@ def test_samples_are_chosen_from_different_mistakes() -> None:
     assert right == [3, 4]
     worst, best = choose(Survey(labels, None, np.array([0.5, 0.1, 0.9, 1.0, 0.2, 0.3])), 2)
     assert (worst, best) == ([1, 4], [3, 2])
+    # Of few samples the better half is not called the worst, and none is shown twice.
+    assert choose(Survey(labels[:3], None, np.array([0.5, 0.1, 0.9])), 8) == ([1, 0], [2])
+    assert choose(Survey(labels[:4], None, np.array([0.5, 0.1, 0.9, 0.2])), 8) == ([1, 3], [2, 0])
     assert choose(Survey(labels[:1], None, np.array([0.5]))) == ([0], [])
 
 

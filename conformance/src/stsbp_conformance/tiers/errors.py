@@ -198,6 +198,13 @@ def _state(backend: AbstractBackend) -> Verdict:
         "linear3",
         lambda: trainer.step(trainer.import_state(broken), reference.data(_CASE)),
     )
+    _refused(
+        compared,
+        "a prediction with weights that are not finite",
+        NumericError,
+        "linear3",
+        lambda: trainer.predict(trainer.import_state(broken), reference.data(_CASE).inputs, _CASE.steps),
+    )
     return compared.verdict()
 
 

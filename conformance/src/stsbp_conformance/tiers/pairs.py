@@ -290,6 +290,7 @@ _FLATTENED = _block("11", (3, 5, 7))
 _POOLED_LINEAR = _block("P4-19", (2, 13, 12))
 IMAGES = _block("40", (3, 48, 48), coding="direct")
 WIDE = _block("2{bits=3}", (16, 48, 48), coding="direct")  # 2 bits are all that its sums leave to weights of 0.6
+_FULL = _block("2", (513,), input_max=16)
 _HALVES = np.stack([np.full((1, 16), z, np.float32) for z in (0.5, 0.25)])  # hold a potential at 1/2
 _SURROGATES: tuple[Surrogate, ...] = (
     *(cls() for cls in SURROGATES.values()),
@@ -317,8 +318,15 @@ def floor_case() -> tuple[LIF, Filter, Float32, int]:
 def _powers(steps: int, exponent: int) -> Float32:
     """`[steps, 1, 16]`: powers of two of either sign from `2^exponent` up at the last step, before it zero."""
     x = np.zeros((steps, 1, 16), np.float32)
-    x[-1, 0] = np.ldexp(np.resize(np.float32([1, -1]), 16), exponent + np.arange(16) // 2)
+    x[-1, 0] = np.ldexp(np.resize(np.array([1, -1], np.float32), 16), exponent + np.arange(16) // 2)
     return x
+
+
+def _adding_up_to(units: int) -> Float32:
+    """`[2, 513]`: weights of 12 bits, whose rows add up to so many units of 2^-11, the first of negative ones."""
+    row = np.full(513, 2047, np.float32)
+    row[-1] = units - 512 * 2047
+    return np.stack([-row, row]) / np.float32(2048)
 
 
 def _with_ties(shape: Shape) -> Float32:
@@ -410,6 +418,10 @@ CHECKS = (
     _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
     _check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
     _check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
+    *(
+        _check(f"weight grid, sums that {what} 2^24", _weight_grid(_FULL, _adding_up_to(units)))
+        for what, units in (("reach", 2**20), ("pass", 2**20 + 1))
+    ),
     _check("weight grid, below the floor", _weight_grid(_LINEAR, np.full((17, 37), -(2.0**-101), np.float32))),
     _check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),
     _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
