@@ -180,7 +180,7 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
 
 def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:
     largest = {"height": 2**14, "width": 2**14, "window_us": 2**40, "start_us": 2**40, "saccade_us": 2**40}
-    binning = replace(EventBinning(steps=2**20), **largest)  # type: ignore[arg-type]
+    binning = replace(EventBinning(), steps=2**20, **largest)  # type: ignore[arg-type]
     for field, value in {"steps": 2**20, **largest}.items():
         with pytest.raises(SpecError, match=f"{field} must be at most {value}"):
             replace(binning, **{field: value + 1})  # type: ignore[arg-type]
