@@ -20,6 +20,7 @@ import queue
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -239,6 +240,8 @@ class Campaign:
                 continue
             if code is None:
                 return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)}")
+            if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
+                return Result(mutant, "unclear", "the tests were stopped from outside")
             failed = [line.partition(" - ")[0] for line in re.findall(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE)]
             if code == 1 and failed and "::" in failed[0]:
                 copy.write(mutant.path, original)
