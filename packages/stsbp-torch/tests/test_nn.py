@@ -10,7 +10,7 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import BackendError, NumericError, ShapeError
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.typing import Precision
 from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
@@ -187,3 +187,36 @@ def test_a_loss_that_torch_does_not_know_is_refused_before_the_backward_pass() -
     spikes = torch.zeros(4, 2, 3, requires_grad=True)
     with pytest.raises(BackendError, match="backend 'torch' does not know the loss _Foreign; it knows VanRossum"):
         spike_loss(_Foreign(), spikes, torch.zeros(4, 2, 3), psp=PSP(4))
+
+
+@pytest.mark.parametrize("steps", [3, 7, 0, -1, 2.5])
+def test_steps_that_are_not_those_of_the_input_are_refused(steps: int) -> None:
+    """With more of them than there are frames, memory behind the input was read."""
+    s = torch.ones(5, 2, 6)
+    for module in (LIF(), SpikingLinear(6, 4), Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))):
+        assert torch.equal(module(s, steps=5), module(s))
+        with pytest.raises(ShapeError, match="steps must be the 5 of the input"):
+            module(s, steps=steps)
+    if steps > 0 and isinstance(steps, int):
+        assert LIF()(s[:1], steps=steps).shape == (steps, 2, 6)
+
+
+def test_a_precision_or_gain_that_is_none_is_refused() -> None:
+    s, net = torch.ones(5, 2, 6), NetworkSpec.parse("4", input_shape=(6,), outputs=3)
+    for make in (lambda: SpikingLinear(6, 4)(s, precision="exact"), lambda: Network(net, precision="exact")):  # type: ignore[arg-type]
+        with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'exact'"):
+            make()
+    with pytest.raises(NumericError, match="gain"):
+        LIF()(s, gain=float("nan"))
+
+
+@pytest.mark.parametrize("value", [2.0, 0.5, 257.0, -1.0, float("nan")])
+def test_a_loss_of_what_is_no_spike_train_is_refused(value: float) -> None:
+    good, bad = torch.ones(4, 2, 3), torch.ones(4, 2, 3)
+    bad[3, 1, 2] = value
+    assert spike_loss(Hamming(), good, good, psp=PSP(4)) == 0
+    for spikes, targets in ((good, bad), (bad, good)):
+        with pytest.raises((ShapeError, NumericError), match="of a loss"):
+            spike_loss(Hamming(), spikes, targets, psp=PSP(4))
+    with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
+        spike_loss(Hamming(), good, good[:, :1], psp=PSP(4))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
-from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.values import integer, shown
 
-__all__ = ["check_finite", "check_inputs"]
+__all__ = ["check_finite", "check_inputs", "check_precision", "check_steps", "check_trains"]
 
 
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
@@ -42,3 +43,27 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
     unit = "whole numbers" if exponent == 0 else f"multiples of 2^-{exponent}"
     wanted = "spikes, 0 or 1" if (exponent, largest) == (0, 1) else f"{unit} from 0 to {largest:g}"
     raise ShapeError(f"the inputs of {what} must be {wanted}, got {wrong:g}{hint}")
+
+
+def check_steps(x: torch.Tensor, steps: int | None) -> int:
+    """`T` of `x`, `[T, B, ...]` or `[1, B, ...]`; raise `ShapeError` where `steps` is another number, or none."""
+    if x.dim() < 2 or len(x) == 0:
+        raise ShapeError(f"an input must be [T, B, ...] with T >= 1, got {tuple(x.shape)}")
+    number = len(x) if steps is None else integer(steps)
+    if number is None or number < 1 or len(x) not in (1, number):
+        raise ShapeError(f"steps must be the {len(x)} of the input, or any where it has one, got {shown(steps)}")
+    return number
+
+
+def check_precision(precision: object) -> None:
+    """Raise `SpecError` for an unknown precision, which would be taken for `fast`."""
+    if precision not in ("fast", "reproducible"):
+        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
+
+
+def check_trains(spikes: torch.Tensor, targets: torch.Tensor) -> None:
+    """Raise `ShapeError` or `NumericError` unless both are spike trains `[T, B, N]` of one shape, zeros and ones."""
+    if spikes.dim() != 3 or spikes.shape != targets.shape:
+        raise ShapeError(f"spikes and targets must be [T, B, N], got {tuple(spikes.shape)} and {tuple(targets.shape)}")
+    check_inputs("a loss", spikes, 0, 1)
+    check_inputs("a loss", targets, 0, 1)

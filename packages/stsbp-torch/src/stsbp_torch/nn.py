@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from stsbp_spec.errors import NumericError
 from stsbp_spec.grid import error_bits, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
@@ -30,7 +31,7 @@ from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Precision
 
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.checks import check_finite, check_inputs
+from stsbp_torch.checks import check_finite, check_inputs, check_precision, check_steps, check_trains
 from stsbp_torch.losses import ERRORS
 
 __all__ = ["LIF", "Network", "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "backend_of", "spike_loss"]
@@ -135,7 +136,12 @@ def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: 
     """Mean distance of spike trains `[T, B, N]`, differentiable in `spikes`.
 
     Its gradient is the error signal of the spec (for the Hamming distance without the factor 2).
+
+    Raises:
+        ShapeError: spikes and targets have different shapes, or one of them is neither 0 nor 1.
+        NumericError: one of them is not finite.
     """
+    check_trains(spikes, targets)
     result: torch.Tensor = _LossFunction.apply(spikes, targets, loss, psp)  # type: ignore[no-untyped-call]
     return result
 
@@ -171,12 +177,16 @@ class LIF(torch.nn.Module):
             checked: `z` is known to be finite, and is not looked at.
 
         Raises:
-            NumericError: a value of `z` is not finite.
+            ShapeError: `steps` is not that of `z`.
+            NumericError: a value of `z` or `gain` is not finite.
         """
+        steps = check_steps(z, steps)
+        if not math.isfinite(gain):
+            raise NumericError(f"the gain of LIF is not finite: {gain}")
         if not checked:
             check_finite("LIF", z)
         filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
-        spikes: torch.Tensor = _LifFunction.apply(z, self.neuron, filter, steps or len(z))  # type: ignore[no-untyped-call]
+        spikes: torch.Tensor = _LifFunction.apply(z, self.neuron, filter, steps)  # type: ignore[no-untyped-call]
         return spikes
 
 
@@ -229,9 +239,12 @@ class _Spiking(torch.nn.Module):
             checked: the inputs are known to be so, and are not looked at.
 
         Raises:
-            ShapeError: an input is something else.
+            ShapeError: an input is something else, or `steps` is not that of the inputs.
+            SpecError: there is no such precision.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
+        steps = check_steps(s, steps)
+        check_precision(precision)
         if not checked:
             check_inputs(self._get_name(), s, self.input_exponent, self.input_max, _HOW_FINE)
         wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
@@ -346,6 +359,7 @@ class Network(torch.nn.Module):
         self, spec: NetworkSpec, *, seed: int = 0, gain: float = DEFAULT_GAIN, precision: Precision = "fast"
     ) -> None:
         super().__init__()
+        check_precision(precision)
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision
@@ -371,13 +385,13 @@ class Network(torch.nn.Module):
         In training mode each call draws new dropout masks (`self.step` counts the calls).
 
         Raises:
-            ShapeError: an input is no whole number from 0 to `input_max` (images: 255).
+            ShapeError: an input is no whole number from 0 to `input_max` (images: 255), or `steps` is not theirs.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
         direct = self.spec.coding == "direct"
         check_inputs("Network", inputs, 0, 255 if direct else self.spec.input_max)
         s = inputs[None].float() * 2.0**-8 if direct else inputs.float()
-        steps = steps or len(s)
+        steps = check_steps(s, steps)
         backend = backend_of(s)
         for block in self.spec.blocks:
             shape = block.input_shape
