@@ -18,7 +18,7 @@ from stsbp_jax.backend import JaxBackend, JaxTrainer
 from stsbp_spec import LIF, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import FastSigmoid, Logistic
+from stsbp_spec.surrogates import Logistic
 from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -80,22 +80,6 @@ def test_step_with_bad_weights_names_layer_and_leaves_the_state() -> None:
     with pytest.raises(NumericError, match="layer conv2: a weight is not finite"):
         trainer.step(state, batches(NETWORK, [3])[0])
     assert np.isnan(trainer.export_state(state)["weight/conv2"]).sum() == 1
-
-
-def test_step_with_gradients_that_overflow_names_step_and_layer() -> None:
-    network = NetworkSpec.parse("9", input_shape=(6,), outputs=4, neuron=LIF(surrogate=FastSigmoid(1e-30)))
-    weights = initial_weights(network, seed=0)
-    # Weights of 1e30 reach the membrane, whose product with the error overflows after a few steps.
-    weights["linear2"] = np.where(weights["linear2"] > 0, np.float32(1e30), np.float32(-1e30))
-    (batch,) = batches(network, [3])
-    messages = []
-    for backend in (NumpyBackend(), JAX):
-        trainer = backend.trainer(network, VanRossum(), AdamW())
-        with np.errstate(all="ignore"), pytest.raises(NumericError) as caught:
-            trainer.step(trainer.init(weights), batch)
-        messages.append(str(caught.value))
-    assert messages[0] == messages[1]
-    assert messages[1].startswith("step 0: the gradient of layer linear")
 
 
 def test_value_and_grad_refuses_what_the_spec_refuses() -> None:

@@ -15,7 +15,7 @@ from stsbp_spec.losses import LOSSES, Hamming, Loss
 from stsbp_spec.network import NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
-from stsbp_spec.surrogates import Logistic, Surrogate, Triangle
+from stsbp_spec.surrogates import FastSigmoid, Logistic, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float64, UInt8
 
@@ -208,6 +208,22 @@ def _state(backend: AbstractBackend) -> Verdict:
     return compared.verdict()
 
 
+def _overflow(backend: AbstractBackend) -> Verdict:
+    compared = Compared()
+    network = NetworkSpec.parse("9", input_shape=(6,), outputs=4, neuron=LIF(surrogate=FastSigmoid(1e-30)))
+    weights = initial_weights(network, 0)
+    # They reach the membrane, whose product with the error overflows after a few steps.
+    weights["linear2"] = np.copysign(np.float32(1e30), weights["linear2"])
+    batch = Batch(spikes((8, 3, 6), 0.3, 1), spikes((8, 3, 4), 0.3, 2))
+    trainer = backend.trainer(network, _LOSS, AdamW())
+    for what, call in (
+        ("value_and_grad", lambda: backend.value_and_grad(network, _LOSS, weights, batch)),
+        ("an update", lambda: trainer.step(trainer.init(weights), batch)),
+    ):
+        _refused(compared, f"{what} whose gradient overflows", NumericError, "the gradient of layer linear", call)
+    return compared.verdict()
+
+
 def _unknown(backend: AbstractBackend) -> Verdict:
     compared, weights, batch = Compared(), reference.weights(_CASE), reference.data(_CASE)
     unknown: tuple[Loss, ...] = (_NoSuchLoss(), _OtherHamming())
@@ -287,6 +303,7 @@ CHECKS = (
     _check("batches: shapes, dtypes, values", _batches),
     _check("precision", _precision),
     _check("state of another network, not finite", _state),
+    _check("gradients that overflow", _overflow),
     _check("operations that are not known", _unknown),
     _check("devices", _devices),
 )
