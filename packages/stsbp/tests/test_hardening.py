@@ -6,6 +6,8 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from click.testing import Result
+from stsbp.datasets.sequences import read_sequences
 from stsbp.training import checkpoint
 from stsbp.training.progress import TerminalReporter, reporter
 
@@ -240,6 +243,21 @@ def header(shape: str, dtype: str = "'|u1'") -> str:
 def test_forged_arrays(run: Path, stsbp: Stsbp, content: bytes, refused: Callable[..., None]) -> None:
     (run.parent / "x.npy").write_bytes(content)
     refused(stsbp("predict", run, "x.npy"), "x.npy ")
+
+
+def test_arrays_that_python_2_wrote(run: Path, stsbp: Stsbp) -> None:
+    (run.parent / "x.npy").write_bytes(npy(header("(8L, 8L)"), bytes(64)))
+    with warnings.catch_warnings(action="error"):
+        assert stsbp("predict", run, run.parent / "x.npy").exit_code == 0
+
+
+def test_rasters_that_python_2_wrote(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("inputs.npy", npy(header("(1L, 3L, 2L)"), bytes(6)))
+        archive.writestr("targets.npy", npy(header("(1L, 3L, 1L)"), bytes(3)))
+    with warnings.catch_warnings(action="error"):
+        inputs, targets, _ = read_sequences(tmp_path / "x.npz")
+    assert (inputs.shape, targets.shape) == ((1, 3, 2), (1, 3, 1))
 
 
 def test_arrays_in_both_orders(run: Path, stsbp: Stsbp) -> None:

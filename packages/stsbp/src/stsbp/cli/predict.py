@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,7 +153,9 @@ def _array(content: bytes, path: Path) -> UInt8:
         version = np.lib.format.read_magic(file)
         if version not in _HEADERS:
             raise ValueError(f"it has version {version[0]}.{version[1]} of the format")
-        shape, fortran, dtype = _HEADERS[version](file)
+        # numpy warns of files that Python 2 wrote.
+        with warnings.catch_warnings(action="ignore"):
+            shape, fortran, dtype = _HEADERS[version](file)
         if any(type(n) is not int for n in shape):
             raise ValueError(f"its shape is {shape}")
         count = math.prod(shape)

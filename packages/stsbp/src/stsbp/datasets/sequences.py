@@ -6,6 +6,7 @@ The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +58,8 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
                 whole = sum(entry.file_size for entry in file.zip.infolist()) if file.zip is not None else 0
                 if whole > _MOST:
                     raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
-                # numpy warns of sizes beyond a float before it refuses them.
-                with np.errstate(all="ignore"):
+                # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
+                with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
