@@ -14,6 +14,7 @@ import builtins
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -510,8 +511,12 @@ def crash(names: list[str], *, kills: int, seed: int, seconds: float) -> dict[st
             plan = _plan(stage, rng, round(kills * share))
             turns += [(number / len(plan), stage, blows) for number, blows in enumerate(plan)]
         said = time.monotonic()
-        for _, stage, blows in sorted(turns, key=lambda turn: turn[0]):
-            if time.monotonic() > until:
+        planned = [(stage, blows) for _, stage, blows in sorted(turns, key=lambda turn: turn[0])]
+        # A blow may come when its command is over: more of them, until there were as many as were asked for.
+        more = ((stage, blows) for _ in itertools.count() for stage in stages for blows in _plan(stage, rng, 1)[:1])
+        for number, (stage, blows) in enumerate(itertools.chain(planned, more)):
+            done = number >= len(planned) and sum(stage.trials.kills for stage in stages) >= kills
+            if done or time.monotonic() > until:
                 break
             if time.monotonic() - said > 60:
                 said = time.monotonic()
