@@ -27,7 +27,7 @@ from stsbp_spec import (
     VanRossum,
     initial_weights,
 )
-from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Coding
 
@@ -209,3 +209,35 @@ def test_public_names() -> None:
     ]
     for name in stsbp_jax.__all__:
         assert getattr(stsbp_jax, name).__doc__
+
+
+@pytest.mark.parametrize("steps", [STEPS - 1, STEPS + 1, 0])
+def test_steps_that_are_not_those_of_the_inputs_are_refused(steps: int) -> None:
+    network, weights, x, _ = example()
+    with pytest.raises(ShapeError, match=f"have {STEPS} steps, expected {steps}" if steps else "without empty axes"):
+        apply(network, weights, x, steps)
+    with pytest.raises(ShapeError, match=f"steps = {steps}"):
+        lif(LIF(), PSP(3.0).filter(), jnp.zeros((STEPS, 2, 3)), steps)
+
+
+def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
+    network, weights, x, _ = example()
+    for bad in (x[:, :0], x[:0], x[0], x[..., 1:]):
+        with pytest.raises(ShapeError, match=r"\[T, B, ...\] without empty axes"):
+            apply(network, weights, bad, STEPS)
+    with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'exact'"):
+        apply(network, weights, x, STEPS, precision="exact")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [2.0, 0.5, -1.0, np.nan])
+def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) -> None:
+    good = np.ones((4, 2, 3), np.float32)
+    bad = good.copy()
+    bad[3, 1, 2] = value
+    assert distance(Hamming(), PSP(4), good, good) == 0
+    for spikes, targets in ((good, bad), (bad, good)):
+        with pytest.raises((ShapeError, NumericError), match="of distance"):
+            distance(Hamming(), PSP(4), spikes, targets)
+        assert np.isnan(jax.jit(lambda s, y: distance(Hamming(), PSP(4), s, y))(spikes, targets))
+    with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
+        distance(Hamming(), PSP(4), good, good[:, :1])

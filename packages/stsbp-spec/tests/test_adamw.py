@@ -160,3 +160,10 @@ def test_norm_of_nothing_and_of_what_is_not_finite() -> None:
 def test_parameters_outside_their_domain_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match=f"AdamW: {next(iter(options))} is outside its domain"):
         AdamW(**options)
+
+
+def test_squares_of_the_norm_add_up_in_an_int64() -> None:
+    """`n` squares of numbers up to `2^norm_bits` stay at or below 2^62, and one bit more would not."""
+    assert norm_bits(1) == norm_bits(2**14) == 24
+    for exponent in range(15, 40):
+        assert exponent + 2 * norm_bits(2**exponent) in (61, 62)

@@ -261,6 +261,7 @@ def test_errors_off_the_grid_do_depend_on_the_order() -> None:
 def test_error_bits_are_refused_where_too_few_would_be_left() -> None:
     with pytest.raises(ExactnessError, match="smaller batches"):
         error_bits(input_bits=20, weight_bits=12, weight_summands=2**26, data_summands=1)
+    assert error_bits(input_bits=20, weight_bits=12, weight_summands=2**25, data_summands=1) == 8
 
 
 def test_errors_of_zero_have_no_grid() -> None:

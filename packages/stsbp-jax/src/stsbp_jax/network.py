@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.passes import block_error_bits
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
+from stsbp_spec.trainer import check_precision
 from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid
@@ -85,11 +87,20 @@ def apply(
         for which no grid fits, make them NaN.
 
     Raises:
-        ShapeError: an input lies off its grid.
+        ShapeError: an input lies off its grid, or the inputs do not fit the network and `steps`.
+        SpecError: there is no such precision.
         NumericError: an input is not finite.
     """
+    check_precision(network, precision)
+    events = network.coding == "events"
+    shape, lead = np.shape(inputs), 2 if events else 1
+    if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
+        letters = "[T, B, ...]" if events else "[B, ...]"
+        raise ShapeError(f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}")
+    if events and shape[0] != steps:
+        raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}")
     first = network.blocks[0]
-    if network.coding == "events":
+    if events:
         s = on_grid("apply", inputs, 0, first.input_max)
     elif jnp.result_type(inputs) == np.uint8:
         s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)

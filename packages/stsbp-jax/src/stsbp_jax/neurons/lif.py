@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.synapses.psp import Filter
 
@@ -87,8 +88,11 @@ def lif(neuron: LIF, filter: Filter, z: Array, steps: int) -> Array:
         Spikes, float32 `[T, B, ...]`; NaN where the potential is not finite: inside a jit nothing can be raised.
 
     Raises:
+        ShapeError: `steps` is not that of `z`.
         NumericError: a value of `z` is not finite.
     """
+    if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
+        raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
     check_finite("lif", z)
     return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, z)
 
