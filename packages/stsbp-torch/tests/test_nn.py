@@ -138,6 +138,17 @@ def test_one_bad_value_in_a_large_tensor_is_seen() -> None:
         LIF()(z)
 
 
+@pytest.mark.parametrize(
+    ("shape", "conv"),
+    [((2, 2, 6, 6), True), ((4, 2, 3, 6, 6), True), ((4, 2, 72), True), ((4, 72), False), ((4, 2, 71), False)],
+)
+def test_inputs_of_other_shapes_are_refused(shape: tuple[int, ...], conv: bool) -> None:
+    module = SpikingConv2d(2, 4, 3) if conv else SpikingLinear(72, 3)
+    axes = r"\[T, B, 2, H, W\]" if conv else r"\[T, B, 72\]"
+    with pytest.raises(ShapeError, match=rf"inputs of {type(module).__name__} have the axes {axes}, got shape \["):
+        module(torch.zeros(shape))
+
+
 @pytest.mark.parametrize("value", [2.0, 0.25, -1.0, 1 + 2.0**-23, 2.0**-149])
 def test_inputs_that_are_no_spikes_are_refused(value: float) -> None:
     s = torch.zeros(4, 2, 2, 6, 6)

@@ -19,10 +19,12 @@ import stsbp as package
 from click.shell_completion import BashComplete
 from click.testing import CliRunner, Result
 from stsbp.cli import COMMANDS, cli
+from stsbp.cli.evaluate import _text
 from stsbp.config import SECTIONS, RunConfig
 from stsbp.datasets import load
 from stsbp.files import OpenFolder
-from stsbp.training.metrics import LabelDistances, MetricsFile
+from stsbp.training.evaluate import Evaluation
+from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
 from stsbp_spec import LOSSES, PSP, NetworkSpec
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode
@@ -249,6 +251,16 @@ def test_evaluate_agrees_with_the_run(
     text = stsbp("evaluate", run).stdout
     assert f"{found['accuracy']:.2%}  nearest label sequence" in text
     assert "confusion matrix" in text
+
+
+def test_evaluate_shows_no_recall_of_a_class_without_samples() -> None:
+    confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    sums = Sums(batches=1, samples=6, correct=5, correct_by_count=5, seconds=1.0, rates={"conv1": 0.1, "linear10": 0.2})
+    lines = _text(Evaluation(sums, confusion), "test", ("a", "b", "c")).splitlines()
+    assert [line.split()[-1] for line in lines[-3:]] == ["75.0%", "100.0%", "-"]
+    assert len({len(line) for line in lines[-3:]}) == 1
+    first, second = (next(line for line in lines if name in line) for name in ("conv1", "linear10"))
+    assert len(first) == len(second)
 
 
 def test_evaluate_best_is_the_epoch_that_best_json_names(

@@ -83,9 +83,18 @@ def test_losses_are_those_of_the_spec() -> None:
 
 def test_unknown_key_names_file_key_and_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"a\.toml: unknown setting 'epoch' \(did you mean epochs\?\); known: .*tau_m"
+        ConfigError, match=r"a\.toml: unknown setting 'epoch' \(did you mean epochs\?\)\nknown settings: .*tau_m"
     ):
         resolve([Source("a.toml", {"epoch": 3}), DIGITS])
+
+
+def test_known_settings_are_listed_once_however_many_are_unknown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve([Source("a.toml", {"epoch": 3, "losss": "hamming"}), DIGITS])
+    first, second, known = str(caught.value).splitlines()
+    assert first.endswith("unknown setting 'epoch' (did you mean epochs?)")
+    assert second.endswith("unknown setting 'losss' (did you mean loss?)")
+    assert known.startswith("known settings: dataset, ")
 
 
 @pytest.mark.parametrize(

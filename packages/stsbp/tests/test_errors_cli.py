@@ -46,6 +46,17 @@ def test_backend_that_is_known_but_not_installed(
     nothing_made(tmp_path)
 
 
+@pytest.mark.parametrize("words", [("--backend", "numpy"), ("--backend=numpy",), ("--device", "cpu")])
+@pytest.mark.parametrize("command", [("train", "digits"), ("evaluate", "run")])
+def test_backend_and_device_after_the_command(
+    stsbp: Callable[..., Result], refused: Callable[..., None], command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    name = words[0].partition("=")[0]
+    refused(
+        stsbp(*command, *words), f"Error: {name} stands before the command: stsbp {name} NAME {command[0]} ...", code=2
+    )
+
+
 def test_unknown_device(stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]) -> None:
     refused(stsbp("--device", "tpu", "train", "digits"), "has the device cpu only, got 'tpu'")
     nothing_made(tmp_path)
@@ -62,7 +73,7 @@ def test_missing_data_folder(
     monkeypatch.delenv("STSBP_DATA", raising=False)
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
     refused(stsbp("train", dataset, "--data-dir", tmp_path / "nosuch"), str(tmp_path / "nosuch"))
-    refused(stsbp("train", dataset), "needs")
+    refused(stsbp("train", dataset), "needs", "--data-dir")
     nothing_made(tmp_path)
 
 
@@ -142,6 +153,15 @@ def test_resume_of_nothing(stsbp: Callable[..., Result], tmp_path: Path, refused
     refused(stsbp("train", "--resume", tmp_path / "empty"), "is not a run: it has no config.toml")
     refused(stsbp("train", "digits", "--resume"), "--resume RUN or --out RUN --resume")
     refused(stsbp("train", "--resume", "a", "--out", "b"), "name different runs")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "compare"])
+def test_an_experiment_where_a_run_belongs(
+    stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None], command: str
+) -> None:
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "config.toml").write_text("")
+    refused(stsbp(command, tmp_path), f"is an experiment, not a run: its runs are {tmp_path / 'seed-*'}")
 
 
 def test_resume_of_a_run_whose_checkpoint_is_gone(

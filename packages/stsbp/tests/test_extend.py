@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -332,6 +333,9 @@ def test_training_without_a_test_set(
     done = train_tiny(run, *NO_TEST, "--limit", 0, "--epochs", 1, "--validation", validation)
     assert done.exit_code == 0, done.output
     assert "no test set (--no-test): nothing was tested" in done.stdout
+    proposed = shlex.split(done.stdout.splitlines()[-1].partition(": stsbp ")[2])
+    assert proposed == ["evaluate", str(run), "--split", "validation" if validation else "train"]
+    assert stsbp(*proposed).exit_code == 0
     lines = records(run)
     assert next(line for line in lines if line["kind"] == "epoch")["samples"] == 1797 - validation
     assert [line["split"] for line in lines if line["kind"] == "evaluation"] == ["validation"] * bool(validation)
@@ -388,3 +392,4 @@ def test_embedded_data_of_the_run_are_no_other_data(
     done = stsbp("evaluate", "run", "--on", "digits", *where)
     assert done.exit_code == 1
     assert "without --on it is tested on samples that it has not seen" in done.output
+    assert "--data-dir" not in done.output  # which would change nothing

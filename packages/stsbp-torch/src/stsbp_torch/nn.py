@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.errors import NumericError
+from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import error_bits, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
@@ -246,6 +246,7 @@ class _Spiking(torch.nn.Module):
         steps = check_steps(s, steps)
         check_precision(precision)
         if not checked:
+            self._check_shape(s)
             check_inputs(self._get_name(), s, self.input_exponent, self.input_max, _HOW_FINE)
         wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
             self.weight, self.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
@@ -255,6 +256,15 @@ class _Spiking(torch.nn.Module):
         # Weights on their grid and inputs that were looked at have finite sums.
         spikes: torch.Tensor = self.lif(z, steps, gain, checked=True)
         return spikes
+
+    def _check_shape(self, s: torch.Tensor) -> None:
+        inputs = self.weight.shape[1]
+        if isinstance(self.synapse, Conv2d):
+            fits, axes = s.ndim == 5 and s.shape[2] == inputs, f"[T, B, {inputs}, H, W]"
+        else:
+            fits, axes = s.ndim >= 3 and math.prod(s.shape[2:]) == inputs, f"[T, B, {inputs}]"
+        if not fits:
+            raise ShapeError(f"the inputs of {self._get_name()} have the axes {axes}, got shape {list(s.shape)}")
 
     def _error_bits(self, s: torch.Tensor) -> int:
         """As `passes.block_error_bits`, for a layer that stands alone."""

@@ -153,7 +153,7 @@ class RunConfig(BaseModel):
         0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample; 0 disables it."
     )
     log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
-    data_dir: str = Field("", description="Folder of the data set.")
+    data_dir: str = Field("", description="Folder of the data set; else the one that STSBP_DATA names.")
     download: bool = Field(False, description="Fetch what is missing of the data set.")
     skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
     threads: int = Field(
@@ -385,7 +385,11 @@ def resolve(sources: Sequence[Source], *, with_preset: bool = True) -> RunConfig
     try:
         config = RunConfig(**merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, origin) for problem in error.errors()[:_MOST_PROBLEMS])) from None
+        problems = error.errors()[:_MOST_PROBLEMS]
+        lines = [_explain(problem, origin) for problem in problems]
+        if any(problem["type"] == "extra_forbidden" for problem in problems):
+            lines.append(f"known settings: {', '.join(RunConfig.model_fields)}")
+        raise ConfigError("\n".join(lines)) from None
     try:
         config.label_code.sequences(2, config.steps)
     except ValueError as error:
@@ -403,7 +407,7 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     flag = "--" + key.replace("_", "-")
     if problem["type"] == "extra_forbidden":
         hint = did_you_mean(key.replace("-", "_"), RunConfig.model_fields)
-        return f"{where}: unknown setting {key!r}{hint}; known: {', '.join(RunConfig.model_fields)}"
+        return f"{where}: unknown setting {key!r}{hint}"
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")

@@ -35,6 +35,8 @@ COMMANDS = {
 """Commands in the order of the help page, with their one-line help."""
 
 
+_BEFORE = ("--backend", "--device")
+"""Options of `stsbp` itself."""
 _SHORT = 1000
 """Characters up to which a message is not cut."""
 
@@ -111,6 +113,10 @@ def _legible() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.option_name in _BEFORE and error.ctx is not None:
+            name = error.option_name
+            how = f"stsbp {name} NAME {error.ctx.info_name} ..."
+            raise click.UsageError(f"{name} stands before the command: {how}", error.ctx) from None
         if len(error.message) > _SHORT or not error.message.isprintable():
             # Imported here: it brings numpy along.
             from stsbp.errors import legible

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
@@ -76,9 +75,11 @@ def command(
     folder = RunFolder(run)
     config = folder.read_config()
     if on is not None and _is_own(config, on, data_dir):
+        others = "" if not info_of(on).needs_data_dir else "; other data of that kind are named with --data-dir"
+        if named_path(on) is not None:
+            others = f"; other data of that kind are named by their own path, --on {on.partition(':')[0]}:PATH"
         raise ConfigError(
-            f"the run was trained on {on}: without --on it is tested on samples that it has not seen; other data of "
-            "that kind are named with --data-dir"
+            f"the run was trained on {on}: without --on it is tested on samples that it has not seen{others}"
         )
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
@@ -137,10 +138,11 @@ def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
     means, sums = found.sums.means(), found.sums.sequence
     width = max(len(name) for name in means["rates"])
     spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
+    steps = "1 step" if tolerance == 1 else f"{tolerance} steps"
     return "\n".join(
         [
             f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
-            f"precision   {means['precision']:.2%}  spike times within {tolerance} steps, {spikes}",
+            f"precision   {means['precision']:.2%}  spike times within {steps}, {spikes}",
             f"recall      {means['recall']:.2%}",
             f"F1          {means['f1']:.2%}",
             f"van Rossum  {means['van_rossum']:.4f}  a sample",
@@ -156,18 +158,19 @@ def _text(found: Evaluation, split: str, classes: tuple[str, ...]) -> str:
     means = found.sums.means()
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
-    recall = np.diag(found.confusion) / np.maximum(1, found.confusion.sum(axis=1))
+    layers = max(map(len, means["rates"]))
     lines = [
         f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
         f"accuracy  {means['accuracy']:.2%}  nearest label sequence",
         f"          {means['accuracy_spike_count']:.2%}  spike count",
         f"loss      {means['loss']:.4f}",
         "spikes per neuron and step:",
-        *(f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items()),
+        *(f"  {name:<{layers}}  {rate:.4f}" for name, rate in means["rates"].items()),
         "confusion matrix (row: true class, column: nearest label sequence, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]
-    for name, row, share in zip(names, found.confusion, recall, strict=True):
-        cells = "".join(f" {count or '.':>{width}}" for count in row.tolist())
-        lines.append(f"  {name:>{width}}{cells}  {share:.1%}")
+    for k, (name, row) in enumerate(zip(names, found.confusion.tolist(), strict=True)):
+        cells = "".join(f" {count or '.':>{width}}" for count in row)
+        recall = f"{row[k] / sum(row):.1%}" if any(row) else "-"
+        lines.append(f"  {name:>{width}}{cells}  {recall:>6}")
     return "\n".join(lines)

@@ -139,7 +139,9 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
     else:
         recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ""
         wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
-        raise DataError(f"{path}: the network reads {inputs.coding} inputs, so the file must end in {wanted}")
+        raise DataError(
+            f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}"
+        )
     if sample.shape != expected:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")

@@ -241,4 +241,6 @@ def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
         )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     path = click.format_filename(folder.path)
-    say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path])}")
+    # Where there is no test set, `evaluate` must be told of samples that there are.
+    split = [] if test else ["--split", "validation" if best["by"].startswith("validation") else "train"]
+    say(f"run {path}: {shlex.join(['stsbp', 'evaluate', path, *split])}")

@@ -105,7 +105,8 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "CIFAR-10 needs a data folder: give the one that holds, or with --download is to hold, its files"
+            "CIFAR-10 needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with --download, "
+            "is to hold) its files"
         )
     binary, images = _binary_root(data_dir), _image_root(data_dir)
     if request.download and binary is None and images is None:

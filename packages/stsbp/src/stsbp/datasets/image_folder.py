@@ -162,7 +162,7 @@ def load(request: Request) -> Dataset:
     """
     root = request.data_dir
     if root is None:
-        raise DataError("an image folder needs its path: folder:PATH, or images with a data folder")
+        raise DataError("an image folder needs its path: folder:PATH, or images with --data-dir")
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: expected train/<class>/<image> or <class>/<image> below it")
     split_folders = (root / "train").is_dir()

@@ -173,7 +173,8 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "N-MNIST needs a data folder: give the folder that holds (or, with --download, is to hold) NMNIST/Train/"
+            "N-MNIST needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with --download, "
+            "is to hold) NMNIST/Train/"
         )
     parts = ("Test", "Train") if request.only_test else ("Train",)
     root = _root(data_dir, *parts)

@@ -80,7 +80,12 @@ class Inputs:
 
     def __str__(self) -> str:
         labels = f"{self.neurons} target spike trains" if self.sequences else f"{len(self.classes)} classes"
-        return f"{self.coding} of shape {list(self.shape)} with {labels}"
+        kind = "images" if self.coding == "direct" else "events"
+        return f"{kind} of shape {list(self.shape)} with {labels}"
+
+    def unlike(self, other: Inputs) -> str:
+        """These as text; where `other` reads the same, that the classes have other names."""
+        return f"{self} of other names" if str(self) == str(other) else str(self)
 
     @classmethod
     def of(cls, dataset: Dataset) -> Inputs:
@@ -267,10 +272,9 @@ def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
     """`dataset` with the samples of another one as its test set."""
     own, its = Inputs.of(dataset), Inputs.of(other)
     if own != its:
-        raise ConfigError(
-            f"{dataset.name} cannot be tested on {other.name}: it has {own}, the other {its}, or their classes differ"
-        )
-    note = f"tested on {len(other.test)} samples of {other.name}, {len(other.skipped)} malformed ones left out"
+        raise ConfigError(f"{dataset.name} cannot be tested on {other.name}: it has {own}, the other {its.unlike(own)}")
+    skipped = f", {len(other.skipped)} malformed ones left out" if other.skipped else ""
+    note = f"tested on {len(other.test)} samples of {other.name}{skipped}"
     return dataclasses.replace(
         dataset, test=other.test, notes=(*dataset.notes, note), skipped=(*dataset.skipped, *other.skipped)
     )

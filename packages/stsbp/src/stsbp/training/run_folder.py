@@ -149,6 +149,8 @@ class RunFolder:
         if not there:
             raise CheckpointError(f"there is no run folder {self.path}")
         if not self.is_run:
+            if any(self.path.glob(f"seed-*/{self.config.name}")):
+                raise CheckpointError(f"{self.path} is an experiment, not a run: its runs are {self.path / 'seed-*'}")
             raise CheckpointError(f"{self.path} is not a run: it has no {self.config.name}")
         try:
             return resolve([read_toml(self.config)], with_preset=False)

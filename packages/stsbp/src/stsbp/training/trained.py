@@ -57,7 +57,7 @@ class Trained:
         its = Inputs.of(dataset)
         if its != self.task.inputs:
             raise ConfigError(
-                f"the run was trained on {self.task.inputs}, {dataset.name} has {its}, or their classes differ"
+                f"the run was trained on {self.task.inputs}, {dataset.name} has {its.unlike(self.task.inputs)}"
             )
         return dataset.test
 
