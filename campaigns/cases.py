@@ -119,16 +119,16 @@ def run_command(case: Case, world: World) -> bool:
     terminal = bool(case.how.get("terminal"))
     for name, content in case.files.items():
         world.write(name, content)
+    before = set(threading.enumerate())
     try:
         with world.at_home():
             called = call(case.arguments, encoding=case.how.get("encoding", "utf-8"), terminal=terminal)
         check_output(called, terminal=terminal)
         _check_world(case, world)
-        for thread in threading.enumerate():
+        for thread in set(threading.enumerate()) - before:
             # The thread of a progress bar ends after its last refresh.
-            if thread is not threading.main_thread():
-                thread.join(2.0)
-            if thread is not threading.main_thread() and thread.is_alive():
+            thread.join(2.0)
+            if thread.is_alive():
                 raise Complaint(f"a thread was left: {thread.name}")
     finally:
         world.restore()

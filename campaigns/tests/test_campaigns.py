@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,27 @@ COMPARE = Case("options", arguments=("--backend", "numpy", "compare", "runs/pict
 def test_a_command_leaves_the_world_as_it_was(world: World) -> None:
     assert run_command(COMPARE, world)
     assert world.differences() == {}
+
+
+def test_a_thread_that_a_command_leaves_is_found_and_one_from_before_is_not_taken_for_its_own(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stsbp.cli import compare
+
+    def table(_found: object) -> str:
+        threading.Thread(target=end.wait, name="planted", daemon=True).start()
+        return ""
+
+    end = threading.Event()
+    before = threading.Thread(target=end.wait, daemon=True)
+    before.start()
+    try:
+        assert run_command(COMPARE, world)
+        monkeypatch.setattr(compare, "_table", table)
+        with pytest.raises(Complaint, match="a thread was left: planted"):
+            run_command(COMPARE, world)
+    finally:
+        end.set()
 
 
 @pytest.mark.parametrize(
