@@ -45,7 +45,12 @@ def run(stsbp: Call, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_evaluate_follows_data_that_moved(stsbp: Call, run: Path, images: Path, tmp_path: Path) -> None:
     images.rename(tmp_path / "elsewhere")
-    assert stsbp("evaluate", run).exit_code == 1
+    for command in (("evaluate", run), ("train", "--resume", run)):
+        done = stsbp(*command)
+        assert done.exit_code == 1
+        assert f"data in {images}: if they have moved, add --data-dir" in done.output
+    # A new run reads the folder that it names, whatever the data folder is.
+    assert "--data-dir" not in stsbp("train", f"folder:{images}", "--out", "new").output
     done = stsbp("evaluate", run, "--data-dir", tmp_path / "elsewhere")
     assert done.exit_code == 0, done.output
     assert stsbp("train", "--resume", run, "--data-dir", tmp_path / "elsewhere").exit_code == 0
@@ -145,6 +150,13 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
     assert "data folder images is relative" in done.output
     assert "--data-dir" in done.output
     assert stsbp("evaluate", tmp_path / "run", "--data-dir", images).exit_code == 0
+
+
+def test_a_lost_data_folder_is_said_to_be_given_anew(stsbp: Call, images: Path, tmp_path: Path) -> None:
+    assert stsbp("train", "images", "--data-dir", images, *OPTIONS, "--out", "run").exit_code == 0
+    images.rename(tmp_path / "elsewhere")
+    assert f"data in {images}: if they have moved, add --data-dir" in stsbp("evaluate", "run").output
+    assert stsbp("evaluate", "run", "--data-dir", tmp_path / "elsewhere").exit_code == 0
 
 
 def test_evaluate_refuses_data_that_changed(stsbp: Call, run: Path, images: Path) -> None:

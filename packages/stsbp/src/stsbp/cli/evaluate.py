@@ -87,7 +87,7 @@ def command(
     show, seen = reporter(), None
     try:
         if on is None:
-            data = load_data(config, show.loading, data_dir)
+            data = load_data(config, show.loading, data_dir, True)
             dataset, samples = data.dataset, trained.samples(data, split)
         else:
             dataset = load_test_set(config, on, show.loading, data_dir)

@@ -76,7 +76,7 @@ def command(
     try:
         if samples:
             try:
-                data = load_data(config, show.loading, data_dir)
+                data = load_data(config, show.loading, data_dir, True)
             except DataError as error:
                 raise DataError(f"{error}\n(--no-samples makes the report without the data set)") from error
             chosen = trained.samples(data, split)

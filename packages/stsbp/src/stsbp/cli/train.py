@@ -123,7 +123,7 @@ def command(
     show = reporter()
     try:
         moved = _asked(sources).get("data_dir") if saved is not None else None
-        data = load_data(config, show.loading, moved)
+        data = load_data(config, show.loading, moved, saved is not None)
         for note in data.dataset.notes:
             show.note(note)
         warn_of_trained_tests(config, data, show)

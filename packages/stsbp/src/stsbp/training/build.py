@@ -142,22 +142,25 @@ class Data:
         return digest.hexdigest()
 
 
-def load_data(config: RunConfig, progress: ProgressCallback | None = None, moved: str | None = None) -> Data:
+def load_data(
+    config: RunConfig, progress: ProgressCallback | None = None, moved: str | None = None, begun: bool = False
+) -> Data:
     """Load the data set of a run and cut its validation samples off.
 
     Args:
         config: the settings of the run.
         progress: told how far reading is.
         moved: where the data are now, if the run's own settings do not say it any more.
+        begun: whether the run was begun before, so that its data may have moved since; an error then says how to go on.
 
     Raises:
         DataError: it is missing or malformed, or too small for what is asked.
         ConfigError: settings say how recordings are binned, and it has none.
     """
     if moved is None:
-        return cut_validation(_load_own(config, progress), config)
-    named = named_path(config.dataset)
-    if named is None or (config.test_on and named_path(config.test_on) is None):
+        return cut_validation(_load_own(config, progress, begun), config)
+    named = _named_to_move(config)
+    if named is None:
         return cut_validation(load_dataset(config.model_copy(update={"data_dir": moved}), progress), config)
     there = config.model_copy(update={"data_dir": "", "dataset": named[0] + moved})
     dataset = load_dataset(there, progress)
@@ -165,8 +168,13 @@ def load_data(config: RunConfig, progress: ProgressCallback | None = None, moved
     return cut_validation(dataclasses.replace(dataset, notes=(note, *dataset.notes)), config)
 
 
-def _load_own(config: RunConfig, progress: ProgressCallback | None) -> Dataset:
-    """Load the data set of a run from where its settings say it is; an error tells of a relative path."""
+def _named_to_move(config: RunConfig) -> tuple[str, Path] | None:
+    """Prefix and path of the data set that another data folder takes the place of; None where it is `data_dir`."""
+    return None if config.test_on and named_path(config.test_on) is None else named_path(config.dataset)
+
+
+def _load_own(config: RunConfig, progress: ProgressCallback | None, begun: bool) -> Dataset:
+    """Load the data set of a run from where its settings say it is; an error tells what to do about a lost path."""
     try:
         return load_dataset(config, progress)
     except DataError as error:
@@ -178,7 +186,14 @@ def _load_own(config: RunConfig, progress: ProgressCallback | None) -> Dataset:
             (path for path in paths if path.parts and not path.expanduser().is_absolute() and not path.exists()), None
         )
         if lost is None:
-            raise
+            named = _named_to_move(config)
+            own = Path(config.data_dir) if named is None else named[1]
+            if not begun or not own.parts or own.expanduser().exists():
+                raise
+            raise DataError(
+                f"{error}\nThe run was begun with its data in {own}: if they have moved, add --data-dir and the new "
+                "place"
+            ) from error
         raise DataError(
             f"{error}\nThe data folder {lost} is relative, and there is none in {Path.cwd()}: go to the folder that it "
             "was given in, or say with --data-dir where the data are"
