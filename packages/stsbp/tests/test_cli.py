@@ -217,7 +217,7 @@ def test_forms_of_resume(
     train_tiny(tmp_path / "run")
     result = stsbp("train", *(str(tmp_path / "run") if word == "RUN" else word for word in form))
     assert result.exit_code == 0, result.output
-    assert "continuing" in result.stderr
+    assert "is finished" in result.stderr
     starts = json.loads((tmp_path / "run" / "environment.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 6]
 

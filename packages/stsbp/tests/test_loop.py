@@ -315,6 +315,9 @@ def test_resume_of_a_finished_run_changes_nothing(
     assert (records(uninterrupted), tensors(uninterrupted)) == before
     expected = [line for line in before[0] if line.get("split") == "test"][-1]
     assert f"test accuracy {expected['accuracy']:.2%}" in result.stdout
+    assert "is finished, all 3 epochs of it" in result.stderr
+    assert "larger --epochs" in result.stderr
+    assert "continuing" not in result.stderr
 
 
 def test_same_seed_same_run_and_other_seed_another(

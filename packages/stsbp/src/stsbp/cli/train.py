@@ -144,7 +144,13 @@ def command(
                 folder.write_config(config)
             folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
             if saved is not None:
-                show.note(f"continuing {folder.path} after update {saved.info['step']}")
+                if saved.info["epoch"] >= config.epochs:
+                    show.note(
+                        f"{folder.path} is finished, all {config.epochs} epochs of it: what follows is its result; a "
+                        "larger --epochs trains it longer"
+                    )
+                else:
+                    show.note(f"continuing {folder.path} after update {saved.info['step']}")
             try:
                 outcome = train(task, data, folder, show, stop, saved)
             except Stopped as stopped:
