@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import train as train_command
+from stsbp.config import RunConfig
 from stsbp.datasets import cache
-from stsbp.training import build
+from stsbp.training import build, overlap
 
 Call = Callable[..., Result]
 
@@ -201,3 +202,43 @@ def test_a_run_that_another_process_began_meanwhile_stays(
     assert done.exit_code == 1
     assert "meanwhile" in done.output
     assert "seed = 0" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
+    stsbp: Call, run: Path, images: Path, tmp_path: Path
+) -> None:
+    begin = ("train", f"folder:{images}", *OPTIONS, "--init-from", run)
+    # The 4 samples of this split's test set that are not held out by the other split.
+    held = [_test_samples(images, seed) for seed in (0, 7)]
+    shared = len(held[1] - held[0])
+    assert shared > 0
+    done = stsbp(*begin, "--split-seed", 7, "--out", "other")
+    assert done.exit_code == 0, done.output
+    assert f"warning: {shared} of the 4 samples to test on have the content of samples that {run}" in done.stderr
+    same = stsbp(*begin, "--seed", 1, "--out", "same")
+    assert same.exit_code == 0, same.output
+    assert "warning" not in same.stderr
+    # What differs may leave the test samples as they are.
+    fewer = stsbp(*begin, "--limit", 4, "--out", "fewer")
+    assert fewer.exit_code == 0, fewer.output
+    assert "warning" not in fewer.stderr
+    untested = stsbp(*begin[:-4], *begin[-2:], "--no-test", "--out", "untested")
+    assert untested.exit_code == 0, untested.output
+    assert "warning" not in untested.stderr
+    # Where the start's data are gone nothing is claimed.
+    images.rename(tmp_path / "elsewhere")
+    moved = (begin[0], f"folder:{tmp_path / 'elsewhere'}", *begin[2:])
+    done = stsbp(*moved, "--out", "moved")
+    assert done.exit_code == 0, done.output
+    assert f"whether {run}:last was trained on some of these samples cannot be seen" in done.stderr
+    # So it is where its settings are no longer those of its checkpoint: only its weights are wanted.
+    settings = run / "config.toml"
+    settings.write_text(settings.read_text().replace("split_seed = 0", "split_seed = 3"))
+    done = stsbp(*moved, "--out", "changed")
+    assert done.exit_code == 0, done.output
+    assert f"whether {run}:last was trained on samples to test on cannot be seen" in done.stderr
+
+
+def _test_samples(images: Path, seed: int) -> set[bytes]:
+    data = build.load_data(RunConfig(dataset=f"folder:{images}", holdout=4, split_seed=seed))
+    return set(overlap.contents(data.test, "direct"))

@@ -35,7 +35,7 @@ from stsbp.training.build import TOLERANCE, build_task, load_data
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
-from stsbp.training.overlap import warn_of_trained_tests
+from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
 from stsbp.training.progress import Reporter, reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
@@ -131,6 +131,7 @@ def command(
         if saved is None and config.init_from:
             # Before anything is written or removed.
             borrowed_weights(task.network, config)
+            warn_of_borrowed_tests(config, data, backend, show)
         with folder.lock(make=not there), stop_on_signals(deadline) as stop:
             # Loading takes time: another process may have trained here meanwhile.
             if saved is not None:

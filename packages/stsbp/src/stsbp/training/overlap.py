@@ -6,27 +6,34 @@ import hashlib
 from collections.abc import Iterator
 
 import numpy as np
+from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
-from stsbp.config import RunConfig
+from stsbp.config import RunConfig, split_start
 from stsbp.datasets import DATASETS, Split
 from stsbp.datasets.registry import info_of
-from stsbp.errors import ConfigError, DataError
-from stsbp.training.build import Data, load_data
+from stsbp.errors import CheckpointError, ConfigError, DataError
+from stsbp.training.build import Data, has_test_of_training, load_data
 from stsbp.training.progress import Reporter
-from stsbp.training.trained import Trained
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained, load_trained
 
-__all__ = ["contents", "seen_in_training", "warn_of_trained_tests"]
+__all__ = ["contents", "seen_in_training", "warn_of_borrowed_tests", "warn_of_trained_tests"]
 
 _BLOCK = 256
+_SAMPLES = (
+    *("dataset", "data_dir", "test_on", "limit", "holdout", "validation", "split_seed", "test"),
+    *("image_size", "skip_malformed"),
+)
+"""Settings that say which samples are trained on, and which tested on."""
 _IMAGES = {DATASETS["images"].module, DATASETS["cifar10"].module}
 
 
-def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter) -> int | None:
+def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:
     """How many of the samples of the data set `name` the run was trained on, or chose its best checkpoint by.
 
     None where the data sets are of different kinds, which cannot be compared, or where the run's own data are not to be
-    found; the latter is said.
+    found; the latter is said, of `run`.
     """
     if not _are_comparable(trained.config.dataset, name):
         return None
@@ -36,7 +43,7 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
         trained.samples(data, "train")
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
-        show.note(f"whether the run was trained on some of these samples cannot be seen: {reason}")
+        show.note(f"whether {run} was trained on some of these samples cannot be seen: {reason}")
         return None
     return _shared(data, samples, show)
 
@@ -49,6 +56,33 @@ def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None
         show.warn(
             f"{seen} of the {len(data.test)} samples of {config.test_on} to test on have the content of samples that "
             "are trained on, or that choose the best checkpoint"
+        )
+
+
+def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBackend, show: Reporter) -> None:
+    """Warn where samples that a run is tested on are among those that the run was trained on that it begins with.
+
+    Raises:
+        CheckpointError: the run that it begins with cannot be read.
+    """
+    tested = config.test_on or config.dataset
+    if not len(data.test) or has_test_of_training(tested):
+        return
+    path, name = split_start(config.init_from)
+    folder = RunFolder(path)
+    its = folder.read_config()
+    if all(getattr(config, key) == getattr(its, key) for key in _SAMPLES):
+        return
+    try:
+        start = load_trained(folder, name, backend)
+    except CheckpointError as error:
+        show.note(f"whether {config.init_from} was trained on samples to test on cannot be seen: {error}")
+        return
+    if seen := seen_in_training(start, tested, data.test, show, config.init_from):
+        show.warn(
+            f"{seen} of the {len(data.test)} samples to test on have the content of samples that {config.init_from}, "
+            "which this run begins with, was trained on, or that chose its best checkpoint: give both runs the same "
+            "--split-seed, --holdout and data set"
         )
 
 
