@@ -96,13 +96,30 @@ def test_pace_is_that_of_batches_after_the_first_of_their_size() -> None:
     pace = Pace()
     pace.add(10, 30.0)
     assert pace.seconds is None
-    for samples, seconds in ((10, 2.0), (4, 9.0), (10, 2.2)):
-        pace.add(samples, seconds)
+    pace.add(4, 9.0)
     assert pace.compiled() == 0
-    pace.add(10, 2.1)
+    for seconds in (2.0, 2.2, 2.1):
+        pace.add(10, seconds)
     assert pace.seconds == pytest.approx(0.21)
     assert pace.compiled() == pytest.approx(30 - 2.1 + 9 - 4 * 0.21)
     assert pace.compiled() == 0
+
+
+def test_compiling_is_told_of_at_the_second_batch_of_a_size() -> None:
+    pace = Pace()
+    # Two updates an epoch, the second one smaller: there may be no third epoch.
+    for samples, seconds, told in ((10, 20.0, 0), (4, 9.0, 0), (10, 2.0, 18 + 9 - 4 * 0.2), (4, 0.8, 0), (10, 2.0, 0)):
+        pace.add(samples, seconds)
+        assert pace.compiled() == pytest.approx(told)
+    # A slow second batch hides what the next ones show.
+    pace = Pace()
+    for seconds, told in ((5.0, 0), (4.0, 0), (1.0, 0), (1.0, 4.0), (1.0, 0)):
+        pace.add(10, seconds)
+        assert pace.compiled() == pytest.approx(told)
+    pace = Pace()
+    for seconds in (3.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1):
+        pace.add(10, seconds)
+        assert pace.compiled() == 0
 
 
 def test_first_batches_that_are_hardly_slower_are_not_told_of() -> None:

@@ -38,6 +38,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 _RECENT = 50
 _EVALUATION = 1 / 3
 """Work of evaluating a sample over that of training on it, until both are measured: forward alone, not backward."""
+_ENOUGH = 3
+"""Batches after the first ones with which it is settled that a first batch was hardly slower: it is told of no more."""
 _LEAST_COMPILING = 3.0
 """Seconds by which a first batch must be slower to be told of: loading kernels that are compiled already takes less."""
 SHOWN = {"accuracy": "accuracy", "f1": "F1"}
@@ -67,11 +69,13 @@ class Pace:
 
     def compiled(self) -> float:
         """Seconds by which first batches were slower than later ones, told once; 0 where there is nothing to tell."""
-        if self.seconds is None or len(self._recent) < 3:
+        if self.seconds is None:
             return 0.0
         extra = sum(max(0.0, self._first[samples] - samples * self.seconds) for samples in self._untold)
-        self._untold.clear()
-        return extra if extra >= _LEAST_COMPILING else 0.0
+        told = extra >= _LEAST_COMPILING
+        if told or len(self._recent) >= _ENOUGH:
+            self._untold.clear()
+        return extra if told else 0.0
 
 
 class Course:
