@@ -244,6 +244,17 @@ def test_a_network_of_many_layers_is_read_in_linear_time() -> None:
     assert large < 4.5 * small
 
 
+def test_a_notation_of_megabytes_is_refused_before_it_is_read() -> None:
+    longest = "1" + "a" * (2**22 - 1)
+    with pytest.raises(NetworkError, match="unknown option 'aaa"):
+        NetworkSpec.parse(longest, input_shape=(4,), outputs=4)
+    profile = cProfile.Profile()
+    with pytest.raises(SpecError, match=r"at most 4,194,304 characters, got 4,194,305$"):
+        profile.runcall(NetworkSpec.parse, longest + "a", input_shape=(4,), outputs=4)
+    # Counted in function calls: far fewer than characters.
+    assert sum(entry.callcount for entry in profile.getstats()) < 100
+
+
 @pytest.mark.parametrize(("notation", "column"), [("12C5--P2", 5), ("-12C5", 0), ("12C5-", 4), ("", 0)])
 def test_a_missing_layer_is_refused_where_it_is_missing(notation: str, column: int) -> None:
     with pytest.raises(NetworkError, match="a layer is missing here") as caught:

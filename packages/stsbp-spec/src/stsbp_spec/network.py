@@ -264,6 +264,10 @@ class NetworkSpec:
             raise SpecError(f"padding is 'valid' or 'same', got {shown(padding)}")
         if not isinstance(notation, str):
             raise SpecError(f"the notation of a network is a string, got {shown(notation)}")
+        if len(notation) > _MOST_CHARACTERS:
+            raise SpecError(
+                f"the notation of a network has at most {_MOST_CHARACTERS:,} characters, got {len(notation):,}"
+            )
         shape = _input_shape(input_shape)
         if not isinstance(neuron := neuron or LIF(), LIF):
             raise SpecError(f"the neuron of a network is LIF(...), got {shown(neuron)}")
@@ -504,6 +508,8 @@ def _checked(make, notation: str, start: int, length: int):  # type: ignore[no-u
 
 
 _MAX_DIGITS = 9
+_MOST_CHARACTERS = 1 << 22
+"""Of a notation: 64 for each of the most layers that there may be."""
 
 
 @dataclass(frozen=True)
