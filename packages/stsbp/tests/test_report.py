@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp.cli import compare
 from stsbp.datasets import load
 from stsbp.report import svg
 from stsbp.report.collect import Sample, Survey, choose
@@ -372,6 +374,52 @@ def test_compare_cuts_digests(stsbp: Callable[..., Result], train_tiny: Callable
     train_tiny(tmp_path / "b", "--init-from", "a")
     (row,) = (line for line in stsbp("compare", "a", "b").stdout.splitlines() if line.startswith("init_sha256"))
     assert row.split()[1:] == [json.loads((tmp_path / "a" / "last.json").read_text())["sha256"][:12]]
+
+
+def on_terminal(*arguments: str, columns: int) -> list[str]:
+    """What a command prints on a terminal of so many columns."""
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    ours, its = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    with open(ours, "rb", buffering=0) as reader, open(its, "wb", buffering=0) as writer:
+        subprocess.run(
+            [sys.executable, "-m", "stsbp", *arguments], stdout=writer, env=environment, check=True, timeout=120
+        )
+        writer.write(b"\x04")
+        text = b""
+        while not text.endswith(b"\x04"):
+            text += reader.read(65536)
+    return text.decode().removesuffix("\x04").splitlines()
+
+
+def test_compare_fits_a_terminal_and_gives_a_pipe_everything(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "a")
+    names = ["a", *(f"from-a-with-seed-{number}" for number in range(1, 4))]
+    for number, name in enumerate(names[1:], 1):
+        train_tiny(tmp_path / name, "--init-from", "a", "--seed", number)
+    piped = stsbp("compare", *names).stdout.splitlines()
+    assert piped[0].split() == ["run", *names]
+    row = next(line for line in piped if line.startswith("init_from "))
+    assert row.split()[1:] == 3 * [f"{tmp_path / 'a'}:last"]
+    lines = on_terminal("compare", *names, columns=80)
+    assert max(map(len, lines)) <= 80
+    heads = [line.split()[1:] for line in lines if line.startswith("run ")]
+    assert len(heads) > 1
+    assert [name for head in heads for name in head] == names
+    assert [cell for line in lines if line.startswith("init_from ") for cell in line.split()[1:]] == 3 * ["a:last"]
+    # As wide as the table exactly, and a column less.
+    few = ("compare", *names[:3])
+    width = max(map(len, on_terminal(*few, columns=500)))
+    assert sum(line.startswith("run ") for line in on_terminal(*few, columns=width)) == 1
+    assert sum(line.startswith("run ") for line in on_terminal(*few, columns=width - 1)) == 2
+
+
+def test_paths_that_end_alike_are_shown_in_full() -> None:
+    assert compare._short(["folder:/x/cats", "images", ""]) == ["folder:cats", "images", ""]
+    alike = ["folder:/x/cats", "folder:/y/cats"]
+    assert compare._short(alike) == alike
 
 
 def test_compare_leaves_out_what_is_no_run(

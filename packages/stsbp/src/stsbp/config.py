@@ -31,6 +31,7 @@ from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
+    "PATHS",
     "RECORDING_SETTINGS",
     "SECTIONS",
     "RunConfig",
@@ -229,7 +230,7 @@ def absolute(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: there is no such user for a leading `~`.
     """
-    return config.model_copy(update={key: _absolute(key, getattr(config, key)) for key in _PATHS})
+    return config.model_copy(update={key: _absolute(key, getattr(config, key)) for key in PATHS})
 
 
 def _absolute(key: str, value: str) -> str:
@@ -258,7 +259,7 @@ def split_start(text: str) -> tuple[Path, Literal["last", "best"]]:
     return Path(text.removesuffix(":last")), "last"
 
 
-_PATHS = ("dataset", "test_on", "data_dir", "init_from")
+PATHS = ("dataset", "test_on", "data_dir", "init_from")
 """Settings that are paths, or may name one."""
 
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -434,7 +435,7 @@ def differences(config: RunConfig, asked: Mapping[str, Any]) -> list[str]:
 
 def _is_same_path(key: str, own: Any, asked: Any) -> bool:
     """Runs from before kept paths as they were typed."""
-    return key in _PATHS and isinstance(asked, str) and _absolute(key, own) == _absolute(key, asked)
+    return key in PATHS and isinstance(asked, str) and _absolute(key, own) == _absolute(key, asked)
 
 
 def to_toml(config: RunConfig) -> str:

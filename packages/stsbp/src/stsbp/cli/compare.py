@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
-from stsbp.config import RunConfig
+from stsbp.config import PATHS, RunConfig
+from stsbp.datasets.registry import named_path
 from stsbp.errors import printable
 from stsbp.files import real
 from stsbp.training.metrics import read_records
@@ -37,14 +41,15 @@ def command(runs: tuple[Path, ...], as_json: bool) -> None:
     """Lay RUNs side by side: settings in which they differ, results, spike rates, time.
 
     Only the records of the runs are read; no data set and no backend is needed. Of several RUNs, what is there but is
-    no run, such as a report beside them, is left out with a remark.
+    no run, such as a report beside them, is left out with a remark. Runs that do not fit side by side into a terminal
+    follow below; a file or a pipe gets them all in one table, with paths in full.
     """
     found = [facts(run) for run in _chosen(runs)]
     if as_json:
         for fact in found:
             click.echo(json.dumps(fact))
         return
-    say(_table(found))
+    say(_table(found, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 
 def _chosen(runs: Sequence[Path]) -> list[Path]:
@@ -96,7 +101,31 @@ def _are_comparable(found: Sequence[dict[str, Any]], split: str, figure: str) ->
     return len(said) <= 1
 
 
-def _table(found: list[dict[str, Any]]) -> str:
+def _short(values: list[str]) -> list[str]:
+    """Settings that name paths, by the last part of each path; as they are where different ones would look the same."""
+    short = []
+    for value in values:
+        named = named_path(value)
+        prefix, path = ("", value) if named is None else (named[0], str(named[1]))
+        short.append(prefix + os.path.basename(path))
+    return short if len({*short}) == len({*values}) else values
+
+
+def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
+    """The numbers of the columns that fit beside each other into `room` columns of text, at least one at a time."""
+    groups: list[list[int]] = []
+    left = 0
+    for number, width in enumerate(widths):
+        if not groups or (room is not None and left < width + 2):
+            groups.append([])
+            left = room or 0
+        groups[-1].append(number)
+        left -= width + 2
+    return groups
+
+
+def _table(found: list[dict[str, Any]], columns: int | None) -> str:
+    """The runs side by side, as many as fit into the columns of a terminal, and below them the next ones."""
     names = [real(Path(fact["run"])).name for fact in found]
     # Runs of two experiments have the same names.
     names = names if len({*names}) == len(names) else [fact["run"] for fact in found]
@@ -105,7 +134,8 @@ def _table(found: list[dict[str, Any]]) -> str:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
             # Of a digest, as much as tells runs apart.
-            rows.append((key, [str(value)[:12] if key == "init_sha256" else str(value) for value in values]))
+            cells = [str(value)[:12] if key == "init_sha256" else str(value) for value in values]
+            rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
     marked = False
     for split in ("training", "validation", "test"):
@@ -130,10 +160,12 @@ def _table(found: list[dict[str, Any]]) -> str:
     rows = [(name, [printable(cell) for cell in cells]) for name, cells in rows]
     widths = [max(len(row[1][i]) for row in rows) for i in range(len(found))]
     first = max(len(name) for name, _ in rows)
-    lines = []
-    for name, cells in rows:
-        aligned = "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{name:<{first}}  {aligned}".rstrip())
+    lines: list[str] = []
+    for group in _side_by_side(widths, None if columns is None else columns - first):
+        lines += [""] if lines else []
+        for name, cells in rows:
+            aligned = "  ".join(cells[i].rjust(widths[i]) for i in group)
+            lines.append(f"{name:<{first}}  {aligned}".rstrip())
     if marked:
         lines.append("* not comparable: figures of other samples, or of another loss")
     return "\n".join(lines)
