@@ -88,7 +88,12 @@ def test_no_data_set(stsbp: Callable[..., Result], refused: Callable[..., None])
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("epochs =", "is not valid TOML"), ("epoch = 3", "did you mean epochs"), ("epochs = 0", "epochs = 0")],
+    [
+        ("epochs =", "is not valid TOML"),
+        ("epoch = 3", "did you mean epochs"),
+        ("epochs = 0", "epochs = 0"),
+        ('loss = "hammin"', "(did you mean hamming?)"),
+    ],
 )
 def test_broken_config(
     content: str, message: str, stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -261,3 +262,16 @@ def test_lock_that_is_no_file(train_tiny: Train, tmp_path: Path, stopped: Callab
     os.mkfifo(run / ".lock")
     stopped(train_tiny(run), "cannot write", "a pipe")
     assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_cannot_be_made_is_not_said_to_be_gone(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Callable[..., None]
+) -> None:
+    # What a folder such as /proc answers, of which `os.access` says to root that it may be written.
+    def refuse(*_arguments: Any, **_named: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    done = train_tiny(tmp_path / "run")
+    stopped(done, f"cannot make the folder {tmp_path / 'run'}", "choose another --out")
+    assert "gone" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -381,15 +382,18 @@ def on_terminal(*arguments: str, columns: int) -> list[str]:
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     ours, its = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(columns)}
-    with open(ours, "rb", buffering=0) as reader, open(its, "wb", buffering=0) as writer:
-        subprocess.run(
-            [sys.executable, "-m", "stsbp", *arguments], stdout=writer, env=environment, check=True, timeout=120
-        )
-        writer.write(b"\x04")
-        text = b""
-        while not text.endswith(b"\x04"):
-            text += reader.read(65536)
-    return text.decode().removesuffix("\x04").splitlines()
+    text = b""
+    with (
+        open(ours, "rb", buffering=0) as reader,
+        subprocess.Popen([sys.executable, "-m", "stsbp", *arguments], stdout=its, env=environment) as process,
+    ):
+        os.close(its)
+        # At the end Linux raises EIO, others return nothing.
+        with contextlib.suppress(OSError):
+            while part := reader.read(65536):
+                text += part
+    assert process.returncode == 0
+    return text.decode().splitlines()
 
 
 def test_compare_fits_a_terminal_and_gives_a_pipe_everything(

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
@@ -412,6 +412,8 @@ def _explain(problem: Any, origin: Mapping[str, str]) -> str:
     cause = problem.get("ctx", {}).get("error")
     allowed = str(cause) if cause is not None else str(problem["msg"])
     allowed = allowed[:1].lower() + allowed[1:].replace("Input should", "input should")
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        allowed += did_you_mean(given, get_args(RunConfig.model_fields[key].annotation))
     # An empty text would not be seen.
     try:
         written = to_toml_value(given)

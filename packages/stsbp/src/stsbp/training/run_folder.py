@@ -227,6 +227,13 @@ class RunFolder:
             raise RuntimeError("a run is written within RunFolder.lock()")
         return self._files
 
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            # Its parent is there, but is of a kind that takes no folders, as /proc is.
+            raise FileError(f"cannot make the folder {self.path}: {error.strerror}; choose another --out") from error
+
     @contextlib.contextmanager
     def lock(self, within: OpenFolder | None = None, *, make: bool = True) -> Iterator[None]:
         """Make the folder and keep other processes from training in it; a killed process frees it.
@@ -241,7 +248,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 if make and within is None:
-                    self.path.mkdir(parents=True, exist_ok=True)
+                    self._make()
                 elif make and within is not None:
                     within.make_folder(self.path.name)
                 files = stack.enter_context(_LockedFolder(self.path, within))
