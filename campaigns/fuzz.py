@@ -336,6 +336,8 @@ def fuzz(
                 said = time.monotonic()
                 done = sum(tally.cases for tally in tallies.values())
                 click.echo(f"{done:,} cases, {sum(t.faults.total() for t in tallies.values())} with faults", err=True)
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
     finally:
         for worker in workers:
             worker.end()

@@ -133,7 +133,7 @@ class Notation(Kind):
         if rng.random() < 0.5:
             text = mutated_text(rng, text, self.words)
         if rng.random() < 0.002:
-            text = "-".join([text or "3"] * rng.choice((100, 3000, 50_000)))
+            text = "-".join([text[:100] or "3"] * rng.choice((100, 3000, 50_000)))
         shape = [_integer(rng, 2, 3, 28, 34) for _ in range(rng.choice((1, 3, 3, 3, 3, 3, 3, 3, 0, 2, 4)))]
         how = {
             "input_shape": shape,
