@@ -318,3 +318,4 @@ def test_without_a_test_set_all_training_recordings_are_trained_on_and_no_other_
     (tmp_path / "Test" / "0" / "00000.bin").write_bytes(b"x")
     data = _load(tmp_path, tmp_path, train_only=True)
     assert (len(data.train), len(data.test)) == (20, 0)
+    assert "held out" not in " ".join(data.notes)

@@ -333,6 +333,8 @@ def test_training_without_a_test_set(
     done = train_tiny(run, *NO_TEST, "--limit", 0, "--epochs", 1, "--validation", validation)
     assert done.exit_code == 0, done.output
     assert "no test set (--no-test): nothing was tested" in done.stdout
+    assert "there is no test set, as asked" in done.stderr
+    assert "held out" not in done.stderr
     proposed = shlex.split(done.stdout.splitlines()[-1].partition(": stsbp ")[2])
     assert proposed == ["evaluate", str(run), "--split", "validation" if validation else "train"]
     assert stsbp(*proposed).exit_code == 0
@@ -360,6 +362,7 @@ def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_
     of_training = name == "patterns"
     assert len(whole.train) == len(held.train) + (0 if of_training else len(held.test))
     assert whole.notes[-1] == "there is no test set, as asked: nothing is tested"
+    assert "held out" not in " ".join(whole.notes)
 
 
 def test_files_of_rasters_without_a_test_set(stsbp: Call, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from stsbp.cli import train as train_command
 from stsbp.config import Source, resolve
-from stsbp.datasets import cache
+from stsbp.datasets import cache, load
 from stsbp.training import build, overlap
 
 Call = Callable[..., Result]
@@ -151,6 +151,26 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
     assert "data folder images is relative" in done.output
     assert "--data-dir" in done.output
     assert stsbp("evaluate", tmp_path / "run", "--data-dir", images).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["images", "motor", "sequences"])
+def test_without_a_test_set_nothing_is_said_of_held_out_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path / "cache"))
+    where = tmp_path / "data.npz"
+    if name == "images":
+        where = draw(tmp_path / "images", 12)
+    else:
+        bits = np.random.default_rng(0).integers(0, 2, (10, 20, 6), dtype=np.uint8)
+        np.savez(where, inputs=bits, targets=bits)
+    found = {
+        train_only: load(name, data_dir=where, steps=20, limit=4, train_only=train_only).notes
+        for train_only in (False, True)
+    }
+    assert any("held out" in note for note in found[False])
+    assert not any("held out" in note for note in found[True])
+    assert "there is no test set, as asked: nothing is tested" in found[True]
 
 
 def test_a_lost_data_folder_is_said_to_be_given_anew(stsbp: Call, images: Path, tmp_path: Path) -> None:

@@ -181,6 +181,10 @@ class Request:
         """Whether the test set that the source brings is to be read."""
         return self.holdout is None and not self.train_only
 
+    def told_of_test(self, text: str) -> str:
+        """`text`, which says what the test set is; nothing where none is wanted."""
+        return "" if self.train_only else text
+
 
 def names_unreadable(load: Callable[[Request], Dataset]) -> Callable[[Request], Dataset]:
     """Let a loader raise `DataError` where the system refuses to read a folder or file of the data."""

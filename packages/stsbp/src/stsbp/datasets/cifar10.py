@@ -147,7 +147,8 @@ def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
     else:
         train, test = cut_test(train, DEFAULT_HOLDOUT, request)
         why = "as asked" if not request.wants_own_test else "there are no test images"
-        notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
+        if not request.train_only:
+            notes.append(f"{why}: {len(test)} of the training images are held out (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
     if any("jpg" in path.suffix.lower() for path in _first_images(root)):

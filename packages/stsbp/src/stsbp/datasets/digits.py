@@ -54,6 +54,6 @@ def load(request: Request) -> Dataset:
     images, labels = read_digits()
     samples = ArraySplit(images[:, np.newaxis], labels)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
-    cut = f"{len(test)} of them held out as test samples (split seed {request.seed})"
-    note = f"{len(labels)} digits of scikit-learn, {cut}"
+    cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
+    note = f"{len(labels)} digits of scikit-learn{cut}"
     return Dataset("digits", "direct", (1, 8, 8), CLASSES, train, test, (note,))

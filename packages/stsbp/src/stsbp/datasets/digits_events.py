@@ -46,8 +46,6 @@ def load(request: Request) -> Dataset:
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
     samples = FrameSplit(stored.data, stored.labels, binning)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
-    note = (
-        f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera; {len(test)} of them held "
-        f"out as test samples (split seed {request.seed})"
-    )
+    cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
+    note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"
     return Dataset("digits-events", "events", binning.shape, CLASSES, train, test, (note,))

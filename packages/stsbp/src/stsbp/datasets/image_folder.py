@@ -192,7 +192,8 @@ def load(request: Request) -> Dataset:
         notes.append(f"{len(test)} test images from {root / 'test'}")
     else:
         train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
-        notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
+        if not request.train_only:
+            notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
     shape = everything.images.shape[1:]

@@ -91,5 +91,6 @@ def load(request: Request) -> Dataset:
     train, test = (
         SequenceSplit(inputs[part], targets[part], gait[part]) for part in (chosen[tested:], chosen[:tested])
     )
-    note = f"{len(train)} simulated gaits, {len(test)} more at other speeds and phases held out as test samples"
+    cut = request.told_of_test(f", {len(test)} more at other speeds and phases held out as test samples")
+    note = f"{len(train)} simulated gaits{cut}"
     return Dataset("motor", "events", inputs.shape[2:], (), train, test, (note,), neurons=len(OUTPUT_NAMES))

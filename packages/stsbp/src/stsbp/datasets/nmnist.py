@@ -208,10 +208,11 @@ def load(request: Request) -> Dataset:
     else:
         train, test = cut_test(everything, DEFAULT_HOLDOUT, request)
         why = "as asked" if not request.wants_own_test else "there is no Test folder"
-        notes.append(
-            f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
-            "results do not compare with published ones"
-        )
+        if not request.train_only:
+            notes.append(
+                f"{why}: {len(test)} of the Train recordings are held out as test samples (split seed {request.seed}); "
+                "results do not compare with published ones"
+            )
     notes += _left_out(skipped)
     return Dataset("nmnist", "events", request.binning.shape, CLASSES, train, test, tuple(notes), skipped)
 

@@ -117,5 +117,6 @@ def load(request: Request) -> Dataset:
         note = f"{len(train)} training and {len(test)} test samples of {path}"
     else:
         train, test = cut_test(samples, max(1, round(_TEST_SHARE * n)), request)
-        note = f"{n} samples of {path}, {len(test)} of them held out as test samples (split seed {request.seed})"
+        cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
+        note = f"{n} samples of {path}{cut}"
     return Dataset("sequences", "events", inputs.shape[2:], (), train, test, (note,), neurons=targets.shape[2])
