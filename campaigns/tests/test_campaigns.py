@@ -139,7 +139,7 @@ def test_a_thread_that_a_command_leaves_is_found_and_one_from_before_is_not_take
 ) -> None:
     from stsbp.cli import compare
 
-    def table(_found: object) -> str:
+    def table(*_: object) -> str:
         threading.Thread(target=end.wait, name="planted", daemon=True).start()
         return ""
 
@@ -170,7 +170,7 @@ def test_a_planted_fault_of_a_command_is_found(
 ) -> None:
     from stsbp.cli import compare
 
-    def table(_found: object) -> str:
+    def table(*_: object) -> str:
         act()
         return ""
 

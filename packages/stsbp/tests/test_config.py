@@ -133,7 +133,10 @@ def test_bad_value_names_source_key_and_what_is_allowed(key: str, value: Any, al
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         resolve([Source("a.toml", {"epochs": 0, "batch_size": 0, "nets": "5"}), DIGITS])
-    assert len(str(error.value).splitlines()) == 3
+    *problems, known = str(error.value).splitlines()
+    assert [line.split(" = ")[0] for line in problems[:2]] == ["a.toml: epochs", "a.toml: batch_size"]
+    assert [line.split(" (")[0] for line in problems[2:]] == ["a.toml: unknown setting 'nets'"]
+    assert known.startswith("known settings: dataset, net, ")
 
 
 def test_patterns_that_do_not_differ() -> None:

@@ -145,7 +145,7 @@ def command(
                 folder.write_config(config)
             folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
             if saved is not None:
-                if saved.info["epoch"] >= config.epochs:
+                if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
                     show.note(
                         f"{folder.path} is finished, all {config.epochs} epochs of it: what follows is its result; a "
                         "larger --epochs trains it longer"
