@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -183,11 +184,23 @@ def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "member.npz", "w") as archive:
         for name in ("inputs", "targets"):
             archive.writestr(name, "no array")
-    with pytest.raises(DataError, match=r"inputs must be uint8 values 0 and 1, got no array"):
+    with pytest.raises(DataError, match=r"'inputs' in it is no array"):
         load(f"sequences:{tmp_path / 'member.npz'}", steps=6)
     (tmp_path / "cut.npz").write_bytes(own().read_bytes()[:-40])
     with pytest.raises(DataError, match=r"cut\.npz is not a file of numpy arrays"):
         load(f"sequences:{tmp_path / 'cut.npz'}", steps=6)
+
+
+def test_few_bytes_that_unpack_to_many_are_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "many.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("inputs.npy", bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"'inputs\.npy' in it is no array"):
+            load(f"sequences:{tmp_path / 'many.npz'}", steps=6)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_command_takes_other_targets_for_those_of_the_run(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, UInt8
+from stsbp_spec.values import shown
 
 from stsbp.datasets.base import Dataset, Request, Split, Subset, cut_test, names_unreadable
 from stsbp.errors import DataError
@@ -20,6 +21,7 @@ from stsbp.files import GIGABYTE, open_regular
 __all__ = ["SequenceSplit", "load", "read_sequences"]
 
 _TEST_SHARE = 0.2
+_MAGIC = b"\x93NUMPY"
 _MOST = 8 * GIGABYTE
 
 
@@ -55,9 +57,15 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
                 raise ValueError("it holds a single array")
             with file:
                 # A few packed bytes can mean many gigabytes; no more is unpacked than is said there.
-                whole = sum(entry.file_size for entry in file.zip.infolist()) if file.zip is not None else 0
+                assert file.zip is not None
+                whole = sum(entry.file_size for entry in file.zip.infolist())
                 if whole > _MOST:
                     raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
+                for entry in file.zip.infolist():
+                    # Of what is no array numpy would give the bytes, all of them.
+                    with file.zip.open(entry) as member:
+                        if member.read(len(_MAGIC)) != _MAGIC:
+                            raise ValueError(f"{shown(entry.filename)} in it is no array")
                 # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
                 with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
@@ -77,10 +85,8 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     if missing or set(arrays) - {"inputs", "targets", "split"}:
         raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
     for name, array in arrays.items():
-        # What is no array in the archive comes as bytes.
-        kind = getattr(array, "dtype", "no array")
-        if kind != np.uint8:
-            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {kind}")
+        if array.dtype != np.uint8:
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}")
         if array.size and array.max() > 1:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
     inputs, targets, split = arrays["inputs"], arrays["targets"], arrays.get("split")
