@@ -322,6 +322,36 @@ def test_a_loss_that_is_none_is_refused(loss: Any) -> None:
         NUMPY.trainer(_NETWORK, loss, AdamW())
 
 
+@pytest.mark.parametrize("batch", [None, (1, 2), [1], VanRossum()])
+def test_a_batch_that_is_none_is_refused(batch: Any) -> None:
+    weights = initial_weights(_NETWORK, 1)
+    trainer = NUMPY.trainer(_NETWORK, VanRossum(), AdamW())
+    for call in (
+        lambda: NUMPY.value_and_grad(_NETWORK, VanRossum(), weights, batch),
+        lambda: trainer.step(trainer.init(weights), batch),
+    ):
+        with pytest.raises(ShapeError, match="a batch is a Batch of inputs and targets, got"):
+            call()
+
+
+@pytest.mark.parametrize("network", [None, "6C3-4", NetworkSpec, 3])
+def test_a_network_that_is_none_is_refused(network: Any) -> None:
+    weights, batch = initial_weights(_NETWORK, 1), _batch(_NETWORK)
+    for call in (
+        lambda: NUMPY.value_and_grad(network, VanRossum(), weights, batch),
+        lambda: NUMPY.run(network, weights, batch.inputs, 10),
+        lambda: NUMPY.trainer(network, VanRossum(), AdamW()),
+    ):
+        with pytest.raises(SpecError, match=r"a network is a NetworkSpec, for example of NetworkSpec\.parse, got"):
+            call()
+
+
+@pytest.mark.parametrize("optimizer", [None, "adamw", AdamW])
+def test_an_optimiser_that_is_none_is_refused(optimizer: Any) -> None:
+    with pytest.raises(SpecError, match=r"an optimiser is an AdamW\(\), got"):
+        NUMPY.trainer(_NETWORK, VanRossum(), optimizer)
+
+
 @pytest.mark.parametrize("notation", ["4", "8-D0.5-4"])
 def test_dropout_outside_32_bits_is_refused_also_where_there_is_none(notation: str) -> None:
     network = NetworkSpec.parse(notation, input_shape=(6,))

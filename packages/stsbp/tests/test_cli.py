@@ -298,6 +298,33 @@ def test_predict_reads_arrays_and_images(
     assert text.startswith(f"{paths[0]}: {rows[0]['class']} (by spike count {rows[0]['class_spike_count']})")
 
 
+def test_predict_takes_the_threads_of_the_run_unless_told(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    taken: list[int] = []
+    assert train_tiny(run, "--epochs", 1, "--threads", 1).exit_code == 0
+    monkeypatch.setattr("stsbp.cli.predict.limit_threads", taken.append)
+    np.save(tmp_path / "a.npy", np.zeros((1, 8, 8), np.uint8))
+    for asked in ((), ("--threads", 2)):
+        result = stsbp("predict", run, tmp_path / "a.npy", *asked)
+        assert result.exit_code == 0, result.output
+    assert taken == [1, 2]
+
+
+def test_a_tolerance_of_spike_times_is_refused_where_there_are_classes(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
+) -> None:
+    train_tiny(tmp_path / "run", "--epochs", 1)
+    result = stsbp("evaluate", tmp_path / "run", "--tolerance", 1)
+    refused(result, "--tolerance is of spike trains, and the labels of this run are classes: leave it out")
+
+
+def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    result = train_tiny(tmp_path / "run", "--epochs", 1, "--limit", 5000)
+    assert "limit 5,000 leaves nothing out: there are 1,767 training samples" in result.stderr
+
+
 def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
     pytest.importorskip("tonic", reason="tonic reads recordings")
     from stsbp.datasets.nmnist import read_recording

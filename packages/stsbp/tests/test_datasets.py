@@ -168,7 +168,13 @@ class TestDigits:
         assert np.bincount(limited.train.labels).tolist() == [5] * 10
         assert np.array_equal(whole.test.labels, limited.test.labels)
         assert "limited to 50 of 1438" in limited.notes[-1]
-        assert len(load("digits", limit=10**6).train) == 1438
+        assert len(load("digits", limit=1438).train) == 1438
+        assert load("digits", limit=1438).notes == whole.notes
+
+    def test_a_limit_above_their_number_is_told_of(self) -> None:
+        beyond = load("digits", limit=1439)
+        assert len(beyond.train) == 1438
+        assert beyond.notes[-1] == "limit 1,439 leaves nothing out: there are 1,438 training samples"
 
     def test_split_follows_its_seed(self) -> None:
         first, again, other = (load("digits", seed=seed, holdout=100).test for seed in (0, 0, 1))

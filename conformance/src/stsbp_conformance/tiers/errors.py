@@ -149,6 +149,15 @@ def _batches(backend: AbstractBackend) -> Verdict:
         )
     trainer = backend.trainer(_CASE.network, _LOSS, AdamW())
     state = trainer.init({name: w.copy() for name, w in weights.items()})
+    none: Any = (inputs, targets)
+    _refused(
+        compared,
+        "arrays that are no Batch",
+        ShapeError,
+        "Batch",
+        lambda: backend.value_and_grad(_CASE.network, _LOSS, weights, none),
+    )
+    _refused(compared, "training on arrays that are no Batch", ShapeError, "Batch", lambda: trainer.step(state, none))
     _refused(compared, "predicting too many steps", ShapeError, "steps", lambda: trainer.predict(state, inputs, 13))
     direct, images = bits.DIRECT, reference.data(bits.DIRECT).inputs
     every: tuple[Any, ...] = (0, -1, 2**24 + 1, 2**31, 2**64, 10**5000, 1.5, True, None)

@@ -93,8 +93,8 @@ class Trainer:
         memory: `low`: keep one bit a spike between the passes, and compute each layer twice; the numbers are the same.
 
     Raises:
-        SpecError: `reproducible` precision with a surrogate that is not exact, a loss that is none, a seed outside
-            `[0, 2**32)`.
+        SpecError: `reproducible` precision with a surrogate that is not exact, a network, loss or optimiser that is
+            none, a seed outside `[0, 2**32)`.
     """
 
     def __init__(
@@ -111,6 +111,8 @@ class Trainer:
         if not isinstance(memory, str) or memory not in FORWARD_PASSES:
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss)
+        if not isinstance(optimizer, AdamW):
+            raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
         self.backend = backend
         self.network = network
         self.loss = loss
@@ -294,6 +296,7 @@ def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: s
 
 def check_precision(network: NetworkSpec, precision: Precision) -> None:
     """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
+    check_network(network)
     if precision not in ("fast", "reproducible"):
         raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
     for block in network.blocks:
@@ -302,6 +305,12 @@ def check_precision(network: NetworkSpec, precision: Precision) -> None:
                 f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
                 "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
             )
+
+
+def check_network(network: object) -> None:
+    """Raise `SpecError` unless `network` is a network."""
+    if not isinstance(network, NetworkSpec):
+        raise SpecError(f"a network is a NetworkSpec, for example of NetworkSpec.parse, got {shown(network)}")
 
 
 def check_loss(loss: object) -> None:
@@ -332,6 +341,7 @@ def _array(what: str, x: object) -> None:
 
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
     """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
+    check_network(network)
     shapes = network.weight_shapes
     if not isinstance(weights, Mapping):
         raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
@@ -371,6 +381,10 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
 
 def check_batch(network: NetworkSpec, batch: Batch) -> int:
     """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
+    from stsbp_spec.backend import Batch
+
+    if not isinstance(batch, Batch):
+        raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
     targets = batch.targets
     _array("targets", targets)
     if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:

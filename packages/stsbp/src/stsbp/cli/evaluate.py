@@ -47,10 +47,8 @@ __all__ = ["command"]
 @threads_option("Processor threads.  [default: that of the run]")
 @click.option(
     "--tolerance",
-    default=TOLERANCE,
-    show_default=True,
     type=click.IntRange(0, 10**9),
-    help="Steps that a spike may be away from its target, where labels are spike trains.",
+    help=f"Steps that a spike may be away from its target, where labels are spike trains.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
@@ -63,7 +61,7 @@ def command(
     on: str | None,
     batch_size: int | None,
     threads: int | None,
-    tolerance: int,
+    tolerance: int | None,
     as_json: bool,
 ) -> None:
     """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates.
@@ -84,6 +82,9 @@ def command(
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
+    if tolerance is not None and not inputs.sequences:
+        raise ConfigError("--tolerance is of spike trains, and the labels of this run are classes: leave it out")
+    tolerance = TOLERANCE if tolerance is None else tolerance
     show, seen = reporter(), None
     try:
         if on is None:

@@ -17,7 +17,7 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, say
+from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
 from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
@@ -43,10 +43,17 @@ _MOST_AXES = 8
 @click.option(
     "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
 )
+@threads_option("Processor threads.  [default: that of the run]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
 @click.pass_obj
 def command(
-    options: Globals, run: Path, files: tuple[Path, ...], checkpoint: str, draw: Path | None, as_json: bool
+    options: Globals,
+    run: Path,
+    files: tuple[Path, ...],
+    checkpoint: str,
+    draw: Path | None,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Classify FILEs with the network in the folder RUN.
 
@@ -65,6 +72,7 @@ def command(
         PAGE.place(draw)
     folder = RunFolder(run)
     config = folder.read_config()
+    limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
     samples = [read_input(path, inputs, config.binning) for path in files]

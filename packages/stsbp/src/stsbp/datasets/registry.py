@@ -237,6 +237,9 @@ def load(
     if train_only:
         note = "there is no test set, as asked: nothing is tested"
         dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)), notes=(*dataset.notes, note))
+    if limit is not None and len(dataset.train) < limit:
+        note = f"limit {limit:,} leaves nothing out: there are {len(dataset.train):,} training samples"
+        return replace(dataset, notes=(*dataset.notes, note))
     if limit is None or len(dataset.train) <= limit:
         return dataset
     # Another substream than the holdout's, so that the two choices are independent.
