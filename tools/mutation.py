@@ -7,7 +7,8 @@
 
 Works on copies of the tree, never on the tree itself. mutation.toml beside this file says which tests hold which
 sources, which mutants are the same program, and why. A mutant is killed by the first test that fails, if that test
-passes without it, or by taking longer than the limit. Exit code 1: a mutant survived; 2: nothing was proved.
+passes without it, or by taking longer than the limit, if the tests end in time without it. Exit code 1: a mutant
+survived; 2: nothing was proved.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Result:
     Attributes:
         mutant: the change.
         status: `killed`, `timeout` (killed as well), `survived`, `equivalent`, or `unclear` (a test failed that fails
-            without the mutant too).
+            without the mutant too, or takes too long).
         by: the test that failed, or the reason.
         seconds: how long it took.
     """
@@ -239,6 +240,9 @@ class Campaign:
             if code in (0, 5):  # 5: a word chose no test
                 continue
             if code is None:
+                copy.write(mutant.path, original)
+                if not self._ends(copy, stage):
+                    return Result(mutant, "unclear", f"too long without the mutant too: {' '.join(stage)}")
                 return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)}")
             if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
                 return Result(mutant, "unclear", "the tests were stopped from outside")
@@ -251,6 +255,13 @@ class Campaign:
             lines = output.strip().splitlines() or ["no output"]
             return Result(mutant, "killed", f"exit code {code}: {failed[0] if failed else lines[-1]}")
         return Result(mutant, "survived")
+
+    def _ends(self, copy: Copy, stage: list[str]) -> bool:
+        """Whether a run ends within the limit on the sources as they are."""
+        name = " ".join(stage)
+        if name not in self.sound:
+            self.sound[name] = copy.pytest(stage, self.warm, self.limit)[0] is not None
+        return self.sound[name]
 
     def _passes(self, copy: Copy, test: str, stage: list[str]) -> bool:
         """Whether a test passes on the sources as they are."""

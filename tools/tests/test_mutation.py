@@ -142,3 +142,18 @@ def test_a_test_that_fails_anyway_kills_nothing(repository: Path, tmp_path: Path
     campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
     result = campaign.attempt(mutants.mutants_of("packages/stsbp/src/one.py", SOURCE)[0], 1)
     assert (result.status, result.by) == ("unclear", "fails without the mutant too: test_one.py::test_red")
+
+
+@pytest.mark.parametrize(("status", "test"), [("timeout", "one.size([])"), ("unclear", "one.size([1])")])
+def test_a_run_that_takes_too_long_anyway_kills_nothing(
+    repository: Path, tmp_path: Path, status: str, test: str
+) -> None:
+    path, source = "packages/stsbp/src/one.py", "def size(x):\n    while len(x) > 0:\n        pass\n    return 0\n"
+    (repository / path).write_text(source)
+    (repository / "test_one.py").write_text(f"import one\n\n\ndef test_size():\n    assert {test} == 0\n")
+    rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=8)
+    [mutant] = [m for m in mutants.mutants_of(path, source) if m.change == "> -> >="]
+    result = campaign.attempt(mutant, 1)
+    assert result.status == status, result
+    assert (repository / path).read_text() == source
