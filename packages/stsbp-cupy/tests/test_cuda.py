@@ -7,6 +7,7 @@ the addresses it is given. It proves the Python code of cuda.py (launches, layou
 from __future__ import annotations
 
 import ctypes
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,28 @@ class DeviceArray(np.ndarray[Any, Any]):
     @property
     def data(self) -> Any:
         return SimpleNamespace(ptr=self.ctypes.data)
+
+
+class Guarded(np.ndarray[Any, Any]):
+    """Bytes of an uninitialised array, all of them 255 (NaN in floats), with a tail that no thread may write."""
+
+    TAIL = 64
+    tails = itertools.cycle(range(1, 255))  # another byte for each array, so that a copied tail shows
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...] | int, dtype: Any) -> np.ndarray[Any, Any]:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        raw = np.full(size + cls.TAIL, 255, np.uint8).view(cls)
+        raw[size:] = next(cls.tails)
+        array: np.ndarray[Any, Any] = np.asarray(raw[:size]).view(dtype).reshape(shape)
+        return array
+
+    @classmethod
+    def intact(cls, x: Any) -> bool:
+        """Whether nothing was written after the last element of `x`; true of arrays that are not guarded."""
+        while x is not None and not (isinstance(x, cls) and not isinstance(x.base, cls)):
+            x = x.base
+        return x is None or len(set(x[-cls.TAIL :].tolist())) == 1
 
 
 _FORMATS: dict[int, Any] = {0: np.float32, 1: np.float64, 2: np.float16}
@@ -75,6 +98,7 @@ def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
                 assert value.dtype == parameter.dtype
                 assert isinstance(value, DeviceArray) == parameter.pointer, parameter.name
             host.launch(self.name, grid[0] * block[0], *arguments)
+            assert all(map(Guarded.intact, arguments)), f"{self.name} wrote after the last element"
 
     def module(name: str, **names: Any) -> ModuleType:
         found = ModuleType(name)
@@ -98,10 +122,10 @@ def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
     one = SimpleNamespace(use=lambda: None, compute_capability="90")
     cuda_module = module("cupy.cuda", runtime=runtime, nvrtc=nvrtc, device=device, Device=lambda index: one)
     raw = SimpleNamespace(get_function=Kernel)
-    functions = ("empty", "zeros", "asarray", "ascontiguousarray", "moveaxis", "stack", "count_nonzero")
+    functions = ("zeros", "asarray", "ascontiguousarray", "moveaxis", "stack", "count_nonzero")
     cupy = module(
         "cupy", cuda=cuda_module, RawModule=lambda path: raw, asnumpy=lambda x: np.array(np.asarray(x)),
-        **{name: on_device(getattr(np, name)) for name in functions},
+        empty=on_device(Guarded.empty), **{name: on_device(getattr(np, name)) for name in functions},
     )  # fmt: skip
     libs = module("cupy_backends.cuda.libs", cublas=cublas)
     names = {"cupy": cupy, "cupy.cuda": cuda_module, "cupy_backends.cuda.libs": libs}

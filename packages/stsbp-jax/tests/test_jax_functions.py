@@ -220,6 +220,12 @@ def test_steps_that_are_not_those_of_the_inputs_are_refused(steps: int) -> None:
         lif(LIF(), PSP(3.0).filter(), jnp.zeros((STEPS, 2, 3)), steps)
 
 
+def test_one_step_is_a_number_of_steps() -> None:
+    network, weights, x, _ = example()
+    expected = NumpyBackend().run(network, weights, np.asarray(x[:1]), 1).layers
+    np.testing.assert_array_equal(apply(network, weights, x[:1], 1), list(expected.values())[-1].spikes)
+
+
 def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
     network, weights, x, _ = example()
     for bad in (x[:, :0], x[:0], x[0], x[..., 1:]):

@@ -115,6 +115,16 @@ def test_elastic_bends_smoothly_by_up_to_the_amount() -> None:
     assert np.nanstd(down[:, 16, 16]) > 0.5
 
 
+@pytest.mark.parametrize("shape", [(1, 33), (33, 1), (1, 1)])
+def test_pictures_of_one_row_or_column_bend_as_well(shape: tuple[int, int]) -> None:
+    x = np.random.default_rng(0).integers(1, 256, (20, 1, *shape), dtype=np.uint8)
+    y = augment(x, np.arange(20), seed=1, epoch=0, how=Augmentation(elastic=3.0))
+    assert y.shape == x.shape
+    assert not np.array_equal(x, y)
+    for before, after in zip(x, y, strict=True):
+        assert set(np.unique(after)) <= {0, *np.unique(before)}
+
+
 def test_cutout_empties_one_square_anywhere() -> None:
     x = np.ones((300, 1, 12, 12), dtype=np.uint8)
     y = augment(x, np.arange(300), seed=1, epoch=0, how=Augmentation(cutout=4))

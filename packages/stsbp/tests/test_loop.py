@@ -442,6 +442,14 @@ def test_silent_layer_is_reported_once(train_tiny: Callable[..., Result], tmp_pa
     assert result.stderr.count("warning: layer linear1 is silent") == 1
 
 
+def test_layer_that_is_silent_over_an_epoch_is_reported_at_its_end(
+    train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = train_tiny(tmp_path / "run", "--net", "12{threshold=1e6}", "--epochs", 1, "--log-every", 1000)
+    assert result.exit_code == 0
+    assert "warning: layer linear1 is silent: 0.0e+00 spikes per neuron and step up to update 2;" in result.stderr
+
+
 def test_saturated_layer_is_reported_once(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     # Nine of ten output neurons are to spike at every step.
     patterns = ("--label-pattern", "110", "--undesired-pattern", "1", "--threshold", 0.2)

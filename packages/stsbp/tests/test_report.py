@@ -480,6 +480,22 @@ def test_raster_draws_every_spike() -> None:
     assert counts == {"var(--target)": targets.sum(), "var(--fg)": outputs.sum()}
 
 
+def test_every_second_row_of_a_raster_has_a_band() -> None:
+    spikes = np.zeros((4, 5), np.uint8)
+    bands = re.findall(r'<rect class="band" x="[^"]*" y="([^"]*)"', svg.raster(spikes, spikes, list("abcde")))
+    heights = np.array(bands, float)
+    assert len(heights) == 3
+    assert heights[0] == 0
+    assert np.allclose(np.diff(heights), heights[1])
+
+
+@pytest.mark.parametrize(("classes", "angle"), [(3, 0), (10, 45), (24, 45), (25, 90)])
+def test_names_over_a_matrix_are_turned_where_cells_are_narrow(classes: int, angle: int) -> None:
+    names = ["abc" if angle == 0 else "a long name"] * classes
+    turned = re.findall(r"rotate\(-(\d+) ", svg.matrix(np.eye(classes, dtype=np.int64), names))
+    assert turned == [str(angle)] * (classes if angle else 0)
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0.0, 1.0), (0.0, 7e-9), (-3.0, 12345.0), (0.9731, 0.9734)], ids=["unit", "tiny", "large", "far"]
 )
