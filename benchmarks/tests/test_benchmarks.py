@@ -138,7 +138,7 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     parts.measure("numpy", None, "CIFAR-10", rounds=1, scale=1.0, data_dir=None)
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.endswith(" ms")]
     ms = {" ".join(words[:-2]): float(words[-2]) for words in lines}
-    inside = ms["synapse_forward"] + ms["lif_forward"]
+    inside = ms["synapse_forward"] + ms["neuron_forward"]
     assert 0 < inside <= ms["block_forward"] < ms["step by pairs"]
 
 

@@ -37,9 +37,9 @@ class Recorder(NumpyBackend):
             self._saw("dropout")
         return super().block_forward(block, *arguments)
 
-    def lif_forward(self, neuron: LIF, *arguments: Any) -> Any:
+    def neuron_forward(self, neuron: LIF, *arguments: Any) -> Any:
         self._saw(neuron.surrogate.name)
-        return super().lif_forward(neuron, *arguments)
+        return super().neuron_forward(neuron, *arguments)
 
     def loss_error(self, loss: Loss, *arguments: Any) -> Any:
         self._saw(loss.name)

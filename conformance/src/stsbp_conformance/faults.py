@@ -107,7 +107,7 @@ def _next(x: np.float32) -> np.float32:
 class FusedFilter(NumpyBackend):
     """A fused multiply-add in the synaptic filter: k*i + c*z with k*i not rounded."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         def add(f: Filter, i: Float32, x: Float32) -> Float32:
             return _rounded(np.float64(f.decay) * i + (f.gain * x).astype(np.float64))
 
@@ -117,7 +117,7 @@ class FusedFilter(NumpyBackend):
 class FusedMembrane(NumpyBackend):
     """A fused multiply-add in the membrane: km*u + i rounded once."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         def add(km: np.float32, previous: Float32, fired: AnyArray, i: Float32) -> Float32:
             return _rounded(np.where(fired != 0, 0, np.float64(km) * previous) + i)
 
@@ -127,21 +127,21 @@ class FusedMembrane(NumpyBackend):
 class FusedAdjoint(NumpyBackend):
     """A fused multiply-add in the adjoint of the synaptic filter."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, fused=True)
 
 
 class StrictThreshold(NumpyBackend):
     """A spike at u > V_th instead of u >= V_th."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         return _forward(neuron, filter, z, steps, fires=np.greater)
 
 
 class DecayUlp(NumpyBackend):
     """The membrane decay off by one unit in the last place."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         def add(km: np.float32, previous: Float32, fired: AnyArray, i: Float32) -> Float32:
             return np.where(fired != 0, np.float32(0), _next(km) * previous) + i
 
@@ -151,7 +151,7 @@ class DecayUlp(NumpyBackend):
 class SynapticDecayUlp(NumpyBackend):
     """The synaptic decay off by one unit in the last place."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         changed = Filter(_next(filter.decay) if filter.decay > 0 else filter.decay, filter.gain)
         return _forward(neuron, changed, z, steps)
 
@@ -159,7 +159,7 @@ class SynapticDecayUlp(NumpyBackend):
 class NoReset(NumpyBackend):
     """The membrane is not reset after a spike."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         def add(km: np.float32, previous: Float32, fired: AnyArray, i: Float32) -> Float32:
             return km * previous + i
 
@@ -169,7 +169,7 @@ class NoReset(NumpyBackend):
 class SoftReset(NumpyBackend):
     """Reset by subtraction of the threshold instead of to zero."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         def add(km: np.float32, previous: Float32, fired: AnyArray, i: Float32) -> Float32:
             return km * (previous - np.float32(neuron.threshold) * fired.astype(np.float32)) + i
 
@@ -179,14 +179,14 @@ class SoftReset(NumpyBackend):
 class NoPspGain(NumpyBackend):
     """The gain c_s of the synaptic filter left out."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         return _forward(neuron, Filter(filter.decay, np.float32(1)), z, steps)
 
 
 class TimeShifted(NumpyBackend):
     """The input of a layer arrives one step late."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         if len(z) > 1:
             z = np.concatenate([np.zeros_like(z[:1]), z[:-1]])
         return _forward(neuron, filter, z, steps)
@@ -195,42 +195,42 @@ class TimeShifted(NumpyBackend):
 class NoFloorForward(NumpyBackend):
     """No floor: states decay into subnormal numbers."""
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
         return _forward(neuron, filter, z, steps, floor=lambda x: x)
 
 
 class NoFloorBackward(NumpyBackend):
     """No floor in the backward pass."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, floor=lambda x: x)
 
 
 class ResetPathDropped(NumpyBackend):
     """The path of the gradient through the reset, - k_m u_t d~_{t+1}, left out."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, reset=0.0)
 
 
 class ResetOneStepLate(NumpyBackend):
     """The reset's path takes the potential of the next step."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, late=True)
 
 
 class LeakThroughSpikes(NumpyBackend):
     """The factor (1 - o_t) left out of the membrane iteration factor."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, detached=False)
 
 
 class WiderSurrogate(NumpyBackend):
     """The surrogate wider by one part in a million."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         surrogate = neuron.surrogate
         name = str(surrogate).split(":")[0]
         field = str(surrogate).split(":")[1].split("=")[0]
@@ -242,14 +242,14 @@ class WiderSurrogate(NumpyBackend):
 class ForwardInTime(NumpyBackend):
     """The adjoint runs from the first step to the last."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         return _backward(neuron, filter, residuals, ds, first_to_last=True)
 
 
 class StaticErrorOfLastStep(NumpyBackend):
     """A static input receives the error of one step instead of the sum over all."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         u, spikes, static = residuals
         dz = _backward(neuron, filter, lif.Residuals(u, spikes, static=False), ds)
         return dz[:1] if static else dz
@@ -258,7 +258,7 @@ class StaticErrorOfLastStep(NumpyBackend):
 class StaticErrorOtherOrder(NumpyBackend):
     """The errors of a static input are added from the first step to the last."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         u, spikes, static = residuals
         dz = _backward(neuron, filter, lif.Residuals(u, spikes, static=False), ds)
         if not static:
@@ -722,7 +722,7 @@ class LossTakenForItsParent(NumpyBackend):
 class SurrogateTakenForItsParent(NumpyBackend):
     """A surrogate derived from the triangle is computed as the triangle."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         h = neuron.surrogate
         return _backward(neuron, filter, residuals, ds, surrogate=Triangle(h.width) if isinstance(h, Triangle) else h)
 
@@ -730,10 +730,10 @@ class SurrogateTakenForItsParent(NumpyBackend):
 class UnknownSurrogateWithoutAName(NumpyBackend):
     """A surrogate that the backend does not know ends in a TypeError."""
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
         if type(neuron.surrogate) not in SURROGATES.values():
             raise TypeError("unsupported type")
-        return super().lif_backward(neuron, filter, residuals, ds)
+        return super().neuron_backward(neuron, filter, residuals, ds)
 
 
 class UnknownSynapseTakenForItsParent(NumpyBackend):

@@ -45,13 +45,13 @@ def both_lif(
 ) -> tuple[AnyArray, AnyArray]:
     """Forward and backward on both, bits compared; returns spikes and potentials."""
     steps = len(ds)
-    expected, expected_residuals = reference.lif_forward(neuron, filter, z, steps)
-    actual, residuals = backend.lif_forward(neuron, filter, backend.asarray(z), steps)
+    expected, expected_residuals = reference.neuron_forward(neuron, filter, z, steps)
+    actual, residuals = backend.neuron_forward(neuron, filter, backend.asarray(z), steps)
     assert_same_bits(backend.numpy(actual), expected)
-    assert_same_bits(backend.numpy(backend.lif_potentials(residuals)), reference.lif_potentials(expected_residuals))
+    assert_same_bits(backend.numpy(backend.neuron_potentials(residuals)), reference.neuron_potentials(expected_residuals))
     assert_same_bits(
-        backend.numpy(backend.lif_backward(neuron, filter, residuals, backend.asarray(ds))),
-        reference.lif_backward(neuron, filter, expected_residuals, ds),
+        backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds))),
+        reference.neuron_backward(neuron, filter, expected_residuals, ds),
     )
     return expected, expected_residuals.u
 
@@ -119,12 +119,12 @@ def test_lif_backward_snaps_the_path_through_the_reset(backend: CupyBackend, ref
     ds = np.zeros_like(z)
     ds[1] = np.linspace(1.0, 1.6, 8, dtype=np.float32) * np.float32(2.0**-100)
     both_lif(backend, reference, neuron, IDENTITY, z, ds)
-    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 2)
+    _, residuals = backend.neuron_forward(neuron, IDENTITY, z, 2)
     p = np.float32(0.6) * np.float32(0.5) * np.float32(2) * ds[1]
     assert (p < 2.0**-100).all()
     assert (2 * p >= 2.0**-100).all()
     # Nothing is left at t = 0 but the path that does not pass the reset.
-    dz = backend.numpy(backend.lif_backward(neuron, IDENTITY, residuals, ds))
+    dz = backend.numpy(backend.neuron_backward(neuron, IDENTITY, residuals, ds))
     assert dz[1].all()
     assert np.array_equal(dz[0], dz[1] / 2)
 
@@ -133,8 +133,8 @@ def test_lif_at_the_edge_of_the_rectangle_has_no_gradient(backend: CupyBackend, 
     neuron = LIF(threshold=0.75, surrogate=Rectangle(0.5))
     z = np.array([0.5, 1.0, np.nextafter(np.float32(0.5), np.float32(1)), 0.75], np.float32).reshape(1, 1, 4)
     both_lif(backend, reference, neuron, IDENTITY, z, np.ones_like(z))
-    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 1)
-    assert backend.lif_backward(neuron, IDENTITY, residuals, np.ones_like(z)).tolist() == [[[0, 0, 2, 2]]]
+    _, residuals = backend.neuron_forward(neuron, IDENTITY, z, 1)
+    assert backend.neuron_backward(neuron, IDENTITY, residuals, np.ones_like(z)).tolist() == [[[0, 0, 2, 2]]]
 
 
 def test_lif_carries_values_that_are_not_finite(backend: CupyBackend, reference: NumpyBackend) -> None:
@@ -157,10 +157,10 @@ def test_lif_with_a_foreign_surrogate_says_what_is_known(backend: CupyBackend) -
 
     neuron = replace(LIF(), surrogate=Foreign())
     z = np.zeros((2, 1, 4), np.float32)
-    _, residuals = backend.lif_forward(neuron, IDENTITY, z, 2)
+    _, residuals = backend.neuron_forward(neuron, IDENTITY, z, 2)
     message = "backend 'cupy' does not know the surrogate Foreign; it knows Rectangle, Triangle"
     with pytest.raises(BackendError, match=message):
-        backend.lif_backward(neuron, IDENTITY, residuals, z)
+        backend.neuron_backward(neuron, IDENTITY, residuals, z)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])

@@ -297,7 +297,9 @@ def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
         near = roundoff.neuron_backward(
             neuron, filter, u, np.ones((1, 1), np.uint8), roundoff.exact(np.full((1, 1), g)), static=False
         )
-        found = NUMPY.lif_backward(neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32))
+        found = NUMPY.neuron_backward(
+            neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32)
+        )
         assert found[0, 0] == 0
         assert near.value[0, 0] > 0
         assert near.value[0, 0] <= near.error[0, 0]

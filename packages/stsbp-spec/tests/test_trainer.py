@@ -152,8 +152,8 @@ class _Signed(NumpyBackend):
         ds, dw = super().synapse_backward(*args, **kwargs)
         return ds, np.where(dw == 0, np.float32(-0.0), dw)
 
-    def lif_potentials(self, residuals: Any) -> Any:
-        u = super().lif_potentials(residuals)
+    def neuron_potentials(self, residuals: Any) -> Any:
+        u = super().neuron_potentials(residuals)
         return np.where(u == 0, np.float32(-0.0), u)
 
 

@@ -149,15 +149,15 @@ def _lif(
             z = round_to_grid(z, quantum)
         if burst:
             z[1:] = 0
-        s, residuals = NUMPY.lif_forward(neuron, filter, z, steps)
-        native_s, native = backend.lif_forward(neuron, filter, backend.asarray(z), steps)
-        compared.equal("potentials", backend.numpy(backend.lif_potentials(native)), residuals.u)
+        s, residuals = NUMPY.neuron_forward(neuron, filter, z, steps)
+        native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), steps)
+        compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.u)
         compared.equal("spikes", _values(backend, native_s, np.uint8), s)
         ds = normal(s.shape, 14)
         if burst:
             ds[:-1] = 0
-        dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
-        found = backend.numpy(backend.lif_backward(neuron, filter, native, backend.asarray(ds)))
+        dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
+        found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
         if neuron.surrogate.exact:
             compared.equal("dL/dz", found, dz)
         else:
@@ -174,11 +174,11 @@ def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
 
     def body(backend: AbstractBackend, compared: Compared) -> None:
         for filter in (PSP(1).filter(), PSP(2).filter()):
-            _, residuals = NUMPY.lif_forward(neuron, filter, z, len(ds))
-            _, native = backend.lif_forward(neuron, filter, backend.asarray(z), len(ds))
-            compared.equal("potentials", backend.numpy(backend.lif_potentials(native)), residuals.u)
-            dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
-            found = backend.numpy(backend.lif_backward(neuron, filter, native, backend.asarray(ds)))
+            _, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds))
+            _, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds))
+            compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.u)
+            dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
+            found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
             compared.equal("dL/dz", found, dz)
 
     return body

@@ -123,7 +123,7 @@ class EinsumBackend(AbstractBackend):
     def dropout(self, mask: Float32, s: Float32) -> Float32:
         return s * mask
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[Float32, Neurons]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[Float32, Neurons]:
         # The contract's order of stsbp_spec/neurons/lif.py; numpy rounds once per operation, as it asks.
         u, o = (np.empty((steps, *z.shape[1:]), np.float32) for _ in range(2))
         i, m = (np.zeros(z.shape[1:], np.float32) for _ in range(2))
@@ -134,7 +134,7 @@ class EinsumBackend(AbstractBackend):
             m = np.where(o[t] > 0, np.float32(0), neuron.decay * u[t])
         return o, Neurons(u, o, static=len(z) == 1 and steps > 1)
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: Neurons, ds: Float32) -> Float32:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Neurons, ds: Float32) -> Float32:
         u, o = residuals.u, residuals.o
         dz = np.zeros((1, *u.shape[1:]) if residuals.static else u.shape, np.float32)
         d, e = (np.zeros(u.shape[1:], np.float32) for _ in range(2))
@@ -146,7 +146,7 @@ class EinsumBackend(AbstractBackend):
             dz[0 if residuals.static else t] += filter.gain * e
         return dz
 
-    def lif_potentials(self, residuals: Neurons) -> Float32:
+    def neuron_potentials(self, residuals: Neurons) -> Float32:
         return residuals.u
 
     def psp_forward(self, psp: PSP, s: Float32) -> Float32:

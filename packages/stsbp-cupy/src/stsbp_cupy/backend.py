@@ -119,13 +119,13 @@ class CupyBackend(AbstractBackend):
     def dropout(self, mask: Native, s: Native) -> Native:
         return dropout.apply(self.rt, mask, s)
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Native, steps: int) -> tuple[Native, lif.Residuals]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Native, steps: int) -> tuple[Native, lif.Residuals]:
         return lif.forward(self.rt, neuron, filter, z, steps)
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Native) -> Native:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Native) -> Native:
         return lif.backward(self.rt, neuron, filter, residuals, ds)
 
-    def lif_potentials(self, residuals: lif.Residuals) -> Native:
+    def neuron_potentials(self, residuals: lif.Residuals) -> Native:
         return lif.potentials(self.rt, residuals)
 
     def psp_forward(self, psp_: PSP, s: Native) -> Native:

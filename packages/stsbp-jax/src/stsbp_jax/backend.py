@@ -145,16 +145,16 @@ class JaxBackend(AbstractBackend):
     def dropout(self, mask: Array, s: Array) -> Array:
         return _PAIRS.dropout(mask, s)
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
         s, u = _lif_forward(neuron, filter, z, steps)
         return s, (u, z.shape[0] == 1 and steps > 1)
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
         u, static = residuals
         result: Array = _lif_backward(neuron, filter, u, ds, static=static)
         return result
 
-    def lif_potentials(self, residuals: Any) -> Array:
+    def neuron_potentials(self, residuals: Any) -> Array:
         u: Array = residuals[0]
         return u
 

@@ -88,11 +88,11 @@ class Pairs:
     def dropout(self, mask: Array, s: Array) -> Array:
         return dropout.forward(mask, s)
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
+    def neuron_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
         u = lif.forward(neuron, filter, z, steps)
         return lif.spikes(neuron, u), (u, z.shape[0] == 1 and steps > 1)
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
         u, static = residuals
         return lif.backward(neuron, filter, u, ds, static=static)
 

@@ -10,26 +10,28 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.optim.adamw import UPDATE, AdamW, AdamWScalars
 from stsbp_spec.passes import BlockTrace, block_backward, block_forward
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.synapses.psp import PSP, Filter
+from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.trainer import Trainer, value_and_grad
 from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Native, Precision, Shape, UInt8
 
-__all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "RunResult", "ValueAndGrad"]
+__all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "NeuronResiduals", "RunResult", "ValueAndGrad"]
 
 
 class Batch(NamedTuple):
@@ -78,6 +80,20 @@ class ValueAndGrad:
     spikes: UInt8
     gradients: dict[str, Float32]
     zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+
+
+class NeuronResiduals(NamedTuple):
+    """What a forward pass of neurons leaves for the way back: arrays `[T, B, ...]`.
+
+    Attributes:
+        kept: values that `NeuronEquations.kept` names, the membrane potential `u` among them.
+        spikes: uint8.
+        static: whether one `z` served all steps.
+    """
+
+    kept: dict[str, Native]
+    spikes: Native
+    static: bool
 
 
 class AbstractBackend(ABC):
@@ -143,29 +159,30 @@ class AbstractBackend(ABC):
     def dropout(self, mask: Native, s: Native) -> Native:
         """`s * mask`, its own adjoint: synapses/dropout.py."""
 
-    @abstractmethod
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Native, steps: int) -> tuple[Native, Any]:
-        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/lif.py."""
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, Native],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, Native]:
+        """Run an equation over time, or, with one step and no states, over the elements of arrays.
 
-    @abstractmethod
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Native) -> Native:
-        """`dL/dz`, the shape of `z`."""
+        Each operation rounds once to float32, as it is written. States are zero before the first step.
 
-    @abstractmethod
-    def lif_potentials(self, residuals: Any) -> Native:
-        """Membrane potentials `[T, B, ...]` of a forward pass."""
+        Args:
+            recurrence: the equation, which the backend prints in its language (printers.py).
+            constants: its parameters by name.
+            inputs: its inputs by name, float32 or uint8, `[steps, ...]`, or `[1, ...]` for the same at every step.
+            steps: how many; from the last to the first where the recurrence runs in reverse.
+            summed: add the outputs, which are numbers, over the steps in the order in which they come.
 
-    @abstractmethod
-    def psp_forward(self, psp: PSP, s: Native) -> Native:
-        """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""
-
-    @abstractmethod
-    def psp_backward(self, psp: PSP, da: Native) -> Native:
-        """Adjoint of the filter."""
-
-    @abstractmethod
-    def loss_error(self, loss: Loss, psp: PSP, s: Native, targets: Native) -> Native:
-        """`dL/do` of the batch loss at the output, `[T, B, N]`: losses/."""
+        Returns:
+            The outputs by name, `[steps, ...]`, or `[1, ...]` where `summed`; float32, conditions uint8.
+        """
+        raise NotImplementedError
 
     # The contract.
     @abstractmethod
@@ -185,14 +202,61 @@ class AbstractBackend(ABC):
         """`optim.gradient_norm`."""
 
     @abstractmethod
-    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
-        """New `(w, m, v)`: optim/adamw.py. May work in place."""
-
-    @abstractmethod
     def spike_rate(self, s: Native) -> float:
         """Mean of spikes over all axes."""
 
     # What follows from it; a backend may override these with something faster.
+    def neuron_forward(
+        self, neuron: NeuronModel, filter: SynapticFilter, z: Native, steps: int
+    ) -> tuple[Native, NeuronResiduals]:
+        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py."""
+        equations = neuron_equations(filter, neuron)
+        found = self.recur(equations.forward, equations.constants, {"z": z}, steps)
+        spikes = found.pop("o")
+        return spikes, NeuronResiduals(found, spikes, static=len(z) == 1 and steps > 1)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Native
+    ) -> Native:
+        """`dL/dz`, the shape of `z`, from `dL/do`."""
+        equations = neuron_equations(filter, neuron)
+        inputs = {**residuals.kept, "g": ds}
+        return self.recur(equations.backward, equations.constants, inputs, len(ds), summed=residuals.static)["dz"]
+
+    def neuron_potentials(self, residuals: NeuronResiduals) -> Native:
+        """Membrane potentials `[T, B, ...]` of a forward pass."""
+        return residuals.kept["u"]
+
+    def psp_forward(self, psp: PSP, s: Native) -> Native:
+        """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""
+        equations = filter_equations(psp.filter())
+        return self.recur(equations.forward, equations.constants, {"o": s}, len(s))["a"]
+
+    def psp_backward(self, psp: PSP, da: Native) -> Native:
+        """Adjoint of the filter."""
+        equations = filter_equations(psp.filter())
+        return self.recur(equations.backward, equations.constants, {"da": da}, len(da))["do"]
+
+    def loss_error(self, loss: Loss, psp: PSP, s: Native, targets: Native) -> Native:
+        """`dL/do` of the batch loss at the output, `[T, B, N]`: losses/."""
+        steps, batch = s.shape[:2]
+        equations = loss_equations(loss)
+        constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
+        values = {"o": s, "target": targets}
+        for name, counted in (("count", s), ("target_count", targets)):
+            if name in equations.backward.inputs:
+                values[name] = self.recur(COUNT, {}, {"o": counted}, steps, summed=True)["n"]
+        if equations.forward is not None:
+            values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
+        return self.recur(equations.backward, constants, values, steps)["do"]
+
+    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
+        """New `(w, m, v)`: optim/adamw.py. May work in place."""
+        constants = {name: getattr(scalars, name) for name in UPDATE.parameters}
+        inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
+        new = self.recur(UPDATE, constants, inputs, 1)
+        return new["new_w"][0], new["new_m"][0], new["new_v"][0]
+
     def block_forward(
         self, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
     ) -> BlockTrace:

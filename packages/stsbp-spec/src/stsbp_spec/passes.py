@@ -155,7 +155,7 @@ def block_forward(
         before.append(residual)
         shape = layer.output_shape(shape)
     z, synapse = backend.synapse_forward(block.synapse, s, wq)
-    spikes, lif = backend.lif_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
+    spikes, lif = backend.neuron_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
     return BlockTrace(block, before, synapse, lif, spikes)
 
 
@@ -175,7 +175,7 @@ def synapse_backward(
 ) -> tuple[Native | None, Native]:
     """`block_backward` through neurons and weights: the error after pooling and dropout."""
     block = trace.block
-    dz = backend.lif_backward(block.neuron, block.filter(training=training), trace.lif, ds)
+    dz = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":
         dz, trace.zeroed = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)

@@ -1,23 +1,27 @@
 """Surrogate derivatives `h(x)` of the spike, `x = u - V_th` (lines 11-31 of the algorithm: the factor do/du).
 
-Each is a frozen parameter set with two functions of an array (float32, float64 or exact fractions):
-`derivative`, used in the backward pass, and `primitive`, its integral, a smoothed spike for tests by finite
-differences. `derivative` is written in the contract's order: every backend rounds after each operation of the
-expression as it stands here, in the array's own precision, with each constant rounded once to it.
+Each is a frozen parameter set with two functions: `expression`, the derivative, used in the backward pass, and
+`primitive`, its integral, a smoothed spike for tests by finite differences. Every backend prints the expression as it
+stands here; its constants are rounded once from float64.
 
-All but `Logistic` use only + - * / and comparison, so they are bit-identical everywhere (`exact = True`).
+All but `Logistic` use only + - * / and comparison, so they are bit-identical everywhere (`exact`).
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from fractions import Fraction
+from functools import cache
+from typing import ClassVar
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError, did_you_mean
+from stsbp_spec.expr import Expr, Names, Recurrence, exp, named, unsnapped, variable, where
+from stsbp_spec.printers import evaluate
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import real, shown
 
@@ -33,22 +37,13 @@ __all__ = [
 ]
 
 
-def _constant(x: AnyArray, value: float) -> Any:
-    """`value` in the precision of `x` (exact fractions keep the Python number's exact value)."""
-    if x.dtype == object:
-        from fractions import Fraction
-
-        return Fraction(value)
-    return x.dtype.type(value)
-
-
 @dataclass(frozen=True)
 class Surrogate(ABC):
-    """A surrogate derivative; subclasses are final."""
+    """A surrogate derivative."""
 
     name: ClassVar[str]
-    exact: ClassVar[bool] = True
-    """Whether the derivative uses only correctly rounded operations, as `reproducible` precision requires."""
+    compact: ClassVar[bool] = False
+    """Whether `h` depends on `|x|` alone and is zero from some `|x|` on."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -58,21 +53,39 @@ class Surrogate(ABC):
             object.__setattr__(self, field.name, value)
 
     @abstractmethod
-    def derivative(self, x: AnyArray) -> AnyArray:
-        """`h(x)` of `x = u - V_th`, any shape."""
+    def constants(self) -> Mapping[str, float]:
+        """The numbers of `expression` by name, float64."""
+
+    @abstractmethod
+    def expression(self, p: Names, x: Expr) -> Expr:
+        """`h(x)` of `x = u - V_th`; `p` are the constants."""
 
     @abstractmethod
     def primitive(self, x: AnyArray) -> AnyArray:
         """`H(x)` with `H' = h` and `H(0) = 1/2`, float64: the spike's smoothed form."""
 
     @property
-    def parameter(self) -> float:
-        """The one number of the surrogate (its width or steepness), for backends' kernels."""
-        (field,) = fields(self)
-        return float(getattr(self, field.name))
+    def exact(self) -> bool:
+        """Whether the derivative uses only correctly rounded operations, as `reproducible` precision requires."""
+        return _equation(self).exact
+
+    def derivative(self, x: AnyArray) -> AnyArray:
+        """`h(x)` of an array of any shape, in its own precision (float32, float64 or exact fractions)."""
+        number = Fraction if x.dtype == object else x.dtype.type
+        values = {name: number(value) for name, value in self.constants().items()}
+        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
+            return evaluate(_equation(self), {**values, "x": x}, number)["h"]
 
     def __str__(self) -> str:
         return self.name + "".join(f":{f.name}={getattr(self, f.name):g}" for f in fields(self))
+
+
+@cache
+def _equation(surrogate: Surrogate) -> Recurrence:
+    names = tuple(surrogate.constants())
+    p = Names(f"constant of the surrogate {surrogate.name}", {name: variable(name) for name in names})
+    h = unsnapped(named("h", surrogate.expression(p, variable("x"))))
+    return Recurrence("surrogate", names, ("x",), {}, {"h": h})
 
 
 @dataclass(frozen=True)
@@ -80,12 +93,14 @@ class Rectangle(Surrogate):
     """`h(x) = 1/width` where `|x| < width/2`, else 0 (STBP, Wu et al. 2018)."""
 
     name: ClassVar[str] = "rectangle"
+    compact: ClassVar[bool] = True
     width: float = 1.0
 
-    def derivative(self, x: AnyArray) -> AnyArray:
-        inside = np.abs(x) < _constant(x, self.width / 2)
-        h: AnyArray = np.where(inside, _constant(x, 1 / self.width), _constant(x, 0))
-        return h
+    def constants(self) -> Mapping[str, float]:
+        return {"half": self.width / 2, "height": 1 / self.width}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        return where(abs(x) < p.half, p.height, 0)
 
     def primitive(self, x: AnyArray) -> AnyArray:
         spike: AnyArray = np.clip(x / self.width, -0.5, 0.5) + 0.5
@@ -97,13 +112,15 @@ class Triangle(Surrogate):
     """`h(x) = max(0, 1 - |x|/width)`: compact support of half width `width` (Esser et al. 2016)."""
 
     name: ClassVar[str] = "triangle"
+    compact: ClassVar[bool] = True
     width: float = 1.0
 
-    def derivative(self, x: AnyArray) -> AnyArray:
-        with np.errstate(over="ignore"):  # far from the threshold: -inf is cut to 0
-            y = _constant(x, 1) - np.abs(x) * _constant(x, 1 / self.width)
-        h: AnyArray = np.where(y > 0, y, _constant(x, 0))
-        return h
+    def constants(self) -> Mapping[str, float]:
+        return {"slope": 1 / self.width}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        y = 1 - abs(x) * p.slope
+        return where(y > 0, y, 0)
 
     def primitive(self, x: AnyArray) -> AnyArray:
         z = np.clip(x / self.width, -1, 1)
@@ -118,11 +135,12 @@ class FastSigmoid(Surrogate):
     name: ClassVar[str] = "fast-sigmoid"
     beta: float = 2.0
 
-    def derivative(self, x: AnyArray) -> AnyArray:
-        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
-            y = _constant(x, 1) + np.abs(x) * _constant(x, self.beta)
-            h: AnyArray = _constant(x, 1) / (y * y)
-        return h
+    def constants(self) -> Mapping[str, float]:
+        return {"beta": self.beta}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        y = 1 + abs(x) * p.beta
+        return 1 / (y * y)
 
     def primitive(self, x: AnyArray) -> AnyArray:
         return 0.5 + x / (1 + self.beta * np.abs(x))
@@ -135,11 +153,12 @@ class Arctan(Surrogate):
     name: ClassVar[str] = "arctan"
     alpha: float = 2.0
 
-    def derivative(self, x: AnyArray) -> AnyArray:
-        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
-            y = x * _constant(x, math.pi / 2 * self.alpha)
-            h: AnyArray = _constant(x, 1) / (_constant(x, 1) + y * y)
-        return h
+    def constants(self) -> Mapping[str, float]:
+        return {"scale": math.pi / 2 * self.alpha}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        y = x * p.scale
+        return 1 / (1 + y * y)
 
     def primitive(self, x: AnyArray) -> AnyArray:
         scale = math.pi / 2 * self.alpha
@@ -154,17 +173,16 @@ class Logistic(Surrogate):
     """
 
     name: ClassVar[str] = "logistic"
-    exact: ClassVar[bool] = False
     width: float = 0.25
 
-    def derivative(self, x: AnyArray) -> AnyArray:
-        one = _constant(x, 1)
+    def constants(self) -> Mapping[str, float]:
+        return {"steep": 1 / self.width}
+
+    def expression(self, p: Names, x: Expr) -> Expr:
         # Of |x|: the derivative is even, and exp never overflows.
-        with np.errstate(over="ignore"):  # far from the threshold: exp(-inf) is 0
-            z = np.exp(-(np.abs(x) * _constant(x, 1 / self.width)))
-        y = one + z
-        h: AnyArray = z / (y * y) * _constant(x, 1 / self.width)
-        return h
+        z = exp(-(abs(x) * p.steep))
+        y = 1 + z
+        return z / (y * y) * p.steep
 
     def primitive(self, x: AnyArray) -> AnyArray:
         return 0.5 + 0.5 * np.tanh(x / (2 * self.width))

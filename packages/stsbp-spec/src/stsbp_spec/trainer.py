@@ -252,7 +252,7 @@ def run(
     traces, grids = _forward(backend, network, native, inputs, steps, None, forward_pass)
     layers = {}
     for trace in traces:
-        potentials = unsigned_zeros(backend.numpy(backend.lif_potentials(trace.lif)))
+        potentials = unsigned_zeros(backend.numpy(backend.neuron_potentials(trace.lif)))
         layers[trace.block.name] = LayerRun(backend.numpy(trace.spikes).astype(np.uint8), potentials)
     return RunResult(layers, grids)
 

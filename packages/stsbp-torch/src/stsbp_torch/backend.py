@@ -144,7 +144,7 @@ class TorchBackend(AbstractBackend):
     def dropout(self, mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return dropout.apply(mask, s)
 
-    def lif_forward(
+    def neuron_forward(
         self, neuron: LIF, filter: Filter, z: torch.Tensor, steps: int
     ) -> tuple[torch.Tensor, LifResiduals]:
         z = laid_out(z)
@@ -164,7 +164,7 @@ class TorchBackend(AbstractBackend):
             lif_triton.forward(rows(z), rows(u), rows(spikes), k, c, km, vth)
         return spikes, LifResiduals(u, spikes, static=len(z) == 1 and steps > 1)
 
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: LifResiduals, ds: torch.Tensor) -> torch.Tensor:
+    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: LifResiduals, ds: torch.Tensor) -> torch.Tensor:
         u, spikes, static = residuals
         ds = laid_out(ds)
         dz = empty((1 if static else len(u), *u.shape[1:]), torch.float32, u.device)
@@ -187,7 +187,7 @@ class TorchBackend(AbstractBackend):
             lif_triton.backward(rows(u), rows(spikes), rows(ds), rows(dz), k, c, km, vth, code)
         return dz
 
-    def lif_potentials(self, residuals: LifResiduals) -> torch.Tensor:
+    def neuron_potentials(self, residuals: LifResiduals) -> torch.Tensor:
         return residuals.u
 
     def psp_forward(self, psp_: PSP, s: torch.Tensor) -> torch.Tensor:

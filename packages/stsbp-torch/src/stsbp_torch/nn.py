@@ -51,7 +51,7 @@ class _LifFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor, neuron: LIFSpec, filter: Filter, steps: int) -> torch.Tensor:
         ctx.neuron, ctx.filter = neuron, filter
-        spikes, residuals = backend_of(z).lif_forward(neuron, filter, z, steps)
+        spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps)
         ctx.static = residuals.static
         ctx.save_for_backward(residuals.u, residuals.spikes)
         return spikes.float()
@@ -60,7 +60,7 @@ class _LifFunction(torch.autograd.Function):
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         u, spikes = ctx.saved_tensors
         residuals = (u, spikes, ctx.static)
-        return backend_of(u).lif_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None  # type: ignore[arg-type]
+        return backend_of(u).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None  # type: ignore[arg-type]
 
 
 class _SynapseFunction(torch.autograd.Function):

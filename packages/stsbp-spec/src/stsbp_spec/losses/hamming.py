@@ -9,12 +9,14 @@ Contract order for a batch of B: `do = (1/B)*(o - target)`, `1/B` rounded once f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from stsbp_spec.losses.base import Loss
+from stsbp_spec.expr import Names, unsnapped
+from stsbp_spec.losses.base import Loss, LossStep
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -26,7 +28,15 @@ class Hamming(Loss):
     """Number of steps and neurons at which output and target differ."""
 
     name: ClassVar[str] = "hamming"
+    parameters: ClassVar[tuple[str, ...]] = ("scale",)
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         result: Float64 = (spikes != targets).sum(axis=(0, -1)).astype(np.float64)
         return result
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        return {"scale": 1 / batch}
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        # Not snapped: a multiple of 1/B.
+        return LossStep({}, unsnapped(p.scale * (x.o - x.target)))

@@ -9,12 +9,14 @@ from float64.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from stsbp_spec.losses.base import Loss
+from stsbp_spec.expr import Names, unsnapped
+from stsbp_spec.losses.base import Loss, LossStep
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -26,6 +28,7 @@ class SpikeCount(Loss):
     """Squared distance of firing rates; blind to when the spikes come."""
 
     name: ClassVar[str] = "spike-count"
+    parameters: ClassVar[tuple[str, ...]] = ("scale",)
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         difference = spikes.sum(axis=0, dtype=np.int64) - targets.sum(axis=0, dtype=np.int64)
@@ -33,3 +36,10 @@ class SpikeCount(Loss):
         difference = np.ascontiguousarray(difference)
         result: Float64 = 0.5 * np.square(difference / len(spikes)).sum(axis=-1)
         return result
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        return {"scale": 1 / (steps * steps * batch)}
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        # Not snapped: a multiple of 1/(T T B).
+        return LossStep({}, unsnapped(p.scale * (x.count - x.target_count)))

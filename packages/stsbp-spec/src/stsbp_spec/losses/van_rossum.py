@@ -13,12 +13,14 @@ Contract order for a batch of B, the filter run once on the difference since it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from stsbp_spec.losses.base import Loss
+from stsbp_spec.expr import Names, snap, unsnapped
+from stsbp_spec.losses.base import Loss, LossStep
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -30,6 +32,9 @@ class VanRossum(Loss):
     """Squared distance of postsynaptic potentials; the time constant is the output layer's `tau_s`."""
 
     name: ClassVar[str] = "van-rossum"
+    parameters: ClassVar[tuple[str, ...]] = ("k", "c", "scaled")
+    states: ClassVar[tuple[str, ...]] = ("r",)
+    back_states: ClassVar[tuple[str, ...]] = ("e",)
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         k, c = 1 - 1 / psp.tau_s, 1 / psp.tau_s
@@ -41,3 +46,16 @@ class VanRossum(Loss):
             r = k * r + c * d
             total += (r * r).sum(axis=-1)
         return 0.5 * total
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        filter, scaled = psp.filter(), psp.filter(1 / batch)
+        return {"k": float(filter.decay), "c": float(filter.gain), "scaled": float(scaled.gain)}
+
+    def ahead(self, p: Names, s: Names, x: Names) -> LossStep:
+        r = snap(p.k * s.r + p.c * (x.o - x.target))
+        return LossStep({"r": r}, r)
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        e = snap(p.k * s.e + x.r)
+        # Not snapped: errors of the output meet the neurons next, where the path through them is.
+        return LossStep({"e": e}, unsnapped(p.scaled * e))

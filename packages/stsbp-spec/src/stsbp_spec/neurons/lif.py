@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire (LIF) neurons with hard reset to zero, after their synaptic filter.
+"""Leaky integrate-and-fire (LIF) neurons after their synaptic filter.
 
 Forward, Eq. (3a), (4), (5), all states zero before t = 0:
 
@@ -11,36 +11,27 @@ Backward, Eq. (10)-(17), from T-1 down to 0, with `g_t = dL/do_t` through space 
     d~_t = h(u_t - V_th) (g_t - k_m u_t d~_{t+1}) + k_m (1 - o_t) d~_{t+1}      membrane iteration factor
     e_t  = k e_{t+1} + d~_t,   dL/dz_t = c e_t                                  adjoint of the synaptic filter
 
-The contract's order, each line one rounding per operation, `snap` to zero below 2^-100:
-
-    i  = snap(k*i + c*z)                d1 = snap(km*d)
-    m  = 0 if o else km*u               p  = snap(u*d1)
-    u  = snap(m + i)                    r  = snap(h(u - vth) * (g - p))
-    o  = u >= vth                       d  = r + (0 if o else d1)
-                                        e  = snap(k*e + d)
-                                        dz = c*e
-
-A static input (direct coding) gives one `z` for all steps; its error is the sum of `dz_t` added from T-1 down to 0.
+`step` and `adjoint` below are the contract's order, each operation rounded once. A static input (direct coding) gives
+one `z` for all steps; its error is the sum of `dz_t` added from T-1 down to 0.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from stsbp_spec.errors import SpecError
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
-from stsbp_spec.synapses.psp import PSP, time_constant
-from stsbp_spec.values import real, shown
+from stsbp_spec.expr import Expr, Names, named, snap, spike, unsnapped, where
+from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, parameter, steps
+from stsbp_spec.surrogates import Arctan, Surrogate
 
 __all__ = ["LIF"]
 
 
 @dataclass(frozen=True)
-class LIF:
+class LIF(NeuronModel):
     """Parameters of a layer of LIF neurons.
 
     Args:
@@ -50,32 +41,33 @@ class LIF:
         surrogate: derivative of the spike in the backward pass.
     """
 
-    tau_m: float = 8.0
-    tau_s: float = 4.0
-    threshold: float = 1.0
-    surrogate: Surrogate = field(default_factory=Arctan)
+    name: ClassVar[str] = "lif"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+    carried: ClassVar[tuple[str, ...]] = ("d",)
 
-    def __post_init__(self) -> None:
-        for name in ("tau_m", "tau_s"):
-            object.__setattr__(self, name, time_constant(name, getattr(self, name)))
-        object.__setattr__(self, "threshold", real("threshold", self.threshold))
-        surrogate: object = self.surrogate
-        if not isinstance(surrogate, Surrogate):
-            known = ", ".join(f"{cls.__name__}()" for cls in SURROGATES.values())
-            raise SpecError(f"a neuron's surrogate is one of {known}, got {shown(surrogate)}")
-        if not (math.isfinite(self.threshold) and self.threshold > 0):
-            raise SpecError(f"threshold must be a finite number above 0, got {self.threshold:g}")
-        with np.errstate(over="ignore", under="ignore"):
-            rounded = np.float32(self.threshold)
-        if not FLOOR <= rounded < np.inf:
-            raise SpecError(f"threshold must be from 2^-100 to the largest float32, 3.4e38, got {self.threshold:g}")
+    tau_m: float = parameter(8.0, steps)
+    tau_s: float = 4.0
+    threshold: float = parameter(1.0, above_zero)
+    surrogate: Surrogate = field(default_factory=Arctan)
 
     @property
     def decay(self) -> np.float32:
         """`k_m`, rounded once from float64."""
         return np.float32(1 - 1 / self.tau_m)
 
-    @property
-    def psp(self) -> PSP:
-        """The filter of this layer's output spikes."""
-        return PSP(self.tau_s)
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"km": self.decay, "vth": np.float32(self.threshold)}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m + i))
+        o = spike(u, p.vth)
+        # Not snapped: u is 0 or at least 2^-100, and a product below 2^-126 is lost in u = snap(m + i) either way.
+        return Step(u, o, {"m": unsnapped(where(o, 0, p.km * u))})
+
+    def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint:
+        d1 = named("d1", snap(p.km * d.d))
+        pulled = named("pulled", snap(u * d1))
+        r = named("r", snap(named("h", h(u - p.vth)) * (g - pulled)))
+        new = named("d", r + where(spike(u, p.vth), 0, d1))
+        # Not snapped: a sum of two numbers that are 0 or at least 2^-100 is 0 or at least 2^-124.
+        return Adjoint(new, {"d": unsnapped(new)})

@@ -1,6 +1,6 @@
 """AdamW (Loshchilov and Hutter 2019) with warm-up, cosine schedule and gradient clipping, as one update rule.
 
-Contract order, float32, with the scalars of `AdamW.scalars(step)` rounded once from float64:
+Contract order (`UPDATE`), float32, with the scalars of `AdamW.scalars(step)` rounded once from float64:
 
     g = snap(g*clip)
     m = snap(beta1*m + (1-beta1)*g)
@@ -23,11 +23,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable
 from stsbp_spec.grid import ceil_log2, error_exponent
 from stsbp_spec.typing import Float32
 from stsbp_spec.values import integer, real, shown
 
-__all__ = ["AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "norm_bits"]
+__all__ = ["UPDATE", "AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "norm_bits"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,23 @@ class AdamWScalars:
     eps: np.float32
     decay: np.float32
     rate: np.float32
+
+
+def _update() -> Recurrence:
+    names = tuple(each.name for each in fields(AdamWScalars))
+    c = Names("scalar of AdamW", {name: variable(name) for name in names})
+    w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))
+    g = named("clipped", snap(g * c.clip))
+    m = named("new_m", snap(c.beta1 * m + c.one_minus_beta1 * g))
+    v = named("new_v", snap(c.beta2 * v + c.one_minus_beta2 * (g * g)))
+    change = c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
+    # Not snapped: weights below the floor count as zero where they meet their grid.
+    w = unsnapped(c.decay * w - change)
+    return Recurrence("adamw", names, ("w", "g", "m", "v"), {}, {"new_w": w, "new_m": m, "new_v": v})
+
+
+UPDATE = _update()
+"""One update of a weight: from `w`, its gradient `g` and the moments `m`, `v` to `new_w`, `new_m`, `new_v`."""
 
 
 @dataclass(frozen=True)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from stsbp_spec import grid, random
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamWScalars, gradient_norm
-from stsbp_spec.reference.losses import hamming, spike_count, van_rossum
-from stsbp_spec.reference.neurons import lif
-from stsbp_spec.reference.optim import adamw
-from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear, psp
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.optim.adamw import gradient_norm
+from stsbp_spec.reference.recurrence import recur
+from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 __all__ = ["NumpyBackend"]
 
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
-_LOSSES: dict[type, Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
 
 class NumpyBackend(AbstractBackend):
@@ -77,24 +74,16 @@ class NumpyBackend(AbstractBackend):
     def dropout(self, mask: UInt8, s: AnyArray) -> AnyArray:
         return s * mask
 
-    def lif_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[UInt8, lif.Residuals]:
-        return lif.forward(neuron, filter, z, steps)
-
-    def lif_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Float32) -> Float32:
-        return lif.backward(neuron, filter, residuals, ds)
-
-    def lif_potentials(self, residuals: lif.Residuals) -> Float32:
-        return residuals.u
-
-    def psp_forward(self, psp_: PSP, s: AnyArray) -> Float32:
-        return psp.forward(psp_, s)
-
-    def psp_backward(self, psp_: PSP, da: Float32) -> Float32:
-        return psp.backward(psp_, da)
-
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Float32:
-        error: Float32 = implementation(self.name, _LOSSES, loss, "loss").error(loss, psp_, s, targets)
-        return error
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, AnyArray],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, AnyArray]:
+        return recur(recurrence, constants, inputs, steps, summed=summed)
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
@@ -110,11 +99,6 @@ class NumpyBackend(AbstractBackend):
 
     def gradient_norm(self, gradients: Sequence[Float32]) -> float:
         return gradient_norm(gradients)
-
-    def adamw(
-        self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
-    ) -> tuple[Float32, Float32, Float32]:
-        return adamw.update(scalars, w, g, m, v)
 
     def spike_rate(self, s: UInt8) -> float:
         return float(np.count_nonzero(s)) / s.size

@@ -7,6 +7,7 @@ purpose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
 from stsbp_spec.typing import AnyArray
 
@@ -133,7 +135,7 @@ class Literal:
             below: list[AnyArray] = [np.zeros(1)] * steps
             for t in reversed(range(steps)):
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
-                h = block.neuron.surrogate.derivative(u[t] - vth)
+                h = self.derivative(block.neuron.surrogate, u[t] - vth)
                 at_spike = cs * psp_factor + direct[t] - km * u[t] * membrane_factor
                 # Eq. (12), (16), (14), (10)
                 membrane_factor = h * at_spike + km * (self.number(1) - o[t]) * membrane_factor
@@ -144,6 +146,24 @@ class Literal:
             from_above = below
             direct = [self.array(np.zeros(1))] * steps
         return gradients
+
+    def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
+        """`h(x)`, written here once more: this form judges the expressions, so it shares nothing with them."""
+        one, size = self.number(1), np.abs(x)
+        if isinstance(surrogate, Rectangle):
+            width = self.number(surrogate.width)
+            return np.where(size < width / self.number(2), one / width, self.number(0))
+        if isinstance(surrogate, Triangle):
+            y = one - size / self.number(surrogate.width)
+            return np.where(y > 0, y, self.number(0))
+        if isinstance(surrogate, FastSigmoid):
+            return one / (one + self.number(surrogate.beta) * size) ** 2
+        if isinstance(surrogate, Arctan):
+            return one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
+        if isinstance(surrogate, Logistic):
+            s: AnyArray = 1 / (1 + np.exp(-size / surrogate.width))
+            return s * (1 - s) / surrogate.width
+        raise TypeError(f"no literal form of the surrogate {surrogate!r}")
 
     def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
         """Eq. (3a)."""

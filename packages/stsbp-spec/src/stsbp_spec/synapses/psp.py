@@ -5,29 +5,84 @@ The filter is linear and the same for every neuron of a layer, so it commutes wi
 fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
 The operation of this file, the filter alone, serves the van Rossum distance and users who want the potentials.
 
-Contract order: `a = snap(k a + c o)`; adjoint, from T-1 down: `e = snap(k e + da)`, `do = c e`.
+Contract order: `a = snap(k a + c o)`; adjoint, from T-1 down: `e = snap(k e + da)`, `do = c e`: `Filter` below.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Expr, Names, named, snap, unsnapped
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.values import real
 
-__all__ = ["IDENTITY", "PSP", "Filter"]
+__all__ = ["IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SynapticFilter"]
 
 
 @dataclass(frozen=True)
-class Filter:
+class FilterStep:
+    """The new value of each state of a filter, and the current that it gives."""
+
+    states: Mapping[str, Expr]
+    current: Expr
+
+
+@dataclass(frozen=True)
+class FilterAdjoint:
+    """What goes on to the step before by name, and `dL/dz`."""
+
+    carried: Mapping[str, Expr]
+    dz: Expr
+
+
+class SynapticFilter(ABC):
+    """From weighted spikes to a current, step by step, as expressions; linear in its input."""
+
+    states: ClassVar[tuple[str, ...]]
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Names of what a written `adjoint` carries from step to step."""
+
+    @abstractmethod
+    def constants(self) -> Mapping[str, float | np.float32]:
+        """The numbers of `step` by name, each rounded once to float32."""
+
+    @abstractmethod
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        """One step: `p` the constants, `s` the states before it, `z` the weighted spikes."""
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
+        """The way back from the error of the current, where an order of its own is fixed; None: it is derived."""
+        return None
+
+
+@dataclass(frozen=True)
+class Filter(SynapticFilter):
     """A first-order filter `i = decay i + gain z`; constants are float32, rounded once from float64."""
+
+    states: ClassVar[tuple[str, ...]] = ("i",)
+    carried: ClassVar[tuple[str, ...]] = ("e",)
 
     decay: np.float32
     gain: np.float32
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"k": self.decay, "c": self.gain}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        i = named("i", snap(p.k * s.i + p.c * z))
+        return FilterStep({"i": i}, i)
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint:
+        e = named("e", snap(p.k * d.e + current))
+        # Not snapped: errors meet the error grid next, whose finest unit is 2^-102.
+        return FilterAdjoint({"e": e}, unsnapped(p.c * e))
 
 
 IDENTITY = Filter(np.float32(0), np.float32(1))

@@ -188,7 +188,7 @@ def block_forward(
         spikes, lif = forward_bytes(backend, block, given, wq, filter, steps)
     else:
         z, _ = backend.synapse_forward(block.synapse, _floats(backend, block, given)[0], wq)
-        spikes, lif = backend.lif_forward(block.neuron, filter, z, steps)
+        spikes, lif = backend.neuron_forward(block.neuron, filter, z, steps)
     return BlockTrace(block, [], Residuals(given, wq, density < GRADIENT_BELOW), lif, spikes)
 
 
@@ -208,7 +208,7 @@ def forward_bytes(
     """Spikes and residuals of a block by a convolution of bytes."""
     assert isinstance(block.synapse, Conv2d)
     z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
-    return backend.lif_forward(block.neuron, filter, z, steps)
+    return backend.neuron_forward(block.neuron, filter, z, steps)
 
 
 def block_backward(

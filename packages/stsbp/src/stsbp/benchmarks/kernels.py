@@ -65,16 +65,16 @@ def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[
     neuron, filter = LIF(tau_m=5.0, tau_s=3.0), PSP(3.0).filter()
     z = backend.asarray(_noise(steps, neurons, seed=1, mean=0.3, width=1.4))
     error = backend.asarray(_noise(steps, neurons, seed=2, mean=0.0, width=1.0))
-    spikes, residuals = backend.lif_forward(neuron, filter, z, steps)
+    spikes, residuals = backend.neuron_forward(neuron, filter, z, steps)
     rate = backend.spike_rate(spikes)
     del spikes
 
     # What was computed is dropped before the next call, so that a backend can reuse its memory.
     def forward() -> None:
-        synchronise(backend.lif_forward(neuron, filter, z, steps)[0])
+        synchronise(backend.neuron_forward(neuron, filter, z, steps)[0])
 
     def backward() -> None:
-        synchronise(backend.lif_backward(neuron, filter, residuals, error))
+        synchronise(backend.neuron_backward(neuron, filter, residuals, error))
 
     return forward, backward, rate
 

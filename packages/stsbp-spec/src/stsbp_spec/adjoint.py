@@ -1,0 +1,165 @@
+"""The way back through a step, derived from the step: reverse mode over expressions, in one fixed order.
+
+The order is part of the exact contract. Nodes are visited from the last to the first of `expr.ordered`; of each, the
+operands get their terms from left to right; a node's terms are added in the order in which they come:
+
+    x + y   d, d              x < y, x >= y       nothing
+    x - y   d, -d             where(o, x, y)      (x - y) d to a spike o; where(o, d, 0); where(o, 0, d)
+    x * y   y d, x d          spike(u, v)         r = h(u - v) d; r, -r
+    x / y   d / y, -(q d)/y   snap(x)             snap(d)
+    -x      -d                abs(x)              where(x < 0, -d, d)
+    sqrt(x) d / (q + q)       exp(x)              q d                         q: the result, d: its cotangent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Expr, constant, ordered, snap, variable, where
+
+__all__ = ["derive", "free_variables", "kept_values", "simplified", "substituted"]
+
+_ZERO = constant(0)
+
+
+def derive(
+    results: Iterable[tuple[Expr, Expr]], variables: Sequence[Expr], surrogate: Callable[[Expr], Expr]
+) -> list[Expr]:
+    """Cotangents of `variables`, simplified.
+
+    Args:
+        results: what a step computes, each with its cotangent.
+        variables: whose cotangents are wanted.
+        surrogate: `h(x)` of `x = u - threshold`.
+    """
+    pairs = [(x.args[0] if x.op == "unsnapped" else x, d) for x, d in results]
+    cotangents: dict[int, Expr] = {}
+
+    def add(x: Expr, term: Expr) -> None:
+        cotangents[id(x)] = cotangents[id(x)] + term if id(x) in cotangents else term
+
+    for x, d in pairs:
+        add(x, d)
+    for x in reversed(ordered(x for x, _ in pairs)):
+        if id(x) in cotangents:
+            for operand, term in _terms(x, cotangents[id(x)], surrogate):
+                add(operand, term)
+    return simplified([cotangents.get(id(x), _ZERO) for x in variables])
+
+
+def _terms(x: Expr, d: Expr, surrogate: Callable[[Expr], Expr]) -> list[tuple[Expr, Expr]]:
+    a = x.args
+    if x.op == "add":
+        return [(a[0], d), (a[1], d)]
+    if x.op == "sub":
+        return [(a[0], d), (a[1], -d)]
+    if x.op == "mul":
+        return [(a[0], a[1] * d), (a[1], a[0] * d)]
+    if x.op == "div":
+        return [(a[0], d / a[1]), (a[1], -(x * d) / a[1])]
+    if x.op == "neg":
+        return [(a[0], -d)]
+    if x.op == "snap":
+        return [(a[0], snap(d))]
+    if x.op == "where":
+        number = [(a[0], (a[1] - a[2]) * d)] if a[0].op == "spike" else []
+        return [*number, (a[1], where(a[0], d, 0)), (a[2], where(a[0], 0, d))]
+    if x.op == "spike":
+        r = surrogate(a[0] - a[1]) * d
+        return [(a[0], r), (a[1], -r)]
+    if x.op == "abs":
+        return [(a[0], where(a[0] < 0, -d, d))]
+    if x.op == "sqrt":
+        return [(a[0], d / (x + x))]
+    if x.op == "exp":
+        return [(a[0], x * d)]
+    return []
+
+
+def simplified(roots: Sequence[Expr]) -> list[Expr]:
+    """`roots` without sums with zero, products with zero and one, and snaps of what is snapped: the same numbers."""
+    made: dict[int, Expr] = {}
+    for x in ordered(roots):
+        a = tuple(made[id(operand)] for operand in x.args)
+        made[id(x)] = _simple(x, a)
+    return [made[id(x)] for x in roots]
+
+
+def _simple(x: Expr, a: tuple[Expr, ...]) -> Expr:
+    if x.op == "add" and _is(a[0], 0):
+        return a[1]
+    if x.op in ("add", "sub") and _is(a[1], 0):
+        return a[0]
+    if x.op == "sub" and _is(a[0], 0):
+        return _simple(-a[1], (a[1],))
+    if x.op == "mul" and (_is(a[0], 0) or _is(a[1], 0)):
+        return _ZERO
+    if x.op == "mul" and _is(a[0], 1):
+        return a[1]
+    if x.op in ("mul", "div") and _is(a[1], 1):
+        return a[0]
+    if x.op in ("div", "neg", "snap") and _is(a[0], 0):
+        return _ZERO
+    if x.op == "neg" and a[0].op == "neg":
+        return a[0].args[0]
+    if x.op == "snap" and a[0].op == "snap":
+        return a[0]
+    if x.op == "where" and a[1].op == a[2].op == "constant" and a[1].value == a[2].value:
+        return a[1]
+    if all(old is new for old, new in zip(x.args, a, strict=True)):
+        return x
+    return Expr(x.op, a, x.value, x.name)
+
+
+def _is(x: Expr, value: float) -> bool:
+    return x.op == "constant" and x.value == value
+
+
+def free_variables(roots: Iterable[Expr]) -> list[str]:
+    """Names of the variables under `roots`, in order."""
+    return list(dict.fromkeys(str(x.name) for x in ordered(roots) if x.op == "variable"))
+
+
+def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
+    """`roots` with the nodes whose `id` is in `by` replaced; what is only under these is not looked at."""
+    made: dict[int, Expr] = dict(by)
+
+    def visit(x: Expr) -> Expr:
+        if id(x) not in made:
+            a = tuple(visit(operand) for operand in x.args)
+            same = all(old is new for old, new in zip(x.args, a, strict=True))
+            made[id(x)] = x if same else Expr(x.op, a, x.value, x.name)
+        return made[id(x)]
+
+    return [visit(x) for x in roots]
+
+
+def kept_values(
+    roots: Sequence[Expr], known: Iterable[str], free: Mapping[str, Expr], candidates: Mapping[str, Expr]
+) -> tuple[dict[str, Expr], list[Expr]]:
+    """What a forward step has to keep so that the way back can be computed: the fewest values that do.
+
+    Args:
+        roots: the way back, in terms of nodes of the step.
+        known: variables that are there anyway.
+        free: values of the step that are kept in any case, by name.
+        candidates: other values of the step that may be kept, by name.
+
+    Returns:
+        The values to keep by name, those of `free` that are asked for first, and `roots` in terms of variables of these
+        names.
+
+    Raises:
+        SpecError: the candidates do not suffice.
+    """
+    there = set(known)
+    for count in range(len(candidates) + 1):
+        for chosen in combinations(candidates, count):
+            values = {**free, **{name: candidates[name] for name in chosen}}
+            replaced = substituted(roots, {id(x): variable(name) for name, x in values.items()})
+            asked = [name for name in free_variables(replaced) if name not in there]
+            if all(name in values for name in asked):
+                return {name: x for name, x in values.items() if name in asked}, replaced
+    raise SpecError("the way back needs values of the step that have no name; give them one with named(...)")

@@ -1,0 +1,243 @@
+"""The equations of a network as recurrences: what every backend prints and runs.
+
+The synaptic filter of an edge and the neurons after it are one step; so are the filter alone, the two passes of a loss, and
+AdamW's update. The expressions themselves stand in synapses/psp.py, neurons/, surrogates.py, losses/, optim/adamw.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from stsbp_spec.adjoint import derive, kept_values, substituted
+from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, variable
+from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
+from stsbp_spec.synapses.psp import FilterAdjoint, SynapticFilter
+
+__all__ = [
+    "COUNT",
+    "Constants",
+    "FilterEquations",
+    "LossEquations",
+    "NeuronEquations",
+    "filter_equations",
+    "loss_equations",
+    "neuron_equations",
+]
+
+Constants = Mapping[str, np.float32]
+"""The parameters of a recurrence by name."""
+
+COUNT = Recurrence("count", (), ("o",), {}, {"n": variable("o")})
+"""Spikes; its outputs added over the steps are how many there were."""
+
+
+@dataclass(frozen=True)
+class NeuronEquations:
+    """A synaptic filter and the neurons after it, both ways.
+
+    Attributes:
+        forward: from `z` to the potential `u`, what else the way back reads, and the spikes `o`.
+        backward: from `kept` and `g = dL/do` to `dz = dL/dz`, the last step first.
+        kept: outputs of `forward` that `backward` reads, `u` first.
+        constants: of both, float32.
+    """
+
+    forward: Recurrence
+    backward: Recurrence
+    kept: tuple[str, ...]
+    constants: Constants
+
+
+@dataclass(frozen=True)
+class FilterEquations:
+    """A synaptic filter alone: from spikes `o` to potentials `a`, and from `da` to `do`."""
+
+    forward: Recurrence
+    backward: Recurrence
+    constants: Constants
+
+
+@dataclass(frozen=True)
+class LossEquations:
+    """The error of a loss, `do`, from output spikes `o` and their `target`, in up to two passes over time.
+
+    Attributes:
+        forward: from `o` and `target` to `r`; None where the way back reads no `r`.
+        backward: to `do`, the last step first. Besides `r`, `o` and `target` it may read `count` and `target_count`,
+            their sums over the steps, the same at every step.
+    """
+
+    forward: Recurrence | None
+    backward: Recurrence
+
+
+class _Part:
+    """The constants, states or carried values of one part of a step, under names that no other part has."""
+
+    def __init__(self, what: str, names: Iterable[str], taken: set[str]) -> None:
+        self.free: dict[str, str] = {}
+        for name in names:
+            free = name
+            while free in taken:
+                free += "_"
+            taken.add(free)
+            self.free[name] = free
+        self.expressions = {name: variable(free) for name, free in self.free.items()}
+        self.names = Names(what, self.expressions)
+
+    def renamed(self, given: Mapping[str, Expr], what: str) -> dict[str, Expr]:
+        """Expressions by the free names; `SpecError` unless they are for all of these and no others."""
+        if set(given) != set(self.free):
+            raise SpecError(f"{what}: expected {', '.join(self.free) or 'none'}, got {', '.join(given) or 'none'}")
+        return {free: given[name] for name, free in self.free.items()}
+
+    def values(self, given: Mapping[str, float | np.float32]) -> dict[str, np.float32]:
+        """Numbers by the free names, rounded to float32."""
+        return {self.free[name]: np.float32(value) for name, value in given.items()}
+
+
+@cache
+def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquations:
+    """The recurrences of a layer's neurons and the filter before them, and their constants."""
+    what, surrogate = f"the neuron {neuron.name}", neuron.surrogate
+    taken = {"z", "u", "o", "g", "dz", "h", "current"}
+    edge, own, slope = (part.constants() for part in (filter, neuron, surrogate))
+    edge_p = _Part("constant of the filter", edge, taken)
+    own_p = _Part(f"constant of {what}", own, taken)
+    slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
+    constants = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
+    taken_back = set(taken)
+    edge_s = _Part("state of the filter", filter.states, taken)
+    own_s = _Part(f"state of {what}", neuron.states, taken)
+
+    filtered = filter.step(edge_p.names, edge_s.names, variable("z"))
+    current = variable("current")
+    step = neuron.step(own_p.names, own_s.names, current)
+    states = own_s.renamed(step.states, f"the states of {what}")
+    if step.spike.op != "spike":
+        raise SpecError(f"{what}: the spike of a step is spike(u, threshold)")
+
+    def h(x: Expr) -> Expr:
+        return named("h", surrogate.expression(slope_p.names, x))
+
+    known = {*constants, "g"}
+    if neuron.carried:
+        own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
+        written = neuron.adjoint(own_p.names, own_d.names, variable("u"), variable("g"), h)
+        if written is None:
+            raise SpecError(f"{what} names carried values and has no adjoint")
+        back, carried = written, own_d.renamed(written.carried, f"the carried values of {what}")
+        kept = {"u": step.u}
+    else:
+        own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
+        back, kept = _derived(step, own_s, own_d, current, {*known, *own_d.free.values()}, h)
+        carried = own_d.renamed(back.carried, what)
+
+    edge_back, edge_carried = _filter_back(filter, edge_p, back.current, taken_back)
+    roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
+    made = dict(zip([*states, *kept, "o"], roots, strict=True))
+    forward = Recurrence(
+        f"{neuron.name}_forward",
+        (*edge_p.free.values(), *own_p.free.values()),
+        ("z",),
+        edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
+        {name: made[name] for name in (*kept, "o")},
+        cuts=tuple(str(x.name) for x in filtered.states.values() if x.name),
+    )
+    backward = Recurrence(
+        f"{neuron.name}_backward",
+        tuple(constants),
+        (*kept, "g"),
+        carried | edge_carried,
+        {"dz": edge_back.dz},
+        reverse=True,
+        cuts=("h",),
+    )
+    return NeuronEquations(forward, backward, tuple(kept), constants)
+
+
+def _derived(
+    step: Step, states: _Part, carried: _Part, current: Expr, known: set[str], h: object
+) -> tuple[Adjoint, dict[str, Expr]]:
+    """The derived way back through a neuron's step, and the values of the step which it reads, `u` first."""
+    seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
+    seeds.append((step.spike, variable("g")))
+    before = [states.expressions[name] for name in states.free]
+    found = [finished(x) for x in derive(seeds, [current, *before], h)]  # type: ignore[arg-type]
+    every = ordered([*step.states.values(), step.u, step.spike])
+    inner = [x for x in every if x.op not in ("variable", "constant", "unsnapped") and not x.is_condition]
+    candidates = {str(x.name): x for x in inner if x.name is not None and x is not step.u}
+    candidates |= {f"{name}_before": x for name, x in zip(states.free, before, strict=True)} | {"current": current}
+    kept, replaced = kept_values(found, known, {"u": step.u}, candidates)
+    back = Adjoint(replaced[0], {f"d_{name}": x for name, x in zip(states.free, replaced[1:], strict=True)})
+    return back, {"u": step.u} | kept
+
+
+def _filter_back(
+    filter: SynapticFilter, constants: _Part, error: Expr, taken: set[str]
+) -> tuple[FilterAdjoint, dict[str, Expr]]:
+    """The way back through a filter from the error of its current, and what it carries under free names."""
+    if filter.carried:
+        d = _Part("carried value of the filter", filter.carried, taken)
+        written = filter.adjoint(constants.names, d.names, error)
+        if written is None:
+            raise SpecError("the filter names carried values and has no adjoint")
+        return written, d.renamed(written.carried, "the carried values of the filter")
+    s = _Part("state of the filter", [f"{name}" for name in filter.states], set(taken))
+    d = _Part("carried value of the filter", [f"d_{name}" for name in filter.states], taken)
+    z = variable("z")
+    step = filter.step(constants.names, s.names, z)
+    seeds = [(step.states[name], d.expressions[f"d_{name}"]) for name in filter.states]
+    # The error of the current first, then what comes from the step after.
+    found = [finished(x) for x in derive([(step.current, error), *seeds], [z, *s.expressions.values()], _no_spike)]
+    back = FilterAdjoint({f"d_{name}": x for name, x in zip(filter.states, found[1:], strict=True)}, found[0])
+    return back, d.renamed(back.carried, "the filter")
+
+
+def _no_spike(x: Expr) -> Expr:
+    raise SpecError("a filter has no spikes of its own")
+
+
+@cache
+def filter_equations(filter: SynapticFilter) -> FilterEquations:
+    """The recurrences of a filter alone, and its constants."""
+    taken = {"o", "a", "da", "do"}
+    given = filter.constants()
+    p = _Part("constant of the filter", given, taken)
+    s = _Part("state of the filter", filter.states, set(taken))
+    step = filter.step(p.names, s.names, variable("o"))
+    states = s.renamed(step.states, "the states of the filter")
+    forward = Recurrence("filter_forward", tuple(p.free.values()), ("o",), states, {"a": step.current})
+    back, carried = _filter_back(filter, p, variable("da"), taken)
+    parameters, outputs = tuple(p.free.values()), {"do": back.dz}
+    backward = Recurrence("filter_backward", parameters, ("da",), carried, outputs, reverse=True)
+    return FilterEquations(forward, backward, p.values(given))
+
+
+@cache
+def loss_equations(loss: Loss) -> LossEquations:
+    """The recurrences of a loss's error; its constants are `loss.constants(...)`."""
+    names = {name: variable(name) for name in ("o", "target", "count", "target_count", "r")}
+    parameters = loss.parameters
+    p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in parameters})
+
+    def states(which: tuple[str, ...]) -> Names:
+        return Names(f"state of the loss {loss.name}", {name: variable(name) for name in which})
+
+    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: names[k] for k in ("o", "target")}))
+    back = loss.back(p, states(loss.back_states), Names("value of a step", names))
+    forward = None if ahead is None else _pass(loss, "forward", ahead, ("o", "target"), "r")
+    return LossEquations(forward, _pass(loss, "backward", back, tuple(names), "do"))
+
+
+def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
+    read = {str(x.name) for x in ordered([*step.states.values(), step.value]) if x.op == "variable"}
+    name = f"{loss.name.replace('-', '_')}_{way}"
+    parameters, inputs = (tuple(n for n in each if n in read) for each in (loss.parameters, inputs))
+    return Recurrence(name, parameters, inputs, step.states, {output: step.value}, reverse=way == "backward")

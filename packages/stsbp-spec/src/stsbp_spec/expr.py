@@ -1,0 +1,325 @@
+"""Equations as data: an expression is written once and printed into every backend's language (printers.py).
+
+What is written is what is computed: each operation is float32 and rounds once, nothing is fused, reordered or replaced.
+Python's operators build expressions; `where`, `snap`, `spike`, `sqrt` and `exp` are functions of this module. A
+`Recurrence` is one step of an equation that runs over time, or, without states, over the elements of arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from keyword import iskeyword
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.values import real, shown
+
+__all__ = [
+    "OPERATIONS",
+    "Expr",
+    "Names",
+    "Number",
+    "Recurrence",
+    "constant",
+    "exp",
+    "finished",
+    "named",
+    "ordered",
+    "snap",
+    "spike",
+    "sqrt",
+    "unsnapped",
+    "variable",
+    "where",
+]
+
+OPERATIONS = {
+    "add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "abs": 1, "sqrt": 1, "exp": 1, "snap": 1, "unsnapped": 1,
+    "lt": 2, "ge": 2, "spike": 2, "where": 3,
+}  # fmt: skip
+"""Every operation and how many operands it takes. `exp` is inexact: libraries differ in its last bits."""
+
+CONDITIONS = ("lt", "ge", "spike")
+"""Operations whose result is true or false; `spike(a, b)` is `a >= b` with a surrogate derivative."""
+
+Number: TypeAlias = "Expr | float | int"
+
+
+@dataclass(frozen=True, eq=False)
+class Expr:
+    """An expression: a variable, a constant, or an operation on other expressions. Compared by identity.
+
+    Attributes:
+        op: `variable`, `constant`, or one of `OPERATIONS`.
+        args: the operands.
+        value: of a constant, rounded to float32.
+        name: of a variable; of anything else the name that printers give it, or None.
+    """
+
+    op: str
+    args: tuple[Expr, ...] = ()
+    value: float = 0.0
+    name: str | None = None
+
+    @property
+    def is_condition(self) -> bool:
+        """Whether it is true or false rather than a number."""
+        return self.op in CONDITIONS
+
+    def __add__(self, other: Number) -> Expr:
+        return _operation("add", self, other)
+
+    def __radd__(self, other: Number) -> Expr:
+        return _operation("add", other, self)
+
+    def __sub__(self, other: Number) -> Expr:
+        return _operation("sub", self, other)
+
+    def __rsub__(self, other: Number) -> Expr:
+        return _operation("sub", other, self)
+
+    def __mul__(self, other: Number) -> Expr:
+        return _operation("mul", self, other)
+
+    def __rmul__(self, other: Number) -> Expr:
+        return _operation("mul", other, self)
+
+    def __truediv__(self, other: Number) -> Expr:
+        return _operation("div", self, other)
+
+    def __rtruediv__(self, other: Number) -> Expr:
+        return _operation("div", other, self)
+
+    def __neg__(self) -> Expr:
+        return _operation("neg", self)
+
+    def __abs__(self) -> Expr:
+        return _operation("abs", self)
+
+    def __lt__(self, other: Number) -> Expr:
+        return _operation("lt", self, other)
+
+    def __gt__(self, other: Number) -> Expr:
+        return _operation("lt", other, self)
+
+    def __ge__(self, other: Number) -> Expr:
+        return _operation("ge", self, other)
+
+    def __le__(self, other: Number) -> Expr:
+        return _operation("ge", other, self)
+
+    def __bool__(self) -> bool:
+        raise SpecError(
+            "an expression is neither true nor false while it is written; choose with where(condition, a, b)"
+        )
+
+    def __pow__(self, other: object) -> Expr:
+        raise SpecError("expressions have no power, which libraries round differently; write x * x")
+
+    def __iter__(self) -> Iterator[Expr]:
+        raise SpecError("an expression is one number, not a sequence")
+
+    def __float__(self) -> float:
+        raise SpecError(
+            "an expression has no value yet; use the functions of stsbp_spec.expr, not those of math or numpy"
+        )
+
+    __array_ufunc__ = None  # numpy's scalars leave operators to this class
+
+
+def _as_expr(x: object) -> Expr:
+    if isinstance(x, Expr):
+        return x
+    number = real("a number in an expression", x)
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(number))
+    if not math.isfinite(rounded):
+        raise SpecError(f"a constant of an expression must be finite in float32, got {shown(x)}")
+    return Expr("constant", value=rounded)
+
+
+def _operation(op: str, *args: object) -> Expr:
+    operands = [_as_expr(x) for x in args]
+    for i, x in enumerate(operands):
+        wants_condition = op == "where" and i == 0
+        if x.is_condition and not wants_condition:
+            # A spike that is counted with is 1 or 0.
+            operands[i] = Expr("where", (x, _as_expr(1), _as_expr(0)))
+        elif wants_condition and not x.is_condition:
+            raise SpecError("the first operand of where is a condition: a comparison or a spike")
+    return Expr(op, tuple(operands))
+
+
+def variable(name: str) -> Expr:
+    """A number that has a name: a parameter, an input, a state."""
+    return Expr("variable", name=_checked_name(name))
+
+
+def constant(value: float) -> Expr:
+    """A number that stands in the equation itself, rounded to float32."""
+    return _as_expr(value)
+
+
+def named(name: str, x: Expr) -> Expr:
+    """`x` under a name that printed code keeps."""
+    return x if x.op in ("variable", "constant") else Expr(x.op, x.args, x.value, _checked_name(name))
+
+
+def where(condition: Expr, a: Number, b: Number) -> Expr:
+    """`a` where the condition holds, else `b`. Both are computed; only a `spike` carries a gradient."""
+    return _operation("where", condition, a, b)
+
+
+def snap(x: Number) -> Expr:
+    """`x` with magnitudes below 2^-100 replaced by zero."""
+    return _operation("snap", x)
+
+
+def unsnapped(x: Number) -> Expr:
+    """`x`, a new state or a result, as it is: the author vouches that a magnitude below 2^-126 can change nothing."""
+    return _operation("unsnapped", x)
+
+
+def spike(u: Number, threshold: Number) -> Expr:
+    """`u >= threshold`, whose derivative is the neuron's surrogate at `u - threshold`; as a number it is 1 or 0."""
+    return _operation("spike", u, threshold)
+
+
+def sqrt(x: Number) -> Expr:
+    """The square root, correctly rounded."""
+    return _operation("sqrt", x)
+
+
+def exp(x: Number) -> Expr:
+    """The exponential function; not for `reproducible` precision, since libraries differ in its last bits."""
+    return _operation("exp", x)
+
+
+def finished(x: Number) -> Expr:
+    """A new state or a result as it leaves a step: snapped, unless it is already or its author vouched for it."""
+    x = _as_expr(x)
+    if x.op == "unsnapped":
+        return x.args[0]
+    if x.op in ("snap", "variable", "constant") or x.is_condition:
+        return x
+    return snap(x)
+
+
+def ordered(roots: Iterable[Expr]) -> list[Expr]:
+    """Every node under `roots` once, operands before what is made of them."""
+    seen: set[int] = set()
+    found: list[Expr] = []
+
+    def visit(x: Expr) -> None:
+        if id(x) not in seen:
+            seen.add(id(x))
+            for operand in x.args:
+                visit(operand)
+            found.append(x)
+
+    for root in roots:
+        visit(root)
+    return found
+
+
+class Names:
+    """Expressions by name, as attributes: `p.threshold`, `s.m`."""
+
+    def __init__(self, what: str, values: Mapping[str, Expr]) -> None:
+        self._what, self._values = what, dict(values)
+
+    def __getattr__(self, name: str) -> Expr:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self._values[name]
+        except KeyError:
+            known = ", ".join(self._values) or "none"
+            raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
+
+
+def _checked_name(name: str) -> str:
+    if not (isinstance(name, str) and name.isidentifier() and name.isascii()) or iskeyword(name) or name[0] == "_":
+        raise SpecError(
+            f"a name in an equation is made of letters, digits and _, and begins with a letter: {shown(name)}"
+        )
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrence:
+    """One step of an equation over time, for each element of its arrays alone; two are equal if they compute the same.
+
+    Attributes:
+        name: for people, and for what is printed.
+        parameters: float32 numbers, the same for all elements and steps.
+        inputs: arrays with one value an element and step, or one an element for all steps.
+        states: the new value of each state by its name; before the first step every state is zero.
+        outputs: values of each step; conditions become uint8 0 and 1.
+        reverse: whether the steps run from the last to the first.
+        cuts: named values after which a printer may cut the step into several loops.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    inputs: tuple[str, ...]
+    states: Mapping[str, Expr]
+    outputs: Mapping[str, Expr]
+    reverse: bool = False
+    cuts: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "states", MappingProxyType({k: finished(x) for k, x in self.states.items()}))
+        object.__setattr__(self, "outputs", MappingProxyType({k: finished(x) for k, x in self.outputs.items()}))
+        names = [*self.parameters, *self.inputs, *self.states]
+        for name in (*names, *self.outputs):
+            _checked_name(name)
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise SpecError(f"{self.name}: {', '.join(sorted(twice))} stands for two things")
+        for x in ordered(self.roots):
+            if x.op == "variable" and x.name not in names:
+                raise SpecError(f"{self.name}: {x.name} is neither a parameter nor an input nor a state")
+            if x.op == "unsnapped":
+                raise SpecError(f"{self.name}: unsnapped(...) stands around a whole state or result only")
+        for name, x in self.states.items():
+            if x.is_condition:
+                raise SpecError(f"{self.name}: the state {name} is a condition; write where({name}, 1, 0)")
+
+    @property
+    def roots(self) -> tuple[Expr, ...]:
+        """What a step computes: new states, then outputs."""
+        return (*self.states.values(), *self.outputs.values())
+
+    @property
+    def exact(self) -> bool:
+        """Whether every operation is correctly rounded everywhere."""
+        return all(x.op != "exp" for x in ordered(self.roots))
+
+    @cached_property
+    def key(self) -> str:
+        """What is computed, as text: the names of parameters, inputs, states and outputs in it, no others."""
+        numbers: dict[tuple[object, ...], int] = {}
+        of: dict[int, int] = {}
+        lines = []
+        for x in ordered(self.roots):
+            named = x.name if x.op == "variable" else None
+            structure = (x.op, *(of[id(a)] for a in x.args), x.value.hex(), named)
+            if structure not in numbers:
+                numbers[structure] = len(numbers)
+                lines.append(" ".join(map(str, structure)))
+            of[id(x)] = numbers[structure]
+        heads = (self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse], self.cuts)
+        ends = " ".join(str(of[id(x)]) for x in self.roots)
+        return "\n".join([*(" ".join(map(str, head)) for head in heads), *lines, ends])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recurrence) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)

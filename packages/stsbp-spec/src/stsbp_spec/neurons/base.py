@@ -1,0 +1,145 @@
+"""What a neuron model is: one step over time as an expression."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Expr, Names
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
+from stsbp_spec.synapses.psp import PSP, time_constant
+from stsbp_spec.values import real, shown
+
+__all__ = ["Adjoint", "NeuronModel", "Step", "above_zero", "choice", "parameter", "steps"]
+
+Check = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a neuron does in one step.
+
+    Attributes:
+        u: its membrane potential.
+        spike: whether it fires: `spike(u, threshold)`.
+        states: the new value of each state.
+    """
+
+    u: Expr
+    spike: Expr
+    states: Mapping[str, Expr]
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """The way back through one step.
+
+    Attributes:
+        current: `dL/di` of the neuron's current.
+        carried: what goes on to the step before, by name.
+    """
+
+    current: Expr
+    carried: Mapping[str, Expr]
+
+
+class NeuronModel(ABC):
+    """Parameters of a layer of neurons, and what they compute; a subclass is a frozen dataclass.
+
+    `step` is all that a model has to say: the way back is derived from it (adjoint.py). Every new state, and every
+    cotangent that leaves a step, is snapped to zero below 2^-100, written or not.
+
+    Attributes:
+        name: in notation, settings and messages.
+        states: names of the states, which are zero before the first step.
+        tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
+        surrogate: derivative of the spike in the backward pass.
+    """
+
+    name: ClassVar[str]
+    states: ClassVar[tuple[str, ...]]
+    carried: ClassVar[tuple[str, ...]] = ()
+    """Names of what a written `adjoint` carries from step to step."""
+
+    tau_s: float = 4.0
+    surrogate: Surrogate = Arctan()
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]
+            check = each.metadata.get("check", _CHECKS.get(each.name, real))
+            object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
+
+    @abstractmethod
+    def constants(self) -> Mapping[str, float | np.float32]:
+        """The numbers of `step` by name, each rounded once to float32."""
+
+    @abstractmethod
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        """One step: `p` the constants, `s` the states before it, `i` the current after the synaptic filter."""
+
+    def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
+        """The way back, where a model fixes an order of its own; None: it is derived from `step`.
+
+        Args:
+            p: the constants.
+            d: what is carried, by the names of `carried`.
+            u: the membrane potential.
+            g: `dL/do`.
+            h: the surrogate derivative.
+        """
+        return None
+
+    @property
+    def psp(self) -> PSP:
+        """The filter of this layer's output spikes."""
+        return PSP(self.tau_s)
+
+
+def parameter(default: Any, check: Check) -> Any:
+    """A field of a neuron model: its default, and what reads or refuses a value of it (`steps`, `above_zero`)."""
+    return field(default=default, metadata={"check": check})
+
+
+def steps(name: str, value: object) -> float:
+    """A time constant in steps, at least 1."""
+    return time_constant(name, value)
+
+
+def above_zero(name: str, value: object) -> float:
+    """A finite number above 0, at least 2^-100 in float32."""
+    number = real(name, value)
+    if not (math.isfinite(number) and number > 0):
+        raise SpecError(f"{name} must be a finite number above 0, got {number:g}")
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.float32(number)
+    if not FLOOR <= rounded < np.inf:
+        raise SpecError(f"{name} must be from 2^-100 to the largest float32, 3.4e38, got {number:g}")
+    return number
+
+
+def choice(*known: str) -> Check:
+    """One of several words."""
+
+    def check(name: str, value: object) -> str:
+        if value not in known:
+            raise SpecError(f"{name} is {' or '.join(map(repr, known))}, got {shown(value)}")
+        return str(value)
+
+    return check
+
+
+def _surrogate(name: str, value: object) -> Surrogate:
+    if not isinstance(value, Surrogate):
+        known = ", ".join(f"{cls.__name__}()" for cls in SURROGATES.values())
+        raise SpecError(f"a neuron's surrogate is one of {known}, got {shown(value)}")
+    return value
+
+
+_CHECKS: dict[str, Check] = {"tau_s": steps, "surrogate": _surrogate}

@@ -1,0 +1,244 @@
+"""Expressions printed in the languages of the backends, one rounding an operation.
+
+A `Language` is a table: how each operation, a constant and a line are written. `lines` gives a step as statements that
+a backend puts into a loop of its own; `function` the whole step as a function, which is what the array languages run.
+The words in them (`snap`, `where`, `rounded`, ...) are helpers of a few lines that a backend defines beside its loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from stsbp_spec.expr import Expr, Recurrence, ordered
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.typing import AnyArray
+
+__all__ = ["LANGUAGES", "Language", "Line", "evaluate", "function", "lines", "new_state", "numpy_function"]
+
+_SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
+
+
+@dataclass(frozen=True, eq=False)
+class Language:
+    """How expressions are written.
+
+    Attributes:
+        name: for people.
+        operations: a pattern for each operation, `{0}`, `{1}`, ... its operands. The operators of `_BINDING` put
+            operands in parentheses where the order of operations asks for it.
+        constant: writes a constant.
+        around: patterns for what is written around the result of an operation.
+        number, condition: patterns of a line, `{0}` the name, `{1}` the value.
+    """
+
+    name: str
+    operations: Mapping[str, str]
+    constant: Callable[[float], str]
+    number: str = "{0} = {1}"
+    condition: str = "{0} = {1}"
+    around: Mapping[str, str] = field(default_factory=dict)
+
+
+_OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
+              "lt": "{0} < {1}", "ge": "{0} >= {1}", "spike": "{0} >= {1}", "snap": "snap({0})"}  # fmt: skip
+_BINDING = {"{0} + {1}": _SUM, "{0} - {1}": _SUM, "{0} * {1}": _PRODUCT, "{0} / {1}": _PRODUCT, "-{0}": _SIGN,
+            "{0} < {1}": 0, "{0} >= {1}": 0}  # fmt: skip
+_CALLS = {"abs": "abs({0})", "sqrt": "sqrt({0})", "exp": "exp({0})", "where": "where({0}, {1}, {2})"}
+
+
+def _hex(value: float) -> str:
+    """A float32 constant that C++ reads to the bit."""
+    return f"{value.hex()}f" if value != int(value) or abs(value) > 2**20 else f"{value:.1f}f"
+
+
+def _decimal(value: float) -> str:
+    return repr(value)
+
+
+LANGUAGES: Mapping[str, Language] = MappingProxyType(
+    {
+        "numpy": Language("numpy", {**_OPERATORS, **_CALLS}, lambda x: f"number({x!r})"),
+        "torch": Language("torch", {**_OPERATORS, **_CALLS}, _decimal),
+        "numba": Language(
+            "numba",
+            {**_OPERATORS, **_CALLS, "where": "({1} if {0} else {2})"},
+            lambda x: f"float32({x!r})",
+        ),
+        "jax": Language(
+            "jax",
+            {**_OPERATORS, **_CALLS, "div": "divide({0}, {1})"},
+            lambda x: f"float32({x!r})",
+            around={"mul": "rounded({0})"},
+        ),
+        "triton": Language(
+            "triton",
+            {**_OPERATORS, **_CALLS, "abs": "tl.abs({0})", "where": "tl.where({0}, {1}, {2})", "exp": "tl.exp({0})",
+             "div": "divide({0}, {1})"},
+            _decimal,
+        ),
+        "cuda": Language(
+            "cuda",
+            {"add": "__fadd_rn({0}, {1})", "sub": "__fsub_rn({0}, {1})", "mul": "__fmul_rn({0}, {1})",
+             "div": "__fdiv_rn({0}, {1})", "neg": "-{0}", "abs": "fabsf({0})", "sqrt": "__fsqrt_rn({0})",
+             "exp": "expf({0})", "snap": "snap({0})", "lt": "{0} < {1}", "ge": "{0} >= {1}", "spike": "{0} >= {1}",
+             "where": "({0} ? {1} : {2})"},
+            _hex,
+            "const float {0} = {1};",
+            "const bool {0} = {1};",
+        ),
+    }
+)  # fmt: skip
+"""Every language by its name."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One statement: a name, the expression it stands for, and the statement as text."""
+
+    name: str
+    expression: Expr
+    text: str
+    reads: tuple[str, ...]
+    """Variables and names of lines before that stand in it."""
+
+
+def new_state(name: str) -> str:
+    """The name of a state's new value."""
+    return f"new_{name}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A step as statements, and which name stands for each new state and each output."""
+
+    lines: tuple[Line, ...]
+    states: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@cache
+def lines(recurrence: Recurrence, language: Language) -> Program:
+    """The statements of a step. A value gets a name where it has one, is a result, or is used more than once."""
+    taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
+    results: dict[int, str] = {}
+    nodes, of = _merged(recurrence)
+    for name, x in recurrence.outputs.items():
+        results.setdefault(of[id(x)], name)
+    for name, x in recurrence.states.items():
+        results.setdefault(of[id(x)], new_state(name))
+    uses = dict.fromkeys(range(len(nodes)), 0)
+    for x, operands in nodes:
+        for operand in operands:
+            uses[operand] += 1
+    made: list[Line] = []
+    text: dict[int, tuple[str, int]] = {}
+    reads: dict[int, tuple[str, ...]] = {}
+    counter = 0
+    for number, (x, operands) in enumerate(nodes):
+        if x.op == "variable":
+            text[number], reads[number] = (str(x.name), _ATOM), (str(x.name),)
+            continue
+        if x.op == "constant":
+            text[number], reads[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN), ()
+            continue
+        text[number] = _written(language, x.op, [text[operand] for operand in operands])
+        reads[number] = tuple(dict.fromkeys(name for operand in operands for name in reads[operand]))
+        if x.name is None and number not in results and uses[number] < 2:
+            continue
+        name = x.name or results.get(number)
+        if name is None:
+            counter += 1
+            name = f"x{counter}"
+        while name in taken:
+            name = new_state(name) if name in recurrence.states else f"{name}_"
+        taken.add(name)
+        pattern = language.condition if x.is_condition else language.number
+        made.append(Line(name, x, pattern.format(name, text[number][0]), reads[number]))
+        text[number], reads[number] = (name, _ATOM), (name,)
+    states = {name: text[of[id(x)]][0] for name, x in recurrence.states.items()}
+    outputs = {name: text[of[id(x)]][0] for name, x in recurrence.outputs.items()}
+    return Program(tuple(made), MappingProxyType(states), MappingProxyType(outputs))
+
+
+def _merged(recurrence: Recurrence) -> tuple[list[tuple[Expr, tuple[int, ...]]], dict[int, int]]:
+    """Nodes of which no two compute the same, with their operands' numbers; and each node's number by its `id`."""
+    nodes: list[tuple[Expr, tuple[int, ...]]] = []
+    numbers: dict[tuple[object, ...], int] = {}
+    of: dict[int, int] = {}
+    for x in ordered(recurrence.roots):
+        operands = tuple(of[id(a)] for a in x.args)
+        structure = (x.op, operands, x.value, x.name if x.op == "variable" else None)
+        if structure not in numbers:
+            numbers[structure] = len(nodes)
+            nodes.append((x, operands))
+        elif x.name is not None and nodes[numbers[structure]][0].name is None:
+            nodes[numbers[structure]] = (x, operands)
+        of[id(x)] = numbers[structure]
+    return nodes, of
+
+
+def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    pattern = language.operations[op]
+    if op in language.around:
+        plain = replace(language, around={})
+        return language.around[op].format(_written(plain, op, operands)[0]), _ATOM
+    binding = _BINDING.get(pattern, _ATOM)
+    if binding == _ATOM:
+        return pattern.format(*(text for text, _ in operands)), _ATOM
+    # The right operand of an operator that binds no tighter stays in parentheses: a + (b + c) is not a + b + c.
+    written = [
+        text if inner > binding or (inner == binding and place == 0 and binding > 0) else f"({text})"
+        for place, (text, inner) in enumerate(operands)
+    ]
+    return pattern.format(*written), binding
+
+
+@cache
+def function(recurrence: Recurrence, language: Language) -> str:
+    """A step as a Python function of parameters, inputs and states, which returns `(new states, outputs)`."""
+    program = lines(recurrence, language)
+    arguments = ", ".join((*recurrence.parameters, *recurrence.inputs, *recurrence.states))
+    body = [line.text for line in program.lines]
+    states, outputs = (
+        f"({', '.join(x.values())}{',' if len(x) == 1 else ''})" for x in (program.states, program.outputs)
+    )
+    return "\n    ".join([f"def {recurrence.name}({arguments}):", *body, f"return {states}, {outputs}"]) + "\n"
+
+
+def compiled(recurrence: Recurrence, language: Language, helpers: Mapping[str, Any]) -> Callable[..., Any]:
+    """`function` as something to call, with the language's words from `helpers`."""
+    scope = dict(helpers)
+    exec(compile(function(recurrence, language), f"<stsbp {recurrence.name} in {language.name}>", "exec"), scope)
+    made: Callable[..., Any] = scope[recurrence.name]
+    return made
+
+
+# numpy, in any number type.
+
+
+def _helpers(number: Callable[[float], Any]) -> dict[str, Any]:
+    floor = number(FLOOR)
+
+    def snap(x: Any) -> Any:
+        return np.where(np.abs(x) < floor, number(0.0), x)
+
+    return {"number": number, "snap": snap, "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
+
+
+@cache
+def numpy_function(recurrence: Recurrence, number: Callable[[float], Any] = np.float32) -> Callable[..., Any]:
+    """A step on numpy arrays whose elements are of the type `number`: `np.float32`, `np.float64`, `Fraction`."""
+    return compiled(recurrence, LANGUAGES["numpy"], _helpers(number))
+
+
+def evaluate(recurrence: Recurrence, values: Mapping[str, Any], number: Callable[[float], Any]) -> dict[str, AnyArray]:
+    """The outputs of one step from parameters, inputs and states by name, in the number type `number`."""
+    names = (*recurrence.parameters, *recurrence.inputs, *recurrence.states)
+    _, outputs = numpy_function(recurrence, number)(*(values[name] for name in names))
+    return dict(zip(recurrence.outputs, outputs, strict=True))
