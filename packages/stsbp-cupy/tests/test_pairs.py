@@ -48,7 +48,9 @@ def both_lif(
     expected, expected_residuals = reference.neuron_forward(neuron, filter, z, steps)
     actual, residuals = backend.neuron_forward(neuron, filter, backend.asarray(z), steps)
     assert_same_bits(backend.numpy(actual), expected)
-    assert_same_bits(backend.numpy(backend.neuron_potentials(residuals)), reference.neuron_potentials(expected_residuals))
+    assert_same_bits(
+        backend.numpy(backend.neuron_potentials(residuals)), reference.neuron_potentials(expected_residuals)
+    )
     assert_same_bits(
         backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds))),
         reference.neuron_backward(neuron, filter, expected_residuals, ds),

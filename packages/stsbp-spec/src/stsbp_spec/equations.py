@@ -1,7 +1,7 @@
 """The equations of a network as recurrences: what every backend prints and runs.
 
-The synaptic filter of an edge and the neurons after it are one step; so are the filter alone, the two passes of a loss, and
-AdamW's update. The expressions themselves stand in synapses/psp.py, neurons/, surrogates.py, losses/, optim/adamw.py.
+The synaptic filter of an edge and the neurons after it are one step; so are the filter alone, the two passes of a loss,
+and AdamW's update. The expressions stand in synapses/psp.py, neurons/, surrogates.py, losses/, optim/adamw.py.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
     for name, x in recurrence.states.items():
         results.setdefault(of[id(x)], new_state(name))
     uses = dict.fromkeys(range(len(nodes)), 0)
-    for x, operands in nodes:
+    for _, operands in nodes:
         for operand in operands:
             uses[operand] += 1
     made: list[Line] = []
@@ -151,10 +151,10 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
         reads[number] = tuple(dict.fromkeys(name for operand in operands for name in reads[operand]))
         if x.name is None and number not in results and uses[number] < 2:
             continue
-        name = x.name or results.get(number)
-        if name is None:
+        if (found := x.name or results.get(number)) is None:
             counter += 1
-            name = f"x{counter}"
+            found = f"x{counter}"
+        name = found
         while name in taken:
             name = new_state(name) if name in recurrence.states else f"{name}_"
         taken.add(name)

@@ -27,8 +27,8 @@ class LossStep:
 class Loss(ABC):
     """A distance of spike trains. The loss of a batch is the mean over its samples.
 
-    Its error `dL/do` takes up to two passes over time: `ahead`, from the first step to the last, gives `r`; `back`, from
-    the last to the first, gives the error. Most losses need `back` alone.
+    Its error `dL/do` takes up to two passes over time: `ahead`, from the first step to the last, gives `r`; `back`,
+    from the last to the first, gives the error. Most losses need `back` alone.
 
     Attributes:
         name: in settings and messages.
@@ -67,7 +67,7 @@ class Loss(ABC):
         """The numbers of the two passes by name, rounded once to float32, for a batch of `batch` samples."""
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
-        """One step forward, from `x.o` and `x.target`; `p` the constants, `s` the states. None: there is no such pass."""
+        """One step forward, from `x.o` and `x.target`; `p` the constants, `s` the states. None: no such pass."""
         return None
 
     @abstractmethod

@@ -150,20 +150,23 @@ class Literal:
     def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
         """`h(x)`, written here once more: this form judges the expressions, so it shares nothing with them."""
         one, size = self.number(1), np.abs(x)
+        h: AnyArray
         if isinstance(surrogate, Rectangle):
             width = self.number(surrogate.width)
-            return np.where(size < width / self.number(2), one / width, self.number(0))
-        if isinstance(surrogate, Triangle):
+            h = np.where(size < width / self.number(2), one / width, self.number(0))
+        elif isinstance(surrogate, Triangle):
             y = one - size / self.number(surrogate.width)
-            return np.where(y > 0, y, self.number(0))
-        if isinstance(surrogate, FastSigmoid):
-            return one / (one + self.number(surrogate.beta) * size) ** 2
-        if isinstance(surrogate, Arctan):
-            return one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
-        if isinstance(surrogate, Logistic):
-            s: AnyArray = 1 / (1 + np.exp(-size / surrogate.width))
-            return s * (1 - s) / surrogate.width
-        raise TypeError(f"no literal form of the surrogate {surrogate!r}")
+            h = np.where(y > 0, y, self.number(0))
+        elif isinstance(surrogate, FastSigmoid):
+            h = one / (one + self.number(surrogate.beta) * size) ** 2
+        elif isinstance(surrogate, Arctan):
+            h = one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
+        elif isinstance(surrogate, Logistic):
+            s = 1 / (1 + np.exp(-size / surrogate.width))
+            h = s * (1 - s) / surrogate.width
+        else:
+            raise TypeError(f"no literal form of the surrogate {surrogate!r}")
+        return h
 
     def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
         """Eq. (3a)."""
