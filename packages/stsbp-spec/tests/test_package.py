@@ -52,7 +52,6 @@ def test_public_names_are_frozen() -> None:
 
 
 BACKEND = [
-    "adamw",
     "asarray",
     "avgpool2d_backward",
     "avgpool2d_forward",
@@ -62,14 +61,8 @@ BACKEND = [
     "encode",
     "error_grid",
     "gradient_norm",
-    "neuron_backward",
-    "neuron_forward",
-    "neuron_potentials",
-    "loss_error",
     "numpy",
     "open",
-    "psp_backward",
-    "psp_forward",
     "spike_rate",
     "synapse_backward",
     "synapse_forward",

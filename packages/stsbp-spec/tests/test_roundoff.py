@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import LIF
@@ -309,9 +310,7 @@ def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
 
 
 def _residuals(u: Float64) -> Any:
-    from stsbp_spec.reference.neurons.lif import Residuals
-
-    return Residuals(u.astype(np.float32), (u >= 1).astype(np.uint8), static=False)
+    return NeuronResiduals({"u": u.astype(np.float32)}, (u >= 1).astype(np.uint8), static=False)
 
 
 def test_sums_too_long_for_float32_have_no_bound() -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
@@ -484,8 +484,7 @@ def _with_number(neuron: LIF, key: str, value: float) -> LIF:
 
 
 def _parameter(neuron: LIF) -> str:
-    (name,) = (f for f in neuron.surrogate.__dataclass_fields__ if f != "name" and f != "exact")
-    return f"{name}={neuron.surrogate.parameter!r}"
+    return ":".join(f"{f.name}={getattr(neuron.surrogate, f.name)!r}" for f in fields(neuron.surrogate))
 
 
 def _layer_at(layers: list[Layer], position: int) -> int:
