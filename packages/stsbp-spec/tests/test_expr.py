@@ -88,7 +88,7 @@ def test_names_are_kept_and_never_taken_twice() -> None:
         (lambda: A**2, "write x \\* x"),
         (lambda: float(A), "no value yet"),
         (lambda: list(A), "not a sequence"),
-        (lambda: A + "b",  # type: ignore[operator] "must be a number"),
+        (lambda: A + "b", "must be a number"),  # type: ignore[operator]
         (lambda: A + float("nan"), "must be finite in float32"),
         (lambda: A * 1e39, "must be finite in float32"),
         (lambda: where(A, B, C), "is a condition"),
