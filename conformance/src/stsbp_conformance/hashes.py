@@ -1,0 +1,561 @@
+"""What must not change when the code that computes does: SHA-256 of results, the same on every backend.
+
+    python -m stsbp_conformance.hashes numpy torch=cpu torch=cpu:eager jax cupy=host            checks the stored file
+    python -m stsbp_conformance.hashes numpy torch=cpu --write conformance/src/stsbp_conformance/hashes.json
+
+The suite holds a backend against the numpy reference of today; these hashes (`hashes.json`) hold all of them, the
+reference too, against the results of the day on which they were written. Of networks: spikes, membrane potentials,
+losses, gradients in `reproducible` precision, weights and moments after 20 updates. Of elementwise pairs alone:
+neurons, synaptic filter, the losses' errors, AdamW, on arrays that meet thresholds exactly, decay into the floor and
+hold zeros of either sign. Inputs are drawn from the spec's generator without `log` or `cos`, whose last bits differ
+between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stsbp_spec
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.errors import StsbpError
+from stsbp_spec.grid import CONTRACT_VERSION, FLOOR, unsigned_zeros
+from stsbp_spec.losses import LOSSES, Loss
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.registry import installed_backends, load_backend
+from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import IDENTITY, PSP, Filter
+from stsbp_spec.typing import AnyArray, Float32, Memory, Shape, UInt8
+from stsbp_spec.values import listed, shown
+
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase, spikes
+
+__all__ = [
+    "CASES",
+    "HALVING",
+    "STORED",
+    "Case",
+    "Hashes",
+    "HashesDiffer",
+    "Stored",
+    "compare",
+    "compute",
+    "main",
+    "neuron_inputs",
+    "read",
+    "write",
+]
+
+STORED = Path(__file__).with_name("hashes.json")
+"""The stored hashes."""
+
+Hashes = dict[str, str]
+"""SHA-256 (of a loss: the number itself, in hexadecimal) by what it is of: `potentials/conv1`, `adamw.m/linear2`."""
+
+_FORMAT = 1
+_LARGEST_FILE = 2**24
+_UPDATES = 20
+_SHOWN = 12
+
+
+class HashesDiffer(StsbpError):
+    """A result has another hash than it should; the message names case, result, layer and backend."""
+
+
+# The backend's own methods, in one place: each returns numpy arrays by the name of the result.
+def _neuron(
+    backend: AbstractBackend, neuron: LIF, filter: Filter, z: Float32, ds: Float32
+) -> tuple[UInt8, Float32, Float32]:
+    """Spikes, potentials `[T, B, ...]`, and `dL/dz`, the shape of `z`."""
+    s, residuals = backend.lif_forward(neuron, filter, backend.asarray(z.copy()), len(ds))
+    fired, u = backend.numpy(s).astype(np.uint8), backend.numpy(backend.lif_potentials(residuals)).copy()
+    dz = backend.numpy(backend.lif_backward(neuron, filter, residuals, backend.asarray(ds.copy())))
+    return fired, u, dz
+
+
+def _filter(backend: AbstractBackend, psp: PSP, s: UInt8, da: Float32) -> tuple[Float32, Float32]:
+    a = backend.numpy(backend.psp_forward(psp, backend.asarray(s.copy())))
+    return a, backend.numpy(backend.psp_backward(psp, backend.asarray(da.copy())))
+
+
+def _loss_error(backend: AbstractBackend, loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Float32:
+    error: Float32 = backend.numpy(
+        backend.loss_error(loss, psp, backend.asarray(s.copy()), backend.asarray(targets.copy()))
+    )
+    return error
+
+
+def _update(backend: AbstractBackend, scalars: AdamWScalars, arrays: Sequence[Float32]) -> list[Float32]:
+    """New `[w, m, v]` from `[w, g, m, v]`."""
+    return [backend.numpy(x) for x in backend.adamw(scalars, *(backend.asarray(x.copy()) for x in arrays))]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that is computed and hashed.
+
+    Attributes:
+        id: unique, for messages and the file.
+        compute: the hashes of its results on an opened backend.
+        quick: one of the few for a backend that compiles every network anew.
+    """
+
+    id: str
+    compute: Callable[[AbstractBackend], Hashes]
+    quick: bool
+
+
+def digest(x: AnyArray) -> str:
+    """SHA-256 of an array: dtype, shape and bytes, little-endian in C order."""
+    canonical = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("<"))
+    return hashlib.sha256(f"{canonical.dtype.str}{list(x.shape)}".encode() + canonical.tobytes()).hexdigest()
+
+
+def _pair_digest(x: Float32) -> str:
+    """Between the pairs, zeros of either sign are equal."""
+    return digest(unsigned_zeros(x.astype(np.float32, casting="no")))
+
+
+def _text_digest(values: Iterable[object]) -> str:
+    return hashlib.sha256("\n".join(map(str, values)).encode()).hexdigest()
+
+
+# Networks.
+_OPTIMIZER = AdamW(lr=5e-3, warmup_steps=5, weight_decay=0.05, clip_norm=0.5)
+_DROPPED = (3, 5)
+"""Seed and step of the masks."""
+
+
+def _network(case: NetworkCase, loss: str, *, memory: Memory = "full", quick: bool = False) -> Case:
+    def compute(backend: AbstractBackend) -> Hashes:
+        weights, batch, found = case.weights(), case.data(), {}
+        result = backend.run(case.network, weights, batch.inputs, case.steps)
+        for name, layer in result.layers.items():
+            found[f"spikes/{name}"] = digest(layer.spikes)
+            found[f"potentials/{name}"] = digest(layer.potentials)
+        for kind, dropout in (("gradient", None), ("gradient with dropout", _DROPPED)):
+            pulled = backend.value_and_grad(
+                case.network, LOSSES[loss], weights, batch, precision="reproducible", dropout=dropout
+            )
+            found[f"loss of the {kind}"] = float(pulled.loss).hex()
+            found |= {f"{kind}/{name}": digest(g) for name, g in pulled.gradients.items()}
+        trainer = backend.trainer(
+            case.network, LOSSES[loss], _OPTIMIZER, precision="reproducible", seed=7, memory=memory
+        )
+        state, results = reference.train(trainer, case, _UPDATES)
+        found["losses of the updates"] = _text_digest(float(r.loss).hex() for r in results)
+        found["gradient norms of the updates"] = _text_digest(float(r.gradient_norm).hex() for r in results)
+        found["zeroed errors of the updates"] = _text_digest(
+            (name, *counts) for r in results for name, counts in sorted(r.zeroed.items())
+        )
+        return found | {f"{name} after {_UPDATES} updates": digest(x) for name, x in state.items() if name != "step"}
+
+    return Case(case.id, compute, quick)
+
+
+_SURROGATES: tuple[Surrogate, ...] = (Arctan(), FastSigmoid(3.0), Triangle(0.7), Rectangle(0.8))
+_NEURONS = tuple(
+    LIF(tau_m, tau_s, threshold, surrogate)
+    for surrogate, (tau_m, tau_s, threshold) in zip(
+        _SURROGATES, ((5 / 3, 3.0, 0.5), (8.0, 5 / 3, 0.4), (3.0, 5.0, 0.7), (5.0, 4.0, 0.3)), strict=True
+    )
+)
+_NETWORKS: dict[str, tuple[str, dict[str, Any], int, float]] = {
+    "event frames, convolutions, P2": ("6C5-P2-12C3d0.2-P2", {"input_shape": (2, 18, 18)}, 10, 2.5),
+    "images, direct coding, padding, dropout": (
+        "6C3-8C3s2d0.2-P2-20d0.5",
+        {"input_shape": (3, 16, 16), "coding": "direct", "padding": "same"},
+        6,
+        3.0,
+    ),
+    "linear layers": ("40-30d0.2", {"input_shape": (24,)}, 12, 3.0),
+}
+"""Notation, options, steps and gain of the initial weights; each with every neuron of `_NEURONS`."""
+
+
+def _network_cases() -> Iterable[Case]:
+    losses = list(LOSSES)
+    for row, (name, (notation, options, steps, gain)) in enumerate(_NETWORKS.items()):
+        for column, neuron in enumerate(_NEURONS):
+            network = NetworkSpec.parse(notation, outputs=5, neuron=neuron, **options)
+            loss = losses[(row + column) % len(losses)]
+            identifier = f"{name}; {neuron.surrogate}, {loss}"
+            case = NetworkCase(identifier, network, steps, 3, gain=gain, density=0.2, seed=100 + 10 * row + column)
+            yield _network(case, loss)
+            if row == 1 and column == 0:
+                lean = NetworkCase(f"{identifier}; little memory", network, steps, 3, gain=gain, seed=case.seed)
+                yield _network(lean, loss, memory="low")
+    small = NetworkSpec.parse(
+        "4C3p1d0.2-P2", input_shape=(2, 6, 6), outputs=4, neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0))
+    )
+    yield _network(NetworkCase("small network", small, 8, 3, gain=2.5, density=0.2, seed=128), "van-rossum", quick=True)
+    sparse = NetworkSpec.parse(
+        "8C3p1{threshold=0.7}-32C3p1d0.1-P2-16C3-P2",
+        input_shape=(2, 14, 14),
+        outputs=5,
+        neuron=LIF(3, 5 / 3, 0.2, Triangle(0.3)),
+    )
+    yield _network(NetworkCase("sparse event frames", sparse, 10, 3, gain=1.5, density=0.02, seed=129), "van-rossum")
+    counts = NetworkSpec.parse(
+        "P2-6C3{tau_m=1,tau_s=1}-12",
+        input_shape=(2, 8, 8),
+        outputs=6,
+        input_psp=PSP(3),
+        input_max=90,
+        weight_bits=6,
+        neuron=LIF(5, 1, 0.7, _SURROGATES[1]),
+    )
+    yield _network(NetworkCase("event counts after an input filter", counts, 9, 3, seed=130), "hamming")
+    hits = NetworkSpec.parse("30-30", input_shape=(30,), outputs=10, weight_bits=4, neuron=LIF(2, 1, 1.0))
+    case = NetworkCase("potentials equal to the threshold", hits, 12, 4, gain=3.0, density=0.2, seed=131)
+    yield _network(case, "van-rossum")
+
+
+# Pairs.
+def bell(shape: Shape, seed: int) -> Float32:
+    """Random numbers of `shape`, mean 0, width about 1: sums of uniform ones, which every machine adds alike."""
+    n = math.prod(shape)
+    a, b, c, d = (uniform(seed, Stream.ENCODER, n, substream=k) for k in range(4, 8))
+    drawn: Float32 = (1.75 * (a + b + c + d - 2)).astype(np.float32).reshape(shape)
+    return drawn
+
+
+_MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14), slice(14, 16), slice(16, 24)
+"""Neurons with inputs of a kind; those after them have random ones."""
+
+
+def neuron_inputs(
+    neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape
+) -> tuple[Float32, Float32]:
+    """`z` `[1 or T, B, ...]` and cotangents `[T, B, ...]` of a neuron's pair, `shape` being `[B, ...]`.
+
+    Four neurons begin just below the threshold, on it and just above it; eight live around the floor, where filter,
+    potential and error snap to zero; two have zeros of either sign, two potentials far from the threshold; eight get
+    powers of two at the first step (as errors at the last), which with `HALVING` meet the floor itself.
+    """
+    batch, lead = shape[0], 1 if static else steps
+    z = bell((lead, batch, math.prod(shape[1:])), seed) * np.float32(1.5 * neuron.threshold) / filter.gain
+    ds = bell((steps, *z.shape[1:]), seed + 1)
+    z[0, :, _MEETS] = _meeting(neuron, filter)
+    z[..., _TINY] = bell(z[..., _TINY].shape, seed + 2) * np.float32(4 * FLOOR)
+    ds[..., _TINY] = bell(ds[..., _TINY].shape, seed + 3) * np.float32(4 * FLOOR)
+    z[..., _ZEROS] = np.copysign(np.float32(0), z[..., _ZEROS])
+    ds[..., _ZEROS] = np.where(ds[..., _ZEROS] < 0, np.float32(-0.0), ds[..., _ZEROS])
+    z[..., _HUGE] *= np.float32(1e6)
+    powers = np.ldexp(np.resize(np.array([1, -1], np.float32), 8), np.arange(8) // 2 - 98)
+    z[..., _BURST], ds[..., _BURST] = 0, 0
+    z[0, :, _BURST], ds[-1, :, _BURST] = powers, powers
+    return z.reshape(lead, *shape), ds.reshape(steps, *shape)
+
+
+def _meeting(neuron: LIF, filter: Filter) -> Float32:
+    """Inputs `[4]` that leave the first potential one unit below the threshold, on it (twice), one unit above it."""
+    threshold = np.float32(neuron.threshold)
+    wanted = (np.nextafter(threshold, np.float32(0)), threshold, threshold, np.nextafter(threshold, np.float32(np.inf)))
+    found = np.array([w / filter.gain for w in wanted], np.float32)
+    for place, u in enumerate(wanted):
+        near = found[place]
+        for _ in range(4):
+            product = filter.gain * near
+            if product != u:
+                near = np.nextafter(near, np.float32(np.inf if product < u else -np.inf))
+        found[place] = near
+    return found
+
+
+_TAUS_S = {"1": 1.0, "5/3": 5 / 3, "3": 3.0, "4": 4.0, "5": 5.0}
+_TAUS_M = {"1": 1.0, "5/3": 5 / 3, "2": 2.0, "8": 8.0}
+_QUICK_TAUS = (("3", "2"), ("4", "2"), ("5/3", "5/3"), ("5", "8"))
+"""One for each surrogate."""
+HALVING = LIF(2.0, 1.0, 0.5, Rectangle(2.0))
+_PAIR_STEPS = 10
+
+
+def _neuron_case(neuron: LIF, filter: Filter, seed: int, identifier: str, *, static: bool, quick: bool) -> Case:
+    shape = (3, 4, 3, 4) if seed % 3 else (3, 43)
+
+    def compute(backend: AbstractBackend) -> Hashes:
+        z, ds = neuron_inputs(neuron, filter, seed, steps=_PAIR_STEPS, static=static, shape=shape)
+        s, u, dz = _neuron(backend, neuron, filter, z, ds)
+        return {"spikes": digest(s), "potentials": _pair_digest(u), "dL/dz": _pair_digest(dz)}
+
+    return Case(identifier, compute, quick)
+
+
+def _neuron_cases() -> Iterable[Case]:
+    """Every pair of time constants, each with every surrogate; input of each step, and one for all of them."""
+    for row, (name_s, tau_s) in enumerate(_TAUS_S.items()):
+        for column, (name_m, tau_m) in enumerate(_TAUS_M.items()):
+            surrogate = _SURROGATES[(row + column) % 4]
+            neuron = LIF(tau_m, tau_s, (0.5, 1.0, 0.3)[(row + column) % 3], surrogate)
+            filter = PSP(tau_s).filter(1.25 if column % 2 else 1.0)
+            for static in (False, True):
+                seed = 200 + 8 * (4 * row + column) + 4 * static
+                kind = "static input" if static else "stepped input"
+                identifier = f"neuron, tau_s {name_s}, tau_m {name_m}, {surrogate}, {kind}"
+                quick = (name_s, name_m) in _QUICK_TAUS
+                yield _neuron_case(neuron, filter, seed, identifier, static=static, quick=quick)
+    for static in (False, True):
+        kind = "static input" if static else "stepped input"
+        neuron, identifier = LIF(3.0, 5.0, 0.5, Arctan()), f"neuron without a filter, {kind}"
+        yield _neuron_case(neuron, IDENTITY, 400 + 4 * static, identifier, static=static, quick=False)
+        identifier = f"neuron, states and errors halve to the floor, {kind}"
+        yield _neuron_case(HALVING, PSP(1).filter(), 408 + 4 * static, identifier, static=static, quick=True)
+
+
+def _filter_case(name: str, tau: float, seed: int) -> Case:
+    def compute(backend: AbstractBackend) -> Hashes:
+        # Long enough to decay from 1 below the floor at tau 5 after the burst of the first two steps.
+        shape = (330, 2, 17)
+        s, da = spikes(shape, 0.3, seed), bell(shape, seed + 1)
+        s[2:, 0], da[:-2, 0] = 0, 0
+        da[:, 1, :4] *= np.float32(4 * FLOOR)
+        da[:, 1, 4:6] = np.copysign(np.float32(0), da[:, 1, 4:6])
+        a, back = _filter(backend, PSP(tau), s, da)
+        return {"potentials": _pair_digest(a), "dL/do": _pair_digest(back)}
+
+    return Case(f"synaptic filter, tau_s {name}", compute, quick=name == "5/3")
+
+
+def _loss_case(loss: str, name: str, tau: float, seed: int) -> Case:
+    def compute(backend: AbstractBackend) -> Hashes:
+        shape = (330, 3, 10)
+        s, targets = spikes(shape, 0.4, seed), spikes(shape, 0.3, seed + 1)
+        s[3:, 0], targets[3:, 0] = 0, 0  # decays below the floor
+        return {"dL/do": _pair_digest(_loss_error(backend, LOSSES[loss], PSP(tau), s, targets))}
+
+    return Case(f"error of {loss}, tau_s {name}", compute, quick=name == "5/3")
+
+
+_UPDATE_RULES = {
+    "plain": (AdamW(), 0, 1.0),
+    "decay, clipping": (AdamW(lr=0.01, weight_decay=0.1), 3, 0.37),
+    "warm-up": (AdamW(lr=0.1, warmup_steps=10), 7, 0.9),
+    "moments that halve to the floor": (AdamW(beta1=0.5, beta2=0.5), 4, 1.0),
+}
+
+
+def _update_case(name: str, seed: int) -> Case:
+    optimizer, step, clip = _UPDATE_RULES[name]
+
+    def compute(backend: AbstractBackend) -> Hashes:
+        w, g, m = (bell((9, 7, 3, 3), seed + i) for i in range(3))
+        v = np.square(bell(w.shape, seed + 3))
+        tiny = np.float32(2 * FLOOR)
+        g[0], m[0], v[0] = 0, 0, 0
+        g[1], m[1], v[1] = np.float32(-0.0), m[1] * tiny, v[1] * tiny
+        g[2], v[2] = g[2] * np.float32(2.0**-50), v[2] * tiny
+        g[3], m[3], v[3] = 0, tiny, tiny
+        g[4], m[4] = g[4] * tiny, np.float32(-0.0)
+        for number in range(3):
+            scalars = optimizer.scalars(step + number, np.float32(clip))
+            w, m, v = _update(backend, scalars, (w, g, m, v))
+        return {"weights": _pair_digest(w), "m": _pair_digest(m), "v": _pair_digest(v)}
+
+    return Case(f"AdamW, {name}", compute, quick=name == "decay, clipping")
+
+
+CASES = (
+    *_neuron_cases(),
+    *(_filter_case(name, tau, 500 + 4 * i) for i, (name, tau) in enumerate(_TAUS_S.items())),
+    *(
+        _loss_case(loss, name, _TAUS_S[name], 530 + 4 * i + 2 * j)
+        for i, loss in enumerate(LOSSES)
+        for j, name in enumerate(("5/3", "5"))
+    ),
+    *(_update_case(name, 560 + 4 * i) for i, name in enumerate(_UPDATE_RULES)),
+    *_network_cases(),
+)
+"""Everything that is hashed."""
+
+
+def compute(backend: AbstractBackend, cases: Iterable[Case] = CASES) -> dict[str, Hashes]:
+    """Hashes by case."""
+    return {case.id: case.compute(backend) for case in cases}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Hashes of a file.
+
+    Attributes:
+        stsbp: version of the packages that computed them.
+        contract: `CONTRACT_VERSION` of that time.
+        backends: on which they were equal when they were written.
+        cases: hashes by case.
+    """
+
+    stsbp: str
+    contract: int
+    backends: tuple[str, ...]
+    cases: dict[str, Hashes]
+
+
+def compare(name: str, found: Mapping[str, Hashes], expected: Mapping[str, Hashes], whose: str) -> None:
+    """Every hash of `found`, computed on the backend `name`, is the expected one; `whose`: what that is, for messages.
+
+    Raises:
+        HashesDiffer: names case, result, layer and backend.
+    """
+    different = []
+    for case, hashes in found.items():
+        if case not in expected:
+            different.append(f"{case}: {whose} has no such case")
+            continue
+        # In the order of computation: what differs first is the cause of what follows.
+        for kind in dict.fromkeys((*hashes, *expected[case])):
+            got, wanted = (_short(x.get(kind)) for x in (hashes, expected[case]))
+            if hashes.get(kind) != expected[case].get(kind):
+                different.append(f"{case}: {kind}: {name} has {got}, {whose} has {wanted}")
+    if different:
+        total = sum(len(hashes) for hashes in found.values())
+        more = [f"... and {len(different) - _SHOWN} more"] if len(different) > _SHOWN else []
+        raise HashesDiffer(
+            "\n".join([f"{name}: {len(different)} of {total} hashes differ", *different[:_SHOWN], *more])
+        )
+
+
+def _short(value: str | None) -> str:
+    return "none" if value is None else value if value.lstrip("-").startswith("0x") else value[:12]
+
+
+def read(path: Path = STORED) -> Stored:
+    """Read stored hashes.
+
+    Raises:
+        HashesDiffer: the file is missing, damaged, or of another format.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = json.loads(file.read(_LARGEST_FILE))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise HashesDiffer(f"{path}: the stored hashes cannot be read: {reason}") from None
+    head = data if isinstance(data, dict) else {}
+    if head.get("format") != _FORMAT:
+        raise HashesDiffer(f"{path}: expected hashes of format {_FORMAT}, got {shown(head.get('format'))}")
+    stsbp, contract, backends, cases = (head.get(key) for key in ("stsbp", "contract", "backends", "cases"))
+    if (
+        not isinstance(stsbp, str)
+        or type(contract) is not int
+        or not (isinstance(backends, list) and all(isinstance(name, str) for name in backends))
+        or not (isinstance(cases, dict) and all(_are_hashes(hashes) for hashes in cases.values()))
+    ):
+        raise HashesDiffer(f"{path}: expected stsbp, contract, backends and cases, each of its own form; write it anew")
+    return Stored(stsbp, contract, tuple(backends), cases)
+
+
+def _are_hashes(x: object) -> bool:
+    return isinstance(x, dict) and all(isinstance(value, str) for value in x.values())
+
+
+def write(path: Path, found: Mapping[str, Mapping[str, Hashes]]) -> None:
+    """Write the hashes on which backends agree, whole or not at all.
+
+    Args:
+        path: of the file.
+        found: hashes by backend, of two or more of them.
+
+    Raises:
+        HashesDiffer: there is one backend alone, two disagree, or the file cannot be written.
+    """
+    if len(found) < 2:
+        raise HashesDiffer("hashes are written where two backends or more agree on them; name more than one")
+    (first, agreed), *others = found.items()
+    for name, hashes in others:
+        compare(name, hashes, agreed, first)
+        compare(first, agreed, hashes, name)
+    head = {"format": _FORMAT, "stsbp": stsbp_spec.__version__, "contract": CONTRACT_VERSION, "backends": list(found)}
+    text = json.dumps({**head, "cases": agreed}, indent=1) + "\n"
+    scratch = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            os.replace(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise HashesDiffer(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _open(word: str) -> AbstractBackend:
+    name, _, device = word.partition("=")
+    return load_backend(name)(device or None)
+
+
+def _checked(words: Sequence[str], path: Path, cases: Sequence[Case], tell: Callable[[str], None]) -> int:
+    stored = read(path)
+    if stored.contract != CONTRACT_VERSION:
+        tell(
+            f"{path.name} was written under version {stored.contract} of the contract, this is version "
+            f"{CONTRACT_VERSION}: hashes may differ where the contract was meant to change, and nowhere else"
+        )
+    failed = 0
+    if len(cases) == len(CASES) and (left := set(stored.cases) - {case.id for case in cases}):
+        tell(f"{path.name} has cases that are not computed any more: {listed(sorted(left))}")
+        failed = 1
+    for word in words:
+        found = _timed(word, cases, tell)
+        try:
+            compare(word, found, stored.cases, path.name)
+        except HashesDiffer as error:
+            tell(str(error))
+            failed = 1
+    return failed
+
+
+def _timed(word: str, cases: Sequence[Case], tell: Callable[[str], None]) -> dict[str, Hashes]:
+    backend, began = _open(word), time.perf_counter()
+    found = compute(backend, cases)
+    count, seconds = sum(map(len, found.values())), time.perf_counter() - began
+    tell(f"{word}: {len(found)} cases, {count} hashes, {seconds:.1f} s on {backend.device}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check the stored hashes, or write them; the exit code is 0 where all are equal."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stsbp_conformance.hashes",
+        description="Compare SHA-256 of spikes, potentials, gradients and trained weights with the stored ones.",
+    )
+    parser.add_argument("backends", nargs="*", metavar="BACKEND[=DEVICE]", help="default: every installed backend")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", metavar="FILE", type=Path, default=STORED, help="default: the package's own file")
+    what.add_argument("--write", metavar="FILE", type=Path, help="write what all backends agree on")
+    parser.add_argument("--quick", action="store_true", help="a few small cases, for a backend that compiles for long")
+    options = parser.parse_args(arguments)
+    if options.quick and options.write:
+        parser.error("--write stores every case; leave --quick out")
+    words = list(dict.fromkeys(options.backends)) or list(installed_backends())
+    cases = [case for case in CASES if case.quick or not options.quick]
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        if options.write is None:
+            return _checked(words, options.check, cases, tell)
+        write(options.write, {word: _timed(word, cases, tell) for word in words})
+    except StsbpError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

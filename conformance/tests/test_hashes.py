@@ -1,0 +1,279 @@
+"""The stored hashes: every backend still computes them, the cases reach what they are for, and a difference is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_conformance import faults, hashes
+from stsbp_conformance.hashes import CASES, Case, HashesDiffer
+from stsbp_conformance.reference import NUMPY
+from stsbp_spec.backend import AbstractBackend, RunResult
+from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
+from stsbp_spec.neurons import LIF
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.synapses import PSP
+
+QUICK = [case for case in CASES if case.quick]
+NETWORKS = [case for case in CASES if case.id.split()[0].strip(",") not in ("neuron", "synaptic", "error", "AdamW")]
+TAUS = [(tau_m, tau_s) for tau_m in (1.0, 5 / 3, 2.0, 8.0) for tau_s in (1.0, 5 / 3, 3.0, 4.0, 5.0)]
+
+
+def test_stored_hashes(stsbp_backend: AbstractBackend) -> None:
+    # JAX compiles for each network for several seconds; on the others the whole set takes as long as one of them.
+    cases = QUICK if stsbp_backend.name == "jax" else CASES
+    found = hashes.compute(stsbp_backend, cases)
+    stored = hashes.read()
+    assert stored.contract == CONTRACT_VERSION
+    hashes.compare(f"{stsbp_backend.name}={stsbp_backend.device}", found, stored.cases, "hashes.json")
+
+
+def test_the_file_has_every_case_and_no_other() -> None:
+    stored = hashes.read()
+    assert list(stored.cases) == [case.id for case in CASES]
+    assert len(stored.cases) == len(CASES), "two cases with one name"
+    assert set(stored.backends) == {"numpy", "torch=cpu", "torch=cpu:eager", "cupy=host", "jax"}
+
+
+def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
+    networks = [case.id for case in NETWORKS]
+    neurons = [case.id for case in CASES if case.id.startswith("neuron")]
+    for surrogate in (name for name, cls in SURROGATES.items() if cls.exact):
+        assert sum(surrogate in i for i in networks) >= 3
+        for kind in ("stepped", "static"):
+            assert sum(surrogate in i and kind in i for i in neurons) >= 5
+    assert len([i for i in neurons if "tau_s" in i]) == 2 * len(TAUS)
+    assert {c.id.split(",")[0] for c in QUICK} >= {"neuron", "synaptic filter", "AdamW", "small network"}
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["stepped", "static"])
+@pytest.mark.parametrize(("tau_m", "tau_s"), TAUS)
+def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: float, static: bool) -> None:
+    neuron, filter = LIF(tau_m, tau_s, 0.5), PSP(tau_s).filter(1.25)
+    z, ds = hashes.neuron_inputs(neuron, filter, 3, steps=10, static=static, shape=(3, 43))
+    s, residuals = NUMPY.lif_forward(neuron, filter, z, 10)
+    dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
+    threshold = np.float32(0.5)
+    below, above = (np.nextafter(threshold, np.float32(to)) for to in (0, np.inf))
+    assert residuals.u[0, 0, :4].tolist() == [below, threshold, threshold, above]
+    assert s[0, 0, :4].tolist() == [0, 1, 1, 1]
+    _, without = faults.NoFloorForward().lif_forward(neuron, filter, z, 10)
+    assert (without.u != residuals.u).any()
+    assert (faults.NoFloorBackward().lif_backward(neuron, filter, residuals, ds) != dz).any()
+    for x in (z, ds):
+        assert (np.signbit(x) & (x == 0)).any()
+        assert (~np.signbit(x) & (x == 0)).any()
+    assert 0.02 < s[..., 24:].mean() < 0.6
+
+
+def test_states_and_errors_meet_the_floor_itself() -> None:
+    filter = PSP(1).filter()
+    z, ds = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43))
+    _, residuals = NUMPY.lif_forward(hashes.HALVING, filter, z, 10)
+    for x in (residuals.u, NUMPY.lif_backward(hashes.HALVING, filter, residuals, ds)):
+        assert (np.abs(x) == FLOOR).any()
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.id.split()[0] in ("synaptic", "error")], ids=lambda c: c.id
+)
+def test_filters_and_losses_end_in_silence(case: Case) -> None:
+    """Of the results one sample at least is zero at an end, after values that are not."""
+    seen: list[Any] = []
+
+    class Seen(NumpyBackend):
+        def psp_forward(self, psp: PSP, s: Any) -> Any:
+            seen.append(super().psp_forward(psp, s))
+            return seen[-1]
+
+        def psp_backward(self, psp: PSP, da: Any) -> Any:
+            seen.append(super().psp_backward(psp, da)[::-1])
+            return seen[-1][::-1]
+
+        def loss_error(self, *args: Any) -> Any:
+            seen.append(super().loss_error(*args))
+            return seen[-1]
+
+    case.compute(Seen())
+    if "spike-count" not in case.id:  # the same at every step
+        for x in seen:
+            assert (x[-1, 0] == 0).all()
+            assert (x[0, 0] != 0).any()
+
+
+@pytest.mark.parametrize("case", NETWORKS, ids=lambda case: case.id)
+def test_every_layer_of_the_networks_fires(case: Case) -> None:
+    class Stop(Exception):
+        pass
+
+    class Watched(NumpyBackend):
+        def run(self, *args: Any) -> RunResult:
+            rates = {name: layer.spikes.mean() for name, layer in super().run(*args).layers.items()}
+            assert all(0.01 < rate < 0.8 for rate in rates.values()), rates
+            raise Stop
+
+    with pytest.raises(Stop):
+        case.compute(Watched())
+
+
+@pytest.mark.parametrize(
+    ("fault", "kinds"),
+    [
+        (faults.FusedMembrane, {"potentials"}),
+        (faults.StrictThreshold, {"spikes", "potentials", "dL/dz"}),
+        (faults.NoFloorForward, {"potentials"}),
+        (faults.NoFloorBackward, {"dL/dz"}),
+        (faults.StaticErrorOtherOrder, {"dL/dz"}),
+        (faults.WiderSurrogate, {"dL/dz"}),
+        (faults.FusedAdamW, {"weights"}),
+        (faults.PspAdjointForward, {"dL/do"}),
+        (faults.BatchNotDivided, {"dL/do"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_changes_hashes_of_pairs(fault: type[NumpyBackend], kinds: set[str]) -> None:
+    stored = hashes.read().cases
+    found = hashes.compute(fault(), [case for case in CASES if "tau" in case.id or "AdamW" in case.id])
+    changed = {kind for case, x in found.items() for kind in x if x[kind] != stored[case][kind]}
+    assert changed >= kinds
+
+
+@pytest.mark.parametrize(
+    ("fault", "network", "changed"),
+    [
+        (faults.ErrorGridBit, "linear layers; arctan", "gradient/linear2"),
+        (faults.DropoutShifted, "small network", "gradient with dropout/linear2"),
+        (faults.NoClipping, "small network", "weight/conv1 after 20 updates"),
+        (faults.NoBiasCorrection, "small network", "weight/linear2 after 20 updates"),
+        (faults.LossAddedInOrder, "small network", "losses of the updates"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_fault_changes_hashes_of_a_network(fault: type[NumpyBackend], network: str, changed: str) -> None:
+    (case,) = (case for case in NETWORKS if case.id.startswith(network))
+    found, stored = case.compute(fault()), hashes.read().cases[case.id]
+    assert found[changed] != stored[changed]
+    assert found["spikes/linear2"] == stored["spikes/linear2"]
+
+
+def test_a_difference_names_backend_case_result_and_layer() -> None:
+    expected = {"net": {"spikes/conv1": "a" * 64, "loss": "0x1.8p+1"}}
+    found = {"net": {"spikes/conv1": "b" * 64, "loss": "0x1.9p+1"}, "new": {"spikes/conv1": "a" * 64}}
+    hashes.compare("jax", expected, expected, "FILE")
+    with pytest.raises(HashesDiffer) as raised:
+        hashes.compare("jax", found, expected, "FILE")
+    assert str(raised.value).splitlines() == [
+        "jax: 3 of 3 hashes differ",
+        "net: spikes/conv1: jax has bbbbbbbbbbbb, FILE has aaaaaaaaaaaa",
+        "net: loss: jax has 0x1.9p+1, FILE has 0x1.8p+1",
+        "new: FILE has no such case",
+    ]
+    with pytest.raises(HashesDiffer, match="net: loss: jax has none, FILE has"):
+        hashes.compare("jax", {"net": {"spikes/conv1": "a" * 64}}, expected, "FILE")
+
+
+def test_hashes_are_written_where_backends_agree_alone(tmp_path: Path) -> None:
+    path = tmp_path / "hashes.json"
+    path.write_text("before")
+    one = {"net": {"spikes/conv1": "a" * 64}}
+    with pytest.raises(HashesDiffer, match="name more than one"):
+        hashes.write(path, {"numpy": one})
+    for other in ({"net": {"spikes/conv1": "b" * 64}}, {}, {**one, "more": {}}):
+        with pytest.raises(HashesDiffer):
+            hashes.write(path, {"numpy": one, "torch": other})
+    assert path.read_text() == "before"
+    hashes.write(path, {"numpy": one, "torch": one})
+    stored = hashes.read(path)
+    assert (stored.cases, stored.backends, stored.contract) == (one, ("numpy", "torch"), CONTRACT_VERSION)
+    assert [p.name for p in tmp_path.iterdir()] == ["hashes.json"]
+
+
+GOOD = {"format": 1, "stsbp": "0", "contract": 2, "backends": ["numpy"], "cases": {"net": {"spikes": "a"}}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("[]", "expected hashes of format 1, got None"),
+        (json.dumps(GOOD | {"format": 2}), "expected hashes of format 1, got 2"),
+        *((json.dumps(GOOD | {key: 1.5}), "write it anew") for key in ("stsbp", "contract", "backends", "cases")),
+        (json.dumps(GOOD | {"contract": True}), "write it anew"),
+        (json.dumps(GOOD | {"backends": [1]}), "write it anew"),
+        (json.dumps(GOOD | {"cases": {"net": 1}}), "write it anew"),
+        (json.dumps(GOOD | {"cases": {"net": {"spikes": 1}}}), "write it anew"),
+    ],
+    ids=range(13),
+)
+def test_a_damaged_file_is_refused_in_a_line(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "hashes.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(HashesDiffer, match=message) as raised:
+        hashes.read(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> list[Case]:
+    """The module with three cases alone."""
+    chosen = [case for case in CASES if case.id.startswith("error of") and case.id.endswith("5/3")]
+    monkeypatch.setattr(hashes, "CASES", chosen)
+    return chosen
+
+
+def test_the_command_writes_and_checks(few: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "hashes.json"
+    assert hashes.main(["numpy", "torch=cpu:eager", "--write", str(path)]) == 0
+    assert hashes.main(["numpy", "--check", str(path)]) == 0
+    assert "numpy: 3 cases, 3 hashes" in capsys.readouterr().out
+    data = json.loads(path.read_text())
+    data["cases"][few[1].id]["dL/do"] = "0" * 64
+    path.write_text(json.dumps(data))
+    assert hashes.main(["numpy", "--check", str(path)]) == 1
+    assert f"{few[1].id}: dL/do: numpy has " in capsys.readouterr().out
+    data["cases"][few[1].id] = hashes.read().cases[few[1].id]
+    path.write_text(json.dumps(data | {"contract": 1}))
+    assert hashes.main(["numpy", "--check", str(path)]) == 0
+    assert f"under version 1 of the contract, this is version {CONTRACT_VERSION}" in capsys.readouterr().out
+    path.write_text(json.dumps(data | {"cases": data["cases"] | {"gone": {}}}))
+    assert hashes.main(["numpy", "--check", str(path)]) == 1
+    assert "cases that are not computed any more: gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nosuch"], "no backend 'nosuch' is installed"),
+        (["numpy", "--write", "DIR/hashes.json"], "name more than one"),
+        (["numpy", "torch=cpu:eager", "--write", "DIR/none/hashes.json"], "cannot be written: No such file"),
+        (["numpy", "--check", "DIR/none.json"], "cannot be read"),
+    ],
+    ids=["backend", "one backend", "folder", "file"],
+)
+def test_the_command_says_what_is_wrong(
+    words: list[str], message: str, few: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hashes.main([word.replace("DIR", str(tmp_path)) for word in words]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("Error: ")
+    assert message in told
+
+
+def test_the_module_is_a_command(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "stsbp_conformance.hashes", "numpy", "--quick", "--write", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert "leave --quick out" in run.stderr
