@@ -148,7 +148,7 @@ MALFORMED = [
     ("12C5x", "x", "unknown option 'x'"),
     ("100p1", "p1", "a full connection has no padding"),
     ("100s2", "s2", "a full connection has no stride"),
-    ("12C5{tau=5}", "tau=5", "unknown parameter 'tau'; known: tau_m"),
+    ("12C5{tau=5}", "tau=5", "unknown parameter 'tau'; known: neuron, tau_m"),
     ("12C5{tau_m=fast}", "tau_m=fast", "tau_m must be a number, got 'fast'"),
     ("12C5{tau_m=0.5}", "tau_m=0.5", "must be at least 1, got 0.5"),
     ("12C5{tau_m=5,threshold=0}", "threshold=0", "threshold must be a finite number above 0"),

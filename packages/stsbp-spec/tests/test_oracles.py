@@ -100,7 +100,7 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
         z = np.stack([literal.product(block, exact[block.name], x) for x in _unfiltered(literal, block, run, batch)])
         potentials = roundoff.neuron_forward(
             block.neuron, roundoff.exact_filter(block.psp), z, layers[block.name].spikes
-        )
+        )["u"]
         _agree(potentials.value, u)
         assert (np.abs(layers[block.name].potentials - u) <= potentials.bound).all()
         gradient = expected[block.name]
@@ -319,13 +319,14 @@ def _torch_gradients(
             for layer in block.before:
                 assert isinstance(layer, AvgPool2d)
                 x = torch.nn.functional.avg_pool2d(x, layer.size)
-            synapse = block.synapse
+            synapse, neuron = block.synapse, block.neuron
+            assert isinstance(neuron, LIF)
             if isinstance(synapse, Conv2d):
                 z = torch.nn.functional.conv2d(x, w[block.name], stride=synapse.stride, padding=synapse.padding)
             else:
                 z = x.flatten(1) @ w[block.name].T
-            u = (1 - 1 / block.neuron.tau_m) * u * (1 - o) + z
-            o = Spike.apply(u - block.neuron.threshold, block.neuron.surrogate)
+            u = (1 - 1 / neuron.tau_m) * u * (1 - o) + z
+            o = Spike.apply(u - neuron.threshold, neuron.surrogate)
             spikes.append(o)
         a = psp(block.neuron.psp, spikes)
     wanted = [torch.from_numpy(x) for x in targets]

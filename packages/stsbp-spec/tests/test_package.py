@@ -15,10 +15,12 @@ from stsbp_spec.reference.backend import NumpyBackend
 
 PUBLIC = [
     "CONTRACT_VERSION",
+    "IF",
     "LIF",
     "LOSSES",
     "PSP",
     "SURROGATES",
+    "ALIF",
     "AbstractBackend",
     "AdamW",
     "AvgPool2d",
@@ -31,6 +33,7 @@ PUBLIC = [
     "Linear",
     "Loss",
     "NetworkSpec",
+    "NeuronModel",
     "RunResult",
     "SpikeCount",
     "SpikingLayer",

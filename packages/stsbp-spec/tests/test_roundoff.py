@@ -104,7 +104,7 @@ def test_neuron_within_the_bound_whatever_the_roundings(
     spikes, g = (u >= 0.75).astype(np.uint8), rng.normal(size=u.shape)
     monkeypatch.setattr(roundoff, "_constant", constant)
     near = roundoff.neuron_backward(
-        neuron, roundoff.exact_filter(psp), roundoff.exact(u), spikes, roundoff.exact(g), static=False
+        neuron, roundoff.exact_filter(psp), {"u": roundoff.exact(u)}, spikes, roundoff.exact(g), static=False
     )
     bad = _bad_backward(neuron, psp, u, spikes, g, _roundings(2)[rounding])
     ratio = np.abs(bad - near.value) / np.maximum(near.bound, TINY)
@@ -128,7 +128,7 @@ def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, of: st
     wide_u, wide_g = (x + off * rng.choice([-1.0, 1.0], shape) for x, off in ((u, u_off), (g, g_off)))
     spikes = rng.integers(0, 2, shape, np.uint8)
     near = roundoff.neuron_backward(
-        neuron, filter, Near(wide_u, u_off, u_off), spikes, Near(wide_g, g_off, g_off), static=False
+        neuron, filter, {"u": Near(wide_u, u_off, u_off)}, spikes, Near(wide_g, g_off, g_off), static=False
     )
     found = _bad_backward(neuron, psp, u, spikes, g, lambda x: x)
     exact = _bad_backward(neuron, psp, wide_u, spikes, wide_g, lambda x: x)
@@ -150,7 +150,7 @@ def test_bound_grows_by_the_neurons_own_factor(factor: float, steps: int) -> Non
     g = Near(np.zeros((steps, 1)), np.zeros((steps, 1)), np.zeros((steps, 1)))
     g.value[-1], g.error[-1] = 1.0, 1e-3
     near = roundoff.neuron_backward(
-        neuron, (roundoff.exact(0.0), roundoff.exact(1.0)), roundoff.exact(u), spikes, g, static=False
+        neuron, (roundoff.exact(0.0), roundoff.exact(1.0)), {"u": roundoff.exact(u)}, spikes, g, static=False
     )
     assert near.error[0, 0] == pytest.approx(1e-3 / 16 * factor ** (steps - 1), rel=0.02)
 
@@ -236,7 +236,7 @@ def test_what_float32_computes_exactly_has_no_error() -> None:
     u = roundoff.exact(np.array([[0.5], [2.0], [-0.5]]))  # in, and on both edges
     spikes = (u.value >= 0.5).astype(np.uint8)
     g = roundoff.exact(np.array([[0.0], [0.0], [1.0]]))
-    near = roundoff.neuron_backward(neuron, filter, u, spikes, g, static=False)
+    near = roundoff.neuron_backward(neuron, filter, {"u": u}, spikes, g, static=False)
     assert not near.value[-1].any()
     assert not near.error[-1].any()
 
@@ -250,7 +250,7 @@ def test_rectangle_jumps_only_where_float32_stands_on_the_other_side(
     u = roundoff.exact(np.array([[0.5 if width == 0.4 else 0.0]]))
     spikes = (u.value >= threshold).astype(np.uint8)
     near = roundoff.neuron_backward(
-        neuron, roundoff.exact_filter(PSP(1)), u, spikes, roundoff.exact(np.ones((1, 1))), static=False
+        neuron, roundoff.exact_filter(PSP(1)), {"u": u}, spikes, roundoff.exact(np.ones((1, 1))), static=False
     )
     assert near.value[0, 0] == 0
     assert near.error[0, 0] == (pytest.approx(1 / width, rel=1e-5) if jumps else 0)
@@ -261,8 +261,8 @@ def test_rectangle_jumps_where_potentials_differ_across_an_edge(off: float) -> N
     neuron = LIF(2, 2, 1.0, Rectangle(1.0))
     u = Near(np.array([[1.5 - off / 2, 1.5 - 2 * off, 0.5 + off / 2]]), np.full((1, 3), off), np.full((1, 3), off))
     near = roundoff.neuron_backward(
-        neuron, roundoff.exact_filter(PSP(1)), u, np.array([[1, 1, 0]], np.uint8), roundoff.exact(np.ones((1, 3))),
-        static=False,
+        neuron, roundoff.exact_filter(PSP(1)), {"u": u}, np.array([[1, 1, 0]], np.uint8),
+        roundoff.exact(np.ones((1, 3))), static=False,
     )  # fmt: skip
     assert near.value.tolist() == [[1, 1, 1]]
     assert (near.error[0, [0, 2]] >= 1).all()
@@ -296,7 +296,7 @@ def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
     u = roundoff.exact(np.ones((1, 1)))
     for g in (below, np.float32(FLOOR * 1.5)):
         near = roundoff.neuron_backward(
-            neuron, filter, u, np.ones((1, 1), np.uint8), roundoff.exact(np.full((1, 1), g)), static=False
+            neuron, filter, {"u": u}, np.ones((1, 1), np.uint8), roundoff.exact(np.full((1, 1), g)), static=False
         )
         found = NUMPY.neuron_backward(
             neuron, PSP(2.0**20).filter(), _residuals(u.value), np.full((1, 1), g, np.float32)

@@ -7,7 +7,7 @@ from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.optim import AdamW
 from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
@@ -16,7 +16,9 @@ from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear
 __version__ = version("stsbp-spec")
 
 __all__ = [
+    "ALIF",
     "CONTRACT_VERSION",
+    "IF",
     "LIF",
     "LOSSES",
     "PSP",
@@ -33,6 +35,7 @@ __all__ = [
     "Linear",
     "Loss",
     "NetworkSpec",
+    "NeuronModel",
     "RunResult",
     "SpikeCount",
     "SpikingLayer",

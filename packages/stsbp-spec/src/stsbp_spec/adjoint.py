@@ -6,9 +6,12 @@ operands get their terms from left to right; a node's terms are added in the ord
     x + y   d, d              x < y, x >= y       nothing
     x - y   d, -d             where(o, x, y)      (x - y) d to a spike o; where(o, d, 0); where(o, 0, d)
     x * y   y d, x d          spike(u, v)         r = h(u - v) d; r, -r
-    x / y   d / y, -(q d)/y   snap(x)             snap(d)
+    x / y   d / y, -(q d)/y   snap(x)             d
     -x      -d                abs(x)              where(x < 0, -d, d)
     sqrt(x) d / (q + q)       exp(x)              q d                         q: the result, d: its cotangent
+
+Every product and quotient in this table, and every factor, is snapped to zero below 2^-100, so that none can be so
+small that a library which flushes subnormal numbers would go on with another one.
 """
 
 from __future__ import annotations
@@ -56,26 +59,33 @@ def _terms(x: Expr, d: Expr, surrogate: Callable[[Expr], Expr]) -> list[tuple[Ex
     if x.op == "sub":
         return [(a[0], d), (a[1], -d)]
     if x.op == "mul":
-        return [(a[0], a[1] * d), (a[1], a[0] * d)]
+        return [(a[0], snap(_factor(a[1]) * d)), (a[1], snap(_factor(a[0]) * d))]
     if x.op == "div":
-        return [(a[0], d / a[1]), (a[1], -(x * d) / a[1])]
+        return [(a[0], snap(d / _factor(a[1]))), (a[1], -snap(snap(_factor(x) * d) / _factor(a[1])))]
     if x.op == "neg":
         return [(a[0], -d)]
     if x.op == "snap":
-        return [(a[0], snap(d))]
+        return [(a[0], d)]
     if x.op == "where":
-        number = [(a[0], (a[1] - a[2]) * d)] if a[0].op == "spike" else []
+        number = [(a[0], snap(_factor(a[1] - a[2]) * d))] if a[0].op == "spike" else []
         return [*number, (a[1], where(a[0], d, 0)), (a[2], where(a[0], 0, d))]
     if x.op == "spike":
-        r = surrogate(a[0] - a[1]) * d
+        r = snap(surrogate(a[0] - a[1]) * d)
         return [(a[0], r), (a[1], -r)]
     if x.op == "abs":
         return [(a[0], where(a[0] < 0, -d, d))]
     if x.op == "sqrt":
-        return [(a[0], d / (x + x))]
+        return [(a[0], snap(d / _factor(x + x)))]
     if x.op == "exp":
-        return [(a[0], x * d)]
+        return [(a[0], snap(_factor(x) * d))]
     return []
+
+
+def _factor(x: Expr) -> Expr:
+    """A value of the step as a factor: snapped, unless it is already."""
+    (x,) = simplified([x])
+    inner = x.args[0] if x.op == "neg" else x
+    return x if inner.op in ("variable", "constant", "snap") else snap(x)
 
 
 def simplified(roots: Sequence[Expr]) -> list[Expr]:

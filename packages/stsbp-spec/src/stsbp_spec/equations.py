@@ -6,7 +6,7 @@ and AdamW's update. The expressions stand in synapses/psp.py, neurons/, surrogat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,12 +46,14 @@ class NeuronEquations:
         backward: from `kept` and `g = dL/do` to `dz = dL/dz`, the last step first.
         kept: outputs of `forward` that `backward` reads, `u` first.
         constants: of both, float32.
+        wide: the same before they are rounded to float32, as far as the filter and the models have them.
     """
 
     forward: Recurrence
     backward: Recurrence
     kept: tuple[str, ...]
     constants: Constants
+    wide: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ class _Part:
             raise SpecError(f"{what}: expected {', '.join(self.free) or 'none'}, got {', '.join(given) or 'none'}")
         return {free: given[name] for name, free in self.free.items()}
 
-    def values(self, given: Mapping[str, float | np.float32]) -> dict[str, np.float32]:
-        """Numbers by the free names, rounded to float32."""
-        return {self.free[name]: np.float32(value) for name, value in given.items()}
+    def values(self, given: Mapping[str, float | np.float32]) -> dict[str, float]:
+        """Numbers by the free names."""
+        return {self.free[name]: float(value) for name, value in given.items()}
 
 
 @cache
@@ -111,14 +113,15 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     edge_p = _Part("constant of the filter", edge, taken)
     own_p = _Part(f"constant of {what}", own, taken)
     slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
-    constants = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
+    wide = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
+    constants = _rounded(wide)
     taken_back = set(taken)
     edge_s = _Part("state of the filter", filter.states, taken)
     own_s = _Part(f"state of {what}", neuron.states, taken)
 
     filtered = filter.step(edge_p.names, edge_s.names, variable("z"))
     current = variable("current")
-    step = neuron.step(own_p.names, own_s.names, current)
+    step = _floored(neuron.step(own_p.names, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
     if step.spike.op != "spike":
         raise SpecError(f"{what}: the spike of a step is spike(u, threshold)")
@@ -127,17 +130,13 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
         return named("h", surrogate.expression(slope_p.names, x))
 
     known = {*constants, "g"}
-    if neuron.carried:
-        own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
-        written = neuron.adjoint(own_p.names, own_d.names, variable("u"), variable("g"), h)
-        if written is None:
-            raise SpecError(f"{what} names carried values and has no adjoint")
-        back, carried = written, own_d.renamed(written.carried, f"the carried values of {what}")
-        kept = {"u": step.u}
-    else:
+    own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
+    back = neuron.adjoint(own_p.names, own_d.names, variable("u"), variable("g"), h)
+    kept = {"u": step.u}
+    if back is None:
         own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
         back, kept = _derived(step, own_s, own_d, current, {*known, *own_d.free.values()}, h)
-        carried = own_d.renamed(back.carried, what)
+    carried = own_d.renamed(back.carried, f"the carried values of {what}")
 
     edge_back, edge_carried = _filter_back(filter, edge_p, back.current, taken_back)
     roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
@@ -159,7 +158,29 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
         reverse=True,
         cuts=("h",),
     )
-    return NeuronEquations(forward, backward, tuple(kept), constants)
+    return NeuronEquations(forward, backward, tuple(kept), constants, wide)
+
+
+def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:
+    return {name: np.float32(value) for name, value in wide.items()}
+
+
+def _floored(step: Step) -> Step:
+    """`step` with its potential and its named values snapped where they are used: what is kept is what was used."""
+    states, spike = [*step.states.values()], step.spike
+    u = step.u if step.u.name is not None else Expr(step.u.op, step.u.args, step.u.value, "u")
+    roots = substituted([*states, spike, u], {id(step.u): u})
+    for x in ordered(roots):
+        plain = x.op in ("variable", "constant", "snap", "unsnapped") or x.is_condition or x.name is None
+        if not plain:
+            snapped = Expr("snap", (Expr(x.op, x.args, x.value),), name=x.name)
+            return _floored(Step(*_with(step, substituted(roots, {id(x): snapped}))))
+    return Step(*_with(step, roots))
+
+
+def _with(step: Step, roots: Sequence[Expr]) -> tuple[Expr, Expr, dict[str, Expr]]:
+    *states, spike, u = roots
+    return u, spike, dict(zip(step.states, states, strict=True))
 
 
 def _derived(
@@ -183,11 +204,9 @@ def _filter_back(
     filter: SynapticFilter, constants: _Part, error: Expr, taken: set[str]
 ) -> tuple[FilterAdjoint, dict[str, Expr]]:
     """The way back through a filter from the error of its current, and what it carries under free names."""
-    if filter.carried:
-        d = _Part("carried value of the filter", filter.carried, taken)
-        written = filter.adjoint(constants.names, d.names, error)
-        if written is None:
-            raise SpecError("the filter names carried values and has no adjoint")
+    d = _Part("carried value of the filter", filter.carried, taken)
+    written = filter.adjoint(constants.names, d.names, error)
+    if written is not None:
         return written, d.renamed(written.carried, "the carried values of the filter")
     s = _Part("state of the filter", [f"{name}" for name in filter.states], set(taken))
     d = _Part("carried value of the filter", [f"d_{name}" for name in filter.states], taken)
@@ -217,7 +236,7 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
     back, carried = _filter_back(filter, p, variable("da"), taken)
     parameters, outputs = tuple(p.free.values()), {"do": back.dz}
     backward = Recurrence("filter_backward", parameters, ("da",), carried, outputs, reverse=True)
-    return FilterEquations(forward, backward, p.values(given))
+    return FilterEquations(forward, backward, _rounded(p.values(given)))
 
 
 @cache

@@ -3,13 +3,15 @@
 Grammar (docs/networks.md has examples):
 
     network = layer { "-" layer }
-    layer   = channels "C" kernel { option }      convolution and its LIF neurons
-            | units { option }                    full connection and its LIF neurons
+    layer   = channels "C" kernel { option }      convolution and its neurons
+            | units { option }                    full connection and its neurons
             | "P" size                            average pooling, size a power of two
             | "D" rate                            dropout of the spikes that pass
     option  = "p" padding | "s" stride            convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
-            | "{" key "=" value { "," key "=" value } "}"    keys: tau_m tau_s threshold surrogate bits
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters
+
+The neuron is `lif`, `if` or `alif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
 
 A `NetworkSpec` is a sequence of layers; `NetworkSpec.blocks` groups it as it is computed: what passes before the
 weights (pooling, dropout), the weights, the filter after them, the neurons.
@@ -29,8 +31,8 @@ import numpy as np
 
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.surrogates import number, parse_surrogate
+from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
+from stsbp_spec.surrogates import Surrogate, number
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -50,7 +52,7 @@ MAX_BEFORE = 16
 
 @dataclass(frozen=True)
 class SpikingLayer:
-    """Weights and the LIF neurons after them.
+    """Weights and the neurons after them.
 
     Args:
         synapse: how the neurons are connected to the layer below.
@@ -59,14 +61,14 @@ class SpikingLayer:
     """
 
     synapse: Conv2d | Linear
-    neuron: LIF = field(default_factory=LIF)
+    neuron: NeuronModel = field(default_factory=LIF)
     weight_bits: int = MAX_WEIGHT_BITS
 
     def __post_init__(self) -> None:
         if not isinstance(self.synapse, (Conv2d, Linear)):
             raise SpecError(f"a spiking layer's synapse is Conv2d(...) or Linear(...), got {shown(self.synapse)}")
-        if not isinstance(self.neuron, LIF):
-            raise SpecError(f"a spiking layer's neuron is LIF(...), got {shown(self.neuron)}")
+        if not isinstance(self.neuron, NeuronModel):
+            raise SpecError(f"a spiking layer's neuron is LIF(...), IF(...) or ALIF(...), got {shown(self.neuron)}")
         bits = integer(self.weight_bits)
         if bits is None or not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
             raise SpecError(
@@ -119,7 +121,7 @@ class Block:
         return self.layer.synapse
 
     @property
-    def neuron(self) -> LIF:
+    def neuron(self) -> NeuronModel:
         """The neurons' parameters."""
         return self.layer.neuron
 
@@ -166,7 +168,7 @@ class Block:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A feed-forward network of LIF neurons.
+    """A feed-forward network of spiking neurons.
 
     Args:
         input_shape: `(C, H, W)` or `(N,)`.
@@ -237,7 +239,7 @@ class NetworkSpec:
         outputs: int | None = None,
         coding: Coding = "events",
         padding: str = "valid",
-        neuron: LIF | None = None,
+        neuron: NeuronModel | None = None,
         weight_bits: int = MAX_WEIGHT_BITS,
         dropout: float = 0.0,
         input_psp: PSP | None = None,
@@ -269,8 +271,8 @@ class NetworkSpec:
                 f"the notation of a network has at most {_MOST_CHARACTERS:,} characters, got {len(notation):,}"
             )
         shape = _input_shape(input_shape)
-        if not isinstance(neuron := neuron or LIF(), LIF):
-            raise SpecError(f"the neuron of a network is LIF(...), got {shown(neuron)}")
+        if not isinstance(neuron := neuron or LIF(), NeuronModel):
+            raise SpecError(f"the neuron of a network is LIF(...), IF(...) or ALIF(...), got {shown(neuron)}")
         dropout = Dropout(dropout).rate
         parser = _Parser(notation, padding, neuron, weight_bits)
         layers: list[Layer] = []
@@ -468,23 +470,21 @@ def _token(layer: Layer, *, full: bool = False) -> str:
     else:
         text = f"{synapse.units}"
     if full:
-        text += (
-            f"{{tau_m={neuron.tau_m!r},tau_s={neuron.tau_s!r},threshold={neuron.threshold!r},"
-            f"surrogate={neuron.surrogate.name}:{_parameter(neuron)},bits={layer.weight_bits}}}"
-        )
+        text += f"{{{','.join([*_neuron_keys(neuron), f'bits={layer.weight_bits}'])}}}"
     return text
 
 
-def _with_number(neuron: LIF, key: str, value: float) -> LIF:
-    if key == "tau_m":
-        return replace(neuron, tau_m=value)
-    if key == "tau_s":
-        return replace(neuron, tau_s=value)
-    return replace(neuron, threshold=value)
-
-
-def _parameter(neuron: LIF) -> str:
-    return ":".join(f"{f.name}={getattr(neuron.surrogate, f.name)!r}" for f in fields(neuron.surrogate))
+def _neuron_keys(neuron: NeuronModel) -> list[str]:
+    """The keys of a neuron in notation, the model's name unless it is `lif`."""
+    keys = [] if neuron.name == LIF.name else [f"neuron={neuron.name}"]
+    for name in parameters(neuron):
+        value = getattr(neuron, name)
+        if isinstance(value, Surrogate):
+            pairs = (f"{f.name}={getattr(value, f.name)!r}" for f in fields(value))
+            keys.append(":".join([f"{name}={value.name}", *pairs]))
+        elif not (name == "reset" and value == "zero"):
+            keys.append(f"{name}={value}" if isinstance(value, str) else f"{name}={value!r}")
+    return keys
 
 
 def _layer_at(layers: list[Layer], position: int) -> int:
@@ -515,7 +515,7 @@ _MOST_CHARACTERS = 1 << 22
 class _Parser:
     notation: str
     padding: str
-    neuron: LIF
+    neuron: NeuronModel
     weight_bits: int
 
     _LAYER = re.compile(
@@ -613,9 +613,13 @@ class _Parser:
             layers.append(_checked(lambda: Dropout(rate), self.notation, *place))
         return layers
 
-    def keys(self, text: str, at: int, neuron: LIF, bits: int, given: set[str]) -> tuple[LIF, int]:
+    def keys(self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str]) -> tuple[NeuronModel, int]:
         """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these."""
-        for pair in text.split(","):
+        pairs = text.split(",")
+        starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
+        # The model first: what else may be said depends on it.
+        order = sorted(zip(starts, pairs, strict=False), key=lambda each: not each[1].strip().startswith("neuron="))
+        for at, pair in order:
             key, equals, value = pair.partition("=")
             key, value = key.strip(), value.strip()
             try:
@@ -624,19 +628,19 @@ class _Parser:
                 if key in given:
                     raise SpecError(f"{key} is given twice")
                 given.add(key)
-                if key == "surrogate":
-                    neuron = replace(neuron, surrogate=parse_surrogate(value))
+                if key == "neuron":
+                    neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
                 elif key == "bits":
                     number(value)
                     if len(value) > _MAX_DIGITS:
                         raise SpecError(f"bits has at most {_MAX_DIGITS} digits, got {len(value)}")
                     bits = int(value)
-                elif key in ("tau_m", "tau_s", "threshold"):
-                    neuron = _with_number(neuron, key, number(value))
+                elif key in parameters(neuron):
+                    neuron = with_parameter(neuron, key, value)
                 else:
-                    raise SpecError(f"unknown parameter {shown(key)}; known: tau_m, tau_s, threshold, surrogate, bits")
+                    known = ", ".join(("neuron", *parameters(neuron), "bits"))
+                    raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
             except ValueError as error:
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
-            at += len(pair) + 1
         return neuron, bits

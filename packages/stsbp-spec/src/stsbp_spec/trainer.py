@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import LOSSES
@@ -299,11 +300,19 @@ def check_precision(network: NetworkSpec, precision: Precision) -> None:
     check_network(network)
     if precision not in ("fast", "reproducible"):
         raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
+    if precision == "fast":
+        return
     for block in network.blocks:
-        if precision == "reproducible" and not block.neuron.surrogate.exact:
+        if not block.neuron.surrogate.exact:
             raise SpecError(
                 f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
                 "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
+            )
+        equations = neuron_equations(block.filter(training=False), block.neuron)
+        if not (equations.forward.exact and equations.backward.exact):
+            raise SpecError(
+                f"layer {block.name}: the neuron {block.neuron.name} uses exp, which differs between libraries; for "
+                "reproducible precision write it with + - * / and comparisons"
             )
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
+from stsbp_spec.neurons import parse_neuron
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import shown
 
@@ -62,6 +63,7 @@ class RunConfig(BaseModel):
     label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
+    neuron: str = Field("lif", description="Neuron model, for example lif:reset=subtract or alif:beta=1.8.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -170,6 +172,12 @@ class RunConfig(BaseModel):
     tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
+    @field_validator("neuron")
+    @classmethod
+    def _neuron(cls, text: str) -> str:
+        parse_neuron(text, {})
+        return text
+
     @field_validator("surrogate")
     @classmethod
     def _surrogate(cls, text: str) -> str:
@@ -265,7 +273,7 @@ PATHS = ("dataset", "test_on", "data_dir", "init_from")
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Network": (
-            *("net", "padding", "dropout", "tau_m", "tau_s", "threshold", "surrogate"),
+            *("net", "padding", "dropout", "neuron", "tau_m", "tau_s", "threshold", "surrogate"),
             *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),

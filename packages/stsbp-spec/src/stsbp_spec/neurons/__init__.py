@@ -1,9 +1,74 @@
 """Neuron models."""
 
-from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.neurons.lif import LIF
+from __future__ import annotations
 
-NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF,)}
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from stsbp_spec.errors import SpecError, did_you_mean
+from stsbp_spec.neurons.alif import ALIF
+from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.neurons.integrate_and_fire import IF
+from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.surrogates import number, parse_surrogate
+from stsbp_spec.values import shown
+
+NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF)}
 """Every neuron model by its name."""
 
-__all__ = ["LIF", "NEURONS", "NeuronModel"]
+__all__ = ["ALIF", "IF", "LIF", "NEURONS", "NeuronModel", "as_model", "parameters", "parse_neuron", "with_parameter"]
+
+
+def parameters(neuron: NeuronModel | type[NeuronModel]) -> tuple[str, ...]:
+    """Names of a model's parameters."""
+    return tuple(each.name for each in fields(neuron))  # type: ignore[arg-type]
+
+
+def as_model(name: str, given: Mapping[str, Any]) -> NeuronModel:
+    """A neuron of the model `name`, with those of the `given` parameters that it has.
+
+    Raises:
+        SpecError: there is no such model, or a value is outside its domain.
+    """
+    if name not in NEURONS:
+        raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, NEURONS)}; known: {', '.join(NEURONS)}")
+    known = parameters(NEURONS[name])
+    return NEURONS[name](**{key: value for key, value in given.items() if key in known})
+
+
+def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
+    """`neuron` with one parameter read from text.
+
+    Raises:
+        SpecError: it has no such parameter, or the value is none for it.
+    """
+    if key not in parameters(neuron):
+        known = ", ".join(parameters(neuron))
+        raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {known}")
+    old = getattr(neuron, key)
+    value: Any = text
+    if key == "surrogate":
+        value = parse_surrogate(text)
+    elif not isinstance(old, str):
+        try:
+            value = number(text)
+        except ValueError:
+            raise SpecError(f"{key} must be a number, got {shown(text)}") from None
+    return as_model(neuron.name, {**{each: getattr(neuron, each) for each in parameters(neuron)}, key: value})
+
+
+def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
+    """Read `"alif"` or `"alif:beta=1.8:reset=subtract"`; parameters that it does not name are those `given`.
+
+    Raises:
+        SpecError: the model or a parameter is unknown, or a value is outside its domain.
+    """
+    name, *pairs = text.strip().split(":")
+    neuron = as_model(name, given)
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise SpecError(f"neuron {name!r}: expected key=value, got {shown(pair)}")
+        neuron = with_parameter(neuron, key, value)
+    return neuron

@@ -60,6 +60,7 @@ class NeuronModel(ABC):
         name: in notation, settings and messages.
         states: names of the states, which are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
+        threshold: of a neuron at rest, above 0; reports draw it.
         surrogate: derivative of the spike in the backward pass.
     """
 
@@ -69,6 +70,7 @@ class NeuronModel(ABC):
     """Names of what a written `adjoint` carries from step to step."""
 
     tau_s: float = 4.0
+    threshold: float = 1.0
     surrogate: Surrogate = Arctan()
 
     def __post_init__(self) -> None:
@@ -142,4 +144,4 @@ def _surrogate(name: str, value: object) -> Surrogate:
     return value
 
 
-_CHECKS: dict[str, Check] = {"tau_s": steps, "surrogate": _surrogate}
+_CHECKS: dict[str, Check] = {"tau_s": steps, "threshold": above_zero, "surrogate": _surrogate}

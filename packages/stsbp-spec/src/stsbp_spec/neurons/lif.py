@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire (LIF) neurons after their synaptic filter.
+"""Leaky integrate-and-fire (LIF) neurons.
 
 Forward, Eq. (3a), (4), (5), all states zero before t = 0:
 
@@ -13,6 +13,12 @@ Backward, Eq. (10)-(17), from T-1 down to 0, with `g_t = dL/do_t` through space 
 
 `step` and `adjoint` below are the contract's order, each operation rounded once. A static input (direct coding) gives
 one `z` for all steps; its error is the sum of `dz_t` added from T-1 down to 0.
+
+With `reset="subtract"` a spike takes the threshold off the potential (soft reset) instead of all of it:
+
+    u_t = k_m (u_{t-1} - V_th o_{t-1}) + i_t
+
+and the way back is derived (adjoint.py).
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from typing import ClassVar
 import numpy as np
 
 from stsbp_spec.expr import Expr, Names, named, snap, spike, unsnapped, where
-from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, parameter, steps
+from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, choice, parameter, steps
 from stsbp_spec.surrogates import Arctan, Surrogate
 
 __all__ = ["LIF"]
@@ -39,6 +45,7 @@ class LIF(NeuronModel):
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
+        reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
     """
 
     name: ClassVar[str] = "lif"
@@ -47,8 +54,9 @@ class LIF(NeuronModel):
 
     tau_m: float = parameter(8.0, steps)
     tau_s: float = 4.0
-    threshold: float = parameter(1.0, above_zero)
+    threshold: float = 1.0
     surrogate: Surrogate = field(default_factory=Arctan)
+    reset: str = parameter("zero", choice("zero", "subtract"))
 
     @property
     def decay(self) -> np.float32:
@@ -56,15 +64,19 @@ class LIF(NeuronModel):
         return np.float32(1 - 1 / self.tau_m)
 
     def constants(self) -> Mapping[str, float | np.float32]:
-        return {"km": self.decay, "vth": np.float32(self.threshold)}
+        return {"km": 1 - 1 / self.tau_m, "vth": self.threshold}
 
     def step(self, p: Names, s: Names, i: Expr) -> Step:
         u = named("u", snap(s.m + i))
         o = spike(u, p.vth)
+        if self.reset == "subtract":
+            return Step(u, o, {"m": p.km * (u - where(o, p.vth, 0))})
         # Not snapped: u is 0 or at least 2^-100, and a product below 2^-126 is lost in u = snap(m + i) either way.
         return Step(u, o, {"m": unsnapped(where(o, 0, p.km * u))})
 
-    def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint:
+    def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
+        if self.reset == "subtract":
+            return None
         d1 = named("d1", snap(p.km * d.d))
         pulled = named("pulled", snap(u * d1))
         r = named("r", snap(named("h", h(u - p.vth)) * (g - pulled)))

@@ -16,6 +16,7 @@ import numpy as np
 
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
 from stsbp_spec.typing import AnyArray
@@ -27,11 +28,49 @@ Number = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class LiteralRun:
-    """Of each block: the potentials `a_t^{l-1}` that met the weights, `u` and `o`; lists over t of `[B, ...]`."""
+    """Of each block: the potentials `a_t^{l-1}` that met the weights, `u`, `o`, thresholds: lists of `[B, ...]`."""
 
     entered: list[list[AnyArray]]
     u: list[list[AnyArray]]
     o: list[list[AnyArray]]
+    threshold: list[list[AnyArray]]
+
+
+class _Neuron:
+    """A neuron model in the number type: what it leaves of a potential, and how its threshold moves.
+
+    `u_t = left(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
+    """
+
+    def __init__(self, literal: Literal, neuron: NeuronModel) -> None:
+        number = literal.number
+        self.one = number(1)
+        if not isinstance(neuron, (LIF, IF, ALIF)):
+            raise TypeError(f"no literal form of the neuron {neuron!r}")
+        self.subtracts = neuron.reset == "subtract"
+        self.km = self.one if isinstance(neuron, IF) else literal.decay(neuron.tau_m)[0]
+        self.vth = number(neuron.threshold)
+        self.ka, self.ca = literal.decay(neuron.tau_a) if isinstance(neuron, ALIF) else (self.one, number(0))
+        self.beta = number(neuron.beta) if isinstance(neuron, ALIF) else number(0)
+
+    def left(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
+        """What is left of a potential after a step."""
+        result: AnyArray = self.km * (u - v * o) if self.subtracts else self.km * u * (self.one - o)
+        return result
+
+    def by_u(self, o: AnyArray) -> Any:
+        """Derivative of `left` by `u`."""
+        return self.km if self.subtracts else self.km * (self.one - o)
+
+    def by_o(self, u: AnyArray, v: AnyArray) -> AnyArray:
+        """Derivative of `left` by `o`."""
+        result: AnyArray = -self.km * (v if self.subtracts else u)
+        return result
+
+    def by_v(self, o: AnyArray) -> AnyArray:
+        """Derivative of `left` by `v`."""
+        result: AnyArray = -self.km * o if self.subtracts else self.km * o * 0
+        return result
 
 
 class Literal:
@@ -62,30 +101,35 @@ class Literal:
 
     def forward(self, weights: dict[str, AnyArray], inputs: list[AnyArray]) -> LiteralRun:
         """Lines 1-9. `weights` and `inputs` (one `[B, ...]` per step) are in the number type."""
-        run = LiteralRun([], [], [])
-        a = inputs
+        run = LiteralRun([], [], [], [])
+        potentials = inputs
         if self.network.input_psp is not None:
-            a = self.psp(self.network.input_psp, a)
+            potentials = self.psp(self.network.input_psp, potentials)
         for block in self.network.blocks:
-            entered = [self.before(block, x) for x in a]
-            k, _ = self.decay(block.neuron.tau_m)
-            vth = self.number(block.neuron.threshold)
+            entered = [self.before(block, x) for x in potentials]
+            neuron = _Neuron(self, block.neuron)
             u_list: list[AnyArray] = []
             o_list: list[AnyArray] = []
+            threshold: list[AnyArray] = []
+            a: Any = self.number(0)
             for x in entered:
                 u = self.product(block, weights[block.name], x)
                 if u_list:
-                    u = u + k * u_list[-1] * (self.number(1) - o_list[-1])  # Eq. (4)
+                    u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
+                    a = neuron.ka * a + neuron.ca * o_list[-1]
+                v = neuron.vth + neuron.beta * a + u * self.number(0)
                 if self.smooth:
-                    o = block.neuron.surrogate.primitive(u - vth)
+                    o = block.neuron.surrogate.primitive(u - v)
                 else:
-                    o = self.array((u >= vth).astype(np.float64))  # Eq. (5)
+                    o = self.array((u >= v).astype(np.float64))  # Eq. (5)
                 u_list.append(u)
                 o_list.append(o)
+                threshold.append(v)
             run.entered.append(entered)
             run.u.append(u_list)
             run.o.append(o_list)
-            a = self.psp(block.neuron.psp, o_list)  # Eq. (3a)
+            run.threshold.append(threshold)
+            potentials = self.psp(block.neuron.psp, o_list)  # Eq. (3a)
         return run
 
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
@@ -126,19 +170,21 @@ class Literal:
         gradients: dict[str, AnyArray] = {}
         for index in reversed(range(len(self.network.blocks))):
             block = self.network.blocks[index]
-            km, _ = self.decay(block.neuron.tau_m)
+            neuron = _Neuron(self, block.neuron)
             ks, cs = self.decay(block.neuron.tau_s)
-            vth = self.number(block.neuron.threshold)
-            u, o = run.u[index], run.o[index]
-            psp_factor = membrane_factor = self.array(np.zeros(u[0].shape))
+            u, o, v = run.u[index], run.o[index], run.threshold[index]
+            psp_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
             gradient = None
             below: list[AnyArray] = [np.zeros(1)] * steps
             for t in reversed(range(steps)):
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
-                h = self.derivative(block.neuron.surrogate, u[t] - vth)
-                at_spike = cs * psp_factor + direct[t] - km * u[t] * membrane_factor
+                h = self.derivative(block.neuron.surrogate, u[t] - v[t])
+                at_spike = cs * psp_factor + direct[t] + neuron.by_o(u[t], v[t]) * membrane_factor
+                at_spike = h * (at_spike + neuron.ca * adaptation_factor)
+                at_threshold = neuron.by_v(o[t]) * membrane_factor - at_spike
                 # Eq. (12), (16), (14), (10)
-                membrane_factor = h * at_spike + km * (self.number(1) - o[t]) * membrane_factor
+                membrane_factor = at_spike + neuron.by_u(o[t]) * membrane_factor
+                adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
                 term, below[t] = self.adjoint(block, weights[block.name], run.entered[index][t], membrane_factor)
                 gradient = term if gradient is None else gradient + term  # Eq. (18)
             assert gradient is not None

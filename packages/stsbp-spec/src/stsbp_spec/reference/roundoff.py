@@ -23,14 +23,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from stsbp_spec.backend import LayerRun
+from stsbp_spec.equations import NeuronEquations, neuron_equations
+from stsbp_spec.expr import Expr, Recurrence, ordered
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.random import keep_mask
+from stsbp_spec.reference.recurrence import recur
 from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
 __all__ = [
@@ -219,12 +222,7 @@ def _rectangle(surrogate: Rectangle, size: Near, narrow: AnyArray) -> Near:
 
 def _logistic(surrogate: Logistic, size: Near) -> Near:
     one, steep = exact(1.0), _constant(1 / surrogate.width)
-    a = _multiply(size, steep)
-    off = (2 * EXP_ULPS + 2 * a.largest) * U
-    value = np.exp(-a.value)
-    # Float32 is within exp(-(a - error)) (1 + off); no value of exp(-a) exceeds 1.
-    grown = np.expm1(np.minimum(a.error, 700))
-    z = Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
+    z = _exp(_negative(_multiply(size, steep)))
     y = _add(one, z)
     h = _multiply(_divide(z, _multiply(y, y)), steep)
     return replace(h, error=np.minimum(h.error, steep.largest))  # both lie between 0 and 1/(4 width)
@@ -242,8 +240,120 @@ def _filtered(decay: Near, state: Near, x: Near) -> Near:
     return _snap(_add(_multiply(decay, state), x))
 
 
-def neuron_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> Near:
-    """Potentials `[T, B, ...]` of a float64 simulation with the given spikes, from exact `z` `[1 or T, B, ...]`."""
+def neuron_forward(neuron: NeuronModel, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> dict[str, Near]:
+    """What the way back reads of a float64 simulation with the given spikes, `[T, B, ...]` by name: `u` and others.
+
+    Args:
+        neuron: its model.
+        filter: decay and gain of the filter before it.
+        z: exact, `[1 or T, B, ...]`.
+        spikes: of float32, `[T, B, ...]`.
+    """
+    if isinstance(neuron, LIF) and neuron.reset == "zero":
+        return {"u": _lif_forward(neuron, filter, z, spikes)}
+    equations = neuron_equations(IDENTITY, neuron)
+    found = _run(equations.forward, _constants(equations, filter), {"z": exact(z)}, spikes)
+    return {name: found[name] for name in equations.kept}
+
+
+def neuron_backward(
+    neuron: NeuronModel,
+    filter: tuple[Near, Near],
+    kept: Mapping[str, Near],
+    spikes: UInt8,
+    g: Near,
+    *,
+    static: bool,
+) -> Near:
+    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do` and `kept`, `neuron_forward` or `exact` values of float32."""
+    if isinstance(neuron, LIF) and neuron.reset == "zero":
+        return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)
+    equations = neuron_equations(IDENTITY, neuron)
+    dz = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)["dz"]
+    if not static:
+        return dz
+    total = exact(np.zeros(spikes.shape[1:]))
+    for t in reversed(range(len(spikes))):
+        total = _add(total, dz[t])
+    return _stack([total])
+
+
+def _constants(equations: NeuronEquations, filter: tuple[Near, Near]) -> dict[str, Near]:
+    of_filter = dict(zip(equations.forward.parameters[:2], filter, strict=True))
+    return {name: _constant(value) for name, value in equations.wide.items()} | of_filter
+
+
+def _run(
+    recurrence: Recurrence, constants: Mapping[str, Near], inputs: Mapping[str, Near], spikes: UInt8
+) -> dict[str, Near]:
+    """Outputs of a recurrence by name, `[T, B, ...]`; every spike in it is the one that float32 had."""
+    nodes = ordered(recurrence.roots)
+    states = {name: exact(np.zeros(spikes.shape[1:])) for name in recurrence.states}
+    steps: dict[str, list[Near]] = {name: [] for name, x in recurrence.outputs.items() if not x.is_condition}
+    for t in reversed(range(len(spikes))) if recurrence.reverse else range(len(spikes)):
+        known = {
+            **constants,
+            **{name: inputs[name][t % len(inputs[name].value)] for name in recurrence.inputs},
+            **states,
+        }
+        made: dict[int, Any] = {}
+        for x in nodes:
+            made[id(x)] = _value(x, [made[id(a)] for a in x.args], known, spikes[t] != 0)
+        states = {name: made[id(x)] for name, x in recurrence.states.items()}
+        for name, found in steps.items():
+            found.append(made[id(recurrence.outputs[name])])
+    return {name: _stack(found[::-1] if recurrence.reverse else found) for name, found in steps.items()}
+
+
+def _value(x: Expr, a: Sequence[Any], known: Mapping[str, Near], fired: AnyArray) -> Any:
+    """One node: a `Near`, or for a condition whether it holds in float64 and whether float32 may see it otherwise."""
+    if x.op == "variable":
+        return known[str(x.name)]
+    if x.op == "constant":
+        return exact(x.value)
+    if x.op == "spike":
+        return fired, np.zeros_like(fired)
+    if x.op in ("lt", "ge"):
+        off = a[0].error + a[1].error
+        truth = a[0].value < a[1].value
+        return (truth if x.op == "lt" else ~truth), (off > 0) & (np.abs(a[0].value - a[1].value) <= off)
+    if x.op == "where":
+        return _chosen(*a)
+    if x.op == "abs":
+        return replace(a[0], value=np.abs(a[0].value))
+    if x.op == "exp":
+        return _exp(a[0])
+    if x.op == "sub":
+        return _add(a[0], _negative(a[1]))
+    if x.op not in _NEAR:
+        raise TypeError(f"no error analysis of the operation {x.op}")
+    return _NEAR[x.op](*a)
+
+
+def _chosen(condition: tuple[AnyArray, AnyArray], a: Near, b: Near) -> Near:
+    """`where`: by all that the two differ, where float32 may choose the other one."""
+    truth, unsure = condition
+    jump = np.where(unsure, np.abs(a.value - b.value) + np.maximum(a.error, b.error), 0)
+    error, spread = (np.where(truth, p, q) for p, q in ((a.error, b.error), (a.spread, b.spread)))
+    return Near(np.where(truth, a.value, b.value), np.maximum(error, jump), np.maximum(spread, jump))
+
+
+def _exp(a: Near) -> Near:
+    """`exp` of a number of at most 0."""
+    off = (2 * EXP_ULPS + 2 * a.largest) * U
+    value = np.exp(a.value)
+    grown = np.expm1(np.minimum(a.error, 700))
+    # Float32 is within exp(a + error) (1 + off); no value of exp(a) exceeds 1.
+    return Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
+
+
+_NEAR: dict[str, Callable[..., Near]] = {
+    "add": _add, "mul": _multiply, "div": _divide, "neg": _negative, "snap": _snap,
+}  # fmt: skip
+
+
+def _lif_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> Near:
+    """`neuron_forward` of LIF with reset to zero: its potentials."""
     decay, gain = filter
     km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
     i = m = exact(np.zeros(spikes.shape[1:]))
@@ -256,8 +366,8 @@ def neuron_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: 
     return _stack(steps)
 
 
-def neuron_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
-    """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do`; neurons/lif.py.
+def _lif_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
+    """`neuron_backward` of LIF with reset to zero, closer than operation by operation.
 
     Float32 differs from `d = h g + ((1 - o) - h u) d1`, `d1 = k_m d_{t+1}`, by
 
@@ -485,16 +595,16 @@ def gradients(
         dropout: `(seed, step)` of the masks that the forward pass used.
     """
     s: AnyArray = inputs if network.coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
-    traces, u = {}, {}
+    traces, kept = {}, {}
     for block in network.blocks:
         run = layers[block.name]
         trace = traces[block.name] = _before(block, s, dropout)
         if potentials == "float32":
-            u[block.name] = exact(run.potentials)
+            kept[block.name] = {name: exact(x) for name, x in _kept(block, run, trace, wq, dropout).items()}
         else:
             module: Any = conv2d if isinstance(block.synapse, Conv2d) else linear
             z = module.forward(block.synapse, trace.s, wq[block.name])[0]
-            u[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes)
+            kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes)
         s = run.spikes
     found: dict[str, Near] = {}
     g: Near | None = error
@@ -503,13 +613,26 @@ def gradients(
         assert g is not None
         trace, spikes = traces[block.name], layers[block.name].spikes
         static = len(trace.s) == 1 and len(spikes) > 1
-        dz = neuron_backward(block.neuron, _filter(block, dropout), u.pop(block.name), spikes, g, static=static)
+        dz = neuron_backward(block.neuron, _filter(block, dropout), kept.pop(block.name), spikes, g, static=static)
         below, found[block.name] = synapse_backward(
             block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
         )
         alike = math.prod(layer.size**2 for layer in block.before if isinstance(layer, AvgPool2d))
         g = None if below is None else trace.back(below)
     return found
+
+
+def _kept(
+    block: Block, run: LayerRun, trace: _Trace, wq: Mapping[str, Float32], dropout: tuple[int, int] | None
+) -> dict[str, Float32]:
+    """What float32's way back reads of its forward pass: the potentials of `run`, and what else the model asks for."""
+    equations = neuron_equations(block.filter(training=dropout is not None), block.neuron)
+    if equations.kept == ("u",):
+        return {"u": run.potentials}
+    module: Any = conv2d if isinstance(block.synapse, Conv2d) else linear
+    z = module.forward(block.synapse, trace.s, wq[block.name])[0]
+    found = recur(equations.forward, equations.constants, {"z": z}, len(run.spikes))
+    return {name: found[name] for name in equations.kept}
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> tuple[Near, Near]:

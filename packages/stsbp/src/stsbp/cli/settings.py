@@ -8,6 +8,7 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
+from stsbp_spec.neurons import NEURONS
 from stsbp_spec.surrogates import SURROGATES
 
 from stsbp.cli.common import Choice, completes
@@ -36,6 +37,7 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
+    "neuron": completes(NEURONS),
     "surrogate": completes(SURROGATES),
     "test_on": complete_data_set,
     "data_dir": _complete_folder,

@@ -18,7 +18,7 @@ from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.neurons import parse_neuron
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
@@ -307,7 +307,15 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         outputs=inputs.outputs,
         coding=inputs.coding,
         padding=config.padding,
-        neuron=LIF(config.tau_m, config.tau_s, config.threshold, parse_surrogate(config.surrogate)),
+        neuron=parse_neuron(
+            config.neuron,
+            {
+                "tau_m": config.tau_m,
+                "tau_s": config.tau_s,
+                "threshold": config.threshold,
+                "surrogate": parse_surrogate(config.surrogate),
+            },
+        ),
         weight_bits=config.weight_bits,
         dropout=config.dropout,
         input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,
