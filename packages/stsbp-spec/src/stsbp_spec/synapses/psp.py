@@ -5,8 +5,7 @@ The filter is linear and the same for every neuron of a layer, so it commutes wi
 fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
 The operation of this file, the filter alone, serves the van Rossum distance and users who want the potentials.
 
-Contract order: `a = snap(k a + c o)`; adjoint, Eq. (15), (11), from T-1 down: `e = snap(k e + da)`, `do = c e`: `Filter`
-below.
+Contract order: `a = snap(k a + c o)`; adjoint, Eq. (15), (11), from T-1 down: `e = snap(k e + da)`, `do = c e`.
 """
 
 from __future__ import annotations
