@@ -75,7 +75,7 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
         return reference.run(case).layers
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
     traces = forward_pass(NUMPY, case.network, _grids(case), inputs, case.steps, dropout)
-    return {trace.block.name: LayerRun(trace.spikes, trace.lif.u) for trace in traces}
+    return {trace.block.name: LayerRun(trace.spikes, trace.lif.kept["u"]) for trace in traces}
 
 
 def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropout: Dropout) -> dict[str, Near]:

@@ -151,7 +151,7 @@ def _lif(
             z[1:] = 0
         s, residuals = NUMPY.neuron_forward(neuron, filter, z, steps)
         native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), steps)
-        compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.u)
+        compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.kept["u"])
         compared.equal("spikes", _values(backend, native_s, np.uint8), s)
         ds = normal(s.shape, 14)
         if burst:
@@ -162,7 +162,7 @@ def _lif(
             compared.equal("dL/dz", found, dz)
         else:
             constants = roundoff.exact(float(filter.decay)), roundoff.exact(float(filter.gain))
-            u, g = roundoff.exact(residuals.u), roundoff.exact(ds)
+            u, g = roundoff.exact(residuals.kept["u"]), roundoff.exact(ds)
             near = roundoff.neuron_backward(neuron, constants, u, s, g, static=residuals.static)
             compared.within("dL/dz", found, near, random=True)
 
@@ -176,7 +176,7 @@ def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
         for filter in (PSP(1).filter(), PSP(2).filter()):
             _, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds))
             _, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds))
-            compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.u)
+            compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.kept["u"])
             dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
             found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
             compared.equal("dL/dz", found, dz)

@@ -6,20 +6,21 @@ Arrays are float32 whatever they hold, spikes included. Sums of weights and spik
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec import grid, optim, random
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
-from stsbp_spec.grid import WeightGrid, snap
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.grid import WeightGrid
 from stsbp_spec.network import Block
-from stsbp_spec.neurons import LIF
-from stsbp_spec.optim import AdamWScalars
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.printers import LANGUAGES, compiled
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = ["EinsumBackend"]
@@ -34,13 +35,11 @@ class Synapse:
     input_shape: Shape
 
 
-@dataclass
-class Neurons:
-    """Membrane potentials and spikes `[T, B, ...]`, and whether one `z` served all steps."""
-
-    u: Float32
-    o: Float32
-    static: bool
+@cache
+def _printed(recurrence: Recurrence) -> Callable[..., Any]:
+    """One step as a function of parameters, inputs and states, with the words of the language from here."""
+    words = {"number": np.float32, "snap": grid.snap, "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
+    return compiled(recurrence, LANGUAGES["numpy"], words)
 
 
 class EinsumBackend(AbstractBackend):
@@ -123,59 +122,27 @@ class EinsumBackend(AbstractBackend):
     def dropout(self, mask: Float32, s: Float32) -> Float32:
         return s * mask
 
-    def neuron_forward(self, neuron: LIF, filter: Filter, z: Float32, steps: int) -> tuple[Float32, Neurons]:
-        # The contract's order of stsbp_spec/neurons/lif.py; numpy rounds once per operation, as it asks.
-        u, o = (np.empty((steps, *z.shape[1:]), np.float32) for _ in range(2))
-        i, m = (np.zeros(z.shape[1:], np.float32) for _ in range(2))
-        for t in range(steps):
-            i = snap(filter.decay * i + filter.gain * z[t if len(z) > 1 else 0])
-            u[t] = snap(m + i)
-            o[t] = u[t] >= np.float32(neuron.threshold)
-            m = np.where(o[t] > 0, np.float32(0), neuron.decay * u[t])
-        return o, Neurons(u, o, static=len(z) == 1 and steps > 1)
-
-    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Neurons, ds: Float32) -> Float32:
-        u, o = residuals.u, residuals.o
-        dz = np.zeros((1, *u.shape[1:]) if residuals.static else u.shape, np.float32)
-        d, e = (np.zeros(u.shape[1:], np.float32) for _ in range(2))
-        for t in reversed(range(len(u))):
-            d1 = snap(neuron.decay * d)
-            h = neuron.surrogate.derivative(u[t] - np.float32(neuron.threshold))
-            d = snap(h * (ds[t] - snap(u[t] * d1))) + np.where(o[t] > 0, np.float32(0), d1)
-            e = snap(filter.decay * e + d)
-            dz[0 if residuals.static else t] += filter.gain * e
-        return dz
-
-    def neuron_potentials(self, residuals: Neurons) -> Float32:
-        return residuals.u
-
-    def psp_forward(self, psp: PSP, s: Float32) -> Float32:
-        return self._filtered(psp.filter(), s)
-
-    def psp_backward(self, psp: PSP, da: Float32) -> Float32:
-        filter = psp.filter()
-        e = self._filtered(Filter(filter.decay, np.float32(1)), da[::-1])
-        return filter.gain * e[::-1]
-
-    def _filtered(self, filter: Filter, x: Float32) -> Float32:
-        a = np.zeros(x.shape, np.float32)
-        for t in range(len(x)):
-            a[t] = snap(filter.decay * (a[t - 1] if t else a[t]) + filter.gain * x[t])
-        return a
-
-    def loss_error(self, loss: Loss, psp: PSP, s: Float32, targets: Float32) -> Float32:
-        steps, batch = s.shape[:2]
-        if type(loss) is VanRossum:
-            filter = psp.filter()
-            r = self._filtered(filter, s - targets)
-            e = self._filtered(Filter(filter.decay, np.float32(1)), r[::-1])[::-1]
-            return psp.filter(1 / batch).gain * e
-        if type(loss) is Hamming:
-            return np.float32(1 / batch) * (s - targets)
-        if type(loss) is SpikeCount:
-            difference = s.sum(axis=0) - targets.sum(axis=0)
-            return np.broadcast_to(np.float32(1 / (steps * steps * batch)) * difference, s.shape)
-        raise BackendError(f"backend 'einsum' does not know the loss {type(loss).__name__}")
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, Float32],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, Float32]:
+        # Neurons, filters, losses and AdamW, whichever they are. numpy rounds once per operation, as the contract asks.
+        step = _printed(recurrence)
+        parameters = [constants[name] for name in recurrence.parameters]
+        arrays = [inputs[name] for name in recurrence.inputs]
+        shape = arrays[0].shape[1:]
+        states = [np.zeros(shape, np.float32) for _ in recurrence.states]
+        found = {name: np.zeros((1 if summed else steps, *shape), np.float32) for name in recurrence.outputs}
+        for t in range(steps)[:: -1 if recurrence.reverse else 1]:
+            states, outputs = step(*parameters, *(x[t if len(x) > 1 else 0] for x in arrays), *states)
+            for whole, output in zip(found.values(), outputs, strict=True):
+                whole[0 if summed else t] = whole[0] + output if summed else output
+        return found
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
@@ -191,15 +158,6 @@ class EinsumBackend(AbstractBackend):
 
     def gradient_norm(self, gradients: Sequence[Float32]) -> float:
         return optim.gradient_norm(gradients)
-
-    def adamw(
-        self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
-    ) -> tuple[Float32, Float32, Float32]:
-        c = scalars
-        g = snap(g * c.clip)
-        m = snap(c.beta1 * m + c.one_minus_beta1 * g)
-        v = snap(c.beta2 * v + c.one_minus_beta2 * (g * g))
-        return c.decay * w - c.rate * ((m * c.c1) / (np.sqrt(v * c.c2) + c.eps)), m, v
 
     def spike_rate(self, s: Float32) -> float:
         spikes: Any = np.count_nonzero(s)

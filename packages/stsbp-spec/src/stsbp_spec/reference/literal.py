@@ -208,8 +208,9 @@ class Literal:
         elif isinstance(surrogate, Arctan):
             h = one / (one + (self.number(math.pi / 2 * surrogate.alpha) * x) ** 2)
         elif isinstance(surrogate, Logistic):
-            s = 1 / (1 + np.exp(-size / surrogate.width))
-            h = s * (1 - s) / surrogate.width
+            # Not s (1 - s), whose second factor loses its digits far from the threshold.
+            z = np.exp(-size / surrogate.width)
+            h = z / (1 + z) ** 2 / surrogate.width
         else:
             raise TypeError(f"no literal form of the surrogate {surrogate!r}")
         return h

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +16,16 @@ __all__ = ["recur"]
 
 
 def recur(
-    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, AnyArray], steps: int, *, summed: bool = False
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, AnyArray],
+    steps: int,
+    *,
+    summed: bool = False,
+    step: Callable[..., Any] | None = None,
 ) -> dict[str, AnyArray]:
-    """`AbstractBackend.recur`."""
-    step = numpy_function(recurrence)
+    """`AbstractBackend.recur`; `step` computes one step (None: what is printed for numpy)."""
+    step = step or numpy_function(recurrence)
     parameters = [constants[name] for name in recurrence.parameters]
     arrays = [inputs[name] for name in recurrence.inputs]
     shape = arrays[0].shape[1:]
