@@ -210,8 +210,11 @@ def test_the_command_prints_and_writes_its_report(stsbp: Callable[..., Result], 
     assert found["rows"][1]["seconds"]["runs"] == 2
 
 
-def test_a_plot_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+def test_a_plot_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = pytest.importorskip("matplotlib.figure")
+    drawn: list[Any] = []
+    save = figures.Figure.savefig
+    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
     machine = device.describe(open_backend("numpy"), {})
     rows = [
         Row("kernels", "T=4", "copy", Timing((1e-3, 2e-3))),
@@ -222,6 +225,9 @@ def test_a_plot_is_drawn(tmp_path: Path) -> None:
     report = Report(machine, rows)
     show.plot(report, tmp_path / "b.png")
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    bars = [[patch.get_width() for patch in panel.patches] for panel in drawn[0].axes]
+    assert [panel.get_xlabel() for panel in drawn[0].axes] == ["ms", "ms"]
+    assert bars == [pytest.approx([2.5, 1.5]), pytest.approx([12e3])]
     console = Console(width=120, record=True, file=io.StringIO())
     show.print_report(report, console)
     assert "50% of copy" in console.export_text()
