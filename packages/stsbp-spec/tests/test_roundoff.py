@@ -309,6 +309,20 @@ def test_the_floor_and_underflow_are_part_of_the_bound() -> None:
     assert tiny.error >= TINY
 
 
+def test_a_product_within_one_rounding_of_the_floor_may_be_below_it() -> None:
+    """The potential, lower by `off`, times the error of the step after it, rounded down, is the floor."""
+    neuron, off, n = LIF(2, 2, 1.0, Rectangle(4.0)), 2.0**-10, 7
+    g = np.full((2, n), 16 * FLOOR)
+    g[1] = 8 * FLOOR / (1 - off - U) * (1 + U * np.linspace(-1, 0.5, n))  # the surrogate is 1/4, the leak 1/2
+    off_at = np.array([[off] * n, [0.0] * n])
+    near = roundoff.neuron_backward(
+        neuron, roundoff.exact_filter(PSP(1)), Near(np.ones((2, n)), off_at, off_at), np.ones((2, n), np.uint8),
+        roundoff.exact(g), static=False,
+    )  # fmt: skip
+    assert (near.error[0] >= FLOOR / 4).all()
+    assert (near.error[0] < FLOOR / 2).all()
+
+
 def _residuals(u: Float64) -> Any:
     return NeuronResiduals({"u": u.astype(np.float32)}, (u >= 1).astype(np.uint8), static=False)
 
