@@ -22,7 +22,7 @@ from stsbp.cli.predict import read_input
 from stsbp.datasets import load, mnist
 from stsbp.datasets.archives import extract_files
 from stsbp.datasets.image_folder import read_image
-from stsbp.errors import DataError, FileError
+from stsbp.errors import CheckpointError, DataError, FileError
 from stsbp.files import OutputKind, open_regular, read_regular
 from stsbp.report.page import PAGE, page
 from stsbp.training.build import Inputs
@@ -211,6 +211,13 @@ class TestData:
             result = stsbp(*command)
             assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
             assert result.exit_code in (0, 1)
+
+    def test_metrics_that_cannot_be_read_are_not_taken_for_none(self, run: Path) -> None:
+        (run / "metrics.jsonl").unlink()
+        assert read_records(run / "metrics.jsonl") == []
+        os.mkfifo(run / "metrics.jsonl")
+        with pytest.raises(CheckpointError, match=r"cannot read .*metrics\.jsonl: it is a pipe, not a regular file"):
+            read_records(run / "metrics.jsonl")
 
 
 @pytest.mark.filterwarnings("error")
