@@ -316,7 +316,7 @@ def test_a_product_within_one_rounding_of_the_floor_may_be_below_it() -> None:
     g[1] = 8 * FLOOR / (1 - off - U) * (1 + U * np.linspace(-1, 0.5, n))  # the surrogate is 1/4, the leak 1/2
     off_at = np.array([[off] * n, [0.0] * n])
     near = roundoff.neuron_backward(
-        neuron, roundoff.exact_filter(PSP(1)), Near(np.ones((2, n)), off_at, off_at), np.ones((2, n), np.uint8),
+        neuron, roundoff.exact_filter(PSP(1)), {"u": Near(np.ones((2, n)), off_at, off_at)}, np.ones((2, n), np.uint8),
         roundoff.exact(g), static=False,
     )  # fmt: skip
     assert (near.error[0] >= FLOOR / 4).all()
