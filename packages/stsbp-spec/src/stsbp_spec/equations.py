@@ -123,8 +123,8 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     current = variable("current")
     step = _floored(neuron.step(own_p.names, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
-    if step.spike.op != "spike":
-        raise SpecError(f"{what}: the spike of a step is spike(u, threshold)")
+    if step.spike.op != "spike" or step.u.is_condition:
+        raise SpecError(f"{what}: the spike of a step is spike(u, threshold), and its potential a number")
 
     def h(x: Expr) -> Expr:
         return named("h", surrogate.expression(slope_p.names, x))

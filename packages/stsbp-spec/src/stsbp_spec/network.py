@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TypeAlias
@@ -32,7 +32,7 @@ import numpy as np
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
-from stsbp_spec.surrogates import Surrogate, number
+from stsbp_spec.surrogates import number
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -475,16 +475,9 @@ def _token(layer: Layer, *, full: bool = False) -> str:
 
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
-    """The keys of a neuron in notation, the model's name unless it is `lif`."""
-    keys = [] if neuron.name == LIF.name else [f"neuron={neuron.name}"]
-    for name in parameters(neuron):
-        value = getattr(neuron, name)
-        if isinstance(value, Surrogate):
-            pairs = (f"{f.name}={getattr(value, f.name)!r}" for f in fields(value))
-            keys.append(":".join([f"{name}={value.name}", *pairs]))
-        elif not (name == "reset" and value == "zero"):
-            keys.append(f"{name}={value}" if isinstance(value, str) else f"{name}={value!r}")
-    return keys
+    """The keys of a neuron in notation, without what a plain LIF neuron need not say."""
+    plain = {"neuron": LIF.name, "reset": "zero"}
+    return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
 
 def _layer_at(layers: list[Layer], position: int) -> int:

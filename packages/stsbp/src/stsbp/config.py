@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
-from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.neurons import names_a_class, parse_neuron
+from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import shown
 
@@ -63,7 +64,11 @@ class RunConfig(BaseModel):
     label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
-    neuron: str = Field("lif", description="Neuron model, for example lif:reset=subtract or alif:beta=1.8.")
+    neuron: str = Field(
+        "lif",
+        description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, or a class of your own, module:Class.",
+    )
+    neuron_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -175,7 +180,15 @@ class RunConfig(BaseModel):
     @field_validator("neuron")
     @classmethod
     def _neuron(cls, text: str) -> str:
-        parse_neuron(text, {})
+        if not names_a_class(text):
+            parse_neuron(text, {})
+        return text
+
+    @field_validator("neuron_model")
+    @classmethod
+    def _neuron_model(cls, text: str) -> str:
+        if text:
+            from_text(text)
         return text
 
     @field_validator("surrogate")
@@ -273,7 +286,7 @@ PATHS = ("dataset", "test_on", "data_dir", "init_from")
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Network": (
-            *("net", "padding", "dropout", "neuron", "tau_m", "tau_s", "threshold", "surrogate"),
+            *("net", "padding", "dropout", "neuron", "neuron_model", "tau_m", "tau_s", "threshold", "surrogate"),
             *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),
@@ -304,7 +317,7 @@ RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
-        *("init_rate", "init_from", "init_sha256", "test"),
+        *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model"),
         *RECORDING_SETTINGS,
     }
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -17,7 +20,18 @@ from stsbp_spec.values import shown
 NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF)}
 """Every neuron model by its name."""
 
-__all__ = ["ALIF", "IF", "LIF", "NEURONS", "NeuronModel", "as_model", "parameters", "parse_neuron", "with_parameter"]
+__all__ = [
+    "ALIF",
+    "IF",
+    "LIF",
+    "NEURONS",
+    "NeuronModel",
+    "as_model",
+    "names_a_class",
+    "parameters",
+    "parse_neuron",
+    "with_parameter",
+]
 
 
 def parameters(neuron: NeuronModel | type[NeuronModel]) -> tuple[str, ...]:
@@ -33,8 +47,12 @@ def as_model(name: str, given: Mapping[str, Any]) -> NeuronModel:
     """
     if name not in NEURONS:
         raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, NEURONS)}; known: {', '.join(NEURONS)}")
-    known = parameters(NEURONS[name])
-    return NEURONS[name](**{key: value for key, value in given.items() if key in known})
+    return _made(NEURONS[name], given)
+
+
+def _made(model: type[NeuronModel], given: Mapping[str, Any]) -> NeuronModel:
+    known = parameters(model)
+    return model(**{key: value for key, value in given.items() if key in known})
 
 
 def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
@@ -55,17 +73,48 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
             value = number(text)
         except ValueError:
             raise SpecError(f"{key} must be a number, got {shown(text)}") from None
-    return as_model(neuron.name, {**{each: getattr(neuron, each) for each in parameters(neuron)}, key: value})
+    return _made(type(neuron), {**{each: getattr(neuron, each) for each in parameters(neuron)}, key: value})
+
+
+def names_a_class(text: str) -> bool:
+    """Whether `parse_neuron` would import a module to read this."""
+    name, *pairs = text.strip().split(":")
+    return bool(pairs) and "=" not in pairs[0] and name not in NEURONS
+
+
+def _imported(module: str, name: str) -> type[NeuronModel]:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise SpecError(f"the neuron {shown(f'{module}:{name}')} cannot be imported: {error}") from error
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(found, type) or not issubclass(found, NeuronModel) or "__dataclass_fields__" not in vars(found):
+        raise SpecError(f"{shown(f'{module}:{name}')} is no neuron model: a dataclass that derives from NeuronModel")
+    return found
 
 
 def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
-    """Read `"alif"` or `"alif:beta=1.8:reset=subtract"`; parameters that it does not name are those `given`.
+    """Read `"alif"`, `"alif:beta=1.8:reset=subtract"`, or a class of another module, `"my_module:MyNeuron:tau_m=5"`.
+
+    Parameters that it does not name are those `given`. The module is imported, from the current folder too.
 
     Raises:
-        SpecError: the model or a parameter is unknown, or a value is outside its domain.
+        SpecError: the model or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
     """
     name, *pairs = text.strip().split(":")
-    neuron = as_model(name, given)
+    if names_a_class(text):
+        model = _imported(name, pairs.pop(0))
+    elif name in NEURONS:
+        model = NEURONS[name]
+    else:
+        raise SpecError(
+            f"unknown neuron {shown(name)}{did_you_mean(name, NEURONS)}; known: {', '.join(NEURONS)}, and classes of "
+            "your own as module:Class"
+        )
+    neuron = _made(model, given)
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:

@@ -98,10 +98,20 @@ class NeuronModel(ABC):
         """
         return None
 
+    def written(self) -> dict[str, str]:
+        """The model's name, as `neuron`, and its parameters, as notation writes them."""
+        return {"neuron": self.name, **{each.name: _written(getattr(self, each.name)) for each in fields(self)}}  # type: ignore[arg-type]
+
     @property
     def psp(self) -> PSP:
         """The filter of this layer's output spikes."""
         return PSP(self.tau_s)
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Surrogate):
+        return ":".join([value.name, *(f"{f.name}={getattr(value, f.name)!r}" for f in fields(value))])
+    return value if isinstance(value, str) else repr(value)
 
 
 def parameter(default: Any, check: Check) -> Any:

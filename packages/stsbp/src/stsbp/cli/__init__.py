@@ -29,6 +29,7 @@ COMMANDS = {
     "presets": "List published experiments and their settings.",
     "experiment": "Train a preset with several seeds and write a table.",
     "networks": "Show a network as a table.",
+    "equations": "Show what a neuron, a loss or AdamW computes, as a backend runs it.",
     "backends": "List backends, their devices, and why one cannot run.",
     "benchmark": "Measure a backend against the floors of this machine.",
 }

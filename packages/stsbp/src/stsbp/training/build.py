@@ -18,7 +18,8 @@ from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.neurons import NeuronModel, parse_neuron
+from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
@@ -41,6 +42,7 @@ __all__ = [
     "Score",
     "Task",
     "build_network",
+    "build_neuron",
     "build_task",
     "cut_validation",
     "has_test_of_training",
@@ -295,6 +297,18 @@ def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
     )
 
 
+def build_neuron(config: RunConfig) -> NeuronModel:
+    """The neurons of layers that have none of their own.
+
+    Raises:
+        SpecError: a model of the user's own cannot be imported.
+    """
+    if config.neuron_model:
+        return from_text(config.neuron_model)
+    given = {name: getattr(config, name) for name in ("tau_m", "tau_s", "threshold")}
+    return parse_neuron(config.neuron, {**given, "surrogate": parse_surrogate(config.surrogate)})
+
+
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     """The network of a run.
 
@@ -307,15 +321,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         outputs=inputs.outputs,
         coding=inputs.coding,
         padding=config.padding,
-        neuron=parse_neuron(
-            config.neuron,
-            {
-                "tau_m": config.tau_m,
-                "tau_s": config.tau_s,
-                "threshold": config.threshold,
-                "surrogate": parse_surrogate(config.surrogate),
-            },
-        ),
+        neuron=build_neuron(config),
         weight_bits=config.weight_bits,
         dropout=config.dropout,
         input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,

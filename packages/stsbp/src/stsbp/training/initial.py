@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import names_a_class
+from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import Float32, Shape, UInt8
 
@@ -21,7 +23,7 @@ from stsbp.config import RunConfig, split_start
 from stsbp.datasets import Split
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
-from stsbp.training.build import Task
+from stsbp.training.build import Task, build_neuron
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.run_folder import RunFolder
 
@@ -45,11 +47,18 @@ def first_weights(task: Task, train: Split) -> dict[str, Float32]:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The settings with the SHA-256 of the weights that `init_from` names, so that they can only begin with those.
+    """The settings with what they name elsewhere: the SHA-256 of the weights of `init_from`, the model of `neuron`.
+
+    So they begin with those weights or not at all, and need the module of the neuron no more.
 
     Raises:
+        SpecError: the neuron's module cannot be imported.
         CheckpointError: there is no such run, its checkpoint is damaged, or is not the one whose SHA-256 was given.
     """
+    if names_a_class(config.neuron):
+        config = config.model_copy(update={"neuron_model": config.neuron_model or as_text(build_neuron(config))})
+    elif config.neuron_model:
+        raise ConfigError("neuron_model is of the class that neuron names, which names none")
     if config.init_from:
         return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
     if config.init_sha256:

@@ -1,0 +1,92 @@
+"""Neuron models as text: what is read back computes the same, and damage is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.errors import SpecError
+from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
+from stsbp_spec.neurons.stored import as_text, from_text
+from stsbp_spec.surrogates import Logistic, Rectangle, Triangle
+from stsbp_spec.synapses import PSP
+
+MODELS: list[NeuronModel] = [
+    LIF(3, 2, 0.7),
+    LIF(reset="subtract", surrogate=Rectangle(0.3)),
+    IF(surrogate=Logistic()),
+    ALIF(surrogate=Triangle(0.4)),
+    ALIF(reset="subtract"),
+]
+TEXT = as_text(ALIF())
+
+
+@pytest.mark.parametrize("neuron", MODELS, ids=repr)
+def test_what_is_read_back_computes_the_same(neuron: NeuronModel) -> None:
+    stored = from_text(as_text(neuron))
+    filter = PSP(3).filter()
+    one, two = neuron_equations(filter, neuron), neuron_equations(filter, stored)
+    assert (one.forward, one.backward, one.kept) == (two.forward, two.backward, two.kept)
+    assert (one.constants, one.wide) == (two.constants, two.wide)
+    assert (stored.tau_s, stored.threshold) == (neuron.tau_s, neuron.threshold)
+    assert stored.surrogate.exact == neuron.surrogate.exact
+    assert as_text(stored) == as_text(neuron)
+    assert stored == from_text(as_text(neuron))
+    assert hash(stored) == hash(from_text(as_text(neuron)))
+    assert repr(stored).startswith(f"{neuron.name}(")
+
+
+def _changed(change: Any) -> str:
+    data = json.loads(TEXT)
+    change(data)
+    return json.dumps(data)
+
+
+DAMAGE: dict[str, Any] = {
+    "no text": lambda d: d.clear(),
+    "another format": lambda d: d.update(format=2),
+    "a name that is code": lambda d: d.update(name="__import__('os')"),
+    "a state that is none": lambda d: d["states"].append("b"),
+    "a constant that is none": lambda d: d["constants"].update(km="nan"),
+    "a constant that is missing": lambda d: d["constants"].pop("km"),
+    "an operand after the operation": lambda d: d["nodes"][3].__setitem__(2, 40),
+    "an operand that is no number": lambda d: d["nodes"][3].__setitem__(2, "0"),
+    "an operation that is unknown": lambda d: d["nodes"][3].__setitem__(0, "system"),
+    "an operand too many": lambda d: d["nodes"][3].append(0),
+    "a variable that is code": lambda d: d["nodes"][0].__setitem__(1, "s.m); import os; ("),
+    "a name of a node that is code": lambda d: next(n for n in d["nodes"] if n[1] == "u").__setitem__(1, "u = 1"),
+    "a spike that is a number": lambda d: d["roots"].update(spike=d["roots"]["u"]),
+    "a potential that is a condition": lambda d: d["roots"].update(u=d["roots"]["spike"]),
+    "a result that is missing": lambda d: d["roots"].pop("u"),
+    "a result beyond the end": lambda d: d["roots"].update(u=9999),
+    "a time constant below one": lambda d: d.update(tau_s=(0.5).hex()),
+    "no threshold": lambda d: d.update(threshold=(0.0).hex()),
+    "too many operations": lambda d: d["nodes"].extend([["constant", "0x0p+0"]] * 5000),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_refused(kind: str) -> None:
+    with pytest.raises(SpecError):
+        neuron_equations(PSP().filter(), from_text(_changed(DAMAGE[kind])))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", "null", "[" * 5000, "x" * 2**19])
+def test_what_is_no_model_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        from_text(text)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_change_of_a_text_is_read_or_refused(data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(TEXT) - 1))
+    length = data.draw(st.integers(0, 3))
+    put = data.draw(st.text(st.sampled_from('0123456789abmsuxp.-+",:[]{}e'), max_size=3))
+    with contextlib.suppress(SpecError):
+        neuron_equations(PSP().filter(), from_text(TEXT[:at] + put + TEXT[at + length :]))
