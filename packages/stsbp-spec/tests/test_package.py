@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,3 +148,36 @@ def test_a_backends_own_error_passes_through(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(registry, "entry_points", lambda *, group: (Point(),))
     with pytest.raises(BackendError, match=r"^its own words$"):
         stsbp_spec.load_backend("mine")
+
+
+def _imports(package: Path) -> dict[str, set[str]]:
+    """Modules of a package by the modules of it that they import, wherever in the file and for whatever purpose."""
+    files = {
+        ".".join((package.name, *path.relative_to(package).with_suffix("").parts)): path
+        for path in package.rglob("*.py")
+    }
+    names = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        asked: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                asked |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                asked |= {each if each in names else node.module for each in whole}
+        found[name] = (asked & set(names)) - {name}
+    return found
+
+
+PACKAGES = sorted(Path(__file__).parents[2].glob("*/src/*/__init__.py"))
+
+
+@pytest.mark.parametrize("package", [path.parent for path in PACKAGES], ids=lambda path: path.name)
+def test_imports_run_one_way(package: Path) -> None:
+    waiting = _imports(package)
+    assert len(waiting) > 10
+    while ready := [name for name, asked in waiting.items() if not asked & set(waiting)]:
+        for name in ready:
+            del waiting[name]
+    assert not waiting, f"import each other: {', '.join(sorted(waiting))}"

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stsbp_spec.grid import error_bits
 from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.typing import Memory, Native, Precision
-
-if TYPE_CHECKING:
-    from stsbp_spec.backend import AbstractBackend
 
 __all__ = [
     "FORWARD_PASSES",
@@ -32,19 +30,6 @@ __all__ = [
     "lean_forward_pass",
     "synapse_backward",
 ]
-
-
-@dataclass
-class BlockTrace:
-    """What the forward pass of one block leaves for its backward pass."""
-
-    block: Block
-    before: list[Any]
-    synapse: Any
-    lif: Any
-    spikes: Native
-    zeroed: Native | None = None
-    """Numbers of `AbstractBackend.error_grid`, after a backward pass in `reproducible` precision."""
 
 
 @dataclass
@@ -63,7 +48,7 @@ class LeanTrace:
 
 
 def forward_pass(
-    backend: AbstractBackend,
+    backend: Pairs,
     network: NetworkSpec,
     wq: dict[str, Native],
     x: Native,
@@ -76,7 +61,7 @@ def forward_pass(
         backend: computes the pairs.
         network: the network.
         wq: weights on their grid, by name.
-        x: encoded inputs, `[1 or T, B, ...]` (`AbstractBackend.encode`).
+        x: encoded inputs, `[1 or T, B, ...]` (`Pairs.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
 
@@ -90,7 +75,7 @@ def forward_pass(
 
 
 def lean_forward_pass(
-    backend: AbstractBackend,
+    backend: Pairs,
     network: NetworkSpec,
     wq: dict[str, Native],
     x: Native,
@@ -116,7 +101,7 @@ FORWARD_PASSES: Mapping[Memory, Callable[..., list[Any]]] = {"full": forward_pas
 
 
 def backward_pass(
-    backend: AbstractBackend,
+    backend: Pairs,
     traces: Sequence[BlockTrace | LeanTrace],
     ds: Native,
     precision: Precision,
@@ -138,7 +123,7 @@ def backward_pass(
 
 
 def block_forward(
-    backend: AbstractBackend, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
+    backend: Pairs, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
 ) -> BlockTrace:
     """One block of `forward_pass` by the backend's pairs, on the spikes `s` of the block below, `[1 or T, B, ...]`."""
     before: list[Any] = []
@@ -160,7 +145,7 @@ def block_forward(
 
 
 def block_backward(
-    backend: AbstractBackend, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+    backend: Pairs, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
 ) -> tuple[Native | None, Native]:
     """One block of `backward_pass` by the backend's pairs: `(error of s, gradient of the weights)`.
 
@@ -171,7 +156,7 @@ def block_backward(
 
 
 def synapse_backward(
-    backend: AbstractBackend, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+    backend: Pairs, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
 ) -> tuple[Native | None, Native]:
     """`block_backward` through neurons and weights: the error after pooling and dropout."""
     block = trace.block
@@ -181,7 +166,7 @@ def synapse_backward(
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
 
 
-def before_backward(backend: AbstractBackend, trace: BlockTrace, below: Native, first: int = 0) -> Native:
+def before_backward(backend: Pairs, trace: BlockTrace, below: Native, first: int = 0) -> Native:
     """The rest of `block_backward`: through pooling and dropout, down to layer `first` of them."""
     layers = list(zip(trace.block.before, trace.before, strict=True))[first:]
     for layer, residual in reversed(layers):

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.checks import (
+    check_batch,
+    check_dropout,
+    check_inputs,
+    check_loss,
+    check_precision,
+    check_weights,
+)
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
-from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor
-from stsbp_spec.passes import FORWARD_PASSES, BlockTrace, LeanTrace, backward_pass, forward_pass
+from stsbp_spec.pairs import BlockTrace, Pairs
+from stsbp_spec.passes import FORWARD_PASSES, LeanTrace, backward_pass, forward_pass
 from stsbp_spec.random import check_seed
-from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, Shape, UInt8
-from stsbp_spec.values import integer, listed, shown
-
-if TYPE_CHECKING:
-    from stsbp_spec.backend import AbstractBackend, Batch, RunResult, ValueAndGrad
+from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
+from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, UInt8
+from stsbp_spec.values import shown
 
 __all__ = [
     "Prediction",
@@ -30,57 +34,17 @@ __all__ = [
     "TrainState",
     "Trainer",
     "check_batch",
+    "check_dropout",
+    "check_inputs",
+    "check_loss",
+    "check_precision",
     "check_weights",
     "run",
     "value_and_grad",
     "zeroed_errors",
 ]
 
-MAX_STEPS = 2**24
-"""Time steps of a run: spikes of a neuron are counted in float32, which holds every integer up to here."""
-
 T = TypeVar("T", BlockTrace, LeanTrace)
-
-
-@dataclass
-class TrainState:
-    """Master weights and optimiser state, native arrays by layer name; opaque to the loop."""
-
-    step: int
-    weights: dict[str, Native]
-    m: dict[str, Native]
-    v: dict[str, Native]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one update reports.
-
-    Attributes:
-        loss: mean distance of the batch before the update.
-        spikes: output spike trains, `[T, B, N]` uint8.
-        rates: mean spikes per neuron and step of each layer.
-        grids: weight grid of each layer.
-        gradient_norm: global norm before clipping.
-        learning_rate: of this update.
-        zeroed: what the error grid took from each layer; empty in `fast` precision, which has none.
-    """
-
-    loss: float
-    spikes: UInt8
-    rates: dict[str, float]
-    grids: dict[str, WeightGrid]
-    gradient_norm: float
-    learning_rate: float
-    zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer."""
-
-    spikes: UInt8
-    rates: dict[str, float]
 
 
 class Trainer:
@@ -100,7 +64,7 @@ class Trainer:
 
     def __init__(
         self,
-        backend: AbstractBackend,
+        backend: Pairs,
         network: NetworkSpec,
         loss: Loss,
         optimizer: AdamW,
@@ -211,7 +175,7 @@ def _without_subnormals(x: Float32) -> Float32:
 
 @np.errstate(over="ignore", invalid="ignore")
 def value_and_grad(
-    backend: AbstractBackend,
+    backend: Pairs,
     network: NetworkSpec,
     loss: Loss,
     weights: dict[str, Float32],
@@ -219,9 +183,7 @@ def value_and_grad(
     precision: Precision,
     dropout: tuple[int, int] | None,
 ) -> ValueAndGrad:
-    """See `AbstractBackend.value_and_grad`."""
-    from stsbp_spec.backend import ValueAndGrad
-
+    """See `Pairs.value_and_grad`."""
     check_precision(network, precision)
     check_loss(loss)
     check_dropout(dropout)
@@ -240,12 +202,8 @@ def value_and_grad(
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def run(
-    backend: AbstractBackend, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
-) -> RunResult:
-    """See `AbstractBackend.run`."""
-    from stsbp_spec.backend import LayerRun, RunResult
-
+def run(backend: Pairs, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
+    """See `Pairs.run`."""
     check_weights(network, weights)
     check_inputs(network, inputs, steps)
     steps = int(steps)
@@ -259,7 +217,7 @@ def run(
 
 
 def _forward(
-    backend: AbstractBackend,
+    backend: Pairs,
     network: NetworkSpec,
     weights: dict[str, Native],
     inputs: UInt8,
@@ -274,133 +232,22 @@ def _forward(
     return forward(backend, network, wq, x, steps, dropout), grids
 
 
-def _rates(backend: AbstractBackend, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, float]:
+def _rates(backend: Pairs, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, float]:
     return {trace.block.name: backend.spike_rate(trace.spikes) for trace in traces}
 
 
 def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
-    """What the error grid took from each layer, from the numbers of `AbstractBackend.error_grid`, `[..., 2]`."""
+    """What the error grid took from each layer, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
     totals = {name: np.reshape(numbers, (-1, 2)).sum(axis=0, dtype=np.int64) for name, numbers in counts.items()}
     return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}
 
 
-def _zeroed(backend: AbstractBackend, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, ZeroedErrors]:
+def _zeroed(backend: Pairs, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, ZeroedErrors]:
     return zeroed_errors({t.block.name: backend.numpy(t.zeroed) for t in traces if t.zeroed is not None})
 
 
-def _not_finite(backend: AbstractBackend, gradients: dict[str, Native], where: str) -> NumericError:
+def _not_finite(backend: Pairs, gradients: dict[str, Native], where: str) -> NumericError:
     # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
     bad = [name for name, g in gradients.items() if not np.isfinite(backend.numpy(g)).all()]
     message = f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients"
     return NumericError(message)
-
-
-def check_precision(network: NetworkSpec, precision: Precision) -> None:
-    """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
-    check_network(network)
-    if precision not in ("fast", "reproducible"):
-        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
-    if precision == "fast":
-        return
-    for block in network.blocks:
-        if not block.neuron.surrogate.exact:
-            raise SpecError(
-                f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
-                "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
-            )
-        equations = neuron_equations(block.filter(training=False), block.neuron)
-        if not (equations.forward.exact and equations.backward.exact):
-            raise SpecError(
-                f"layer {block.name}: the neuron {block.neuron.name} uses exp, which differs between libraries; for "
-                "reproducible precision write it with + - * / and comparisons"
-            )
-
-
-def check_network(network: object) -> None:
-    """Raise `SpecError` unless `network` is a network."""
-    if not isinstance(network, NetworkSpec):
-        raise SpecError(f"a network is a NetworkSpec, for example of NetworkSpec.parse, got {shown(network)}")
-
-
-def check_loss(loss: object) -> None:
-    """Raise `SpecError` unless `loss` is a loss."""
-    if not isinstance(loss, Loss):
-        known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
-        raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
-
-
-def check_dropout(dropout: object) -> None:
-    """Raise `SpecError` unless `dropout` is None or `(seed, step)`, both integers in `[0, 2**32)`."""
-    if dropout is None:
-        return
-    if not isinstance(dropout, (tuple, list)) or len(dropout) != 2:
-        raise SpecError(f"dropout is None or (seed, step), got {shown(dropout)}")
-    seed, step = dropout
-    check_seed(seed)
-    if (number := integer(step)) is None or not 0 <= number < 2**32:
-        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
-
-
-def _array(what: str, x: object) -> None:
-    if not isinstance(x, np.ndarray):
-        raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
-    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
-        raise ShapeError(f"{what} must be a plain numpy array, got {type(x).__name__}; give numpy.asarray(...) of it")
-
-
-def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
-    """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
-    check_network(network)
-    shapes = network.weight_shapes
-    if not isinstance(weights, Mapping):
-        raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
-    if set(weights) != set(shapes):
-        raise ShapeError(f"{what} must have the layers {listed(shapes)}, got {listed(map(str, weights)) or 'none'}")
-    for name, shape in shapes.items():
-        _array(f"{what} of {name}", weights[name])
-        if weights[name].shape != shape or weights[name].dtype != np.float32:
-            raise ShapeError(
-                f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
-            )
-
-
-def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
-    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
-    lead = 1 if network.coding == "direct" else 2
-    letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
-    if (number := integer(steps)) is None or not 1 <= number <= MAX_STEPS:
-        raise ShapeError(f"steps must be an integer from 1 to 2^24, got {shown(steps)}")
-    _array("inputs", inputs)
-    if inputs.dtype != np.uint8:
-        raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
-    if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
-        raise ShapeError(
-            f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"
-        )
-    if inputs.shape[lead - 1] == 0:
-        raise ShapeError("the batch is empty")
-    if lead == 2 and inputs.shape[0] != steps:
-        raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
-    if lead == 2 and int(inputs.max(initial=0)) > network.input_max:
-        raise ShapeError(
-            f"an input frame holds the count {int(inputs.max())}, the network allows {network.input_max} (input_max)"
-        )
-    return int(inputs.shape[lead - 1])
-
-
-def check_batch(network: NetworkSpec, batch: Batch) -> int:
-    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
-    from stsbp_spec.backend import Batch
-
-    if not isinstance(batch, Batch):
-        raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
-    targets = batch.targets
-    _array("targets", targets)
-    if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
-        raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
-    expected: Shape = (targets.shape[0], check_inputs(network, batch.inputs, targets.shape[0]), network.outputs)
-    if targets.shape != expected:
-        raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
-    if int(targets.max()) > 1:
-        raise ShapeError("targets are spike trains of 0 and 1")
-    return int(targets.shape[0])

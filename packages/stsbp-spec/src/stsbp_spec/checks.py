@@ -1,0 +1,134 @@
+"""What the public doors of a backend refuse: arguments of the wrong kind, shape or range, each by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.random import check_seed
+from stsbp_spec.results import Batch
+from stsbp_spec.typing import AnyArray, Precision, Shape, UInt8
+from stsbp_spec.values import integer, listed, shown
+
+__all__ = [
+    "MAX_STEPS", "check_batch", "check_dropout", "check_inputs", "check_loss", "check_network",
+    "check_precision", "check_weights",
+]  # fmt: skip
+
+MAX_STEPS = 2**24
+"""Time steps of a run: spikes of a neuron are counted in float32, which holds every integer up to here."""
+
+
+def check_precision(network: NetworkSpec, precision: Precision) -> None:
+    """Raise `SpecError` for an unknown precision, or `reproducible` with a surrogate that is not exact."""
+    check_network(network)
+    if precision not in ("fast", "reproducible"):
+        raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
+    if precision == "fast":
+        return
+    for block in network.blocks:
+        if not block.neuron.surrogate.exact:
+            raise SpecError(
+                f"layer {block.name}: the surrogate {block.neuron.surrogate.name} uses exp, which differs between "
+                "libraries; for reproducible precision take arctan, fast-sigmoid, triangle or rectangle"
+            )
+        equations = neuron_equations(block.filter(training=False), block.neuron)
+        if not (equations.forward.exact and equations.backward.exact):
+            raise SpecError(
+                f"layer {block.name}: the neuron {block.neuron.name} uses exp, which differs between libraries; for "
+                "reproducible precision write it with + - * / and comparisons"
+            )
+
+
+def check_network(network: object) -> None:
+    """Raise `SpecError` unless `network` is a network."""
+    if not isinstance(network, NetworkSpec):
+        raise SpecError(f"a network is a NetworkSpec, for example of NetworkSpec.parse, got {shown(network)}")
+
+
+def check_loss(loss: object) -> None:
+    """Raise `SpecError` unless `loss` is a loss."""
+    if not isinstance(loss, Loss):
+        known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
+        raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
+
+
+def check_dropout(dropout: object) -> None:
+    """Raise `SpecError` unless `dropout` is None or `(seed, step)`, both integers in `[0, 2**32)`."""
+    if dropout is None:
+        return
+    if not isinstance(dropout, (tuple, list)) or len(dropout) != 2:
+        raise SpecError(f"dropout is None or (seed, step), got {shown(dropout)}")
+    seed, step = dropout
+    check_seed(seed)
+    if (number := integer(step)) is None or not 0 <= number < 2**32:
+        raise SpecError(f"the step of dropout must be an integer from 0 to 2**32 - 1, got {shown(step)}")
+
+
+def _array(what: str, x: object) -> None:
+    if not isinstance(x, np.ndarray):
+        raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
+    if isinstance(x, (np.ma.MaskedArray, np.matrix)):
+        raise ShapeError(f"{what} must be a plain numpy array, got {type(x).__name__}; give numpy.asarray(...) of it")
+
+
+def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
+    """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
+    check_network(network)
+    shapes = network.weight_shapes
+    if not isinstance(weights, Mapping):
+        raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
+    if set(weights) != set(shapes):
+        raise ShapeError(f"{what} must have the layers {listed(shapes)}, got {listed(map(str, weights)) or 'none'}")
+    for name, shape in shapes.items():
+        _array(f"{what} of {name}", weights[name])
+        if weights[name].shape != shape or weights[name].dtype != np.float32:
+            raise ShapeError(
+                f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
+            )
+
+
+def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
+    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
+    lead = 1 if network.coding == "direct" else 2
+    letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
+    if (number := integer(steps)) is None or not 1 <= number <= MAX_STEPS:
+        raise ShapeError(f"steps must be an integer from 1 to 2^24, got {shown(steps)}")
+    _array("inputs", inputs)
+    if inputs.dtype != np.uint8:
+        raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
+    if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
+        raise ShapeError(
+            f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"
+        )
+    if inputs.shape[lead - 1] == 0:
+        raise ShapeError("the batch is empty")
+    if lead == 2 and inputs.shape[0] != steps:
+        raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
+    if lead == 2 and int(inputs.max(initial=0)) > network.input_max:
+        raise ShapeError(
+            f"an input frame holds the count {int(inputs.max())}, the network allows {network.input_max} (input_max)"
+        )
+    return int(inputs.shape[lead - 1])
+
+
+def check_batch(network: NetworkSpec, batch: Batch) -> int:
+    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
+    if not isinstance(batch, Batch):
+        raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
+    targets = batch.targets
+    _array("targets", targets)
+    if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
+        raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
+    expected: Shape = (targets.shape[0], check_inputs(network, batch.inputs, targets.shape[0]), network.outputs)
+    if targets.shape != expected:
+        raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
+    if int(targets.max()) > 1:
+        raise ShapeError("targets are spike trains of 0 and 1")
+    return int(targets.shape[0])

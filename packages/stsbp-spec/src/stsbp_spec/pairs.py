@@ -1,0 +1,214 @@
+"""The operations of a network, as pairs on arrays of a backend's own library.
+
+    forward(spec, inputs)            -> outputs, residuals
+    backward(residuals, cotangents)  -> cotangents
+
+Layout at this door is time-major, `[T, B, C, H, W]` or `[T, B, N]`; behind it a backend may keep memory as it likes.
+The file that owns an equation says what a pair computes and in which order it rounds: synapses/, neurons/, losses/,
+optim/, grid.py. passes.py walks through a network by these, trainer.py trains by them, backend.py adds what users call.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.network import Block
+from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.synapses.psp import PSP, SynapticFilter
+from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
+
+__all__ = ["BlockTrace", "Pairs"]
+
+
+@dataclass
+class BlockTrace:
+    """What the forward pass of one block leaves for its backward pass."""
+
+    block: Block
+    before: list[Any]
+    synapse: Any
+    lif: Any
+    spikes: Native
+    zeroed: Native | None = None
+    """Numbers of `Pairs.error_grid`, after a backward pass in `reproducible` precision."""
+
+
+class Pairs(ABC):
+    """What computes the spec, operation by operation."""
+
+    name: ClassVar[str]
+
+    # Arrays.
+    @abstractmethod
+    def asarray(self, x: AnyArray) -> Native:
+        """A native array of the same dtype and (logical) shape."""
+
+    @abstractmethod
+    def numpy(self, x: Native) -> AnyArray:
+        """A numpy array in the layout of the spec; may share memory."""
+
+    @abstractmethod
+    def encode(self, inputs: UInt8, coding: Coding) -> Native:
+        """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, as the weights meet them."""
+
+    # Pairs: forward -> outputs, residuals; backward(residuals, cotangents) -> cotangents.
+    @abstractmethod
+    def synapse_forward(self, synapse: Conv2d | Linear, s: Native, wq: Native) -> tuple[Native, Any]:
+        """`z = W s`, `[T, B, ...]`: synapses/conv2d.py, synapses/linear.py."""
+
+    @abstractmethod
+    def synapse_backward(
+        self, synapse: Conv2d | Linear, residuals: Any, dz: Native, *, precision: Precision, need_input: bool
+    ) -> tuple[Native | None, Native]:
+        """`(ds, dW)`; `ds` is None where `need_input` is false. `reproducible`: sums in float64, rounded once."""
+
+    @abstractmethod
+    def avgpool2d_forward(self, pool: AvgPool2d, s: Native) -> tuple[Native, Any]:
+        """Pooled spikes: synapses/avgpool2d.py."""
+
+    @abstractmethod
+    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Native) -> Native:
+        """Adjoint of the pooling."""
+
+    @abstractmethod
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Native:
+        """`random.keep_mask` as a native array of `shape` `[B, ...]`."""
+
+    @abstractmethod
+    def dropout(self, mask: Native, s: Native) -> Native:
+        """`s * mask`, its own adjoint: synapses/dropout.py."""
+
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, Native],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, Native]:
+        """Run an equation over time, or, with one step and no states, over the elements of arrays.
+
+        Each operation rounds once to float32, as it is written. States are zero before the first step.
+
+        Args:
+            recurrence: the equation, which the backend prints in its language (printers.py).
+            constants: its parameters by name.
+            inputs: its inputs by name, float32 or uint8, `[steps, ...]`, or `[1, ...]` for the same at every step.
+            steps: how many; from the last to the first where the recurrence runs in reverse.
+            summed: add the outputs, which are numbers, over the steps in the order in which they come.
+
+        Returns:
+            The outputs by name, `[steps, ...]`, or `[1, ...]` where `summed`; float32, conditions uint8.
+        """
+        raise NotImplementedError
+
+    # The contract.
+    @abstractmethod
+    def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
+        """Weights of the forward pass: `grid.weight_grid`."""
+
+    @abstractmethod
+    def error_grid(self, dz: Native, bits: int) -> tuple[Native, Native]:
+        """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
+
+        The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
+        end of the step.
+        """
+
+    @abstractmethod
+    def gradient_norm(self, gradients: Sequence[Native]) -> float:
+        """`optim.gradient_norm`."""
+
+    @abstractmethod
+    def spike_rate(self, s: Native) -> float:
+        """Mean of spikes over all axes."""
+
+    @abstractmethod
+    def block_forward(
+        self, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
+    ) -> BlockTrace:
+        """One block of the forward pass: `passes.block_forward`."""
+
+    @abstractmethod
+    def block_backward(
+        self, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
+    ) -> tuple[Native | None, Native]:
+        """One block of the backward pass: `passes.block_backward`."""
+
+    # What follows from it; a backend may override these with something faster.
+    def neuron_forward(
+        self, neuron: NeuronModel, filter: SynapticFilter, z: Native, steps: int
+    ) -> tuple[Native, NeuronResiduals]:
+        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py."""
+        equations = neuron_equations(filter, neuron)
+        found = self.recur(equations.forward, equations.constants, {"z": z}, steps)
+        spikes = found.pop("o")
+        return spikes, NeuronResiduals(found, spikes, static=len(z) == 1 and steps > 1)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Native
+    ) -> Native:
+        """`dL/dz`, the shape of `z`, from `dL/do`."""
+        equations = neuron_equations(filter, neuron)
+        inputs = {**residuals.kept, "g": ds}
+        return self.recur(equations.backward, equations.constants, inputs, len(ds), summed=residuals.static)["dz"]
+
+    def neuron_potentials(self, residuals: NeuronResiduals) -> Native:
+        """Membrane potentials `[T, B, ...]` of a forward pass."""
+        return residuals.kept["u"]
+
+    def psp_forward(self, psp: PSP, s: Native) -> Native:
+        """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""
+        equations = filter_equations(psp.filter())
+        return self.recur(equations.forward, equations.constants, {"o": s}, len(s))["a"]
+
+    def psp_backward(self, psp: PSP, da: Native) -> Native:
+        """Adjoint of the filter."""
+        equations = filter_equations(psp.filter())
+        return self.recur(equations.backward, equations.constants, {"da": da}, len(da))["do"]
+
+    def loss_error(self, loss: Loss, psp: PSP, s: Native, targets: Native) -> Native:
+        """`dL/do` of the batch loss at the output, `[T, B, N]`: losses/."""
+        steps, batch = s.shape[:2]
+        equations = loss_equations(loss)
+        constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
+        values = {"o": s, "target": targets}
+        for name, counted in (("count", s), ("target_count", targets)):
+            if name in equations.backward.inputs:
+                values[name] = self.recur(COUNT, {}, {"o": counted}, steps, summed=True)["n"]
+        if equations.forward is not None:
+            values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
+        return self.recur(equations.backward, constants, values, steps)["do"]
+
+    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
+        """New `(w, m, v)`: optim/adamw.py. May work in place."""
+        constants = {name: getattr(scalars, name) for name in UPDATE.parameters}
+        inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
+        new = self.recur(UPDATE, constants, inputs, 1)
+        return new["new_w"][0], new["new_m"][0], new["new_v"][0]
+
+    def pack_spikes(self, s: Native) -> Any:
+        """Spikes, zeros and ones, as bits."""
+        x = self.numpy(s)
+        return np.packbits(x.astype(np.uint8)), x.shape, x.dtype
+
+    def unpack_spikes(self, packed: Any) -> Native:
+        """Inverse of `pack_spikes`."""
+        bits, shape, dtype = packed
+        return self.asarray(np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype))

@@ -1,0 +1,124 @@
+"""What goes into a backend and comes out of it: batches, runs, gradients, results of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stsbp_spec.grid import WeightGrid, ZeroedErrors
+from stsbp_spec.typing import Float32, Native, UInt8
+
+__all__ = [
+    "Batch",
+    "Device",
+    "LayerRun",
+    "NeuronResiduals",
+    "Prediction",
+    "RunResult",
+    "StepResult",
+    "TrainState",
+    "ValueAndGrad",
+]
+
+
+class Batch(NamedTuple):
+    """Inputs and target spike trains.
+
+    Attributes:
+        inputs: uint8; direct coding: images `[B, C, H, W]` of value `x / 256`; events: frames `[T, B, C, H, W]`.
+        targets: target spike trains, uint8 `[T, B, N]`; `T` is the number of steps.
+    """
+
+    inputs: UInt8
+    targets: UInt8
+
+
+class Device(NamedTuple):
+    """A device of a backend, and why it cannot be used (None: it can)."""
+
+    name: str
+    description: str
+    problem: str | None = None
+
+
+class LayerRun(NamedTuple):
+    """Spikes, uint8, and membrane potentials, float32, of one layer: `[T, B, ...]`."""
+
+    spikes: UInt8
+    potentials: Float32
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Every layer's spikes and membrane potentials by name, and the weight grids."""
+
+    layers: dict[str, LayerRun]
+    grids: dict[str, WeightGrid]
+
+
+@dataclass(frozen=True)
+class ValueAndGrad:
+    """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of each layer's master weights.
+
+    `zeroed`: what the error grid took from each layer; empty in `fast` precision, which has none.
+    """
+
+    loss: float
+    spikes: UInt8
+    gradients: dict[str, Float32]
+    zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+
+
+class NeuronResiduals(NamedTuple):
+    """What a forward pass of neurons leaves for the way back: arrays `[T, B, ...]`.
+
+    Attributes:
+        kept: values that `NeuronEquations.kept` names, the membrane potential `u` among them.
+        spikes: uint8.
+        static: whether one `z` served all steps.
+    """
+
+    kept: dict[str, Native]
+    spikes: Native
+    static: bool
+
+
+@dataclass
+class TrainState:
+    """Master weights and optimiser state, native arrays by layer name; opaque to the loop."""
+
+    step: int
+    weights: dict[str, Native]
+    m: dict[str, Native]
+    v: dict[str, Native]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one update reports.
+
+    Attributes:
+        loss: mean distance of the batch before the update.
+        spikes: output spike trains, `[T, B, N]` uint8.
+        rates: mean spikes per neuron and step of each layer.
+        grids: weight grid of each layer.
+        gradient_norm: global norm before clipping.
+        learning_rate: of this update.
+        zeroed: what the error grid took from each layer; empty in `fast` precision, which has none.
+    """
+
+    loss: float
+    spikes: UInt8
+    rates: dict[str, float]
+    grids: dict[str, WeightGrid]
+    gradient_norm: float
+    learning_rate: float
+    zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer."""
+
+    spikes: UInt8
+    rates: dict[str, float]
