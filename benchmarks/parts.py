@@ -40,7 +40,7 @@ PARTS = (
     "gradient_norm",
     "adamw",
     "numpy",
-    "spike_rate",
+    "spike_count",
 )
 """Methods of a backend that are timed, in the order of a step."""
 

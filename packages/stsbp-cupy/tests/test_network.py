@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend
-from stsbp_cupy.train_step import CupyTrainer
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import NumericError
 from stsbp_spec.reference.backend import NumpyBackend
@@ -116,7 +115,3 @@ def test_trainer_with_a_gradient_that_is_not_finite_names_step_and_layer(backend
     state.weights["linear3"] = backend.asarray(np.full(weights["linear3"].shape, np.nan, np.float32))
     with pytest.raises(NumericError, match="layer linear3: a weight is not finite"):
         trainer.step(state, batch)
-
-
-def test_trainer_is_this_packages_own(backend: CupyBackend) -> None:
-    assert isinstance(backend.trainer(cifar_network(2.0), VanRossum(), AdamW()), CupyTrainer)

@@ -68,7 +68,7 @@ BACKEND = [
     "gradient_norm",
     "numpy",
     "open",
-    "spike_rate",
+    "spike_count",
     "synapse_backward",
     "synapse_forward",
     "weight_grid",

@@ -5,7 +5,6 @@ Arrays are float32 whatever they hold, spikes included. Sums of weights and spik
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -159,6 +158,5 @@ class EinsumBackend(AbstractBackend):
     def gradient_norm(self, gradients: Sequence[Float32]) -> float:
         return optim.gradient_norm(gradients)
 
-    def spike_rate(self, s: Float32) -> float:
-        spikes: Any = np.count_nonzero(s)
-        return int(spikes) / math.prod(s.shape)
+    def spike_count(self, s: Float32) -> AnyArray:
+        return np.asarray(np.count_nonzero(s))

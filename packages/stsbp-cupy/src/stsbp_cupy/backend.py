@@ -13,12 +13,12 @@ from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.errors import BackendError
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import Block
 from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
 from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Memory, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.losses import hamming, spike_count, van_rossum
@@ -27,7 +27,6 @@ from stsbp_cupy.optim import adamw
 from stsbp_cupy.runtime import Runtime
 from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear, psp
 from stsbp_cupy.synapses.weights import HalfUnits
-from stsbp_cupy.train_step import CupyTrainer
 
 __all__ = ["CupyBackend"]
 
@@ -142,7 +141,6 @@ class CupyBackend(AbstractBackend):
         return found
 
     def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
-        """`weight_grid` of several layers with one transfer from the device."""
         grids = grid.weight_grids(self.rt, blocks, weights)
         return [
             (tensor_cores.for_layer(self.rt, block, wq, found), found)
@@ -158,8 +156,19 @@ class CupyBackend(AbstractBackend):
     def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
         return adamw.update(self.rt, scalars, w, g, m, v)
 
-    def spike_rate(self, s: Native) -> float:
-        return int(self.rt.xp.count_nonzero(s)) / int(s.size)
+    def spike_count(self, s: Native) -> Native:
+        return self.rt.xp.asarray(self.rt.xp.count_nonzero(s))
+
+    def read(self, arrays: Sequence[Native]) -> list[AnyArray]:
+        """One transfer for all arrays of a shape and type."""
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for place, x in enumerate(arrays):
+            alike.setdefault((x.shape, x.dtype), []).append(place)
+        found: dict[int, AnyArray] = {}
+        for places in alike.values():
+            one = self.rt.xp.stack([arrays[place] for place in places]) if len(places) > 1 else arrays[places[0]][None]
+            found.update(zip(places, self.numpy(one), strict=True))
+        return [found[place] for place in range(len(arrays))]
 
     def pack_spikes(self, s: Native) -> Any:
         return self.rt.xp.packbits(s.astype(np.uint8, copy=False).ravel()), s.shape, s.dtype
@@ -167,15 +176,3 @@ class CupyBackend(AbstractBackend):
     def unpack_spikes(self, packed: Any) -> Native:
         bits, shape, dtype = packed
         return self.rt.xp.unpackbits(bits)[: math.prod(shape)].reshape(shape).astype(dtype, copy=False)
-
-    def trainer(
-        self,
-        network: NetworkSpec,
-        loss: Loss,
-        optimizer: AdamW,
-        *,
-        precision: Precision = "fast",
-        seed: int = 0,
-        memory: Memory = "full",
-    ) -> CupyTrainer:
-        return CupyTrainer(self, network, loss, optimizer, precision, seed, memory)

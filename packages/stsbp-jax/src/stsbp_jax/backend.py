@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec import grid as spec_grid
@@ -186,8 +187,8 @@ class JaxBackend(AbstractBackend):
         new: tuple[Array, Array, Array] = _adamw(constants, w, g, m, v)
         return new
 
-    def spike_rate(self, s: Array) -> float:
-        return float(np.count_nonzero(np.asarray(s))) / s.size
+    def spike_count(self, s: Array) -> Array:
+        return jnp.count_nonzero(s)
 
     def value_and_grad(
         self,

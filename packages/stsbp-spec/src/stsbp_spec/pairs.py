@@ -136,8 +136,8 @@ class Pairs(ABC):
         """`optim.gradient_norm`."""
 
     @abstractmethod
-    def spike_rate(self, s: Native) -> float:
-        """Mean of spikes over all axes."""
+    def spike_count(self, s: Native) -> Native:
+        """How many spikes there are, a native integer of no axes; nothing waits for it until the end of the step."""
 
     @abstractmethod
     def block_forward(
@@ -172,6 +172,19 @@ class Pairs(ABC):
     def neuron_potentials(self, residuals: NeuronResiduals) -> Native:
         """Membrane potentials `[T, B, ...]` of a forward pass."""
         return residuals.kept["u"]
+
+    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+        """`weight_grid` of several layers; a device is best waited for once."""
+        return [self.weight_grid(block, w) for block, w in zip(blocks, weights, strict=True)]
+
+    def read(self, arrays: Sequence[Native]) -> list[AnyArray]:
+        """`numpy` of several arrays; a device is best waited for once."""
+        return [self.numpy(x) for x in arrays]
+
+    def spike_rate(self, s: Native) -> float:
+        """Mean of spikes over all axes."""
+        rate: float = int(self.numpy(self.spike_count(s))) / math.prod(s.shape)
+        return rate
 
     def psp_forward(self, psp: PSP, s: Native) -> Native:
         """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""

@@ -101,11 +101,17 @@ class Trainer:
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
         backend, network = self.backend, self.network
         steps = check_batch(network, batch)
-        traces, grids = _forward(
-            backend, network, state.weights, batch.inputs, steps, (self.seed, state.step), self.forward
-        )
-        error = backend.loss_error(self.loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
+        dropout = (self.seed, state.step)
+
+        # Forward, lines 1-9.
+        traces, grids = _forward(backend, network, state.weights, batch.inputs, steps, dropout, self.forward)
+        output = traces[-1].spikes
+
+        # Loss and backward, lines 10-31.
+        error = backend.loss_error(self.loss, network.output_psp, output, backend.asarray(batch.targets))
         gradients = backward_pass(backend, traces, error, self.precision, training=True)
+
+        # Update.
         norm = backend.gradient_norm(list(gradients.values()))
         if not math.isfinite(norm):
             raise _not_finite(backend, gradients, f"step {state.step}: ")
@@ -115,15 +121,16 @@ class Trainer:
             new.weights[name], new.m[name], new.v[name] = backend.adamw(
                 scalars, state.weights[name], g, state.m[name], state.v[name]
             )
-        spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
+
+        spikes, rates, zeroed = _results(backend, traces, output)
         result = StepResult(
             loss=self.loss.mean(spikes, batch.targets, network.output_psp),
             spikes=spikes,
-            rates=_rates(backend, traces),
+            rates=rates,
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
-            zeroed=_zeroed(backend, traces),
+            zeroed=zeroed,
         )
         return new, result
 
@@ -133,8 +140,8 @@ class Trainer:
         check_inputs(self.network, inputs, steps)
         steps = int(steps)
         traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None, forward_pass)
-        spikes = self.backend.numpy(traces[-1].spikes).astype(np.uint8)
-        return Prediction(spikes, _rates(self.backend, traces))
+        spikes, rates, _ = _results(self.backend, traces, traces[-1].spikes)
+        return Prediction(spikes, rates)
 
     def export_state(self, state: TrainState) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
@@ -195,10 +202,10 @@ def value_and_grad(
     gradients = backward_pass(backend, traces, error, precision, training=dropout is not None)
     if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
         raise _not_finite(backend, gradients, "")
-    spikes = backend.numpy(traces[-1].spikes).astype(np.uint8)
+    spikes, _, zeroed = _results(backend, traces, traces[-1].spikes)
     value = loss.mean(spikes, batch.targets, network.output_psp)
     named = {name: unsigned_zeros(backend.numpy(gradients[name])) for name in network.weight_shapes}
-    return ValueAndGrad(value, spikes, named, _zeroed(backend, traces))
+    return ValueAndGrad(value, spikes, named, zeroed)
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -225,25 +232,33 @@ def _forward(
     dropout: tuple[int, int] | None,
     forward: Callable[..., list[T]],
 ) -> tuple[list[T], dict[str, WeightGrid]]:
-    wq, grids = {}, {}
-    for block in network.blocks:
-        wq[block.name], grids[block.name] = backend.weight_grid(block, weights[block.name])
+    names = [block.name for block in network.blocks]
+    found = backend.weight_grids(network.blocks, [weights[name] for name in names])
+    wq = {name: w for name, (w, _) in zip(names, found, strict=True)}
     x = backend.encode(inputs, network.coding)
-    return forward(backend, network, wq, x, steps, dropout), grids
+    traces = forward(backend, network, wq, x, steps, dropout)
+    return traces, {name: grid for name, (_, grid) in zip(names, found, strict=True)}
 
 
-def _rates(backend: Pairs, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, float]:
-    return {trace.block.name: backend.spike_rate(trace.spikes) for trace in traces}
+def _results(
+    backend: Pairs, traces: Sequence[BlockTrace | LeanTrace], output: Native
+) -> tuple[UInt8, dict[str, float], dict[str, ZeroedErrors]]:
+    """Output spikes, spike rates of every layer, and what the error grid took from it, with one wait for the device."""
+    names = [trace.block.name for trace in traces]
+    zeroed = {name: trace.zeroed for name, trace in zip(names, traces, strict=True) if trace.zeroed is not None}
+    counts = [backend.spike_count(trace.spikes) for trace in traces]
+    spikes, *numbers = backend.read([output, *counts, *zeroed.values()])
+    frames = math.prod(spikes.shape[:2])
+    sizes = [frames * math.prod(trace.block.output_shape) for trace in traces]
+    rates = {name: int(n) / size for name, n, size in zip(names, numbers, sizes, strict=False)}
+    taken = zeroed_errors(dict(zip(zeroed, numbers[len(names) :], strict=True)))
+    return spikes.astype(np.uint8), rates, taken
 
 
 def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
     """What the error grid took from each layer, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
     totals = {name: np.reshape(numbers, (-1, 2)).sum(axis=0, dtype=np.int64) for name, numbers in counts.items()}
     return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}
-
-
-def _zeroed(backend: Pairs, traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, ZeroedErrors]:
-    return zeroed_errors({t.block.name: backend.numpy(t.zeroed) for t in traces if t.zeroed is not None})
 
 
 def _not_finite(backend: Pairs, gradients: dict[str, Native], where: str) -> NumericError:

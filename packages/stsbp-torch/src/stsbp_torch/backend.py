@@ -264,12 +264,12 @@ class TorchBackend(AbstractBackend):
             return adamw.update_cpu(scalars, w, g, m, v)
         return adamw.update(scalars, w, g, m, v)
 
-    def spike_rate(self, s: torch.Tensor) -> float:
+    def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
             from stsbp_torch import reductions
 
-            return int(reductions.count(rows(s).reshape(-1).numpy())) / s.numel()
-        return float(torch.count_nonzero(s)) / s.numel()
+            return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))
+        return torch.count_nonzero(s)
 
 
 def _cuda_problem() -> str | None:
