@@ -44,7 +44,7 @@ def test_the_file_has_every_case_and_no_other() -> None:
 def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
     networks = [case.id for case in NETWORKS]
     neurons = [case.id for case in CASES if case.id.startswith("neuron")]
-    for surrogate in (name for name, cls in SURROGATES.items() if cls.exact):
+    for surrogate in (name for name, cls in SURROGATES.items() if cls().exact):
         assert sum(surrogate in i for i in networks) >= 3
         for kind in ("stepped", "static"):
             assert sum(surrogate in i and kind in i for i in neurons) >= 5
@@ -57,15 +57,15 @@ def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
 def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: float, static: bool) -> None:
     neuron, filter = LIF(tau_m, tau_s, 0.5), PSP(tau_s).filter(1.25)
     z, ds = hashes.neuron_inputs(neuron, filter, 3, steps=10, static=static, shape=(3, 43))
-    s, residuals = NUMPY.lif_forward(neuron, filter, z, 10)
-    dz = NUMPY.lif_backward(neuron, filter, residuals, ds)
+    s, residuals = NUMPY.neuron_forward(neuron, filter, z, 10)
+    dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
     threshold = np.float32(0.5)
     below, above = (np.nextafter(threshold, np.float32(to)) for to in (0, np.inf))
-    assert residuals.u[0, 0, :4].tolist() == [below, threshold, threshold, above]
+    assert NUMPY.neuron_potentials(residuals)[0, 0, :4].tolist() == [below, threshold, threshold, above]
     assert s[0, 0, :4].tolist() == [0, 1, 1, 1]
-    _, without = faults.NoFloorForward().lif_forward(neuron, filter, z, 10)
-    assert (without.u != residuals.u).any()
-    assert (faults.NoFloorBackward().lif_backward(neuron, filter, residuals, ds) != dz).any()
+    _, without = faults.NoFloorForward().neuron_forward(neuron, filter, z, 10)
+    assert (NUMPY.neuron_potentials(without) != NUMPY.neuron_potentials(residuals)).any()
+    assert (faults.NoFloorBackward().neuron_backward(neuron, filter, residuals, ds) != dz).any()
     for x in (z, ds):
         assert (np.signbit(x) & (x == 0)).any()
         assert (~np.signbit(x) & (x == 0)).any()
@@ -75,8 +75,8 @@ def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: flo
 def test_states_and_errors_meet_the_floor_itself() -> None:
     filter = PSP(1).filter()
     z, ds = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43))
-    _, residuals = NUMPY.lif_forward(hashes.HALVING, filter, z, 10)
-    for x in (residuals.u, NUMPY.lif_backward(hashes.HALVING, filter, residuals, ds)):
+    _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
+    for x in (NUMPY.neuron_potentials(residuals), NUMPY.neuron_backward(hashes.HALVING, filter, residuals, ds)):
         assert (np.abs(x) == FLOOR).any()
 
 

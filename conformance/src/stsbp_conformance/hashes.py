@@ -82,9 +82,9 @@ def _neuron(
     backend: AbstractBackend, neuron: LIF, filter: Filter, z: Float32, ds: Float32
 ) -> tuple[UInt8, Float32, Float32]:
     """Spikes, potentials `[T, B, ...]`, and `dL/dz`, the shape of `z`."""
-    s, residuals = backend.lif_forward(neuron, filter, backend.asarray(z.copy()), len(ds))
-    fired, u = backend.numpy(s).astype(np.uint8), backend.numpy(backend.lif_potentials(residuals)).copy()
-    dz = backend.numpy(backend.lif_backward(neuron, filter, residuals, backend.asarray(ds.copy())))
+    s, residuals = backend.neuron_forward(neuron, filter, backend.asarray(z.copy()), len(ds))
+    fired, u = backend.numpy(s).astype(np.uint8), backend.numpy(backend.neuron_potentials(residuals)).copy()
+    dz = backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds.copy())))
     return fired, u, dz
 
 
