@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import FINEST_ERROR_EXPONENT
 from stsbp_spec.optim import AdamW, clip_factor, gradient_norm, norm_bits
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32, Float64
@@ -118,6 +119,7 @@ def test_norm_is_that_of_float64_and_of_any_order(seed: int, scale: float, sizes
     flat = np.concatenate(gradients).astype(np.float64)
     exact = math.sqrt(float((flat**2).sum()))
     unit = 2.0 ** (math.frexp(float(np.abs(flat).max()))[1] - norm_bits(flat.size))
+    unit = max(unit, 2.0**-FINEST_ERROR_EXPONENT)
     assert abs(norm - exact) <= math.sqrt(flat.size) * unit / 2 + 1e-14 * exact
     mixed = rng.permutation(flat).astype(np.float32)
     assert gradient_norm([mixed[: sizes[0]], mixed[sizes[0] :]]) == norm

@@ -33,8 +33,10 @@ MODELS: list[NeuronModel] = [
     IF(2, 0.9, reset="subtract"),
     ALIF(3, 2, 0.5, tau_a=4),
     ALIF(3, 2, 0.5, tau_a=4, beta=0.7, reset="subtract"),
+    LIF(3, 4, 0.4, tau_rise=2),
+    ALIF(3, 4, 0.3, tau_a=4, tau_rise=1),
 ]
-each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{n.reset}")
+each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{n.reset}-{n.tau_rise:g}")
 
 
 def _problem(neuron: NeuronModel, seed: int = 0) -> tuple[NetworkSpec, dict[str, AnyArray], Batch]:
@@ -99,6 +101,7 @@ def test_the_literal_form_is_the_derivative_of_its_smooth_loss(neuron: Any) -> N
 def test_spikes_are_those_of_exact_fractions(neuron: Any) -> None:
     """Time constants that are powers of two, and few steps: every potential of float32 is exact."""
     powers = {name: 2.0 for name in ("tau_m", "tau_s", "tau_a") if hasattr(neuron, name)}
+    powers |= {"tau_rise": 1.0} if neuron.tau_rise else {}
     exact = replace(neuron, **powers, threshold=0.5, surrogate=Rectangle(2.0))
     exact = replace(exact, beta=0.5) if isinstance(exact, ALIF) else exact
     network = NetworkSpec.parse("5", input_shape=(8,), outputs=3, neuron=exact)
@@ -248,7 +251,10 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
     ("text", "message"),
     [
         ("alfi", "unknown neuron 'alfi' \\(did you mean alif\\?\\); known: lif, if, alif"),
-        ("if:tau_m=3", "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset"),
+        (
+            "if:tau_m=3",
+            "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset, tau_rise",
+        ),
         ("lif:reset", "expected key=value, got 'reset'"),
         ("lif:reset=half", "reset is 'zero' or 'subtract', got 'half'"),
         ("alif:beta=x", "beta must be a number, got 'x'"),
@@ -280,3 +286,31 @@ def test_notation_chooses_a_model_for_a_layer() -> None:
 def test_every_model_has_its_name() -> None:
     assert {name: cls.name for name, cls in NEURONS.items()} == {name: name for name in NEURONS}
     assert {type(neuron) for neuron in MODELS} == set(NEURONS.values())
+
+
+def test_a_potential_rises_before_it_decays() -> None:
+    """The difference of two exponentials, with the area of the filter of first order."""
+    spike_at_0 = np.zeros((400, 1), np.uint8)
+    spike_at_0[0] = 1
+    slow, fast = (NUMPY.psp_forward(psp, spike_at_0)[:, 0] for psp in (PSP(8, 3), PSP(8)))
+    t = np.arange(400)
+    expected = ((1 - 1 / 8) ** t - (1 - 1 / 3) ** t) / (8 - 3)
+    assert np.abs(slow - expected).max() < 1e-7
+    assert 2 <= slow.argmax() <= 6
+    assert fast.argmax() == 0
+    assert slow.sum() == pytest.approx(1, rel=1e-5)
+    assert fast.sum() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_adjoint_of_the_filter_is_its_transpose() -> None:
+    rng = np.random.default_rng(7)
+    s, da = (rng.random((30, 4)) < 0.3).astype(np.uint8), rng.normal(size=(30, 4)).astype(np.float32)
+    for psp in (PSP(5), PSP(5, 2), PSP(4, 1)):
+        there, back = NUMPY.psp_forward(psp, s), NUMPY.psp_backward(psp, da)
+        assert (there.astype(float) * da).sum() == pytest.approx((s * back.astype(float)).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("rise", [4.0, 5.0, 0.5, -1.0, float("nan")])
+def test_a_rise_that_is_none_is_refused(rise: float) -> None:
+    with pytest.raises(SpecError, match="tau_rise"):
+        LIF(3, 4, 1.0, tau_rise=rise)

@@ -37,7 +37,7 @@ from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.synapses.psp import IDENTITY, PSP, Filter
+from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
 from stsbp_spec.typing import Coding, Shape
 from stsbp_spec.values import MAX_SIZE, integer, shown
 
@@ -158,7 +158,7 @@ class Block:
         """
         return MAX_BEFORE * self.index + place
 
-    def filter(self, *, training: bool) -> Filter:
+    def filter(self, *, training: bool) -> SynapticFilter:
         """Filter after the weights, with the factor of dropout in training."""
         gain = self.dropout_gain if training else 1.0
         if self.psp is not None:
@@ -476,7 +476,7 @@ def _token(layer: Layer, *, full: bool = False) -> str:
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
     """The keys of a neuron in notation, without what a plain LIF neuron need not say."""
-    plain = {"neuron": LIF.name, "reset": "zero"}
+    plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0"}
     return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
 

@@ -73,6 +73,12 @@ class RunConfig(BaseModel):
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
     )
+    tau_rise: float = Field(
+        0.0,
+        ge=0,
+        le=1e9,
+        description="Time constant of a potential's rise, below --tau-s; 0 disables the rise.",
+    )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
     window_ms: float = Field(
@@ -286,7 +292,8 @@ PATHS = ("dataset", "test_on", "data_dir", "init_from")
 SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Network": (
-            *("net", "padding", "dropout", "neuron", "neuron_model", "tau_m", "tau_s", "threshold", "surrogate"),
+            *("net", "padding", "dropout", "neuron", "neuron_model"),
+            *("tau_m", "tau_s", "tau_rise", "threshold", "surrogate"),
             *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),
@@ -317,7 +324,7 @@ RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
-        *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model"),
+        *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise"),
         *RECORDING_SETTINGS,
     }
 )

@@ -48,8 +48,8 @@ class VanRossum(Loss):
         return 0.5 * total
 
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
-        filter, scaled = psp.filter(), psp.filter(1 / batch)
-        return {"k": float(filter.decay), "c": float(filter.gain), "scaled": float(scaled.gain)}
+        gain = 1 / psp.tau_s
+        return {"k": 1 - 1 / psp.tau_s, "c": gain, "scaled": 1 / batch / psp.tau_s}
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep:
         r = snap(p.k * s.r + p.c * (x.o - x.target))

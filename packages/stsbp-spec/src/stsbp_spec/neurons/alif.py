@@ -32,6 +32,7 @@ class ALIF(NeuronModel):
         threshold: `V_th`, of a neuron that has not spiked; above 0, finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
+        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
         tau_a: time constant of the adaptation in steps, at least 1.
         beta: how far a neuron that spikes at every step raises its threshold in the end; above 0.
     """
@@ -44,6 +45,7 @@ class ALIF(NeuronModel):
     threshold: float = 1.0
     surrogate: Surrogate = field(default_factory=Arctan)
     reset: str = parameter("zero", choice("zero", "subtract"))
+    tau_rise: float = 0.0
     tau_a: float = parameter(20.0, steps)
     beta: float = parameter(1.6, above_zero)
 

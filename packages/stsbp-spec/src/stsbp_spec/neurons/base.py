@@ -14,7 +14,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
-from stsbp_spec.synapses.psp import PSP, time_constant
+from stsbp_spec.synapses.psp import PSP, rise_time, time_constant
 from stsbp_spec.values import real, shown
 
 __all__ = ["Adjoint", "NeuronModel", "Step", "above_zero", "choice", "parameter", "steps"]
@@ -60,6 +60,7 @@ class NeuronModel(ABC):
         name: in notation, settings and messages.
         states: names of the states, which are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
+        tau_rise: time constant of that filter's rise; 0: it rises at once.
         threshold: of a neuron at rest, above 0; reports draw it.
         surrogate: derivative of the spike in the backward pass.
     """
@@ -70,6 +71,7 @@ class NeuronModel(ABC):
     """Names of what a written `adjoint` carries from step to step."""
 
     tau_s: float = 4.0
+    tau_rise: float = 0.0
     threshold: float = 1.0
     surrogate: Surrogate = Arctan()
 
@@ -77,6 +79,7 @@ class NeuronModel(ABC):
         for each in fields(self):  # type: ignore[arg-type]
             check = each.metadata.get("check", _CHECKS.get(each.name, real))
             object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
+        _ = self.psp
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:
@@ -105,7 +108,7 @@ class NeuronModel(ABC):
     @property
     def psp(self) -> PSP:
         """The filter of this layer's output spikes."""
-        return PSP(self.tau_s)
+        return PSP(self.tau_s, self.tau_rise)
 
 
 def _written(value: Any) -> str:
@@ -154,4 +157,4 @@ def _surrogate(name: str, value: object) -> Surrogate:
     return value
 
 
-_CHECKS: dict[str, Check] = {"tau_s": steps, "threshold": above_zero, "surrogate": _surrogate}
+_CHECKS: dict[str, Check] = {"tau_s": steps, "tau_rise": rise_time, "threshold": above_zero, "surrogate": _surrogate}

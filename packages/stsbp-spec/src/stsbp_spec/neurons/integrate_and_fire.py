@@ -29,6 +29,7 @@ class IF(NeuronModel):
         threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
+        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
     """
 
     name: ClassVar[str] = "if"
@@ -38,6 +39,7 @@ class IF(NeuronModel):
     threshold: float = 1.0
     surrogate: Surrogate = field(default_factory=Arctan)
     reset: str = parameter("zero", choice("zero", "subtract"))
+    tau_rise: float = 0.0
 
     def constants(self) -> Mapping[str, float | np.float32]:
         return {"vth": self.threshold}

@@ -46,6 +46,7 @@ class LIF(NeuronModel):
         threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
+        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
     """
 
     name: ClassVar[str] = "lif"
@@ -57,6 +58,7 @@ class LIF(NeuronModel):
     threshold: float = 1.0
     surrogate: Surrogate = field(default_factory=Arctan)
     reset: str = parameter("zero", choice("zero", "subtract"))
+    tau_rise: float = 0.0
 
     @property
     def decay(self) -> np.float32:

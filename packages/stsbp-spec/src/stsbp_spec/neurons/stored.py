@@ -19,6 +19,7 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, ordered, variable
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, steps
 from stsbp_spec.surrogates import Surrogate
+from stsbp_spec.synapses.psp import rise_time
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import shown
 
@@ -73,6 +74,7 @@ def as_text(neuron: NeuronModel) -> str:
             "constants": {k: float(v).hex() for k, v in surrogate.constants().items()},
         },
         "tau_s": float(neuron.tau_s).hex(),
+        "tau_rise": float(neuron.tau_rise).hex(),
         "threshold": float(neuron.threshold).hex(),
         "parameters": {each.name: str(getattr(neuron, each.name)) for each in fields(neuron)},  # type: ignore[arg-type]
         "nodes": nodes,
@@ -100,6 +102,7 @@ class _Data:
             self.surrogate_name = _word(data["surrogate"]["name"].replace("-", "_")).replace("_", "-")
             self.surrogate_constants = {_word(k): _number(v) for k, v in data["surrogate"]["constants"].items()}
             self.tau_s, self.threshold = _number(data["tau_s"]), _number(data["threshold"])
+            self.tau_rise = _number(data["tau_rise"])
             self.parameters = {_word(k): str(v)[:100] for k, v in data["parameters"].items()}
             self.nodes, self.roots = data["nodes"], {str(k): int(v) for k, v in data["roots"].items()}
             if len(self.nodes) > _MOST_NODES:
@@ -229,12 +232,15 @@ class StoredNeuron(NeuronModel):
     name: ClassVar[str] = "stored"
     text: str = ""
     tau_s: float = field(default=4.0, init=False, compare=False)
+    tau_rise: float = field(default=0.0, init=False, compare=False)
     threshold: float = field(default=1.0, init=False, compare=False)
     surrogate: Surrogate = field(default_factory=lambda: _UNSET, init=False, compare=False)
 
     def __post_init__(self) -> None:
         data = self.data
         object.__setattr__(self, "tau_s", steps("tau_s", data.tau_s))
+        object.__setattr__(self, "tau_rise", rise_time("tau_rise", data.tau_rise))
+        _ = self.psp
         object.__setattr__(self, "threshold", above_zero("threshold", data.threshold))
         object.__setattr__(self, "surrogate", StoredSurrogate(self.text))
 

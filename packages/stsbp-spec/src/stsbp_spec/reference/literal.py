@@ -136,7 +136,9 @@ class Literal:
         """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
         o, batch = run.o[-1], len(targets[0])
         if isinstance(loss, VanRossum):
-            differences = self.psp(self.network.output_psp, [x - y for x, y in zip(o, targets, strict=True)])
+            differences = self.psp(
+                self.network.output_psp.first_order, [x - y for x, y in zip(o, targets, strict=True)]
+            )
             total = sum((d * d).sum() for d in differences)
         elif isinstance(loss, Hamming):
             # Half the square: its derivative is the error signal which the spec fixes.
@@ -158,7 +160,9 @@ class Literal:
         zero = self.array(np.zeros(targets[0].shape))
         o = run.o[-1]
         if isinstance(loss, VanRossum):
-            differences = self.psp(self.network.output_psp, [x - y for x, y in zip(o, targets, strict=True)])
+            differences = self.psp(
+                self.network.output_psp.first_order, [x - y for x, y in zip(o, targets, strict=True)]
+            )
             from_above = [d / batch for d in differences]
             direct = [zero] * steps
         else:
@@ -171,15 +175,24 @@ class Literal:
         for index in reversed(range(len(self.network.blocks))):
             block = self.network.blocks[index]
             neuron = _Neuron(self, block.neuron)
-            ks, cs = self.decay(block.neuron.tau_s)
+            # The loss sees the output through a filter of first order.
+            psp = block.neuron.psp if index < len(self.network.blocks) - 1 else block.neuron.psp.first_order
+            ks, cs = self.decay(psp.tau_s)
+            kr = self.number(0)
+            if psp.tau_rise:
+                kr, cs = (
+                    self.decay(psp.tau_rise)[0],
+                    self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise)),
+                )
             u, o, v = run.u[index], run.o[index], run.threshold[index]
-            psp_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
+            psp_factor = rise_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
             gradient = None
             below: list[AnyArray] = [np.zeros(1)] * steps
             for t in reversed(range(steps)):
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
+                rise_factor = (from_above[t] if psp.tau_rise else 0) + kr * rise_factor
                 h = self.derivative(block.neuron.surrogate, u[t] - v[t])
-                at_spike = cs * psp_factor + direct[t] + neuron.by_o(u[t], v[t]) * membrane_factor
+                at_spike = cs * (psp_factor - rise_factor) + direct[t] + neuron.by_o(u[t], v[t]) * membrane_factor
                 at_spike = h * (at_spike + neuron.ca * adaptation_factor)
                 at_threshold = neuron.by_v(o[t]) * membrane_factor - at_spike
                 # Eq. (12), (16), (14), (10)
@@ -216,8 +229,17 @@ class Literal:
         return h
 
     def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
-        """Eq. (3a)."""
+        """Eq. (3a), or the difference of two such filters."""
         k, c = self.decay(psp.tau_s)
+        if psp.tau_rise:
+            c = self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise))
+        a = self._exponential(k, c, s)
+        if not psp.tau_rise:
+            return a
+        return [x - y for x, y in zip(a, self._exponential(self.decay(psp.tau_rise)[0], c, s), strict=True)]
+
+    @staticmethod
+    def _exponential(k: Any, c: Any, s: list[AnyArray]) -> list[AnyArray]:
         a: list[AnyArray] = []
         for x in s:
             a.append(k * a[-1] + c * x if a else c * x)

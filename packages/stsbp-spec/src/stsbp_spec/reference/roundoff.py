@@ -228,11 +228,27 @@ def _logistic(surrogate: Logistic, size: Near) -> Near:
     return replace(h, error=np.minimum(h.error, steep.largest))  # both lie between 0 and 1/(4 width)
 
 
-def exact_filter(psp: PSP | None, gain: float = 1.0) -> tuple[Near, Near]:
-    """Decay and gain of a filter in the literal form, and how far their float32 constants are; None: no filter."""
+Filtering: TypeAlias = tuple[Near, ...]
+"""Constants of a synaptic filter in its own order: decay and gain, or decay, rise and gain."""
+
+
+def exact_filter(psp: PSP | None, gain: float = 1.0) -> Filtering:
+    """Constants of a filter in the literal form, and how far their float32 constants are; None: no filter."""
     if psp is None:
         return exact(0.0), _constant(gain)
-    return _constant(1 - 1 / psp.tau_s), _constant(gain / psp.tau_s)
+    decay = _constant(1 - 1 / psp.tau_s)
+    if psp.tau_rise:
+        return decay, _constant(1 - 1 / psp.tau_rise), _constant(gain / (psp.tau_s - psp.tau_rise))
+    return decay, _constant(gain / psp.tau_s)
+
+
+def _is_plain(neuron: NeuronModel, filter: Filtering) -> bool:
+    return isinstance(neuron, LIF) and neuron.reset == "zero" and len(filter) == 2
+
+
+def _equations(neuron: NeuronModel, filter: Filtering) -> NeuronEquations:
+    """Of a filter of as many constants: which values they have is said apart."""
+    return neuron_equations(IDENTITY if len(filter) == 2 else PSP(3.0, 2.0).filter(), neuron)
 
 
 def _filtered(decay: Near, state: Near, x: Near) -> Near:
@@ -240,25 +256,25 @@ def _filtered(decay: Near, state: Near, x: Near) -> Near:
     return _snap(_add(_multiply(decay, state), x))
 
 
-def neuron_forward(neuron: NeuronModel, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> dict[str, Near]:
+def neuron_forward(neuron: NeuronModel, filter: Filtering, z: AnyArray, spikes: UInt8) -> dict[str, Near]:
     """What the way back reads of a float64 simulation with the given spikes, `[T, B, ...]` by name: `u` and others.
 
     Args:
         neuron: its model.
-        filter: decay and gain of the filter before it.
+        filter: constants of the filter before it.
         z: exact, `[1 or T, B, ...]`.
         spikes: of float32, `[T, B, ...]`.
     """
-    if isinstance(neuron, LIF) and neuron.reset == "zero":
-        return {"u": _lif_forward(neuron, filter, z, spikes)}
-    equations = neuron_equations(IDENTITY, neuron)
+    if _is_plain(neuron, filter):
+        return {"u": _lif_forward(neuron, filter, z, spikes)}  # type: ignore[arg-type]
+    equations = _equations(neuron, filter)
     found = _run(equations.forward, _constants(equations, filter), {"z": exact(z)}, spikes)
     return {name: found[name] for name in equations.kept}
 
 
 def neuron_backward(
     neuron: NeuronModel,
-    filter: tuple[Near, Near],
+    filter: Filtering,
     kept: Mapping[str, Near],
     spikes: UInt8,
     g: Near,
@@ -266,9 +282,9 @@ def neuron_backward(
     static: bool,
 ) -> Near:
     """`dL/dz`, `[1 or T, B, ...]`, from `g = dL/do` and `kept`, `neuron_forward` or `exact` values of float32."""
-    if isinstance(neuron, LIF) and neuron.reset == "zero":
-        return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)
-    equations = neuron_equations(IDENTITY, neuron)
+    if _is_plain(neuron, filter):
+        return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)  # type: ignore[arg-type]
+    equations = _equations(neuron, filter)
     dz = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)["dz"]
     if not static:
         return dz
@@ -278,8 +294,8 @@ def neuron_backward(
     return _stack([total])
 
 
-def _constants(equations: NeuronEquations, filter: tuple[Near, Near]) -> dict[str, Near]:
-    of_filter = dict(zip(equations.forward.parameters[:2], filter, strict=True))
+def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]:
+    of_filter = dict(zip(equations.forward.parameters[: len(filter)], filter, strict=True))
     return {name: _constant(value) for name, value in equations.wide.items()} | of_filter
 
 
@@ -352,7 +368,7 @@ _NEAR: dict[str, Callable[..., Near]] = {
 }  # fmt: skip
 
 
-def _lif_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: UInt8) -> Near:
+def _lif_forward(neuron: LIF, filter: Filtering, z: AnyArray, spikes: UInt8) -> Near:
     """`neuron_forward` of LIF with reset to zero: its potentials."""
     decay, gain = filter
     km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
@@ -366,7 +382,7 @@ def _lif_forward(neuron: LIF, filter: tuple[Near, Near], z: AnyArray, spikes: UI
     return _stack(steps)
 
 
-def _lif_backward(neuron: LIF, filter: tuple[Near, Near], u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
+def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Near, *, static: bool) -> Near:
     """`neuron_backward` of LIF with reset to zero, closer than operation by operation.
 
     Float32 differs from `d = h g + ((1 - o) - h u) d1`, `d1 = k_m d_{t+1}`, by
@@ -517,7 +533,7 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
         return error.each(lambda x: np.repeat(x[None], steps, axis=0))
     if not isinstance(loss, VanRossum):
         raise TypeError(f"no error analysis of the loss {loss!r}")
-    (decay, gain), (_, scaled) = exact_filter(psp), exact_filter(psp, 1 / batch)
+    (decay, gain), (_, scaled) = exact_filter(psp.first_order), exact_filter(psp.first_order, 1 / batch)
     r, filtered = exact(np.zeros(s.shape[1:])), []
     for t in range(steps):
         r = _filtered(decay, r, _multiply(gain, difference[t]))
@@ -635,7 +651,7 @@ def _kept(
     return {name: found[name] for name in equations.kept}
 
 
-def _filter(block: Block, dropout: tuple[int, int] | None) -> tuple[Near, Near]:
+def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
     return exact_filter(block.psp, block.dropout_gain if dropout is not None else 1.0)
 
 

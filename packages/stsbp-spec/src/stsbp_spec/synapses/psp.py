@@ -1,5 +1,7 @@
 """Postsynaptic potential (PSP), Eq. (3a): `a_t = k_s a_{t-1} + c_s o_t`, `k_s = 1 - 1/tau_s`, `c_s = 1/tau_s`.
 
+With `tau_rise` the potential rises before it decays, as the difference of two exponentials (`SecondOrderFilter`).
+
 The filter is linear and the same for every neuron of a layer, so it commutes with the weights:
 `W a_t = i_t` with `i_t = k_s i_{t-1} + c_s (W o_t)`. Backends compute it in this second order, after the weights and
 fused into the neuron's loop (neurons/lif.py); the weights then meet binary spikes, and their sums are exact.
@@ -23,7 +25,7 @@ from stsbp_spec.expr import Expr, Names, named, snap, unsnapped
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.values import real
 
-__all__ = ["IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SynapticFilter"]
+__all__ = ["IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SecondOrderFilter", "SynapticFilter"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,25 @@ class Filter(SynapticFilter):
         return FilterAdjoint({"e": e}, unsnapped(p.c * e))
 
 
+@dataclass(frozen=True)
+class SecondOrderFilter(SynapticFilter):
+    """`a = decay a + gain z`, `b = rise b + gain z`, `i = a - b`; constants are float32, rounded once from float64."""
+
+    states: ClassVar[tuple[str, ...]] = ("a", "b")
+
+    decay: np.float32
+    rise: np.float32
+    gain: np.float32
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"k": self.decay, "kr": self.rise, "c": self.gain}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        a = snap(p.k * s.a + p.c * z)
+        b = snap(p.kr * s.b + p.c * z)
+        return FilterStep({"a": a, "b": b}, named("i", snap(a - b)))
+
+
 IDENTITY = Filter(np.float32(0), np.float32(1))
 """No filter: how direct-coded images and event frames enter the first layer (line 2)."""
 
@@ -95,16 +116,40 @@ class PSP:
 
     Args:
         tau_s: synaptic time constant in steps, at least 1 (1: the potential is the spike itself).
+        tau_rise: time constant of its rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
     """
 
     tau_s: float = 4.0
+    tau_rise: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tau_s", time_constant("tau_s", self.tau_s))
+        object.__setattr__(self, "tau_rise", rise_time("tau_rise", self.tau_rise))
+        if self.tau_rise >= self.tau_s:
+            raise SpecError(f"tau_rise must be below tau_s, {self.tau_s:g}, got {self.tau_rise:g}")
 
-    def filter(self, gain: float = 1.0) -> Filter:
-        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout)."""
-        return Filter(np.float32(1 - 1 / self.tau_s), np.float32(gain / self.tau_s))
+    def __repr__(self) -> str:
+        rise = f", tau_rise={self.tau_rise!r}" if self.tau_rise else ""
+        return f"PSP(tau_s={self.tau_s!r}{rise})"
+
+    @property
+    def first_order(self) -> PSP:
+        """The same without the rise: what the van Rossum distance measures with."""
+        return PSP(self.tau_s)
+
+    def filter(self, gain: float = 1.0) -> SynapticFilter:
+        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout); of a constant 1 it makes `gain`."""
+        decay = np.float32(1 - 1 / self.tau_s)
+        if not self.tau_rise:
+            return Filter(decay, np.float32(gain / self.tau_s))
+        rise, slow = np.float32(1 - 1 / self.tau_rise), self.tau_s - self.tau_rise
+        return SecondOrderFilter(decay, rise, np.float32(gain / slow))
+
+
+def rise_time(name: str, value: object) -> float:
+    """A time constant in steps, or 0."""
+    number = real(name, value)
+    return 0.0 if number == 0 else time_constant(name, number)
 
 
 def time_constant(name: str, value: object) -> float:

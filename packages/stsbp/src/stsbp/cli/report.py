@@ -66,7 +66,7 @@ def command(
     show = reporter()
     lines = read_records(folder.metrics, show.warn)
     content = Content(run, config, task.network, lines, folder.starts(), classes)
-    grids = (task.trainer.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
+    grids = (task.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
     info = trained.info
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {

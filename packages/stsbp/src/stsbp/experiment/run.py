@@ -240,7 +240,7 @@ def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: Stop
     saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
     if saved is None:
         folder.write_config(task.config)
-    folder.note_start(task.trainer.backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
+    folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
     if saved is not None:
         show.note(f"continuing {folder.path} after update {saved.info['step']}")
     train(task, data, folder, show, stop, saved)

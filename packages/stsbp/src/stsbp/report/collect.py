@@ -125,7 +125,7 @@ def look(
     trainer, events = task.trainer, task.inputs.coding == "events"
     exported = trainer.export_state(state)
     weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
-    layers = trainer.backend.run(task.network, weights, inputs, task.config.steps).layers
+    layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
     outputs, potentials = layers[task.network.blocks[-1].name]
     distances = None if task.inputs.sequences else task.distances(outputs)
     nearest = None if distances is None else nearest_sequence(distances)

@@ -305,7 +305,7 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
-    given = {name: getattr(config, name) for name in ("tau_m", "tau_s", "threshold")}
+    given = {name: getattr(config, name) for name in ("tau_m", "tau_s", "tau_rise", "threshold")}
     return parse_neuron(config.neuron, {**given, "surrogate": parse_surrogate(config.surrogate)})
 
 
@@ -352,6 +352,7 @@ class Task:
     trainer: Trainer
     distances: LabelDistances
     augmentation: Augmentation
+    backend: AbstractBackend
 
     def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
         """Inputs and target trains of some samples, and their labels."""
@@ -422,4 +423,4 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
         network, loss, optimizer, precision=config.precision, seed=config.seed, memory=config.memory
     )
     distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
-    return Task(config, inputs, network, trainer, distances, augmentation)
+    return Task(config, inputs, network, trainer, distances, augmentation, backend)

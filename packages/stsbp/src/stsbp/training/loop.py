@@ -453,7 +453,7 @@ class _Loop:
             "data": self.fingerprint,
             "network": self.task.network.notation,
             "inputs": self.task.inputs.to_json(),
-            "backend": self.task.trainer.backend.name,
+            "backend": self.task.backend.name,
             "contract": CONTRACT_VERSION,
             "threads": thread_count(self.config.threads),
         }

@@ -68,7 +68,7 @@ def synaptic_operations(task: Task, state: TrainState, split: Split, most: int =
     totals = {block.name: 0 for block in blocks if not block.static}
     for first in range(0, len(chosen), _BATCH):
         batch, _ = task.batch(split, chosen[first : first + _BATCH])
-        layers = task.trainer.backend.run(task.network, weights, batch.inputs, task.config.steps).layers
+        layers = task.backend.run(task.network, weights, batch.inputs, task.config.steps).layers
         sources = [batch.inputs, *(layers[block.name].spikes for block in blocks[:-1])]
         for block, fan, spikes in zip(blocks, fans, sources, strict=True):
             if not block.static:
