@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.grid import CEILING, FLOOR, round_to_grid
+from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF
@@ -329,6 +329,13 @@ def _adding_up_to(units: int) -> Float32:
     return np.stack([-row, row]) / np.float32(2048)
 
 
+def _smallest(shape: tuple[int, ...]) -> Float32:
+    """One error of 1 among the smallest normal numbers, which count as errors, and halves of them, which do not."""
+    x = np.resize(np.array([1, -1, 0.5, -0.5, 0]) * SMALLEST_NORMAL, shape).astype(np.float32)
+    x[-1, -1, -1] = 1
+    return x
+
+
 def _with_ties(shape: Shape) -> Float32:
     """Weights of which many lie half way between two grid points."""
     w = round_to_grid(normal(shape, 31), 9)
@@ -436,6 +443,7 @@ CHECKS = (
     _check("error grid, below the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-105), 24)),
     _check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
     _check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
+    _check("error grid, around the smallest normal number", _error_grid(_smallest((3, 2, 7)), 24)),
     _check("gradient norm", _gradient_norm),
     *(_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
     _check("spike rate", _spike_rate),
