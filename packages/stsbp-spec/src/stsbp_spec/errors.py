@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "BackendError",
+    "ExactNetworkError",
     "ExactnessError",
     "NetworkError",
     "NumericError",
@@ -114,6 +115,10 @@ def _excerpt(notation: str, start: int, length: int) -> str:
 
 class ExactnessError(SpecError):
     """The exact-arithmetic bound cannot hold, for example a linear layer with 100,000 inputs on 8-bit images."""
+
+
+class ExactNetworkError(NetworkError, ExactnessError):
+    """A network whose exactness bound cannot hold."""
 
 
 class ShapeError(StsbpError, ValueError):

@@ -1,0 +1,268 @@
+"""The notation of the papers, `12C5-P2-64C5-P2`: layers as text, and text as layers.
+
+Grammar (docs/networks.md has examples):
+
+    network = layer { "-" layer }
+    layer   = channels "C" kernel { option }      convolution and its neurons
+            | units { option }                    full connection and its neurons
+            | "P" size                            average pooling, size a power of two
+            | "D" rate                            dropout of the spikes that pass
+    option  = "p" padding | "s" stride            convolutions only
+            | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters
+
+The neuron is `lif`, `if` or `alif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeVar
+
+import numpy as np
+
+from stsbp_spec.errors import ExactnessError, ExactNetworkError, NetworkError, SpecError
+from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
+from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
+from stsbp_spec.surrogates import number
+from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.synapses.dropout import Dropout
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.values import shown
+
+__all__ = ["checked", "layer_at", "parse_layers", "written"]
+
+T = TypeVar("T")
+
+
+def parse_layers(
+    notation: str,
+    *,
+    outputs: int | None,
+    padding: str,
+    neuron: NeuronModel | None,
+    weight_bits: int,
+    dropout: float,
+) -> tuple[list[Layer], list[tuple[int, int]]]:
+    """Layers of a notation, and start and length of the text of each; the arguments are those of `NetworkSpec.parse`.
+
+    Raises:
+        NetworkError: the notation is malformed; the message points at the token.
+    """
+    if padding not in ("valid", "same"):
+        raise SpecError(f"padding is 'valid' or 'same', got {shown(padding)}")
+    if not isinstance(notation, str):
+        raise SpecError(f"the notation of a network is a string, got {shown(notation)}")
+    if len(notation) > _MOST_CHARACTERS:
+        raise SpecError(f"the notation of a network has at most {_MOST_CHARACTERS:,} characters, got {len(notation):,}")
+    if not isinstance(neuron := neuron or LIF(), NeuronModel):
+        raise SpecError(f"the neuron of a network is LIF(...), IF(...) or ALIF(...), got {shown(neuron)}")
+    dropout = Dropout(dropout).rate
+    parser = _Parser(notation, padding, neuron, weight_bits)
+    layers: list[Layer] = []
+    places: list[tuple[int, int]] = []
+    tokens = parser.tokens()
+    if len(tokens) > MAX_LAYERS:
+        start = tokens[MAX_LAYERS][0]
+        raise parser.fail(f"a network has at most {MAX_LAYERS:,} layers, got {len(tokens):,}", start, 1)
+    output = Linear(outputs) if outputs is not None else None
+    for position, (start, text) in enumerate(tokens):
+        parsed = parser.layer(text, start)
+        ends = position == len(tokens) - 1 and isinstance(parsed[0], SpikingLayer)
+        is_output = ends and (output is None or parsed[0].synapse == output)  # type: ignore[union-attr]
+        if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and dropout > 0 and not is_output:
+            parsed = [parsed[0], Dropout(dropout)]
+        layers += parsed
+        places += [(start, len(text))] * len(parsed)
+    last = layers[-1] if layers else None
+    if output is not None and not (isinstance(last, SpikingLayer) and last.synapse == output):
+        layers.append(SpikingLayer(output, neuron, weight_bits))
+        places.append((len(notation), 1))
+    return layers, places
+
+
+def written(layer: Layer, *, full: bool = False) -> str:
+    if isinstance(layer, AvgPool2d):
+        return f"P{layer.size}"
+    if isinstance(layer, Dropout):
+        # Positional: an exponent's sign would read as the next layer's separator.
+        return f"D{np.format_float_positional(layer.rate, trim='-')}"
+    synapse, neuron = layer.synapse, layer.neuron
+    if isinstance(synapse, Conv2d):
+        text = f"{synapse.channels}C{synapse.kernel}"
+        text += f"p{synapse.padding}" if synapse.padding or full else ""
+        text += f"s{synapse.stride}" if synapse.stride > 1 or full else ""
+    else:
+        text = f"{synapse.units}"
+    if full:
+        text += f"{{{','.join([*_neuron_keys(neuron), f'bits={layer.weight_bits}'])}}}"
+    return text
+
+
+def _neuron_keys(neuron: NeuronModel) -> list[str]:
+    """The keys of a neuron in notation, without what a plain LIF neuron need not say."""
+    plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0"}
+    return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
+
+
+def layer_at(layers: list[Layer], position: int) -> int:
+    start = 0
+    for i, layer in enumerate(layers):
+        if start + len(written(layer)) >= position:
+            return i
+        start += len(written(layer)) + 1
+    return len(layers) - 1
+
+
+def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
+    """Call `make`; turn a `SpecError` into one that points at the token."""
+    try:
+        return make()
+    except NetworkError:
+        raise
+    except SpecError as error:
+        raise NetworkError(str(error), notation=notation, start=start, length=length) from None
+
+
+_MAX_DIGITS = 9
+_MOST_CHARACTERS = 1 << 22
+"""Of a notation: 64 for each of the most layers that there may be."""
+
+
+@dataclass(frozen=True)
+class _Parser:
+    notation: str
+    padding: str
+    neuron: NeuronModel
+    weight_bits: int
+
+    _LAYER = re.compile(
+        r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
+    )
+    _OPTION = re.compile(r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|\{(?P<keys>[^{}]*)\}", re.ASCII)
+
+    def fail(self, message: str, start: int, length: int) -> NetworkError:
+        return NetworkError(message, notation=self.notation, start=start, length=length)
+
+    def check_digits(self, match: re.Match[str], at: int) -> None:
+        """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
+        for group, text in match.groupdict().items():
+            if text is not None and group not in ("rate", "dropout", "keys") and len(text) > _MAX_DIGITS:
+                message = f"a number has at most {_MAX_DIGITS} digits, got {len(text)}"
+                raise self.fail(message, at + match.start(group), len(text))
+
+    def tokens(self) -> list[tuple[int, str]]:
+        """Split at "-", except inside braces; returns start and text of each token."""
+        tokens, start, depth = [], 0, 0
+        for i, character in enumerate(self.notation + "-"):
+            depth += {"{": 1, "}": -1}.get(character, 0)
+            if i == len(self.notation) and depth > 0:
+                raise self.fail("a brace is not closed", start, i - start)
+            if character == "-" and depth <= 0:
+                token = self.notation[start:i]
+                if not token.strip():
+                    raise self.fail("a layer is missing here", min(start, max(0, len(self.notation) - 1)), 1)
+                lead = len(token) - len(token.lstrip())
+                tokens.append((start + lead, token.strip()))
+                start = i + 1
+        return tokens
+
+    def layer(self, token: str, start: int) -> list[Layer]:
+        match = self._LAYER.match(token)
+        if match is None:
+            known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout)"
+            raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
+        self.check_digits(match, start)
+        values = match.groupdict()
+        rest, at = token[match.end() :], start + match.end()
+        place = (start, len(token))
+        if values["pool"] is not None or values["rate"] is not None:
+            if rest:
+                raise self.fail(f"pooling and dropout take no option, got {shown(rest)}", at, len(rest))
+            make = (
+                (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
+            )
+            try:
+                return [make()]
+            except SpecError as error:
+                kind = ExactNetworkError if isinstance(error, ExactnessError) else NetworkError
+                raise kind(str(error), notation=self.notation, start=start, length=len(token)) from None
+        conv = values["channels"] is not None
+        geometry: dict[str, int] = {}
+        given: set[str] = set()
+        neuron, bits, rate = self.neuron, self.weight_bits, None
+        while rest:
+            option = self._OPTION.match(rest)
+            if option is None:
+                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
+            self.check_digits(option, at)
+            found = {k: v for k, v in option.groupdict().items() if v is not None}
+            ((key, value),) = found.items()
+            if key in given:
+                raise self.fail(f"{key} is given twice", at, option.end())
+            if key != "keys":
+                given.add(key)
+            if key in ("padding", "stride"):
+                if not conv:
+                    raise self.fail(f"a full connection has no {key}", at, option.end())
+                geometry[key] = int(value)
+            elif key == "dropout":
+                rate = float(value)
+            else:
+                neuron, bits = self.keys(value, at + 1, neuron, bits, given)
+            rest, at = rest[option.end() :], at + option.end()
+        if conv:
+            kernel = int(values["kernel"])
+            if "padding" not in geometry and self.padding == "same":
+                if kernel % 2 == 0:
+                    message = (
+                        f"padding 'same' needs an odd kernel: zeros around the input cannot keep its size under a "
+                        f"{kernel}x{kernel} kernel; give the option p, for example p{max(kernel // 2 - 1, 0)}"
+                    )
+                    raise self.fail(message, *place)
+                geometry["padding"] = kernel // 2
+            synapse: Conv2d | Linear = checked(
+                lambda: Conv2d(int(values["channels"]), kernel, **geometry), self.notation, *place
+            )
+        else:
+            synapse = checked(lambda: Linear(int(values["units"])), self.notation, *place)
+        layers: list[Layer] = [checked(lambda: SpikingLayer(synapse, neuron, bits), self.notation, *place)]
+        if rate is not None:
+            layers.append(checked(lambda: Dropout(rate), self.notation, *place))
+        return layers
+
+    def keys(self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str]) -> tuple[NeuronModel, int]:
+        """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these."""
+        pairs = text.split(",")
+        starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
+        # The model first: what else may be said depends on it.
+        order = sorted(zip(starts, pairs, strict=False), key=lambda each: not each[1].strip().startswith("neuron="))
+        for at, pair in order:
+            key, equals, value = pair.partition("=")
+            key, value = key.strip(), value.strip()
+            try:
+                if not equals or not value:
+                    raise SpecError(f"expected key=value, got {shown(pair)}")
+                if key in given:
+                    raise SpecError(f"{key} is given twice")
+                given.add(key)
+                if key == "neuron":
+                    neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
+                elif key == "bits":
+                    number(value)
+                    if len(value) > _MAX_DIGITS:
+                        raise SpecError(f"bits has at most {_MAX_DIGITS} digits, got {len(value)}")
+                    bits = int(value)
+                elif key in parameters(neuron):
+                    neuron = with_parameter(neuron, key, value)
+                else:
+                    known = ", ".join(("neuron", *parameters(neuron), "bits"))
+                    raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
+            except ValueError as error:
+                message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"
+                raise self.fail(message, at, len(pair)) from None
+        return neuron, bits
