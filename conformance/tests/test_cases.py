@@ -8,6 +8,7 @@ from stsbp_conformance.check import Unavailable
 from stsbp_conformance.tiers import bits, pairs, rational, reproducible, trainer
 from stsbp_spec.grid import FLOOR, MIN_WEIGHT_BITS
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.neurons import LIF
 
 CASES = (*bits.CASES, *reproducible.SMALL, reproducible.NMNIST, reproducible.CIFAR10)
 
@@ -32,8 +33,10 @@ def test_potentials_equal_the_threshold() -> None:
 
 def test_silence_reaches_the_floor() -> None:
     case = bits.FLOOR
+    neuron = case.network.blocks[0].neuron
+    assert isinstance(neuron, LIF)
     for name, layer in reference.run(case).layers.items():
-        decayed = np.abs(layer.potentials[:-1]) * case.network.blocks[0].neuron.decay < FLOOR
+        decayed = np.abs(layer.potentials[:-1]) * neuron.decay < FLOOR
         snapped = (layer.potentials[:-1] != 0) & (layer.potentials[1:] == 0) & decayed & (layer.spikes[:-1] == 0)
         assert snapped.any(), name
 

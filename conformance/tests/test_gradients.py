@@ -11,6 +11,7 @@ from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.search import drawn_case, ratios
 from stsbp_conformance.tiers import bits, gradients
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.neurons import LIF
 from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import Rectangle
 from stsbp_spec.typing import AnyArray
@@ -39,7 +40,11 @@ def test_adversarial_cases_stay_within_the_bound_and_leave_the_former(name: str,
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, None])
-@pytest.mark.parametrize("case", [bits.SMALL[1], bits.DIRECT, bits.COUNTS, bits.FLOOR], ids=lambda case: case.id)
+@pytest.mark.parametrize(
+    "case",
+    [bits.SMALL[1], bits.MODELS, *bits.MODELS_DIRECT, bits.DIRECT, bits.COUNTS, bits.FLOOR],
+    ids=lambda case: case.id,
+)
 def test_the_error_analysis_has_the_values_of_the_literal_form(case: NetworkCase, loss: str | None) -> None:
     literal = gradients.float64_gradients(case, loss)
     for name, near in gradients.analysed(case, loss, "float32", None).items():
@@ -69,6 +74,7 @@ def test_potentials_stand_on_edges_and_thresholds() -> None:
 def test_the_factor_through_the_reset_exceeds_1_at_every_step(name: str) -> None:
     case, _ = _CASES[name]
     neuron = case.network.blocks[0].neuron
+    assert isinstance(neuron, LIF)
     u = reference.run(case).layers["linear1"].potentials[40:].astype(np.float64)
     silent = u < neuron.threshold
     factor = neuron.decay * (silent - neuron.surrogate.derivative(u - neuron.threshold) * u)

@@ -26,19 +26,19 @@ from stsbp_spec.expr import Expr, Recurrence, constant, ordered, sqrt, variable,
 from stsbp_spec.grid import FLOOR, WeightGrid
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.recurrence import recur
-from stsbp_spec.surrogates import SURROGATES, Surrogate, Triangle
+from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Native, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
-from stsbp_conformance.tiers import bits, errors, gradients, pairs, rational, reproducible, trainer
+from stsbp_conformance.tiers import bits, errors, gradients, neurons, pairs, rational, reproducible, trainer
 
 __all__ = ["FAULTS", "Fault", "caught", "quick_checks"]
 
@@ -292,6 +292,34 @@ class LeakThroughSpikes(_Miswritten):
         return x.args[2] if x.op == "where" and x.args[0].op == "spike" else None
 
 
+class MovingThresholdForgotten(_Miswritten):
+    """The way back takes the threshold of rest instead of the one that a neuron had."""
+
+    way = "backward"
+
+    def rule(self, x: Expr) -> Expr | None:
+        return variable("vth") if x.op == "variable" and x.name == "threshold" else None
+
+
+class NeuronTakenForAnother(NumpyBackend):
+    """Neurons of every model are run as LIF."""
+
+    def neuron_forward(
+        self, neuron: NeuronModel, filter: SynapticFilter, z: Float32, steps: int
+    ) -> tuple[Native, NeuronResiduals]:
+        return super().neuron_forward(_as_lif(neuron), filter, z, steps)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
+    ) -> Native:
+        return super().neuron_backward(_as_lif(neuron), filter, residuals, ds)
+
+
+def _as_lif(neuron: NeuronModel) -> LIF:
+    tau_m: float = getattr(neuron, "tau_m", 1e6)
+    return LIF(tau_m, neuron.tau_s, neuron.threshold, neuron.surrogate)
+
+
 class WiderSurrogate(NumpyBackend):
     """The surrogate wider by one part in a million."""
 
@@ -302,12 +330,9 @@ class WiderSurrogate(NumpyBackend):
         name = fields(surrogate)[0].name
         factor = 1 + 1e-6 if name == "width" else 1 - 1e-6
         changed: dict[str, Any] = {name: getattr(surrogate, name) * factor}
-        return super().neuron_backward(_with_surrogate(neuron, replace(surrogate, **changed)), filter, residuals, ds)
-
-
-def _with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
-    changed: NeuronModel = replace(neuron, surrogate=surrogate)  # type: ignore[type-var]
-    return changed
+        return super().neuron_backward(
+            neurons.with_surrogate(neuron, replace(surrogate, **changed)), filter, residuals, ds
+        )
 
 
 class ForwardInTime(_Miswritten):
@@ -896,7 +921,7 @@ class SurrogateTakenForItsParent(NumpyBackend):
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
     ) -> Native:
         h = neuron.surrogate
-        changed = _with_surrogate(neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
+        changed = neurons.with_surrogate(neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
         return super().neuron_backward(changed, filter, residuals, ds)
 
 
@@ -953,7 +978,7 @@ FAULTS = tuple(
 
 def quick_checks() -> tuple[Check, ...]:
     """Every quick check of every tier."""
-    every = (module.CHECKS for module in (rational, bits, gradients, reproducible, pairs, trainer, errors))
+    every = (module.CHECKS for module in (rational, bits, gradients, reproducible, pairs, neurons, trainer, errors))
     return tuple(check for checks in every for check in checks if check.quick)
 
 

@@ -26,6 +26,8 @@ __all__ = [
     "EXACT_HITS",
     "FLOOR",
     "HUGE",
+    "MODELS",
+    "MODELS_DIRECT",
     "NINE_LAYERS",
     "NMNIST",
     "NMNIST_LONG",
@@ -77,6 +79,41 @@ COUNTS = NetworkCase(
     ),
     steps=10,
     batch=2,
+)
+
+# Every neuron model in one network, a synapse that rises, and the others than LIF after a static input.
+MODELS = NetworkCase(
+    "every neuron model",
+    NetworkSpec.parse(
+        "6C3p1{neuron=alif,tau_a=5}-P2-8C3s2p1{reset=subtract}-D0.25"
+        "-24{neuron=if,tau_s=3,tau_rise=2}-16{neuron=alif,reset=subtract}",
+        input_shape=(2, 11, 12),
+        outputs=5,
+        neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.5),
+    ),
+    steps=12,
+    batch=3,
+)
+MODELS_DIRECT = tuple(
+    NetworkCase(
+        f"direct, {model}",
+        NetworkSpec.parse(
+            f"5C3s2{{{model}}}-12{{{model}}}",
+            input_shape=(3, 9, 8),
+            outputs=4,
+            coding="direct",
+            neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.4),
+        ),
+        steps=7,
+        batch=3,
+    )
+    for model in (
+        "reset=subtract",
+        "neuron=if",
+        "neuron=if,reset=subtract",
+        "neuron=alif",
+        "neuron=alif,reset=subtract",
+    )
 )
 
 ONE_STEP = NetworkCase(
@@ -153,7 +190,7 @@ NINE_LAYERS = NetworkCase(
     density=0.2,
 )
 
-_QUICK = (*SMALL, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
+_QUICK = (*SMALL, MODELS, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
 CASES = (*_QUICK, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
 
 

@@ -19,6 +19,7 @@ from functools import cache
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, LayerRun
+from stsbp_spec.equations import neuron_equations
 from stsbp_spec.losses import LOSSES, Hamming
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
@@ -50,12 +51,15 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     below = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     if network.input_psp is not None:
         below = literal.psp(network.input_psp, below)
-    run, weights = LiteralRun([], [], []), {}
+    run, weights = LiteralRun([], [], [], []), {}
     for block in network.blocks:
         layer = result.layers[block.name]
         run.entered.append([literal.before(block, a) for a in below])
         run.u.append([literal.array(u) for u in layer.potentials])
         run.o.append([literal.array(o) for o in layer.spikes])
+        resting = np.full(layer.potentials.shape, block.neuron.threshold)
+        threshold = _kept(case)[block.name].get("threshold", resting)
+        run.threshold.append([literal.array(v) for v in threshold])
         below = literal.psp(block.neuron.psp, run.o[-1])
         weights[block.name] = literal.array(_grids(case)[block.name])
     if loss is not None:
@@ -63,6 +67,16 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     # The error of the Hamming distance is (o - target) / B: these "targets" make it the wanted cotangent.
     cotangent = case.cotangents().astype(np.float64)
     return literal.backward(Hamming(), weights, run, list(np.stack(run.o[-1]) - case.batch * cotangent))
+
+
+@cache
+def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
+    """What the neurons of the reference keep for the way back besides their potentials; a threshold that moves."""
+    if all(neuron_equations(b.filter(training=False), b.neuron).kept == ("u",) for b in case.network.blocks):
+        return {block.name: {} for block in case.network.blocks}
+    inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
+    traces = forward_pass(NUMPY, case.network, _grids(case), inputs, case.steps, None)
+    return {trace.block.name: trace.lif.kept for trace in traces}
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
@@ -171,6 +185,12 @@ CHECKS = (
     *(_check(_surrogate(name), quick=True, potentials="float64") for name in SURROGATES),
     *(_check(case, quick=True) for case in (bits.DIRECT, bits.COUNTS, bits.ONE_STEP, bits.FLOOR)),
     *(_check(bits.DIRECT, loss, quick=True, potentials="float64") for loss in LOSSES),
+    *(
+        _check(bits.MODELS, loss, quick=True, potentials=kind)
+        for kind in ("float32", "float64")
+        for loss in (None, "van-rossum")
+    ),
+    *(_check(case, quick=True) for case in bits.MODELS_DIRECT),
     *(
         _check(case, loss, quick=True, potentials=potentials)
         for case, loss in adversarial.CASES

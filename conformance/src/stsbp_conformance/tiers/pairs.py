@@ -21,7 +21,8 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Filter
+from stsbp_spec.synapses import PSP, AvgPool2d
+from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_errors
 from stsbp_spec.typing import AnyArray, Float32, Native, Shape
 
@@ -29,12 +30,14 @@ from stsbp_conformance.cases import normal, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
 from stsbp_conformance.reference import NUMPY
 
-__all__ = ["CHECKS", "IMAGES", "WIDE", "floor_case"]
+__all__ = ["CHECKS", "IMAGES", "WIDE", "Body", "floor_case", "pair_check", "powers", "values"]
 
 Body = Callable[[AbstractBackend, Compared], None]
 
 
-def _check(id: str, body: Body) -> Check:
+def pair_check(id: str, body: Body) -> Check:
+    """A check of this tier."""
+
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
         body(backend, compared)
@@ -43,7 +46,7 @@ def _check(id: str, body: Body) -> Check:
     return Check(5, id, run)
 
 
-def _values(backend: AbstractBackend, x: Native, dtype: type[np.generic]) -> AnyArray:
+def values(backend: AbstractBackend, x: Native, dtype: type[np.generic]) -> AnyArray:
     """A native array as numpy of `dtype`; a backend may keep small integers in another type, but not lose values."""
     array = backend.numpy(x)
     converted: AnyArray = array.astype(dtype)
@@ -55,10 +58,10 @@ def _values(backend: AbstractBackend, x: Native, dtype: type[np.generic]) -> Any
 def _encode() -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         images = np.arange(2 * 3 * 7 * 9, dtype=np.int64).reshape(2, 3, 7, 9).astype(np.uint8)
-        direct = _values(backend, backend.encode(images, "direct"), np.float32)
+        direct = values(backend, backend.encode(images, "direct"), np.float32)
         compared.equal("direct coding", direct, images[None].astype(np.float32) / np.float32(256))
         frames = spikes((4, 2, 2, 5, 3), 0.4, 1) * np.uint8(3)
-        compared.equal("events", _values(backend, backend.encode(frames, "events"), np.uint8), frames)
+        compared.equal("events", values(backend, backend.encode(frames, "events"), np.uint8), frames)
 
     return body
 
@@ -81,7 +84,7 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
         wq = NUMPY.weight_grid(block, normal(block.weight_shape, 6))[0]
         z, residuals = NUMPY.synapse_forward(block.synapse, s, wq)
         native_z, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
-        compared.equal("z", _values(backend, native_z, np.float32), z)
+        compared.equal("z", values(backend, native_z, np.float32), z)
         errors = round_to_grid(normal(z.shape, 7), 12)
         ds, dw = NUMPY.synapse_backward(block.synapse, residuals, errors, precision="reproducible", need_input=True)
         found = backend.synapse_backward(
@@ -117,7 +120,7 @@ def _avgpool2d(size: int, shape: Shape, grey: bool) -> Body:
             s = round_to_grid(np.abs(normal(shape, 9)) % np.float32(1), 8)
         out, residuals = NUMPY.avgpool2d_forward(pool, s)
         native_out, native = backend.avgpool2d_forward(pool, backend.asarray(s))
-        compared.equal("pooled", _values(backend, native_out, np.float32), out)
+        compared.equal("pooled", values(backend, native_out, np.float32), out)
         d = normal(out.shape, 10)
         back = NUMPY.avgpool2d_backward(pool, residuals, d)
         compared.equal("adjoint", backend.numpy(backend.avgpool2d_backward(pool, native, backend.asarray(d))), back)
@@ -129,9 +132,9 @@ def _dropout(rate: float, shape: Shape, layer: int, seed: int, step: int) -> Bod
     def body(backend: AbstractBackend, compared: Compared) -> None:
         mask = NUMPY.dropout_mask(seed, layer, step, shape, rate)
         native = backend.dropout_mask(seed, layer, step, shape, rate)
-        compared.equal("mask", _values(backend, native, np.uint8), mask)
+        compared.equal("mask", values(backend, native, np.uint8), mask)
         s = spikes((4, *shape), 0.5, 11)
-        compared.equal("spikes", _values(backend, backend.dropout(native, backend.asarray(s)), np.uint8), s * mask)
+        compared.equal("spikes", values(backend, backend.dropout(native, backend.asarray(s)), np.uint8), s * mask)
         d = normal((4, *shape), 12)
         compared.equal("errors", backend.numpy(backend.dropout(native, backend.asarray(d))), d * mask)
 
@@ -139,7 +142,7 @@ def _dropout(rate: float, shape: Shape, layer: int, seed: int, step: int) -> Bod
 
 
 def _lif(
-    neuron: LIF, filter: Filter, shape: Shape, steps: int, *, quantum: int | None = None, burst: bool = False
+    neuron: LIF, filter: SynapticFilter, shape: Shape, steps: int, *, quantum: int | None = None, burst: bool = False
 ) -> Body:
     """`z` `[1 or T, B, ...]` of `shape`, rounded to `2^-quantum`, or zero after the first step."""
 
@@ -152,7 +155,7 @@ def _lif(
         s, residuals = NUMPY.neuron_forward(neuron, filter, z, steps)
         native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), steps)
         compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.kept["u"])
-        compared.equal("spikes", _values(backend, native_s, np.uint8), s)
+        compared.equal("spikes", values(backend, native_s, np.uint8), s)
         ds = normal(s.shape, 14)
         if burst:
             ds[:-1] = 0
@@ -161,9 +164,9 @@ def _lif(
         if neuron.surrogate.exact:
             compared.equal("dL/dz", found, dz)
         else:
-            constants = roundoff.exact(float(filter.decay)), roundoff.exact(float(filter.gain))
-            u, g = roundoff.exact(residuals.kept["u"]), roundoff.exact(ds)
-            near = roundoff.neuron_backward(neuron, constants, u, s, g, static=residuals.static)
+            constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+            kept = {name: roundoff.exact(x) for name, x in residuals.kept.items()}
+            near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
             compared.within("dL/dz", found, near, random=True)
 
     return body
@@ -184,9 +187,9 @@ def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
     return body
 
 
-def _psp(tau: float, shape: Shape, *, burst: bool = False, counts: int = 1) -> Body:
+def _psp(tau: float, shape: Shape, *, rise: float = 0, burst: bool = False, counts: int = 1) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        psp, s, da = PSP(tau), spikes(shape, 0.3, 15) * np.uint8(counts), normal(shape, 16)
+        psp, s, da = PSP(tau, rise), spikes(shape, 0.3, 15) * np.uint8(counts), normal(shape, 16)
         if tau == 2:
             da = np.copysign(np.float32(1), da)  # halves until it meets the floor
         if burst:
@@ -215,7 +218,7 @@ def _weight_grid(block: Block, w: Float32) -> Body:
         wq, grid = NUMPY.weight_grid(block, w)
         native, found = backend.weight_grid(block, backend.asarray(w))
         compared.same("grid", found, grid)
-        compared.equal("weights", _values(backend, native, np.float32), wq)
+        compared.equal("weights", values(backend, native, np.float32), wq)
 
     return body
 
@@ -308,14 +311,14 @@ _OPTIMIZERS = {
 }
 
 
-def floor_case() -> tuple[LIF, Filter, Float32, int]:
+def floor_case() -> tuple[LIF, SynapticFilter, Float32, int]:
     """Neurons that receive input at the first step alone and are silent until the floor."""
     z = normal((240, 2, 19), 13) * np.float32(0.5)
     z[1:] = 0
     return LIF(3, 2, 0.5), _FILTERS[5 / 3], z, 240
 
 
-def _powers(steps: int, exponent: int) -> Float32:
+def powers(steps: int, exponent: int) -> Float32:
     """`[steps, 1, 16]`: powers of two of either sign from `2^exponent` up at the last step, before it zero."""
     x = np.zeros((steps, 1, 16), np.float32)
     x[-1, 0] = np.ldexp(np.resize(np.array([1, -1], np.float32), 16), exponent + np.arange(16) // 2)
@@ -354,97 +357,108 @@ _BELOW_CEILING = np.nextafter(np.float32(CEILING), np.float32(0))
 _HUGE = _near_ceiling((17, 37))
 
 CHECKS = (
-    _check("encode", _encode()),
-    *(_check(f"convolution {name}", _synapse(block)) for name, block in _CONV.items()),
-    _check("convolution, pooled input", _synapse(_POOLED_CONV, pooled=True)),
-    _check("convolution, one frame", _synapse(_CONV["3x3"], lead=(1, 1))),
-    _check("convolution, many frames", _synapse(_CONV["3x3 stride 2 padded"], lead=(25, 5))),
-    _check("linear", _synapse(_LINEAR)),
-    _check("linear, flattened input", _synapse(_FLATTENED)),
-    _check("linear, pooled input", _synapse(_POOLED_LINEAR, pooled=True)),
-    _check("linear, one frame", _synapse(_LINEAR, lead=(1, 1))),
+    pair_check("encode", _encode()),
+    *(pair_check(f"convolution {name}", _synapse(block)) for name, block in _CONV.items()),
+    pair_check("convolution, pooled input", _synapse(_POOLED_CONV, pooled=True)),
+    pair_check("convolution, one frame", _synapse(_CONV["3x3"], lead=(1, 1))),
+    pair_check("convolution, many frames", _synapse(_CONV["3x3 stride 2 padded"], lead=(25, 5))),
+    pair_check("linear", _synapse(_LINEAR)),
+    pair_check("linear, flattened input", _synapse(_FLATTENED)),
+    pair_check("linear, pooled input", _synapse(_POOLED_LINEAR, pooled=True)),
+    pair_check("linear, one frame", _synapse(_LINEAR, lead=(1, 1))),
     *(
-        _check(f"pooling {size}x{size}, {'grey values' if grey else 'spikes'}", _avgpool2d(size, shape, grey))
+        pair_check(f"pooling {size}x{size}, {'grey values' if grey else 'spikes'}", _avgpool2d(size, shape, grey))
         for size, shape in ((1, (2, 2, 3, 4, 5)), (2, (3, 2, 5, 9, 10)), (4, (2, 3, 2, 17, 9)), (8, (1, 2, 1, 24, 16)))
         for grey in (False, True)
     ),
-    _check("dropout 0.5", _dropout(0.5, (3, 5, 7, 3), 16, 1, 0)),
-    _check("dropout 0.1, large seed and step", _dropout(0.1, (2, 37), 160, 2**32 - 1, 123_456)),
-    _check("dropout 0.9", _dropout(0.9, (1, 1), 1, 77, 9)),
-    _check("dropout 1 - 2^-33, a step beyond 32 bits", _dropout(1 - 2.0**-33, (3, 7), 35, 2**32 - 1, 2**33 + 12_345)),
-    _check("dropout 0", _dropout(0.0, (2, 3, 5, 4), 3, 0, 2**31 + 5)),
-    *(_check(f"LIF, {s}", _lif(LIF(3, 2, 0.7, s), _FILTERS[5 / 3], (9, 2, 37), 9)) for s in _SURROGATES),
+    pair_check("dropout 0.5", _dropout(0.5, (3, 5, 7, 3), 16, 1, 0)),
+    pair_check("dropout 0.1, large seed and step", _dropout(0.1, (2, 37), 160, 2**32 - 1, 123_456)),
+    pair_check("dropout 0.9", _dropout(0.9, (1, 1), 1, 77, 9)),
+    pair_check(
+        "dropout 1 - 2^-33, a step beyond 32 bits", _dropout(1 - 2.0**-33, (3, 7), 35, 2**32 - 1, 2**33 + 12_345)
+    ),
+    pair_check("dropout 0", _dropout(0.0, (2, 3, 5, 4), 3, 0, 2**31 + 5)),
+    *(pair_check(f"LIF, {s}", _lif(LIF(3, 2, 0.7, s), _FILTERS[5 / 3], (9, 2, 37), 9)) for s in _SURROGATES),
     *(
-        _check(f"LIF, tau_m {m:.3g}, tau_s {t:.3g}", _lif(LIF(m, 2, 1.0), _FILTERS[t], (20, 3, 5, 7, 3), 20))
+        pair_check(f"LIF, tau_m {m:.3g}, tau_s {t:.3g}", _lif(LIF(m, 2, 1.0), _FILTERS[t], (20, 3, 5, 7, 3), 20))
         for m, t in ((1.0, 1.0), (2.0, 2.0), (3.0, 5.0), (5.0, 3.0), (5 / 3, 5 / 3), (8.0, 1.0))
     ),
-    _check("LIF, static input", _lif(LIF(3, 2, 0.8), _FILTERS[1.0], (1, 2, 4, 6, 5), 12)),
-    _check("LIF, static input with a filter", _lif(LIF(5 / 3, 2, 0.8), PSP(3.0).filter(1 / 0.7), (1, 2, 41), 12)),
-    _check("LIF, one step", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (1, 3, 11), 1)),
-    _check("LIF, one neuron", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (15, 1, 1), 15)),
-    _check("LIF, many neurons", _lif(LIF(5, 2, 0.5), _FILTERS[5 / 3], (6, 2, 16, 33, 31), 6)),
-    _check("LIF, factor of dropout", _lif(LIF(5, 2, 0.5), PSP(5.0).filter(1 / 0.7), (8, 2, 29), 8)),
-    _check("LIF, at the threshold", _lif(LIF(2, 2, 1.0), _FILTERS[1.0], (12, 2, 64), 12, quantum=2)),
-    _check("LIF, at a threshold of 0.3", _lif(LIF(1, 2, 0.3), _FILTERS[1.0], (6, 2, 64), 6)),
+    pair_check("LIF, static input", _lif(LIF(3, 2, 0.8), _FILTERS[1.0], (1, 2, 4, 6, 5), 12)),
+    pair_check("LIF, static input with a filter", _lif(LIF(5 / 3, 2, 0.8), PSP(3.0).filter(1 / 0.7), (1, 2, 41), 12)),
+    pair_check("LIF, one step", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (1, 3, 11), 1)),
+    pair_check("LIF, one neuron", _lif(LIF(3, 2, 0.5), _FILTERS[3.0], (15, 1, 1), 15)),
+    pair_check("LIF, many neurons", _lif(LIF(5, 2, 0.5), _FILTERS[5 / 3], (6, 2, 16, 33, 31), 6)),
+    pair_check("LIF, factor of dropout", _lif(LIF(5, 2, 0.5), PSP(5.0).filter(1 / 0.7), (8, 2, 29), 8)),
+    pair_check("LIF, at the threshold", _lif(LIF(2, 2, 1.0), _FILTERS[1.0], (12, 2, 64), 12, quantum=2)),
+    pair_check("LIF, at a threshold of 0.3", _lif(LIF(1, 2, 0.3), _FILTERS[1.0], (6, 2, 64), 6)),
     # Further off than exp reaches in float32: a form of the logistic surrogate that grows there ends in NaN.
-    _check("LIF, logistic, far from the threshold", _lif(LIF(3, 2, 40, Logistic()), _FILTERS[5 / 3], (9, 2, 37), 9)),
-    _check("LIF, silence until the floor", _lif(LIF(3, 2, 0.5), _FILTERS[5 / 3], (240, 2, 19), 240, burst=True)),
-    *(_check(f"PSP, tau {tau:.3g}", _psp(tau, (11, 2, 7, 3))) for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)),
+    pair_check(
+        "LIF, logistic, far from the threshold", _lif(LIF(3, 2, 40, Logistic()), _FILTERS[5 / 3], (9, 2, 37), 9)
+    ),
+    pair_check("LIF, silence until the floor", _lif(LIF(3, 2, 0.5), _FILTERS[5 / 3], (240, 2, 19), 240, burst=True)),
+    *(pair_check(f"PSP, tau {tau:.3g}", _psp(tau, (11, 2, 7, 3))) for tau in (1.0, 2.0, 3.0, 5.0, 5 / 3)),
     *(
-        _check(
+        pair_check(
             f"LIF, halving to the floor, {s}",
-            _at_the_floor(LIF(2, 2, 0.5, s), _powers(30, -90)[::-1], _powers(30, -90)),
+            _at_the_floor(LIF(2, 2, 0.5, s), powers(30, -90)[::-1], powers(30, -90)),
         )
         for s in (Rectangle(2), Triangle(1))
     ),
-    _check(
-        "LIF, at the floor through the reset", _at_the_floor(LIF(2, 2, 0.7, Rectangle(0.5)), _HALVES, _powers(2, -103))
+    pair_check(
+        "LIF, at the floor through the reset", _at_the_floor(LIF(2, 2, 0.7, Rectangle(0.5)), _HALVES, powers(2, -103))
     ),
-    _check("PSP, counts", _psp(3.0, (11, 2, 7, 3), counts=7)),
-    _check("PSP, silence until the floor", _psp(3.0, (240, 2, 5), burst=True)),
-    _check("PSP, halving to the floor", _psp(2.0, (120, 2, 5), burst=True)),
-    *(_check(f"error of {name}", _loss_error(name, 3.0, (14, 3, 7))) for name in LOSSES),
-    *(_check(f"error of {name}, tau 5/3, batch 7", _loss_error(name, 5 / 3, (5, 7, 10))) for name in LOSSES),
-    _check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),
-    _check("weight grid", _weight_grid(_CONV["3x3"], normal((5, 3, 3, 3), 32))),
-    _check("weight grid, ties", _weight_grid(_LINEAR, _with_ties((17, 37)))),
-    _check("weight grid, 4 bits", _weight_grid(_block("17{bits=4}", (37,)), normal((17, 37), 33))),
-    _check("weight grid, 2 bits", _weight_grid(_block("17{bits=2}", (37,)), normal((17, 37), 34))),
-    _check("weight grid, all zero", _weight_grid(_LINEAR, np.zeros((17, 37), np.float32))),
-    _check("weight grid, tiny weights", _weight_grid(_LINEAR, normal((17, 37), 35) * np.float32(1e-20))),
-    _check("weight grid, a power of two", _weight_grid(_LINEAR, np.full((17, 37), 0.5, np.float32))),
-    _check(
+    *(
+        pair_check(f"PSP, tau {tau:.3g}, rise {rise:.3g}", _psp(tau, (11, 2, 7, 3), rise=rise))
+        for tau, rise in ((3.0, 1.0), (5.0, 5 / 3))
+    ),
+    pair_check("PSP with a rise, silence until the floor", _psp(3.0, (240, 2, 5), rise=5 / 3, burst=True)),
+    pair_check("PSP, counts", _psp(3.0, (11, 2, 7, 3), counts=7)),
+    pair_check("PSP, silence until the floor", _psp(3.0, (240, 2, 5), burst=True)),
+    pair_check("PSP, halving to the floor", _psp(2.0, (120, 2, 5), burst=True)),
+    *(pair_check(f"error of {name}", _loss_error(name, 3.0, (14, 3, 7))) for name in LOSSES),
+    *(pair_check(f"error of {name}, tau 5/3, batch 7", _loss_error(name, 5 / 3, (5, 7, 10))) for name in LOSSES),
+    pair_check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),
+    pair_check("weight grid", _weight_grid(_CONV["3x3"], normal((5, 3, 3, 3), 32))),
+    pair_check("weight grid, ties", _weight_grid(_LINEAR, _with_ties((17, 37)))),
+    pair_check("weight grid, 4 bits", _weight_grid(_block("17{bits=4}", (37,)), normal((17, 37), 33))),
+    pair_check("weight grid, 2 bits", _weight_grid(_block("17{bits=2}", (37,)), normal((17, 37), 34))),
+    pair_check("weight grid, all zero", _weight_grid(_LINEAR, np.zeros((17, 37), np.float32))),
+    pair_check("weight grid, tiny weights", _weight_grid(_LINEAR, normal((17, 37), 35) * np.float32(1e-20))),
+    pair_check("weight grid, a power of two", _weight_grid(_LINEAR, np.full((17, 37), 0.5, np.float32))),
+    pair_check(
         "weight grid, rounds up to a power of two",
         _weight_grid(_LINEAR, np.full((17, 37), np.nextafter(np.float32(1), np.float32(0)), np.float32)),
     ),
     *(
-        _check(f"weight grid, below the ceiling, {bits} bits", _weight_grid(_block(f"17{{bits={bits}}}", (37,)), _HUGE))
+        pair_check(
+            f"weight grid, below the ceiling, {bits} bits", _weight_grid(_block(f"17{{bits={bits}}}", (37,)), _HUGE)
+        )
         for bits in (2, 3, 12)
     ),
-    _check("weight grid, below the ceiling, coarser", _weight_grid(IMAGES, _near_ceiling((40, 3 * 48 * 48)))),
-    _check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
-    _check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
-    _check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
+    pair_check("weight grid, below the ceiling, coarser", _weight_grid(IMAGES, _near_ceiling((40, 3 * 48 * 48)))),
+    pair_check("weight grid, coarser for the bound", _weight_grid(IMAGES, np.abs(normal((40, 3 * 48 * 48), 36)))),
+    pair_check("weight grid, as coarse as it may be", _weight_grid(WIDE, np.full((2, 16 * 48 * 48), 0.6, np.float32))),
+    pair_check("weight grid, the largest at the floor", _weight_grid(_LINEAR, np.full((17, 37), FLOOR, np.float32))),
     *(
-        _check(f"weight grid, sums that {what} 2^24", _weight_grid(_FULL, _adding_up_to(units)))
+        pair_check(f"weight grid, sums that {what} 2^24", _weight_grid(_FULL, _adding_up_to(units)))
         for what, units in (("reach", 2**20), ("pass", 2**20 + 1))
     ),
-    _check("weight grid, below the floor", _weight_grid(_LINEAR, np.full((17, 37), -(2.0**-101), np.float32))),
-    _check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),
-    _check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
-    _check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
-    _check("error grid, heavy tails", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 20)),
-    _check("error grid, 33 bits", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 33)),
-    _check("error grid, 51 bits", _error_grid(normal((4, 3, 50), 39) * np.exp(20 * normal((4, 3, 50), 40)), 51)),
-    _check("error grid, large errors", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**125), 41)),
-    _check("error grid, ties", _error_grid(_with_ties((4, 3, 8)), 8)),
-    _check("error grid, all zero", _error_grid(np.zeros((3, 2, 5), np.float32), 24)),
-    _check("error grid, near the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-98), 24)),
-    _check("error grid, below the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-105), 24)),
-    _check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
-    _check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
-    _check("error grid, around the smallest normal number", _error_grid(_smallest((3, 2, 7)), 24)),
-    _check("gradient norm", _gradient_norm),
-    *(_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
-    _check("spike rate", _spike_rate),
+    pair_check("weight grid, below the floor", _weight_grid(_LINEAR, np.full((17, 37), -(2.0**-101), np.float32))),
+    pair_check("weight grid, large weights", _weight_grid(_LINEAR, normal((17, 37), 34) * np.float32(2.0**97))),
+    pair_check("error grid", _error_grid(normal((5, 2, 3, 7), 37), 24)),
+    pair_check("error grid, 17 bits", _error_grid(normal((5, 2, 33), 38), 17)),
+    pair_check("error grid, heavy tails", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 20)),
+    pair_check("error grid, 33 bits", _error_grid(normal((4, 3, 50), 39) * np.exp(4 * normal((4, 3, 50), 40)), 33)),
+    pair_check("error grid, 51 bits", _error_grid(normal((4, 3, 50), 39) * np.exp(20 * normal((4, 3, 50), 40)), 51)),
+    pair_check("error grid, large errors", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**125), 41)),
+    pair_check("error grid, ties", _error_grid(_with_ties((4, 3, 8)), 8)),
+    pair_check("error grid, all zero", _error_grid(np.zeros((3, 2, 5), np.float32), 24)),
+    pair_check("error grid, near the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-98), 24)),
+    pair_check("error grid, below the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-105), 24)),
+    pair_check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
+    pair_check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
+    pair_check("error grid, around the smallest normal number", _error_grid(_smallest((3, 2, 7)), 24)),
+    pair_check("gradient norm", _gradient_norm),
+    *(pair_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
+    pair_check("spike rate", _spike_rate),
 )

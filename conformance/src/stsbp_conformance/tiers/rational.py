@@ -16,7 +16,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.random import Stream, bits
 from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Rectangle, Triangle
@@ -117,7 +117,7 @@ def _check(case: RationalCase, *, quick: bool) -> Check:
     return Check(1, case.id, run, quick=quick, by_reference=False)
 
 
-def _parse(notation: str, neuron: LIF, **options: Any) -> NetworkSpec:
+def _parse(notation: str, neuron: NeuronModel, **options: Any) -> NetworkSpec:
     return NetworkSpec.parse(notation, neuron=neuron, weight_bits=3, **options)
 
 
@@ -133,6 +133,16 @@ _NETWORKS = {
     "input filter, counts": _parse("P2-4-3", _WIDE, input_shape=(1, 4, 4), input_psp=PSP(2), input_max=2),
     "direct coding": _parse("2C3s2-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
     "direct coding, triangle": _parse("P2-4-3", _TRIANGLE, input_shape=(2, 4, 5), coding="direct"),
+    "soft reset": _parse("5-3", LIF(2, 2, 0.5, Rectangle(2), reset="subtract"), input_shape=(6,)),
+    "soft reset, triangle": _parse("3C2s2p1-4", LIF(2, 2, 0.5, Triangle(1), reset="subtract"), input_shape=(2, 4, 5)),
+    "IF": _parse("5-3", IF(2, 0.5, Rectangle(2)), input_shape=(6,)),
+    "IF, soft reset": _parse(
+        "P2-4-3", IF(2, 0.5, Triangle(1), reset="subtract"), input_shape=(2, 4, 5), coding="direct"
+    ),
+    "ALIF": _parse("5-3", ALIF(2, 2, 0.5, Rectangle(2), tau_a=2, beta=0.5), input_shape=(6,)),
+    "ALIF, soft reset": _parse(
+        "3C2-P2-3", ALIF(2, 2, 0.5, Rectangle(2), reset="subtract", tau_a=2, beta=0.5), input_shape=(1, 5, 5)
+    ),
 }
 
 # Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
@@ -147,6 +157,12 @@ _CHOSEN = {
     "input filter, counts": {"van-rossum": (4, 94), "hamming": (4, 12), "spike-count": (4, 15)},
     "direct coding": {"van-rossum": (4, 225), "hamming": (4, 7), "spike-count": (4, 251)},
     "direct coding, triangle": {"van-rossum": (2, 49), "hamming": (2, 49), "spike-count": (2, 49)},
+    "soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "soft reset, triangle": {"van-rossum": (3, 1), "hamming": (4, 29), "spike-count": (4, 97)},
+    "IF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "IF, soft reset": {"van-rossum": (2, 1), "hamming": (4, 65), "spike-count": (4, 126)},
+    "ALIF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "ALIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
 }
 
 CASES = tuple(

@@ -123,6 +123,8 @@ CHECKS = (
         for j, loss in enumerate(LOSSES)
         for dropout in (None, (3, 5))
     ),
+    *(_gradient_check(bits.MODELS, loss, (3, 5) if loss == "hamming" else None, quick=True) for loss in LOSSES),
+    *(_gradient_check(case, "van-rossum", None, quick=True) for case in bits.MODELS_DIRECT),
     _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
     _gradient_check(SATURATED, "van-rossum", None, quick=True),
     _gradient_check(bits.FLOOR, "hamming", None, quick=True),
@@ -133,6 +135,7 @@ CHECKS = (
     _gradient_check(bits.CIFAR10, "van-rossum", None, quick=False),
     _gradient_check(bits.NINE_LAYERS, "hamming", None, quick=False),
     *(_training_check(case, loss, quick=True) for case, loss in TRAINED),
+    _training_check(bits.MODELS, "van-rossum", quick=True),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),

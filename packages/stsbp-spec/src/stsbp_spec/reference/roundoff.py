@@ -363,8 +363,16 @@ def _exp(a: Near) -> Near:
     return Near(value, np.minimum(value * (grown + off + grown * off), 1 + off) + TINY, value * _root(a.spread, off))
 
 
+def _sqrt(a: Near) -> Near:
+    value = np.sqrt(a.value)
+    moved = value - np.sqrt(np.maximum(a.value - a.error, 0))  # downwards it moves further than upwards
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = np.where(value > 0, a.spread / (2 * value), np.sqrt(a.spread))
+    return Near(value, moved + (value + moved) * U, _root(spread, value * U))
+
+
 _NEAR: dict[str, Callable[..., Near]] = {
-    "add": _add, "mul": _multiply, "div": _divide, "neg": _negative, "snap": _snap,
+    "add": _add, "mul": _multiply, "div": _divide, "neg": _negative, "snap": _snap, "sqrt": _sqrt,
 }  # fmt: skip
 
 

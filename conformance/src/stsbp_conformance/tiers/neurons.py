@@ -1,0 +1,209 @@
+"""Tier 5 of every neuron model: forward and backward pair alone, bit for bit against the numpy reference.
+
+`MODELS` follows the spec's table of models, so a new one is here with its first commit; `checks(neuron)` are those of
+any model, a stranger's too. Inputs and errors are made from the model's own equations: potentials that meet the
+threshold exactly or by one unit in the last place, states that fall silent, products on both sides of the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.expr import Recurrence, unsnapped
+from stsbp_spec.neurons import NEURONS, NeuronModel, parameters
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.reference import roundoff
+from stsbp_spec.reference.recurrence import recur
+from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.synapses.psp import SynapticFilter
+from stsbp_spec.typing import AnyArray, Float32
+
+from stsbp_conformance.cases import normal
+from stsbp_conformance.check import Check, Compared
+from stsbp_conformance.reference import NUMPY
+from stsbp_conformance.tiers.pairs import Body, pair_check, powers, values
+
+__all__ = [
+    "CHECKS",
+    "MODELS",
+    "checks",
+    "meeting_the_threshold",
+    "models",
+    "near_the_floor",
+    "silent",
+    "with_surrogate",
+]
+
+_GIVEN = {"tau_m": 3.0, "tau_s": 2.0, "tau_a": 5 / 3, "threshold": 0.5}
+"""None is 2, whose products are exact and hide fused multiply-adds; all decay to the floor within 240 steps."""
+
+
+def models(kind: type[NeuronModel]) -> list[NeuronModel]:
+    """A model with each reset that it has."""
+    given: dict[str, Any] = {name: value for name, value in _GIVEN.items() if name in parameters(kind)}
+    resets = [{"reset": reset} for reset in ("zero", "subtract")] if "reset" in parameters(kind) else [{}]
+    return [kind(**given, **reset) for reset in resets]
+
+
+MODELS = tuple(neuron for kind in NEURONS.values() for neuron in models(kind))
+"""Every model of the spec."""
+
+
+def _label(neuron: NeuronModel) -> str:
+    reset = getattr(neuron, "reset", None)
+    return neuron.name if reset is None else f"{neuron.name}, reset {reset}"
+
+
+def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
+    """The model with another surrogate derivative."""
+    changed: NeuronModel = replace(neuron, surrogate=surrogate)  # type: ignore[type-var]
+    return changed
+
+
+def _compare(
+    backend: AbstractBackend,
+    compared: Compared,
+    what: str,
+    neuron: NeuronModel,
+    filter: SynapticFilter,
+    z: Float32,
+    ds: Float32,
+) -> None:
+    s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds))
+    native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds))
+    potentials = backend.numpy(backend.neuron_potentials(native))
+    compared.equal(f"{what}: potentials", potentials, NUMPY.neuron_potentials(residuals))
+    compared.equal(f"{what}: spikes", values(backend, native_s, np.uint8), s)
+    found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
+    if neuron.surrogate.exact:
+        compared.equal(f"{what}: dL/dz", found, NUMPY.neuron_backward(neuron, filter, residuals, ds))
+    else:
+        constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+        kept = {name: roundoff.exact(x) for name, x in residuals.kept.items()}
+        near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
+        compared.within(f"{what}: dL/dz", found, near, random=True)
+
+
+def _stepped(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        filters = (PSP(5 / 3).filter(), PSP(3.0).filter(1 / 0.7), PSP(5.0, 5 / 3).filter(), IDENTITY)
+        surrogates = (*(cls() for cls in SURROGATES.values()), Triangle(0.4))
+        for number, surrogate in enumerate(surrogates):
+            filter = filters[number % len(filters)]
+            z, ds = normal((11, 2, 37), 50 + number), normal((11, 2, 37), 60 + number)
+            _compare(backend, compared, str(surrogate), with_surrogate(neuron, surrogate), filter, z, ds)
+
+    return body
+
+
+def _shapes(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        filter = PSP(3.0).filter()
+        for what, steps, shape in (
+            ("one step", 1, (1, 3, 11)),
+            ("one neuron", 15, (15, 1, 1)),
+            ("maps", 4, (4, 2, 3, 5, 7)),
+        ):
+            z, ds = normal(shape, 70), normal((steps, *shape[1:]), 71)
+            _compare(backend, compared, what, neuron, filter, z, ds)
+        for what, filter in (("static", IDENTITY), ("static, filtered", PSP(3.0).filter(1 / 0.7))):
+            _compare(backend, compared, what, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
+
+    return body
+
+
+def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32, AnyArray]:
+    """`z` that takes a third of the potentials to their threshold and a third to the number below it; how far all are.
+
+    Each step's input is corrected by what the steps before it have left.
+    """
+    equations = neuron_equations(IDENTITY, neuron)
+    forward = equations.forward
+    u, threshold = (unsnapped(x) for x in forward.outputs["o"].args)
+    both = Recurrence("both", forward.parameters, forward.inputs, _as_they_are(forward), {"u": u, "v": threshold})
+    z = normal((steps, 2, 66), 74)
+    below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
+    left = np.zeros_like(z)
+    for t in range(steps):
+        for _ in range(3):
+            found = recur(both, equations.constants, {"z": z}, t + 1)
+            goal = np.where(below, np.nextafter(found["v"][t], np.float32(-np.inf)), found["v"][t])
+            left[t] = goal - found["u"][t]
+            z[t, :, np.arange(66) % 3 < 2] += left[t][:, np.arange(66) % 3 < 2].T
+    found = recur(both, equations.constants, {"z": z}, steps)
+    return z, found["u"] - found["v"]
+
+
+def _as_they_are(recurrence: Recurrence) -> dict[str, Any]:
+    return {name: unsnapped(x) for name, x in recurrence.states.items()}
+
+
+def _at_the_threshold(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        z, _ = meeting_the_threshold(neuron)
+        for surrogate in (Rectangle(), Triangle()):
+            model = with_surrogate(neuron, surrogate)
+            _compare(backend, compared, str(surrogate), model, IDENTITY, z, normal(z.shape, 75))
+
+    return body
+
+
+def silent(steps: int = 240) -> tuple[Float32, Float32]:
+    """Input at the first step alone, and errors at the last one."""
+    z, ds = normal((steps, 2, 19), 76), normal((steps, 2, 19), 77)
+    z[1:], ds[:-1] = 0, 0
+    return z, ds
+
+
+def _silence(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        _compare(backend, compared, "silence", neuron, PSP(5 / 3).filter(), *silent())
+
+    return body
+
+
+def near_the_floor(steps: int = 8) -> list[tuple[str, Float32, Float32]]:
+    """Inputs, errors, and then both: small multiples of powers of two around 2^-100, whose sums cancel often."""
+    shape = (steps, 1, 96)
+
+    def tiny(seed: int) -> Float32:
+        whole, exponent = (uniform(seed, Stream.ENCODER, math.prod(shape), substream=k).reshape(shape) for k in (4, 5))
+        eighths = np.rint(16 * whole - 8)
+        drawn: Float32 = np.ldexp(eighths, (-106 + np.floor(7 * exponent)).astype(int)).astype(np.float32)
+        return drawn
+
+    z, ds = normal(shape, 78), normal(shape, 79)
+    return [("inputs", tiny(80), ds), ("errors", z, tiny(81)), ("inputs and errors", tiny(82), tiny(83))]
+
+
+def _floor(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        halved = powers(30, -90)[::-1].copy(), powers(30, -90)
+        for what, z, ds in (*near_the_floor(), ("halving", *halved)):
+            for surrogate in (Rectangle(2), Triangle(1), Rectangle(0.25)):
+                for filter in (IDENTITY, PSP(2.0).filter()):
+                    model = with_surrogate(neuron, surrogate)
+                    _compare(backend, compared, f"{what}, {surrogate}", model, filter, z, ds)
+
+    return body
+
+
+def checks(neuron: NeuronModel) -> tuple[Check, ...]:
+    """The checks of one model."""
+    label = _label(neuron)
+    return (
+        pair_check(f"{label}: every surrogate", _stepped(neuron)),
+        pair_check(f"{label}: shapes, static input", _shapes(neuron)),
+        pair_check(f"{label}: at the threshold", _at_the_threshold(neuron)),
+        pair_check(f"{label}: silence until the floor", _silence(neuron)),
+        pair_check(f"{label}: on both sides of the floor", _floor(neuron)),
+    )
+
+
+CHECKS = tuple(check for neuron in MODELS for check in checks(neuron))

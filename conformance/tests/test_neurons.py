@@ -1,0 +1,199 @@
+"""Neuron models: gradients are those that torch derives in float64, and a stranger's has the same bits everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from stsbp_conformance import faults
+from stsbp_conformance.cases import normal
+from stsbp_conformance.check import Check
+from stsbp_conformance.reference import NUMPY
+from stsbp_conformance.tiers import neurons
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, sqrt, where
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.neurons import NEURONS, NeuronModel
+from stsbp_spec.neurons.base import Step, above_zero, parameter, steps
+from stsbp_spec.printers import numpy_function
+from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.typing import AnyArray, Float64
+
+
+@dataclass(frozen=True)
+class Resonator(NeuronModel):
+    """A stranger's model of three states: a damped rotation whose threshold rises and levels off."""
+
+    name: ClassVar[str] = "resonator"
+    states: ClassVar[tuple[str, ...]] = ("x", "y", "b")
+
+    tau_m: float = parameter(3.0, steps)
+    tau_s: float = 2.0
+    threshold: float = 1.0
+    surrogate: Surrogate = field(default_factory=Arctan)
+    angle: float = parameter(0.7, above_zero)
+
+    def constants(self) -> Mapping[str, float]:
+        keep = 1 - 1 / self.tau_m
+        turn = {"cos": keep * float(np.cos(self.angle)), "sin": keep * float(np.sin(self.angle))}
+        return {**turn, "vth": self.threshold, "rho": 0.6}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(p.cos * s.x - p.sin * s.y + i))
+        y = named("y", snap(p.sin * s.x + p.cos * s.y))
+        raised = named("raised", abs(s.b) / sqrt(1 + s.b * s.b))
+        o = spike(u, named("threshold", p.vth + raised))
+        return Step(u, o, {"x": where(o, 0, u), "y": y, "b": p.rho * s.b + where(o, 1 - p.rho, 0)})
+
+
+STRANGER = Resonator(threshold=0.5)
+MODELS = (*neurons.MODELS, STRANGER)
+each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{getattr(n, 'reset', '')}".strip("-"))
+
+
+def test_every_model_and_every_reset_is_there() -> None:
+    assert {type(neuron) for neuron in neurons.MODELS} == set(NEURONS.values())
+    assert {(n.name, getattr(n, "reset", None)) for n in neurons.MODELS} >= {("lif", "zero"), ("lif", "subtract")}
+    assert len(neurons.CHECKS) == 5 * len(neurons.MODELS)
+
+
+@pytest.mark.parametrize("check", neurons.checks(STRANGER), ids=lambda check: check.id)
+def test_a_strangers_model_has_the_same_bits_everywhere(check: Check, run_check: Callable[[Check], None]) -> None:
+    run_check(check)
+
+
+@each_model
+def test_potentials_meet_the_threshold_and_the_number_below_it(neuron: NeuronModel) -> None:
+    z, off = neurons.meeting_the_threshold(neuron)
+    fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z))
+    met, below = off[..., 0::3], off[..., 1::3]
+    assert (met == 0).mean() > 0.9
+    assert (np.abs(below) < 1e-6).all()
+    assert (below < 0).mean() > 2 / 3
+    assert fired[..., 0::3][met == 0].all()
+    assert not fired[..., 1::3][below < 0].any()
+
+
+@each_model
+def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
+    """Without the floor potentials and errors are other numbers; with it none lies below."""
+    small, filter = neurons.near_the_floor(), PSP(2.0).filter()
+    for z, ds in (neurons.silent(), *((z, ds) for _, z, ds in small)):
+        kept = NUMPY.neuron_forward(neuron, filter, z, len(ds))[1].kept
+        for name, x in kept.items():
+            assert not ((x != 0) & (np.abs(x) < FLOOR)).any(), name
+    for wrong, (_, z, ds) in ((faults.NoFloorForward(), small[0]), (faults.NoFloorBackward(), small[1])):
+        residuals, other = (b.neuron_forward(neuron, filter, z, len(ds))[1] for b in (NUMPY, wrong))
+        dz, without = (b.neuron_backward(neuron, filter, residuals, ds) for b in (NUMPY, wrong))
+        assert (other.kept["u"] != residuals.kept["u"]).any() or (dz != without).any()
+
+
+# Gradients: torch derives them in float64 from the equations of the literature, written here once more.
+
+torch = pytest.importorskip("torch")
+
+
+def _surrogate(h: Surrogate, x: Any) -> Any:
+    if isinstance(h, Rectangle):
+        return (abs(x) < h.width / 2) / h.width
+    if isinstance(h, Triangle):
+        return torch.clamp(1 - abs(x) / h.width, min=0)
+    if isinstance(h, FastSigmoid):
+        return (1 + h.beta * abs(x)) ** -2
+    if isinstance(h, Arctan):
+        return 1 / (1 + (np.pi / 2 * h.alpha * x) ** 2)
+    assert isinstance(h, Logistic)
+    s = torch.sigmoid(x / h.width)
+    return s * (1 - s) / h.width
+
+
+def _spikes(h: Surrogate, smooth: bool) -> Callable[[Any, Any], Any]:
+    """`spike(u, threshold)` of torch, with `h` as its derivative; `smooth`: the primitive of `h` in its place."""
+
+    class Spike(torch.autograd.Function):  # type: ignore[misc, name-defined]
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            ctx.save_for_backward(x)
+            return torch.from_numpy(h.primitive(x.numpy())) if smooth else (x >= 0).to(x)
+
+        @staticmethod
+        def backward(ctx: Any, d: Any) -> Any:
+            return d * _surrogate(h, *ctx.saved_tensors)
+
+    return lambda u, threshold: Spike.apply(u - threshold)
+
+
+def _by_hand(neuron: Any, tau: float, z: Any, smooth: bool) -> Any:
+    """Spikes `[T, N]` of a synaptic filter of time constant `tau` and the neurons after it."""
+    fires, vth = _spikes(neuron.surrogate, smooth), neuron.threshold
+    i = u = o = a = x = y = torch.zeros_like(z[0])
+    v, keep = vth + torch.zeros_like(i), 1.0 if neuron.name == "if" else 1 - 1 / neuron.tau_m
+    fired = []
+    for zt in z:
+        i = (1 - 1 / tau) * i + zt / tau
+        if neuron.name == "resonator":
+            x, y, a = x * (1 - o), y, 0.6 * a + 0.4 * o
+            turned = complex(np.cos(neuron.angle), np.sin(neuron.angle)) * keep
+            x, y = turned.real * x - turned.imag * y + i, turned.imag * x + turned.real * y
+            u, v = x, vth + torch.where(a < 0, -a, a) / torch.sqrt(1 + a * a)
+        else:
+            u = keep * (u * (1 - o) if neuron.reset == "zero" else u - v * o) + i
+            if neuron.name == "alif":
+                a = (1 - 1 / neuron.tau_a) * a + o / neuron.tau_a
+                v = vth + neuron.beta * a
+        o = fires(u, v)
+        fired.append(o)
+    return torch.stack(fired)
+
+
+def _by_expressions(neuron: NeuronModel, tau: float, z: Float64, g: Float64) -> tuple[AnyArray, AnyArray]:
+    """Spikes and `dL/dz` `[T, N]` of the model's own recurrences in float64, constants unrounded."""
+    equations = neuron_equations(PSP(tau).filter(), neuron)
+    constants = {**equations.wide, "k": 1 - 1 / tau, "c": 1 / tau}
+
+    def run(recurrence: Recurrence, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+        step = numpy_function(recurrence, np.float64)
+        given = [np.float64(constants[name]) for name in recurrence.parameters]
+        states: Sequence[AnyArray] = [np.zeros(z.shape[1:]) for _ in recurrence.states]
+        found = []
+        for t in range(len(z))[:: -1 if recurrence.reverse else 1]:
+            states, outputs = step(*given, *(inputs[name][t] for name in recurrence.inputs), *states)
+            found.append(outputs)
+        stacked = (np.stack(x[:: -1 if recurrence.reverse else 1]) for x in zip(*found, strict=True))
+        return dict(zip(recurrence.outputs, stacked, strict=True))
+
+    kept = run(equations.forward, {"z": z})
+    return kept["o"].astype(np.float64), run(equations.backward, {**kept, "g": g})["dz"]
+
+
+@each_model
+@pytest.mark.parametrize("surrogate", [cls() for cls in SURROGATES.values()], ids=str)
+def test_gradients_are_those_that_torch_derives(neuron: NeuronModel, surrogate: Surrogate) -> None:
+    model = neurons.with_surrogate(neuron, surrogate)
+    z, g = normal((25, 60), 90).astype(np.float64), normal((25, 60), 91).astype(np.float64)
+    o, dz = _by_expressions(model, 3.0, z, g)
+    variable = torch.tensor(z, requires_grad=True)
+    fired = _by_hand(model, 3.0, variable, smooth=False)
+    assert np.array_equal(o, fired.detach().numpy())
+    assert 0.05 < o.mean() < 0.7
+    (expected,) = torch.autograd.grad(fired, variable, torch.tensor(g))
+    assert np.count_nonzero(dz) > dz.size / 2
+    assert np.abs(dz - expected.numpy()).max() <= 1e-12 * np.abs(dz).max()
+
+
+@each_model
+@pytest.mark.parametrize("surrogate", [Arctan(), FastSigmoid(), Logistic()], ids=str)
+def test_what_torch_derives_is_the_slope_of_the_smoothed_spikes(neuron: NeuronModel, surrogate: Surrogate) -> None:
+    model = neurons.with_surrogate(neuron, surrogate)
+    z, g, way = (normal((12, 40), seed).astype(np.float64) for seed in (92, 93, 94))
+    variable = torch.tensor(z, requires_grad=True)
+    (slope,) = torch.autograd.grad(_by_hand(model, 3.0, variable, smooth=True), variable, torch.tensor(g))
+    up, down = (
+        float((_by_hand(model, 3.0, torch.tensor(z + sign * 1e-5 * way), smooth=True).numpy() * g).sum())
+        for sign in (1, -1)
+    )
+    assert (up - down) / 2e-5 == pytest.approx(float((slope.numpy() * way).sum()), rel=1e-6)
