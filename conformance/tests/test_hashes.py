@@ -80,6 +80,15 @@ def test_states_and_errors_meet_the_floor_itself() -> None:
         assert (np.abs(x) == FLOOR).any()
 
 
+def test_potentials_meet_the_edges_of_the_surrogate() -> None:
+    filter = PSP(1).filter()
+    z, _ = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43), quantum=3)
+    _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
+    x = NUMPY.neuron_potentials(residuals) - np.float32(hashes.HALVING.threshold)
+    assert (x == 1).any()
+    assert (x == -1).any()
+
+
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.id.split()[0] in ("synaptic", "error")], ids=lambda c: c.id
 )
@@ -134,12 +143,24 @@ def test_every_layer_of_the_networks_fires(case: Case) -> None:
         (faults.FusedAdamW, {"weights"}),
         (faults.PspAdjointForward, {"dL/do"}),
         (faults.BatchNotDivided, {"dL/do"}),
+        (faults.PrinterFuses, {"potentials", "dL/dz", "dL/do", "weights", "m", "v"}),
+        (faults.PrinterDropsASnap, {"dL/dz"}),
+        (faults.PrinterSwapsOperands, {"dL/dz", "dL/do", "weights"}),
+        (faults.PrinterSwapsBranches, {"spikes", "potentials", "dL/dz"}),
+        (faults.PrinterReassociates, {"dL/dz", "v"}),
+        (faults.PrinterConstantsInDouble, {"potentials", "dL/dz"}),
+        (faults.PrinterConstantsOfSixDigits, {"potentials", "dL/dz", "dL/do", "weights"}),
+        (faults.PrinterLessOrEqual, {"dL/dz"}),
+        (faults.PrinterReciprocal, {"weights"}),
+        (faults.PrinterSnapsTheFloor, {"potentials", "dL/dz"}),
+        (faults.PrinterTakesTheNewState, {"spikes", "potentials", "dL/dz", "dL/do"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_fault_changes_hashes_of_pairs(fault: type[NumpyBackend], kinds: set[str]) -> None:
     stored = hashes.read().cases
-    found = hashes.compute(fault(), [case for case in CASES if "tau" in case.id or "AdamW" in case.id])
+    with np.errstate(all="ignore"):
+        found = hashes.compute(fault(), [case for case in CASES if case not in NETWORKS])
     changed = {kind for case, x in found.items() for kind in x if x[kind] != stored[case][kind]}
     assert changed >= kinds
 

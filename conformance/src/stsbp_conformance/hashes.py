@@ -30,7 +30,7 @@ import numpy as np
 import stsbp_spec
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.errors import StsbpError
-from stsbp_spec.grid import CONTRACT_VERSION, FLOOR, unsigned_zeros
+from stsbp_spec.grid import CONTRACT_VERSION, FLOOR, round_to_grid, unsigned_zeros
 from stsbp_spec.losses import LOSSES, Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
@@ -240,17 +240,20 @@ _MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14),
 
 
 def neuron_inputs(
-    neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape
+    neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape, quantum: int | None = None
 ) -> tuple[Float32, Float32]:
     """`z` `[1 or T, B, ...]` and cotangents `[T, B, ...]` of a neuron's pair, `shape` being `[B, ...]`.
 
     Four neurons begin just below the threshold, on it and just above it; eight live around the floor, where filter,
     potential and error snap to zero; two have zeros of either sign, two potentials far from the threshold; eight get
-    powers of two at the first step (as errors at the last), which with `HALVING` meet the floor itself.
+    powers of two at the first step (as errors at the last), which with `HALVING` meet the floor itself. Where `quantum`
+    is given, the random inputs are multiples of `2^-quantum`: with `HALVING` potentials meet the surrogate's edges.
     """
     batch, lead = shape[0], 1 if static else steps
     z = bell((lead, batch, math.prod(shape[1:])), seed) * np.float32(1.5 * neuron.threshold) / filter.gain
     ds = bell((steps, *z.shape[1:]), seed + 1)
+    if quantum is not None:
+        z = round_to_grid(z, quantum)
     z[0, :, _MEETS] = _meeting(neuron, filter)
     z[..., _TINY] = bell(z[..., _TINY].shape, seed + 2) * np.float32(4 * FLOOR)
     ds[..., _TINY] = bell(ds[..., _TINY].shape, seed + 3) * np.float32(4 * FLOOR)
@@ -286,11 +289,13 @@ HALVING = LIF(2.0, 1.0, 0.5, Rectangle(2.0))
 _PAIR_STEPS = 10
 
 
-def _neuron_case(neuron: LIF, filter: Filter, seed: int, identifier: str, *, static: bool, quick: bool) -> Case:
+def _neuron_case(
+    neuron: LIF, filter: Filter, seed: int, identifier: str, *, static: bool, quick: bool, quantum: int | None = None
+) -> Case:
     shape = (3, 4, 3, 4) if seed % 3 else (3, 43)
 
     def compute(backend: AbstractBackend) -> Hashes:
-        z, ds = neuron_inputs(neuron, filter, seed, steps=_PAIR_STEPS, static=static, shape=shape)
+        z, ds = neuron_inputs(neuron, filter, seed, steps=_PAIR_STEPS, static=static, shape=shape, quantum=quantum)
         s, u, dz = _neuron(backend, neuron, filter, z, ds)
         return {"spikes": digest(s), "potentials": _pair_digest(u), "dL/dz": _pair_digest(dz)}
 
@@ -316,6 +321,8 @@ def _neuron_cases() -> Iterable[Case]:
         yield _neuron_case(neuron, IDENTITY, 400 + 4 * static, identifier, static=static, quick=False)
         identifier = f"neuron, states and errors halve to the floor, {kind}"
         yield _neuron_case(HALVING, PSP(1).filter(), 408 + 4 * static, identifier, static=static, quick=True)
+        identifier = f"neuron, potentials on the surrogate's edges, {kind}"
+        yield _neuron_case(HALVING, PSP(1).filter(), 416 + 4 * static, identifier, static=static, quick=True, quantum=3)
 
 
 def _filter_case(name: str, tau: float, seed: int) -> Case:
