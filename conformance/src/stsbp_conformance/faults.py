@@ -163,6 +163,9 @@ class FusedMembrane(_Miswritten):
 
     way = "forward"
 
+    def written(self, recurrence: Recurrence) -> Recurrence:
+        return super().written(recurrence) if "km" in recurrence.parameters else recurrence
+
     def rule(self, x: Expr) -> Expr | None:
         if x.op == "mul" and _reads(x, "km"):
             return x.args[1]  # the product waits for the next step
@@ -193,7 +196,7 @@ class DecayUlp(_Miswritten):
     way, changed = "forward", "km"
 
     def constants(self, constants: Constants) -> Constants:
-        value = constants[self.changed]
+        value = constants.get(self.changed, np.float32(0))
         following = np.nextafter(value, np.float32(2), dtype=np.float32) if value > 0 else value
         return {**constants, self.changed: following}
 

@@ -1,0 +1,64 @@
+"""What is printed, as text: a change of a model, a derivation or a printer is seen as a change of these files.
+
+python packages/stsbp-spec/tests/test_printed.py        writes them again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS
+from stsbp_spec.optim.adamw import UPDATE
+from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.synapses import IDENTITY, PSP
+
+FILES = Path(__file__).parent / "printed"
+NEURON_MODELS = [kind(reset=reset) for kind in (LIF, IF, ALIF) for reset in ("zero", "subtract")]
+
+
+def recurrences() -> Iterator[tuple[str, Recurrence]]:
+    """Every equation of the spec under a heading."""
+    filters = {"one time constant": PSP(4), "a rise": PSP(4, 2)}
+    for neuron in NEURON_MODELS:
+        pair = neuron_equations(filters["one time constant"].filter(), neuron)
+        yield from ((f"{neuron.name}, reset {neuron.reset}", x) for x in (pair.forward, pair.backward))
+    for name, surrogate in SURROGATES.items():
+        yield f"lif with {name}", neuron_equations(IDENTITY, replace(LIF(), surrogate=surrogate())).backward
+    for name, psp in filters.items():
+        alone = filter_equations(psp.filter())
+        yield from ((f"filter of {name}", x) for x in (alone.forward, alone.backward))
+    for name, loss in LOSSES.items():
+        error = loss_equations(loss)
+        yield from ((f"error of {name}", x) for x in (error.forward, error.backward) if x is not None)
+    yield "adamw", UPDATE
+
+
+def printed(language: str) -> str:
+    """All of them in a language."""
+    return "\n".join(f"# {heading}\n{function(x, LANGUAGES[language])}" for heading, x in recurrences())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_equation_is_printed_as_before(language: str) -> None:
+    before = (FILES / f"{language}.txt").read_text(encoding="utf-8")
+    assert printed(language) == before, f"to write the files again: python {Path(__file__).name}"
+
+
+def test_every_model_and_language_is_there() -> None:
+    assert {path.stem for path in FILES.iterdir()} == set(LANGUAGES)
+    assert {type(neuron) for neuron in NEURON_MODELS} == set(NEURONS.values())
+    headings = [heading for heading, _ in recurrences()]
+    assert all(f"lif with {name}" in headings for name in SURROGATES)
+
+
+if __name__ == "__main__":
+    FILES.mkdir(exist_ok=True)
+    for each in LANGUAGES:
+        (FILES / f"{each}.txt").write_text(printed(each), encoding="utf-8")
