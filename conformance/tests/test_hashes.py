@@ -55,7 +55,7 @@ def test_every_exact_surrogate_loss_and_time_constant_is_there() -> None:
 @pytest.mark.parametrize("static", [False, True], ids=["stepped", "static"])
 @pytest.mark.parametrize(("tau_m", "tau_s"), TAUS)
 def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: float, static: bool) -> None:
-    neuron, filter = LIF(tau_m, tau_s, 0.5), PSP(tau_s).filter(1.25)
+    neuron, filter = LIF(tau_m, tau_s, 0.5), hashes.first_order(tau_s, 1.25)
     z, ds = hashes.neuron_inputs(neuron, filter, 3, steps=10, static=static, shape=(3, 43))
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, 10)
     dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
@@ -73,7 +73,7 @@ def test_neuron_inputs_meet_the_threshold_and_the_floor(tau_m: float, tau_s: flo
 
 
 def test_states_and_errors_meet_the_floor_itself() -> None:
-    filter = PSP(1).filter()
+    filter = hashes.first_order(1)
     z, ds = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43))
     _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
     for x in (NUMPY.neuron_potentials(residuals), NUMPY.neuron_backward(hashes.HALVING, filter, residuals, ds)):
@@ -81,7 +81,7 @@ def test_states_and_errors_meet_the_floor_itself() -> None:
 
 
 def test_potentials_meet_the_edges_of_the_surrogate() -> None:
-    filter = PSP(1).filter()
+    filter = hashes.first_order(1)
     z, _ = hashes.neuron_inputs(hashes.HALVING, filter, 3, steps=10, static=False, shape=(3, 43), quantum=3)
     _, residuals = NUMPY.neuron_forward(hashes.HALVING, filter, z, 10)
     x = NUMPY.neuron_potentials(residuals) - np.float32(hashes.HALVING.threshold)

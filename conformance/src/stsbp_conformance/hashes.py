@@ -55,6 +55,7 @@ __all__ = [
     "Stored",
     "compare",
     "compute",
+    "first_order",
     "main",
     "neuron_inputs",
     "read",
@@ -239,6 +240,13 @@ _MEETS, _TINY, _ZEROS, _HUGE, _BURST = slice(0, 4), slice(4, 12), slice(12, 14),
 """Neurons with inputs of a kind; those after them have random ones."""
 
 
+def first_order(tau_s: float, gain: float = 1.0) -> Filter:
+    """The synaptic filter of one time constant."""
+    found = PSP(tau_s).filter(gain)
+    assert isinstance(found, Filter)
+    return found
+
+
 def neuron_inputs(
     neuron: LIF, filter: Filter, seed: int, *, steps: int, static: bool, shape: Shape, quantum: int | None = None
 ) -> tuple[Float32, Float32]:
@@ -308,7 +316,7 @@ def _neuron_cases() -> Iterable[Case]:
         for column, (name_m, tau_m) in enumerate(_TAUS_M.items()):
             surrogate = _SURROGATES[(row + column) % 4]
             neuron = LIF(tau_m, tau_s, (0.5, 1.0, 0.3)[(row + column) % 3], surrogate)
-            filter = PSP(tau_s).filter(1.25 if column % 2 else 1.0)
+            filter = first_order(tau_s, 1.25 if column % 2 else 1.0)
             for static in (False, True):
                 seed = 200 + 8 * (4 * row + column) + 4 * static
                 kind = "static input" if static else "stepped input"
@@ -320,9 +328,9 @@ def _neuron_cases() -> Iterable[Case]:
         neuron, identifier = LIF(3.0, 5.0, 0.5, Arctan()), f"neuron without a filter, {kind}"
         yield _neuron_case(neuron, IDENTITY, 400 + 4 * static, identifier, static=static, quick=False)
         identifier = f"neuron, states and errors halve to the floor, {kind}"
-        yield _neuron_case(HALVING, PSP(1).filter(), 408 + 4 * static, identifier, static=static, quick=True)
+        yield _neuron_case(HALVING, first_order(1), 408 + 4 * static, identifier, static=static, quick=True)
         identifier = f"neuron, potentials on the surrogate's edges, {kind}"
-        yield _neuron_case(HALVING, PSP(1).filter(), 416 + 4 * static, identifier, static=static, quick=True, quantum=3)
+        yield _neuron_case(HALVING, first_order(1), 416 + 4 * static, identifier, static=static, quick=True, quantum=3)
 
 
 def _filter_case(name: str, tau: float, seed: int) -> Case:
