@@ -5,34 +5,31 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamWScalars
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
-from stsbp_cupy.losses import hamming, spike_count, van_rossum
-from stsbp_cupy.neurons import lif
-from stsbp_cupy.optim import adamw
+from stsbp_cupy.optim import gradient_norm
+from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Runtime
-from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear, psp
+from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
 from stsbp_cupy.synapses.weights import HalfUnits
 
 __all__ = ["CupyBackend"]
 
 _LOG = logging.getLogger(__name__)
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
-_LOSSES: dict[type, Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
 
 class CupyBackend(AbstractBackend):
@@ -118,23 +115,16 @@ class CupyBackend(AbstractBackend):
     def dropout(self, mask: Native, s: Native) -> Native:
         return dropout.apply(self.rt, mask, s)
 
-    def neuron_forward(self, neuron: LIF, filter: Filter, z: Native, steps: int) -> tuple[Native, lif.Residuals]:
-        return lif.forward(self.rt, neuron, filter, z, steps)
-
-    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: lif.Residuals, ds: Native) -> Native:
-        return lif.backward(self.rt, neuron, filter, residuals, ds)
-
-    def neuron_potentials(self, residuals: lif.Residuals) -> Native:
-        return lif.potentials(self.rt, residuals)
-
-    def psp_forward(self, psp_: PSP, s: Native) -> Native:
-        return psp.forward(self.rt, psp_, s)
-
-    def psp_backward(self, psp_: PSP, da: Native) -> Native:
-        return psp.backward(self.rt, psp_, da)
-
-    def loss_error(self, loss: Loss, psp_: PSP, s: Native, targets: Native) -> Native:
-        return implementation(self.name, _LOSSES, loss, "loss").error(self.rt, loss, psp_, s, targets)
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, Native],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, Native]:
+        return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
 
     def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
         (found,) = self.weight_grids((block,), (w,))
@@ -151,10 +141,7 @@ class CupyBackend(AbstractBackend):
         return grid.error_grid(self.rt, dz, bits)
 
     def gradient_norm(self, gradients: Sequence[Native]) -> float:
-        return adamw.gradient_norm(self.rt, gradients)
-
-    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
-        return adamw.update(self.rt, scalars, w, g, m, v)
+        return gradient_norm(self.rt, gradients)
 
     def spike_count(self, s: Native) -> Native:
         return self.rt.xp.asarray(self.rt.xp.count_nonzero(s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +13,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Native
 
 from stsbp_cupy.runtime import Runtime
-from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
@@ -71,14 +71,11 @@ def _line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-def compile_kernels(
-    source: str, name: str, architecture: str, options: Sequence[str] = FLAGS
-) -> tuple[bytes, bytes, str]:
-    """Compile a .cu file by NVRTC; needs no device and no driver.
+def compile_kernels(source: Source, architecture: str, options: Sequence[str] = FLAGS) -> tuple[bytes, bytes, str]:
+    """Compile a source by NVRTC; needs no device and no driver.
 
     Args:
-        source: its text.
-        name: its name, for messages.
+        source: its text, and its name for messages.
         architecture: `sm_80` or the like.
         options: of the compiler.
 
@@ -86,11 +83,12 @@ def compile_kernels(
         The machine code (empty for a `compute_` architecture), the PTX and the log.
 
     Raises:
-        BackendError: NVRTC refuses the file.
+        BackendError: NVRTC refuses it.
     """
     from cupy.cuda import nvrtc
 
-    program = nvrtc.createProgram(source, name, [], [])
+    name = f"{source.name}.cu"
+    program = nvrtc.createProgram(source.text, name, [], [])
     try:
         nvrtc.compileProgram(program, (*options, f"-arch={architecture}"))
         code = nvrtc.getCUBIN(program) if architecture.startswith("sm_") else b""
@@ -166,14 +164,17 @@ class CudaRuntime(Runtime):
         self.xp: Any = cupy
         self._cublas, self._handle = cublas, device.get_cublas_handle
         cupy.cuda.Device(index).use()
-        capability = str(cupy.cuda.Device(index).compute_capability)
-        modules = {path.name: cupy.RawModule(path=str(_compiled(path, capability))) for path in source_files()}
-        self._entries = entries()
-        self._functions = {name: modules[entry.file].get_function(name) for name, entry in self._entries.items()}
+        self._capability = str(cupy.cuda.Device(index).compute_capability)
+        super().__init__()
 
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        values = self._entries[name].arguments(arguments)
-        self._functions[name](((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(values))
+    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+        for source in sources:
+            module = self.xp.RawModule(path=str(_compiled(source, self._capability)))
+            for entry in source.entries:
+                yield entry, module.get_function(entry.name)
+
+    def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
+        function(((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(arguments))
 
     def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
@@ -203,17 +204,17 @@ _CUDA_TYPES = {"f": 0, "d": 1, "e": 2}
 
 
 @cache
-def _compiled(path: Path, capability: str) -> Path:
+def _compiled(source: Source, capability: str) -> Path:
     from cupy.cuda import nvrtc
 
     architecture = choose_architecture(capability, nvrtc.getSupportedArchs())
     version = ".".join(map(str, nvrtc.getVersion()))
     flags = re.sub(r"-I\S+", "", " ".join(FLAGS))
     kind = "cubin" if architecture.startswith("sm_") else "ptx"
-    name = f"{path.stem}-{architecture}-{fingerprint(version, architecture, flags, path.name)}.{kind}"
+    name = f"{source.name}-{architecture}-{fingerprint(version, architecture, flags, source.text)}.{kind}"
 
     def build(scratch: Path) -> None:
-        machine, ptx, _ = compile_kernels(path.read_text(), path.name, architecture)
+        machine, ptx, _ = compile_kernels(source, architecture)
         scratch.write_bytes(machine or ptx)
 
     return built(name, build)

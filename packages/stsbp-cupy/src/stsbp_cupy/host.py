@@ -7,8 +7,10 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from sys import byteorder
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +18,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Native
 
 from stsbp_cupy.runtime import Runtime
-from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
 
 __all__ = ["HostRuntime", "compiler"]
 
@@ -36,19 +38,19 @@ def compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def host_source() -> str:
-    """One translation unit: the shim, every .cu file in its own namespace, one C entry point for each kernel."""
+def host_source(*sources: Source) -> str:
+    """One translation unit: the shim, every source in its own namespace, one C entry point for each kernel."""
     lines = ['#include "host_shim.h"', '#include "contract.cuh"']
-    for path in source_files():
-        # Helpers of two files may share a name; on the GPU each file is a module of its own.
-        lines += [f"namespace {path.stem}_file {{", f'#include "{path.name}"']
-        lines += [f"STSBP_HOST_ENTRY({entry.name})" for entry in entries().values() if entry.file == path.name]
+    for source in sources:
+        # Helpers of two sources may share a name; on the GPU each is a module of its own.
+        lines += [f"namespace {source.name}_source {{", f'#line 1 "{source.name}.cu"', source.text]
+        lines += [f"STSBP_HOST_ENTRY({entry.name})" for entry in source.entries]
         lines.append("}")
     return "\n".join(lines) + "\n"
 
 
-def build() -> Path:
-    """The shared library of the kernels, built if this source was not built before.
+def build(*sources: Source) -> Path:
+    """The shared library of sources, built if it was not built before.
 
     Raises:
         BackendError: there is no compiler, it fails, or the cache cannot be written.
@@ -56,7 +58,7 @@ def build() -> Path:
     path = compiler()
     if path is None:
         raise BackendError(MISSING)
-    source = host_source()
+    source = host_source(*sources)
 
     def build_with(scratch: Path) -> None:
         command = [path, *FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(scratch)]
@@ -67,19 +69,21 @@ def build() -> Path:
                 f"the environment variable CXX:\n{result.stderr.strip()[:2000]}"
             )
 
+    name = sources[0].name if len(sources) == 1 else "kernels"
     # A home may be shared by machines of several kinds.
     made_for = (_version(path), platform.system(), platform.machine())
-    return built(f"host-{fingerprint(*made_for, *FLAGS, source)}.so", build_with)
+    return built(f"{name}-host-{fingerprint(*made_for, *FLAGS, source)}.so", build_with)
 
 
+@cache
 def _version(path: str) -> str:
     result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return f"{path}\n{result.stdout}"
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    return ctypes.CDLL(str(build()))
+def _library(*sources: Source) -> ctypes.CDLL:
+    return ctypes.CDLL(str(build(*sources)))
 
 
 class HostRuntime(Runtime):
@@ -94,16 +98,18 @@ class HostRuntime(Runtime):
     reduction_threads: ClassVar[int] = 1
     chunk_bytes: ClassVar[int] = 32 * 2**20
 
-    def __init__(self) -> None:
-        self._library = _library()
-        self._entries = entries()
+    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+        library = _library(*sources)
+        for entry in (entry for source in sources for entry in source.entries):
+            yield entry, getattr(library, f"host_{entry.name}")
 
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        values = self._entries[name].arguments(arguments)
-        # Scalars pass by address, arrays as the address of their pointer: the protocol of cuLaunchKernel.
-        holders = [np.array(v.ctypes.data, np.uintp) if isinstance(v, np.ndarray) else np.array(v) for v in values]
-        pointers = (ctypes.c_void_p * len(holders))(*(h.ctypes.data for h in holders))
-        getattr(self._library, f"host_{name}")(ctypes.c_uint(threads), ctypes.c_uint(1), pointers)
+    def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
+        # Numbers pass by address, arrays as the address of their pointer: the protocol of cuLaunchKernel.
+        values = (x.ctypes.data.to_bytes(8, byteorder) if isinstance(x, np.ndarray) else x.tobytes() for x in arguments)
+        slots = ctypes.create_string_buffer(b"".join(value.ljust(8) for value in values))
+        first, count = ctypes.addressof(slots), len(arguments)
+        pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        function(ctypes.c_uint(threads), ctypes.c_uint(1), pointers)
 
     def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         if a.dtype == np.float16:

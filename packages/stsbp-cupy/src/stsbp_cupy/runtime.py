@@ -7,16 +7,19 @@ are channels-last in memory behind the spec's logical shapes: `memory` and `logi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.typing import AnyArray, Native, Shape
 
+from stsbp_cupy.source import Entry, Source, source_files
+
 __all__ = ["Runtime", "lanes_of", "logical", "memory"]
 
 
 class Runtime(ABC):
-    """A device with compiled kernels."""
+    """A device with compiled kernels: those of the .cu files, and those of sources that were loaded."""
 
     xp: Any
     """numpy, or cupy which answers to the same names."""
@@ -28,9 +31,33 @@ class Runtime(ABC):
     tensor_cores: bool = False
     """Whether half-precision products with float32 sums have been proved exact on this device."""
 
-    @abstractmethod
+    def __init__(self) -> None:
+        self._kernels: dict[str, tuple[Entry, Any]] = {}
+        self._loaded: set[str] = set()
+        self.load(*source_files())
+
+    def load(self, *sources: Source) -> None:
+        """Make kernels known to `launch`, compiled unless they are; the name of a source with one is the kernel's.
+
+        Raises:
+            BackendError: they cannot be compiled.
+        """
+        if new := tuple(source for source in sources if source.name not in self._loaded):
+            self._kernels |= {entry.name: (entry, function) for entry, function in self.compiled(*new)}
+            self._loaded |= {source.name for source in new}
+
     def launch(self, name: str, threads: int, *arguments: Any) -> None:
         """Run kernel `name` on `threads` threads."""
+        entry, function = self._kernels[name]
+        self.start(function, threads, entry.arguments(arguments))
+
+    @abstractmethod
+    def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
+        """The kernels of sources, each with what `start` runs."""
+
+    @abstractmethod
+    def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
+        """Run a kernel of `compiled` with arguments of its parameters' types."""
 
     @abstractmethod
     def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:

@@ -1,7 +1,7 @@
-"""The kernels as text: their files, their entry points and the types of their parameters.
+"""Kernels as text: the .cu files and what is printed at run time, their entry points and the types of their parameters.
 
 A launcher passes arrays and Python numbers; `Entry.arguments` checks the arrays against the parameter types that the
-.cu file declares and converts the numbers, the same for both devices.
+text declares and converts the numbers, the same for both devices.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stsbp_spec.kernel_cache import digest, kernel_folder
 
-__all__ = ["KERNELS", "Entry", "built", "entries", "fingerprint", "source_files"]
+__all__ = ["KERNELS", "Entry", "Source", "built", "fingerprint", "source_files"]
 
 KERNELS = Path(__file__).parent / "kernels"
 """The folder of the .cu files."""
@@ -45,10 +45,9 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """One kernel: its name, the file it stands in, its parameters."""
+    """One kernel: its name, its parameters."""
 
     name: str
-    file: str
     parameters: tuple[Parameter, ...]
 
     def arguments(self, values: tuple[Any, ...]) -> list[Any]:
@@ -72,19 +71,24 @@ class Entry:
         return result
 
 
-def source_files() -> tuple[Path, ...]:
-    """The .cu files, sorted by name."""
-    return tuple(sorted(KERNELS.glob("*.cu")))
+@dataclass(frozen=True)
+class Source:
+    """CUDA C++ that is compiled as one module: a file's name, without its suffix, and its text."""
+
+    name: str
+    text: str
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Its kernels."""
+        found = _ENTRY.findall(self.text)
+        return tuple(Entry(name, tuple(map(_parameter, parameters.split(",")))) for name, parameters in found)
 
 
 @cache
-def entries() -> dict[str, Entry]:
-    """Every kernel by its name."""
-    found: dict[str, Entry] = {}
-    for path in source_files():
-        for name, parameters in _ENTRY.findall(path.read_text()):
-            found[name] = Entry(name, path.name, tuple(_parameter(text) for text in parameters.split(",")))
-    return found
+def source_files() -> tuple[Source, ...]:
+    """The .cu files, sorted by name."""
+    return tuple(Source(path.stem, path.read_text()) for path in sorted(KERNELS.glob("*.cu")))
 
 
 def _parameter(text: str) -> Parameter:
@@ -94,7 +98,7 @@ def _parameter(text: str) -> Parameter:
 
 
 def fingerprint(*parts: str) -> str:
-    """A hash of every kernel file and of `parts` (compiler, flags), the key of a build."""
+    """A hash of every kernel file and of `parts` (text, compiler, flags), the key of a build."""
     files = [path for path in sorted(KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
     return digest(*(part for path in files for part in (path.name, path.read_bytes())), *parts)
 

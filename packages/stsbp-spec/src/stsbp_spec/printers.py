@@ -35,6 +35,7 @@ class Language:
         constant: writes a constant.
         around: patterns for what is written around the result of an operation.
         number, condition: patterns of a line, `{0}` the name, `{1}` the value.
+        word: a pattern of how names are written, where some are words of the language itself.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Language:
     number: str = "{0} = {1}"
     condition: str = "{0} = {1}"
     around: Mapping[str, str] = field(default_factory=dict)
+    word: str = "{0}"
 
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
@@ -54,7 +56,8 @@ _CALLS = {"abs": "abs({0})", "sqrt": "sqrt({0})", "exp": "exp({0})", "where": "w
 
 def _hex(value: float) -> str:
     """A float32 constant that C++ reads to the bit."""
-    return f"{value.hex()}f" if value != int(value) or abs(value) > 2**20 else f"{value:.1f}f"
+    text = f"{value.hex()}f" if value != int(value) or abs(value) > 2**20 else f"{value:.1f}f"
+    return f"({text})" if text[0] == "-" else text
 
 
 def _decimal(value: float) -> str:
@@ -85,12 +88,13 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
         "cuda": Language(
             "cuda",
             {"add": "__fadd_rn({0}, {1})", "sub": "__fsub_rn({0}, {1})", "mul": "__fmul_rn({0}, {1})",
-             "div": "__fdiv_rn({0}, {1})", "neg": "-{0}", "abs": "fabsf({0})", "sqrt": "__fsqrt_rn({0})",
+             "div": "__fdiv_rn({0}, {1})", "neg": "(-{0})", "abs": "fabsf({0})", "sqrt": "__fsqrt_rn({0})",
              "exp": "expf({0})", "snap": "snap({0})", "lt": "{0} < {1}", "ge": "{0} >= {1}", "spike": "{0} >= {1}",
              "where": "({0} ? {1} : {2})"},
             _hex,
             "const float {0} = {1};",
             "const bool {0} = {1};",
+            word="{0}_",
         ),
     }
 )  # fmt: skip
@@ -142,7 +146,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
     counter = 0
     for number, (x, operands) in enumerate(nodes):
         if x.op == "variable":
-            text[number], reads[number] = (str(x.name), _ATOM), (str(x.name),)
+            text[number], reads[number] = (language.word.format(x.name), _ATOM), (str(x.name),)
             continue
         if x.op == "constant":
             text[number], reads[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN), ()
@@ -159,8 +163,9 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
             name = new_state(name) if name in recurrence.states else f"{name}_"
         taken.add(name)
         pattern = language.condition if x.is_condition else language.number
-        made.append(Line(name, x, pattern.format(name, text[number][0]), reads[number]))
-        text[number], reads[number] = (name, _ATOM), (name,)
+        word = language.word.format(name)
+        made.append(Line(name, x, pattern.format(word, text[number][0]), reads[number]))
+        text[number], reads[number] = (word, _ATOM), (name,)
     states = {name: text[of[id(x)]][0] for name, x in recurrence.states.items()}
     outputs = {name: text[of[id(x)]][0] for name, x in recurrence.outputs.items()}
     return Program(tuple(made), MappingProxyType(states), MappingProxyType(outputs))

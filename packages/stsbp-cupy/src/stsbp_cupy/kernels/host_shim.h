@@ -4,16 +4,16 @@
 // communication is by atomics on integers, whose result does not depend on the order. Compile with contraction off.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <tuple>
 #include <utility>
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __restrict__ __restrict
+// Of the C library, whose header would take longer to read than a printed kernel.
+#define fabsf __builtin_fabsf
+#define rintf __builtin_rintf
+#define expf __builtin_expf
 
 struct HostIndex {
     unsigned int x;
@@ -25,18 +25,18 @@ static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fsub_rn(float a, float b) { return a - b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
-static inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+static inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 static inline double __dadd_rn(double a, double b) { return a + b; }
 
 static inline float __int_as_float(int bits) {
     float x;
-    std::memcpy(&x, &bits, sizeof x);
+    __builtin_memcpy(&x, &bits, sizeof x);
     return x;
 }
 
 static inline int __float_as_int(float x) {
     int bits;
-    std::memcpy(&bits, &x, sizeof bits);
+    __builtin_memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
@@ -62,16 +62,18 @@ static inline unsigned long long atomicAdd(unsigned long long* p, unsigned long 
 template <class... A, std::size_t... I>
 static inline void host_launch(
     void (*kernel)(A...), unsigned int grid, unsigned int block, void** arguments, std::index_sequence<I...>) {
-    std::tuple<A...> values{*static_cast<A*>(arguments[I])...};
-    gridDim.x = grid;
-    blockDim.x = block;
-    for (unsigned int b = 0; b < grid; ++b) {
-        for (unsigned int t = 0; t < block; ++t) {
-            blockIdx.x = b;
-            threadIdx.x = t;
-            kernel(std::get<I>(values)...);
+    const auto run = [=](A... values) {
+        gridDim.x = grid;
+        blockDim.x = block;
+        for (unsigned int b = 0; b < grid; ++b) {
+            for (unsigned int t = 0; t < block; ++t) {
+                blockIdx.x = b;
+                threadIdx.x = t;
+                kernel(values...);
+            }
         }
-    }
+    };
+    run(*static_cast<A*>(arguments[I])...);
 }
 
 template <class... A>

@@ -1,30 +1,19 @@
-"""optim/adamw.py by kernels/adamw.cu."""
+"""The gradient norm of stsbp_spec/optim/adamw.py by kernels/gradient_norm.cu."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
 
 import numpy as np
 from stsbp_spec.grid import error_exponent
-from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import Native
 
 from stsbp_cupy.grid import launch_max_abs, magnitude
 from stsbp_cupy.runtime import Runtime
 
-__all__ = ["gradient_norm", "update"]
-
-
-def update(
-    rt: Runtime, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native
-) -> tuple[Native, Native, Native]:
-    """One update: new `(w, m, v)`; the old ones stay as they are."""
-    w, g, m, v = (rt.xp.ascontiguousarray(x) for x in (w, g, m, v))
-    new = rt.empty_like(w), rt.empty_like(w), rt.empty_like(w)
-    rt.launch("adamw", w.size, w, g, m, v, *new, w.size, *astuple(scalars))
-    return new
+__all__ = ["gradient_norm"]
 
 
 def gradient_norm(rt: Runtime, gradients: Sequence[Native]) -> float:

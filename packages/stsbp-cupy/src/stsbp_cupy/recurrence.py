@@ -1,0 +1,171 @@
+"""The spec's equations as kernels: printed, compiled once for each text, launched.
+
+One thread carries W neighbouring elements through all steps, their states in registers. What happens to an element in
+one step is the spec's text (printers.py); the frame around it is here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from string import Template
+from textwrap import indent
+
+import numpy as np
+from stsbp_spec.equations import Constants
+from stsbp_spec.expr import Recurrence, ordered
+from stsbp_spec.kernel_cache import digest
+from stsbp_spec.printers import LANGUAGES, lines
+from stsbp_spec.typing import Native
+
+from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.source import Source
+
+__all__ = ["kernel", "recur"]
+
+# Names of the equation end in "_", and names of the frame do not, so that an equation may use any.
+_FRAME = Template("""\
+#include "contract.cuh"
+
+template <int W>
+__device__ __forceinline__ void run(
+$parameters) {
+    const long long first = thread_index() * W;
+    if (first >= n) return;
+$before
+#pragma unroll $unroll
+    for ($loop) {
+$loads
+#pragma unroll
+        for (int lane = 0; lane < W; ++lane) {
+$step
+        }
+$stores
+    }
+$after
+}
+
+extern "C" __global__ void $name(
+$parameters,
+    int lanes) {
+    if (lanes == 4) {
+        run<4>($arguments);
+    } else {
+        run<1>($arguments);
+    }
+}
+""")
+_C_TYPES = {"float32": "float", "uint8": "unsigned char"}
+
+
+@cache
+def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Source:
+    """A recurrence as a source with one kernel, which has the source's name.
+
+    Its parameters: the number of elements and of steps; for each input its array, and how many elements lie between a
+    step and the next (0: the same at every step); for each output its array; the recurrence's own; 4 or 1 for W.
+
+    Args:
+        recurrence: what to compute.
+        dtypes: of the inputs, `float32` or `uint8`.
+        summed: whether the outputs are added over the steps.
+    """
+    program = lines(recurrence, LANGUAGES["cuda"])
+    types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
+    made = {name: _C_TYPES[_dtype(recurrence, name)] for name in recurrence.outputs}
+    read = {x.name for x in ordered(recurrence.roots) if x.op == "variable"}
+    inputs, states = ([name for name in names if name in read] for names in (recurrence.inputs, recurrence.states))
+
+    parameters = ["long long n", "int steps"]
+    for name, ctype in types.items():
+        parameters += [f"const {ctype}* __restrict__ {name}_in", f"long long {name}_step"]
+    parameters += [f"{ctype}* __restrict__ {name}_out" for name, ctype in made.items()]
+    parameters += [f"float {name}_" for name in recurrence.parameters]
+
+    before = [f"float {name}_state[W] = {{}};" for name in states]
+    loads = [f"const auto {name}_read = load<W>({name}_in + t * {name}_step + first);" for name in inputs]
+    written = [f"Lanes<{ctype}, W> {name}_written" for name, ctype in made.items()]
+    step = [f"const float {name}_ = {name}_read.x[lane];" for name in inputs]
+    step += [f"const float {name}_ = {name}_state[lane];" for name in states]
+    step += [line.text for line in program.lines]
+    if summed:
+        before += [f"{each} = {{}};" for each in written]
+        step += [f"{k}_written.x[lane] = __fadd_rn({k}_written.x[lane], {x});" for k, x in program.outputs.items()]
+        stores, after = [], [f"store({name}_out + first, {name}_written);" for name in made]
+    else:
+        loads += [f"{each};" for each in written]
+        step += [f"{name}_written.x[lane] = {x};" for name, x in program.outputs.items()]
+        stores, after = [f"store({name}_out + t * n + first, {name}_written);" for name in made], []
+    step += [f"{name}_state[lane] = {program.states[name]};" for name in states]
+
+    text = _FRAME.substitute(
+        name="$name",
+        parameters=indent(",\n".join(parameters), " " * 4),
+        arguments=", ".join(each.split()[-1] for each in parameters),
+        loop="int t = steps - 1; t >= 0; --t" if recurrence.reverse else "int t = 0; t < steps; ++t",
+        unroll=(2 if recurrence.reverse else 4) if states else 1,
+        before=_block(before, 4),
+        loads=_block(loads, 8),
+        step=_block(step, 12),
+        stores=_block(stores, 8),
+        after=_block(after, 4),
+    ).replace(f"{_NOTHING}\n", "")
+    name = f"recur_{re.sub(r'[^A-Za-z0-9]+', '_', recurrence.name)}_{digest(text)[:16]}"
+    return Source(name, Template(text).substitute(name=name))
+
+
+_NOTHING = "// nothing"
+
+
+def _block(statements: Sequence[str], depth: int) -> str:
+    return indent("\n".join(statements), " " * depth) or _NOTHING
+
+
+def _dtype(recurrence: Recurrence, output: str) -> str:
+    return "uint8" if recurrence.outputs[output].is_condition else "float32"
+
+
+def recur(
+    rt: Runtime, recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Native], steps: int, *, summed: bool
+) -> dict[str, Native]:
+    """`AbstractBackend.recur`; nothing is copied where the inputs lie in memory alike.
+
+    Raises:
+        TypeError: an input's shape does not fit the first one's, or its steps; a bug of the caller.
+    """
+    arrays = [x if x.dtype in _DTYPES else x.astype(np.float32) for x in map(inputs.__getitem__, recurrence.inputs)]
+    shape = arrays[0].shape[1:]
+    for name, x in zip(recurrence.inputs, arrays, strict=True):
+        if x.shape[1:] != shape or len(x) not in (1, steps):
+            raise TypeError(f"{recurrence.name}: {name} must be {(steps, *shape)}, or one step of it, got {x.shape}")
+    last = _channels_last(rt, arrays)
+    arrays = [memory(rt, x) if last else rt.xp.ascontiguousarray(x) for x in arrays]
+    shape = arrays[0].shape[1:]
+    outputs = {
+        name: rt.empty((1 if summed else steps, *shape), _dtype(recurrence, name)) for name in recurrence.outputs
+    }
+    n = math.prod(shape)
+    if not recurrence.states and not summed and all(len(x) == steps for x in arrays):
+        n, steps = n * steps, 1  # every step is as any other
+    source = kernel(recurrence, tuple(x.dtype.name for x in arrays), summed)
+    rt.load(source)
+    lanes = lanes_of(n, *arrays, *outputs.values())
+    rt.launch(
+        source.name, n // lanes, n, steps,
+        *(value for x in arrays for value in (x, n if len(x) > 1 else 0)), *outputs.values(),
+        *(constants[name] for name in recurrence.parameters), lanes,
+    )  # fmt: skip
+    return {name: logical(rt, x) for name, x in outputs.items()} if last else outputs
+
+
+_DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
+
+
+def _channels_last(rt: Runtime, arrays: Sequence[Native]) -> bool:
+    """Whether to work on channels-last memory: where fewer arrays are copied for that than for the order of axes."""
+    in_order = sum(bool(x.flags.c_contiguous) for x in arrays)
+    if in_order == len(arrays) or arrays[0].ndim < 4:
+        return False
+    return in_order <= sum(bool(rt.xp.moveaxis(x, -3, -1).flags.c_contiguous) for x in arrays)
