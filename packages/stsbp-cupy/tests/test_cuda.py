@@ -19,7 +19,7 @@ import pytest
 from stsbp_cupy import CupyBackend, cuda
 from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
-from stsbp_cupy.source import KERNELS
+from stsbp_cupy.source import Source
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
@@ -81,8 +81,8 @@ def _gemm_ex(
     out[...] = scaled + kept * out if kept else scaled  # BLAS: with beta 0 the old C is not read
 
 
-def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
-    """Modules in CuPy's place."""
+def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable[[Source, str], str]]:
+    """Modules in CuPy's place, and what takes the place of `cuda._compiled`."""
     host = HostRuntime()
 
     class RuntimeError_(RuntimeError):
@@ -94,11 +94,17 @@ def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
 
         def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
             # Every argument must arrive in the kernel's own type: CuPy passes it on unchanged.
-            for parameter, value in zip(host._entries[self.name].parameters, arguments, strict=True):
+            entry, function = host._kernels[self.name]
+            for parameter, value in zip(entry.parameters, arguments, strict=True):
                 assert value.dtype == parameter.dtype
                 assert isinstance(value, DeviceArray) == parameter.pointer, parameter.name
-            host.launch(self.name, grid[0] * block[0], *arguments)
+            host.start(function, grid[0] * block[0], list(arguments))
             assert all(map(Guarded.intact, arguments)), f"{self.name} wrote after the last element"
+
+    def compiled(source: Source, capability: str) -> str:
+        assert capability == "90"
+        host.load(source)
+        return source.name
 
     def module(name: str, **names: Any) -> ModuleType:
         found = ModuleType(name)
@@ -129,15 +135,17 @@ def _stand_in(count: Callable[[], int]) -> dict[str, ModuleType]:
     )  # fmt: skip
     libs = module("cupy_backends.cuda.libs", cublas=cublas)
     names = {"cupy": cupy, "cupy.cuda": cuda_module, "cupy_backends.cuda.libs": libs}
-    return names | {name: module(name) for name in ("cupy_backends", "cupy_backends.cuda")}
+    names |= {name: module(name) for name in ("cupy_backends", "cupy_backends.cuda")}
+    return names, compiled
 
 
 @pytest.fixture
 def stand_in(backend: CupyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CuPy's stand-in with one GPU, kernels not compiled."""
-    for name, module in _stand_in(lambda: 1).items():
+    """CuPy's stand-in with one GPU, kernels built for device `host`."""
+    modules, compiled = _stand_in(lambda: 1)
+    for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(cuda, "_compiled", lambda path, capability: path)
+    monkeypatch.setattr(cuda, "_compiled", compiled)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -154,9 +162,8 @@ def test_stand_in_opens_and_proves_tensor_cores() -> None:
 def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, str]] = []
 
-    def compile_kernels(source: str, name: str, architecture: str) -> tuple[bytes, bytes, str]:
-        assert source == (KERNELS / name).read_text()
-        calls.append((name, architecture))
+    def compile_kernels(source: Source, architecture: str) -> tuple[bytes, bytes, str]:
+        calls.append((source.name, architecture))
         return b"machine code" if architecture.startswith("sm_") else b"", b"PTX", ""
 
     nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: (75, 80, 90))
@@ -165,14 +172,16 @@ def test_machine_code_is_kept_under_compiler_and_architecture(tmp_path: Path, mo
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     monkeypatch.setattr(cuda, "compile_kernels", compile_kernels)
     found = cuda._compiled.__wrapped__
-    path = found(KERNELS / "adamw.cu", "90")
+    source = Source("dropout", "a text")
+    path = found(source, "90")
     assert path.read_bytes() == b"machine code"
-    assert found(KERNELS / "adamw.cu", "90") == path
-    assert calls == [("adamw.cu", "sm_90")]
-    assert found(KERNELS / "adamw.cu", "120").read_bytes() == b"PTX"
+    assert found(source, "90") == path
+    assert calls == [("dropout", "sm_90")]
+    assert found(source, "120").read_bytes() == b"PTX"
+    assert found(Source("dropout", "another text"), "90") != path
     nvrtc.getVersion = lambda: (13, 0)
-    assert found(KERNELS / "adamw.cu", "90") != path
-    assert len(calls) == 3
+    assert found(source, "90") != path
+    assert len(calls) == 4
 
 
 @pytest.mark.usefixtures("stand_in")

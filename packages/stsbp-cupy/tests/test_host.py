@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, host
-from stsbp_cupy.source import KERNELS, fingerprint
+from stsbp_cupy.source import KERNELS, fingerprint, source_files
 from stsbp_spec.errors import BackendError
 
 
@@ -23,27 +23,27 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_builds_once_and_keeps_the_library(own_cache: Path, compiler_path: str) -> None:
-    first = host.build()
+    first = host.build(*source_files())
     built = first.stat().st_mtime_ns
-    assert host.build() == first
+    assert host.build(*source_files()) == first
     assert first.stat().st_mtime_ns == built
     assert sorted(p.name for p in own_cache.iterdir()) == [first.name, f"{first.name}.sha256"]
 
 
 def test_rebuilds_a_damaged_library(own_cache: Path, compiler_path: str) -> None:
-    path = host.build()
+    path = host.build(*source_files())
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[: size // 2])
-    assert host.build() == path
+    assert host.build(*source_files()) == path
     assert path.stat().st_size == size
-    assert host._library().host_adamw
+    assert host._library(*source_files()).host_sum_squares
 
 
 def test_without_a_compiler_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(BackendError, match=r"device host needs a C\+\+ compiler.*apt-get install g\+\+"):
-        host.build()
+        host.build(*source_files())
     (*_, device) = CupyBackend.devices()
     assert device.name == "host"
     assert device.problem is not None
@@ -58,33 +58,33 @@ def test_with_a_compiler_that_fails_shows_its_words(
     fake.chmod(0o755)
     monkeypatch.setenv("CXX", str(fake))
     with pytest.raises(BackendError, match=r"(?s)fake-c\+\+ cannot build the kernels.*CXX.*unknown word template"):
-        host.build()
+        host.build(*source_files())
     assert list(own_cache.iterdir()) == []
 
 
 def test_other_flags_make_another_library(own_cache: Path, compiler_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = host.build()
+    first = host.build(*source_files())
     monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DOTHER"))
-    assert host.build() != first
+    assert host.build(*source_files()) != first
 
 
 def test_another_machine_makes_another_library(
     own_cache: Path, compiler_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = host.build()
+    first = host.build(*source_files())
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert host.build() != first
+    assert host.build(*source_files()) != first
 
 
 def test_without_a_place_to_keep_it_the_library_is_temporary(
     own_cache: Path, compiler_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     own_cache.parent.write_text("a file, no folder")
-    path = host.build()
+    path = host.build(*source_files())
     assert path.is_file()
     assert own_cache not in path.parents
-    assert host.build() == path
-    assert host._library().host_adamw
+    assert host.build(*source_files()) == path
+    assert host._library(*source_files()).host_sum_squares
     assert len(caplog.messages) == 1
     assert "compiled kernels are not kept" in caplog.messages[0]
 
@@ -92,7 +92,7 @@ def test_without_a_place_to_keep_it_the_library_is_temporary(
 def test_shim_compiles_without_warnings(compiler_path: str) -> None:
     command = [compiler_path, *host.FLAGS, "-Wall", "-Wextra", "-Werror", f"-I{KERNELS}", "-x", "c++", "-"]
     command[command.index("-shared")] = "-fsyntax-only"
-    subprocess.run(command, input=host.host_source(), text=True, check=True)
+    subprocess.run(command, input=host.host_source(*source_files()), text=True, check=True)
 
 
 def test_launch_covers_every_thread(backend: CupyBackend) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp_cupy import source
-from stsbp_cupy.source import KERNELS, built, entries, fingerprint, source_files
+from stsbp_cupy.source import KERNELS, Entry, built, fingerprint, source_files
+
+
+def entries() -> dict[str, Entry]:
+    return {entry.name: entry for source in source_files() for entry in source.entries}
 
 
 def test_entries_hold_every_kernel_of_the_files() -> None:
-    text = "".join(path.read_text() for path in source_files())
+    text = "".join(source.text for source in source_files())
     assert len(entries()) == text.count("__global__") == len(re.findall(r'extern "C"', text))
 
 
@@ -75,5 +79,5 @@ def test_built_once_for_these_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_kernel_folder_holds_only_what_is_compiled() -> None:
-    compiled = {path.name for path in source_files()}
+    compiled = {f"{source.name}.cu" for source in source_files()}
     assert {path.name for path in KERNELS.iterdir() if path.is_file()} == {*compiled, "contract.cuh", "host_shim.h"}

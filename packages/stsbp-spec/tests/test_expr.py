@@ -10,7 +10,7 @@ import pytest
 from stsbp_spec.adjoint import derive, free_variables, kept_values, simplified
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, exp, named, snap, spike, sqrt, unsnapped, variable, where
+from stsbp_spec.expr import Expr, Names, Recurrence, constant, exp, named, snap, spike, sqrt, unsnapped, variable, where
 from stsbp_spec.neurons import LIF
 from stsbp_spec.printers import LANGUAGES, evaluate, function, lines, numpy_function
 from stsbp_spec.surrogates import SURROGATES
@@ -56,13 +56,19 @@ def test_order_of_operations_is_printed_as_it_was_written(x: Expr, text: str) ->
 
 def test_languages_write_one_rounding_an_operation() -> None:
     x = snap(A * B + C)
-    assert _text(x, "cuda") == "const float y = snap(__fadd_rn(__fmul_rn(a, b), c));"
+    assert _text(x, "cuda") == "const float y_ = snap(__fadd_rn(__fmul_rn(a_, b_), c_));"
     assert _text(x, "jax") == "y = snap(rounded(a * b) + c)"
     assert _text((A - B) * C, "jax") == "y = rounded((a - b) * c)"
     assert _text(A / 3, "triton") == "y = divide(a, 3.0)"
     assert _text(where(spike(A, B), 0, C), "numba") == "y = (float32(0.0) if a >= b else c)"
-    assert _text(A * 0.1, "cuda") == f"const float y = __fmul_rn(a, {float(np.float32(0.1)).hex()}f);"
-    assert _text(A * 16777217.5, "cuda") == "const float y = __fmul_rn(a, 0x1.0000020000000p+24f);"
+    assert _text(A * 0.1, "cuda") == f"const float y_ = __fmul_rn(a_, {float(np.float32(0.1)).hex()}f);"
+    assert _text(A * 16777217.5, "cuda") == "const float y_ = __fmul_rn(a_, 0x1.0000020000000p+24f);"
+    assert _text(A * -0.5, "cuda") == "const float y_ = __fmul_rn(a_, (-0x1.0000000000000p-1f));"
+
+
+def test_cuda_never_decrements() -> None:
+    minus = -A
+    assert _text(-minus + -constant(-2.0), "cuda") == "const float y_ = __fadd_rn((-(-a_)), (-(-2.0f)));"
 
 
 def test_what_is_used_twice_is_computed_once() -> None:

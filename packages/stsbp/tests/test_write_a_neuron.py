@@ -33,7 +33,7 @@ def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_
     shown, trained, evaluated = (block.splitlines() for block in COMMANDS)
     numpy_text, cuda_text = (_stsbp(line, tmp_path) for line in shown)
     assert "heard = snap(new_i / (number(1.0) + r))" in numpy_text
-    assert "__fdiv_rn(new_i, __fadd_rn(1.0f, r))" in cuda_text
+    assert "__fdiv_rn(new_i_, __fadd_rn(1.0f, r_))" in cuda_text
     weights = {}
     for name in installed_backends():
         if name not in ("numpy", "torch", "jax", "cupy"):
