@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp.datasets import DATASETS, Dataset, Subset, hold_out, load, select_balanced
-from stsbp.datasets.base import ArraySplit, FrameSplit, Progress
+from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, Request, names_unreadable
 from stsbp.datasets.digits import read_digits
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
 from stsbp.errors import DataError
@@ -35,6 +35,20 @@ def test_select_balanced_takes_as_many_of_each_class_as_there_are(count: int, se
     taken, there = np.bincount(labels[chosen], minlength=3), np.bincount(labels, minlength=3)
     # A class that is not exhausted has at most one sample less than any other.
     assert all(taken[k] == there[k] or taken[k] >= taken.max() - 1 for k in range(3))
+
+
+@pytest.mark.parametrize(
+    ("filename", "named"), [("/data/a/b.bin", "/data/a/b.bin"), (None, "/data"), ("x" * 5000, "x{200,1000}\\.\\.\\.")]
+)
+def test_what_the_system_refuses_to_read_is_named(filename: str | None, named: str, tmp_path: Path) -> None:
+    @names_unreadable
+    def loads(request: Request) -> Dataset:
+        error = PermissionError(13, "Permission denied")
+        error.filename = filename
+        raise error
+
+    with pytest.raises(DataError, match=f"^cannot read {named}: Permission denied$"):
+        loads(Request("nmnist", Path("/data"), tmp_path))
 
 
 def test_select_balanced_is_frozen() -> None:
