@@ -214,7 +214,12 @@ def test_a_plot_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     figures = pytest.importorskip("matplotlib.figure")
     drawn: list[Any] = []
     save = figures.Figure.savefig
-    monkeypatch.setattr(figures.Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+
+    def saved(figure: Any, *arguments: Any, **options: Any) -> None:
+        drawn.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(figures.Figure, "savefig", saved)
     machine = device.describe(open_backend("numpy"), {})
     rows = [
         Row("kernels", "T=4", "copy", Timing((1e-3, 2e-3))),
