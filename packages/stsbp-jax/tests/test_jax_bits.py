@@ -1,26 +1,33 @@
-"""Membrane potentials and spikes have the reference's bits, however JAX transforms and compiles the functions."""
+"""Potentials, spikes and errors have the reference's bits, however JAX transforms and compiles the functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import pytest
-from stsbp_jax import grid
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from stsbp_jax import grid, lif, psp, recurrence
 from stsbp_jax.backend import JaxBackend
-from stsbp_jax.neurons import lif
-from stsbp_jax.synapses import conv2d, psp
-from stsbp_spec import LIF, PSP, NetworkSpec, initial_weights
+from stsbp_jax.pairs import PAIRS
+from stsbp_jax.synapses import conv2d
+from stsbp_spec import LIF, PSP, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.expr import Expr, Names, Recurrence, constant, named, snap, spike, sqrt, variable, where
+from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.neurons.base import Step
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.neurons import lif as reference
-from stsbp_spec.reference.synapses import psp as reference_psp
+from stsbp_spec.surrogates import FastSigmoid, Surrogate
 from stsbp_spec.synapses import IDENTITY, Conv2d
 
 NEURON = LIF(tau_m=3.0, tau_s=5 / 3)
+NUMPY, JAX = NumpyBackend(), JaxBackend()
 
 
 def differing_bits(a: Any, b: Any) -> int:
@@ -43,8 +50,8 @@ def test_run_full_size_network_has_reference_bits() -> None:
     weights = initial_weights(network, seed=1, gain=2.0)
     inputs = (np.random.default_rng(0).random((steps, batch, 2, 34, 34)) < 0.08).astype(np.uint8)
     inputs[steps // 2 :, :, :, :17] = 0  # a silent half, which decays
-    expected = NumpyBackend().run(network, weights, inputs, steps)
-    got = JaxBackend().run(network, weights, inputs, steps)
+    expected = NUMPY.run(network, weights, inputs, steps)
+    got = JAX.run(network, weights, inputs, steps)
     assert list(got.layers) == list(expected.layers)
     for name, layer in expected.layers.items():
         assert layer.spikes.any() or name == "linear3"
@@ -64,49 +71,211 @@ TRANSFORMS: dict[str, Callable[[Callable[[Any], Any]], Callable[[Any], Any]]] = 
 }
 
 
+def potentials(neuron: NeuronModel, z: Any, steps: int) -> Any:
+    """Membrane potentials of the traced pairs."""
+    return PAIRS.neuron_potentials(PAIRS.neuron_forward(neuron, neuron.psp.filter(), z, steps)[1])
+
+
+def reference(neuron: NeuronModel, z: Any, steps: int) -> tuple[Any, Any]:
+    """Spikes and membrane potentials."""
+    spikes, residuals = NUMPY.neuron_forward(neuron, neuron.psp.filter(), z, steps)
+    return spikes, NUMPY.neuron_potentials(residuals)
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 def test_lif_bits_survive(transform: Callable[[Any], Any]) -> None:
     z = drive(25, 2, 301)
-    spikes, expected = reference.forward(NEURON, NEURON.psp.filter(), z, 25)
+    spikes, expected = reference(NEURON, z, 25)
     assert 0.02 < spikes.mean() < 0.5
-    got = transform(lambda z: lif.forward(NEURON, NEURON.psp.filter(), z, 25))(z)
-    assert differing_bits(got, expected.u) == 0
+    assert differing_bits(transform(lambda z: potentials(NEURON, z, 25))(z), expected) == 0
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 def test_psp_bits_survive(transform: Callable[[Any], Any]) -> None:
     s = (drive(25, 2, 301) > 0.5).astype(np.float32)
-    expected = reference_psp.forward(PSP(5 / 3), s)
-    assert differing_bits(transform(lambda s: psp.forward(PSP(5 / 3), s))(s), expected) == 0
+    expected = NUMPY.psp_forward(PSP(5 / 3), s)
+    assert differing_bits(transform(lambda s: psp(PSP(5 / 3), s))(s), expected) == 0
 
 
 def test_bits_differ_without_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     if jax.devices()[0].platform != "cpu":
         pytest.skip("shown for XLA's CPU compiler")
     z = drive(25, 2, 301)
-    monkeypatch.setattr(lif, "Rounding", lambda data: lambda product: product)
-    got = jax.jit(lambda z: lif.forward(NEURON, NEURON.psp.filter(), z, 25))(z)
+    monkeypatch.setattr(recurrence, "Rounding", lambda data: lambda product: product)
+    got = jax.jit(lambda z: potentials(NEURON, z, 25))(z)
     # If this ever fails, XLA no longer fuses multiply-adds here, and the tests above no longer guard anything.
-    assert differing_bits(got, reference.forward(NEURON, NEURON.psp.filter(), z, 25)[1].u) > 0
+    assert differing_bits(got, reference(NEURON, z, 25)[1]) > 0
 
 
 def test_lif_fires_where_the_threshold_is_met_exactly() -> None:
     z = np.zeros((2, 1, 3), np.float32)
     z[0, 0] = 1.0, np.nextafter(np.float32(1), np.float32(0)), np.nextafter(np.float32(1), np.float32(2))
-    u = lif.forward(LIF(threshold=1.0), IDENTITY, jnp.asarray(z), 2)
-    np.testing.assert_array_equal(np.asarray(lif.spikes(LIF(threshold=1.0), u))[0, 0], [1, 0, 1])
+    spikes = lif(LIF(threshold=1.0), IDENTITY, jnp.asarray(z), 2)
+    np.testing.assert_array_equal(np.asarray(spikes)[0, 0], [1, 0, 1])
 
 
 def test_lif_decays_into_the_floor_as_the_reference_does() -> None:
     z = np.zeros((120, 1, 64), np.float32)
     z[0] = drive(1, 64)
     neuron = LIF(tau_m=5 / 3, tau_s=3.0)
-    expected = reference.forward(neuron, neuron.psp.filter(), z, 120)[1].u
+    expected = reference(neuron, z, 120)[1]
     assert 0 < np.abs(expected[expected != 0]).min() < 2.0**-60
     z[0] *= 2.0**-60
-    expected = reference.forward(neuron, neuron.psp.filter(), z, 120)[1].u
+    expected = reference(neuron, z, 120)[1]
     assert (expected[-1] == 0).all()
-    assert differing_bits(lif.forward(neuron, neuron.psp.filter(), jnp.asarray(z), 120), expected) == 0
+    assert differing_bits(potentials(neuron, jnp.asarray(z), 120), expected) == 0
+
+
+@dataclass(frozen=True)
+class Tired(NeuronModel):
+    """A neuron that no backend knows: two states, a way back that is derived, and everything that XLA would rewrite."""
+
+    name: ClassVar[str] = "tired"
+    states: ClassVar[tuple[str, ...]] = ("m", "b")
+
+    tau_m: float = 5.0
+    rho: float = 0.9
+    tau_s: float = 5 / 3
+    surrogate: Surrogate = field(default_factory=lambda: FastSigmoid(3.0))
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"km": 1 - 1 / self.tau_m, "rho": self.rho, "rest": 1 - self.rho, "vth": 0.3, "scale": 3.3}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m + i / p.scale))
+        threshold = named("threshold", snap(p.vth + 0.1 + s.b))
+        o = spike(u, threshold)
+        b = snap(p.rho * s.b + p.rest * where(o, 1, 0))
+        return Step(u, o, {"m": snap(p.km * u - where(o, threshold, 0)), "b": b})
+
+
+TIRED = Tired()
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("transform", ["eager", "jit", "vmap", "constant"])
+def test_a_neuron_of_two_states_has_the_reference_bits_both_ways(transform: str, static: bool) -> None:
+    filter, steps = TIRED.psp.filter(), 9
+    z, ds = drive(1 if static else steps, 2, 301), drive(steps, 2, 301)
+    equations = neuron_equations(filter, TIRED)
+    assert len(equations.kept) > 1
+    assert len(equations.backward.states) > 2
+    spikes, residuals = NUMPY.neuron_forward(TIRED, filter, z, steps)
+    expected = NUMPY.neuron_backward(TIRED, filter, residuals, ds)
+    assert 0.02 < spikes.mean() < 0.5
+
+    def both(z: Any, ds: Any) -> Any:
+        s, back = jax.vjp(lambda z: lif(TIRED, filter, z, steps), z)
+        return s, *back(ds)
+
+    wrapped: dict[str, Callable[[Any, Any], Any]] = {
+        "eager": both,
+        "jit": jax.jit(both),
+        "vmap": lambda z, ds: [x[1] for x in jax.jit(jax.vmap(both))(jnp.stack([-z, z]), jnp.stack([ds, ds]))],
+        "constant": lambda z, ds: jax.jit(lambda: both(jnp.asarray(z), jnp.asarray(ds)))(),
+    }
+    s, dz = wrapped[transform](z, ds)
+    np.testing.assert_array_equal(s, spikes)
+    assert dz.shape == z.shape
+    assert differing_bits(dz, expected) == 0
+    native, kept = JAX.neuron_forward(TIRED, filter, JAX.asarray(z), steps)
+    assert native.dtype == np.uint8
+    for name, values in residuals.kept.items():
+        assert differing_bits(kept.kept[name], values) == 0, name
+
+
+@pytest.mark.parametrize("memory", ["full", "low"])
+@pytest.mark.parametrize("coding", ["events", "direct"])
+def test_a_neuron_of_two_states_trains_to_the_reference_bits(memory: Any, coding: Any) -> None:
+    network = NetworkSpec.parse(
+        "6C3-P2-D0.2-20", input_shape=(2, 10, 10), outputs=5, coding=coding, neuron=Tired(tau_s=3.0)
+    )
+    rng = np.random.default_rng(5)
+    shape = (6, 3, 2, 10, 10)
+    inputs = (rng.random(shape) < 0.3).astype(np.uint8) if coding == "events" else rng.integers(0, 256, shape[1:])
+    batch = Batch(inputs.astype(np.uint8), (rng.random((6, 3, 5)) < 0.3).astype(np.uint8))
+    trained = []
+    for backend in (NUMPY, JAX):
+        trainer = backend.trainer(
+            network, VanRossum(), AdamW(lr=0.01, clip_norm=1.0), precision="reproducible", seed=1, memory=memory
+        )
+        state = trainer.init(initial_weights(network, seed=0, gain=2.0))
+        for _ in range(3):
+            state, result = trainer.step(state, batch)
+        assert min(result.rates.values()) > 0
+        trained.append(trainer.export_state(state))
+    for name, expected in trained[0].items():
+        assert differing_bits(trained[1][name], expected) == 0, name
+
+
+NAMES = ("p", "q", "x", "y", "s", "t")
+
+
+def _combined(x: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
+    return st.one_of(
+        st.builds(lambda a, b: a + b, x, x),
+        st.builds(lambda a, b: a - b, x, x),
+        st.builds(lambda a, b: a * b, x, x),
+        st.builds(lambda a, b: snap(a / (1 + abs(b))), x, x),
+        st.builds(lambda a, b: a / sqrt(1 + abs(b)), x, x),
+        st.builds(lambda a, b, c: where(a < b, b, c), x, x, x),
+        st.builds(snap, x),
+        st.builds(lambda a, b, c: a / b / c, x, st.just(variable("p")), st.just(variable("q"))),
+    )
+
+
+NUMBERS = st.sampled_from(NAMES).map(variable) | st.sampled_from([0.1, 1.0, -3.3]).map(constant)
+EXPRESSIONS = st.recursive(NUMBERS, _combined, max_leaves=12)
+
+
+def same_as_numpy(equation: Recurrence, inputs: dict[str, Any], steps: int, *, summed: bool = False) -> None:
+    constants = {"p": np.float32(0.7), "q": np.float32(1.3)}
+    expected = NUMPY.recur(equation, constants, inputs, steps, summed=summed)
+    got = jax.jit(lambda inputs: recurrence.recur(equation, constants, inputs, steps, summed=summed))(inputs)
+    assert set(got) == set(equation.outputs)
+    for name, values in expected.items():
+        assert got[name].dtype == values.dtype
+        np.testing.assert_array_equal(got[name], values, err_msg=name)
+
+
+# Each example is compiled; making a failing one smaller would take minutes.
+@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(x=EXPRESSIONS, y=EXPRESSIONS, reverse=st.booleans(), summed=st.booleans(), static=st.booleans())
+def test_whatever_is_written_rounds_as_in_the_reference(
+    x: Expr, y: Expr, reverse: bool, summed: bool, static: bool
+) -> None:
+    # States are kept between -2 and 2, so that nothing overflows.
+    states = {"s": where(abs(x) < 2, x, 0.3), "t": where(abs(y) < 2, y, -0.7)}
+    outputs = {"out": x, "fires": y >= x} if not summed else {"out": states["s"]}
+    equation = Recurrence("random", ("p", "q"), ("x", "y"), states, outputs, reverse=reverse)
+    inputs = {"x": drive(1 if static else 4, 3, 67), "y": (drive(4, 3, 67) > 0.5).astype(np.uint8)}
+    same_as_numpy(equation, inputs, 4, summed=summed)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda p, q, x, y: x * y + y,
+        lambda p, q, x, y: (x + p) + q,
+        lambda p, q, x, y: (x - 0.1) - 3.3,
+        lambda p, q, x, y: x / p,
+        lambda p, q, x, y: x / 3.3,
+        lambda p, q, x, y: (x / y) / p,
+        lambda p, q, x, y: x / (y / p),
+        lambda p, q, x, y: x / sqrt(y),
+        lambda p, q, x, y: x * p * q,
+        lambda p, q, x, y: x * y + p * y,
+        lambda p, q, x, y: p / q + x,
+        lambda p, q, x, y: p * 0.1 + x * 0.3,
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_xla_would_rewrite_rounds_as_written(written: Callable[..., Expr], steps: int) -> None:
+    p, q, x, y = (variable(name) for name in "pqxy")
+    value = written(p, q, x, y)
+    states = {} if steps == 1 else {"s": value}
+    equation = Recurrence("written", ("p", "q"), ("x", "y"), states, {"out": value})
+    same_as_numpy(equation, {"x": drive(steps, 9, 301), "y": np.abs(drive(steps, 9, 301)) + np.float32(0.1)}, steps)
 
 
 def test_divide_and_square_root_are_correctly_rounded_both_ways() -> None:

@@ -14,9 +14,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stsbp_jax import distance
 from stsbp_jax.backend import JaxBackend, JaxTrainer
 from stsbp_spec import LIF, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
+from stsbp_spec.expr import Names, snap
+from stsbp_spec.losses.base import LossStep
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic
 from stsbp_spec.synapses import PSP
@@ -103,15 +106,35 @@ def test_value_and_grad_refuses_what_the_spec_refuses() -> None:
 @dataclass(frozen=True)
 class OtherLoss(Loss):
     name: ClassVar[str] = "other"
+    parameters: ClassVar[tuple[str, ...]] = ("scale",)
+    states: ClassVar[tuple[str, ...]] = ("ahead",)
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         return np.zeros(spikes.shape[1])
 
+    def constants(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
+        return {"scale": 1 / (3 * batch)}
 
-def test_operations_of_an_unknown_kind_are_refused_by_name() -> None:
+    def ahead(self, p: Names, s: Names, x: Names) -> LossStep:
+        r = snap(s.ahead - p.scale * (x.o - x.target))
+        return LossStep({"ahead": r}, r)
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        return LossStep({}, snap(x.r + p.scale * (x.count - x.target_count)))
+
+
+def test_a_loss_of_ones_own_trains_and_has_no_distance_here() -> None:
     weights, (batch,) = initial_weights(NETWORK, seed=0), batches(NETWORK, [3])
+    gradients = [
+        backend.value_and_grad(NETWORK, OtherLoss(), weights, batch, precision="reproducible").gradients
+        for backend in (NumpyBackend(), JAX)
+    ]
+    for name, expected in gradients[0].items():
+        assert expected.any()
+        np.testing.assert_array_equal(gradients[1][name], expected)
+    spikes = batch.targets.astype(np.float32)
     with pytest.raises(BackendError, match="does not know the loss OtherLoss; it knows VanRossum, Hamming, SpikeCount"):
-        JAX.value_and_grad(NETWORK, OtherLoss(), weights, batch)
+        distance(OtherLoss(), PSP(), spikes, spikes)
 
 
 def test_devices_name_what_is_there_and_why_the_rest_is_not() -> None:

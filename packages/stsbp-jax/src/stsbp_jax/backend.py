@@ -7,7 +7,7 @@ user's configuration of JAX: float64 exists only inside the functions that need 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,14 +17,15 @@ import numpy as np
 from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.optim.adamw import AdamW, AdamWScalars
+from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.random import check_seed
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.trainer import (
     Prediction,
     StepResult,
@@ -40,19 +41,18 @@ from stsbp_spec.trainer import (
 )
 from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
 
-from stsbp_jax import losses, train_step
+from stsbp_jax import train_step
 from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid
 from stsbp_jax.memory import keep_freed_memory
-from stsbp_jax.neurons import lif
-from stsbp_jax.optim import adamw
+from stsbp_jax.optim.adamw import gradient_norm
+from stsbp_jax.pairs import PAIRS
 from stsbp_jax.random import keep_mask
-from stsbp_jax.synapses import psp
+from stsbp_jax.recurrence import recur
 from stsbp_jax.train_step import Compiled, channels_first, channels_last
 
 __all__ = ["JaxBackend", "JaxTrainer"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
-_PAIRS = train_step.Pairs()
 
 
 def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -144,32 +144,20 @@ class JaxBackend(AbstractBackend):
         return result
 
     def dropout(self, mask: Array, s: Array) -> Array:
-        return _PAIRS.dropout(mask, s)
+        dropped: Array = PAIRS.dropout(mask, s)
+        return dropped
 
-    def neuron_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
-        s, u = _lif_forward(neuron, filter, z, steps)
-        return s, (u, z.shape[0] == 1 and steps > 1)
-
-    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
-        u, static = residuals
-        result: Array = _lif_backward(neuron, filter, u, ds, static=static)
-        return result
-
-    def neuron_potentials(self, residuals: Any) -> Array:
-        u: Array = residuals[0]
-        return u
-
-    def psp_forward(self, psp: PSP, s: Array) -> Array:
-        result: Array = _psp_forward(psp, s)
-        return result
-
-    def psp_backward(self, psp: PSP, da: Array) -> Array:
-        result: Array = _psp_backward(psp, da)
-        return result
-
-    def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
-        result: Array = _loss_error(loss, psp, s, targets)
-        return result
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, Array],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, Array]:
+        found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
+        return found
 
     def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
         wq, choice = _weight_grid(block, w)
@@ -181,11 +169,6 @@ class JaxBackend(AbstractBackend):
 
     def gradient_norm(self, gradients: Sequence[Array]) -> float:
         return float(_gradient_norm(tuple(gradients)))
-
-    def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-        constants = {name: getattr(scalars, name) for name in ("clip", *train_step.SCALARS)}
-        new: tuple[Array, Array, Array] = _adamw(constants, w, g, m, v)
-        return new
 
     def spike_count(self, s: Array) -> Array:
         return jnp.count_nonzero(s)
@@ -232,7 +215,10 @@ class JaxBackend(AbstractBackend):
         def function(weights: Any, inputs: Array) -> Any:
             result = train_step.forward(network, weights, inputs, steps, None)
             layers = {
-                t.block.name: (channels_first(t.spikes.astype(np.uint8)), channels_first(t.lif[0]))
+                t.block.name: (
+                    channels_first(t.spikes.astype(np.uint8)),
+                    channels_first(PAIRS.neuron_potentials(t.lif)),
+                )
                 for t in result.traces
             }
             return layers, result.grids
@@ -387,7 +373,7 @@ def _encode(inputs: Array, coding: Coding) -> Array:
 
 @_jit("synapse")
 def _synapse_forward(synapse: Conv2d | Linear, s: Array, wq: Array) -> Array:
-    return channels_first(_PAIRS.synapse_forward(synapse, channels_last(s), wq)[0])
+    return channels_first(PAIRS.synapse_forward(synapse, channels_last(s), wq)[0])
 
 
 @_jit("synapse", "precision", "need_input")
@@ -395,19 +381,19 @@ def _synapse_backward(
     synapse: Conv2d | Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
 ) -> tuple[Array | None, Array]:
     residuals = (channels_last(s), wq)
-    ds, dw = _PAIRS.synapse_backward(synapse, residuals, channels_last(dz), precision=precision, need_input=need_input)
+    ds, dw = PAIRS.synapse_backward(synapse, residuals, channels_last(dz), precision=precision, need_input=need_input)
     return None if ds is None else channels_first(ds), dw
 
 
 @_jit("pool")
 def _avgpool2d_forward(pool: AvgPool2d, s: Array) -> Array:
-    return channels_first(_PAIRS.avgpool2d_forward(pool, channels_last(s))[0])
+    return channels_first(PAIRS.avgpool2d_forward(pool, channels_last(s))[0])
 
 
 @_jit("pool", "shape")
 def _avgpool2d_backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
     t, b, c, h, w = shape
-    return channels_first(_PAIRS.avgpool2d_backward(pool, (t, b, h, w, c), channels_last(d)))
+    return channels_first(PAIRS.avgpool2d_backward(pool, (t, b, h, w, c), channels_last(d)))
 
 
 @_jit("layer", "shape", "rate")
@@ -415,25 +401,7 @@ def _dropout_mask(words: tuple[Array, Array], layer: int, shape: Shape, rate: fl
     return keep_mask(words[0], layer, words[1], shape, rate)
 
 
-@_jit("neuron", "filter", "steps")
-def _lif_forward(neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Array]:
-    u = lif.forward(neuron, filter, z, steps)
-    return lif.spikes(neuron, u).astype(np.uint8), u
-
-
-@_jit("neuron", "filter", "static")
-def _lif_backward(neuron: LIF, filter: Filter, u: Array, ds: Array, *, static: bool) -> Array:
-    return lif.backward(neuron, filter, u, ds, static=static)
-
-
-_psp_forward = _jit("psp")(psp.forward)
-_psp_backward = _jit("psp")(psp.backward)
-_loss_error = _jit("loss", "psp")(losses.error)
+_recur = _jit("recurrence", "steps", "summed")(recur)
 _weight_grid = _jit("block")(weight_grid)
 _error_grid = _jit("bits")(error_grid)
-_gradient_norm = jax.jit(adamw.gradient_norm)
-
-
-@jax.jit
-def _adamw(constants: dict[str, Array], w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-    return adamw.update(AdamWScalars(**constants), w, g, m, v)  # type: ignore[arg-type]
+_gradient_norm = jax.jit(gradient_norm)

@@ -65,16 +65,16 @@ class Rounding:
     exclusive-or is gone.
 
     Args:
-        data: any non-empty array of four-byte elements that the computation reads.
+        data: any non-empty array that the computation reads.
     """
 
     def __init__(self, data: Array) -> None:
-        element = data[(0,) * data.ndim]
+        element = data[(0,) * data.ndim].astype(np.float32)
         bits = lax.bitcast_convert_type(element, np.uint32)
         n: Array = lax.optimization_barrier(bits)  # type: ignore[no-untyped-call]
         self._zero = n * (n + np.uint32(1)) & np.uint32(1)
 
-    def __call__(self, product: Array) -> Array:
+    def __call__(self, product: Array | np.float32) -> Array:
         """`product`, any shape, rounded to float32."""
         bits = lax.bitcast_convert_type(product, np.uint32) ^ self._zero
         return lax.bitcast_convert_type(bits, np.float32)
@@ -108,6 +108,11 @@ def _square_root_wide(x: Array) -> Array:
 
 def divide(a: Array, b: Array) -> Array:
     """`a / b`, float32, correctly rounded; GPU compilers approximate float32 division, hence the way round."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    if b.ndim < a.ndim:
+        # XLA multiplies by the reciprocal of a divisor that it sees to be one number for all.
+        b = jnp.where(a == a, b, np.float32(np.nan))
+    a = jnp.broadcast_to(a, b.shape)
     quotient: Array = lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
     return quotient
 

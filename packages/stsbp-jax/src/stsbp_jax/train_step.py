@@ -1,14 +1,13 @@
 """One jitted function a training step: weight grids, encoding, forward, loss error, backward, update.
 
-`Pairs` are the operations as stsbp_spec.passes walks through them, inside the jit and channels-last; the passes of the
-spec are the only ones. What the loop needs to know (is the gradient finite, which grid fitted) comes back as values and
-is checked on the host, so nothing in the middle waits for it.
+The passes of the spec walk through the operations of pairs.py, inside the jit and channels-last. What the loop needs to
+know (is the gradient finite, which grid fitted) comes back as values and is checked on the host, so nothing in the
+middle waits for it.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -17,26 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
 from stsbp_spec.passes import FORWARD_PASSES, backward_pass
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.tables import implementation
-from stsbp_spec.typing import Coding, Float32, Memory, Precision, Shape
+from stsbp_spec.typing import Coding, Float32, Memory, Precision
 
-from stsbp_jax import losses
-from stsbp_jax.grid import GridChoice, error_grid, weight_grid
-from stsbp_jax.neurons import lif
-from stsbp_jax.optim import adamw
-from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
+from stsbp_jax.grid import GridChoice, weight_grid
+from stsbp_jax.optim.adamw import clip_factor, gradient_norm
+from stsbp_jax.pairs import PAIRS
 
-__all__ = ["Compiled", "Forward", "Gradients", "Pairs", "Step", "backward", "encode", "forward", "scalars", "step"]
+__all__ = ["Compiled", "Forward", "Gradients", "Step", "backward", "encode", "forward", "scalars", "step"]
 
 _log = logging.getLogger("stsbp_jax")
-_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 Weights = dict[str, Array]
 
@@ -56,60 +48,6 @@ def encode(inputs: Array, coding: Coding) -> Array:
     if coding == "events":
         return channels_last(inputs)
     return channels_last(inputs[None].astype(np.float32) * np.float32(2.0**-8))
-
-
-class Pairs:
-    """The pairs of `AbstractBackend` that the passes use, on traced channels-last arrays."""
-
-    block_forward = AbstractBackend.block_forward
-    block_backward = AbstractBackend.block_backward
-
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        return implementation("jax", _SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
-    ) -> tuple[Array | None, Array]:
-        s, wq = residuals
-        back: tuple[Array | None, Array] = implementation("jax", _SYNAPSES, synapse, "synapse").backward(
-            synapse, s, wq, dz, precision=precision, need_input=need_input
-        )
-        return back
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-        return avgpool2d.forward(pool, s), s.shape
-
-    def avgpool2d_backward(self, pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-        return avgpool2d.backward(pool, shape, d)
-
-    def dropout_mask(self, seed: Array, layer: int, step: Array, shape: Shape, rate: float) -> Array:
-        return dropout.mask(seed, layer, step, shape, rate)
-
-    def dropout(self, mask: Array, s: Array) -> Array:
-        return dropout.forward(mask, s)
-
-    def neuron_forward(self, neuron: LIF, filter: Filter, z: Array, steps: int) -> tuple[Array, Any]:
-        u = lif.forward(neuron, filter, z, steps)
-        return lif.spikes(neuron, u), (u, z.shape[0] == 1 and steps > 1)
-
-    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: Any, ds: Array) -> Array:
-        u, static = residuals
-        return lif.backward(neuron, filter, u, ds, static=static)
-
-    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
-        return error_grid(dz, bits)
-
-    def pack_spikes(self, s: Array) -> Any:
-        # Behind the barrier the compiler cannot see that a block is run on the same spikes again.
-        barrier: Any = jax.lax.optimization_barrier
-        return barrier(jnp.packbits(s.astype(np.uint8), axis=None)), s.shape, s.dtype
-
-    def unpack_spikes(self, packed: Any) -> Array:
-        bits, shape, dtype = packed
-        return jnp.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype)
-
-
-_PAIRS = cast(AbstractBackend, Pairs())
 
 
 class Forward(NamedTuple):
@@ -147,7 +85,7 @@ def forward(
         wq[block.name], grids[block.name] = weight_grid(block, weights[block.name])
     x = encode(inputs, network.coding)
     # The seed and the step of the masks are traced numbers here; the pass hands them to `dropout_mask` only.
-    return Forward(FORWARD_PASSES[memory](_PAIRS, network, wq, x, steps, dropout), grids)
+    return Forward(FORWARD_PASSES[memory](PAIRS, network, wq, x, steps, dropout), grids)
 
 
 class Gradients(NamedTuple):
@@ -163,11 +101,11 @@ def backward(
     network: NetworkSpec, loss: Loss, result: Forward, targets: Array, precision: Precision, *, training: bool
 ) -> Gradients:
     """Lines 10-31: error of the output, then the layers from the last to the first."""
-    error = losses.error(loss, network.output_psp, result.spikes, targets)
-    values = backward_pass(_PAIRS, result.traces, error, precision, training=training)
+    error = PAIRS.loss_error(loss, network.output_psp, result.spikes, targets)
+    values = backward_pass(PAIRS, result.traces, error, precision, training=training)
     finite = {name: jnp.isfinite(g).all() for name, g in values.items()}
     zeroed = {t.block.name: t.zeroed for t in result.traces if t.zeroed is not None}
-    return Gradients(values, finite, adamw.gradient_norm(list(values.values())), zeroed)
+    return Gradients(values, finite, gradient_norm(list(values.values())), zeroed)
 
 
 class Step(NamedTuple):
@@ -210,9 +148,9 @@ def step(
     """One update on a batch; everything before `weights` is fixed when it is compiled."""
     result = forward(network, weights, inputs, targets.shape[0], dropout, memory)
     gradients = backward(network, loss, result, targets, precision, training=True)
-    clip = adamw.clip_factor(gradients.norm, clip_norm)
+    clip = clip_factor(gradients.norm, clip_norm)
     c = AdamWScalars(clip=cast(Any, clip), **{name: cast(Any, constants[i]) for i, name in enumerate(SCALARS)})
-    updated = {n: adamw.update(c, weights[n], g, m[n], v[n]) for n, g in gradients.values.items()}
+    updated = {n: PAIRS.adamw(c, weights[n], g, m[n], v[n]) for n, g in gradients.values.items()}
     new_weights, new_m, new_v = ({n: parts[i] for n, parts in updated.items()} for i in range(3))
     spikes = result.spikes.astype(np.uint8)
     found = gradients.finite, gradients.norm, gradients.zeroed

@@ -77,7 +77,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             "jax",
             {**_OPERATORS, **_CALLS, "div": "divide({0}, {1})"},
             lambda x: f"float32({x!r})",
-            around={"mul": "rounded({0})"},
+            around={"mul": "rounded({0})", "div": "rounded({0})", "sqrt": "rounded({0})"},
         ),
         "triton": Language(
             "triton",

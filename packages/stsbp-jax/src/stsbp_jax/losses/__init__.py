@@ -1,4 +1,4 @@
-"""JAX errors of stsbp_spec.losses, and each distance as a differentiable function."""
+"""Distances of stsbp_spec.losses as differentiable functions."""
 
 from functools import partial
 from typing import Any
@@ -14,16 +14,11 @@ from stsbp_spec.tables import implementation
 
 from stsbp_jax.checks import on_grid
 from stsbp_jax.losses import hamming, spike_count, van_rossum
+from stsbp_jax.pairs import PAIRS
 
-__all__ = ["distance", "error"]
+__all__ = ["distance"]
 
 _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
-
-
-def error(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
-    """`dL/do` of the batch loss, float32 `[T, B, N]`, from spikes and targets of that shape and any number type."""
-    result: Array = implementation("jax", _MODULES, loss, "loss").error(loss, psp, s, targets)
-    return result
 
 
 def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike) -> Array:
@@ -59,7 +54,7 @@ def _distance_forward(loss: Loss, psp: PSP, s: Array, targets: Array) -> tuple[A
 
 def _distance_backward(loss: Loss, psp: PSP, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None]:
     s, targets = residuals
-    return error(loss, psp, s, targets) * cotangent, None
+    return PAIRS.loss_error(loss, psp, s, targets) * cotangent, None
 
 
 _distance.defvjp(_distance_forward, _distance_backward)

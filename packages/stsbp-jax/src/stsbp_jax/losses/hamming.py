@@ -8,15 +8,7 @@ from jax import Array
 from stsbp_spec.losses.hamming import Hamming
 from stsbp_spec.synapses.psp import PSP
 
-from stsbp_jax.grid import Rounding
-
-__all__ = ["distance", "error"]
-
-
-def error(loss: Hamming, psp: PSP, s: Array, targets: Array) -> Array:
-    """`dL/do = (o - target) / B`, `[T, B, N]`."""
-    difference = s.astype(np.float32) - targets.astype(np.float32)
-    return Rounding(difference)(np.float32(1 / s.shape[1]) * difference)
+__all__ = ["distance"]
 
 
 def distance(loss: Hamming, psp: PSP, s: Array, targets: Array) -> Array:

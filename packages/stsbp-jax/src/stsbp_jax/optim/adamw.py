@@ -1,4 +1,4 @@
-"""optim/adamw.py of the spec in JAX: the update, and the norm and the clipping factor inside the jit."""
+"""optim/adamw.py of the spec in JAX: the norm and the clipping factor inside the jit."""
 
 from __future__ import annotations
 
@@ -9,21 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR
-from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.optim.adamw import norm_bits
 
-from stsbp_jax.grid import Rounding, divide, exponent, largest_magnitude, power_of_two, snap, square_root, wide
+from stsbp_jax.grid import exponent, largest_magnitude, power_of_two, wide
 
-__all__ = ["clip_factor", "gradient_norm", "update"]
-
-
-def update(c: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-    """One update: new `(w, m, v)`."""
-    rounded = Rounding(w)
-    g = snap(rounded(g * c.clip))
-    m = snap(rounded(c.beta1 * m) + rounded(c.one_minus_beta1 * g))
-    v = snap(rounded(c.beta2 * v) + rounded(c.one_minus_beta2 * rounded(g * g)))
-    ratio = divide(rounded(m * c.c1), square_root(rounded(v * c.c2)) + c.eps)
-    return rounded(c.decay * w) - rounded(c.rate * ratio), m, v
+__all__ = ["clip_factor", "gradient_norm"]
 
 
 def gradient_norm(gradients: Sequence[Array]) -> Array:

@@ -1,0 +1,75 @@
+"""Recurrences in JAX: one `lax.scan` over the time steps, or one elementwise expression, of the printed step.
+
+The scan runs on flat neurons, `[T, B * N]`, which vectorises. XLA rewrites float32 arithmetic as if it were that of
+real numbers: it fuses `a*b + c`, adds two constants first where a number meets one after the other, and turns division
+by one number into multiplication by its reciprocal, and a quotient of quotients into another. So the printed step
+passes every product, quotient and root through `Rounding`, constants likewise, and `divide` sees to the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.printers import LANGUAGES, compiled
+
+from stsbp_jax.grid import ZERO, Rounding, divide, snap, square_root
+
+__all__ = ["recur"]
+
+
+def recur(
+    recurrence: Recurrence,
+    constants: Mapping[str, Any],
+    inputs: Mapping[str, Array],
+    steps: int,
+    *,
+    summed: bool = False,
+) -> dict[str, Array]:
+    """`AbstractBackend.recur`, to be traced; constants are float32 numbers, traced or not."""
+    arrays = [inputs[name] for name in recurrence.inputs]
+    shape = arrays[0].shape[1:]
+    rounded = Rounding(arrays[0])
+
+    def number(value: float) -> Any:
+        return ZERO if value == 0 else rounded(np.float32(value))
+
+    helpers = {"snap": snap, "where": jnp.where, "abs": jnp.abs, "sqrt": square_root, "exp": jnp.exp,
+               "rounded": rounded, "divide": divide, "float32": number}  # fmt: skip
+    function = compiled(recurrence, LANGUAGES["jax"], helpers)
+    parameters = [rounded(constants[name]) for name in recurrence.parameters]
+    conditions = [x.is_condition for x in recurrence.outputs.values()]
+
+    def step(values: list[Array], states: tuple[Array, ...], shape: tuple[int, ...]) -> Any:
+        """New states and outputs, each of the whole shape, also where the equation gives a constant."""
+        new, outputs = function(*parameters, *(x.astype(np.float32) for x in values), *states)
+        types = (np.uint8 if condition else np.float32 for condition in conditions)
+        return (
+            tuple(jnp.broadcast_to(x, shape) for x in new),
+            tuple(jnp.broadcast_to(x, shape).astype(dtype) for x, dtype in zip(outputs, types, strict=True)),
+        )
+
+    if not recurrence.states and not summed:
+        _, outputs = step(arrays, (), (steps, *shape))
+        return dict(zip(recurrence.outputs, outputs, strict=True))
+
+    flat = [x.reshape(len(x), -1) for x in arrays]
+    moving = [None if len(x) == 1 else x for x in flat]
+    rest = jnp.zeros(flat[0].shape[1:], np.float32)
+
+    def at(carried: Any, values: list[Array | None]) -> Any:
+        states, totals = carried
+        read = [still[0] if x is None else x for x, still in zip(values, flat, strict=True)]
+        states, outputs = step(read, states, rest.shape)
+        if summed:
+            return (states, tuple(x + total for x, total in zip(outputs, totals, strict=True))), None
+        return (states, ()), outputs
+
+    start = (rest,) * len(recurrence.states), (rest,) * len(conditions) if summed else ()
+    (_, totals), outputs = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
+    found = totals if summed else outputs
+    return {name: x.reshape(1 if summed else steps, *shape) for name, x in zip(recurrence.outputs, found, strict=True)}
