@@ -87,12 +87,8 @@ class Worker:
     problem: str | None = None
 
     @classmethod
-    def start(cls, python: Path, name: str, mode: str, problem: Path, log: Path) -> Worker:
+    def start(cls, command: list[str], environment: dict[str, str], name: str, mode: str, log: Path) -> Worker:
         """Begin; `wait` for it before anything else is begun, because it computes."""
-        environment = {**os.environ, **ALLOCATOR}
-        if name == "stsbp":  # what its backend asks for; the others are faster with threads that spin for a while
-            environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(problem)]
         with open(log, "w") as errors:
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
@@ -152,7 +148,12 @@ def compare(
         problem.write(path)
         for python, name, mode in wanted:
             print(f"preparing {name} {mode}", file=sys.stderr, flush=True)
-            worker = Worker.start(python, name, mode, path, logs / f"{problem.setup['case']}-{name}-{mode}.log")
+            environment = {**os.environ, **ALLOCATOR}
+            if name == "stsbp":  # what its backend asks for; the others are faster with threads that spin for a while
+                environment["OMP_WAIT_POLICY"] = "PASSIVE"
+            command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(path)]
+            log = logs / f"{problem.setup['case']}-{name}-{mode}.log"
+            worker = Worker.start(command, environment, name, mode, log)
             worker.wait(patience)
             if worker.problem is not None:
                 print(f"{name} {mode}: {worker.problem}", file=sys.stderr, flush=True)

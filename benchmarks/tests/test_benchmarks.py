@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from stsbp.benchmarks import cases, device, kernels
 from stsbp.benchmarks.cases import Case
 from stsbp.benchmarks.result import Report
+from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
 from stsbp_spec.registry import open_backend
 
@@ -19,6 +20,8 @@ BENCHMARKS = Path(__file__).parents[1]
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "gpu"), str(BENCHMARKS / "peers")]
 
 # The scripts are found on the path above.
+import beside  # noqa: E402
+import beside_worker  # noqa: E402
 import check  # noqa: E402
 import compare  # noqa: E402
 import metadata  # noqa: E402
@@ -252,3 +255,70 @@ def test_a_mistake_in_the_command_is_a_line(
         code = int(stop.code or 0)
     assert code > 0
     assert said in capsys.readouterr().err
+
+
+def test_a_checkout_is_slower_where_median_and_quartiles_say_so() -> None:
+    old = [1.0, 2.0, 4.0, 1.0, 2.0]
+    row = beside.record("x", {"old": old, "new": [1.02 * x for x in old]})
+    assert row["ratio"]["median"] == pytest.approx(1.02)
+    assert row["good"], "within the band"
+    assert not beside.record("x", {"old": old, "new": [1.04 * x for x in old]})["good"]
+    assert beside.record("x", {"old": old, "new": [1.04 * x for x in old]}, 1.1)["good"]
+    noisy = [0.9 * 1.0, 1.3 * 2.0, 0.95 * 4.0, 1.2 * 1.0, 1.1 * 2.0]
+    row = beside.record("x", {"old": old, "new": noisy})
+    assert row["ratio"]["median"] == pytest.approx(1.1)
+    assert row["good"], "1 lies between the quartiles"
+    assert "SLOWER" not in beside.table([row])
+    assert beside.table([row | {"good": False}]).endswith("| 0.950 - 1.200 | SLOWER |")
+    assert beside.order(0) != beside.order(1)
+
+
+class Told:
+    """A worker that computes nothing: the new checkout takes twice as long."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, name: str, losses: dict[str, str]) -> None:
+        self.name, self.problem = name, None
+        self.ready = {"names": ["a", f"{name} only", "b"], "losses": losses}
+
+    def wait(self, patience: float) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def ask(self, word: str) -> dict[str, float]:
+        self.asked.append((self.name, word))
+        return {"seconds": 0.05 if self.name == "old" else 0.1}
+
+
+def test_pairs_are_taken_in_turn_and_refused_where_results_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = {"old": {"b": "1"}, "new": {"b": "1"}}
+    monkeypatch.setattr(compare.Worker, "start", lambda command, env, name, *_: Told(name, losses[name]))
+    rows = beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
+    assert [(row["what"], row["ratio"]["median"], row["good"]) for row in rows] == [("a", 2, False), ("b", 2, False)]
+    pair = [(which, f"{work} 3") for which in ("old", "new") for work in "ab"]
+    assert Told.asked[:2] == [("old", "a 1"), ("old", "b 1")]
+    assert Told.asked[2:] == [pair[i] for i in (0, 2, 1, 3, 2, 0, 3, 1)]
+    losses["new"] = {"b": "2"}
+    with pytest.raises(StsbpError, match="b: the checkouts compute different spikes or losses"):
+        beside.pairs({"old": {}, "new": {}}, [], rounds=2, logs=tmp_path)
+
+
+def test_the_workers_of_two_checkouts_answer(tmp_path: Path) -> None:
+    here = BENCHMARKS.parent
+    variables = {name: beside.environment(here, tmp_path / "cache", 1) for name in ("old", "new")}
+    (row,) = beside.pairs(variables, ["AdamW"], rounds=2, logs=tmp_path)
+    assert row["what"] == "AdamW"
+    assert row["ratio"]["runs"] == 2
+    with pytest.raises(StsbpError, match="is no checkout"):
+        beside.environment(tmp_path, tmp_path, None)
+
+
+def test_a_worker_takes_a_pair_by_its_former_name() -> None:
+    backend = open_backend("torch")
+    assert callable(beside_worker.method(backend, "neuron_forward"))
+    assert callable(beside_worker.method(backend, "adamw"))
+    with pytest.raises(AttributeError, match="the backend has no nosuch"):
+        beside_worker.method(backend, "nosuch")
