@@ -143,13 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, steadier on a busy machine"
     )
+    parser.add_argument("--caches", type=Path, metavar="FOLDER", help="keep compiled kernels here, for the next time")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of the rows, e.g. 'AdamW'")
     options = parser.parse_args(arguments)
     checkouts = {"old": options.old, "new": options.new}
-    with tempfile.TemporaryDirectory() as caches:
+    with tempfile.TemporaryDirectory() as emptied:
+        caches = options.caches or Path(emptied)
         logs = Path(tempfile.mkdtemp(prefix="beside-"))
         environments = {
-            name: environment(path, Path(caches) / name, options.threads) for name, path in checkouts.items()
+            name: environment(path, caches.resolve() / name, options.threads) for name, path in checkouts.items()
         }
         rows = pairs(environments, options.only, rounds=options.pairs, logs=logs, clock=options.clock)
     if options.first > 0:
