@@ -228,13 +228,6 @@ def _network_cases() -> Iterable[Case]:
 
 
 # Pairs.
-def first_order(tau_s: float, gain: float = 1.0) -> Filter:
-    """The synaptic filter of a time constant."""
-    made = PSP(tau_s).filter(gain)
-    assert isinstance(made, Filter)
-    return made
-
-
 def bell(shape: Shape, seed: int) -> Float32:
     """Random numbers of `shape`, mean 0, width about 1: sums of uniform ones, which every machine adds alike."""
     n = math.prod(shape)
