@@ -21,6 +21,7 @@ from stsbp.cli import compare
 from stsbp.datasets import load
 from stsbp.report import svg
 from stsbp.report.collect import Sample, Survey, choose
+from stsbp.training.progress import PlainReporter
 from stsbp_spec.typing import UInt8
 
 _VOID = {"meta", "link", "img"}
@@ -93,6 +94,21 @@ def test_report_of_classes(
     # The folder's name is text, not a tag.
     assert "a <b> & c" in page.text
     assert "b" not in page.tags[page.tags.index("body") : page.tags.index("div")]
+
+
+def test_report_tells_how_far_it_is(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    class Told(PlainReporter):
+        def loading(self, what: str, done: int, total: int) -> None:
+            told.append((what, done, total))
+
+    train_tiny(tmp_path / "run", "--epochs", 1)
+    monkeypatch.setattr("stsbp.cli.report.reporter", lambda: Told(None))
+    assert stsbp("report", "run").exit_code == 0
+    assert [row for row in told if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
 
 
 def test_report_tells_why_a_sample_was_misread(
