@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
 import pytest
 from click.testing import Result
-from stsbp.presets import PRESETS
+from stsbp.presets import PRESETS, preset
+from stsbp_spec.losses import LOSSES
+
+
+def test_settings_are_those_of_the_documented_results() -> None:
+    """Accuracies in the documentation belong to these settings: whoever changes one measures again."""
+    sets = (
+        "digits",
+        "cifar10",
+        "images",
+        "digits-events",
+        "nmnist",
+        "patterns",
+        "patterns-image",
+        "motor",
+        "sequences",
+    )
+    own = {f"{name} {loss}": dict(preset(name, loss)) for name in sets for loss in LOSSES}
+    named = {name: [found.dataset, dict(found.settings)] for name, found in PRESETS.items()}
+    digest = hashlib.sha256(json.dumps([own, named], sort_keys=True).encode()).hexdigest()
+    assert digest == "94ac993015e863748bac1ab07d3fed408e7a4abf4261459649261a07a56d159f"
 
 
 def test_list_names_source_and_published_figure(stsbp: Callable[..., Result]) -> None:
