@@ -10,6 +10,7 @@ import pkgutil
 import shutil
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -29,6 +30,11 @@ GRADIENTS = """
 import sys
 import numpy as np
 from numba.core import event
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.neurons import LIF
+from stsbp_spec.surrogates import Rectangle
+from stsbp_spec.synapses import PSP
+from stsbp_torch.neurons.fused_cpu import values
 from stsbp_torch.sparse.kernels import backward
 
 compiled = []
@@ -44,8 +50,10 @@ f, shape = np.float32, (3, 1, 2, 2, 1)
 u = (np.arange(12, dtype=f) / 8).reshape(shape)
 ds, dz, dw = np.ones(shape, f), np.zeros(shape, f), np.zeros((1, 16), f)
 spikes = np.ones(shape, np.uint8)
-backward(spikes, 1, np.ones((1, 1, 1), np.uint8), 0, 1, 0, u, ds, 1, dz, dw, 1,
-         f(0.5), f(0.5), f(0.75), f(1), 0, f(0.5), f(1))
+equations = neuron_equations(PSP(2).filter(), LIF(4, surrogate=Rectangle()))
+equation, kept = equations.backward, np.zeros((0, 1, 1), f)
+p = values(equation, equations.constants)
+backward(equation)(spikes, 1, np.ones((1, 1, 1), np.uint8), 0, 1, 0, u, kept, ds, 1, dz, dw, p, len(equation.states), 1)
 print(*dz.reshape(-1), *dw.reshape(-1), len(compiled))
 """
 
@@ -61,7 +69,7 @@ def _run(program: str, path: Path, **environment: str) -> list[float]:
 
 
 def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -> None:
-    """`backward` of one file has `propagate` of another one in its machine code."""
+    """`backward` of one file has equations of other ones in its machine code."""
     for name in ("stsbp_torch", "stsbp_spec"):
         source = Path(importlib.import_module(name).__file__ or "").parent
         shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -69,11 +77,11 @@ def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -
     *first, compiled = _run(GRADIENTS, tmp_path, STSBP_CACHE=cache)
     assert compiled > 1
     assert _run(GRADIENTS, tmp_path, STSBP_CACHE=cache) == [*first, 0]
-    inlined = tmp_path / "stsbp_torch" / "neurons" / "lif_numba.py"
-    text = inlined.read_text()
-    changed = text.replace("        x = k * e[j] + d[j]\n", "        x = k * e[j] - d[j]\n")
+    filter = tmp_path / "stsbp_spec" / "synapses" / "psp.py"
+    text = filter.read_text()
+    changed = text.replace("snap(p.k * d.e + current)", "snap(p.k * d.e - current)")
     assert changed != text
-    inlined.write_text(changed)
+    filter.write_text(changed)
     *second, _ = _run(GRADIENTS, tmp_path, STSBP_CACHE=cache)
     # The recursion starts at zero, so every value changes its sign.
     assert any(first)
@@ -84,7 +92,7 @@ def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -
 def _modules() -> dict[str, Any]:
     names = [module.name for module in pkgutil.walk_packages(stsbp_torch.__path__, "stsbp_torch.")]
     # Triton is not installed everywhere, and its kernels are not numba's.
-    return {name: importlib.import_module(name) for name in names if not name.endswith("_triton")}
+    return {name: importlib.import_module(name) for name in names if not name.endswith("_cuda")}
 
 
 def _is_compiled(value: Any) -> bool:
@@ -95,19 +103,25 @@ def _named(node: ast.AST) -> set[str]:
     return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 
+def _kernels(tree: ast.Module) -> list[ast.FunctionDef]:
+    """Functions that numba compiles, those inside of other functions too."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    compilers = {"cached_njit", "njit", "intrinsic"}
+    return [f for f in functions if any(compilers & _named(decorator) for decorator in f.decorator_list)]
+
+
 def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
-    """By name: what functions of the kernel modules that numba compiles use, and numbers that are made of it."""
+    """By name: what functions that numba compiles use, and numbers that are made of it."""
     found = set()
     for name, module in _modules().items():
-        if not any(_is_compiled(value) for value in vars(module).values()):
-            continue
         tree = ast.parse(Path(module.__file__).read_text())
-        used: set[str] = set()
+        kernels = _kernels(tree)
+        if not kernels:
+            continue
+        found.add(name)
+        used = {word for kernel in kernels for statement in kernel.body for word in _named(statement)}
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef) and _is_compiled(getattr(module, node.name)):
-                found.add(name)
-                used |= {word for statement in node.body for word in _named(statement)}
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 used |= _named(node.value)
         for node in tree.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stsbp_"):
@@ -316,6 +330,93 @@ def test_a_closure_is_refused() -> None:
     shifted.__module__ = "stsbp_torch.vectors"
     with pytest.raises(TypeError, match=r"shifted is not covered"):
         compiling.cached_njit()(shifted)
+
+
+def _closed(inner: Any) -> Any:
+    """A kernel that computes what another one computes."""
+
+    def closed(x: float) -> float:
+        return inner(x)  # type: ignore[no-any-return]
+
+    closed.__module__ = "stsbp_torch.vectors"
+    return compiling.cached_njit()(closed)
+
+
+def _printed(text: str) -> Any:
+    return compiling.printed_njit(f"def f(x):\n    return {text}\n", "f", {"__name__": "stsbp_torch.vectors"})
+
+
+def test_kernels_closed_over_others_are_found_again_and_not_mixed(cache: Path) -> None:
+    for _ in range(2):
+        kernels = [_closed(_printed(text)) for text in ("x + 1", "x - 1", "x * 7")]
+        assert [kernel(3.0) for kernel in kernels] == [4, 2, 21]
+    assert [len(kernel.stats.cache_hits) for kernel in kernels] == [1, 1, 1]
+    assert len(_files(cache)) == 6
+
+
+def test_a_kernel_that_calls_a_printed_one_by_name_is_told_from_others(cache: Path) -> None:
+    def calls(x: float) -> float:
+        return inner(x)  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+    for text, expected in (("x + 1", 4.0), ("x - 1", 2.0)):
+        function = FunctionType(calls.__code__, {"inner": _printed(text)}, "calls")
+        function.__module__ = "stsbp_torch.vectors"
+        assert compiling.cached_njit()(function)(3.0) == expected
+
+
+def test_printed_lines_stand_in_tracebacks() -> None:
+    kernel = _printed("x + missing")
+    with pytest.raises(NameError) as caught:
+        kernel.py_func(1.0)
+    assert "return x + missing" in "".join(traceback.format_exception(caught.value))
+
+
+MIXED = """
+import sys, numpy as np
+from numba.core import event
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.neurons import LIF
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Rectangle, Triangle
+from stsbp_spec.synapses import PSP
+from stsbp_torch.backend import TorchBackend
+from test_neurons import Adaptive
+
+compiled = []
+
+class Listener(event.Listener):
+    def on_start(self, event):
+        compiled.append(1)
+    def on_end(self, event):
+        pass
+
+event.register("numba:compile", Listener())
+neurons = {"rectangle": LIF(3, surrogate=Rectangle()), "triangle": LIF(3, surrogate=Triangle()), "adaptive": Adaptive()}
+rng = np.random.default_rng(0)
+z, g = (rng.standard_normal((9, 2, 77)).astype(np.float32) for _ in range(2))
+for name in WORDS:
+    results = []
+    for backend in (NumpyBackend(), TorchBackend("cpu")):
+        spikes, residuals = backend.neuron_forward(neurons[name], PSP(3).filter(), backend.asarray(z), 9)
+        dz = backend.neuron_backward(neurons[name], PSP(3).filter(), residuals, backend.asarray(g))
+        results.append([backend.numpy(x).tobytes() for x in (spikes, residuals.kept["u"], dz)])
+    assert results[0] == results[1], name
+print(len(compiled))
+"""
+
+
+def test_kernels_of_several_neurons_are_not_mixed(tmp_path: Path) -> None:
+    """Each is compiled in a process of its own, as the first of its kind; later ones load all of them, in any order."""
+    tests = Path(__file__).parent
+
+    def compiled(*names: str) -> float:
+        program = MIXED.replace("WORDS", repr(names))
+        (count,) = _run(program, Path(os.pathsep.join([str(tests), *sys.path])), STSBP_CACHE=str(tmp_path))
+        return count
+
+    names = ("rectangle", "triangle", "adaptive")
+    assert all(compiled(name) > 0 for name in names)
+    assert [compiled(*names), compiled(*reversed(names))] == [0, 0]
 
 
 def _announced(module: str, offset: float) -> None:

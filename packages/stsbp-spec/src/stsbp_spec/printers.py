@@ -67,7 +67,6 @@ def _decimal(value: float) -> str:
 LANGUAGES: Mapping[str, Language] = MappingProxyType(
     {
         "numpy": Language("numpy", {**_OPERATORS, **_CALLS}, lambda x: f"number({x!r})"),
-        "torch": Language("torch", {**_OPERATORS, **_CALLS}, _decimal),
         "numba": Language(
             "numba",
             {**_OPERATORS, **_CALLS, "where": "({1} if {0} else {2})"},
@@ -82,7 +81,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
         "triton": Language(
             "triton",
             {**_OPERATORS, **_CALLS, "abs": "tl.abs({0})", "where": "tl.where({0}, {1}, {2})", "exp": "tl.exp({0})",
-             "div": "divide({0}, {1})"},
+             "div": "tl.div_rn({0}, {1})", "sqrt": "tl.sqrt_rn({0})"},
             _decimal,
         ),
         "cuda": Language(

@@ -33,6 +33,7 @@ __all__ = [
     "Rectangle",
     "Surrogate",
     "Triangle",
+    "equation",
     "parse_surrogate",
 ]
 
@@ -67,14 +68,14 @@ class Surrogate(ABC):
     @property
     def exact(self) -> bool:
         """Whether the derivative uses only correctly rounded operations, as `reproducible` precision requires."""
-        return _equation(self).exact
+        return equation(self).exact
 
     def derivative(self, x: AnyArray) -> AnyArray:
         """`h(x)` of an array of any shape, in its own precision (float32, float64 or exact fractions)."""
         number = Fraction if x.dtype == object else x.dtype.type
         values = {name: number(value) for name, value in self.constants().items()}
         with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
-            return evaluate(_equation(self), {**values, "x": x}, number)["h"]
+            return evaluate(equation(self), {**values, "x": x}, number)["h"]
 
     @property
     def parameter(self) -> float:
@@ -87,7 +88,8 @@ class Surrogate(ABC):
 
 
 @cache
-def _equation(surrogate: Surrogate) -> Recurrence:
+def equation(surrogate: Surrogate) -> Recurrence:
+    """The derivative `h` of `x` as a step without states."""
     names = tuple(surrogate.constants())
     p = Names(f"constant of the surrogate {surrogate.name}", {name: variable(name) for name in names})
     h = unsnapped(named("h", surrogate.expression(p, variable("x"))))

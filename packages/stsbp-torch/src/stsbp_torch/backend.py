@@ -1,40 +1,39 @@
 """The torch backend behind the interface of stsbp_spec.backend.
 
 Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expressions, for debugging), `cuda` and
-`cuda:N` (fused Triton kernels).
+`cuda:N` (fused Triton kernels). Filters and losses alone are plain tensor expressions on all of them: they are small.
 """
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from stsbp_spec import grid
-from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.equations import Constants, neuron_equations
 from stsbp_spec.errors import BackendError
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.losses import Loss
 from stsbp_spec.network import Block
-from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
 from stsbp_spec.passes import BlockTrace
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Filter, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_torch import bits
 from stsbp_torch.compiling import announce
 from stsbp_torch.layout import empty, laid_out, rows
-from stsbp_torch.losses import ERRORS
 from stsbp_torch.memory import keep_freed_memory
-from stsbp_torch.neurons import lif
-from stsbp_torch.neurons.lif import LifResiduals
-from stsbp_torch.optim import adamw
-from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear, psp
+from stsbp_torch.recurrence import recur
+from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
 
 __all__ = ["TorchBackend"]
 
@@ -78,6 +77,11 @@ class TorchBackend(AbstractBackend):
         self.torch_device, self.fused = torch.device("cuda", int(index or 0)), True
         return f"cuda:{int(index or 0)}"
 
+    @property
+    def _on_cpu(self) -> bool:
+        """Whether the fused kernels of the CPU compute."""
+        return self.fused and self.torch_device.type == "cpu"
+
     def asarray(self, x: AnyArray) -> torch.Tensor:
         array = np.ascontiguousarray(x)
         if not array.flags.writeable:
@@ -96,7 +100,7 @@ class TorchBackend(AbstractBackend):
     def block_forward(
         self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None
     ) -> BlockTrace:
-        if not self.fused or s.device.type != "cpu":
+        if not self._on_cpu:
             return super().block_forward(block, s, wq, steps, dropout)
         from stsbp_torch.sparse import block as sparse
 
@@ -114,7 +118,7 @@ class TorchBackend(AbstractBackend):
     def block_backward(
         self, trace: BlockTrace, ds: Any, precision: Precision, *, training: bool
     ) -> tuple[Any, torch.Tensor]:
-        if not self.fused or self.torch_device.type != "cpu":
+        if not self._on_cpu:
             return super().block_backward(trace, ds, precision, training=training)
         from stsbp_torch.sparse import block as sparse
 
@@ -133,10 +137,10 @@ class TorchBackend(AbstractBackend):
         return ds, dw
 
     def avgpool2d_forward(self, pool: AvgPool2d, s: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return avgpool2d.forward(pool, s, fused=self.fused and s.device.type == "cpu")
+        return avgpool2d.forward(pool, s, fused=self._on_cpu)
 
     def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: torch.Tensor) -> torch.Tensor:
-        return avgpool2d.backward(pool, residuals, d, fused=self.fused and d.device.type == "cpu")
+        return avgpool2d.backward(pool, residuals, d, fused=self._on_cpu)
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> torch.Tensor:
         return dropout.mask(seed, layer, step, shape, rate, self.torch_device)
@@ -144,60 +148,41 @@ class TorchBackend(AbstractBackend):
     def dropout(self, mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return dropout.apply(mask, s)
 
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, torch.Tensor],
+        steps: int,
+        *,
+        summed: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        if self.torch_device.type == "cpu":
+            return recur(recurrence, constants, inputs, steps, summed=summed)
+        from stsbp_torch import fused_cuda
+
+        return fused_cuda.recur(recurrence, constants, inputs, steps, summed=summed)
+
     def neuron_forward(
-        self, neuron: LIF, filter: Filter, z: torch.Tensor, steps: int
-    ) -> tuple[torch.Tensor, LifResiduals]:
-        z = laid_out(z)
-        shape = (steps, *z.shape[1:])
-        u = empty(shape, torch.float32, z.device)
-        spikes = empty(shape, torch.uint8, z.device)
-        k, c, km, vth = filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold)
-        if not self.fused:
-            lif.forward(rows(z), rows(u), rows(spikes), float(k), float(c), float(km), float(vth))
-        elif z.device.type == "cpu":
-            from stsbp_torch.neurons import lif_numba
+        self, neuron: NeuronModel, filter: SynapticFilter, z: torch.Tensor, steps: int
+    ) -> tuple[torch.Tensor, NeuronResiduals]:
+        if not self._on_cpu:
+            return super().neuron_forward(neuron, filter, z, steps)
+        from stsbp_torch.neurons import fused_cpu
 
-            lif_numba.forward(rows(z).numpy(), rows(u).numpy(), rows(spikes).numpy(), k, c, km, vth)
-        else:
-            from stsbp_torch.neurons import lif_triton
+        spikes, kept = fused_cpu.forward(neuron_equations(filter, neuron), laid_out(z), steps)
+        return spikes, NeuronResiduals(kept, spikes, static=len(z) == 1 and steps > 1)
 
-            lif_triton.forward(rows(z), rows(u), rows(spikes), k, c, km, vth)
-        return spikes, LifResiduals(u, spikes, static=len(z) == 1 and steps > 1)
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: torch.Tensor
+    ) -> torch.Tensor:
+        if not self._on_cpu:
+            below: torch.Tensor = super().neuron_backward(neuron, filter, residuals, ds)
+            return below
+        from stsbp_torch.neurons import fused_cpu
 
-    def neuron_backward(self, neuron: LIF, filter: Filter, residuals: LifResiduals, ds: torch.Tensor) -> torch.Tensor:
-        u, spikes, static = residuals
-        ds = laid_out(ds)
-        dz = empty((1 if static else len(u), *u.shape[1:]), torch.float32, u.device)
-        k, c, km, vth = filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold)
-        code = lif.surrogate_code(neuron.surrogate)
-        if not self.fused:
-            arrays = (rows(u), rows(spikes), rows(ds), rows(dz))
-            # Through float32: an eager expression would otherwise round the Python constant differently.
-            kind, p0, p1 = code
-            rounded = (kind, float(np.float32(p0)), float(np.float32(p1)))
-            lif.backward(*arrays, float(k), float(c), float(km), float(vth), rounded)
-        elif u.device.type == "cpu":
-            from stsbp_torch.neurons import lif_numba
-
-            views = (rows(x).numpy() for x in (u, ds, dz))
-            lif_numba.backward(*views, k, c, km, vth, code[0], np.float32(code[1]), np.float32(code[2]))
-        else:
-            from stsbp_torch.neurons import lif_triton
-
-            lif_triton.backward(rows(u), rows(spikes), rows(ds), rows(dz), k, c, km, vth, code)
-        return dz
-
-    def neuron_potentials(self, residuals: LifResiduals) -> torch.Tensor:
-        return residuals.u
-
-    def psp_forward(self, psp_: PSP, s: torch.Tensor) -> torch.Tensor:
-        return psp.forward(psp_, s)
-
-    def psp_backward(self, psp_: PSP, da: torch.Tensor) -> torch.Tensor:
-        return psp.backward(psp_, da)
-
-    def loss_error(self, loss: Loss, psp_: PSP, s: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return implementation(self.name, ERRORS, loss, "loss")(psp_, s, targets)
+        equations = neuron_equations(filter, neuron)
+        return fused_cpu.backward(equations, residuals.kept, laid_out(ds), summed=residuals.static)
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         from stsbp_torch import reductions
@@ -216,7 +201,7 @@ class TorchBackend(AbstractBackend):
         return native, made
 
     def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.fused and dz.device.type == "cpu":
+        if self._on_cpu:
             from stsbp_torch import reductions
 
             dz = laid_out(dz)
@@ -260,8 +245,10 @@ class TorchBackend(AbstractBackend):
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.fused and w.device.type == "cpu":
-            return adamw.update_cpu(scalars, w, g, m, v)
+        if not self._on_cpu:
+            return super().adamw(scalars, w, g, m, v)
+        from stsbp_torch.optim import adamw
+
         return adamw.update(scalars, w, g, m, v)
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,18 @@
 numba's own cache asks only whether the file of a function has changed, and goes on with what it once inlined from other
 files. This one is a folder (`stsbp_spec.kernel_cache`) whose name is a hash of all of `SOURCES`, of the versions of all
 that compiles, and of the processor. What is kept is numba's own form: a pickle around machine code.
+
+A function that is printed from an equation (`printed_njit`) has the hash of its text in its name, and so has every
+kernel that is closed over one: numba tells functions apart by their names, in this process and in the machine code.
 """
 
 from __future__ import annotations
 
+import linecache
 import logging
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,11 +23,11 @@ import numba
 import numpy as np
 from numba.core import config, event
 from numba.core.caching import _Cache
-from numba.core.compiler import CompileResult
+from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
 from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_folder, source_digest
 
-__all__ = ["SOURCES", "announce", "cached_njit"]
+__all__ = ["SOURCES", "announce", "cached_njit", "printed_njit"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "1"
@@ -31,8 +35,9 @@ _FORMAT = "1"
 SOURCES = (
     "stsbp_spec.grid",
     "stsbp_torch.compiling",
-    "stsbp_torch.neurons.lif_numba",
+    "stsbp_torch.neurons.fused_cpu",
     "stsbp_torch.optim.adamw",
+    "stsbp_torch.printed",
     "stsbp_torch.reductions",
     "stsbp_torch.sparse.kernels",
     "stsbp_torch.sparse.needed",
@@ -76,7 +81,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
     """In place of numba's cache of one function. A file for each signature, no index for two processes to garble."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self._name = f"{function.__module__}.{function.__qualname__}"
+        self.name = f"{function.__module__}.{function.__qualname__}"
 
     @property
     def cache_path(self) -> None:
@@ -103,7 +108,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
             folder.write(self._file(sig), dumps((sig, data._reduce())))
 
     def _file(self, sig: Any) -> str:
-        return f"{self._name}-{digest(str(sig))}"
+        return f"{self.name}-{digest(str(sig))}"
 
     def enable(self) -> None:
         """Always on."""
@@ -115,25 +120,80 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         """Nothing is held back."""
 
 
-def cached_njit(**options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
+class _Distinct(Compiler):  # type: ignore[misc]
+    """Of a function no two of whose arguments share memory, so that its loops become vector code without a look."""
+
+    def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
+                 locals: Any) -> None:  # fmt: skip
+        flags = flags.copy()
+        flags.noalias = True
+        super().__init__(typing_context, target_context, library, args, result, flags, locals)
+
+
+def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """`numba.njit` with these options, and with the cache of this module.
 
+    Args:
+        distinct: no two arguments share memory.
+        options: of numba.
+
     Raises:
-        TypeError: the function's module is missing from `SOURCES`, or the function is a closure, whose values are in no
-            source.
+        TypeError: the function's module is missing from `SOURCES`, or the function is closed over something else than
+            functions of this decorator.
     """
 
     def compiled(function: Callable[..., R]) -> Callable[..., R]:
-        if function.__module__ not in SOURCES or function.__closure__:
+        inner = [_kernel_name(cell.cell_contents) for cell in function.__closure__ or ()]
+        read = (_kernel_name(function.__globals__.get(word)) for word in function.__code__.co_names)
+        inner += [name for name in read if name is not None]
+        if function.__module__ not in SOURCES or None in inner:
             name = f"{function.__module__}.{function.__qualname__}"
             raise TypeError(f"{name} is not covered by stsbp_torch.compiling.SOURCES")
+        if inner:
+            _rename(function, f"{function.__name__}_{_short(function.__qualname__, inner)}")
         _sources()
-        made: Any = numba.njit(**options)(function)
+        made: Any = numba.njit(**options, **({"pipeline_class": _Distinct} if distinct else {}))(function)
         vars(made)["_cache"] = _KernelCache(function)
         result: Callable[..., R] = made
         return result
 
     return compiled
+
+
+def printed_njit(text: str, name: str, words: Mapping[str, Any], **options: Any) -> Callable[..., Any]:
+    """The function `name` that `text` defines, as `cached_njit` makes it.
+
+    Args:
+        text: Python.
+        name: of the function in it.
+        words: what it reads besides its arguments: functions of `cached_njit`, and what stands in `SOURCES`. Its
+            `__name__` is the module that the function counts as.
+        options: of `cached_njit`.
+    """
+    kernels = (f"{word} {inner}" for word, x in words.items() if (inner := _kernel_name(x)) is not None)
+    full = f"{name}_{_short(text, kernels)}"
+    file = f"<stsbp {full}>"
+    # For tracebacks; an entry without a time is never looked for on the disk.
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope = dict(words)
+    exec(compile(text, file, "exec"), scope)
+    function = scope[name]
+    _rename(function, full)
+    return cached_njit(**options)(function)
+
+
+def _kernel_name(x: object) -> str | None:
+    """Of a function of `cached_njit`, else None."""
+    kept = getattr(x, "_cache", None)
+    return kept.name if isinstance(kept, _KernelCache) else None
+
+
+def _short(first: str, rest: Iterable[str | None]) -> str:
+    return digest(first, *map(str, rest))[:16]
+
+
+def _rename(function: Callable[..., Any], name: str) -> None:
+    function.__name__ = function.__qualname__ = name
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]

@@ -6,10 +6,12 @@ are plain contiguous ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["empty", "frames", "laid_out", "rows", "view"]
+__all__ = ["empty", "end_to_end", "frames", "joined", "laid_out", "rows", "view"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
@@ -27,6 +29,24 @@ def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tenso
         return torch.empty(shape, dtype=dtype, device=device)
     t, b, c, h, w = shape
     return torch.empty((t, b, h, w, c), dtype=dtype, device=device).permute(_TO_LOGICAL)
+
+
+def end_to_end(count: int, shape: Shape, device: torch.device) -> list[torch.Tensor]:
+    """Uninitialised float32 tensors of logical `shape` that lie one after the other."""
+    memory, steps = empty((count * shape[0], *shape[1:]), torch.float32, device), shape[0]
+    return [memory[i * steps : (i + 1) * steps] for i in range(count)]
+
+
+def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Laid-out float32 tensors as `[K, T, M]`, without a copy where they are `end_to_end`."""
+    parts = [rows(x) for x in tensors]
+    if not parts:
+        return torch.empty((0, 1, 1))
+    first = parts[0]
+    starts = {x.data_ptr() - i * 4 * first.numel() for i, x in enumerate(parts)}
+    if len(starts) == 1 and len({x.untyped_storage().data_ptr() for x in parts}) == 1:
+        return first.as_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
+    return torch.stack(parts)
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:

@@ -14,25 +14,27 @@ gradients.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import error_bits, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.lif import LIF as LIFSpec
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Filter, Linear
-from stsbp_spec.tables import implementation
+from stsbp_spec.neurons import LIF as LIFSpec
+from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses.psp import SynapticFilter
+from stsbp_spec.trainer import check_loss
 from stsbp_spec.typing import Precision
 
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.checks import check_finite, check_inputs, check_precision, check_steps, check_trains
-from stsbp_torch.losses import ERRORS
 
 __all__ = ["LIF", "Network", "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "backend_of", "spike_loss"]
 
@@ -49,18 +51,18 @@ def backend_of(x: torch.Tensor) -> TorchBackend:
 
 class _LifFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, neuron: LIFSpec, filter: Filter, steps: int) -> torch.Tensor:
+    def forward(ctx: Any, z: torch.Tensor, neuron: NeuronModel, filter: SynapticFilter, steps: int) -> torch.Tensor:
         ctx.neuron, ctx.filter = neuron, filter
         spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps)
-        ctx.static = residuals.static
-        ctx.save_for_backward(residuals.u, residuals.spikes)
+        ctx.names, ctx.static = tuple(residuals.kept), residuals.static
+        ctx.save_for_backward(spikes, *residuals.kept.values())
         return spikes.float()
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        u, spikes = ctx.saved_tensors
-        residuals = (u, spikes, ctx.static)
-        return backend_of(u).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None  # type: ignore[arg-type]
+        spikes, *kept = ctx.saved_tensors
+        residuals = NeuronResiduals(dict(zip(ctx.names, kept, strict=True)), spikes, ctx.static)
+        return backend_of(spikes).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None
 
 
 class _SynapseFunction(torch.autograd.Function):
@@ -120,7 +122,7 @@ class _GridFunction(torch.autograd.Function):
 class _LossFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spikes: torch.Tensor, targets: torch.Tensor, loss: Loss, psp: PSP) -> torch.Tensor:
-        implementation("torch", ERRORS, loss, "loss")
+        check_loss(loss)
         ctx.loss, ctx.psp = loss, psp
         ctx.save_for_backward(spikes, targets)
         trains = [x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets)]
@@ -154,16 +156,15 @@ class LIF(torch.nn.Module):
         psp: filter of the layer below; None: inputs are not filtered.
     """
 
-    def __init__(self, neuron: LIFSpec | None = None, psp: PSP | None = None) -> None:
+    def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None) -> None:
         super().__init__()
         self.neuron = neuron or LIFSpec()
         self.psp = psp
 
     def extra_repr(self) -> str:
-        n = self.neuron
-        return (
-            f"tau_m={n.tau_m:g}, tau_s={n.tau_s:g}, threshold={n.threshold:g}, surrogate={n.surrogate}, psp={self.psp}"
-        )
+        given = ((f.name, getattr(self.neuron, f.name)) for f in fields(self.neuron))  # type: ignore[arg-type]
+        values = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in given)
+        return ", ".join([*values, f"psp={self.psp}"])
 
     def forward(
         self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0, *, checked: bool = False
@@ -197,7 +198,7 @@ class _Spiking(torch.nn.Module):
         self,
         synapse: Conv2d | Linear,
         weight: torch.Tensor,
-        neuron: LIFSpec | None,
+        neuron: NeuronModel | None,
         psp: PSP | None,
         weight_bits: int,
         input_exponent: int,
@@ -311,7 +312,7 @@ class SpikingConv2d(_Spiking):
         stride: int = 1,
         padding: int = 0,
         *,
-        neuron: LIFSpec | None = None,
+        neuron: NeuronModel | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
         input_exponent: int = 0,
@@ -330,7 +331,7 @@ class SpikingLinear(_Spiking):
         inputs: int,
         units: int,
         *,
-        neuron: LIFSpec | None = None,
+        neuron: NeuronModel | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
         input_exponent: int = 0,

@@ -1,64 +1,48 @@
-"""optim/adamw.py of the spec: one fused kernel on the CPU, plain expressions elsewhere."""
+"""optim/adamw.py of the spec as one pass over memory on the CPU."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 from numba import prange
-from stsbp_spec.grid import FLOOR
-from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
 from stsbp_torch.compiling import cached_njit
-from stsbp_torch.neurons.lif import snap
+from stsbp_torch.printed import step
 from stsbp_torch.threads import threads_for
 
-__all__ = ["update", "update_cpu"]
+__all__ = ["update"]
 
-_FLOOR = np.float32(FLOOR)
-_ZERO = np.float32(0)
+_CHUNK = 4096
 
 
 def update(
-    c: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
+    scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """New `(w, m, v)`, eager."""
-    g = snap(g * float(c.clip))
-    m = snap(m * float(c.beta1) + g * float(c.one_minus_beta1))
-    v = snap(v * float(c.beta2) + (g * g) * float(c.one_minus_beta2))
-    # torch's float32 square root is not correctly rounded on the CPU (MKL); the float64 one, rounded once, is.
-    root = (v * float(c.c2)).double().sqrt().float()
-    w = w * float(c.decay) - ((m * float(c.c1)) / (root + float(c.eps))) * float(c.rate)
-    return w, m, v
-
-
-def update_cpu(
-    c: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """New `(w, m, v)`, one pass over memory."""
+    """New `(w, m, v)`."""
+    p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
     out = tuple(torch.empty_like(w) for _ in range(3))
-    flat = (x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, *out))
     with threads_for(w.numel()):
-        _update(
-            *flat,
-            c.clip, c.beta1, c.one_minus_beta1, c.beta2, c.one_minus_beta2, c.c1, c.c2, c.eps, c.decay, c.rate,
-        )  # fmt: skip
+        _kernel()(p, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, *out)))
     return out[0], out[1], out[2]
 
 
-@cached_njit(parallel=True, error_model="numpy")
-def _update(
-    w: Float32, g: Float32, m: Float32, v: Float32, w1: Float32, m1: Float32, v1: Float32,
-    clip: np.float32, beta1: np.float32, one_minus_beta1: np.float32, beta2: np.float32, one_minus_beta2: np.float32,
-    c1: np.float32, c2: np.float32, eps: np.float32, decay: np.float32, rate: np.float32,
-) -> None:  # fmt: skip
-    for j in prange(w.size):
-        x = g[j] * clip
-        x = _ZERO if abs(x) < _FLOOR else x
-        a = beta1 * m[j] + one_minus_beta1 * x
-        a = _ZERO if abs(a) < _FLOOR else a
-        b = beta2 * v[j] + one_minus_beta2 * (x * x)
-        b = _ZERO if abs(b) < _FLOOR else b
-        m1[j] = a
-        v1[j] = b
-        w1[j] = decay * w[j] - rate * ((a * c1) / (np.sqrt(b * c2) + eps))
+@cache
+def _kernel() -> Callable[..., None]:
+    names = (*UPDATE.inputs, *UPDATE.outputs)
+    updated = step(UPDATE, ", ".join(names), names, "")
+
+    @cached_njit(parallel=True, error_model="numpy")
+    def update_all(
+        p: Float32, w: Float32, g: Float32, m: Float32, v: Float32, new_w: Float32, new_m: Float32, new_v: Float32
+    ) -> None:
+        for chunk in prange((w.size + _CHUNK - 1) // _CHUNK):
+            a = chunk * _CHUNK
+            b = min(w.size, a + _CHUNK)
+            updated(p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b])
+
+    return update_all

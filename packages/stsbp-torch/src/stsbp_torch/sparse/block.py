@@ -14,14 +14,17 @@ import numpy as np
 import torch
 from numba import get_num_threads
 from stsbp_spec import passes
+from stsbp_spec.backend import NeuronResiduals
+from stsbp_spec.equations import neuron_equations
 from stsbp_spec.network import Block
-from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.passes import BlockTrace
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Filter
+from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape, UInt8
 
-from stsbp_torch.layout import empty, laid_out, view
-from stsbp_torch.neurons.lif import LifResiduals, surrogate_code
+from stsbp_torch.layout import empty, end_to_end, laid_out, view
+from stsbp_torch.neurons.fused_cpu import beside_u, values
 from stsbp_torch.sparse import kernels, needed
 from stsbp_torch.sparse.spikes import NO_MASK, density
 from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
@@ -117,31 +120,33 @@ class DeferredError(NamedTuple):
     wq: torch.Tensor
     dz: torch.Tensor
 
-    def taken(self, backend: TorchBackend, u: torch.Tensor, neuron: LIF) -> torch.Tensor | PooledError:
+    def taken(self, backend: TorchBackend, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
         """The error of the spikes of the layer below, of potentials `u`."""
         # Few input channels leave parts of the dense product's vectors empty.
         width = "narrow" if self.block.synapse_shape[0] < LANES else "wide"
         below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.dense()
         return _below(backend, self.block, self.given, below)
 
-    def share(self, u: torch.Tensor, neuron: LIF) -> float:
+    def share(self, u: torch.Tensor, neuron: NeuronModel) -> float:
         """The part of the error that the layer below uses, from a sample of frames."""
-        kind, p0, _ = surrogate_code(neuron.surrogate)
-        if kind not in needed.COMPACT:
+        support = needed.support(neuron)
+        if support is None:
             return 1.0
-        frames, threshold = _frames(u), np.float32(neuron.threshold)
+        frames = _frames(u)
         every = max(1, len(frames) // _SAMPLED)
-        return float(needed.share(frames, self.given.size, every, threshold, kind, np.float32(p0)))
+        share = needed.kernels(support.surrogate).share
+        return float(share(frames, self.given.size, every, support.threshold, support.p))
 
-    def needed(self, u: torch.Tensor, neuron: LIF) -> torch.Tensor:
+    def needed(self, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor:
         """The error of the convolution's input, zero where the layer below does not use it."""
         conv = self.block.synapse
         assert isinstance(conv, Conv2d)
-        kind, p0, _ = surrogate_code(neuron.surrogate)
+        support = needed.support(neuron)
+        assert support is not None
         below = empty(self._shape(), torch.float32, u.device)
-        needed.error(
+        needed.kernels(support.surrogate).error(
             _frames(u), self.given.size, _frames(self.dz), _mirrored(self.wq).reshape(-1).numpy(), conv.kernel,
-            conv.padding, _frames(below), np.float32(neuron.threshold), kind, np.float32(p0), get_num_threads(),
+            conv.padding, _frames(below), support.threshold, support.p, get_num_threads(),
         )  # fmt: skip
         return below
 
@@ -182,8 +187,7 @@ def block_forward(
     filter = block.filter(training=dropout is not None)
     kind = forward_kind(block, given, density)
     if kind == "sparse":
-        u, spikes = forward(block, given, wq, filter, steps)
-        lif = LifResiduals(u, spikes, static=False)
+        spikes, lif = forward(block, given, wq, filter, steps)
     elif kind == "bytes":
         spikes, lif = forward_bytes(backend, block, given, wq, filter, steps)
     else:
@@ -203,8 +207,8 @@ def forward_kind(block: Block, given: Input, density: float) -> str:
 
 
 def forward_bytes(
-    backend: TorchBackend, block: Block, given: Input, wq: torch.Tensor, filter: Filter, steps: int
-) -> tuple[torch.Tensor, LifResiduals]:
+    backend: TorchBackend, block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+) -> tuple[torch.Tensor, NeuronResiduals]:
     """Spikes and residuals of a block by a convolution of bytes."""
     assert isinstance(block.synapse, Conv2d)
     z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
@@ -220,7 +224,7 @@ def block_backward(
     """
     block, residuals = trace.block, trace.synapse
     if isinstance(ds, DeferredError):
-        ds = ds.taken(backend, trace.lif.u, block.neuron)
+        ds = ds.taken(backend, trace.lif.kept["u"], block.neuron)
     if not isinstance(residuals, Residuals) or precision == "reproducible":
         if isinstance(ds, PooledError):
             ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
@@ -236,10 +240,10 @@ def block_backward(
     need_input, filter = block.index > 0, block.filter(training=training)
     need_below = need_input and not may_defer(block)
     if residuals.sparse:
-        dz, dw = backward(block, given, trace.lif.u, ds, filter, need_error=need_input, need_weights=True)
+        dz, dw = backward(block, given, trace.lif, ds, filter, need_error=need_input, need_weights=True)
         below = DeferredError(block, given, residuals.wq, dz).dense() if need_below else None
     else:
-        dz, _ = backward(block, given, trace.lif.u, ds, filter, need_error=True, need_weights=False)
+        dz, _ = backward(block, given, trace.lif, ds, filter, need_error=True, need_weights=False)
         pairs = _by_pairs(backend, trace).synapse
         below, dw = conv2d.backward(conv, pairs, dz, precision=precision, need_input=need_below)
     if below is not None:
@@ -263,8 +267,7 @@ def _below(backend: TorchBackend, block: Block, given: Input, below: torch.Tenso
 
 def may_defer(block: Block) -> bool:
     """Whether the layer below may leave parts of its error unused, and the kernel for that knows the convolution."""
-    compact = surrogate_code(block.neuron.surrogate)[0] in needed.COMPACT
-    return compact and block.output_shape[0] % LANES == 0
+    return needed.support(block.neuron) is not None and block.output_shape[0] % LANES == 0
 
 
 def known(block: Block) -> bool:
@@ -338,43 +341,44 @@ def _packed(conv: Conv2d, wq: torch.Tensor) -> Float32:
 
 
 def forward(
-    block: Block, given: Input, wq: torch.Tensor, filter: Filter, steps: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(u, spikes)` of a block."""
-    conv, neuron = block.synapse, block.neuron
+    block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+) -> tuple[torch.Tensor, NeuronResiduals]:
+    """Spikes and residuals of a block."""
+    conv, equations = block.synapse, neuron_equations(filter, block.neuron)
     assert isinstance(conv, Conv2d)
-    shape = (steps, given.s.shape[1], *block.output_shape)
-    u, spikes = empty(shape, torch.float32, given.s.device), empty(shape, torch.uint8, given.s.device)
-    kernels.forward(
-        *given.arrays(), _packed(conv, wq), _gathers(conv), conv.kernel, conv.padding, view(u), view(spikes),
-        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), get_num_threads(),
+    shape, device = (steps, given.s.shape[1], *block.output_shape), given.s.device
+    kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
+    spikes = empty(shape, torch.uint8, device)
+    equation = equations.forward
+    kernels.forward(equation)(
+        *given.arrays(), _packed(conv, wq), _gathers(conv), conv.kernel, conv.padding, view(kept["u"]), view(spikes),
+        beside_u(kept), values(equation, equations.constants), len(equation.states), get_num_threads(),
     )  # fmt: skip
-    return u, spikes
+    return spikes, NeuronResiduals(kept, spikes, static=False)
 
 
 def backward(
     block: Block,
     given: Input,
-    u: torch.Tensor,
+    residuals: NeuronResiduals,
     ds: torch.Tensor | PooledError,
-    filter: Filter,
+    filter: SynapticFilter,
     *,
     need_error: bool,
     need_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`(dz, dW)` of a block from the error of its spikes; what is not needed is empty."""
-    conv, neuron = block.synapse, block.neuron
+    conv, equations, u = block.synapse, neuron_equations(filter, block.neuron), residuals.kept["u"]
     assert isinstance(conv, Conv2d)
     channels = given.s.shape[2]
-    kind, p0, p1 = surrogate_code(neuron.surrogate)
     above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
     dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
     threads = get_num_threads()
     sums = np.empty((threads if need_weights else 0, channels * conv.kernel * _run(conv)), np.float32)
-    kernels.backward(
-        *given.arrays(), conv.kernel, conv.padding, view(u), view(above), pooled, view(dz), sums, threads,
-        filter.decay, filter.gain, neuron.decay, np.float32(neuron.threshold), kind, np.float32(p0),
-        np.float32(p1),
+    equation = equations.backward
+    kernels.backward(equation)(
+        *given.arrays(), conv.kernel, conv.padding, view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
+        sums, values(equation, equations.constants), len(equation.states), threads,
     )  # fmt: skip
     if not need_weights:
         return dz, torch.empty(0)

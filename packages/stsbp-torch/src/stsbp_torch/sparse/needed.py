@@ -7,115 +7,166 @@ computed (Perez-Nieves and Goodman 2021, "Sparse spiking gradient descent").
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
 import numpy as np
 from numba import prange
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.expr import Recurrence, ordered
+from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.surrogates import equation
+from stsbp_spec.synapses.psp import IDENTITY
 from stsbp_spec.typing import Float32, Int32
 
 from stsbp_torch.compiling import cached_njit
+from stsbp_torch.printed import condition
 from stsbp_torch.vectors import LANES, dot
 
-__all__ = ["COMPACT", "error", "share"]
-
-COMPACT = (0, 1)
-"""Codes (`lif.surrogate_code`) of the surrogates whose derivative is zero far from the threshold."""
+__all__ = ["Kernels", "Support", "kernels", "support"]
 
 _ZERO = np.float32(0)
 
 
-@cached_njit(error_model="numpy")
-def _list_used(
-    u: Float32, y: int, size: int, vth: np.float32, kind: int, p0: np.float32, row: Float32, places: Int32, ends: Int32
-) -> int:
-    """List the used elements of row `y` after the pooling; returns their number.
+class Support(NamedTuple):
+    """Where a neuron uses the error of its spike: `h(u - threshold)`, of the parameters `p`, is not zero there."""
 
-    Args:
-        u: membrane potentials of a frame, `[H, W, C]`.
-        y: which row of windows.
-        size: of the windows.
-        vth, kind, p0: threshold and surrogate, see `lif_numba`; `kind` is 0 or 1.
-        row: scratch, `[W C]`.
-        places: filled with the channels, pixel by pixel.
-        ends: filled with the end of each pixel's channels, `[W // size]`.
-    """
-    channels = u.shape[2]
-    columns = len(ends)
-    n = 0
-    for i in range(size):
-        potentials = u[y * size + i].reshape(-1)
-        for j in range(columns * size * channels):
-            distance = abs(potentials[j] - vth)
-            row[j] = distance if i == 0 else min(row[j], distance)
-    for x in range(columns):
-        first = x * size * channels
-        for j in range(1, size):
-            for channel in range(channels):
-                row[first + channel] = min(row[first + channel], row[first + j * channels + channel])
-        for channel in range(channels):
-            nearest = row[first + channel]
-            places[n] = channel
-            n += (nearest < p0) if kind == 0 else (nearest * p0 < np.float32(1))
-        ends[x] = n
-    return n
+    surrogate: Recurrence
+    threshold: np.float32
+    p: Float32
 
 
-@cached_njit(parallel=True, error_model="numpy")
-def share(u: Float32, size: int, every: int, vth: np.float32, kind: int, p0: np.float32) -> float:
-    """Share of the elements after a pooling of `size` that are used, from every `every`-th frame of `[n, H, W, C]`."""
-    frames, height, width, channels = u.shape
-    rows, columns = height // size, width // size
-    looked = (frames + every - 1) // every
-    found = 0
-    for f in prange(looked):
-        row = np.empty(width * channels, np.float32)
-        places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
+@cache
+def support(neuron: NeuronModel) -> Support | None:
+    """None: it may use the error anywhere, or there is no one number that says where."""
+    surrogate = neuron.surrogate
+    both = neuron_equations(IDENTITY, neuron)
+    u, threshold = both.forward.outputs["o"].args
+    constant = threshold.op == "variable" and threshold.name in both.forward.parameters
+    if not (surrogate.compact and constant and u is both.forward.outputs["u"]) or _beside_h(both.backward):
+        return None
+    p = np.array(list(surrogate.constants().values()), np.float32)
+    return Support(equation(surrogate), both.constants[str(threshold.name)], p)
+
+
+def _beside_h(backward: Recurrence) -> bool:
+    """Whether the error `g` of the spike goes anywhere without being multiplied with the surrogate."""
+    reached: set[int] = set()
+    for x in ordered(backward.roots):
+        through_h = x.op == "mul" and any(a.name == "h" for a in x.args)
+        if x.name == "g" or (not through_h and any(id(a) in reached for a in x.args)):
+            reached.add(id(x))
+    return any(id(x) in reached for x in backward.roots)
+
+
+class Kernels(NamedTuple):
+    """`share` and `error` below."""
+
+    share: Callable[..., float]
+    error: Callable[..., None]
+
+
+@cache
+def kernels(surrogate: Recurrence) -> Kernels:
+    """Of layers with this surrogate."""
+    used = condition(surrogate)
+
+    @cached_njit(error_model="numpy")
+    def list_used(
+        u: Float32, y: int, size: int, vth: np.float32, p: Float32, row: Float32, places: Int32, ends: Int32
+    ) -> int:
+        """List the used elements of row `y` after the pooling; returns their number.
+
+        Args:
+            u: membrane potentials of a frame, `[H, W, C]`.
+            y: which row of windows.
+            size: of the windows.
+            vth: threshold.
+            p: parameters of the surrogate.
+            row: scratch, `[W C]`.
+            places: filled with the channels, pixel by pixel.
+            ends: filled with the end of each pixel's channels, `[W // size]`.
+        """
+        channels = u.shape[2]
+        columns = len(ends)
         n = 0
-        for y in range(rows):
-            n += _list_used(u[f * every], y, size, vth, kind, p0, row, places, ends)
-        found += n
-    return float(found / (looked * rows * columns * channels))
+        for i in range(size):
+            potentials = u[y * size + i].reshape(-1)
+            for j in range(columns * size * channels):
+                distance = abs(potentials[j] - vth)
+                row[j] = distance if i == 0 else min(row[j], distance)
+        for x in range(columns):
+            first = x * size * channels
+            for j in range(1, size):
+                for channel in range(channels):
+                    row[first + channel] = min(row[first + channel], row[first + j * channels + channel])
+            for channel in range(channels):
+                nearest = row[first + channel]
+                places[n] = channel
+                n += used(p, nearest)
+            ends[x] = n
+        return n
 
-
-@cached_njit(parallel=True, error_model="numpy")
-def error(
-    u: Float32, size: int, dz: Float32, w: Float32, kernel: int, padding: int, ds: Float32,
-    vth: np.float32, kind: int, p0: np.float32, threads: int,
-) -> None:  # fmt: skip
-    """Fill `ds`: the error of the inputs of a convolution of stride 1 where it is used, zero elsewhere.
-
-    Args:
-        u: membrane potentials of the layer below, `[n, H, W, C]`.
-        size: of the pooling between the layers; 1: none.
-        dz: error of the convolution's outputs, `[n, H', W', C']`; C' is a multiple of 16.
-        w: weights, 1-d, laid out as `[C, row, mirrored column, C']`.
-        kernel, padding: of the convolution.
-        ds: error of its inputs, `[n, H // size, W // size, C]`.
-        vth, kind, p0: threshold and surrogate of the layer below, see `lif_numba`; `kind` is 0 or 1.
-        threads: among which the frames are shared.
-    """
-    frames, rows, columns, channels = ds.shape
-    rows_out, columns_out, channels_out = dz.shape[1:]
-    line, run = columns_out * channels_out, kernel * channels_out
-    for thread in prange(threads):
-        row = np.empty(u.shape[2] * channels, np.float32)
-        places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
-        for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            above = dz[f].reshape(-1)
+    @cached_njit(parallel=True, error_model="numpy")
+    def needed_share(u: Float32, size: int, every: int, vth: np.float32, p: Float32) -> float:
+        """Share of the elements after a pooling of `size` that are used, of every `every`-th frame `[H, W, C]`."""
+        frames, height, width, channels = u.shape
+        rows, columns = height // size, width // size
+        looked = (frames + every - 1) // every
+        found = 0
+        for f in prange(looked):
+            row = np.empty(width * channels, np.float32)
+            places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
+            n = 0
             for y in range(rows):
-                # Output rows and columns that see the pixel; the mirrored kernel begins at `left`, `top` of them.
-                top = y + padding - kernel + 1
-                first, last = max(0, top), min(rows_out - 1, y + padding)
-                ds[f, y] = _ZERO
-                _list_used(u[f], y, size, vth, kind, p0, row, places, ends)
-                listed = 0
-                for x in range(columns):
-                    left = x + padding - kernel + 1
-                    begin, end = max(0, left), min(columns_out - 1, x + padding)
-                    vectors = max(0, end - begin + 1) * channels_out // LANES
-                    for n in range(listed, ends[x]):
-                        channel = places[n]
-                        ds[f, y, x, channel] = dot(
-                            above, first * line + begin * channels_out, line,
-                            w, (channel * kernel + y + padding - first) * run + (begin - left) * channels_out, -run,
-                            last - first + 1, vectors,
-                        )  # fmt: skip
-                    listed = ends[x]
+                n += list_used(u[f * every], y, size, vth, p, row, places, ends)
+            found += n
+        return float(found / (looked * rows * columns * channels))
+
+    @cached_njit(parallel=True, error_model="numpy")
+    def needed_error(
+        u: Float32, size: int, dz: Float32, w: Float32, kernel: int, padding: int, ds: Float32,
+        vth: np.float32, p: Float32, threads: int,
+    ) -> None:  # fmt: skip
+        """Fill `ds`: the error of the inputs of a convolution of stride 1 where it is used, zero elsewhere.
+
+        Args:
+            u: membrane potentials of the layer below, `[n, H, W, C]`.
+            size: of the pooling between the layers; 1: none.
+            dz: error of the convolution's outputs, `[n, H', W', C']`; C' is a multiple of 16.
+            w: weights, 1-d, laid out as `[C, row, mirrored column, C']`.
+            kernel, padding: of the convolution.
+            ds: error of its inputs, `[n, H // size, W // size, C]`.
+            vth, p: threshold, and parameters of the surrogate, of the layer below.
+            threads: among which the frames are shared.
+        """
+        frames, rows, columns, channels = ds.shape
+        rows_out, columns_out, channels_out = dz.shape[1:]
+        line, run = columns_out * channels_out, kernel * channels_out
+        for thread in prange(threads):
+            row = np.empty(u.shape[2] * channels, np.float32)
+            places, ends = np.empty(columns * channels + 1, np.int32), np.empty(columns, np.int32)
+            for f in range(thread * frames // threads, (thread + 1) * frames // threads):
+                above = dz[f].reshape(-1)
+                for y in range(rows):
+                    # Output rows and columns that see the pixel; the mirrored kernel begins at `left`, `top` of them.
+                    top = y + padding - kernel + 1
+                    first, last = max(0, top), min(rows_out - 1, y + padding)
+                    ds[f, y] = _ZERO
+                    list_used(u[f], y, size, vth, p, row, places, ends)
+                    listed = 0
+                    for x in range(columns):
+                        left = x + padding - kernel + 1
+                        begin, end = max(0, left), min(columns_out - 1, x + padding)
+                        vectors = max(0, end - begin + 1) * channels_out // LANES
+                        for n in range(listed, ends[x]):
+                            channel = places[n]
+                            ds[f, y, x, channel] = dot(
+                                above, first * line + begin * channels_out, line,
+                                w, (channel * kernel + y + padding - first) * run + (begin - left) * channels_out, -run,
+                                last - first + 1, vectors,
+                            )  # fmt: skip
+                        listed = ends[x]
+
+    return Kernels(needed_share, needed_error)

@@ -1,0 +1,103 @@
+"""Equations over time as fused CUDA kernels (Triton): a lane an element, the loop over T inside.
+
+States stay in registers. Fusion of multiply-adds is off (`enable_fp_fusion=False`), so each operation of the printed
+equation rounds once; divisions and square roots are the correctly rounded ones.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from stsbp_spec.equations import Constants
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.kernel_cache import digest
+from stsbp_spec.printers import LANGUAGES, lines
+
+from stsbp_torch.layout import empty, laid_out, rows
+
+__all__ = ["BLOCK", "kernel", "recur", "text"]
+
+BLOCK = 256
+_FLOOR = tl.constexpr(FLOOR)
+
+
+@triton.jit
+def _snap(x):  # type: ignore[no-untyped-def]
+    return tl.where(tl.abs(x) < _FLOOR, 0.0, x)
+
+
+@cache
+def text(recurrence: Recurrence, static: frozenset[str], summed: bool) -> str:
+    """The kernel of a recurrence: no name of its own in it begins with an underscore.
+
+    Args:
+        recurrence: what is computed.
+        static: inputs with one value for all steps.
+        summed: whether the outputs are added over the steps.
+    """
+    program = lines(recurrence, LANGUAGES["triton"])
+    made = program.outputs
+    arrays = (*(f"_of_{x}" for x in recurrence.inputs), *(f"_to_{x}" for x in made))
+    zero = [*recurrence.states, *(f"_sum_{x}" for x in made if summed)]
+    body = [
+        f"{x} = tl.load(_of_{x} + {'_at' if x in static else '_row + _at'}, mask=_inside, other=0).to(tl.float32)"
+        for x in recurrence.inputs
+    ]
+    body += [line.text for line in program.lines]
+    for x, value in made.items():
+        stored = f"{value}.to(tl.uint8)" if recurrence.outputs[x].is_condition else value
+        body.append(f"_sum_{x} += {value}" if summed else f"tl.store(_to_{x} + _row + _at, {stored}, mask=_inside)")
+    if program.states:  # all at once: a new state may be the old one of another
+        body.append(f"{', '.join(program.states)} = {', '.join(program.states.values())}")
+    written = [
+        f"def {recurrence.name}(_parameters, _count, _steps, {', '.join(arrays)}, _BLOCK: tl.constexpr):",
+        # A Python number would be folded into the code in another precision.
+        *(f"    {x} = tl.load(_parameters + {i})" for i, x in enumerate(recurrence.parameters)),
+        "    _at = tl.program_id(0).to(tl.int64) * _BLOCK + tl.arange(0, _BLOCK)",
+        "    _inside = _at < _count",
+        *(f"    {x} = tl.zeros([_BLOCK], tl.float32)" for x in zero),
+        "    for _step in range(_steps):",
+        f"        _row = tl.cast({'_steps - 1 - _step' if recurrence.reverse else '_step'}, tl.int64) * _count",
+        *(f"        {line}" for line in body),
+        *(f"    tl.store(_to_{x} + _at, _sum_{x}, mask=_inside)" for x in made if summed),
+    ]
+    return "\n".join(written) + "\n"
+
+
+@cache
+def kernel(recurrence: Recurrence, static: frozenset[str], summed: bool) -> Any:
+    """`text`, compiled; Triton reads it where tracebacks do."""
+    source = text(recurrence, static, summed)
+    file = f"<stsbp {recurrence.name} {digest(source)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    scope = {"__name__": __name__, "tl": tl, "snap": _snap}
+    exec(compile(source, file, "exec"), scope)
+    return triton.jit(scope[recurrence.name])
+
+
+def recur(
+    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, torch.Tensor], steps: int, *, summed: bool
+) -> dict[str, torch.Tensor]:
+    """`AbstractBackend.recur`."""
+    arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
+    shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
+    found = {
+        name: empty((1 if summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
+        for name, x in recurrence.outputs.items()
+    }
+    numbers = torch.tensor(np.array([constants[name] for name in recurrence.parameters], np.float32), device=device)
+    count = shape.numel()
+    static = frozenset(name for name, x in arrays.items() if len(x) == 1)
+    kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
+        numbers, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
+        _BLOCK=BLOCK, enable_fp_fusion=False,
+    )  # fmt: skip
+    return found

@@ -1,0 +1,63 @@
+"""Equations over time, one step after the other in plain tensor expressions, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from stsbp_spec.equations import Constants
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.printers import LANGUAGES, compiled
+
+from stsbp_torch.layout import empty
+
+__all__ = ["recur"]
+
+
+@cache
+def _number(value: float) -> torch.Tensor:
+    """A float32 number: among Python's own, an expression would be computed in float64."""
+    return torch.tensor(value, dtype=torch.float32)
+
+
+def _snap(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x.abs() < _number(FLOOR), _number(0.0), x)
+
+
+def _sqrt(x: torch.Tensor) -> torch.Tensor:
+    # torch's float32 square root is not correctly rounded on the CPU (MKL); the float64 one, rounded once, is.
+    return x.double().sqrt().float()
+
+
+@cache
+def _step(recurrence: Recurrence) -> Callable[..., Any]:
+    words = {"number": _number, "snap": _snap, "where": torch.where, "sqrt": _sqrt, "exp": torch.exp}
+    return compiled(recurrence, LANGUAGES["numpy"], words)
+
+
+def recur(
+    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, torch.Tensor], steps: int, *, summed: bool
+) -> dict[str, torch.Tensor]:
+    """`AbstractBackend.recur`."""
+    step = _step(recurrence)
+    parameters = [_number(float(constants[name])) for name in recurrence.parameters]
+    arrays = [inputs[name] for name in recurrence.inputs]
+    shape, device = arrays[0].shape[1:], arrays[0].device
+    states: Any = [torch.zeros((), device=device).expand(shape) for _ in recurrence.states]
+    found = {}
+    for name, x in recurrence.outputs.items():
+        dtype = torch.uint8 if x.is_condition else torch.float32
+        found[name] = empty((1 if summed else steps, *shape), dtype, device)
+        if summed:
+            found[name].zero_()
+    for t in reversed(range(steps)) if recurrence.reverse else range(steps):
+        states, outputs = step(*parameters, *(x[t % len(x)].float() for x in arrays), *states)
+        for whole, output in zip(found.values(), outputs, strict=True):
+            if summed:
+                whole[0] += output
+            else:
+                whole[t] = output
+    return found

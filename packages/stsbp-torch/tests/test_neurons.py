@@ -1,0 +1,206 @@
+"""Neurons of any equation: the bits of the reference, on every device and path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.equations import COUNT, neuron_equations
+from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variable, where
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF, NeuronModel
+from stsbp_spec.neurons.base import Step
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Arctan, Rectangle, Surrogate, Triangle
+from stsbp_spec.synapses import PSP
+from stsbp_torch.backend import TorchBackend
+from stsbp_torch.layout import end_to_end, joined, rows
+from stsbp_torch.nn import LIF as LIFModule
+from stsbp_torch.sparse import block as sparse
+from stsbp_torch.sparse import needed
+
+REFERENCE = NumpyBackend()
+FILTER = PSP(5 / 3).filter(1.25)
+
+
+@dataclass(frozen=True)
+class Adaptive(NeuronModel):
+    """A threshold that rises with every spike; its way back is derived and reads more than the potential."""
+
+    name: ClassVar[str] = "adaptive"
+    states: ClassVar[tuple[str, ...]] = ("m", "b")
+    surrogate: Surrogate = field(default_factory=Arctan)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"km": 2 / 3, "vth": 0.7, "beta": 0.3, "rho": 0.9}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m + i))
+        threshold = named("threshold", p.vth + p.beta * s.b)
+        o = spike(u, threshold)
+        # Two numbers of the equation that meet: 1 - rho is rounded to float32 as well.
+        return Step(u, o, {"m": where(o, 0, p.km * u), "b": p.rho * s.b + (1 - p.rho) * o})
+
+
+@dataclass(frozen=True)
+class Odd(NeuronModel):
+    """Three states, one of them the old one of another, a root, a division of a constant, and named as others are."""
+
+    name: ClassVar[str] = "odd"
+    states: ClassVar[tuple[str, ...]] = ("i", "before", "u_")
+    surrogate: Surrogate = field(default_factory=Triangle)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"k": 0.8, "c": 0.1}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        v = named("v", snap(p.k * s.i + i / 3))
+        root = named("root", 3 / (1 + abs(s.before)))
+        u = named("u", snap(v * root - p.c * s.u_))
+        o = spike(u, 0.4)
+        return Step(u, o, {"i": where(o, v - p.c, v), "before": s.i, "u_": u})
+
+
+NEURONS = {"lif": LIF(3, surrogate=Rectangle(0.7)), "adaptive": Adaptive(), "odd": Odd()}
+
+
+@pytest.fixture(scope="module", params=["cpu", "cpu:eager"])
+def backend(request: pytest.FixtureRequest) -> TorchBackend:
+    return TorchBackend(request.param)
+
+
+def _both(backend: AbstractBackend, neuron: NeuronModel, z: np.ndarray, g: np.ndarray) -> list[bytes]:
+    """Spikes, everything kept, and the error, as bytes."""
+    spikes, residuals = backend.neuron_forward(neuron, FILTER, backend.asarray(z), len(g))
+    assert list(residuals.kept) == list(neuron_equations(FILTER, neuron).kept)
+    dz = backend.neuron_backward(neuron, FILTER, residuals, backend.asarray(g))
+    if g.size > 50:
+        assert 0.05 < backend.spike_rate(spikes) < 0.95
+    return [np.ascontiguousarray(backend.numpy(x)).tobytes() for x in (spikes, *residuals.kept.values(), dz)]
+
+
+@pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
+@pytest.mark.parametrize(
+    ("given", "steps", "shape"),
+    [(9, 9, (3, 5, 7, 11)), (1, 9, (2, 333)), (1, 1, (2, 40)), (6, 6, (1, 1)), (3, 3, (1, 1537))],
+    ids=["images", "static", "one step", "one neuron", "more than a chunk"],
+)
+def test_bits_are_those_of_the_reference(
+    backend: TorchBackend, neuron: NeuronModel, given: int, steps: int, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(2)
+    z = (rng.standard_normal((given, *shape)) + 0.6).astype(np.float32)
+    g = rng.standard_normal((steps, *shape)).astype(np.float32)
+    assert _both(backend, neuron, z, g) == _both(REFERENCE, neuron, z, g)
+
+
+def test_a_derived_way_back_keeps_more_than_the_potential() -> None:
+    """Without it the tests above would not see how kept values are stored."""
+    assert [len(neuron_equations(FILTER, neuron).kept) for neuron in NEURONS.values()] == [1, 2, 3]
+
+
+def test_what_is_written_past_the_caches_is_what_is_written_into_them() -> None:
+    backend, n = TorchBackend("cpu"), 2**23 + 37
+    z = torch.from_numpy(np.random.default_rng(0).random((2, 1, n), dtype=np.float32) * 3 - 1)
+    spikes, residuals = backend.neuron_forward(Adaptive(), FILTER, z, 2)
+    for a, b in ((0, n // 2), (n // 2, n)):
+        part, parts = backend.neuron_forward(Adaptive(), FILTER, z[:, :, a:b], 2)
+        assert torch.equal(part, spikes[:, :, a:b])
+        for name, kept in parts.kept.items():
+            assert torch.equal(kept, residuals.kept[name][:, :, a:b]), name
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+@pytest.mark.parametrize("channels", [5, 32], ids=["scattered", "gathered"])
+@pytest.mark.parametrize("neuron", [NEURONS["lif"], NEURONS["adaptive"]], ids=["lif", "adaptive"])
+def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, channels: int, pool: int) -> None:
+    net = NetworkSpec.parse(f"{channels}C3-P2-3", input_shape=(2, 9, 8), outputs=3)
+    backend, block = TorchBackend("cpu"), net.blocks[0]
+    object.__setattr__(block.layer, "neuron", neuron)
+    rng = np.random.default_rng(4)
+    s = backend.asarray((rng.random((7, 3, 2, 9, 8)) < 0.2).astype(np.uint8))
+    wq, _ = backend.weight_grid(block, backend.asarray(rng.standard_normal((channels, 2, 3, 3)).astype(np.float32)))
+    given = sparse.given_input(backend, block, s, None)
+    spikes, residuals = sparse.forward(block, given, wq, FILTER, 7)
+    z, _ = backend.synapse_forward(block.synapse, s.float(), wq)
+    expected, left = backend.neuron_forward(neuron, FILTER, z, 7)
+    assert torch.equal(spikes, expected)
+    assert 0.05 < backend.spike_rate(spikes) < 0.95
+    for name, kept in left.kept.items():
+        assert torch.equal(residuals.kept[name].view(torch.int32), kept.view(torch.int32)), name
+    shape = (7, 3, channels, *(n // pool for n in block.output_shape[1:]))
+    ds = backend.asarray(rng.standard_normal(shape).astype(np.float32))
+    above: torch.Tensor | sparse.PooledError = ds
+    if pool > 1:
+        layer = net.blocks[1].before[0]
+        above = sparse.PooledError(ds, layer, tuple(spikes.shape))
+        ds = backend.avgpool2d_backward(layer, tuple(spikes.shape), ds)
+    dz, _ = sparse.backward(block, given, residuals, above, FILTER, need_error=True, need_weights=True)
+    assert torch.equal(dz.view(torch.int32), backend.neuron_backward(neuron, FILTER, left, ds).view(torch.int32))
+
+
+def test_errors_wait_only_for_thresholds_that_are_one_number_and_surrogates_that_end() -> None:
+    found = needed.support(LIF(3, threshold=0.8, surrogate=Rectangle(0.5)))
+    assert found is not None
+    assert (found.threshold, *found.p) == (np.float32(0.8), 0.25, 2)
+    assert needed.support(LIF(surrogate=Triangle())) is not None
+    assert needed.support(LIF(surrogate=Arctan())) is None
+    assert needed.support(replace(Adaptive(), surrogate=Triangle())) is None
+
+
+@dataclass(frozen=True)
+class _Straight(LIF):
+    """Hands on a part of the error that is not multiplied with the surrogate."""
+
+    def adjoint(self, p, d, u, g, h):  # type: ignore[no-untyped-def]
+        found = super().adjoint(p, d, u, g, h)
+        return replace(found, current=found.current + p.km * g)
+
+
+def test_errors_that_are_used_everywhere_do_not_wait() -> None:
+    assert needed.support(_Straight(surrogate=Triangle())) is None
+
+
+def test_the_module_takes_any_neuron() -> None:
+    rng = np.random.default_rng(5)
+    z, g = ((rng.standard_normal((8, 2, 30)) + 0.6).astype(np.float32) for _ in range(2))
+    filter = PSP(3).filter()
+    expected, residuals = REFERENCE.neuron_forward(Adaptive(), filter, z, 8)
+    given = torch.from_numpy(z).requires_grad_()
+    spikes = LIFModule(Adaptive(), PSP(3))(given)
+    assert np.array_equal(spikes.detach().numpy(), expected)
+    spikes.backward(torch.from_numpy(g))
+    assert given.grad is not None
+    assert given.grad.numpy().tobytes() == REFERENCE.neuron_backward(Adaptive(), filter, residuals, g).tobytes()
+
+
+def test_kept_values_are_joined_without_a_copy_where_they_lie_together() -> None:
+    tensors = end_to_end(3, (2, 3, 4, 5, 6), torch.device("cpu"))
+    for i, x in enumerate(tensors):
+        x.fill_(i)
+    whole = joined(tensors)
+    assert whole.shape == (3, 2, 360)
+    assert whole.data_ptr() == tensors[0].data_ptr()
+    assert [float(x) for x in whole.mean(dim=(1, 2))] == [0, 1, 2]
+    for apart in ([tensors[0], tensors[2]], [tensors[0], tensors[1].clone(), tensors[2]], tensors[::-1]):
+        assert torch.equal(joined(apart), torch.stack([rows(x) for x in apart]))
+    assert joined([]).shape[0] == 0
+
+
+def test_numbers_of_an_equation_that_meet_are_float32(backend: TorchBackend) -> None:
+    a, b, x = (variable(name) for name in "abx")
+    equation = Recurrence("meet", ("a", "b"), ("x",), {}, {"y": (a * b) * x, "q": 3 / x, "r": (1 - a) + x})
+    constants = {"a": np.float32(0.1), "b": np.float32(0.7)}
+    given = np.random.default_rng(0).random((2, 500), dtype=np.float32) + np.float32(0.1)
+    expected = REFERENCE.recur(equation, constants, {"x": given}, 2)
+    found = backend.recur(equation, constants, {"x": backend.asarray(given)}, 2)
+    for name, value in expected.items():
+        assert backend.numpy(found[name]).tobytes() == value.tobytes(), name
+    spikes = (given > 0.5).astype(np.uint8)
+    counted = backend.recur(COUNT, {}, {"o": backend.asarray(spikes)}, 2, summed=True)["n"]
+    assert np.array_equal(backend.numpy(counted), spikes.sum(0, keepdims=True))
