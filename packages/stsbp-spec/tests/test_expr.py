@@ -59,7 +59,7 @@ def test_languages_write_one_rounding_an_operation() -> None:
     assert _text(x, "cuda") == "const float y_ = snap(__fadd_rn(__fmul_rn(a_, b_), c_));"
     assert _text(x, "jax") == "y = snap(rounded(a * b) + c)"
     assert _text((A - B) * C, "jax") == "y = rounded((a - b) * c)"
-    assert _text(A / 3, "triton") == "y = divide(a, 3.0)"
+    assert _text(A / 3, "triton") == "y = tl.div_rn(a, 3.0)"
     assert _text(where(spike(A, B), 0, C), "numba") == "y = (float32(0.0) if a >= b else c)"
     assert _text(A * 0.1, "cuda") == f"const float y_ = __fmul_rn(a_, {float(np.float32(0.1)).hex()}f);"
     assert _text(A * 16777217.5, "cuda") == "const float y_ = __fmul_rn(a_, 0x1.0000020000000p+24f);"

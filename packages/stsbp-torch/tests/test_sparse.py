@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from stsbp_spec.backend import Batch, ValueAndGrad
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
@@ -135,13 +136,16 @@ def test_errors_that_are_not_needed_change_nothing(
 ) -> None:
     network, weights, batch = _case(*case, neuron=LIF(surrogate=surrogate))
     calls: list[int] = []
-    kernel = needed.error
+    kernels = needed.kernels
 
-    def counted(*arguments: Any) -> None:
-        calls.append(1)
-        kernel(*arguments)
+    def counted(equation: Recurrence) -> needed.Kernels:
+        def error(*arguments: Any) -> None:
+            calls.append(1)
+            kernels(equation).error(*arguments)
 
-    monkeypatch.setattr(needed, "error", counted)
+        return kernels(equation)._replace(error=error)
+
+    monkeypatch.setattr(needed, "kernels", counted)
     monkeypatch.setattr(sparse, "ERROR_BELOW", dict.fromkeys(sparse.ERROR_BELOW, 0.0))
     dense = _gradients(network, weights, batch, dropout)
     assert not calls
@@ -164,9 +168,11 @@ def test_the_share_of_needed_errors_is_counted() -> None:
     u[0, 1, 1, 2] = u[0, 0, 0, 2] = 1.4  # of the same window
     u[1, 3, 3, 0] = 0.6
     u[1, 3, 4, 1] = 1.0  # a column that a window of 2 does not reach
-    near = np.float32(1), 0, np.float32(0.5)
-    assert needed.share(u, 1, 1, *near) == 4 / u.size
-    assert needed.share(u, 2, 1, *near) == 2 / (2 * 2 * 2 * 3)
+    support = needed.support(LIF(surrogate=Rectangle(1.0)))
+    assert support is not None
+    share, near = needed.kernels(support.surrogate).share, (support.threshold, support.p)
+    assert share(u, 1, 1, *near) == 4 / u.size
+    assert share(u, 2, 1, *near) == 2 / (2 * 2 * 2 * 3)
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4, 8])

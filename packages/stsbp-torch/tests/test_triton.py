@@ -11,59 +11,89 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-BITS = """
-import numpy as np, torch
+EQUATIONS = """
+import numpy as np
+from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.neurons import ALIF, LIF
+from stsbp_spec.optim.adamw import UPDATE, AdamW
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
-from stsbp_torch.neurons import lif, lif_numba, lif_triton
-f, t, rng = np.float32, torch.from_numpy, np.random.default_rng(0)
-steps, neurons = 12, 700
-constants = (f(1 - 1 / 3), f(1 / 3), f(1 - 3 / 5), f(1))
-for static in (False, True):
-    for surrogate in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3)):
-        z = (rng.integers(-40, 60, (1 if static else steps, neurons)) / 16).astype(f)
-        g = rng.standard_normal((steps, neurons)).astype(f)
-        code = lif.surrogate_code(surrogate)
-        u, s, dz = np.empty((steps, neurons), f), np.empty((steps, neurons), np.uint8), np.empty_like(z)
-        u2, s2, dz2 = u.copy(), s.copy(), dz.copy()
-        lif_numba.forward(z, u, s, *constants)
-        lif_numba.backward(u, g, dz, *constants, code[0], f(code[1]), f(code[2]))
-        lif_triton.forward(t(z), t(u2), t(s2), *constants)
-        lif_triton.backward(t(u2), t(s2), t(g), t(dz2), *constants, code)
-        assert 0.1 < s.mean() < 0.9
-        for a, b in ((u, u2), (s, s2), (dz, dz2)):
-            assert a.tobytes() == b.tobytes(), (static, surrogate)
+from stsbp_spec.synapses import PSP
+from stsbp_torch import fused_cuda
+
+neurons = [LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))]
+both = [neuron_equations(PSP(3).filter(), neuron) for neuron in [*neurons, ALIF(3, reset="subtract", tau_rise=2)]]
+"""
+
+BITS = """
+import torch
+from stsbp_spec.reference.backend import NumpyBackend
+
+def same(equation, constants, inputs, steps, summed=False):
+    expected = NumpyBackend().recur(equation, constants, inputs, steps, summed=summed)
+    given = {name: torch.from_numpy(x) for name, x in inputs.items()}
+    found = fused_cuda.recur(equation, constants, given, steps, summed=summed)
+    for name, x in expected.items():
+        assert x.tobytes() == found[name].numpy().tobytes(), (equation.name, name, summed)
+    return expected
+
+f, rng, steps = np.float32, np.random.default_rng(0), 12
+for equations in both:
+    for static in (False, True):
+        z = (rng.integers(-40, 60, (1 if static else steps, 3, 233)) / 16).astype(f)
+        kept = same(equations.forward, equations.constants, {"z": z}, steps)
+        assert 0.1 < kept.pop("o").mean() < 0.9
+        g = rng.standard_normal((steps, 3, 233)).astype(f)
+        same(equations.backward, equations.constants, {**kept, "g": g}, steps, static)
+scalars = AdamW(weight_decay=0.1).scalars(3, f(0.7))
+arrays = {name: rng.standard_normal((1, 700)).astype(f) for name in UPDATE.inputs}
+arrays["v"] = abs(arrays["v"])
+same(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, arrays, 1)
+spikes, targets = ((rng.random((steps, 3, 9)) < 0.4).astype(np.uint8) for _ in range(2))
+trains = {"count": spikes, "target_count": targets}
+counts = {name: same(COUNT, {}, {"o": x}, steps, True)["n"] for name, x in trains.items()}
+for loss in LOSSES.values():
+    constants = {name: f(x) for name, x in loss.constants(PSP(3), steps, 3).items()}
+    equations, given = loss_equations(loss), {"o": spikes, "target": targets, **counts}
+    if equations.forward is not None:
+        given["r"] = same(equations.forward, constants, given, steps)["r"]
+    same(equations.backward, constants, given, steps)
 """
 
 PTX = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from stsbp_torch.neurons import lif_triton
-pointers = {"z_ptr": "*fp32", "u_ptr": "*fp32", "s_ptr": "*u8", "g_ptr": "*fp32", "dz_ptr": "*fp32"}
-scalars = {"constants": "*fp32", "neurons": "i32", "steps": "i32"}
-for kernel in (lif_triton._forward, lif_triton._backward):
-    for static in (False, True):
-        for kind in range(4 if kernel is lif_triton._backward else 1):
-            constants = {"STATIC": static, "BLOCK": 256} | ({"KIND": kind} if kernel is lif_triton._backward else {})
-            signature = {n: {**pointers, **scalars}.get(n, "constexpr") for n in kernel.arg_names}
-            source = ASTSource(kernel, signature, constants)
-            made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
-            ptx = made.asm["ptx"]
-            assert "mul.f32" in ptx or "mul.rn.f32" in ptx
-            assert "fma.rn.f32" not in ptx and "mad.f32" not in ptx, (kernel, static, kind)
+
+cases = [(e.forward, frozenset(static), False) for e in both for static in ("", "z")]
+cases += [(e.backward, frozenset(), summed) for e in both for summed in (False, True)]
+for equation, static, summed in [*cases, (UPDATE, frozenset(), False)]:
+    kernel = fused_cuda.kernel(equation, static, summed)
+    signature = {name: "*fp32" for name in kernel.arg_names} | {"_count": "i32", "_steps": "i32", "_BLOCK": "constexpr"}
+    signature |= {"_to_o": "*u8"} if "o" in equation.outputs else {}
+    source = ASTSource(kernel, signature, {"_BLOCK": fused_cuda.BLOCK})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+    ptx = made.asm["ptx"]
+    assert "mul.f32" in ptx or "mul.rn.f32" in ptx
+    for inexact in ("fma.rn.f32", "mad.f32", "div.full", "div.approx", "sqrt.approx", ".ftz"):
+        assert inexact not in ptx, (equation.name, static, summed, inexact)
 """
 
 
 def run(code: str, **environment: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", EQUATIONS + code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_interpreted_kernels_have_the_bits_of_the_cpu_kernels() -> None:
+def test_interpreted_kernels_have_the_bits_of_the_reference() -> None:
     run(BITS, TRITON_INTERPRET="1")
 
 
-def test_compiled_kernels_hold_no_fused_multiply_add() -> None:
+def test_compiled_kernels_round_each_operation() -> None:
     run(PTX)

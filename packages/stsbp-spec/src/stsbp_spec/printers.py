@@ -67,6 +67,7 @@ def _decimal(value: float) -> str:
 LANGUAGES: Mapping[str, Language] = MappingProxyType(
     {
         "numpy": Language("numpy", {**_OPERATORS, **_CALLS}, lambda x: f"number({x!r})"),
+        "torch": Language("torch", {**_OPERATORS, **_CALLS}, lambda x: f"number({x!r})"),
         "numba": Language(
             "numba",
             {**_OPERATORS, **_CALLS, "where": "({1} if {0} else {2})"},

@@ -35,7 +35,7 @@ def _sqrt(x: torch.Tensor) -> torch.Tensor:
 @cache
 def _step(recurrence: Recurrence) -> Callable[..., Any]:
     words = {"number": _number, "snap": _snap, "where": torch.where, "sqrt": _sqrt, "exp": torch.exp}
-    return compiled(recurrence, LANGUAGES["numpy"], words)
+    return compiled(recurrence, LANGUAGES["torch"], words)
 
 
 def recur(
