@@ -68,6 +68,7 @@ BACKEND = [
     "gradient_norm",
     "numpy",
     "open",
+    "recur",
     "spike_count",
     "synapse_backward",
     "synapse_forward",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from fractions import Fraction
 
 import numpy as np
@@ -30,12 +31,18 @@ _ALL = [
 _IDS = [str(surrogate) for surrogate in _ALL]
 
 
+def _number(surrogate: Surrogate) -> float:
+    """The one parameter of a surrogate."""
+    (field,) = fields(surrogate)
+    return float(getattr(surrogate, field.name))
+
+
 @pytest.mark.parametrize("surrogate", _ALL, ids=_IDS)
 def test_derivative_is_that_of_the_primitive(surrogate: Surrogate) -> None:
     """Central differences in float64, step 1e-5, away from the kinks: nine digits of the largest slope."""
     x = np.linspace(-2.03, 2.07, 401)
     step = 1e-5
-    kinks = {Rectangle: (surrogate.parameter / 2,), Triangle: (surrogate.parameter, 0.0)}.get(type(surrogate), (0.0,))
+    kinks = {Rectangle: (_number(surrogate) / 2,), Triangle: (_number(surrogate), 0.0)}.get(type(surrogate), (0.0,))
     smooth = np.all([np.abs(np.abs(x) - kink) > 1e-3 for kink in kinks], axis=0)
     slope = (surrogate.primitive(x + step) - surrogate.primitive(x - step)) / (2 * step)
     difference = np.abs(slope - surrogate.derivative(x))[smooth]
@@ -58,7 +65,7 @@ def test_derivative_in_float32_rounds_a_few_times(surrogate: Surrogate) -> None:
     h = surrogate.derivative(x)
     assert h.dtype == np.float32
     assert np.array_equal(h, surrogate.derivative(-x))
-    edges = np.abs(np.abs(x) - surrogate.parameter / 2) > 1e-6 if isinstance(surrogate, Rectangle) else x == x
+    edges = np.abs(np.abs(x) - _number(surrogate) / 2) > 1e-6 if isinstance(surrogate, Rectangle) else x == x
     exact = surrogate.derivative(x.astype(np.float64))
     assert np.abs(h - exact)[edges].max() <= 8 * 2.0**-24 * exact.max()
     with np.errstate(over="ignore"):
@@ -69,7 +76,7 @@ def test_derivative_in_float32_rounds_a_few_times(surrogate: Surrogate) -> None:
 def test_derivative_in_fractions_is_exact(surrogate: Surrogate) -> None:
     x = [Fraction(n, 7) for n in range(-20, 21)]
     got = surrogate.derivative(np.array(x, dtype=object))
-    p = Fraction(surrogate.parameter)
+    p = Fraction(_number(surrogate))
     formulas: dict[type, Callable[[Fraction], Fraction]] = {
         Rectangle: lambda v: 1 / p if abs(v) < p / 2 else Fraction(0),
         Triangle: lambda v: max(Fraction(0), 1 - abs(v) / p),

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
+from stsbp_spec.checks import check_batch, check_dropout, check_inputs, check_loss, check_precision, check_weights
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.expr import Recurrence
@@ -26,19 +27,7 @@ from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.random import check_seed
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.trainer import (
-    Prediction,
-    StepResult,
-    Trainer,
-    TrainState,
-    check_batch,
-    check_dropout,
-    check_inputs,
-    check_loss,
-    check_precision,
-    check_weights,
-    zeroed_errors,
-)
+from stsbp_spec.trainer import Prediction, StepResult, Trainer, TrainState, zeroed_errors
 from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
 
 from stsbp_jax import train_step

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from stsbp_spec.checks import check_precision
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.passes import block_error_bits
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
-from stsbp_spec.trainer import check_precision
 from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid

@@ -93,6 +93,7 @@ class Pairs(ABC):
     def dropout(self, mask: Native, s: Native) -> Native:
         """`s * mask`, its own adjoint: synapses/dropout.py."""
 
+    @abstractmethod
     def recur(
         self,
         recurrence: Recurrence,
@@ -116,7 +117,6 @@ class Pairs(ABC):
         Returns:
             The outputs by name, `[steps, ...]`, or `[1, ...]` where `summed`; float32, conditions uint8.
         """
-        raise NotImplementedError
 
     # The contract.
     @abstractmethod

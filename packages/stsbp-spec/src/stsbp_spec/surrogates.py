@@ -77,12 +77,6 @@ class Surrogate(ABC):
         with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
             return evaluate(equation(self), {**values, "x": x}, number)["h"]
 
-    @property
-    def parameter(self) -> float:
-        """The one number of the surrogate (its width or steepness)."""
-        (field,) = fields(self)
-        return float(getattr(self, field.name))
-
     def __str__(self) -> str:
         return self.name + "".join(f":{f.name}={getattr(self, f.name):g}" for f in fields(self))
 
