@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from stsbp_spec.backend import NeuronResiduals
+from stsbp_spec.checks import check_loss
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import error_bits, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
@@ -30,7 +31,6 @@ from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.trainer import check_loss
 from stsbp_spec.typing import Precision
 
 from stsbp_torch.backend import TorchBackend

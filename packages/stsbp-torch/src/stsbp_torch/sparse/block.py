@@ -8,7 +8,7 @@ a sample of the frames: it depends on nothing but the data, and so does the choi
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.passes import BlockTrace
+from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.synapses import AvgPool2d, Conv2d
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape, UInt8
@@ -29,9 +29,6 @@ from stsbp_torch.sparse import kernels, needed
 from stsbp_torch.sparse.spikes import NO_MASK, density
 from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
 from stsbp_torch.vectors import LANES
-
-if TYPE_CHECKING:
-    from stsbp_torch.backend import TorchBackend
 
 __all__ = [
     "DeferredError",
@@ -120,7 +117,7 @@ class DeferredError(NamedTuple):
     wq: torch.Tensor
     dz: torch.Tensor
 
-    def taken(self, backend: TorchBackend, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
+    def taken(self, backend: Pairs, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
         """The error of the spikes of the layer below, of potentials `u`."""
         # Few input channels leave parts of the dense product's vectors empty.
         width = "narrow" if self.block.synapse_shape[0] < LANES else "wide"
@@ -172,7 +169,7 @@ Error = torch.Tensor | PooledError | DeferredError
 
 
 def block_forward(
-    backend: TorchBackend,
+    backend: Pairs,
     block: Block,
     s: torch.Tensor,
     wq: torch.Tensor,
@@ -207,7 +204,7 @@ def forward_kind(block: Block, given: Input, density: float) -> str:
 
 
 def forward_bytes(
-    backend: TorchBackend, block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+    backend: Pairs, block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
 ) -> tuple[torch.Tensor, NeuronResiduals]:
     """Spikes and residuals of a block by a convolution of bytes."""
     assert isinstance(block.synapse, Conv2d)
@@ -216,7 +213,7 @@ def forward_bytes(
 
 
 def block_backward(
-    backend: TorchBackend, trace: BlockTrace, ds: Error, precision: Precision, *, training: bool
+    backend: Pairs, trace: BlockTrace, ds: Error, precision: Precision, *, training: bool
 ) -> tuple[Error | None, torch.Tensor]:
     """`passes.block_backward` by these kernels where the forward pass chose them.
 
@@ -251,7 +248,7 @@ def block_backward(
     return (DeferredError(block, given, residuals.wq, dz) if need_input else None), dw
 
 
-def _below(backend: TorchBackend, block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
+def _below(backend: Pairs, block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
     """The error of the spikes below from that of the input of a block's synapses."""
     if given.mask is not None and given.masked == 2:
         below = backend.dropout(given.mask, below)
@@ -282,7 +279,7 @@ def known(block: Block) -> bool:
     )
 
 
-def given_input(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
+def given_input(backend: Pairs, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
     """What a block that is `known` takes from the spikes of the block below."""
     size, mask, masked, shape = 1, None, 0, block.input_shape
     for place, layer in enumerate(block.before):
@@ -296,14 +293,14 @@ def given_input(backend: TorchBackend, block: Block, s: torch.Tensor, dropout: t
     return Input(s, size, mask, masked)
 
 
-def _by_pairs(backend: TorchBackend, trace: BlockTrace) -> BlockTrace:
+def _by_pairs(backend: Pairs, trace: BlockTrace) -> BlockTrace:
     """The trace that the pairs would have left."""
     given, wq, _ = trace.synapse
     s, before = _floats(backend, trace.block, given)
     return replace(trace, before=before, synapse=conv2d.Residuals(s, wq))
 
 
-def _floats(backend: TorchBackend, block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
+def _floats(backend: Pairs, block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
     """The input as the weights meet it, float32, and the residuals of pooling and dropout."""
     s, before = given.s, []
     for layer in block.before:
