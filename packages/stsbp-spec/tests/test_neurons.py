@@ -183,6 +183,16 @@ class Stranger(NeuronModel):
         return Step(u, o, {"i": where(o, rest, p.k * u), "e": p.k * s.e + where(o, 1, 0)})
 
 
+def test_every_model_has_the_parameters_of_all() -> None:
+    kind: Any = Stranger
+    strange = kind(tau_s=5, threshold=0.25, surrogate=Rectangle(0.5), tau_rise=2)
+    assert (strange.tau_s, strange.threshold, strange.psp) == (5.0, 0.25, PSP(5, 2))
+    assert kind(4.0).k == 4.0
+    assert kind() == kind(3.0, 4.0, 0.0, 1.0, Arctan())
+    with pytest.raises(SpecError, match="threshold must be a finite number above 0"):
+        kind(threshold=0)
+
+
 def test_names_of_parts_do_not_meet_and_kept_values_are_snapped() -> None:
     equations = neuron_equations(PSP(3).filter(), Stranger())
     assert equations.forward.parameters == ("k", "c", "k_", "c_")

@@ -21,6 +21,9 @@ __all__ = ["Adjoint", "NeuronModel", "Step", "above_zero", "choice", "parameter"
 
 Check = Callable[[str, Any], Any]
 
+_EVERY = ("tau_s", "tau_rise", "threshold", "surrogate")
+"""Parameters of every model."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -74,6 +77,18 @@ class NeuronModel(ABC):
     tau_rise: float = 0.0
     threshold: float = 1.0
     surrogate: Surrogate = Arctan()
+
+    def __init_subclass__(cls) -> None:
+        """Make parameters of what every model has, where the class does not name them itself."""
+        super().__init_subclass__()
+        if any(issubclass(base, NeuronModel) and base is not NeuronModel for base in cls.__bases__):
+            return
+        own = dict(vars(cls).get("__annotations__", {}))
+        for name in _EVERY:
+            if name not in own:
+                own[name] = NeuronModel.__annotations__[name]
+                setattr(cls, name, vars(cls).get(name, getattr(NeuronModel, name)))
+        cls.__annotations__ = own
 
     def __post_init__(self) -> None:
         for each in fields(self):  # type: ignore[arg-type]

@@ -254,12 +254,14 @@ def _below(backend: Pairs, block: Block, given: Input, below: torch.Tensor) -> t
         below = backend.dropout(given.mask, below)
     pool = next((layer for layer in block.before if isinstance(layer, AvgPool2d)), None)
     if pool is None:
-        return below if given.mask is None else backend.dropout(given.mask, below)
+        kept: torch.Tensor = below if given.mask is None else backend.dropout(given.mask, below)
+        return kept
     pooled = PooledError(below, pool, tuple(given.s.shape))
     if given.masked != 1:
         return pooled
     assert given.mask is not None
-    return backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below))
+    kept = backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below))
+    return kept
 
 
 def may_defer(block: Block) -> bool:
