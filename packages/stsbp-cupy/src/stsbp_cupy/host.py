@@ -96,6 +96,7 @@ class HostRuntime(Runtime):
     xp: Any = np
     warp_size: ClassVar[int] = 1
     reduction_threads: ClassVar[int] = 1
+    element_threads: ClassVar[int] = 1
     chunk_bytes: ClassVar[int] = 32 * 2**20
 
     def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:

@@ -32,19 +32,19 @@ _FRAME = Template("""\
 template <int W>
 __device__ __forceinline__ void run(
 $parameters) {
-    const long long first = thread_index() * W;
-    if (first >= n) return;
+    ELEMENTS_OF_THREAD(first, W, n) {
 $before
 #pragma unroll $unroll
-    for ($loop) {
+        for ($loop) {
 $loads
 #pragma unroll
-        for (int lane = 0; lane < W; ++lane) {
+            for (int lane = 0; lane < W; ++lane) {
 $step
-        }
+            }
 $stores
-    }
+        }
 $after
+    }
 }
 
 extern "C" __global__ void $name(
@@ -106,11 +106,11 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Sou
         arguments=", ".join(each.split()[-1] for each in parameters),
         loop="int t = steps - 1; t >= 0; --t" if recurrence.reverse else "int t = 0; t < steps; ++t",
         unroll=(2 if recurrence.reverse else 4) if states else 1,
-        before=_block(before, 4),
-        loads=_block(loads, 8),
-        step=_block(step, 12),
-        stores=_block(stores, 8),
-        after=_block(after, 4),
+        before=_block(before, 8),
+        loads=_block(loads, 12),
+        step=_block(step, 16),
+        stores=_block(stores, 12),
+        after=_block(after, 8),
     ).replace(f"{_NOTHING}\n", "")
     name = f"recur_{re.sub(r'[^A-Za-z0-9]+', '_', recurrence.name)}_{digest(text)[:16]}"
     return Source(name, Template(text).substitute(name=name))
@@ -153,7 +153,7 @@ def recur(
     rt.load(source)
     lanes = lanes_of(n, *arrays, *outputs.values())
     rt.launch(
-        source.name, n // lanes, n, steps,
+        source.name, min(rt.element_threads, n // lanes), n, steps,
         *(value for x in arrays for value in (x, n if len(x) > 1 else 0)), *outputs.values(),
         *(constants[name] for name in recurrence.parameters), lanes,
     )  # fmt: skip

@@ -26,6 +26,8 @@ class Runtime(ABC):
     warp_size: ClassVar[int]
     reduction_threads: ClassVar[int]
     """Threads that share a reduction."""
+    element_threads: ClassVar[int] = 2**62
+    """Most threads that share the elements of a printed kernel."""
     chunk_bytes: ClassVar[int]
     """Memory for the unfolded windows of a convolution."""
     tensor_cores: bool = False

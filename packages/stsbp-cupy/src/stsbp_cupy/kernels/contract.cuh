@@ -30,6 +30,11 @@ __device__ __forceinline__ long long thread_count() {
     return static_cast<long long>(gridDim.x) * blockDim.x;
 }
 
+// For the first of W neighbouring elements, out of n, that are this thread's. One thread on a CPU has all of them.
+#ifndef ELEMENTS_OF_THREAD
+#define ELEMENTS_OF_THREAD(first, W, n) if (const long long first = thread_index() * W; first < n)
+#endif
+
 // grid.FLOOR: magnitudes below 2^-100 become zero; NaN stays.
 __device__ __forceinline__ float snap(float x) {
     return fabsf(x) < 0x1p-100f ? 0.0f : x;

@@ -15,6 +15,9 @@
 #define rintf __builtin_rintf
 #define expf __builtin_expf
 
+// Of contract.cuh. A launch of one thread for all elements spares a call for each.
+#define ELEMENTS_OF_THREAD(first, W, n) for (long long first = thread_index() * W; first < n; first += thread_count() * W)
+
 struct HostIndex {
     unsigned int x;
 };
