@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,6 +69,20 @@ def test_every_model_and_every_reset_is_there() -> None:
 @pytest.mark.parametrize("check", neurons.checks(STRANGER), ids=lambda check: check.id)
 def test_a_strangers_model_has_the_same_bits_everywhere(check: Check, run_check: Callable[[Check], None]) -> None:
     run_check(check)
+
+
+def test_the_page_says_how_a_strangers_model_is_held_to_them(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "write_a_neuron.md"
+    model, *_, test = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    for name, text in (("my_neurons.py", model), ("test_my_neurons.py", test)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", "numpy"]
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    run = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "numpy: 5 passed, 0 failed, 0 skipped" in run.stdout
 
 
 @each_model
