@@ -45,13 +45,13 @@ def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_
     assert len(weights) >= 2 or installed_backends() == ("numpy",)
     assert len(set(weights.values())) == 1, weights
     assert 'neuron = "my_neurons:Refractory:tau_r=4"' in (tmp_path / "runs/by-numpy/config.toml").read_text()
-    before, after = [], []
-    for said in (before, after):
+    said = []
+    for _ in range(2):
         # The first line says how fast it was.
-        said += _stsbp(evaluated[0].replace("by-torch", "by-numpy"), tmp_path).splitlines()[1:]
+        said.append(_stsbp(evaluated[0].replace("by-torch", "by-numpy"), tmp_path).splitlines()[1:])
         module.unlink(missing_ok=True)
-    assert len(before) > 5
-    assert before == after
+    assert len(said[0]) > 5
+    assert said[0] == said[1]
 
 
 def test_the_pages_last_example_runs(tmp_path: Path) -> None:
