@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from numba import prange
+from numba import get_num_threads, prange
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
@@ -16,8 +16,6 @@ from stsbp_torch.printed import step
 from stsbp_torch.threads import threads_for
 
 __all__ = ["update"]
-
-_CHUNK = 4096
 
 
 def update(
@@ -40,9 +38,10 @@ def _kernel() -> Callable[..., None]:
     def update_all(
         p: Float32, w: Float32, g: Float32, m: Float32, v: Float32, new_w: Float32, new_m: Float32, new_v: Float32
     ) -> None:
-        for chunk in prange((w.size + _CHUNK - 1) // _CHUNK):
-            a = chunk * _CHUNK
-            b = min(w.size, a + _CHUNK)
+        threads = get_num_threads()
+        for thread in prange(threads):
+            a = thread * w.size // threads
+            b = (thread + 1) * w.size // threads
             updated(p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b])
 
     return update_all
