@@ -101,6 +101,8 @@ def test_names_are_kept_and_never_taken_twice() -> None:
         (lambda: variable("2x"), "letters, digits"),
         (lambda: variable("lambda"), "letters, digits"),
         (lambda: variable("_x"), "letters, digits"),
+        (lambda: variable("where"), "where is a word of the languages"),
+        (lambda: Recurrence("f", (), ("a",), {"snap": A}, {}), "snap is a word of the languages"),
         (lambda: Recurrence("f", ("a",), ("a",), {}, {"y": A}), "a stands for two things"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + B}), "b is neither a parameter nor an input nor a state"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + unsnapped(A)}), "around a whole state or result"),
@@ -205,3 +207,9 @@ def test_lif_keeps_its_potentials_alone(surrogate: type) -> None:
     assert equations.kept == ("u",)
     assert equations.forward.parameters == ("k", "c", "km", "vth")
     assert equations.backward.exact == (surrogate.__name__ != "Logistic")
+
+
+def test_any_name_of_a_model_can_be_printed() -> None:
+    step = Recurrence("my-neuron 2", (), ("a",), {}, {"y": unsnapped(A + 1)})
+    assert function(step, LANGUAGES["numpy"]).startswith("def my_neuron_2(a):")
+    assert numpy_function(step)(np.float32(1))[1] == (2,)

@@ -8,6 +8,7 @@ Python's operators build expressions; `where`, `snap`, `spike`, `sqrt` and `exp`
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -244,7 +245,13 @@ class Names:
             raise SpecError(f"there is no {self._what} {name!r}; there are: {known}") from None
 
 
+_WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "snap", "sqrt", "tl", "where"})
+"""Words of the languages that expressions are printed in."""
+
+
 def _checked_name(name: str) -> str:
+    if name in _WORDS:
+        raise SpecError(f"{name} is a word of the languages that equations are printed in; give the value another name")
     if not (isinstance(name, str) and name.isidentifier() and name.isascii()) or iskeyword(name) or name[0] == "_":
         raise SpecError(
             f"a name in an equation is made of letters, digits and _, and begins with a letter: {shown(name)}"
@@ -277,6 +284,7 @@ class Recurrence:
     def __post_init__(self) -> None:
         object.__setattr__(self, "states", MappingProxyType({k: finished(x) for k, x in self.states.items()}))
         object.__setattr__(self, "outputs", MappingProxyType({k: finished(x) for k, x in self.outputs.items()}))
+        object.__setattr__(self, "name", re.sub(r"\W", "_", self.name, flags=re.ASCII))
         names = [*self.parameters, *self.inputs, *self.states]
         for name in (*names, *self.outputs):
             _checked_name(name)
