@@ -322,3 +322,23 @@ def test_a_chunk_is_measured_by_its_unfolded_windows(monkeypatch: pytest.MonkeyP
     conv2d.backward(conv, s, wq, z, precision="reproducible", need_input=False)
     windows = 4 * 5 * 3 * 3 * 4  # H' W' k k C
     assert asked == [(6, 4 * windows), (6, 4 * windows), (6, 8 * windows)]
+
+
+def test_an_output_that_has_the_name_of_a_state_is_not_taken_for_it() -> None:
+    s, x = variable("s"), variable("x")
+    new = snap(s + x)
+    equation = Recurrence("counted", (), ("x",), {"s": new}, {"s": new, "fires": s >= 0.5})
+    same_as_numpy(equation, {"x": drive(5, 3, 67)}, 5)
+
+
+def test_spikes_that_follow_from_what_is_kept_are_no_array_of_the_scan() -> None:
+    for neuron in (LIF(), TIRED):
+        forward = neuron_equations(PSP(3.0).filter(), neuron).forward
+        inputs = {"z": jnp.ones((4, 2, 3))}
+        traced = jax.make_jaxpr(
+            lambda inputs, neuron=neuron, forward=forward: recurrence.recur(
+                forward, neuron_equations(PSP(3.0).filter(), neuron).constants, inputs, 4
+            )
+        )(inputs)
+        (scan,) = (each for each in traced.jaxpr.eqns if each.primitive.name == "scan")
+        assert {str(x.aval.dtype) for x in scan.outvars} == {"float32"}

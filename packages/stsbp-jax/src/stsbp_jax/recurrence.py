@@ -1,20 +1,26 @@
 """Recurrences in JAX: one `lax.scan` over the time steps, or one elementwise expression, of the printed step.
 
-The scan runs on flat neurons, `[T, B * N]`, which vectorises. XLA rewrites float32 arithmetic as if it were that of
-real numbers: it fuses `a*b + c`, adds two constants first where a number meets one after the other, and turns division
-by one number into multiplication by its reciprocal, and a quotient of quotients into another. So the printed step
-passes every product, quotient and root through `Rounding`, constants likewise, and `divide` sees to the rest.
+The scan runs on flat neurons, `[T, B * N]`, which vectorises. Spikes that follow from the potentials are taken from
+these after it, which is cheaper than one more array that the scan fills step by step.
+
+XLA rewrites float32 arithmetic as if it were that of real numbers: it fuses `a*b + c`, adds two constants first where a
+number meets one after the other, and turns division by one number into multiplication by its reciprocal, and a quotient
+of quotients into another. So the printed step passes every product, quotient and root through `Rounding`, constants
+likewise, and `divide` sees to the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from stsbp_spec.expr import Recurrence
+from stsbp_spec.adjoint import free_variables, substituted
+from stsbp_spec.expr import Recurrence, variable
 from stsbp_spec.printers import LANGUAGES, compiled
 
 from stsbp_jax.grid import ZERO, Rounding, divide, snap, square_root
@@ -31,6 +37,10 @@ def recur(
     summed: bool = False,
 ) -> dict[str, Array]:
     """`AbstractBackend.recur`, to be traced; constants are float32 numbers, traced or not."""
+    if not summed and (parts := _split(recurrence)) is not None:
+        within, after = parts
+        first = recur(within, constants, inputs, steps)
+        return first | recur(after, constants, {name: first[name] for name in after.inputs}, steps)
     arrays = [inputs[name] for name in recurrence.inputs]
     shape = arrays[0].shape[1:]
     rounded = Rounding(arrays[0])
@@ -73,3 +83,23 @@ def recur(
     (_, totals), outputs = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
     found = totals if summed else outputs
     return {name: x.reshape(1 if summed else steps, *shape) for name, x in zip(recurrence.outputs, found, strict=True)}
+
+
+@cache
+def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
+    """The recurrence without the conditions that follow from its other outputs, and these; None: there are none."""
+    taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
+    numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in taken}
+    by = {id(x): variable(name) for name, x in numbers.items()}
+    follow = {}
+    for name, x in recurrence.outputs.items():
+        (written,) = substituted([x], by)
+        read = set(free_variables([written])) - {*recurrence.parameters}
+        if recurrence.states and x.is_condition and read and read <= set(numbers):
+            follow[name] = written
+    if not follow:
+        return None
+    rest = {name: x for name, x in recurrence.outputs.items() if name not in follow}
+    within = replace(recurrence, outputs=rest)
+    inputs = tuple(name for name in free_variables(follow.values()) if name in numbers)
+    return within, Recurrence(f"{recurrence.name}_after", recurrence.parameters, inputs, {}, follow)
