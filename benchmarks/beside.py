@@ -27,6 +27,8 @@ __all__ = ["environment", "first_updates", "good", "main", "pairs"]
 
 HERE = Path(__file__).parent
 WORKER = HERE / "beside_worker.py"
+_PATIENCE = 3600.0
+"""Seconds in which a worker must have compiled everything, on a busy machine too."""
 _SECONDS = 0.15
 """Of one run's repetitions."""
 _BAND, _FIRST_BAND = 1.03, 1.1
@@ -73,7 +75,7 @@ def pairs(
         for name, variables in environments.items():
             command = [sys.executable, str(WORKER), "all", clock, *names]
             workers[name] = Worker.start(command, variables, name, "all", logs / f"{name}.log")
-            workers[name].wait(600)
+            workers[name].wait(_PATIENCE)
             if workers[name].problem is not None:
                 raise StsbpError(f"the {name} checkout does not run: {workers[name].problem}")
         old, new = (workers[name].ready for name in ("old", "new"))
