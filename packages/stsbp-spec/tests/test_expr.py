@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -213,3 +214,12 @@ def test_any_name_of_a_model_can_be_printed() -> None:
     step = Recurrence("my-neuron 2", (), ("a",), {}, {"y": unsnapped(A + 1)})
     assert function(step, LANGUAGES["numpy"]).startswith("def my_neuron_2(a):")
     assert numpy_function(step)(np.float32(1))[1] == (2,)
+
+
+def test_a_changed_recurrence_snaps_nothing_anew() -> None:
+    """LIF vouches for its state: `replace` would snap it, and other bits would come out at the floor."""
+    step = neuron_equations(PSP(3).filter(), LIF()).forward
+    same = step.changed()
+    assert same == step
+    assert step.changed(outputs={"u": step.outputs["u"]}).states == step.states
+    assert dataclasses.replace(step, outputs=dict(step.outputs)) != step

@@ -12,7 +12,6 @@ likewise, and `divide` sees to the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -100,6 +99,7 @@ def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
     if not follow:
         return None
     rest = {name: x for name, x in recurrence.outputs.items() if name not in follow}
-    within = replace(recurrence, outputs=rest)
+    within = recurrence.changed(outputs=rest)
     inputs = tuple(name for name in free_variables(follow.values()) if name in numbers)
-    return within, Recurrence(f"{recurrence.name}_after", recurrence.parameters, inputs, {}, follow)
+    parameters = tuple(name for name in free_variables(follow.values()) if name in recurrence.parameters)
+    return within, Recurrence(f"{recurrence.name}_after", parameters, inputs, {}, follow)

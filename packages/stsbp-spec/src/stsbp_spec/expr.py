@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from keyword import iskeyword
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -298,6 +298,13 @@ class Recurrence:
         for name, x in self.states.items():
             if x.is_condition:
                 raise SpecError(f"{self.name}: the state {name} is a condition; write where({name}, 1, 0)")
+
+    def changed(self, **fields: Any) -> Recurrence:
+        """The same with other fields. What they hold is taken as it is: `dataclasses.replace` would snap it anew."""
+        given: dict[str, Any] = {"states": self.states, "outputs": self.outputs, **fields}
+        for name in ("states", "outputs"):
+            given[name] = {k: x if x.is_condition else unsnapped(x) for k, x in given[name].items()}
+        return replace(self, **given)
 
     @property
     def roots(self) -> tuple[Expr, ...]:
