@@ -223,3 +223,9 @@ def test_a_changed_recurrence_snaps_nothing_anew() -> None:
     assert same == step
     assert step.changed(outputs={"u": step.outputs["u"]}).states == step.states
     assert dataclasses.replace(step, outputs=dict(step.outputs)) != step
+
+
+def test_equations_of_two_names_are_printed_each_under_its_own() -> None:
+    one, two = (Recurrence(name, (), ("a",), {}, {"y": unsnapped(A * 2)}) for name in ("one", "two"))
+    assert one != two
+    assert numpy_function(one)(np.float32(3))[1] == numpy_function(two)(np.float32(3))[1] == (6,)

@@ -107,7 +107,8 @@ class _Part:
 @cache
 def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquations:
     """The recurrences of a layer's neurons and the filter before them, and their constants."""
-    what, surrogate = f"the neuron {neuron.name}", neuron.surrogate
+    name = neuron.written()["neuron"]
+    what, surrogate = f"the neuron {name}", neuron.surrogate
     taken = {"z", "u", "o", "g", "dz", "h", "current"}
     edge, own, slope = (part.constants() for part in (filter, neuron, surrogate))
     edge_p = _Part("constant of the filter", edge, taken)
@@ -142,7 +143,7 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
     made = dict(zip([*states, *kept, "o"], roots, strict=True))
     forward = Recurrence(
-        f"{neuron.name}_forward",
+        f"{name}_forward",
         (*edge_p.free.values(), *own_p.free.values()),
         ("z",),
         edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
@@ -150,7 +151,7 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
         cuts=tuple(str(x.name) for x in filtered.states.values() if x.name),
     )
     backward = Recurrence(
-        f"{neuron.name}_backward",
+        f"{name}_backward",
         tuple(constants),
         (*kept, "g"),
         carried | edge_carried,

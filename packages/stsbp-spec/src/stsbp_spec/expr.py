@@ -261,7 +261,9 @@ def _checked_name(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Recurrence:
-    """One step of an equation over time, for each element of its arrays alone; two are equal if they compute the same.
+    """One step of an equation over time, for each element of its arrays alone.
+
+    Two of one name are equal if they compute the same: what is printed and compiled of one serves the other.
 
     Attributes:
         name: for people, and for what is printed.
@@ -318,7 +320,7 @@ class Recurrence:
 
     @cached_property
     def key(self) -> str:
-        """What is computed, as text: the names of parameters, inputs, states and outputs in it, no others."""
+        """What is computed, as text: its own name and those of parameters, inputs, states and outputs, no others."""
         numbers: dict[tuple[object, ...], int] = {}
         of: dict[int, int] = {}
         lines = []
@@ -329,7 +331,7 @@ class Recurrence:
                 numbers[structure] = len(numbers)
                 lines.append(" ".join(map(str, structure)))
             of[id(x)] = numbers[structure]
-        heads = (self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse], self.cuts)
+        heads = ([self.name], self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse], self.cuts)
         ends = " ".join(str(of[id(x)]) for x in self.roots)
         return "\n".join([*(" ".join(map(str, head)) for head in heads), *lines, ends])
 
