@@ -6,6 +6,7 @@ is computed again after the damage, so that what lies after the check is reached
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -285,7 +286,7 @@ def _toml(text: str) -> str:
 
 def _surrogate(rng: random.Random) -> str:
     name = rng.choice(sorted(SURROGATES))
-    (parameter,) = set(SURROGATES[name].__dataclass_fields__) - {"name", "exact"}
+    (parameter,) = (each.name for each in dataclasses.fields(SURROGATES[name]))
     whole = f"{name}:{parameter}={rng.choice(('0.5', '2', '1e-3', '7.25'))}"
     return whole if rng.random() < 0.6 else name if rng.random() < 0.8 else mutated_text(rng, whole)
 
