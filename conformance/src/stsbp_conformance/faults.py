@@ -72,17 +72,16 @@ def rewritten(recurrence: Recurrence, rule: Rule) -> Recurrence:
     made: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
         a = tuple(made[id(operand)] for operand in x.args)
-        copy = x if x.op in ("variable", "constant") else Expr(x.op, a, x.value, x.name)
+        copy = x.of(a)
         changed = rule(copy)
         made[id(x)] = copy if changed is None else changed
     return _with_roots(recurrence, [made[id(x)] for x in recurrence.roots])
 
 
 def _with_roots(recurrence: Recurrence, roots: Sequence[Expr], **changes: Any) -> Recurrence:
-    kept = [_node("unsnapped", x) for x in roots]
-    states = dict(zip(recurrence.states, kept, strict=False))
-    outputs = dict(zip(recurrence.outputs, kept[len(states) :], strict=True))
-    return replace(recurrence, states=states, outputs=outputs, **changes)
+    states = dict(zip(recurrence.states, roots, strict=False))
+    outputs = dict(zip(recurrence.outputs, roots[len(states) :], strict=True))
+    return recurrence.changed(states=states, outputs=outputs, **changes)
 
 
 def _reads(x: Expr, name: str) -> bool:
@@ -277,7 +276,7 @@ class ResetOneStepLate(_Miswritten):
     way = "backward"
 
     def written(self, recurrence: Recurrence) -> Recurrence:
-        return super().written(_with_roots(recurrence, recurrence.roots, inputs=(*recurrence.inputs, "late")))
+        return super().written(recurrence.changed(inputs=(*recurrence.inputs, "late")))
 
     def rule(self, x: Expr) -> Expr | None:
         return _node("mul", variable("late"), x.args[1]) if x.op == "mul" and x.args[0].name == "u" else None
@@ -344,7 +343,7 @@ class ForwardInTime(_Miswritten):
     way = "backward"
 
     def written(self, recurrence: Recurrence) -> Recurrence:
-        return _with_roots(recurrence, recurrence.roots, reverse=False)
+        return recurrence.changed(reverse=False)
 
 
 class StaticErrorOfLastStep(NumpyBackend):

@@ -7,7 +7,6 @@ one step is the spec's text (printers.py); the frame around it is here.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from string import Template
@@ -112,7 +111,7 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Sou
         stores=_block(stores, 12),
         after=_block(after, 8),
     ).replace(f"{_NOTHING}\n", "")
-    name = f"recur_{re.sub(r'[^A-Za-z0-9]+', '_', recurrence.name)}_{digest(text)[:16]}"
+    name = f"recur_{recurrence.name}_{digest(text)[:16]}"
     return Source(name, Template(text).substitute(name=name))
 
 

@@ -118,9 +118,7 @@ def _simple(x: Expr, a: tuple[Expr, ...]) -> Expr:
         return a[0]
     if x.op == "where" and a[1].op == a[2].op == "constant" and a[1].value == a[2].value:
         return a[1]
-    if all(old is new for old, new in zip(x.args, a, strict=True)):
-        return x
-    return Expr(x.op, a, x.value, x.name)
+    return x.of(a)
 
 
 def _is(x: Expr, value: float) -> bool:
@@ -138,9 +136,7 @@ def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
 
     def visit(x: Expr) -> Expr:
         if id(x) not in made:
-            a = tuple(visit(operand) for operand in x.args)
-            same = all(old is new for old, new in zip(x.args, a, strict=True))
-            made[id(x)] = x if same else Expr(x.op, a, x.value, x.name)
+            made[id(x)] = x.of(tuple(visit(operand) for operand in x.args))
         return made[id(x)]
 
     return [visit(x) for x in roots]

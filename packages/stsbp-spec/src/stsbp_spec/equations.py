@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from stsbp_spec.adjoint import derive, kept_values, substituted
+from stsbp_spec.adjoint import derive, free_variables, kept_values, substituted
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, variable
 from stsbp_spec.losses.base import Loss, LossStep
@@ -148,7 +148,6 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
         ("z",),
         edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
         {name: made[name] for name in (*kept, "o")},
-        cuts=tuple(str(x.name) for x in filtered.states.values() if x.name),
     )
     backward = Recurrence(
         f"{name}_backward",
@@ -157,7 +156,6 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
         carried | edge_carried,
         {"dz": edge_back.dz},
         reverse=True,
-        cuts=("h",),
     )
     return NeuronEquations(forward, backward, tuple(kept), constants, wide)
 
@@ -209,7 +207,7 @@ def _filter_back(
     written = filter.adjoint(constants.names, d.names, error)
     if written is not None:
         return written, d.renamed(written.carried, "the carried values of the filter")
-    s = _Part("state of the filter", [f"{name}" for name in filter.states], set(taken))
+    s = _Part("state of the filter", filter.states, set(taken))
     d = _Part("carried value of the filter", [f"d_{name}" for name in filter.states], taken)
     z = variable("z")
     step = filter.step(constants.names, s.names, z)
@@ -257,7 +255,8 @@ def loss_equations(loss: Loss) -> LossEquations:
 
 
 def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
-    read = {str(x.name) for x in ordered([*step.states.values(), step.value]) if x.op == "variable"}
-    name = f"{loss.name.replace('-', '_')}_{way}"
+    read = free_variables([*step.states.values(), step.value])
     parameters, inputs = (tuple(n for n in each if n in read) for each in (loss.parameters, inputs))
-    return Recurrence(name, parameters, inputs, step.states, {output: step.value}, reverse=way == "backward")
+    return Recurrence(
+        f"{loss.name}_{way}", parameters, inputs, step.states, {output: step.value}, reverse=way == "backward"
+    )

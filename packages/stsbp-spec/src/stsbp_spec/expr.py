@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from keyword import iskeyword
 from types import MappingProxyType
@@ -30,6 +30,7 @@ __all__ = [
     "constant",
     "exp",
     "finished",
+    "merged",
     "named",
     "ordered",
     "snap",
@@ -72,6 +73,12 @@ class Expr:
     def is_condition(self) -> bool:
         """Whether it is true or false rather than a number."""
         return self.op in CONDITIONS
+
+    def of(self, args: tuple[Expr, ...]) -> Expr:
+        """The same operation on other operands; itself where they are the same."""
+        if all(old is new for old, new in zip(self.args, args, strict=True)):
+            return self
+        return Expr(self.op, args, self.value, self.name)
 
     def __add__(self, other: Number) -> Expr:
         return _operation("add", self, other)
@@ -229,6 +236,23 @@ def ordered(roots: Iterable[Expr]) -> list[Expr]:
     return found
 
 
+def merged(roots: Iterable[Expr]) -> tuple[list[tuple[Expr, tuple[int, ...]]], dict[int, int]]:
+    """Nodes under `roots` of which no two compute the same, with their operands' numbers; and every node's by `id`."""
+    nodes: list[tuple[Expr, tuple[int, ...]]] = []
+    numbers: dict[tuple[object, ...], int] = {}
+    of: dict[int, int] = {}
+    for x in ordered(roots):
+        operands = tuple(of[id(a)] for a in x.args)
+        structure = (x.op, operands, x.value.hex(), x.name if x.op == "variable" else None)
+        if structure not in numbers:
+            numbers[structure] = len(nodes)
+            nodes.append((x, operands))
+        elif x.name is not None and nodes[numbers[structure]][0].name is None:
+            nodes[numbers[structure]] = (x, operands)
+        of[id(x)] = numbers[structure]
+    return nodes, of
+
+
 class Names:
     """Expressions by name, as attributes: `p.threshold`, `s.m`."""
 
@@ -272,7 +296,6 @@ class Recurrence:
         states: the new value of each state by its name; before the first step every state is zero.
         outputs: values of each step; conditions become uint8 0 and 1.
         reverse: whether the steps run from the last to the first.
-        cuts: named values after which a printer may cut the step into several loops.
     """
 
     name: str
@@ -281,7 +304,6 @@ class Recurrence:
     states: Mapping[str, Expr]
     outputs: Mapping[str, Expr]
     reverse: bool = False
-    cuts: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "states", MappingProxyType({k: finished(x) for k, x in self.states.items()}))
@@ -321,17 +343,12 @@ class Recurrence:
     @cached_property
     def key(self) -> str:
         """What is computed, as text: its own name and those of parameters, inputs, states and outputs, no others."""
-        numbers: dict[tuple[object, ...], int] = {}
-        of: dict[int, int] = {}
-        lines = []
-        for x in ordered(self.roots):
-            named = x.name if x.op == "variable" else None
-            structure = (x.op, *(of[id(a)] for a in x.args), x.value.hex(), named)
-            if structure not in numbers:
-                numbers[structure] = len(numbers)
-                lines.append(" ".join(map(str, structure)))
-            of[id(x)] = numbers[structure]
-        heads = ([self.name], self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse], self.cuts)
+        nodes, of = merged(self.roots)
+        lines = (
+            " ".join(map(str, (x.op, *operands, x.value.hex(), x.name if x.op == "variable" else None)))
+            for x, operands in nodes
+        )
+        heads = ([self.name], self.parameters, self.inputs, [*self.states], [*self.outputs], [self.reverse])
         ends = " ".join(str(of[id(x)]) for x in self.roots)
         return "\n".join([*(" ".join(map(str, head)) for head in heads), *lines, ends])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stsbp_spec.expr import Expr, Recurrence, ordered
+from stsbp_spec.expr import Recurrence, merged
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.typing import AnyArray
 
@@ -103,13 +103,10 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Line:
-    """One statement: a name, the expression it stands for, and the statement as text."""
+    """One statement: the name of a value, and the statement as text."""
 
     name: str
-    expression: Expr
     text: str
-    reads: tuple[str, ...]
-    """Variables and names of lines before that stand in it."""
 
 
 def new_state(name: str) -> str:
@@ -131,7 +128,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
     """The statements of a step. A value gets a name where it has one, is a result, or is used more than once."""
     taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     results: dict[int, str] = {}
-    nodes, of = _merged(recurrence)
+    nodes, of = merged(recurrence.roots)
     for name, x in recurrence.outputs.items():
         results.setdefault(of[id(x)], name)
     for name, x in recurrence.states.items():
@@ -142,17 +139,15 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
             uses[operand] += 1
     made: list[Line] = []
     text: dict[int, tuple[str, int]] = {}
-    reads: dict[int, tuple[str, ...]] = {}
     counter = 0
     for number, (x, operands) in enumerate(nodes):
         if x.op == "variable":
-            text[number], reads[number] = (language.word.format(x.name), _ATOM), (str(x.name),)
+            text[number] = (language.word.format(x.name), _ATOM)
             continue
         if x.op == "constant":
-            text[number], reads[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN), ()
+            text[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN)
             continue
         text[number] = _written(language, x.op, [text[operand] for operand in operands])
-        reads[number] = tuple(dict.fromkeys(name for operand in operands for name in reads[operand]))
         if x.name is None and number not in results and uses[number] < 2:
             continue
         if (found := x.name or results.get(number)) is None:
@@ -164,28 +159,11 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
         taken.add(name)
         pattern = language.condition if x.is_condition else language.number
         word = language.word.format(name)
-        made.append(Line(name, x, pattern.format(word, text[number][0]), reads[number]))
-        text[number], reads[number] = (word, _ATOM), (name,)
+        made.append(Line(name, pattern.format(word, text[number][0])))
+        text[number] = (word, _ATOM)
     states = {name: text[of[id(x)]][0] for name, x in recurrence.states.items()}
     outputs = {name: text[of[id(x)]][0] for name, x in recurrence.outputs.items()}
     return Program(tuple(made), MappingProxyType(states), MappingProxyType(outputs))
-
-
-def _merged(recurrence: Recurrence) -> tuple[list[tuple[Expr, tuple[int, ...]]], dict[int, int]]:
-    """Nodes of which no two compute the same, with their operands' numbers; and each node's number by its `id`."""
-    nodes: list[tuple[Expr, tuple[int, ...]]] = []
-    numbers: dict[tuple[object, ...], int] = {}
-    of: dict[int, int] = {}
-    for x in ordered(recurrence.roots):
-        operands = tuple(of[id(a)] for a in x.args)
-        structure = (x.op, operands, x.value, x.name if x.op == "variable" else None)
-        if structure not in numbers:
-            numbers[structure] = len(nodes)
-            nodes.append((x, operands))
-        elif x.name is not None and nodes[numbers[structure]][0].name is None:
-            nodes[numbers[structure]] = (x, operands)
-        of[id(x)] = numbers[structure]
-    return nodes, of
 
 
 def _written(language: Language, op: str, operands: Sequence[tuple[str, int]]) -> tuple[str, int]:

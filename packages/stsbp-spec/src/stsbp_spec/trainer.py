@@ -196,10 +196,12 @@ def value_and_grad(
     gradients = backward_pass(backend, traces, error, precision, training=dropout is not None)
     if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
         raise _not_finite(backend, gradients, "")
-    spikes, _, zeroed = _results(backend, traces, traces[-1].spikes)
+    zeroed = _zeroed(traces)
+    spikes, *numbers = backend.read([traces[-1].spikes, *zeroed.values()])
+    spikes = spikes.astype(np.uint8)
     value = loss.mean(spikes, batch.targets, network.output_psp)
     named = {name: unsigned_zeros(backend.numpy(gradients[name])) for name in network.weight_shapes}
-    return ValueAndGrad(value, spikes, named, zeroed)
+    return ValueAndGrad(value, spikes, named, zeroed_errors(dict(zip(zeroed, numbers, strict=True))))
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -239,7 +241,7 @@ def _results(
 ) -> tuple[UInt8, dict[str, float], dict[str, ZeroedErrors]]:
     """Output spikes, spike rates of every layer, and what the error grid took from it, with one wait for the device."""
     names = [trace.block.name for trace in traces]
-    zeroed = {name: trace.zeroed for name, trace in zip(names, traces, strict=True) if trace.zeroed is not None}
+    zeroed = _zeroed(traces)
     counts = [backend.spike_count(trace.spikes) for trace in traces]
     spikes, *numbers = backend.read([output, *counts, *zeroed.values()])
     frames = math.prod(spikes.shape[:2])
@@ -247,6 +249,11 @@ def _results(
     rates = {name: int(n) / size for name, n, size in zip(names, numbers, sizes, strict=False)}
     taken = zeroed_errors(dict(zip(zeroed, numbers[len(names) :], strict=True)))
     return spikes.astype(np.uint8), rates, taken
+
+
+def _zeroed(traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, Native]:
+    """Numbers of `Pairs.error_grid` by layer, where there was an error grid."""
+    return {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
 
 
 def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:

@@ -1,7 +1,7 @@
 """The torch backend behind the interface of stsbp_spec.backend.
 
 Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expressions, for debugging), `cuda` and
-`cuda:N` (fused Triton kernels). Filters and losses alone are plain tensor expressions on all of them: they are small.
+`cuda:N` (fused Triton kernels). On the CPU filters and losses alone are plain tensor expressions: they are small.
 """
 
 from __future__ import annotations

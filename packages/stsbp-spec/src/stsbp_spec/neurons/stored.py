@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -176,6 +176,12 @@ class _Data:
         return found
 
 
+@lru_cache(maxsize=64)
+def _read(text: str) -> _Data:
+    """A model and its surrogate are of one text."""
+    return _Data(text)
+
+
 def _word(x: Any) -> str:
     if not isinstance(x, str) or not x.isidentifier() or not x.isascii() or len(x) > 100 or x[0] == "_":
         raise ValueError(f"{x!r} is no name")
@@ -206,10 +212,10 @@ class StoredSurrogate(Surrogate):
     def __post_init__(self) -> None:
         _ = self.data
 
-    @cached_property
+    @property
     def data(self) -> _Data:
         """What the text says."""
-        return _Data(self.text)
+        return _read(self.text)
 
     def constants(self) -> Mapping[str, float]:
         return self.data.surrogate_constants
@@ -244,10 +250,10 @@ class StoredNeuron(NeuronModel):
         object.__setattr__(self, "threshold", above_zero("threshold", data.threshold))
         object.__setattr__(self, "surrogate", StoredSurrogate(self.text))
 
-    @cached_property
+    @property
     def data(self) -> _Data:
         """What the text says."""
-        return _Data(self.text)
+        return _read(self.text)
 
     @property
     def states(self) -> tuple[str, ...]:  # type: ignore[override]
