@@ -35,7 +35,7 @@ from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
 from stsbp_conformance.tiers import bits, errors, gradients, neurons, pairs, rational, reproducible, trainer
@@ -308,12 +308,12 @@ class NeuronTakenForAnother(NumpyBackend):
 
     def neuron_forward(
         self, neuron: NeuronModel, filter: SynapticFilter, z: Float32, steps: int
-    ) -> tuple[Native, NeuronResiduals]:
+    ) -> tuple[AnyArray, NeuronResiduals]:
         return super().neuron_forward(_as_lif(neuron), filter, z, steps)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> Native:
+    ) -> AnyArray:
         return super().neuron_backward(_as_lif(neuron), filter, residuals, ds)
 
 
@@ -327,7 +327,7 @@ class WiderSurrogate(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> Native:
+    ) -> AnyArray:
         surrogate = neuron.surrogate
         name = fields(surrogate)[0].name
         factor = 1 + 1e-6 if name == "width" else 1 - 1e-6
@@ -658,14 +658,14 @@ class DropoutScaled(NumpyBackend):
 class BatchNotDivided(NumpyBackend):
     """The loss is a sum over the batch instead of a mean."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         return super().loss_error(loss, psp_, s, targets) * np.float32(s.shape[1])
 
 
 class HammingTwice(NumpyBackend):
     """The error of the Hamming distance has the factor 2 of the square."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         error = super().loss_error(loss, psp_, s, targets)
         return error * np.float32(2) if isinstance(loss, Hamming) else error
 
@@ -673,7 +673,7 @@ class HammingTwice(NumpyBackend):
 class VanRossumNotTwice(NumpyBackend):
     """The van Rossum error is filtered once, its adjoint left out."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         if not isinstance(loss, VanRossum):
             return super().loss_error(loss, psp_, s, targets)
         difference = s.astype(np.float32) - targets.astype(np.float32)
@@ -683,7 +683,7 @@ class VanRossumNotTwice(NumpyBackend):
 class SpikeCountByT(NumpyBackend):
     """The spike count's error is divided by T once."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         error = super().loss_error(loss, psp_, s, targets)
         return error * np.float32(len(s)) if isinstance(loss, SpikeCount) else error
 
@@ -691,7 +691,7 @@ class SpikeCountByT(NumpyBackend):
 class BytesWrapAround(NumpyBackend):
     """The spike count's difference is taken in bytes: output minus target wraps around."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         if isinstance(loss, SpikeCount):
             return super().loss_error(loss, psp_, s, targets)
         difference = (s - targets).astype(np.float32)
@@ -702,7 +702,7 @@ class BytesWrapAround(NumpyBackend):
 class PspAdjointForward(NumpyBackend):
     """The adjoint of the PSP filter runs forward in time."""
 
-    def psp_backward(self, psp_: PSP, da: Float32) -> Native:
+    def psp_backward(self, psp_: PSP, da: Float32) -> AnyArray:
         return self.psp_forward(psp_, da)
 
 
@@ -770,7 +770,7 @@ class NoClipping(NumpyBackend):
 class LosesPackedSpikes(NumpyBackend):
     """The last step of the spikes that are kept as bits is lost."""
 
-    def unpack_spikes(self, packed: Any) -> Native:
+    def unpack_spikes(self, packed: Any) -> AnyArray:
         s = super().unpack_spikes(packed)
         s[-1] = 0
         return s
@@ -904,7 +904,7 @@ class StepsFillTheMemory(NumpyBackend):
 class UnknownLossWithoutAName(NumpyBackend):
     """A loss that the backend does not know ends in a KeyError."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         kinds: dict[type, Loss] = {type(known): known for known in LOSSES.values()}
         return super().loss_error(kinds[type(loss)], psp_, s, targets)
 
@@ -912,7 +912,7 @@ class UnknownLossWithoutAName(NumpyBackend):
 class LossTakenForItsParent(NumpyBackend):
     """A loss derived from the Hamming distance is computed as the Hamming distance."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> Native:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
         return super().loss_error(Hamming() if isinstance(loss, Hamming) else loss, psp_, s, targets)
 
 
@@ -921,7 +921,7 @@ class SurrogateTakenForItsParent(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> Native:
+    ) -> AnyArray:
         h = neuron.surrogate
         changed = neurons.with_surrogate(neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
         return super().neuron_backward(changed, filter, residuals, ds)
@@ -932,7 +932,7 @@ class UnknownSurrogateWithoutAName(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> Native:
+    ) -> AnyArray:
         if type(neuron.surrogate) not in SURROGATES.values():
             raise TypeError("unsupported type")
         return super().neuron_backward(neuron, filter, residuals, ds)

@@ -17,7 +17,7 @@ from stsbp_jax import grid, lif, psp, recurrence
 from stsbp_jax.backend import JaxBackend
 from stsbp_jax.pairs import PAIRS
 from stsbp_jax.synapses import conv2d
-from stsbp_spec import LIF, PSP, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import LIF, PSP, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Expr, Names, Recurrence, constant, named, snap, spike, sqrt, variable, where
 from stsbp_spec.neurons import NeuronModel
@@ -195,7 +195,8 @@ def test_a_neuron_of_two_states_trains_to_the_reference_bits(memory: Any, coding
     inputs = (rng.random(shape) < 0.3).astype(np.uint8) if coding == "events" else rng.integers(0, 256, shape[1:])
     batch = Batch(inputs.astype(np.uint8), (rng.random((6, 3, 5)) < 0.3).astype(np.uint8))
     trained = []
-    for backend in (NUMPY, JAX):
+    backends: list[AbstractBackend] = [NUMPY, JAX]
+    for backend in backends:
         trainer = backend.trainer(
             network, VanRossum(), AdamW(lr=0.01, clip_norm=1.0), precision="reproducible", seed=1, memory=memory
         )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from stsbp_jax import distance
 from stsbp_jax.backend import JaxBackend, JaxTrainer
-from stsbp_spec import LIF, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.expr import Names, snap
 from stsbp_spec.losses.base import LossStep
@@ -51,7 +51,8 @@ def test_reproducible_step_of_full_size_network_has_reference_checksum() -> None
     network = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10, dropout=0.2)
     (batch,) = batches(network, [2], steps=25)
     sums = set()
-    for backend in (NumpyBackend(), JAX):
+    backends: list[AbstractBackend] = [NumpyBackend(), JAX]
+    for backend in backends:
         trainer = backend.trainer(network, VanRossum(), AdamW(), precision="reproducible", seed=1)
         state = trainer.init(initial_weights(network, seed=0))
         for _ in range(3):

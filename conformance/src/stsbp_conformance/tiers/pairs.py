@@ -24,7 +24,7 @@ from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, 
 from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_errors
-from stsbp_spec.typing import AnyArray, Float32, Native, Shape
+from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_conformance.cases import normal, spikes
 from stsbp_conformance.check import Check, Compared, Mismatch, Verdict
@@ -46,7 +46,7 @@ def pair_check(id: str, body: Body) -> Check:
     return Check(5, id, run)
 
 
-def values(backend: AbstractBackend, x: Native, dtype: type[np.generic]) -> AnyArray:
+def values(backend: AbstractBackend[Array], x: Array, dtype: type[np.generic]) -> AnyArray:
     """A native array as numpy of `dtype`; a backend may keep small integers in another type, but not lose values."""
     array = backend.numpy(x)
     converted: AnyArray = array.astype(dtype)

@@ -17,12 +17,12 @@ from stsbp_spec.grid import WeightGrid
 from stsbp_spec.network import Block
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_norm
 from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
 from stsbp_cupy.synapses.weights import HalfUnits
 
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
-class CupyBackend(AbstractBackend):
+class CupyBackend(AbstractBackend[Array]):
     """Raw CUDA kernels, on a GPU (`cuda`, `cuda:1`) or built for the CPU (`host`).
 
     Attributes:
@@ -81,72 +81,73 @@ class CupyBackend(AbstractBackend):
         self.notes = (note,)
         return name
 
-    def asarray(self, x: AnyArray) -> Native:
-        return self.rt.xp.asarray(x)
+    def asarray(self, x: AnyArray) -> Array:
+        native: Array = self.rt.xp.asarray(x)
+        return native
 
-    def numpy(self, x: Native) -> AnyArray:
+    def numpy(self, x: Array) -> AnyArray:
         return self.rt.numpy(x.array if isinstance(x, HalfUnits) else x)
 
-    def encode(self, inputs: UInt8, coding: Coding) -> Native:
-        x = self.rt.xp.asarray(inputs)
+    def encode(self, inputs: UInt8, coding: Coding) -> Array:
+        x = self.asarray(inputs)
         return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Native, wq: Native) -> tuple[Native, Any]:
+    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(self.rt, synapse, s, wq)
         return z, residuals
 
     def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Native, *, precision: Precision, need_input: bool
-    ) -> tuple[Native | None, Native]:
+        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
+    ) -> tuple[Array | None, Array]:
         ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
             self.rt, synapse, residuals, dz, precision=precision, need_input=need_input
         )
         return ds, dw
 
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Native) -> tuple[Native, Any]:
+    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Any]:
         return avgpool2d.forward(self.rt, pool, s)
 
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Native) -> Native:
+    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Array) -> Array:
         return avgpool2d.backward(self.rt, pool, residuals, d)
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Native:
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
         return dropout.keep_mask(self.rt, seed, layer, step, shape, rate)
 
-    def dropout(self, mask: Native, s: Native) -> Native:
+    def dropout(self, mask: Array, s: Array) -> Array:
         return dropout.apply(self.rt, mask, s)
 
     def recur(
         self,
         recurrence: Recurrence,
         constants: Constants,
-        inputs: Mapping[str, Native],
+        inputs: Mapping[str, Array],
         steps: int,
         *,
         summed: bool = False,
-    ) -> dict[str, Native]:
+    ) -> dict[str, Array]:
         return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
 
-    def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
+    def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((block,), (w,))
         return found
 
-    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
         grids = grid.weight_grids(self.rt, blocks, weights)
         return [
             (tensor_cores.for_layer(self.rt, block, wq, found), found)
             for block, (wq, found) in zip(blocks, grids, strict=True)
         ]
 
-    def error_grid(self, dz: Native, bits: int) -> tuple[Native, Native]:
+    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
         return grid.error_grid(self.rt, dz, bits)
 
-    def gradient_norm(self, gradients: Sequence[Native]) -> float:
+    def gradient_norm(self, gradients: Sequence[Array]) -> float:
         return gradient_norm(self.rt, gradients)
 
-    def spike_count(self, s: Native) -> Native:
-        return self.rt.xp.asarray(self.rt.xp.count_nonzero(s))
+    def spike_count(self, s: Array) -> Array:
+        return self.asarray(self.rt.xp.count_nonzero(s))
 
-    def read(self, arrays: Sequence[Native]) -> list[AnyArray]:
+    def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """One transfer for all arrays of a shape and type."""
         alike: dict[tuple[Any, ...], list[int]] = {}
         for place, x in enumerate(arrays):
@@ -157,9 +158,10 @@ class CupyBackend(AbstractBackend):
             found.update(zip(places, self.numpy(one), strict=True))
         return [found[place] for place in range(len(arrays))]
 
-    def pack_spikes(self, s: Native) -> Any:
+    def pack_spikes(self, s: Array) -> Any:
         return self.rt.xp.packbits(s.astype(np.uint8, copy=False).ravel()), s.shape, s.dtype
 
-    def unpack_spikes(self, packed: Any) -> Native:
+    def unpack_spikes(self, packed: Any) -> Array:
         bits, shape, dtype = packed
-        return self.rt.xp.unpackbits(bits)[: math.prod(shape)].reshape(shape).astype(dtype, copy=False)
+        spikes: Array = self.rt.xp.unpackbits(bits)[: math.prod(shape)].reshape(shape)
+        return spikes.astype(dtype, copy=False)

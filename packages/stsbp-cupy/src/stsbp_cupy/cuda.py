@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from stsbp_spec.errors import BackendError
-from stsbp_spec.typing import AnyArray, Native
+from stsbp_spec.typing import AnyArray
 
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
@@ -176,7 +176,7 @@ class CudaRuntime(Runtime):
     def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
         function(((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(arguments))
 
-    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
+    def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F
@@ -194,7 +194,7 @@ class CudaRuntime(Runtime):
             compute, blas.CUBLAS_GEMM_DEFAULT,
         )  # fmt: skip
 
-    def numpy(self, x: Native) -> AnyArray:
+    def numpy(self, x: Array) -> AnyArray:
         result: AnyArray = self.xp.asnumpy(x)
         return result
 

@@ -9,9 +9,8 @@ import numpy as np
 from stsbp_spec.errors import ExactnessError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, check_largest, headroom_bits
 from stsbp_spec.network import Block
-from stsbp_spec.typing import Native
 
-from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
 __all__ = ["error_grid", "launch_max_abs", "magnitude", "weight_grids"]
 
@@ -21,12 +20,12 @@ def magnitude(bits: int) -> float:
     return float(np.uint32(bits).view(np.float32))
 
 
-def launch_max_abs(rt: Runtime, x: Native, largest: Native) -> None:
+def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
     """Raise `largest` `[1]` uint64 to the bits of the largest magnitude in `x`."""
     rt.launch("max_abs", min(rt.reduction_threads, x.size), x, largest, x.size)
 
 
-def error_grid(rt: Runtime, dz: Native, bits: int) -> tuple[Native, Native]:
+def error_grid(rt: Runtime, dz: Array, bits: int) -> tuple[Array, Array]:
     """`dz` on its grid of `bits` bits, and how many errors were zeroed, uint64 `[2]`; no transfer from the device."""
     dz = memory(rt, dz)
     found = rt.xp.zeros(3, np.uint64)
@@ -38,7 +37,7 @@ def error_grid(rt: Runtime, dz: Native, bits: int) -> tuple[Native, Native]:
     return logical(rt, out), found[1:]
 
 
-def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
     """`grid.weight_grid` of several layers, with one transfer from the device unless a layer needs a coarser grid.
 
     Raises:
@@ -53,7 +52,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]
         launch_max_abs(rt, w, pair[:1])
         rounded.append(_round(rt, block, w, pair, 0))
     host = rt.numpy(found)
-    grids: list[tuple[Native, WeightGrid]] = []
+    grids: list[tuple[Array, WeightGrid]] = []
     for i, (block, w) in enumerate(zip(blocks, masters, strict=True)):
         wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
         bits = block.layer.weight_bits
@@ -80,7 +79,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Native]
     return grids
 
 
-def _round(rt: Runtime, block: Block, w: Native, pair: Native, coarser: int) -> Native:
+def _round(rt: Runtime, block: Block, w: Array, pair: Array, coarser: int) -> Array:
     """Weights on the grid; `pair` holds the largest magnitude and receives the bound in units."""
     bits = block.layer.weight_bits
     wq = rt.empty_like(w)

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.errors import BackendError
-from stsbp_spec.typing import AnyArray, Native
+from stsbp_spec.typing import AnyArray
 
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
 
 __all__ = ["HostRuntime", "compiler"]
@@ -112,7 +112,7 @@ class HostRuntime(Runtime):
         pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
         function(ctypes.c_uint(threads), ctypes.c_uint(1), pointers)
 
-    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
+    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         if a.dtype == np.float16:
             a, b = a.astype(np.float32), b.astype(np.float32)
         if accumulate or alpha != 1.0:
@@ -121,6 +121,6 @@ class HostRuntime(Runtime):
         else:
             np.matmul(a, b, out=out)
 
-    def numpy(self, x: Native) -> AnyArray:
+    def numpy(self, x: Array) -> AnyArray:
         result: AnyArray = x
         return result

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from stsbp_spec.grid import error_exponent
 from stsbp_spec.optim.adamw import norm_bits
-from stsbp_spec.typing import Native
 
 from stsbp_cupy.grid import launch_max_abs, magnitude
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 
 __all__ = ["gradient_norm"]
 
 
-def gradient_norm(rt: Runtime, gradients: Sequence[Native]) -> float:
+def gradient_norm(rt: Runtime, gradients: Sequence[Array]) -> float:
     """Global norm, from squares that add as integers; one transfer from the device."""
     arrays = [rt.xp.ascontiguousarray(g) for g in gradients if g.size]
     bits = norm_bits(sum(g.size for g in arrays))

@@ -17,9 +17,8 @@ from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence, ordered
 from stsbp_spec.kernel_cache import digest
 from stsbp_spec.printers import LANGUAGES, lines
-from stsbp_spec.typing import Native
 
-from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 from stsbp_cupy.source import Source
 
 __all__ = ["kernel", "recur"]
@@ -127,8 +126,14 @@ def _dtype(recurrence: Recurrence, output: str) -> str:
 
 
 def recur(
-    rt: Runtime, recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Native], steps: int, *, summed: bool
-) -> dict[str, Native]:
+    rt: Runtime,
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, Array],
+    steps: int,
+    *,
+    summed: bool,
+) -> dict[str, Array]:
     """`AbstractBackend.recur`; nothing is copied where the inputs lie in memory alike.
 
     Raises:
@@ -162,7 +167,7 @@ def recur(
 _DTYPES = (np.dtype(np.uint8), np.dtype(np.float32))
 
 
-def _channels_last(rt: Runtime, arrays: Sequence[Native]) -> bool:
+def _channels_last(rt: Runtime, arrays: Sequence[Array]) -> bool:
     """Whether to work on channels-last memory: where fewer arrays are copied for that than for the order of axes."""
     in_order = sum(bool(x.flags.c_contiguous) for x in arrays)
     if in_order == len(arrays) or arrays[0].ndim < 4:

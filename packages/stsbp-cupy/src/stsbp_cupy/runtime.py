@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
-from stsbp_spec.typing import AnyArray, Native, Shape
+from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_cupy.source import Entry, Source, source_files
 
-__all__ = ["Runtime", "lanes_of", "logical", "memory"]
+__all__ = ["Array", "Runtime", "lanes_of", "logical", "memory"]
+
+Array: TypeAlias = AnyArray
+"""numpy's array on the device `host`, else CuPy's, which answers to the same names and has no types of its own."""
 
 
 class Runtime(ABC):
@@ -62,36 +65,39 @@ class Runtime(ABC):
         """Run a kernel of `compiled` with arguments of its parameters' types."""
 
     @abstractmethod
-    def gemm(self, a: Native, b: Native, out: Native, *, accumulate: bool = False, alpha: float = 1.0) -> None:
+    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False, alpha: float = 1.0) -> None:
         """`out = alpha a b`, or `out += alpha a b`, matrices; each of `a`, `b` contiguous or a transposed view.
 
         float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.
         """
 
     @abstractmethod
-    def numpy(self, x: Native) -> AnyArray:
+    def numpy(self, x: Array) -> AnyArray:
         """A numpy array of `x`, in its logical layout."""
 
-    def empty(self, shape: Shape, dtype: Any) -> Native:
+    def empty(self, shape: Shape, dtype: Any) -> Array:
         """An uninitialised array."""
-        return self.xp.empty(shape, dtype)
+        made: Array = self.xp.empty(shape, dtype)
+        return made
 
-    def empty_like(self, x: Native, dtype: Any = None) -> Native:
+    def empty_like(self, x: Array, dtype: Any = None) -> Array:
         """An uninitialised contiguous array of the shape of `x`."""
-        return self.xp.empty(x.shape, x.dtype if dtype is None else dtype)
+        return self.empty(x.shape, x.dtype if dtype is None else dtype)
 
 
-def memory(rt: Runtime, x: Native) -> Native:
+def memory(rt: Runtime, x: Array) -> Array:
     """Contiguous memory of an activation: `[..., C, H, W]` as `[..., H, W, C]`, fewer than four axes as they are."""
-    return rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
+    lying: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(x, -3, -1) if x.ndim >= 4 else x)
+    return lying
 
 
-def logical(rt: Runtime, x: Native) -> Native:
+def logical(rt: Runtime, x: Array) -> Array:
     """Inverse of `memory`, a view."""
-    return rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
+    view: Array = rt.xp.moveaxis(x, -1, -3) if x.ndim >= 4 else x
+    return view
 
 
-def lanes_of(n: int, *arrays: Native, most: int = 4) -> int:
+def lanes_of(n: int, *arrays: Array, most: int = 4) -> int:
     """Values that a thread may handle at once: `most` where `n` and the arrays' addresses allow it, else 1."""
     if n % most:
         return 1

@@ -7,13 +7,15 @@ precision; every partial sum stays below 2^24 units. What a device's tensor core
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.network import Block
 from stsbp_spec.random import bits
-from stsbp_spec.typing import Int64, Native
+from stsbp_spec.typing import Int64
 
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 from stsbp_cupy.synapses.weights import HalfUnits
 
 __all__ = ["HALF_BITS", "for_layer", "prove"]
@@ -25,7 +27,7 @@ HALF_BITS = 11
 _CASES = ((25, 12, 50), (300, 64, 200), (1600, 64, 333), (9216, 128, 128))
 
 
-def for_layer(rt: Runtime, block: Block, wq: Native, grid: WeightGrid) -> Native | HalfUnits:
+def for_layer(rt: Runtime, block: Block, wq: Array, grid: WeightGrid) -> Any:
     """The weights, marked for tensor cores where the device was proved exact and the inputs fit half precision."""
     if rt.tensor_cores and block.input_bits <= HALF_BITS:
         return HalfUnits(wq, grid.exponent, block.input_exponent)

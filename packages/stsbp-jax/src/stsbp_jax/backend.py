@@ -49,7 +49,7 @@ def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return partial(jax.jit, static_argnames=static)
 
 
-class JaxBackend(AbstractBackend):
+class JaxBackend(AbstractBackend[Array]):
     """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ..."""
 
     name: ClassVar[str] = "jax"
@@ -227,12 +227,12 @@ class JaxBackend(AbstractBackend):
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
-    ) -> Trainer:
+    ) -> Trainer[Array]:
         self.check_precision(precision)
         return JaxTrainer(self, network, loss, optimizer, precision, seed, memory)
 
 
-class JaxTrainer(Trainer):
+class JaxTrainer(Trainer[Array]):
     """The spec's trainer with a step that is one jitted function; compiles once for each batch shape."""
 
     backend: JaxBackend
@@ -258,7 +258,7 @@ class JaxTrainer(Trainer):
 
         return self.backend.compiled(("predict", network), function, "prediction")
 
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+    def step(self, state: TrainState[Array], batch: Batch) -> tuple[TrainState[Array], StepResult]:
         """One update on a batch; the passed state stays as it is."""
         check_batch(self.network, batch)
         backend = self.backend
@@ -282,7 +282,7 @@ class JaxTrainer(Trainer):
         )
         return TrainState(state.step + 1, done.weights, done.m, done.v), result
 
-    def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
+    def predict(self, state: TrainState[Array], inputs: UInt8, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
         # The number of steps is a shape to the compiler; an empty array carries it.

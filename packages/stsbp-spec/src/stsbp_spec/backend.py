@@ -15,12 +15,12 @@ from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.passes import block_backward, block_forward
 from stsbp_spec.results import Batch, Device, LayerRun, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.trainer import Trainer, run, value_and_grad
-from stsbp_spec.typing import Float32, Memory, Native, Precision, UInt8
+from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
 
 __all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "NeuronResiduals", "RunResult", "ValueAndGrad"]
 
 
-class AbstractBackend(Pairs):
+class AbstractBackend(Pairs[Array]):
     """A way to compute the spec. Public methods take and return numpy; underscored pairs work on native arrays."""
 
     def __init__(self, device: str | None = None) -> None:
@@ -43,14 +43,14 @@ class AbstractBackend(Pairs):
 
     # What follows from the pairs; a backend may override these with something faster.
     def block_forward(
-        self, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace:
+        self, block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
+    ) -> BlockTrace[Array]:
         """One block of the forward pass: `passes.block_forward`."""
         return block_forward(self, block, s, wq, steps, dropout)
 
     def block_backward(
-        self, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
-    ) -> tuple[Native | None, Native]:
+        self, trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
+    ) -> tuple[Array | None, Array]:
         """One block of the backward pass: `passes.block_backward`."""
         return block_backward(self, trace, ds, precision, training=training)
 
@@ -94,6 +94,6 @@ class AbstractBackend(Pairs):
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
-    ) -> Trainer:
+    ) -> Trainer[Array]:
         """The object that the training loop drives: `init`, `step`, `predict`, `export_state`, `import_state`."""
         return Trainer(self, network, loss, optimizer, precision, seed, memory)

@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import numpy as np
 
@@ -30,67 +30,67 @@ from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
-from stsbp_spec.typing import AnyArray, Coding, Native, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
 __all__ = ["BlockTrace", "Pairs"]
 
 
 @dataclass
-class BlockTrace:
+class BlockTrace(Generic[Array]):
     """What the forward pass of one block leaves for its backward pass."""
 
     block: Block
     before: list[Any]
     synapse: Any
-    lif: Any
-    spikes: Native
-    zeroed: Native | None = None
+    lif: NeuronResiduals[Array]
+    spikes: Array
+    zeroed: Array | None = None
     """Numbers of `Pairs.error_grid`, after a backward pass in `reproducible` precision."""
 
 
-class Pairs(ABC):
+class Pairs(ABC, Generic[Array]):
     """What computes the spec, operation by operation."""
 
     name: ClassVar[str]
 
     # Arrays.
     @abstractmethod
-    def asarray(self, x: AnyArray) -> Native:
+    def asarray(self, x: AnyArray) -> Array:
         """A native array of the same dtype and (logical) shape."""
 
     @abstractmethod
-    def numpy(self, x: Native) -> AnyArray:
+    def numpy(self, x: Array) -> AnyArray:
         """A numpy array in the layout of the spec; may share memory."""
 
     @abstractmethod
-    def encode(self, inputs: UInt8, coding: Coding) -> Native:
+    def encode(self, inputs: UInt8, coding: Coding) -> Array:
         """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, as the weights meet them."""
 
     # Pairs: forward -> outputs, residuals; backward(residuals, cotangents) -> cotangents.
     @abstractmethod
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Native, wq: Native) -> tuple[Native, Any]:
+    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         """`z = W s`, `[T, B, ...]`: synapses/conv2d.py, synapses/linear.py."""
 
     @abstractmethod
     def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Native, *, precision: Precision, need_input: bool
-    ) -> tuple[Native | None, Native]:
+        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
+    ) -> tuple[Array | None, Array]:
         """`(ds, dW)`; `ds` is None where `need_input` is false. `reproducible`: sums in float64, rounded once."""
 
     @abstractmethod
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Native) -> tuple[Native, Any]:
+    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Any]:
         """Pooled spikes: synapses/avgpool2d.py."""
 
     @abstractmethod
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Native) -> Native:
+    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Array) -> Array:
         """Adjoint of the pooling."""
 
     @abstractmethod
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Native:
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
         """`random.keep_mask` as a native array of `shape` `[B, ...]`."""
 
     @abstractmethod
-    def dropout(self, mask: Native, s: Native) -> Native:
+    def dropout(self, mask: Array, s: Array) -> Array:
         """`s * mask`, its own adjoint: synapses/dropout.py."""
 
     @abstractmethod
@@ -98,11 +98,11 @@ class Pairs(ABC):
         self,
         recurrence: Recurrence,
         constants: Constants,
-        inputs: Mapping[str, Native],
+        inputs: Mapping[str, Array],
         steps: int,
         *,
         summed: bool = False,
-    ) -> dict[str, Native]:
+    ) -> dict[str, Array]:
         """Run an equation over time, or, with one step and no states, over the elements of arrays.
 
         Each operation rounds once to float32, as it is written. States are zero before the first step.
@@ -120,11 +120,11 @@ class Pairs(ABC):
 
     # The contract.
     @abstractmethod
-    def weight_grid(self, block: Block, w: Native) -> tuple[Native, WeightGrid]:
+    def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
         """Weights of the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
-    def error_grid(self, dz: Native, bits: int) -> tuple[Native, Native]:
+    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
         """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
 
         The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
@@ -132,29 +132,29 @@ class Pairs(ABC):
         """
 
     @abstractmethod
-    def gradient_norm(self, gradients: Sequence[Native]) -> float:
+    def gradient_norm(self, gradients: Sequence[Array]) -> float:
         """`optim.gradient_norm`."""
 
     @abstractmethod
-    def spike_count(self, s: Native) -> Native:
+    def spike_count(self, s: Array) -> Array:
         """How many spikes there are, a native integer of no axes; nothing waits for it until the end of the step."""
 
     @abstractmethod
     def block_forward(
-        self, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace:
+        self, block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
+    ) -> BlockTrace[Array]:
         """One block of the forward pass: `passes.block_forward`."""
 
     @abstractmethod
     def block_backward(
-        self, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
-    ) -> tuple[Native | None, Native]:
+        self, trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
+    ) -> tuple[Array | None, Array]:
         """One block of the backward pass: `passes.block_backward`."""
 
     # What follows from it; a backend may override these with something faster.
     def neuron_forward(
-        self, neuron: NeuronModel, filter: SynapticFilter, z: Native, steps: int
-    ) -> tuple[Native, NeuronResiduals]:
+        self, neuron: NeuronModel, filter: SynapticFilter, z: Array, steps: int
+    ) -> tuple[Array, NeuronResiduals[Array]]:
         """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py."""
         equations = neuron_equations(filter, neuron)
         found = self.recur(equations.forward, equations.constants, {"z": z}, steps)
@@ -162,41 +162,41 @@ class Pairs(ABC):
         return spikes, NeuronResiduals(found, spikes, static=len(z) == 1 and steps > 1)
 
     def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Native
-    ) -> Native:
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
+    ) -> Array:
         """`dL/dz`, the shape of `z`, from `dL/do`."""
         equations = neuron_equations(filter, neuron)
         inputs = {**residuals.kept, "g": ds}
         return self.recur(equations.backward, equations.constants, inputs, len(ds), summed=residuals.static)["dz"]
 
-    def neuron_potentials(self, residuals: NeuronResiduals) -> Native:
+    def neuron_potentials(self, residuals: NeuronResiduals[Array]) -> Array:
         """Membrane potentials `[T, B, ...]` of a forward pass."""
         return residuals.kept["u"]
 
-    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Native]) -> list[tuple[Native, WeightGrid]]:
+    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
         """`weight_grid` of several layers; a device is best waited for once."""
         return [self.weight_grid(block, w) for block, w in zip(blocks, weights, strict=True)]
 
-    def read(self, arrays: Sequence[Native]) -> list[AnyArray]:
+    def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """`numpy` of several arrays; a device is best waited for once."""
         return [self.numpy(x) for x in arrays]
 
-    def spike_rate(self, s: Native) -> float:
+    def spike_rate(self, s: Array) -> float:
         """Mean of spikes over all axes."""
         rate: float = int(self.numpy(self.spike_count(s))) / math.prod(s.shape)
         return rate
 
-    def psp_forward(self, psp: PSP, s: Native) -> Native:
+    def psp_forward(self, psp: PSP, s: Array) -> Array:
         """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""
         equations = filter_equations(psp.filter())
         return self.recur(equations.forward, equations.constants, {"o": s}, len(s))["a"]
 
-    def psp_backward(self, psp: PSP, da: Native) -> Native:
+    def psp_backward(self, psp: PSP, da: Array) -> Array:
         """Adjoint of the filter."""
         equations = filter_equations(psp.filter())
         return self.recur(equations.backward, equations.constants, {"da": da}, len(da))["do"]
 
-    def loss_error(self, loss: Loss, psp: PSP, s: Native, targets: Native) -> Native:
+    def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
         """`dL/do` of the batch loss at the output, `[T, B, N]`: losses/."""
         steps, batch = s.shape[:2]
         equations = loss_equations(loss)
@@ -209,19 +209,19 @@ class Pairs(ABC):
             values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
         return self.recur(equations.backward, constants, values, steps)["do"]
 
-    def adamw(self, scalars: AdamWScalars, w: Native, g: Native, m: Native, v: Native) -> tuple[Native, Native, Native]:
+    def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
         """New `(w, m, v)`: optim/adamw.py. May work in place."""
         constants = {name: getattr(scalars, name) for name in UPDATE.parameters}
         inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
         new = self.recur(UPDATE, constants, inputs, 1)
         return new["new_w"][0], new["new_m"][0], new["new_v"][0]
 
-    def pack_spikes(self, s: Native) -> Any:
+    def pack_spikes(self, s: Array) -> Any:
         """Spikes, zeros and ones, as bits."""
         x = self.numpy(s)
         return np.packbits(x.astype(np.uint8)), x.shape, x.dtype
 
-    def unpack_spikes(self, packed: Any) -> Native:
+    def unpack_spikes(self, packed: Any) -> Array:
         """Inverse of `pack_spikes`."""
         bits, shape, dtype = packed
         return self.asarray(np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype))

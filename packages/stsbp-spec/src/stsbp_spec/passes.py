@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic
 
 from stsbp_spec.grid import error_bits
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.typing import Memory, Native, Precision
+from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
     "FORWARD_PASSES",
@@ -33,28 +33,28 @@ __all__ = [
 
 
 @dataclass
-class LeanTrace:
+class LeanTrace(Generic[Array]):
     """The same in little memory: the spikes as bits, and how to run the block again."""
 
     block: Block
-    unpack: Callable[[], Native]
-    again: Callable[[], BlockTrace]
-    zeroed: Native | None = None
+    unpack: Callable[[], Array]
+    again: Callable[[], BlockTrace[Array]]
+    zeroed: Array | None = None
 
     @property
-    def spikes(self) -> Native:
+    def spikes(self) -> Array:
         """Spikes of the block."""
         return self.unpack()
 
 
 def forward_pass(
-    backend: Pairs,
+    backend: Pairs[Array],
     network: NetworkSpec,
-    wq: dict[str, Native],
-    x: Native,
+    wq: dict[str, Array],
+    x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> list[BlockTrace]:
+) -> list[BlockTrace[Array]]:
     """Run the network on encoded inputs.
 
     Args:
@@ -68,26 +68,26 @@ def forward_pass(
     Returns:
         The trace of each block; the last one's `spikes` are the output.
     """
-    traces: list[BlockTrace] = []
+    traces: list[BlockTrace[Array]] = []
     for block in network.blocks:
         traces.append(backend.block_forward(block, traces[-1].spikes if traces else x, wq[block.name], steps, dropout))
     return traces
 
 
 def lean_forward_pass(
-    backend: Pairs,
+    backend: Pairs[Array],
     network: NetworkSpec,
-    wq: dict[str, Native],
-    x: Native,
+    wq: dict[str, Array],
+    x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> list[LeanTrace]:
+) -> list[LeanTrace[Array]]:
     """`forward_pass` that keeps one bit a spike; the backward pass runs each block again when it comes to it."""
-    traces: list[LeanTrace] = []
+    traces: list[LeanTrace[Array]] = []
     s, unpack = x, lambda: x
     for block in network.blocks:
 
-        def again(block: Block = block, below: Callable[[], Native] = unpack) -> BlockTrace:
+        def again(block: Block = block, below: Callable[[], Array] = unpack) -> BlockTrace[Array]:
             return backend.block_forward(block, below(), wq[block.name], steps, dropout)
 
         s = backend.block_forward(block, s, wq[block.name], steps, dropout).spikes
@@ -101,30 +101,32 @@ FORWARD_PASSES: Mapping[Memory, Callable[..., list[Any]]] = {"full": forward_pas
 
 
 def backward_pass(
-    backend: Pairs,
-    traces: Sequence[BlockTrace | LeanTrace],
-    ds: Native,
+    backend: Pairs[Array],
+    traces: Sequence[BlockTrace[Array] | LeanTrace[Array]],
+    ds: Array,
     precision: Precision,
     *,
     training: bool,
-) -> dict[str, Native]:
+) -> dict[str, Array]:
     """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
 
     The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes and what the error grid
     zeroed are left afterwards, so that the blocks below have its memory.
     """
-    gradients: dict[str, Native] = {}
+    gradients: dict[str, Array] = {}
+    below: Array | None = ds
     for kept in reversed(traces):
+        assert below is not None  # of the first block alone
         trace = kept.again() if isinstance(kept, LeanTrace) else kept
-        ds, gradients[trace.block.name] = backend.block_backward(trace, ds, precision, training=training)
+        below, gradients[trace.block.name] = backend.block_backward(trace, below, precision, training=training)
         trace.before, trace.synapse, trace.lif, kept.zeroed = [], None, None, trace.zeroed
         del trace  # before the next block is run again
     return gradients
 
 
 def block_forward(
-    backend: Pairs, block: Block, s: Native, wq: Native, steps: int, dropout: tuple[int, int] | None
-) -> BlockTrace:
+    backend: Pairs[Array], block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
+) -> BlockTrace[Array]:
     """One block of `forward_pass` by the backend's pairs, on the spikes `s` of the block below, `[1 or T, B, ...]`."""
     before: list[Any] = []
     shape = block.input_shape
@@ -145,8 +147,8 @@ def block_forward(
 
 
 def block_backward(
-    backend: Pairs, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
-) -> tuple[Native | None, Native]:
+    backend: Pairs[Array], trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
+) -> tuple[Array | None, Array]:
     """One block of `backward_pass` by the backend's pairs: `(error of s, gradient of the weights)`.
 
     The first block has no error of `s`: None.
@@ -156,8 +158,8 @@ def block_backward(
 
 
 def synapse_backward(
-    backend: Pairs, trace: BlockTrace, ds: Native, precision: Precision, *, training: bool
-) -> tuple[Native | None, Native]:
+    backend: Pairs[Array], trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
+) -> tuple[Array | None, Array]:
     """`block_backward` through neurons and weights: the error after pooling and dropout."""
     block = trace.block
     dz = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
@@ -166,7 +168,7 @@ def synapse_backward(
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
 
 
-def before_backward(backend: Pairs, trace: BlockTrace, below: Native, first: int = 0) -> Native:
+def before_backward(backend: Pairs[Array], trace: BlockTrace[Array], below: Array, first: int = 0) -> Array:
     """The rest of `block_backward`: through pooling and dropout, down to layer `first` of them."""
     layers = list(zip(trace.block.before, trace.before, strict=True))[first:]
     for layer, residual in reversed(layers):

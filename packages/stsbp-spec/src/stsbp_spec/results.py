@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 from stsbp_spec.grid import WeightGrid, ZeroedErrors
-from stsbp_spec.typing import Float32, Native, UInt8
+from stsbp_spec.typing import Array, Float32, UInt8
 
 __all__ = [
     "Batch",
@@ -69,7 +69,7 @@ class ValueAndGrad:
     zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
 
 
-class NeuronResiduals(NamedTuple):
+class NeuronResiduals(NamedTuple, Generic[Array]):
     """What a forward pass of neurons leaves for the way back: arrays `[T, B, ...]`.
 
     Attributes:
@@ -78,19 +78,19 @@ class NeuronResiduals(NamedTuple):
         static: whether one `z` served all steps.
     """
 
-    kept: dict[str, Native]
-    spikes: Native
+    kept: dict[str, Array]
+    spikes: Array
     static: bool
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Array]):
     """Master weights and optimiser state, native arrays by layer name; opaque to the loop."""
 
     step: int
-    weights: dict[str, Native]
-    m: dict[str, Native]
-    v: dict[str, Native]
+    weights: dict[str, Array]
+    m: dict[str, Array]
+    v: dict[str, Array]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.passes import FORWARD_PASSES, LeanTrace, backward_pass, forward_pass
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
-from stsbp_spec.typing import AnyArray, Float32, Memory, Native, Precision, UInt8
+from stsbp_spec.typing import AnyArray, Array, Float32, Memory, Precision, UInt8
 from stsbp_spec.values import shown
 
 __all__ = [
@@ -38,10 +38,10 @@ __all__ = [
     "zeroed_errors",
 ]
 
-T = TypeVar("T", BlockTrace, LeanTrace)
+T = TypeVar("T")
 
 
-class Trainer:
+class Trainer(Generic[Array]):
     """Forward, loss, backward, update; one object for a whole training run.
 
     Args:
@@ -58,7 +58,7 @@ class Trainer:
 
     def __init__(
         self,
-        backend: Pairs,
+        backend: Pairs[Array],
         network: NetworkSpec,
         loss: Loss,
         optimizer: AdamW,
@@ -81,7 +81,7 @@ class Trainer:
         self.memory: Memory = memory
         self.forward = FORWARD_PASSES[memory]
 
-    def init(self, weights: dict[str, Float32]) -> TrainState:
+    def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
         check_weights(self.network, weights)
         native, m, v = (
@@ -91,7 +91,7 @@ class Trainer:
         return TrainState(0, native, m, v)
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
-    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+    def step(self, state: TrainState[Array], batch: Batch) -> tuple[TrainState[Array], StepResult]:
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
         backend, network = self.backend, self.network
         steps = check_batch(network, batch)
@@ -129,7 +129,7 @@ class Trainer:
         return new, result
 
     @np.errstate(over="ignore", invalid="ignore")
-    def predict(self, state: TrainState, inputs: UInt8, steps: int) -> Prediction:
+    def predict(self, state: TrainState[Array], inputs: UInt8, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
         steps = int(steps)
@@ -137,7 +137,7 @@ class Trainer:
         spikes, rates, _ = _results(self.backend, traces, traces[-1].spikes)
         return Prediction(spikes, rates)
 
-    def export_state(self, state: TrainState) -> dict[str, AnyArray]:
+    def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
         exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
         for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
@@ -145,7 +145,7 @@ class Trainer:
                 exported[f"{prefix}/{name}"] = _without_subnormals(self.backend.numpy(x))
         return exported
 
-    def import_state(self, exported: dict[str, AnyArray]) -> TrainState:
+    def import_state(self, exported: dict[str, AnyArray]) -> TrainState[Array]:
         """Inverse of `export_state`.
 
         Raises:
@@ -157,7 +157,7 @@ class Trainer:
         step = np.asarray(exported.get("step"))
         if step.shape != () or step.dtype.kind not in "iu" or not 0 <= step < 2**32:
             raise ShapeError(f"the step of a state must be an integer from 0 to 2**32 - 1, got {shown(step.tolist())}")
-        parts: list[dict[str, Native]] = []
+        parts: list[dict[str, Array]] = []
         for prefix in ("weight", "adamw.m", "adamw.v"):
             named = {k.removeprefix(prefix + "/"): x for k, x in exported.items() if str(k).startswith(prefix + "/")}
             check_weights(self.network, named, what=prefix)
@@ -176,7 +176,7 @@ def _without_subnormals(x: Float32) -> Float32:
 
 @np.errstate(over="ignore", invalid="ignore")
 def value_and_grad(
-    backend: Pairs,
+    backend: Pairs[Array],
     network: NetworkSpec,
     loss: Loss,
     weights: dict[str, Float32],
@@ -205,7 +205,9 @@ def value_and_grad(
 
 
 @np.errstate(over="ignore", invalid="ignore")
-def run(backend: Pairs, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
+def run(
+    backend: Pairs[Array], network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
+) -> RunResult:
     """See `Pairs.run`."""
     check_weights(network, weights)
     check_inputs(network, inputs, steps)
@@ -220,9 +222,9 @@ def run(backend: Pairs, network: NetworkSpec, weights: dict[str, Float32], input
 
 
 def _forward(
-    backend: Pairs,
+    backend: Pairs[Array],
     network: NetworkSpec,
-    weights: dict[str, Native],
+    weights: dict[str, Array],
     inputs: UInt8,
     steps: int,
     dropout: tuple[int, int] | None,
@@ -237,7 +239,7 @@ def _forward(
 
 
 def _results(
-    backend: Pairs, traces: Sequence[BlockTrace | LeanTrace], output: Native
+    backend: Pairs[Array], traces: Sequence[BlockTrace[Array] | LeanTrace[Array]], output: Array
 ) -> tuple[UInt8, dict[str, float], dict[str, ZeroedErrors]]:
     """Output spikes, spike rates of every layer, and what the error grid took from it, with one wait for the device."""
     names = [trace.block.name for trace in traces]
@@ -251,7 +253,7 @@ def _results(
     return spikes.astype(np.uint8), rates, taken
 
 
-def _zeroed(traces: Sequence[BlockTrace | LeanTrace]) -> dict[str, Native]:
+def _zeroed(traces: Sequence[BlockTrace[Array] | LeanTrace[Array]]) -> dict[str, Array]:
     """Numbers of `Pairs.error_grid` by layer, where there was an error grid."""
     return {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
 
@@ -262,7 +264,7 @@ def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
     return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}
 
 
-def _not_finite(backend: Pairs, gradients: dict[str, Native], where: str) -> NumericError:
+def _not_finite(backend: Pairs[Array], gradients: dict[str, Array], where: str) -> NumericError:
     # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
     bad = [name for name, g in gradients.items() if not np.isfinite(backend.numpy(g)).all()]
     message = f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients"

@@ -6,25 +6,50 @@ Axis letters, used in every docstring: `T` time steps, `B` samples of a batch, `
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = [
     "AnyArray",
+    "Array",
     "Coding",
     "Float32",
     "Float64",
     "Int32",
     "Int64",
     "Memory",
-    "Native",
+    "NativeArray",
     "Precision",
     "Shape",
     "UInt8",
     "UInt32",
 ]
+
+
+class NativeArray(Protocol):
+    """What the spec asks of an array of a backend's own library; it never looks inside."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Array = TypeVar("Array", bound=NativeArray, default=Any)
+else:
+    from typing import TypeVar
+
+    Array = TypeVar("Array", bound=NativeArray)
+"""The type of a backend's arrays: `torch.Tensor`, `jax.Array`, ... Whoever opens a backend by its name cannot know it,
+and leaves it away: `AbstractBackend`."""
 
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt32: TypeAlias = npt.NDArray[np.uint32]
@@ -33,8 +58,6 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 Float32: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
 AnyArray: TypeAlias = npt.NDArray[Any]
-Native: TypeAlias = Any
-"""An array of a backend's own library (`torch.Tensor`, `cupy.ndarray`, ...); the spec never looks inside."""
 
 Shape: TypeAlias = tuple[int, ...]
 Precision: TypeAlias = Literal["fast", "reproducible"]

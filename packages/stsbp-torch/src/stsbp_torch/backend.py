@@ -40,7 +40,7 @@ __all__ = ["TorchBackend"]
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
-class TorchBackend(AbstractBackend):
+class TorchBackend(AbstractBackend[torch.Tensor]):
     """PyTorch on the CPU and on CUDA."""
 
     name: ClassVar[str] = "torch"
@@ -99,7 +99,7 @@ class TorchBackend(AbstractBackend):
 
     def block_forward(
         self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace:
+    ) -> BlockTrace[torch.Tensor]:
         if not self._on_cpu:
             return super().block_forward(block, s, wq, steps, dropout)
         from stsbp_torch.sparse import block as sparse
@@ -116,7 +116,7 @@ class TorchBackend(AbstractBackend):
         return s
 
     def block_backward(
-        self, trace: BlockTrace, ds: Any, precision: Precision, *, training: bool
+        self, trace: BlockTrace[torch.Tensor], ds: Any, precision: Precision, *, training: bool
     ) -> tuple[Any, torch.Tensor]:
         if not self._on_cpu:
             return super().block_backward(trace, ds, precision, training=training)
@@ -165,7 +165,7 @@ class TorchBackend(AbstractBackend):
 
     def neuron_forward(
         self, neuron: NeuronModel, filter: SynapticFilter, z: torch.Tensor, steps: int
-    ) -> tuple[torch.Tensor, NeuronResiduals]:
+    ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
             return super().neuron_forward(neuron, filter, z, steps)
         from stsbp_torch.neurons import fused_cpu
@@ -174,7 +174,7 @@ class TorchBackend(AbstractBackend):
         return spikes, NeuronResiduals(kept, spikes, static=len(z) == 1 and steps > 1)
 
     def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: torch.Tensor
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[torch.Tensor], ds: torch.Tensor
     ) -> torch.Tensor:
         if not self._on_cpu:
             below: torch.Tensor = super().neuron_backward(neuron, filter, residuals, ds)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.typing import Native, Shape
+from stsbp_spec.typing import Shape
 
-from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
 __all__ = ["backward", "forward"]
 
 
-def forward(rt: Runtime, pool: AvgPool2d, s: Native) -> tuple[Native, Shape]:
+def forward(rt: Runtime, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
     """Means of windows, `[T, B, C, H // size, W // size]`; the residual is the input's shape in memory order."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32))
     *lead, height, width, channels = s.shape
@@ -23,7 +23,7 @@ def forward(rt: Runtime, pool: AvgPool2d, s: Native) -> tuple[Native, Shape]:
     return logical(rt, out), s.shape
 
 
-def backward(rt: Runtime, pool: AvgPool2d, shape: Shape, d: Native) -> Native:
+def backward(rt: Runtime, pool: AvgPool2d, shape: Shape, d: Array) -> Array:
     """Each input receives its window's error divided by `size^2`; dropped rows and columns receive zero."""
     d = memory(rt, d)
     ds = rt.empty(shape, np.float32)

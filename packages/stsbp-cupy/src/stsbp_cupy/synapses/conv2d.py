@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.typing import Native, Precision, Shape
+from stsbp_spec.typing import Precision, Shape
 
-from stsbp_cupy.runtime import Runtime, lanes_of, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
@@ -20,18 +20,18 @@ _LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(n
 class Residuals(NamedTuple):
     """Input frames `[T, B, H, W, C]` and weights as rows `[C', kernel kernel C]`."""
 
-    s: Native
-    rows: Native
+    s: Array
+    rows: Array
 
 
-def _geometry(conv: Conv2d, frames: Native) -> tuple[int, ...]:
+def _geometry(conv: Conv2d, frames: Array) -> tuple[int, ...]:
     """Parameters that the kernels of im2col.cu share."""
     height, width, channels = frames.shape[1:]
     _, rows, columns = conv.output_shape((channels, height, width))
     return (channels, height, width, rows, columns, conv.kernel, conv.stride, conv.padding)
 
 
-def _chunks(rt: Runtime, conv: Conv2d, frames: Native, itemsize: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """Slices of frames and of the windows in them, so that unfolded windows fit `chunk_bytes`."""
     channels, _, _, rows, columns, *_ = _geometry(conv, frames)
     windows = rows * columns
@@ -41,7 +41,7 @@ def _chunks(rt: Runtime, conv: Conv2d, frames: Native, itemsize: int) -> Iterato
         yield slice(n, end), slice(n * windows, end * windows)
 
 
-def _unfold(rt: Runtime, conv: Conv2d, frames: Native, dtype: Any, *scale: float) -> Native:
+def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any, *scale: float) -> Array:
     """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`; float16 takes the units' `scale`."""
     channels, _, _, rows, columns, *_ = geometry = _geometry(conv, frames)
     windows = rt.empty((len(frames) * rows * columns, conv.kernel**2 * channels), dtype)
@@ -55,14 +55,14 @@ def _unfold(rt: Runtime, conv: Conv2d, frames: Native, dtype: Any, *scale: float
     return windows
 
 
-def _fold(rt: Runtime, conv: Conv2d, windows: Native, ds: Native) -> None:
+def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
     """Adjoint of `_unfold`, into frames `ds` `[n, H, W, C]`."""
     letter = _LETTERS[windows.dtype]
     lanes = lanes_of(ds.shape[-1], windows, ds, most=2 if letter == "f64" else 4)
     rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
 
 
-def forward(rt: Runtime, conv: Conv2d, s: Native, wq: Native | HalfUnits) -> tuple[Native, Residuals]:
+def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array | HalfUnits) -> tuple[Array, Residuals]:
     """`z = W * s`, `[T, B, C', H', W']`."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32, copy=False))
     steps, batch, height, width, channels = s.shape
@@ -83,8 +83,8 @@ def forward(rt: Runtime, conv: Conv2d, s: Native, wq: Native | HalfUnits) -> tup
 
 
 def backward(
-    rt: Runtime, conv: Conv2d, residuals: Residuals, dz: Native, *, precision: Precision, need_input: bool
-) -> tuple[Native | None, Native]:
+    rt: Runtime, conv: Conv2d, residuals: Residuals, dz: Array, *, precision: Precision, need_input: bool
+) -> tuple[Array | None, Array]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.dtype(np.float64 if precision == "reproducible" else np.float32)
     s, rows = residuals

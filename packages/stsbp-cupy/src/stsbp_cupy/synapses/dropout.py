@@ -6,14 +6,14 @@ import math
 
 import numpy as np
 from stsbp_spec.random import Stream, check_seed
-from stsbp_spec.typing import Native, Shape
+from stsbp_spec.typing import Shape
 
-from stsbp_cupy.runtime import Runtime, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, logical, memory
 
 __all__ = ["apply", "keep_mask"]
 
 
-def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Native:
+def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
     """Dropout mask of `shape` `[B, ...]`: 0 with probability `rate`, else 1."""
     spatial = len(shape) >= 4
     channels, area = (shape[-3], shape[-2] * shape[-1]) if spatial else (1, math.prod(shape))
@@ -26,7 +26,7 @@ def keep_mask(rt: Runtime, seed: int, layer: int, step: int, shape: Shape, rate:
     return logical(rt, mask)
 
 
-def apply(rt: Runtime, mask: Native, s: Native) -> Native:
+def apply(rt: Runtime, mask: Array, s: Array) -> Array:
     """`s * mask`, `[T, B, ...]` times `[B, ...]`; its own adjoint."""
     s, mask = memory(rt, s), memory(rt, mask)
     out = rt.empty_like(s)

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.typing import Native, Precision
+from stsbp_spec.typing import Precision
 
-from stsbp_cupy.runtime import Runtime, logical, memory
+from stsbp_cupy.runtime import Array, Runtime, logical, memory
 from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
@@ -17,11 +17,11 @@ __all__ = ["Residuals", "backward", "forward"]
 class Residuals(NamedTuple):
     """Input `[T, B, N]` or `[T, B, H, W, C]` in memory order, weights as rows in the order of one sample's input."""
 
-    s: Native
-    rows: Native
+    s: Array
+    rows: Array
 
 
-def forward(rt: Runtime, linear: Linear, s: Native, wq: Native | HalfUnits) -> tuple[Native, Residuals]:
+def forward(rt: Runtime, linear: Linear, s: Array, wq: Array | HalfUnits) -> tuple[Array, Residuals]:
     """`z = W s`, `[T, B, N]`."""
     weights = array_of(wq)
     rows = channels_last_rows(rt, weights, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(weights)
@@ -37,8 +37,8 @@ def forward(rt: Runtime, linear: Linear, s: Native, wq: Native | HalfUnits) -> t
 
 
 def backward(
-    rt: Runtime, linear: Linear, residuals: Residuals, dz: Native, *, precision: Precision, need_input: bool
-) -> tuple[Native | None, Native]:
+    rt: Runtime, linear: Linear, residuals: Residuals, dz: Array, *, precision: Precision, need_input: bool
+) -> tuple[Array | None, Array]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, rows = residuals

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from stsbp_spec.typing import Native, Shape
+from stsbp_spec.typing import Shape
 
-from stsbp_cupy.runtime import Runtime
+from stsbp_cupy.runtime import Array, Runtime
 
 __all__ = ["HalfUnits", "array_of", "channels_last_rows"]
 
@@ -25,7 +25,7 @@ class HalfUnits:
         weight_exponent, input_exponent: of the two units.
     """
 
-    array: Native
+    array: Array
     weight_exponent: int
     input_exponent: int
 
@@ -45,17 +45,17 @@ class HalfUnits:
         """What one unit times one unit is worth."""
         return 2.0 ** -(self.weight_exponent + self.input_exponent)
 
-    def units(self, rows: Native) -> Native:
+    def units(self, rows: Array) -> Array:
         """The matrix `rows` of these weights as half-precision integers."""
         return (rows * np.float32(2.0**self.weight_exponent)).astype(np.float16)
 
 
-def array_of(wq: Native | HalfUnits) -> Native:
+def array_of(wq: Array | HalfUnits) -> Array:
     """The float32 array of weights."""
     return wq.array if isinstance(wq, HalfUnits) else wq
 
 
-def channels_last_rows(rt: Runtime, wq: Native, shape: Shape) -> Native:
+def channels_last_rows(rt: Runtime, wq: Array, shape: Shape) -> Array:
     """Weights `[out, C H W]` or `[out, C, H, W]` as rows `[out, H W C]`, the order of activations in memory.
 
     Args:
@@ -63,10 +63,12 @@ def channels_last_rows(rt: Runtime, wq: Native, shape: Shape) -> Native:
         wq: the weights.
         shape: `(C, H, W)` of one row.
     """
-    return rt.xp.ascontiguousarray(rt.xp.moveaxis(wq.reshape(len(wq), *shape), 1, -1)).reshape(len(wq), -1)
+    rows: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(wq.reshape(len(wq), *shape), 1, -1))
+    return rows.reshape(len(wq), -1)
 
 
-def channels_first(rt: Runtime, rows: Native, shape: Shape, out_shape: Shape) -> Native:
+def channels_first(rt: Runtime, rows: Array, shape: Shape, out_shape: Shape) -> Array:
     """Inverse of `channels_last_rows`: rows `[out, H W C]` as `out_shape`, contiguous."""
     c, h, w = shape
-    return rt.xp.ascontiguousarray(rt.xp.moveaxis(rows.reshape(len(rows), h, w, c), -1, 1)).reshape(out_shape)
+    first: Array = rt.xp.ascontiguousarray(rt.xp.moveaxis(rows.reshape(len(rows), h, w, c), -1, 1))
+    return first.reshape(out_shape)

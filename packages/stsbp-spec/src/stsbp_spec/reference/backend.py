@@ -27,7 +27,7 @@ __all__ = ["NumpyBackend"]
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
-class NumpyBackend(AbstractBackend):
+class NumpyBackend(AbstractBackend[AnyArray]):
     """The reference as a backend: slow, and the measure of all others."""
 
     name: ClassVar[str] = "numpy"

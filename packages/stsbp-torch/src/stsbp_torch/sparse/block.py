@@ -117,7 +117,7 @@ class DeferredError(NamedTuple):
     wq: torch.Tensor
     dz: torch.Tensor
 
-    def taken(self, backend: Pairs, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
+    def taken(self, backend: Pairs[torch.Tensor], u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
         """The error of the spikes of the layer below, of potentials `u`."""
         # Few input channels leave parts of the dense product's vectors empty.
         width = "narrow" if self.block.synapse_shape[0] < LANES else "wide"
@@ -169,13 +169,13 @@ Error = torch.Tensor | PooledError | DeferredError
 
 
 def block_forward(
-    backend: Pairs,
+    backend: Pairs[torch.Tensor],
     block: Block,
     s: torch.Tensor,
     wq: torch.Tensor,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> BlockTrace:
+) -> BlockTrace[torch.Tensor]:
     """`passes.block_forward` by these kernels where they pay."""
     if not known(block) or s.dtype != torch.uint8 or s.shape[1] < get_num_threads():
         return passes.block_forward(backend, block, s, wq, steps, dropout)
@@ -204,8 +204,8 @@ def forward_kind(block: Block, given: Input, density: float) -> str:
 
 
 def forward_bytes(
-    backend: Pairs, block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
-) -> tuple[torch.Tensor, NeuronResiduals]:
+    backend: Pairs[torch.Tensor], block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
     """Spikes and residuals of a block by a convolution of bytes."""
     assert isinstance(block.synapse, Conv2d)
     z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
@@ -213,7 +213,7 @@ def forward_bytes(
 
 
 def block_backward(
-    backend: Pairs, trace: BlockTrace, ds: Error, precision: Precision, *, training: bool
+    backend: Pairs[torch.Tensor], trace: BlockTrace[torch.Tensor], ds: Error, precision: Precision, *, training: bool
 ) -> tuple[Error | None, torch.Tensor]:
     """`passes.block_backward` by these kernels where the forward pass chose them.
 
@@ -248,7 +248,7 @@ def block_backward(
     return (DeferredError(block, given, residuals.wq, dz) if need_input else None), dw
 
 
-def _below(backend: Pairs, block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
+def _below(backend: Pairs[torch.Tensor], block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
     """The error of the spikes below from that of the input of a block's synapses."""
     if given.mask is not None and given.masked == 2:
         below = backend.dropout(given.mask, below)
@@ -281,7 +281,7 @@ def known(block: Block) -> bool:
     )
 
 
-def given_input(backend: Pairs, block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
+def given_input(backend: Pairs[torch.Tensor], block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
     """What a block that is `known` takes from the spikes of the block below."""
     size, mask, masked, shape = 1, None, 0, block.input_shape
     for place, layer in enumerate(block.before):
@@ -295,14 +295,14 @@ def given_input(backend: Pairs, block: Block, s: torch.Tensor, dropout: tuple[in
     return Input(s, size, mask, masked)
 
 
-def _by_pairs(backend: Pairs, trace: BlockTrace) -> BlockTrace:
+def _by_pairs(backend: Pairs[torch.Tensor], trace: BlockTrace[torch.Tensor]) -> BlockTrace[torch.Tensor]:
     """The trace that the pairs would have left."""
     given, wq, _ = trace.synapse
     s, before = _floats(backend, trace.block, given)
     return replace(trace, before=before, synapse=conv2d.Residuals(s, wq))
 
 
-def _floats(backend: Pairs, block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
+def _floats(backend: Pairs[torch.Tensor], block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
     """The input as the weights meet it, float32, and the residuals of pooling and dropout."""
     s, before = given.s, []
     for layer in block.before:
@@ -341,7 +341,7 @@ def _packed(conv: Conv2d, wq: torch.Tensor) -> Float32:
 
 def forward(
     block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
-) -> tuple[torch.Tensor, NeuronResiduals]:
+) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
     """Spikes and residuals of a block."""
     conv, equations = block.synapse, neuron_equations(filter, block.neuron)
     assert isinstance(conv, Conv2d)
@@ -359,7 +359,7 @@ def forward(
 def backward(
     block: Block,
     given: Input,
-    residuals: NeuronResiduals,
+    residuals: NeuronResiduals[torch.Tensor],
     ds: torch.Tensor | PooledError,
     filter: SynapticFilter,
     *,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.typing import Float32, Native
+from stsbp_spec.typing import Float32
 
 from stsbp.threads import cores, thread_count
 
@@ -68,7 +68,7 @@ def describe(backend: AbstractBackend, settings: dict[str, Any]) -> dict[str, An
     }
 
 
-def synchronise(*arrays: Native) -> None:
+def synchronise(*arrays: Any) -> None:
     """Wait until what computes `arrays` is done; on numpy arrays and tensors of the CPU it is."""
     for array in arrays:
         if hasattr(array, "block_until_ready"):  # JAX
@@ -138,7 +138,7 @@ def _status(key: str) -> int | None:
     return None
 
 
-def reset_peak_memory(array: Native) -> int | None:
+def reset_peak_memory(array: Any) -> int | None:
     """Begin to watch the memory of the device that `array` lies on; returns what is in use, None where unknown."""
     if getattr(array, "is_cuda", False):
         torch: Any = sys.modules["torch"]
@@ -152,7 +152,7 @@ def reset_peak_memory(array: Native) -> int | None:
     return None
 
 
-def peak_memory(array: Native) -> int | None:
+def peak_memory(array: Any) -> int | None:
     """Most memory in use since `reset_peak_memory`, in bytes; of the process where the device is the CPU."""
     if getattr(array, "is_cuda", False):
         return int(sys.modules["torch"].cuda.max_memory_allocated(array.device))
