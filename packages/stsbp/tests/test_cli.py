@@ -27,7 +27,7 @@ from stsbp.training.evaluate import Evaluation
 from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
 from stsbp_spec import LOSSES, PSP, NetworkSpec
 from stsbp_spec.decoders import distances
-from stsbp_spec.encoders import LabelCode
+from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
 
 
@@ -503,6 +503,19 @@ def test_distances_are_those_of_the_spec(loss: Any, code: LabelCode) -> None:
     spikes = (np.random.default_rng(0).random((9, 6, 5)) < 0.4).astype(np.uint8)
     fast = LabelDistances(code, 5, 9, loss, PSP(3.0))(spikes)
     np.testing.assert_allclose(fast, distances(spikes, code.sequences(5, 9), loss, PSP(3.0)), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))
+@pytest.mark.parametrize("code", [LabelCode(), LabelCode("01", "1000")], ids=["default", "patterns"])
+@pytest.mark.parametrize("size", [1, 7])
+def test_the_loss_beside_the_distances_has_the_bits_of_the_spec(loss: Any, code: LabelCode, size: int) -> None:
+    rng = np.random.default_rng(1)
+    spikes, labels = (rng.random((40, size, 19)) < 0.3).astype(np.uint8), rng.integers(0, 19, size)
+    measure = LabelDistances(code, 19, 40, loss, PSP(5 / 3))
+    targets = encode_repeat(labels, 19, 40, code)
+    together, losses = measure.with_loss(spikes, targets, labels)
+    assert losses.tolist() == loss.distance(spikes, targets, PSP(5 / 3)).tolist()
+    assert together.tolist() == measure(spikes).tolist()
 
 
 def test_metrics_file_is_cut_to_whole_lines(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from stsbp_spec import LOSSES, AdamW, Batch, initial_weights, open_backend
 from stsbp_spec.decoders import distances, nearest_sequence, spike_count
 from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.grid import CONTRACT_VERSION, ZeroedErrors
+from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.random import Stream, permutation
@@ -413,6 +414,25 @@ def test_best_is_chosen_by_validation(train_tiny: Callable[..., Result], tmp_pat
     saved = json.loads((tmp_path / "run" / "best.json").read_text())
     assert (saved["best"]["by"], saved["best"]["value"]) == ("validation accuracy", best["accuracy"])
     assert (saved["epoch"], saved["step"]) == (best["epoch"], best["step"])
+
+
+@pytest.mark.parametrize("dataset", ["digits", "motor"])
+def test_the_host_filters_the_outputs_of_a_batch_once(
+    dataset: str, stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, accuracy and the distances of spike trains come from one run of van Rossum's filter."""
+    batches: list[int] = []
+    filtered = VanRossum.parts
+
+    def counted(self: VanRossum, spikes: Any, *arguments: Any) -> Any:
+        batches.append(spikes.shape[-2])
+        return filtered(self, spikes, *arguments)
+
+    monkeypatch.setattr(VanRossum, "parts", counted)
+    size = ("--net", "12", "--epochs", 1, "--batch-size", 20, "--limit", 50, "--steps", 20, "--out", tmp_path / "run")
+    result = stsbp("train", dataset, *size, "--holdout", 15)
+    assert result.exit_code == 0, result.output
+    assert batches == [20, 20, 10, 15]
 
 
 def test_best_without_validation_is_chosen_by_training_loss(

@@ -272,12 +272,12 @@ class JaxTrainer(Trainer[Array]):
         described = _check_grids(self.network, grids, state.weights)
         _check_finite(self.network, finite, float(norm), f"step {state.step}: ")
         result = StepResult(
-            loss=self.loss.mean(spikes, batch.targets, self.network.output_psp),
             spikes=np.array(spikes),
             rates=_rates(self.network, counts, len(spikes)),
             grids=described,
             gradient_norm=float(norm),
             learning_rate=self.optimizer.rate(state.step),
+            measure=partial(self.loss.mean, spikes, batch.targets, self.network.output_psp),
             zeroed=_zeroed(self.network, zeroed),
         )
         return TrainState(state.step + 1, done.weights, done.m, done.v), result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic, NamedTuple
 
 from stsbp_spec.grid import WeightGrid, ZeroedErrors
@@ -98,22 +100,27 @@ class StepResult:
     """What one update reports.
 
     Attributes:
-        loss: mean distance of the batch before the update.
-        spikes: output spike trains, `[T, B, N]` uint8.
+        spikes: output spike trains before the update, `[T, B, N]` uint8.
         rates: mean spikes per neuron and step of each layer.
         grids: weight grid of each layer.
         gradient_norm: global norm before clipping.
         learning_rate: of this update.
+        measure: gives `loss`, a filter over all steps, which not everybody needs.
         zeroed: what the error grid took from each layer; empty in `fast` precision, which has none.
     """
 
-    loss: float
     spikes: UInt8
     rates: dict[str, float]
     grids: dict[str, WeightGrid]
     gradient_norm: float
     learning_rate: float
+    measure: Callable[[], float] = field(repr=False, compare=False)
     zeroed: dict[str, ZeroedErrors] = field(default_factory=dict)
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean distance of the batch before the update."""
+        return self.measure()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -118,12 +119,12 @@ class Trainer(Generic[Array]):
 
         spikes, rates, zeroed = _results(backend, traces, output)
         result = StepResult(
-            loss=self.loss.mean(spikes, batch.targets, network.output_psp),
             spikes=spikes,
             rates=rates,
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
+            measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp),
             zeroed=zeroed,
         )
         return new, result

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from stsbp_spec.expr import Expr, Names
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
-__all__ = ["Loss", "LossStep"]
+__all__ = ["Loss", "LossStep", "joined"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,14 @@ class Loss(ABC):
             Distances, `[...B]`.
         """
 
+    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64 | None:
+        """What each step and neuron adds to the distance, `[T, ...B, N]`, of which `joined` makes it.
+
+        None: the distance is no such sum, or as cheap without. Whoever compares outputs with several targets has then
+        to run a filter over them once.
+        """
+        return None
+
     def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:
         """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
         distances = self.distance(spikes, targets, psp)
@@ -74,3 +84,13 @@ class Loss(ABC):
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
         """One step back, which gives `dL/do`: from `x.o`, `x.target`, `x.r`, and `x.count` and `x.target_count`, the
         numbers of spikes of a neuron over all steps."""
+
+
+def joined(parts: Float64) -> Float64:
+    """Distances `[...B]` from `Loss.parts`: over the neurons of a step first, then step by step."""
+    # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
+    steps = np.ascontiguousarray(parts).sum(axis=-1)
+    total: Float64 = np.zeros(steps.shape[1:])
+    for step in steps:
+        total += step
+    return total

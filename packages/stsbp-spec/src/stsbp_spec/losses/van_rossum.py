@@ -9,6 +9,9 @@ Contract order for a batch of B, the filter run once on the difference since it 
     r = snap(k*r + c*(o - target))          t = 0 .. T-1
     e = snap(k*e + r)                       t = T-1 .. 0
     do = (c/B)*e                            c/B rounded once from float64
+
+So the device filters once a step, for the error. What is reported is the distance in float64, other numbers: the host
+filters once as well, for the loss and for all that compares the outputs with targets (`parts`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from stsbp_spec.expr import Names, snap, unsnapped
-from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.losses.base import Loss, LossStep, joined
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
 
@@ -37,15 +40,16 @@ class VanRossum(Loss):
     back_states: ClassVar[tuple[str, ...]] = ("e",)
 
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        return joined(self.parts(spikes, targets, psp))
+
+    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         k, c = 1 - 1 / psp.tau_s, 1 / psp.tau_s
-        # Laid out in rows, because in which order numpy adds a row depends on where its elements lie.
-        difference = np.ascontiguousarray(spikes.astype(np.float64) - targets)
+        difference = spikes.astype(np.float64) - targets
         r = np.zeros_like(difference[0])
-        total = np.zeros(r.shape[:-1])
         for d in difference:
             r = k * r + c * d
-            total += (r * r).sum(axis=-1)
-        return 0.5 * total
+            d[...] = 0.5 * (r * r)
+        return difference
 
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
         gain = 1 / psp.tau_s

@@ -334,11 +334,13 @@ class Score(NamedTuple):
     Attributes:
         nearest: classes of the nearest label sequences, `[B]`; None where labels are spike trains.
         sums: sums over the batch by the names that `Sums.add` has for them.
+        losses: the loss of each sample, `[B]`.
         distances: where labels are spike trains, each sample's `van_rossum` and `hamming`, whose sums are among `sums`.
     """
 
     nearest: Int64 | None
     sums: dict[str, Any]
+    losses: Float64
     distances: Mapping[str, Float64] = MappingProxyType({})
 
 
@@ -366,18 +368,21 @@ class Task:
     def score(self, spikes: UInt8, targets: UInt8, labels: Int64, tolerance: int = TOLERANCE) -> Score:
         """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`."""
         if not self.inputs.sequences:
-            nearest = nearest_sequence(self.distances(spikes))
+            distances, losses = self.distances.with_loss(spikes, targets, labels)
+            nearest = nearest_sequence(distances)
             counted = spike_count(spikes)
             correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
-            return Score(nearest, correct)
+            return Score(nearest, correct, losses)
         matches = match_spikes(spikes, targets, tolerance)
         sums: dict[str, float] = {name: int(x.sum()) for name, x in matches._asdict().items()}
-        distances = {
-            name: LOSSES[metric].distance(spikes, targets, self.network.output_psp)
-            for name, metric in (("van_rossum", "van-rossum"), ("hamming", "hamming"))
+        metrics = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
+        each = {
+            loss: loss.distance(spikes, targets, self.network.output_psp)
+            for loss in {*metrics.values(), self.trainer.loss}
         }
-        sums |= {name: math.fsum(each) for name, each in distances.items()}
-        return Score(None, {"sequence": sums}, distances)
+        found = {name: each[loss] for name, loss in metrics.items()}
+        sums |= {name: math.fsum(distances) for name, distances in found.items()}
+        return Score(None, {"sequence": sums}, each[self.trainer.loss], found)
 
 
 def _targets(split: Split, indices: Int64) -> UInt8:

@@ -58,7 +58,6 @@ def evaluate(
         between: called with the number of samples done after each batch; may raise to stop.
         tolerance: where labels are spike trains, steps that a spike may be away from its target.
     """
-    loss, psp = task.trainer.loss, task.network.output_psp
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
     losses: list[float] = []
@@ -69,7 +68,7 @@ def evaluate(
         prediction = task.trainer.predict(state, batch.inputs, task.config.steps)
         score = task.score(prediction.spikes, batch.targets, labels, tolerance)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, **score.sums)
-        losses.extend(loss.distance(prediction.spikes, batch.targets, psp))
+        losses.extend(score.losses)
         for name, each in score.distances.items():
             distances.setdefault(name, []).extend(each)
         if score.nearest is not None:

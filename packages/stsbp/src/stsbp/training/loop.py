@@ -8,6 +8,7 @@ a run that was stopped anywhere goes on to the same bits. At the end of an epoch
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import time
@@ -321,13 +322,14 @@ class _Loop:
     def update(self, batch: Batch, labels: Int64, began: float) -> None:
         self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels)
+        loss = math.fsum(score.losses) / len(labels)
         self.step += 1
         self.next.batch += 1
         seconds = time.perf_counter() - began
         for sums in (self.next.sums, self.next.window):
             sums.add(
                 samples=len(labels),
-                loss=result.loss,
+                loss=loss,
                 rates=result.rates,
                 gradient_norm=result.gradient_norm,
                 seconds=seconds,

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 from stsbp_spec.encoders import LabelCode
 from stsbp_spec.grid import ZeroedErrors
-from stsbp_spec.losses.base import Loss
+from stsbp_spec.losses.base import Loss, joined
 from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Float64, UInt8
+from stsbp_spec.typing import Float64, Int64, UInt8
 
 from stsbp import records
 from stsbp.errors import CheckpointError, FileError
@@ -39,18 +40,37 @@ class LabelDistances:
 
     def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP) -> None:
         # The patterns are the same whatever the number of classes, and K sequences of K neurons are many.
-        sequences = code.sequences(2, steps)
-        self._desired = sequences[0, :, 0, None, None, None]
-        self._undesired = sequences[0, :, 1, None, None, None]
+        self._patterns = code.sequences(2, steps)[0, :, :, None, None]
         self._loss = loss
         self._psp = psp
 
     def __call__(self, spikes: UInt8) -> Float64:
         """Distances of outputs `[T, B, N]`."""
-        # One neuron at a time: [T, B, N, 1] has N as a batch axis.
-        alone = spikes[..., None]
-        desired = self._loss.distance(alone, self._desired, self._psp)
-        undesired = self._loss.distance(alone, self._undesired, self._psp)
+        return self._distances(spikes, self._parts(spikes))
+
+    def with_loss(self, spikes: UInt8, targets: UInt8, labels: Int64) -> tuple[Float64, Float64]:
+        """The same, and the loss of each sample, `[B]`: `Loss.distance` of its outputs and its targets `[T, B, N]`.
+
+        Where the loss runs a filter over the outputs, it runs once for all of this.
+        """
+        parts = self._parts(spikes)
+        if parts is None:
+            return self._distances(spikes, None), self._loss.distance(spikes, targets, self._psp)
+        labelled = labels[:, None] == np.arange(spikes.shape[-1])
+        own = np.where(labelled, parts[:, 0], parts[:, 1])
+        return self._distances(spikes, parts), joined(own)
+
+    def _parts(self, spikes: UInt8) -> Float64 | None:
+        """`Loss.parts` of each neuron's output and either pattern, `[T, 2, B, N]`."""
+        return self._loss.parts(spikes[:, None], self._patterns, self._psp)
+
+    def _distances(self, spikes: UInt8, parts: Float64 | None) -> Float64:
+        if parts is None:
+            # One neuron at a time: [T, 2, B, N, 1] has patterns and neurons as batch axes.
+            alone = self._loss.distance(spikes[:, None, ..., None], self._patterns[..., None], self._psp)
+        else:
+            alone = parts.sum(axis=0)
+        desired, undesired = alone
         distances: Float64 = undesired.sum(axis=1, keepdims=True) + (desired - undesired)
         return distances
 
