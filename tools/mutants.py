@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-__all__ = ["Mutant", "changes", "collapsed", "mutants_of", "read"]
+__all__ = ["Key", "Mutant", "changes", "collapsed", "mutants_of", "read"]
 
 CUDA = (".cu", ".cuh")
+
+Key = tuple[str, str, str]
+"""File, line and change of a mutant."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,11 @@ class Mutant:
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.change}   in   {self.context}"
+
+    @property
+    def key(self) -> Key:
+        """What it is known by when lines move."""
+        return self.path, self.context, self.change
 
     def applied(self, text: str) -> str:
         """The file's text with the change."""

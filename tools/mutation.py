@@ -4,11 +4,15 @@
     python tools/mutation.py --seed 1 --random 60 --subtle 20   drawn over the packages in turn
     python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py
     python tools/mutation.py --only packages/stsbp-spec/src/stsbp_spec/grid.py:204 --list
+    python tools/mutation.py --files 'packages/stsbp/*' --random 100 --stages 1 --minutes 30 --resume
+
+The last one tries each mutant against the first run of pytest of its file alone, stops after half an hour and goes on
+where it stopped when it is called again. What is left open then goes through all runs without `--stages`.
 
 Works on copies of the tree, never on the tree itself. mutation.toml beside this file says which tests hold which
 sources, which mutants are the same program, and why. A mutant is killed by the first test that fails, if that test
 passes without it, or by taking longer than the limit, if the tests end in time without it. Exit code 1: a mutant
-survived; 2: nothing was proved.
+survived; 2: none did, but some are open, unclear or untried.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import queue
 import random
@@ -28,20 +33,20 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mutants import Mutant, changes, collapsed, mutants_of, read
+from mutants import Key, Mutant, changes, collapsed, mutants_of, read
 
 ROOT = Path(__file__).resolve().parents[1]
 RULES = Path(__file__).with_suffix(".toml")
+WARM = Path(__file__).with_name("warm.py")
 SOURCES = ("packages/*/src/**/*.py", "packages/*/src/**/*.cu", "packages/*/src/**/*.cuh")
-_PYTHONPATH = ("packages/stsbp-spec", "packages/stsbp", "packages/stsbp-torch", "packages/stsbp-jax",
-               "packages/stsbp-cupy", "conformance")  # fmt: skip
 
 
 @dataclass
@@ -50,8 +55,8 @@ class Result:
 
     Attributes:
         mutant: the change.
-        status: `killed`, `timeout` (killed as well), `survived`, `equivalent`, or `unclear` (a test failed that fails
-            without the mutant too, or takes too long).
+        status: `killed`, `timeout` (killed as well), `survived`, `equivalent`, `open` (survived the runs of pytest that
+            were asked for, not all), or `unclear` (a test failed that fails without the mutant too, or takes too long).
         by: the test that failed, or the reason.
         seconds: how long it took.
     """
@@ -71,6 +76,7 @@ class Rules:
     equivalent: list[dict[str, str]]
     excluded: list[dict[str, str]]
     named: list[dict[str, str]]
+    preloaded: list[str] = field(default_factory=list)
 
     def excluded_file(self, path: str) -> bool:
         return any(fnmatch(path, rule["file"]) for rule in self.excluded)
@@ -102,7 +108,7 @@ class Rules:
 def rules() -> Rules:
     """Read mutation.toml."""
     content = tomllib.loads(RULES.read_text(encoding="utf-8"))
-    return Rules(**{name: content.get(name, []) for name in ("groups", "tests", "equivalent", "excluded", "named")})
+    return Rules(**{name: content.get(name, []) for name in [f.name for f in fields(Rules)]})
 
 
 def sources(rule: Rules) -> list[str]:
@@ -140,10 +146,12 @@ class Copy:
 
     root: Path
     ticks: Iterable[int] = field(default_factory=lambda: itertools.count(1))
+    preloaded: Sequence[str] | None = None
+    _server: subprocess.Popen[str] | None = None
 
     @classmethod
-    def make(cls, folder: Path) -> Copy:
-        """Copy every file that git knows or would add."""
+    def make(cls, folder: Path, preloaded: Sequence[str] | None = None) -> Copy:
+        """Copy every file that git knows or would add; with names of modules, fork the tests from one process."""
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
         )
@@ -153,7 +161,7 @@ class Copy:
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
-        return cls(folder)
+        return cls(folder, preloaded=preloaded)
 
     def write(self, path: str, text: str) -> None:
         """Write a source; its time moves on, so that no bytecode of the text before is taken for it."""
@@ -163,7 +171,7 @@ class Copy:
         os.utime(target, (seconds, seconds))
 
     def environment(self, caches: Path) -> dict[str, str]:
-        paths = [str(self.root / folder / "src") for folder in _PYTHONPATH]
+        paths = map(str, (*sorted(self.root.glob("packages/*/src")), self.root / "conformance" / "src"))
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -175,10 +183,13 @@ class Copy:
 
     def pytest(self, arguments: Sequence[str], caches: Path, limit: float) -> tuple[int | None, str]:
         """Run pytest until the first failure: exit code, None past the limit, and output."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *arguments]
+        words = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", *arguments]
+        if self.preloaded is not None:
+            return self._forked(words, caches, limit)
         process = subprocess.Popen(
-            command, cwd=self.root, env=self.environment(caches), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            [sys.executable, "-m", "pytest", *words], cwd=self.root, env=self.environment(caches),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            start_new_session=True,
         )  # fmt: skip
         try:
             output, _ = process.communicate(timeout=limit)
@@ -188,15 +199,44 @@ class Copy:
             return None, ""
         return process.returncode, output
 
+    def _forked(self, words: list[str], caches: Path, limit: float) -> tuple[int | None, str]:
+        """The same in a fork of a process that has imported the libraries."""
+        environment, output = self.environment(caches), self.root.with_suffix(".txt")
+        if self._server is None:
+            self._server = subprocess.Popen(
+                [sys.executable, str(WARM), *(self.preloaded or ())], cwd=self.root, env=environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        asked = {"arguments": words, "environment": environment, "output": str(output), "limit": limit}
+        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.flush()
+        if not (answer := self._server.stdout.readline()):
+            raise SystemExit(f"{WARM.name} ended with exit code {self._server.wait()}")
+        code: int | None = json.loads(answer)
+        return code, output.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End the process that forks."""
+        if self._server is not None:
+            self._server.communicate()
+
+
+_FAILED = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+(?:\[.*?\])?)(?= - |$)", re.MULTILINE)
+"""A line of pytest's summary up to the message; what a test is parametrised with may hold ` - ` itself."""
+
 
 class Campaign:
     """Tries mutants on `jobs` copies."""
 
-    def __init__(self, rule: Rules, folder: Path, jobs: int, limit: float) -> None:
-        self.rule, self.folder, self.limit = rule, folder, limit
+    def __init__(
+        self, rule: Rules, folder: Path, jobs: int, limit: float, *, stages: int | None = None, warm: bool = False
+    ) -> None:
+        self.rule, self.folder, self.limit, self.stages = rule, folder, limit, stages
         self.copies: queue.Queue[Copy] = queue.Queue()
         for number in range(jobs):
-            self.copies.put(Copy.make(folder / f"copy{number}"))
+            self.copies.put(Copy.make(folder / f"copy{number}", rule.preloaded if warm else None))
         self.warm = folder / "warm"
         self.sound: dict[str, bool] = {}
         self.lock = threading.Lock()
@@ -235,7 +275,8 @@ class Campaign:
         return result
 
     def _tested(self, copy: Copy, mutant: Mutant, original: str) -> Result:
-        for stage in self.rule.stages(mutant.path):
+        stages = self.rule.stages(mutant.path)
+        for stage in stages[: self.stages]:
             code, output = copy.pytest(stage, self.warm, self.limit)
             if code in (0, 5):  # 5: a word chose no test
                 continue
@@ -246,7 +287,7 @@ class Campaign:
                 return Result(mutant, "timeout", f"more than {self.limit:g} s in {' '.join(stage)}")
             if code in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL):
                 return Result(mutant, "unclear", "the tests were stopped from outside")
-            failed = [line.partition(" - ")[0] for line in re.findall(r"^(?:FAILED|ERROR) (.+)$", output, re.MULTILINE)]
+            failed = [found[1] for found in _FAILED.finditer(output)]
             if code == 1 and failed and "::" in failed[0]:
                 copy.write(mutant.path, original)
                 if not self._passes(copy, failed[0], stage):
@@ -254,7 +295,14 @@ class Campaign:
                 return Result(mutant, "killed", failed[0])
             lines = output.strip().splitlines() or ["no output"]
             return Result(mutant, "killed", f"exit code {code}: {failed[0] if failed else lines[-1]}")
+        if self.stages is not None and self.stages < len(stages):
+            return Result(mutant, "open", " ".join(stages[self.stages]))
         return Result(mutant, "survived")
+
+    def close(self) -> None:
+        """End what the copies started."""
+        for copy in self.copies.queue:
+            copy.close()
 
     def _ends(self, copy: Copy, stage: list[str]) -> bool:
         """Whether a run ends within the limit on the sources as they are."""
@@ -287,6 +335,8 @@ def chosen(options: argparse.Namespace, rule: Rules) -> list[Mutant]:
     if options.random or options.subtle:
         pool: dict[str, list[Mutant]] = {}
         for path in sources(rule):
+            if options.files and not any(fnmatch(path, pattern) for pattern in options.files):
+                continue
             pool.setdefault(path.split("/")[1], []).extend(mutants_of(path, read(ROOT, path)))
         generator = random.Random(options.seed)
         mutants += drawn(pool, options.random, generator)
@@ -302,9 +352,14 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=0, metavar="N", help="mutants of every kind")
     parser.add_argument("--subtle", type=int, default=0, metavar="N", help="comparisons, roundings and snaps")
     parser.add_argument("--seed", type=int, default=1, help="of the draw; default 1")
+    parser.add_argument("--files", action="append", default=[], metavar="PATTERN", help="draw from these alone")
     parser.add_argument("--only", action="append", default=[], metavar="PATH[:LINE]", help="every mutant there")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="copies that are tested at a time; default 1")
     parser.add_argument("--timeout", type=float, default=300, metavar="S", help="of one run of pytest; default 300")
+    parser.add_argument("--stages", type=int, metavar="N", help="a file's first N runs of pytest alone; default all")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no mutant after M minutes")
+    parser.add_argument("--warm", action="store_true", help="fork pytest from one process (Linux)")
+    parser.add_argument("--resume", action="store_true", help="keep what --json holds, try the rest")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "mutation.json", help="where results are written")
     parser.add_argument("--list", action="store_true", help="print the chosen mutants and stop")
     options = parser.parse_args()
@@ -315,34 +370,73 @@ def main() -> None:
     if options.list:
         print(*mutants, sep="\n")
         return
+    known = kept(options, mutants) if options.resume else {}
+    end = time.monotonic() + 60 * options.minutes if options.minutes is not None else math.inf
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        campaign = Campaign(rule, Path(folder), options.jobs, options.timeout)
+        campaign = Campaign(
+            rule, Path(folder), options.jobs, options.timeout, stages=options.stages, warm=options.warm
+        )  # fmt: skip
         campaign.check_isolation()
+
+        def attempt(mutant: Mutant) -> None:
+            if time.monotonic() < end:
+                result = campaign.attempt(mutant, len(mutants) - before)
+                with campaign.lock:
+                    known[mutant.key] = result
+                    save(known.values(), options)
+
+        before = len(known)
         with ThreadPoolExecutor(options.jobs) as threads:
-            results = list(threads.map(lambda m: campaign.attempt(m, len(mutants)), mutants))
-    raise SystemExit(report(results, options))
+            list(threads.map(attempt, [m for m in mutants if m.key not in known]))
+        campaign.close()
+    raise SystemExit(report([known.get(m.key) or Result(m, "untried") for m in mutants], options))
 
 
-def report(results: list[Result], options: argparse.Namespace) -> int:
-    """Print the table, write the JSON, and return the exit code."""
-    counts = {
-        s: sum(r.status == s for r in results) for s in ("killed", "timeout", "survived", "equivalent", "unclear")
-    }
+def kept(options: argparse.Namespace, mutants: list[Mutant]) -> dict[Key, Result]:
+    """What an earlier call found out and this one need not: `open` is kept while later runs are not asked for."""
+    if not options.json.exists():
+        return {}
+    final = {"killed", "timeout", "equivalent", *(("open",) if options.stages is not None else ())}
+    by_key = {m.key: m for m in mutants}
+    found = {}
+    for row in json.loads(options.json.read_text(encoding="utf-8"))["mutants"]:
+        mutant = by_key.get((row["file"], row["context"], row["change"]))
+        if mutant is not None and row["status"] in final:
+            found[mutant.key] = Result(mutant, row["status"], row["by"], row["seconds"])
+    return found
+
+
+def counted(results: Iterable[Result]) -> dict[str, int]:
+    """How many there are of each status."""
+    found = Counter(r.status for r in results)
+    return {s: found[s] for s in ("killed", "timeout", "survived", "open", "equivalent", "unclear", "untried")}
+
+
+def save(results: Collection[Result], options: argparse.Namespace) -> None:
+    """Write the JSON."""
     table = [
         {"file": r.mutant.path, "line": r.mutant.line, "context": r.mutant.context, "change": r.mutant.change,
          "status": r.status, "by": r.by, "seconds": round(r.seconds, 1)}
         for r in results
     ]  # fmt: skip
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    content = {"seed": options.seed, "counts": counts, "mutants": table}
-    options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {"seed": options.seed, "counts": counted(results), "mutants": table}
+    part = options.json.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    part.replace(options.json)
+
+
+def report(results: list[Result], options: argparse.Namespace) -> int:
+    """Print the table, write the JSON, and return the exit code."""
+    save(results, options)
+    counts = counted(results)
     print(f"\n{len(results)} mutants: " + ", ".join(f"{n} {status}" for status, n in counts.items() if n))
     for result in results:
-        if result.status in ("survived", "unclear"):
+        if result.status in ("survived", "open", "unclear"):
             print(f"{result.status}: {result.mutant}\n      {result.by}")
     if counts["survived"]:
         return 1
-    return 2 if counts["unclear"] or not results else 0
+    return 2 if counts["open"] or counts["unclear"] or counts["untried"] or not results else 0
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
+import json
 import random
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -102,6 +105,8 @@ def test_the_rules_name_tests_for_every_source() -> None:
     assert all(rule["reason"] for rule in (*rules.equivalent, *rules.excluded))
 
 
+WARM: Any = pytest.param(True, marks=pytest.mark.skipif(sys.platform != "linux", reason="forks"))
+
 SOURCE = "def larger(x, y):\n    return x if x > y else y\n\n\ndef size(x):\n    return len(x) + 0 * len(x)\n"
 TESTS = "from one import larger\n\n\ndef test_larger():\n    assert larger(1, 2) == larger(2, 1) == 2\n"
 
@@ -117,7 +122,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def test_killed_survived_and_equivalent(repository: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm", [False, WARM])
+def test_killed_survived_and_equivalent(repository: Path, tmp_path: Path, warm: bool) -> None:
     path = "packages/stsbp/src/one.py"
     rules = mutation.Rules(
         groups={"all": ["test_one.py"]},
@@ -126,12 +132,13 @@ def test_killed_survived_and_equivalent(repository: Path, tmp_path: Path) -> Non
         excluded=[],
         named=[],
     )
-    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60, warm=warm)
     found = {m.change: m for m in mutants.mutants_of(path, SOURCE)}
     results = {change: campaign.attempt(found[change], 1) for change in ("> -> >=", "x > y -> not (x > y)", "0 -> 1")}
     assert {change: r.status for change, r in results.items()} == {
         "> -> >=": "equivalent", "x > y -> not (x > y)": "killed", "0 -> 1": "survived",
     }  # fmt: skip
+    campaign.close()
     assert results["x > y -> not (x > y)"].by == "test_one.py::test_larger"
     assert (repository / path).read_text() == SOURCE
 
@@ -144,16 +151,69 @@ def test_a_test_that_fails_anyway_kills_nothing(repository: Path, tmp_path: Path
     assert (result.status, result.by) == ("unclear", "fails without the mutant too: test_one.py::test_red")
 
 
-@pytest.mark.parametrize(("status", "test"), [("timeout", "one.size([])"), ("unclear", "one.size([1])")])
+@pytest.mark.parametrize(
+    ("status", "test", "warm"),
+    [("timeout", "one.size([])", False), ("unclear", "one.size([1])", False), ("timeout", "one.size([])", WARM)],
+)
 def test_a_run_that_takes_too_long_anyway_kills_nothing(
-    repository: Path, tmp_path: Path, status: str, test: str
+    repository: Path, tmp_path: Path, status: str, test: str, warm: bool
 ) -> None:
     path, source = "packages/stsbp/src/one.py", "def size(x):\n    while len(x) > 0:\n        pass\n    return 0\n"
     (repository / path).write_text(source)
     (repository / "test_one.py").write_text(f"import one\n\n\ndef test_size():\n    assert {test} == 0\n")
     rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])
-    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=8)
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=8, warm=warm)
     [mutant] = [m for m in mutants.mutants_of(path, source) if m.change == "> -> >="]
     result = campaign.attempt(mutant, 1)
+    campaign.close()
     assert result.status == status, result
     assert (repository / path).read_text() == source
+
+
+def test_a_test_is_known_by_its_whole_name(repository: Path, tmp_path: Path) -> None:
+    tests = "import one\nimport pytest\n\n\n@pytest.mark.parametrize('x', ['2 - 1'])\ndef test_larger(x):\n"
+    (repository / "test_one.py").write_text(tests + "    assert one.larger(1, 2) == 2, 'no - it [is]'\n")
+    rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
+    [mutant] = [m for m in mutants.mutants_of("packages/stsbp/src/one.py", SOURCE) if m.change.endswith("(x > y)")]
+    result = campaign.attempt(mutant, 1)
+    assert (result.status, result.by) == ("killed", "test_one.py::test_larger[2 - 1]")
+
+
+def test_a_draw_goes_on_where_it_stopped(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run of pytest alone, no time at all, then from where it stopped, then all runs for what is open."""
+    (repository / "test_more.py").write_text("import one\n\n\ndef test_size():\n    assert one.size([1]) == 1\n")
+    for package in ("stsbp", "stsbp-spec"):  # what a copy is recognised by
+        module = repository / "packages" / package / "src" / package.replace("-", "_")
+        module.mkdir(parents=True)
+        (module / "__init__.py").touch()
+    stages = [["test_one.py"], ["test_more.py"]]
+    rules = mutation.Rules({}, [{"file": "*", "stages": stages}], [], [], [])
+    monkeypatch.setattr(mutation, "rules", lambda: rules)
+    (repository / "packages" / "stsbp" / "src" / "one.py").write_text(SOURCE.replace(" + 0 * len(x)", ""))
+    json_path = tmp_path / "results.json"
+
+    def call(*options: str) -> tuple[Any, dict[str, int]]:
+        draw = ["--files", "*/one.py", "--random", "40", "--resume", "--json", str(json_path)]
+        monkeypatch.setattr(sys, "argv", ["mutation.py", *draw, *options])
+        with pytest.raises(SystemExit) as end:
+            mutation.main()
+        counts = json.loads(json_path.read_text(encoding="utf-8"))["counts"]
+        return end.value.code, {status: n for status, n in counts.items() if n}
+
+    assert call("--minutes", "0") == (2, {"untried": 4})
+    assert call("--stages", "1") == (2, {"killed": 2, "open": 2})
+    capsys.readouterr()
+    assert call("--stages", "1") == (2, {"killed": 2, "open": 2})
+    assert "s  packages" not in capsys.readouterr().out  # nothing was tried again
+    assert call() == (1, {"killed": 3, "survived": 1})
+    assert capsys.readouterr().out.count(" s  packages") == 2
+
+
+def test_a_draw_is_of_the_files_that_are_named(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository / "packages" / "stsbp" / "src" / "two.py").write_text(SOURCE)
+    options = argparse.Namespace(named=False, only=[], random=20, subtle=0, seed=1, files=["*/two.py"])
+    found = mutation.chosen(options, mutation.Rules({}, [], [], [], []))
+    assert {m.path for m in found} == {"packages/stsbp/src/two.py"}
