@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ import numpy as np
 from stsbp_spec import grid
 from stsbp_spec.adjoint import substituted
 from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
+from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Expr, Recurrence, constant, ordered, sqrt, variable, where
@@ -713,6 +714,14 @@ class ImagesBy255(NumpyBackend):
         return inputs if coding == "events" else inputs[None].astype(np.float32) / np.float32(255)
 
 
+class FirstStepOnTop(NumpyBackend):
+    """Of frames that come as bits the first of eight steps is taken from the highest bit."""
+
+    def unpack(self, frames: PackedFrames) -> AnyArray:
+        swapped = np.packbits(np.unpackbits(frames.bits[..., None], axis=-1, bitorder="little"), axis=-1)[..., 0]
+        return super().unpack(PackedFrames(swapped, frames.steps))
+
+
 class NormOfSquares(NumpyBackend):
     """The gradient norm is a float32 sum of squares."""
 
@@ -804,15 +813,15 @@ class LossAddedInOrder(NumpyBackend):
 
     def trainer(self, *args: Any, **kwargs: Any) -> Trainer:
         class Adding(Trainer):
-            def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+            def step(self, state: TrainState, batch: Batch[Inputs]) -> tuple[TrainState, StepResult]:
                 state, result = super().step(state, batch)
-                loss = _added_in_order(self.loss, self.network.output_psp, result.spikes, batch)
-                return state, replace(result, loss=loss)
+                measure = partial(_added_in_order, self.loss, self.network.output_psp, result.spikes, batch)
+                return state, replace(result, measure=measure)
 
         return Adding(self, *args, **kwargs)
 
 
-def _added_in_order(loss: Loss, psp: PSP, spikes: UInt8, batch: Batch) -> float:
+def _added_in_order(loss: Loss, psp: PSP, spikes: UInt8, batch: Batch[Inputs]) -> float:
     distances = loss.distance(spikes, batch.targets, psp)
     return float(np.cumsum(distances)[-1]) / len(distances)
 

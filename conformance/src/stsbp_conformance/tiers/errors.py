@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch, ValueAndGrad
+from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.expr import Expr, Names, snap, where
 from stsbp_spec.init import initial_weights
@@ -164,7 +165,7 @@ def _weights(backend: AbstractBackend) -> Verdict:
 def _batches(backend: AbstractBackend) -> Verdict:
     compared, good, weights = Compared(), reference.data(_CASE), reference.weights(_CASE)
     inputs, targets = good
-    for what, word, batch in (
+    refused: tuple[tuple[str, str, Any], ...] = (
         ("float inputs", "uint8", Batch(inputs.astype(np.float32), targets)),
         ("frames without channels", "(2, 11, 12)", Batch(inputs[:, :, 0], targets)),
         ("frames of another size", "(2, 11, 12)", Batch(inputs[..., 1:], targets)),
@@ -176,12 +177,19 @@ def _batches(backend: AbstractBackend) -> Verdict:
         ("targets that are no spike trains", "0 and 1", Batch(inputs, targets * np.uint8(2))),
         ("a mask over the inputs", "MaskedArray", Batch(np.ma.masked_array(inputs, inputs > 0), targets)),
         ("a mask over the targets", "MaskedArray", Batch(inputs, np.ma.masked_array(targets, targets > 0))),
-    ):
+    )
+    for what, word, batch in refused:
         _refused(
             compared, what, ShapeError, word, partial(backend.value_and_grad, _CASE.network, _LOSS, weights, batch)
         )
     trainer = backend.trainer(_CASE.network, _LOSS, AdamW())
     state = trainer.init({name: w.copy() for name, w in weights.items()})
+    for what, word, packed in (
+        ("packed frames of another size", "(2, 11, 12)", Batch(PackedFrames.of(inputs[..., 1:]), targets)),
+        ("packed frames of fewer steps", "steps", Batch(PackedFrames.of(inputs[1:]), targets)),
+        ("an empty batch of packed frames", "empty", Batch(PackedFrames.of(inputs[:, :0]), targets[:, :0])),
+    ):
+        _refused(compared, what, ShapeError, word, partial(trainer.step, state, packed))
     none: Any = (inputs, targets)
     _refused(
         compared,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import Block, NetworkSpec
@@ -62,6 +63,12 @@ def _encode() -> Body:
         compared.equal("direct coding", direct, images[None].astype(np.float32) / np.float32(256))
         frames = spikes((4, 2, 2, 5, 3), 0.4, 1) * np.uint8(3)
         compared.equal("events", values(backend, backend.encode(frames, "events"), np.uint8), frames)
+        for shape in ((9, 2, 3, 5, 2), (8, 3, 7), (17, 1, 1, 3, 3)):
+            trains = spikes(shape, 0.4, 2)
+            bits = PackedFrames.of(trains)
+            # What the last byte holds beyond the last step is nobody's spike.
+            bits.bits[-1] |= np.uint8(256 - 2 ** (1 + (shape[0] - 1) % 8))
+            compared.equal(f"events as bits, {shape}", values(backend, backend.unpack(bits), np.uint8), trains)
 
     return body
 

@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
@@ -111,6 +112,28 @@ def _order(loss: str) -> Check:
     return Check(6, f"samples in another order: {loss}", run)
 
 
+def _packed(case: NetworkCase) -> Check:
+    """Frames that come as bits train as the same frames do."""
+
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        batch = reference.data(case)
+        bits = PackedFrames.of(batch.inputs)
+        found = []
+        for inputs in (batch.inputs, bits):
+            trainer = _trainer(backend, case, "van-rossum")
+            state, result = trainer.step(trainer.init(_fresh(case)), Batch(inputs, batch.targets))
+            found.append((result, trainer.export_state(state), trainer.predict(state, inputs, case.steps)))
+        (result, exported, predicted), (of_bits, exported_of_bits, predicted_of_bits) = found
+        _compare_results(compared, "bits", of_bits, result)
+        compared.same_bytes("spikes of a prediction", predicted_of_bits.spikes, predicted.spikes)
+        for name, x in exported.items():
+            compared.same_bytes(name, exported_of_bits[name], x)
+        return compared.verdict()
+
+    return Check(6, f"frames as bits: {case.id}", run)
+
+
 def _predict(case: NetworkCase) -> Check:
     def run(backend: AbstractBackend) -> Verdict:
         compared = Compared()
@@ -208,6 +231,7 @@ CHECKS = (
     _metrics(SATURATED, "van-rossum"),
     # Hamming distances are integers, which add exactly anyway.
     *(_order(loss) for loss in ("van-rossum", "spike-count")),
+    _packed(bits.SMALL[0]),
     _predict(bits.SMALL[1]),
     _predict(bits.DIRECT),
     Check(6, "export and import", _export),

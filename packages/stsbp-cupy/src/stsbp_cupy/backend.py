@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
@@ -22,7 +23,7 @@ from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_norm
 from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Array, Runtime
+from stsbp_cupy.runtime import Array, Runtime, logical
 from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
 from stsbp_cupy.synapses.weights import HalfUnits
 
@@ -91,6 +92,12 @@ class CupyBackend(AbstractBackend[Array]):
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
         x = self.asarray(inputs)
         return x if coding == "events" else x[None].astype(np.float32) * np.float32(2.0**-8)
+
+    def unpack(self, frames: PackedFrames) -> Array:
+        bits = self.rt.xp.asarray(frames.bits)
+        places = self.rt.xp.arange(8, dtype=np.uint8).reshape(-1, *(1,) * (bits.ndim - 1))
+        steps = (bits[:, None] >> places & np.uint8(1)).reshape(-1, *bits.shape[1:])[: frames.steps]
+        return logical(self.rt, steps) if steps.ndim == 5 else steps
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(self.rt, synapse, s, wq)

@@ -18,6 +18,7 @@ from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
 from stsbp_spec.checks import check_batch, check_dropout, check_inputs, check_loss, check_precision, check_weights
+from stsbp_spec.encoders.packed import Inputs, unpacked
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.expr import Recurrence
@@ -258,11 +259,11 @@ class JaxTrainer(Trainer[Array]):
 
         return self.backend.compiled(("predict", network), function, "prediction")
 
-    def step(self, state: TrainState[Array], batch: Batch) -> tuple[TrainState[Array], StepResult]:
+    def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
         """One update on a batch; the passed state stays as it is."""
         check_batch(self.network, batch)
         backend = self.backend
-        inputs, targets = backend.asarray(batch.inputs), backend.asarray(batch.targets)
+        inputs, targets = backend.asarray(unpacked(batch.inputs)), backend.asarray(batch.targets)
         words = tuple(backend.asarray(x) for x in _dropout_words(self.seed, state.step))
         constants = backend.asarray(train_step.scalars(self.optimizer, state.step))
         done: train_step.Step = self._step(state.weights, state.m, state.v, inputs, targets, words, constants)
@@ -282,13 +283,13 @@ class JaxTrainer(Trainer[Array]):
         )
         return TrainState(state.step + 1, done.weights, done.m, done.v), result
 
-    def predict(self, state: TrainState[Array], inputs: UInt8, steps: int) -> Prediction:
+    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
         # The number of steps is a shape to the compiler; an empty array carries it.
         length = np.empty((steps, 0), np.uint8)
         spikes, counts, grids = jax.device_get(
-            self._predict(state.weights, self.backend.asarray(inputs), self.backend.asarray(length))
+            self._predict(state.weights, self.backend.asarray(unpacked(inputs)), self.backend.asarray(length))
         )
         _check_grids(self.network, grids, state.weights)
         return Prediction(np.array(spikes), _rates(self.network, counts, steps))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.losses import LOSSES
@@ -13,7 +14,7 @@ from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch
-from stsbp_spec.typing import AnyArray, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
 
 __all__ = [
@@ -94,16 +95,23 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
             )
 
 
-def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
-    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size."""
+def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
+    """Raise `ShapeError` unless `inputs` fits the network and `steps`; returns the batch size.
+
+    Every frame of an array is looked at for counts that the network does not allow; packed frames cannot hold any.
+    """
     lead = 1 if network.coding == "direct" else 2
     letters = "[B, ...]" if lead == 1 else "[T, B, ...]"
     if (number := integer(steps)) is None or not 1 <= number <= MAX_STEPS:
         raise ShapeError(f"steps must be an integer from 1 to 2^24, got {shown(steps)}")
-    _array("inputs", inputs)
-    if inputs.dtype != np.uint8:
-        raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
-    if inputs.ndim != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
+    if isinstance(inputs, PackedFrames):
+        if lead == 1:
+            raise ShapeError("packed frames have steps, but a network with direct coding takes images")
+    else:
+        _array("inputs", inputs)
+        if inputs.dtype != np.uint8:
+            raise ShapeError(f"inputs must be uint8, got {inputs.dtype}")
+    if len(inputs.shape) != lead + len(network.input_shape) or inputs.shape[lead:] != network.input_shape:
         raise ShapeError(
             f"inputs with {network.coding} coding must be {letters}, ... = {network.input_shape}, got {inputs.shape}"
         )
@@ -111,14 +119,14 @@ def check_inputs(network: NetworkSpec, inputs: UInt8, steps: int) -> int:
         raise ShapeError("the batch is empty")
     if lead == 2 and inputs.shape[0] != steps:
         raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
-    if lead == 2 and int(inputs.max(initial=0)) > network.input_max:
+    if not isinstance(inputs, PackedFrames) and lead == 2 and int(inputs.max(initial=0)) > network.input_max:
         raise ShapeError(
             f"an input frame holds the count {int(inputs.max())}, the network allows {network.input_max} (input_max)"
         )
     return int(inputs.shape[lead - 1])
 
 
-def check_batch(network: NetworkSpec, batch: Batch) -> int:
+def check_batch(network: NetworkSpec, batch: Batch[Inputs]) -> int:
     """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
     if not isinstance(batch, Batch):
         raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Generic
 
 import numpy as np
 
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
@@ -152,6 +153,10 @@ class Pairs(ABC, Generic[Array]):
         """One block of the backward pass: `passes.block_backward`."""
 
     # What follows from it; a backend may override these with something faster.
+    def unpack(self, frames: PackedFrames) -> Array:
+        """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` gives them; a device best does it itself."""
+        return self.encode(frames.unpacked(), "events")
+
     def neuron_forward(
         self, neuron: NeuronModel, filter: SynapticFilter, z: Array, steps: int
     ) -> tuple[Array, NeuronResiduals[Array]]:

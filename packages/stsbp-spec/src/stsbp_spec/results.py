@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.grid import WeightGrid, ZeroedErrors
 from stsbp_spec.typing import Array, Float32, UInt8
 
@@ -22,16 +23,27 @@ __all__ = [
     "ValueAndGrad",
 ]
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-class Batch(NamedTuple):
+    In = TypeVar("In", bound=Inputs, covariant=True, default=UInt8)
+else:
+    from typing import TypeVar
+
+    In = TypeVar("In", bound=Inputs, covariant=True)
+"""What the inputs of a batch are; `Batch` alone is one of arrays."""
+
+
+class Batch(NamedTuple, Generic[In]):
     """Inputs and target spike trains.
 
     Attributes:
-        inputs: uint8; direct coding: images `[B, C, H, W]` of value `x / 256`; events: frames `[T, B, C, H, W]`.
+        inputs: uint8; direct coding: images `[B, C, H, W]` of value `x / 256`; events: frames `[T, B, C, H, W]`, or
+            `[T, B, N]`, or frames of zeros and ones as bits (`PackedFrames`).
         targets: target spike trains, uint8 `[T, B, N]`; `T` is the number of steps.
     """
 
-    inputs: UInt8
+    inputs: In
     targets: UInt8
 
 

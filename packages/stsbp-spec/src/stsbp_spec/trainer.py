@@ -17,6 +17,7 @@ from stsbp_spec.checks import (
     check_precision,
     check_weights,
 )
+from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses.base import Loss
@@ -92,7 +93,7 @@ class Trainer(Generic[Array]):
         return TrainState(0, native, m, v)
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
-    def step(self, state: TrainState[Array], batch: Batch) -> tuple[TrainState[Array], StepResult]:
+    def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
         backend, network = self.backend, self.network
         steps = check_batch(network, batch)
@@ -130,7 +131,7 @@ class Trainer(Generic[Array]):
         return new, result
 
     @np.errstate(over="ignore", invalid="ignore")
-    def predict(self, state: TrainState[Array], inputs: UInt8, steps: int) -> Prediction:
+    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
         steps = int(steps)
@@ -226,7 +227,7 @@ def _forward(
     backend: Pairs[Array],
     network: NetworkSpec,
     weights: dict[str, Array],
-    inputs: UInt8,
+    inputs: Inputs,
     steps: int,
     dropout: tuple[int, int] | None,
     forward: Callable[..., list[T]],
@@ -234,7 +235,7 @@ def _forward(
     names = [block.name for block in network.blocks]
     found = backend.weight_grids(network.blocks, [weights[name] for name in names])
     wq = {name: w for name, (w, _) in zip(names, found, strict=True)}
-    x = backend.encode(inputs, network.coding)
+    x = backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
     traces = forward(backend, network, wq, x, steps, dropout)
     return traces, {name: grid for name, (_, grid) in zip(names, found, strict=True)}
 

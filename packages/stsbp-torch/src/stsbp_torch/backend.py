@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants, neuron_equations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
@@ -30,7 +31,7 @@ from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 from stsbp_torch import bits
 from stsbp_torch.compiling import announce
-from stsbp_torch.layout import empty, laid_out, rows
+from stsbp_torch.layout import empty, laid_out, logical, rows
 from stsbp_torch.memory import keep_freed_memory
 from stsbp_torch.recurrence import recur
 from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
@@ -83,10 +84,12 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return self.fused and self.torch_device.type == "cpu"
 
     def asarray(self, x: AnyArray) -> torch.Tensor:
-        array = np.ascontiguousarray(x)
+        last = x.ndim == 5 and bool(np.moveaxis(x, 2, -1).flags.c_contiguous)
+        array = np.moveaxis(x, 2, -1) if last else np.ascontiguousarray(x)
         if not array.flags.writeable:
             array = array.copy()
-        return laid_out(torch.from_numpy(array).to(self.torch_device))
+        tensor = torch.from_numpy(array).to(self.torch_device)
+        return logical(tensor) if last else laid_out(tensor)
 
     def numpy(self, x: torch.Tensor) -> AnyArray:
         array: AnyArray = x.detach().cpu().numpy()
@@ -96,6 +99,14 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if coding == "events":
             return self.asarray(inputs)
         return self.asarray(inputs[None]).float() * 2.0**-8
+
+    def unpack(self, frames: PackedFrames) -> torch.Tensor:
+        if self.torch_device.type == "cpu":
+            return super().unpack(frames)
+        bits = torch.from_numpy(np.ascontiguousarray(frames.bits)).to(self.torch_device)
+        places = torch.arange(8, dtype=torch.uint8, device=self.torch_device)
+        steps = bits.unsqueeze(1) >> places.view(-1, *(1,) * (bits.ndim - 1)) & 1
+        return logical(steps.flatten(0, 1)[: frames.steps])
 
     def block_forward(
         self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["empty", "end_to_end", "frames", "joined", "laid_out", "rows", "view"]
+__all__ = ["empty", "end_to_end", "frames", "joined", "laid_out", "logical", "rows", "view"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
@@ -21,6 +21,11 @@ def laid_out(x: torch.Tensor) -> torch.Tensor:
     if x.ndim != 5:
         return x.contiguous()
     return x.permute(_TO_MEMORY).contiguous().permute(_TO_LOGICAL)
+
+
+def logical(memory: torch.Tensor) -> torch.Tensor:
+    """A contiguous `[T, B, H, W, C]` as the laid-out `[T, B, C, H, W]`, without a copy; others as they are."""
+    return memory.permute(_TO_LOGICAL) if memory.ndim == 5 else memory
 
 
 def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stsbp_spec.encoders.events import SACCADE_US, EventBinning, bin_events, stabilise_events
 from stsbp_spec.encoders.label_sequence import LabelCode, encode_repeat
 from stsbp_spec.encoders.latency import encode_latency
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.encoders.poisson import encode_poisson
 from stsbp_spec.encoders.repeat import IMAGE_SCALE, repeat
 
@@ -13,6 +14,7 @@ __all__ = [
     "SACCADE_US",
     "EventBinning",
     "LabelCode",
+    "PackedFrames",
     "bin_events",
     "encode_latency",
     "encode_poisson",

@@ -1,0 +1,72 @@
+"""Frames of zeros and ones as bits, eight steps a byte: how data sets keep them and how a batch may carry them.
+
+An eighth of the bytes reach a device, and no value needs to be looked at: a bit is 0 or 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.errors import ShapeError
+from stsbp_spec.typing import Shape, UInt8
+
+__all__ = ["Inputs", "PackedFrames", "unpacked"]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedFrames:
+    """Frames `[T, B, C, H, W]` or `[T, B, N]` of zeros and ones.
+
+    Attributes:
+        bits: uint8 `[ceil(T/8), B, H, W, C]` or `[ceil(T/8), B, N]`, channels last; step `t` is bit `t % 8`, the lowest
+            first, of byte `t // 8`. What the last byte holds beyond T does not matter.
+        steps: T.
+
+    Raises:
+        ShapeError: `bits` does not have this form.
+    """
+
+    bits: UInt8
+    steps: int
+
+    def __post_init__(self) -> None:
+        bits = self.bits
+        if not isinstance(bits, np.ndarray) or bits.dtype != np.uint8 or bits.ndim not in (3, 5):
+            raise ShapeError("packed frames are uint8 [ceil(T/8), B, H, W, C] or [ceil(T/8), B, N]")
+        if len(bits) != -(-self.steps // 8):
+            raise ShapeError(f"{self.steps} steps take {-(-self.steps // 8)} bytes, got {len(bits)}")
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the frames, `(T, B, C, H, W)` or `(T, B, N)`."""
+        _, batch, *rest = self.bits.shape
+        return (self.steps, batch, *rest[-1:], *rest[:-1])
+
+    def unpacked(self) -> UInt8:
+        """The frames, `[T, B, C, H, W]` or `[T, B, N]`; the former lie channels-last in memory."""
+        frames = np.empty((self.steps, *self.bits.shape[1:]), np.uint8)
+        for t, frame in enumerate(frames):
+            np.not_equal(self.bits[t // 8] & np.uint8(1 << t % 8), 0, out=frame.view(np.bool_))
+        return np.moveaxis(frames, -1, 2)
+
+    @classmethod
+    def of(cls, frames: UInt8) -> PackedFrames:
+        """Inverse of `unpacked`.
+
+        Raises:
+            ShapeError: a value is above 1, or there are neither three nor five axes.
+        """
+        if frames.max(initial=0) > 1:
+            raise ShapeError(f"packed frames hold 0 and 1, got {int(frames.max())}")
+        return cls(np.packbits(np.moveaxis(frames, 2, -1), axis=0, bitorder="little"), len(frames))
+
+
+Inputs = UInt8 | PackedFrames
+"""Inputs of a batch: images or frames as they are, or frames of zeros and ones as bits."""
+
+
+def unpacked(inputs: Inputs) -> UInt8:
+    """Inputs as an array."""
+    return inputs.unpacked() if isinstance(inputs, PackedFrames) else inputs
