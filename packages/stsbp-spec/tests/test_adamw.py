@@ -88,6 +88,7 @@ def test_schedule() -> None:
     assert rates[14] == rates[15] == pytest.approx(0.2)
     assert (np.diff(rates[4:15]) < 0).all()
     assert {AdamW(lr=0.3).rate(step) for step in (0, 5, 10_000)} == {0.3}
+    assert {AdamW(lr=0.3, total_steps=9, final_fraction=1).rate(step) for step in (0, 5, 9)} == {0.3}
 
 
 def test_first_update_moves_by_the_learning_rate() -> None:
@@ -104,6 +105,7 @@ def test_clipping() -> None:
     assert clip_factor(0.5, 1.0) == 1
     assert clip_factor(4.0, 1.0) == np.float32(0.25)
     assert clip_factor(0.0, 1.0) == 1
+    assert all(type(clip_factor(norm, 1.0)) is np.float32 for norm in (0.5, 4.0))  # a wider one would widen a gradient
 
 
 @given(

@@ -177,6 +177,13 @@ def test_cotangents_are_derivatives(x: Expr, slope: Callable[[float, float], Any
     assert (y["x"] / 3, y["y"] / 3) == pytest.approx(slope(a, b), rel=1e-12)
 
 
+def test_the_slope_of_abs_at_zero_is_that_of_its_right() -> None:
+    (found,) = derive([(abs(A), variable("g"))], [A], lambda x: x)
+    step = Recurrence("f", ("g",), ("a",), {}, {"x": unsnapped(found)})
+    slopes = [evaluate(step, {"a": np.float32(a), "g": np.float32(3)}, np.float32)["x"] for a in (-1, 0, 1)]
+    assert slopes == [-3, 3, 3]
+
+
 def test_simplifying_changes_no_number() -> None:
     zero, one, minus = A * 0, A * 0 + 1, -A
     for x, text in ((zero + A, "a"), (A - zero, "a"), (zero - A, "-a"), (one * A, "a"), (A / one, "a"), (-minus, "a")):

@@ -266,6 +266,7 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
             "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset, tau_rise",
         ),
         ("lif:reset", "expected key=value, got 'reset'"),
+        ("lif:reset=", "expected key=value, got 'reset='"),
         ("lif:reset=half", "reset is 'zero' or 'subtract', got 'half'"),
         ("alif:beta=x", "beta must be a number, got 'x'"),
         ("alif:beta=0", "beta must be a finite number above 0"),
@@ -275,6 +276,21 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
 def test_what_is_no_neuron_is_refused(text: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         parse_neuron(text, {})
+
+
+def test_a_threshold_is_judged_as_float32_holds_it() -> None:
+    for threshold in (2.0**-100, 2.0**-100 * (1 - 2.0**-30), 2.0**128 * (1 - 2.0**-24)):
+        assert LIF(threshold=threshold).threshold == threshold
+    for threshold in (2.0**-100 * (1 - 2.0**-24), 2.0**128 * (1 - 2.0**-26)):
+        with pytest.raises(SpecError, match="threshold must be from 2\\^-100 to the largest float32"):
+            LIF(threshold=threshold)
+
+
+def test_a_time_constant_is_judged_by_its_inverse_in_float32() -> None:
+    for tau in (2.0**100, 2.0**100 * (1 + 2.0**-30)):
+        assert PSP(tau).tau_s == tau
+    with pytest.raises(SpecError, match="tau_s must be at most 2\\^100"):
+        PSP(2.0**100 * (1 + 2.0**-20))
 
 
 @each_model

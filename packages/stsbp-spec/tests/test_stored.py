@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import SpecError
 from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
-from stsbp_spec.neurons.stored import as_text, from_text
+from stsbp_spec.neurons.stored import StoredNeuron, as_text, from_text
 from stsbp_spec.surrogates import Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import PSP
 
@@ -80,6 +82,52 @@ def test_damage_is_refused(kind: str) -> None:
 def test_what_is_no_model_is_refused(text: str) -> None:
     with pytest.raises(SpecError):
         from_text(text)
+
+
+def _grown(nodes: int) -> str:
+    return _changed(lambda d: d["nodes"].extend([["constant", "0x0p+0"]] * (nodes - len(d["nodes"]))))
+
+
+@pytest.mark.parametrize(
+    ("largest", "more", "message"),
+    [
+        (TEXT.ljust(2**18), TEXT.ljust(2**18 + 1), "at most 262,144 characters, got 262,145"),
+        (_grown(4096), _grown(4097), "^a neuron model has at most 4,096 operations, got 4,097$"),
+        *(
+            (_changed(lambda d, x=x: d["constants"].update(km=x.hex())), _changed(lambda d, x=x: d["constants"].update(
+                km=(x * (1 + 2.0**-30)).hex())), "is not finite in float32")
+            for x in (float(np.finfo(np.float32).max), -float(np.finfo(np.float32).max))
+        ),
+    ],
+    ids=["characters", "operations", "largest number", "smallest number"],
+)  # fmt: skip
+def test_what_fits_just_so_is_read_and_the_next_is_refused(largest: str, more: str, message: str) -> None:
+    assert from_text(largest).states == ALIF.states
+    with pytest.raises(SpecError, match=message):
+        from_text(more)
+
+
+def test_a_refusal_is_not_called_damage() -> None:
+    with pytest.raises(SpecError, match=r"^a neuron model of format 2; this version reads 1$"):
+        from_text(_changed(DAMAGE["another format"]))
+
+
+def test_damage_is_named() -> None:
+    def counted_with(d: dict[str, Any]) -> None:
+        d["nodes"].append(["neg", None, d["roots"]["spike"]])
+        d["roots"]["u"] = len(d["nodes"]) - 1
+
+    with pytest.raises(SpecError, match="takes a condition for a number"):
+        from_text(_changed(counted_with))
+    with pytest.raises(SpecError, match="its results are not those of its states"):
+        from_text(_changed(lambda d: d["roots"].update(u=len(d["nodes"]))))
+
+
+def test_a_stored_model_is_its_text() -> None:
+    """Everything else comes from the text, and what a file says of its parameters is cut to what people read."""
+    assert [*inspect.signature(StoredNeuron).parameters] == ["text"]
+    long = from_text(_changed(lambda d: d["parameters"].update(beta="1" * 1000)))
+    assert long.written()["beta"] == "1" * 100
 
 
 @settings(max_examples=300, deadline=None)

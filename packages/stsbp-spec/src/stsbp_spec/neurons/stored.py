@@ -106,8 +106,10 @@ class _Data:
             self.parameters = {_word(k): str(v)[:100] for k, v in data["parameters"].items()}
             self.nodes, self.roots = data["nodes"], {str(k): int(v) for k, v in data["roots"].items()}
             if len(self.nodes) > _MOST_NODES:
-                raise SpecError(f"a neuron model has at most {_MOST_NODES} operations, got {len(self.nodes):,}")
+                raise SpecError(f"a neuron model has at most {_MOST_NODES:,} operations, got {len(self.nodes):,}")
             self._check()
+        except SpecError:
+            raise
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
             raise SpecError(f"the stored neuron model is damaged: {shown(error)}") from error
 
