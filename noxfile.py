@@ -29,7 +29,9 @@ nox.options.sessions = ["lint", "typing", "tests"]
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
 SUITE = f"{CONFORMANCE}/tests/test_suite.py"
+CPU = "packages/stsbp-cpu"  # kernels, which the torch backend needs
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
+TORCH = (CPU, BACKENDS["torch"])
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26")
 PEERS = {
@@ -73,7 +75,7 @@ def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
 
 def everything(session: nox.Session) -> list[str]:
     """Folders of all packages; backends and the suite only where this checkout has them."""
-    folders = [SPEC, CLI, *BACKENDS.values(), CONFORMANCE]
+    folders = [SPEC, CLI, CPU, *BACKENDS.values(), CONFORMANCE]
     found = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
     if missing := [folder for folder in folders if folder not in found]:
         session.warn(f"not in this checkout: {', '.join(missing)}")
@@ -83,7 +85,7 @@ def everything(session: nox.Session) -> list[str]:
 @nox.session
 def train(session: nox.Session) -> None:
     """Train a data set, by default the embedded digits, and print the test accuracy: -- [DATASET] [OPTIONS]."""
-    install(session, SPEC, CLI, BACKENDS["torch"])
+    install(session, SPEC, CLI, *TORCH)
     named = bool(session.posargs) and not session.posargs[0].startswith("-")
     session.run("stsbp", "--backend", "torch", "train", *([] if named else ["digits"]), *session.posargs)
 
@@ -142,7 +144,7 @@ def kernels(session: nox.Session) -> None:
 @nox.session
 def triton(session: nox.Session) -> None:
     """Run the Triton kernels without a GPU, in Triton's interpreter, and read their PTX (1 GB of Triton; Linux)."""
-    install(session, SPEC, BACKENDS["torch"], tools=(*TEST_TOOLS, TRITON))
+    install(session, SPEC, *TORCH, tools=(*TEST_TOOLS, TRITON))
     session.run("python", "-m", "pytest", f"{BACKENDS['torch']}/tests/test_triton.py", *session.posargs)
 
 
@@ -219,14 +221,14 @@ def crash(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure the torch backend against the floors of this machine (minutes): -- [GROUP] [OPTIONS]."""
-    install(session, SPEC, CLI, BACKENDS["torch"])
+    install(session, SPEC, CLI, *TORCH)
     session.run("stsbp", "--backend", "torch", "benchmark", *session.posargs)
 
 
 @nox.session
 def bench_peers(session: nox.Session) -> None:
     """Time the training step beside other libraries, each in its own environment (half an hour): -- [ARGUMENTS]."""
-    install(session, SPEC, CLI, BACKENDS["torch"], BACKENDS["jax"], tools=("virtualenv",))
+    install(session, SPEC, CLI, *TORCH, BACKENDS["jax"], tools=("virtualenv",))
     envs = ROOT / ".nox" / "peers"
     for name, wanted in PEERS.items():
         session.run("virtualenv", "--quiet", str(envs / name))
@@ -238,7 +240,7 @@ def bench_peers(session: nox.Session) -> None:
 @nox.session
 def bench_check(session: nox.Session) -> None:
     """Measure again and compare ratios to the floors with the stored ones (minutes): -- [ARGUMENTS]."""
-    install(session, SPEC, CLI, BACKENDS["torch"])
+    install(session, SPEC, CLI, *TORCH)
     session.run("python", "benchmarks/check.py", *session.posargs)
 
 
@@ -246,7 +248,7 @@ def bench_check(session: nox.Session) -> None:
 def nmnist(session: nox.Session) -> None:
     """Train briefly on real N-MNIST recordings ($STSBP_DATA) and require an accuracy: -- [FLOOR IN PERCENT]."""
     folder = recordings(session)
-    install(session, SPEC, CLI, BACKENDS["torch"])
+    install(session, SPEC, CLI, *TORCH)
     floor = float(session.posargs[0]) if session.posargs else 85.0
     run = Path(session.create_tmp()) / "nmnist"
     options = ["--data-dir", str(folder), "--epochs", "4", "--holdout", "100", "--seed", "0", "--out", str(run)]
@@ -266,7 +268,7 @@ def experiment(session: nox.Session) -> None:
     """Train a preset with several seeds and write its table (many minutes): -- PRESET [OPTIONS]."""
     if not session.posargs:
         session.error("name a preset, for example: nox -s experiment -- nmnist-hamming --data-dir D --epochs 10")
-    install(session, SPEC, CLI, BACKENDS["torch"])
+    install(session, SPEC, CLI, *TORCH)
     session.run("stsbp", "--backend", "torch", "experiment", *session.posargs)
 
 
@@ -289,7 +291,7 @@ def recordings(session: nox.Session) -> Path:
 @nox.parametrize("backend", ["numpy", "torch", "jax"], ids=["numpy", "torch", "jax"])
 def min_versions(session: nox.Session, backend: str) -> None:
     """Test with the lowest supported version of every direct dependency: -- [PACKAGES TO LEAVE FREE]."""
-    folders = [SPEC, CLI if backend == "numpy" else BACKENDS[backend]]
+    folders = [SPEC, *{"numpy": (CLI,), "torch": TORCH, "jax": (BACKENDS["jax"],)}[backend]]
     pins = lowest(folders)
     for name in session.posargs:
         pins.pop(name, None)
@@ -336,7 +338,8 @@ def only(session: nox.Session, name: str, home: Path, dist: Path) -> str:
     session.run("virtualenv", "--quiet", "--clear", str(home))
     python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
     # By file name, so that nothing of the same name is taken from an index.
-    wanted = ["stsbp", "stsbp_spec", *([f"stsbp_{name}"] if name != "numpy" else [])]
+    parts = {"numpy": [], "torch": ["stsbp_cpu", "stsbp_torch"]}
+    wanted = ["stsbp", "stsbp_spec", *parts.get(name, [f"stsbp_{name}"])]
     wheels = [str(next(dist.glob(f"{package}-*.whl"))) for package in wanted]
     session.run(python, "-m", "pip", "install", "--quiet", *wheels, external=True)
     others = [framework for framework in FRAMEWORKS if framework != name]

@@ -25,7 +25,7 @@ read -ra presets <<<"${PRESETS:-cifar10-tssl-1 cifar10-tssl-2}"
 read -ra options <<<"${OPTIONS:-}"
 
 path=$out/metadata
-for package in stsbp-spec stsbp-torch stsbp-jax stsbp-cupy stsbp; do path=$path:$root/packages/$package/src; done
+for package in stsbp-spec stsbp-cpu stsbp-torch stsbp-jax stsbp-cupy stsbp; do path=$path:$root/packages/$package/src; done
 export PYTHONPATH=$path${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 NO_COLOR=1
 export STSBP_CACHE=${STSBP_CACHE:-$out/cache}
 mkdir -p "$out/metadata"

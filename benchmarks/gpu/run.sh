@@ -22,7 +22,7 @@ read -ra backends <<<"${BACKENDS:-torch@cuda jax@gpu cupy@cuda}"
 
 # Editable installs do the same; entry points need the metadata that `entry_points` finds beside the sources.
 path=$root/conformance/src
-for package in stsbp-spec stsbp-torch stsbp-jax stsbp-cupy stsbp; do path=$root/packages/$package/src:$path; done
+for package in stsbp-spec stsbp-cpu stsbp-torch stsbp-jax stsbp-cupy stsbp; do path=$root/packages/$package/src:$path; done
 export PYTHONPATH=$out/metadata:$path${PYTHONPATH:+:$PYTHONPATH} OMP_WAIT_POLICY=PASSIVE PYTHONUNBUFFERED=1 NO_COLOR=1
 export STSBP_CACHE=$out/cache XLA_PYTHON_CLIENT_PREALLOCATE=false
 cd "$root" || exit 1

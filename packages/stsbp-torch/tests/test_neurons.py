@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,13 +16,12 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, LIF, NeuronModel
 from stsbp_spec.neurons.base import Step
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.surrogates import Arctan, Rectangle, Surrogate, Triangle
+from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import end_to_end, joined, rows
 from stsbp_torch.nn import LIF as LIFModule
 from stsbp_torch.sparse import block as sparse
-from stsbp_torch.sparse import needed
 
 REFERENCE = NumpyBackend()
 FILTER = PSP(4, 2).filter(1.25)  # two states
@@ -122,28 +121,6 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
         ds = backend.avgpool2d_backward(layer, tuple(spikes.shape), ds)
     dz, _ = sparse.backward(block, given, residuals, above, FILTER, need_error=True, need_weights=True)
     assert torch.equal(dz.view(torch.int32), backend.neuron_backward(neuron, FILTER, left, ds).view(torch.int32))
-
-
-def test_errors_wait_only_for_thresholds_that_are_one_number_and_surrogates_that_end() -> None:
-    found = needed.support(LIF(3, threshold=0.8, surrogate=Rectangle(0.5)))
-    assert found is not None
-    assert (found.threshold, *found.p) == (np.float32(0.8), 0.25, 2)
-    assert needed.support(LIF(surrogate=Triangle())) is not None
-    assert needed.support(LIF(surrogate=Arctan())) is None
-    assert needed.support(replace(ALIF(3, beta=0.6, tau_a=9), surrogate=Triangle())) is None
-
-
-@dataclass(frozen=True)
-class _Straight(LIF):
-    """Hands on a part of the error that is not multiplied with the surrogate."""
-
-    def adjoint(self, p, d, u, g, h):  # type: ignore[no-untyped-def]
-        found: Any = super().adjoint(p, d, u, g, h)
-        return replace(found, current=found.current + p.km * g)
-
-
-def test_errors_that_are_used_everywhere_do_not_wait() -> None:
-    assert needed.support(_Straight(surrogate=Triangle())) is None
 
 
 def test_the_module_takes_any_neuron() -> None:

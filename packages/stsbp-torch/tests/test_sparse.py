@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stsbp_cpu.sparse import needed
 from stsbp_spec.backend import Batch, ValueAndGrad
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
@@ -18,9 +19,7 @@ from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.sparse import block as sparse
-from stsbp_torch.sparse import needed
 from stsbp_torch.synapses import conv2d, conv2d_bytes
-from stsbp_torch.vectors import dot
 
 KINDS = {
     "dense": (0.0, 0.0, False),
@@ -161,27 +160,6 @@ def test_errors_that_are_not_needed_change_nothing(
 def _deferrable(block: Block) -> bool:
     synapse = block.synapse
     return isinstance(synapse, Conv2d) and synapse.channels % 16 == 0 and synapse.stride == 1
-
-
-def test_the_share_of_needed_errors_is_counted() -> None:
-    u = np.full((2, 4, 5, 3), 9.0, np.float32)
-    u[0, 1, 1, 2] = u[0, 0, 0, 2] = 1.4  # of the same window
-    u[1, 3, 3, 0] = 0.6
-    u[1, 3, 4, 1] = 1.0  # a column that a window of 2 does not reach
-    support = needed.support(LIF(surrogate=Rectangle(1.0)))
-    assert support is not None
-    share, near = needed.kernels(support.surrogate).share, (support.threshold, support.p)
-    assert share(u, 1, 1, *near) == 4 / u.size
-    assert share(u, 2, 1, *near) == 2 / (2 * 2 * 2 * 3)
-
-
-@pytest.mark.parametrize("vectors", [1, 2, 3, 4, 8])
-def test_dot(vectors: int) -> None:
-    rng = np.random.default_rng(vectors)
-    x, y = (rng.integers(-9, 9, 700).astype(np.float32) for _ in range(2))
-    length = 16 * vectors
-    expected = sum(x[5 + 140 * i :][:length] @ y[300 - 130 * i :][:length] for i in range(3))
-    assert dot(x, 5, 140, y, 300, -130, 3, vectors) == expected
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

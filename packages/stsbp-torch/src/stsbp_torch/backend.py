@@ -13,6 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from stsbp_cpu import reductions
+from stsbp_cpu.compiling import announce
+from stsbp_cpu.memory import keep_freed_memory
+from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.encoders.packed import PackedFrames
@@ -27,12 +31,10 @@ from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_torch import bits
-from stsbp_torch.compiling import announce
 from stsbp_torch.layout import empty, laid_out, logical, rows
-from stsbp_torch.memory import keep_freed_memory
 from stsbp_torch.recurrence import recur
 from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
 
@@ -196,8 +198,6 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return fused_cpu.backward(equations, residuals.kept, laid_out(ds), summed=residuals.static)
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
-        from stsbp_torch import reductions
-
         rows_ = w.detach().cpu().contiguous().view(len(w), -1).numpy()
         wq, made = grid.fit_weight_grid(
             reductions.largest(rows_.reshape(-1)),
@@ -213,8 +213,6 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self._on_cpu:
-            from stsbp_torch import reductions
-
             dz = laid_out(dz)
             out = torch.empty_like(dz)
             counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, rows(out).reshape(-1).numpy())
@@ -227,7 +225,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def gradient_norm(self, gradients: Sequence[torch.Tensor]) -> float:
         if self.torch_device.type == "cpu":
-            return self._gradient_norm_cpu([g.reshape(-1).numpy() for g in gradients])
+            return reductions.gradient_norm([g.reshape(-1).numpy() for g in gradients])
         extremes = [torch.aminmax(g) for g in gradients]
         largest = max(abs(float(x)) for pair in extremes for x in pair)
         if not all(math.isfinite(float(x)) for pair in extremes for x in pair):
@@ -241,31 +239,17 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             total += int((scaled * scaled).sum())
         return math.sqrt(total) * 2.0**-q
 
-    @staticmethod
-    def _gradient_norm_cpu(gradients: list[Float32]) -> float:
-        from stsbp_torch import reductions
-
-        each = [reductions.largest(g) for g in gradients]
-        if not all(map(math.isfinite, each)):
-            return math.nan if any(map(math.isnan, each)) else math.inf
-        q = grid.error_exponent(max(each), norm_bits(sum(g.size for g in gradients)))
-        if q is None:
-            return 0.0
-        return math.sqrt(sum(reductions.squares(g, np.float32(2.0**q)) for g in gradients)) * 2.0**-q
-
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if not self._on_cpu:
             return super().adamw(scalars, w, g, m, v)
-        from stsbp_torch.optim import adamw
-
-        return adamw.update(scalars, w, g, m, v)
+        new_w, new_m, new_v = (torch.empty_like(w) for _ in range(3))
+        adamw.update(scalars, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, new_w, new_m, new_v)))
+        return new_w, new_m, new_v
 
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
-            from stsbp_torch import reductions
-
             return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))
         return torch.count_nonzero(s)
 

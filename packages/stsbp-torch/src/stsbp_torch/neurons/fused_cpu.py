@@ -1,60 +1,17 @@
-"""Neurons and the filter before them as fused CPU kernels: the loop over T inside, states in the first-level cache.
-
-Neurons are cut into chunks that the threads share; a chunk's states stay in cache while the steps stream through it, so
-memory moves each array once. A chunk's next step lies elsewhere in memory, where the processor does not look ahead by
-itself, so each step asks for the next one's lines before it computes. Nothing is fused or reordered: `fastmath` is off,
-every scalar is a float32. `fire` and `propagate` are one step of each pass, on one run of neurons, as the equation is
-printed; sparse/kernels.py uses them too.
-"""
+"""Neurons and the filter before them by the fused kernels of stsbp_cpu, which compute in the memory of the tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Mapping
 
-import numpy as np
 import torch
-from numba import prange
-from stsbp_spec.equations import Constants, NeuronEquations
-from stsbp_spec.expr import Recurrence
-from stsbp_spec.typing import Float32, UInt8
+from stsbp_cpu import neurons
+from stsbp_spec.equations import NeuronEquations
+from stsbp_spec.typing import Float32
 
-from stsbp_torch.compiling import cached_njit
 from stsbp_torch.layout import empty, end_to_end, joined, rows
-from stsbp_torch.printed import step
-from stsbp_torch.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["backward", "beside_u", "fire", "forward", "propagate", "values"]
-
-_CHUNK, _SHORT_CHUNK = 1024, 512
-"""Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
-_PAST = 2**24
-"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes."""
-_ZERO = np.float32(0)
-
-
-def fire(equation: Recurrence) -> Callable[..., None]:
-    """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and `kept[:, t, at : at + n]`.
-
-    A function of `(p, z, states, u, spikes, kept, t, at)`: `p` are the parameters, `states` is `[states, n]`, and
-    `kept`, `[K, T, M]`, takes what the way back reads besides `u`.
-    """
-    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.outputs) - 2))
-    return step(equation, "z, states, u, spikes, kept, t, at", ("z", "u", *kept, "spikes"), "states")
-
-
-def propagate(equation: Recurrence) -> Callable[..., None]:
-    """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
-
-    A function of `(p, u, ds, states, kept, t, at, dz)`: see `fire`.
-    """
-    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.inputs) - 2))
-    return step(equation, "u, ds, states, kept, t, at, dz", ("u", *kept, "ds", "dz"), "states")
-
-
-def values(equation: Recurrence, constants: Constants) -> Float32:
-    """The parameters of an equation, in its order."""
-    return np.array([constants[name] for name in equation.parameters], np.float32)
+__all__ = ["backward", "beside_u", "forward"]
 
 
 def beside_u(kept: Mapping[str, torch.Tensor]) -> Float32:
@@ -65,12 +22,10 @@ def beside_u(kept: Mapping[str, torch.Tensor]) -> Float32:
 
 def forward(equations: NeuronEquations, z: torch.Tensor, steps: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Spikes `[T, ...]` and what the way back reads, from a laid-out `z`, `[1 or T, ...]`."""
-    equation, shape = equations.forward, (steps, *z.shape[1:])
+    shape = (steps, *z.shape[1:])
     kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, z.device), strict=True))
     spikes = empty(shape, torch.uint8, z.device)
-    u, fired = (rows(x).numpy() for x in (kept["u"], spikes))
-    p = values(equation, equations.constants)
-    _forward(equation)(p, rows(z).numpy(), len(equation.states), u, fired, beside_u(kept))
+    neurons.forward(equations, rows(z).numpy(), rows(kept["u"]).numpy(), rows(spikes).numpy(), beside_u(kept))
     return spikes, kept
 
 
@@ -78,85 +33,6 @@ def backward(
     equations: NeuronEquations, kept: Mapping[str, torch.Tensor], ds: torch.Tensor, *, summed: bool
 ) -> torch.Tensor:
     """`dL/dz`, `[T, ...]` or, added over the steps, `[1, ...]`, from laid-out `kept` and `ds`."""
-    equation = equations.backward
     dz = empty((1 if summed else len(ds), *ds.shape[1:]), torch.float32, ds.device)
-    u, error, below = (rows(x).numpy() for x in (kept["u"], ds, dz))
-    p = values(equation, equations.constants)
-    _backward(equation)(p, u, beside_u(kept), error, len(equation.states), below)
+    neurons.backward(equations, rows(kept["u"]).numpy(), beside_u(kept), rows(ds).numpy(), rows(dz).numpy())
     return dz
-
-
-@cache
-def _forward(equation: Recurrence) -> Callable[..., None]:
-    """The forward pass of `[T, M]` neurons of an equation."""
-    fired = fire(equation)
-
-    @cached_njit(parallel=True, error_model="numpy")
-    def neurons_forward(p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32) -> None:
-        """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`."""
-        steps, neurons = u.shape
-        past = u.size >= _PAST
-        length = _CHUNK if past else _SHORT_CHUNK
-        chunks = (neurons + length - 1) // length
-        for chunk in prange(chunks):
-            low = chunk * length
-            high = min(neurons, low + length)
-            s = np.zeros((states, high - low), np.float32)
-            own = np.empty(high - low, np.float32)
-            own_kept = np.empty((len(kept), 1, high - low), np.float32)
-            for t in range(steps):
-                if t + 1 < steps:
-                    if z.shape[0] > 1:
-                        fetch(z[t + 1, low:high])
-                    if not past:
-                        fetch_to_write(u[t + 1, low:high])
-                        for k in range(len(kept)):
-                            fetch_to_write(kept[k, t + 1, low:high])
-                    fetch_to_write(spikes[t + 1, low:high])
-                zt = z[t if z.shape[0] > 1 else 0, low:high]
-                u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
-                fired(p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low)
-                if past:
-                    stream(u[t, low:high], own)
-                    for k in range(len(kept)):
-                        stream(kept[k, t, low:high], own_kept[k, 0])
-
-    return neurons_forward
-
-
-@cache
-def _backward(equation: Recurrence) -> Callable[..., None]:
-    """The way back through `[T, M]` neurons of an equation."""
-    propagated = propagate(equation)
-
-    @cached_njit(parallel=True, error_model="numpy")
-    def neurons_backward(p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32) -> None:
-        """Fill `dz`, `[1 or T, M]`, from `u` and `ds`, `[T, M]`, and `kept`, `[K, T, M]`."""
-        steps, neurons = u.shape
-        chunks = (neurons + _CHUNK - 1) // _CHUNK
-        static = dz.shape[0] == 1 and steps > 1
-        for chunk in prange(chunks):
-            low = chunk * _CHUNK
-            high = min(neurons, low + _CHUNK)
-            s = np.zeros((states, high - low), np.float32)
-            own = np.empty(high - low, np.float32)
-            total = np.zeros(high - low, np.float32)
-            for back in range(steps):
-                t = steps - 1 - back
-                if t > 0:
-                    fetch(u[t - 1, low:high])
-                    fetch(ds[t - 1, low:high])
-                    for k in range(len(kept)):
-                        fetch(kept[k, t - 1, low:high])
-                propagated(p, u[t, low:high], ds[t, low:high], s, kept, t, low, own)
-                if static:
-                    for j in range(high - low):
-                        total[j] += own[j]
-                else:
-                    stream(dz[t, low:high], own)
-            if static:
-                out = dz[0, low:high]
-                for j in range(high - low):
-                    out[j] = total[j]
-
-    return neurons_backward

@@ -10,9 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numba import get_num_threads
+from stsbp_cpu.sparse import kernels, needed
+from stsbp_cpu.sparse.spikes import NO_MASK, density
+from stsbp_cpu.synapses.conv2d_bytes import doubled
+from stsbp_cpu.threads import get_num_threads
+from stsbp_cpu.vectors import LANES
 from stsbp_spec import passes
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.equations import neuron_equations
@@ -21,14 +24,11 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.synapses import AvgPool2d, Conv2d
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import AnyArray, Float32, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_torch.layout import empty, end_to_end, laid_out, view
-from stsbp_torch.neurons.fused_cpu import beside_u, values
-from stsbp_torch.sparse import kernels, needed
-from stsbp_torch.sparse.spikes import NO_MASK, density
-from stsbp_torch.synapses import conv2d, conv2d_bytes, cpu_kernels
-from stsbp_torch.vectors import LANES
+from stsbp_torch.neurons.fused_cpu import beside_u
+from stsbp_torch.synapses import conv2d, conv2d_bytes
 
 __all__ = [
     "DeferredError",
@@ -46,8 +46,6 @@ __all__ = [
     "may_defer",
 ]
 
-GATHER_CHANNELS = 32
-"""Output channels from which the forward pass gathers."""
 FORWARD_BELOW = {
     ("gather", "bytes"): 0.03,
     ("gather", "floats"): 0.4,
@@ -75,10 +73,10 @@ class Input(NamedTuple):
     mask: torch.Tensor | None
     masked: int
 
-    def arrays(self) -> tuple[UInt8, int, UInt8, int]:
+    def arrays(self) -> kernels.Given:
         """As the kernels take it."""
         kept = NO_MASK[None] if self.mask is None else self.mask.permute(0, 2, 3, 1).numpy()
-        return view(self.s), self.size, kept, self.masked
+        return kernels.Given(view(self.s), self.size, kept, self.masked)
 
     def density(self) -> float:
         """Share of non-zero values after the pooling, from a sample of frames, dropout left out."""
@@ -94,7 +92,7 @@ class Input(NamedTuple):
         t, b, c, h, w = self.s.shape
         out = empty((t, b, 2 * c, h // self.size, w // self.size), torch.uint8, self.s.device)
         s, size, mask, masked = self.arrays()
-        cpu_kernels.double_bytes(s, mask, masked, size, view(out))
+        doubled(s, mask, masked, size, view(out))
         return out
 
 
@@ -130,9 +128,7 @@ class DeferredError(NamedTuple):
         if support is None:
             return 1.0
         frames = _frames(u)
-        every = max(1, len(frames) // _SAMPLED)
-        share = needed.kernels(support.surrogate).share
-        return float(share(frames, self.given.size, every, support.threshold, support.p))
+        return needed.share(support, frames, self.given.size, max(1, len(frames) // _SAMPLED))
 
     def needed(self, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor:
         """The error of the convolution's input, zero where the layer below does not use it."""
@@ -141,10 +137,8 @@ class DeferredError(NamedTuple):
         support = needed.support(neuron)
         assert support is not None
         below = empty(self._shape(), torch.float32, u.device)
-        needed.kernels(support.surrogate).error(
-            _frames(u), self.given.size, _frames(self.dz), _mirrored(self.wq).reshape(-1).numpy(), conv.kernel,
-            conv.padding, _frames(below), support.threshold, support.p, get_num_threads(),
-        )  # fmt: skip
+        wq, size = self.wq.numpy(), self.given.size
+        needed.error(support, conv, wq, _frames(u), size, _frames(self.dz), _frames(below))
         return below
 
     def dense(self) -> torch.Tensor:
@@ -197,7 +191,7 @@ def forward_kind(block: Block, given: Input, density: float) -> str:
     """How a block is computed: `sparse`, `bytes` or `floats`."""
     assert isinstance(block.synapse, Conv2d)
     of_bytes = conv2d_bytes.usable(block.synapse, block.synapse_shape, given.largest(block))
-    order = "gather" if _gathers(block.synapse) else "scatter"
+    order = "gather" if kernels.gathers(block.synapse) else "scatter"
     if density < FORWARD_BELOW[order, "bytes" if of_bytes else "floats"]:
         return "sparse"
     return "bytes" if of_bytes else "floats"
@@ -316,29 +310,6 @@ def _floats(backend: Pairs[torch.Tensor], block: Block, given: Input) -> tuple[t
     return laid_out(s.float()), before
 
 
-def _gathers(conv: Any) -> bool:
-    return bool(conv.channels >= GATHER_CHANNELS and conv.channels % LANES == 0)
-
-
-def _run(conv: Conv2d) -> int:
-    return -(-conv.kernel * conv.channels // LANES) * LANES
-
-
-def _mirrored(wq: torch.Tensor) -> torch.Tensor:
-    """Weights as `[C, row, mirrored column, C']`."""
-    return wq.flip(3).permute(1, 2, 3, 0)
-
-
-def _packed(conv: Conv2d, wq: torch.Tensor) -> Float32:
-    """Weights in the order of `kernels.forward`, 1-d."""
-    if _gathers(conv):
-        ordered: Float32 = wq.permute(2, 3, 1, 0).contiguous().numpy().reshape(-1)
-        return ordered
-    runs = _mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
-    padded: Float32 = torch.nn.functional.pad(runs, (0, _run(conv) - runs.shape[2])).numpy().reshape(-1)
-    return padded
-
-
 def forward(
     block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
 ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
@@ -348,11 +319,8 @@ def forward(
     shape, device = (steps, given.s.shape[1], *block.output_shape), given.s.device
     kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
     spikes = empty(shape, torch.uint8, device)
-    equation = equations.forward
-    kernels.forward(equation)(
-        *given.arrays(), _packed(conv, wq), _gathers(conv), conv.kernel, conv.padding, view(kept["u"]), view(spikes),
-        beside_u(kept), values(equation, equations.constants), len(equation.states), get_num_threads(),
-    )  # fmt: skip
+    beside = beside_u(kept)
+    kernels.forward(conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside)
     return spikes, NeuronResiduals(kept, spikes, static=False)
 
 
@@ -369,21 +337,13 @@ def backward(
     """`(dz, dW)` of a block from the error of its spikes; what is not needed is empty."""
     conv, equations, u = block.synapse, neuron_equations(filter, block.neuron), residuals.kept["u"]
     assert isinstance(conv, Conv2d)
-    channels = given.s.shape[2]
     above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
     dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
-    threads = get_num_threads()
-    sums = np.empty((threads if need_weights else 0, channels * conv.kernel * _run(conv)), np.float32)
-    equation = equations.backward
-    kernels.backward(equation)(
-        *given.arrays(), conv.kernel, conv.padding, view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
-        sums, values(equation, equations.constants), len(equation.states), threads,
+    dw = kernels.backward(
+        conv, equations, given.arrays(), view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
+        need_weights=need_weights,
     )  # fmt: skip
-    if not need_weights:
-        return dz, torch.empty(0)
-    total = torch.from_numpy(sums.sum(0)).view(channels, conv.kernel, _run(conv))[:, :, : conv.kernel * conv.channels]
-    dw = total.reshape(channels, conv.kernel, conv.kernel, conv.channels).flip(2).permute(3, 0, 1, 2).contiguous()
-    return dz, dw
+    return dz, torch.empty(0) if dw is None else torch.from_numpy(dw)
 
 
 def _frames(x: torch.Tensor) -> AnyArray:

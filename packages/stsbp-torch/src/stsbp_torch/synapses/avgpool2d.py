@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from stsbp_cpu.synapses import avgpool2d
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.typing import Shape
 
 from stsbp_torch.layout import empty, frames, laid_out, view
-from stsbp_torch.synapses import cpu_kernels
 
 __all__ = ["backward", "forward"]
 
@@ -21,7 +21,7 @@ def forward(pool: AvgPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Ten
         t, b = s.shape[:2]
         return laid_out(pooled.view(t, b, *pooled.shape[1:])), tuple(s.shape)
     output = empty((*s.shape[:2], *pool.output_shape(tuple(s.shape[2:]))), torch.float32, s.device)
-    cpu_kernels.pool(_flat_frames(s), _flat_frames(output), pool.size)
+    avgpool2d.forward(_flat_frames(s), _flat_frames(output), pool.size)
     return output, tuple(s.shape)
 
 
@@ -30,7 +30,7 @@ def backward(pool: AvgPool2d, shape: Shape, d: torch.Tensor, *, fused: bool) -> 
     d = laid_out(d)
     ds = empty(shape, torch.float32, d.device)
     if fused:
-        cpu_kernels.unpool(_flat_frames(d), _flat_frames(ds), pool.size)
+        avgpool2d.backward(_flat_frames(d), _flat_frames(ds), pool.size)
         return ds
     k = pool.size
     spread = (d * 2.0**-pool.exponent).repeat_interleave(k, dim=3).repeat_interleave(k, dim=4)

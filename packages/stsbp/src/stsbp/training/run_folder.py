@@ -37,7 +37,7 @@ MOST_ENVIRONMENT = 64 * MEGABYTE
 """Bytes of `environment.json`; a start has about a thousand."""
 
 _PACKAGES = (
-    *("stsbp", "stsbp-spec", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
+    *("stsbp", "stsbp-spec", "stsbp-cpu", "stsbp-torch", "stsbp-cupy", "stsbp-jax", "numpy", "safetensors"),
     *("torch", "numba", "triton", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda13x"),
 )
 _PATTERNS = (

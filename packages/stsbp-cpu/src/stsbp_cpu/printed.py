@@ -15,7 +15,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, function, lines
 
-from stsbp_torch.compiling import cached_njit, printed_njit
+from stsbp_cpu.compiling import cached_njit, printed_njit
 
 __all__ = ["condition", "loop", "step"]
 

@@ -19,12 +19,12 @@ import llvmlite
 import numba
 import numpy as np
 import pytest
-import stsbp_torch
+import stsbp_cpu
 from numba.core import config
 from numba.core.dispatcher import Dispatcher
 from numba.extending import _Intrinsic
+from stsbp_cpu import compiling
 from stsbp_spec.kernel_cache import KernelFolder
-from stsbp_torch import compiling
 
 GRADIENTS = """
 import sys
@@ -33,9 +33,8 @@ from numba.core import event
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import LIF
 from stsbp_spec.surrogates import Rectangle
-from stsbp_spec.synapses import PSP
-from stsbp_torch.neurons.fused_cpu import values
-from stsbp_torch.sparse.kernels import backward
+from stsbp_spec.synapses import PSP, Conv2d
+from stsbp_cpu.sparse.kernels import Given, backward
 
 compiled = []
 
@@ -48,12 +47,11 @@ class Listener(event.Listener):
 event.register("numba:compile", Listener())
 f, shape = np.float32, (3, 1, 2, 2, 1)
 u = (np.arange(12, dtype=f) / 8).reshape(shape)
-ds, dz, dw = np.ones(shape, f), np.zeros(shape, f), np.zeros((1, 16), f)
-spikes = np.ones(shape, np.uint8)
+ds, dz = np.ones(shape, f), np.zeros(shape, f)
+given = Given(np.ones(shape, np.uint8), 1, np.ones((1, 1, 1, 1), np.uint8), 0)
 equations = neuron_equations(PSP(2).filter(), LIF(4, surrogate=Rectangle()))
-equation, kept = equations.backward, np.zeros((0, 1, 1), f)
-p = values(equation, equations.constants)
-backward(equation)(spikes, 1, np.ones((1, 1, 1), np.uint8), 0, 1, 0, u, kept, ds, 1, dz, dw, p, len(equation.states), 1)
+kept = np.zeros((0, 1, 1), f)
+dw = backward(Conv2d(1, 1), equations, given, u, kept, ds, 1, dz, need_weights=True)
 print(*dz.reshape(-1), *dw.reshape(-1), len(compiled))
 """
 
@@ -70,7 +68,7 @@ def _run(program: str, path: Path, **environment: str) -> list[float]:
 
 def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -> None:
     """`backward` of one file has equations of other ones in its machine code."""
-    for name in ("stsbp_torch", "stsbp_spec"):
+    for name in ("stsbp_cpu", "stsbp_spec"):
         source = Path(importlib.import_module(name).__file__ or "").parent
         shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     cache = str(tmp_path / "cache")
@@ -90,9 +88,8 @@ def test_a_package_that_is_replaced_computes_with_its_new_code(tmp_path: Path) -
 
 
 def _modules() -> dict[str, Any]:
-    names = [module.name for module in pkgutil.walk_packages(stsbp_torch.__path__, "stsbp_torch.")]
-    # Triton is not installed everywhere, and its kernels are not numba's.
-    return {name: importlib.import_module(name) for name in names if not name.endswith("_cuda")}
+    names = [module.name for module in pkgutil.walk_packages(stsbp_cpu.__path__, "stsbp_cpu.")]
+    return {name: importlib.import_module(name) for name in names}
 
 
 def _is_compiled(value: Any) -> bool:
@@ -130,7 +127,7 @@ def test_every_module_that_kernels_take_in_is_part_of_the_key() -> None:
             elif isinstance(node, ast.Import):
                 assert not any(alias.name.startswith("stsbp_") for alias in node.names)
     # How kernels are compiled is part of the key as well.
-    assert found == set(compiling.SOURCES) - {"stsbp_torch.compiling"}
+    assert found == set(compiling.SOURCES) - {"stsbp_cpu.compiling"}
 
 
 def test_no_kernel_is_left_to_the_cache_of_numba() -> None:
@@ -146,7 +143,7 @@ def _add(x: float, y: float) -> float:
 def _kernel(**options: Any) -> Any:
     """A kernel of this package that no other test has compiled, as a process meets it that has just begun."""
     function = FunctionType(_add.__code__, {}, "add")
-    function.__module__ = "stsbp_torch.vectors"
+    function.__module__ = "stsbp_cpu.vectors"
     return compiling.cached_njit(**options)(function)
 
 
@@ -230,7 +227,7 @@ def test_code_with_addresses_of_its_process_is_not_kept(cache: Path) -> None:
 
     # numba puts an array of this size into the code by its address.
     function = FunctionType(look.__code__, {"table": np.arange(200_000)}, "look")
-    function.__module__ = "stsbp_torch.vectors"
+    function.__module__ = "stsbp_cpu.vectors"
     assert compiling.cached_njit()(function)(7) == 7
     assert _files(cache) == []
 
@@ -276,7 +273,7 @@ def test_the_key_depends_on_the_processor(cache: Path) -> None:
 
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
     program = (
-        "import numpy as np; from stsbp_torch.synapses.cpu_kernels import _rotate as k\n"
+        "import numpy as np; from stsbp_cpu.synapses.dropout import _rotate as k\n"
         "print(k(np.uint32(3), 1), len(k.stats.cache_hits))\n"
     )
     environment = {**os.environ, "STSBP_CACHE": str(tmp_path)}
@@ -293,7 +290,7 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
 def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     program = (
-        "import numpy as np; from stsbp_torch import compiling; from stsbp_torch.synapses.cpu_kernels import _rotate\n"
+        "import numpy as np; from stsbp_cpu import compiling; from stsbp_cpu.synapses.dropout import _rotate\n"
         "compiling.announce()\n"
         "print(_rotate(np.uint32(3), 1), _rotate(np.uint64(3), 1))\n"
     )
@@ -308,16 +305,14 @@ def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_pat
 
 
 def test_without_compiling_kernels_are_plain_functions() -> None:
-    program = (
-        "import numpy as np; from stsbp_torch.synapses.cpu_kernels import _rotate; print(_rotate(np.uint32(3), 1))"
-    )
+    program = "import numpy as np; from stsbp_cpu.synapses.dropout import _rotate; print(_rotate(np.uint32(3), 1))"
     environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["6"]
 
 
 def test_a_kernel_outside_of_the_sources_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_torch\.compiling\.SOURCES"):
+    with pytest.raises(TypeError, match=r"test_compiling\._add is not covered by stsbp_cpu\.compiling\.SOURCES"):
         compiling.cached_njit()(_add)
 
 
@@ -327,7 +322,7 @@ def test_a_closure_is_refused() -> None:
     def shifted(x: float) -> float:
         return x + offset
 
-    shifted.__module__ = "stsbp_torch.vectors"
+    shifted.__module__ = "stsbp_cpu.vectors"
     with pytest.raises(TypeError, match=r"shifted is not covered"):
         compiling.cached_njit()(shifted)
 
@@ -338,12 +333,12 @@ def _closed(inner: Any) -> Any:
     def closed(x: float) -> float:
         return inner(x)  # type: ignore[no-any-return]
 
-    closed.__module__ = "stsbp_torch.vectors"
+    closed.__module__ = "stsbp_cpu.vectors"
     return compiling.cached_njit()(closed)
 
 
 def _printed(text: str) -> Any:
-    return compiling.printed_njit(f"def f(x):\n    return {text}\n", "f", {"__name__": "stsbp_torch.vectors"})
+    return compiling.printed_njit(f"def f(x):\n    return {text}\n", "f", {"__name__": "stsbp_cpu.vectors"})
 
 
 def test_kernels_closed_over_others_are_found_again_and_not_mixed(cache: Path) -> None:
@@ -360,7 +355,7 @@ def test_a_kernel_that_calls_a_printed_one_by_name_is_told_from_others(cache: Pa
 
     for text, expected in (("x + 1", 4.0), ("x - 1", 2.0)):
         function = FunctionType(calls.__code__, {"inner": _printed(text)}, "calls")
-        function.__module__ = "stsbp_torch.vectors"
+        function.__module__ = "stsbp_cpu.vectors"
         assert compiling.cached_njit()(function)(3.0) == expected
 
 
@@ -379,7 +374,7 @@ from stsbp_spec.neurons import ALIF, LIF
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Rectangle, Triangle
 from stsbp_spec.synapses import PSP
-from stsbp_torch.backend import TorchBackend
+from stsbp_cpu import neurons as kernels
 
 compiled = []
 
@@ -394,12 +389,15 @@ neurons = {"rectangle": LIF(3, surrogate=Rectangle()), "triangle": LIF(3, surrog
 rng = np.random.default_rng(0)
 z, g = (rng.standard_normal((9, 2, 77)).astype(np.float32) for _ in range(2))
 for name in WORDS:
-    results = []
-    for backend in (NumpyBackend(), TorchBackend("cpu")):
-        spikes, residuals = backend.neuron_forward(neurons[name], PSP(3).filter(), backend.asarray(z), 9)
-        dz = backend.neuron_backward(neurons[name], PSP(3).filter(), residuals, backend.asarray(g))
-        results.append([backend.numpy(x).tobytes() for x in (spikes, residuals.kept["u"], dz)])
-    assert results[0] == results[1], name
+    equations, neuron, filter = neuron_equations(PSP(3).filter(), neurons[name]), neurons[name], PSP(3).filter()
+    spikes, residuals = NumpyBackend().neuron_forward(neuron, filter, z, 9)
+    below = NumpyBackend().neuron_backward(neuron, filter, residuals, g)
+    u, dz, o = np.empty((9, 154), np.float32), np.empty((9, 154), np.float32), np.empty((9, 154), np.uint8)
+    kept = np.empty((len(equations.kept) - 1, 9, 154), np.float32)
+    kernels.forward(equations, z.reshape(9, -1), u, o, kept)
+    kernels.backward(equations, u, kept, g.reshape(9, -1), dz)
+    for found, expected in ((o, spikes), (u, residuals.kept["u"]), (dz, below)):
+        assert found.tobytes() == expected.tobytes(), name
 print(len(compiled))
 """
 
@@ -429,12 +427,12 @@ def _announced(module: str, offset: float) -> None:
 def test_compiling_is_announced_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     compiling.announce()
     monkeypatch.setattr(compiling._announcement, "said", False)
-    with caplog.at_level(logging.WARNING, logger="stsbp_torch"):
+    with caplog.at_level(logging.WARNING, logger="stsbp_cpu"):
         _announced("another_package.kernels", 1.0)
         assert not caplog.messages
-        _announced("stsbp_torch.kernels", 2.0)
+        _announced("stsbp_cpu.kernels", 2.0)
         compiling.announce()
-        _announced("stsbp_torch.kernels", 3.0)
+        _announced("stsbp_cpu.kernels", 3.0)
     assert caplog.messages == ["compiling the kernels for this processor; later runs load them from the disk"]
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numba import prange
 from stsbp_spec.grid import SMALLEST_NORMAL, error_exponent
+from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
-from stsbp_torch.compiling import cached_njit
-from stsbp_torch.threads import threads_for
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.threads import threads_for
 
-__all__ = ["count", "largest", "round_errors", "round_rows", "squares"]
+__all__ = ["count", "gradient_norm", "largest", "round_errors", "round_rows", "squares"]
 
 _CHUNK = 65536
 _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
@@ -81,6 +83,17 @@ def squares(x: Float32, scale: np.float32) -> int:
     """Sum of `round(x scale)^2` over `[M]`; the caller sees to it that it fits 63 bits."""
     with threads_for(x.size):
         return int(_squares(x, scale))
+
+
+def gradient_norm(gradients: Sequence[Float32]) -> float:
+    """`optim.adamw.gradient_norm` of the spec, of arrays `[M]`."""
+    each = [largest(g) for g in gradients]
+    if not all(map(math.isfinite, each)):
+        return math.nan if any(map(math.isnan, each)) else math.inf
+    q = error_exponent(max(each), norm_bits(sum(g.size for g in gradients)))
+    if q is None:
+        return 0.0
+    return math.sqrt(sum(squares(g, np.float32(2.0**q)) for g in gradients)) * 2.0**-q
 
 
 @cached_njit(parallel=True)

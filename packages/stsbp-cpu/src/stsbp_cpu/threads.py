@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from numba import get_num_threads, set_num_threads
 
-__all__ = ["threads_for"]
+__all__ = ["get_num_threads", "threads_for"]
 
 _WORTH = 32768
 

@@ -6,7 +6,7 @@ import numpy as np
 from numba import prange
 from stsbp_spec.typing import Float32, Int32, UInt8
 
-from stsbp_torch.compiling import cached_njit
+from stsbp_cpu.compiling import cached_njit
 
 __all__ = ["NO_MASK", "density", "list_by_channel", "list_spikes"]
 

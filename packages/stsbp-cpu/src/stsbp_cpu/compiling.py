@@ -34,16 +34,18 @@ _FORMAT = "1"
 
 SOURCES = (
     "stsbp_spec.grid",
-    "stsbp_torch.compiling",
-    "stsbp_torch.neurons.fused_cpu",
-    "stsbp_torch.optim.adamw",
-    "stsbp_torch.printed",
-    "stsbp_torch.reductions",
-    "stsbp_torch.sparse.kernels",
-    "stsbp_torch.sparse.needed",
-    "stsbp_torch.sparse.spikes",
-    "stsbp_torch.synapses.cpu_kernels",
-    "stsbp_torch.vectors",
+    "stsbp_cpu.compiling",
+    "stsbp_cpu.neurons",
+    "stsbp_cpu.optim.adamw",
+    "stsbp_cpu.printed",
+    "stsbp_cpu.reductions",
+    "stsbp_cpu.sparse.kernels",
+    "stsbp_cpu.sparse.needed",
+    "stsbp_cpu.sparse.spikes",
+    "stsbp_cpu.synapses.avgpool2d",
+    "stsbp_cpu.synapses.conv2d_bytes",
+    "stsbp_cpu.synapses.dropout",
+    "stsbp_cpu.vectors",
 )
 """Modules with kernels, and those whose functions and numbers the kernels take into themselves."""
 
@@ -148,7 +150,7 @@ def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable
         inner += [name for name in read if name is not None]
         if function.__module__ not in SOURCES or None in inner:
             name = f"{function.__module__}.{function.__qualname__}"
-            raise TypeError(f"{name} is not covered by stsbp_torch.compiling.SOURCES")
+            raise TypeError(f"{name} is not covered by stsbp_cpu.compiling.SOURCES")
         if inner:
             _rename(function, f"{function.__name__}_{_short(function.__qualname__, inner)}")
         _sources()
@@ -204,7 +206,7 @@ class _Announcement(event.Listener):  # type: ignore[misc]
 
     def on_start(self, event: Any) -> None:
         dispatcher = event.data["dispatcher"]
-        if not self.said and dispatcher.py_func.__module__.startswith("stsbp_torch."):
+        if not self.said and dispatcher.py_func.__module__.startswith("stsbp_cpu."):
             self.said = True
             folder = _folder(dispatcher.targetctx.codegen())
             later = "; later runs load them from the disk" if folder is not None and folder.kept else ""

@@ -6,27 +6,31 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-import torch
 from numba import get_num_threads, prange
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
-from stsbp_torch.compiling import cached_njit
-from stsbp_torch.printed import step
-from stsbp_torch.threads import threads_for
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.printed import step
+from stsbp_cpu.threads import threads_for
 
 __all__ = ["update"]
 
 
 def update(
-    scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """New `(w, m, v)`."""
+    scalars: AdamWScalars,
+    w: Float32,
+    g: Float32,
+    m: Float32,
+    v: Float32,
+    new_w: Float32,
+    new_m: Float32,
+    new_v: Float32,
+) -> None:
+    """Fill `new_w`, `new_m` and `new_v` from weights, gradient and moments; all `[N]`."""
     p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
-    out = tuple(torch.empty_like(w) for _ in range(3))
-    with threads_for(w.numel()):
-        _kernel()(p, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, *out)))
-    return out[0], out[1], out[2]
+    with threads_for(w.size):
+        _kernel()(p, w, g, m, v, new_w, new_m, new_v)
 
 
 @cache

@@ -12,19 +12,21 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Recurrence, ordered
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.surrogates import equation
+from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.psp import IDENTITY
 from stsbp_spec.typing import Float32, Int32
 
-from stsbp_torch.compiling import cached_njit
-from stsbp_torch.printed import condition
-from stsbp_torch.vectors import LANES, dot
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.printed import condition
+from stsbp_cpu.sparse.kernels import mirrored
+from stsbp_cpu.vectors import LANES, dot
 
-__all__ = ["Kernels", "Support", "kernels", "support"]
+__all__ = ["Kernels", "Support", "error", "kernels", "share", "support"]
 
 _ZERO = np.float32(0)
 
@@ -60,8 +62,36 @@ def _beside_h(backward: Recurrence) -> bool:
     return any(id(x) in reached for x in backward.roots)
 
 
+def share(support: Support, u: Float32, size: int, every: int) -> float:
+    """Share of the errors after a pooling of `size` that neurons use, of every `every`-th frame.
+
+    Args:
+        support: of the neurons.
+        u: their potentials, `[n, H, W, C]`.
+        size: of the windows; 1: no pooling.
+        every: 1: all frames.
+    """
+    return float(kernels(support.surrogate).share(u, size, every, support.threshold, support.p))
+
+
+def error(support: Support, conv: Conv2d, wq: Float32, u: Float32, size: int, dz: Float32, ds: Float32) -> None:
+    """The error of the inputs of a convolution where the neurons below use it, zero elsewhere.
+
+    Args:
+        support, u, size: see `share`.
+        conv: of stride 1, and a number of output channels that is a multiple of `LANES`.
+        wq: its weights, `[C', C, kernel, kernel]`.
+        dz: error of its outputs, `[n, H', W', C']`.
+        ds: filled with the error, `[n, H // size, W // size, C]`.
+    """
+    kernels(support.surrogate).error(
+        u, size, dz, mirrored(wq).reshape(-1), conv.kernel, conv.padding, ds, support.threshold, support.p,
+        get_num_threads(),
+    )  # fmt: skip
+
+
 class Kernels(NamedTuple):
-    """`share` and `error` below."""
+    """What `share` and `error` call."""
 
     share: Callable[..., float]
     error: Callable[..., None]
@@ -134,8 +164,8 @@ def kernels(surrogate: Recurrence) -> Kernels:
         Args:
             u: membrane potentials of the layer below, `[n, H, W, C]`.
             size: of the pooling between the layers; 1: none.
-            dz: error of the convolution's outputs, `[n, H', W', C']`; C' is a multiple of 16.
-            w: weights, 1-d, laid out as `[C, row, mirrored column, C']`.
+            dz: error of the convolution's outputs, `[n, H', W', C']`.
+            w: weights, 1-d, `mirrored`.
             kernel, padding: of the convolution.
             ds: error of its inputs, `[n, H // size, W // size, C]`.
             vth, p: threshold, and parameters of the surrogate, of the layer below.

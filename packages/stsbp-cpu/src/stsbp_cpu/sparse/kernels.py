@@ -1,4 +1,4 @@
-"""A block, sample by sample: spikes, convolution, filter and neurons, and the way back (numba, CPU).
+"""A block, sample by sample: spikes, convolution, filter and neurons, and the way back.
 
 Convolutions have stride 1. Two orders of the forward sums, because the bits do not depend on it:
 
@@ -15,24 +15,115 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from numba import prange
+from numba import get_num_threads, prange
+from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
-from stsbp_torch.compiling import cached_njit
-from stsbp_torch.neurons.fused_cpu import fire, propagate
-from stsbp_torch.sparse.spikes import list_by_channel, list_spikes
-from stsbp_torch.vectors import LANES, add_scaled, sum_scaled
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.neurons import fire, propagate, values
+from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
+from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
 
-__all__ = ["backward", "forward"]
+__all__ = ["GATHER_CHANNELS", "Given", "backward", "forward", "gathers", "mirrored"]
 
+GATHER_CHANNELS = 32
+"""Output channels from which the forward pass gathers."""
 _ZERO = np.float32(0)
 
 
+class Given(NamedTuple):
+    """What enters a convolution, before pooling and dropout, whose work the kernels do on the way.
+
+    Attributes:
+        s: spikes or event counts, uint8 `[T, B, H, W, C]`.
+        size: of the pooling window; 1: none.
+        mask: of dropout, uint8 `[B, ...]`: see `list_spikes`.
+        masked: 0: no dropout; 1: before the pooling; 2: after it.
+    """
+
+    s: UInt8
+    size: int
+    mask: UInt8
+    masked: int
+
+
+def forward(
+    conv: Conv2d, equations: NeuronEquations, given: Given, wq: Float32, u: Float32, spikes: UInt8, kept: Float32
+) -> None:
+    """Compute a block.
+
+    Args:
+        conv: of stride 1.
+        equations: of the neurons and the filter before them.
+        given: what enters the block.
+        wq: weights on their grid, `[C', C, kernel, kernel]`.
+        u: filled with the potentials, float32 `[T, B, H', W', C']`.
+        spikes: filled with zeros and ones, uint8 `[T, B, H', W', C']`.
+        kept: filled with what the way back reads besides `u`, float32 `[K, T, B H' W' C']`.
+    """
+    equation = equations.forward
+    _forward(equation)(
+        *given, _packed(conv, wq), gathers(conv), conv.kernel, conv.padding, u, spikes, kept,
+        values(equation, equations.constants), len(equation.states), get_num_threads(),
+    )  # fmt: skip
+
+
+def backward(
+    conv: Conv2d, equations: NeuronEquations, given: Given, u: Float32, kept: Float32, ds: Float32, pooled: int,
+    dz: Float32, *, need_weights: bool,
+) -> Float32 | None:  # fmt: skip
+    """The gradient of a block's weights, `[C', C, kernel, kernel]`, where it is needed.
+
+    Args:
+        conv, equations, given: see `forward`.
+        u, kept: what `forward` filled.
+        ds: error of the spikes after a pooling of `pooled` that is still to be undone,
+            `[T, B, H' // pooled, W' // pooled, C']`.
+        dz: filled with the error of the convolution's output, `[T, B, H', W', C']`, unless it is empty.
+        need_weights: else the gradient is None.
+    """
+    equation, channels, run, threads = equations.backward, given.s.shape[4], _run(conv), get_num_threads()
+    sums = np.empty((threads if need_weights else 0, channels * conv.kernel * run), np.float32)
+    _backward(equation)(
+        *given, conv.kernel, conv.padding, u, kept, ds, pooled, dz, sums,
+        values(equation, equations.constants), len(equation.states), threads,
+    )  # fmt: skip
+    if not need_weights:
+        return None
+    total = sums.sum(0).reshape(channels, conv.kernel, run)[:, :, : conv.kernel * conv.channels]
+    rows = total.reshape(channels, conv.kernel, conv.kernel, conv.channels)
+    return np.ascontiguousarray(rows[:, :, ::-1].transpose(3, 0, 1, 2))
+
+
+def gathers(conv: Conv2d) -> bool:
+    """Which order the forward pass takes."""
+    return conv.channels >= GATHER_CHANNELS and conv.channels % LANES == 0
+
+
+def mirrored(wq: Float32) -> Float32:
+    """Weights `[C', C, kernel, kernel]` as `[C, row, mirrored column, C']`, without a copy."""
+    return wq[:, :, :, ::-1].transpose(1, 2, 3, 0)
+
+
+def _run(conv: Conv2d) -> int:
+    return -(-conv.kernel * conv.channels // LANES) * LANES
+
+
+def _packed(conv: Conv2d, wq: Float32) -> Float32:
+    """Weights in the order of the forward kernel, 1-d."""
+    if gathers(conv):
+        return wq.transpose(2, 3, 1, 0).reshape(-1)
+    runs = mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
+    return np.pad(runs, ((0, 0), (0, 0), (0, _run(conv) - runs.shape[2]))).reshape(-1)
+
+
 @cache
-def forward(equation: Recurrence) -> Callable[..., None]:
+def _forward(equation: Recurrence) -> Callable[..., None]:
     """The forward pass of a block whose neurons and filter compute `equation`."""
     fires = fire(equation)
 
@@ -44,9 +135,7 @@ def forward(equation: Recurrence) -> Callable[..., None]:
         """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
         Args:
-            s: spikes or event counts, `[T, B, H, W, C]`.
-            size: of the pooling window; 1: none.
-            mask, masked: of dropout, `[B, ...]`: see `list_spikes`.
+            s, size, mask, masked: see `Given`.
             w: weights, 1-d: `[kernel, kernel, C, C']` where `gathered`, else `[C, kernel, run]`, a run being
                 `kernel C'` values and zeros up to a whole vector.
             gathered: which order.
@@ -111,7 +200,7 @@ def forward(equation: Recurrence) -> Callable[..., None]:
 
 
 @cache
-def backward(equation: Recurrence) -> Callable[..., None]:
+def _backward(equation: Recurrence) -> Callable[..., None]:
     """The way back through a block; `equation` is that of its neurons and filter."""
     propagates = propagate(equation)
 
@@ -124,11 +213,9 @@ def backward(equation: Recurrence) -> Callable[..., None]:
         """Fill `dz` and `dw`, unless they are empty.
 
         Args:
-            s, size, mask, masked, kernel, padding: see `forward`.
-            u, kept: see `forward`.
-            ds: error of the spikes after a pooling of `pooled` that is still to be undone,
-                `[T, B, H' // pooled, W' // pooled, C']`.
-            dz: error of `z`, `[T, B, H', W', C']` or empty.
+            s, size, mask, masked: see `Given`.
+            kernel, padding: of the convolution.
+            u, kept, ds, pooled, dz: see the public function.
             dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
                 weights.
             p, states: parameters and number of states of the equation.

@@ -1,0 +1,158 @@
+"""Neurons and the filter before them as fused CPU kernels: the loop over T inside, states in the first-level cache.
+
+Neurons are cut into chunks that the threads share; a chunk's states stay in cache while the steps stream through it, so
+memory moves each array once. A chunk's next step lies elsewhere in memory, where the processor does not look ahead by
+itself, so each step asks for the next one's lines before it computes. Nothing is fused or reordered: `fastmath` is off,
+every scalar is a float32. `fire` and `propagate` are one step of each pass, on one run of neurons, as the equation is
+printed; sparse/kernels.py uses them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numba import prange
+from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.typing import Float32, UInt8
+
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.printed import step
+from stsbp_cpu.vectors import fetch, fetch_to_write, stream
+
+__all__ = ["backward", "fire", "forward", "propagate", "values"]
+
+_CHUNK, _SHORT_CHUNK = 1024, 512
+"""Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
+_PAST = 2**24
+"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes."""
+_ZERO = np.float32(0)
+
+
+def fire(equation: Recurrence) -> Callable[..., None]:
+    """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and `kept[:, t, at : at + n]`.
+
+    A function of `(p, z, states, u, spikes, kept, t, at)`: `p` are the parameters, `states` is `[states, n]`, and
+    `kept`, `[K, T, M]`, takes what the way back reads besides `u`.
+    """
+    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.outputs) - 2))
+    return step(equation, "z, states, u, spikes, kept, t, at", ("z", "u", *kept, "spikes"), "states")
+
+
+def propagate(equation: Recurrence) -> Callable[..., None]:
+    """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
+
+    A function of `(p, u, ds, states, kept, t, at, dz)`: see `fire`.
+    """
+    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.inputs) - 2))
+    return step(equation, "u, ds, states, kept, t, at, dz", ("u", *kept, "ds", "dz"), "states")
+
+
+def values(equation: Recurrence, constants: Constants) -> Float32:
+    """The parameters of an equation, in its order."""
+    return np.array([constants[name] for name in equation.parameters], np.float32)
+
+
+def forward(equations: NeuronEquations, z: Float32, u: Float32, spikes: UInt8, kept: Float32) -> None:
+    """Compute all steps of neurons and the filter before them.
+
+    Args:
+        equations: of both.
+        z: weighted inputs, float32 `[1 or T, M]`; of one step: the same at every step.
+        u: filled with the potentials, float32 `[T, M]`.
+        spikes: filled with zeros and ones, uint8 `[T, M]`.
+        kept: filled with what the way back reads besides `u`: `equations.kept[1:]`, float32 `[K, T, M]`.
+    """
+    equation = equations.forward
+    _forward(equation)(values(equation, equations.constants), z, len(equation.states), u, spikes, kept)
+
+
+def backward(equations: NeuronEquations, u: Float32, kept: Float32, ds: Float32, dz: Float32) -> None:
+    """Compute the error of the weighted inputs.
+
+    Args:
+        equations: of the neurons and the filter before them.
+        u, kept: what `forward` filled.
+        ds: error of the spikes, float32 `[T, M]`.
+        dz: filled with the error of `z`, float32 `[T, M]` or, added over the steps, `[1, M]`.
+    """
+    equation = equations.backward
+    _backward(equation)(values(equation, equations.constants), u, kept, ds, len(equation.states), dz)
+
+
+@cache
+def _forward(equation: Recurrence) -> Callable[..., None]:
+    """The forward pass of `[T, M]` neurons of an equation."""
+    fired = fire(equation)
+
+    @cached_njit(parallel=True, error_model="numpy")
+    def neurons_forward(p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32) -> None:
+        """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`."""
+        steps, neurons = u.shape
+        past = u.size >= _PAST
+        length = _CHUNK if past else _SHORT_CHUNK
+        chunks = (neurons + length - 1) // length
+        for chunk in prange(chunks):
+            low = chunk * length
+            high = min(neurons, low + length)
+            s = np.zeros((states, high - low), np.float32)
+            own = np.empty(high - low, np.float32)
+            own_kept = np.empty((len(kept), 1, high - low), np.float32)
+            for t in range(steps):
+                if t + 1 < steps:
+                    if z.shape[0] > 1:
+                        fetch(z[t + 1, low:high])
+                    if not past:
+                        fetch_to_write(u[t + 1, low:high])
+                        for k in range(len(kept)):
+                            fetch_to_write(kept[k, t + 1, low:high])
+                    fetch_to_write(spikes[t + 1, low:high])
+                zt = z[t if z.shape[0] > 1 else 0, low:high]
+                u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
+                fired(p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low)
+                if past:
+                    stream(u[t, low:high], own)
+                    for k in range(len(kept)):
+                        stream(kept[k, t, low:high], own_kept[k, 0])
+
+    return neurons_forward
+
+
+@cache
+def _backward(equation: Recurrence) -> Callable[..., None]:
+    """The way back through `[T, M]` neurons of an equation."""
+    propagated = propagate(equation)
+
+    @cached_njit(parallel=True, error_model="numpy")
+    def neurons_backward(p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32) -> None:
+        """Fill `dz`, `[1 or T, M]`, from `u` and `ds`, `[T, M]`, and `kept`, `[K, T, M]`."""
+        steps, neurons = u.shape
+        chunks = (neurons + _CHUNK - 1) // _CHUNK
+        static = dz.shape[0] == 1 and steps > 1
+        for chunk in prange(chunks):
+            low = chunk * _CHUNK
+            high = min(neurons, low + _CHUNK)
+            s = np.zeros((states, high - low), np.float32)
+            own = np.empty(high - low, np.float32)
+            total = np.zeros(high - low, np.float32)
+            for back in range(steps):
+                t = steps - 1 - back
+                if t > 0:
+                    fetch(u[t - 1, low:high])
+                    fetch(ds[t - 1, low:high])
+                    for k in range(len(kept)):
+                        fetch(kept[k, t - 1, low:high])
+                propagated(p, u[t, low:high], ds[t, low:high], s, kept, t, low, own)
+                if static:
+                    for j in range(high - low):
+                        total[j] += own[j]
+                else:
+                    stream(dz[t, low:high], own)
+            if static:
+                out = dz[0, low:high]
+                for j in range(high - low):
+                    out[j] = total[j]
+
+    return neurons_backward

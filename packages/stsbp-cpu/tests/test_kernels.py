@@ -1,0 +1,96 @@
+"""Blocks by lists of spikes: the bits of pooling, dropout, convolution and neurons one after the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numba import get_num_threads, set_num_threads
+from stsbp_cpu.sparse import kernels
+from stsbp_cpu.sparse.spikes import NO_MASK, density
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Rectangle
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
+from stsbp_spec.typing import AnyArray
+
+REFERENCE = NumpyBackend()
+FILTER = PSP(4, 2).filter()
+STEPS, BATCH, SHAPE = 6, 3, (3, 9, 8)
+
+
+def _last(x: AnyArray) -> AnyArray:
+    """`[..., C, H, W]` as `[..., H, W, C]`."""
+    return np.ascontiguousarray(np.moveaxis(x, -3, -1))
+
+
+@pytest.mark.parametrize("pooled", [1, 2], ids=["", "pooled above"])
+@pytest.mark.parametrize(("size", "masked"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+@pytest.mark.parametrize("conv", [Conv2d(5, 3, padding=1), Conv2d(32, 2)], ids=["scattered", "gathered"])
+@pytest.mark.parametrize("neuron", [LIF(3, surrogate=Rectangle(0.7)), ALIF(3, beta=0.6, tau_a=9)], ids=["lif", "alif"])
+def test_bits_are_those_of_one_pair_after_the_other(
+    neuron: NeuronModel, conv: Conv2d, size: int, masked: int, pooled: int
+) -> None:
+    rng = np.random.default_rng(4)
+    assert kernels.gathers(conv) is (conv.channels == 32)
+    s = (rng.random((STEPS, BATCH, *SHAPE)) < 0.3).astype(np.uint8)
+    inner = (SHAPE[0], SHAPE[1] // size, SHAPE[2] // size)
+    mask = (rng.random((BATCH, *(SHAPE if masked == 1 else inner))) < 0.7).astype(np.uint8)
+    wq = rng.integers(-64, 65, conv.weight_shape(inner)).astype(np.float32) * np.float32(2**-4)
+    pool = AvgPool2d(size)
+    entering = s.astype(np.float32)
+    if masked == 1:
+        entering *= mask
+    if size > 1:
+        entering = REFERENCE.avgpool2d_forward(pool, entering)[0]
+    if masked == 2:
+        entering *= mask
+    z, residuals = REFERENCE.synapse_forward(conv, entering, wq)
+    expected, left = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS)
+    assert 0.05 < expected.mean() < 0.95
+
+    equations = neuron_equations(FILTER, neuron)
+    given = kernels.Given(_last(s), size, _last(mask) if masked else NO_MASK[None], masked)
+    memory = _last(expected).shape
+    u, spikes = np.full(memory, np.nan, np.float32), np.full(memory, 9, np.uint8)
+    kept = np.full((len(equations.kept) - 1, STEPS, u[0].size), np.nan, np.float32)
+    kernels.forward(conv, equations, given, wq, u, spikes, kept)
+    assert np.array_equal(spikes, _last(expected))
+    for name, found in zip(equations.kept, (u, *kept), strict=True):
+        assert found.tobytes() == _last(left.kept[name]).tobytes(), name
+
+    above = conv.output_shape(inner)
+    ds = rng.standard_normal((STEPS, BATCH, above[0], above[1] // pooled, above[2] // pooled)).astype(np.float32)
+    whole = ds if pooled == 1 else REFERENCE.avgpool2d_backward(AvgPool2d(pooled), expected.shape, ds)
+    below = REFERENCE.neuron_backward(neuron, FILTER, left, whole)
+    _, gradient = REFERENCE.synapse_backward(conv, residuals, below, precision="fast", need_input=False)
+    threads = get_num_threads()
+    for count in {1, threads}:
+        set_num_threads(count)
+        try:
+            dz = np.full(memory, np.nan, np.float32)
+            dw = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, need_weights=True)
+        finally:
+            set_num_threads(threads)
+        assert dz.tobytes() == _last(below).tobytes()
+        assert dw is not None
+        # Sums of floats in another order.
+        assert np.abs(dw - gradient).max() <= 2e-6 * np.abs(gradient).max()
+    none = np.empty((0,) * 5, np.float32)
+    again = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, none, need_weights=True)
+    assert again is not None
+    assert dw is not None
+    assert again.tobytes() == dw.tobytes()
+    dz[:] = np.nan
+    assert kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, need_weights=False) is None
+    assert dz.tobytes() == _last(below).tobytes()
+
+
+def test_density_counts_what_is_left_after_the_pooling() -> None:
+    s = np.zeros((6, 4, 5, 6), np.uint8)
+    s[3, 0, 1, 2] = 3
+    s[3, 1, 0, 2] = 1
+    s[4, 0, 4, 0] = 1  # a column that a window of 2 does not reach
+    assert density(s, 1, 1) == 3 / s.size
+    assert density(s, 2, 1) == 1 / (6 * 2 * 2 * 6)
+    assert density(s, 1, 4) == 1 / (2 * 4 * 5 * 6)  # of frames 0 and 4

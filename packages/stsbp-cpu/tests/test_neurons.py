@@ -1,0 +1,41 @@
+"""Neurons and their filter, both ways: the bits of the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stsbp_cpu import neurons
+from stsbp_spec.equations import neuron_equations
+from stsbp_spec.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.surrogates import Rectangle
+from stsbp_spec.synapses import PSP
+
+REFERENCE = NumpyBackend()
+FILTER = PSP(4, 2).filter(1.25)  # two states
+NEURONS = {"lif": LIF(3, surrogate=Rectangle(0.7)), "alif": ALIF(3, beta=0.6, tau_a=9)}
+
+
+@pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
+@pytest.mark.parametrize(
+    ("given", "steps", "count"),
+    [(9, 9, 333), (1, 9, 333), (1, 1, 40), (6, 6, 1), (3, 3, 1537)],
+    ids=["every step", "static", "one step", "one neuron", "more than a chunk"],
+)
+def test_bits_are_those_of_the_reference(neuron: NeuronModel, given: int, steps: int, count: int) -> None:
+    rng = np.random.default_rng(2)
+    z = (4 * rng.standard_normal((given, count)) + 3).astype(np.float32)
+    ds = rng.standard_normal((steps, count)).astype(np.float32)
+    expected, residuals = REFERENCE.neuron_forward(neuron, FILTER, z[:, None], steps)
+    below = REFERENCE.neuron_backward(neuron, FILTER, residuals, ds[:, None])
+    equations = neuron_equations(FILTER, neuron)
+    u, spikes = np.full((steps, count), np.nan, np.float32), np.full((steps, count), 9, np.uint8)
+    kept = np.full((len(equations.kept) - 1, steps, count), np.nan, np.float32)
+    neurons.forward(equations, z, u, spikes, kept)
+    assert np.array_equal(spikes, expected[:, 0])
+    assert steps * count < 500 or 0.05 < spikes.mean() < 0.95
+    for name, found in zip(equations.kept, (u, *kept), strict=True):
+        assert found.tobytes() == residuals.kept[name][:, 0].tobytes(), name
+    dz = np.full((given, count), np.nan, np.float32)
+    neurons.backward(equations, u, kept, ds, dz)
+    assert dz.tobytes() == below.tobytes()

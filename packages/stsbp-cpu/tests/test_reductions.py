@@ -1,0 +1,125 @@
+"""Numbers over whole arrays, pooling, dropout and AdamW: the bits of the spec, in one chunk and in several."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from stsbp_cpu import reductions
+from stsbp_cpu.optim import adamw
+from stsbp_cpu.synapses import avgpool2d, conv2d_bytes, dropout
+from stsbp_spec import grid
+from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, gradient_norm
+from stsbp_spec.random import keep_mask
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses import AvgPool2d
+from stsbp_spec.typing import AnyArray
+
+REFERENCE = NumpyBackend()
+SIZES = [0, 1, 7, 8, 1000, 65_536, 300_001]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_spikes_are_counted(size: int) -> None:
+    spikes = (np.random.default_rng(size).random(size) < 0.9).astype(np.uint8)
+    assert reductions.count(spikes) == int(spikes.sum(dtype=np.int64))
+    assert reductions.count(np.ones(size, np.uint8)) == size
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_largest_magnitude_is_found_wherever_it_is(size: int) -> None:
+    x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+    assert reductions.largest(x) == float(np.abs(x).max(initial=0))
+    for place in {0, size // 2, size - 1} if size else ():
+        for value in (-9.0, math.inf, math.nan):
+            changed = x.copy()
+            changed[place] = value
+            assert np.array_equal(reductions.largest(changed), abs(value), equal_nan=True)
+
+
+def test_the_norm_of_gradients_is_that_of_the_spec() -> None:
+    rng = np.random.default_rng(0)
+    gradients = [(rng.standard_normal(n) * scale).astype(np.float32) for n, scale in ((70_001, 1e-3), (50, 2.0))]
+    assert reductions.gradient_norm(gradients) == gradient_norm(gradients)
+    assert reductions.gradient_norm([np.zeros(9, np.float32)]) == 0
+    for value in (math.inf, math.nan):
+        broken = [gradients[0], np.array([1, value], np.float32)]
+        assert np.array_equal(reductions.gradient_norm(broken), value, equal_nan=True)
+    both = [np.array([math.inf], np.float32), np.array([math.nan], np.float32)]
+    assert math.isnan(reductions.gradient_norm(both))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-101], ids=["", "below the floor"])
+def test_errors_are_rounded_to_their_grid(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal(200_003) * np.exp(8 * rng.standard_normal(200_003))
+    wide[rng.random(wide.shape) < 0.1] = 0
+    dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
+    expected, numbers = grid.error_grid(dz, 28)
+    out = np.full_like(dz, np.nan)
+    counts = reductions.round_errors(dz, 28, out)
+    assert np.array_equal(out, expected)
+    assert counts.sum(axis=0).tolist() == numbers.tolist()
+
+
+def test_rows_of_weights_are_rounded_and_bounded() -> None:
+    w = np.random.default_rng(0).standard_normal((40, 901)).astype(np.float32)
+    wq, bound = reductions.round_rows(w, 7)
+    expected = np.rint(w * np.float32(128))
+    assert np.array_equal(wq, expected / 128)
+    sums = [np.where(expected > 0, expected, 0).sum(1).max(), -np.where(expected < 0, expected, 0).sum(1).min()]
+    assert bound == max(sums) / 128
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 9), (1, 1, 2, 1)], ids=str)
+@pytest.mark.parametrize("step", [0, 2**40 + 5])
+def test_dropout_draws_the_bits_of_the_spec(shape: tuple[int, ...], step: int) -> None:
+    expected = keep_mask(11, 3, step, shape, 0.3)
+    found = dropout.mask(11, 3, step, shape, 0.3)
+    assert np.array_equal(found, np.moveaxis(expected, 1, -1))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_pooling_is_that_of_the_reference(kind: type[np.generic]) -> None:
+    rng = np.random.default_rng(0)
+    s: AnyArray = rng.integers(0, 4, (5, 2, 3, 7, 9)).astype(kind)
+    expected, shape = REFERENCE.avgpool2d_forward(AvgPool2d(2), s)
+    d = rng.standard_normal(expected.shape).astype(np.float32)
+    out, below = (np.full((10, *size, 3), np.nan, np.float32) for size in ((3, 4), (7, 9)))
+    avgpool2d.forward(_frames(s), out, 2)
+    assert np.array_equal(out, _frames(expected))
+    avgpool2d.backward(_frames(d), below, 2)
+    assert np.array_equal(below, _frames(REFERENCE.avgpool2d_backward(AvgPool2d(2), shape, d)))
+
+
+def _frames(x: AnyArray) -> AnyArray:
+    memory = np.ascontiguousarray(x.transpose(0, 1, 3, 4, 2))
+    return memory.reshape(-1, *memory.shape[2:])
+
+
+@pytest.mark.parametrize(("size", "masked"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
+def test_bytes_are_pooled_masked_and_doubled(size: int, masked: int) -> None:
+    rng = np.random.default_rng(0)
+    s = rng.integers(0, 4, (3, 2, 4 * size + size - 1, 5 * size, 3)).astype(np.uint8)
+    mask = rng.integers(0, 2, (2, *(s.shape[2:] if masked == 1 else (4, 5, 3)))).astype(np.uint8)
+    sums = (s * mask if masked == 1 else s)[:, :, : 4 * size].reshape(3, 2, 4, size, 5, size, 3).sum((3, 5))
+    expected = sums * mask if masked == 2 else sums
+    out = np.full((3, 2, 4, 5, 6), 255, np.uint8)
+    conv2d_bytes.doubled(s, mask, masked, size, out)
+    assert np.array_equal(out, np.concatenate([16 * expected, expected], -1))
+
+
+@pytest.mark.parametrize("size", [1, 5000, 200_003])
+def test_adamw_updates_as_the_reference(size: int) -> None:
+    rng = np.random.default_rng(size)
+    scalars = AdamWScalars(*(np.float32(x) for x in (0.5, 0.9, 0.1, 0.99, 0.01, 1.5, 2.5, 1e-8, 0.999, 0.01)))
+    w, g, m, v = (rng.standard_normal(size).astype(np.float32) for _ in range(4))
+    v = v * v
+    before = [x.copy() for x in (w, g, m, v)]
+    new = [np.full(size, np.nan, np.float32) for _ in UPDATE.outputs]
+    adamw.update(scalars, w, g, m, v, *new)
+    for found, expected in zip(new, REFERENCE.adamw(scalars, w, g, m, v), strict=True):
+        assert found.tobytes() == expected.tobytes()
+    for x, y in zip((w, g, m, v), before, strict=True):
+        assert np.array_equal(x, y)
