@@ -46,5 +46,6 @@ def test_an_unknown_equation_is_refused_with_those_that_are_there(stsbp: Callabl
     assert refused.exit_code == 1
     assert refused.output == (
         "Error: no equation is called 'lf' (did you mean lif?); there are: "
-        "lif, if, alif, filter, van-rossum, hamming, spike-count, adamw\n"
+        "lif, if, alif, rectangle, triangle, fast-sigmoid, arctan, logistic, filter, van-rossum, hamming, spike-count, "
+        "adamw\n"
     )

@@ -1,35 +1,98 @@
-"""docs/write_a_loss.md: its code runs, gives the same bytes on every backend, and is the derivative that it says."""
+"""docs/write_a_loss.md as a stranger would follow it: its files, its commands, what it promises."""
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import Result
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.registry import installed_backends, open_backend
 from stsbp_spec.synapses import PSP
 
 PAGE = Path(__file__).parents[3] / "docs" / "write_a_loss.md"
-pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+TEXT = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+FILES, COMMANDS = (re.findall(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE) for kind in ("python", "sh"))
+OTHERS = [name for name in ("torch", "jax", "cupy") if name in installed_backends()]
+
+pytestmark = pytest.mark.skipif(not TEXT, reason="the documentation is not beside the packages")
+
+
+def _write(folder: Path) -> None:
+    (folder / "my_losses.py").write_text(FILES[0])
+    (folder / "my_surrogates.py").write_text(FILES[1])
+
+
+def _run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *shlex.split(line)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def _stsbp(line: str, folder: Path) -> str:
+    run = _run(line, folder)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 @pytest.fixture(scope="module")
-def page() -> dict[str, Any]:
-    code = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    scope: dict[str, Any] = {"__name__": "page", "np": np}
-    exec(compile("\n".join(code), str(PAGE), "exec", dont_inherit=True), scope)
-    return scope
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("page")
+    _write(folder)
+    scope: dict[str, Any] = {"__name__": "page"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        exec(compile(FILES[2], str(PAGE), "exec", dont_inherit=True), scope)
+        yield scope
 
 
-def test_every_backend_gives_the_bytes_of_the_page(page: dict[str, Any]) -> None:
-    for name in ("torch", "jax", "cupy"):
-        if name in installed_backends():
-            loss, state = page["trained"](open_backend(name, "host" if name == "cupy" else None))
-            assert loss == page["loss"]
-            assert state == page["state"]
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_backend_gives_the_bytes_of_the_page(name: str, page: dict[str, Any]) -> None:
+    loss, state = page["trained"](open_backend(name, "host" if name == "cupy" else None))
+    assert loss == page["loss"]
+    assert state == page["state"]
+
+
+def test_the_commands_give_one_sha256_and_the_runs_outlive_the_modules(tmp_path: Path) -> None:
+    _write(tmp_path)
+    shown, first, *_ = COMMANDS[0].splitlines()
+    text = _stsbp(shown, tmp_path)
+    assert "__fmul_rn(extra_" in text
+    weights = {}
+    for name in ("numpy", *OTHERS):
+        device = " --device host" if name == "cupy" else ""
+        line = first.replace("--backend numpy", f"--backend {name}{device}").replace("by-numpy", f"by-{name}")
+        _stsbp(line, tmp_path)
+        weights[name] = json.loads((tmp_path / "runs" / f"by-{name}" / "last.json").read_text())["sha256"]
+    assert len(set(weights.values())) == 1, weights
+    config = (tmp_path / "runs/by-numpy/config.toml").read_text()
+    assert 'loss = "my_losses:Missed:weight=5"' in config
+    assert 'surrogate = "my_surrogates:Lopsided:above=3"' in config
+    evaluate, said = COMMANDS[1].strip().replace("by-torch", "by-numpy"), []
+    for _ in range(2):
+        # The first line says how fast it was.
+        said.append(_stsbp(evaluate, tmp_path).splitlines()[1:])
+        for module in tmp_path.glob("my_*.py"):
+            module.unlink()
+    assert len(said[0]) > 5
+    assert said[0] == said[1]
+    # It goes on to where a run of two epochs ends that never stopped.
+    _stsbp("stsbp --backend numpy train --resume runs/by-numpy --epochs 2", tmp_path)
+    _write(tmp_path)
+    _stsbp(first.replace("--epochs 1", "--epochs 2").replace("by-numpy", "whole"), tmp_path)
+    ends = [json.loads((tmp_path / "runs" / run / "last.json").read_text())["sha256"] for run in ("by-numpy", "whole")]
+    assert ends[0] != weights["numpy"]
+    compared = _stsbp("stsbp compare runs/by-numpy runs/whole --json", tmp_path)
+    assert compared.count("my_losses:Missed:weight=5") == 2
+    _stsbp("stsbp --backend numpy report runs/whole", tmp_path)
+    assert "my_losses:Missed:weight=5" in (tmp_path / "runs/whole.html").read_text()
 
 
 def test_the_loss_is_counted_and_its_error_is_right(page: dict[str, Any]) -> None:
@@ -46,3 +109,102 @@ def test_the_surrogate_is_the_derivative_of_its_primitive(page: dict[str, Any]) 
     slope = (surrogate.primitive(x + 1e-6) - surrogate.primitive(x - 1e-6)) / 2e-6
     assert np.abs(slope - surrogate.derivative(x)).max() < 1e-7
     assert surrogate.exact
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the files of the page."""
+    _write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for module in ("my_losses", "my_surrogates", "broken"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return tmp_path
+
+
+def _refused(stsbp: Callable[..., Result], message: str, *arguments: str) -> None:
+    done = stsbp("--backend", "numpy", "train", "digits", *arguments, "--out", "run")
+    assert done.exit_code in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 5
+    assert not Path("run").exists()
+
+
+BROKEN = """
+from dataclasses import dataclass
+from my_losses import Missed
+from stsbp_spec.losses.base import LossStep
+
+class Plain(Missed): pass
+
+@dataclass(frozen=True)
+class InNumpy(Missed):
+    def distance(self, spikes, targets, psp):
+        return (spikes != targets).sum(axis=(0, -1)) / 1.0
+
+@dataclass(frozen=True)
+class Powers(Missed):
+    def constants(self, psp, steps, batch):
+        return {"scale": batch ** -1, "extra": 0.0}
+
+@dataclass(frozen=True)
+class Forks(Missed):
+    def constants(self, psp, steps, batch):
+        return {"scale": 1 / batch, "extra": 0.0 if type(steps) is int else 1.0}
+
+@dataclass(frozen=True)
+class Fails(Missed):
+    def back(self, p, s, x):
+        return LossStep({}, 1 // 0)
+
+@dataclass(frozen=True)
+class Lacks(Missed):
+    parameters = ("scale", "extra", "more")
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            "nowhere:Missed",
+            "the loss 'nowhere:Missed' cannot be imported: ModuleNotFoundError: No module named 'nowhere'",
+        ),
+        ("my_losses:Mist", "'my_losses:Mist' is no loss: a dataclass that derives from Loss"),
+        ("broken:Plain", "'broken:Plain' is no loss: a dataclass"),
+        ("my_losses:Missed:wieght=2", "loss 'my_losses:Missed' has no parameter 'wieght'; it has: weight"),
+        ("my_losses:Missed:weight=much", "loss 'my_losses:Missed': weight must be a number, got 'much'"),
+        ("my_losses:Missed:weight=inf", "weight must be a finite number, got inf"),
+        ("my_losses:Missed:weight", "loss 'my_losses:Missed': expected key=value, got 'weight'"),
+        ("broken:InNumpy", "has its distance in numpy; write it as an expression instead, in `measure`"),
+        ("broken:Powers", "take + - * / of psp.tau_s, psp.tau_rise, steps and batch"),
+        ("broken:Forks", "cannot be kept: they are no fixed + - * / of numbers"),
+        ("broken:Fails", "ZeroDivisionError: integer division or modulo by zero"),
+        ("broken:Lacks", "`parameters` and `constants` name different constants"),
+        ("my_surrogates:Lopsided", "is no loss: a dataclass that derives from Loss"),
+        ("hamming:x=1", "'hamming:x=1' is not one of 'van-rossum', 'hamming', 'spike-count'"),
+    ],
+)
+def test_what_is_wrong_with_a_loss_is_said_in_a_line(
+    loss: str, message: str, stsbp: Callable[..., Result], here: Path
+) -> None:
+    (here / "broken.py").write_text(BROKEN)
+    _refused(stsbp, message, "--loss", loss)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--surrogate nowhere:S", "the surrogate 'nowhere:S' cannot be imported: ModuleNotFoundError"),
+        ("--surrogate my_surrogates:Lopsided:below=0", "surrogate lopsided: below must be a finite number above 0"),
+        ("--surrogate my_surrogates:Lopsided:left=1", "has no parameter 'left'; it has: below, above"),
+        ("--surrogate my_losses:Missed", "is no surrogate: a dataclass that derives from Surrogate"),
+        ("--loss-model {}", "--loss-model {}: the stored loss is damaged: KeyError('format')"),
+        ("--net 8{surrogate=my_surrogates:Lopsided}", "unknown surrogate 'my_surrogates'"),
+    ],
+)
+@pytest.mark.usefixtures("here")
+def test_what_is_wrong_with_a_surrogate_is_said_in_a_line(
+    arguments: str, message: str, stsbp: Callable[..., Result]
+) -> None:
+    _refused(stsbp, message, *arguments.split())

@@ -175,7 +175,7 @@ class JaxBackend(AbstractBackend[Array]):
     ) -> ValueAndGrad:
         check_precision(network, precision)
         self.check_precision(precision)
-        check_loss(loss)
+        check_loss(loss, precision)
         check_dropout(dropout)
         check_weights(network, weights)
         check_batch(network, batch)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
@@ -53,11 +53,19 @@ def check_network(network: object) -> None:
         raise SpecError(f"a network is a NetworkSpec, for example of NetworkSpec.parse, got {shown(network)}")
 
 
-def check_loss(loss: object) -> None:
-    """Raise `SpecError` unless `loss` is a loss."""
+def check_loss(loss: object, precision: Precision = "fast") -> None:
+    """Raise `SpecError` unless `loss` is a loss, which `reproducible` precision wants exact."""
     if not isinstance(loss, Loss):
         known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
         raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
+    if precision == "fast":
+        return
+    equations = loss_equations(loss)
+    if not all(each is None or each.exact for each in (equations.forward, equations.backward)):
+        raise SpecError(
+            f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision write it with "
+            "+ - * / and comparisons"
+        )
 
 
 def check_dropout(dropout: object) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from stsbp_spec.adjoint import derive, free_variables, kept_values, substituted
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, variable
-from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
 from stsbp_spec.synapses.psp import FilterAdjoint, SynapticFilter
 
@@ -241,17 +241,17 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
 @cache
 def loss_equations(loss: Loss) -> LossEquations:
     """The recurrences of a loss's error; its constants are `loss.constants(...)`."""
-    names = {name: variable(name) for name in ("o", "target", "count", "target_count", "r")}
+    names = {name: variable(name) for name in STEP}
     parameters = loss.parameters
     p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in parameters})
 
     def states(which: tuple[str, ...]) -> Names:
         return Names(f"state of the loss {loss.name}", {name: variable(name) for name in which})
 
-    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: names[k] for k in ("o", "target")}))
+    ahead = loss.ahead(p, states(loss.states), Names("value of a step", {k: names[k] for k in AHEAD}))
     back = loss.back(p, states(loss.back_states), Names("value of a step", names))
-    forward = None if ahead is None else _pass(loss, "forward", ahead, ("o", "target"), "r")
-    return LossEquations(forward, _pass(loss, "backward", back, tuple(names), "do"))
+    forward = None if ahead is None else _pass(loss, "forward", ahead, AHEAD, "r")
+    return LossEquations(forward, _pass(loss, "backward", back, STEP, "do"))
 
 
 def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:

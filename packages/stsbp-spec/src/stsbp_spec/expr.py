@@ -27,6 +27,7 @@ __all__ = [
     "Names",
     "Number",
     "Recurrence",
+    "checked_name",
     "constant",
     "exp",
     "finished",
@@ -166,7 +167,7 @@ def _operation(op: str, *args: object) -> Expr:
 
 def variable(name: str) -> Expr:
     """A number that has a name: a parameter, an input, a state."""
-    return Expr("variable", name=_checked_name(name))
+    return Expr("variable", name=checked_name(name))
 
 
 def constant(value: float) -> Expr:
@@ -176,7 +177,7 @@ def constant(value: float) -> Expr:
 
 def named(name: str, x: Expr) -> Expr:
     """`x` under a name that printed code keeps."""
-    return x if x.op in ("variable", "constant") else Expr(x.op, x.args, x.value, _checked_name(name))
+    return x if x.op in ("variable", "constant") else Expr(x.op, x.args, x.value, checked_name(name))
 
 
 def where(condition: Expr, a: Number, b: Number) -> Expr:
@@ -273,7 +274,8 @@ _WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "sna
 """Words of the languages that expressions are printed in."""
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
+    """`name`, or `SpecError` where it cannot be one in every language that equations are printed in."""
     if name in _WORDS:
         raise SpecError(f"{name} is a word of the languages that equations are printed in; give the value another name")
     if not (isinstance(name, str) and name.isidentifier() and name.isascii()) or iskeyword(name) or name[0] == "_":
@@ -311,7 +313,7 @@ class Recurrence:
         object.__setattr__(self, "name", re.sub(r"\W", "_", self.name, flags=re.ASCII))
         names = [*self.parameters, *self.inputs, *self.states]
         for name in (*names, *self.outputs):
-            _checked_name(name)
+            checked_name(name)
         if twice := {name for name in names if names.count(name) > 1}:
             raise SpecError(f"{self.name}: {', '.join(sorted(twice))} stands for two things")
         for x in ordered(self.roots):

@@ -27,12 +27,11 @@ import numpy as np
 from stsbp_spec.errors import ExactnessError, ExactNetworkError, NetworkError, SpecError
 from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
-from stsbp_spec.surrogates import number
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.values import shown
+from stsbp_spec.values import read_number, shown
 
 __all__ = ["checked", "layer_at", "parse_layers", "written"]
 
@@ -250,17 +249,19 @@ class _Parser:
                 if key in given:
                     raise SpecError(f"{key} is given twice")
                 given.add(key)
+                if key == "neuron" and value == neuron.written()["neuron"]:
+                    continue
                 if key == "neuron":
                     neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
                 elif key == "bits":
-                    number(value)
+                    read_number(value)
                     if len(value) > _MAX_DIGITS:
                         raise SpecError(f"bits has at most {_MAX_DIGITS} digits, got {len(value)}")
                     bits = int(value)
-                elif key in parameters(neuron):
+                elif key in neuron.written():
                     neuron = with_parameter(neuron, key, value)
                 else:
-                    known = ", ".join(("neuron", *parameters(neuron), "bits"))
+                    known = ", ".join((*neuron.written(), "bits"))
                     raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
             except ValueError as error:
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"

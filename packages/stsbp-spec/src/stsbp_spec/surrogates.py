@@ -14,14 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.expr import Expr, Names, Recurrence, exp, named, unsnapped, variable, where
+from stsbp_spec.foreign import calling, imported, names_a_class, read_values, split
 from stsbp_spec.printers import evaluate
+from stsbp_spec.stored import Graph, dumped, loaded, nodes_of, numbers, placeholders, refusing, texts, word
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import real, shown
 
@@ -31,8 +33,10 @@ __all__ = [
     "FastSigmoid",
     "Logistic",
     "Rectangle",
+    "StoredSurrogate",
     "Surrogate",
     "Triangle",
+    "as_text",
     "equation",
     "parse_surrogate",
 ]
@@ -76,6 +80,14 @@ class Surrogate(ABC):
         values = {name: number(value) for name, value in self.constants().items()}
         with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
             return evaluate(equation(self), {**values, "x": x}, number)["h"]
+
+    def shown_parameters(self) -> dict[str, str]:
+        """Its parameters by name, as notation writes them."""
+        return {each.name: repr(getattr(self, each.name)) for each in fields(self)}
+
+    def written(self) -> str:
+        """Its name and parameters, as notation writes them."""
+        return ":".join([self.name, *(f"{key}={value}" for key, value in self.shown_parameters().items())])
 
     def __str__(self) -> str:
         return self.name + "".join(f":{f.name}={getattr(self, f.name):g}" for f in fields(self))
@@ -194,33 +206,115 @@ SURROGATES: dict[str, type[Surrogate]] = {cls.name: cls for cls in (Rectangle, T
 """Every surrogate by its name."""
 
 
-def number(text: str) -> float:
-    """`float(text)` of ASCII digits without `_`; raises `ValueError` for anything else."""
-    if not text.isascii() or "_" in text:
-        raise ValueError(text)
-    return float(text)
-
-
-def parse_surrogate(text: str) -> Surrogate:
+def parse_surrogate(text: str, *, foreign: bool = False) -> Surrogate:
     """Read `"arctan"` or `"triangle:width=0.5"`, the form that `str(surrogate)` writes.
 
+    Args:
+        text: a surrogate's name and its parameters.
+        foreign: whether it may be a class of another module, `"my_module:MySurrogate:a=2"`. The module is imported,
+            from the current folder too.
+
     Raises:
-        SpecError: the name or parameter is unknown, or the value is outside its domain.
+        SpecError: the name or parameter is unknown, or the value is outside its domain; the module cannot be imported.
     """
-    name, *pairs = text.strip().split(":")
-    if name not in SURROGATES:
-        raise SpecError(
-            f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {', '.join(SURROGATES)}"
-        )
-    cls = SURROGATES[name]
-    known = [f.name for f in fields(cls)]
-    values: dict[str, float] = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key not in known:
-            raise SpecError(f"surrogate {name!r} has no parameter {shown(key)}; it has: {', '.join(known)}")
-        try:
-            values[key] = number(value)
-        except ValueError:
-            raise SpecError(f"surrogate {name!r}: {key} must be a number, got {shown(value)}") from None
-    return cls(**values)
+    if foreign and names_a_class(text, SURROGATES):
+        cls: type[Surrogate] = imported(text, (Surrogate,), "surrogate")
+        module, name, pairs = split(text)
+        name = f"{module}:{name}"
+    else:
+        name, *pairs = text.strip().split(":")
+        if name not in SURROGATES:
+            own = ", and classes of your own as module:Class" if foreign else ""
+            known = ", ".join(SURROGATES)
+            raise SpecError(f"unknown surrogate {shown(name)}{did_you_mean(name, SURROGATES)}; known: {known}{own}")
+        cls = SURROGATES[name]
+    what = f"surrogate {name!r}"
+    values = read_values(cls, pairs, what)
+    with calling(f"the {what} cannot be made"):
+        return cls(**values)
+
+
+def as_text(surrogate: Surrogate) -> str:
+    """The surrogate and its numbers, as JSON (stored.py).
+
+    Raises:
+        SpecError: it contradicts itself, for example about its constants.
+    """
+    if isinstance(surrogate, StoredSurrogate):
+        return surrogate.text
+    constants = surrogate.constants()
+    slope = surrogate.expression(placeholders("q", constants), variable("x"))
+    return dumped(
+        {
+            "name": surrogate.name,
+            "parameters": surrogate.shown_parameters(),
+            "constants": {name: float(value).hex() for name, value in constants.items()},
+            "compact": surrogate.compact,
+            **nodes_of({"slope": slope}),
+        }
+    )
+
+
+class _Data:
+    """What the text of a surrogate says, checked."""
+
+    def __init__(self, text: str) -> None:
+        data = loaded(text, "surrogate")
+        with refusing("surrogate"):
+            self.name = word(data["name"].replace("-", "_")).replace("_", "-")
+            self.parameters = texts(data["parameters"])
+            self.constants = numbers(data["constants"])
+            self.compact = data["compact"] is True
+        self.graph = Graph("surrogate", data, {"slope"})
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> _Data:
+    return _Data(text)
+
+
+@dataclass(frozen=True, repr=False)
+class StoredSurrogate(Surrogate):
+    """A surrogate from its text.
+
+    Raises:
+        SpecError: the text is damaged.
+    """
+
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        _ = self.data
+
+    @property
+    def data(self) -> _Data:
+        """What the text says."""
+        return _read(self.text)
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The surrogate's own name."""
+        return self.data.name
+
+    @property
+    def compact(self) -> bool:  # type: ignore[override]
+        """What its author promised."""
+        return self.data.compact
+
+    def constants(self) -> Mapping[str, float]:
+        return self.data.constants
+
+    def expression(self, p: Names, x: Expr) -> Expr:
+        known = {f"q.{name}": getattr(p, name) for name in self.data.constants}
+        return self.data.graph.built({**known, "x": x}, ("slope",))[0]
+
+    def primitive(self, x: AnyArray) -> AnyArray:
+        raise NotImplementedError("a stored surrogate has no primitive, which is for tests of the model itself")
+
+    def shown_parameters(self) -> dict[str, str]:
+        return self.data.parameters
+
+    def __str__(self) -> str:
+        return self.written()
+
+    __repr__ = __str__

@@ -71,7 +71,7 @@ class Trainer(Generic[Array]):
         check_precision(network, precision)
         if not isinstance(memory, str) or memory not in FORWARD_PASSES:
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
-        check_loss(loss)
+        check_loss(loss, precision)
         if not isinstance(optimizer, AdamW):
             raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
         self.backend = backend
@@ -188,7 +188,7 @@ def value_and_grad(
 ) -> ValueAndGrad:
     """See `Pairs.value_and_grad`."""
     check_precision(network, precision)
-    check_loss(loss)
+    check_loss(loss, precision)
     check_dropout(dropout)
     check_weights(network, weights)
     steps = check_batch(network, batch)

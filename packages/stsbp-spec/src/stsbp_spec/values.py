@@ -16,7 +16,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 
-__all__ = ["MAX_SIZE", "integer", "listed", "real", "shown", "whole"]
+__all__ = ["MAX_SIZE", "integer", "listed", "read_number", "real", "shown", "whole"]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis: nine digits, as in the notation."""
@@ -76,3 +76,10 @@ def real(what: str, value: object) -> float:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
+
+
+def read_number(text: str) -> float:
+    """`float(text)` of ASCII digits without `_`; raises `ValueError` for anything else."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)

@@ -12,17 +12,21 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from stsbp_spec import surrogates
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
-from stsbp_spec.neurons import names_a_class, parse_neuron
-from stsbp_spec.neurons.stored import from_text
-from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.foreign import names_a_class
+from stsbp_spec.losses import LOSSES, parse_loss
+from stsbp_spec.losses import stored as losses
+from stsbp_spec.neurons import NEURONS, parse_neuron
+from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
 from stsbp.datasets.registry import named_path
@@ -33,6 +37,7 @@ from stsbp.threads import MOST_THREADS
 
 __all__ = [
     "FREE",
+    "OWN",
     "PATHS",
     "RECORDING_SETTINGS",
     "SECTIONS",
@@ -49,6 +54,50 @@ __all__ = [
 ]
 
 
+class Own(NamedTuple):
+    """A setting that names something of the spec, or a class of the user's own; a run keeps the class as data.
+
+    Attributes:
+        known: names of the spec.
+        parse: reads the setting, the class too.
+        as_text, from_text: what is kept, and how it is read.
+    """
+
+    setting: str
+    known: Mapping[str, Any]
+    parse: Callable[[str], Any]
+    as_text: Callable[[Any], str]
+    from_text: Callable[[str], Any]
+
+    @property
+    def model(self) -> str:
+        """The setting that holds the class as data."""
+        return f"{self.setting}_model"
+
+    def names_a_class(self, text: str) -> bool:
+        """Whether the setting names a class."""
+        return names_a_class(text, self.known)
+
+
+OWN: Mapping[str, Own] = MappingProxyType(
+    {
+        own.setting: own
+        for own in (
+            Own(
+                "surrogate",
+                SURROGATES,
+                lambda text: parse_surrogate(text, foreign=True),
+                surrogates.as_text,
+                surrogates.StoredSurrogate,
+            ),
+            Own("neuron", NEURONS, lambda text: parse_neuron(text, {}), neurons.as_text, neurons.from_text),
+            Own("loss", LOSSES, parse_loss, losses.as_text, losses.from_text),
+        )
+    }
+)
+"""Settings that may name a class of the user's own; a model is made with its surrogate, which comes before it."""
+
+
 class RunConfig(BaseModel):
     """Every setting of a run. Numbers that switch something off are 0."""
 
@@ -58,9 +107,12 @@ class RunConfig(BaseModel):
     net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
     padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers without their own.")
-    loss: Literal["van-rossum", "hamming", "spike-count"] = Field(
-        "van-rossum", description="Distance between output and target spike trains."
+    loss: str = Field(
+        "van-rossum",
+        description="Distance between output and target spike trains: van-rossum, hamming, spike-count, or a class of "
+        "your own, module:Class.",
     )
+    loss_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")
     label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
@@ -80,7 +132,11 @@ class RunConfig(BaseModel):
         description="Time constant of a potential's rise, below --tau-s; 0 disables the rise.",
     )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
-    surrogate: str = Field("arctan", description="Surrogate derivative, for example arctan or triangle:width=0.5.")
+    surrogate: str = Field(
+        "arctan",
+        description="Surrogate derivative: arctan, triangle:width=0.5, ..., or a class of your own, module:Class.",
+    )
+    surrogate_model: str = Field("", description="That class's equation as data, which a run keeps in its place.")
     window_ms: float = Field(
         0.0,
         ge=0,
@@ -183,24 +239,20 @@ class RunConfig(BaseModel):
     tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
-    @field_validator("neuron")
+    @field_validator(*OWN)
     @classmethod
-    def _neuron(cls, text: str) -> str:
-        if not names_a_class(text):
-            parse_neuron(text, {})
+    def _known(cls, text: str, info: ValidationInfo) -> str:
+        own = OWN[str(info.field_name)]
+        # A class is looked for when a run begins, not where its settings are read.
+        if not own.names_a_class(text):
+            own.parse(text)
         return text
 
-    @field_validator("neuron_model")
+    @field_validator(*(own.model for own in OWN.values()))
     @classmethod
-    def _neuron_model(cls, text: str) -> str:
+    def _model(cls, text: str, info: ValidationInfo) -> str:
         if text:
-            from_text(text)
-        return text
-
-    @field_validator("surrogate")
-    @classmethod
-    def _surrogate(cls, text: str) -> str:
-        parse_surrogate(text)
+            OWN[str(info.field_name).removesuffix("_model")].from_text(text)
         return text
 
     @field_validator("label_pattern", "undesired_pattern")
@@ -293,11 +345,11 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Network": (
             *("net", "padding", "dropout", "neuron", "neuron_model"),
-            *("tau_m", "tau_s", "tau_rise", "threshold", "surrogate"),
+            *("tau_m", "tau_s", "tau_rise", "threshold", "surrogate", "surrogate_model"),
             *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),
-        "Label sequences and loss": ("loss", "label_pattern", "undesired_pattern", "steps"),
+        "Label sequences and loss": ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps"),
         "Training": (
             *("epochs", "batch_size", "lr", "schedule", "warmup", "weight_decay", "clip_norm", "precision", "seed"),
         ),
@@ -325,6 +377,7 @@ _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
         *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise"),
+        *("loss_model", "surrogate_model"),
         *RECORDING_SETTINGS,
     }
 )

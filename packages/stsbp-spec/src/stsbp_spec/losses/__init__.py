@@ -1,11 +1,38 @@
 """Losses: distances between output spike trains and target spike trains."""
 
+from __future__ import annotations
+
+from stsbp_spec.errors import SpecError, did_you_mean
+from stsbp_spec.foreign import calling, imported, names_a_class, read_values, split
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.losses.hamming import Hamming
 from stsbp_spec.losses.spike_count import SpikeCount
 from stsbp_spec.losses.van_rossum import VanRossum
+from stsbp_spec.values import shown
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (VanRossum(), Hamming(), SpikeCount())}
 """Every loss by its name."""
 
-__all__ = ["LOSSES", "Hamming", "Loss", "SpikeCount", "VanRossum"]
+__all__ = ["LOSSES", "Hamming", "Loss", "SpikeCount", "VanRossum", "parse_loss"]
+
+
+def parse_loss(text: str) -> Loss:
+    """Read `"hamming"`, or a class of another module, `"my_module:MyLoss:weight=5"`.
+
+    The module is imported, from the current folder too.
+
+    Raises:
+        SpecError: the loss or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
+    """
+    if names_a_class(text, LOSSES):
+        cls: type[Loss] = imported(text, (Loss,), "loss")
+        module, name, pairs = split(text)
+        what = f"loss {shown(f'{module}:{name}')}"
+        values = read_values(cls, pairs, what)
+        with calling(f"the {what} cannot be made"):
+            return cls(**values)
+    if text in LOSSES:
+        return LOSSES[text]
+    *first, last = map(repr, LOSSES)
+    known = f"{', '.join(first)} or {last}"
+    raise SpecError(f"a loss is {known}, or a class of your own as module:Class{did_you_mean(text, LOSSES)}")

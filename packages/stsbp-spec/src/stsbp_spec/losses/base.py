@@ -5,16 +5,24 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, ClassVar
 
 import numpy as np
 
-from stsbp_spec.expr import Expr, Names
+from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Expr, Names, Recurrence, unsnapped, variable
+from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float64, UInt8
+from stsbp_spec.values import real
 
-__all__ = ["Loss", "LossStep", "joined"]
+__all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
+
+AHEAD = ("o", "target")
+STEP = (*AHEAD, "count", "target_count", "r")
+"""What a step of the pass ahead sees, and what one of the way back and of the distance sees."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,9 @@ class Loss(ABC):
     Its error `dL/do` takes up to two passes over time: `ahead`, from the first step to the last, gives `r`; `back`,
     from the last to the first, gives the error. Most losses need `back` alone.
 
+    A subclass is a frozen dataclass. It says how large the distance is by `measure`, an expression, or by `distance`,
+    in numpy; a loss that a run is to keep as data (`--loss module:Class`) by `measure`.
+
     Attributes:
         name: in settings and messages.
         parameters: names of the constants of both passes.
@@ -43,7 +54,11 @@ class Loss(ABC):
     states: ClassVar[tuple[str, ...]] = ()
     back_states: ClassVar[tuple[str, ...]] = ()
 
-    @abstractmethod
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            check = each.metadata.get("check", _plain)
+            object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
+
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         """Distance of each sample, float64.
 
@@ -56,8 +71,17 @@ class Loss(ABC):
             psp: the output layer's synaptic filter.
 
         Returns:
-            Distances, `[...B]`.
+            Distances, `[...B]`: the sum of `measure` over steps and neurons.
         """
+        parts = self.parts(spikes, targets, psp)
+        if parts is None:
+            raise SpecError(f"the loss {self.name} has no distance: write `measure`, or `distance` in numpy")
+        return joined(parts)
+
+    def measure(self, p: Names, x: Names) -> Expr | None:
+        """What a step of a neuron adds to the distance, float64, of what `back` sees; `p` are the constants of a batch
+        of one. None: `distance` is written in numpy instead."""
+        return None
 
     def parts(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64 | None:
         """What each step and neuron adds to the distance, `[T, ...B, N]`, of which `joined` makes it.
@@ -65,7 +89,20 @@ class Loss(ABC):
         None: the distance is no such sum, or as cheap without. Whoever compares outputs with several targets has then
         to run a filter over them once.
         """
-        return None
+        if (measuring := _measuring(self)) is None:
+            return None
+        ahead, measured = measuring
+        p = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
+        shape = np.broadcast_shapes(spikes.shape, targets.shape)
+        o, target = (np.broadcast_to(x, shape).astype(np.float64) for x in (spikes, targets))
+        count, target_count = o.sum(axis=0), target.sum(axis=0)
+        states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
+        r = np.zeros(shape[1:])
+        for now, wanted in zip(o, target, strict=True):
+            if ahead is not None:
+                states, (r,) = ahead(*p, now, wanted, *states)
+            _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
+        return o
 
     def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:
         """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
@@ -94,3 +131,36 @@ def joined(parts: Float64) -> Float64:
     for step in steps:
         total += step
     return total
+
+
+def _plain(name: str, value: object) -> float | str:
+    if isinstance(value, str):
+        return value
+    number = real(name, value)
+    if not math.isfinite(number):
+        raise SpecError(f"{name} must be a finite number, got {number}")
+    return number
+
+
+def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
+    if missing := [name for name in loss.parameters if name not in constants]:
+        raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which stands in `parameters`")
+    return [constants[name] for name in loss.parameters]
+
+
+@cache
+def _measuring(loss: Loss) -> tuple[Any, Any] | None:
+    """The pass ahead of a loss (None: there is none) and its measure, if it has one, as functions of float64 arrays."""
+    p = Names(f"constant of the loss {loss.name}", {name: variable(name) for name in loss.parameters})
+    s = Names(f"state of the loss {loss.name}", {name: variable(name) for name in loss.states})
+    x = Names("value of a step", {name: variable(name) for name in STEP})
+    value = loss.measure(p, x)
+    if value is None:
+        return None
+    step = loss.ahead(p, s, x)
+    ahead = None
+    if step is not None:
+        outputs = {"r": unsnapped(step.value)}
+        ahead = numpy_function(Recurrence("ahead", loss.parameters, AHEAD, step.states, outputs), np.float64)
+    measured = Recurrence("distance", loss.parameters, STEP, {}, {"distance": unsnapped(value)})
+    return ahead, numpy_function(measured, np.float64)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 from stsbp_spec.errors import SpecError, did_you_mean
+from stsbp_spec.foreign import calling, imported, names_a_class, split
 from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.neurons.integrate_and_fire import IF
 from stsbp_spec.neurons.lif import LIF
-from stsbp_spec.surrogates import number, parse_surrogate
-from stsbp_spec.values import shown
+from stsbp_spec.neurons.stored import StoredNeuron
+from stsbp_spec.surrogates import parse_surrogate
+from stsbp_spec.values import read_number, shown
 
 NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF)}
 """Every neuron model by its name."""
@@ -27,7 +26,6 @@ __all__ = [
     "NEURONS",
     "NeuronModel",
     "as_model",
-    "names_a_class",
     "parameters",
     "parse_neuron",
     "with_parameter",
@@ -61,6 +59,11 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
     Raises:
         SpecError: it has no such parameter, or the value is none for it.
     """
+    if neuron.written().get(key) == text:
+        # So what is written is read back where a model or a surrogate has no name of its own.
+        return neuron
+    if isinstance(neuron, StoredNeuron):
+        raise SpecError(f"the parameters of {neuron} cannot change in a network; say them after its class: :{key}=...")
     if key not in parameters(neuron):
         known = ", ".join(parameters(neuron))
         raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {known}")
@@ -70,30 +73,10 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
         value = parse_surrogate(text)
     elif not isinstance(old, str):
         try:
-            value = number(text)
+            value = read_number(text)
         except ValueError:
             raise SpecError(f"{key} must be a number, got {shown(text)}") from None
     return _made(type(neuron), {**{each: getattr(neuron, each) for each in parameters(neuron)}, key: value})
-
-
-def names_a_class(text: str) -> bool:
-    """Whether `parse_neuron` would import a module to read this."""
-    name, *pairs = text.strip().split(":")
-    return bool(pairs) and "=" not in pairs[0] and name not in NEURONS
-
-
-def _imported(module: str, name: str) -> type[NeuronModel]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise SpecError(f"the neuron {shown(f'{module}:{name}')} cannot be imported: {error}") from error
-    finally:
-        sys.path.remove(folder)
-    if not isinstance(found, type) or not issubclass(found, NeuronModel) or "__dataclass_fields__" not in vars(found):
-        raise SpecError(f"{shown(f'{module}:{name}')} is no neuron model: a dataclass that derives from NeuronModel")
-    return found
 
 
 def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
@@ -105,8 +88,9 @@ def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
         SpecError: the model or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
     """
     name, *pairs = text.strip().split(":")
-    if names_a_class(text):
-        model = _imported(name, pairs.pop(0))
+    if names_a_class(text, NEURONS):
+        model: type[NeuronModel] = imported(text, (NeuronModel,), "neuron model")
+        _, name, pairs = split(text)
     elif name in NEURONS:
         model = NEURONS[name]
     else:
@@ -114,7 +98,8 @@ def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
             f"unknown neuron {shown(name)}{did_you_mean(name, NEURONS)}; known: {', '.join(NEURONS)}, and classes of "
             "your own as module:Class"
         )
-    neuron = _made(model, given)
+    with calling(f"the neuron {shown(name)} cannot be made"):
+        neuron = _made(model, given)
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not value:

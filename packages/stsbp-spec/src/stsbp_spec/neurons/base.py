@@ -128,7 +128,7 @@ class NeuronModel(ABC):
 
 def _written(value: Any) -> str:
     if isinstance(value, Surrogate):
-        return ":".join([value.name, *(f"{f.name}={getattr(value, f.name)!r}" for f in fields(value))])
+        return value.written()
     return value if isinstance(value, str) else repr(value)
 
 

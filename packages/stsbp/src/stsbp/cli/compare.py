@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import say
-from stsbp.config import PATHS, RunConfig
+from stsbp.config import OWN, PATHS, RunConfig
 from stsbp.datasets.registry import named_path
 from stsbp.errors import printable
 from stsbp.files import real
@@ -30,7 +31,8 @@ _FIGURES = (
 )
 _SAMPLES = ("dataset", "limit", "holdout", "validation", "split_seed", "image_size", "skip_malformed")
 """Settings that say which samples there are."""
-_LOSS = ("loss", "label_pattern", "undesired_pattern", "steps", "tau_s")
+_MODELS = tuple(own.model for own in OWN.values())
+_LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "tau_s")
 """Settings that say what the loss is."""
 
 
@@ -133,8 +135,11 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
-            # Of a digest, as much as tells runs apart.
-            cells = [str(value)[:12] if key == "init_sha256" else str(value) for value in values]
+            # Of a digest, as much as tells runs apart; of the data of a class, a digest.
+            if key in _MODELS:
+                values = [value and hashlib.sha256(value.encode()).hexdigest() for value in values]
+            short = key == "init_sha256" or key in _MODELS
+            cells = [str(value)[:12] if short else str(value) for value in values]
             rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))
     rows.append(("epochs done", [f"{fact['epochs']} of {fact['settings']['epochs']}" for fact in found]))
     marked = False

@@ -8,11 +8,9 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem
-from stsbp_spec.neurons import NEURONS
-from stsbp_spec.surrogates import SURROGATES
 
 from stsbp.cli.common import Choice, completes
-from stsbp.config import SECTIONS, RunConfig
+from stsbp.config import OWN, SECTIONS, RunConfig
 from stsbp.datasets import DATASETS
 from stsbp.presets import PRESETS
 
@@ -37,12 +35,21 @@ def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 _COMPLETE: dict[str, Callable[..., Iterable[Any]]] = {
-    "neuron": completes(NEURONS),
-    "surrogate": completes(SURROGATES),
+    **{setting: completes(own.known) for setting, own in OWN.items()},
     "test_on": complete_data_set,
     "data_dir": _complete_folder,
     "init_from": _complete_folder,
 }
+
+
+class _Loss(Choice):
+    """A known loss, or a class of the user's own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if OWN["loss"].names_a_class(str(value)) else super().convert(value, param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return "TEXT"
 
 
 class SettingsCommand(click.Command):
@@ -73,6 +80,8 @@ def settings(function: Callable[..., None]) -> Callable[..., None]:
         shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
         if kind is bool:
             option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)
+        elif name == "loss":
+            option = click.option(flag, name, type=_Loss(list(OWN[name].known)), help=shown)
         elif choices := get_args(kind):
             option = click.option(flag, name, type=Choice(choices), help=shown)
         else:

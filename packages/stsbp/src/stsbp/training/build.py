@@ -16,17 +16,17 @@ from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.encoders import encode_repeat
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import NeuronModel, parse_neuron
 from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
 
-from stsbp.config import RECORDING_SETTINGS, RunConfig
+from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
 from stsbp.datasets.registry import named_path
@@ -41,6 +41,7 @@ __all__ = [
     "Inputs",
     "Score",
     "Task",
+    "build_loss",
     "build_network",
     "build_neuron",
     "build_task",
@@ -301,12 +302,28 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """The neurons of layers that have none of their own.
 
     Raises:
-        SpecError: a model of the user's own cannot be imported.
+        SpecError: a model or a surrogate of the user's own cannot be imported.
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
     given = {name: getattr(config, name) for name in ("tau_m", "tau_s", "tau_rise", "threshold")}
-    return parse_neuron(config.neuron, {**given, "surrogate": parse_surrogate(config.surrogate)})
+    return parse_neuron(config.neuron, {**given, "surrogate": _own(config, "surrogate")})
+
+
+def build_loss(config: RunConfig) -> Loss:
+    """The loss of a run.
+
+    Raises:
+        SpecError: a class of the user's own cannot be imported.
+    """
+    loss: Loss = _own(config, "loss")
+    return loss
+
+
+def _own(config: RunConfig, setting: str) -> Any:
+    own = OWN[setting]
+    model: str = getattr(config, own.model)
+    return own.from_text(model) if model else own.parse(getattr(config, setting))
 
 
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
@@ -415,7 +432,7 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
     if len(inputs.shape) != 3 and augmentation.moves:
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     network = build_network(config, inputs)
-    loss = LOSSES[config.loss]
+    loss = build_loss(config)
     per_epoch = updates_per_epoch(config, samples)
     optimizer = AdamW(
         lr=config.lr,

@@ -12,14 +12,13 @@ same bits on every backend as well.
 from __future__ import annotations
 
 import numpy as np
+from stsbp_spec.foreign import calling
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import names_a_class
-from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import Float32, Shape, UInt8
 
-from stsbp.config import RunConfig, split_start
+from stsbp.config import OWN, RunConfig, split_start
 from stsbp.datasets import Split
 from stsbp.errors import CheckpointError, ConfigError
 from stsbp.training import checkpoint
@@ -47,18 +46,22 @@ def first_weights(task: Task, train: Split) -> dict[str, Float32]:
 
 
 def pinned(config: RunConfig) -> RunConfig:
-    """The settings with what they name elsewhere: the SHA-256 of the weights of `init_from`, the model of `neuron`.
+    """The settings with what they name elsewhere: the SHA-256 of the weights of `init_from`, classes as data.
 
-    So they begin with those weights or not at all, and need the module of the neuron no more.
+    So they begin with those weights or not at all, and need the modules of neuron, surrogate and loss no more.
 
     Raises:
-        SpecError: the neuron's module cannot be imported.
+        SpecError: a module cannot be imported, or what a class says cannot be kept.
         CheckpointError: there is no such run, its checkpoint is damaged, or is not the one whose SHA-256 was given.
     """
-    if names_a_class(config.neuron):
-        config = config.model_copy(update={"neuron_model": config.neuron_model or as_text(build_neuron(config))})
-    elif config.neuron_model:
-        raise ConfigError("neuron_model is of the class that neuron names, which names none")
+    for setting, own in OWN.items():
+        named, model = getattr(config, setting), getattr(config, own.model)
+        if model and not own.names_a_class(named):
+            raise ConfigError(f"{own.model} is of the class that {setting} names, which names none")
+        if own.names_a_class(named) and not model:
+            with calling(f"{setting} = {named} cannot be kept as data"):
+                found = build_neuron(config) if setting == "neuron" else own.parse(named)
+                config = config.model_copy(update={own.model: own.as_text(found)})
     if config.init_from:
         return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
     if config.init_sha256:

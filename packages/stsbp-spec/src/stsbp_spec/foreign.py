@@ -1,0 +1,96 @@
+"""Classes of the user's own, named on the command line as `module:Class:key=value`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from stsbp_spec.errors import SpecError, StsbpError
+from stsbp_spec.values import read_number, shown
+
+__all__ = ["calling", "imported", "names_a_class", "read_values", "split"]
+
+T = TypeVar("T")
+
+
+def names_a_class(text: str, known: Container[str]) -> bool:
+    """Whether a text names a class of a module rather than one of the `known` names with its parameters."""
+    name, *pairs = text.strip().split(":")
+    return bool(pairs) and "=" not in pairs[0] and name not in known
+
+
+def split(text: str) -> tuple[str, str, list[str]]:
+    """Module, class and `key=value` pairs of a text that names a class."""
+    module, name, *pairs = text.strip().split(":")
+    return module, name, pairs
+
+
+@contextmanager
+def calling(what: str) -> Iterator[None]:
+    """What the user's code raises becomes a `SpecError` with the file and the line that raised it.
+
+    Args:
+        what: what cannot be done because of it, for the message.
+    """
+    try:
+        yield
+    except StsbpError:
+        raise
+    except Exception as error:
+        place, traceback = "", error.__traceback__
+        while traceback is not None:
+            place, traceback = f" ({traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno})", traceback.tb_next
+        # A module that is not there, a mistake of syntax and a class that lacks a method say it all.
+        if isinstance(error, (ImportError, SyntaxError, TypeError)):
+            place = ""
+        raise SpecError(f"{what}: {type(error).__name__}: {error}{place}") from error
+
+
+def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
+    """The class that `module:Class` names, a dataclass that derives from `bases`; the current folder is looked in too.
+
+    Raises:
+        SpecError: the module cannot be imported, or has no such class.
+    """
+    module, name, _ = split(text)
+    title, folder = shown(f"{module}:{name}"), os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        with calling(f"the {what} {title} cannot be imported"):
+            found = getattr(importlib.import_module(module), name, None)
+    finally:
+        sys.path.remove(folder)
+    if not isinstance(found, type) or not issubclass(found, bases) or "__dataclass_fields__" not in vars(found):
+        names = " or ".join(base.__name__ for base in bases)
+        raise SpecError(f"{title} is no {what}: a dataclass that derives from {names}")
+    return found
+
+
+def read_values(cls: type[Any], pairs: list[str], what: str) -> dict[str, Any]:
+    """Fields of a dataclass from `key=value`: numbers, and text where a field's default is text.
+
+    Raises:
+        SpecError: there is no such field, or a value is no number.
+    """
+    known = {field.name: field for field in fields(cls) if field.init}
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise SpecError(f"{what}: expected key=value, got {shown(pair)}")
+        if key not in known:
+            raise SpecError(f"{what} has no parameter {shown(key)}; it has: {', '.join(known) or 'none'}")
+        default = known[key].default
+        if default is not MISSING and isinstance(default, str):
+            values[key] = value
+            continue
+        try:
+            values[key] = read_number(value)
+        except ValueError:
+            raise SpecError(f"{what}: {key} must be a number, got {shown(value)}") from None
+    return values
