@@ -167,6 +167,20 @@ def test_parameters_outside_their_domain_are_refused(options: dict[str, Any]) ->
         AdamW(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"total_steps": 2.5}, "total_steps must be an integer, got 2.5"),
+        ({"warmup_steps": None}, "warmup_steps must be an integer, got None"),
+        ({"clip_norm": "much"}, "AdamW: clip_norm must be a number, got 'much'"),
+        ({"lr": None}, "AdamW: lr must be a number, got None"),
+    ],
+)
+def test_parameters_of_another_type_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        AdamW(**options)
+
+
 def test_squares_of_the_norm_add_up_in_an_int64() -> None:
     """`n` squares of numbers up to `2^norm_bits` stay at or below 2^62, and one bit more would not."""
     assert norm_bits(1) == norm_bits(2**14) == 24
