@@ -49,7 +49,7 @@ def test_the_bound_makes_a_grid_coarser() -> None:
 
 def test_a_grid_ends_as_coarse_as_it_may_be() -> None:
     _, grid = reference.NUMPY.weight_grid(pairs.WIDE, np.full(pairs.WIDE.weight_shape, 0.6, np.float32))
-    assert grid.bits == MIN_WEIGHT_BITS < pairs.WIDE.layer.weight_bits
+    assert grid.bits == MIN_WEIGHT_BITS < pairs.WIDE.synapse.weight_bits
 
 
 def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:

@@ -509,7 +509,7 @@ class FinerGrid(NumpyBackend):
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
-            w, weight_bits=block.layer.weight_bits, input_exponent=0, input_max=1.0, layer=block.name
+            w, weight_bits=block.synapse.weight_bits, input_exponent=0, input_max=1.0, layer=block.name
         )
 
 

@@ -316,7 +316,8 @@ def test_weight_grid_takes_a_coarser_grid_where_sums_are_long(
 
 
 def test_weight_grid_that_cannot_hold_raises(backend: CupyBackend) -> None:
-    block = replace(block_of(), input_exponent=24)
+    block = block_of()
+    block = replace(block, input=replace(block.input, exponent=24))
     with pytest.raises(ExactnessError, match="layer conv1: sums of 18 inputs leave the range"):
         backend.weight_grid(block, np.ones(block.weight_shape, np.float32))
 

@@ -48,7 +48,7 @@ def test_inputs_of_more_than_11_bits_stay_in_float32(half: CupyBackend) -> None:
     network = NetworkSpec.parse("P4-8", input_shape=(1, 8, 8), outputs=2, coding="direct")
     weights = initial_weights(network, 1)
     first, second = network.blocks
-    assert first.input_bits == 12
+    assert first.input.bits == 12
     wq, _ = half.weight_grid(first, weights[first.name])
     assert isinstance(wq, np.ndarray)
     wq, _ = half.weight_grid(second, weights[second.name])

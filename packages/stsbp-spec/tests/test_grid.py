@@ -28,7 +28,6 @@ from stsbp_spec.grid import (
     weight_grid,
 )
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.passes import block_error_bits
 from stsbp_spec.typing import Float32
 
 _SEED = st.integers(0, 2**32 - 1)
@@ -276,9 +275,9 @@ def test_gradients_near_the_floor_are_no_subnormal_numbers() -> None:
     assert unit < FLOOR
 
 
-def test_block_error_bits_of_the_nmnist_network() -> None:
+def test_error_bits_of_the_nmnist_network() -> None:
     blocks = NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10).blocks
     # 1250 frames, 50 samples of 25 steps: dW of conv1 adds 900 places of each (21 bits); ds of conv2 adds 64 x 5 x 5
     # weights (11 bits) of 12 bits, more than its dW asks for (18 bits, pooled spikes 2); ds of the output 10 weights.
-    assert [block_error_bits(block, frames=1250) for block in blocks] == [53 - 21, 53 - 12 - 11, 53 - 12 - 4]
-    assert block_error_bits(blocks[1], frames=1250 * 2**12) == 53 - 2 - 30
+    assert [block.error_bits(frames=1250) for block in blocks] == [53 - 21, 53 - 12 - 11, 53 - 12 - 4]
+    assert blocks[1].error_bits(frames=1250 * 2**12) == 53 - 2 - 30

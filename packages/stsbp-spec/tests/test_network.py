@@ -49,7 +49,7 @@ def test_options_of_layers() -> None:
         Dropout(0.25),
         AvgPool2d(2),
         Dropout(0.5),
-        SpikingLayer(Linear(16), LIF(tau_m=3, tau_s=2), weight_bits=6),
+        SpikingLayer(Linear(16, weight_bits=6), LIF(tau_m=3, tau_s=2)),
         SpikingLayer(Linear(4), LIF(tau_m=3)),
     )
 
@@ -69,19 +69,19 @@ def test_blocks_of_direct_coding() -> None:
     first, second, third = NetworkSpec.parse(
         "P2-4C3-D0.5-P4-6{tau_s=2}-D0.2-D0.5-3", input_shape=(3, 30, 30), coding="direct", neuron=LIF(tau_s=5)
     ).blocks
-    assert (first.static, first.input_exponent, first.input_max, first.psp) == (True, 10, 255 / 256, None)
-    assert (first.input_bits, first.fan_in, first.synapse_shape) == (10, 27, (3, 15, 15))
+    assert (first.static, first.input.exponent, first.input.maximum, first.psp) == (True, 10, 255 / 256, None)
+    assert (first.input.bits, first.fan_in, first.synapse_shape) == (10, 27, (3, 15, 15))
     assert first.filter(training=True) == IDENTITY
-    assert (second.static, second.input_exponent, second.input_max, second.psp) == (False, 4, 1.0, PSP(5))
+    assert (second.static, second.input.exponent, second.input.maximum, second.psp) == (False, 4, 1.0, PSP(5))
     assert second.filter(training=True) == PSP(5).filter(2.0)
     assert second.filter(training=False) == PSP(5).filter()
-    assert third.dropout_gain == 1 / 0.8 * 2
+    assert third.input.gain == 1 / 0.8 * 2
     assert third.psp == PSP(2)
 
 
 def test_blocks_of_events() -> None:
     network = NetworkSpec.parse("4-3", input_shape=(2, 3, 3), input_psp=PSP(3), input_max=7)
-    assert (network.blocks[0].psp, network.blocks[0].input_max, network.blocks[0].input_bits) == (PSP(3), 7.0, 3)
+    assert (network.blocks[0].psp, network.blocks[0].input.maximum, network.blocks[0].input.bits) == (PSP(3), 7.0, 3)
     assert NetworkSpec.parse("4-3", input_shape=(2, 3, 3)).blocks[0].filter(training=False) == IDENTITY
 
 
@@ -99,9 +99,10 @@ _NEURONS = st.builds(
 _LAYERS: st.SearchStrategy[Layer] = st.one_of(
     st.builds(
         SpikingLayer,
-        st.builds(Conv2d, st.integers(1, 9), st.just(3), st.integers(1, 2), st.integers(0, 2)),
+        st.builds(
+            Conv2d, st.integers(1, 9), st.just(3), st.integers(1, 2), st.integers(0, 2), weight_bits=st.integers(2, 12)
+        ),
         _NEURONS,
-        st.integers(2, 12),
     ),
     st.builds(AvgPool2d, st.sampled_from([1, 2])),
     st.builds(Dropout, st.floats(0, 0.99, exclude_max=True)),
@@ -267,7 +268,7 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
     for layer, message in (
         (
             Linear(3),
-            r"layers\[1\] is Linear\(units=3\), weights without neurons; write SpikingLayer\(Linear\(\.\.\.\)\)",
+            r"layers\[1\] is Linear\(units=3, weight_bits=12\), weights without neurons; write SpikingLayer\(Linear\(\.\.\.\)\)",
         ),
         (Conv2d(3, 3), r"layers\[1\] is Conv2d\(.*; write SpikingLayer\(Conv2d\(\.\.\.\)\)"),
         (LIF(), r"layers\[1\] is LIF\(.*; a layer is SpikingLayer"),
@@ -289,7 +290,7 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
 
 
 def test_equal_networks_have_one_notation() -> None:
-    exact = NetworkSpec((2, 9, 9), (SpikingLayer(Conv2d(4, 3), LIF(8.0, 4.0, 1.0, Triangle(2.0)), 8), Dropout(0.5),
+    exact = NetworkSpec((2, 9, 9), (SpikingLayer(Conv2d(4, 3, weight_bits=8), LIF(8.0, 4.0, 1.0, Triangle(2.0))), Dropout(0.5),
                                     SpikingLayer(Linear(3), LIF(3.0))))  # fmt: skip
     conversions: tuple[tuple[Any, Any, Any], ...] = (
         (int, int, float),
@@ -300,9 +301,8 @@ def test_equal_networks_have_one_notation() -> None:
     for whole, real, half in conversions:
         layers = (
             SpikingLayer(
-                Conv2d(whole(4), whole(3)),
+                Conv2d(whole(4), whole(3), weight_bits=whole(8)),
                 LIF(real(8), real(4), real(1), Triangle(real(2))),
-                whole(8),
             ),
             Dropout(half(0.5)),
             SpikingLayer(Linear(whole(3)), LIF(real(3))),
@@ -328,7 +328,7 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
         lambda: Conv2d(4, value),
         lambda: Linear(value),
         lambda: AvgPool2d(value),
-        lambda: SpikingLayer(Linear(3), weight_bits=value),
+        lambda: Linear(3, weight_bits=value),
         lambda: NetworkSpec((4,), (SpikingLayer(Linear(3)),), input_max=value),
         lambda: NetworkSpec((value,), (SpikingLayer(Linear(3)),)),
     ):
@@ -351,7 +351,7 @@ def test_numbers_of_thousands_of_digits_are_refused_in_a_short_line(value: int) 
         lambda: Conv2d(4, 3, padding=value),
         lambda: Linear(value),
         lambda: AvgPool2d(value),
-        lambda: SpikingLayer(Linear(3), weight_bits=value),
+        lambda: Linear(3, weight_bits=value),
         lambda: NetworkSpec((4,), (SpikingLayer(Linear(3)),), input_max=value),
         lambda: NetworkSpec((value,), (SpikingLayer(Linear(3)),)),
         lambda: NetworkSpec.parse("3", input_shape=(4,), outputs=value),

@@ -11,7 +11,6 @@ from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.passes import block_error_bits
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import FastSigmoid
 from stsbp_spec.typing import Float32, Int64, Memory, Precision
@@ -68,7 +67,7 @@ def test_gradients_of_a_saturated_layer_that_24_bits_lost_are_kept() -> None:
     backend = Recording()
     kept = gradients(backend, "reproducible")
     dz, on_grid = backend.seen[-1]
-    bits = block_error_bits(SATURATED.blocks[0], frames=2 * STEPS)
+    bits = SATURATED.blocks[0].error_bits(frames=2 * STEPS)
     q = error_exponent(float(np.abs(dz).max()), bits)
     assert bits == 53 - 4 - 4
     assert q is not None

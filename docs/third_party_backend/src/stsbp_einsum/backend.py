@@ -146,9 +146,9 @@ class EinsumBackend(AbstractBackend):
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
             w,
-            weight_bits=block.layer.weight_bits,
-            input_exponent=block.input_exponent,
-            input_max=block.input_max,
+            weight_bits=block.synapse.weight_bits,
+            input_exponent=block.input.exponent,
+            input_max=block.input.maximum,
             layer=block.name,
         )
 

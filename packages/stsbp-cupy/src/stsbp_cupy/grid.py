@@ -55,7 +55,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array])
     grids: list[tuple[Array, WeightGrid]] = []
     for i, (block, w) in enumerate(zip(blocks, masters, strict=True)):
         wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
-        bits = block.layer.weight_bits
+        bits = block.synapse.weight_bits
         check_largest(largest, block.name)
         if largest < FLOOR:
             grids.append((wq, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))))
@@ -81,7 +81,7 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array])
 
 def _round(rt: Runtime, block: Block, w: Array, pair: Array, coarser: int) -> Array:
     """Weights on the grid; `pair` holds the largest magnitude and receives the bound in units."""
-    bits = block.layer.weight_bits
+    bits = block.synapse.weight_bits
     wq = rt.empty_like(w)
     rt.launch("round_weights", w.size, w, wq, pair[:1], w.size, bits, coarser)
     rows, length = len(w), w.size // len(w)
@@ -90,4 +90,4 @@ def _round(rt: Runtime, block: Block, w: Array, pair: Array, coarser: int) -> Ar
 
 
 def _headroom(block: Block, units: int, exponent: int) -> float:
-    return headroom_bits(units * 2.0**-exponent * block.input_max, exponent, block.input_exponent)
+    return headroom_bits(units * 2.0**-exponent * block.input.maximum, exponent, block.input.exponent)

@@ -29,8 +29,8 @@ _CASES = ((25, 12, 50), (300, 64, 200), (1600, 64, 333), (9216, 128, 128))
 
 def for_layer(rt: Runtime, block: Block, wq: Array, grid: WeightGrid) -> Any:
     """The weights, marked for tensor cores where the device was proved exact and the inputs fit half precision."""
-    if rt.tensor_cores and block.input_bits <= HALF_BITS:
-        return HalfUnits(wq, grid.exponent, block.input_exponent)
+    if rt.tensor_cores and block.input.bits <= HALF_BITS:
+        return HalfUnits(wq, grid.exponent, block.input.exponent)
     return wq
 
 

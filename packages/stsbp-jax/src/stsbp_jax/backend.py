@@ -334,9 +334,9 @@ def _checked_grid(block: Block, choice: GridChoice, w: Array) -> WeightGrid:
         return found
     _, found = spec_grid.weight_grid(
         np.asarray(w),
-        weight_bits=block.layer.weight_bits,
-        input_exponent=block.input_exponent,
-        input_max=block.input_max,
+        weight_bits=block.synapse.weight_bits,
+        input_exponent=block.input.exponent,
+        input_max=block.input.maximum,
         layer=block.name,
     )
     return found

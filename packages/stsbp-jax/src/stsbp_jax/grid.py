@@ -146,9 +146,9 @@ class GridChoice(NamedTuple):
 
 def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
     """Weights of the forward pass, `[out, ...]` float32; NaN where `describe_grid` finds none."""
-    bits = block.layer.weight_bits
+    bits = block.synapse.weight_bits
     # Sums of n units times the largest input, counted in units of the product's grid, must not pass 2^24.
-    most = 2.0**EXACT_LIMIT_BITS / (block.input_max * 2.0**block.input_exponent)
+    most = 2.0**EXACT_LIMIT_BITS / (block.input.maximum * 2.0**block.input.exponent)
     largest = largest_magnitude([w])
     finite = largest < CEILING  # NaN is not
     silent = largest < FLOOR
@@ -187,10 +187,10 @@ def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
 def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
     """The grid as the spec reports it; None where there is none (the spec's own `weight_grid` says why)."""
     q, coarser, n = int(choice.exponent), int(choice.coarser), float(choice.bound)
-    bits = block.layer.weight_bits - coarser
+    bits = block.synapse.weight_bits - coarser
     if not bool(choice.finite) or bits < MIN_WEIGHT_BITS:
         return None
-    return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * block.input_max, q, block.input_exponent))
+    return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * block.input.maximum, q, block.input.exponent))
 
 
 def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:

@@ -17,7 +17,6 @@ from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.passes import block_error_bits
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Precision
@@ -101,11 +100,11 @@ def apply(
         raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}")
     first = network.blocks[0]
     if events:
-        s = on_grid("apply", inputs, 0, first.input_max)
+        s = on_grid("apply", inputs, 0, first.input.maximum)
     elif jnp.result_type(inputs) == np.uint8:
         s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
     else:
-        s = on_grid("apply", inputs, 8, first.input_max)[None]
+        s = on_grid("apply", inputs, 8, first.input.maximum)[None]
     s = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
     for block in network.blocks:
         shape = block.input_shape
@@ -120,6 +119,6 @@ def apply(
         connect = implementation("jax", _SYNAPSES, block.synapse, "synapse")
         z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
         if precision == "reproducible":
-            z = snap_errors(block_error_bits(block, frames=z.shape[0] * z.shape[1]), z)
+            z = snap_errors(block.error_bits(frames=z.shape[0] * z.shape[1]), z)
         s = lif(block.neuron, block.filter(training=dropout is not None), z, steps)
     return s

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 __all__ = [
     "BackendError",
@@ -85,18 +86,41 @@ class SpecError(StsbpError, ValueError):
 
 
 class NetworkError(SpecError):
-    """A network description is malformed or impossible; the message points at the offending token.
+    """A network description is malformed or impossible; the message points at the offending token, or names the node.
 
     Example: `NetworkSpec.parse("12C5-P2-64C55", input_shape=(2, 34, 34), outputs=10)`.
+
+    Attributes:
+        reason: the message without the place.
+        notation, start, length: the text of the network and the place in it.
+        node: name of the node of a network that was built as a graph.
     """
 
-    def __init__(self, message: str, *, notation: str | None = None, start: int = 0, length: int = 1) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        notation: str | None = None,
+        start: int = 0,
+        length: int = 1,
+        node: str | None = None,
+    ) -> None:
+        self.reason = message
         self.notation = notation
         self.start = start
         self.length = length
+        self.node = node
+        if node is not None:
+            message = f"node {node}: {message}"
         if notation is not None:
             message = f"{message}\n{_excerpt(notation, start, max(1, length))}"
         super().__init__(message)
+
+    @staticmethod
+    def of(error: SpecError, **place: Any) -> NetworkError:
+        """The same with its place, `notation`, `start` and `length`, or `node`."""
+        kind = ExactNetworkError if isinstance(error, ExactnessError) else NetworkError
+        return kind(error.reason if isinstance(error, NetworkError) else str(error), **place)
 
 
 _BEFORE, _WITHIN, _AFTER = 40, 60, 20

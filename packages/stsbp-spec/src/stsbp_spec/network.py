@@ -1,23 +1,23 @@
-"""Networks as frozen data. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
+"""Chains of layers as frozen data. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
 
-A `NetworkSpec` is a sequence of layers; `NetworkSpec.blocks` groups it as it is computed: what passes before the
-weights (pooling, dropout), the weights, the filter after them, the neurons.
+A `NetworkSpec` is a sequence of layers; `NetworkSpec.graph` is what is computed, `NetworkSpec.blocks` groups the layers
+for reports: what passes before the weights (pooling, dropout), the weights, the neurons.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 
 from stsbp_spec import network_table
-from stsbp_spec.errors import ExactNetworkError, NetworkError, SpecError
-from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
-from stsbp_spec.layers import MAX_BEFORE, MAX_LAYERS, Block, Layer, SpikingLayer
+from stsbp_spec.errors import NetworkError, SpecError
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
+from stsbp_spec.grid import MAX_WEIGHT_BITS
+from stsbp_spec.layers import MAX_LAYERS, Block, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.notation import checked, layer_at, parse_layers, written
+from stsbp_spec.notation import layer_at, parse_layers, written
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -26,7 +26,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Coding, Shape
 from stsbp_spec.values import MAX_SIZE, integer, shown
 
-__all__ = ["MAX_BEFORE", "MAX_LAYERS", "Block", "Layer", "NetworkSpec", "SpikingLayer"]
+__all__ = ["MAX_LAYERS", "Block", "Layer", "NetworkSpec", "SpikingLayer"]
 
 
 @dataclass(frozen=True)
@@ -64,34 +64,15 @@ class NetworkSpec:
         if not self.layers:
             raise NetworkError("a network needs at least one layer", notation=notation)
         starts = list(accumulate((len(token) + 1 for token in tokens), initial=0))
-        shape, before = self.input_shape, 0
-        for layer, token, start in zip(self.layers, tokens, starts, strict=False):
-            before = 0 if isinstance(layer, SpikingLayer) else before + 1
-            try:
-                if before > MAX_BEFORE:
-                    raise SpecError(
-                        f"at most {MAX_BEFORE} layers of pooling and dropout may stand before a spiking one"
-                    )
-                shape = layer.output_shape(shape)
-            except SpecError as error:
-                raise NetworkError(str(error), notation=notation, start=start, length=len(token)) from None
+        try:
+            self.graph  # noqa: B018
+        except NetworkError as error:
+            at = next(i for i, names in enumerate(self._names) if error.node in names)
+            raise NetworkError.of(error, notation=notation, start=starts[at], length=len(tokens[at])) from None
         last = self.layers[-1]
         if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):
-            at = len(notation) - len(tokens[-1])
             message = "the last layer must be a full connection, one unit per output (give outputs=...)"
-            raise NetworkError(message, notation=notation, start=at, length=len(tokens[-1]))
-        spiking = [i for i, layer in enumerate(self.layers) if isinstance(layer, SpikingLayer)]
-        for block, i in zip(self.blocks, spiking, strict=True):
-            bound = block.fan_in * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * block.input_max
-            if math.log2(bound) + block.input_exponent > EXACT_LIMIT_BITS:
-                values = f"inputs with {block.input_bits}-bit values" if block.input_bits > 0 else "spikes (0 or 1)"
-                raise ExactNetworkError(
-                    f"the sums of {block.fan_in} {values} cannot be exact in float32, "
-                    f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first",
-                    notation=notation,
-                    start=starts[i],
-                    length=len(tokens[i]),
-                )
+            raise NetworkError(message, notation=notation, start=starts[-2], length=len(tokens[-1]))
 
     @classmethod
     def parse(
@@ -125,7 +106,6 @@ class NetworkSpec:
         Raises:
             NetworkError: the notation is malformed or the network impossible; the message points at the token.
         """
-        shape = _input_shape(input_shape)
         layers, places = parse_layers(
             notation,
             outputs=outputs,
@@ -134,55 +114,59 @@ class NetworkSpec:
             weight_bits=weight_bits,
             dropout=dropout,
         )
-        at_layer = shape
-        for layer, (start, length) in zip(layers, places, strict=True):
-            at_layer = checked(partial(layer.output_shape, at_layer), notation, start, length)
         try:
-            return cls(shape, tuple(layers), coding, input_psp, input_max)
+            return cls(input_shape, tuple(layers), coding, input_psp, input_max)
         except NetworkError as error:
             # The network's own message points into its canonical notation; point into the user's instead.
-            at = layer_at(layers, error.start)
-            message = str(error).split("\n")[0]
-            raise type(error)(message, notation=notation, start=places[at][0], length=places[at][1]) from None
+            start, length = places[layer_at(layers, error.start)]
+            raise NetworkError.of(error, notation=notation, start=start, length=length) from None
+
+    @cached_property
+    def _names(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the nodes of each layer."""
+        names: list[tuple[str, ...]] = []
+        number, before = 1, 0
+        for layer in self.layers:
+            if isinstance(layer, SpikingLayer):
+                kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
+                names.append((f"{kind}{number}", f"neurons{number}"))
+                number, before = number + 1, 0
+            else:
+                kind = "pool" if isinstance(layer, AvgPool2d) else "dropout"
+                names.append((f"{kind}{number}.{before}",))
+                before += 1
+        return tuple(names)
+
+    @cached_property
+    def graph(self) -> Network:
+        """The network as a graph: `input`, then of each layer `conv1` and `neurons1`, `pool2.0` or `dropout2.1`."""
+        source = "input"
+        nodes = [Node(source, Input(self.input_shape, self.coding, self.input_psp, self.input_max))]
+        for layer, names in zip(self.layers, self._names, strict=True):
+            ops = (layer.synapse, Neurons(layer.neuron)) if isinstance(layer, SpikingLayer) else (layer,)
+            for name, op in zip(names, ops, strict=True):
+                nodes.append(Node(name, op, (Edge(source),)))
+                source = name
+        return Network(tuple(nodes))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The layers grouped as backends compute them; see `Block`."""
+        """The layers grouped as reports show them; see `Block`."""
         blocks: list[Block] = []
         before: list[AvgPool2d | Dropout] = []
-        shape, psp = self.input_shape, self.input_psp
-        exponent, largest = (8, 255 / 256) if self.coding == "direct" else (0, float(self.input_max))
-        entering, gain = shape, 1.0
-        for layer in self.layers:
+        entering = self.input_shape
+        for layer, names in zip(self.layers, self._names, strict=True):
             if not isinstance(layer, SpikingLayer):
                 before.append(layer)
-                shape = layer.output_shape(shape)
-                if isinstance(layer, AvgPool2d):
-                    exponent += layer.exponent
-                else:
-                    gain *= layer.gain
                 continue
-            kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
-            output = layer.output_shape(shape)
+            projection = self.graph.projections[len(blocks)]
             blocks.append(
                 Block(
-                    name=f"{kind}{len(blocks) + 1}",
-                    index=len(blocks),
-                    before=tuple(before),
-                    layer=layer,
-                    input_shape=entering,
-                    synapse_shape=shape,
-                    output_shape=output,
-                    input_exponent=exponent,
-                    input_max=largest,
-                    static=self.coding == "direct" and not blocks,
-                    psp=psp,
-                    dropout_gain=gain,
-                )
+                    projection.name, projection.index, layer.synapse, projection.input,
+                    tuple(before), layer, names[-1], entering,
+                )  # fmt: skip
             )
-            before, psp, gain = [], layer.neuron.psp, 1.0
-            shape = entering = output
-            exponent, largest = 0, 1.0
+            before, entering = [], projection.output_shape
         return tuple(blocks)
 
     @property

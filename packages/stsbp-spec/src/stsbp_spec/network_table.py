@@ -57,7 +57,7 @@ def table(blocks: Sequence[Block], coding: Coding, input_shape: Shape, headroom:
                 _times(block.output_shape),
                 f"{size:,}",
                 f"{block.multiply_adds:,}",
-                str(block.layer.weight_bits),
+                str(block.synapse.weight_bits),
                 f"{room:+.1f}",
             )
         )

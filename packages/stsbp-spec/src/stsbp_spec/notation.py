@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from stsbp_spec.errors import ExactnessError, ExactNetworkError, NetworkError, SpecError
+from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
@@ -68,20 +68,23 @@ def parse_layers(
     if len(tokens) > MAX_LAYERS:
         start = tokens[MAX_LAYERS][0]
         raise parser.fail(f"a network has at most {MAX_LAYERS:,} layers, got {len(tokens):,}", start, 1)
-    output = Linear(outputs) if outputs is not None else None
+    output = Linear(outputs, weight_bits=weight_bits) if outputs is not None else None
     for position, (start, text) in enumerate(tokens):
         parsed = parser.layer(text, start)
-        ends = position == len(tokens) - 1 and isinstance(parsed[0], SpikingLayer)
-        is_output = ends and (output is None or parsed[0].synapse == output)  # type: ignore[union-attr]
+        is_output = position == len(tokens) - 1 and (output is None or _ends(parsed[0], output))
         if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and dropout > 0 and not is_output:
             parsed = [parsed[0], Dropout(dropout)]
         layers += parsed
         places += [(start, len(text))] * len(parsed)
-    last = layers[-1] if layers else None
-    if output is not None and not (isinstance(last, SpikingLayer) and last.synapse == output):
-        layers.append(SpikingLayer(output, neuron, weight_bits))
+    if output is not None and not (layers and _ends(layers[-1], output)):
+        layers.append(SpikingLayer(output, neuron))
         places.append((len(notation), 1))
     return layers, places
+
+
+def _ends(layer: Layer, output: Linear) -> bool:
+    """Whether a network that ends with `layer` has the outputs of `output`."""
+    return isinstance(layer, SpikingLayer) and isinstance(layer.synapse, Linear) and layer.synapse.units == output.units
 
 
 def written(layer: Layer, *, full: bool = False) -> str:
@@ -98,7 +101,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
     else:
         text = f"{synapse.units}"
     if full:
-        text += f"{{{','.join([*_neuron_keys(neuron), f'bits={layer.weight_bits}'])}}}"
+        text += f"{{{','.join([*_neuron_keys(neuron), f'bits={synapse.weight_bits}'])}}}"
     return text
 
 
@@ -121,10 +124,8 @@ def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
     """Call `make`; turn a `SpecError` into one that points at the token."""
     try:
         return make()
-    except NetworkError:
-        raise
     except SpecError as error:
-        raise NetworkError(str(error), notation=notation, start=start, length=length) from None
+        raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
 
 _MAX_DIGITS = 9
@@ -182,14 +183,9 @@ class _Parser:
         if values["pool"] is not None or values["rate"] is not None:
             if rest:
                 raise self.fail(f"pooling and dropout take no option, got {shown(rest)}", at, len(rest))
-            make = (
-                (lambda: AvgPool2d(int(values["pool"]))) if values["pool"] else (lambda: Dropout(float(values["rate"])))
-            )
-            try:
-                return [make()]
-            except SpecError as error:
-                kind = ExactNetworkError if isinstance(error, ExactnessError) else NetworkError
-                raise kind(str(error), notation=self.notation, start=start, length=len(token)) from None
+            if values["pool"]:
+                return [checked(lambda: AvgPool2d(int(values["pool"])), self.notation, *place)]
+            return [checked(lambda: Dropout(float(values["rate"])), self.notation, *place)]
         conv = values["channels"] is not None
         geometry: dict[str, int] = {}
         given: set[str] = set()
@@ -224,12 +220,14 @@ class _Parser:
                     )
                     raise self.fail(message, *place)
                 geometry["padding"] = kernel // 2
+            channels = int(values["channels"])
             synapse: Conv2d | Linear = checked(
-                lambda: Conv2d(int(values["channels"]), kernel, **geometry), self.notation, *place
+                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits), self.notation, *place
             )
         else:
-            synapse = checked(lambda: Linear(int(values["units"])), self.notation, *place)
-        layers: list[Layer] = [checked(lambda: SpikingLayer(synapse, neuron, bits), self.notation, *place)]
+            units = int(values["units"])
+            synapse = checked(lambda: Linear(units, weight_bits=bits), self.notation, *place)
+        layers: list[Layer] = [SpikingLayer(synapse, neuron)]
         if rate is not None:
             layers.append(checked(lambda: Dropout(rate), self.notation, *place))
         return layers

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
-from stsbp_spec.grid import error_bits
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.pairs import BlockTrace, Pairs
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
@@ -24,7 +23,6 @@ __all__ = [
     "backward_pass",
     "before_backward",
     "block_backward",
-    "block_error_bits",
     "block_forward",
     "forward_pass",
     "lean_forward_pass",
@@ -164,7 +162,7 @@ def synapse_backward(
     block = trace.block
     dz = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":
-        dz, trace.zeroed = backend.error_grid(dz, block_error_bits(block, frames=dz.shape[0] * dz.shape[1]))
+        dz, trace.zeroed = backend.error_grid(dz, block.error_bits(frames=dz.shape[0] * dz.shape[1]))
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
 
 
@@ -177,14 +175,3 @@ def before_backward(backend: Pairs[Array], trace: BlockTrace[Array], below: Arra
         elif residual is not None:
             below = backend.dropout(residual, below)
     return below
-
-
-def block_error_bits(block: Block, *, frames: int) -> int:
-    """Bits of the error grid of a block whose weights meet `frames` frames."""
-    _, per_frame, data = block.synapse.summands(block.synapse_shape)
-    return error_bits(
-        input_bits=block.input_bits,
-        weight_bits=block.layer.weight_bits,
-        weight_summands=frames * per_frame,
-        data_summands=data,
-    )

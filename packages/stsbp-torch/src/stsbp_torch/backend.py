@@ -203,9 +203,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             reductions.largest(rows_.reshape(-1)),
             lambda exponent: reductions.round_rows(rows_, exponent),
             summands=rows_.shape[1],
-            weight_bits=block.layer.weight_bits,
-            input_exponent=block.input_exponent,
-            input_max=block.input_max,
+            weight_bits=block.synapse.weight_bits,
+            input_exponent=block.input.exponent,
+            input_max=block.input.maximum,
             layer=block.name,
         )
         native = torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape).to(self.torch_device)

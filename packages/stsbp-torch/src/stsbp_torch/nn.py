@@ -23,7 +23,8 @@ import torch
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.checks import check_loss
 from stsbp_spec.errors import NumericError, ShapeError
-from stsbp_spec.grid import error_bits, weight_grid
+from stsbp_spec.graph import Projection, Values
+from stsbp_spec.grid import weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
@@ -200,7 +201,6 @@ class _Spiking(torch.nn.Module):
         weight: torch.Tensor,
         neuron: NeuronModel | None,
         psp: PSP | None,
-        weight_bits: int,
         input_exponent: int,
         input_max: float,
     ) -> None:
@@ -208,15 +208,15 @@ class _Spiking(torch.nn.Module):
         self.synapse = synapse
         self.weight = torch.nn.Parameter(weight)
         self.lif = LIF(neuron, psp)
-        self.weight_bits, self.input_exponent, self.input_max = weight_bits, input_exponent, input_max
+        self.input_exponent, self.input_max = input_exponent, input_max
 
     def _get_name(self) -> str:
         return f"Spiking{type(self.synapse).__name__}"
 
     def extra_repr(self) -> str:
         outputs, inputs, *_ = self.weight.shape
-        grid = f"weight_bits={self.weight_bits}, input_exponent={self.input_exponent}, input_max={self.input_max:g}"
         c = self.synapse
+        grid = f"weight_bits={c.weight_bits}, input_exponent={self.input_exponent}, input_max={self.input_max:g}"
         if isinstance(c, Linear):
             return f"{inputs}, {outputs}, {grid}"
         return f"{inputs}, {outputs}, kernel={c.kernel}, stride={c.stride}, padding={c.padding}, {grid}"
@@ -250,7 +250,7 @@ class _Spiking(torch.nn.Module):
             self._check_shape(s)
             check_inputs(self._get_name(), s, self.input_exponent, self.input_max, _HOW_FINE)
         wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
+            self.weight, self.synapse.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
         )
         bits = self._error_bits(s) if precision == "reproducible" else 0
         z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
@@ -268,15 +268,9 @@ class _Spiking(torch.nn.Module):
             raise ShapeError(f"the inputs of {self._get_name()} have the axes {axes}, got shape {list(s.shape)}")
 
     def _error_bits(self, s: torch.Tensor) -> int:
-        """As `passes.block_error_bits`, for a layer that stands alone."""
         steps, batch, *shape = s.shape
-        _, per_frame, data = self.synapse.summands(tuple(shape))
-        return error_bits(
-            input_bits=math.ceil(math.log2(self.input_max)) + self.input_exponent,
-            weight_bits=self.weight_bits,
-            weight_summands=steps * batch * per_frame,
-            data_summands=data,
-        )
+        values = Values(tuple(shape), self.input_exponent, self.input_max)
+        return Projection(self._get_name(), 0, self.synapse, values).error_bits(frames=steps * batch)
 
 
 _HOW_FINE = (
@@ -318,9 +312,9 @@ class SpikingConv2d(_Spiking):
         input_exponent: int = 0,
         input_max: float = 1.0,
     ) -> None:
-        synapse = Conv2d(channels, kernel, stride, padding)
+        synapse = Conv2d(channels, kernel, stride, padding, weight_bits=weight_bits)
         weight = _kaiming((channels, in_channels, kernel, kernel))
-        super().__init__(synapse, weight, neuron, psp, weight_bits, input_exponent, input_max)
+        super().__init__(synapse, weight, neuron, psp, input_exponent, input_max)
 
 
 class SpikingLinear(_Spiking):
@@ -337,7 +331,8 @@ class SpikingLinear(_Spiking):
         input_exponent: int = 0,
         input_max: float = 1.0,
     ) -> None:
-        super().__init__(Linear(units), _kaiming((units, inputs)), neuron, psp, weight_bits, input_exponent, input_max)
+        synapse = Linear(units, weight_bits=weight_bits)
+        super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 
 class SpikingAvgPool2d(torch.nn.Module):
@@ -378,10 +373,8 @@ class Network(torch.nn.Module):
         weights = initial_weights(spec, seed, gain)
         for block in spec.blocks:
             weight = torch.from_numpy(weights[block.name])
-            layer = _Spiking(
-                block.synapse, weight, block.neuron, block.psp, block.layer.weight_bits, block.input_exponent,
-                block.input_max,
-            )  # fmt: skip
+            values = block.input
+            layer = _Spiking(block.synapse, weight, block.neuron, block.psp, values.exponent, values.maximum)
             self.add_module(block.name, layer)
 
     def extra_repr(self) -> str:
@@ -415,7 +408,7 @@ class Network(torch.nn.Module):
                     )
                     s = s * mask
                 shape = layer.output_shape(shape)
-            gain = block.dropout_gain if self.training else 1.0
+            gain = block.input.gain if self.training else 1.0
             s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision, checked=True)
         if self.training:
             self.step += 1

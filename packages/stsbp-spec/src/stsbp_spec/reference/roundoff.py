@@ -660,7 +660,7 @@ def _kept(
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
-    return exact_filter(block.psp, block.dropout_gain if dropout is not None else 1.0)
+    return exact_filter(block.psp, block.input.gain if dropout is not None else 1.0)
 
 
 def _stack(steps: Sequence[Near]) -> Near:

@@ -7,9 +7,10 @@ spikes are multiples of `size^-2`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import ExactnessError, SpecError
+from stsbp_spec.synapses.base import Op, Values
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import whole
 
@@ -17,7 +18,7 @@ __all__ = ["AvgPool2d"]
 
 
 @dataclass(frozen=True)
-class AvgPool2d:
+class AvgPool2d(Op):
     """Average pooling with stride equal to the window.
 
     Args:
@@ -32,6 +33,11 @@ class AvgPool2d:
             raise ExactnessError(
                 f"means over {self.size}x{self.size} windows are not exact in binary; take a power of two (P2, P4)"
             )
+
+    def infer(self, *inputs: Values) -> Values:
+        """Means, in finer units."""
+        values = self.spikes(inputs)
+        return replace(values, shape=self.output_shape(values.shape), exponent=values.exponent + self.exponent)
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(C, H // size, W // size)`; raises `SpecError` where the window does not fit."""

@@ -7,9 +7,11 @@ Backward: `dW = sum_n dz s^T` (Eq. (18)) and `ds = W^T dz` (the spatial part of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.grid import MAX_WEIGHT_BITS
+from stsbp_spec.synapses.base import Weighted, weight_bits
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import whole
 
@@ -17,7 +19,7 @@ __all__ = ["Conv2d"]
 
 
 @dataclass(frozen=True)
-class Conv2d:
+class Conv2d(Weighted):
     """A 2-d convolution, square kernel, no bias.
 
     Args:
@@ -25,16 +27,19 @@ class Conv2d:
         kernel: rows and columns of the kernel.
         stride: step of the kernel.
         padding: zero rows and columns around the input.
+        weight_bits: bits of the weight grid, sign included, 2 to 12.
     """
 
     channels: int
     kernel: int
     stride: int = 1
     padding: int = 0
+    weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, least in (("channels", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
             object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), least))
+        object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         if self.padding >= self.kernel:
             raise SpecError(f"padding {self.padding} must be smaller than the kernel, {self.kernel}")
 

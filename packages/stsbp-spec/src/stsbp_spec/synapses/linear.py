@@ -7,8 +7,10 @@ Inputs `(C, H, W)` are flattened in this order. Forward exact in any order, as f
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from stsbp_spec.grid import MAX_WEIGHT_BITS
+from stsbp_spec.synapses.base import Weighted, weight_bits
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import whole
 
@@ -16,17 +18,20 @@ __all__ = ["Linear"]
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Weighted):
     """A full connection, no bias.
 
     Args:
         units: output neurons `N`.
+        weight_bits: bits of the weight grid, sign included, 2 to 12.
     """
 
     units: int
+    weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", whole("the units of a full connection", self.units, 1))
+        object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(N,)` for any input shape."""

@@ -85,7 +85,7 @@ class Input(NamedTuple):
 
     def largest(self, block: Block) -> int:
         """The largest sum of a pooling window."""
-        return int(block.input_max * self.size**2)
+        return int(block.input.maximum * self.size**2)
 
     def doubled(self) -> torch.Tensor:
         """What enters a convolution of bytes: `conv2d_bytes.doubled` of the sums of the pooling windows."""

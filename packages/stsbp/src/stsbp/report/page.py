@@ -407,7 +407,7 @@ def _layers(content: Content) -> str:
     rows = []
     for block in content.network.blocks:
         grid = grids.get(block.name)
-        bits = f"{grid['bits']:.0f} of {block.layer.weight_bits}" if grid else str(block.layer.weight_bits)
+        bits = f"{grid['bits']:.0f} of {block.synapse.weight_bits}" if grid else str(block.synapse.weight_bits)
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
         weights, adds = int(np.prod(block.weight_shape)), block.multiply_adds

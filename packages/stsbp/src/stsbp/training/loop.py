@@ -175,7 +175,7 @@ class _Loop:
         self.fingerprint = data.fingerprint()
         self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
-        self.bits = {block.name: block.layer.weight_bits for block in task.network.blocks}
+        self.bits = {block.name: block.synapse.weight_bits for block in task.network.blocks}
         self.next = _Position()
         keep = 0
         if resume is None:

@@ -1,0 +1,123 @@
+"""What stands in a network, and what passes between it: `Op` and `Values`. graph.py puts them together.
+
+An operation says for itself what it makes of its inputs: shape, unit and largest value of its output. So the bounds of
+sums, on which exactness rests, are types of edges, and an error points at the operation that breaks them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from stsbp_spec.errors import ExactnessError, SpecError
+from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
+from stsbp_spec.typing import Shape
+from stsbp_spec.values import integer, shown
+
+__all__ = ["Op", "Values", "Weighted", "weight_bits"]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What an edge carries for one sample and step: multiples of `2^-exponent` in `[0, maximum]`.
+
+    Attributes:
+        shape: `(C, H, W)` or `(N,)`.
+        exponent: of their unit.
+        maximum: the largest of them.
+        static: whether one array serves all steps (images).
+        pending: synapse of the neurons they come from, which is applied after the weights; None: none.
+        gain: factor of training that has not been applied yet, the `1/(1 - rate)` of dropout.
+        weighted: whether they are sums of weights, of either sign; unit and maximum are then those of what was added.
+    """
+
+    shape: Shape
+    exponent: int = 0
+    maximum: float = 1.0
+    static: bool = False
+    pending: PSP | None = None
+    gain: float = 1.0
+    weighted: bool = False
+
+    @property
+    def bits(self) -> int:
+        """`b` with all values at most `2^b` units."""
+        return math.ceil(math.log2(self.maximum)) + self.exponent
+
+    def filter(self, *, training: bool) -> SynapticFilter:
+        """The pending synapse, in training with the gain."""
+        gain = self.gain if training else 1.0
+        if self.pending is not None:
+            return self.pending.filter(gain)
+        return replace(IDENTITY, gain=type(IDENTITY.gain)(gain))
+
+
+class Op(ABC):
+    """An operation of a network: a frozen dataclass of its parameters."""
+
+    @abstractmethod
+    def infer(self, *inputs: Values) -> Values:
+        """What the operation makes of its inputs.
+
+        Raises:
+            SpecError: they do not fit.
+        """
+
+    def one(self, inputs: tuple[Values, ...]) -> Values:
+        """The only input; `SpecError` unless there is one."""
+        if len(inputs) != 1:
+            raise SpecError(f"{type(self).__name__} takes one input, got {len(inputs)}")
+        return inputs[0]
+
+    def spikes(self, inputs: tuple[Values, ...]) -> Values:
+        """The only input, which is not weighted; else `SpecError`."""
+        values = self.one(inputs)
+        if values.weighted:
+            raise SpecError(f"{type(self).__name__} takes spikes, and its input are weighted sums; put Neurons between")
+        return values
+
+
+class Weighted(Op):
+    """A linear map by weights on a grid of their own: it owns the parameter `weight`."""
+
+    weight_bits: int
+
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the sums for an input of `shape`; raises `SpecError` where it does not fit."""
+
+    @abstractmethod
+    def weight_shape(self, shape: Shape) -> Shape:
+        """Shape of the weights, output axis first."""
+
+    @abstractmethod
+    def summands(self, shape: Shape) -> tuple[int, int, int]:
+        """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
+
+    def infer(self, *inputs: Values) -> Values:
+        """Weighted sums, which some grid of weights makes exact in float32.
+
+        Raises:
+            ExactnessError: none does.
+        """
+        values = self.spikes(inputs)
+        shape = self.output_shape(values.shape)
+        summands = self.summands(values.shape)[0]
+        bound = summands * (2 ** (MIN_WEIGHT_BITS - 1) - 1) * values.maximum
+        if math.log2(bound) + values.exponent > EXACT_LIMIT_BITS:
+            what = f"inputs with {values.bits}-bit values" if values.bits > 0 else "spikes (0 or 1)"
+            raise ExactnessError(
+                f"the sums of {summands} {what} cannot be exact in float32, "
+                f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
+            )
+        return replace(values, shape=shape, weighted=True)
+
+
+def weight_bits(value: object) -> int:
+    """`value` as bits of a weight grid, sign included; `SpecError` unless it is one."""
+    bits = integer(value)
+    if bits is None or not MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS:
+        raise SpecError(f"weight bits must be {MIN_WEIGHT_BITS} to {MAX_WEIGHT_BITS}, got {shown(value)}")
+    return bits

@@ -1,0 +1,229 @@
+"""Networks as graphs: what edges carry, in which order nodes stand, what is refused and at which node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear
+from stsbp_spec.synapses.dropout import substream
+
+INPUT = Node("input", Input((2, 9, 9)))
+SPIKES = Values((2, 8, 8), pending=PSP(3))
+
+
+def chain(*nodes: tuple[str, Op]) -> tuple[Node, ...]:
+    """Nodes of which each reads the one before it, from `INPUT` on."""
+    names = ["input", *(name for name, _ in nodes)]
+    return (INPUT, *(Node(name, op, (Edge(below),)) for (name, op), below in zip(nodes, names, strict=False)))
+
+
+HIDDEN = chain(("w1", Conv2d(4, 3)), ("n1", Neurons(LIF(tau_s=5))), ("w2", Linear(3)), ("n2", Neurons(LIF())))
+
+
+@dataclass(frozen=True)
+class Sum(Op):
+    """Adds spike trains."""
+
+    def infer(self, *inputs: Values) -> Values:
+        return replace(inputs[0], maximum=sum(values.maximum for values in inputs))
+
+
+def test_what_edges_carry() -> None:
+    network = Network(
+        chain(
+            ("pool", AvgPool2d(2)),
+            ("conv", Conv2d(4, 3)),
+            ("fires", Neurons(LIF(tau_s=5))),
+            ("drop", Dropout(0.5)),
+            ("again", Dropout(0.2)),
+            ("linear", Linear(3)),
+            ("out", Neurons(LIF(tau_s=2))),
+        )
+    )
+    pooled = Values((2, 4, 4), exponent=2)
+    fired = Values((4, 2, 2), pending=PSP(5))
+    dropped = replace(fired, gain=2.0)
+    assert network.values == {
+        "input": Values((2, 9, 9)),
+        "pool": pooled,
+        "conv": replace(pooled, shape=(4, 2, 2), weighted=True),
+        "fires": fired,
+        "drop": dropped,
+        "again": replace(dropped, gain=2.0 * (1 / 0.8)),
+        "linear": Values((3,), pending=PSP(5), gain=2.0 * (1 / 0.8), weighted=True),
+        "out": Values((3,), pending=PSP(2)),
+    }
+    assert network.projections == (
+        Projection("conv", 0, Conv2d(4, 3), pooled),
+        Projection("linear", 1, Linear(3), network.values["again"]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("op", "values"),
+    [
+        (Input((4,), "direct", PSP(2)), Values((4,), 8, 255 / 256, static=True, pending=PSP(2))),
+        (Input((4,), largest=7), Values((4,), 0, 7.0)),
+        (Input((4,), psp=PSP(2)), Values((4,), 0, 1.0, pending=PSP(2))),
+    ],
+)
+def test_what_an_input_carries(op: Input, values: Values) -> None:
+    assert op.infer() == values
+
+
+@pytest.mark.parametrize(("values", "bits"), [(Values((1,)), 0), (Values((1,), 2), 2), (Values((1,), 0, 7.0), 3),
+                                              (Values((1,), 8, 255 / 256), 8), (Values((1,), 0, 8.0), 3)])  # fmt: skip
+def test_bits_of_values(values: Values, bits: int) -> None:
+    assert values.bits == bits
+    assert values.maximum * 2**values.exponent <= 2**bits
+
+
+def test_a_gain_belongs_to_training_and_folds_into_the_pending_synapse() -> None:
+    values = replace(SPIKES, gain=1.25)
+    assert values.filter(training=True) == PSP(3).filter(1.25)
+    assert values.filter(training=False) == PSP(3).filter()
+    image = Values((4,), gain=1.25)
+    assert image.filter(training=True) == replace(IDENTITY, gain=IDENTITY.gain * IDENTITY.gain.dtype.type(1.25))
+    assert image.filter(training=False) == IDENTITY
+
+
+@given(order=st.permutations(range(5)))
+def test_nodes_are_put_in_order(order: list[int]) -> None:
+    network = Network(tuple(HIDDEN[i] for i in order))
+    assert [node.name for node in network.nodes] == ["input", "w1", "n1", "w2", "n2"]
+    assert network == Network(HIDDEN)
+    assert hash(network) == hash(Network(HIDDEN))
+    assert network != Network((*HIDDEN[:-1], replace(HIDDEN[-1], op=Neurons(LIF(tau_m=3)))))
+
+
+def fork() -> tuple[Node, ...]:
+    """Two populations that read one, and their sum."""
+    return (
+        INPUT,
+        Node("w1", Conv2d(4, 3), (Edge("input"),)),
+        Node("n1", Neurons(LIF()), (Edge("w1"),)),
+        Node("left", Conv2d(4, 3, padding=1), (Edge("n1"),)),
+        Node("pool", AvgPool2d(1), (Edge("n1"),)),
+        Node("right", Conv2d(4, 1), (Edge("pool"),)),
+        Node("fires left", Neurons(LIF()), (Edge("left"),)),
+        Node("fires right", Neurons(LIF()), (Edge("right"),)),
+        Node("sum", Sum(), (Edge("fires right"), Edge("fires left"), Edge("n1"))),
+        Node("w2", Linear(3), (Edge("sum"),)),
+        Node("n2", Neurons(LIF()), (Edge("w2"),)),
+    )
+
+
+def test_nodes_that_could_stand_in_several_places_keep_their_order() -> None:
+    network = Network(fork())
+    assert network.nodes == fork()
+    assert network.values["sum"].maximum == 3
+    assert network.readers["n1"] == ("left", "pool", "sum")
+    assert network.readers["n2"] == ()
+    last_first = Network(fork()[::-1])
+    names = [node.name for node in last_first.nodes]
+    assert names == [
+        "input", "w1", "n1", "pool", "right", "fires right", "left", "fires left", "sum", "w2", "n2",
+    ]  # fmt: skip
+    assert last_first.readers["n1"] == ("pool", "left", "sum")
+
+
+def test_places_count_populations_and_what_stands_since_the_last() -> None:
+    found = [(place.layer, place.position) for place in Network(fork()).places]
+    assert found == [(0, 0), (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0), (3, 0), (3, 1), (3, 2)]
+
+
+def test_a_chain_has_the_streams_of_its_blocks() -> None:
+    network = NetworkSpec.parse("D0.1-8C3d0.2-P2-D0.3-16d0.5-D0.25-12-6", input_shape=(2, 12, 12), outputs=3)
+    drops = [place for place in network.graph.places if isinstance(place.node.op, Dropout)]
+    assert [substream(place.layer, place.position) for place in drops] == [0, 16, 18, 32, 33]
+    assert [place.node.name for place in drops] == [
+        "dropout1.0", "dropout2.0", "dropout2.2", "dropout3.0", "dropout3.1",
+    ]  # fmt: skip
+    assert [block.population for block in network.blocks] == [
+        place.node.name for place in network.graph.places if isinstance(place.node.op, Neurons)
+    ]
+
+
+REFUSED = [
+    (chain(("w1", Conv2d(4, 10)), ("n1", Neurons(LIF()))), "w1", "the kernel, 10x10, is larger than its input, 9x9"),
+    (chain(("p", AvgPool2d(16)), ("w1", Linear(4)), ("n1", Neurons(LIF()))), "p", "the window, 16x16, is larger than"),
+    (chain(("w1", Linear(4)), ("w2", Linear(4)), ("n1", Neurons(LIF()))), "w2", "Linear takes spikes, and its input"),
+    (chain(("w1", Conv2d(4, 3)), ("p", AvgPool2d(2)), ("n1", Neurons(LIF()))), "p", "AvgPool2d takes spikes, and its"),
+    (chain(("w1", Linear(4)), ("d", Dropout(0.5)), ("n1", Neurons(LIF()))), "d", "Dropout takes spikes, and its input"),
+    (chain(("n1", Neurons(LIF()))), "n1", "Neurons takes weighted sums, and its input are spikes"),
+    (chain(("i", Input((4,))), ("w1", Linear(4))), "i", "Input takes no input, got 1"),
+    ((*HIDDEN[:3], replace(HIDDEN[3], inputs=())), "w2", "Linear takes one input, got 0"),
+    (
+        (*HIDDEN[:4], Node("both", Neurons(LIF()), (Edge("w2"), Edge("w2")))),
+        "both",
+        "Neurons takes one input, got 2",
+    ),
+    ((*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w1", 1),))), "n1", "reads w1 with a delay of 1; only 0 is known"),
+    ((*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w9"),))), "n1", "there is no node 'w9' that it could read"),
+    ((*HIDDEN[:2], Node("w1", Neurons(LIF()), (Edge("w1"),))), "w1", "the name is given twice"),
+    ((INPUT, Node("w1", Linear(3), (Edge("w1"),))), "w1", "it reads itself through w1; loops are not known"),
+    (
+        (INPUT, Node("a", Sum(), (Edge("input"), Edge("c"))), *(Node(x, Sum(), (Edge(y),)) for x, y in ("ba", "cb"))),
+        "b",
+        "it reads itself through a, c, b; loops are not known",
+    ),
+    ((*HIDDEN, Node("w3", Linear(3), (Edge("n1"),))), "n2", "nothing reads it, and it is not the output"),
+    (
+        chain(*((f"d{i}", Dropout(0.5)) for i in range(17)), ("w1", Linear(3)), ("n1", Neurons(LIF()))),
+        "d16",
+        "at most 16 layers of pooling and dropout may stand before a spiking one",
+    ),
+]
+
+
+@pytest.mark.parametrize(("nodes", "at", "message"), REFUSED, ids=[message[:40] for _, _, message in REFUSED])
+def test_what_is_no_network_is_refused_at_its_node(nodes: tuple[Node, ...], at: str, message: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        Network(nodes)
+    assert caught.value.node == at
+    assert message in caught.value.reason
+    assert str(caught.value) == f"node {at}: {caught.value.reason}"
+
+
+def test_sixteen_layers_may_stand_before_a_spiking_one() -> None:
+    network = Network(chain(*((f"d{i}", Dropout(0.5)) for i in range(16)), ("w", Linear(3)), ("n", Neurons(LIF()))))
+    assert network.places[16].position == 15
+
+
+def test_a_network_has_one_input() -> None:
+    second = Node("second", Input((2, 9, 9)))
+    both = (INPUT, second, Node("sum", Sum(), (Edge("input"), Edge("second"))))
+    for nodes, found in (((), "none"), (both, "input, second")):
+        with pytest.raises(NetworkError, match=f"a network has one Input, got {found}"):
+            Network(nodes)
+
+
+@pytest.mark.parametrize(("inputs", "fits"), [(2**24, True), (2**24 + 1, False)])
+def test_sums_that_no_grid_makes_exact_are_refused_at_their_node(inputs: int, fits: bool) -> None:
+    nodes = (
+        Node("input", Input((inputs,))),
+        Node("w", Linear(3, weight_bits=12), (Edge("input"),)),
+        Node("n", Neurons(LIF()), (Edge("w"),)),
+    )
+    if fits:
+        assert Network(nodes).projections[0].guaranteed_headroom < 0
+        return
+    with pytest.raises(ExactnessError, match=r"node w: the sums of 16777217 spikes \(0 or 1\) cannot be exact") as caught:
+        Network(nodes)
+    assert isinstance(caught.value, NetworkError)
+    assert caught.value.node == "w"
+
+
+def test_bits_of_weights_belong_to_them() -> None:
+    for make in (lambda bits: Linear(3, weight_bits=bits), lambda bits: Conv2d(3, 3, weight_bits=bits)):
+        assert [make(bits).weight_bits for bits in (2, 12)] == [2, 12]
+        for bits in (1, 13, 2.5):
+            with pytest.raises(SpecError, match="weight bits must be 2 to 12, got"):
+                make(bits)
