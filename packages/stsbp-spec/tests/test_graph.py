@@ -215,7 +215,9 @@ def test_sums_that_no_grid_makes_exact_are_refused_at_their_node(inputs: int, fi
     if fits:
         assert Network(nodes).projections[0].guaranteed_headroom < 0
         return
-    with pytest.raises(ExactnessError, match=r"node w: the sums of 16777217 spikes \(0 or 1\) cannot be exact") as caught:
+    with pytest.raises(
+        ExactnessError, match=r"node w: the sums of 16777217 spikes \(0 or 1\) cannot be exact"
+    ) as caught:
         Network(nodes)
     assert isinstance(caught.value, NetworkError)
     assert caught.value.node == "w"

@@ -268,7 +268,8 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
     for layer, message in (
         (
             Linear(3),
-            r"layers\[1\] is Linear\(units=3, weight_bits=12\), weights without neurons; write SpikingLayer\(Linear\(\.\.\.\)\)",
+            r"layers\[1\] is Linear\(units=3, weight_bits=12\), weights without neurons; write "
+            r"SpikingLayer\(Linear\(\.\.\.\)\)",
         ),
         (Conv2d(3, 3), r"layers\[1\] is Conv2d\(.*; write SpikingLayer\(Conv2d\(\.\.\.\)\)"),
         (LIF(), r"layers\[1\] is LIF\(.*; a layer is SpikingLayer"),
@@ -290,8 +291,8 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
 
 
 def test_equal_networks_have_one_notation() -> None:
-    exact = NetworkSpec((2, 9, 9), (SpikingLayer(Conv2d(4, 3, weight_bits=8), LIF(8.0, 4.0, 1.0, Triangle(2.0))), Dropout(0.5),
-                                    SpikingLayer(Linear(3), LIF(3.0))))  # fmt: skip
+    first = SpikingLayer(Conv2d(4, 3, weight_bits=8), LIF(8.0, 4.0, 1.0, Triangle(2.0)))
+    exact = NetworkSpec((2, 9, 9), (first, Dropout(0.5), SpikingLayer(Linear(3), LIF(3.0))))
     conversions: tuple[tuple[Any, Any, Any], ...] = (
         (int, int, float),
         (int, float, np.float64),

@@ -162,8 +162,14 @@ class NetworkSpec:
             projection = self.graph.projections[len(blocks)]
             blocks.append(
                 Block(
-                    projection.name, projection.index, layer.synapse, projection.input,
-                    tuple(before), layer, names[-1], entering,
+                    projection.name,
+                    projection.index,
+                    layer.synapse,
+                    projection.input,
+                    tuple(before),
+                    layer,
+                    names[-1],
+                    entering,
                 )  # fmt: skip
             )
             before, entering = [], projection.output_shape
