@@ -160,18 +160,8 @@ class NetworkSpec:
                 before.append(layer)
                 continue
             projection = self.graph.projections[len(blocks)]
-            blocks.append(
-                Block(
-                    projection.name,
-                    projection.index,
-                    layer.synapse,
-                    projection.input,
-                    tuple(before),
-                    layer,
-                    names[-1],
-                    entering,
-                )  # fmt: skip
-            )
+            where = projection.name, projection.index, layer.synapse, projection.input
+            blocks.append(Block(*where, tuple(before), layer, names[-1], entering))
             before, entering = [], projection.output_shape
         return tuple(blocks)
 
