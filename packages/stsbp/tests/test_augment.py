@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from stsbp.training.augment import Augmentation, augment
+from stsbp_spec.encoders import PackedFrames
 
 EVERYTHING = Augmentation(shift=2, flip=True, rotate=15.0, scale=0.2, shear=0.2, elastic=2.0, cutout=3)
 
@@ -45,6 +46,17 @@ def test_a_sample_moves_the_same_way_in_any_batch_and_another_way_in_another_epo
     assert np.array_equal(augment(x[:, order], order, seed=1, epoch=0, how=how), whole[:, order])
     assert not np.array_equal(augment(x, np.arange(40), seed=1, epoch=1, how=how), whole)
     assert not np.array_equal(augment(x, np.arange(40), seed=2, epoch=0, how=how), whole)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_bits_move_as_the_frames_do(channels: int) -> None:
+    frames = (np.random.default_rng(3).random((11, 40, channels, 9, 8)) < 0.5).astype(np.uint8)
+    moved = augment(PackedFrames.of(frames), np.arange(40), seed=1, epoch=0, how=EVERYTHING)
+    expected = augment(frames, np.arange(40), seed=1, epoch=0, how=EVERYTHING)
+    assert np.array_equal(moved.unpacked(), expected)
+    assert not np.array_equal(expected, frames)
+    # A still image is one of these frames.
+    assert np.array_equal(augment(frames[0], np.arange(40), seed=1, epoch=0, how=EVERYTHING), expected[0])
 
 
 def test_all_frames_and_channels_of_a_sample_move_together() -> None:

@@ -21,6 +21,7 @@ from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
+from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.registry import open_backend
 
 TINY = (
@@ -89,7 +90,7 @@ def test_kernels_count_the_bytes_that_must_move() -> None:
 def test_a_step_learns_on_inputs_that_spike(tiny_cases: dict[str, Case], name: str) -> None:
     backend = open_backend("numpy")
     task, resident = prepare(tiny_cases[name], backend, scale=1.0, surrogate=None, data_dir=None)
-    assert len({batch.inputs.tobytes() for batch in resident.batches}) == 4
+    assert len({unpacked(batch.inputs).tobytes() for batch in resident.batches}) == 4
     run = Step(task, resident.batches)
     before = run.task.trainer.export_state(run.state)
     run()
@@ -155,7 +156,7 @@ def test_the_dense_floor_is_the_network_without_neurons(
         floor.dense_floor(task.network, weights, batch)()
         # The reference's own convolution, pooling and product, one after another.
         reference = open_backend("numpy")
-        s = reference.encode(batch.inputs, task.network.coding)
+        s = reference.encode(unpacked(batch.inputs), task.network.coding)
         s = np.repeat(s, len(batch.targets), 0) if task.network.coding == "direct" else s
         for block in task.network.blocks:
             for layer in block.before:

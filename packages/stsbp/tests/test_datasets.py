@@ -95,15 +95,13 @@ def test_subset_refuses_bad_indices(indices: list[int]) -> None:
 @pytest.mark.parametrize("binary", [True, False], ids=["packed", "counts"])
 @pytest.mark.parametrize("shape", [(2, 34, 34), (1, 3, 5), (2, 1, 1)])
 def test_frames_survive_storage(shape: tuple[int, int, int], binary: bool) -> None:
-    channels, height, width = shape
-    binning = EventBinning(steps=4, polarities=channels, height=height, width=width, binary=binary)
     frames: UInt8 = np.random.default_rng(0).integers(0, 2 if binary else 256, (6, 4, *shape), dtype=np.uint8)
-    split = FrameSplit(FrameSplit.store(frames, binning), np.zeros(6, np.int64), binning)
+    split = FrameSplit(FrameSplit.store(frames, binary=binary), np.zeros(6, np.int64), 4, binary)
     indices = np.array([5, 0, 3, 3])
     batch = split.inputs(indices)
     assert batch.shape == (4, 4, *shape)
     assert batch.dtype == np.uint8
-    assert batch.flags.c_contiguous
+    assert np.moveaxis(batch, 2, -1).flags.c_contiguous
     assert np.array_equal(batch, frames[indices].swapaxes(0, 1))
     assert split.inputs(np.zeros(0, np.int64)).shape == (4, 0, *shape)
 

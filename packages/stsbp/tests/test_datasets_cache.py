@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -98,6 +100,50 @@ def test_grown_cache_is_rebuilt(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
     _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=builder))
     assert builder.calls == 2
+
+
+def _name(key: dict[str, object]) -> str:
+    return f"test-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]}.cache"
+
+
+def _in_format(number: int, content: bytes) -> bytes:
+    """A cache file with another number of its format, and a checksum that fits."""
+    length = int.from_bytes(content[-8:], "little")
+    text = content[-40 - length : -40].replace(b'"format": 2', b'"format": %d' % number)
+    return content[: -40 - length] + text + hashlib.sha256(text).digest() + len(text).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_cache_of_another_format_is_replaced_and_said(tmp_path: Path, number: int) -> None:
+    path, builder = _fill(tmp_path)
+    content = path.read_bytes()
+    # The first format had its number in the file's name.
+    other = tmp_path / _name({"a": [1, 2], "format": 1, "kind": "test"}) if number == 1 else path
+    os.replace(path, other)
+    other.write_bytes(_in_format(number, content))
+    assert other.read_bytes() != content
+    said: list[str] = []
+
+    def told(writer: CacheWriter) -> None:
+        said.append(writer.why)
+        builder(writer)
+
+    for _ in range(2):
+        _check(cached("test", {"a": (1, 2)}, cache_dir=tmp_path, build=told))
+    assert said == [", because its cache is damaged or of another version"]
+    assert [file.name for file in tmp_path.iterdir()] == [_name({"a": [1, 2], "kind": "test"})]
+    assert path.read_bytes() == content
+
+
+def test_a_first_cache_needs_no_reason(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def told(writer: CacheWriter) -> None:
+        said.append(writer.why)
+        writer.add(SAMPLES, LABELS)
+
+    cached("test", {}, cache_dir=tmp_path, build=told)
+    assert said == [""]
 
 
 def test_cache_that_fails_to_build_leaves_nothing(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_subset_has_the_targets_of_its_samples() -> None:
     subset = Subset(Subset(split, np.array([4, 2, 0])), np.array([1, 0]))
     assert subset.targets(np.array([1, 0])).argmax(axis=-1).tolist() == [[4, 2]]
     with pytest.raises(DataError, match="are classes, not spike trains"):
-        Subset(ArraySplit(split.rasters, split.labels), np.array([0])).targets(np.array([0]))
+        Subset(ArraySplit(np.zeros((5, 2, 2, 1), np.uint8), split.labels), np.array([0])).targets(np.array([0]))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders import packed
 from stsbp_spec.init import initial_weights
 from stsbp_spec.trainer import StepResult
 from stsbp_spec.typing import Float32, Int64, Memory
@@ -64,7 +65,8 @@ class Case:
             return embedded.train, self.stand_in
         images = embedded.train.inputs(np.arange(len(embedded.train)))
         large = np.repeat(np.repeat(images, 4, axis=2), 4, axis=3)
-        return ArraySplit(np.repeat(large, 3, axis=1), embedded.train.labels), f"{self.stand_in}, enlarged"
+        coloured = np.moveaxis(np.repeat(large, 3, axis=1), 1, -1)
+        return ArraySplit(coloured, embedded.train.labels), f"{self.stand_in}, enlarged"
 
 
 _TEN = tuple("0123456789")
@@ -100,7 +102,7 @@ CASES = {
 class Resident:
     """Some batches in memory, and where they come from."""
 
-    batches: list[Batch]
+    batches: list[Batch[packed.Inputs]]
     source: str
 
     @classmethod
@@ -121,7 +123,9 @@ class Step:
         weights: to begin with; the initial ones by default.
     """
 
-    def __init__(self, task: Task, batches: list[Batch], weights: dict[str, Float32] | None = None) -> None:
+    def __init__(
+        self, task: Task, batches: list[Batch[packed.Inputs]], weights: dict[str, Float32] | None = None
+    ) -> None:
         self.task = task
         config = task.config
         self.weights = weights or initial_weights(task.network, config.seed, config.init_gain)
@@ -129,7 +133,7 @@ class Step:
         self.result: StepResult | None = None
         self._batches = cycle(batches)
 
-    def __call__(self, batch: Batch | None = None) -> None:
+    def __call__(self, batch: Batch[packed.Inputs] | None = None) -> None:
         self.state, self.result = self.task.trainer.step(self.state, batch or next(self._batches))
         synchronise(*self.state.weights.values())
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.typing import Int64
 
 from stsbp.benchmarks.cases import CASES, Step
@@ -70,7 +71,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         order: Int64 = np.resize(np.arange(len(data.train)), _UPDATES * config.batch_size)
         keys = np.split(order, _UPDATES)
 
-        def fetch(indices: Int64) -> Batch:
+        def fetch(indices: Int64) -> Batch[Inputs]:
             batch, _ = task.batch(data.train, indices)
             moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
             return Batch(moved, batch.targets)

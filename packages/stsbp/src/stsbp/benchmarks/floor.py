@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stsbp_spec.backend import Batch
+from stsbp_spec.encoders.packed import Inputs, unpacked
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
@@ -23,7 +24,7 @@ __all__ = ["dense_floor"]
 
 
 def dense_floor(
-    network: NetworkSpec, weights: dict[str, Float32], batch: Batch, device: str = "cpu"
+    network: NetworkSpec, weights: dict[str, Float32], batch: Batch[Inputs], device: str = "cpu"
 ) -> Callable[[], None]:
     """One forward and backward pass with identity neurons.
 
@@ -36,7 +37,9 @@ def dense_floor(
     import torch
 
     steps = len(batch.targets)
-    inputs = batch.inputs if network.coding == "events" else np.repeat(batch.inputs[None], steps, 0)
+    inputs = unpacked(batch.inputs)
+    if network.coding == "direct":
+        inputs = np.repeat(inputs[None], steps, 0)
     frames: torch.Tensor = torch.from_numpy(np.ascontiguousarray(inputs)).to(device)
     frames = frames.reshape(-1, *network.input_shape).float()
     if network.coding == "direct":

@@ -11,6 +11,7 @@ import os
 import sys
 
 from stsbp_spec.backend import Batch
+from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.registry import open_backend
 from stsbp_spec.typing import Memory
 
@@ -30,7 +31,8 @@ def main(name: str, device: str, case: str, scale: str, surrogate: str, mode: Me
         CASES[case], backend, scale=float(scale), surrogate=surrogate or None, data_dir=None, memory=mode
     )
     first = data.batches[0]
-    one = first.inputs[:, :1] if first.inputs.ndim == 5 else first.inputs[:1]
+    inputs = unpacked(first.inputs)
+    one = inputs[:, :1] if inputs.ndim == 5 else inputs[:1]
     step = Step(task, data.batches)
     step(Batch(one.copy(), first.targets[:, :1].copy()))
     watched = next(iter(step.state.weights.values()))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Memory
 
@@ -26,11 +27,11 @@ from stsbp.training.build import build_task
 __all__ = ["kept_bytes", "measure"]
 
 
-def kept_bytes(network: NetworkSpec, batch: Batch) -> int:
+def kept_bytes(network: NetworkSpec, batch: Batch[Inputs]) -> int:
     """What the backward pass needs of the forward pass: u as float32, spikes and inputs as bytes."""
     frames = batch.targets.shape[0] * batch.targets.shape[1]
     neurons: int = sum(math.prod(block.output_shape) for block in network.blocks)
-    return int(batch.inputs.nbytes) + 5 * int(frames) * neurons
+    return math.prod(batch.inputs.shape) + 5 * int(frames) * neurons
 
 
 def measure(

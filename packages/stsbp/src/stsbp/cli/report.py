@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from stsbp_spec.encoders.packed import unpacked
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
@@ -96,7 +97,7 @@ def command(
                     continue
                 batch, labels = task.batch(chosen, np.array(numbers))
                 names = [f"{split} sample {n}" for n in numbers]
-                kinds.append(look(task, trained.state, names, batch.inputs, batch.targets, labels.tolist()))
+                kinds.append(look(task, trained.state, names, unpacked(batch.inputs), batch.targets, labels.tolist()))
             content.wrong, content.right = kinds
     finally:
         show.close()

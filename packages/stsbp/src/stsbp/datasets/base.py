@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from stsbp_spec.encoders import EventBinning
+from stsbp_spec.encoders import EventBinning, PackedFrames
+from stsbp_spec.encoders.packed import Inputs, unpacked
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.typing import AnyArray, Coding, Int64, Shape, UInt8
 
@@ -56,6 +57,9 @@ class Split(Protocol):
     def inputs(self, indices: Int64) -> UInt8:
         """Inputs of some samples: `[B, C, H, W]` for direct coding, frames `[T, B, C, H, W]` for events."""
 
+    def stored(self, indices: Int64) -> Inputs:
+        """The same as a batch carries them: frames of zeros and ones stay bits."""
+
 
 @runtime_checkable
 class SequenceLabels(Protocol):
@@ -67,7 +71,7 @@ class SequenceLabels(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Images `[n, C, H, W]` uint8 for direct coding, in memory or memory-mapped."""
+    """Images uint8 for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`."""
 
     images: UInt8
     labels: Int64
@@ -75,33 +79,46 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> Shape:
+        """`(C, H, W)` of an image."""
+        height, width, channels = self.images.shape[1:]
+        return (channels, height, width)
+
     def inputs(self, indices: Int64) -> UInt8:
-        return np.asarray(self.images[indices])
+        return np.moveaxis(np.asarray(self.images[indices]), -1, 1)
+
+    stored = inputs
 
 
 @dataclass(frozen=True, eq=False)
 class FrameSplit:
-    """Event frames `[n, T, bytes]`: bit-packed where binary (most significant bit first), else a byte a pixel."""
+    """Frames of `steps` steps, in memory or memory-mapped, as `store` lays them: channels last.
 
-    stored: UInt8
+    Frames of zeros and ones are bits, eight steps a byte (`PackedFrames`), `[n, ceil(T/8), H, W, C]` or
+    `[n, ceil(T/8), N]`. Counts take a byte a step, `[n, T, H, W, C]`.
+    """
+
+    frames: UInt8
     labels: Int64
-    binning: EventBinning
+    steps: int
+    binary: bool = True
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def inputs(self, indices: Int64) -> UInt8:
-        # The small packed array is transposed, not the eight times larger frames.
-        frames = np.ascontiguousarray(self.stored[indices].transpose(1, 0, 2))
-        if self.binning.binary:
-            frames = np.unpackbits(frames, axis=-1, count=int(np.prod(self.binning.shape)))
-        return frames.reshape(*frames.shape[:2], *self.binning.shape)
+        return unpacked(self.stored(indices))
+
+    def stored(self, indices: Int64) -> Inputs:
+        chosen = np.ascontiguousarray(np.swapaxes(self.frames[indices], 0, 1))
+        return PackedFrames(chosen, self.steps) if self.binary else np.moveaxis(chosen, -1, 2)
 
     @staticmethod
-    def store(frames: UInt8, binning: EventBinning) -> UInt8:
-        """`[..., C, H, W]` frames as they are stored, `[..., bytes]`."""
-        flat = frames.reshape(*frames.shape[:-3], -1)
-        return np.packbits(flat, axis=-1) if binning.binary else flat
+    def store(frames: UInt8, *, binary: bool = True) -> UInt8:
+        """Frames of samples, `[n, T, C, H, W]` or `[n, T, N]`, as they are stored."""
+        last = np.moveaxis(frames, 2, -1)
+        return np.packbits(last, axis=1, bitorder="little") if binary else np.ascontiguousarray(last)
 
 
 class Subset:
@@ -121,6 +138,9 @@ class Subset:
 
     def inputs(self, indices: Int64) -> UInt8:
         return self.split.inputs(self.indices[indices])
+
+    def stored(self, indices: Int64) -> Inputs:
+        return self.split.stored(self.indices[indices])
 
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains `[T, B, N]`, where the split has them (`SequenceLabels`)."""

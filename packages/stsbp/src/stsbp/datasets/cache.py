@@ -1,14 +1,16 @@
 """One file for the decoded form of a data set, memory-mapped, and never trusted without proof.
 
-Layout: 64 bytes of magic, the samples (uint8, C order), a JSON description, its SHA-256 (32 bytes) and its length
-(8 bytes, little-endian). The description holds the key (contents of the source files, parameters, format version),
-the shape, the labels and the SHA-256 of the samples. A file that is truncated, changed or made from other sources
-does not match and is built anew. Two processes that build the same file write two temporary files with the same
-content; the second rename replaces the first.
+One format for all: samples are uint8, channels last, and frames of zeros and ones eight steps a byte
+(`stsbp.datasets.base.FrameSplit`). Layout: 64 bytes of magic, the samples (C order), a JSON description, its SHA-256
+(32 bytes) and its length (8 bytes, little-endian). The description holds the key (contents of the source files,
+parameters, format version), the shape, the labels and the SHA-256 of the samples. A file that is truncated, changed,
+of another format or made from other sources does not match: it is built anew, and replaced. Two processes that build
+the same file write two temporary files with the same content; the second rename replaces the first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,7 +41,9 @@ __all__ = [
     "read_unchanged",
 ]
 
-FORMAT = 1
+FORMAT = 2
+"""Of what the samples are laid out like; 1 had frames as bits along the pixels, and images channels first."""
+_MANIFEST_FORMAT = 1
 _MAGIC = b"stsbp-cache".ljust(64, b"\0")
 _TAIL = 32 + 8
 _LARGEST = 2**62
@@ -77,7 +81,9 @@ class Cached:
 class CacheWriter:
     """Takes samples while a cache file is built."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, anew: bool = False) -> None:
+        self.why = ", because its cache is damaged or of another version" if anew else ""
+        """Why samples are read that were read before, as the end of a sentence."""
         self._file = file
         self._digest = hashlib.sha256()
         self._record: tuple[int, ...] | None = None
@@ -171,18 +177,24 @@ def cached(
     """
     # Through JSON, so that it compares equal to what a file gives back (tuples become lists).
     full_key = json.loads(json.dumps({**key, "kind": kind, "format": FORMAT}, sort_keys=True))
-    name = hashlib.sha256(json.dumps(full_key, sort_keys=True).encode()).hexdigest()[:32]
-    path = cache_dir / f"{kind}-{name}.cache"
+    # Of all formats but the first under one name, so that a file replaces that of another format.
+    path, first = (
+        cache_dir / f"{kind}-{hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]}.cache"
+        for named in ({**key, "kind": kind}, {**full_key, "format": 1})
+    )
     found = _read(path, full_key)
     if found is None:
         try:
             with atomic_writer(path, own=True) as file:
-                writer = CacheWriter(file)
+                writer = CacheWriter(file, anew=path.is_file() or first.is_file())
                 build(writer)
                 writer.finish(full_key)
         except FileError as error:
             raise _unwritable(error) from error
         found = _read(path, full_key)
+        if found is not None:
+            with contextlib.suppress(OSError):
+                first.unlink(missing_ok=True)
     if found is None:
         raise DataError(f"{kind}: no usable samples were found, or {path} cannot be read back")
     if root is None:
@@ -237,7 +249,7 @@ def digest_files(
         report(done)
     if entries != known:
         try:
-            content = {"format": FORMAT, "files": entries, "sha256": _digest_entries(entries)}
+            content = {"format": _MANIFEST_FORMAT, "files": entries, "sha256": _digest_entries(entries)}
             write_atomically(manifest, json.dumps(content).encode(), own=True)
         except FileError as error:
             raise _unwritable(error) from error
@@ -250,7 +262,7 @@ def _read_manifest(path: Path) -> dict[str, list[int | str]]:
     except (OSError, ValueError):
         return {}
     # A manifest that was damaged is forgotten: a wrong digest in it would have every file look changed.
-    return found.files if found.format == FORMAT and found.sha256 == _digest_entries(found.files) else {}
+    return found.files if found.format == _MANIFEST_FORMAT and found.sha256 == _digest_entries(found.files) else {}
 
 
 def _digest_entries(entries: dict[str, list[int | str]]) -> str:

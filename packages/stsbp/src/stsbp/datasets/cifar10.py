@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stsbp.datasets.archives import extract_files
-from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Split, cut_test, names_unreadable
+from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
 from stsbp.errors import DataError
@@ -75,7 +75,7 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
     )
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"reading {root}", len(present))
+        report = Progress(request.progress, f"reading {root}{writer.why}", len(present))
         for done, name in enumerate(present, 1):
             content = read_unchanged(root / name, digests[name])
             if not content or len(content) % _RECORD:
@@ -89,7 +89,7 @@ def _load_binary(root: Path, names: tuple[str, ...], request: Request) -> Cached
                 raise DataError(
                     f"{root / name}: record {int(labels.argmax())} has the label {labels.max()}, not 0 to 9"
                 )
-            writer.add(records[:, 1:].reshape(-1, *SHAPE), labels)
+            writer.add(np.moveaxis(records[:, 1:].reshape(-1, *SHAPE), 1, -1), labels)
             report(done)
 
     return cached("cifar10", {"source": combine_digests(digests)}, cache_dir=request.cache_dir, build=build)
@@ -125,25 +125,26 @@ def load(request: Request) -> Dataset:
 
 
 def _dataset(request: Request, root: Path, found: list[str]) -> Dataset:
-    def read(name: str) -> Cached:
+    notes: list[str] = []
+    skipped: tuple[Skipped, ...] = ()
+
+    def read(name: str) -> ArraySplit:
+        nonlocal skipped
         if (root / _BATCHES["train"][0]).is_file():
             stored = _load_binary(root, _BATCHES[name], request)
         else:
             stored = load_image_folder("cifar10", root / name, CLASSES, request)
-        if stored.data.shape[1:] != SHAPE:
-            raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {stored.data.shape[1:]}")
-        notes.append(f"{name}: {len(stored.labels)} of the {PUBLISHED[name]} published images, from {root}")
-        return stored
+        images = ArraySplit(stored.data, stored.labels)
+        if images.shape != SHAPE:
+            raise DataError(f"{root}: expected {name} images of shape {SHAPE}, got {images.shape}")
+        notes.append(f"{name}: {len(images)} of the {PUBLISHED[name]} published images, from {root}")
+        skipped += stored.skipped
+        return images
 
-    notes: list[str] = []
-    stored = read("train")
-    skipped = stored.skipped
-    train: Split = ArraySplit(stored.data, stored.labels)
+    train: Split = read("train")
     test: Split
     if "test" in found and request.wants_own_test:
-        stored = read("test")
-        skipped += stored.skipped
-        test = ArraySplit(stored.data, stored.labels)
+        test = read("test")
     else:
         train, test = cut_test(train, DEFAULT_HOLDOUT, request)
         why = "as asked" if not request.wants_own_test else "there are no test images"

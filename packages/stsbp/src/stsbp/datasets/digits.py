@@ -52,7 +52,7 @@ def read_digits() -> tuple[UInt8, Int64]:
 def load(request: Request) -> Dataset:
     """Digits with direct coding; a fifth of them, as many of each class, is the test set."""
     images, labels = read_digits()
-    samples = ArraySplit(images[:, np.newaxis], labels)
+    samples = ArraySplit(images[..., np.newaxis], labels)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"{len(labels)} digits of scikit-learn{cut}"

@@ -28,12 +28,12 @@ def load(request: Request) -> Dataset:
     binning = dataclasses.replace(request.binning, saccade_us=camera.saccade_us)
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, "simulating recordings", len(labels))
+        report = Progress(request.progress, f"simulating recordings{writer.why}", len(labels))
         for first in range(0, len(labels), _BLOCK):
             block = slice(first, first + _BLOCK)
             recordings = camera.record(enlarge(images[block], _ENLARGE))
             frames = np.stack([binning.frames(*recording) for recording in recordings])
-            writer.add(FrameSplit.store(frames, binning), labels[block])
+            writer.add(FrameSplit.store(frames, binary=binning.binary), labels[block])
             report(min(first + _BLOCK, len(labels)))
 
     key = {
@@ -44,7 +44,7 @@ def load(request: Request) -> Dataset:
         "binning": dataclasses.asdict(binning),
     }
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
-    samples = FrameSplit(stored.data, stored.labels, binning)
+    samples = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"

@@ -122,7 +122,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
     label = {name: number for number, name in enumerate(classes)}
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"decoding {root}", len(files))
+        report = Progress(request.progress, f"decoding {root}{writer.why}", len(files))
         first: UInt8 | None = None
         for done, relative in enumerate(files, 1):
             path = root / relative
@@ -141,7 +141,7 @@ def load_image_folder(kind: str, root: Path, classes: Sequence[str], request: Re
                 writer.skip(relative, str(error).removeprefix(str(path)).lstrip(": "))
             else:
                 first = image if first is None else first
-                writer.add(image[np.newaxis], [label[relative.split("/")[0]]])
+                writer.add(np.moveaxis(image, 0, -1)[np.newaxis], [label[relative.split("/")[0]]])
             report(done)
 
     key = {
@@ -182,13 +182,14 @@ def load(request: Request) -> Dataset:
         if unknown := sorted(set(class_folders(root / "test")) - set(classes)):
             raise DataError(f"{root / 'test'} has classes that train lacks: {', '.join(unknown)}")
         stored = load_image_folder("images", root / "test", classes, request)
-        test = ArraySplit(stored.data, stored.labels)
+        tested = ArraySplit(stored.data, stored.labels)
         skipped += stored.skipped
-        if stored.data.shape[1:] != everything.images.shape[1:]:
+        if tested.shape != everything.shape:
             raise DataError(
-                f"images of {root / 'test'} have shape {list(stored.data.shape[1:])} (channels, rows, columns), those "
-                f"of train {list(everything.images.shape[1:])}; they must agree"
+                f"images of {root / 'test'} have shape {list(tested.shape)} (channels, rows, columns), those of train "
+                f"{list(everything.shape)}; they must agree"
             )
+        test = tested
         notes.append(f"{len(test)} test images from {root / 'test'}")
     else:
         train, test = cut_test(everything, max(1, round(_TEST_SHARE * len(everything))), request)
@@ -196,5 +197,4 @@ def load(request: Request) -> Dataset:
             notes.append(f"{len(test)} of them held out as test samples (split seed {request.seed})")
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
-    shape = everything.images.shape[1:]
-    return Dataset(request.name, "direct", shape, classes, train, test, tuple(notes), skipped)
+    return Dataset(request.name, "direct", everything.shape, classes, train, test, tuple(notes), skipped)

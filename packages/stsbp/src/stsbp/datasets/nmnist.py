@@ -21,7 +21,7 @@ import numpy as np
 from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, cut_test, names_unreadable
-from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
@@ -136,7 +136,7 @@ def _download(data_dir: Path) -> None:
         ) from error
 
 
-def _load_split(folder: Path, request: Request) -> Cached:
+def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipped, ...]]:
     files = _files(folder)
     if not files:
         raise DataError(f"{folder} holds no recordings: expected {folder}/<class 0 to 9>/<id>.bin")
@@ -144,7 +144,7 @@ def _load_split(folder: Path, request: Request) -> Cached:
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, f"reading {folder}", len(files))
+        report = Progress(request.progress, f"reading {folder}{writer.why}", len(files))
         for done, relative in enumerate(files, 1):
             path = folder / relative
             content = read_unchanged(path, digests[relative])
@@ -152,7 +152,8 @@ def _load_split(folder: Path, request: Request) -> Cached:
                 writer.skip(relative, complaint)
             else:
                 frames = binning.frames(*read_recording(content, path))
-                writer.add(FrameSplit.store(frames, binning)[np.newaxis], [CLASSES.index(relative[0])])
+                stored = FrameSplit.store(frames[np.newaxis], binary=binning.binary)
+                writer.add(stored, [CLASSES.index(relative[0])])
             report(done)
 
     key = {
@@ -160,7 +161,8 @@ def _load_split(folder: Path, request: Request) -> Cached:
         "binning": dataclasses.asdict(binning),
         "skip_malformed": request.skip_malformed,
     }
-    return cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
+    found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
+    return FrameSplit(found.data, found.labels, binning.steps, binning.binary), found.skipped
 
 
 @names_unreadable
@@ -191,19 +193,15 @@ def load(request: Request) -> Dataset:
             f"Train/); fetch it with --download, or from {_HOME}"
         )
     if request.only_test and (root / "Test").is_dir():
-        stored = _load_split(root / "Test", request)
-        test = FrameSplit(stored.data, stored.labels, request.binning)
-        notes = [_found("Test", len(test), root), *_left_out(stored.skipped)]
-        return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), stored.skipped)
-    stored = _load_split(root / "Train", request)
-    everything = FrameSplit(stored.data, stored.labels, request.binning)
-    skipped: tuple[Skipped, ...] = stored.skipped
+        test, skipped = _load_split(root / "Test", request)
+        notes = [_found("Test", len(test), root), *_left_out(skipped)]
+        return Dataset("nmnist", "events", request.binning.shape, CLASSES, test, test, tuple(notes), skipped)
+    everything, skipped = _load_split(root / "Train", request)
     notes = [_found("Train", len(everything), root)]
     train: Split = everything
     if (root / "Test").is_dir() and request.wants_own_test:
-        stored = _load_split(root / "Test", request)
-        test = FrameSplit(stored.data, stored.labels, request.binning)
-        skipped += stored.skipped
+        test, its = _load_split(root / "Test", request)
+        skipped += its
         notes.append(_found("Test", len(test), root))
     else:
         train, test = cut_test(everything, DEFAULT_HOLDOUT, request)

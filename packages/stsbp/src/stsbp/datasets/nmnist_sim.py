@@ -85,12 +85,12 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
     binning = request.binning
 
     def build(writer: CacheWriter) -> None:
-        report = Progress(request.progress, "simulating recordings", len(chosen))
+        report = Progress(request.progress, f"simulating recordings{writer.why}", len(chosen))
         for begin in range(0, len(chosen), _BLOCK):
             block = chosen[begin : begin + _BLOCK]
             recordings = CAMERA.record(digits.images[block], first + block)
             frames = np.stack([binning.frames(*recording) for recording in recordings])
-            writer.add(FrameSplit.store(frames, binning), digits.labels[block])
+            writer.add(FrameSplit.store(frames, binary=binning.binary), digits.labels[block])
             report(begin + len(block))
 
     source = digits.images[chosen].tobytes() + digits.labels[chosen].astype("<i8").tobytes()
@@ -102,7 +102,7 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         "binning": dataclasses.asdict(binning),
     }
     stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning)
+    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
 
 
 def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:
@@ -143,7 +143,8 @@ def load(request: Request) -> Dataset:
         own = mnist.read(data_dir, "t10k")
         test = _simulate(own, np.arange(len(own.labels)), mnist.PUBLISHED["train"], request)
     else:
-        rest, held = cut_test(Subset(ArraySplit(digits.images, digits.labels), kept), DEFAULT_HOLDOUT, request)
+        every = ArraySplit(digits.images[..., np.newaxis], digits.labels)
+        rest, held = cut_test(Subset(every, kept), DEFAULT_HOLDOUT, request)
         test = _simulate(digits, kept[held.indices], 0, request)
         kept = kept[rest.indices]
     if request.only_test:

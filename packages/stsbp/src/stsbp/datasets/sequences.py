@@ -7,14 +7,14 @@ The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 from stsbp_spec.values import shown
 
-from stsbp.datasets.base import Dataset, Request, Split, Subset, cut_test, names_unreadable
+from stsbp.datasets.base import Dataset, FrameSplit, Request, Split, Subset, cut_test, names_unreadable
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, open_regular
 
@@ -25,23 +25,28 @@ _MAGIC = b"\x93NUMPY"
 _MOST = 8 * GIGABYTE
 
 
-@dataclass(frozen=True, eq=False)
 class SequenceSplit:
-    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`, uint8; `labels` are groups to choose samples by."""
+    """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`, zeros and ones, both kept as bits.
 
-    rasters: UInt8
-    target_rasters: UInt8
-    labels: Int64
+    `labels` are groups to choose samples by.
+    """
+
+    def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64) -> None:
+        self.labels = labels
+        self._rasters, self._targets = (FrameSplit(FrameSplit.store(x), labels, x.shape[1]) for x in (rasters, targets))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def inputs(self, indices: Int64) -> UInt8:
-        return np.ascontiguousarray(np.swapaxes(self.rasters[indices], 0, 1))
+        return self._rasters.inputs(indices)
+
+    def stored(self, indices: Int64) -> Inputs:
+        return self._rasters.stored(indices)
 
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains of some samples, `[T, B, N]`."""
-        return np.ascontiguousarray(np.swapaxes(self.target_rasters[indices], 0, 1))
+        return self._targets.inputs(indices)
 
 
 def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.random import Stream, threefry2x32
 from stsbp_spec.typing import AnyArray, Float32, Int64, UInt8, UInt32
 
@@ -52,17 +54,21 @@ class Augmentation:
         return self != Augmentation()
 
 
-def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> UInt8:
+@overload
+def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> UInt8: ...
+@overload
+def augment(inputs: PackedFrames, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> PackedFrames: ...
+def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augmentation) -> Inputs:
     """Distort each sample.
 
     Args:
-        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]`.
+        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]`, the latter also as bits.
         indices: the samples' numbers, `[B]`.
         seed, epoch: of the draw.
         how: what is done.
 
     Returns:
-        A new array of the shape of `inputs`; `inputs` itself where there is nothing to do.
+        New inputs of the form of `inputs`, channels last in memory; `inputs` itself where there is nothing to do.
     """
     if not how.moves:
         return inputs
@@ -72,42 +78,29 @@ def augment(inputs: UInt8, indices: Int64, *, seed: int, epoch: int, how: Augmen
     if how.cutout:
         inside &= ~_hole(indices, seed, epoch, how.cutout, height, width)
     source = np.where(inside, rows * width + columns, 0).reshape(len(indices), -1)
-    kept = inside.astype(np.uint8).reshape(len(indices), -1)
-    if inputs.ndim == 5 and inputs.max(initial=0) <= 1:
-        return _unpacked(_moved(_packed(inputs), source, kept), len(inputs))
-    return _moved(inputs, source, kept)
+    if isinstance(inputs, PackedFrames):
+        return PackedFrames(_moved(inputs.bits, source, inside), inputs.steps)
+    frames = inputs if inputs.ndim == 5 else inputs[None]
+    moved = np.moveaxis(_moved(np.moveaxis(frames, 2, -1), source, inside), -1, 2)
+    return moved if inputs.ndim == 5 else moved[0]
 
 
-def _moved(inputs: UInt8, source: Int64, kept: UInt8) -> UInt8:
-    """Each pixel of a sample from place `source`, `[B, H W]`, or zero where it is not `kept`."""
-    result = np.empty_like(inputs)
-    for sample in range(len(source)):
-        at = (sample,) if inputs.ndim == 4 else (slice(None), sample)  # a view: basic indexing
-        planes = inputs[at].reshape(-1, source.shape[1])
-        result[at] = (np.take(planes, source[sample], axis=1, mode="clip") * kept[sample]).reshape(result[at].shape)
-    return result
+def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:
+    """Each pixel of `[..., B, H, W, C]` from place `source` of its sample, `[B, H W]`, or zero where not `inside`.
 
-
-def _packed(frames: UInt8) -> UInt8:
-    """Frames of 0 and 1, eight steps in a byte, the last of them in its lowest bit: fewer bytes to move.
-
-    `np.packbits` does so along the last axis only at speed; along the first it takes 25 times as long as this.
+    The bytes of a pixel go together; as one number, where there is one of so many bytes, they go faster.
     """
-    packed = np.zeros((-(-len(frames) // 8), *frames.shape[1:]), np.uint8)
-    for t, frame in enumerate(frames):
-        byte = packed[t // 8]
-        byte += byte  # a shift, which numpy does byte by byte where it adds in vectors
-        byte += frame
-    return packed
-
-
-def _unpacked(packed: UInt8, steps: int) -> UInt8:
-    """Inverse of `_packed`."""
-    frames = np.empty((steps, *packed.shape[1:]), np.uint8)
-    for t, frame in enumerate(frames):
-        last = min(steps, t // 8 * 8 + 8) - 1
-        np.not_equal(packed[t // 8] & np.uint8(1 << (last - t)), 0, out=frame.view(np.bool_))
-    return frames
+    batch, *field, channels = pixels.shape[1:]
+    whole = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}.get(channels)
+    planes = np.ascontiguousarray(pixels).reshape(len(pixels), batch, -1, channels)
+    outside = np.flatnonzero(~inside.reshape(batch, -1))
+    if whole is not None:
+        planes = planes.view(whole)[..., 0]
+    moved = np.empty_like(planes)
+    for sample in range(batch):
+        np.take(planes[:, sample], source[sample], axis=1, mode="clip", out=moved[:, sample])
+    moved.reshape(len(moved), -1, *moved.shape[3:])[:, outside] = 0
+    return moved.view(np.uint8).reshape(len(pixels), batch, *field, channels)
 
 
 def _words(indices: Int64, seed: int, epoch: int, substream: int | Int64) -> tuple[UInt32, UInt32]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.encoders import encode_repeat, packed
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import match_spikes
@@ -373,14 +373,14 @@ class Task:
     augmentation: Augmentation
     backend: AbstractBackend
 
-    def batch(self, split: Split, indices: Int64) -> tuple[Batch, Int64]:
+    def batch(self, split: Split, indices: Int64) -> tuple[Batch[packed.Inputs], Int64]:
         """Inputs and target trains of some samples, and their labels."""
         labels = split.labels[indices]
         if self.inputs.sequences:
             targets = _targets(split, indices)
         else:
             targets = encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
-        return Batch(np.ascontiguousarray(split.inputs(indices)), targets), labels
+        return Batch(split.stored(indices), targets), labels
 
     def score(self, spikes: UInt8, targets: UInt8, labels: Int64, tolerance: int = TOLERANCE) -> Score:
         """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`."""

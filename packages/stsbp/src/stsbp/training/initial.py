@@ -12,11 +12,12 @@ same bits on every backend as well.
 from __future__ import annotations
 
 import numpy as np
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.foreign import calling
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
-from stsbp_spec.typing import Float32, Shape, UInt8
+from stsbp_spec.typing import Float32, Shape
 
 from stsbp.config import OWN, RunConfig, split_start
 from stsbp.datasets import Split
@@ -108,7 +109,7 @@ def _shape(shape: Shape | None) -> str:
     return "no such layer" if shape is None else str(list(shape))
 
 
-def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: UInt8, rate: float) -> dict[str, Float32]:
+def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: Inputs, rate: float) -> dict[str, Float32]:
     """Scale each layer by the least of `GAINS` with which it fires at `rate`, or by the largest where none does.
 
     Args:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import Batch
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.random import Stream, permutation
@@ -313,13 +314,13 @@ class _Loop:
             for number in range(first_batch if epoch == first_epoch else 0, self.batches):
                 yield epoch, number, order[number * size : (number + 1) * size]
 
-    def load(self, key: tuple[int, int, Int64]) -> tuple[Batch, Int64]:
+    def load(self, key: tuple[int, int, Int64]) -> tuple[Batch[Inputs], Int64]:
         epoch, _, indices = key
         batch, labels = self.task.batch(self.data.train, indices)
         moved = augment(batch.inputs, indices, seed=self.config.seed, epoch=epoch, how=self.task.augmentation)
         return Batch(moved, batch.targets), labels
 
-    def update(self, batch: Batch, labels: Int64, began: float) -> None:
+    def update(self, batch: Batch[Inputs], labels: Int64, began: float) -> None:
         self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels)
         loss = math.fsum(score.losses) / len(labels)

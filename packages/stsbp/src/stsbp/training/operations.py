@@ -9,6 +9,7 @@ is the same at every step. The updates of the neurons are counted in neither.
 from __future__ import annotations
 
 import numpy as np
+from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.network import Block
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
@@ -68,8 +69,9 @@ def synaptic_operations(task: Task, state: TrainState, split: Split, most: int =
     totals = {block.name: 0 for block in blocks if not block.static}
     for first in range(0, len(chosen), _BATCH):
         batch, _ = task.batch(split, chosen[first : first + _BATCH])
-        layers = task.backend.run(task.network, weights, batch.inputs, task.config.steps).layers
-        sources = [batch.inputs, *(layers[block.name].spikes for block in blocks[:-1])]
+        inputs = unpacked(batch.inputs)
+        layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
+        sources = [inputs, *(layers[block.name].spikes for block in blocks[:-1])]
         for block, fan, spikes in zip(blocks, fans, sources, strict=True):
             if not block.static:
                 totals[block.name] += int((spikes.sum(axis=(0, 1), dtype=np.int64) * fan).sum())
