@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +40,32 @@ def test_rebuilds_a_damaged_library(own_cache: Path, compiler_path: str) -> None
     assert host.build(*source_files()) == path
     assert path.stat().st_size == size
     assert host._library(*source_files()).host_sum_squares
+
+
+BUILD = """
+import sys
+from stsbp_cupy.host import build
+from stsbp_cupy.source import Source
+
+name = sys.argv[1]
+print(build(Source(name, f'extern "C" __global__ void {name}(float* x) {{ x[0] = 1; }}')))
+"""
+
+
+def test_kernels_that_no_process_asks_for_any_more_go(own_cache: Path, compiler_path: str) -> None:
+    def built(name: str) -> Path:
+        done = subprocess.run([sys.executable, "-c", BUILD, name], capture_output=True, text=True, check=True)
+        return Path(done.stdout.strip())
+
+    idle, used = built("idle"), built("used")
+    for file in own_cache.iterdir():
+        os.utime(file, (time.time() - 31 * 86400,) * 2)
+    assert built("used") == used
+    assert idle.exists()
+    fresh = built("fresh")
+    assert {path.name for path in own_cache.iterdir()} == {
+        name for path in (used, fresh) for name in (path.name, f"{path.name}.sha256")
+    }
 
 
 def test_without_a_compiler_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

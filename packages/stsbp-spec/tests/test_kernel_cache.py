@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -373,6 +372,41 @@ def test_what_a_killed_process_left_half_written_goes(root: Path) -> None:
     assert [path.exists() for path in left] == [False, True]
 
 
+def _age(folder: Path, days: float) -> None:
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - days * DAY,) * 2)
+
+
+def test_files_unused_for_a_month_go_when_a_process_writes_into_their_folder(root: Path) -> None:
+    folder, path = again(root), root / "kernels" / "kind-key"
+    for name in ("idle", "read"):
+        folder.write(name, DATA)
+    for name in ("idle.so", "built.so"):
+        folder.built(name, lambda file: file.write_bytes(DATA))
+    _age(path, 29)
+    folder = again(root)
+    folder.write("new", DATA)
+    assert len(list(path.iterdir())) == 7
+    _age(path, 31)
+    assert folder.read("read") == DATA
+    folder.built("built.so", lambda file: pytest.fail("it is there"))
+    folder.write("not the first of this process", DATA)
+    assert (path / "idle").exists()
+    again(root).write("newer", DATA)
+    left = {"read", "built.so", "built.so.sha256", "not the first of this process", "newer"}
+    assert {file.name for file in path.iterdir()} == left
+
+
+def test_a_file_is_marked_as_used_once_a_day(root: Path) -> None:
+    folder, path = again(root), root / "kernels" / "kind-key" / "name"
+    folder.write("name", DATA)
+    for days, marked in ((0.9, False), (1.1, True)):
+        before = time.time() - days * DAY
+        os.utime(path, (before, before))
+        folder.read("name")
+        assert (path.stat().st_mtime > before + 1) is marked
+
+
 def test_many_threads_write_one_file(root: Path) -> None:
     seen: list[bytes | None] = []
 
@@ -390,17 +424,22 @@ def test_many_threads_write_one_file(root: Path) -> None:
     assert seen == [DATA] * 16
 
 
-def _write_and_read(root: Path, number: int) -> bool:
-    folder = again(root)
-    data = bytes([number]) * 300_000
-    for _ in range(30):
-        folder.write("name", data)
-        found = folder.read("name")
-        if found is None or len(set(found)) != 1 or len(found) != len(data):
-            return False
-    return True
+WRITE_AND_READ = """
+import sys
+from pathlib import Path
+from stsbp_spec.kernel_cache import KernelFolder
+
+folder = KernelFolder(Path(sys.argv[1]), "kind", "key")
+data = bytes([int(sys.argv[2])]) * 300_000
+for _ in range(30):
+    folder.write("name", data)
+    found = folder.read("name")
+    assert found is not None and len(set(found)) == 1 and len(found) == len(data)
+"""
 
 
 def test_processes_that_write_one_file_never_read_half_of_it(root: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert pool.starmap(_write_and_read, [(root, number) for number in range(3)]) == [True] * 3
+    command = [sys.executable, "-c", WRITE_AND_READ, str(root / "kernels")]
+    children = [subprocess.Popen([*command, str(n)], stderr=subprocess.PIPE, text=True) for n in range(3)]
+    assert [child.communicate()[1] for child in children] == [""] * 3
+    assert [child.returncode for child in children] == [0] * 3

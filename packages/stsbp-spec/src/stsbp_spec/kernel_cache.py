@@ -9,7 +9,9 @@ written is loaded: folders and files must belong to the user and be closed to th
 the modes 0700 and 0600. A checksum tells damaged files from whole ones; they are written to a new name and renamed.
 Where that cannot be had, one warning says so and a temporary folder serves the process.
 
-Folders that were not used for 30 days go when the next one is made, and so do the least recently used beyond eight.
+Folders that were not used for 30 days go when the next one is made, and so do the least recently used beyond eight. A
+folder in use loses the files that were not used for 30 days (kernels of an equation that is no more, or of another
+compiler) when a process first writes into it.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 _DAY = 86400.0
 _UNUSED = 30 * _DAY
-"""Seconds after which a folder that no process has opened is removed."""
+"""Seconds after which a folder that no process has opened is removed, and a file that none has read."""
 _AT_MOST = 8
 """Folders of a kind; one that was opened within a day is kept all the same, since another process may still read it."""
 
@@ -142,6 +144,7 @@ class KernelFolder:
         for folder in self._places():
             data = _read(folder / name)
             if data is not None and data[-_CHECKSUM:] == _checksum(name, data[:-_CHECKSUM]):
+                _used(folder / name)
                 return data[:-_CHECKSUM]
         return None
 
@@ -160,6 +163,7 @@ class KernelFolder:
         for folder in self._places():
             data, checksum = _read(folder / name), _read(folder / f"{name}.sha256")
             if data is not None and checksum == _checksum(name, data).hex().encode():
+                _used(folder / name, folder / f"{name}.sha256")
                 return folder / name
         try:
             with tempfile.TemporaryDirectory(prefix="stsbp-build-") as made:
@@ -185,7 +189,7 @@ class KernelFolder:
                     _make_private(folder)
                 if not self._tidied:
                     self._tidied = True
-                    _remove_leftovers(self._path)
+                    _tidy(self._path)
                 return _replace(self._path / name, data)
             except OSError as error:
                 self._spill(_reason(error, self._path))
@@ -288,12 +292,20 @@ def _prune(parent: Path, kind: str, used: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Of processes that were killed while they wrote."""
-    for scratch in folder.glob(".*.tmp"):
+def _used(*files: Path) -> None:
+    """Note that files are in use, once a day."""
+    for file in files:
         with contextlib.suppress(OSError):
-            if time.time() - scratch.lstat().st_mtime > _DAY:
-                scratch.unlink()
+            if time.time() - file.lstat().st_mtime > _DAY:
+                os.utime(file)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove files that were not used for long, and what processes left that were killed while they wrote."""
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - file.lstat().st_mtime > (_DAY if file.suffix == ".tmp" else _UNUSED):
+                file.unlink()
 
 
 def _reason(error: OSError, path: Path) -> str:
