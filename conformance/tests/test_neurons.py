@@ -22,7 +22,8 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, sqrt, where
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.neurons import NEURONS, NeuronModel
-from stsbp_spec.neurons.base import Step, above_zero, parameter, steps
+from stsbp_spec.neurons.base import Learned, Step, above_zero, parameter, steps
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.surrogates import SURROGATES, Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
@@ -55,8 +56,31 @@ class Resonator(NeuronModel):
         return Step(u, o, {"x": where(o, 0, u), "y": y, "b": p.rho * s.b + where(o, 1 - p.rho, 0)})
 
 
-STRANGER = Resonator(threshold=0.5)
-MODELS = (*neurons.MODELS, STRANGER)
+@dataclass(frozen=True)
+class Learner(Resonator):
+    """The same, which learns how fast it turns and how high its threshold rises; the second may be negative."""
+
+    name: ClassVar[str] = "learner"
+
+    def constants(self) -> Mapping[str, float]:
+        return {"vth": self.threshold, "rho": 0.6, "keep": 0.7}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {
+            "turn": Learned(0.3, low=-0.75, high=0.75, per="channel"),
+            "rise": Learned(1.0, low=-0.25, high=2.0),
+        }
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        x, y = (1 - p.turn * p.turn) * s.x - p.turn * s.y, p.turn * s.x + (1 - p.turn * p.turn) * s.y
+        u = named("u", snap(p.keep * x + i))
+        raised = named("raised", p.rise * abs(s.b) / sqrt(1 + s.b * s.b))
+        o = spike(u, named("threshold", p.vth + raised))
+        return Step(u, o, {"x": where(o, 0, u), "y": p.keep * y, "b": p.rho * s.b + where(o, 1 - p.rho, 0)})
+
+
+STRANGER, LEARNER = Resonator(threshold=0.5), Learner(threshold=0.5)
+MODELS = (*neurons.MODELS, *neurons.models(PLIF), STRANGER, LEARNER)
 each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{getattr(n, 'reset', '')}".strip("-"))
 
 
@@ -66,7 +90,11 @@ def test_every_model_and_every_reset_is_there() -> None:
     assert len(neurons.CHECKS) == 5 * len(neurons.MODELS)
 
 
-@pytest.mark.parametrize("check", neurons.checks(STRANGER), ids=lambda check: check.id)
+@pytest.mark.parametrize(
+    "check",
+    [check for neuron in (STRANGER, LEARNER, *neurons.models(PLIF)) for check in neurons.checks(neuron)],
+    ids=lambda check: check.id,
+)
 def test_a_strangers_model_has_the_same_bits_everywhere(check: Check, run_check: Callable[[Check], None]) -> None:
     run_check(check)
 
@@ -88,7 +116,7 @@ def test_the_page_says_how_a_strangers_model_is_held_to_them(tmp_path: Path) -> 
 @each_model
 def test_potentials_meet_the_threshold_and_the_number_below_it(neuron: NeuronModel) -> None:
     z, off = neurons.meeting_the_threshold(neuron)
-    fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z))
+    fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z), neurons.learned_numbers(neuron, z.shape[2:]))
     met, below = off[..., 0::3], off[..., 1::3]
     assert (met == 0).mean() > 0.9
     assert (np.abs(below) < 1e-6).all()
@@ -102,12 +130,14 @@ def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
     """Without the floor potentials and errors are other numbers; with it none lies below."""
     small, filter = neurons.near_the_floor(), PSP(2.0).filter()
     for z, ds in (neurons.silent(), *((z, ds) for _, z, ds in small)):
-        kept = NUMPY.neuron_forward(neuron, filter, z, len(ds))[1].kept
+        learned = neurons.learned_numbers(neuron, z.shape[2:])
+        kept = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)[1].kept
         for name, x in kept.items():
             assert not ((x != 0) & (np.abs(x) < FLOOR)).any(), name
     for wrong, (_, z, ds) in ((faults.NoFloorForward(), small[0]), (faults.NoFloorBackward(), small[1])):
-        residuals, other = (b.neuron_forward(neuron, filter, z, len(ds))[1] for b in (NUMPY, wrong))
-        dz, without = (b.neuron_backward(neuron, filter, residuals, ds) for b in (NUMPY, wrong))
+        learned = neurons.learned_numbers(neuron, z.shape[2:])
+        residuals, other = (b.neuron_forward(neuron, filter, z, len(ds), learned)[1] for b in (NUMPY, wrong))
+        dz, without = (b.neuron_backward(neuron, filter, residuals, ds)[0] for b in (NUMPY, wrong))
         assert (other.kept["u"] != residuals.kept["u"]).any() or (dz != without).any()
 
 
@@ -146,19 +176,23 @@ def _spikes(h: Surrogate, smooth: bool) -> Callable[[Any, Any], Any]:
     return lambda u, threshold: Spike.apply(u - threshold)
 
 
-def _by_hand(neuron: Any, tau: float, z: Any, smooth: bool) -> Any:
+def _by_hand(neuron: Any, tau: float, z: Any, learned: Mapping[str, Any], smooth: bool) -> Any:
     """Spikes `[T, N]` of a synaptic filter of time constant `tau` and the neurons after it."""
     fires, vth = _spikes(neuron.surrogate, smooth), neuron.threshold
     i = u = o = a = x = y = torch.zeros_like(z[0])
     v, keep = vth + torch.zeros_like(i), 1.0 if neuron.name == "if" else 1 - 1 / neuron.tau_m
+    keep = learned.get("decay", keep)
     fired = []
     for zt in z:
         i = (1 - 1 / tau) * i + zt / tau
-        if neuron.name == "resonator":
+        if neuron.name in ("resonator", "learner"):
             x, y, a = x * (1 - o), y, 0.6 * a + 0.4 * o
-            turned = complex(np.cos(neuron.angle), np.sin(neuron.angle)) * keep
-            x, y = turned.real * x - turned.imag * y + i, turned.imag * x + turned.real * y
-            u, v = x, vth + torch.where(a < 0, -a, a) / torch.sqrt(1 + a * a)
+            if neuron.name == "resonator":
+                real, imaginary = keep * np.cos(neuron.angle), keep * np.sin(neuron.angle)
+            else:
+                real, imaginary = 0.7 * (1 - learned["turn"] ** 2), 0.7 * learned["turn"]
+            x, y = real * x - imaginary * y + i, imaginary * x + real * y
+            u, v = x, vth + learned.get("rise", 1) * torch.where(a < 0, -a, a) / torch.sqrt(1 + a * a)
         else:
             u = keep * (u * (1 - o) if neuron.reset == "zero" else u - v * o) + i
             if neuron.name == "alif":
@@ -169,10 +203,16 @@ def _by_hand(neuron: Any, tau: float, z: Any, smooth: bool) -> Any:
     return torch.stack(fired)
 
 
-def _by_expressions(neuron: NeuronModel, tau: float, z: Float64, g: Float64) -> tuple[AnyArray, AnyArray]:
-    """Spikes and `dL/dz` `[T, N]` of the model's own recurrences in float64, constants unrounded."""
+def _by_expressions(
+    neuron: NeuronModel, tau: float, z: Float64, g: Float64, learned: Mapping[str, AnyArray]
+) -> tuple[AnyArray, AnyArray, dict[str, AnyArray]]:
+    """Spikes, `dL/dz` `[T, N]` and `dL/d` of what is learned, `[1 or N]`, of the model's own recurrences in float64.
+
+    Constants are unrounded.
+    """
     equations = neuron_equations(PSP(tau).filter(), neuron)
     constants = {**equations.wide, "k": 1 - 1 / tau, "c": 1 / tau}
+    each = {free: np.broadcast_to(learned[name], z.shape) for name, free in equations.learned.items()}
 
     def run(recurrence: Recurrence, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
         step = numpy_function(recurrence, np.float64)
@@ -185,8 +225,17 @@ def _by_expressions(neuron: NeuronModel, tau: float, z: Float64, g: Float64) -> 
         stacked = (np.stack(x[:: -1 if recurrence.reverse else 1]) for x in zip(*found, strict=True))
         return dict(zip(recurrence.outputs, stacked, strict=True))
 
-    kept = run(equations.forward, {"z": z})
-    return kept["o"].astype(np.float64), run(equations.backward, {**kept, "g": g})["dz"]
+    kept = run(equations.forward, {"z": z, **each})
+    back = run(equations.backward, {**kept, **each, "g": g})
+    sums = {
+        name: back[output].sum(axis=0 if len(learned[name]) > 1 else None, keepdims=len(learned[name]) == 1).ravel()
+        for name, output in equations.terms.items()
+    }
+    return kept["o"].astype(np.float64), back["dz"], sums
+
+
+def _learned(neuron: NeuronModel, count: int) -> dict[str, AnyArray]:
+    return {name: x.astype(np.float64) for name, x in neurons.learned_numbers(neuron, (count,)).items()}
 
 
 @each_model
@@ -194,14 +243,19 @@ def _by_expressions(neuron: NeuronModel, tau: float, z: Float64, g: Float64) -> 
 def test_gradients_are_those_that_torch_derives(neuron: NeuronModel, surrogate: Surrogate) -> None:
     model = neurons.with_surrogate(neuron, surrogate)
     z, g = normal((25, 60), 90).astype(np.float64), normal((25, 60), 91).astype(np.float64)
-    o, dz = _by_expressions(model, 3.0, z, g)
+    learned = _learned(model, 60)
+    o, dz, sums = _by_expressions(model, 3.0, z, g, learned)
     variable = torch.tensor(z, requires_grad=True)
-    fired = _by_hand(model, 3.0, variable, smooth=False)
+    own = {name: torch.tensor(x, requires_grad=True) for name, x in learned.items()}
+    fired = _by_hand(model, 3.0, variable, own, smooth=False)
     assert np.array_equal(o, fired.detach().numpy())
     assert 0.05 < o.mean() < 0.7
-    (expected,) = torch.autograd.grad(fired, variable, torch.tensor(g))
+    expected, *others = torch.autograd.grad(fired, [variable, *own.values()], torch.tensor(g))
     assert np.count_nonzero(dz) > dz.size / 2
     assert np.abs(dz - expected.numpy()).max() <= 1e-12 * np.abs(dz).max()
+    for (name, found), other in zip(sums.items(), others, strict=True):
+        assert np.count_nonzero(found) > found.size / 2, name
+        assert np.abs(found - other.numpy()).max() <= 1e-12 * np.abs(found).max(), name
 
 
 @each_model
@@ -209,10 +263,15 @@ def test_gradients_are_those_that_torch_derives(neuron: NeuronModel, surrogate: 
 def test_what_torch_derives_is_the_slope_of_the_smoothed_spikes(neuron: NeuronModel, surrogate: Surrogate) -> None:
     model = neurons.with_surrogate(neuron, surrogate)
     z, g, way = (normal((12, 40), seed).astype(np.float64) for seed in (92, 93, 94))
-    variable = torch.tensor(z, requires_grad=True)
-    (slope,) = torch.autograd.grad(_by_hand(model, 3.0, variable, smooth=True), variable, torch.tensor(g))
-    up, down = (
-        float((_by_hand(model, 3.0, torch.tensor(z + sign * 1e-5 * way), smooth=True).numpy() * g).sum())
-        for sign in (1, -1)
-    )
-    assert (up - down) / 2e-5 == pytest.approx(float((slope.numpy() * way).sum()), rel=1e-6)
+    given = {"z": z, **_learned(model, 40)}
+    ways = {"z": way, **{name: normal(x.shape, 95).astype(np.float64) for name, x in given.items() if name != "z"}}
+
+    def fired(values: Mapping[str, Any]) -> Any:
+        rest = {name: torch.as_tensor(x) for name, x in values.items()}
+        return _by_hand(model, 3.0, rest.pop("z"), rest, smooth=True)
+
+    variables = {name: torch.tensor(x, requires_grad=True) for name, x in given.items()}
+    slopes = torch.autograd.grad(fired(variables), [*variables.values()], torch.tensor(g))
+    for (name, x), slope in zip(given.items(), slopes, strict=True):
+        up, down = (float((fired({**given, name: x + sign * 1e-5 * ways[name]}).numpy() * g).sum()) for sign in (1, -1))
+        assert (up - down) / 2e-5 == pytest.approx(float((slope.numpy() * ways[name]).sum()), rel=1e-6), name

@@ -108,7 +108,7 @@ class _Miswritten(NumpyBackend):
         inputs: Mapping[str, AnyArray],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, AnyArray]:
         if self.way not in (None, _way(recurrence)):
             return super().recur(recurrence, constants, inputs, steps, summed=summed)
@@ -308,13 +308,13 @@ class NeuronTakenForAnother(NumpyBackend):
     """Neurons of every model are run as LIF."""
 
     def neuron_forward(
-        self, neuron: NeuronModel, filter: SynapticFilter, z: Float32, steps: int
+        self, neuron: NeuronModel, filter: SynapticFilter, z: Float32, steps: int, learned: object = None
     ) -> tuple[AnyArray, NeuronResiduals]:
         return super().neuron_forward(_as_lif(neuron), filter, z, steps)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> AnyArray:
+    ) -> tuple[AnyArray, dict[str, AnyArray]]:
         return super().neuron_backward(_as_lif(neuron), filter, residuals, ds)
 
 
@@ -328,7 +328,7 @@ class WiderSurrogate(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> AnyArray:
+    ) -> tuple[AnyArray, dict[str, AnyArray]]:
         surrogate = neuron.surrogate
         name = fields(surrogate)[0].name
         factor = 1 + 1e-6 if name == "width" else 1 - 1e-6
@@ -347,22 +347,31 @@ class ForwardInTime(_Miswritten):
         return recurrence.changed(reverse=False)
 
 
+def _unsummed(
+    recur: Callable[..., dict[str, AnyArray]], recurrence: Recurrence, *args: Any, **options: Any
+) -> dict[str, AnyArray]:
+    """What of an adjoint is to be added over the steps, at every step."""
+    summed = options.get("summed", ()) if recurrence.reverse else ()
+    return {name: x for name, x in (recur(recurrence, *args) if summed else {}).items() if name in summed}
+
+
 class StaticErrorOfLastStep(NumpyBackend):
     """A static input receives the error of one step instead of the sum over all."""
 
     def recur(self, recurrence: Recurrence, *args: Any, **options: Any) -> dict[str, AnyArray]:
-        if not (options.get("summed") and recurrence.reverse):
-            return super().recur(recurrence, *args, **options)
-        return {name: x[:1] for name, x in super().recur(recurrence, *args).items()}
+        return super().recur(recurrence, *args, **options) | {
+            name: x[:1] for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
+        }
 
 
 class StaticErrorOtherOrder(NumpyBackend):
     """The errors of a static input are added from the first step to the last."""
 
     def recur(self, recurrence: Recurrence, *args: Any, **options: Any) -> dict[str, AnyArray]:
-        if not (options.get("summed") and recurrence.reverse):
-            return super().recur(recurrence, *args, **options)
-        return {name: np.cumsum(x, axis=0)[-1:] for name, x in super().recur(recurrence, *args).items()}
+        return super().recur(recurrence, *args, **options) | {
+            name: np.cumsum(x, axis=0)[-1:]
+            for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
+        }
 
 
 class PrinterFuses(_Miswritten):
@@ -930,7 +939,7 @@ class SurrogateTakenForItsParent(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> AnyArray:
+    ) -> tuple[AnyArray, dict[str, AnyArray]]:
         h = neuron.surrogate
         changed = neurons.with_surrogate(neuron, Triangle(h.width) if isinstance(h, Triangle) else h)
         return super().neuron_backward(changed, filter, residuals, ds)
@@ -941,7 +950,7 @@ class UnknownSurrogateWithoutAName(NumpyBackend):
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: Float32
-    ) -> AnyArray:
+    ) -> tuple[AnyArray, dict[str, AnyArray]]:
         if type(neuron.surrogate) not in SURROGATES.values():
             raise TypeError("unsupported type")
         return super().neuron_backward(neuron, filter, residuals, ds)

@@ -85,7 +85,7 @@ def _neuron(
     """Spikes, potentials `[T, B, ...]`, and `dL/dz`, the shape of `z`."""
     s, residuals = backend.neuron_forward(neuron, filter, backend.asarray(z.copy()), len(ds))
     fired, u = backend.numpy(s).astype(np.uint8), backend.numpy(backend.neuron_potentials(residuals)).copy()
-    dz = backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds.copy())))
+    dz = backend.numpy(backend.neuron_backward(neuron, filter, residuals, backend.asarray(ds.copy()))[0])
     return fired, u, dz
 
 

@@ -391,7 +391,7 @@ z, g = (rng.standard_normal((9, 2, 77)).astype(np.float32) for _ in range(2))
 for name in WORDS:
     equations, neuron, filter = neuron_equations(PSP(3).filter(), neurons[name]), neurons[name], PSP(3).filter()
     spikes, residuals = NumpyBackend().neuron_forward(neuron, filter, z, 9)
-    below = NumpyBackend().neuron_backward(neuron, filter, residuals, g)
+    below = NumpyBackend().neuron_backward(neuron, filter, residuals, g)[0]
     u, dz, o = np.empty((9, 154), np.float32), np.empty((9, 154), np.float32), np.empty((9, 154), np.uint8)
     kept = np.empty((len(equations.kept) - 1, 9, 154), np.float32)
     kernels.forward(equations, z.reshape(9, -1), u, o, kept)

@@ -26,7 +26,7 @@ from stsbp_spec.surrogates import SURROGATES
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 
 
-def _printed(recurrence: Recurrence, *, summed: bool = False) -> Source:
+def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = ()) -> Source:
     dtypes = tuple("uint8" if name in ("o", "target") else "float32" for name in recurrence.inputs)
     return kernel(recurrence, dtypes, summed)
 
@@ -38,7 +38,7 @@ def _sources() -> dict[str, Source]:
         equations = neuron_equations(first, LIF(surrogate=surrogate()))
         found["lif-forward"] = _printed(equations.forward)
         found[f"lif-backward-{name}"] = _printed(equations.backward)
-        found[f"lif-backward-summed-{name}"] = _printed(equations.backward, summed=True)
+        found[f"lif-backward-summed-{name}"] = _printed(equations.backward, summed=("dz",))
     alif = neuron_equations(second, ALIF(reset="subtract"))
     found |= {"alif-forward": _printed(alif.forward), "alif-backward": _printed(alif.backward)}
     alone = filter_equations(first)
@@ -47,7 +47,7 @@ def _sources() -> dict[str, Source]:
         passes = loss_equations(loss)
         found |= {} if passes.forward is None else {f"{name}-forward": _printed(passes.forward)}
         found[f"{name}-backward"] = _printed(passes.backward)
-    return found | {"count": _printed(COUNT, summed=True), "adamw": _printed(UPDATE)}
+    return found | {"count": _printed(COUNT, summed=("n",)), "adamw": _printed(UPDATE)}
 
 
 SOURCES = _sources()

@@ -114,9 +114,9 @@ def test_neurons_of_any_states(
     assert kept.kept.keys() == residuals.kept.keys()
     for name, value in residuals.kept.items():
         assert_same_bits(kept.kept[name], value)
-    expected = reference.neuron_backward(neuron, filter, residuals, ds)
+    expected = reference.neuron_backward(neuron, filter, residuals, ds)[0]
     assert expected.any()
-    assert_same_bits(backend.neuron_backward(neuron, filter, kept, channels_last(ds)), expected)
+    assert_same_bits(backend.neuron_backward(neuron, filter, kept, channels_last(ds))[0], expected)
 
 
 A, B, C, K = (variable(name) for name in "abck")
@@ -149,14 +149,10 @@ def test_inputs_of_each_kind(
     for name, kind in zip(recurrence.inputs, kinds, strict=False):
         x = rng.normal(0, 2, (1 if "1" in kind else 6, 3, count))
         inputs[name] = x.astype(np.float32) if "f" in kind else np.abs(x * 50).astype(np.uint8)
-    if summed:
-        numbers = {name: x for name, x in recurrence.outputs.items() if not x.is_condition}
-        recurrence = Recurrence(
-            recurrence.name, recurrence.parameters, recurrence.inputs, recurrence.states, numbers, recurrence.reverse
-        )
-    constants = {"k": np.float32(0.7)}
-    expected = reference.recur(recurrence, constants, inputs, 6, summed=summed)
-    found = backend.recur(recurrence, constants, inputs, 6, summed=summed)
+    numbers = tuple(name for name, x in recurrence.outputs.items() if not x.is_condition)
+    constants, names = {"k": np.float32(0.7)}, numbers if summed else ()
+    expected = reference.recur(recurrence, constants, inputs, 6, summed=names)
+    found = backend.recur(recurrence, constants, inputs, 6, summed=names)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert_same_bits(found[name], value)
@@ -166,7 +162,7 @@ def test_sums_keep_their_order(backend: CupyBackend) -> None:
     x = np.array([2.0**24, 1, 1], np.float32).reshape(3, 1, 1)
     for reverse, total in ((False, 2.0**24), (True, 2.0**24 + 2)):
         recurrence = Recurrence("total", (), ("a",), {}, {"y": unsnapped(A * 1)}, reverse=reverse)
-        assert backend.recur(recurrence, {}, {"a": x}, 3, summed=True)["y"].item() == total
+        assert backend.recur(recurrence, {}, {"a": x}, 3, summed=("y",))["y"].item() == total
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -203,7 +199,7 @@ def test_nothing_is_copied_that_lies_in_memory_alike(
     for of in (channels_last, np.ascontiguousarray):
         z, ds = (of(rng.normal(0, 1, (4, 2, 3, 5, 6)).astype(np.float32)) for _ in range(2))
         spikes, residuals = backend.neuron_forward(LIF(), IDENTITY, z, 4)
-        dz = backend.neuron_backward(LIF(), IDENTITY, residuals, ds)
+        dz = backend.neuron_backward(LIF(), IDENTITY, residuals, ds)[0]
         for mine, x in zip(seen, (z, residuals.kept["u"], spikes, residuals.kept["u"], ds, dz), strict=True):
             assert np.shares_memory(mine, x)
             assert x.strides == z.strides if x.dtype == z.dtype else x.strides == tuple(s // 4 for s in z.strides)
@@ -227,8 +223,8 @@ def test_shapes_that_do_not_fit_are_refused(backend: CupyBackend) -> None:
 
 def test_a_kernel_is_named_by_its_text_and_declares_what_it_takes() -> None:
     equations = neuron_equations(PSP(3).filter(), LIF(tau_m=3))
-    source = kernel(equations.forward, ("float32",), False)
-    assert source == kernel(neuron_equations(PSP(5).filter(), LIF(tau_m=2)).forward, ("float32",), False)
+    source = kernel(equations.forward, ("float32",), ())
+    assert source == kernel(neuron_equations(PSP(5).filter(), LIF(tau_m=2)).forward, ("float32",), ())
     (entry,) = source.entries
     assert entry.name == source.name
     assert [(p.name, p.dtype.name, p.pointer) for p in entry.parameters] == [
@@ -237,10 +233,10 @@ def test_a_kernel_is_named_by_its_text_and_declares_what_it_takes() -> None:
         ("km_", "float32", False), ("vth_", "float32", False), ("lanes", "int32", False),
     ]  # fmt: skip
     others = [
-        kernel(equations.forward, ("uint8",), False),
-        kernel(equations.backward, ("float32", "float32"), False),
-        kernel(equations.backward, ("float32", "float32"), True),
-        kernel(neuron_equations(PSP(3).filter(), LIF(surrogate=Bell())).backward, ("float32", "float32"), False),
+        kernel(equations.forward, ("uint8",), ()),
+        kernel(equations.backward, ("float32", "float32"), ()),
+        kernel(equations.backward, ("float32", "float32"), ("dz",)),
+        kernel(neuron_equations(PSP(3).filter(), LIF(surrogate=Bell())).backward, ("float32", "float32"), ()),
     ]
     assert len({source.name, *(other.name for other in others)}) == 5
 
@@ -250,7 +246,7 @@ def test_a_kernel_is_built_once_and_kept(
 ) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     host._library.cache_clear()
-    source = kernel(COUNT, ("uint8",), True)
+    source = kernel(COUNT, ("uint8",), ("n",))
     rt = HostRuntime.__new__(HostRuntime)
     rt._kernels, rt._loaded = {}, set()
     rt.load(source)
@@ -277,7 +273,7 @@ SOURCES = [
 
 
 def test_kernels_compile_without_warnings(compiler_path: str) -> None:
-    sources = dict.fromkeys(kernel(x, ("float32",) * len(x.inputs), False) for x in SOURCES)
+    sources = dict.fromkeys(kernel(x, ("float32",) * len(x.inputs), ()) for x in SOURCES)
     command = [compiler_path, *host.FLAGS, "-Wall", "-Werror", f"-I{KERNELS}", "-x", "c++", "-"]
     command[command.index("-shared")] = "-fsyntax-only"
     subprocess.run(command, input=host.host_source(*sources), text=True, check=True)

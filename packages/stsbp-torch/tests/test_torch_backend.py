@@ -102,7 +102,7 @@ def test_pairs_leave_their_arguments_alone(backend: TorchBackend) -> None:
     errors = backend.asarray(rng.standard_normal((5, 2, 6, 11, 11)).astype(np.float32))
     before = [backend.numpy(x).copy() for x in (z, errors)]
     _, residuals = backend.neuron_forward(block.neuron, net.blocks[1].filter(training=False), z, 5)
-    backend.neuron_backward(block.neuron, net.blocks[1].filter(training=False), residuals, errors)
+    backend.neuron_backward(block.neuron, net.blocks[1].filter(training=False), residuals, errors)[0]
     backend.error_grid(errors, 12)
     for x, y in zip((z, errors), before, strict=True):
         assert np.array_equal(backend.numpy(x), y)

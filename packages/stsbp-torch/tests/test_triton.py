@@ -29,7 +29,7 @@ BITS = """
 import torch
 from stsbp_spec.reference.backend import NumpyBackend
 
-def same(equation, constants, inputs, steps, summed=False):
+def same(equation, constants, inputs, steps, summed=()):
     expected = NumpyBackend().recur(equation, constants, inputs, steps, summed=summed)
     given = {name: torch.from_numpy(x) for name, x in inputs.items()}
     found = fused_cuda.recur(equation, constants, given, steps, summed=summed)
@@ -44,14 +44,14 @@ for equations in both:
         kept = same(equations.forward, equations.constants, {"z": z}, steps)
         assert 0.1 < kept.pop("o").mean() < 0.9
         g = rng.standard_normal((steps, 3, 233)).astype(f)
-        same(equations.backward, equations.constants, {**kept, "g": g}, steps, static)
+        same(equations.backward, equations.constants, {**kept, "g": g}, steps, ("dz",) if static else ())
 scalars = AdamW(weight_decay=0.1).scalars(3, f(0.7))
 arrays = {name: rng.standard_normal((1, 700)).astype(f) for name in UPDATE.inputs}
 arrays["v"] = abs(arrays["v"])
 same(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, arrays, 1)
 spikes, targets = ((rng.random((steps, 3, 9)) < 0.4).astype(np.uint8) for _ in range(2))
 trains = {"count": spikes, "target_count": targets}
-counts = {name: same(COUNT, {}, {"o": x}, steps, True)["n"] for name, x in trains.items()}
+counts = {name: same(COUNT, {}, {"o": x}, steps, ("n",))["n"] for name, x in trains.items()}
 for loss in LOSSES.values():
     constants = {name: f(x) for name, x in loss.constants(PSP(3), steps, 3).items()}
     equations, given = loss_equations(loss), {"o": spikes, "target": targets, **counts}
@@ -65,9 +65,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-cases = [(e.forward, frozenset(static), False) for e in both for static in ("", "z")]
-cases += [(e.backward, frozenset(), summed) for e in both for summed in (False, True)]
-for equation, static, summed in [*cases, (UPDATE, frozenset(), False)]:
+cases = [(e.forward, frozenset(static), ()) for e in both for static in ("", "z")]
+cases += [(e.backward, frozenset(), summed) for e in both for summed in ((), ("dz",))]
+for equation, static, summed in [*cases, (UPDATE, frozenset(), ())]:
     kernel = fused_cuda.kernel(equation, static, summed)
     signature = {name: "*fp32" for name in kernel.arg_names} | {"_count": "i32", "_steps": "i32", "_BLOCK": "constexpr"}
     signature |= {"_to_o": "*u8"} if "o" in equation.outputs else {}

@@ -22,7 +22,7 @@ from stsbp_spec.reference.recurrence import recur
 from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import AnyArray, Float32
+from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
 from stsbp_conformance.cases import normal
 from stsbp_conformance.check import Check, Compared
@@ -44,11 +44,17 @@ _GIVEN = {"tau_m": 3.0, "tau_s": 2.0, "tau_a": 5 / 3, "threshold": 0.5}
 """None is 2, whose products are exact and hide fused multiply-adds; all decay to the floor within 240 steps."""
 
 
+_PRECISIONS: tuple[Precision, ...] = ("fast", "reproducible")
+
+
 def models(kind: type[NeuronModel]) -> list[NeuronModel]:
-    """A model with each reset that it has."""
+    """A model with each reset that it has, and with each way to share what it learns."""
     given: dict[str, Any] = {name: value for name, value in _GIVEN.items() if name in parameters(kind)}
-    resets = [{"reset": reset} for reset in ("zero", "subtract")] if "reset" in parameters(kind) else [{}]
-    return [kind(**given, **reset) for reset in resets]
+    each: list[dict[str, Any]] = [{}, {}] if "reset" in parameters(kind) else [{}]
+    for name, choices in (("reset", ("zero", "subtract")), ("per", ("layer", "channel"))):
+        if name in parameters(kind):
+            each = [{**other, name: value} for other, value in zip(each, choices, strict=False)]
+    return [kind(**given, **other) for other in each]
 
 
 MODELS = tuple(neuron for kind in NEURONS.values() for neuron in models(kind))
@@ -66,6 +72,16 @@ def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
     return changed
 
 
+def learned_numbers(neuron: NeuronModel, output: Shape) -> dict[str, Float32]:
+    """What a layer whose spikes have the shape `output` may have learned, by name; anywhere in the domains."""
+    made = {}
+    for number, (name, x) in enumerate(neuron.learned().items()):
+        (count,) = x.shape(output)
+        part = uniform(84, Stream.ENCODER, count, substream=number)
+        made[name] = np.clip((x.low + (x.high - x.low) * part).astype(np.float32), x.low, x.high)
+    return made
+
+
 def _compare(
     backend: AbstractBackend,
     compared: Compared,
@@ -75,19 +91,34 @@ def _compare(
     z: Float32,
     ds: Float32,
 ) -> None:
-    s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds))
-    native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds))
+    learned = learned_numbers(neuron, z.shape[2:])
+    s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)
+    given = {name: backend.asarray(x) for name, x in learned.items()}
+    native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds), given)
     potentials = backend.numpy(backend.neuron_potentials(native))
     compared.equal(f"{what}: potentials", potentials, NUMPY.neuron_potentials(residuals))
     compared.equal(f"{what}: spikes", values(backend, native_s, np.uint8), s)
-    found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
+    back, terms = backend.neuron_backward(neuron, filter, native, backend.asarray(ds))
+    found = backend.numpy(back)
+    gradients = {
+        (name, precision): backend.numpy(backend.learned_gradient(x, len(learned[name]), precision))
+        for name, x in terms.items()
+        for precision in _PRECISIONS
+    }
     if neuron.surrogate.exact:
-        compared.equal(f"{what}: dL/dz", found, NUMPY.neuron_backward(neuron, filter, residuals, ds))
-    else:
+        dz, expected = NUMPY.neuron_backward(neuron, filter, residuals, ds)
+        compared.equal(f"{what}: dL/dz", found, dz)
+        for name, x in expected.items():
+            compared.equal(f"{what}: terms of {name}", backend.numpy(terms[name]), x)
+            exact = NUMPY.learned_gradient(x, len(learned[name]), "reproducible")
+            compared.equal(f"{what}: dL/d{name}", gradients[name, "reproducible"], exact)
+    if learned or not neuron.surrogate.exact:
         constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
-        kept = {name: roundoff.exact(x) for name, x in residuals.kept.items()}
+        kept = {name: roundoff.exact(x) for name, x in {**residuals.kept, **residuals.learned}.items()}
         near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
         compared.within(f"{what}: dL/dz", found, near, random=True)
+        for name, each in roundoff.learned_gradients(neuron, constants, kept, s, roundoff.exact(ds)).items():
+            compared.within(f"{what}: fast dL/d{name}", gradients[name, "fast"], each, random=True)
 
 
 def _stepped(neuron: NeuronModel) -> Body:
@@ -130,13 +161,15 @@ def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32,
     z = normal((steps, 2, 66), 74)
     below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
     left = np.zeros_like(z)
+    learned = learned_numbers(neuron, z.shape[2:])
+    each = {free: NUMPY.spread(learned[name], z.shape[1:]) for name, free in equations.learned.items()}
     for t in range(steps):
         for _ in range(3):
-            found = recur(both, equations.constants, {"z": z}, t + 1)
+            found = recur(both, equations.constants, {"z": z, **each}, t + 1)
             goal = np.where(below, np.nextafter(found["v"][t], np.float32(-np.inf)), found["v"][t])
             left[t] = goal - found["u"][t]
             z[t, :, np.arange(66) % 3 < 2] += left[t][:, np.arange(66) % 3 < 2].T
-    found = recur(both, equations.constants, {"z": z}, steps)
+    found = recur(both, equations.constants, {"z": z, **each}, steps)
     return z, found["u"] - found["v"]
 
 

@@ -166,8 +166,8 @@ def _lif(
         ds = normal(s.shape, 14)
         if burst:
             ds[:-1] = 0
-        dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
-        found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
+        dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)[0]
+        found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds))[0])
         if neuron.surrogate.exact:
             compared.equal("dL/dz", found, dz)
         else:
@@ -187,8 +187,8 @@ def _at_the_floor(neuron: LIF, z: Float32, ds: Float32) -> Body:
             _, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds))
             _, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds))
             compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.kept["u"])
-            dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)
-            found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds)))
+            dz = NUMPY.neuron_backward(neuron, filter, residuals, ds)[0]
+            found = backend.numpy(backend.neuron_backward(neuron, filter, native, backend.asarray(ds))[0])
             compared.equal("dL/dz", found, dz)
 
     return body

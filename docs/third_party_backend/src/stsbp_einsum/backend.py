@@ -128,7 +128,7 @@ class EinsumBackend(AbstractBackend):
         inputs: Mapping[str, Float32],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, Float32]:
         # Neurons, filters, losses and AdamW, whichever they are. numpy rounds once per operation, as the contract asks.
         step = _printed(recurrence)
@@ -136,11 +136,11 @@ class EinsumBackend(AbstractBackend):
         arrays = [inputs[name] for name in recurrence.inputs]
         shape = arrays[0].shape[1:]
         states = [np.zeros(shape, np.float32) for _ in recurrence.states]
-        found = {name: np.zeros((1 if summed else steps, *shape), np.float32) for name in recurrence.outputs}
+        found = {name: np.zeros((1 if name in summed else steps, *shape), np.float32) for name in recurrence.outputs}
         for t in range(steps)[:: -1 if recurrence.reverse else 1]:
             states, outputs = step(*parameters, *(x[t if len(x) > 1 else 0] for x in arrays), *states)
-            for whole, output in zip(found.values(), outputs, strict=True):
-                whole[0 if summed else t] = whole[0] + output if summed else output
+            for (name, whole), output in zip(found.items(), outputs, strict=True):
+                whole[0 if name in summed else t] = whole[0] + output if name in summed else output
         return found
 
     def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:

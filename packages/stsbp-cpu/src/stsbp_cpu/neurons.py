@@ -22,32 +22,45 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["backward", "fire", "forward", "propagate", "values"]
+__all__ = ["NOTHING", "backward", "fire", "forward", "propagate", "values"]
 
 _CHUNK, _SHORT_CHUNK = 1024, 512
 """Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
 _PAST = 2**24
 """Potentials, 64 MB, of which little is still in a cache when the backward pass comes."""
 _ZERO = np.float32(0)
+NOTHING = np.empty((0, 1), np.float32)
+"""Numbers of neurons that learn none."""
 
 
 def fire(equation: Recurrence) -> Callable[..., None]:
     """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and `kept[:, t, at : at + n]`.
 
-    A function of `(p, z, states, u, spikes, kept, t, at)`: `p` are the parameters, `states` is `[states, n]`, and
-    `kept`, `[K, T, M]`, takes what the way back reads besides `u`.
+    A function of `(p, z, states, u, spikes, kept, t, at, learned, place)`: `p` are the parameters, `states` is
+    `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`. The numbers that the neurons
+    learned are `learned[:, place : place + n]`, `[P, M]`.
     """
     kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.outputs) - 2))
-    return step(equation, "z, states, u, spikes, kept, t, at", ("z", "u", *kept, "spikes"), "states")
+    arrays = ("z", *_learned(len(equation.inputs) - 1), "u", *kept, "spikes")
+    return step(equation, "z, states, u, spikes, kept, t, at, learned, place", arrays, "states")
 
 
-def propagate(equation: Recurrence) -> Callable[..., None]:
+def propagate(equation: Recurrence, count: int) -> Callable[..., None]:
     """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
 
-    A function of `(p, u, ds, states, kept, t, at, dz)`: see `fire`.
+    A function of `(p, u, ds, states, kept, t, learned, place, dz)`: see `fire`; `kept` is read at `place` too.
+
+    Args:
+        equation: `NeuronEquations.summing`.
+        count: of learned numbers.
     """
-    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.inputs) - 2))
-    return step(equation, "u, ds, states, kept, t, at, dz", ("u", *kept, "ds", "dz"), "states")
+    kept = tuple(f"kept[{i}, t, place : place + len(u)]" for i in range(len(equation.inputs) - 2 - count))
+    arrays = ("u", *kept, "ds", *_learned(count), "dz")
+    return step(equation, "u, ds, states, kept, t, learned, place, dz", arrays, "states")
+
+
+def _learned(count: int) -> tuple[str, ...]:
+    return tuple(f"learned[{i}, place : place + len(u)]" for i in range(count))
 
 
 def values(equation: Recurrence, constants: Constants) -> Float32:
@@ -55,7 +68,9 @@ def values(equation: Recurrence, constants: Constants) -> Float32:
     return np.array([constants[name] for name in equation.parameters], np.float32)
 
 
-def forward(equations: NeuronEquations, z: Float32, u: Float32, spikes: UInt8, kept: Float32) -> None:
+def forward(
+    equations: NeuronEquations, z: Float32, u: Float32, spikes: UInt8, kept: Float32, learned: Float32 = NOTHING
+) -> None:
     """Compute all steps of neurons and the filter before them.
 
     Args:
@@ -64,12 +79,21 @@ def forward(equations: NeuronEquations, z: Float32, u: Float32, spikes: UInt8, k
         u: filled with the potentials, float32 `[T, M]`.
         spikes: filled with zeros and ones, uint8 `[T, M]`.
         kept: filled with what the way back reads besides `u`: `equations.kept[1:]`, float32 `[K, T, M]`.
+        learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
-    _forward(equation)(values(equation, equations.constants), z, len(equation.states), u, spikes, kept)
+    _forward(equation)(values(equation, equations.constants), z, len(equation.states), u, spikes, kept, learned)
 
 
-def backward(equations: NeuronEquations, u: Float32, kept: Float32, ds: Float32, dz: Float32) -> None:
+def backward(
+    equations: NeuronEquations,
+    u: Float32,
+    kept: Float32,
+    ds: Float32,
+    dz: Float32,
+    learned: Float32 = NOTHING,
+    terms: Float32 = NOTHING,
+) -> None:
     """Compute the error of the weighted inputs.
 
     Args:
@@ -77,9 +101,12 @@ def backward(equations: NeuronEquations, u: Float32, kept: Float32, ds: Float32,
         u, kept: what `forward` filled.
         ds: error of the spikes, float32 `[T, M]`.
         dz: filled with the error of `z`, float32 `[T, M]` or, added over the steps, `[1, M]`.
+        learned: see `forward`.
+        terms: filled with what each neuron adds to the gradients of what is learned, over all steps, float32 `[P, M]`.
     """
-    equation = equations.backward
-    _backward(equation)(values(equation, equations.constants), u, kept, ds, len(equation.states), dz)
+    equation = equations.summing
+    p = values(equation, equations.constants)
+    _backward(equation, len(equations.terms))(p, u, kept, ds, len(equation.states), dz, learned, terms)
 
 
 @cache
@@ -88,8 +115,10 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
     fired = fire(equation)
 
     @cached_njit(parallel=True, error_model="numpy")
-    def neurons_forward(p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32) -> None:
-        """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`."""
+    def neurons_forward(
+        p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32
+    ) -> None:
+        """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
         steps, neurons = u.shape
         past = u.size >= _PAST
         length = _CHUNK if past else _SHORT_CHUNK
@@ -111,7 +140,7 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
                     fetch_to_write(spikes[t + 1, low:high])
                 zt = z[t if z.shape[0] > 1 else 0, low:high]
                 u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
-                fired(p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low)
+                fired(p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low, learned, low)
                 if past:
                     stream(u[t, low:high], own)
                     for k in range(len(kept)):
@@ -121,13 +150,19 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
 
 
 @cache
-def _backward(equation: Recurrence) -> Callable[..., None]:
+def _backward(equation: Recurrence, count: int) -> Callable[..., None]:
     """The way back through `[T, M]` neurons of an equation."""
-    propagated = propagate(equation)
+    propagated = propagate(equation, count)
 
     @cached_njit(parallel=True, error_model="numpy")
-    def neurons_backward(p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32) -> None:
-        """Fill `dz`, `[1 or T, M]`, from `u` and `ds`, `[T, M]`, and `kept`, `[K, T, M]`."""
+    def neurons_backward(
+        p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32,
+        learned: Float32, terms: Float32,
+    ) -> None:  # fmt: skip
+        """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
+
+        From `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
+        """
         steps, neurons = u.shape
         chunks = (neurons + _CHUNK - 1) // _CHUNK
         static = dz.shape[0] == 1 and steps > 1
@@ -144,7 +179,7 @@ def _backward(equation: Recurrence) -> Callable[..., None]:
                     fetch(ds[t - 1, low:high])
                     for k in range(len(kept)):
                         fetch(kept[k, t - 1, low:high])
-                propagated(p, u[t, low:high], ds[t, low:high], s, kept, t, low, own)
+                propagated(p, u[t, low:high], ds[t, low:high], s, kept, t, learned, low, own)
                 if static:
                     for j in range(high - low):
                         total[j] += own[j]
@@ -154,5 +189,7 @@ def _backward(equation: Recurrence) -> Callable[..., None]:
                 out = dz[0, low:high]
                 for j in range(high - low):
                     out[j] = total[j]
+            for k in range(len(terms)):
+                terms[k, low:high] = s[states - len(terms) + k]
 
     return neurons_backward

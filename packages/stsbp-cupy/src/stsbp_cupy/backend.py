@@ -130,9 +130,18 @@ class CupyBackend(AbstractBackend[Array]):
         inputs: Mapping[str, Array],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
         return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
+
+    def spread(self, values: Array, shape: Shape) -> Array:
+        each: Array = self.rt.xp.broadcast_to(values.reshape(1, 1, -1, *(1,) * (len(shape) - 2)), (1, *shape))
+        return each
+
+    def totals(self, x: Array, count: int) -> Array:
+        each = self.rt.xp.moveaxis(x, 2, 0).reshape(count, -1)
+        sums: Array = each.sum(axis=1, dtype=np.float64).astype(np.float32)
+        return sums
 
     def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((block,), (w,))

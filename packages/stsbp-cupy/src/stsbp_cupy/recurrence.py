@@ -59,7 +59,7 @@ _C_TYPES = {"float32": "float", "uint8": "unsigned char"}
 
 
 @cache
-def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Source:
+def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...]) -> Source:
     """A recurrence as a source with one kernel, which has the source's name.
 
     Its parameters: the number of elements and of steps; for each input its array, and how many elements lie between a
@@ -68,7 +68,7 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Sou
     Args:
         recurrence: what to compute.
         dtypes: of the inputs, `float32` or `uint8`.
-        summed: whether the outputs are added over the steps.
+        summed: outputs that are added over the steps.
     """
     program = lines(recurrence, LANGUAGES["cuda"])
     types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
@@ -84,18 +84,17 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: bool) -> Sou
 
     before = [f"float {name}_state[W] = {{}};" for name in states]
     loads = [f"const auto {name}_read = load<W>({name}_in + t * {name}_step + first);" for name in inputs]
-    written = [f"Lanes<{ctype}, W> {name}_written" for name, ctype in made.items()]
+    written = {name: f"Lanes<{ctype}, W> {name}_written" for name, ctype in made.items()}
     step = [f"const float {name}_ = {name}_read.x[lane];" for name in inputs]
     step += [f"const float {name}_ = {name}_state[lane];" for name in states]
     step += [line.text for line in program.lines]
-    if summed:
-        before += [f"{each} = {{}};" for each in written]
-        step += [f"{k}_written.x[lane] = __fadd_rn({k}_written.x[lane], {x});" for k, x in program.outputs.items()]
-        stores, after = [], [f"store({name}_out + first, {name}_written);" for name in made]
-    else:
-        loads += [f"{each};" for each in written]
-        step += [f"{name}_written.x[lane] = {x};" for name, x in program.outputs.items()]
-        stores, after = [f"store({name}_out + t * n + first, {name}_written);" for name in made], []
+    before += [f"{written[name]} = {{}};" for name in made if name in summed]
+    loads += [f"{written[name]};" for name in made if name not in summed]
+    for name, x in program.outputs.items():
+        new = f"__fadd_rn({name}_written.x[lane], {x})" if name in summed else x
+        step.append(f"{name}_written.x[lane] = {new};")
+    stores = [f"store({name}_out + t * n + first, {name}_written);" for name in made if name not in summed]
+    after = [f"store({name}_out + first, {name}_written);" for name in made if name in summed]
     step += [f"{name}_state[lane] = {program.states[name]};" for name in states]
 
     text = _FRAME.substitute(
@@ -132,7 +131,7 @@ def recur(
     inputs: Mapping[str, Array],
     steps: int,
     *,
-    summed: bool,
+    summed: tuple[str, ...],
 ) -> dict[str, Array]:
     """`AbstractBackend.recur`; nothing is copied where the inputs lie in memory alike.
 
@@ -148,7 +147,8 @@ def recur(
     arrays = [memory(rt, x) if last else rt.xp.ascontiguousarray(x) for x in arrays]
     shape = arrays[0].shape[1:]
     outputs = {
-        name: rt.empty((1 if summed else steps, *shape), _dtype(recurrence, name)) for name in recurrence.outputs
+        name: rt.empty((1 if name in summed else steps, *shape), _dtype(recurrence, name))
+        for name in recurrence.outputs
     }
     n = math.prod(shape)
     if not recurrence.states and not summed and all(len(x) == steps for x in arrays):

@@ -144,7 +144,7 @@ class JaxBackend(AbstractBackend[Array]):
         inputs: Mapping[str, Array],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
         found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
         return found

@@ -16,7 +16,7 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.grid import error_grid
+from stsbp_jax.grid import error_grid, wide
 from stsbp_jax.recurrence import recur
 from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
 
@@ -32,6 +32,7 @@ class Pairs:
     block_backward = AbstractBackend.block_backward
     neuron_forward = AbstractBackend.neuron_forward
     neuron_backward = AbstractBackend.neuron_backward
+    learned_gradient = AbstractBackend.learned_gradient
     neuron_potentials = AbstractBackend.neuron_potentials
     psp_forward = AbstractBackend.psp_forward
     psp_backward = AbstractBackend.psp_backward
@@ -45,9 +46,16 @@ class Pairs:
         inputs: Mapping[str, Array],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
         return recur(recurrence, constants, inputs, steps, summed=summed)
+
+    def spread(self, values: Array, shape: Shape) -> Array:
+        return jnp.broadcast_to(values, (1, *shape))
+
+    def totals(self, x: Array, count: int) -> Array:
+        with wide():
+            return x.reshape(-1, count).astype(np.float64).sum(axis=0).astype(np.float32)
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         return implementation("jax", _SYNAPSES, synapse, "synapse").forward(synapse, s, wq), (s, wq)

@@ -33,7 +33,7 @@ def recur(
     inputs: Mapping[str, Array],
     steps: int,
     *,
-    summed: bool = False,
+    summed: tuple[str, ...] = (),
 ) -> dict[str, Array]:
     """`AbstractBackend.recur`, to be traced; constants are float32 numbers, traced or not."""
     if not summed and (parts := _split(recurrence)) is not None:
@@ -74,14 +74,15 @@ def recur(
         states, totals = carried
         read = [still[0] if x is None else x for x, still in zip(values, flat, strict=True)]
         states, outputs = step(read, states, rest.shape)
-        if summed:
-            return (states, tuple(x + total for x, total in zip(outputs, totals, strict=True))), None
-        return (states, ()), outputs
+        made = dict(zip(recurrence.outputs, outputs, strict=True))
+        return (states, {name: made.pop(name) + total for name, total in totals.items()}), made
 
-    start = (rest,) * len(recurrence.states), (rest,) * len(conditions) if summed else ()
-    (_, totals), outputs = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
-    found = totals if summed else outputs
-    return {name: x.reshape(1 if summed else steps, *shape) for name, x in zip(recurrence.outputs, found, strict=True)}
+    start = (rest,) * len(recurrence.states), dict.fromkeys(summed, rest)
+    (_, totals), found = lax.scan(at, start, moving, length=steps, reverse=recurrence.reverse)
+    return {
+        name: totals[name].reshape(1, *shape) if name in summed else found[name].reshape(steps, *shape)
+        for name in recurrence.outputs
+    }
 
 
 @cache

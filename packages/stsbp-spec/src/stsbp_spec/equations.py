@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -47,6 +48,8 @@ class NeuronEquations:
         kept: outputs of `forward` that `backward` reads, `u` first.
         constants: of both, float32.
         wide: the same before they are rounded to float32, as far as the filter and the models have them.
+        learned: inputs of both, the same at every step, by the names that the model gives them.
+        terms: outputs of `backward`, whose sums over the steps are an element's part of the gradients of `learned`.
     """
 
     forward: Recurrence
@@ -54,6 +57,13 @@ class NeuronEquations:
     kept: tuple[str, ...]
     constants: Constants
     wide: Mapping[str, float]
+    learned: Mapping[str, str]
+    terms: Mapping[str, str]
+
+    @cached_property
+    def summing(self) -> Recurrence:
+        """`backward` with the sums of `terms` over the steps as its last states, in place of these outputs."""
+        return self.backward.summing(self.terms.values()) if self.terms else self.backward
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,10 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     edge, own, slope = (part.constants() for part in (filter, neuron, surrogate))
     edge_p = _Part("constant of the filter", edge, taken)
     own_p = _Part(f"constant of {what}", own, taken)
+    learned = _Part(f"learned number of {what}", neuron.learned(), taken)
+    if twice := set(own) & set(learned.free):
+        raise SpecError(f"{what}: {', '.join(sorted(twice))} is both a constant and learned")
+    p = Names(f"constant of {what}", own_p.expressions | learned.expressions)
     slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
     wide = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
     constants = _rounded(wide)
@@ -122,7 +136,7 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
 
     filtered = filter.step(edge_p.names, edge_s.names, variable("z"))
     current = variable("current")
-    step = _floored(neuron.step(own_p.names, own_s.names, current))
+    step = _floored(neuron.step(p, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
     if step.spike.op != "spike" or step.u.is_condition:
         raise SpecError(f"{what}: the spike of a step is spike(u, threshold), and its potential a number")
@@ -130,34 +144,38 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     def h(x: Expr) -> Expr:
         return named("h", surrogate.expression(slope_p.names, x))
 
-    known = {*constants, "g"}
+    known = {*constants, *learned.free.values(), "g"}
     own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
-    back = neuron.adjoint(own_p.names, own_d.names, variable("u"), variable("g"), h)
+    back = neuron.adjoint(p, own_d.names, variable("u"), variable("g"), h)
     kept = {"u": step.u}
     if back is None:
         own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
-        back, kept = _derived(step, own_s, own_d, current, {*known, *own_d.free.values()}, h)
+        back, kept = _derived(step, own_s, own_d, learned, current, {*known, *own_d.free.values()}, h)
     carried = own_d.renamed(back.carried, f"the carried values of {what}")
+    own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
 
     edge_back, edge_carried = _filter_back(filter, edge_p, back.current, taken_back)
+    terms = _Part("gradient", [f"d_{free}" for free in learned.free.values()], taken_back)
     roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
     made = dict(zip([*states, *kept, "o"], roots, strict=True))
     forward = Recurrence(
         f"{name}_forward",
         (*edge_p.free.values(), *own_p.free.values()),
-        ("z",),
+        ("z", *learned.free.values()),
         edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
         {name: made[name] for name in (*kept, "o")},
     )
     backward = Recurrence(
         f"{name}_backward",
         tuple(constants),
-        (*kept, "g"),
+        (*kept, "g", *learned.free.values()),
         carried | edge_carried,
-        {"dz": edge_back.dz},
+        {"dz": edge_back.dz} | {terms.free[f"d_{free}"]: x for free, x in own_terms.items()},
         reverse=True,
     )
-    return NeuronEquations(forward, backward, tuple(kept), constants, wide)
+    names = {name: terms.free[f"d_{free}"] for name, free in learned.free.items()}
+    of_learned = MappingProxyType(learned.free), MappingProxyType(names)
+    return NeuronEquations(forward, backward, tuple(kept), constants, wide, *of_learned)
 
 
 def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:
@@ -183,19 +201,21 @@ def _with(step: Step, roots: Sequence[Expr]) -> tuple[Expr, Expr, dict[str, Expr
 
 
 def _derived(
-    step: Step, states: _Part, carried: _Part, current: Expr, known: set[str], h: object
+    step: Step, states: _Part, carried: _Part, learned: _Part, current: Expr, known: set[str], h: object
 ) -> tuple[Adjoint, dict[str, Expr]]:
     """The derived way back through a neuron's step, and the values of the step which it reads, `u` first."""
     seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
     seeds.append((step.spike, variable("g")))
     before = [states.expressions[name] for name in states.free]
-    found = [finished(x) for x in derive(seeds, [current, *before], h)]  # type: ignore[arg-type]
+    wanted = [current, *before, *learned.expressions.values()]
+    found = [finished(x) for x in derive(seeds, wanted, h)]  # type: ignore[arg-type]
     every = ordered([*step.states.values(), step.u, step.spike])
     inner = [x for x in every if x.op not in ("variable", "constant", "unsnapped") and not x.is_condition]
     candidates = {str(x.name): x for x in inner if x.name is not None and x is not step.u}
     candidates |= {f"{name}_before": x for name, x in zip(states.free, before, strict=True)} | {"current": current}
     kept, replaced = kept_values(found, known, {"u": step.u}, candidates)
-    back = Adjoint(replaced[0], {f"d_{name}": x for name, x in zip(states.free, replaced[1:], strict=True)})
+    at, ends = replaced[0], iter(replaced[1:])
+    back = Adjoint(at, {f"d_{name}": next(ends) for name in states.free}, {name: next(ends) for name in learned.free})
     return back, {"u": step.u} | kept
 
 

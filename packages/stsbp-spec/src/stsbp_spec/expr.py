@@ -332,6 +332,18 @@ class Recurrence:
             given[name] = {k: x if x.is_condition else unsnapped(x) for k, x in given[name].items()}
         return replace(self, **given)
 
+    def summing(self, names: Iterable[str]) -> Recurrence:
+        """The same with sums over the steps of the outputs `names` as its last states, in place of these outputs."""
+        states, outputs = dict(self.states), dict(self.outputs)
+        taken = {*self.parameters, *self.inputs, *states, *outputs}
+        for output in names:
+            name = f"sum_{output}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            states[name] = variable(name) + outputs.pop(output)
+        return self.changed(states=states, outputs=outputs)
+
     @property
     def roots(self) -> tuple[Expr, ...]:
         """What a step computes: new states, then outputs."""

@@ -46,6 +46,7 @@ __all__ = [
     "headroom_bits",
     "round_to_grid",
     "snap",
+    "sum_bits",
     "unsigned_zeros",
     "weight_grid",
 ]
@@ -233,6 +234,11 @@ def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_
     if b < 8:
         raise ExactnessError(f"the error grid would keep {b} bits; use smaller batches or fewer steps")
     return b
+
+
+def sum_bits(n: int) -> int:
+    """Bits of the error grid on which float64 adds `n` errors exactly, in any order."""
+    return 53 - ceil_log2(max(1, n))
 
 
 def error_exponent(largest: float, bits: int) -> int | None:

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
 from stsbp_spec.expr import Recurrence
-from stsbp_spec.grid import WeightGrid
+from stsbp_spec.grid import WeightGrid, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
@@ -34,6 +35,9 @@ from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
 __all__ = ["BlockTrace", "Pairs"]
+
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass
@@ -102,7 +106,7 @@ class Pairs(ABC, Generic[Array]):
         inputs: Mapping[str, Array],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
         """Run an equation over time, or, with one step and no states, over the elements of arrays.
 
@@ -113,10 +117,10 @@ class Pairs(ABC, Generic[Array]):
             constants: its parameters by name.
             inputs: its inputs by name, float32 or uint8, `[steps, ...]`, or `[1, ...]` for the same at every step.
             steps: how many; from the last to the first where the recurrence runs in reverse.
-            summed: add the outputs, which are numbers, over the steps in the order in which they come.
+            summed: outputs, numbers, that are added over the steps in the order in which they come.
 
         Returns:
-            The outputs by name, `[steps, ...]`, or `[1, ...]` where `summed`; float32, conditions uint8.
+            The outputs by name, `[steps, ...]`, or `[1, ...]` of those that are `summed`; float32, conditions uint8.
         """
 
     # The contract.
@@ -157,22 +161,63 @@ class Pairs(ABC, Generic[Array]):
         """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` gives them; a device best does it itself."""
         return self.encode(frames.unpacked(), "events")
 
+    def spread(self, values: Array, shape: Shape) -> Array:
+        """Learned numbers `[C]`, or `[1]`, for each element of `shape` `[B, C, ...]`: `[1, B, C, ...]`."""
+        x = self.numpy(values).reshape(1, 1, -1, *(1,) * (len(shape) - 2))
+        return self.asarray(np.broadcast_to(x, (1, *shape)))
+
+    def totals(self, x: Array, count: int) -> Array:
+        """`x`, float32 `[1, B, C, ...]`, added over all axes but that of `C`; over all axes where `count` is 1.
+
+        Float32 `[count]`: the sums are of float64, and rounded once.
+        """
+        each = np.moveaxis(self.numpy(x), 2, 0).reshape(count, -1)
+        return self.asarray(each.sum(axis=1, dtype=np.float64).astype(np.float32))
+
     def neuron_forward(
-        self, neuron: NeuronModel, filter: SynapticFilter, z: Array, steps: int
+        self,
+        neuron: NeuronModel,
+        filter: SynapticFilter,
+        z: Array,
+        steps: int,
+        learned: Mapping[str, Array] = _NONE,
     ) -> tuple[Array, NeuronResiduals[Array]]:
-        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py."""
+        """Spikes `[T, B, ...]` from `z` `[1 or T, B, ...]`: neurons/, synapses/psp.py.
+
+        Args:
+            neuron, filter: what is computed.
+            z: weighted spikes.
+            steps: `T`.
+            learned: the model's learned numbers by name, each `[1]` or `[C]`.
+        """
         equations = neuron_equations(filter, neuron)
-        found = self.recur(equations.forward, equations.constants, {"z": z}, steps)
+        each = {free: self.spread(learned[name], z.shape[1:]) for name, free in equations.learned.items()}
+        found = self.recur(equations.forward, equations.constants, {"z": z, **each}, steps)
         spikes = found.pop("o")
-        return spikes, NeuronResiduals(found, spikes, static=len(z) == 1 and steps > 1)
+        return spikes, NeuronResiduals(found, spikes, len(z) == 1 and steps > 1, each)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
-    ) -> Array:
-        """`dL/dz`, the shape of `z`, from `dL/do`."""
+    ) -> tuple[Array, dict[str, Array]]:
+        """`dL/dz`, the shape of `z`, from `dL/do`, and what each element adds to the gradients of learned numbers.
+
+        The second, `[1, B, ...]` by name, is added over the steps from the last to the first, in float32.
+        """
         equations = neuron_equations(filter, neuron)
-        inputs = {**residuals.kept, "g": ds}
-        return self.recur(equations.backward, equations.constants, inputs, len(ds), summed=residuals.static)["dz"]
+        terms = equations.terms
+        summed = (("dz",) if residuals.static else ()) + tuple(terms.values())
+        inputs = {**residuals.kept, **residuals.learned, "g": ds}
+        found = self.recur(equations.backward, equations.constants, inputs, len(ds), summed=summed)
+        return found["dz"], {name: found[output] for name, output in terms.items()}
+
+    def learned_gradient(self, terms: Array, count: int, precision: Precision) -> Array:
+        """Gradient `[count]` of a learned number from what each element adds to it, `neuron_backward`'s `[1, B, ...]`.
+
+        `reproducible`: on an error grid whose bits let float64 add all elements exactly.
+        """
+        if precision == "reproducible":
+            terms, _ = self.error_grid(terms, sum_bits(math.prod(terms.shape) // count))
+        return self.totals(terms, count)
 
     def neuron_potentials(self, residuals: NeuronResiduals[Array]) -> Array:
         """Membrane potentials `[T, B, ...]` of a forward pass."""
@@ -209,7 +254,7 @@ class Pairs(ABC, Generic[Array]):
         values = {"o": s, "target": targets}
         for name, counted in (("count", s), ("target_count", targets)):
             if name in equations.backward.inputs:
-                values[name] = self.recur(COUNT, {}, {"o": counted}, steps, summed=True)["n"]
+                values[name] = self.recur(COUNT, {}, {"o": counted}, steps, summed=("n",))["n"]
         if equations.forward is not None:
             values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
         return self.recur(equations.backward, constants, values, steps)["do"]

@@ -160,7 +160,7 @@ def synapse_backward(
 ) -> tuple[Array | None, Array]:
     """`block_backward` through neurons and weights: the error after pooling and dropout."""
     block = trace.block
-    dz = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
+    dz, _ = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
     if precision == "reproducible":
         dz, trace.zeroed = backend.error_grid(dz, block.error_bits(frames=dz.shape[0] * dz.shape[1]))
     return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)

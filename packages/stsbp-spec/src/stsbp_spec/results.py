@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from stsbp_spec.encoders.packed import Inputs
@@ -90,11 +91,13 @@ class NeuronResiduals(NamedTuple, Generic[Array]):
         kept: values that `NeuronEquations.kept` names, the membrane potential `u` among them.
         spikes: uint8.
         static: whether one `z` served all steps.
+        learned: learned numbers of each element, `[1, B, ...]`, as inputs of the equations.
     """
 
     kept: dict[str, Array]
     spikes: Array
     static: bool
+    learned: Mapping[str, Array] = MappingProxyType({})
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +41,7 @@ from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
 
 __all__ = ["TorchBackend"]
 
+_NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
 _SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
@@ -168,7 +170,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         inputs: Mapping[str, torch.Tensor],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, torch.Tensor]:
         if self.torch_device.type == "cpu":
             return recur(recurrence, constants, inputs, steps, summed=summed)
@@ -177,25 +179,36 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return fused_cuda.recur(recurrence, constants, inputs, steps, summed=summed)
 
     def neuron_forward(
-        self, neuron: NeuronModel, filter: SynapticFilter, z: torch.Tensor, steps: int
+        self,
+        neuron: NeuronModel,
+        filter: SynapticFilter,
+        z: torch.Tensor,
+        steps: int,
+        learned: Mapping[str, torch.Tensor] = _NONE,
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
-            return super().neuron_forward(neuron, filter, z, steps)
-        from stsbp_torch.neurons import fused_cpu
-
-        spikes, kept = fused_cpu.forward(neuron_equations(filter, neuron), laid_out(z), steps)
-        return spikes, NeuronResiduals(kept, spikes, static=len(z) == 1 and steps > 1)
-
-    def neuron_backward(
-        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[torch.Tensor], ds: torch.Tensor
-    ) -> torch.Tensor:
-        if not self._on_cpu:
-            below: torch.Tensor = super().neuron_backward(neuron, filter, residuals, ds)
-            return below
+            return super().neuron_forward(neuron, filter, z, steps, learned)
         from stsbp_torch.neurons import fused_cpu
 
         equations = neuron_equations(filter, neuron)
-        return fused_cpu.backward(equations, residuals.kept, laid_out(ds), summed=residuals.static)
+        each = {free: self.spread(learned[name], tuple(z.shape[1:])) for name, free in equations.learned.items()}
+        spikes, kept = fused_cpu.forward(equations, laid_out(z), steps, each)
+        return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        if not self._on_cpu:
+            return super().neuron_backward(neuron, filter, residuals, ds)
+        from stsbp_torch.neurons import fused_cpu
+
+        return fused_cpu.backward(neuron_equations(filter, neuron), residuals, laid_out(ds))
+
+    def spread(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
+        return laid_out(values.view(1, 1, -1, *(1,) * (len(shape) - 2)).expand(1, *shape))
+
+    def totals(self, x: torch.Tensor, count: int) -> torch.Tensor:
+        return x.double().movedim(2, 0).reshape(count, -1).sum(1).float()
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         rows_ = w.detach().cpu().contiguous().view(len(w), -1).numpy()

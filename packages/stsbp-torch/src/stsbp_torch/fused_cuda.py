@@ -35,18 +35,18 @@ def _snap(x):  # type: ignore[no-untyped-def]
 
 
 @cache
-def text(recurrence: Recurrence, static: frozenset[str], summed: bool) -> str:
+def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]) -> str:
     """The kernel of a recurrence: no name of its own in it begins with an underscore.
 
     Args:
         recurrence: what is computed.
         static: inputs with one value for all steps.
-        summed: whether the outputs are added over the steps.
+        summed: outputs that are added over the steps.
     """
     program = lines(recurrence, LANGUAGES["triton"])
     made = program.outputs
     arrays = (*(f"_of_{x}" for x in recurrence.inputs), *(f"_to_{x}" for x in made))
-    zero = [*recurrence.states, *(f"_sum_{x}" for x in made if summed)]
+    zero = [*recurrence.states, *(f"_sum_{x}" for x in summed)]
     body = [
         f"{x} = tl.load(_of_{x} + {'_at' if x in static else '_row + _at'}, mask=_inside, other=0).to(tl.float32)"
         for x in recurrence.inputs
@@ -54,7 +54,9 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: bool) -> str:
     body += [line.text for line in program.lines]
     for x, value in made.items():
         stored = f"{value}.to(tl.uint8)" if recurrence.outputs[x].is_condition else value
-        body.append(f"_sum_{x} += {value}" if summed else f"tl.store(_to_{x} + _row + _at, {stored}, mask=_inside)")
+        body.append(
+            f"_sum_{x} += {value}" if x in summed else f"tl.store(_to_{x} + _row + _at, {stored}, mask=_inside)"
+        )
     if program.states:  # all at once: a new state may be the old one of another
         body.append(f"{', '.join(program.states)} = {', '.join(program.states.values())}")
     written = [
@@ -67,13 +69,13 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: bool) -> str:
         "    for _step in range(_steps):",
         f"        _row = tl.cast({'_steps - 1 - _step' if recurrence.reverse else '_step'}, tl.int64) * _count",
         *(f"        {line}" for line in body),
-        *(f"    tl.store(_to_{x} + _at, _sum_{x}, mask=_inside)" for x in made if summed),
+        *(f"    tl.store(_to_{x} + _at, _sum_{x}, mask=_inside)" for x in summed),
     ]
     return "\n".join(written) + "\n"
 
 
 @cache
-def kernel(recurrence: Recurrence, static: frozenset[str], summed: bool) -> Any:
+def kernel(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]) -> Any:
     """`text`, compiled; Triton reads it where tracebacks do."""
     source = text(recurrence, static, summed)
     file = f"<stsbp {recurrence.name} {digest(source)}>"
@@ -84,13 +86,18 @@ def kernel(recurrence: Recurrence, static: frozenset[str], summed: bool) -> Any:
 
 
 def recur(
-    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, torch.Tensor], steps: int, *, summed: bool
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, torch.Tensor],
+    steps: int,
+    *,
+    summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
     """`AbstractBackend.recur`."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = {
-        name: empty((1 if summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
+        name: empty((1 if name in summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
         for name, x in recurrence.outputs.items()
     }
     numbers = torch.tensor(np.array([constants[name] for name in recurrence.parameters], np.float32), device=device)

@@ -63,7 +63,7 @@ class _LifFunction(torch.autograd.Function):
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         spikes, *kept = ctx.saved_tensors
         residuals = NeuronResiduals(dict(zip(ctx.names, kept, strict=True)), spikes, ctx.static)
-        return backend_of(spikes).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0]), None, None, None
+        return backend_of(spikes).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0])[0], None, None, None
 
 
 class _SynapseFunction(torch.autograd.Function):

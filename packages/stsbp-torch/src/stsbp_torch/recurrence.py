@@ -39,7 +39,12 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
 
 
 def recur(
-    recurrence: Recurrence, constants: Constants, inputs: Mapping[str, torch.Tensor], steps: int, *, summed: bool
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, torch.Tensor],
+    steps: int,
+    *,
+    summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
     """`AbstractBackend.recur`."""
     step = _step(recurrence)
@@ -50,13 +55,13 @@ def recur(
     found = {}
     for name, x in recurrence.outputs.items():
         dtype = torch.uint8 if x.is_condition else torch.float32
-        found[name] = empty((1 if summed else steps, *shape), dtype, device)
-        if summed:
+        found[name] = empty((1 if name in summed else steps, *shape), dtype, device)
+        if name in summed:
             found[name].zero_()
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         states, outputs = step(*parameters, *(x[t % len(x)].float() for x in arrays), *states)
-        for whole, output in zip(found.values(), outputs, strict=True):
-            if summed:
+        for (name, whole), output in zip(found.items(), outputs, strict=True):
+            if name in summed:
                 whole[0] += output
             else:
                 whole[t] = output

@@ -25,7 +25,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.neurons import fire, propagate, values
+from stsbp_cpu.neurons import NOTHING, fire, propagate, values
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
 from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
 
@@ -53,8 +53,9 @@ class Given(NamedTuple):
 
 
 def forward(
-    conv: Conv2d, equations: NeuronEquations, given: Given, wq: Float32, u: Float32, spikes: UInt8, kept: Float32
-) -> None:
+    conv: Conv2d, equations: NeuronEquations, given: Given, wq: Float32, u: Float32, spikes: UInt8, kept: Float32,
+    learned: Float32 = NOTHING,
+) -> None:  # fmt: skip
     """Compute a block.
 
     Args:
@@ -65,17 +66,18 @@ def forward(
         u: filled with the potentials, float32 `[T, B, H', W', C']`.
         spikes: filled with zeros and ones, uint8 `[T, B, H', W', C']`.
         kept: filled with what the way back reads besides `u`, float32 `[K, T, B H' W' C']`.
+        learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, B H' W' C']`.
     """
     equation = equations.forward
     _forward(equation)(
         *given, _packed(conv, wq), gathers(conv), conv.kernel, conv.padding, u, spikes, kept,
-        values(equation, equations.constants), len(equation.states), get_num_threads(),
+        values(equation, equations.constants), len(equation.states), learned, get_num_threads(),
     )  # fmt: skip
 
 
 def backward(
     conv: Conv2d, equations: NeuronEquations, given: Given, u: Float32, kept: Float32, ds: Float32, pooled: int,
-    dz: Float32, *, need_weights: bool,
+    dz: Float32, learned: Float32 = NOTHING, terms: Float32 = NOTHING, *, need_weights: bool,
 ) -> Float32 | None:  # fmt: skip
     """The gradient of a block's weights, `[C', C, kernel, kernel]`, where it is needed.
 
@@ -85,13 +87,15 @@ def backward(
         ds: error of the spikes after a pooling of `pooled` that is still to be undone,
             `[T, B, H' // pooled, W' // pooled, C']`.
         dz: filled with the error of the convolution's output, `[T, B, H', W', C']`, unless it is empty.
+        learned: see `forward`.
+        terms: filled with what each neuron adds to the gradients of what is learned, float32 `[P, B H' W' C']`.
         need_weights: else the gradient is None.
     """
-    equation, channels, run, threads = equations.backward, given.s.shape[4], _run(conv), get_num_threads()
+    equation, channels, run, threads = equations.summing, given.s.shape[4], _run(conv), get_num_threads()
     sums = np.empty((threads if need_weights else 0, channels * conv.kernel * run), np.float32)
-    _backward(equation)(
+    _backward(equation, len(equations.terms))(
         *given, conv.kernel, conv.padding, u, kept, ds, pooled, dz, sums,
-        values(equation, equations.constants), len(equation.states), threads,
+        values(equation, equations.constants), len(equation.states), learned, terms, threads,
     )  # fmt: skip
     if not need_weights:
         return None
@@ -130,7 +134,8 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
     @cached_njit(parallel=True, error_model="numpy")
     def block_forward(
         s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
-        u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, threads: int,
+        u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
+        threads: int,
     ) -> None:  # fmt: skip
         """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
@@ -140,7 +145,7 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
                 `kernel C'` values and zeros up to a whole vector.
             gathered: which order.
             kernel, padding: of the convolution.
-            p, states: parameters and number of states of the equation.
+            p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
             threads: among which the samples are shared.
         """
         steps, batch, height, width, channels = s.shape
@@ -194,21 +199,21 @@ def _forward(equation: Recurrence) -> Callable[..., None]:
                         at = y * wide * channels_out + margin
                         out, fired = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
                         place = (b * rows_out + y) * line
-                        fires(p, z[at : at + line], state[y], out, fired, kept, t, place)
+                        fires(p, z[at : at + line], state[y], out, fired, kept, t, place, learned, place)
 
     return block_forward
 
 
 @cache
-def _backward(equation: Recurrence) -> Callable[..., None]:
-    """The way back through a block; `equation` is that of its neurons and filter."""
-    propagates = propagate(equation)
+def _backward(equation: Recurrence, count: int) -> Callable[..., None]:
+    """The way back through a block; `equation` is that of its neurons and filter, which learn `count` numbers."""
+    propagates = propagate(equation, count)
 
     @cached_njit(parallel=True, error_model="numpy")
     def block_backward(
         s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
         u: Float32, kept: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, p: Float32, states: int,
-        threads: int,
+        learned: Float32, terms: Float32, threads: int,
     ) -> None:  # fmt: skip
         """Fill `dz` and `dw`, unless they are empty.
 
@@ -218,7 +223,7 @@ def _backward(equation: Recurrence) -> Callable[..., None]:
             u, kept, ds, pooled, dz: see the public function.
             dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
                 weights.
-            p, states: parameters and number of states of the equation.
+            p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
             threads: among which the samples are shared.
         """
         steps, batch, height, width, channels = s.shape
@@ -253,11 +258,11 @@ def _backward(equation: Recurrence) -> Callable[..., None]:
                         place = (b * rows_out + y) * line
                         out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
                         if pooled == 1:
-                            propagates(p, potentials, ds[t, b, y].reshape(-1), state[y], kept, t, place, out)
+                            propagates(p, potentials, ds[t, b, y].reshape(-1), state[y], kept, t, learned, place, out)
                         else:
                             if y % pooled == 0:
                                 _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
-                            propagates(p, potentials, above, state[y], kept, t, place, out)
+                            propagates(p, potentials, above, state[y], kept, t, learned, place, out)
                         if dz.size > 0:
                             whole = dz[t, b, y].reshape(-1)
                             for j in range(line):
@@ -281,6 +286,10 @@ def _backward(equation: Recurrence) -> Callable[..., None]:
                                     run // LANES,
                                 )  # fmt: skip
                         begin = ends[channel, rows - 1]
+                for y in range(rows_out):
+                    place = (b * rows_out + y) * line
+                    for k in range(len(terms)):
+                        terms[k, place : place + line] = state[y, states - len(terms) + k]
                 # A sum of each sample first: one over all of them would lose the last bits of the last.
                 for j in range(len(gradient)):
                     gradient[j] += part[j]

@@ -12,12 +12,13 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import CEILING, FLOOR
 from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
 from stsbp_spec.synapses.psp import PSP, rise_time, time_constant
+from stsbp_spec.typing import Float32, Shape
 from stsbp_spec.values import real, shown
 
-__all__ = ["Adjoint", "NeuronModel", "Step", "above_zero", "choice", "parameter", "steps"]
+__all__ = ["Adjoint", "Learned", "NeuronModel", "Step", "above_zero", "choice", "parameter", "steps"]
 
 Check = Callable[[str, Any], Any]
 
@@ -47,10 +48,51 @@ class Adjoint:
     Attributes:
         current: `dL/di` of the neuron's current.
         carried: what goes on to the step before, by name.
+        learned: the step's term of the gradient of each learned number, by name.
     """
 
     current: Expr
     carried: Mapping[str, Expr]
+    learned: Mapping[str, Expr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A number of a step that is learned, as the weights are: its gradient is a sum over neurons, samples and steps.
+
+    An update ends with the number brought back between `low` and `high`. All three are float32, rounded once, and 0 or
+    of a magnitude from 2^-100 to 2^100, so that no library flushes the number.
+
+    Args:
+        initial: before the first update.
+        low, high: the domain, both ends in it.
+        per: `layer`, one number for all neurons, or `channel`, one a channel (of a full connection: one a neuron).
+    """
+
+    initial: float
+    low: float
+    high: float
+    per: str = "layer"
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "initial"):
+            value = real(f"{name} of a learned number", getattr(self, name))
+            rounded = float(np.float32(value)) if abs(value) <= CEILING else math.inf
+            if rounded != 0 and not FLOOR <= abs(rounded) <= CEILING:
+                raise SpecError(f"{name} of a learned number must be 0 or from 2^-100 to 2^100, got {value:g}")
+            object.__setattr__(self, name, rounded)
+        if not self.low <= self.initial <= self.high or self.low == self.high:
+            ends = f"low, {self.low:g}, and high, {self.high:g}"
+            raise SpecError(f"a learned number begins between {ends}, got initial={self.initial:g}")
+        choice("layer", "channel")("per", self.per)
+
+    def shape(self, output: Shape) -> Shape:
+        """Shape of the numbers of a layer whose spikes have the shape `output`, `(C, H, W)` or `(N,)`."""
+        return (output[0] if self.per == "channel" else 1,)
+
+    def values(self, output: Shape) -> Float32:
+        """The numbers before the first update."""
+        return np.full(self.shape(output), self.initial, np.float32)
 
 
 class NeuronModel(ABC):
@@ -100,15 +142,19 @@ class NeuronModel(ABC):
     def constants(self) -> Mapping[str, float | np.float32]:
         """The numbers of `step` by name, each rounded once to float32."""
 
+    def learned(self) -> Mapping[str, Learned]:
+        """The numbers of `step` that are learned, by name."""
+        return {}
+
     @abstractmethod
     def step(self, p: Names, s: Names, i: Expr) -> Step:
-        """One step: `p` the constants, `s` the states before it, `i` the current after the synaptic filter."""
+        """One step: `p` the constants and what is learned, `s` the states before it, `i` the filtered current."""
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
         """The way back, where a model fixes an order of its own; None: it is derived from `step`.
 
         Args:
-            p: the constants.
+            p: the constants, and what is learned.
             d: what is carried, by the names of `carried`.
             u: the membrane potential.
             g: `dL/do`.

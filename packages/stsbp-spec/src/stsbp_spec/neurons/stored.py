@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, variable
-from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, steps
+from stsbp_spec.neurons.base import Adjoint, Learned, NeuronModel, Step, above_zero, steps
 from stsbp_spec.stored import (
     Graph,
     dumped,
@@ -38,10 +38,11 @@ def as_text(neuron: NeuronModel) -> str:
     if isinstance(neuron, StoredNeuron):
         return neuron.text
     surrogate = neuron.surrogate
+    of_step = (*neuron.constants(), *neuron.learned())
     p, s, d, q = (
         placeholders(kind, names)
         for kind, names in (
-            ("p", neuron.constants()), ("s", neuron.states), ("d", neuron.carried), ("q", surrogate.constants()),
+            ("p", of_step), ("s", neuron.states), ("d", neuron.carried), ("q", surrogate.constants()),
         )
     )  # fmt: skip
     step = neuron.step(p, s, variable("i"))
@@ -55,11 +56,13 @@ def as_text(neuron: NeuronModel) -> str:
     roots |= {f"s.{name}": x for name, x in step.states.items()}
     if back is not None:
         roots |= {"current": back.current, **{f"d.{name}": x for name, x in back.carried.items()}}
+        roots |= {f"l.{name}": x for name, x in back.learned.items()}
     data = {
         "name": neuron.name,
         "states": list(neuron.states),
         "carried": list(neuron.carried) if back is not None else [],
         "constants": {name: float(value).hex() for name, value in neuron.constants().items()},
+        "learned": {name: [x.initial.hex(), x.low.hex(), x.high.hex(), x.per] for name, x in neuron.learned().items()},
         "surrogate": {
             "name": surrogate.name,
             "parameters": surrogate.shown_parameters(),
@@ -83,12 +86,17 @@ class _Data:
         with refusing("neuron model"):
             self.name, self.states, self.carried = word(data["name"]), words(data["states"]), words(data["carried"])
             self.constants = numbers(data["constants"])
+            # Texts from before there were any have none.
+            self.learned = {
+                word(name): Learned(number(initial), number(low), number(high), per)
+                for name, (initial, low, high, per) in data.get("learned", {}).items()
+            }
             self.tau_s, self.threshold = number(data["tau_s"]), number(data["threshold"])
             self.tau_rise = number(data["tau_rise"])
             self.parameters = texts(data["parameters"])
             roots = {"u", "spike", "slope", *(f"s.{name}" for name in self.states)}
             if self.carried:
-                roots |= {"current", *(f"d.{name}" for name in self.carried)}
+                roots |= {"current", *(f"d.{name}" for name in self.carried), *(f"l.{name}" for name in self.learned)}
             self.graph = Graph("neuron model", data, roots, {"spike"})
             # A text of its own, so that surrogates of one equation are equal.
             own = {"parameters": {}, "compact": False, **data["surrogate"]}
@@ -152,6 +160,9 @@ class StoredNeuron(NeuronModel):
     def constants(self) -> Mapping[str, float]:
         return self.data.constants
 
+    def learned(self) -> Mapping[str, Learned]:
+        return self.data.learned
+
     def step(self, p: Names, s: Names, i: Expr) -> Step:
         known = {**self._constants(p), **{f"s.{name}": getattr(s, name) for name in self.states}, "i": i}
         u, spike, *states = self.data.graph.built(known, ("u", "spike", *(f"s.{name}" for name in self.states)))
@@ -161,11 +172,14 @@ class StoredNeuron(NeuronModel):
         if not self.carried:
             return None
         known = {**self._constants(p), **{f"d.{name}": getattr(d, name) for name in self.carried}, "u": u, "g": g}
-        current, *carried = self.data.graph.built(known, ("current", *(f"d.{name}" for name in self.carried)), h)
-        return Adjoint(current, dict(zip(self.carried, carried, strict=True)))
+        roots = ("current", *(f"d.{name}" for name in self.carried), *(f"l.{name}" for name in self.data.learned))
+        current, *found = self.data.graph.built(known, roots, h)
+        ends = iter(found)
+        carried = {name: next(ends) for name in self.carried}
+        return Adjoint(current, carried, {name: next(ends) for name in self.data.learned})
 
     def _constants(self, p: Names) -> dict[str, Expr]:
-        return {f"p.{name}": getattr(p, name) for name in self.data.constants}
+        return {f"p.{name}": getattr(p, name) for name in (*self.data.constants, *self.data.learned)}
 
     def written(self) -> dict[str, str]:
         """The model's own name and parameters."""

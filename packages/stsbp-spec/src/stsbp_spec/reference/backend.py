@@ -81,7 +81,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
         inputs: Mapping[str, AnyArray],
         steps: int,
         *,
-        summed: bool = False,
+        summed: tuple[str, ...] = (),
     ) -> dict[str, AnyArray]:
         return recur(recurrence, constants, inputs, steps, summed=summed)
 

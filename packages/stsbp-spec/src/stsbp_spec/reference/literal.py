@@ -8,7 +8,7 @@ purpose.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
+from stsbp_spec.neurons import ALIF, IF, LIF
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
 from stsbp_spec.typing import AnyArray
@@ -40,15 +41,21 @@ class _Neuron:
     """A neuron model in the number type: what it leaves of a potential, and how its threshold moves.
 
     `u_t = left(u_{t-1}, o_{t-1}, v_{t-1}) + i_t`, `v_t = vth + beta a_t`, `a_t = ka a_{t-1} + ca o_{t-1}`.
+    A decay that is learned is `km` of each channel, or of all.
     """
 
-    def __init__(self, literal: Literal, neuron: NeuronModel) -> None:
-        number = literal.number
+    def __init__(self, literal: Literal, block: Block, parameters: Mapping[str, AnyArray]) -> None:
+        number, neuron = literal.number, block.neuron
         self.one = number(1)
-        if not isinstance(neuron, (LIF, IF, ALIF)):
+        if not isinstance(neuron, (LIF, IF, ALIF, PLIF)):
             raise TypeError(f"no literal form of the neuron {neuron!r}")
         self.subtracts = neuron.reset == "subtract"
-        self.km = self.one if isinstance(neuron, IF) else literal.decay(neuron.tau_m)[0]
+        self.km: Any = self.one
+        if isinstance(neuron, PLIF):
+            decay = parameters[f"{block.name}.decay"]
+            self.km = decay.reshape(1, len(decay), *(1 for _ in block.output_shape[1:]))
+        elif not isinstance(neuron, IF):
+            self.km = literal.decay(neuron.tau_m)[0]
         self.vth = number(neuron.threshold)
         self.ka, self.ca = literal.decay(neuron.tau_a) if isinstance(neuron, ALIF) else (self.one, number(0))
         self.beta = number(neuron.beta) if isinstance(neuron, ALIF) else number(0)
@@ -56,6 +63,11 @@ class _Neuron:
     def left(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
         """What is left of a potential after a step."""
         result: AnyArray = self.km * (u - v * o) if self.subtracts else self.km * u * (self.one - o)
+        return result
+
+    def by_km(self, u: AnyArray, o: AnyArray, v: AnyArray) -> AnyArray:
+        """Derivative of `left` by `km`."""
+        result: AnyArray = u - v * o if self.subtracts else u * (self.one - o)
         return result
 
     def by_u(self, o: AnyArray) -> Any:
@@ -100,14 +112,14 @@ class Literal:
         return one - one / tau_, one / tau_
 
     def forward(self, weights: dict[str, AnyArray], inputs: list[AnyArray]) -> LiteralRun:
-        """Lines 1-9. `weights` and `inputs` (one `[B, ...]` per step) are in the number type."""
+        """Lines 1-9. `weights` (all parameters) and `inputs` (one `[B, ...]` per step) are in the number type."""
         run = LiteralRun([], [], [], [])
         potentials = inputs
         if self.network.input_psp is not None:
             potentials = self.psp(self.network.input_psp, potentials)
         for block in self.network.blocks:
             entered = [self.before(block, x) for x in potentials]
-            neuron = _Neuron(self, block.neuron)
+            neuron = _Neuron(self, block, weights)
             u_list: list[AnyArray] = []
             o_list: list[AnyArray] = []
             threshold: list[AnyArray] = []
@@ -174,7 +186,7 @@ class Literal:
         gradients: dict[str, AnyArray] = {}
         for index in reversed(range(len(self.network.blocks))):
             block = self.network.blocks[index]
-            neuron = _Neuron(self, block.neuron)
+            neuron = _Neuron(self, block, weights)
             # The loss sees the output through a filter of first order.
             psp = block.neuron.psp if index < len(self.network.blocks) - 1 else block.neuron.psp.first_order
             ks, cs = self.decay(psp.tau_s)
@@ -187,10 +199,12 @@ class Literal:
             u, o, v = run.u[index], run.o[index], run.threshold[index]
             psp_factor = rise_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
             gradient = None
+            for_decay = self.array(np.zeros(u[0].shape))
             below: list[AnyArray] = [np.zeros(1)] * steps
             for t in reversed(range(steps)):
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
                 rise_factor = (from_above[t] if psp.tau_rise else 0) + kr * rise_factor
+                for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
                 h = self.derivative(block.neuron.surrogate, u[t] - v[t])
                 at_spike = cs * (psp_factor - rise_factor) + direct[t] + neuron.by_o(u[t], v[t]) * membrane_factor
                 at_spike = h * (at_spike + neuron.ca * adaptation_factor)
@@ -202,6 +216,9 @@ class Literal:
                 gradient = term if gradient is None else gradient + term  # Eq. (18)
             assert gradient is not None
             gradients[block.name] = gradient
+            if isinstance(block.neuron, PLIF):
+                (count,) = weights[f"{block.name}.decay"].shape
+                gradients[f"{block.name}.decay"] = np.moveaxis(for_decay, 1, 0).reshape(count, -1).sum(axis=1)
             from_above = below
             direct = [self.array(np.zeros(1))] * steps
         return gradients

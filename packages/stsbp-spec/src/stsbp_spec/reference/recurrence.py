@@ -21,7 +21,7 @@ def recur(
     inputs: Mapping[str, AnyArray],
     steps: int,
     *,
-    summed: bool = False,
+    summed: tuple[str, ...] = (),
     step: Callable[..., Any] | None = None,
 ) -> dict[str, AnyArray]:
     """`AbstractBackend.recur`; `step` computes one step (None: what is printed for numpy)."""
@@ -31,15 +31,15 @@ def recur(
     shape = arrays[0].shape[1:]
     states = [np.zeros(shape, np.float32) for _ in recurrence.states]
     found: dict[str, AnyArray] = {
-        name: np.zeros((1 if summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
+        name: np.zeros((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
         for name, x in recurrence.outputs.items()
     }
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         values = (x[t % len(x)].astype(np.float32, copy=False) for x in arrays)
         with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
             states, outputs = step(*parameters, *values, *states)
-        for whole, output in zip(found.values(), outputs, strict=True):
-            if summed:
+        for (name, whole), output in zip(found.items(), outputs, strict=True):
+            if name in summed:
                 whole[0] += output
             else:
                 whole[t] = output

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -45,6 +46,7 @@ __all__ = [
     "exact_filter",
     "gamma",
     "gradients",
+    "learned_gradients",
     "loss_error",
     "neuron_backward",
     "neuron_forward",
@@ -228,6 +230,8 @@ def _logistic(surrogate: Logistic, size: Near) -> Near:
     return replace(h, error=np.minimum(h.error, steep.largest))  # both lie between 0 and 1/(4 width)
 
 
+_NONE: Mapping[str, Float32] = MappingProxyType({})
+
 Filtering: TypeAlias = tuple[Near, ...]
 """Constants of a synaptic filter in its own order: decay and gain, or decay, rise and gain."""
 
@@ -256,7 +260,9 @@ def _filtered(decay: Near, state: Near, x: Near) -> Near:
     return _snap(_add(_multiply(decay, state), x))
 
 
-def neuron_forward(neuron: NeuronModel, filter: Filtering, z: AnyArray, spikes: UInt8) -> dict[str, Near]:
+def neuron_forward(
+    neuron: NeuronModel, filter: Filtering, z: AnyArray, spikes: UInt8, learned: Mapping[str, Float32] = _NONE
+) -> dict[str, Near]:
     """What the way back reads of a float64 simulation with the given spikes, `[T, B, ...]` by name: `u` and others.
 
     Args:
@@ -264,12 +270,20 @@ def neuron_forward(neuron: NeuronModel, filter: Filtering, z: AnyArray, spikes: 
         filter: constants of the filter before it.
         z: exact, `[1 or T, B, ...]`.
         spikes: of float32, `[T, B, ...]`.
+        learned: what the neurons have learned, by name, each `[1]` or `[C]`; it is among the result too.
     """
     if _is_plain(neuron, filter):
         return {"u": _lif_forward(neuron, filter, z, spikes)}  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
-    found = _run(equations.forward, _constants(equations, filter), {"z": exact(z)}, spikes)
-    return {name: found[name] for name in equations.kept}
+    each = {free: exact(_spread(learned[name], spikes)) for name, free in equations.learned.items()}
+    found = _run(equations.forward, _constants(equations, filter), {"z": exact(z), **each}, spikes)
+    return {name: found[name] for name in equations.kept} | each
+
+
+def _spread(values: Float32, spikes: UInt8) -> AnyArray:
+    """One number a channel, or one for all, for each neuron: `[1, B, ...]`."""
+    each = values.reshape(1, 1, -1, *(1,) * (spikes.ndim - 3))
+    return np.broadcast_to(each, (1, *spikes.shape[1:]))
 
 
 def neuron_backward(
@@ -286,12 +300,41 @@ def neuron_backward(
         return _lif_backward(neuron, filter, kept["u"], spikes, g, static=static)  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
     dz = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)["dz"]
-    if not static:
-        return dz
-    total = exact(np.zeros(spikes.shape[1:]))
-    for t in reversed(range(len(spikes))):
-        total = _add(total, dz[t])
-    return _stack([total])
+    return _stack([_over_time(dz)]) if static else dz
+
+
+def _over_time(steps: Near) -> Near:
+    """The sum over the steps from the last to the first."""
+    total = exact(np.zeros(steps.value.shape[1:]))
+    for t in reversed(range(len(steps.value))):
+        total = _add(total, steps[t])
+    return total
+
+
+def learned_gradients(
+    neuron: NeuronModel, filter: Filtering, kept: Mapping[str, Near], spikes: UInt8, g: Near
+) -> dict[str, Near]:
+    """Gradients of what the neurons learn, by name, each `[1]` or `[C]`: see `neuron_backward`."""
+    equations = _equations(neuron, filter)
+    if not equations.terms:
+        return {}
+    found = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)
+    gradients = {}
+    for name, output in equations.terms.items():
+        (count,) = neuron.learned()[name].shape(spikes.shape[2:])
+
+        def total(x: Float64, count: int = count) -> Float64:
+            added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
+            return added
+
+        each = _over_time(found[output])
+        value, error = total(each.value), total(each.error)
+        # n numbers added in float64, in any order: off by at most n 2^-53 of their magnitudes. Then rounded once.
+        error = error + each.value.size * 2.0**-53 * total(each.largest)
+        error = error + U * (np.abs(value) + error) + TINY
+        spread = _root(np.sqrt(total(np.square(each.spread))), U * value) + TINY
+        gradients[name] = Near(value, error, spread)
+    return gradients
 
 
 def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]:

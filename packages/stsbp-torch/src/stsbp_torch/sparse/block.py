@@ -270,6 +270,7 @@ def known(block: Block) -> bool:
         type(block.synapse) is Conv2d
         and block.synapse.stride == 1
         and not block.static
+        and not block.neuron.learned()
         and pools <= 1
         and len(block.before) - pools <= 1
     )

@@ -74,7 +74,7 @@ def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[
         synchronise(backend.neuron_forward(neuron, filter, z, steps)[0])
 
     def backward() -> None:
-        synchronise(backend.neuron_backward(neuron, filter, residuals, error))
+        synchronise(backend.neuron_backward(neuron, filter, residuals, error)[0])
 
     return forward, backward, rate
 

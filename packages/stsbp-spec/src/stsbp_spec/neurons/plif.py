@@ -1,0 +1,62 @@
+"""LIF neurons that learn their leak (parametric LIF; Fang et al. 2021), one number a layer or one a channel.
+
+u_t = k u_{t-1} (1 - o_{t-1}) + i_t            with reset="zero"
+u_t = k (u_{t-1} - V_th o_{t-1}) + i_t         with reset="subtract"
+o_t = 1 if u_t >= V_th else 0
+
+`k` begins at `1 - 1/tau_m` and is learned itself, from 0 to 1, where Fang et al. learn the argument of a sigmoid: `exp`
+differs between libraries, and an update can end inside the domain without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from stsbp_spec.expr import Expr, Names, named, snap, spike, where
+from stsbp_spec.neurons.base import Learned, NeuronModel, Step, choice, parameter, steps
+from stsbp_spec.surrogates import Arctan, Surrogate
+
+__all__ = ["PLIF"]
+
+
+@dataclass(frozen=True)
+class PLIF(NeuronModel):
+    """Parameters of a layer of parametric LIF neurons.
+
+    Args:
+        tau_m: membrane time constant in steps before the first update, at least 1.
+        tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
+        threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
+        surrogate: derivative of the spike in the backward pass.
+        reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
+        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
+        per: one `decay` for each `layer`, or for each `channel` (of a full connection: for each neuron).
+    """
+
+    name: ClassVar[str] = "plif"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    tau_m: float = parameter(8.0, steps)
+    tau_s: float = 4.0
+    threshold: float = 1.0
+    surrogate: Surrogate = field(default_factory=Arctan)
+    reset: str = parameter("zero", choice("zero", "subtract"))
+    tau_rise: float = 0.0
+    per: str = parameter("layer", choice("layer", "channel"))
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"vth": self.threshold}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"decay": Learned(1 - 1 / self.tau_m, low=0, high=1, per=self.per)}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m + i))
+        o = spike(u, p.vth)
+        return Step(
+            u, o, {"m": where(o, 0, p.decay * u) if self.reset == "zero" else p.decay * (u - where(o, p.vth, 0))}
+        )
