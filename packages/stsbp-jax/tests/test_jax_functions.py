@@ -28,8 +28,9 @@ from stsbp_spec import (
     initial_weights,
 )
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.typing import Coding
+from stsbp_spec.typing import Coding, Precision
 
 STEPS, BATCH = 7, 3
 WRAPPERS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
@@ -247,3 +248,35 @@ def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) ->
         assert np.isnan(jax.jit(lambda s, y: distance(Hamming(), PSP(4), s, y))(spikes, targets))
     with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
         distance(Hamming(), PSP(4), good, good[:, :1])
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_what_neurons_learn_has_a_gradient(per: str, precision: Precision) -> None:
+    rng, numpy, filter = np.random.default_rng(0), NumpyBackend(), PSP(3).filter()
+    neuron = PLIF(3, 2, 0.5, reset="subtract", per=per)
+    z, g = (rng.normal(size=(9, 2, 4)).astype(np.float32) for _ in range(2))
+    learned = {"decay": rng.random(4 if per == "channel" else 1).astype(np.float32)}
+    s, residuals = numpy.neuron_forward(neuron, filter, z, 9, learned)
+    dz, terms = numpy.neuron_backward(neuron, filter, residuals, g)
+
+    def fired(z: Any, learned: Any) -> Any:
+        return lif(neuron, filter, z, 9, learned, precision=precision)
+
+    spikes, back = jax.vjp(jax.jit(fired), jnp.asarray(z), jax.tree.map(jnp.asarray, learned))
+    assert np.array_equal(spikes, s)
+    below, gradients = back(jnp.asarray(g))
+    assert np.array_equal(below, dz)
+    expected = numpy.learned_gradient(terms["decay"], len(learned["decay"]), precision)
+    assert np.abs(expected).min() > 0.01
+    # In float64 the order of a sum may show in the last of its bits, of which float32 keeps one.
+    assert np.allclose(gradients["decay"], expected, rtol=0 if precision == "reproducible" else 2.0**-23, atol=0)
+
+
+def test_learned_numbers_of_another_shape_are_refused() -> None:
+    neuron, filter, z = PLIF(per="channel"), PSP(3).filter(), jnp.zeros((2, 1, 3))
+    begun = {"decay": jnp.full(3, 0.875)}
+    assert np.array_equal(lif(neuron, filter, z + 1, 2), lif(neuron, filter, z + 1, 2, begun))
+    for wrong in ({}, {"decay": jnp.zeros(1)}, {"decay": jnp.zeros(3, np.int32)}, {**begun, "other": jnp.zeros(3)}):
+        with pytest.raises(ShapeError, match=r"the learned numbers of plif are {'decay': \(\(3,\), 'float32'\)}"):
+            lif(neuron, filter, z, 2, wrong)

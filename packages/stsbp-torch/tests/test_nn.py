@@ -8,6 +8,7 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import Precision
 from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
@@ -223,3 +224,46 @@ def test_a_loss_of_what_is_no_spike_train_is_refused(value: float) -> None:
             spike_loss(Hamming(), spikes, targets, psp=PSP(4))
     with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
         spike_loss(Hamming(), good, good[:, :1], psp=PSP(4))
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("per", ["layer", "channel"])
+def test_what_neurons_learn_has_a_gradient(per: str, precision: Precision) -> None:
+    rng, numpy = np.random.default_rng(0), open_backend("numpy")
+    neuron = PLIF(3, 2, 0.5, reset="subtract", per=per)
+    z, g = (rng.normal(size=(9, 2, 4, 3, 3)).astype(np.float32) for _ in range(2))
+    layer = LIF(neuron, PSP(3), channels=4)
+    decay = layer.learned["decay"]
+    assert decay.tolist() == [np.float32(2 / 3)] * (4 if per == "channel" else 1)
+    filter, learned = PSP(3).filter(), {"decay": decay.detach().numpy()}
+    s, residuals = numpy.neuron_forward(neuron, filter, z, 9, learned)
+    dz, terms = numpy.neuron_backward(neuron, filter, residuals, g)
+    entering = torch.from_numpy(z).requires_grad_()
+    spikes = layer(entering, precision=precision)
+    assert np.array_equal(spikes.detach().numpy(), s)
+    spikes.backward(torch.from_numpy(g))
+    assert entering.grad is not None
+    assert decay.grad is not None
+    assert np.array_equal(entering.grad.numpy(), dz)
+    expected = numpy.learned_gradient(terms["decay"], len(decay), precision)
+    assert np.abs(expected).min() > 0.01
+    # In float64 the order of a sum may show in the last of its bits, of which float32 keeps one.
+    assert np.allclose(decay.grad.numpy(), expected, rtol=0 if precision == "reproducible" else 2.0**-23, atol=0)
+
+
+def test_learned_numbers_stay_in_their_domain() -> None:
+    layer = LIF(PLIF(per="channel"), channels=3)
+    with torch.no_grad():
+        layer.learned["decay"].copy_(torch.tensor([1.25, -0.5, 2.0**-101]))
+    with pytest.raises(NumericError, match=r"decay of plif is 1.25, outside of its domain from 0 to 1; call clip_to"):
+        layer(torch.zeros(2, 1, 3))
+    layer.clip_to_domain()
+    assert layer.learned["decay"].tolist() == [1.0, 0.0, 0.0]
+    assert layer(torch.zeros(2, 1, 3)).shape == (2, 1, 3)
+    with torch.no_grad():
+        layer.learned["decay"][1] = float("nan")
+    with pytest.raises(NumericError, match="decay of plif is nan"):
+        layer(torch.zeros(2, 1, 3))
+    with pytest.raises(SpecError, match="the neuron plif learns a number a channel; give channels="):
+        LIF(PLIF(per="channel"))
+    assert [name for name, _ in LIF(PLIF()).named_parameters()] == ["learned.decay"]

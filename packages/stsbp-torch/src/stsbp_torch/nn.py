@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.checks import check_loss
-from stsbp_spec.errors import NumericError, ShapeError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Projection, Values
-from stsbp_spec.grid import weight_grid
+from stsbp_spec.grid import FLOOR, weight_grid
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
 from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
@@ -52,18 +52,34 @@ def backend_of(x: torch.Tensor) -> TorchBackend:
 
 class _LifFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: torch.Tensor, neuron: NeuronModel, filter: SynapticFilter, steps: int) -> torch.Tensor:
-        ctx.neuron, ctx.filter = neuron, filter
-        spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps)
-        ctx.names, ctx.static = tuple(residuals.kept), residuals.static
-        ctx.save_for_backward(spikes, *residuals.kept.values())
+    def forward(
+        ctx: Any,
+        z: torch.Tensor,
+        neuron: NeuronModel,
+        filter: SynapticFilter,
+        steps: int,
+        precision: Precision,
+        *learned: torch.Tensor,
+    ) -> torch.Tensor:
+        given = {name: x.detach() for name, x in zip(neuron.learned(), learned, strict=True)}
+        spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps, given)
+        ctx.neuron, ctx.filter, ctx.precision, ctx.static = neuron, filter, precision, residuals.static
+        ctx.kept, ctx.learned, ctx.counts = tuple(residuals.kept), tuple(residuals.learned), [len(x) for x in learned]
+        ctx.save_for_backward(spikes, *residuals.kept.values(), *residuals.learned.values())
         return spikes.float()
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        spikes, *kept = ctx.saved_tensors
-        residuals = NeuronResiduals(dict(zip(ctx.names, kept, strict=True)), spikes, ctx.static)
-        return backend_of(spikes).neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0])[0], None, None, None
+        spikes, *arrays = ctx.saved_tensors
+        backend, values = backend_of(spikes), iter(arrays)
+        kept, learned = ({name: next(values) for name in names} for names in (ctx.kept, ctx.learned))
+        residuals = NeuronResiduals(kept, spikes, ctx.static, learned)
+        dz, terms = backend.neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0])
+        gradients = (
+            backend.learned_gradient(x, count, ctx.precision)
+            for x, count in zip(terms.values(), ctx.counts, strict=True)
+        )
+        return dz, None, None, None, None, *gradients
 
 
 class _SynapseFunction(torch.autograd.Function):
@@ -150,17 +166,45 @@ def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: 
 
 
 class LIF(torch.nn.Module):
-    """LIF neurons after their synaptic filter, spec: neurons/lif.py.
+    """Neurons of any model after their synaptic filter, spec: neurons/.
+
+    What the model learns are parameters in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
 
     Args:
-        neuron: parameters.
+        neuron: model and parameters; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
+        channels: `C` of the inputs, of a full connection `N`; only a model that learns a number a channel needs it.
     """
 
-    def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None) -> None:
+    def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None, channels: int | None = None) -> None:
         super().__init__()
         self.neuron = neuron or LIFSpec()
         self.psp = psp
+        learned = self.neuron.learned()
+        if channels is None and any(x.per == "channel" for x in learned.values()):
+            raise SpecError(f"the neuron {self.neuron.name} learns a number a channel; give channels=...")
+        values = {name: torch.from_numpy(x.values((channels or 1,))) for name, x in learned.items()}
+        # A module of nothing would stand in what is printed.
+        self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
+            torch.nn.ParameterDict(values) if values else {}
+        )
+
+    @torch.no_grad()
+    def clip_to_domain(self) -> None:
+        """Bring every learned number back between the ends of its domain, as the spec's update does."""
+        for name, x in self.neuron.learned().items():
+            own = self.learned[name]
+            own.copy_(torch.where(own.abs() < FLOOR, 0.0, own).clamp(x.low, x.high))
+
+    def _check_domain(self) -> None:
+        for name, x in self.neuron.learned().items():
+            low, high = (float(end) for end in torch.aminmax(self.learned[name].detach()))
+            if not x.low <= low <= high <= x.high:
+                worst = high if high > x.high else low
+                raise NumericError(
+                    f"{name} of {self.neuron.name} is {worst:g}, outside of its domain from {x.low:g} to {x.high:g}; "
+                    "call clip_to_domain() after each step of the optimiser"
+                )
 
     def extra_repr(self) -> str:
         given = ((f.name, getattr(self.neuron, f.name)) for f in fields(self.neuron))  # type: ignore[arg-type]
@@ -168,7 +212,13 @@ class LIF(torch.nn.Module):
         return ", ".join([*values, f"psp={self.psp}"])
 
     def forward(
-        self, z: torch.Tensor, steps: int | None = None, gain: float = 1.0, *, checked: bool = False
+        self,
+        z: torch.Tensor,
+        steps: int | None = None,
+        gain: float = 1.0,
+        *,
+        precision: Precision = "fast",
+        checked: bool = False,
     ) -> torch.Tensor:
         """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
 
@@ -176,24 +226,28 @@ class LIF(torch.nn.Module):
             z: weighted spikes of the layer below.
             steps: `T` of a static input.
             gain: factor of dropout.
+            precision: of the gradients of what is learned.
             checked: `z` is known to be finite, and is not looked at.
 
         Raises:
             ShapeError: `steps` is not that of `z`.
-            NumericError: a value of `z` or `gain` is not finite.
+            NumericError: a value of `z` or `gain` is not finite, or a learned number is outside of its domain.
         """
         steps = check_steps(z, steps)
         if not math.isfinite(gain):
             raise NumericError(f"the gain of LIF is not finite: {gain}")
         if not checked:
             check_finite("LIF", z)
+        self._check_domain()
         filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
-        spikes: torch.Tensor = _LifFunction.apply(z, self.neuron, filter, steps)  # type: ignore[no-untyped-call]
+        spikes: torch.Tensor = _LifFunction.apply(  # type: ignore[no-untyped-call]
+            z, self.neuron, filter, steps, precision, *self.learned.values()
+        )
         return spikes
 
 
 class _Spiking(torch.nn.Module):
-    """Weights on their grid and the LIF neurons after them."""
+    """Weights on their grid and the neurons after them."""
 
     def __init__(
         self,
@@ -207,7 +261,7 @@ class _Spiking(torch.nn.Module):
         super().__init__()
         self.synapse = synapse
         self.weight = torch.nn.Parameter(weight)
-        self.lif = LIF(neuron, psp)
+        self.lif = LIF(neuron, psp, len(weight))
         self.input_exponent, self.input_max = input_exponent, input_max
 
     def _get_name(self) -> str:
@@ -255,7 +309,7 @@ class _Spiking(torch.nn.Module):
         bits = self._error_bits(s) if precision == "reproducible" else 0
         z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
         # Weights on their grid and inputs that were looked at have finite sums.
-        spikes: torch.Tensor = self.lif(z, steps, gain, checked=True)
+        spikes: torch.Tensor = self.lif(z, steps, gain, precision=precision, checked=True)
         return spikes
 
     def _check_shape(self, s: torch.Tensor) -> None:
@@ -354,6 +408,8 @@ class SpikingAvgPool2d(torch.nn.Module):
 class Network(torch.nn.Module):
     """A `NetworkSpec` as a module; its parameters have the names of the spec's blocks.
 
+    Where neurons learn numbers, call `clip_to_domain` after each step of the optimiser.
+
     Args:
         spec: the network.
         seed: of the initial weights (the spec's own, the same as every backend's).
@@ -376,6 +432,12 @@ class Network(torch.nn.Module):
             values = block.input
             layer = _Spiking(block.synapse, weight, block.neuron, block.psp, values.exponent, values.maximum)
             self.add_module(block.name, layer)
+
+    def clip_to_domain(self) -> None:
+        """Bring every number that neurons learn back into its domain."""
+        for module in self.modules():
+            if isinstance(module, LIF):
+                module.clip_to_domain()
 
     def extra_repr(self) -> str:
         sizes = (f"{block.name} {'x'.join(map(str, block.output_shape))}" for block in self.spec.blocks)
