@@ -9,6 +9,7 @@ from stsbp_cpu.sparse import kernels
 from stsbp_cpu.sparse.spikes import NO_MASK, density
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Rectangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
@@ -27,7 +28,11 @@ def _last(x: AnyArray) -> AnyArray:
 @pytest.mark.parametrize("pooled", [1, 2], ids=["", "pooled above"])
 @pytest.mark.parametrize(("size", "masked"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
 @pytest.mark.parametrize("conv", [Conv2d(5, 3, padding=1), Conv2d(32, 2)], ids=["scattered", "gathered"])
-@pytest.mark.parametrize("neuron", [LIF(3, surrogate=Rectangle(0.7)), ALIF(3, beta=0.6, tau_a=9)], ids=["lif", "alif"])
+@pytest.mark.parametrize(
+    "neuron",
+    [LIF(3, surrogate=Rectangle(0.7)), ALIF(3, beta=0.6, tau_a=9), PLIF(3, reset="subtract", per="channel")],
+    ids=["lif", "alif", "plif"],
+)
 def test_bits_are_those_of_one_pair_after_the_other(
     neuron: NeuronModel, conv: Conv2d, size: int, masked: int, pooled: int
 ) -> None:
@@ -46,7 +51,8 @@ def test_bits_are_those_of_one_pair_after_the_other(
     if masked == 2:
         entering *= mask
     z, residuals = REFERENCE.synapse_forward(conv, entering, wq)
-    expected, left = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS)
+    learned = {name: rng.random(conv.channels).astype(np.float32) for name in neuron.learned()}
+    expected, left = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS, learned)
     assert 0.05 < expected.mean() < 0.95
 
     equations = neuron_equations(FILTER, neuron)
@@ -54,7 +60,8 @@ def test_bits_are_those_of_one_pair_after_the_other(
     memory = _last(expected).shape
     u, spikes = np.full(memory, np.nan, np.float32), np.full(memory, 9, np.uint8)
     kept = np.full((len(equations.kept) - 1, STEPS, u[0].size), np.nan, np.float32)
-    kernels.forward(conv, equations, given, wq, u, spikes, kept)
+    numbers = np.array([_last(x).ravel() for x in left.learned.values()], np.float32).reshape(-1, u[0].size)
+    kernels.forward(conv, equations, given, wq, u, spikes, kept, numbers)
     assert np.array_equal(spikes, _last(expected))
     for name, found in zip(equations.kept, (u, *kept), strict=True):
         assert found.tobytes() == _last(left.kept[name]).tobytes(), name
@@ -62,27 +69,35 @@ def test_bits_are_those_of_one_pair_after_the_other(
     above = conv.output_shape(inner)
     ds = rng.standard_normal((STEPS, BATCH, above[0], above[1] // pooled, above[2] // pooled)).astype(np.float32)
     whole = ds if pooled == 1 else REFERENCE.avgpool2d_backward(AvgPool2d(pooled), expected.shape, ds)
-    below = REFERENCE.neuron_backward(neuron, FILTER, left, whole)
+    below, adding = REFERENCE.neuron_backward(neuron, FILTER, left, whole)
     _, gradient = REFERENCE.synapse_backward(conv, residuals, below, precision="fast", need_input=False)
     threads = get_num_threads()
     for count in {1, threads}:
         set_num_threads(count)
         try:
             dz = np.full(memory, np.nan, np.float32)
-            dw = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, need_weights=True)
+            terms = np.full_like(numbers, np.nan)
+            of_learned = numbers, terms
+            dw = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, *own, need_weights=True)
         finally:
             set_num_threads(threads)
         assert dz.tobytes() == _last(below).tobytes()
+        for name, found in zip(equations.terms, terms, strict=True):
+            assert found.tobytes() == _last(adding[name]).tobytes()
+            assert np.count_nonzero(found) > found.size // 4
         assert dw is not None
         # Sums of floats in another order.
         assert np.abs(dw - gradient).max() <= 2e-6 * np.abs(gradient).max()
     none = np.empty((0,) * 5, np.float32)
-    again = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, none, need_weights=True)
+    again = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, none, *own, need_weights=True)
     assert again is not None
     assert dw is not None
     assert again.tobytes() == dw.tobytes()
     dz[:] = np.nan
-    assert kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, need_weights=False) is None
+    terms[:] = np.nan
+    last = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, *own, need_weights=False)
+    assert last is None
+    assert not np.isnan(terms).any()
     assert dz.tobytes() == _last(below).tobytes()
 
 

@@ -7,13 +7,18 @@ import pytest
 from stsbp_cpu import neurons
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Rectangle
 from stsbp_spec.synapses import PSP
 
 REFERENCE = NumpyBackend()
 FILTER = PSP(4, 2).filter(1.25)  # two states
-NEURONS = {"lif": LIF(3, surrogate=Rectangle(0.7)), "alif": ALIF(3, beta=0.6, tau_a=9)}
+NEURONS = {
+    "lif": LIF(3, surrogate=Rectangle(0.7)),
+    "alif": ALIF(3, beta=0.6, tau_a=9),
+    "plif": PLIF(3, reset="subtract", per="channel"),
+}
 
 
 @pytest.mark.parametrize("neuron", list(NEURONS.values()), ids=list(NEURONS))
@@ -26,16 +31,22 @@ def test_bits_are_those_of_the_reference(neuron: NeuronModel, given: int, steps:
     rng = np.random.default_rng(2)
     z = (4 * rng.standard_normal((given, count)) + 3).astype(np.float32)
     ds = rng.standard_normal((steps, count)).astype(np.float32)
-    expected, residuals = REFERENCE.neuron_forward(neuron, FILTER, z[:, None], steps)
-    below = REFERENCE.neuron_backward(neuron, FILTER, residuals, ds[:, None])
+    learned = {name: rng.random(count).astype(np.float32) for name in neuron.learned()}
+    expected, residuals = REFERENCE.neuron_forward(neuron, FILTER, z[:, None], steps, learned)
+    below, adding = REFERENCE.neuron_backward(neuron, FILTER, residuals, ds[:, None])
     equations = neuron_equations(FILTER, neuron)
     u, spikes = np.full((steps, count), np.nan, np.float32), np.full((steps, count), 9, np.uint8)
     kept = np.full((len(equations.kept) - 1, steps, count), np.nan, np.float32)
-    neurons.forward(equations, z, u, spikes, kept)
+    numbers = np.array(list(learned.values()), np.float32).reshape(-1, count)
+    neurons.forward(equations, z, u, spikes, kept, numbers)
     assert np.array_equal(spikes, expected[:, 0])
     assert steps * count < 500 or 0.05 < spikes.mean() < 0.95
     for name, found in zip(equations.kept, (u, *kept), strict=True):
         assert found.tobytes() == residuals.kept[name][:, 0].tobytes(), name
     dz = np.full((given, count), np.nan, np.float32)
-    neurons.backward(equations, u, kept, ds, dz)
+    terms = np.full((len(learned), count), np.nan, np.float32)
+    neurons.backward(equations, u, kept, ds, dz, numbers, terms)
     assert dz.tobytes() == below.tobytes()
+    for name, found in zip(equations.terms, terms, strict=True):
+        assert found.tobytes() == adding[name].tobytes()
+        assert steps == 1 or np.count_nonzero(found) > count // 2

@@ -37,8 +37,8 @@ def forward(
     shape = (steps, *z.shape[1:])
     kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, z.device), strict=True))
     spikes = empty(shape, torch.uint8, z.device)
-    arrays = (rows(x).numpy() for x in (z, kept["u"], spikes))
-    neurons.forward(equations, *arrays, beside_u(kept), numbers(learned))
+    given, u, fired = (rows(x).numpy() for x in (z, kept["u"], spikes))
+    neurons.forward(equations, given, u, fired, beside_u(kept), numbers(learned))
     return spikes, kept
 
 
