@@ -77,7 +77,7 @@ def test_bits_are_those_of_one_pair_after_the_other(
         try:
             dz = np.full(memory, np.nan, np.float32)
             terms = np.full_like(numbers, np.nan)
-            of_learned = numbers, terms
+            own = numbers, terms
             dw = kernels.backward(conv, equations, given, u, kept, _last(ds), pooled, dz, *own, need_weights=True)
         finally:
             set_num_threads(threads)
