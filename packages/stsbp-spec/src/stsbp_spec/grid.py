@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -81,9 +81,10 @@ _F = TypeVar("_F", np.float32, np.float64)
 _W = TypeVar("_W")
 
 
-def snap(x: npt.NDArray[_F]) -> npt.NDArray[_F]:
-    """`x` with magnitudes below 2^-100 replaced by zero, any shape."""
-    return np.where(np.abs(x) < x.dtype.type(FLOOR), x.dtype.type(0), x)
+def snap(x: Any, number: Callable[[float], Any] = np.float32) -> AnyArray:
+    """`x` with magnitudes below 2^-100 replaced by zero, any shape; `number` makes its elements."""
+    snapped: AnyArray = np.where(np.abs(x) < number(FLOOR), number(0.0), x)
+    return snapped
 
 
 def ceil_log2(n: int) -> int:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from stsbp_spec.expr import Recurrence, merged
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import snap
 from stsbp_spec.typing import AnyArray
 
 __all__ = ["LANGUAGES", "Language", "Line", "evaluate", "function", "lines", "new_state", "numpy_function"]
@@ -206,12 +206,7 @@ def compiled(recurrence: Recurrence, language: Language, helpers: Mapping[str, A
 
 
 def _helpers(number: Callable[[float], Any]) -> dict[str, Any]:
-    floor = number(FLOOR)
-
-    def snap(x: Any) -> Any:
-        return np.where(np.abs(x) < floor, number(0.0), x)
-
-    return {"number": number, "snap": snap, "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
+    return {"number": number, "snap": partial(snap, number=number), "where": np.where, "sqrt": np.sqrt, "exp": np.exp}
 
 
 @cache
