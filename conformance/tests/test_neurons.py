@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from stsbp_conformance import faults
 from stsbp_conformance.cases import normal
-from stsbp_conformance.check import Check
+from stsbp_conformance.check import Check, Mismatch
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers import neurons
 from stsbp_spec.equations import neuron_equations
@@ -87,7 +87,25 @@ each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-
 def test_every_model_and_every_reset_is_there() -> None:
     assert {type(neuron) for neuron in neurons.MODELS} == set(NEURONS.values())
     assert {(n.name, getattr(n, "reset", None)) for n in neurons.MODELS} >= {("lif", "zero"), ("lif", "subtract")}
-    assert len(neurons.CHECKS) == 5 * len(neurons.MODELS)
+    assert len(neurons.CHECKS) == 6 * len(neurons.MODELS)
+
+
+@dataclass(frozen=True)
+class Loud(Resonator):
+    """Multiplies a product that may be subnormal with something large."""
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        step = super().step(p, s, i)
+        return Step(step.u, step.spike, {**step.states, "b": i * i * 2.0**60 * 2.0**60})
+
+
+def test_a_product_whose_flush_shows_fails_a_check() -> None:
+    last = neurons.checks(Loud())[-1]
+    with pytest.raises(
+        Mismatch, match=r"^resonator_forward: i \* i may be below 2\^-126, .* differs: write snap\(i \* i\)"
+    ):
+        last.run(NUMPY)
+    assert neurons.checks(STRANGER)[-1].run(NUMPY).kind == "equal"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Expr, Names, Recurrence, constant, named, snap, spike, sqrt, variable, where
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.neurons.base import Step
+from stsbp_spec.ranges import flushes_of
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import FastSigmoid, Surrogate
 from stsbp_spec.synapses import IDENTITY, Conv2d
@@ -343,3 +344,33 @@ def test_spikes_that_follow_from_what_is_kept_are_no_array_of_the_scan() -> None
         )(inputs)
         (scan,) = (each for each in traced.jaxpr.eqns if each.primitive.name == "scan")
         assert {str(x.aval.dtype) for x in scan.outvars} == {"float32"}
+
+
+@dataclass(frozen=True)
+class Loud(NeuronModel):
+    """A model whose square of the current is snapped or not before it is made large."""
+
+    name: ClassVar[str] = "loud"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    threshold: float = 1.0
+    hushed: float = 0.0
+
+    def constants(self) -> Mapping[str, float]:
+        return {"km": 0.75, "vth": self.threshold, "gain": 2.0**70}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        square = snap(i * i) if self.hushed else i * i
+        u = named("u", s.m + square * p.gain * p.gain)
+        o = spike(u, p.vth)
+        return Step(u, o, {"m": where(o, 0, p.km * u)})
+
+
+@pytest.mark.parametrize("hushed", [False, True])
+def test_a_product_that_is_flagged_is_flushed_and_a_snapped_one_has_the_reference_bits(hushed: bool) -> None:
+    neuron = Loud(hushed=float(hushed))
+    assert [flush.expression for flush in flushes_of(neuron)] == ([] if hushed else ["i * i"])
+    z = np.float32(2.0**-66) * drive(12, 2, 37)
+    spikes, expected = reference(neuron, z, 12)
+    assert spikes.any() is not np.bool_(hushed)
+    assert bool(differing_bits(potentials(neuron, z, 12), expected)) is not hushed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,44 @@ def test_what_is_shown_is_the_equation(stsbp: Callable[..., Result]) -> None:
 )
 def test_the_language_is_the_one_asked_for(stsbp: Callable[..., Result], language: str, product: str) -> None:
     assert product in stsbp("equations", "lif", "--as", language).output
+
+
+LOUD = """
+from dataclasses import dataclass
+from stsbp_spec.expr import named, spike, where
+from stsbp_spec.neurons.base import NeuronModel, Step
+
+@dataclass(frozen=True)
+class Loud(NeuronModel):
+    name = "loud"
+    states = ("m",)
+
+    def constants(self):
+        return {"vth": self.threshold, "gain": 2.0**60}
+
+    def step(self, p, s, i):
+        u = named("u", s.m + i * i * p.gain * p.gain)
+        o = spike(u, p.vth)
+        return Step(u, o, {"m": where(o, 0, u)})
+"""
+
+
+def test_a_product_that_wants_a_snap_is_warned_of(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loud.py").write_text(LOUD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "loud", raising=False)
+    shown = stsbp("equations", "loud:Loud")
+    assert "def loud_forward(" in shown.stdout
+    line = (
+        "warning: loud_forward: i * i may be below 2^-126, which some backends take for zero, and then whether u >= vth"
+    )
+    assert shown.stderr == f"{line} differs: write snap(i * i)\n"
+    assert stsbp("equations", "alif").stderr == ""
+    train = ("--backend", "numpy", "train", "digits", "--net", "8", "--steps", "4", "--limit", "16", "--epochs", "1")
+    assert line in stsbp(*train, "--neuron", "loud:Loud", "--out", "run").stderr.replace("\n", " ")
+    assert "warning" not in stsbp("--backend", "numpy", "train", "--resume", "run").stderr
 
 
 def test_an_unknown_equation_is_refused_with_those_that_are_there(stsbp: Callable[..., Result]) -> None:

@@ -17,6 +17,7 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Recurrence, unsnapped
 from stsbp_spec.neurons import NEURONS, NeuronModel, parameters
 from stsbp_spec.random import Stream, uniform
+from stsbp_spec.ranges import flushes_of
 from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.recurrence import recur
 from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
@@ -230,6 +231,15 @@ def _floor(neuron: NeuronModel) -> Body:
     return body
 
 
+def _flushes(neuron: NeuronModel) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        for filter in (IDENTITY, PSP(5 / 3).filter(), PSP(5.0, 5 / 3).filter()):
+            found = flushes_of(neuron, filter)
+            compared.true("; ".join(map(str, found)) or "no flush shows", not found)
+
+    return body
+
+
 def checks(neuron: NeuronModel) -> tuple[Check, ...]:
     """The checks of one model."""
     label = _label(neuron)
@@ -239,6 +249,7 @@ def checks(neuron: NeuronModel) -> tuple[Check, ...]:
         pair_check(f"{label}: at the threshold", _at_the_threshold(neuron)),
         pair_check(f"{label}: silence until the floor", _silence(neuron)),
         pair_check(f"{label}: on both sides of the floor", _floor(neuron)),
+        pair_check(f"{label}: no product whose flush would show", _flushes(neuron)),
     )
 
 

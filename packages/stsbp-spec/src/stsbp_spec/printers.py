@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from stsbp_spec.expr import Recurrence, merged
+from stsbp_spec.expr import Expr, Recurrence, merged
 from stsbp_spec.grid import snap
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["LANGUAGES", "Language", "Line", "evaluate", "function", "lines", "new_state", "numpy_function"]
+__all__ = ["LANGUAGES", "Language", "Line", "evaluate", "function", "lines", "new_state", "numpy_function",
+           "written_out"]  # fmt: skip
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
 
@@ -192,6 +193,26 @@ def function(recurrence: Recurrence, language: Language) -> str:
         f"({', '.join(x.values())}{',' if len(x) == 1 else ''})" for x in (program.states, program.outputs)
     )
     return "\n    ".join([f"def {recurrence.name}({arguments}):", *body, f"return {states}, {outputs}"]) + "\n"
+
+
+_PLAIN = Language("plain", {**_OPERATORS, **_CALLS}, lambda x: f"{x:g}")
+_LONGEST, _DEEPEST = 100, 6
+
+
+def written_out(x: Expr) -> str:
+    """An expression on one line, for people: what it is made of by name where it has one, cut where it is long."""
+
+    def text(x: Expr, depth: int) -> tuple[str, int]:
+        if x.op == "variable" or (depth and x.name is not None):
+            return str(x.name), _ATOM
+        if x.op == "constant":
+            return _PLAIN.constant(x.value), _ATOM if x.value >= 0 else _SIGN
+        if depth > _DEEPEST:
+            return "...", _ATOM
+        return _written(_PLAIN, x.op, [text(a, depth + 1) for a in x.args])
+
+    found, _ = text(x, 0)
+    return found if len(found) <= _LONGEST else f"{found[:_LONGEST]}..."
 
 
 def compiled(recurrence: Recurrence, language: Language, helpers: Mapping[str, Any]) -> Callable[..., Any]:

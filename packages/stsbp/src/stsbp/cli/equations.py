@@ -13,6 +13,7 @@ from stsbp_spec.losses import LOSSES, Loss, parse_loss
 from stsbp_spec.neurons import NEURONS, NeuronModel, parse_neuron
 from stsbp_spec.optim.adamw import UPDATE
 from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.ranges import flushes_of
 from stsbp_spec.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
 from stsbp_spec.synapses import PSP
 from stsbp_spec.values import shown
@@ -43,44 +44,46 @@ def command(name: str, language: str) -> None:
     the synaptic filter (filter), the error of a loss (van-rossum, hamming, spike-count), adamw, or a class of your own
     (my_module:MyNeuron, my_module:MyLoss:weight=5).
     """
-    say("\n".join(function(recurrence, LANGUAGES[language]) for recurrence in _recurrences(name)))
+    what = _named(name)
+    # What a class of the user's own does may fail.
+    with calling(f"the equations of {shown(name)} cannot be written"):
+        recurrences = _recurrences(what)
+        flushes = () if isinstance(what, list) else flushes_of(what)
+    say("\n".join(function(recurrence, LANGUAGES[language]) for recurrence in recurrences))
+    for flush in flushes:
+        say(f"warning: {flush}", err=True)
 
 
-def _recurrences(name: str) -> list[Recurrence]:
+def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
+    """The model, surrogate or loss that NAME says, or the recurrences of something else."""
     first = name.split(":")[0]
     if names_a_class(name, {**NEURONS, **SURROGATES}):
-        return _own(name)
+        cls: type[Any] = imported(name, (NeuronModel, Surrogate, Loss), "neuron model, surrogate or loss")
+        if issubclass(cls, Loss):
+            return parse_loss(name)
+        return parse_surrogate(name, foreign=True) if issubclass(cls, Surrogate) else parse_neuron(name, {})
     if first in NEURONS:
-        return _of_neuron(parse_neuron(name, {}))
+        return parse_neuron(name, {})
     if first in SURROGATES:
-        return [equation(parse_surrogate(name))]
+        return parse_surrogate(name)
+    if name in LOSSES:
+        return LOSSES[name]
     if name == "filter":
         alone = filter_equations(PSP().filter())
         return [alone.forward, alone.backward]
-    if name in LOSSES:
-        return _of_loss(LOSSES[name])
     if name == "adamw":
         return [UPDATE]
     known = (*NEURONS, *_OTHERS)
     raise ConfigError(f"no equation is called {shown(name)}{did_you_mean(name, known)}; there are: {', '.join(known)}")
 
 
-def _own(name: str) -> list[Recurrence]:
-    """The equations of a class of the user's own: a neuron model, a surrogate or a loss."""
-    cls: type[Any] = imported(name, (NeuronModel, Surrogate, Loss), "neuron model, surrogate or loss")
-    with calling(f"the equations of {shown(name)} cannot be written"):
-        if issubclass(cls, Loss):
-            return _of_loss(parse_loss(name))
-        if issubclass(cls, Surrogate):
-            return [equation(parse_surrogate(name, foreign=True))]
-        return _of_neuron(parse_neuron(name, {}))
-
-
-def _of_neuron(neuron: NeuronModel) -> list[Recurrence]:
-    both = neuron_equations(PSP().filter(), neuron)
-    return [both.forward, both.backward]
-
-
-def _of_loss(loss: Loss) -> list[Recurrence]:
-    passes = loss_equations(loss)
+def _recurrences(what: NeuronModel | Surrogate | Loss | list[Recurrence]) -> list[Recurrence]:
+    if isinstance(what, list):
+        return what
+    if isinstance(what, Surrogate):
+        return [equation(what)]
+    if isinstance(what, NeuronModel):
+        both = neuron_equations(PSP().filter(), what)
+        return [both.forward, both.backward]
+    passes = loss_equations(what)
     return [passes.backward] if passes.forward is None else [passes.forward, passes.backward]

@@ -31,7 +31,7 @@ from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.training import checkpoint
-from stsbp.training.build import TOLERANCE, build_task, load_data
+from stsbp.training.build import TOLERANCE, build_task, load_data, own_flushes
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
@@ -128,6 +128,8 @@ def command(
             show.note(note)
         warn_of_trained_tests(config, data, show)
         task = build_task(config, data.inputs, backend, len(data.train))
+        for flush in own_flushes(config) if saved is None else ():
+            show.warn(str(flush))
         if saved is None and config.init_from:
             # Before anything is written or removed.
             borrowed_weights(task.network, config)

@@ -22,6 +22,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import NeuronModel, parse_neuron
 from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
@@ -50,6 +51,7 @@ __all__ = [
     "load_data",
     "load_dataset",
     "load_test_set",
+    "own_flushes",
     "updates_per_epoch",
 ]
 
@@ -324,6 +326,16 @@ def _own(config: RunConfig, setting: str) -> Any:
     own = OWN[setting]
     model: str = getattr(config, own.model)
     return own.from_text(model) if model else own.parse(getattr(config, setting))
+
+
+def own_flushes(config: RunConfig) -> tuple[Flush, ...]:
+    """Where the equations of the user's own neuron, surrogate or loss show whether subnormal numbers are kept."""
+    made: list[NeuronModel | Loss] = []
+    if config.neuron_model or config.surrogate_model:
+        made.append(build_neuron(config))
+    if config.loss_model:
+        made.append(build_loss(config))
+    return tuple(flush for each in made for flush in flushes_of(each))
 
 
 def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
