@@ -24,6 +24,7 @@ from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses import Loss
+from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.random import check_seed
@@ -33,7 +34,6 @@ from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shap
 
 from stsbp_jax import train_step
 from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid
-from stsbp_jax.memory import keep_freed_memory
 from stsbp_jax.optim.adamw import gradient_norm
 from stsbp_jax.pairs import PAIRS
 from stsbp_jax.random import keep_mask
@@ -71,7 +71,8 @@ class JaxBackend(AbstractBackend[Array]):
 
     def open(self, device: str | None) -> str:
         if device is None or device.startswith("cpu"):
-            keep_freed_memory()
+            # XLA's worker threads take the memory.
+            keep_freed_memory(one_pool=True)
         try:
             self._device: Any = jax.devices()[0] if device is None else _find(device)
         except (RuntimeError, LookupError) as error:

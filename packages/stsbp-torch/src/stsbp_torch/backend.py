@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from stsbp_cpu import reductions
 from stsbp_cpu.compiling import announce
-from stsbp_cpu.memory import keep_freed_memory
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
@@ -25,6 +24,7 @@ from stsbp_spec.equations import Constants, neuron_equations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
+from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
