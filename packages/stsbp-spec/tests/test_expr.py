@@ -51,6 +51,8 @@ def _text(x: Expr, language: str = "numpy") -> str:
         (where(A < B, A, B), "where(a < b, a, b)"),
         (where(A > B, A, 0), "where(b < a, a, number(0.0))"),
         (where(A + B >= C, A, 0), "where(a + b >= c, a, number(0.0))"),
+        (where(A >= B + C, A, 0), "where(a >= b + c, a, number(0.0))"),
+        (where(A < B + C, A, 0), "where(a < b + c, a, number(0.0))"),
         (snap(sqrt(A) + exp(B)), "snap(sqrt(a) + exp(b))"),
     ],
 )
@@ -78,6 +80,14 @@ def test_cuda_never_decrements() -> None:
 def test_what_is_used_twice_is_computed_once() -> None:
     x = (A + B) * (A + B)
     assert [line.text for line in lines(_recurrence(x), LANGUAGES["numpy"]).lines] == ["x1 = a + b", "y = x1 * x1"]
+
+
+def test_what_is_computed_once_keeps_the_name_that_one_of_its_authors_gave() -> None:
+    products = {"late": (A + B) * named("total", A + B), "early": named("total", A + B) * (A + B)}
+    for name, x in products.items():
+        step = Recurrence(name, (), ("a", "b"), {}, {"y": unsnapped(x)})
+        text = [line.text for line in lines(step, LANGUAGES["numpy"]).lines]
+        assert text == ["total = a + b", "y = total * total"]
 
 
 def test_names_are_kept_and_never_taken_twice() -> None:
