@@ -36,7 +36,7 @@ def test_silence_reaches_the_floor() -> None:
     neuron = case.network.blocks[0].neuron
     assert isinstance(neuron, LIF)
     for name, layer in reference.run(case).layers.items():
-        decayed = np.abs(layer.potentials[:-1]) * neuron.decay < FLOOR
+        decayed = np.abs(layer.potentials[:-1]) * np.float32(neuron.constants()["km"]) < FLOOR
         snapped = (layer.potentials[:-1] != 0) & (layer.potentials[1:] == 0) & decayed & (layer.spikes[:-1] == 0)
         assert snapped.any(), name
 

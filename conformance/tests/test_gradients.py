@@ -77,7 +77,7 @@ def test_the_factor_through_the_reset_exceeds_1_at_every_step(name: str) -> None
     assert isinstance(neuron, LIF)
     u = reference.run(case).layers["linear1"].potentials[40:].astype(np.float64)
     silent = u < neuron.threshold
-    factor = neuron.decay * (silent - neuron.surrogate.derivative(u - neuron.threshold) * u)
+    factor = neuron.constants()["km"] * (silent - neuron.surrogate.derivative(u - neuron.threshold) * u)
     growth = np.exp(np.log(np.abs(factor)).mean())
     assert growth > 1.02
 

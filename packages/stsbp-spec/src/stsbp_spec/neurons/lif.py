@@ -60,11 +60,6 @@ class LIF(NeuronModel):
     reset: str = parameter("zero", choice("zero", "subtract"))
     tau_rise: float = 0.0
 
-    @property
-    def decay(self) -> np.float32:
-        """`k_m`, rounded once from float64."""
-        return np.float32(1 - 1 / self.tau_m)
-
     def constants(self) -> Mapping[str, float | np.float32]:
         return {"km": 1 - 1 / self.tau_m, "vth": self.threshold}
 

@@ -104,9 +104,9 @@ def exact(value: AnyArray | float) -> Near:
     return Near(wide, np.zeros_like(wide), np.zeros_like(wide))
 
 
-def _constant(wide: float, narrow: float | np.float32 | None = None) -> Near:
-    """A constant, in float32 rounded once (or `narrow`)."""
-    error = np.float64(abs(float(np.float32(wide) if narrow is None else narrow) - wide))
+def _constant(wide: float) -> Near:
+    """A constant, in float32 rounded once."""
+    error = np.float64(abs(float(np.float32(wide)) - wide))
     return Near(np.float64(wide), error, error)  # type: ignore[arg-type]
 
 
@@ -422,7 +422,7 @@ _NEAR: dict[str, Callable[..., Near]] = {
 def _lif_forward(neuron: LIF, filter: Filtering, z: AnyArray, spikes: UInt8) -> Near:
     """`neuron_forward` of LIF with reset to zero: its potentials."""
     decay, gain = filter
-    km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
+    km = _constant(1 - 1 / neuron.tau_m)
     i = m = exact(np.zeros(spikes.shape[1:]))
     steps = []
     for t, fired in enumerate(spikes != 0):
@@ -444,7 +444,7 @@ def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Nea
     own factor `(1 - o) - h u`, in which the reset's path is taken off the leak's, not by the sum of both.
     """
     decay, gain = filter
-    km = _constant(1 - 1 / neuron.tau_m, neuron.decay)
+    km = _constant(1 - 1 / neuron.tau_m)
     h_of_all = _derivative(neuron, u)
     d = e = exact(np.zeros(spikes.shape[1:]))
     total = d
