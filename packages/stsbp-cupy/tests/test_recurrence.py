@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +15,14 @@ from stsbp_cupy.host import HostRuntime
 from stsbp_cupy.recurrence import kernel
 from stsbp_cupy.source import KERNELS
 from stsbp_spec import LIF, PSP, AdamW
-from stsbp_spec.equations import COUNT, neuron_equations
+from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
 from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, unsnapped, variable, where
 from stsbp_spec.losses import LOSSES, Loss
 from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.base import NeuronModel, Step
 from stsbp_spec.neurons.integrate_and_fire import IF
 from stsbp_spec.optim.adamw import UPDATE
+from stsbp_spec.printers import LANGUAGES, definition, numpy_function
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Rectangle, Surrogate
 from stsbp_spec.synapses import IDENTITY
@@ -277,3 +279,40 @@ def test_kernels_compile_without_warnings(compiler_path: str) -> None:
     command = [compiler_path, *host.FLAGS, "-Wall", "-Werror", f"-I{KERNELS}", "-x", "c++", "-"]
     command[command.index("-shared")] = "-fsyntax-only"
     subprocess.run(command, input=host.host_source(*sources), text=True, check=True)
+
+
+_BOTH = [neuron_equations(PSP(4, 2).filter(), x) for x in (LIF(), ALIF(reset="subtract"), IF(surrogate=Bell()))]
+_PASSES = [loss_equations(loss) for loss in LOSSES.values()]
+SHOWN = [x for both in _BOTH for x in (both.forward, both.backward)]
+SHOWN += [x for passes in _PASSES for x in (passes.forward, passes.backward) if x is not None] + [UPDATE]
+
+
+@pytest.mark.parametrize("number", range(len(SHOWN)), ids=[x.name for x in SHOWN])
+def test_the_function_that_is_shown_compiles_and_computes_the_equation(
+    number: int, compiler_path: str, tmp_path: Path
+) -> None:
+    recurrence = SHOWN[number]
+    names = (*recurrence.parameters, *recurrence.inputs, *recurrence.states)
+    x = np.random.default_rng(number).normal(0.3, 1.0, (50, len(names))).astype(np.float32)
+    results = len(recurrence.states) + len(recurrence.outputs)
+    given = ", ".join(f"x[{i}]" for i in range(len(names)))
+    text = f"""
+#include "host_shim.h"
+#include "contract.cuh"
+{definition(recurrence, LANGUAGES["cuda"])}
+extern "C" __attribute__((visibility("default"))) void run(int n, const float* x, float* y) {{
+    for (; n > 0; --n, x += {len(names)}, y += {results}) {{
+        auto [{", ".join(f"r{i}" for i in range(results))}] = {recurrence.name}({given});
+        {"".join(f"y[{i}] = r{i};" for i in range(results))}
+    }}
+}}
+"""
+    library = tmp_path / "shown.so"
+    command = [compiler_path, *host.FLAGS, f"-I{KERNELS}", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(command, input=text, text=True, check=True)
+    y = np.empty((len(x), results), np.float32)
+    ctypes.CDLL(str(library)).run(len(x), x.ctypes.data_as(ctypes.c_void_p), y.ctypes.data_as(ctypes.c_void_p))
+    with np.errstate(all="ignore"):
+        states, outputs = numpy_function(recurrence)(*x.T)
+    for i, column in enumerate((*states, *outputs)):
+        np.testing.assert_array_equal(y[:, i], np.broadcast_to(column, len(x)).astype(np.float32), strict=True)

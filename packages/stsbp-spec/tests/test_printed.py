@@ -15,7 +15,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS
 from stsbp_spec.optim.adamw import UPDATE
-from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.printers import LANGUAGES, definition
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.synapses import IDENTITY, PSP
 
@@ -42,7 +42,7 @@ def recurrences() -> Iterator[tuple[str, Recurrence]]:
 
 def printed(language: str) -> str:
     """All of them in a language."""
-    return "\n".join(f"# {heading}\n{function(x, LANGUAGES[language])}" for heading, x in recurrences())
+    return "\n".join(f"# {heading}\n{definition(x, LANGUAGES[language])}" for heading, x in recurrences())
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

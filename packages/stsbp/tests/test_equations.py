@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+PAGE = Path(__file__).parents[3] / "docs" / "cli.md"
+
 FUNCTIONS = {
     "lif": ["lif_forward", "lif_backward"],
     "alif:surrogate=triangle": ["alif_forward", "alif_backward"],
@@ -79,6 +81,22 @@ def test_a_product_that_wants_a_snap_is_warned_of(
     train = ("--backend", "numpy", "train", "digits", "--net", "8", "--steps", "4", "--limit", "16", "--epochs", "1")
     assert line in stsbp(*train, "--neuron", "loud:Loud", "--out", "run").stderr.replace("\n", " ")
     assert "warning" not in stsbp("--backend", "numpy", "train", "--resume", "run").stderr
+
+
+def test_each_language_has_functions_of_its_own(stsbp: Callable[..., Result]) -> None:
+    texts = {name: stsbp("equations", "lif", "--as", name).stdout for name in ("cuda", "triton", "numba", "jax")}
+    assert "__device__ lif_forward_result lif_forward(" in texts["cuda"]
+    assert "def " not in texts["cuda"]
+    assert texts["triton"].startswith("@triton.jit\ndef lif_forward(")
+    assert texts["numba"].startswith("@njit\ndef lif_forward(")
+    assert texts["jax"].startswith("def lif_forward(")
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+def test_the_page_shows_what_is_printed(stsbp: Callable[..., Result]) -> None:
+    command = "stsbp equations spike-count --as cuda"
+    shown = stsbp(*command.split()[1:]).stdout.strip()
+    assert f"```text\n$ {command}\n{shown}\n```" in PAGE.read_text(encoding="utf-8")
 
 
 def test_an_unknown_equation_is_refused_with_those_that_are_there(stsbp: Callable[..., Result]) -> None:

@@ -1,7 +1,8 @@
 """Expressions printed in the languages of the backends, one rounding an operation.
 
 A `Language` is a table: how each operation, a constant and a line are written. `lines` gives a step as statements that
-a backend puts into a loop of its own; `function` the whole step as a function, which is what the array languages run.
+a backend puts into a loop of its own; `function` the whole step as a function, which is what the array languages run;
+`definition` shows people the whole step in its language.
 The words in them (`snap`, `where`, `rounded`, ...) are helpers of a few lines that a backend defines beside its loops.
 """
 
@@ -19,8 +20,8 @@ from stsbp_spec.expr import Expr, Recurrence, merged
 from stsbp_spec.grid import snap
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["LANGUAGES", "Language", "Line", "evaluate", "function", "lines", "new_state", "numpy_function",
-           "written_out"]  # fmt: skip
+__all__ = ["LANGUAGES", "Language", "Line", "definition", "evaluate", "function", "lines", "new_state",
+           "numpy_function", "written_out"]  # fmt: skip
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
 
@@ -37,6 +38,7 @@ class Language:
         around: patterns for what is written around the result of an operation.
         number, condition: patterns of a line, `{0}` the name, `{1}` the value.
         word: a pattern of how names are written, where some are words of the language itself.
+        decorator: what stands before a function of Python in this language; None: its functions are of C++.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Language:
     condition: str = "{0} = {1}"
     around: Mapping[str, str] = field(default_factory=dict)
     word: str = "{0}"
+    decorator: str | None = ""
 
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
@@ -73,6 +76,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             "numba",
             {**_OPERATORS, **_CALLS, "where": "({1} if {0} else {2})"},
             lambda x: f"float32({x!r})",
+            decorator="@njit",
         ),
         "jax": Language(
             "jax",
@@ -85,6 +89,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             {**_OPERATORS, **_CALLS, "abs": "tl.abs({0})", "where": "tl.where({0}, {1}, {2})", "exp": "tl.exp({0})",
              "div": "tl.div_rn({0}, {1})", "sqrt": "tl.sqrt_rn({0})"},
             _decimal,
+            decorator="@triton.jit",
         ),
         "cuda": Language(
             "cuda",
@@ -96,6 +101,7 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             "const float {0} = {1};",
             "const bool {0} = {1};",
             word="{0}_",
+            decorator=None,
         ),
     }
 )  # fmt: skip
@@ -193,6 +199,31 @@ def function(recurrence: Recurrence, language: Language) -> str:
         f"({', '.join(x.values())}{',' if len(x) == 1 else ''})" for x in (program.states, program.outputs)
     )
     return "\n    ".join([f"def {recurrence.name}({arguments}):", *body, f"return {states}, {outputs}"]) + "\n"
+
+
+@cache
+def definition(recurrence: Recurrence, language: Language) -> str:
+    """A step as a function of its language, for people: that of `function`, or of C++ where that is the language."""
+    if language.decorator is not None:
+        return f"{language.decorator}\n{function(recurrence, language)}".lstrip("\n")
+    program, word, result = lines(recurrence, language), language.word.format, f"{recurrence.name}_result"
+    fields = [f"float {word(new_state(name))};  // after the step" for name in recurrence.states]
+    for name, x in recurrence.outputs.items():
+        fields.append(f"{'bool' if x.is_condition else 'float'} {word(name)};")
+    groups = {"parameters": recurrence.parameters, "inputs": recurrence.inputs, "states": tuple(recurrence.states)}
+    rows = [(", ".join(f"float {word(name)}" for name in names), what) for what, names in groups.items() if names]
+    arguments = [f"{row}{')' if i == len(rows) else ','}  // {what}" for i, (row, what) in enumerate(rows, 1)]
+    values = ", ".join([*program.states.values(), *program.outputs.values()])
+    body = [*(line.text for line in program.lines), f"return {{{values}}};"]
+    parts = [
+        *(f"struct {result} {{", *_indented(fields), "};"),
+        *(f"__device__ {result} {recurrence.name}(", *_indented(arguments), "{", *_indented(body), "}"),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _indented(rows: Sequence[str]) -> list[str]:
+    return [f"    {row}" for row in rows]
 
 
 _PLAIN = Language("plain", {**_OPERATORS, **_CALLS}, lambda x: f"{x:g}")

@@ -12,7 +12,7 @@ from stsbp_spec.foreign import calling, imported, names_a_class
 from stsbp_spec.losses import LOSSES, Loss, parse_loss
 from stsbp_spec.neurons import NEURONS, NeuronModel, parse_neuron
 from stsbp_spec.optim.adamw import UPDATE
-from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.printers import LANGUAGES, definition
 from stsbp_spec.ranges import flushes_of
 from stsbp_spec.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
 from stsbp_spec.synapses import PSP
@@ -49,7 +49,7 @@ def command(name: str, language: str) -> None:
     with calling(f"the equations of {shown(name)} cannot be written"):
         recurrences = _recurrences(what)
         flushes = () if isinstance(what, list) else flushes_of(what)
-    say("\n".join(function(recurrence, LANGUAGES[language]) for recurrence in recurrences))
+    say("\n".join(definition(recurrence, LANGUAGES[language]) for recurrence in recurrences))
     for flush in flushes:
         say(f"warning: {flush}", err=True)
 
