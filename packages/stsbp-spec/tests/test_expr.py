@@ -190,6 +190,32 @@ def test_cotangents_are_derivatives(x: Expr, slope: Callable[[float, float], Any
     assert (y["x"] / 3, y["y"] / 3) == pytest.approx(slope(a, b), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("x", "a", "b", "g", "h", "expected"),
+    [
+        (A * B, -60, -60, -60, 0, (0, 0)),
+        (A * (B * B), 0, -60, 60, 0, (0, 2)),
+        (A / B, 60, 60, -60, 0, (0, 0)),
+        (A / B, -90, -30, -60, 0, (2.0**-30, 0)),
+        (exp(-A), 5, 0, -60, 0, (0, 0)),
+        (sqrt(A) + B, 120, 0, -60, 0, (0, 2.0**-60)),
+        (where(spike(A, B), 2.0**-60, 0), 1, 0, -60, 60, (0, 0)),
+        (where(spike(A, B), 1, 0), 1, 0, -60, -60, (0, 0)),
+    ],
+    ids=["product", "factor", "quotient", "its divisor", "exponential", "root", "what a spike is worth", "surrogate"],
+)
+def test_products_and_quotients_of_the_way_back_are_snapped(
+    x: Expr, a: int, b: int, g: int, h: int, expected: tuple[float, float]
+) -> None:
+    """Each number is a power of two; what is zero here would be 2^-120 or what is made of it."""
+    found = derive([(x, variable("g"))], [A, B], lambda x: variable("h"))
+    results = {n: unsnapped(y) for n, y in zip("xy", found, strict=True)}
+    step = Recurrence("f", ("g", "h"), ("a", "b"), {}, results)
+    values = {name: np.float32(2.0**power) for name, power in (("a", a), ("b", b), ("g", g), ("h", h))}
+    y = evaluate(step, values, np.float32)
+    assert (float(y["x"]), float(y["y"])) == expected
+
+
 def test_the_slope_of_abs_at_zero_is_that_of_its_right() -> None:
     (found,) = derive([(abs(A), variable("g"))], [A], lambda x: x)
     step = Recurrence("f", ("g",), ("a",), {}, {"x": unsnapped(found)})

@@ -23,6 +23,7 @@ from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import PSP
+from stsbp_spec.synapses.psp import FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray
 
 NUMPY = NumpyBackend()
@@ -334,6 +335,25 @@ def test_the_adjoint_of_the_filter_is_its_transpose() -> None:
     for psp in (PSP(5), PSP(5, 2), PSP(4, 1)):
         there, back = NUMPY.psp_forward(psp, s), NUMPY.psp_backward(psp, da)
         assert (there.astype(float) * da).sum() == pytest.approx((s * back.astype(float)).sum(), rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Spiking(SynapticFilter):
+    """A filter that spikes."""
+
+    states: ClassVar[tuple[str, ...]] = ("a",)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"k": 0.5}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        a = p.k * s.a + z
+        return FilterStep({"a": where(spike(a, 1), 0, a)}, a)
+
+
+def test_a_filter_that_spikes_is_refused() -> None:
+    with pytest.raises(SpecError, match="a filter has no spikes of its own"):
+        neuron_equations(Spiking(), LIF())
 
 
 @pytest.mark.parametrize("rise", [4.0, 5.0, 0.5, -1.0, float("nan")])
