@@ -17,10 +17,12 @@ from stsbp_spec import (
     initial_weights,
     parse_surrogate,
 )
+from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_torch import bits
 from stsbp_torch.backend import TorchBackend
+from stsbp_torch.layout import laid_out, logical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICES = ["cpu", "cpu:eager"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -143,6 +145,21 @@ def test_bits_of_spikes_are_those_that_numpy_packs(count: int) -> None:
         assert torch.equal(pack(s), packed)
     for unpack in (bits.unpack, bits.unpack_by_shifts):
         assert torch.equal(unpack(packed, count), s)
+
+
+@pytest.mark.parametrize("shape", [(25, 3, 2, 5, 4), (8, 2, 1, 3, 3), (9, 3, 7)])
+def test_frames_of_a_batch_are_unpacked_on_any_device_alike(shape: tuple[int, ...]) -> None:
+    frames = (np.random.default_rng(1).random(shape) < 0.4).astype(np.uint8)
+    packed = PackedFrames.of(frames)
+    by_shifts = logical(bits.steps_by_shifts(torch.from_numpy(packed.bits), packed.steps))
+    for found in (by_shifts, TorchBackend("cpu").unpack(packed)):
+        assert np.array_equal(found.numpy(), frames)
+        assert found.data_ptr() == laid_out(found).data_ptr(), "it lies as the kernels read it"
+
+
+def test_frames_that_lie_channels_last_are_not_copied() -> None:
+    frames = np.moveaxis(np.ones((4, 3, 5, 6, 2), np.uint8), -1, 2)
+    assert np.shares_memory(TorchBackend("cpu").asarray(frames).numpy(), frames)
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]

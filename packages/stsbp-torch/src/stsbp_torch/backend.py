@@ -107,10 +107,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def unpack(self, frames: PackedFrames) -> torch.Tensor:
         if self.torch_device.type == "cpu":
             return super().unpack(frames)
-        bits = torch.from_numpy(np.ascontiguousarray(frames.bits)).to(self.torch_device)
-        places = torch.arange(8, dtype=torch.uint8, device=self.torch_device)
-        steps = bits.unsqueeze(1) >> places.view(-1, *(1,) * (bits.ndim - 1)) & 1
-        return logical(steps.flatten(0, 1)[: frames.steps])
+        packed = torch.from_numpy(np.ascontiguousarray(frames.bits)).to(self.torch_device)
+        return logical(bits.steps_by_shifts(packed, frames.steps))
 
     def block_forward(
         self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None

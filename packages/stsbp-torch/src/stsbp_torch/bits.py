@@ -1,11 +1,11 @@
-"""Spikes as bits: what `memory="low"` keeps of them between the passes."""
+"""Spikes as bits: what `memory="low"` keeps of them between the passes, and what a batch brings."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-__all__ = ["pack", "pack_by_shifts", "unpack", "unpack_by_shifts"]
+__all__ = ["pack", "pack_by_shifts", "steps_by_shifts", "unpack", "unpack_by_shifts"]
 
 
 def pack(s: torch.Tensor) -> torch.Tensor:
@@ -29,6 +29,12 @@ def pack_by_shifts(s: torch.Tensor) -> torch.Tensor:
 def unpack_by_shifts(packed: torch.Tensor, count: int) -> torch.Tensor:
     """`unpack` on any device."""
     return ((packed[:, None] >> _shifts(packed)) & 1).view(-1)[:count]
+
+
+def steps_by_shifts(packed: torch.Tensor, steps: int) -> torch.Tensor:
+    """`[T, ...]` from the bits of `stsbp_spec.encoders.PackedFrames`, `[ceil(T/8), ...]`, on any device."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device).view(-1, *(1,) * (packed.ndim - 1))
+    return (packed.unsqueeze(1) >> places & 1).flatten(0, 1)[:steps]
 
 
 def _shifts(x: torch.Tensor) -> torch.Tensor:
