@@ -345,6 +345,17 @@ def test_predict_draws(stsbp: Callable[..., Result], train_tiny: Callable[..., R
         assert f"{i}.npy: {read}" in page.text
 
 
+def test_predict_draws_the_threshold_of_the_output_layer(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run", "--net", "12{threshold=0.37}", "--threshold", 0.73)
+    np.save(tmp_path / "0.npy", load("digits").test.inputs(np.arange(1))[0])
+    stsbp("predict", tmp_path / "run", tmp_path / "0.npy", "--draw", tmp_path / "d.html")
+    text = (tmp_path / "d.html").read_text(encoding="utf-8")
+    assert ">0.73</text>" in text
+    assert ">0.37</text>" not in text
+
+
 def test_compare(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     train_tiny(tmp_path / "one")
     train_tiny(tmp_path / "two", "--loss", "hamming", "--epochs", 2)
