@@ -119,6 +119,9 @@ def test_bad_flags(stsbp: Callable[..., Result], tmp_path: Path, refused: Callab
     refused(stsbp("train", "digits", "--surrogate", "logistic", "--precision", "reproducible"), "uses exp")
     refused(stsbp("train", "digits", "--validation", 5000), "cannot hold out 5000")
     refused(stsbp("networks", "12", "--input-shape", "2x3y"), "2x34x34")
+    refused(stsbp("evaluate", tmp_path, "--threads", -1), "-1 is not in the range 0<=x<=1024", code=2)
+    for length, message in ((100, "an input shape"), (101, "2x34x34")):
+        refused(stsbp("networks", "12", "--input-shape", "1x" * 47 + "1" * (length - 94)), message)
     nothing_made(tmp_path)
 
 

@@ -182,7 +182,7 @@ def test_run_folder_whose_name_is_too_long(stsbp: Stsbp, refused: Callable[..., 
     [
         *(("--augment-shift", v) for v in ("1025", str(10**30))),
         *(("--warmup", v) for v in ("1e7", "1e308", "nan", "inf")),
-        *(("--threads", v) for v in ("1025", str(10**30))),
+        *(("--threads", v) for v in ("-1", "1025", str(10**30))),
         *((flag, str(10**30)) for flag in ("--epochs", "--batch-size", "--steps", "--log-every", "--test-every")),
         *((flag, str(10**30)) for flag in ("--limit", "--holdout", "--validation", "--image-size")),
         *((flag, "1e300") for flag in ("--tau-m", "--tau-s", "--input-tau-s")),

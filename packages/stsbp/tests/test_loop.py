@@ -712,3 +712,11 @@ def test_threads_are_those_asked_for_or_those_that_the_libraries_choose(monkeypa
     for unusable in ("", "0", "-1", "many", "9" * 5000):
         monkeypatch.setenv("OMP_NUM_THREADS", unusable)
         assert thread_count() == cores()
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 5, 9}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == 64
