@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
-from stsbp_cpu.vectors import dot
+from stsbp_cpu.vectors import LANES, add_scaled, dot, stream, sum_scaled
+from stsbp_spec.typing import Float32
+
+
+def _integers(rng: np.random.Generator, count: int) -> Float32:
+    return rng.integers(-9, 10, count).astype(np.float32)
 
 
 @pytest.mark.parametrize("vectors", [1, 2, 3, 4, 8])
 def test_dot(vectors: int) -> None:
     rng = np.random.default_rng(vectors)
-    x, y = (rng.integers(-9, 9, 700).astype(np.float32) for _ in range(2))
-    length = 16 * vectors
+    x, y = _integers(rng, 700), _integers(rng, 700)
+    length = LANES * vectors
     expected = sum(x[5 + 140 * i :][:length] @ y[300 - 130 * i :][:length] for i in range(3))
     assert dot(x, 5, 140, y, 300, -130, 3, vectors) == expected
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 2, 3, 4, 7, 8, 15, 16, 17, 33])
+def test_scaled_runs_are_summed_and_nothing_beside_them_is_touched(vectors: int) -> None:
+    rng = np.random.default_rng(vectors)
+    length = LANES * vectors
+    x, y, scales = _integers(rng, 5 * 20 + 7 + length), _integers(rng, length + 40), _integers(rng, 9)
+    places = rng.integers(0, 6, 9).astype(np.int32)
+    expected = y.copy()
+    for n in range(2, 7):
+        expected[11 : 11 + length] += scales[n] * x[20 * places[n] + 7 :][:length]
+    sum_scaled(y, 11, x, places, 20, 7, scales, 2, 7, vectors)
+    assert np.array_equal(y, expected)
+    sum_scaled(y, 11, x, places, 20, 7, scales, 3, 3, vectors)
+    assert np.array_equal(y, expected)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _add(y: Float32, at: int, x: Float32, start: int, scale: np.float32, vectors: int) -> None:
+    add_scaled(y, at, x, start, scale, vectors)
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 3])
+def test_a_scaled_run_is_added(vectors: int) -> None:
+    rng = np.random.default_rng(vectors)
+    length = LANES * vectors
+    x, y = _integers(rng, length + 9), _integers(rng, length + 30)
+    expected = y.copy()
+    expected[13 : 13 + length] += np.float32(-3) * x[5 : 5 + length]
+    _add(y, 13, x, 5, np.float32(-3), vectors)
+    assert np.array_equal(y, expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "not aligned"])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 50])
+def test_what_is_written_past_the_caches_arrives(length: int, offset: int) -> None:
+    memory = np.zeros(200, np.float32)
+    start = (-memory.ctypes.data % 64) // 4 + offset
+    y, x = memory[start : start + length], np.arange(1, length + 1, dtype=np.float32)
+    assert (y.ctypes.data % 64 == 0) is (offset == 0)
+    stream(y, x)
+    assert np.array_equal(y, x)
+    assert np.count_nonzero(memory) == length
