@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from stsbp_cupy import source
 from stsbp_cupy.source import KERNELS, Entry, built, fingerprint, source_files
+from stsbp_spec.kernel_cache import digest
 
 
 def entries() -> dict[str, Entry]:
@@ -55,11 +56,6 @@ def test_arguments_that_do_not_fit_raise(arguments: tuple[object, ...], message:
         entries()["dropout_u8"].arguments(arguments)
 
 
-def test_fingerprint_depends_on_every_part() -> None:
-    assert fingerprint("g++", "-O3") == fingerprint("g++", "-O3")
-    assert len({fingerprint("g++", "-O3"), fingerprint("g++", "-O2"), fingerprint("clang++", "-O3")}) == 3
-
-
 def test_built_once_for_these_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
     calls: list[Path] = []
@@ -68,14 +64,16 @@ def test_built_once_for_these_kernels(tmp_path: Path, monkeypatch: pytest.Monkey
         calls.append(path)
         path.write_text("built")
 
-    first = built("a.so", build)
-    assert built("a.so", build) == first
+    parts = ("g++", "-O3")
+    first = built("a", parts, ".so", build)
+    assert built("a", parts, ".so", build) == first
     assert first.read_text() == "built"
-    assert first == tmp_path / "kernels" / f"cupy-{fingerprint()}" / "a.so"
+    assert first == tmp_path / "kernels" / f"cupy-{fingerprint()}" / f"a-{digest(*parts)}.so"
+    assert len({built("a", other, ".so", build) for other in (parts, ("g++", "-O2"), ("clang++", "-O3"))}) == 3
     monkeypatch.setattr(source, "KERNELS", tmp_path)
     (tmp_path / "contract.cuh").write_text("other kernels")
-    assert built("a.so", build) != first
-    assert len(calls) == 2
+    assert built("a", parts, ".so", build).parent != first.parent
+    assert len(calls) == 4
 
 
 def test_kernel_folder_holds_only_what_is_compiled() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from stsbp_spec.errors import BackendError
-from stsbp_spec.kernel_cache import KernelFolder, cache_root, digest, kernel_folder, source_digest
+from stsbp_spec.kernel_cache import KernelFolder, cache_root, digest, kernel_file, kernel_folder, source_digest
 
 POSIX = pytest.mark.skipif(os.name == "nt", reason="modes and owners of files are those of POSIX")
 DATA = bytes(range(256)) * 40
@@ -48,6 +48,11 @@ def test_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_digest_tells_parts_apart() -> None:
     assert digest("ab", "c") != digest("a", "bc") != digest("abc") != digest("abc", "")
     assert digest("ab", b"c") == digest(b"ab", "c")
+
+
+def test_a_file_is_named_by_all_that_it_is_made_of() -> None:
+    assert kernel_file("name", "a", "b", suffix=".so") == f"name-{digest('a', 'b')}.so"
+    assert kernel_file("name", "ab") == f"name-{digest('ab')}"
 
 
 def test_source_digest_reads_modules_and_all_below_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from numba.core import config, event
 from numba.core.caching import _Cache
 from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
-from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_folder, source_digest
+from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_file, kernel_folder, source_digest
 
 __all__ = ["SOURCES", "announce", "cached_njit", "printed_njit"]
 
@@ -110,7 +110,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
             folder.write(self._file(sig), dumps((sig, data._reduce())))
 
     def _file(self, sig: Any) -> str:
-        return f"{self.name}-{digest(str(sig))}"
+        return kernel_file(self.name, str(sig))
 
     def enable(self) -> None:
         """Always on."""

@@ -13,7 +13,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
 from stsbp_cupy.runtime import Array, Runtime
-from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
+from stsbp_cupy.source import KERNELS, Entry, Source, built
 
 __all__ = ["CudaRuntime", "Gemm", "compile_kernels", "gemm_layout", "problem"]
 
@@ -210,11 +210,10 @@ def _compiled(source: Source, capability: str) -> Path:
     architecture = choose_architecture(capability, nvrtc.getSupportedArchs())
     version = ".".join(map(str, nvrtc.getVersion()))
     flags = re.sub(r"-I\S+", "", " ".join(FLAGS))
-    kind = "cubin" if architecture.startswith("sm_") else "ptx"
-    name = f"{source.name}-{architecture}-{fingerprint(version, architecture, flags, source.text)}.{kind}"
+    suffix = ".cubin" if architecture.startswith("sm_") else ".ptx"
 
     def build(scratch: Path) -> None:
         machine, ptx, _ = compile_kernels(source, architecture)
         scratch.write_bytes(machine or ptx)
 
-    return built(name, build)
+    return built(f"{source.name}-{architecture}", (version, architecture, flags, source.text), suffix, build)

@@ -18,7 +18,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
 from stsbp_cupy.runtime import Array, Runtime
-from stsbp_cupy.source import KERNELS, Entry, Source, built, fingerprint
+from stsbp_cupy.source import KERNELS, Entry, Source, built
 
 __all__ = ["HostRuntime", "compiler"]
 
@@ -72,7 +72,7 @@ def build(*sources: Source) -> Path:
     name = sources[0].name if len(sources) == 1 else "kernels"
     # A home may be shared by machines of several kinds.
     made_for = (_version(path), platform.system(), platform.machine())
-    return built(f"{name}-host-{fingerprint(*made_for, *FLAGS, source)}.so", build_with)
+    return built(f"{name}-host", (*made_for, *FLAGS, source), ".so", build_with)
 
 
 @cache

@@ -7,14 +7,14 @@ text declares and converts the numbers, the same for both devices.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stsbp_spec.kernel_cache import digest, kernel_folder
+from stsbp_spec.kernel_cache import digest, kernel_file, kernel_folder
 
 __all__ = ["KERNELS", "Entry", "Source", "built", "fingerprint", "source_files"]
 
@@ -97,16 +97,22 @@ def _parameter(text: str) -> Parameter:
     return Parameter(words[-1].strip("*"), np.dtype(_NUMBERS[" ".join(words[:-1]).rstrip("* ")]), pointer)
 
 
-def fingerprint(*parts: str) -> str:
-    """A hash of every kernel file and of `parts` (text, compiler, flags), the key of a build."""
+def fingerprint() -> str:
+    """A hash of every kernel file: they include each other, and what is printed includes them."""
     files = [path for path in sorted(KERNELS.iterdir()) if path.suffix in (".cu", ".cuh", ".h")]
-    return digest(*(part for path in files for part in (path.name, path.read_bytes())), *parts)
+    return digest(*(part for path in files for part in (path.name, path.read_bytes())))
 
 
-def built(name: str, build: Callable[[Path], object]) -> Path:
-    """A file made of the kernels by `build`, which is given the path to fill; one that was built before is taken.
+def built(name: str, parts: Sequence[str], suffix: str, build: Callable[[Path], object]) -> Path:
+    """A file made of `parts` (text, compiler, flags) and the kernel files; one that was built before is taken.
+
+    Args:
+        name: for people.
+        parts: what tells it from others of the name.
+        suffix: of the file.
+        build: makes it, given the path to fill.
 
     Raises:
         BackendError: it cannot be written.
     """
-    return kernel_folder("cupy", fingerprint()).built(name, build)
+    return kernel_folder("cupy", fingerprint()).built(kernel_file(name, *parts, suffix=suffix), build)

@@ -2,7 +2,8 @@
 
 Kernels of one kind (`numba`, `cupy`) lie in `kernels/KIND-HASH` below `cache_root()`. The hash is of everything they
 are made of: the text of their sources and of whatever is inlined into them, the compiler's version, the processor. A
-changed source is another folder, so an old kernel is not found, let alone called.
+changed source is another folder, so an old kernel is not found, let alone called. What differs between the kernels of
+one folder (an equation's text, a signature, a compiler beside others) is in the name of the file (`kernel_file`).
 
 Loading compiled code is running it, and no check of its form can make it safe. So only what this user alone could have
 written is loaded: folders and files must belong to the user and be closed to the writing of others; they are made with
@@ -34,7 +35,7 @@ from typing import Any
 
 from stsbp_spec.errors import BackendError
 
-__all__ = ["KernelFolder", "cache_root", "digest", "kernel_folder", "source_digest"]
+__all__ = ["KernelFolder", "cache_root", "digest", "kernel_file", "kernel_folder", "source_digest"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -104,6 +105,11 @@ def kernel_folder(kind: str, key: str) -> KernelFolder:
         return _folder((cache_root() / "kernels").absolute(), kind, key)
     except RuntimeError as error:
         return _folder(None, kind, key, str(error))
+
+
+def kernel_file(name: str, *parts: str, suffix: str = "") -> str:
+    """The name of a file: `NAME-HASH`, of all that the kernel is made of besides what is in its folder's key."""
+    return f"{name}-{digest(*parts)}{suffix}"
 
 
 class KernelFolder:
