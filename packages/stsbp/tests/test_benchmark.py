@@ -18,6 +18,7 @@ from rich.console import Console
 from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, step
 from stsbp.benchmarks.cases import Case, Step, prepare
 from stsbp.benchmarks.result import Report, Row
+from stsbp.benchmarks.show import remarks
 from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
@@ -177,6 +178,13 @@ def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case]) -> No
     assert all(row.timing is not None for row in rows)
     assert rows[2].ratio is not None
     assert rows[2].floor == "in memory"
+    # A pixel takes a bit a step, in whole bytes; labels and description come on top.
+    recording = -(-tiny_cases["N-MNIST"].steps // 8) * 2 * 34 * 34
+    assert 0 < rows[1].detail["cache_bytes"] - 1797 * recording < 20_000
+    assert rows[4].detail["batch_bytes"] % recording == 0
+    said = remarks(rows[1].detail), remarks(rows[4].detail)
+    assert "MB on the disk for" in said[0]
+    assert said[1].endswith("MB a batch")
 
 
 def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:

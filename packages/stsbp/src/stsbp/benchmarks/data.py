@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders.packed import Inputs
+from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.typing import Int64
 
 from stsbp.benchmarks.cases import CASES, Step
@@ -57,7 +57,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         # 1,000 recordings are there at least, and some are held out.
         chosen["limit"] = min(limit, 900)
     config = resolve([Source("benchmark", chosen)])
-    with _empty_cache():
+    with _empty_cache() as cache:
         tell("loading, first time")
         began = time.perf_counter()
         data = load_data(config)
@@ -66,6 +66,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         began = time.perf_counter()
         data = load_data(config)
         again = time.perf_counter() - began
+        on_disk = sum(path.stat().st_size for path in cache.glob("*.cache"))
 
         task = build_task(config, data.inputs, backend, len(data.train))
         order: Int64 = np.resize(np.arange(len(data.train)), _UPDATES * config.batch_size)
@@ -98,24 +99,26 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
     size = f"{config.dataset} T={config.steps} B={config.batch_size}"
     samples = {"samples": len(data.train) + len(data.test)}
     updates = {"updates": _UPDATES}
+    inputs = resident[0].inputs
+    carried = {"batch_bytes": int(inputs.bits.nbytes if isinstance(inputs, PackedFrames) else inputs.nbytes)}
     ratio = times["loader"].median / times["memory"].median
     return [
         Row("data", size, "load, first time", Timing((first,)), detail=samples),
-        Row("data", size, "load, from the cache", Timing((again,)), detail=samples),
+        Row("data", size, "load, from the cache", Timing((again,)), detail={**samples, "cache_bytes": on_disk}),
         Row("data", size, "10 updates, loader", times["loader"], "in memory", ratio, updates),
         Row("data", size, "10 updates, in memory", times["memory"], detail=updates),
-        Row("data", size, "10 batches, loading alone", times["alone"], detail=updates),
+        Row("data", size, "10 batches, loading alone", times["alone"], detail={**updates, **carried}),
     ]
 
 
 @contextmanager
-def _empty_cache() -> Iterator[None]:
+def _empty_cache() -> Iterator[Path]:
     """A cache folder for decoded samples that goes away again."""
     before = os.environ.get("STSBP_CACHE")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.environ["STSBP_CACHE"] = folder
         try:
-            yield
+            yield Path(folder)
         finally:
             if before is None:
                 del os.environ["STSBP_CACHE"]
