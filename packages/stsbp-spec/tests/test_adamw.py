@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT
-from stsbp_spec.optim import AdamW, clip_factor, gradient_norm, norm_bits
+from stsbp_spec.optim.adamw import AdamW, AdamWScalars, clip_factor, gradient_norm, norm_bits
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Float32, Float64
 
@@ -89,6 +90,15 @@ def test_schedule() -> None:
     assert (np.diff(rates[4:15]) < 0).all()
     assert {AdamW(lr=0.3).rate(step) for step in (0, 5, 10_000)} == {0.3}
     assert {AdamW(lr=0.3, total_steps=9, final_fraction=1).rate(step) for step in (0, 5, 9)} == {0.3}
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_scalars_are_float32(name: str) -> None:
+    """A wider one would compute a wider update, with other bits."""
+    scalars = _CASES[name].scalars(3, clip_factor(4.0, 1.0))
+    assert {f.name: type(getattr(scalars, f.name)) for f in fields(scalars)} == {
+        f.name: np.float32 for f in fields(AdamWScalars)
+    }
 
 
 def test_first_update_moves_by_the_learning_rate() -> None:

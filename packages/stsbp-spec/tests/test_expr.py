@@ -231,6 +231,8 @@ def test_simplifying_changes_no_number() -> None:
     (x,) = simplified([snap(snap(A) + zero)])
     assert _text(x) == "y = snap(a)"
     assert simplified([A + B])[0].op == "add"
+    same, other = simplified([where(A < B, 2, 2), where(A < B, 1, 0)])
+    assert (same.op, same.value, other.op) == ("constant", 2, "where")
 
 
 def test_the_fewest_values_are_kept() -> None:
