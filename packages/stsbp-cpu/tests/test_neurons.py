@@ -50,3 +50,21 @@ def test_bits_are_those_of_the_reference(neuron: NeuronModel, given: int, steps:
     for name, found in zip(equations.terms, terms, strict=True):
         assert found.tobytes() == adding[name].tobytes()
         assert steps == 1 or np.count_nonzero(found) > count // 2
+
+
+def test_what_is_read_may_be_closed_to_writing() -> None:
+    """As JAX's arrays are, seen from numpy."""
+    equations, rng = neuron_equations(FILTER, NEURONS["alif"]), np.random.default_rng(3)
+    z, ds = (rng.standard_normal((4, 77)).astype(np.float32) for _ in range(2))
+    found = []
+    for closed in (False, True):
+        for x in (z, ds):
+            x.flags.writeable = not closed
+        u, spikes, dz = np.empty((4, 77), np.float32), np.empty((4, 77), np.uint8), np.empty((4, 77), np.float32)
+        kept = np.empty((len(equations.kept) - 1, 4, 77), np.float32)
+        neurons.forward(equations, z, u, spikes, kept)
+        for x in (u, kept):
+            x.flags.writeable = not closed
+        neurons.backward(equations, u, kept, ds, dz)
+        found.append((u.tobytes(), spikes.tobytes(), dz.tobytes()))
+    assert found[0] == found[1]
