@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from stsbp.cli import train as train_command
 from stsbp.config import Source, resolve
 from stsbp.datasets import cache, load
 from stsbp.training import build, overlap
+from stsbp_spec.typing import Int64, UInt8
 
 Call = Callable[..., Result]
 
@@ -262,3 +264,38 @@ def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
 def _test_samples(images: Path, seed: int) -> set[bytes]:
     data = build.load_data(resolve([Source("test", {"dataset": f"folder:{images}", "holdout": 4, "split_seed": seed})]))
     return set(overlap.contents(data.test, "direct"))
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("digits", "f7c6fe7435b8996bf97c40bbfcf30274c8f8c394f9a14a322dd56059731f2e08"),
+        ("patterns", "7f58277078a681fb03cdb1d2966963edd89b8cadd874b44715a28112dcb7eed7"),
+    ],
+)
+def test_the_fingerprint_of_data_is_the_one_that_runs_keep(name: str, digest: str) -> None:
+    """A run that was begun by an earlier version goes on only on data of its fingerprint."""
+    data = load(name)
+    assert build.Data(data, data.train, None, data.test).fingerprint() == digest
+
+
+class OtherTarget:
+    """A split with the target of one sample changed."""
+
+    def __init__(self, split: Any, sample: int) -> None:
+        self.split, self.sample, self.labels = split, sample, split.labels
+        self.inputs, self.stored = split.inputs, split.stored
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def targets(self, indices: Int64) -> UInt8:
+        other: UInt8 = self.split.targets(indices) ^ (indices == self.sample)[:, None].astype(np.uint8)
+        return other
+
+
+def test_another_target_of_any_sample_is_another_fingerprint() -> None:
+    data = load("patterns")
+    kept = build.Data(data, data.train, None, data.test).fingerprint()
+    for sample in (0, 63, 64, len(data.train) - 1):
+        assert build.Data(data, OtherTarget(data.train, sample), None, data.test).fingerprint() != kept
