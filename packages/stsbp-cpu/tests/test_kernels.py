@@ -17,7 +17,8 @@ from stsbp_spec.typing import AnyArray
 
 REFERENCE = NumpyBackend()
 FILTER = PSP(4, 2).filter()
-STEPS, BATCH, SHAPE = 6, 3, (3, 9, 8)
+STEPS, BATCH, SHAPE = 6, 3, (4, 9, 8)
+"""Channels, unlike rows and columns of the kernels: an axis that stands for another one is seen."""
 
 
 def _last(x: AnyArray) -> AnyArray:
