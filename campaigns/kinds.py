@@ -1,4 +1,4 @@
-"""The kinds of input: recordings, notation, TOML, arrays, images, checkpoints and records, command lines.
+"""The kinds of input: recordings, notation, models, TOML, arrays, images, checkpoints and records, command lines.
 
 Most cases are a valid input with some damage, some are valid, some come from a grammar. Where a digest guards a file it
 is computed again after the damage, so that what lies after the check is reached as well.
@@ -36,12 +36,22 @@ from stsbp.training.checkpoint import load, progress_of
 from stsbp.training.metrics import read_records
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
+from stsbp_spec import surrogates
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.losses import LOSSES
+from stsbp_spec.equations import loss_equations, neuron_equations
+from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, Recurrence
+from stsbp_spec.losses import LOSSES, Loss
+from stsbp_spec.losses import stored as losses
+from stsbp_spec.losses.base import LossStep
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF, NEURONS, parameters
+from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.printers import LANGUAGES, definition, function
+from stsbp_spec.ranges import flushes_of
 from stsbp_spec.registry import installed_backends, open_backend
-from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.surrogates import SURROGATES, Rectangle, StoredSurrogate, Surrogate, equation
+from stsbp_spec.synapses import PSP
 
 from campaigns import mutate
 from campaigns.calls import Complaint
@@ -179,10 +189,16 @@ class Notation(Kind):
         if rng.random() < 0.1:
             text += f"d{rng.choice(('0.1', '0.5', '.9'))}"
         if rng.random() < 0.2:
-            keys = rng.sample(("tau_m", "tau_s", "threshold", "bits", "surrogate"), rng.randrange(1, 4))
+            model = rng.choice(sorted(NEURONS)) if rng.random() < 0.4 else "lif"
+            known = (
+                (*parameters(NEURONS[model]), "bits") if rng.random() < 0.95 else ("beta", "nosuch", "text", "neuron")
+            )
+            keys = rng.sample(known, rng.randrange(1, 4))
             values = {"bits": str(_integer(rng, 4, 12)), "surrogate": _surrogate(rng)}
-            numbers = ("0.5", "0", "-1", "1e400") if odd else ("5", "8.0", "1e3", "1.5")
-            text += "{" + ",".join(f"{key}={values.get(key) or rng.choice(numbers)}" for key in keys) + "}"
+            pairs = [f"{key}={values.get(key) or _parameter(rng, key)}" for key in keys]
+            pairs += [f"neuron={model}"] if model != "lif" or rng.random() < 0.1 else []
+            rng.shuffle(pairs)
+            text += "{" + ",".join(pairs) + "}"
         return text
 
     def read(self, case: Case, world: World) -> None:
@@ -196,6 +212,141 @@ class Notation(Kind):
         if again != network:
             raise Complaint(f"the canonical notation gives another network\n{network.notation}")
         network.table()
+
+
+_CONSTANTS = (0.0, -0.0, 1.0, -1.5, 2.0**-149, 2.0**-126, 2.0**127, 2.0**60)
+_DEEP = (("neg",), ("mul",), ("add",), ("div",), ("snap", "sub"))
+"""Operations that are put within each other."""
+
+
+class Models(Kind):
+    """Neuron models, surrogates and losses as text, which a run keeps of classes of the user's own."""
+
+    name, weight = "models", 0.06
+
+    def make(self, rng: random.Random, world: World) -> Case:
+        what = rng.choice(sorted(_OWN))
+        data = json.loads(rng.choice(_own_texts()[what]))
+        if rng.random() < 0.5:
+            self.grow(rng, data)
+        if rng.random() < 0.5:
+            data = mutated_json(rng, data)
+        content = mutate.json_bytes(rng, data)
+        if rng.random() < 0.1:
+            content = mutated_bytes(rng, content)
+        if rng.random() < 0.02:
+            text = content.decode("utf-8", "replace")
+            lines = [f'dataset = "folder:../data/pictures"\n{what} = "gone:Model"\n{what}_model = {_toml(text)}\n']
+            arguments = (*_NUMPY, "train", "--config", "own.toml", *PICTURES[1:], "--epochs", "1", "--out", "runs/new")
+            return Case(
+                self.name,
+                arguments=(*arguments, "--stop-after", "0.002"),
+                files={"work/own.toml": "".join(lines).encode("utf-8", "surrogatepass")},
+                may_make=("work/runs/new",),
+            )
+        return Case(self.name, content, {"what": what})
+
+    @staticmethod
+    def grow(rng: random.Random, data: dict[str, Any]) -> None:
+        """More operations: of any kind, or one within the other a thousand times; a result is the last of them."""
+        nodes = data["nodes"]
+        deep = rng.random() < 0.02
+        kinds = rng.choice(_DEEP) if deep else (*OPERATIONS, "constant")
+        for _ in range(rng.choice((300, 1000)) if deep else rng.choice((1, 2, 5, 20))):
+            op = rng.choice(kinds)
+            numbers = [place for place, node in enumerate(nodes) if node[0] not in CONDITIONS]
+            conditions = [place for place, node in enumerate(nodes) if node[0] in CONDITIONS]
+            if op == "constant":
+                nodes.append(["constant", rng.choice(_CONSTANTS).hex()])
+                continue
+            if op == "where" and not conditions:
+                continue
+            args = [numbers[-1] if deep and place == 0 else rng.choice(numbers) for place in range(OPERATIONS[op])]
+            if op == "where":
+                args[0] = rng.choice(conditions)
+            name = f"n{len(nodes)}" if rng.random() < 0.2 else None
+            nodes.append([op, name, *args])
+        root = rng.choice(sorted(data["roots"]))
+        right = [place for place, node in enumerate(nodes) if (node[0] in CONDITIONS) == (root == "spike")]
+        data["roots"][root] = right[-1]
+
+    def read(self, case: Case, world: World) -> None:
+        what = case.how["what"]
+        found = _OWN[what](case.content.decode("utf-8", "replace"))
+        str(found)
+        recurrences = self.equations(found)
+        for recurrence in recurrences:
+            for name, language in LANGUAGES.items():
+                text = definition(recurrence, language)
+                if name != "cuda":
+                    compile(text, name, "exec")
+            shown = function(recurrence, LANGUAGES["numpy"])
+            if len(shown) > 2_000_000:
+                raise Complaint(f"a step is printed as {len(shown)} characters")
+        flushes_of(found)
+        backend, rng = _backend(), np.random.default_rng(1)
+        z = rng.normal(0.3, 1.0, (3, 2, 4)).astype(np.float32)
+        s = (z > 0).astype(np.uint8)
+        if isinstance(found, Loss):
+            backend.loss_error(found, PSP(3), s, s[:, ::-1])
+            found.mean(s, s[:, ::-1].copy(), PSP(3))
+        elif isinstance(found, Surrogate):
+            found.derivative(z)
+        else:
+            _, kept = backend.neuron_forward(found, PSP(3).filter(), z, 3)
+            backend.neuron_backward(found, PSP(3).filter(), kept, z)
+            network = NetworkSpec.parse("4", input_shape=(3,), outputs=2, neuron=found)
+            if NetworkSpec.parse(network.notation, input_shape=(3,), outputs=2, neuron=found) != network:
+                raise Complaint(f"the canonical notation gives another network\n{network.notation}")
+
+    @staticmethod
+    def equations(found: Any) -> list[Recurrence]:
+        """What it prints."""
+        if isinstance(found, Surrogate):
+            return [equation(found)]
+        if isinstance(found, Loss):
+            passes = loss_equations(found)
+            return [each for each in (passes.forward, passes.backward) if each is not None]
+        both = neuron_equations(PSP(3).filter(), found)
+        return [both.forward, both.backward]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Missed(Loss):
+    """A loss of the user's own: what a spike that is missing costs, and one that comes too early."""
+
+    name = "missed"
+    parameters = ("k", "scale", "extra")
+    states = ("r",)
+    back_states = ("e",)
+    weight: float = 3.0
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
+        return {"k": 1 - 1 / psp.tau_s, "scale": 1 / (batch * steps), "extra": self.weight - 1}
+
+    def ahead(self, p: Names, s: Names, x: Names) -> LossStep:
+        r = p.k * s.r + (x.o - x.target)
+        return LossStep({"r": r}, r)
+
+    def measure(self, p: Names, x: Names) -> Expr:
+        return abs(x.r) + p.extra * (x.target * (1 - x.o)) + abs(x.count - x.target_count)
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        e = p.k * s.e + x.r
+        return LossStep({"e": e}, p.scale * (e + p.extra * (x.o - x.target)))
+
+
+_OWN: dict[str, Any] = {"neuron": neurons.from_text, "surrogate": StoredSurrogate, "loss": losses.from_text}
+
+
+@cache
+def _own_texts() -> dict[str, list[str]]:
+    kinds = [kind() for kind in NEURONS.values()] + [LIF(reset="subtract"), LIF(surrogate=Rectangle(0.5))]
+    return {
+        "neuron": [neurons.as_text(kind) for kind in kinds],
+        "surrogate": [surrogates.as_text(kind()) for kind in SURROGATES.values()],
+        "loss": [losses.as_text(_Missed())],
+    }
 
 
 class Toml(Kind):
@@ -265,6 +416,9 @@ class Toml(Kind):
             return rng.choice(("0.0", "0.5", "1.0", "8.0", "0.001", "2.5"))
         special = {
             "surrogate": _surrogate(rng),
+            "neuron": _neuron(rng),
+            "loss": rng.choice((*LOSSES, "gone:Loss:weight=2")),
+            **{f"{what}_model": rng.choice(_own_texts()[what]) for what in _OWN},
             "net": Notation.layer(rng),
             "label_pattern": "01",
             "undesired_pattern": "0",
@@ -289,6 +443,24 @@ def _surrogate(rng: random.Random) -> str:
     (parameter,) = (each.name for each in dataclasses.fields(SURROGATES[name]))
     whole = f"{name}:{parameter}={rng.choice(('0.5', '2', '1e-3', '7.25'))}"
     return whole if rng.random() < 0.6 else name if rng.random() < 0.8 else mutated_text(rng, whole)
+
+
+def _neuron(rng: random.Random) -> str:
+    """A neuron model with parameters, as the command line and notation after `neuron=` know it."""
+    name = rng.choice(sorted(NEURONS))
+    own = [each for each in parameters(NEURONS[name]) if each != "surrogate"]
+    pairs = [f"{key}={_parameter(rng, key)}" for key in rng.sample(own, rng.randrange(3))]
+    whole = ":".join([name, *pairs])
+    if rng.random() < 0.05:
+        return rng.choice(("gone:Model", "gone:Model:a=1", "os:system", "stsbp_spec.neurons:LIF:tau_m=3"))
+    return whole if rng.random() < 0.8 else mutated_text(rng, whole)
+
+
+def _parameter(rng: random.Random, key: str) -> str:
+    """A value of a neuron's parameter, most often one of its domain."""
+    words = {"reset": ("zero", "subtract"), "per": ("layer", "channel"), "tau_rise": ("0", "1", "1.5")}
+    numbers = ("0.5", "0", "-1", "1e400", "x") if rng.random() < 0.05 else ("5", "8.0", "1e3", "1.5")
+    return rng.choice(words.get(key, numbers))
 
 
 def _plain(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -872,7 +1044,11 @@ class Options(Kind):
             "dataset": rng.choice(_DATASETS),
             "test_on": rng.choice(_DATASETS),
             "on": rng.choice(_DATASETS),
-            "loss": rng.choice(sorted(LOSSES)),
+            "loss": rng.choice(sorted(LOSSES)) if rng.random() < 0.9 else "gone:Loss:weight=2",
+            "neuron": _neuron(rng),
+            "neuron_model": rng.choice(_own_texts()["neuron"]),
+            "surrogate_model": rng.choice(_own_texts()["surrogate"]),
+            "loss_model": rng.choice(_own_texts()["loss"]),
             "preset_name": rng.choice(sorted(PRESETS)),
             "name": rng.choice(sorted(PRESETS)),
             "data_dir": rng.choice((*_PATHS, *_READ_ONLY)),
@@ -886,5 +1062,5 @@ class Options(Kind):
 
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (Events(), Notation(), Toml(), Arrays(), Images(), Checkpoints(), Options())
+    kind.name: kind for kind in (Events(), Notation(), Models(), Toml(), Arrays(), Images(), Checkpoints(), Options())
 }

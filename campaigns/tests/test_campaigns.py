@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp.datasets.nmnist import read_recording
+from stsbp_spec.neurons import ALIF
+from stsbp_spec.neurons.stored import as_text
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -26,7 +28,7 @@ from campaigns.calls import Called, Complaint, check_output  # noqa: E402
 from campaigns.cases import Case, run_command  # noqa: E402
 from campaigns.crash import Blow, Disk  # noqa: E402
 from campaigns.fuzz import run_watched  # noqa: E402
-from campaigns.kinds import KINDS, Arrays, Events, Images, Notation, Toml  # noqa: E402
+from campaigns.kinds import KINDS, Arrays, Events, Images, Models, Notation, Toml  # noqa: E402
 from campaigns.worlds import World, picture, rasters, recording  # noqa: E402
 
 
@@ -40,6 +42,7 @@ VALID = {
     "notation": Case(
         "notation", b"12C3-P2-30{tau_m=5}", {"input_shape": [2, 34, 34], "outputs": 10, "coding": "events"}
     ),
+    "models": Case("models", as_text(ALIF()).encode(), {"what": "neuron"}),
     "toml": Case("toml", b'dataset = "digits"\nsteps = 5\n'),
     "arrays": Case("arrays", rasters(1), {"coding": "sequences"}),
     "images": Case("images", picture(1), {"channels": None, "size": None}),
@@ -92,6 +95,8 @@ def warning(*_arguments: object, **_named: object) -> Any:
         (Images(), "read_image", warning, "a warning reached the user: RuntimeWarning"),
         (Toml(), "resolve", raising(Complaint("so")), "so"),
         (Arrays(), "read_sequences", raising(MemoryError()), "MemoryError at "),
+        (Models(), "neuron_equations", raising(RecursionError()), "RecursionError at "),
+        (Models(), "flushes_of", warning, "a warning reached the user: RuntimeWarning"),
         (Notation(), "NetworkSpec", raising(RecursionError()), "AttributeError at "),
     ],
 )

@@ -15,6 +15,8 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import SpecError
 from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.neurons.stored import StoredNeuron, as_text, from_text
+from stsbp_spec.printers import LANGUAGES, function
+from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import PSP
 
@@ -138,3 +140,45 @@ def test_any_change_of_a_text_is_read_or_refused(data: st.DataObject) -> None:
     put = data.draw(st.text(st.sampled_from('0123456789abmsuxp.-+",:[]{}e'), max_size=3))
     with contextlib.suppress(SpecError):
         neuron_equations(PSP().filter(), from_text(TEXT[:at] + put + TEXT[at + length :]))
+
+
+@pytest.mark.parametrize("op", ["neg", "mul", "div", "named"])
+def test_hundreds_of_operations_within_each_other_are_read_printed_and_run(op: str) -> None:
+    def nest(d: dict[str, Any]) -> None:
+        nodes = d["nodes"]
+        first = last = next(place for place, node in enumerate(nodes) if node[1] == "i")
+        for number in range(600):
+            name = f"n{number}" if op == "named" else None
+            nodes.append(["neg", None, last] if op == "neg" else ["add" if op == "named" else op, name, first, last])
+            last = len(nodes) - 1
+        d["roots"]["s.a"] = last
+
+    both = neuron_equations(PSP().filter(), from_text(_changed(nest)))
+    for language in ("jax", "numba", "triton", "torch", "numpy"):
+        for step in (both.forward, both.backward):
+            compile(function(step, LANGUAGES[language]), language, "exec")
+    backend, z = NumpyBackend(), np.ones((2, 1, 3), np.float32)
+    _, kept = backend.neuron_forward(from_text(_changed(nest)), PSP().filter(), z, 2)
+    assert backend.neuron_backward(from_text(_changed(nest)), PSP().filter(), kept, z)[0].shape == z.shape
+
+
+def test_values_to_keep_are_found_among_hundreds_with_a_name() -> None:
+    def nest(d: dict[str, Any]) -> None:
+        nodes = d["nodes"]
+        last = next(place for place, node in enumerate(nodes) if node[1] == "i")
+        for number in range(400):
+            nodes.append(["mul", f"n{number}", last, last])
+            last = len(nodes) - 1
+        d["roots"]["s.a"] = last
+
+    neuron, filter = from_text(_changed(nest)), PSP().filter()
+    assert len(neuron_equations(filter, neuron).kept) > 100
+    z = np.full((2, 1, 3), 0.25, np.float32)
+    _, kept = NumpyBackend().neuron_forward(neuron, filter, z, 2)
+    assert NumpyBackend().neuron_backward(neuron, filter, kept, z)[0].shape == z.shape
+
+
+@pytest.mark.parametrize("name", ["lambda", "snap", "where", "float32"])
+def test_a_value_is_not_named_like_a_word_of_a_language(name: str) -> None:
+    with pytest.raises(SpecError):
+        from_text(_changed(lambda d: next(n for n in d["nodes"] if n[1] == "u").__setitem__(1, name)))

@@ -17,7 +17,8 @@ small that a library which flushes subnormal numbers would go on with another on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import combinations
+from functools import partial
+from itertools import chain, combinations, islice
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, constant, ordered, snap, variable, where
@@ -25,6 +26,8 @@ from stsbp_spec.expr import Expr, constant, ordered, snap, variable, where
 __all__ = ["derive", "free_variables", "kept_values", "simplified", "substituted"]
 
 _ZERO = constant(0)
+_MOST_VISITS = 2**17
+"""Nodes that are looked at to find the fewest values to keep."""
 
 
 def derive(
@@ -37,6 +40,7 @@ def derive(
         variables: whose cotangents are wanted.
         surrogate: `h(x)` of `x = u - threshold`.
     """
+    simple = _Simplifier()
     pairs = [(x.args[0] if x.op == "unsnapped" else x, d) for x, d in results]
     cotangents: dict[int, Expr] = {}
 
@@ -47,27 +51,29 @@ def derive(
         add(x, d)
     for x in reversed(ordered(x for x, _ in pairs)):
         if id(x) in cotangents:
-            for operand, term in _terms(x, cotangents[id(x)], surrogate):
+            for operand, term in _terms(x, cotangents[id(x)], surrogate, partial(_factor, simple)):
                 add(operand, term)
     return simplified([cotangents.get(id(x), _ZERO) for x in variables])
 
 
-def _terms(x: Expr, d: Expr, surrogate: Callable[[Expr], Expr]) -> list[tuple[Expr, Expr]]:
+def _terms(
+    x: Expr, d: Expr, surrogate: Callable[[Expr], Expr], factor: Callable[[Expr], Expr]
+) -> list[tuple[Expr, Expr]]:
     a = x.args
     if x.op == "add":
         return [(a[0], d), (a[1], d)]
     if x.op == "sub":
         return [(a[0], d), (a[1], -d)]
     if x.op == "mul":
-        return [(a[0], snap(_factor(a[1]) * d)), (a[1], snap(_factor(a[0]) * d))]
+        return [(a[0], snap(factor(a[1]) * d)), (a[1], snap(factor(a[0]) * d))]
     if x.op == "div":
-        return [(a[0], snap(d / _factor(a[1]))), (a[1], -snap(snap(_factor(x) * d) / _factor(a[1])))]
+        return [(a[0], snap(d / factor(a[1]))), (a[1], -snap(snap(factor(x) * d) / factor(a[1])))]
     if x.op == "neg":
         return [(a[0], -d)]
     if x.op == "snap":
         return [(a[0], d)]
     if x.op == "where":
-        number = [(a[0], snap(_factor(a[1] - a[2]) * d))] if a[0].op == "spike" else []
+        number = [(a[0], snap(factor(a[1] - a[2]) * d))] if a[0].op == "spike" else []
         return [*number, (a[1], where(a[0], d, 0)), (a[2], where(a[0], 0, d))]
     if x.op == "spike":
         r = snap(surrogate(a[0] - a[1]) * d)
@@ -75,26 +81,43 @@ def _terms(x: Expr, d: Expr, surrogate: Callable[[Expr], Expr]) -> list[tuple[Ex
     if x.op == "abs":
         return [(a[0], where(a[0] < 0, -d, d))]
     if x.op == "sqrt":
-        return [(a[0], snap(d / _factor(x + x)))]
+        return [(a[0], snap(d / factor(x + x)))]
     if x.op == "exp":
-        return [(a[0], snap(_factor(x) * d))]
+        return [(a[0], snap(factor(x) * d))]
     return []
 
 
-def _factor(x: Expr) -> Expr:
+def _factor(simple: _Simplifier, x: Expr) -> Expr:
     """A value of the step as a factor: snapped, unless it is already."""
-    (x,) = simplified([x])
+    x = simple(x)
     inner = x.args[0] if x.op == "neg" else x
     return x if inner.op in ("variable", "constant", "snap") else snap(x)
 
 
 def simplified(roots: Sequence[Expr]) -> list[Expr]:
     """`roots` without sums with zero, products with zero and one, and snaps of what is snapped: the same numbers."""
-    made: dict[int, Expr] = {}
-    for x in ordered(roots):
-        a = tuple(made[id(operand)] for operand in x.args)
-        made[id(x)] = _simple(x, a)
-    return [made[id(x)] for x in roots]
+    simple = _Simplifier()
+    return [simple(x) for x in roots]
+
+
+class _Simplifier:
+    """`simplified`, which looks at no node twice."""
+
+    def __init__(self) -> None:
+        # With the nodes themselves, so that no other one gets the `id` of one that is gone.
+        self._made: dict[int, tuple[Expr, Expr]] = {}
+
+    def __call__(self, x: Expr) -> Expr:
+        waiting = [x]
+        while waiting:
+            now = waiting[-1]
+            if missing := [a for a in now.args if id(a) not in self._made] if id(now) not in self._made else []:
+                waiting += missing
+                continue
+            waiting.pop()
+            if id(now) not in self._made:
+                self._made[id(now)] = now, _simple(now, tuple(self._made[id(a)][1] for a in now.args))
+        return self._made[id(x)][1]
 
 
 def _simple(x: Expr, a: tuple[Expr, ...]) -> Expr:
@@ -133,13 +156,16 @@ def free_variables(roots: Iterable[Expr]) -> list[str]:
 def substituted(roots: Sequence[Expr], by: Mapping[int, Expr]) -> list[Expr]:
     """`roots` with the nodes whose `id` is in `by` replaced; what is only under these is not looked at."""
     made: dict[int, Expr] = dict(by)
-
-    def visit(x: Expr) -> Expr:
+    waiting = [*roots]
+    while waiting:
+        x = waiting[-1]
+        if missing := [operand for operand in x.args if id(operand) not in made] if id(x) not in made else []:
+            waiting += missing
+            continue
+        waiting.pop()
         if id(x) not in made:
-            made[id(x)] = x.of(tuple(visit(operand) for operand in x.args))
-        return made[id(x)]
-
-    return [visit(x) for x in roots]
+            made[id(x)] = x.of(tuple(made[id(operand)] for operand in x.args))
+    return [made[id(x)] for x in roots]
 
 
 def kept_values(
@@ -161,11 +187,13 @@ def kept_values(
         SpecError: the candidates do not suffice.
     """
     there = set(known)
-    for count in range(len(candidates) + 1):
-        for chosen in combinations(candidates, count):
-            values = {**free, **{name: candidates[name] for name in chosen}}
-            replaced = substituted(roots, {id(x): variable(name) for name, x in values.items()})
-            asked = [name for name in free_variables(replaced) if name not in there]
-            if all(name in values for name in asked):
-                return {name: x for name, x in values.items() if name in asked}, replaced
+    subsets = (chosen for count in range(len(candidates) + 1) for chosen in combinations(candidates, count))
+    # Where that would take too long, all that are asked for are kept.
+    most = _MOST_VISITS // (1 + len(ordered(roots)))
+    for chosen in chain(islice(subsets, most), [tuple(candidates)]):
+        values = {**free, **{name: candidates[name] for name in chosen}}
+        replaced = substituted(roots, {id(x): variable(name) for name, x in values.items()})
+        asked = [name for name in free_variables(replaced) if name not in there]
+        if all(name in values for name in asked):
+            return {name: x for name, x in values.items() if name in asked}, replaced
     raise SpecError("the way back needs values of the step that have no name; give them one with named(...)")

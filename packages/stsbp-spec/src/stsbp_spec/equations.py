@@ -6,7 +6,7 @@ and AdamW's update. The expressions stand in synapses/psp.py, neurons/, surrogat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from types import MappingProxyType
@@ -187,17 +187,13 @@ def _floored(step: Step) -> Step:
     states, spike = [*step.states.values()], step.spike
     u = step.u if step.u.name is not None else Expr(step.u.op, step.u.args, step.u.value, "u")
     roots = substituted([*states, spike, u], {id(step.u): u})
+    made: dict[int, Expr] = {}
     for x in ordered(roots):
+        new = x.of(tuple(made[id(operand)] for operand in x.args))
         plain = x.op in ("variable", "constant", "snap", "unsnapped") or x.is_condition or x.name is None
-        if not plain:
-            snapped = Expr("snap", (Expr(x.op, x.args, x.value),), name=x.name)
-            return _floored(Step(*_with(step, substituted(roots, {id(x): snapped}))))
-    return Step(*_with(step, roots))
-
-
-def _with(step: Step, roots: Sequence[Expr]) -> tuple[Expr, Expr, dict[str, Expr]]:
-    *states, spike, u = roots
-    return u, spike, dict(zip(step.states, states, strict=True))
+        made[id(x)] = new if plain else Expr("snap", (Expr(new.op, new.args, new.value),), name=x.name)
+    *states, spike, u = (made[id(x)] for x in roots)
+    return Step(u, spike, dict(zip(step.states, states, strict=True)))
 
 
 def _derived(

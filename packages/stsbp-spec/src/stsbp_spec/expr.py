@@ -224,16 +224,16 @@ def ordered(roots: Iterable[Expr]) -> list[Expr]:
     """Every node under `roots` once, operands before what is made of them."""
     seen: set[int] = set()
     found: list[Expr] = []
-
-    def visit(x: Expr) -> None:
-        if id(x) not in seen:
-            seen.add(id(x))
-            for operand in x.args:
-                visit(operand)
+    # A stack, not a recursion: an expression may be deeper than Python calls functions.
+    waiting = [(x, False) for x in reversed([*roots])]
+    while waiting:
+        x, is_done = waiting.pop()
+        if is_done:
             found.append(x)
-
-    for root in roots:
-        visit(root)
+        elif id(x) not in seen:
+            seen.add(id(x))
+            waiting.append((x, True))
+            waiting += [(operand, False) for operand in reversed(x.args)]
     return found
 
 

@@ -24,6 +24,8 @@ __all__ = ["LANGUAGES", "Language", "Line", "definition", "evaluate", "function"
            "numpy_function", "written_out"]  # fmt: skip
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
+_DEEPEST_LINE = 32
+"""Operations within each other in a line, where parsers know 100 parentheses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,7 @@ class Program:
 
 @cache
 def lines(recurrence: Recurrence, language: Language) -> Program:
-    """The statements of a step. A value gets a name where it has one, is a result, or is used more than once."""
+    """The statements of a step. A value gets a name where it has one, is a result, is used twice, or is deep."""
     taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     results: dict[int, str] = {}
     nodes, of = merged(recurrence.roots)
@@ -146,6 +148,7 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
             uses[operand] += 1
     made: list[Line] = []
     text: dict[int, tuple[str, int]] = {}
+    depth: dict[int, int] = {}
     counter = 0
     for number, (x, operands) in enumerate(nodes):
         if x.op == "variable":
@@ -155,8 +158,10 @@ def lines(recurrence: Recurrence, language: Language) -> Program:
             text[number] = (language.constant(x.value), _ATOM if x.value >= 0 else _SIGN)
             continue
         text[number] = _written(language, x.op, [text[operand] for operand in operands])
-        if x.name is None and number not in results and uses[number] < 2:
+        depth[number] = 1 + max(depth.get(operand, 0) for operand in operands)
+        if x.name is None and number not in results and uses[number] < 2 and depth[number] < _DEEPEST_LINE:
             continue
+        depth[number] = 0
         if (found := x.name or results.get(number)) is None:
             counter += 1
             found = f"x{counter}"

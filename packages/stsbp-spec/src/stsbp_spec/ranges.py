@@ -38,6 +38,7 @@ _INFINITE = 2.0**128
 _ROUNDED_AWAY = 2.0**25
 """A sum is the larger operand where it is so many times the other one."""
 _MOST_ROUNDS = 8
+_MOST_VISITS = 2**15
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,9 @@ def shown_flushes(
     every, origins = analysis.differing(None)
     if every is None:
         return ()
-    found = [(place, analysis.differing(place)[0]) for place in origins]
+    # Each alone, as far as that takes no seconds.
+    tried = origins[: max(1, _MOST_VISITS // len(nodes))]
+    found = [(place, analysis.differing(place)[0]) for place in tried]
     return tuple(
         Flush(recurrence.name, written_out(nodes[place][0]), where) for place, where in found if where is not None
     ) or (Flush(recurrence.name, written_out(nodes[origins[0]][0]), every),)

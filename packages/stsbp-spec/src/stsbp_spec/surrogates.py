@@ -78,7 +78,8 @@ class Surrogate(ABC):
         """`h(x)` of an array of any shape, in its own precision (float32, float64 or exact fractions)."""
         number = Fraction if x.dtype == object else x.dtype.type
         values = {name: number(value) for name, value in self.constants().items()}
-        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
+        # Far from the threshold 1/inf is 0, as it should be.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             return evaluate(equation(self), {**values, "x": x}, number)["h"]
 
     def shown_parameters(self) -> dict[str, str]:

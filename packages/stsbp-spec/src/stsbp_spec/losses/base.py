@@ -98,10 +98,11 @@ class Loss(ABC):
         count, target_count = o.sum(axis=0), target.sum(axis=0)
         states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
         r = np.zeros(shape[1:])
-        for now, wanted in zip(o, target, strict=True):
-            if ahead is not None:
-                states, (r,) = ahead(*p, now, wanted, *states)
-            _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            for now, wanted in zip(o, target, strict=True):
+                if ahead is not None:
+                    states, (r,) = ahead(*p, now, wanted, *states)
+                _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
         return o
 
     def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:

@@ -36,7 +36,8 @@ def recur(
     }
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         values = (x[t % len(x)].astype(np.float32, copy=False) for x in arrays)
-        with np.errstate(over="ignore"):  # far from the threshold: 1/inf is 0, as it should be
+        # Far from the threshold 1/inf is 0, as it should be; 0/0 is a NaN, which whoever reads results looks for.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             states, outputs = step(*parameters, *values, *states)
         for (name, whole), output in zip(found.items(), outputs, strict=True):
             if name in summed:
