@@ -62,10 +62,10 @@ def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int,
     given, filter = sparse.given_input(backend, block, s, None), block.filter(training=True)
     trace = passes.block_forward(backend, block, s, wq, steps, None)
     ds = backend.asarray(random.standard_normal(tuple(trace.spikes.shape), np.float32))
-    floats, u = trace.synapse, trace.lif.u
+    floats, residuals = trace.synapse, trace.lif
 
     def dense_gradient() -> None:
-        dz, _ = sparse.backward(block, given, u, ds, filter, need_error=True, need_weights=False)
+        dz, _ = sparse.backward(block, given, residuals, ds, filter, need_error=True, need_weights=False)
         conv2d.backward(conv, floats, dz, precision="fast", need_input=False)
 
     work: dict[str, Callable[[], object]] = {
@@ -73,12 +73,12 @@ def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int,
         "forward floats": lambda: passes.block_forward(backend, block, s, wq, steps, None),
         # The error of `z` is stored for the layer below, as in training.
         "gradient sparse": lambda: sparse.backward(
-            block, given, u, ds, filter, need_error=block.index > 0, need_weights=True
+            block, given, residuals, ds, filter, need_error=block.index > 0, need_weights=True
         ),
         "gradient dense": dense_gradient,
     }
     if block.index > 0 and sparse.may_defer(block):
-        deferred = sparse.DeferredError(block, given, wq, backend.asarray(trace.lif.u.numpy()))
+        deferred = sparse.DeferredError(block, given, wq, backend.asarray(residuals.kept["u"].numpy()))
         # Potentials of the layer below: near the threshold as often as its neurons spike here.
         below = backend.asarray(np.where(frames > 0, np.float32(block.neuron.threshold), np.float32(-9)))
         work["error needed"] = lambda: deferred.needed(below, block.neuron)
