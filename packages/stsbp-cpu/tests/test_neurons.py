@@ -68,3 +68,17 @@ def test_what_is_read_may_be_closed_to_writing() -> None:
         neurons.backward(equations, u, kept, ds, dz)
         found.append((u.tobytes(), spikes.tobytes(), dz.tobytes()))
     assert found[0] == found[1]
+
+
+def test_the_loops_are_compiled_once_for_all_equations() -> None:
+    """What another equation adds is its steps: a second of compiling instead of seven."""
+    loops = (neurons._forward, neurons._backward)
+    found = []
+    for neuron in (NEURONS["lif"], ALIF(2, surrogate=Rectangle(0.3), reset="subtract"), LIF(7)):
+        equations = neuron_equations(FILTER, neuron)
+        z, ds, u, dz = (np.ones((2, 5), np.float32) for _ in range(4))
+        kept = np.empty((len(equations.kept) - 1, 2, 5), np.float32)
+        neurons.forward(equations, z, u, np.empty((2, 5), np.uint8), kept)
+        neurons.backward(equations, u, kept, ds, dz)
+        found.append([set(loop.signatures) for loop in loops])  # type: ignore[attr-defined]
+    assert found[0] == found[1] == found[2]

@@ -4,22 +4,22 @@ Neurons are cut into chunks that the threads share; a chunk's states stay in cac
 memory moves each array once. A chunk's next step lies elsewhere in memory, where the processor does not look ahead by
 itself, so each step asks for the next one's lines before it computes. Nothing is fused or reordered: `fastmath` is off,
 every scalar is a float32. `fire` and `propagate` are one step of each pass, on one run of neurons, as the equation is
-printed; sparse/kernels.py uses them too.
+printed; sparse/kernels.py uses them too. The loops around them are compiled once and take their addresses: what a
+model of one's own adds is its steps, a second or two of compiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import prange
+from numba import float32, int64, prange, types, uint8
 from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.printed import step
+from stsbp_cpu.printed import called, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
 __all__ = ["NOTHING", "backward", "fire", "forward", "propagate", "values"]
@@ -31,24 +31,32 @@ _PAST = 2**24
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
 """Numbers of neurons that learn none."""
+_RUN, _RUNS, _BYTES, _KEPT = float32[::1], float32[:, ::1], uint8[::1], float32[:, :, ::1]
+_FIRE = types.void(_RUN, _RUN, _RUNS, _RUN, _BYTES, _KEPT, int64, int64, _RUNS, int64)
+_PROPAGATE = types.void(_RUN, _RUN, _RUN, _RUNS, _KEPT, int64, _RUNS, int64, _RUN)
+fired, propagated = called(_FIRE), called(_PROPAGATE)
+"""Call, in a kernel, what `fire` and `propagate` return."""
 
 
-def fire(equation: Recurrence) -> Callable[..., None]:
+@cache
+def fire(equation: Recurrence) -> int:
     """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and `kept[:, t, at : at + n]`.
 
-    A function of `(p, z, states, u, spikes, kept, t, at, learned, place)`: `p` are the parameters, `states` is
-    `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`. The numbers that the neurons
-    learned are `learned[:, place : place + n]`, `[P, M]`.
+    The address of a function of `(p, z, states, u, spikes, kept, t, at, learned, place)`: `p` are the parameters,
+    `states` is `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`. The numbers that the
+    neurons learned are `learned[:, place : place + n]`, `[P, M]`.
     """
     kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.outputs) - 2))
     arrays = ("z", *_learned(len(equation.inputs) - 1), "u", *kept, "spikes")
-    return step(equation, "z, states, u, spikes, kept, t, at, learned, place", arrays, "states")
+    return step(equation, "z, states, u, spikes, kept, t, at, learned, place", arrays, "states", _FIRE)
 
 
-def propagate(equation: Recurrence, count: int) -> Callable[..., None]:
+@cache
+def propagate(equation: Recurrence, count: int) -> int:
     """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
 
-    A function of `(p, u, ds, states, kept, t, learned, place, dz)`: see `fire`; `kept` is read at `place` too.
+    The address of a function of `(p, u, ds, states, kept, t, learned, place, dz)`: see `fire`; `kept` is read at
+    `place` too.
 
     Args:
         equation: `NeuronEquations.summing`.
@@ -56,7 +64,7 @@ def propagate(equation: Recurrence, count: int) -> Callable[..., None]:
     """
     kept = tuple(f"kept[{i}, t, place : place + len(u)]" for i in range(len(equation.inputs) - 2 - count))
     arrays = ("u", *kept, "ds", *_learned(count), "dz")
-    return step(equation, "u, ds, states, kept, t, learned, place, dz", arrays, "states")
+    return step(equation, "u, ds, states, kept, t, learned, place, dz", arrays, "states", _PROPAGATE)
 
 
 def _learned(count: int) -> tuple[str, ...]:
@@ -82,7 +90,8 @@ def forward(
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
-    _forward(equation)(values(equation, equations.constants), z, len(equation.states), u, spikes, kept, learned)
+    p = values(equation, equations.constants)
+    _forward(fire(equation), p, z, len(equation.states), u, spikes, kept, learned)
 
 
 def backward(
@@ -105,91 +114,77 @@ def backward(
         terms: filled with what each neuron adds to the gradients of what is learned, over all steps, float32 `[P, M]`.
     """
     equation = equations.summing
-    p = values(equation, equations.constants)
-    _backward(equation, len(equations.terms))(p, u, kept, ds, len(equation.states), dz, learned, terms)
+    step, p = propagate(equation, len(equations.terms)), values(equation, equations.constants)
+    _backward(step, p, u, kept, ds, len(equation.states), dz, learned, terms)
 
 
-@cache
-def _forward(equation: Recurrence) -> Callable[..., None]:
-    """The forward pass of `[T, M]` neurons of an equation."""
-    fired = fire(equation)
-
-    @cached_njit(parallel=True, error_model="numpy")
-    def neurons_forward(
-        p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32
-    ) -> None:
-        """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
-        steps, neurons = u.shape
-        past = u.size >= _PAST
-        length = _CHUNK if past else _SHORT_CHUNK
-        chunks = (neurons + length - 1) // length
-        for chunk in prange(chunks):
-            low = chunk * length
-            high = min(neurons, low + length)
-            s = np.zeros((states, high - low), np.float32)
-            own = np.empty(high - low, np.float32)
-            own_kept = np.empty((len(kept), 1, high - low), np.float32)
-            for t in range(steps):
-                if t + 1 < steps:
-                    if z.shape[0] > 1:
-                        fetch(z[t + 1, low:high])
-                    if not past:
-                        fetch_to_write(u[t + 1, low:high])
-                        for k in range(len(kept)):
-                            fetch_to_write(kept[k, t + 1, low:high])
-                    fetch_to_write(spikes[t + 1, low:high])
-                zt = z[t if z.shape[0] > 1 else 0, low:high]
-                u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
-                fired(p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low, learned, low)
-                if past:
-                    stream(u[t, low:high], own)
+@cached_njit(parallel=True, error_model="numpy")
+def _forward(
+    step: int, p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32
+) -> None:
+    """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
+    steps, neurons = u.shape
+    past = u.size >= _PAST
+    length = _CHUNK if past else _SHORT_CHUNK
+    chunks = (neurons + length - 1) // length
+    for chunk in prange(chunks):
+        low = chunk * length
+        high = min(neurons, low + length)
+        s = np.zeros((states, high - low), np.float32)
+        own = np.empty(high - low, np.float32)
+        own_kept = np.empty((len(kept), 1, high - low), np.float32)
+        for t in range(steps):
+            if t + 1 < steps:
+                if z.shape[0] > 1:
+                    fetch(z[t + 1, low:high])
+                if not past:
+                    fetch_to_write(u[t + 1, low:high])
                     for k in range(len(kept)):
-                        stream(kept[k, t, low:high], own_kept[k, 0])
+                        fetch_to_write(kept[k, t + 1, low:high])
+                fetch_to_write(spikes[t + 1, low:high])
+            zt = z[t if z.shape[0] > 1 else 0, low:high]
+            u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
+            fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low, learned, low)
+            if past:
+                stream(u[t, low:high], own)
+                for k in range(len(kept)):
+                    stream(kept[k, t, low:high], own_kept[k, 0])
 
-    return neurons_forward
 
+@cached_njit(parallel=True, error_model="numpy")
+def _backward(
+    step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32, learned: Float32,
+    terms: Float32,
+) -> None:  # fmt: skip
+    """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
 
-@cache
-def _backward(equation: Recurrence, count: int) -> Callable[..., None]:
-    """The way back through `[T, M]` neurons of an equation."""
-    propagated = propagate(equation, count)
-
-    @cached_njit(parallel=True, error_model="numpy")
-    def neurons_backward(
-        p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32,
-        learned: Float32, terms: Float32,
-    ) -> None:  # fmt: skip
-        """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
-
-        From `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
-        """
-        steps, neurons = u.shape
-        chunks = (neurons + _CHUNK - 1) // _CHUNK
-        static = dz.shape[0] == 1 and steps > 1
-        for chunk in prange(chunks):
-            low = chunk * _CHUNK
-            high = min(neurons, low + _CHUNK)
-            s = np.zeros((states, high - low), np.float32)
-            own = np.empty(high - low, np.float32)
-            total = np.zeros(high - low, np.float32)
-            for back in range(steps):
-                t = steps - 1 - back
-                if t > 0:
-                    fetch(u[t - 1, low:high])
-                    fetch(ds[t - 1, low:high])
-                    for k in range(len(kept)):
-                        fetch(kept[k, t - 1, low:high])
-                propagated(p, u[t, low:high], ds[t, low:high], s, kept, t, learned, low, own)
-                if static:
-                    for j in range(high - low):
-                        total[j] += own[j]
-                else:
-                    stream(dz[t, low:high], own)
+    From `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
+    """
+    steps, neurons = u.shape
+    chunks = (neurons + _CHUNK - 1) // _CHUNK
+    static = dz.shape[0] == 1 and steps > 1
+    for chunk in prange(chunks):
+        low = chunk * _CHUNK
+        high = min(neurons, low + _CHUNK)
+        s = np.zeros((states, high - low), np.float32)
+        own = np.empty(high - low, np.float32)
+        total = np.zeros(high - low, np.float32)
+        for back in range(steps):
+            t = steps - 1 - back
+            if t > 0:
+                fetch(u[t - 1, low:high])
+                fetch(ds[t - 1, low:high])
+                for k in range(len(kept)):
+                    fetch(kept[k, t - 1, low:high])
+            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, t, learned, low, own)
             if static:
-                out = dz[0, low:high]
                 for j in range(high - low):
-                    out[j] = total[j]
-            for k in range(len(terms)):
-                terms[k, low:high] = s[states - len(terms) + k]
-
-    return neurons_backward
+                    total[j] += own[j]
+            else:
+                stream(dz[t, low:high], own)
+        if static:
+            out = dz[0, low:high]
+            for j in range(high - low):
+                out[j] = total[j]
+        for k in range(len(terms)):
+            terms[k, low:high] = s[states - len(terms) + k]

@@ -11,13 +11,17 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.core.typing.templates import Signature
+from numba.extending import intrinsic
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, function, lines
 
 from stsbp_cpu.compiling import cached_njit, printed_njit
 
-__all__ = ["condition", "loop", "step"]
+__all__ = ["called", "condition", "loop", "step"]
 
 _FLOOR = np.float32(FLOOR)
 _ZERO = np.float32(0)
@@ -29,6 +33,8 @@ def snap(x: np.float32) -> np.float32:
     return _ZERO if abs(x) < _FLOOR else x
 
 
+_ADDRESSED: list[Any] = []
+"""Functions whose address somebody has."""
 _WORDS = {"__name__": __name__, "snap": snap, "float32": np.float32, "sqrt": np.sqrt, "exp": np.exp}
 
 
@@ -56,22 +62,54 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
     return printed_njit(f"{text}\n", recurrence.name, _WORDS, distinct=True, error_model="numpy")
 
 
-@cache
-def step(recurrence: Recurrence, arguments: str, values: Sequence[str], states: str) -> Callable[..., None]:
-    """`loop` of arrays that lie together: `f(p, ...)` with `p` the float32 parameters as an array.
+def step(recurrence: Recurrence, arguments: str, values: Sequence[str], states: str, signature: Signature) -> int:
+    """`loop` of arrays that lie together: the address of `f(p, ...)` with `p` the float32 parameters as an array.
 
     Args:
         recurrence: of the step.
         arguments: of the function after `p`, as text.
         values: an expression of them for each input and output.
         states: one for the states, `[states, n]`.
+        signature: of the function, for `called`.
     """
     count = len(recurrence.inputs)
     given = [f"p[{i}]" for i in range(len(recurrence.parameters))]
     given += [*values[:count], *(f"{states}[{i}]" for i in range(len(recurrence.states))), *values[count:]]
     text = f"def {recurrence.name}_rows(p, {arguments}):\n    loop({', '.join(given)})\n"
     words = {"__name__": __name__, "loop": loop(recurrence)}
-    return printed_njit(text, f"{recurrence.name}_rows", words, error_model="numpy")
+    function: Any = printed_njit(text, f"{recurrence.name}_rows", words, error_model="numpy")
+    function.compile(signature.args)
+    compiled = function.overloads[signature.args]
+    _ADDRESSED.append(function)
+    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+    return address
+
+
+def called(signature: Signature) -> Callable[..., None]:
+    """What calls, in a kernel, the function of `signature` at an address: `f(address, ...)`.
+
+    So a kernel is compiled once for all equations. (numba's own type for such arguments looks addresses up at each
+    call, by way of Python.)
+    """
+
+    def typed(_: Any, *given: Any) -> Any:
+        def generated(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            conventions = context.call_conv
+            kind = conventions.get_function_type(signature.return_type, signature.args)
+            function = builder.inttoptr(args[0], kind.as_pointer())
+            status, _ = conventions.call_function(builder, function, signature.return_type, signature.args, args[1:])
+            with cgutils.if_unlikely(builder, status.is_error):
+                conventions.return_status_propagate(builder, status)
+            return context.get_dummy_value()
+
+        return signature.return_type(types.intp, *signature.args), generated
+
+    # numba asks how many arguments there are.
+    given = ", ".join(f"x{i}" for i in range(len(signature.args) + 1))
+    scope: dict[str, Any] = {"typed": typed}
+    exec(f"def called(typing, {given}):\n    return typed(typing, {given})", scope)
+    intrinsic_: Callable[..., None] = intrinsic(scope["called"])
+    return intrinsic_
 
 
 @cache

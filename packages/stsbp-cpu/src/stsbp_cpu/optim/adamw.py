@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import float32, get_num_threads, prange, types
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.printed import step
+from stsbp_cpu.printed import called, step
 from stsbp_cpu.threads import threads_for
 
 __all__ = ["update"]
+
+_STEP = types.void(*[float32[::1]] * 8)
+updated = called(_STEP)
+"""Calls, in a kernel, what `_step` returns."""
 
 
 def update(
@@ -30,22 +33,22 @@ def update(
     """Fill `new_w`, `new_m` and `new_v` from weights, gradient and moments; all `[N]`."""
     p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
     with threads_for(w.size):
-        _kernel()(p, w, g, m, v, new_w, new_m, new_v)
+        _update(_step(), p, w, g, m, v, new_w, new_m, new_v)
 
 
 @cache
-def _kernel() -> Callable[..., None]:
+def _step() -> int:
     names = (*UPDATE.inputs, *UPDATE.outputs)
-    updated = step(UPDATE, ", ".join(names), names, "")
+    return step(UPDATE, ", ".join(names), names, "", _STEP)
 
-    @cached_njit(parallel=True, error_model="numpy")
-    def update_all(
-        p: Float32, w: Float32, g: Float32, m: Float32, v: Float32, new_w: Float32, new_m: Float32, new_v: Float32
-    ) -> None:
-        threads = get_num_threads()
-        for thread in prange(threads):
-            a = thread * w.size // threads
-            b = (thread + 1) * w.size // threads
-            updated(p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b])
 
-    return update_all
+@cached_njit(parallel=True, error_model="numpy")
+def _update(
+    step: int, p: Float32, w: Float32, g: Float32, m: Float32, v: Float32, new_w: Float32, new_m: Float32,
+    new_v: Float32,
+) -> None:  # fmt: skip
+    threads = get_num_threads()
+    for thread in prange(threads):
+        a = thread * w.size // threads
+        b = (thread + 1) * w.size // threads
+        updated(step, p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b])

@@ -13,19 +13,16 @@ The weight gradient adds, for each input channel and kernel row, the windows of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, prange
 from stsbp_spec.equations import NeuronEquations
-from stsbp_spec.expr import Recurrence
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.neurons import NOTHING, fire, propagate, values
+from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated, values
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
 from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
 
@@ -69,8 +66,8 @@ def forward(
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, B H' W' C']`.
     """
     equation = equations.forward
-    _forward(equation)(
-        *given, _packed(conv, wq), gathers(conv), conv.kernel, conv.padding, u, spikes, kept,
+    _forward(
+        fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernel, conv.padding, u, spikes, kept,
         values(equation, equations.constants), len(equation.states), learned, get_num_threads(),
     )  # fmt: skip
 
@@ -93,8 +90,8 @@ def backward(
     """
     equation, channels, run, threads = equations.summing, given.s.shape[4], _run(conv), get_num_threads()
     sums = np.empty((threads if need_weights else 0, channels * conv.kernel * run), np.float32)
-    _backward(equation, len(equations.terms))(
-        *given, conv.kernel, conv.padding, u, kept, ds, pooled, dz, sums,
+    _backward(
+        propagate(equation, len(equations.terms)), *given, conv.kernel, conv.padding, u, kept, ds, pooled, dz, sums,
         values(equation, equations.constants), len(equation.states), learned, terms, threads,
     )  # fmt: skip
     if not need_weights:
@@ -126,175 +123,163 @@ def _packed(conv: Conv2d, wq: Float32) -> Float32:
     return np.pad(runs, ((0, 0), (0, 0), (0, _run(conv) - runs.shape[2]))).reshape(-1)
 
 
-@cache
-def _forward(equation: Recurrence) -> Callable[..., None]:
-    """The forward pass of a block whose neurons and filter compute `equation`."""
-    fires = fire(equation)
+@cached_njit(parallel=True, error_model="numpy")
+def _forward(
+    step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
+    u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
+    threads: int,
+) -> None:  # fmt: skip
+    """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
-    @cached_njit(parallel=True, error_model="numpy")
-    def block_forward(
-        s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
-        u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
-        threads: int,
-    ) -> None:  # fmt: skip
-        """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
-
-        Args:
-            s, size, mask, masked: see `Given`.
-            w: weights, 1-d: `[kernel, kernel, C, C']` where `gathered`, else `[C, kernel, run]`, a run being
-                `kernel C'` values and zeros up to a whole vector.
-            gathered: which order.
-            kernel, padding: of the convolution.
-            p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
-            threads: among which the samples are shared.
-        """
-        steps, batch, height, width, channels = s.shape
-        rows, columns = height // size, width // size
-        rows_out, columns_out, channels_out = u.shape[2:]
-        line = columns_out * channels_out
-        # Rows of `z`: padded for the scattered runs, which begin up to kernel - 1 - padding pixels before the first.
-        wide = columns_out if gathered else columns + kernel - 1
-        margin = 0 if gathered else (kernel - 1 - padding) * channels_out
-        run = (kernel * channels_out + LANES - 1) // LANES * LANES
-        for thread in prange(threads):
-            z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
-            state = np.empty((rows_out, states, line), np.float32)
-            counts = np.empty(width * channels, np.int32)
-            places = np.empty(rows * columns * channels + 1, np.int32)
-            values = np.empty(rows * columns * channels + 1, np.float32)
-            starts = np.empty(rows * columns + 1, np.int32)
-            for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-                state[:] = _ZERO
-                own = mask[b % len(mask)]
-                for t in range(steps):
-                    list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
-                    for j in range(len(z)):
-                        z[j] = _ZERO
-                    if gathered:
-                        for y in range(rows_out):
-                            for q in range(kernel):
-                                row = y - padding + q
-                                if row < 0 or row >= rows:
-                                    continue
-                                for x in range(columns_out):
-                                    first = row * columns + max(0, x - padding)
-                                    last = row * columns + min(columns, x - padding + kernel)
-                                    shift = (q * kernel + padding - x) * channels * channels_out
-                                    at = (y * columns_out + x) * channels_out
-                                    sum_scaled(
-                                        z, at, w, places, channels_out, shift, values, starts[first], starts[last],
-                                        channels_out // LANES,
-                                    )  # fmt: skip
-                    else:
-                        for y in range(rows):
-                            top, bottom = max(0, y + padding - kernel + 1), min(rows_out - 1, y + padding)
-                            for x in range(columns):
-                                for n in range(starts[y * columns + x], starts[y * columns + x + 1]):
-                                    channel = places[n] - x * channels
-                                    for to in range(top, bottom + 1):
-                                        row = channel * kernel + y + padding - to
-                                        at = (to * wide + x) * channels_out
-                                        add_scaled(z, at, w, row * run, values[n], run // LANES)
+    Args:
+        step: what `fire` returns.
+        s, size, mask, masked: see `Given`.
+        w: weights, 1-d: `[kernel, kernel, C, C']` where `gathered`, else `[C, kernel, run]`, a run being
+            `kernel C'` values and zeros up to a whole vector.
+        gathered: which order.
+        kernel, padding: of the convolution.
+        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
+        threads: among which the samples are shared.
+    """
+    steps, batch, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    rows_out, columns_out, channels_out = u.shape[2:]
+    line = columns_out * channels_out
+    # Rows of `z`: padded for the scattered runs, which begin up to kernel - 1 - padding pixels before the first.
+    wide = columns_out if gathered else columns + kernel - 1
+    margin = 0 if gathered else (kernel - 1 - padding) * channels_out
+    run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    for thread in prange(threads):
+        z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
+        state = np.empty((rows_out, states, line), np.float32)
+        counts = np.empty(width * channels, np.int32)
+        places = np.empty(rows * columns * channels + 1, np.int32)
+        values = np.empty(rows * columns * channels + 1, np.float32)
+        starts = np.empty(rows * columns + 1, np.int32)
+        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
+            state[:] = _ZERO
+            own = mask[b % len(mask)]
+            for t in range(steps):
+                list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
+                for j in range(len(z)):
+                    z[j] = _ZERO
+                if gathered:
                     for y in range(rows_out):
-                        at = y * wide * channels_out + margin
-                        out, fired = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
-                        place = (b * rows_out + y) * line
-                        fires(p, z[at : at + line], state[y], out, fired, kept, t, place, learned, place)
-
-    return block_forward
-
-
-@cache
-def _backward(equation: Recurrence, count: int) -> Callable[..., None]:
-    """The way back through a block; `equation` is that of its neurons and filter, which learn `count` numbers."""
-    propagates = propagate(equation, count)
-
-    @cached_njit(parallel=True, error_model="numpy")
-    def block_backward(
-        s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
-        u: Float32, kept: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, p: Float32, states: int,
-        learned: Float32, terms: Float32, threads: int,
-    ) -> None:  # fmt: skip
-        """Fill `dz` and `dw`, unless they are empty.
-
-        Args:
-            s, size, mask, masked: see `Given`.
-            kernel, padding: of the convolution.
-            u, kept, ds, pooled, dz: see the public function.
-            dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
-                weights.
-            p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
-            threads: among which the samples are shared.
-        """
-        steps, batch, height, width, channels = s.shape
-        rows, columns = height // size, width // size
-        rows_out, columns_out, channels_out = u.shape[2:]
-        line = columns_out * channels_out
-        wide = columns + kernel - 1
-        margin = (kernel - 1 - padding) * channels_out
-        run = (kernel * channels_out + LANES - 1) // LANES * LANES
-        for thread in prange(threads):
-            error = np.zeros(rows_out * wide * channels_out + LANES, np.float32)
-            state = np.empty((rows_out, states, line), np.float32)
-            above = np.zeros(line, np.float32)
-            counts = np.empty(width * channels, np.int32)
-            places = np.empty(rows * columns * channels + 1, np.int32)
-            values = np.empty(rows * columns * channels + 1, np.float32)
-            starts = np.empty(rows * columns + 1, np.int32)
-            cells = np.empty(rows * columns * channels, np.int32)
-            cell_values = np.empty(rows * columns * channels, np.float32)
-            ends = np.empty((channels, rows), np.int32)
-            gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
-            gradient[:] = _ZERO
-            part = np.empty(len(gradient), np.float32)
-            for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-                state[:] = _ZERO
-                part[:] = _ZERO
-                own = mask[b % len(mask)]
-                for back in range(steps):
-                    t = steps - 1 - back
-                    for y in range(rows_out):
-                        potentials = u[t, b, y].reshape(-1)
-                        place = (b * rows_out + y) * line
-                        out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
-                        if pooled == 1:
-                            propagates(p, potentials, ds[t, b, y].reshape(-1), state[y], kept, t, learned, place, out)
-                        else:
-                            if y % pooled == 0:
-                                _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
-                            propagates(p, potentials, above, state[y], kept, t, learned, place, out)
-                        if dz.size > 0:
-                            whole = dz[t, b, y].reshape(-1)
-                            for j in range(line):
-                                whole[j] = out[j]
-                    if len(dw) == 0:
-                        continue
-                    list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
-                    list_by_channel(columns, channels, wide, places, values, starts, cells, cell_values, ends)
-                    begin = 0
-                    for channel in range(channels):
                         for q in range(kernel):
-                            # Spikes whose output row y + padding - q exists.
-                            low, high = max(0, q - padding), min(rows, rows_out - padding + q)
-                            if low >= high:
+                            row = y - padding + q
+                            if row < 0 or row >= rows:
                                 continue
-                            first = ends[channel, low - 1] if low > 0 else begin
-                            if first < ends[channel, high - 1]:
+                            for x in range(columns_out):
+                                first = row * columns + max(0, x - padding)
+                                last = row * columns + min(columns, x - padding + kernel)
+                                shift = (q * kernel + padding - x) * channels * channels_out
+                                at = (y * columns_out + x) * channels_out
                                 sum_scaled(
-                                    part, (channel * kernel + q) * run, error, cells, channels_out,
-                                    (padding - q) * wide * channels_out, cell_values, first, ends[channel, high - 1],
-                                    run // LANES,
+                                    z, at, w, places, channels_out, shift, values, starts[first], starts[last],
+                                    channels_out // LANES,
                                 )  # fmt: skip
-                        begin = ends[channel, rows - 1]
+                else:
+                    for y in range(rows):
+                        top, bottom = max(0, y + padding - kernel + 1), min(rows_out - 1, y + padding)
+                        for x in range(columns):
+                            for n in range(starts[y * columns + x], starts[y * columns + x + 1]):
+                                channel = places[n] - x * channels
+                                for to in range(top, bottom + 1):
+                                    row = channel * kernel + y + padding - to
+                                    at = (to * wide + x) * channels_out
+                                    add_scaled(z, at, w, row * run, values[n], run // LANES)
                 for y in range(rows_out):
+                    at = y * wide * channels_out + margin
+                    out, fires = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
                     place = (b * rows_out + y) * line
-                    for k in range(len(terms)):
-                        terms[k, place : place + line] = state[y, states - len(terms) + k]
-                # A sum of each sample first: one over all of them would lose the last bits of the last.
-                for j in range(len(gradient)):
-                    gradient[j] += part[j]
+                    fired(step, p, z[at : at + line], state[y], out, fires, kept, t, place, learned, place)
 
-    return block_backward
+
+@cached_njit(parallel=True, error_model="numpy")
+def _backward(
+    step: int, s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
+    u: Float32, kept: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, p: Float32, states: int,
+    learned: Float32, terms: Float32, threads: int,
+) -> None:  # fmt: skip
+    """Fill `dz` and `dw`, unless they are empty.
+
+    Args:
+        step: what `propagate` returns.
+        s, size, mask, masked: see `Given`.
+        kernel, padding: of the convolution.
+        u, kept, ds, pooled, dz: see the public function.
+        dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
+            weights.
+        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
+        threads: among which the samples are shared.
+    """
+    steps, batch, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    rows_out, columns_out, channels_out = u.shape[2:]
+    line = columns_out * channels_out
+    wide = columns + kernel - 1
+    margin = (kernel - 1 - padding) * channels_out
+    run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    for thread in prange(threads):
+        error = np.zeros(rows_out * wide * channels_out + LANES, np.float32)
+        state = np.empty((rows_out, states, line), np.float32)
+        above = np.zeros(line, np.float32)
+        counts = np.empty(width * channels, np.int32)
+        places = np.empty(rows * columns * channels + 1, np.int32)
+        values = np.empty(rows * columns * channels + 1, np.float32)
+        starts = np.empty(rows * columns + 1, np.int32)
+        cells = np.empty(rows * columns * channels, np.int32)
+        cell_values = np.empty(rows * columns * channels, np.float32)
+        ends = np.empty((channels, rows), np.int32)
+        gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
+        gradient[:] = _ZERO
+        part = np.empty(len(gradient), np.float32)
+        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
+            state[:] = _ZERO
+            part[:] = _ZERO
+            own = mask[b % len(mask)]
+            for back in range(steps):
+                t = steps - 1 - back
+                for y in range(rows_out):
+                    potentials = u[t, b, y].reshape(-1)
+                    place = (b * rows_out + y) * line
+                    out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
+                    if pooled == 1:
+                        propagated(step, p, potentials, ds[t, b, y].reshape(-1), state[y], kept, t, learned, place, out)
+                    else:
+                        if y % pooled == 0:
+                            _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
+                        propagated(step, p, potentials, above, state[y], kept, t, learned, place, out)
+                    if dz.size > 0:
+                        whole = dz[t, b, y].reshape(-1)
+                        for j in range(line):
+                            whole[j] = out[j]
+                if len(dw) == 0:
+                    continue
+                list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
+                list_by_channel(columns, channels, wide, places, values, starts, cells, cell_values, ends)
+                begin = 0
+                for channel in range(channels):
+                    for q in range(kernel):
+                        # Spikes whose output row y + padding - q exists.
+                        low, high = max(0, q - padding), min(rows, rows_out - padding + q)
+                        if low >= high:
+                            continue
+                        first = ends[channel, low - 1] if low > 0 else begin
+                        if first < ends[channel, high - 1]:
+                            sum_scaled(
+                                part, (channel * kernel + q) * run, error, cells, channels_out,
+                                (padding - q) * wide * channels_out, cell_values, first, ends[channel, high - 1],
+                                run // LANES,
+                            )  # fmt: skip
+                    begin = ends[channel, rows - 1]
+            for y in range(rows_out):
+                place = (b * rows_out + y) * line
+                for k in range(len(terms)):
+                    terms[k, place : place + line] = state[y, states - len(terms) + k]
+            # A sum of each sample first: one over all of them would lose the last bits of the last.
+            for j in range(len(gradient)):
+                gradient[j] += part[j]
 
 
 @cached_njit()
