@@ -1,0 +1,101 @@
+"""The printers of the backends tested themselves: what they print is made wrong in one way, which the suite must see.
+
+`faults.py` prints for numpy; here the same rules are used on what each other backend prints and compiles, in its own
+language. Compiled code stays for as long as the process, so a fault is one process:
+`python -m stsbp_conformance.printers torch PrinterFuses` prints the check that sees it, and fails where none does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from stsbp_spec.errors import StsbpError
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.printers import Language
+from stsbp_spec.registry import open_backend
+
+from stsbp_conformance import faults
+from stsbp_conformance.check import Check, Mismatch
+from stsbp_conformance.tiers import neurons
+
+__all__ = ["PRINTERS", "RULES", "Printer", "checks", "seen_by"]
+
+
+class Printer(NamedTuple):
+    """Where a backend prints.
+
+    Attributes:
+        device: of the backend.
+        module: whose functions `prints` print.
+        fused: a pattern of a fused multiply-add in its language; None: its compiler fuses what is not kept from it.
+    """
+
+    device: str
+    module: str
+    prints: tuple[str, ...]
+    fused: str | None
+
+
+PRINTERS = {
+    # Of numba: in double precision, which holds the product of two float32.
+    "torch": Printer("cpu", "stsbp_cpu.printed", ("lines", "function"), "float32({0} * 1.0 * {1} + {2} * 1.0)"),
+    "jax": Printer("cpu", "stsbp_jax.recurrence", ("compiled",), None),
+    "cupy": Printer("host", "stsbp_cupy.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
+}
+"""By backend; numpy's printer is among the faults of `faults.py`."""
+
+RULES = (faults.PrinterFuses, faults.PrinterDropsASnap, faults.PrinterSwapsOperands)
+"""What is printed wrongly."""
+
+
+def _spoil(printer: Printer, rule: type[Any]) -> None:
+    """Print wrongly from now on."""
+    module: Any = importlib.import_module(printer.module)
+
+    def spoilt(real: Any) -> Any:
+        def wrong(recurrence: Recurrence, language: Language, *more: Any) -> Any:
+            if rule is faults.PrinterFuses and printer.fused is None:
+                return real(recurrence, replace(language, around={**language.around, "mul": "{0}"}), *more)
+            fused = {} if printer.fused is None else {"fma": printer.fused}
+            language = replace(language, operations={**language.operations, **fused})
+            return real(rule().written(recurrence), language, *more)
+
+        return wrong
+
+    for name in printer.prints:
+        setattr(module, name, spoilt(getattr(module, name)))
+
+
+def checks() -> Iterator[Check]:
+    """Those that are run: of a model with each reset, and of one whose threshold moves; not of every surrogate."""
+    for model in neurons.MODELS:
+        yield from (check for check in neurons.checks(model) if not check.id.endswith("every surrogate"))
+
+
+def seen_by(backend: str, rule: type[Any]) -> str | None:
+    """The first check that fails on a backend whose printer is spoilt; None: all pass. Once a process."""
+    printer = PRINTERS[backend]
+    opened = open_backend(backend, printer.device)
+    _spoil(printer, rule)
+    for check in checks():
+        try:
+            check.run(opened)
+        except (Mismatch, StsbpError) as error:
+            return f"{check.id}: {error}"
+    return None
+
+
+def main() -> None:
+    """Spoil the printer of a backend by a rule, both named as arguments."""
+    backend, name = sys.argv[1:]
+    found = seen_by(backend, {rule.__name__: rule for rule in RULES}[name])
+    print(found or "NOT SEEN")
+    sys.exit(found is None)
+
+
+if __name__ == "__main__":
+    main()

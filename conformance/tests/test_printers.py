@@ -1,0 +1,26 @@
+"""The printer of every backend, spoilt in one way: the suite sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from stsbp_conformance.printers import PRINTERS, RULES
+from stsbp_spec.registry import installed_backends
+
+
+def test_every_backend_of_this_project_that_prints_for_itself_is_tried() -> None:
+    assert set(PRINTERS) == {"torch", "jax", "cupy"}
+    assert [rule.__name__ for rule in RULES] == ["PrinterFuses", "PrinterDropsASnap", "PrinterSwapsOperands"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule.__name__))
+@pytest.mark.parametrize("backend", PRINTERS)
+def test_what_is_printed_wrongly_is_seen(backend: str, rule: type) -> None:
+    if backend not in installed_backends():
+        pytest.skip(f"the backend {backend} is not installed")
+    command = [sys.executable, "-m", "stsbp_conformance.printers", backend, rule.__name__]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "values differ" in run.stdout
