@@ -39,7 +39,17 @@ from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
-from stsbp_conformance.tiers import bits, errors, gradients, neurons, pairs, rational, reproducible, trainer
+from stsbp_conformance.tiers import (
+    bits,
+    errors,
+    expressions,
+    gradients,
+    neurons,
+    pairs,
+    rational,
+    reproducible,
+    trainer,
+)
 
 __all__ = ["FAULTS", "Fault", "caught", "quick_checks"]
 
@@ -996,9 +1006,12 @@ FAULTS = tuple(
 )
 
 
+_TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, trainer, errors)
+
+
 def quick_checks() -> tuple[Check, ...]:
     """Every quick check of every tier."""
-    every = (module.CHECKS for module in (rational, bits, gradients, reproducible, pairs, neurons, trainer, errors))
+    every = (module.CHECKS for module in _TIERS)
     return tuple(check for checks in every for check in checks if check.quick)
 
 

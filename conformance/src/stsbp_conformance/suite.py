@@ -11,7 +11,17 @@ from typing import TypeAlias
 import pytest
 
 from stsbp_conformance.check import Check
-from stsbp_conformance.tiers import bits, errors, gradients, neurons, pairs, rational, reproducible, trainer
+from stsbp_conformance.tiers import (
+    bits,
+    errors,
+    expressions,
+    gradients,
+    neurons,
+    pairs,
+    rational,
+    reproducible,
+    trainer,
+)
 
 __all__ = [
     "test_tier1_rational",
@@ -54,7 +64,7 @@ def test_tier4_reproducible(check: Check, run_check: Run) -> None:
     run_check(check)
 
 
-@_cases((*pairs.CHECKS, *neurons.CHECKS))
+@_cases((*pairs.CHECKS, *expressions.CHECKS, *neurons.CHECKS))
 def test_tier5_pairs(check: Check, run_check: Run) -> None:
     """Each operation's forward and backward pair alone."""
     run_check(check)
