@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import stdev
+from statistics import median, stdev
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,11 @@ def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable
         # The test samples are looked at when everything is over.
         assert [r["epoch"] for r in evaluations if r["split"] == "test"] == [2]
         assert seed["last"]["accuracy"] == evaluations[-1]["accuracy"]
+        assert f"| {seed['seed']} | {seed['epoch']} | {seed['validation']['accuracy']:.2%} |" in result.stdout
+        assert seed["validation"] == next(
+            r for r in evaluations if (r["split"], r["epoch"]) == ("validation", seed["epoch"])
+        )
+        assert seed["seconds_per_epoch"] == median(r["seconds"] for r in records if r["kind"] == "epoch")
         best = json.loads((tmp_path / "e" / seed["run"] / "best.json").read_text())
         assert (seed["checkpoint"], seed["epoch"]) == (best["sha256"], best["epoch"])
     accuracies = [seed["test"]["accuracy"] for seed in found["seeds"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -468,3 +469,31 @@ class TestOutputs:
                 kind.place(run / "last.json")
             if option == "--json" or find_spec("matplotlib") is not None:
                 refused(stsbp("benchmark", "kernels", option, run / "last.json"), "is not replaced")
+
+
+@pytest.mark.parametrize(
+    ("errors", "zeroed", "fits"),
+    [
+        ({"a": 3}, {"a": 3}, True),
+        ({"a": 3}, {"a": 4}, False),
+        ({"a": 3}, {}, False),
+        ({}, {"a": 0}, False),
+    ],
+)
+def test_zeroed_errors_are_a_part_of_the_errors(errors: dict[str, int], zeroed: dict[str, int], fits: bool) -> None:
+    numbers = dict.fromkeys(
+        (
+            "batches",
+            "samples",
+            "loss",
+            "correct",
+            "correct_by_count",
+            "gradient_norm",
+            "largest_gradient_norm",
+            "seconds",
+        ),
+        1,
+    )
+    sums = {**numbers, "rates": {}, "sequence": {}, "errors": errors, "zeroed": zeroed}
+    with contextlib.nullcontext() if fits else pytest.raises(ValueError, match="are not a part of the errors"):
+        records.Sums.model_validate(sums)

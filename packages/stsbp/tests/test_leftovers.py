@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,17 @@ def test_every_leftover_goes_from_the_programs_own_folder(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     write_atomically(tmp_path / "images.cache", b"", own=True)
     assert {path.name for path in tmp_path.iterdir()} == {"images.cache", *others}
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="descriptors cannot be counted here")
+def test_sweeping_keeps_no_descriptor(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "page.html", b"", own=True)
+    before = len(os.listdir("/dev/fd"))
+    for number in range(5):
+        (tmp_path / f".page.html.{number:012x}.tmp").touch()
+    write_atomically(tmp_path / "page.html", b"", own=True)
+    assert temporary(tmp_path) == []
+    assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_file_that_is_swept_before_it_is_locked_is_begun_again(

@@ -720,3 +720,9 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cores() == 64
+
+
+def test_a_step_is_recorded_with_its_epoch(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    train_tiny(tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["epoch"]) for r in records if r["kind"] == "step"] == [(2, 1), (4, 2), (6, 3)]

@@ -211,6 +211,20 @@ def test_every_write_checks_the_folder(train_tiny: Train, tmp_path: Path, write:
     assert not run.exists()
 
 
+def test_records_that_the_disk_does_not_take_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with OpenFolder(tmp_path) as folder:
+        metrics = MetricsFile(folder)
+        metrics.write({"a": 1})
+        assert metrics.sync() == len(b'{"a": 1}\n')
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match=r"metrics\.jsonl"):
+            metrics.sync()
+        metrics.close()
+
+
 def test_folder_that_is_removed_while_a_checkpoint_is_written(
     train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: Callable[..., None]
 ) -> None:

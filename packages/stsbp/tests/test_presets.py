@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from click.testing import Result
@@ -54,6 +55,17 @@ def test_train_takes_a_preset_and_its_data_set(stsbp: Callable[..., Result], nam
     assert f'dataset = "{PRESETS[name].dataset}"' in shown.output
     assert "epochs = 7" in shown.output
     assert f'net = "{PRESETS[name].settings["net"]}"' in shown.output
+
+
+def test_a_file_of_settings_wins_over_a_preset_and_a_flag_over_both(
+    stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "own.toml").write_text("epochs = 7\nsteps = 9\n")
+    shown = stsbp(
+        "train", "--preset", "nmnist-hamming", "--config", tmp_path / "own.toml", "--steps", 8, "--show-config"
+    )
+    assert shown.exit_code == 0, shown.output
+    assert {"epochs = 7", "steps = 8"} <= set(shown.output.splitlines())
 
 
 def test_preset_on_another_data_set(stsbp: Callable[..., Result]) -> None:

@@ -211,3 +211,21 @@ def test_parts_are_left_out_in_their_order() -> None:
     assert fitted(parts, ("c", "a"), 13) == "aaaa  dd"
     assert fitted(parts, ("c", "a"), 7) == "dd"
     assert fitted(parts, ("c",), 1) == "aaaa  dd"
+
+
+@pytest.mark.parametrize(
+    ("every", "samples"),
+    [
+        (0, [0, 5, 10, 15, 20 + 30]),
+        (1, [0, 5 + 30, 10 + 60, 15 + 90, 20 + 120]),
+        (2, [0, 5, 10 + 30, 15 + 30, 20 + 60]),
+        (3, [0, 5, 10, 15 + 30, 20 + 60]),
+    ],
+)
+def test_evaluations_are_those_of_every_epoch_and_of_the_last(every: int, samples: list[int]) -> None:
+    """5 samples of validation every epoch, 30 of the test every so many epochs and after the fourth, the last."""
+    splits = {"validation": range(5), "test": range(30)}
+    run: Any = SimpleNamespace(
+        data=SimpleNamespace(splits=lambda: splits), config=SimpleNamespace(test_every=every, epochs=4)
+    )
+    assert [loop._Loop.evaluations(run, epochs) for epochs in range(5)] == samples

@@ -538,6 +538,11 @@ def test_ticks_are_round_and_inside(low: float, high: float) -> None:
     assert len(ticks) <= len(enclosing) <= len(ticks) + 2
 
 
+def test_steps_between_ticks_are_the_smallest_round_numbers_that_do() -> None:
+    steps = {most: np.diff(svg._ticks(0.0, most))[0] for most in (5.0, 5.1, 10.0, 12.5, 25.0, 26.0, 50.0)}
+    assert steps == {5.0: 1, 5.1: 2, 10.0: 2, 12.5: 2.5, 25.0: 5, 26.0: 10, 50.0: 10}
+
+
 def test_lines_without_change() -> None:
     text = svg.lines("flat", "epoch", [svg.Series("loss", [1], [0.0])])
     assert "nan" not in text
