@@ -37,7 +37,7 @@ PARTS = (
     "synapse_backward",
     "avgpool2d_backward",
     "block_backward",
-    "gradient_norm",
+    "gradient_squares",
     "adamw",
     "numpy",
     "spike_count",

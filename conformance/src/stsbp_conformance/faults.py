@@ -28,7 +28,7 @@ from stsbp_spec.grid import FLOOR, WeightGrid
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
-from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.recurrence import recur
@@ -744,9 +744,13 @@ class FirstStepOnTop(NumpyBackend):
 class NormOfSquares(NumpyBackend):
     """The gradient norm is a float32 sum of squares."""
 
-    def gradient_norm(self, gradients: Sequence[Float32]) -> float:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return math.sqrt(sum(float((g * g).sum()) for g in gradients))
+    def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
+        bits, _ = found = super().gradient_squares(gradients)
+        exponent = norm_exponent(int(bits), sum(g.size for g in gradients))
+        if exponent is not None:
+            squares = math.fsum(float(np.square(g, dtype=np.float32).sum()) for g in gradients)
+            found[1] = min(math.ldexp(squares, 2 * exponent), 2**62)
+        return found
 
 
 class EpsilonInsideRoot(_Miswritten):

@@ -15,7 +15,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from stsbp_jax import grid, lif, psp, recurrence
 from stsbp_jax.backend import JaxBackend
-from stsbp_jax.pairs import PAIRS
 from stsbp_jax.synapses import conv2d
 from stsbp_spec import LIF, PSP, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.equations import neuron_equations
@@ -74,7 +73,7 @@ TRANSFORMS: dict[str, Callable[[Callable[[Any], Any]], Callable[[Any], Any]]] = 
 
 def potentials(neuron: NeuronModel, z: Any, steps: int) -> Any:
     """Membrane potentials of the traced pairs."""
-    return PAIRS.neuron_potentials(PAIRS.neuron_forward(neuron, neuron.psp.filter(), z, steps)[1])
+    return JAX.neuron_potentials(JAX.neuron_forward(neuron, neuron.psp.filter(), z, steps)[1])
 
 
 def reference(neuron: NeuronModel, z: Any, steps: int) -> tuple[Any, Any]:

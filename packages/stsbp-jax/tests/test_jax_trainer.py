@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from stsbp_jax import distance
-from stsbp_jax.backend import JaxBackend, JaxTrainer
+from stsbp_jax.backend import JaxBackend
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, Loss, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.expr import Names, snap
@@ -63,17 +63,16 @@ def test_reproducible_step_of_full_size_network_has_reference_checksum() -> None
 
 def test_steps_of_two_batch_sizes_compile_twice_whatever_the_epochs(caplog: pytest.LogCaptureFixture) -> None:
     trainer = JaxBackend().trainer(NETWORK, VanRossum(), AdamW(lr=1e-3, total_steps=12, warmup_steps=2))
-    assert isinstance(trainer, JaxTrainer)
     state = trainer.init(initial_weights(NETWORK, seed=0))
     with caplog.at_level(logging.INFO, logger="stsbp_jax"):
         for batch in batches(NETWORK, [4, 4, 3] * 3):
             state, _ = trainer.step(state, batch)
             trainer.predict(state, batch.inputs, 8)
     assert [r.getMessage().rsplit(" in ")[0] for r in caplog.records] == [
-        "compiled the training step",
-        "compiled the prediction",
-    ] * 2
-    assert trainer.compile_seconds > 0
+        *("compiled weight grids", "compiled gradients", "compiled update", "compiled output"),
+        *("compiled gradients", "compiled output"),
+    ]
+    assert trainer.backend.compile_seconds > 0
 
 
 def test_step_with_bad_weights_names_layer_and_leaves_the_state() -> None:

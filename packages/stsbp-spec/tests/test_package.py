@@ -65,7 +65,7 @@ BACKEND = [
     "dropout_mask",
     "encode",
     "error_grid",
-    "gradient_norm",
+    "gradient_squares",
     "numpy",
     "open",
     "recur",

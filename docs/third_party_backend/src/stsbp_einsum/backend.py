@@ -155,8 +155,8 @@ class EinsumBackend(AbstractBackend):
     def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, AnyArray]:
         return grid.error_grid(dz, bits)
 
-    def gradient_norm(self, gradients: Sequence[Float32]) -> float:
-        return optim.gradient_norm(gradients)
+    def gradient_squares(self, gradients: Sequence[Float32]) -> AnyArray:
+        return optim.gradient_squares(gradients)
 
     def spike_count(self, s: Float32) -> AnyArray:
         return np.asarray(np.count_nonzero(s))

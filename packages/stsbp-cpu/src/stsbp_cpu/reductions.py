@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numba import prange
-from stsbp_spec.grid import SMALLEST_NORMAL, error_exponent
-from stsbp_spec.optim.adamw import norm_bits
+from stsbp_spec.grid import SMALLEST_NORMAL, error_exponent, magnitude
+from stsbp_spec.optim.adamw import norm_exponent
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.threads import threads_for
 
-__all__ = ["count", "gradient_norm", "largest", "round_errors", "round_rows", "squares"]
+__all__ = ["count", "gradient_squares", "largest", "largest_bits", "round_errors", "round_rows"]
 
 _CHUNK = 65536
 _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
@@ -60,10 +60,15 @@ def _largest_bits(bits: Int32) -> int:
     return int(found.max()) if chunks else 0
 
 
-def largest(x: Float32) -> float:
-    """Largest magnitude in `[M]`; NaN where there is one: its bits are larger than those of any number."""
+def largest_bits(x: Float32) -> int:
+    """Bits of the largest magnitude in `[M]`; those of a NaN are larger than those of any number."""
     with threads_for(x.size):
-        return float(np.int32(_largest_bits(x.view(np.int32))).view(np.float32))
+        return int(_largest_bits(x.view(np.int32)))
+
+
+def largest(x: Float32) -> float:
+    """Largest magnitude in `[M]`; NaN where there is one."""
+    return magnitude(largest_bits(x))
 
 
 @cached_njit(parallel=True)
@@ -79,21 +84,17 @@ def _squares(x: Float32, scale: np.float32) -> int:
     return total
 
 
-def squares(x: Float32, scale: np.float32) -> int:
-    """Sum of `round(x scale)^2` over `[M]`; the caller sees to it that it fits 63 bits."""
-    with threads_for(x.size):
-        return int(_squares(x, scale))
-
-
-def gradient_norm(gradients: Sequence[Float32]) -> float:
-    """`optim.adamw.gradient_norm` of the spec, of arrays `[M]`."""
-    each = [largest(g) for g in gradients]
-    if not all(map(math.isfinite, each)):
-        return math.nan if any(map(math.isnan, each)) else math.inf
-    q = error_exponent(max(each), norm_bits(sum(g.size for g in gradients)))
-    if q is None:
-        return 0.0
-    return math.sqrt(sum(squares(g, np.float32(2.0**q)) for g in gradients)) * 2.0**-q
+def gradient_squares(gradients: Sequence[Float32]) -> Int64:
+    """`optim.gradient_squares` of gradients `[M]`."""
+    bits = max(map(largest_bits, gradients), default=0)
+    exponent = norm_exponent(bits, sum(g.size for g in gradients))
+    if exponent is None:
+        return np.array([bits, 0], np.int64)
+    total = 0
+    for g in gradients:
+        with threads_for(g.size):
+            total += int(_squares(g, np.float32(2.0**exponent)))
+    return np.array([bits, total], np.int64)
 
 
 @cached_njit(parallel=True)

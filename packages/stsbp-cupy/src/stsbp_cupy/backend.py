@@ -21,7 +21,7 @@ from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
-from stsbp_cupy.optim import gradient_norm
+from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Array, Runtime, logical
 from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
@@ -157,8 +157,8 @@ class CupyBackend(AbstractBackend[Array]):
     def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
         return grid.error_grid(self.rt, dz, bits)
 
-    def gradient_norm(self, gradients: Sequence[Array]) -> float:
-        return gradient_norm(self.rt, gradients)
+    def gradient_squares(self, gradients: Sequence[Array]) -> Array:
+        return gradient_squares(self.rt, gradients)
 
     def spike_count(self, s: Array) -> Array:
         return self.asarray(self.rt.xp.count_nonzero(s))

@@ -7,17 +7,20 @@ from collections.abc import Sequence
 
 import numpy as np
 from stsbp_spec.errors import ExactnessError
-from stsbp_spec.grid import EXACT_LIMIT_BITS, FLOOR, MIN_WEIGHT_BITS, WeightGrid, check_largest, headroom_bits
+from stsbp_spec.grid import (
+    EXACT_LIMIT_BITS,
+    FLOOR,
+    MIN_WEIGHT_BITS,
+    WeightGrid,
+    check_largest,
+    headroom_bits,
+    magnitude,
+)
 from stsbp_spec.network import Block
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
-__all__ = ["error_grid", "launch_max_abs", "magnitude", "weight_grids"]
-
-
-def magnitude(bits: int) -> float:
-    """The float32 whose bits `max_abs` left."""
-    return float(np.uint32(bits).view(np.float32))
+__all__ = ["error_grid", "launch_max_abs", "weight_grids"]
 
 
 def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:

@@ -1,53 +1,56 @@
-"""The JAX backend: the spec's interface over pure functions, and a trainer whose step is one jitted function.
+"""The JAX backend: the spec's operations on JAX's arrays, and functions of them that are compiled whole.
 
-At this door arrays are laid out as the spec says; inside the jits images are channels-last. Nothing changes the
-user's configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`).
+Images lie channels-last, `[T, B, H, W, C]`, behind `asarray`, `encode` and `numpy`. Nothing changes the user's
+configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec import grid as spec_grid
-from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResult, ValueAndGrad
-from stsbp_spec.checks import check_batch, check_dropout, check_inputs, check_loss, check_precision, check_weights
-from stsbp_spec.encoders.packed import Inputs, unpacked
+from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
-from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
-from stsbp_spec.grid import WeightGrid, ZeroedErrors, unsigned_zeros
-from stsbp_spec.losses import Loss
+from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.random import check_seed
+from stsbp_spec.network import Block
+from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.trainer import Prediction, StepResult, Trainer, TrainState, zeroed_errors
-from stsbp_spec.typing import AnyArray, Coding, Float32, Memory, Precision, Shape, UInt8
+from stsbp_spec.tables import implementation
+from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
-from stsbp_jax import train_step
-from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid
-from stsbp_jax.optim.adamw import gradient_norm
-from stsbp_jax.pairs import PAIRS
+from stsbp_jax.compiling import Compiled
+from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid, wide
+from stsbp_jax.optim.adamw import gradient_squares
 from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
-from stsbp_jax.train_step import Compiled, channels_first, channels_last
+from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
 
-__all__ = ["JaxBackend", "JaxTrainer"]
+__all__ = ["PAIRS", "JaxBackend"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
+_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
+
+Result = TypeVar("Result")
+
+# The scalars of an update are numbers of every step, so a compiled update takes them as arguments.
+jax.tree_util.register_dataclass(AdamWScalars, [field.name for field in fields(AdamWScalars)], [])
 
 
 def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`jax.jit` with arguments that are fixed when it is compiled (the spec's frozen parameters are hashable)."""
-    return partial(jax.jit, static_argnames=static)
+    """`jax.jit` with arguments that are fixed when it is compiled; part of the caller where that is traced itself."""
+    return partial(jax.jit, static_argnames=static, inline=True)
 
 
 class JaxBackend(AbstractBackend[Array]):
@@ -80,20 +83,23 @@ class JaxBackend(AbstractBackend[Array]):
             raise BackendError(
                 f"backend 'jax' cannot use the device {device or 'of its choice'!r}: {error}; usable here: {usable}"
             ) from error
-        self._compiled: dict[Any, Compiled] = {}
+        self._compiled: dict[Hashable, Compiled] = {}
         if device is not None:
             return device
         platform: str = self._device.platform
         return platform
 
-    def compiled(self, key: Any, function: Callable[..., Any], what: str) -> Compiled:
-        """The compiled form of `function`, one for each `key`."""
+    def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
+        key = (function, fixed)
         if key not in self._compiled:
-            self._compiled[key] = Compiled(function, what)
+            self._compiled[key] = Compiled(partial(function, self, *fixed), function.__name__.replace("_", " "))
         return self._compiled[key]
 
+    @property
+    def compile_seconds(self) -> float:
+        return sum(compiled.seconds for compiled in self._compiled.values())
+
     def check_precision(self, precision: Precision) -> None:
-        """Raise `BackendError` for `reproducible` where the device has no float64 of its own."""
         if precision == "reproducible" and self._device.platform == "tpu":
             raise BackendError(
                 "backend 'jax': a TPU emulates float64 with fewer bits than reproducible precision needs; "
@@ -101,15 +107,33 @@ class JaxBackend(AbstractBackend[Array]):
             )
 
     def asarray(self, x: AnyArray) -> Array:
+        if x.ndim != 5:
+            return self._put(x)
+        last = np.moveaxis(x, 2, -1)
+        result: Array = self._put(last) if last.flags.c_contiguous else _channels_last(self._put(x))
+        return result
+
+    def _put(self, x: AnyArray) -> Array:
+        """`x` on the device, as it lies."""
         result: Array = jax.device_put(x, self._device)
         return result
 
     def numpy(self, x: Array) -> AnyArray:
-        return np.asarray(x)
+        found = np.asarray(x)
+        return np.moveaxis(found, -1, 2) if found.ndim == 5 else found
+
+    def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
+        """The copies of all are on their way before the first is waited for."""
+        return [self.numpy(x) for x in jax.device_get(list(arrays))]
 
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
-        result: Array = _encode(self.asarray(inputs), coding)
-        return result
+        x = self.asarray(inputs)
+        image: Array = x if coding == "events" else _image(x)
+        return image
+
+    def unpack(self, frames: PackedFrames) -> Array:
+        steps: Array = _unpack(self._put(frames.bits), frames.steps)
+        return steps
 
     def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
         return _synapse_forward(synapse, s, wq), (s, wq)
@@ -117,7 +141,6 @@ class JaxBackend(AbstractBackend[Array]):
     def synapse_backward(
         self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
     ) -> tuple[Array | None, Array]:
-        self.check_precision(precision)
         s, wq = residuals
         ds, dw = _synapse_backward(synapse, s, wq, dz, precision=precision, need_input=need_input)
         return ds, dw
@@ -130,12 +153,12 @@ class JaxBackend(AbstractBackend[Array]):
         return result
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
-        words = tuple(self.asarray(word) for word in _dropout_words(seed, step))
-        result: Array = _dropout_mask(words, layer, tuple(shape), rate)
+        words = (np.uint32(x) if isinstance(x, int) else x for x in (seed, step))
+        result: Array = _dropout_mask(*words, layer, tuple(shape), rate)
         return result
 
     def dropout(self, mask: Array, s: Array) -> Array:
-        dropped: Array = PAIRS.dropout(mask, s)
+        dropped: Array = _dropout(mask, s)
         return dropped
 
     def recur(
@@ -150,150 +173,57 @@ class JaxBackend(AbstractBackend[Array]):
         found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
         return found
 
+    def spread(self, values: Array, shape: Shape) -> Array:
+        return jnp.broadcast_to(values, (1, *shape))
+
+    def totals(self, x: Array, count: int) -> Array:
+        sums: Array = _totals(x, count)
+        return sums
+
     def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
-        wq, choice = _weight_grid(block, w)
-        return wq, _checked_grid(block, choice, w)
+        (found,) = self.weight_grids((block,), (w,))
+        return found
+
+    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
+        found = self.compiled(weight_grids, tuple(blocks))(tuple(weights))
+        choices = jax.device_get([choice for _, choice in found])
+        return [
+            (wq, _checked_grid(block, choice, w))
+            for block, w, (wq, _), choice in zip(blocks, weights, found, choices, strict=True)
+        ]
 
     def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
         result: tuple[Array, Array] = _error_grid(dz, bits)
         return result
 
-    def gradient_norm(self, gradients: Sequence[Array]) -> float:
-        return float(_gradient_norm(tuple(gradients)))
+    def gradient_squares(self, gradients: Sequence[Array]) -> Array:
+        result: Array = _gradient_squares(tuple(gradients))
+        return result
 
     def spike_count(self, s: Array) -> Array:
-        return jnp.count_nonzero(s)
+        result: Array = _spike_count(s)
+        return result
 
-    def value_and_grad(
-        self,
-        network: NetworkSpec,
-        loss: Loss,
-        weights: dict[str, Float32],
-        batch: Batch,
-        *,
-        precision: Precision = "fast",
-        dropout: tuple[int, int] | None = None,
-    ) -> ValueAndGrad:
-        check_precision(network, precision)
-        self.check_precision(precision)
-        check_loss(loss, precision)
-        check_dropout(dropout)
-        check_weights(network, weights)
-        check_batch(network, batch)
-        training = dropout is not None
+    def pack_spikes(self, s: Array) -> Any:
+        # Behind the barrier the compiler cannot see that a block is run on the same spikes again.
+        barrier: Any = jax.lax.optimization_barrier
+        return barrier(jnp.packbits(s.astype(np.uint8), axis=None)), s.shape, s.dtype
 
-        def function(weights: Any, inputs: Array, targets: Array, words: Any) -> Any:
-            result = train_step.forward(network, weights, inputs, targets.shape[0], words)
-            gradients = train_step.backward(network, loss, result, targets, precision, training=training)
-            return result.spikes.astype(np.uint8), result.grids, gradients
-
-        run = self.compiled(("value_and_grad", network, loss, precision, training), function, "gradient")
-        words = None if dropout is None else tuple(self.asarray(x) for x in _dropout_words(*dropout))
-        native = {name: self.asarray(w) for name, w in weights.items()}
-        spikes, grids, gradients = jax.device_get(
-            run(native, self.asarray(batch.inputs), self.asarray(batch.targets), words)
-        )
-        _check_grids(network, grids, native)
-        _check_finite(network, gradients.finite, float(gradients.norm), "")
-        value = loss.mean(spikes, batch.targets, network.output_psp)
-        named = {name: unsigned_zeros(gradients.values[name]) for name in network.weight_shapes}
-        return ValueAndGrad(value, spikes, named, _zeroed(network, gradients.zeroed))
-
-    def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
-        check_weights(network, weights)
-        check_inputs(network, inputs, steps)
-
-        def function(weights: Any, inputs: Array) -> Any:
-            result = train_step.forward(network, weights, inputs, steps, None)
-            layers = {
-                t.block.name: (
-                    channels_first(t.spikes.astype(np.uint8)),
-                    channels_first(PAIRS.neuron_potentials(t.lif)),
-                )
-                for t in result.traces
-            }
-            return layers, result.grids
-
-        native = {name: self.asarray(w) for name, w in weights.items()}
-        compiled = self.compiled(("run", network, steps), function, "forward pass")
-        layers, grids = jax.device_get(compiled(native, self.asarray(inputs)))
-        described = _check_grids(network, grids, native)
-        return RunResult({name: LayerRun(np.array(s), unsigned_zeros(u)) for name, (s, u) in layers.items()}, described)
-
-    def trainer(
-        self,
-        network: NetworkSpec,
-        loss: Loss,
-        optimizer: AdamW,
-        *,
-        precision: Precision = "fast",
-        seed: int = 0,
-        memory: Memory = "full",
-    ) -> Trainer[Array]:
-        self.check_precision(precision)
-        return JaxTrainer(self, network, loss, optimizer, precision, seed, memory)
+    def unpack_spikes(self, packed: Any) -> Array:
+        bits, shape, dtype = packed
+        return jnp.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype)
 
 
-class JaxTrainer(Trainer[Array]):
-    """The spec's trainer with a step that is one jitted function; compiles once for each batch shape."""
+class _Operations(JaxBackend):
+    """The operations alone, on arrays wherever they lie."""
 
-    backend: JaxBackend
+    def open(self, device: str | None) -> str:
+        self._compiled = {}
+        return "any"
 
-    @property
-    def compile_seconds(self) -> float:
-        """Time spent compiling steps and predictions so far, not contained in later calls."""
-        return sum(compiled.seconds for compiled in (self._step, self._predict))
 
-    @property
-    def _step(self) -> Compiled:
-        clip_norm = self.optimizer.clip_norm
-        fixed = (self.network, self.loss, self.precision, clip_norm, self.memory)
-        return self.backend.compiled(("step", *fixed), partial(train_step.step, *fixed), "training step")
-
-    @property
-    def _predict(self) -> Compiled:
-        network = self.network
-
-        def function(weights: Any, inputs: Array, steps: Array) -> Any:
-            result = train_step.forward(network, weights, inputs, steps.shape[0], None)
-            return result.spikes.astype(np.uint8), result.counts, result.grids
-
-        return self.backend.compiled(("predict", network), function, "prediction")
-
-    def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
-        """One update on a batch; the passed state stays as it is."""
-        check_batch(self.network, batch)
-        backend = self.backend
-        inputs, targets = backend.asarray(unpacked(batch.inputs)), backend.asarray(batch.targets)
-        words = tuple(backend.asarray(x) for x in _dropout_words(self.seed, state.step))
-        constants = backend.asarray(train_step.scalars(self.optimizer, state.step))
-        done: train_step.Step = self._step(state.weights, state.m, state.v, inputs, targets, words, constants)
-        spikes, counts, grids, finite, norm, zeroed = jax.device_get(
-            (done.spikes, done.counts, done.grids, done.finite, done.norm, done.zeroed)
-        )
-        described = _check_grids(self.network, grids, state.weights)
-        _check_finite(self.network, finite, float(norm), f"step {state.step}: ")
-        result = StepResult(
-            spikes=np.array(spikes),
-            rates=_rates(self.network, counts, len(spikes)),
-            grids=described,
-            gradient_norm=float(norm),
-            learning_rate=self.optimizer.rate(state.step),
-            measure=partial(self.loss.mean, spikes, batch.targets, self.network.output_psp),
-            zeroed=_zeroed(self.network, zeroed),
-        )
-        return TrainState(state.step + 1, done.weights, done.m, done.v), result
-
-    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int) -> Prediction:
-        """Output of the network without dropout; the state is not changed."""
-        check_inputs(self.network, inputs, steps)
-        # The number of steps is a shape to the compiler; an empty array carries it.
-        length = np.empty((steps, 0), np.uint8)
-        spikes, counts, grids = jax.device_get(
-            self._predict(state.weights, self.backend.asarray(unpacked(inputs)), self.backend.asarray(length))
-        )
-        _check_grids(self.network, grids, state.weights)
-        return Prediction(np.array(spikes), _rates(self.network, counts, steps))
+PAIRS = _Operations()
+"""For functions of ordinary JAX code: no device is opened, and no setting of the process changed."""
 
 
 def _find(name: str) -> Any:
@@ -311,21 +241,11 @@ def _why(platform: str, error: RuntimeError) -> str:
     return f"jax finds no {platform}: {lines[0] if lines else type(error).__name__}"
 
 
-def _dropout_words(seed: int, step: int) -> tuple[AnyArray, AnyArray]:
-    """Seed and step of the masks as uint32 scalars."""
-    return np.asarray(check_seed(seed), np.uint32), np.asarray(int(step) & 0xFFFFFFFF, np.uint32)
-
-
-def _rates(network: NetworkSpec, counts: dict[str, AnyArray], steps: int) -> dict[str, float]:
-    return {
-        b.name: float(counts[b.name].sum(dtype=np.int64)) / (steps * len(counts[b.name]) * math.prod(b.output_shape))
-        for b in network.blocks
-    }
-
-
-def _zeroed(network: NetworkSpec, counts: dict[str, AnyArray]) -> dict[str, ZeroedErrors]:
-    """In the order of the layers, which a jit's dictionary has lost."""
-    return zeroed_errors({name: counts[name] for name in network.weight_shapes if name in counts})
+def weight_grids(
+    backend: JaxBackend, blocks: tuple[Block, ...], weights: tuple[Array, ...]
+) -> list[tuple[Array, GridChoice]]:
+    """Weights of the forward pass, and their grids as far as a device knows them."""
+    return [weight_grid(block, w) for block, w in zip(blocks, weights, strict=True)]
 
 
 def _checked_grid(block: Block, choice: GridChoice, w: Array) -> WeightGrid:
@@ -343,56 +263,63 @@ def _checked_grid(block: Block, choice: GridChoice, w: Array) -> WeightGrid:
     return found
 
 
-def _check_grids(
-    network: NetworkSpec, grids: dict[str, GridChoice], weights: dict[str, Array]
-) -> dict[str, WeightGrid]:
-    return {b.name: _checked_grid(b, grids[b.name], weights[b.name]) for b in network.blocks}
+@_jit()
+def _channels_last(x: Array) -> Array:
+    return jnp.moveaxis(x, 2, -1)
 
 
-def _check_finite(network: NetworkSpec, finite: dict[str, AnyArray], norm: float, where: str) -> None:
-    if math.isfinite(norm):
-        return
-    # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
-    bad = next(block.name for block in reversed(network.blocks) if not finite[block.name])
-    raise NumericError(f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients")
+@_jit("steps")
+def _unpack(bits: Array, steps: int) -> Array:
+    places = np.arange(8, dtype=np.uint8).reshape(-1, *(1,) * (bits.ndim - 1))
+    return (bits[:, None] >> places & np.uint8(1)).reshape(-1, *bits.shape[1:])[:steps]
 
 
-@_jit("coding")
-def _encode(inputs: Array, coding: Coding) -> Array:
-    return channels_first(train_step.encode(inputs, coding))
+@_jit()
+def _image(x: Array) -> Array:
+    """Images `x / 256`, channels-last, with one step."""
+    return jnp.moveaxis(x[None].astype(np.float32) * np.float32(2.0**-8), 2, -1)
 
 
 @_jit("synapse")
 def _synapse_forward(synapse: Conv2d | Linear, s: Array, wq: Array) -> Array:
-    return channels_first(PAIRS.synapse_forward(synapse, channels_last(s), wq)[0])
+    z: Array = implementation("jax", _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
+    return z
 
 
 @_jit("synapse", "precision", "need_input")
 def _synapse_backward(
     synapse: Conv2d | Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
 ) -> tuple[Array | None, Array]:
-    residuals = (channels_last(s), wq)
-    ds, dw = PAIRS.synapse_backward(synapse, residuals, channels_last(dz), precision=precision, need_input=need_input)
-    return None if ds is None else channels_first(ds), dw
+    back: tuple[Array | None, Array] = implementation("jax", _SYNAPSES, synapse, "synapse").backward(
+        synapse, s, wq, dz, precision=precision, need_input=need_input
+    )
+    return back
 
 
-@_jit("pool")
-def _avgpool2d_forward(pool: AvgPool2d, s: Array) -> Array:
-    return channels_first(PAIRS.avgpool2d_forward(pool, channels_last(s))[0])
-
-
-@_jit("pool", "shape")
-def _avgpool2d_backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    t, b, c, h, w = shape
-    return channels_first(PAIRS.avgpool2d_backward(pool, (t, b, h, w, c), channels_last(d)))
+@_jit()
+def _dropout(mask: Array, s: Array) -> Array:
+    return dropout.forward(jnp.moveaxis(mask, 1, -1), s)
 
 
 @_jit("layer", "shape", "rate")
-def _dropout_mask(words: tuple[Array, Array], layer: int, shape: Shape, rate: float) -> Array:
-    return keep_mask(words[0], layer, words[1], shape, rate)
+def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float) -> Array:
+    return keep_mask(seed, layer, step, shape, rate)
 
 
+@_jit("count")
+def _totals(x: Array, count: int) -> Array:
+    with wide():
+        return x.reshape(-1, count).astype(np.float64).sum(axis=0).astype(np.float32)
+
+
+@_jit()
+def _spike_count(s: Array) -> Array:
+    """Spikes of each sample, int32 `[B]`; summed over time first, which vectorises."""
+    return s.astype(np.int32).sum(0, dtype=np.int32).reshape(s.shape[1], -1).sum(1)
+
+
+_avgpool2d_forward = _jit("pool")(avgpool2d.forward)
+_avgpool2d_backward = _jit("pool", "shape")(avgpool2d.backward)
 _recur = _jit("recurrence", "steps", "summed")(recur)
-_weight_grid = _jit("block")(weight_grid)
 _error_grid = _jit("bits")(error_grid)
-_gradient_norm = jax.jit(gradient_norm)
+_gradient_squares = _jit()(gradient_squares)

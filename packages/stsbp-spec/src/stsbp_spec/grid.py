@@ -87,6 +87,11 @@ def snap(x: Any, number: Callable[[float], Any] = np.float32) -> AnyArray:
     return snapped
 
 
+def magnitude(bits: int) -> float:
+    """The float32 of these bits, sign bit 0."""
+    return float(np.uint32(bits).view(np.float32))
+
+
 def ceil_log2(n: int) -> int:
     """The smallest `k` with `2**k >= n`, for `n >= 1`."""
     return (n - 1).bit_length()

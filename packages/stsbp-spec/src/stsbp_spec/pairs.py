@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from stsbp_spec.grid import WeightGrid, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
+from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, norm_of
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
@@ -35,6 +36,8 @@ from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
 __all__ = ["BlockTrace", "Pairs"]
+
+Result = TypeVar("Result")
 
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
@@ -137,12 +140,12 @@ class Pairs(ABC, Generic[Array]):
         """
 
     @abstractmethod
-    def gradient_norm(self, gradients: Sequence[Array]) -> float:
-        """`optim.gradient_norm`."""
+    def gradient_squares(self, gradients: Sequence[Array]) -> Array:
+        """`optim.gradient_squares`, integers `[2]`; nothing waits for them until the end of the step."""
 
     @abstractmethod
     def spike_count(self, s: Array) -> Array:
-        """How many spikes there are, a native integer of no axes; nothing waits for it until the end of the step."""
+        """Native integers whose sum is how many spikes there are; nothing waits for them until the end of the step."""
 
     @abstractmethod
     def block_forward(
@@ -155,6 +158,22 @@ class Pairs(ABC, Generic[Array]):
         self, trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
     ) -> tuple[Array | None, Array]:
         """One block of the backward pass: `passes.block_backward`."""
+
+    # What a device is asked.
+    def check_precision(self, precision: Precision) -> None:
+        """Raise `BackendError` where the device cannot compute in `precision`."""
+
+    def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
+        """`function(self, *fixed, ...)` as a function of the rest: native arrays and numbers, in tuples and mappings.
+
+        Who compiles it whole does so once for each `fixed` and each set of shapes, whatever the numbers.
+        """
+        return partial(function, self, *fixed)
+
+    @property
+    def compile_seconds(self) -> float:
+        """Time spent in compiling what `compiled` was given, so far; no later call contains it."""
+        return 0.0
 
     # What follows from it; a backend may override these with something faster.
     def unpack(self, frames: PackedFrames) -> Array:
@@ -233,8 +252,11 @@ class Pairs(ABC, Generic[Array]):
 
     def spike_rate(self, s: Array) -> float:
         """Mean of spikes over all axes."""
-        rate: float = int(self.numpy(self.spike_count(s))) / math.prod(s.shape)
-        return rate
+        return int(np.sum(self.numpy(self.spike_count(s)), dtype=np.int64)) / math.prod(s.shape)
+
+    def gradient_norm(self, gradients: Sequence[Array]) -> float:
+        """`optim.gradient_norm`."""
+        return norm_of(self.numpy(self.gradient_squares(gradients)), sum(math.prod(g.shape) for g in gradients))
 
     def psp_forward(self, psp: PSP, s: Array) -> Array:
         """Postsynaptic potentials `[T, ...]` of spike trains: synapses/psp.py."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.optim.adamw import AdamW, clip_factor
-from stsbp_spec.pairs import BlockTrace, Pairs
-from stsbp_spec.passes import FORWARD_PASSES, LeanTrace, backward_pass, forward_pass
+from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.passes import FORWARD_PASSES
+from stsbp_spec.programs import Gradients, gradients, output, states, update
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.typing import AnyArray, Array, Float32, Memory, Precision, UInt8
@@ -39,8 +40,6 @@ __all__ = [
     "value_and_grad",
     "zeroed_errors",
 ]
-
-T = TypeVar("T")
 
 
 class Trainer(Generic[Array]):
@@ -69,6 +68,7 @@ class Trainer(Generic[Array]):
         memory: Memory = "full",
     ) -> None:
         check_precision(network, precision)
+        backend.check_precision(precision)
         if not isinstance(memory, str) or memory not in FORWARD_PASSES:
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss, precision)
@@ -81,7 +81,6 @@ class Trainer(Generic[Array]):
         self.precision: Precision = precision
         self.seed = check_seed(seed)
         self.memory: Memory = memory
-        self.forward = FORWARD_PASSES[memory]
 
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
@@ -94,31 +93,17 @@ class Trainer(Generic[Array]):
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
     def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
-        """One update on a batch; the passed state must not be used again (its arrays may be updated in place)."""
+        """One update on a batch; the passed state must not be used again (its arrays may be updated in place).
+
+        The host waits for the device twice: for the weight grids, and before the update for all other numbers.
+        """
         backend, network = self.backend, self.network
-        steps = check_batch(network, batch)
-        dropout = (self.seed, state.step)
-
-        # Forward, lines 1-9.
-        traces, grids = _forward(backend, network, state.weights, batch.inputs, steps, dropout, self.forward)
-        output = traces[-1].spikes
-
-        # Loss and backward, lines 10-31.
-        error = backend.loss_error(self.loss, network.output_psp, output, backend.asarray(batch.targets))
-        gradients = backward_pass(backend, traces, error, self.precision, training=True)
-
-        # Update.
-        norm = backend.gradient_norm(list(gradients.values()))
-        if not math.isfinite(norm):
-            raise _not_finite(backend, gradients, f"step {state.step}: ")
+        check_batch(network, batch)
+        fixed, dropout = (network, self.loss, self.precision, self.memory), (self.seed, state.step)
+        found, grids = _gradients(backend, *fixed, state.weights, batch, dropout)
+        spikes, norm, rates, zeroed = _looked_at(backend, network, found, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        new = TrainState(state.step + 1, {}, {}, {})
-        for name, g in gradients.items():
-            new.weights[name], new.m[name], new.v[name] = backend.adamw(
-                scalars, state.weights[name], g, state.m[name], state.v[name]
-            )
-
-        spikes, rates, zeroed = _results(backend, traces, output)
+        new = backend.compiled(update)(scalars, state.weights, found.values, state.m, state.v)
         result = StepResult(
             spikes=spikes,
             rates=rates,
@@ -128,16 +113,17 @@ class Trainer(Generic[Array]):
             measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp),
             zeroed=zeroed,
         )
-        return new, result
+        return TrainState(state.step + 1, *new), result
 
     @np.errstate(over="ignore", invalid="ignore")
     def predict(self, state: TrainState[Array], inputs: Inputs, steps: int) -> Prediction:
         """Output of the network without dropout; the state is not changed."""
         check_inputs(self.network, inputs, steps)
-        steps = int(steps)
-        traces, _ = _forward(self.backend, self.network, state.weights, inputs, steps, None, forward_pass)
-        spikes, rates, _ = _results(self.backend, traces, traces[-1].spikes)
-        return Prediction(spikes, rates)
+        wq, _ = _on_grid(self.backend, self.network, state.weights)
+        x = _encoded(self.backend, self.network, inputs)
+        found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, x)
+        spikes, *counts = self.backend.read([found, *numbers])
+        return Prediction(spikes.astype(np.uint8), _rates(self.network, counts, spikes))
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
@@ -186,88 +172,99 @@ def value_and_grad(
     precision: Precision,
     dropout: tuple[int, int] | None,
 ) -> ValueAndGrad:
-    """See `Pairs.value_and_grad`."""
+    """See `AbstractBackend.value_and_grad`."""
     check_precision(network, precision)
+    backend.check_precision(precision)
     check_loss(loss, precision)
     check_dropout(dropout)
     check_weights(network, weights)
-    steps = check_batch(network, batch)
+    check_batch(network, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
-    traces, _ = _forward(backend, network, native, batch.inputs, steps, dropout, forward_pass)
-    error = backend.loss_error(loss, network.output_psp, traces[-1].spikes, backend.asarray(batch.targets))
-    gradients = backward_pass(backend, traces, error, precision, training=dropout is not None)
-    if not math.isfinite(backend.gradient_norm(list(gradients.values()))):
-        raise _not_finite(backend, gradients, "")
-    zeroed = _zeroed(traces)
-    spikes, *numbers = backend.read([traces[-1].spikes, *zeroed.values()])
-    spikes = spikes.astype(np.uint8)
+    found, _ = _gradients(backend, network, loss, precision, "full", native, batch, dropout)
+    spikes, _, _, zeroed = _looked_at(backend, network, found, "")
     value = loss.mean(spikes, batch.targets, network.output_psp)
-    named = {name: unsigned_zeros(backend.numpy(gradients[name])) for name in network.weight_shapes}
-    return ValueAndGrad(value, spikes, named, zeroed_errors(dict(zip(zeroed, numbers, strict=True))))
+    named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.weight_shapes}
+    return ValueAndGrad(value, spikes, named, zeroed)
 
 
 @np.errstate(over="ignore", invalid="ignore")
 def run(
     backend: Pairs[Array], network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int
 ) -> RunResult:
-    """See `Pairs.run`."""
+    """See `AbstractBackend.run`."""
     check_weights(network, weights)
     check_inputs(network, inputs, steps)
-    steps = int(steps)
-    native = {name: backend.asarray(w) for name, w in weights.items()}
-    traces, grids = _forward(backend, network, native, inputs, steps, None, forward_pass)
-    layers = {}
-    for trace in traces:
-        potentials = unsigned_zeros(backend.numpy(backend.neuron_potentials(trace.lif)))
-        layers[trace.block.name] = LayerRun(backend.numpy(trace.spikes).astype(np.uint8), potentials)
+    wq, grids = _on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
+    found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
+    layers = {
+        block.name: LayerRun(backend.numpy(spikes).astype(np.uint8), unsigned_zeros(backend.numpy(potentials)))
+        for block, (spikes, potentials) in zip(network.blocks, found, strict=True)
+    }
     return RunResult(layers, grids)
 
 
-def _forward(
+def _on_grid(
+    backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
+    """Weights on their grids, and the grids, by name."""
+    names = [block.name for block in network.blocks]
+    found = dict(zip(names, backend.weight_grids(network.blocks, [weights[name] for name in names]), strict=True))
+    return {name: wq for name, (wq, _) in found.items()}, {name: grid for name, (_, grid) in found.items()}
+
+
+def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
+    return backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
+
+
+def _gradients(
     backend: Pairs[Array],
     network: NetworkSpec,
-    weights: dict[str, Array],
-    inputs: Inputs,
-    steps: int,
+    loss: Loss,
+    precision: Precision,
+    memory: Memory,
+    weights: Mapping[str, Array],
+    batch: Batch[Inputs],
     dropout: tuple[int, int] | None,
-    forward: Callable[..., list[T]],
-) -> tuple[list[T], dict[str, WeightGrid]]:
-    names = [block.name for block in network.blocks]
-    found = backend.weight_grids(network.blocks, [weights[name] for name in names])
-    wq = {name: w for name, (w, _) in zip(names, found, strict=True)}
-    x = backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
-    traces = forward(backend, network, wq, x, steps, dropout)
-    return traces, {name: grid for name, (_, grid) in zip(names, found, strict=True)}
+) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
+    wq, grids = _on_grid(backend, network, weights)
+    x, targets = _encoded(backend, network, batch.inputs), backend.asarray(batch.targets)
+    return backend.compiled(gradients, network, loss, precision, memory)(wq, x, targets, dropout), grids
 
 
-def _results(
-    backend: Pairs[Array], traces: Sequence[BlockTrace[Array] | LeanTrace[Array]], output: Array
-) -> tuple[UInt8, dict[str, float], dict[str, ZeroedErrors]]:
-    """Output spikes, spike rates of every layer, and what the error grid took from it, with one wait for the device."""
-    names = [trace.block.name for trace in traces]
-    zeroed = _zeroed(traces)
-    counts = [backend.spike_count(trace.spikes) for trace in traces]
-    spikes, *numbers = backend.read([output, *counts, *zeroed.values()])
+def _looked_at(
+    backend: Pairs[Array], network: NetworkSpec, found: Gradients[Array], where: str
+) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors]]:
+    """Output spikes, gradient norm, spike rates and what the error grids took, with one wait for the device.
+
+    Raises:
+        NumericError: a gradient is not finite.
+    """
+    spikes, squares, *numbers = backend.read([found.spikes, found.squares, *found.counts, *found.zeroed.values()])
+    norm = norm_of(squares, sum(math.prod(shape) for shape in network.weight_shapes.values()))
+    if not math.isfinite(norm):
+        # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
+        names = [block.name for block in reversed(network.blocks)]
+        bad = next(name for name in names if not np.isfinite(backend.numpy(found.values[name])).all())
+        raise NumericError(
+            f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
+        )
+    layers = len(found.counts)
+    taken = zeroed_errors(dict(zip(found.zeroed, numbers[layers:], strict=True)))
+    # A compiled function may have sorted the names.
+    zeroed = {block.name: taken[block.name] for block in network.blocks if block.name in taken}
+    return spikes.astype(np.uint8), norm, _rates(network, numbers[:layers], spikes), zeroed
+
+
+def _rates(network: NetworkSpec, counts: Sequence[AnyArray], spikes: AnyArray) -> dict[str, float]:
+    """Spikes per neuron and step of each layer, of as many frames as the output has."""
     frames = math.prod(spikes.shape[:2])
-    sizes = [frames * math.prod(trace.block.output_shape) for trace in traces]
-    rates = {name: int(n) / size for name, n, size in zip(names, numbers, sizes, strict=False)}
-    taken = zeroed_errors(dict(zip(zeroed, numbers[len(names) :], strict=True)))
-    return spikes.astype(np.uint8), rates, taken
-
-
-def _zeroed(traces: Sequence[BlockTrace[Array] | LeanTrace[Array]]) -> dict[str, Array]:
-    """Numbers of `Pairs.error_grid` by layer, where there was an error grid."""
-    return {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
+    return {
+        block.name: int(np.sum(count, dtype=np.int64)) / (frames * math.prod(block.output_shape))
+        for block, count in zip(network.blocks, counts, strict=True)
+    }
 
 
 def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
     """What the error grid took from each layer, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
     totals = {name: np.reshape(numbers, (-1, 2)).sum(axis=0, dtype=np.int64) for name, numbers in counts.items()}
     return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}
-
-
-def _not_finite(backend: Pairs[Array], gradients: dict[str, Array], where: str) -> NumericError:
-    # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
-    bad = [name for name, g in gradients.items() if not np.isfinite(backend.numpy(g)).all()]
-    message = f"{where}the gradient of layer {bad[0]} is not finite; lower the learning rate or clip gradients"
-    return NumericError(message)

@@ -6,7 +6,6 @@ Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expr
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -27,14 +26,14 @@ from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import AdamWScalars, norm_bits
+from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.passes import BlockTrace
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
-from stsbp_torch import bits
+from stsbp_torch import bits, plain
 from stsbp_torch.layout import empty, laid_out, logical, rows
 from stsbp_torch.recurrence import recur
 from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
@@ -209,7 +208,10 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return x.double().movedim(2, 0).reshape(count, -1).sum(1).float()
 
     def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
-        rows_ = w.detach().cpu().contiguous().view(len(w), -1).numpy()
+        if not self._on_cpu:
+            (found,) = plain.weight_grids((block,), (w,), self.read)
+            return found
+        rows_ = w.detach().contiguous().view(len(w), -1).numpy()
         wq, made = grid.fit_weight_grid(
             reductions.largest(rows_.reshape(-1)),
             lambda exponent: reductions.round_rows(rows_, exponent),
@@ -219,36 +221,35 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             input_max=block.input.maximum,
             layer=block.name,
         )
-        native = torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape).to(self.torch_device)
-        return native, made
+        return torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape), made
+
+    def weight_grids(
+        self, blocks: Sequence[Block], weights: Sequence[torch.Tensor]
+    ) -> list[tuple[torch.Tensor, WeightGrid]]:
+        if self._on_cpu:
+            return super().weight_grids(blocks, weights)
+        return plain.weight_grids(blocks, weights, self.read)
 
     def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if self._on_cpu:
-            dz = laid_out(dz)
-            out = torch.empty_like(dz)
-            counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, rows(out).reshape(-1).numpy())
-            return out, torch.from_numpy(counts)
-        low, high = torch.aminmax(dz)
-        q = grid.error_exponent(max(abs(float(low)), abs(float(high))), bits)
-        out = torch.zeros_like(dz) if q is None else (dz * 2.0**q).round_().mul_(2.0**-q)
-        before = dz.abs() >= grid.SMALLEST_NORMAL
-        return out, torch.stack([(before & (out == 0)).sum(), before.sum()])
+        if not self._on_cpu:
+            return plain.error_grid(dz, bits)
+        dz = laid_out(dz)
+        out = torch.empty_like(dz)
+        counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, rows(out).reshape(-1).numpy())
+        return out, torch.from_numpy(counts)
 
-    def gradient_norm(self, gradients: Sequence[torch.Tensor]) -> float:
+    def gradient_squares(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        if not self._on_cpu:
+            return plain.gradient_squares(gradients)
+        return torch.from_numpy(reductions.gradient_squares([g.reshape(-1).numpy() for g in gradients]))
+
+    def read(self, arrays: Sequence[torch.Tensor]) -> list[AnyArray]:
+        """The copies of all are on their way before the first is waited for."""
         if self.torch_device.type == "cpu":
-            return reductions.gradient_norm([g.reshape(-1).numpy() for g in gradients])
-        extremes = [torch.aminmax(g) for g in gradients]
-        largest = max(abs(float(x)) for pair in extremes for x in pair)
-        if not all(math.isfinite(float(x)) for pair in extremes for x in pair):
-            return math.nan if any(math.isnan(float(x)) for pair in extremes for x in pair) else math.inf
-        q = grid.error_exponent(largest, norm_bits(sum(g.numel() for g in gradients)))
-        if q is None:
-            return 0.0
-        total = 0
-        for g in gradients:
-            scaled = (g * 2.0**q).round_().long()
-            total += int((scaled * scaled).sum())
-        return math.sqrt(total) * 2.0**-q
+            return super().read(arrays)
+        found = [x.detach().to("cpu", non_blocking=True) for x in arrays]
+        torch.cuda.synchronize(self.torch_device)
+        return [x.numpy() for x in found]
 
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor

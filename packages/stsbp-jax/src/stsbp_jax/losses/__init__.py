@@ -12,9 +12,9 @@ from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.tables import implementation
 
+from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import on_grid
 from stsbp_jax.losses import hamming, spike_count, van_rossum
-from stsbp_jax.pairs import PAIRS
 
 __all__ = ["distance"]
 

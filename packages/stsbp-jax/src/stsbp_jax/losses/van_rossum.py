@@ -8,7 +8,7 @@ from jax import Array
 from stsbp_spec.losses.van_rossum import VanRossum
 from stsbp_spec.synapses.psp import PSP
 
-from stsbp_jax.pairs import PAIRS
+from stsbp_jax.backend import PAIRS
 
 __all__ = ["distance"]
 

@@ -16,8 +16,8 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
+from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import check_finite
-from stsbp_jax.pairs import PAIRS
 
 __all__ = ["lif"]
 
@@ -93,9 +93,9 @@ def _lif_forward(
 def _lif_backward(
     neuron: NeuronModel, filter: SynapticFilter, steps: int, static: bool, precision: Precision, kept: Any, ds: Array
 ) -> tuple[Array, dict[str, Array]]:
-    # The way back reads what was kept, not the spikes.
+    # The way back reads what was kept, not the spikes: any array stands for them.
     values, each, learned = kept
-    dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, None, static, each), ds)
+    dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, each), ds)
     return dz, {name: PAIRS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}
 
 

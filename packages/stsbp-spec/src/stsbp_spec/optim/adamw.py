@@ -17,18 +17,28 @@ above their maximum and their squares added as integers (`gradient_norm`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable
-from stsbp_spec.grid import ceil_log2, error_exponent
-from stsbp_spec.typing import Float32
+from stsbp_spec.grid import ceil_log2, error_exponent, magnitude
+from stsbp_spec.typing import AnyArray, Float32, Int64
 from stsbp_spec.values import integer, real, shown
 
-__all__ = ["UPDATE", "AdamW", "AdamWScalars", "clip_factor", "gradient_norm", "norm_bits"]
+__all__ = [
+    "UPDATE",
+    "AdamW",
+    "AdamWScalars",
+    "clip_factor",
+    "gradient_norm",
+    "gradient_squares",
+    "norm_bits",
+    "norm_exponent",
+    "norm_of",
+]
 
 
 @dataclass(frozen=True)
@@ -151,20 +161,39 @@ def gradient_norm(gradients: Iterable[Float32]) -> float:
     Elements below `2^-norm_bits` of the largest count as zero. Not finite where a gradient is not.
     """
     arrays = list(gradients)
-    largest = max((float(np.max(np.abs(g))) for g in arrays if g.size), default=0.0)
-    if any(math.isnan(float(np.max(np.abs(g)))) for g in arrays if g.size):
-        return math.nan
-    if math.isinf(largest):
-        return math.inf
-    bits = norm_bits(sum(g.size for g in arrays))
-    q = error_exponent(largest, bits)
-    if q is None:
-        return 0.0
-    total = 0
-    for g in arrays:
-        scaled = np.rint(g * np.float32(2.0**q)).astype(np.int64)
-        total += int((scaled * scaled).sum())
-    return math.sqrt(total) * 2.0**-q
+    return norm_of(gradient_squares(arrays), sum(g.size for g in arrays))
+
+
+def gradient_squares(gradients: Sequence[Float32]) -> Int64:
+    """What the global norm is made of, `[2]`.
+
+    The bits of the largest magnitude as a float32, and the sum of the squares of the gradients in units of
+    `2^-norm_exponent`, which means nothing where there is none.
+    """
+    arrays = [g for g in gradients if g.size]
+    # As integers the bits order magnitudes, with NaN above all.
+    bits = max((int(np.abs(g).view(np.int32).max()) for g in arrays), default=0)
+    exponent = norm_exponent(bits, sum(g.size for g in arrays))
+    units = [np.rint(g * np.float32(2.0**exponent)).astype(np.int64) for g in arrays] if exponent is not None else []
+    return np.array([bits, sum(int((x * x).sum()) for x in units)], np.int64)
+
+
+def norm_exponent(bits: int, count: int) -> int | None:
+    """Exponent of the grid of `count` gradients whose largest magnitude has these bits.
+
+    None where all of them are zero, or one is not finite.
+    """
+    largest = magnitude(bits)
+    return error_exponent(largest, norm_bits(count)) if math.isfinite(largest) else None
+
+
+def norm_of(squares: AnyArray, count: int) -> float:
+    """The global norm of `count` gradients from their `gradient_squares`; not finite where one is not."""
+    bits, total = (int(x) for x in squares)
+    exponent = norm_exponent(bits, count)
+    if exponent is None:
+        return 0.0 if math.isfinite(magnitude(bits)) else magnitude(bits)
+    return math.sqrt(total) * 2.0**-exponent
 
 
 def clip_factor(norm: float, clip_norm: float | None) -> np.float32:

@@ -15,7 +15,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.network import Block
-from stsbp_spec.optim.adamw import gradient_norm
+from stsbp_spec.optim.adamw import gradient_squares
 from stsbp_spec.reference.recurrence import recur
 from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
@@ -97,8 +97,8 @@ class NumpyBackend(AbstractBackend[AnyArray]):
     def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
         return grid.error_grid(dz, bits)
 
-    def gradient_norm(self, gradients: Sequence[Float32]) -> float:
-        return gradient_norm(gradients)
+    def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
+        return gradient_squares(gradients)
 
     def spike_count(self, s: UInt8) -> AnyArray:
         return np.asarray(np.count_nonzero(s))

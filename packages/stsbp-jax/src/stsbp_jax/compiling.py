@@ -1,0 +1,43 @@
+"""Functions that are compiled ahead of their first call, which is timed and told."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["Compiled"]
+
+_log = logging.getLogger("stsbp_jax")
+
+
+class Compiled:
+    """A jitted function that compiles once for each set of shapes and keeps account of the time.
+
+    Args:
+        function: traced with the arguments of a call, Python's whole numbers among them as uint32.
+        what: its name in the log.
+    """
+
+    def __init__(self, function: Callable[..., Any], what: str) -> None:
+        self._jit = jax.jit(function)
+        self._what = what
+        self._programs: dict[Any, Callable[..., Any]] = {}
+        self.seconds = 0.0
+
+    def __call__(self, *args: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        leaves = [np.uint32(x) if isinstance(x, int) else x for x in leaves]
+        key = (tree, *((x.shape, x.dtype) for x in leaves))
+        args = jax.tree.unflatten(tree, leaves)
+        if key not in self._programs:
+            start = time.perf_counter()
+            self._programs[key] = self._jit.lower(*args).compile()
+            seconds = time.perf_counter() - start
+            self.seconds += seconds
+            _log.info("compiled %s in %.1f s", self._what, seconds)
+        return self._programs[key](*args)

@@ -1,0 +1,101 @@
+"""What runs on the device: functions of native arrays, each of which a backend may compile whole (`Pairs.compiled`).
+
+Between two of them the host looks at numbers, refuses what it must, and has changed nothing until then: `trainer.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Generic, NamedTuple
+
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.pairs import BlockTrace, Pairs
+from stsbp_spec.passes import FORWARD_PASSES, LeanTrace, backward_pass, forward_pass
+from stsbp_spec.typing import Array, Memory, Precision
+
+__all__ = ["Gradients", "gradients", "output", "states", "update"]
+
+
+class Gradients(NamedTuple, Generic[Array]):
+    """What `gradients` finds.
+
+    Attributes:
+        values: gradient of each layer's weights by name.
+        squares: numbers of `Pairs.gradient_squares`.
+        spikes: of the output, `[T, B, N]`.
+        counts: numbers of `Pairs.spike_count` of each block.
+        zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid.
+    """
+
+    values: dict[str, Array]
+    squares: Array
+    spikes: Array
+    counts: list[Array]
+    zeroed: dict[str, Array]
+
+
+def gradients(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    precision: Precision,
+    memory: Memory,
+    wq: dict[str, Array],
+    x: Array,
+    targets: Array,
+    dropout: tuple[int, int] | None,
+) -> Gradients[Array]:
+    """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
+
+    Args:
+        backend, network, loss, precision, memory: fixed.
+        wq: weights on their grid, by name.
+        x: encoded inputs.
+        targets: `[T, B, N]`.
+        dropout: `(seed, step)` of the masks; None: no dropout.
+    """
+    traces = FORWARD_PASSES[memory](backend, network, wq, x, len(targets), dropout)
+    spikes = traces[-1].spikes
+    error = backend.loss_error(loss, network.output_psp, spikes, targets)
+    values = backward_pass(backend, traces, error, precision, training=dropout is not None)
+    zeroed = {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
+    squares = backend.gradient_squares(list(values.values()))
+    return Gradients(values, squares, spikes, _counts(backend, traces), zeroed)
+
+
+def update(
+    backend: Pairs[Array],
+    scalars: AdamWScalars,
+    weights: Mapping[str, Array],
+    gradients: Mapping[str, Array],
+    m: Mapping[str, Array],
+    v: Mapping[str, Array],
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
+    """New weights and moments: the end of the pseudo-code."""
+    new: tuple[dict[str, Array], ...] = ({}, {}, {})
+    for name, g in gradients.items():
+        for part, x in zip(new, backend.adamw(scalars, weights[name], g, m[name], v[name]), strict=True):
+            part[name] = x
+    return new[0], new[1], new[2]
+
+
+def output(
+    backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
+) -> tuple[Array, list[Array]]:
+    """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block."""
+    traces = forward_pass(backend, network, wq, x, steps, None)
+    return traces[-1].spikes, _counts(backend, traces)
+
+
+def states(
+    backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
+) -> list[tuple[Array, Array]]:
+    """Spikes and membrane potentials of each block without dropout."""
+    traces = forward_pass(backend, network, wq, x, steps, None)
+    return [(trace.spikes, backend.neuron_potentials(trace.lif)) for trace in traces]
+
+
+def _counts(backend: Pairs[Array], traces: Sequence[BlockTrace[Array] | LeanTrace[Array]]) -> list[Array]:
+    return [backend.spike_count(trace.spikes) for trace in traces]

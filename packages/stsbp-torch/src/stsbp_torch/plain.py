@@ -1,0 +1,106 @@
+"""grid.py and the gradient norm of the spec in plain tensor expressions, for CUDA and `cpu:eager`.
+
+Scales are found where the tensors are, so that nothing waits for the device but who reads the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, WeightGrid, fit_weight_grid, magnitude
+from stsbp_spec.network import Block
+from stsbp_spec.optim.adamw import norm_bits
+from stsbp_spec.typing import AnyArray
+
+__all__ = ["error_grid", "gradient_squares", "weight_grids"]
+
+_FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
+
+
+def _magnitude(x: torch.Tensor) -> torch.Tensor:
+    """Bits of the largest magnitude in `x`, an int32 of no axes; as integers they put NaN above all numbers."""
+    return (x.view(torch.int32) & 0x7FFFFFFF).max()
+
+
+def _exponent(bits: torch.Tensor) -> torch.Tensor:
+    """`frexp(largest)[1]`."""
+    return (bits >> 23) - 126
+
+
+def _power_of_two(q: torch.Tensor) -> torch.Tensor:
+    return ((q + 127) << 23).view(torch.float32)
+
+
+def _unit(largest: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`2^q` and `2^-q` of `grid.error_exponent`; zeros where all errors are."""
+    q = (bits - _exponent(largest)).clamp(max=FINEST_ERROR_EXPONENT)
+    loud = largest >= _FLOOR_BITS
+    return _power_of_two(q) * loud, _power_of_two(-q) * loud
+
+
+def error_grid(dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`grid.error_grid`, numbers int64 `[2]`."""
+    scale, back = _unit(_magnitude(dz), bits)
+    out = (dz * scale).round_().mul_(back)
+    before = dz.abs() >= SMALLEST_NORMAL
+    return out, torch.stack([(before & (out == 0)).sum(), before.sum()])
+
+
+def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`optim.gradient_squares`, int64 `[2]`."""
+    largest = torch.stack([_magnitude(g) for g in gradients]).max()
+    scale, _ = _unit(largest, norm_bits(sum(g.numel() for g in gradients)))
+    units = [(g * scale).round_().long() for g in gradients]
+    return torch.stack([largest.long(), torch.stack([(x * x).sum() for x in units]).sum()])
+
+
+def weight_grids(
+    blocks: Sequence[Block], weights: Sequence[torch.Tensor], read: Callable[[Sequence[torch.Tensor]], list[AnyArray]]
+) -> list[tuple[torch.Tensor, WeightGrid]]:
+    """`grid.weight_grid` of several layers, with one wait for the device unless a layer needs a coarser grid."""
+    begun, found = [], []
+    for block, w in zip(blocks, weights, strict=True):
+        bits = block.synapse.weight_bits
+        largest = _magnitude(w)
+        q = bits - 1 - _exponent(largest)
+        q = q - ((largest.view(torch.float32) * _power_of_two(q)).round() > 2 ** (bits - 1) - 1).int()
+        wq, bound = _rounded(w, _power_of_two(q), _power_of_two(-q))
+        begun.append(wq)
+        found.append(torch.stack([largest.long(), bound]))
+
+    def fitted(block: Block, w: torch.Tensor, wq: torch.Tensor, numbers: AnyArray) -> tuple[torch.Tensor, WeightGrid]:
+        first = [(wq, int(numbers[1]))]
+
+        def rounded(q: int) -> tuple[torch.Tensor, float]:
+            if first:
+                wq, bound = first.pop()
+            else:
+                wq, units = _rounded(w, 2.0**q, 2.0**-q)
+                bound = int(units)
+            return wq, math.ldexp(bound, -q)
+
+        made, grid = fit_weight_grid(
+            magnitude(int(numbers[0])),
+            rounded,
+            summands=w[0].numel(),
+            weight_bits=block.synapse.weight_bits,
+            input_exponent=block.input.exponent,
+            input_max=block.input.maximum,
+            layer=block.name,
+        )
+        return torch.zeros_like(w) if made is None else made, grid
+
+    return [fitted(*each) for each in zip(blocks, weights, begun, read(found), strict=True)]
+
+
+def _rounded(
+    w: torch.Tensor, scale: torch.Tensor | float, back: torch.Tensor | float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights on a grid, and the largest partial sum of a row in units of it, int64."""
+    units = (w * scale).round_()
+    rows = units.reshape(len(w), -1).double()
+    bound = torch.maximum(rows.clamp(min=0).sum(1).max(), -rows.clamp(max=0).sum(1).min())
+    return units * back, bound.long()
