@@ -38,6 +38,24 @@ def method(backend: Any, name: str) -> Callable[..., Any]:
     raise AttributeError(f"the backend has no {name}")
 
 
+def walk(
+    backend: Any, spec: Any, block: Any, wq: Any, steps: int
+) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
+    """One block of a network forward, and back from what that returned and the error of its spikes."""
+    try:
+        from stsbp_spec.plan import plan
+        from stsbp_spec.rules import Run
+    except ImportError:  # a checkout from before the plans
+        ahead, back = method(backend, "block_forward"), method(backend, "block_backward")
+        return (
+            lambda s: ahead(block, s, wq, steps, None),
+            lambda trace, error: back(trace, error, "fast", training=False),
+        )
+    step = next(step for step in plan(backend, spec.graph).steps if step.name == block.population)
+    run = Run({block.name: wq}, steps, None)
+    return lambda s: step.forward(run, s), lambda left, error: step.backward(run, left[1], error, "fast")
+
+
 def noise(shape: tuple[int, ...], seed: int, mean: float = 0.0, width: float = 1.0) -> Any:
     """Evenly distributed float32."""
     random = np.random.default_rng(seed).random(shape, dtype=np.float32)
@@ -137,16 +155,11 @@ def works(backend: Any, names: list[str]) -> dict[str, Work]:
         s = backend.asarray(spikes((steps, batch, 16, 24, 24), 0.05, 3))
         weights = noise(chosen.weight_shape, 4, 0.05, 0.6)
         wq, _ = backend.weight_grid(chosen, backend.asarray(weights))
-        forward = method(backend, "block_forward")
+        forward, adjoint = walk(backend, spec, chosen, wq, steps)
         if not backward:
-            return Work(lambda: None, lambda _: forward(chosen, s, wq, steps, None))
-        adjoint = method(backend, "block_backward")
+            return Work(lambda: None, lambda _: forward(s))
         error = noise((steps, batch, 16, 24, 24), 5)
-
-        def fresh() -> Any:
-            return forward(chosen, s, wq, steps, None), backend.asarray(error.copy())
-
-        return Work(fresh, lambda given: adjoint(*given, "fast", training=False))
+        return Work(lambda: (forward(s), backend.asarray(error.copy())), lambda given: adjoint(*given))
 
     def step(name: str) -> Work:
         return Work(lambda: None, Training(backend, name))

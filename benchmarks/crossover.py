@@ -20,11 +20,11 @@ from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
-from stsbp_spec import passes
 from stsbp_spec.init import initial_weights
-from stsbp_spec.network import Block
+from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
-from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_spec.rules import Run
+from stsbp_spec.synapses import AvgPool2d
 from stsbp_torch.sparse import block as sparse
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
@@ -49,42 +49,47 @@ def crossing(densities: list[float], sparse_times: list[float], dense_times: lis
     return 1.0
 
 
-def operations(backend: Any, block: Block, weights: Any, steps: int, batch: int, density: float) -> dict[str, Any]:
+def operations(
+    backend: Any, step: sparse.SparseBlock, weights: Any, steps: int, batch: int, density: float
+) -> dict[str, Any]:
     """Pieces of work of one block on random spikes."""
-    conv = block.synapse
-    assert isinstance(conv, Conv2d)
-    pool = next((layer.size for layer in block.before if isinstance(layer, AvgPool2d)), 1)
+    conv, neuron, (entering,) = step.conv, step.neurons.op.model, step.places[0].inputs
+    pool = next((place.node.op.size for place in step.places if isinstance(place.node.op, AvgPool2d)), 1)
     one = 1 - (1 - density) ** (1 / pool**2)
     random = np.random.default_rng(1)
-    frames = (random.random((steps, batch, *block.input_shape), np.float32) < one).astype(np.uint8)
+    frames = (random.random((steps, batch, *entering.shape), np.float32) < one).astype(np.uint8)
     s = backend.asarray(frames)
-    wq, _ = backend.weight_grid(block, backend.asarray(weights))
-    given, filter = sparse.given_input(backend, block, s, None), block.filter(training=True)
-    trace = passes.block_forward(backend, block, s, wq, steps, None)
-    ds = backend.asarray(random.standard_normal(tuple(trace.spikes.shape), np.float32))
-    floats, residuals = trace.synapse, trace.lif
+    wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
+    run = Run({step.projection.name: wq}, steps, (0, 0))
+    given, filter = step.given(run, s), step.neurons.filters[run.training]
+    floats = conv2d.Residuals(step.floats(given)[0], wq)
+    spikes, neurons = step.fire(given, wq, filter, steps)
+    ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))
+
+    def by(of_bytes: bool) -> None:
+        step.neurons.forward(run, step.sums(given, wq, of_bytes=of_bytes))
 
     def dense_gradient() -> None:
-        dz, _ = sparse.backward(block, given, residuals, ds, filter, need_error=True, need_weights=False)
+        dz, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)
         conv2d.backward(conv, floats, dz, precision="fast", need_input=False)
 
     work: dict[str, Callable[[], object]] = {
-        "forward sparse": lambda: sparse.forward(block, given, wq, filter, steps),
-        "forward floats": lambda: passes.block_forward(backend, block, s, wq, steps, None),
+        "forward sparse": lambda: step.fire(given, wq, filter, steps),
+        "forward floats": lambda: by(False),
         # The error of `z` is stored for the layer below, as in training.
-        "gradient sparse": lambda: sparse.backward(
-            block, given, residuals, ds, filter, need_error=block.index > 0, need_weights=True
+        "gradient sparse": lambda: step.propagate(
+            given, neurons, ds, filter, need_error=step.needed[0], need_weights=True
         ),
         "gradient dense": dense_gradient,
     }
-    if block.index > 0 and sparse.may_defer(block):
-        deferred = sparse.DeferredError(block, given, wq, backend.asarray(residuals.kept["u"].numpy()))
+    if step.needed[0] and step.may_defer:
+        deferred = sparse.DeferredError(step, given, wq, backend.asarray(neurons.kept["u"].numpy()))
         # Potentials of the layer below: near the threshold as often as its neurons spike here.
-        below = backend.asarray(np.where(frames > 0, np.float32(block.neuron.threshold), np.float32(-9)))
-        work["error needed"] = lambda: deferred.needed(below, block.neuron)
+        below = backend.asarray(np.where(frames > 0, np.float32(neuron.threshold), np.float32(-9)))
+        work["error needed"] = lambda: deferred.needed(below, neuron)
         work["error dense"] = deferred.dense
-    if conv2d_bytes.usable(conv, block.synapse_shape, given.largest(block)):
-        work["forward bytes"] = lambda: sparse.forward_bytes(backend, block, given, wq, filter, steps)
+    if conv2d_bytes.usable(conv, step.projection.input.shape, int(step.projection.input.maximum * given.size**2)):
+        work["forward bytes"] = lambda: by(True)
     return work
 
 
@@ -95,12 +100,13 @@ def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
     network = build_network(config, case.inputs)
     weights = initial_weights(network, config.seed, config.init_gain)
     records: list[dict[str, Any]] = []
-    for block in network.blocks:
-        if not sparse.known(block):
+    for step in plan(backend, network.graph).steps:
+        if not isinstance(step, sparse.SparseBlock):
             continue
+        name_of_weights = step.projection.name
         times: dict[str, list[float]] = {}
         for density in DENSITIES:
-            work = operations(backend, block, weights[block.name], case.steps, config.batch_size, density)
+            work = operations(backend, step, weights[name_of_weights], case.steps, config.batch_size, density)
             for name, timing in interleaved(work, rounds=rounds).items():
                 times.setdefault(name, []).append(timing.median)
         crossings = {
@@ -108,7 +114,7 @@ def measure(case: Case, *, rounds: int, scale: float) -> list[dict[str, Any]]:
             for operation, fewer, dense in PAIRS
             if (key := f"{operation} {dense}") in times
         }
-        records.append({"case": case.name, "block": block.name, "seconds": times, "crossings": crossings})
+        records.append({"case": case.name, "block": name_of_weights, "seconds": times, "crossings": crossings})
     return records
 
 

@@ -1,8 +1,9 @@
-"""Where a training step's time goes, pair by pair: `python benchmarks/parts.py --backend jax --data-dir D`.
+"""Where a training step's time goes, part by part: `python benchmarks/parts.py --backend jax --data-dir D`.
 
-The spec's trainer walks the network with the backend's pairs, and each call is waited for and timed; a backend that
-joins pairs (torch on the CPU: whole blocks, JAX: the whole step) shows what it joins as one. Beside it stands the
-step of the backend's own trainer. Medians over the rounds; what lies inside another part is counted in both.
+The spec's trainer takes the steps of the backend's plan, and each is waited for and timed, forward and backward, by the
+name of its last node; a backend that fuses nodes (torch on the CPU: whole blocks) shows what it joins as one, and one
+that compiles the whole step (JAX) computes it part by part here. Beside it stands the step as it is. Medians over the
+rounds; what lies inside another part is counted in both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from functools import wraps
+from collections.abc import Iterable
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from options import guarded, parser_of
 from stsbp.benchmarks.cases import CASES, Step, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
 from stsbp_spec.trainer import Trainer
 
@@ -28,15 +32,9 @@ PARTS = (
     "asarray",
     "encode",
     "weight_grid",
-    "avgpool2d_forward",
-    "synapse_forward",
     "neuron_forward",
-    "block_forward",
     "loss_error",
     "neuron_backward",
-    "synapse_backward",
-    "avgpool2d_backward",
-    "block_backward",
     "gradient_squares",
     "adamw",
     "numpy",
@@ -45,8 +43,8 @@ PARTS = (
 """Methods of a backend that are timed, in the order of a step."""
 
 
-def watch(backend: Any, spent: dict[str, float]) -> None:
-    """Make the backend's methods add their seconds to `spent`, waiting for what they compute."""
+def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
+    """Make the backend's methods and steps add their seconds to `spent`, waiting for what they compute."""
 
     def timed(name: str, method: Any) -> Any:
         @wraps(method)
@@ -62,6 +60,10 @@ def watch(backend: Any, spent: dict[str, float]) -> None:
 
     for name in PARTS:
         setattr(backend, name, timed(name, getattr(backend, name)))
+    for step in steps:
+        for way in ("forward", "backward"):
+            # A step is frozen data; its methods are shadowed for this process alone.
+            object.__setattr__(step, way, timed(f"{step.name} {way}", getattr(step, way)))
 
 
 def measure(name: str, device: str | None, case: str, *, rounds: int, scale: float, data_dir: Path | None) -> None:
@@ -71,22 +73,24 @@ def measure(name: str, device: str | None, case: str, *, rounds: int, scale: flo
     whole = Step(task, data.batches)
     own = task.trainer
     step = Step(task, data.batches)
-    pairs = Trainer(backend, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
+    watched: Any = open_backend(name, device)
+    watched.compiled = partial(Pairs.compiled, watched)
+    parted = Trainer(watched, own.network, own.loss, own.optimizer, own.precision, own.seed, own.memory)
     spent: dict[str, float] = defaultdict(float)
-    watch(backend, spent)
+    watch(watched, plan(watched, own.network.graph).steps, spent)
     found: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds + 3):
         began = time.perf_counter()
         whole()
         middle = time.perf_counter()
         spent.clear()
-        step.state, _ = pairs.step(step.state, data.batches[number % len(data.batches)])
+        step.state, _ = parted.step(step.state, data.batches[number % len(data.batches)])
         end = time.perf_counter()
         if number >= 3:
             found["own step"].append(middle - began)
-            found["step by pairs"].append(end - middle)
-            for part in PARTS:
-                found[part].append(spent[part])
+            found["step by parts"].append(end - middle)
+            for part, taken in spent.items():
+                found[part].append(taken)
     print(f"\n{name} on {backend.device}, {case}: {task.config.net}, data: {data.source}, {rounds} rounds")
     for part, seconds in found.items():
         if statistics.median(seconds) > 1e-5:

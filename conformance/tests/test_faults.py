@@ -1,19 +1,26 @@
 """The suite tested itself: every injected fault fails it, and the reference without a fault does not."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stsbp_conformance.faults import FAULTS, Fault, caught, quick_checks
 from stsbp_conformance.tiers import pairs
+from stsbp_spec.graph import Op
 from stsbp_spec.losses import LOSSES, Loss
-from stsbp_spec.network import Block
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import AvgPool2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.trainer import Trainer
+from stsbp_spec.typing import AnyArray, Coding, UInt8
+
+_KINDS: dict[type[Op], str] = {Linear: "linear", AvgPool2d: "pooling"}
 
 
 class Recorder(NumpyBackend):
@@ -26,16 +33,21 @@ class Recorder(NumpyBackend):
     def _saw(self, *features: str) -> None:
         self.seen.update((self.tier, feature) for feature in features)
 
-    def block_forward(self, block: Block, *arguments: Any) -> Any:
-        kind = "linear" if isinstance(block.synapse, Linear) else f"convolution, stride {min(block.synapse.stride, 2)}"
-        self._saw(kind, block.neuron.surrogate.name)
-        if block.index == 0:
-            self._saw("direct" if block.static else "events")
-        if any(isinstance(layer, AvgPool2d) for layer in block.before):
-            self._saw("pooling")
-        if arguments[-1] is not None:
-            self._saw("dropout")
-        return super().block_forward(block, *arguments)
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
+        return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in super().rules.items()}
+
+    def _forward(self, rule: Rule[AnyArray], op: Op, *inputs: AnyArray) -> Any:
+        self._saw(f"convolution, stride {min(op.stride, 2)}" if isinstance(op, Conv2d) else _KINDS[type(op)])
+        return rule.forward(op, *inputs)
+
+    def encode(self, inputs: UInt8, coding: Coding) -> AnyArray:
+        self._saw(coding)
+        return super().encode(inputs, coding)
+
+    def dropout_mask(self, *arguments: Any) -> AnyArray:
+        self._saw("dropout")
+        return super().dropout_mask(*arguments)
 
     def neuron_forward(self, neuron: NeuronModel, *arguments: Any) -> Any:
         self._saw(neuron.surrogate.name)

@@ -24,19 +24,21 @@ from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Expr, Recurrence, constant, ordered, sqrt, variable, where
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import FLOOR, WeightGrid
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.recurrence import recur
+from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Shape, UInt8
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
 from stsbp_conformance.tiers import (
@@ -53,8 +55,12 @@ from stsbp_conformance.tiers import (
 
 __all__ = ["FAULTS", "Fault", "caught", "quick_checks"]
 
-Rule = Callable[[Expr], Expr | None]
+Rewrite = Callable[[Expr], Expr | None]
 """From an operation to what is written in its place; None: itself."""
+
+Ahead = Callable[..., tuple[AnyArray, Any]]
+Back = Callable[..., Any]
+"""The two functions of a rule."""
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -78,13 +84,13 @@ def _node(op: str, *args: Expr) -> Expr:
     return Expr(op, args)
 
 
-def rewritten(recurrence: Recurrence, rule: Rule) -> Recurrence:
-    """A recurrence with `rule` used on every operation, operands first; nothing is snapped that is not then."""
+def rewritten(recurrence: Recurrence, rewrite: Rewrite) -> Recurrence:
+    """A recurrence with `rewrite` used on every operation, operands first; nothing is snapped that is not then."""
     made: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
         a = tuple(made[id(operand)] for operand in x.args)
         copy = x.of(a)
-        changed = rule(copy)
+        changed = rewrite(copy)
         made[id(x)] = copy if changed is None else changed
     return _with_roots(recurrence, [made[id(x)] for x in recurrence.roots])
 
@@ -105,7 +111,7 @@ def _way(recurrence: Recurrence) -> str:
 
 
 class _Miswritten(NumpyBackend):
-    """Equations of the kind `way` (None: all) written by `rule`, printed in `language` with `words`."""
+    """Equations of the kind `way` (None: all) written by `rewrite`, printed in `language` with `words`."""
 
     way: ClassVar[str | None] = None
     language: ClassVar[Language] = _LANGUAGE
@@ -126,13 +132,13 @@ class _Miswritten(NumpyBackend):
         constants, inputs = self.constants(constants), self.inputs(inputs)
         return recur(found, constants, inputs, steps, summed=summed, step=step)
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         """What is written in the place of an operation."""
         return None
 
     def written(self, recurrence: Recurrence) -> Recurrence:
         """The recurrence that is run."""
-        return rewritten(recurrence, self.rule)
+        return rewritten(recurrence, self.rewrite)
 
     def constants(self, constants: Constants) -> Constants:
         """The constants that are taken."""
@@ -164,7 +170,7 @@ class FusedFilter(_Miswritten):
 
     way = "forward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _fused(x, "k")
 
 
@@ -176,7 +182,7 @@ class FusedMembrane(_Miswritten):
     def written(self, recurrence: Recurrence) -> Recurrence:
         return super().written(recurrence) if "km" in recurrence.parameters else recurrence
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         if x.op == "mul" and _reads(x, "km"):
             return x.args[1]  # the product waits for the next step
         return _node("fma", variable("km"), *x.args) if x.op == "add" and _reads(x, "m") else None
@@ -187,7 +193,7 @@ class FusedAdjoint(_Miswritten):
 
     way = "backward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _fused(x, "k")
 
 
@@ -196,7 +202,7 @@ class StrictThreshold(_Miswritten):
 
     way = "forward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("lt", *x.args[::-1]) if x.op == "spike" else None
 
 
@@ -222,7 +228,7 @@ class NoReset(_Miswritten):
 
     way = "forward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return x.args[2] if x.op == "where" else None
 
 
@@ -231,7 +237,7 @@ class SoftReset(_Miswritten):
 
     way = "forward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         if x.op != "where" or x.args[2].op != "mul":
             return None
         fired, (decay, u) = x.args[0], x.args[2].args
@@ -262,7 +268,7 @@ class NoFloorForward(_Miswritten):
 
     way = "forward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return x.args[0] if x.op == "snap" else None
 
 
@@ -277,7 +283,7 @@ class ResetPathDropped(_Miswritten):
 
     way = "backward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return constant(0) if x.name == "pulled" else None
 
 
@@ -289,7 +295,7 @@ class ResetOneStepLate(_Miswritten):
     def written(self, recurrence: Recurrence) -> Recurrence:
         return super().written(recurrence.changed(inputs=(*recurrence.inputs, "late")))
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("mul", variable("late"), x.args[1]) if x.op == "mul" and x.args[0].name == "u" else None
 
     def inputs(self, inputs: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
@@ -301,7 +307,7 @@ class LeakThroughSpikes(_Miswritten):
 
     way = "backward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return x.args[2] if x.op == "where" and x.args[0].op == "spike" else None
 
 
@@ -310,7 +316,7 @@ class MovingThresholdForgotten(_Miswritten):
 
     way = "backward"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return variable("vth") if x.op == "variable" and x.name == "threshold" else None
 
 
@@ -387,7 +393,7 @@ class StaticErrorOtherOrder(NumpyBackend):
 class PrinterFuses(_Miswritten):
     """Wherever a product is added to something, a fused multiply-add."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _fused(x)
 
 
@@ -402,21 +408,21 @@ class PrinterDropsASnap(_Miswritten):
 class PrinterSwapsOperands(_Miswritten):
     """The operands of a subtraction are swapped."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("sub", *x.args[::-1]) if x.op == "sub" else None
 
 
 class PrinterSwapsBranches(_Miswritten):
     """The two values of a choice are swapped."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("where", x.args[0], *x.args[:0:-1]) if x.op == "where" else None
 
 
 class PrinterReassociates(_Miswritten):
     """`a + (b + c)` loses its parentheses, and so do products."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         if x.op in ("add", "mul") and x.args[1].op == x.op:
             b, c = x.args[1].args
             return Expr(x.op, (_node(x.op, x.args[0], b), c), name=x.name)
@@ -439,14 +445,14 @@ class PrinterConstantsOfSixDigits(_Miswritten):
 class PrinterLessOrEqual(_Miswritten):
     """`x < y` is printed as `x <= y`."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("ge", *x.args[::-1]) if x.op == "lt" else None
 
 
 class PrinterReciprocal(_Miswritten):
     """A quotient is printed as the product with a reciprocal."""
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _node("mul", x.args[0], 1 / x.args[1]) if x.op == "div" else None
 
 
@@ -492,33 +498,51 @@ class StaticInputOfOneStep(_Miswritten):
         return super().recur(recurrence, constants, {**inputs, **once}, steps, **options)
 
 
-class PoolingSums(NumpyBackend):
+class _Misruled(NumpyBackend):
+    """Rules of operations that go through `ahead` and `back`."""
+
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
+        return {
+            op: Rule(partial(self.ahead, rule.forward), partial(self.back, rule.backward))
+            for op, rule in super().rules.items()
+        }
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        return forward(op, *inputs)
+
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        return backward(op, residuals, error, **options)
+
+
+class PoolingSums(_Misruled):
     """Pooling adds up windows instead of taking their mean."""
 
-    def avgpool2d_forward(self, pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Any]:
-        mean, residuals = super().avgpool2d_forward(pool, s)
-        return mean * np.float32(pool.size**2), residuals
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        output, residuals = forward(op, *inputs)
+        return output * np.float32(op.size**2 if isinstance(op, AvgPool2d) else 1), residuals
 
 
-class PoolingAdjointScaled(NumpyBackend):
+class PoolingAdjointScaled(_Misruled):
     """The adjoint of pooling does not divide by the window."""
 
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Float32) -> Float32:
-        return super().avgpool2d_backward(pool, residuals, d) * np.float32(pool.size**2)
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        found = backward(op, residuals, error, **options)
+        return found * np.float32(op.size**2) if isinstance(op, AvgPool2d) else found
 
 
 class WeightsOffTheGrid(NumpyBackend):
     """The forward pass uses the master weights."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
-        return w, super().weight_grid(block, w)[1]
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+        return w, super().weight_grid(projection, w)[1]
 
 
 class HalvesAwayFromZero(NumpyBackend):
     """The weight grid rounds halves away from zero instead of to even."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
-        found = super().weight_grid(block, w)[1]
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+        found = super().weight_grid(projection, w)[1]
         scaled = np.abs(w) * np.float32(2.0**found.exponent)
         return np.copysign(np.floor(scaled + np.float32(0.5)), w) * np.float32(2.0**-found.exponent), found
 
@@ -526,9 +550,9 @@ class HalvesAwayFromZero(NumpyBackend):
 class FinerGrid(NumpyBackend):
     """The bound of the weight grid is not checked: no coarser grid is taken."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
-            w, weight_bits=block.synapse.weight_bits, input_exponent=0, input_max=1.0, layer=block.name
+            w, weight_bits=projection.synapse.weight_bits, input_exponent=0, input_max=1.0, layer=projection.name
         )
 
 
@@ -575,74 +599,76 @@ class ZerosCountAsZeroed(NumpyBackend):
         return on_grid, np.array([np.count_nonzero(on_grid == 0), np.count_nonzero(dz)], np.int64)
 
 
-class SinglePrecisionSums(NumpyBackend):
+class SinglePrecisionSums(_Misruled):
     """Reproducible precision adds in float32."""
 
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        return super().synapse_backward(synapse, residuals, dz, precision="fast", need_input=need_input)
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        if options:
+            options["precision"] = "fast"
+        return backward(op, residuals, error, **options)
 
 
-class HalfPrecisionGradients(NumpyBackend):
+class HalfPrecisionGradients(_Misruled):
     """Fast precision rounds errors to the 11 bits of TF32."""
 
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        if precision == "fast":
-            mantissa, exponent = np.frexp(dz)
-            dz = np.ldexp(np.rint(mantissa * np.float32(2048)) / np.float32(2048), exponent).astype(np.float32)
-        return super().synapse_backward(synapse, residuals, dz, precision=precision, need_input=need_input)
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        if options.get("precision") == "fast":
+            mantissa, exponent = np.frexp(error)
+            error = np.ldexp(np.rint(mantissa * np.float32(2048)) / np.float32(2048), exponent).astype(np.float32)
+        return backward(op, residuals, error, **options)
 
 
-class TransposedKernel(NumpyBackend):
+class TransposedKernel(_Misruled):
     """A true convolution: the kernel's rows and columns run backwards."""
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        return super().synapse_forward(synapse, s, wq[..., ::-1, ::-1] if isinstance(synapse, Conv2d) else wq)
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        if isinstance(op, Conv2d):
+            s, wq = inputs
+            inputs = s, wq[..., ::-1, ::-1]
+        return forward(op, *inputs)
 
 
-class KernelSwapped(NumpyBackend):
+class KernelSwapped(_Misruled):
     """The weight gradient of a convolution has rows and columns swapped."""
 
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        ds, dw = super().synapse_backward(synapse, residuals, dz, precision=precision, need_input=need_input)
-        return ds, np.ascontiguousarray(dw.swapaxes(2, 3)) if isinstance(synapse, Conv2d) else dw
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        found = backward(op, residuals, error, **options)
+        if isinstance(op, Conv2d):
+            ds, dw = found
+            return ds, np.ascontiguousarray(dw.swapaxes(2, 3))
+        return found
 
 
-class StrideIgnored(NumpyBackend):
+class StrideIgnored(_Misruled):
     """The strided convolution reads the first rows and columns, as if the stride were 1."""
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        z, residuals = super().synapse_forward(synapse, s, wq)
-        if isinstance(synapse, Conv2d) and synapse.stride > 1:
-            dense, _ = super().synapse_forward(replace(synapse, stride=1), s, wq)
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        z, residuals = forward(op, *inputs)
+        if isinstance(op, Conv2d) and op.stride > 1:
+            dense, _ = forward(replace(op, stride=1), *inputs)
             z = np.ascontiguousarray(dense[..., : z.shape[-2], : z.shape[-1]])
         return z, residuals
 
 
-class PaddingIgnored(NumpyBackend):
+class PaddingIgnored(_Misruled):
     """The data gradient of a padded convolution is shifted by the padding."""
 
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        ds, dw = super().synapse_backward(synapse, residuals, dz, precision=precision, need_input=need_input)
-        if ds is not None and isinstance(synapse, Conv2d) and synapse.padding:
-            ds = np.roll(ds, synapse.padding, axis=-1)
-        return ds, dw
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        found = backward(op, residuals, error, **options)
+        if isinstance(op, Conv2d) and op.padding and found[0] is not None:
+            ds, dw = found
+            return np.roll(ds, op.padding, axis=-1), dw
+        return found
 
 
-class FlattenedOtherwise(NumpyBackend):
+class FlattenedOtherwise(_Misruled):
     """A full connection flattens (H, W, C) instead of (C, H, W)."""
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        z, residuals = super().synapse_forward(synapse, s, wq)
-        if isinstance(synapse, Linear) and s.ndim == 5:
-            z, _ = super().synapse_forward(synapse, s.transpose(0, 1, 3, 4, 2), wq)
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        z, residuals = forward(op, *inputs)
+        if isinstance(op, Linear) and inputs[0].ndim == 5:
+            s, wq = inputs
+            z, _ = forward(op, s.transpose(0, 1, 3, 4, 2), wq)
         return z, residuals
 
 
@@ -758,7 +784,7 @@ class EpsilonInsideRoot(_Miswritten):
 
     way = "adamw"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return sqrt(x.args[0].args[0] + x.args[1]) if x.op == "add" and x.args[0].op == "sqrt" else None
 
 
@@ -786,7 +812,7 @@ class FusedAdamW(_Miswritten):
 
     way = "adamw"
 
-    def rule(self, x: Expr) -> Expr | None:
+    def rewrite(self, x: Expr) -> Expr | None:
         return _fused(x, "beta1")
 
 
@@ -884,24 +910,24 @@ class RateOfOneStep(NumpyBackend):
 class NanAccepted(NumpyBackend):
     """Weights that are not finite are taken for zero."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
-        return super().weight_grid(block, np.nan_to_num(w, nan=0.0, posinf=0.0, neginf=0.0))
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+        return super().weight_grid(projection, np.nan_to_num(w, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 class HugeWeightsVanish(NumpyBackend):
     """Steps of the weight grid above 2^90 become zero, as a shift of exponents does that leaves its range."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
-        wq, found = super().weight_grid(block, w)
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+        wq, found = super().weight_grid(projection, w)
         return (np.zeros_like(wq) if found.exponent < -90 else wq), found
 
 
 class HugeWeightsAccepted(NumpyBackend):
     """Weights of 2^100 and above are cut to the largest one that is allowed."""
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         most = np.nextafter(np.float32(grid.CEILING), np.float32(0))
-        return super().weight_grid(block, np.where(np.isfinite(w), w.clip(-most, most), w))
+        return super().weight_grid(projection, np.where(np.isfinite(w), w.clip(-most, most), w))
 
 
 class SignedZeros(NumpyBackend):
@@ -973,10 +999,8 @@ class UnknownSurrogateWithoutAName(NumpyBackend):
 class UnknownSynapseTakenForItsParent(NumpyBackend):
     """Weights of a kind derived from the convolution are computed as a convolution."""
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        if isinstance(synapse, Conv2d):
-            synapse = Conv2d(synapse.channels, synapse.kernel, synapse.stride, synapse.padding)
-        return super().synapse_forward(synapse, s, wq)
+    def rule(self, op: Op) -> Rule[AnyArray]:
+        return self.rules[Conv2d] if isinstance(op, Conv2d) else super().rule(op)
 
 
 class UnknownDeviceFallsBack(NumpyBackend):

@@ -48,10 +48,10 @@ def test_bits_are_those_of_one_pair_after_the_other(
     if masked == 1:
         entering *= mask
     if size > 1:
-        entering = REFERENCE.avgpool2d_forward(pool, entering)[0]
+        entering = REFERENCE.rule(pool).forward(pool, entering)[0]
     if masked == 2:
         entering *= mask
-    z, residuals = REFERENCE.synapse_forward(conv, entering, wq)
+    z, residuals = REFERENCE.rule(conv).forward(conv, entering, wq)
     learned = {name: rng.random(conv.channels).astype(np.float32) for name in neuron.learned()}
     expected, left = REFERENCE.neuron_forward(neuron, FILTER, z, STEPS, learned)
     assert 0.05 < expected.mean() < 0.95
@@ -69,9 +69,9 @@ def test_bits_are_those_of_one_pair_after_the_other(
 
     above = conv.output_shape(inner)
     ds = rng.standard_normal((STEPS, BATCH, above[0], above[1] // pooled, above[2] // pooled)).astype(np.float32)
-    whole = ds if pooled == 1 else REFERENCE.avgpool2d_backward(AvgPool2d(pooled), expected.shape, ds)
+    whole = ds if pooled == 1 else REFERENCE.rules[AvgPool2d].backward(AvgPool2d(pooled), expected.shape, ds)
     below, adding = REFERENCE.neuron_backward(neuron, FILTER, left, whole)
-    _, gradient = REFERENCE.synapse_backward(conv, residuals, below, precision="fast", need_input=False)
+    _, gradient = REFERENCE.rule(conv).backward(conv, residuals, below, precision="fast", need_input=False)
     threads = get_num_threads()
     for count in {1, threads}:
         set_num_threads(count)

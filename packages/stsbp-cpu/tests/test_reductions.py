@@ -87,13 +87,13 @@ def test_dropout_draws_the_bits_of_the_spec(shape: tuple[int, ...], step: int) -
 def test_pooling_is_that_of_the_reference(kind: type[np.generic]) -> None:
     rng = np.random.default_rng(0)
     s: AnyArray = rng.integers(0, 4, (5, 2, 3, 7, 9)).astype(kind)
-    expected, shape = REFERENCE.avgpool2d_forward(AvgPool2d(2), s)
+    expected, shape = REFERENCE.rules[AvgPool2d].forward(AvgPool2d(2), s)
     d = rng.standard_normal(expected.shape).astype(np.float32)
     out, below = (np.full((10, *size, 3), np.nan, np.float32) for size in ((3, 4), (7, 9)))
     avgpool2d.forward(_frames(s), out, 2)
     assert np.array_equal(out, _frames(expected))
     avgpool2d.backward(_frames(d), below, 2)
-    assert np.array_equal(below, _frames(REFERENCE.avgpool2d_backward(AvgPool2d(2), shape, d)))
+    assert np.array_equal(below, _frames(REFERENCE.rules[AvgPool2d].backward(AvgPool2d(2), shape, d)))
 
 
 def _frames(x: AnyArray) -> AnyArray:

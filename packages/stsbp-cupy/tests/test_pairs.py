@@ -161,13 +161,13 @@ def test_avgpool2d(
 ) -> None:
     pool, shape = AvgPool2d(size), (3, 2, channels, height, width)
     for s in (spikes_of(rng, shape), (rng.integers(0, 256, shape) / 256).astype(np.float32)):
-        expected, expected_residuals = reference.avgpool2d_forward(pool, s)
-        actual, residuals = backend.avgpool2d_forward(pool, backend.asarray(s))
+        expected, expected_residuals = reference.rule(pool).forward(pool, s)
+        actual, residuals = backend.rule(pool).forward(pool, backend.asarray(s))
         assert_same_bits(backend.numpy(actual), expected)
     d = rng.normal(0, 1, expected.shape).astype(np.float32)
     assert_same_bits(
-        backend.numpy(backend.avgpool2d_backward(pool, residuals, backend.asarray(d))),
-        reference.avgpool2d_backward(pool, expected_residuals, d),
+        backend.numpy(backend.rule(pool).backward(pool, residuals, backend.asarray(d))),
+        reference.rule(pool).backward(pool, expected_residuals, d),
     )
 
 
@@ -243,13 +243,13 @@ def check_synapse(
     lead = (3, 2, *shape)
     s: AnyArray = spikes_of(rng, lead) if spikes else (rng.integers(0, 17, lead) / 16).astype(np.float32)
     wq = grid_weights(rng, synapse.weight_shape(shape))
-    expected, expected_residuals = reference.synapse_forward(synapse, s, wq)
-    actual, residuals = backend.synapse_forward(synapse, backend.asarray(s), backend.asarray(wq))
+    expected, expected_residuals = reference.rule(synapse).forward(synapse, s, wq)
+    actual, residuals = backend.rule(synapse).forward(synapse, backend.asarray(s), backend.asarray(wq))
     assert_same_bits(backend.numpy(actual), expected)
     dz, _ = reference.error_grid(rng.normal(0, 1, expected.shape).astype(np.float32), 20)
     for need_input in (True, False):
         pair = [
-            b.synapse_backward(synapse, r, dz, precision="reproducible", need_input=need_input)
+            b.rule(synapse).backward(synapse, r, dz, precision="reproducible", need_input=need_input)
             for b, r in ((backend, residuals), (reference, expected_residuals))
         ]
         (ds, dw), (expected_ds, expected_dw) = pair
@@ -258,7 +258,7 @@ def check_synapse(
         if expected_ds is not None and ds is not None:
             assert_same_bits(backend.numpy(ds), expected_ds)
     near = roundoff.synapse_backward(synapse, s, wq, roundoff.exact(dz), need_input=True)
-    fast = backend.synapse_backward(synapse, residuals, dz, precision="fast", need_input=True)
+    fast = backend.rule(synapse).backward(synapse, residuals, dz, precision="fast", need_input=True)
     for value, expected_near in zip(fast, near, strict=True):
         assert value is not None
         assert expected_near is not None

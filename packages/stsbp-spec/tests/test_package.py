@@ -58,8 +58,6 @@ def test_public_names_are_frozen() -> None:
 
 BACKEND = [
     "asarray",
-    "avgpool2d_backward",
-    "avgpool2d_forward",
     "devices",
     "dropout",
     "dropout_mask",
@@ -69,9 +67,8 @@ BACKEND = [
     "numpy",
     "open",
     "recur",
+    "rules",
     "spike_count",
-    "synapse_backward",
-    "synapse_forward",
     "weight_grid",
 ]
 
@@ -149,6 +146,35 @@ def test_a_backends_own_error_passes_through(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(registry, "entry_points", lambda *, group: (Point(),))
     with pytest.raises(BackendError, match=r"^its own words$"):
         stsbp_spec.load_backend("mine")
+
+
+@pytest.mark.parametrize(
+    ("api", "spoken", "package"),
+    [
+        (registry.API + 1, f"version {registry.API + 1} of the interface", "stsbp-spec"),
+        (registry.API - 1, f"version {registry.API - 1} of the interface", "stsbp-torch"),
+        (None, "an interface without a version", "stsbp-torch"),
+    ],
+    ids=["newer", "older", "unsaid"],
+)
+def test_a_backend_for_another_version_of_the_interface_is_not_opened(
+    api: int | None, spoken: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Point:
+        name, dist = "torch", None
+
+        def load(self) -> object:
+            return type("Other", (), {} if api is None else {"api": api})
+
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: (Point(),))
+    has = f"stsbp-spec {stsbp_spec.__version__} has version {registry.API}"
+    way_out = f"python -m pip install --upgrade {package}"
+    for call in (stsbp_spec.load_backend, stsbp_spec.open_backend):
+        with pytest.raises(BackendError) as caught:
+            call("torch")
+        assert str(caught.value) == (
+            f"backend 'torch' is written for {spoken}, {has}; install versions that fit, for example: {way_out}"
+        )
 
 
 def _imports(package: Path) -> dict[str, set[str]]:

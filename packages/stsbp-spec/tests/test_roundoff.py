@@ -166,7 +166,7 @@ def test_sums_within_the_bound_in_any_order(synapse: Linear | Conv2d, shape: tup
     fl = _roundings(4)[rounding]
     s = (rng.random((4, 2, *shape)) < 0.4).astype(np.uint8)
     w = np.rint(rng.normal(size=synapse.weight_shape(shape)) * 64).astype(np.float32) / np.float32(64)
-    z = NUMPY.synapse_forward(synapse, s, w)[0]
+    z = NUMPY.rule(synapse).forward(synapse, s, w)[0]
     dz = rng.normal(size=z.shape)
     carried = np.abs(dz) * 3 * U * rng.random(dz.shape)
     near_ds, near_dw = roundoff.synapse_backward(synapse, s, w, Near(dz, carried, carried), need_input=True)

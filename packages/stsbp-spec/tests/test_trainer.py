@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from stsbp_spec.optim import AdamW, clip_factor, gradient_norm
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Logistic
+from stsbp_spec.synapses import Conv2d, Linear
 from stsbp_spec.typing import UInt8
 
 NUMPY = NumpyBackend()
@@ -148,9 +151,15 @@ def test_reproducible_gradients_are_near_the_fast_ones_and_do_not_depend_on_the_
 class _Signed(NumpyBackend):
     """Gradients and potentials with zeros of the other sign, as the order of a sum may leave them."""
 
-    def synapse_backward(self, *args: Any, **kwargs: Any) -> Any:
-        ds, dw = super().synapse_backward(*args, **kwargs)
-        return ds, np.where(dw == 0, np.float32(-0.0), dw)
+    @property
+    def rules(self) -> Any:
+        def signed(backward: Any, *args: Any, **kwargs: Any) -> Any:
+            ds, dw = backward(*args, **kwargs)
+            return ds, np.where(dw == 0, np.float32(-0.0), dw)
+
+        rules = super().rules
+        weights = {op: replace(rules[op], backward=partial(signed, rules[op].backward)) for op in (Conv2d, Linear)}
+        return {**rules, **weights}
 
     def neuron_potentials(self, residuals: Any) -> Any:
         u = super().neuron_potentials(residuals)

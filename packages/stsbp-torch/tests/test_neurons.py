@@ -15,7 +15,9 @@ from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variabl
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, LIF, NeuronModel
 from stsbp_spec.neurons.base import Step
+from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.rules import Run
 from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_torch.backend import TorchBackend
@@ -104,9 +106,11 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     rng = np.random.default_rng(4)
     s = backend.asarray((rng.random((7, 3, 2, 9, 8)) < 0.2).astype(np.uint8))
     wq, _ = backend.weight_grid(block, backend.asarray(rng.standard_normal((channels, 2, 3, 3)).astype(np.float32)))
-    given = sparse.given_input(backend, block, s, None)
-    spikes, residuals = sparse.forward(block, given, wq, FILTER, 7)
-    z, _ = backend.synapse_forward(block.synapse, s.float(), wq)
+    step = plan(backend, net.graph).steps[0]
+    assert isinstance(step, sparse.SparseBlock)
+    given = step.given(Run({}, 7, None), s)
+    spikes, residuals = step.fire(given, wq, FILTER, 7)
+    z, _ = backend.rule(block.synapse).forward(block.synapse, s.float(), wq)
     expected, left = backend.neuron_forward(neuron, FILTER, z, 7)
     assert torch.equal(spikes, expected)
     assert 0.05 < backend.spike_rate(spikes) < 0.95
@@ -118,8 +122,8 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     if pool > 1:
         layer = AvgPool2d(pool)
         above = sparse.PooledError(ds, layer, tuple(spikes.shape))
-        ds = backend.avgpool2d_backward(layer, tuple(spikes.shape), ds)
-    dz, _ = sparse.backward(block, given, residuals, above, FILTER, need_error=True, need_weights=True)
+        ds = backend.rule(layer).backward(layer, tuple(spikes.shape), ds)
+    dz, _ = step.propagate(given, residuals, above, FILTER, need_error=True, need_weights=True)
     assert torch.equal(dz.view(torch.int32), backend.neuron_backward(neuron, FILTER, left, ds)[0].view(torch.int32))
 
 

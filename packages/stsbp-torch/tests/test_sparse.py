@@ -14,6 +14,8 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.plan import plan
+from stsbp_spec.rules import Run
 from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Float32, Precision
@@ -186,6 +188,7 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     backend = TorchBackend("cpu")
     block = network.blocks[0]
     wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
+    step = plan(backend, network.graph).steps[0]
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
-        trace = backend.block_forward(block, backend.asarray(frames), wq, 6, None)
-        assert (isinstance(trace.synapse, sparse.Residuals) and trace.synapse.sparse) is taken
+        _, residuals = step.forward(Run({block.name: wq}, 6, None), backend.asarray(frames))
+        assert (isinstance(residuals, sparse.Residuals) and residuals.sparse) is taken

@@ -16,12 +16,14 @@ from stsbp_spec.backend import AbstractBackend, Batch, ValueAndGrad
 from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.expr import Expr, Names, snap, where
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss
 from stsbp_spec.losses.base import LossStep
 from stsbp_spec.network import NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
+from stsbp_spec.plan import plan
 from stsbp_spec.surrogates import FastSigmoid, Logistic, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float64, UInt8
@@ -103,6 +105,14 @@ class _TwiceTriangle(Triangle):
 
     def expression(self, p: Names, x: Expr) -> Expr:
         return super().expression(p, x) * 2
+
+
+@dataclass(frozen=True)
+class _NoSuchOperation(Op):
+    """An operation of nobody's."""
+
+    def infer(self, *inputs: Values) -> Values:
+        return self.spikes(inputs)
 
 
 @dataclass(frozen=True)
@@ -282,6 +292,17 @@ def _unknown(backend: AbstractBackend) -> Verdict:
         frames = np.ones((3, 1, 2, 8, 8), np.uint8)
         call = partial(backend.run, network, initial_weights(network, 1), frames, 3)
         _refused(compared, "weights of a kind that the backend does not know", BackendError, "NoSuchSynapse", call)
+    nodes = (
+        Node("input", Input((6,))),
+        Node("hidden", Linear(5), (Edge("input"),)),
+        Node("fires", Neurons(LIF()), (Edge("hidden"),)),
+        Node("strange", _NoSuchOperation(), (Edge("fires"),)),
+        Node("out", Linear(3), (Edge("strange"),)),
+        Node("output", Neurons(LIF()), (Edge("out"),)),
+    )
+    for name in ("NoSuchOperation", repr(backend.name)):
+        what = "a network with an operation that the backend does not know"
+        _refused(compared, what, BackendError, name, lambda: plan(backend, Network(nodes)))
     return compared.verdict()
 
 

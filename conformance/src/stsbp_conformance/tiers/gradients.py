@@ -75,8 +75,8 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
     if all(neuron_equations(b.filter(training=False), b.neuron).kept == ("u",) for b in case.network.blocks):
         return {block.name: {} for block in case.network.blocks}
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
-    traces = forward_pass(NUMPY, case.network, _grids(case), inputs, case.steps, None)
-    return {trace.block.name: trace.lif.kept for trace in traces}
+    trace = forward_pass(NUMPY, case.network.graph, _grids(case), inputs, case.steps, None)
+    return {block.name: left.kept for block, (_, left) in zip(case.network.blocks, trace.populations(), strict=True)}
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
@@ -88,8 +88,11 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
     if dropout is None:
         return reference.run(case).layers
     inputs = NUMPY.encode(reference.data(case).inputs, case.network.coding)
-    traces = forward_pass(NUMPY, case.network, _grids(case), inputs, case.steps, dropout)
-    return {trace.block.name: LayerRun(trace.spikes, trace.lif.kept["u"]) for trace in traces}
+    trace = forward_pass(NUMPY, case.network.graph, _grids(case), inputs, case.steps, dropout)
+    return {
+        block.name: LayerRun(left.spikes, left.kept["u"])
+        for block, (_, left) in zip(case.network.blocks, trace.populations(), strict=True)
+    }
 
 
 def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropout: Dropout) -> dict[str, Near]:
@@ -129,10 +132,8 @@ def computed(
         block.name: backend.weight_grid(block, backend.asarray(reference.weights(case)[block.name]))[0]
         for block in network.blocks
     }
-    traces = forward_pass(backend, network, grids, backend.encode(inputs, network.coding), case.steps, dropout)
-    gradients = backward_pass(
-        backend, traces, backend.asarray(case.cotangents()), "fast", training=dropout is not None
-    )  # fmt: skip
+    trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)
+    gradients = backward_pass(trace, backend.asarray(case.cotangents()), "fast")
     return {name: backend.numpy(g) for name, g in gradients.items()}
 
 

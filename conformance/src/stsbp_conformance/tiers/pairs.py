@@ -89,31 +89,26 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
     def body(backend: AbstractBackend, compared: Compared) -> None:
         s = _synapse_input(block, pooled, lead)
         wq = NUMPY.weight_grid(block, normal(block.weight_shape, 6))[0]
-        z, residuals = NUMPY.synapse_forward(block.synapse, s, wq)
-        native_z, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
+        synapse, rule, expected_rule = block.synapse, backend.rule(block.synapse), NUMPY.rule(block.synapse)
+        z, residuals = expected_rule.forward(synapse, s, wq)
+        native_z, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
         compared.equal("z", values(backend, native_z, np.float32), z)
         errors = round_to_grid(normal(z.shape, 7), 12)
-        ds, dw = NUMPY.synapse_backward(block.synapse, residuals, errors, precision="reproducible", need_input=True)
-        found = backend.synapse_backward(
-            block.synapse, native, backend.asarray(errors), precision="reproducible", need_input=True
-        )
+        ds, dw = expected_rule.backward(synapse, residuals, errors, precision="reproducible", need_input=True)
+        found = rule.backward(synapse, native, backend.asarray(errors), precision="reproducible", need_input=True)
         compared.true("ds is there when asked for", found[0] is not None and ds is not None)
         assert ds is not None
         compared.equal("ds, reproducible", backend.numpy(found[0]), ds)
         compared.equal("dW, reproducible", backend.numpy(found[1]), dw)
         errors = normal(z.shape, 8)
-        _, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
-        found = backend.synapse_backward(
-            block.synapse, native, backend.asarray(errors), precision="fast", need_input=True
-        )
-        near = roundoff.synapse_backward(block.synapse, s, wq, roundoff.exact(errors), need_input=True)
+        _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
+        found = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=True)
+        near = roundoff.synapse_backward(synapse, s, wq, roundoff.exact(errors), need_input=True)
         for what, got, expected in zip(("ds", "dW"), found, near, strict=True):
             assert expected is not None
             compared.within(f"{what}, fast", backend.numpy(got), expected, random=True)
-        _, native = backend.synapse_forward(block.synapse, backend.asarray(s), backend.asarray(wq))
-        none, _ = backend.synapse_backward(
-            block.synapse, native, backend.asarray(errors), precision="fast", need_input=False
-        )
+        _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
+        none, _ = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=False)
         compared.true("ds is None when not asked for", none is None)
 
     return body
@@ -125,12 +120,12 @@ def _avgpool2d(size: int, shape: Shape, grey: bool) -> Body:
         s: AnyArray = spikes(shape, 0.4, 9)
         if grey:
             s = round_to_grid(np.abs(normal(shape, 9)) % np.float32(1), 8)
-        out, residuals = NUMPY.avgpool2d_forward(pool, s)
-        native_out, native = backend.avgpool2d_forward(pool, backend.asarray(s))
+        out, residuals = NUMPY.rule(pool).forward(pool, s)
+        native_out, native = backend.rule(pool).forward(pool, backend.asarray(s))
         compared.equal("pooled", values(backend, native_out, np.float32), out)
         d = normal(out.shape, 10)
-        back = NUMPY.avgpool2d_backward(pool, residuals, d)
-        compared.equal("adjoint", backend.numpy(backend.avgpool2d_backward(pool, native, backend.asarray(d))), back)
+        back = NUMPY.rule(pool).backward(pool, residuals, d)
+        compared.equal("adjoint", backend.numpy(backend.rule(pool).backward(pool, native, backend.asarray(d))), back)
 
     return body
 

@@ -1,4 +1,4 @@
-"""The whole backend: every pair of `AbstractBackend`, with numpy arrays as native arrays.
+"""The whole backend: every operation of `AbstractBackend`, with numpy arrays as native arrays.
 
 Arrays are float32 whatever they hold, spikes included. Sums of weights and spikes are one einsum each.
 """
@@ -16,9 +16,10 @@ from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.network import Block
 from stsbp_spec.printers import LANGUAGES, compiled
+from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
@@ -26,12 +27,70 @@ __all__ = ["EinsumBackend"]
 
 
 @dataclass
-class Synapse:
-    """What the forward pass of a synapse leaves: its input's windows, `[T, B, H', W', C, k, k]` or `[T, B, N]`."""
+class Met:
+    """What the weights met: windows of the input, `[T, B, H', W', C, k, k]` or `[T, B, N]`, and the input's shape."""
 
     windows: AnyArray
     wq: Float32
     input_shape: Shape
+
+
+def _exact(precision: Precision, *arrays: AnyArray) -> list[AnyArray]:
+    """The errors are on a grid in `reproducible` precision; float64 then adds them exactly, in any order."""
+    return [x.astype("float64" if precision == "reproducible" else "float32") for x in arrays]
+
+
+def _full(op: Linear, s: Float32, wq: Float32) -> tuple[Float32, Met]:
+    windows = s.reshape(*s.shape[:2], -1)
+    return np.einsum("tbn,mn->tbm", windows, wq, optimize=True), Met(windows, wq, s.shape)
+
+
+def _full_back(
+    op: Linear, met: Met, dz: Float32, *, precision: Precision, need_input: bool
+) -> tuple[Float32 | None, Float32]:
+    windows, wq, d = _exact(precision, met.windows, met.wq, dz)
+    dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True).astype(np.float32)
+    if not need_input:
+        return None, dw
+    return np.einsum("tbm,mn->tbn", d, wq, optimize=True).reshape(met.input_shape).astype(np.float32), dw
+
+
+def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
+    pad, k, stride = op.padding, op.kernel, op.stride
+    padded = np.pad(s, ((0, 0), (0, 0), (0, 0), (pad, pad), (pad, pad)))
+    every = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(3, 4))
+    windows = every[:, :, :, ::stride, ::stride]
+    return np.einsum("tbcyxij,dcij->tbdyx", windows, wq, optimize=True), Met(windows, wq, s.shape)
+
+
+def _convolution_back(
+    op: Conv2d, met: Met, dz: Float32, *, precision: Precision, need_input: bool
+) -> tuple[Float32 | None, Float32]:
+    windows, wq, d = _exact(precision, met.windows, met.wq, dz)
+    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True).astype(np.float32)
+    if not need_input:
+        return None, dw
+    # The adjoint of reading windows: each error times the kernel, added where its window was read.
+    pad, stride, (rows, columns), shape = op.padding, op.stride, d.shape[3:], met.input_shape
+    padded = np.zeros((*shape[:3], shape[3] + 2 * pad, shape[4] + 2 * pad), d.dtype)
+    for i in range(op.kernel):
+        for j in range(op.kernel):
+            down, across = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in ((i, rows), (j, columns)))
+            padded[:, :, :, down, across] += np.einsum("tbdyx,dc->tbcyx", d, wq[:, :, i, j], optimize=True)
+    return padded[:, :, :, pad : pad + shape[3], pad : pad + shape[4]].astype(np.float32), dw
+
+
+def _pooling(op: AvgPool2d, s: Float32) -> tuple[Float32, Shape]:
+    k, (rows, columns) = op.size, (n // op.size for n in s.shape[3:])
+    windows = s[..., : rows * k, : columns * k].reshape(*s.shape[:3], rows, k, columns, k)
+    return np.einsum("tbcyixj->tbcyx", windows) * np.float32(2.0**-op.exponent), s.shape
+
+
+def _pooling_back(op: AvgPool2d, shape: Shape, d: Float32) -> Float32:
+    ds = np.zeros(shape, np.float32)
+    each = (d * np.float32(2.0**-op.exponent)).repeat(op.size, axis=3).repeat(op.size, axis=4)
+    ds[..., : each.shape[3], : each.shape[4]] = each
+    return ds
 
 
 @cache
@@ -45,6 +104,7 @@ class EinsumBackend(AbstractBackend):
     """Sums by `numpy.einsum`."""
 
     name: ClassVar[str] = "einsum"
+    api: ClassVar[int] = 1
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -65,55 +125,13 @@ class EinsumBackend(AbstractBackend):
         x = inputs.astype(np.float32)
         return x if coding == "events" else x[None] * np.float32(2.0**-8)
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Float32, wq: Float32) -> tuple[Float32, Synapse]:
-        if type(synapse) is Linear:
-            windows = s.reshape(*s.shape[:2], -1)
-            return np.einsum("tbn,mn->tbm", windows, wq, optimize=True), Synapse(windows, wq, s.shape)
-        if type(synapse) is not Conv2d:
-            raise BackendError(f"backend 'einsum' does not know {type(synapse).__name__}")
-        pad, k, stride = synapse.padding, synapse.kernel, synapse.stride
-        padded = np.pad(s, ((0, 0), (0, 0), (0, 0), (pad, pad), (pad, pad)))
-        every = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(3, 4))
-        windows = every[:, :, :, ::stride, ::stride]
-        return np.einsum("tbcyxij,dcij->tbdyx", windows, wq, optimize=True), Synapse(windows, wq, s.shape)
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Synapse, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        # The errors are on a grid in `reproducible` precision; float64 then adds them exactly, in any order.
-        kind = np.dtype("float64" if precision == "reproducible" else "float32")
-        windows: AnyArray = residuals.windows.astype(kind)
-        wq: AnyArray = residuals.wq.astype(kind)
-        d: AnyArray = dz.astype(kind)
-        if not isinstance(synapse, Conv2d):
-            dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True)
-            ds = np.einsum("tbm,mn->tbn", d, wq, optimize=True).reshape(residuals.input_shape) if need_input else None
-        else:
-            dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True)
-            ds = self._spread(synapse, residuals.input_shape, d, wq) if need_input else None
-        return None if ds is None else ds.astype(np.float32), dw.astype(np.float32)
-
-    def _spread(self, conv: Conv2d, shape: Shape, d: AnyArray, wq: AnyArray) -> AnyArray:
-        """The adjoint of reading windows: each error times the kernel, added where its window was read."""
-        pad, stride, (rows, columns) = conv.padding, conv.stride, d.shape[3:]
-        padded = np.zeros((*shape[:3], shape[3] + 2 * pad, shape[4] + 2 * pad), d.dtype)
-        for i in range(conv.kernel):
-            for j in range(conv.kernel):
-                down, across = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in ((i, rows), (j, columns)))
-                padded[:, :, :, down, across] += np.einsum("tbdyx,dc->tbcyx", d, wq[:, :, i, j], optimize=True)
-        inside: AnyArray = padded[:, :, :, pad : pad + shape[3], pad : pad + shape[4]]
-        return inside
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Float32) -> tuple[Float32, Shape]:
-        k, (rows, columns) = pool.size, (n // pool.size for n in s.shape[3:])
-        windows = s[..., : rows * k, : columns * k].reshape(*s.shape[:3], rows, k, columns, k)
-        return np.einsum("tbcyixj->tbcyx", windows) * np.float32(2.0**-pool.exponent), s.shape
-
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Shape, d: Float32) -> Float32:
-        ds = np.zeros(residuals, np.float32)
-        each = (d * np.float32(2.0**-pool.exponent)).repeat(pool.size, axis=3).repeat(pool.size, axis=4)
-        ds[..., : each.shape[3], : each.shape[4]] = each
-        return ds
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[Float32]]:
+        return {
+            Linear: Rule(_full, _full_back),
+            Conv2d: Rule(_convolution, _convolution_back),
+            AvgPool2d: Rule(_pooling, _pooling_back),
+        }
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Float32:
         return random.keep_mask(seed, layer, step, shape, rate).astype(np.float32)
@@ -143,13 +161,13 @@ class EinsumBackend(AbstractBackend):
                 whole[0 if name in summed else t] = whole[0] + output if name in summed else output
         return found
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
             w,
-            weight_bits=block.synapse.weight_bits,
-            input_exponent=block.input.exponent,
-            input_max=block.input.maximum,
-            layer=block.name,
+            weight_bits=projection.synapse.weight_bits,
+            input_exponent=projection.input.exponent,
+            input_max=projection.input.maximum,
+            layer=projection.name,
         )
 
     def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, AnyArray]:

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,11 +15,11 @@ from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.network import Block
+from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_squares
@@ -30,7 +31,6 @@ from stsbp_cupy.synapses.weights import HalfUnits
 __all__ = ["CupyBackend"]
 
 _LOG = logging.getLogger(__name__)
-_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
 class CupyBackend(AbstractBackend[Array]):
@@ -42,6 +42,7 @@ class CupyBackend(AbstractBackend[Array]):
     """
 
     name: ClassVar[str] = "cupy"
+    api: ClassVar[int] = 1
     rt: Runtime
     notes: tuple[str, ...] = ()
 
@@ -99,23 +100,10 @@ class CupyBackend(AbstractBackend[Array]):
         steps = (bits[:, None] >> places & np.uint8(1)).reshape(-1, *bits.shape[1:])[: frames.steps]
         return logical(self.rt, steps) if steps.ndim == 5 else steps
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(self.rt, synapse, s, wq)
-        return z, residuals
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
-    ) -> tuple[Array | None, Array]:
-        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
-            self.rt, synapse, residuals, dz, precision=precision, need_input=need_input
-        )
-        return ds, dw
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Any]:
-        return avgpool2d.forward(self.rt, pool, s)
-
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Array) -> Array:
-        return avgpool2d.backward(self.rt, pool, residuals, d)
+    @cached_property
+    def rules(self) -> Mapping[type[Op], Rule[Array]]:
+        every = ((Conv2d, conv2d), (Linear, linear), (AvgPool2d, avgpool2d))
+        return {op: Rule(partial(each.forward, self.rt), partial(each.backward, self.rt)) for op, each in every}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
         return dropout.keep_mask(self.rt, seed, layer, step, shape, rate)
@@ -143,15 +131,17 @@ class CupyBackend(AbstractBackend[Array]):
         sums: Array = each.sum(axis=1, dtype=np.float64).astype(np.float32)
         return sums
 
-    def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
-        (found,) = self.weight_grids((block,), (w,))
+    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
+        (found,) = self.weight_grids((projection,), (w,))
         return found
 
-    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
-        grids = grid.weight_grids(self.rt, blocks, weights)
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Array]
+    ) -> list[tuple[Array, WeightGrid]]:
+        grids = grid.weight_grids(self.rt, projections, weights)
         return [
-            (tensor_cores.for_layer(self.rt, block, wq, found), found)
-            for block, (wq, found) in zip(blocks, grids, strict=True)
+            (tensor_cores.for_layer(self.rt, projection, wq, found), found)
+            for projection, (wq, found) in zip(projections, grids, strict=True)
         ]
 
     def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from stsbp_spec.errors import ExactnessError
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     EXACT_LIMIT_BITS,
     FLOOR,
@@ -16,7 +17,6 @@ from stsbp_spec.grid import (
     headroom_bits,
     magnitude,
 )
-from stsbp_spec.network import Block
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
@@ -40,7 +40,9 @@ def error_grid(rt: Runtime, dz: Array, bits: int) -> tuple[Array, Array]:
     return logical(rt, out), found[1:]
 
 
-def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
+def weight_grids(
+    rt: Runtime, projections: Sequence[Projection], weights: Sequence[Array]
+) -> list[tuple[Array, WeightGrid]]:
     """`grid.weight_grid` of several layers, with one transfer from the device unless a layer needs a coarser grid.
 
     Raises:
@@ -48,18 +50,18 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array])
         ExactnessError: the bound fails even with weights of `MIN_WEIGHT_BITS` bits.
     """
     xp = rt.xp
-    found = xp.zeros((len(blocks), 2), np.uint64)
+    found = xp.zeros((len(projections), 2), np.uint64)
     masters = [xp.ascontiguousarray(w) for w in weights]
     rounded = []
-    for block, w, pair in zip(blocks, masters, found, strict=True):
+    for projection, w, pair in zip(projections, masters, found, strict=True):
         launch_max_abs(rt, w, pair[:1])
-        rounded.append(_round(rt, block, w, pair, 0))
+        rounded.append(_round(rt, projection, w, pair, 0))
     host = rt.numpy(found)
     grids: list[tuple[Array, WeightGrid]] = []
-    for i, (block, w) in enumerate(zip(blocks, masters, strict=True)):
+    for i, (projection, w) in enumerate(zip(projections, masters, strict=True)):
         wq, largest, bound = rounded[i], magnitude(int(host[i, 0])), int(host[i, 1])
-        bits = block.synapse.weight_bits
-        check_largest(largest, block.name)
+        bits = projection.synapse.weight_bits
+        check_largest(largest, projection.name)
         if largest < FLOOR:
             grids.append((wq, WeightGrid(exponent=0, bits=MIN_WEIGHT_BITS, headroom=float(EXACT_LIMIT_BITS))))
             continue
@@ -67,24 +69,24 @@ def weight_grids(rt: Runtime, blocks: Sequence[Block], weights: Sequence[Array])
         if round(largest * 2.0**q) > 2 ** (bits - 1) - 1:
             q -= 1
         coarser = 0
-        while (headroom := _headroom(block, bound, q - coarser)) < 0:
+        while (headroom := _headroom(projection, bound, q - coarser)) < 0:
             coarser += 1
             if bits - coarser < MIN_WEIGHT_BITS:
                 raise ExactnessError(
-                    f"layer {block.name}: sums of {w[0].size} inputs leave the range that float32 adds exactly, even "
-                    f"with {MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
+                    f"layer {projection.name}: sums of {w[0].size} inputs leave the range that float32 adds exactly, "
+                    f"even with {MIN_WEIGHT_BITS}-bit weights; make the layer's input smaller"
                 )
             pair = found[i]
             pair[1:] = 0
-            wq = _round(rt, block, w, pair, coarser)
+            wq = _round(rt, projection, w, pair, coarser)
             bound = int(rt.numpy(pair)[1])
         grids.append((wq, WeightGrid(exponent=q - coarser, bits=bits - coarser, headroom=headroom)))
     return grids
 
 
-def _round(rt: Runtime, block: Block, w: Array, pair: Array, coarser: int) -> Array:
+def _round(rt: Runtime, projection: Projection, w: Array, pair: Array, coarser: int) -> Array:
     """Weights on the grid; `pair` holds the largest magnitude and receives the bound in units."""
-    bits = block.synapse.weight_bits
+    bits = projection.synapse.weight_bits
     wq = rt.empty_like(w)
     rt.launch("round_weights", w.size, w, wq, pair[:1], w.size, bits, coarser)
     rows, length = len(w), w.size // len(w)
@@ -92,5 +94,5 @@ def _round(rt: Runtime, block: Block, w: Array, pair: Array, coarser: int) -> Ar
     return wq
 
 
-def _headroom(block: Block, units: int, exponent: int) -> float:
-    return headroom_bits(units * 2.0**-exponent * block.input.maximum, exponent, block.input.exponent)
+def _headroom(projection: Projection, units: int, exponent: int) -> float:
+    return headroom_bits(units * 2.0**-exponent * projection.input.maximum, exponent, projection.input.exponent)

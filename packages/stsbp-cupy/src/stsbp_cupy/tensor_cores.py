@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.network import Block
 from stsbp_spec.random import bits
 from stsbp_spec.typing import Int64
 
@@ -27,10 +27,10 @@ HALF_BITS = 11
 _CASES = ((25, 12, 50), (300, 64, 200), (1600, 64, 333), (9216, 128, 128))
 
 
-def for_layer(rt: Runtime, block: Block, wq: Array, grid: WeightGrid) -> Any:
+def for_layer(rt: Runtime, projection: Projection, wq: Array, grid: WeightGrid) -> Any:
     """The weights, marked for tensor cores where the device was proved exact and the inputs fit half precision."""
-    if rt.tensor_cores and block.input.bits <= HALF_BITS:
-        return HalfUnits(wq, grid.exponent, block.input.exponent)
+    if rt.tensor_cores and projection.input.bits <= HALF_BITS:
+        return HalfUnits(wq, grid.exponent, projection.input.exponent)
     return wq
 
 

@@ -22,12 +22,12 @@ from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.network import Block
 from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_jax.compiling import Compiled
@@ -40,7 +40,6 @@ from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
 __all__ = ["PAIRS", "JaxBackend"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
-_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 Result = TypeVar("Result")
 
@@ -57,6 +56,7 @@ class JaxBackend(AbstractBackend[Array]):
     """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ..."""
 
     name: ClassVar[str] = "jax"
+    api: ClassVar[int] = 1
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -135,22 +135,9 @@ class JaxBackend(AbstractBackend[Array]):
         steps: Array = _unpack(self._put(frames.bits), frames.steps)
         return steps
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        return _synapse_forward(synapse, s, wq), (s, wq)
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
-    ) -> tuple[Array | None, Array]:
-        s, wq = residuals
-        ds, dw = _synapse_backward(synapse, s, wq, dz, precision=precision, need_input=need_input)
-        return ds, dw
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-        return _avgpool2d_forward(pool, s), s.shape
-
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Shape, d: Array) -> Array:
-        result: Array = _avgpool2d_backward(pool, residuals, d)
-        return result
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[Array]]:
+        return _RULES
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
         words = (np.uint32(x) if isinstance(x, int) else x for x in (seed, step))
@@ -180,16 +167,18 @@ class JaxBackend(AbstractBackend[Array]):
         sums: Array = _totals(x, count)
         return sums
 
-    def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
-        (found,) = self.weight_grids((block,), (w,))
+    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
+        (found,) = self.weight_grids((projection,), (w,))
         return found
 
-    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
-        found = self.compiled(weight_grids, tuple(blocks))(tuple(weights))
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Array]
+    ) -> list[tuple[Array, WeightGrid]]:
+        found = self.compiled(weight_grids, tuple(projections))(tuple(weights))
         choices = jax.device_get([choice for _, choice in found])
         return [
-            (wq, _checked_grid(block, choice, w))
-            for block, w, (wq, _), choice in zip(blocks, weights, found, choices, strict=True)
+            (wq, _checked_grid(projection, choice, w))
+            for projection, w, (wq, _), choice in zip(projections, weights, found, choices, strict=True)
         ]
 
     def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
@@ -242,23 +231,23 @@ def _why(platform: str, error: RuntimeError) -> str:
 
 
 def weight_grids(
-    backend: JaxBackend, blocks: tuple[Block, ...], weights: tuple[Array, ...]
+    backend: JaxBackend, projections: tuple[Projection, ...], weights: tuple[Array, ...]
 ) -> list[tuple[Array, GridChoice]]:
     """Weights of the forward pass, and their grids as far as a device knows them."""
-    return [weight_grid(block, w) for block, w in zip(blocks, weights, strict=True)]
+    return [weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
 
-def _checked_grid(block: Block, choice: GridChoice, w: Array) -> WeightGrid:
+def _checked_grid(projection: Projection, choice: GridChoice, w: Array) -> WeightGrid:
     """The grid, or the error with which the spec refuses these weights."""
-    found = describe_grid(block, choice)
+    found = describe_grid(projection, choice)
     if found is not None:
         return found
     _, found = spec_grid.weight_grid(
         np.asarray(w),
-        weight_bits=block.synapse.weight_bits,
-        input_exponent=block.input.exponent,
-        input_max=block.input.maximum,
-        layer=block.name,
+        weight_bits=projection.synapse.weight_bits,
+        input_exponent=projection.input.exponent,
+        input_max=projection.input.maximum,
+        layer=projection.name,
     )
     return found
 
@@ -278,22 +267,6 @@ def _unpack(bits: Array, steps: int) -> Array:
 def _image(x: Array) -> Array:
     """Images `x / 256`, channels-last, with one step."""
     return jnp.moveaxis(x[None].astype(np.float32) * np.float32(2.0**-8), 2, -1)
-
-
-@_jit("synapse")
-def _synapse_forward(synapse: Conv2d | Linear, s: Array, wq: Array) -> Array:
-    z: Array = implementation("jax", _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
-    return z
-
-
-@_jit("synapse", "precision", "need_input")
-def _synapse_backward(
-    synapse: Conv2d | Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
-) -> tuple[Array | None, Array]:
-    back: tuple[Array | None, Array] = implementation("jax", _SYNAPSES, synapse, "synapse").backward(
-        synapse, s, wq, dz, precision=precision, need_input=need_input
-    )
-    return back
 
 
 @_jit()
@@ -318,8 +291,22 @@ def _spike_count(s: Array) -> Array:
     return s.astype(np.int32).sum(0, dtype=np.int32).reshape(s.shape[1], -1).sum(1)
 
 
-_avgpool2d_forward = _jit("pool")(avgpool2d.forward)
-_avgpool2d_backward = _jit("pool", "shape")(avgpool2d.backward)
+def _of_weights(each: Any) -> Rule[Array]:
+    ahead = _jit("op")(lambda op, s, wq: each.forward(op, s, wq))
+    back = _jit("op", "precision", "need_input")(
+        lambda op, left, dz, precision, need_input: each.backward(
+            op, *left, dz, precision=precision, need_input=need_input
+        )
+    )
+    return Rule(lambda op, s, wq: (ahead(op, s, wq), (s, wq)), back)
+
+
+_pool, _unpool = _jit("pool")(avgpool2d.forward), _jit("pool", "shape")(avgpool2d.backward)
+_RULES: Mapping[type[Op], Rule[Array]] = {
+    Conv2d: _of_weights(conv2d),
+    Linear: _of_weights(linear),
+    AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
+}
 _recur = _jit("recurrence", "steps", "summed")(recur)
 _error_grid = _jit("bits")(error_grid)
 _gradient_squares = _jit()(gradient_squares)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     CEILING,
     EXACT_LIMIT_BITS,
@@ -26,7 +27,6 @@ from stsbp_spec.grid import (
     WeightGrid,
     headroom_bits,
 )
-from stsbp_spec.network import Block
 
 __all__ = [
     "GridChoice",
@@ -144,11 +144,11 @@ class GridChoice(NamedTuple):
     finite: Array
 
 
-def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
+def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
     """Weights of the forward pass, `[out, ...]` float32; NaN where `describe_grid` finds none."""
-    bits = block.synapse.weight_bits
+    bits = projection.synapse.weight_bits
     # Sums of n units times the largest input, counted in units of the product's grid, must not pass 2^24.
-    most = 2.0**EXACT_LIMIT_BITS / (block.input.maximum * 2.0**block.input.exponent)
+    most = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
     largest = largest_magnitude([w])
     finite = largest < CEILING  # NaN is not
     silent = largest < FLOOR
@@ -184,13 +184,13 @@ def weight_grid(block: Block, w: Array) -> tuple[Array, GridChoice]:
     )
 
 
-def describe_grid(block: Block, choice: GridChoice) -> WeightGrid | None:
+def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | None:
     """The grid as the spec reports it; None where there is none (the spec's own `weight_grid` says why)."""
     q, coarser, n = int(choice.exponent), int(choice.coarser), float(choice.bound)
-    bits = block.synapse.weight_bits - coarser
+    bits = projection.synapse.weight_bits - coarser
     if not bool(choice.finite) or bits < MIN_WEIGHT_BITS:
         return None
-    return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * block.input.maximum, q, block.input.exponent))
+    return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * projection.input.maximum, q, projection.input.exponent))
 
 
 def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """What a backend is, on one page.
 
-A backend implements the explicit pairs of pairs.py for arrays of its own library and inherits everything else: the walk
-through a network (passes.py), `value_and_grad`, `run` and the trainer (trainer.py).
+A backend implements the operations of pairs.py for arrays of its own library and inherits everything else: the walk
+through a network (plan.py, passes.py), `value_and_grad`, `run` and the trainer (trainer.py).
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from stsbp_spec.losses.base import Loss
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
-from stsbp_spec.pairs import BlockTrace, Pairs
-from stsbp_spec.passes import block_backward, block_forward
+from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import Batch, Device, LayerRun, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.trainer import Trainer, run, value_and_grad
 from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
@@ -42,18 +41,6 @@ class AbstractBackend(Pairs[Array]):
         """Prepare a device and return its name, or raise `BackendError`."""
 
     # What follows from the pairs; a backend may override these with something faster.
-    def block_forward(
-        self, block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace[Array]:
-        """One block of the forward pass: `passes.block_forward`."""
-        return block_forward(self, block, s, wq, steps, dropout)
-
-    def block_backward(
-        self, trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
-    ) -> tuple[Array | None, Array]:
-        """One block of the backward pass: `passes.block_backward`."""
-        return block_backward(self, trace, ds, precision, training=training)
-
     def value_and_grad(
         self,
         network: NetworkSpec,

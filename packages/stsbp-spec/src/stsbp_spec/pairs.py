@@ -1,11 +1,9 @@
-"""The operations of a network, as pairs on arrays of a backend's own library.
-
-    forward(spec, inputs)            -> outputs, residuals
-    backward(residuals, cotangents)  -> cotangents
+"""The operations of a network on arrays of a backend's own library: rules of its nodes, and what every equation needs.
 
 Layout at this door is time-major, `[T, B, C, H, W]` or `[T, B, N]`; behind it a backend may keep memory as it likes.
 The file that owns an equation says what a pair computes and in which order it rounds: synapses/, neurons/, losses/,
-optim/, grid.py. passes.py walks through a network by these, trainer.py trains by them, backend.py adds what users call.
+optim/, grid.py. plan.py and passes.py walk through a network by these, trainer.py trains by them, backend.py adds what
+users call.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
@@ -23,19 +20,19 @@ import numpy as np
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid, sum_bits
 from stsbp_spec.losses.base import Loss
-from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, norm_of
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.rules import Fusion, Rule
+from stsbp_spec.synapses.base import Op
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
+from stsbp_spec.tables import implementation
 from stsbp_spec.typing import AnyArray, Array, Coding, Precision, Shape, UInt8
 
-__all__ = ["BlockTrace", "Pairs"]
+__all__ = ["Pairs"]
 
 Result = TypeVar("Result")
 
@@ -43,23 +40,12 @@ Result = TypeVar("Result")
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass
-class BlockTrace(Generic[Array]):
-    """What the forward pass of one block leaves for its backward pass."""
-
-    block: Block
-    before: list[Any]
-    synapse: Any
-    lif: NeuronResiduals[Array]
-    spikes: Array
-    zeroed: Array | None = None
-    """Numbers of `Pairs.error_grid`, after a backward pass in `reproducible` precision."""
-
-
 class Pairs(ABC, Generic[Array]):
     """What computes the spec, operation by operation."""
 
     name: ClassVar[str]
+    api: ClassVar[int]
+    """Version of this interface that the backend is written for (`registry.API`); every backend says it itself."""
 
     # Arrays.
     @abstractmethod
@@ -74,24 +60,24 @@ class Pairs(ABC, Generic[Array]):
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
         """Inputs `[B, ...]` (direct) or `[T, B, ...]` (events) as `[1 or T, B, ...]`, as the weights meet them."""
 
-    # Pairs: forward -> outputs, residuals; backward(residuals, cotangents) -> cotangents.
+    # Operations.
+    @property
     @abstractmethod
-    def synapse_forward(self, synapse: Conv2d | Linear, s: Array, wq: Array) -> tuple[Array, Any]:
-        """`z = W s`, `[T, B, ...]`: synapses/conv2d.py, synapses/linear.py."""
+    def rules(self) -> Mapping[type[Op], Rule[Array]]:
+        """How to compute `Conv2d`, `Linear`, `AvgPool2d`, ...: synapses/, a rule for each operation (rules.py)."""
 
-    @abstractmethod
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Array, *, precision: Precision, need_input: bool
-    ) -> tuple[Array | None, Array]:
-        """`(ds, dW)`; `ds` is None where `need_input` is false. `reproducible`: sums in float64, rounded once."""
+    def rule(self, op: Op) -> Rule[Array]:
+        """The rule of an operation.
 
-    @abstractmethod
-    def avgpool2d_forward(self, pool: AvgPool2d, s: Array) -> tuple[Array, Any]:
-        """Pooled spikes: synapses/avgpool2d.py."""
+        Raises:
+            BackendError: there is none; the message names the operation and the backend.
+        """
+        return implementation(self.name, self.rules, op, "operation")
 
-    @abstractmethod
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Array) -> Array:
-        """Adjoint of the pooling."""
+    @property
+    def fusions(self) -> Sequence[Fusion[Array]]:
+        """What is computed better together; asked in this order when a plan is made (plan.py)."""
+        return ()
 
     @abstractmethod
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
@@ -128,7 +114,7 @@ class Pairs(ABC, Generic[Array]):
 
     # The contract.
     @abstractmethod
-    def weight_grid(self, block: Block, w: Array) -> tuple[Array, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         """Weights of the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
@@ -146,18 +132,6 @@ class Pairs(ABC, Generic[Array]):
     @abstractmethod
     def spike_count(self, s: Array) -> Array:
         """Native integers whose sum is how many spikes there are; nothing waits for them until the end of the step."""
-
-    @abstractmethod
-    def block_forward(
-        self, block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace[Array]:
-        """One block of the forward pass: `passes.block_forward`."""
-
-    @abstractmethod
-    def block_backward(
-        self, trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
-    ) -> tuple[Array | None, Array]:
-        """One block of the backward pass: `passes.block_backward`."""
 
     # What a device is asked.
     def check_precision(self, precision: Precision) -> None:
@@ -242,9 +216,11 @@ class Pairs(ABC, Generic[Array]):
         """Membrane potentials `[T, B, ...]` of a forward pass."""
         return residuals.kept["u"]
 
-    def weight_grids(self, blocks: Sequence[Block], weights: Sequence[Array]) -> list[tuple[Array, WeightGrid]]:
+    def weight_grids(
+        self, projections: Sequence[Projection], weights: Sequence[Array]
+    ) -> list[tuple[Array, WeightGrid]]:
         """`weight_grid` of several layers; a device is best waited for once."""
-        return [self.weight_grid(block, w) for block, w in zip(blocks, weights, strict=True)]
+        return [self.weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """`numpy` of several arrays; a device is best waited for once."""

@@ -1,177 +1,179 @@
 """The walk through a network, forward and backward, once for every backend (the pseudo-code's two pipelines).
 
-Forward (lines 1-9): for each block pool and drop the spikes of the layer below, meet the weights, filter and fire.
-Backward (lines 11-31): the same blocks from the last to the first; each pair's adjoint in turn.
+Forward (lines 1-9): the steps of the plan in order: pool and drop spikes, meet the weights, filter and fire.
+Backward (lines 11-31): the same steps from the last to the first; each one's adjoint in turn. What several nodes read
+has the sum of their errors, added in the order of the nodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic
 
-from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.pairs import BlockTrace, Pairs
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.graph import Network
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.plan import Plan, Segment, plan
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.rules import Deferred, Run, Step
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = [
-    "FORWARD_PASSES",
-    "BlockTrace",
-    "LeanTrace",
-    "backward_pass",
-    "before_backward",
-    "block_backward",
-    "block_forward",
-    "forward_pass",
-    "lean_forward_pass",
-    "synapse_backward",
-]
+__all__ = ["FORWARD_PASSES", "Trace", "backward_pass", "forward_pass", "lean_forward_pass"]
 
 
 @dataclass
-class LeanTrace(Generic[Array]):
-    """The same in little memory: the spikes as bits, and how to run the block again."""
+class Trace(Generic[Array]):
+    """What a forward pass leaves for the backward pass and for reports.
 
-    block: Block
-    unpack: Callable[[], Array]
-    again: Callable[[], BlockTrace[Array]]
-    zeroed: Array | None = None
+    Attributes:
+        plan, run: what was walked, and with what.
+        output: of the network, `[T, B, N]`.
+        spikes: of each population, by the name of its node.
+        residuals: of the steps of a segment, by name; they are taken out as the backward pass uses them.
+        zeroed: numbers of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
+    """
 
-    @property
-    def spikes(self) -> Array:
-        """Spikes of the block."""
-        return self.unpack()
+    plan: Plan[Array]
+    run: Run[Array]
+    output: Array
+    spikes: Mapping[str, Array]
+    residuals: Callable[[Segment[Array]], dict[str, Any]]
+    zeroed: dict[str, Array] = field(default_factory=dict)
+
+    def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
+        """What each population left, with the name of its node, before a backward pass."""
+        for segment in self.plan.segments:
+            if (name := segment.population) is not None:
+                yield name, segment.steps[-1].population(self.residuals(segment)[name])
 
 
 def forward_pass(
     backend: Pairs[Array],
-    network: NetworkSpec,
-    wq: dict[str, Array],
+    network: Network,
+    wq: Mapping[str, Array],
     x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> list[BlockTrace[Array]]:
+) -> Trace[Array]:
     """Run the network on encoded inputs.
 
     Args:
-        backend: computes the pairs.
+        backend: computes the steps.
         network: the network.
         wq: weights on their grid, by name.
         x: encoded inputs, `[1 or T, B, ...]` (`Pairs.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
 
-    Returns:
-        The trace of each block; the last one's `spikes` are the output.
+    Raises:
+        BackendError: the backend has no rule for an operation.
     """
-    traces: list[BlockTrace[Array]] = []
-    for block in network.blocks:
-        traces.append(backend.block_forward(block, traces[-1].spikes if traces else x, wq[block.name], steps, dropout))
-    return traces
+    walk, run = plan(backend, network), Run(wq, steps, dropout)
+    values, residuals = {walk.input: x}, dict[str, Any]()
+    spikes: dict[str, Array] = {}
+    for segment in walk.segments:
+        made, found = _through(segment, run, values)
+        residuals.update(found)
+        spikes.update({name: value for name, value in made.items() if name == segment.population})
+        values = _passed_on(segment, values, made)
+    return Trace(walk, run, values[walk.output], spikes, lambda _: residuals)
 
 
 def lean_forward_pass(
     backend: Pairs[Array],
-    network: NetworkSpec,
-    wq: dict[str, Array],
+    network: Network,
+    wq: Mapping[str, Array],
     x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
-) -> list[LeanTrace[Array]]:
-    """`forward_pass` that keeps one bit a spike; the backward pass runs each block again when it comes to it."""
-    traces: list[LeanTrace[Array]] = []
-    s, unpack = x, lambda: x
-    for block in network.blocks:
+) -> Trace[Array]:
+    """`forward_pass` that keeps one bit a spike; the backward pass runs each segment again when it comes to it."""
+    walk, run = plan(backend, network), Run(wq, steps, dropout)
+    values = {walk.input: x}
+    kept: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
+    fired: dict[str, Callable[[], Array]] = {}
+    for segment in walk.segments:
+        made, _ = _through(segment, run, values)
+        for name, value in made.items():
+            if name == segment.population:
+                kept[name] = fired[name] = partial(backend.unpack_spikes, backend.pack_spikes(value))
+            else:
+                kept[name] = lambda value=value: value  # type: ignore[misc]
+        values = _passed_on(segment, values, made)
 
-        def again(block: Block = block, below: Callable[[], Array] = unpack) -> BlockTrace[Array]:
-            return backend.block_forward(block, below(), wq[block.name], steps, dropout)
+    def again(segment: Segment[Array]) -> dict[str, Any]:
+        return _through(segment, run, {name: kept[name]() for name in segment.sources})[1]
 
-        s = backend.block_forward(block, s, wq[block.name], steps, dropout).spikes
-        unpack = partial(backend.unpack_spikes, backend.pack_spikes(s))
-        traces.append(LeanTrace(block, unpack, again))
-    return traces
+    return Trace(walk, run, values[walk.output], _Packed(fired), again)
 
 
-FORWARD_PASSES: Mapping[Memory, Callable[..., list[Any]]] = {"full": forward_pass, "low": lean_forward_pass}
+FORWARD_PASSES: Mapping[Memory, Callable[..., Trace[Any]]] = {"full": forward_pass, "low": lean_forward_pass}
 """The forward pass of each way to use memory."""
 
 
-def backward_pass(
-    backend: Pairs[Array],
-    traces: Sequence[BlockTrace[Array] | LeanTrace[Array]],
-    ds: Array,
-    precision: Precision,
-    *,
-    training: bool,
-) -> dict[str, Array]:
-    """Gradients of every block's weights from `dL/do` of the output, `[T, B, N]`.
+class _Packed(Mapping[str, Array]):
+    """Spikes that are unpacked when they are asked for."""
+
+    def __init__(self, unpack: Mapping[str, Callable[[], Array]]) -> None:
+        self.unpack = unpack
+
+    def __getitem__(self, name: str) -> Array:
+        return self.unpack[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.unpack)
+
+    def __len__(self) -> int:
+        return len(self.unpack)
+
+
+def _through(
+    segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """What is left of a segment, and the residuals of its steps, by name."""
+    made, residuals = dict(values), dict[str, Any]()
+    for step in segment.steps:
+        made[step.name], residuals[step.name] = step.forward(run, *(made[source] for source in step.sources))
+    return {name: made[name] for name in segment.left}, residuals
+
+
+def _passed_on(segment: Segment[Array], values: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
+    """What later segments read."""
+    return {name: value for name, value in (*values.items(), *made.items()) if name not in segment.done}
+
+
+def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[str, Array]:
+    """Gradients of all weights, by name, from `dL/do` of the output, `[T, B, N]`.
 
     The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes and what the error grid
-    zeroed are left afterwards, so that the blocks below have its memory.
+    zeroed are left afterwards, so that the steps below have its memory.
     """
-    gradients: dict[str, Array] = {}
-    below: Array | None = ds
-    for kept in reversed(traces):
-        assert below is not None  # of the first block alone
-        trace = kept.again() if isinstance(kept, LeanTrace) else kept
-        below, gradients[trace.block.name] = backend.block_backward(trace, below, precision, training=training)
-        trace.before, trace.synapse, trace.lif, kept.zeroed = [], None, None, trace.zeroed
-        del trace  # before the next block is run again
+    gradients, zeroed = dict[str, Array](), dict[str, Array]()
+    waiting: dict[str, list[Array | Deferred[Array]]] = {trace.plan.output: [ds]}
+    for segment in reversed(trace.plan.segments):
+        residuals = trace.residuals(segment)
+        for step in reversed(segment.steps):
+            kept, errors = residuals.pop(step.name), waiting.pop(step.name, [])
+            if errors:
+                back = step.backward(trace.run, kept, _total(step, errors), precision)
+                gradients.update(back.gradients)
+                zeroed.update(back.zeroed)
+                for source, error, needed in zip(step.sources, back.errors, step.needed, strict=True):
+                    if needed and error is not None:
+                        waiting.setdefault(source, []).append(error)
+            del kept, errors  # before the next segment is run again
+        del residuals
+    trace.zeroed = dict(reversed(zeroed.items()))
     return gradients
 
 
-def block_forward(
-    backend: Pairs[Array], block: Block, s: Array, wq: Array, steps: int, dropout: tuple[int, int] | None
-) -> BlockTrace[Array]:
-    """One block of `forward_pass` by the backend's pairs, on the spikes `s` of the block below, `[1 or T, B, ...]`."""
-    before: list[Any] = []
-    shape = block.input_shape
-    for place, layer in enumerate(block.before):
-        residual: Any = None
-        if isinstance(layer, AvgPool2d):
-            s, residual = backend.avgpool2d_forward(layer, s)
-        elif dropout is not None and layer.rate > 0:
-            seed, step = dropout
-            stream = block.dropout_substream(place)
-            residual = backend.dropout_mask(seed, stream, step, (s.shape[1], *shape), layer.rate)
-            s = backend.dropout(residual, s)
-        before.append(residual)
-        shape = layer.output_shape(shape)
-    z, synapse = backend.synapse_forward(block.synapse, s, wq)
-    spikes, lif = backend.neuron_forward(block.neuron, block.filter(training=dropout is not None), z, steps)
-    return BlockTrace(block, before, synapse, lif, spikes)
-
-
-def block_backward(
-    backend: Pairs[Array], trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
-) -> tuple[Array | None, Array]:
-    """One block of `backward_pass` by the backend's pairs: `(error of s, gradient of the weights)`.
-
-    The first block has no error of `s`: None.
-    """
-    below, gradient = synapse_backward(backend, trace, ds, precision, training=training)
-    return (None if below is None else before_backward(backend, trace, below)), gradient
-
-
-def synapse_backward(
-    backend: Pairs[Array], trace: BlockTrace[Array], ds: Array, precision: Precision, *, training: bool
-) -> tuple[Array | None, Array]:
-    """`block_backward` through neurons and weights: the error after pooling and dropout."""
-    block = trace.block
-    dz, _ = backend.neuron_backward(block.neuron, block.filter(training=training), trace.lif, ds)
-    if precision == "reproducible":
-        dz, trace.zeroed = backend.error_grid(dz, block.error_bits(frames=dz.shape[0] * dz.shape[1]))
-    return backend.synapse_backward(block.synapse, trace.synapse, dz, precision=precision, need_input=block.index > 0)
-
-
-def before_backward(backend: Pairs[Array], trace: BlockTrace[Array], below: Array, first: int = 0) -> Array:
-    """The rest of `block_backward`: through pooling and dropout, down to layer `first` of them."""
-    layers = list(zip(trace.block.before, trace.before, strict=True))[first:]
-    for layer, residual in reversed(layers):
-        if isinstance(layer, AvgPool2d):
-            below = backend.avgpool2d_backward(layer, residual, below)
-        elif residual is not None:
-            below = backend.dropout(residual, below)
-    return below
+def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:
+    """The error of a step's output from those of its readers, which came from the last to the first."""
+    if len(errors) == 1 and step.takes_deferred:
+        return errors[0]
+    arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
+    total: Array = arrays[0]
+    for error in arrays[1:]:
+        total = total + error
+    return total

@@ -5,14 +5,14 @@ Between two of them the host looks at numbers, refuses what it must, and has cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Generic, NamedTuple
 
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
-from stsbp_spec.pairs import BlockTrace, Pairs
-from stsbp_spec.passes import FORWARD_PASSES, LeanTrace, backward_pass, forward_pass
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_pass, forward_pass
 from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = ["Gradients", "gradients", "output", "states", "update"]
@@ -56,13 +56,11 @@ def gradients(
         targets: `[T, B, N]`.
         dropout: `(seed, step)` of the masks; None: no dropout.
     """
-    traces = FORWARD_PASSES[memory](backend, network, wq, x, len(targets), dropout)
-    spikes = traces[-1].spikes
-    error = backend.loss_error(loss, network.output_psp, spikes, targets)
-    values = backward_pass(backend, traces, error, precision, training=dropout is not None)
-    zeroed = {trace.block.name: trace.zeroed for trace in traces if trace.zeroed is not None}
+    trace = FORWARD_PASSES[memory](backend, network.graph, wq, x, len(targets), dropout)
+    error = backend.loss_error(loss, network.output_psp, trace.output, targets)
+    values = backward_pass(trace, error, precision)
     squares = backend.gradient_squares(list(values.values()))
-    return Gradients(values, squares, spikes, _counts(backend, traces), zeroed)
+    return Gradients(values, squares, trace.output, _counts(backend, trace), trace.zeroed)
 
 
 def update(
@@ -85,17 +83,17 @@ def output(
     backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
 ) -> tuple[Array, list[Array]]:
     """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block."""
-    traces = forward_pass(backend, network, wq, x, steps, None)
-    return traces[-1].spikes, _counts(backend, traces)
+    trace = forward_pass(backend, network.graph, wq, x, steps, None)
+    return trace.output, _counts(backend, trace)
 
 
 def states(
     backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
 ) -> list[tuple[Array, Array]]:
     """Spikes and membrane potentials of each block without dropout."""
-    traces = forward_pass(backend, network, wq, x, steps, None)
-    return [(trace.spikes, backend.neuron_potentials(trace.lif)) for trace in traces]
+    trace = forward_pass(backend, network.graph, wq, x, steps, None)
+    return [(trace.spikes[name], backend.neuron_potentials(left)) for name, left in trace.populations()]
 
 
-def _counts(backend: Pairs[Array], traces: Sequence[BlockTrace[Array] | LeanTrace[Array]]) -> list[Array]:
-    return [backend.spike_count(trace.spikes) for trace in traces]
+def _counts(backend: Pairs[Array], trace: Trace[Array]) -> list[Array]:
+    return [backend.spike_count(spikes) for spikes in trace.spikes.values()]

@@ -5,7 +5,7 @@ Nothing falls back silently: who asks for a backend gets it or an error with its
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import TYPE_CHECKING
 
 from stsbp_spec.errors import BackendError, did_you_mean
@@ -13,8 +13,10 @@ from stsbp_spec.errors import BackendError, did_you_mean
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
-__all__ = ["GROUP", "KNOWN_BACKENDS", "installed_backends", "load_backend", "open_backend"]
+__all__ = ["API", "GROUP", "KNOWN_BACKENDS", "installed_backends", "load_backend", "open_backend"]
 
+API = 1
+"""Version of the interface of backends (backend.py, pairs.py, rules.py); the one a backend is for is its `api`."""
 GROUP = "stsbp.backends"
 KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax"}
 """Package of each backend of this project."""
@@ -29,7 +31,8 @@ def load_backend(name: str) -> type[AbstractBackend]:
     """Import a backend's class.
 
     Raises:
-        BackendError: it is not installed, or its import fails (the cause is kept and named).
+        BackendError: it is not installed, its import fails (the cause is kept and named), or it is written for another
+            version of the interface.
     """
     points = {point.name: point for point in entry_points(group=GROUP)}
     if name not in points:
@@ -37,17 +40,25 @@ def load_backend(name: str) -> type[AbstractBackend]:
         known = ", ".join(sorted(points)) or "none"
         near = did_you_mean(name, {*points, *KNOWN_BACKENDS} - {name})
         raise BackendError(f"no backend {name!r} is installed{near if not hint else ''}; installed: {known}{hint}")
+    distribution = points[name].dist
+    package = KNOWN_BACKENDS.get(name, distribution.name if distribution is not None else name)
     try:
         backend: type[AbstractBackend] = points[name].load()
     except BackendError:
         raise
     except Exception as error:
-        distribution = points[name].dist
-        package = KNOWN_BACKENDS.get(name, distribution.name if distribution is not None else name)
         raise BackendError(
             f"backend {name!r} is installed but does not import: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {package}"
         ) from error
+    api = getattr(backend, "api", None)
+    if api != API:
+        spoken = "an interface without a version" if api is None else f"version {api} of the interface"
+        newer = "stsbp-spec" if isinstance(api, int) and api > API else package
+        raise BackendError(
+            f"backend {name!r} is written for {spoken}, stsbp-spec {version('stsbp-spec')} has version {API}; "
+            f"install versions that fit, for example: python -m pip install --upgrade {newer}"
+        )
     return backend
 
 

@@ -207,8 +207,9 @@ def _on_grid(
     backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
     """Weights on their grids, and the grids, by name."""
-    names = [block.name for block in network.blocks]
-    found = dict(zip(names, backend.weight_grids(network.blocks, [weights[name] for name in names]), strict=True))
+    projections = network.graph.projections
+    made = backend.weight_grids(projections, [weights[projection.name] for projection in projections])
+    found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
     return {name: wq for name, (wq, _) in found.items()}, {name: grid for name, (_, grid) in found.items()}
 
 

@@ -39,6 +39,8 @@ class NativeArray(Protocol):
 
     def __getitem__(self, key: Any, /) -> Any: ...
 
+    def __add__(self, other: Any, /) -> Any: ...
+
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -22,16 +23,15 @@ from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants, neuron_equations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
-from stsbp_spec.network import Block
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
-from stsbp_spec.passes import BlockTrace
+from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch import bits, plain
 from stsbp_torch.layout import empty, laid_out, logical, rows
@@ -41,13 +41,13 @@ from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
 __all__ = ["TorchBackend"]
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
-_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
 
 
 class TorchBackend(AbstractBackend[torch.Tensor]):
     """PyTorch on the CPU and on CUDA."""
 
     name: ClassVar[str] = "torch"
+    api: ClassVar[int] = 1
 
     torch_device: torch.device
     fused: bool
@@ -109,15 +109,6 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         packed = torch.from_numpy(np.ascontiguousarray(frames.bits)).to(self.torch_device)
         return logical(bits.steps_by_shifts(packed, frames.steps))
 
-    def block_forward(
-        self, block: Block, s: torch.Tensor, wq: torch.Tensor, steps: int, dropout: tuple[int, int] | None
-    ) -> BlockTrace[torch.Tensor]:
-        if not self._on_cpu:
-            return super().block_forward(block, s, wq, steps, dropout)
-        from stsbp_torch.sparse import block as sparse
-
-        return sparse.block_forward(self, block, s, wq, steps, dropout)
-
     def pack_spikes(self, s: torch.Tensor) -> Any:
         return bits.pack(rows(s).reshape(-1)), tuple(s.shape)
 
@@ -127,32 +118,22 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         rows(s).reshape(-1).copy_(bits.unpack(kept, s.numel()))
         return s
 
-    def block_backward(
-        self, trace: BlockTrace[torch.Tensor], ds: Any, precision: Precision, *, training: bool
-    ) -> tuple[Any, torch.Tensor]:
+    @cached_property
+    def rules(self) -> Mapping[type[Op], Rule[torch.Tensor]]:
+        fused = self._on_cpu
+        return {
+            Conv2d: Rule(conv2d.forward, conv2d.backward),
+            Linear: Rule(linear.forward, linear.backward),
+            AvgPool2d: Rule(partial(avgpool2d.forward, fused=fused), partial(avgpool2d.backward, fused=fused)),
+        }
+
+    @property
+    def fusions(self) -> Sequence[Fusion[torch.Tensor]]:
         if not self._on_cpu:
-            return super().block_backward(trace, ds, precision, training=training)
-        from stsbp_torch.sparse import block as sparse
+            return ()
+        from stsbp_torch.sparse import block
 
-        return sparse.block_backward(self, trace, ds, precision, training=training)
-
-    def synapse_forward(self, synapse: Conv2d | Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
-        return z, residuals
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: torch.Tensor, *, precision: Precision, need_input: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
-            synapse, residuals, dz, precision=precision, need_input=need_input
-        )
-        return ds, dw
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return avgpool2d.forward(pool, s, fused=self._on_cpu)
-
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: torch.Tensor) -> torch.Tensor:
-        return avgpool2d.backward(pool, residuals, d, fused=self._on_cpu)
+        return (block.fuse,)
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> torch.Tensor:
         return dropout.mask(seed, layer, step, shape, rate, self.torch_device)
@@ -207,28 +188,28 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def totals(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return x.double().movedim(2, 0).reshape(count, -1).sum(1).float()
 
-    def weight_grid(self, block: Block, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
-            (found,) = plain.weight_grids((block,), (w,), self.read)
+            (found,) = plain.weight_grids((projection,), (w,), self.read)
             return found
         rows_ = w.detach().contiguous().view(len(w), -1).numpy()
         wq, made = grid.fit_weight_grid(
             reductions.largest(rows_.reshape(-1)),
             lambda exponent: reductions.round_rows(rows_, exponent),
             summands=rows_.shape[1],
-            weight_bits=block.synapse.weight_bits,
-            input_exponent=block.input.exponent,
-            input_max=block.input.maximum,
-            layer=block.name,
+            weight_bits=projection.synapse.weight_bits,
+            input_exponent=projection.input.exponent,
+            input_max=projection.input.maximum,
+            layer=projection.name,
         )
         return torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape), made
 
     def weight_grids(
-        self, blocks: Sequence[Block], weights: Sequence[torch.Tensor]
+        self, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
     ) -> list[tuple[torch.Tensor, WeightGrid]]:
         if self._on_cpu:
-            return super().weight_grids(blocks, weights)
-        return plain.weight_grids(blocks, weights, self.read)
+            return super().weight_grids(projections, weights)
+        return plain.weight_grids(projections, weights, self.read)
 
     def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._on_cpu:

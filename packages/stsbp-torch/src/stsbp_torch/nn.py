@@ -87,7 +87,7 @@ class _SynapseFunction(torch.autograd.Function):
     def forward(
         ctx: Any, s: torch.Tensor, w: torch.Tensor, synapse: Conv2d | Linear, precision: Precision, bits: int
     ) -> torch.Tensor:
-        z, residuals = backend_of(s).synapse_forward(synapse, s.detach(), w.detach())
+        z, residuals = backend_of(s).rule(synapse).forward(synapse, s.detach(), w.detach())
         ctx.synapse, ctx.precision, ctx.bits = synapse, precision, bits
         *tensors, ctx.shape = residuals if len(residuals) == 3 else (*residuals, None)
         ctx.save_for_backward(*tensors)
@@ -102,7 +102,7 @@ class _SynapseFunction(torch.autograd.Function):
             dz, _ = backend.error_grid(dz, ctx.bits)
         tensors = ctx.saved_tensors
         residuals = ctx.kind(*tensors) if ctx.shape is None else ctx.kind(*tensors, ctx.shape)
-        ds, dw = backend.synapse_backward(
+        ds, dw = backend.rule(ctx.synapse).backward(
             ctx.synapse, residuals, dz, precision=ctx.precision, need_input=ctx.needs_input_grad[0]
         )
         return ds, dw, None, None, None
@@ -112,12 +112,12 @@ class _PoolFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, s: torch.Tensor, pool: AvgPool2d) -> torch.Tensor:
         ctx.pool = pool
-        pooled, ctx.residuals = backend_of(s).avgpool2d_forward(pool, s)
+        pooled, ctx.residuals = backend_of(s).rule(pool).forward(pool, s)
         return pooled
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return backend_of(errors[0]).avgpool2d_backward(ctx.pool, ctx.residuals, errors[0]), None
+        return backend_of(errors[0]).rule(ctx.pool).backward(ctx.pool, ctx.residuals, errors[0]), None
 
 
 class _GridFunction(torch.autograd.Function):

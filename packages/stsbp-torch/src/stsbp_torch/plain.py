@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, WeightGrid, fit_weight_grid, magnitude
-from stsbp_spec.network import Block
 from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import AnyArray
 
@@ -58,12 +58,14 @@ def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def weight_grids(
-    blocks: Sequence[Block], weights: Sequence[torch.Tensor], read: Callable[[Sequence[torch.Tensor]], list[AnyArray]]
+    projections: Sequence[Projection],
+    weights: Sequence[torch.Tensor],
+    read: Callable[[Sequence[torch.Tensor]], list[AnyArray]],
 ) -> list[tuple[torch.Tensor, WeightGrid]]:
     """`grid.weight_grid` of several layers, with one wait for the device unless a layer needs a coarser grid."""
     begun, found = [], []
-    for block, w in zip(blocks, weights, strict=True):
-        bits = block.synapse.weight_bits
+    for projection, w in zip(projections, weights, strict=True):
+        bits = projection.synapse.weight_bits
         largest = _magnitude(w)
         q = bits - 1 - _exponent(largest)
         q = q - ((largest.view(torch.float32) * _power_of_two(q)).round() > 2 ** (bits - 1) - 1).int()
@@ -71,7 +73,9 @@ def weight_grids(
         begun.append(wq)
         found.append(torch.stack([largest.long(), bound]))
 
-    def fitted(block: Block, w: torch.Tensor, wq: torch.Tensor, numbers: AnyArray) -> tuple[torch.Tensor, WeightGrid]:
+    def fitted(
+        projection: Projection, w: torch.Tensor, wq: torch.Tensor, numbers: AnyArray
+    ) -> tuple[torch.Tensor, WeightGrid]:
         first = [(wq, int(numbers[1]))]
 
         def rounded(q: int) -> tuple[torch.Tensor, float]:
@@ -86,14 +90,14 @@ def weight_grids(
             magnitude(int(numbers[0])),
             rounded,
             summands=w[0].numel(),
-            weight_bits=block.synapse.weight_bits,
-            input_exponent=block.input.exponent,
-            input_max=block.input.maximum,
-            layer=block.name,
+            weight_bits=projection.synapse.weight_bits,
+            input_exponent=projection.input.exponent,
+            input_max=projection.input.maximum,
+            layer=projection.name,
         )
         return torch.zeros_like(w) if made is None else made, grid
 
-    return [fitted(*each) for each in zip(blocks, weights, begun, read(found), strict=True)]
+    return [fitted(*each) for each in zip(projections, weights, begun, read(found), strict=True)]
 
 
 def _rounded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,24 +13,32 @@ from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.network import Block
 from stsbp_spec.optim.adamw import gradient_squares
 from stsbp_spec.reference.recurrence import recur
 from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
+from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.tables import implementation
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Shape, UInt8
 
 __all__ = ["NumpyBackend"]
 
-_SYNAPSES: dict[type, Any] = {Conv2d: conv2d, Linear: linear}
+_RULES: Mapping[type[Op], Rule[AnyArray]] = {
+    op: Rule(each.forward, each.backward)
+    for op, each in (
+        (Conv2d, conv2d),
+        (Linear, linear),
+        (AvgPool2d, avgpool2d),
+    )
+}
 
 
 class NumpyBackend(AbstractBackend[AnyArray]):
     """The reference as a backend: slow, and the measure of all others."""
 
     name: ClassVar[str] = "numpy"
+    api: ClassVar[int] = 1
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -50,23 +58,9 @@ class NumpyBackend(AbstractBackend[AnyArray]):
     def encode(self, inputs: UInt8, coding: Coding) -> AnyArray:
         return inputs if coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
 
-    def synapse_forward(self, synapse: Conv2d | Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Any]:
-        z, residuals = implementation(self.name, _SYNAPSES, synapse, "synapse").forward(synapse, s, wq)
-        return z, residuals
-
-    def synapse_backward(
-        self, synapse: Conv2d | Linear, residuals: Any, dz: Float32, *, precision: Precision, need_input: bool
-    ) -> tuple[Float32 | None, Float32]:
-        ds, dw = implementation(self.name, _SYNAPSES, synapse, "synapse").backward(
-            synapse, residuals, dz, precision=precision, need_input=need_input
-        )
-        return ds, dw
-
-    def avgpool2d_forward(self, pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Any]:
-        return avgpool2d.forward(pool, s)
-
-    def avgpool2d_backward(self, pool: AvgPool2d, residuals: Any, d: Float32) -> Float32:
-        return avgpool2d.backward(pool, residuals, d)
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
+        return _RULES
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
         return random.keep_mask(seed, layer, step, shape, rate)
@@ -85,13 +79,13 @@ class NumpyBackend(AbstractBackend[AnyArray]):
     ) -> dict[str, AnyArray]:
         return recur(recurrence, constants, inputs, steps, summed=summed)
 
-    def weight_grid(self, block: Block, w: Float32) -> tuple[Float32, WeightGrid]:
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
         return grid.weight_grid(
             w,
-            weight_bits=block.synapse.weight_bits,
-            input_exponent=block.input.exponent,
-            input_max=block.input.maximum,
-            layer=block.name,
+            weight_bits=projection.synapse.weight_bits,
+            input_exponent=projection.input.exponent,
+            input_max=projection.input.maximum,
+            layer=projection.name,
         )
 
     def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:

@@ -1,14 +1,17 @@
-"""Which blocks take the sparse kernels, and the arrays they meet there.
+"""The fusion of the CPU: a population with what stands before it as one step, by sparse kernels where they pay.
 
-A block takes them where its input is bytes that change with time, its layer is a convolution of stride 1, and few
-enough inputs are non-zero; forward pass and gradient are chosen one by one. The share of non-zero inputs is taken from
-a sample of the frames: it depends on nothing but the data, and so does the choice.
+The sparse kernels know an input of bytes that changes with time and a convolution of stride 1; they are taken where few
+enough inputs are non-zero, forward pass and gradient one by one. The share of non-zero inputs is taken from a sample of
+the frames: it depends on nothing but the data, and so does the choice.
+
+Errors go from step to step with the adjoint of a pooling (`PooledError`) or of a whole convolution (`DeferredError`)
+still to be taken, which the step below does on its way, or leaves out where it needs no error.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from stsbp_cpu.sparse import kernels, needed
@@ -16,35 +19,21 @@ from stsbp_cpu.sparse.spikes import NO_MASK, density
 from stsbp_cpu.synapses.conv2d_bytes import doubled
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES
-from stsbp_spec import passes
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.network import Block
+from stsbp_spec.graph import Projection
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.pairs import BlockTrace, Pairs
-from stsbp_spec.synapses import AvgPool2d, Conv2d
+from stsbp_spec.plan import Chain, Drops, Population, Weights
+from stsbp_spec.rules import Back, Deferred, Run, Step
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_torch.layout import empty, end_to_end, laid_out, view
 from stsbp_torch.neurons.fused_cpu import beside_u
-from stsbp_torch.synapses import conv2d, conv2d_bytes
+from stsbp_torch.synapses import avgpool2d, conv2d, conv2d_bytes, dropout
 
-__all__ = [
-    "DeferredError",
-    "Input",
-    "PooledError",
-    "Residuals",
-    "backward",
-    "block_backward",
-    "block_forward",
-    "forward",
-    "forward_bytes",
-    "forward_kind",
-    "given_input",
-    "known",
-    "may_defer",
-]
+__all__ = ["Block", "DeferredError", "Input", "PooledError", "Residuals", "SparseBlock", "fuse"]
 
 FORWARD_BELOW = {
     ("gather", "bytes"): 0.03,
@@ -83,10 +72,6 @@ class Input(NamedTuple):
         frames = _frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
 
-    def largest(self, block: Block) -> int:
-        """The largest sum of a pooling window."""
-        return int(block.input.maximum * self.size**2)
-
     def doubled(self) -> torch.Tensor:
         """What enters a convolution of bytes: `conv2d_bytes.doubled` of the sums of the pooling windows."""
         t, b, c, h, w = self.s.shape
@@ -102,25 +87,43 @@ class Residuals(NamedTuple):
     given: Input
     wq: torch.Tensor
     sparse: bool
+    neurons: NeuronResiduals[torch.Tensor]
 
 
-class DeferredError(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class PooledError(Deferred[torch.Tensor]):
+    """An error after a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
+
+    d: torch.Tensor
+    pool: AvgPool2d
+    shape: Shape
+
+    def array(self) -> torch.Tensor:
+        return avgpool2d.backward(self.pool, self.shape, self.d, fused=True)
+
+
+@dataclass(frozen=True, eq=False)
+class DeferredError(Deferred[torch.Tensor]):
     """An error that still stands after a convolution, until the layer below says where it uses it.
 
     `dz` of `block`, which took `given` and `wq`.
     """
 
-    block: Block
+    block: SparseBlock
     given: Input
     wq: torch.Tensor
     dz: torch.Tensor
 
-    def taken(self, backend: Pairs[torch.Tensor], u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
+    def array(self) -> torch.Tensor:
+        below = self.block.below(self.given, self.dense())
+        return below.array() if isinstance(below, PooledError) else below
+
+    def taken(self, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor | PooledError:
         """The error of the spikes of the layer below, of potentials `u`."""
         # Few input channels leave parts of the dense product's vectors empty.
-        width = "narrow" if self.block.synapse_shape[0] < LANES else "wide"
+        width = "narrow" if self.block.projection.input.shape[0] < LANES else "wide"
         below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.dense()
-        return _below(backend, self.block, self.given, below)
+        return self.block.below(self.given, below)
 
     def share(self, u: torch.Tensor, neuron: NeuronModel) -> float:
         """The part of the error that the layer below uses, from a sample of frames."""
@@ -132,219 +135,205 @@ class DeferredError(NamedTuple):
 
     def needed(self, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor:
         """The error of the convolution's input, zero where the layer below does not use it."""
-        conv = self.block.synapse
-        assert isinstance(conv, Conv2d)
         support = needed.support(neuron)
         assert support is not None
         below = empty(self._shape(), torch.float32, u.device)
         wq, size = self.wq.numpy(), self.given.size
-        needed.error(support, conv, wq, _frames(u), size, _frames(self.dz), _frames(below))
+        needed.error(support, self.block.conv, wq, _frames(u), size, _frames(self.dz), _frames(below))
         return below
 
     def dense(self) -> torch.Tensor:
         """All of the error of the convolution's input."""
-        assert isinstance(self.block.synapse, Conv2d)
-        return conv2d.input_error(self.block.synapse, self.wq, self.dz, self._shape())
+        return conv2d.input_error(self.block.conv, self.wq, self.dz, self._shape())
 
     def _shape(self) -> Shape:
-        return (*self.given.s.shape[:2], *self.block.synapse_shape)
+        return (*self.given.s.shape[:2], *self.block.projection.input.shape)
 
 
-class PooledError(NamedTuple):
-    """An error after a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
-
-    d: torch.Tensor
-    pool: AvgPool2d
-    shape: Shape
-
-
-Error = torch.Tensor | PooledError | DeferredError
-"""Of the spikes of a layer, on its way from the layer above."""
-
-
-def block_forward(
-    backend: Pairs[torch.Tensor],
-    block: Block,
-    s: torch.Tensor,
-    wq: torch.Tensor,
-    steps: int,
-    dropout: tuple[int, int] | None,
-) -> BlockTrace[torch.Tensor]:
-    """`passes.block_forward` by these kernels where they pay."""
-    if not known(block) or s.dtype != torch.uint8 or s.shape[1] < get_num_threads():
-        return passes.block_forward(backend, block, s, wq, steps, dropout)
-    given = given_input(backend, block, s, dropout)
-    density = given.density()
-    filter = block.filter(training=dropout is not None)
-    kind = forward_kind(block, given, density)
-    if kind == "sparse":
-        spikes, lif = forward(block, given, wq, filter, steps)
-    elif kind == "bytes":
-        spikes, lif = forward_bytes(backend, block, given, wq, filter, steps)
-    else:
-        z, _ = backend.synapse_forward(block.synapse, _floats(backend, block, given)[0], wq)
-        spikes, lif = backend.neuron_forward(block.neuron, filter, z, steps)
-    return BlockTrace(block, [], Residuals(given, wq, density < GRADIENT_BELOW), lif, spikes)
+def fuse(chain: tuple[Step[torch.Tensor], ...]) -> Step[torch.Tensor] | None:
+    """A population and all that stands before it as one step."""
+    population, weights = chain[-1], chain[-2] if len(chain) > 1 else None
+    if not (isinstance(weights, Weights) and isinstance(population, Population)):
+        return None
+    places, needed = tuple(part.places[0] for part in chain), chain[0].needed
+    ops = [type(place.node.op) for place in places[:-2]]
+    conv, static = weights.projection.synapse, weights.projection.input.static
+    simple = sorted(ops, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
+    simple = simple and not static and not population.op.model.learned()
+    if simple and type(conv) is Conv2d and conv.stride == 1:
+        return SparseBlock(places, needed, chain, weights.projection, population, conv)
+    return Block(places, needed, chain, weights.projection, population)
 
 
-def forward_kind(block: Block, given: Input, density: float) -> str:
-    """How a block is computed: `sparse`, `bytes` or `floats`."""
-    assert isinstance(block.synapse, Conv2d)
-    of_bytes = conv2d_bytes.usable(block.synapse, block.synapse_shape, given.largest(block))
-    order = "gather" if kernels.gathers(block.synapse) else "scatter"
-    if density < FORWARD_BELOW[order, "bytes" if of_bytes else "floats"]:
-        return "sparse"
-    return "bytes" if of_bytes else "floats"
+@dataclass(frozen=True, eq=False)
+class Block(Chain[torch.Tensor]):
+    """A population and what stands before it, one part after the other."""
 
+    takes_deferred: ClassVar[bool] = True
 
-def forward_bytes(
-    backend: Pairs[torch.Tensor], block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
-) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
-    """Spikes and residuals of a block by a convolution of bytes."""
-    assert isinstance(block.synapse, Conv2d)
-    z = conv2d_bytes.forward(block.synapse, given.doubled(), wq, 1 / given.size**2)
-    return backend.neuron_forward(block.neuron, filter, z, steps)
+    projection: Projection
+    neurons: Population[torch.Tensor]
 
+    def backward(self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision) -> Back[torch.Tensor]:
+        error = self.taken(residuals, error)
+        if isinstance(error, PooledError):
+            error = error.array()
+        pool = self.places[0].node.op
+        if not (isinstance(pool, AvgPool2d) and self.needed[0]):
+            return super().backward(run, residuals, error, precision)
+        back = self.back_to(1, run, residuals, error, precision)
+        (below,) = back.errors
+        assert isinstance(below, torch.Tensor)
+        return back._replace(errors=(PooledError(below, pool, residuals[0]),))
 
-def block_backward(
-    backend: Pairs[torch.Tensor], trace: BlockTrace[torch.Tensor], ds: Error, precision: Precision, *, training: bool
-) -> tuple[Error | None, torch.Tensor]:
-    """`passes.block_backward` by these kernels where the forward pass chose them.
-
-    The error may come and go with the adjoint of a pooling, or of a whole block's synapses, still to be taken.
-    """
-    block, residuals = trace.block, trace.synapse
-    if isinstance(ds, DeferredError):
-        ds = ds.taken(backend, trace.lif.kept["u"], block.neuron)
-    if not isinstance(residuals, Residuals) or precision == "reproducible":
-        if isinstance(ds, PooledError):
-            ds = backend.avgpool2d_backward(ds.pool, ds.shape, ds.d)
-        pairs = _by_pairs(backend, trace) if isinstance(residuals, Residuals) else trace
-        below, dw = passes.synapse_backward(backend, pairs, ds, precision, training=training)
-        trace.zeroed = pairs.zeroed
-        if below is None or not block.before or not isinstance(block.before[0], AvgPool2d):
-            return (None if below is None else passes.before_backward(backend, pairs, below)), dw
-        below = passes.before_backward(backend, pairs, below, first=1)
-        return PooledError(below, block.before[0], pairs.before[0]), dw
-    given, conv = residuals.given, block.synapse
-    assert isinstance(conv, Conv2d)
-    need_input, filter = block.index > 0, block.filter(training=training)
-    need_below = need_input and not may_defer(block)
-    if residuals.sparse:
-        dz, dw = backward(block, given, trace.lif, ds, filter, need_error=need_input, need_weights=True)
-        below = DeferredError(block, given, residuals.wq, dz).dense() if need_below else None
-    else:
-        dz, _ = backward(block, given, trace.lif, ds, filter, need_error=True, need_weights=False)
-        pairs = _by_pairs(backend, trace).synapse
-        below, dw = conv2d.backward(conv, pairs, dz, precision=precision, need_input=need_below)
-    if below is not None:
-        return _below(backend, block, given, below), dw
-    return (DeferredError(block, given, residuals.wq, dz) if need_input else None), dw
-
-
-def _below(backend: Pairs[torch.Tensor], block: Block, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
-    """The error of the spikes below from that of the input of a block's synapses."""
-    if given.mask is not None and given.masked == 2:
-        below = backend.dropout(given.mask, below)
-    pool = next((layer for layer in block.before if isinstance(layer, AvgPool2d)), None)
-    if pool is None:
-        kept: torch.Tensor = below if given.mask is None else backend.dropout(given.mask, below)
+    def taken(self, residuals: Any, error: Any) -> torch.Tensor | PooledError:
+        """The error of the block's spikes, as far as the block uses it."""
+        if isinstance(error, DeferredError):
+            return error.taken(self.population(residuals).kept["u"], self.neurons.op.model)
+        kept: torch.Tensor | PooledError = error
         return kept
-    pooled = PooledError(below, pool, tuple(given.s.shape))
-    if given.masked != 1:
-        return pooled
-    assert given.mask is not None
-    kept = backend.dropout(given.mask, backend.avgpool2d_backward(pool, pooled.shape, below))
-    return kept
 
 
-def may_defer(block: Block) -> bool:
-    """Whether the layer below may leave parts of its error unused, and the kernel for that knows the convolution."""
-    return needed.support(block.neuron) is not None and block.output_shape[0] % LANES == 0
+@dataclass(frozen=True, eq=False)
+class SparseBlock(Block):
+    """The same with a convolution that the sparse kernels know."""
 
+    conv: Conv2d
 
-def known(block: Block) -> bool:
-    """Whether the kernels know such a block."""
-    pools = sum(isinstance(layer, AvgPool2d) for layer in block.before)
-    return (
-        type(block.synapse) is Conv2d
-        and block.synapse.stride == 1
-        and not block.static
-        and not block.neuron.learned()
-        and pools <= 1
-        and len(block.before) - pools <= 1
-    )
+    def forward(self, run: Run[torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        (s,) = inputs
+        if s.dtype != torch.uint8 or s.shape[1] < get_num_threads():
+            return super().forward(run, s)
+        wq, given = run.weights[self.projection.name], self.given(run, s)
+        density = given.density()
+        kind = self.kind(given, density)
+        if kind == "sparse":
+            spikes, neurons = self.fire(given, wq, self.neurons.filters[run.training], run.steps)
+        else:
+            z = self.sums(given, wq, of_bytes=kind == "bytes")
+            spikes, neurons = self.neurons.forward(run, z)
+        return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
+    def backward(self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision) -> Back[torch.Tensor]:
+        if not isinstance(residuals, Residuals):
+            return super().backward(run, residuals, error, precision)
+        error = self.taken(residuals, error)
+        if precision == "reproducible":
+            return super().backward(run, self.by_parts(residuals), error, precision)
+        given, wq, sparse, neurons = residuals
+        filter, (need_input,) = self.neurons.filters[run.training], self.needed
+        need_below = need_input and not self.may_defer
+        below = None
+        if sparse:
+            dz, dw = self.propagate(given, neurons, error, filter, need_error=need_input, need_weights=True)
+            if need_below:
+                below = DeferredError(self, given, wq, dz).dense()
+        else:
+            dz, _ = self.propagate(given, neurons, error, filter, need_error=True, need_weights=False)
+            dense = conv2d.Residuals(self.floats(given)[0], wq)
+            below, dw = conv2d.backward(self.conv, dense, dz, precision=precision, need_input=need_below)
+        found: torch.Tensor | Deferred[torch.Tensor] | None = None
+        if below is not None:
+            found = self.below(given, below)
+        elif need_input:
+            found = DeferredError(self, given, wq, dz)
+        return Back((found,), {self.projection.name: dw}, {})
 
-def given_input(backend: Pairs[torch.Tensor], block: Block, s: torch.Tensor, dropout: tuple[int, int] | None) -> Input:
-    """What a block that is `known` takes from the spikes of the block below."""
-    size, mask, masked, shape = 1, None, 0, block.input_shape
-    for place, layer in enumerate(block.before):
-        if isinstance(layer, AvgPool2d):
-            size = layer.size
-        elif dropout is not None and layer.rate > 0:
-            stream = block.dropout_substream(place)
-            mask = backend.dropout_mask(dropout[0], stream, dropout[1], (s.shape[1], *shape), layer.rate)
-            masked = 1 if size == 1 else 2
-        shape = layer.output_shape(shape)
-    return Input(s, size, mask, masked)
+    def population(self, residuals: Any) -> NeuronResiduals[torch.Tensor]:
+        return residuals.neurons if isinstance(residuals, Residuals) else super().population(residuals)
 
+    @property
+    def may_defer(self) -> bool:
+        """Whether the block below may leave parts of its error unused, and that kernel knows the convolution."""
+        return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
-def _by_pairs(backend: Pairs[torch.Tensor], trace: BlockTrace[torch.Tensor]) -> BlockTrace[torch.Tensor]:
-    """The trace that the pairs would have left."""
-    given, wq, _ = trace.synapse
-    s, before = _floats(backend, trace.block, given)
-    return replace(trace, before=before, synapse=conv2d.Residuals(s, wq))
+    def kind(self, given: Input, density: float) -> str:
+        """How the block is computed: `sparse`, `bytes` or `floats`."""
+        largest = int(self.projection.input.maximum * given.size**2)
+        of_bytes = conv2d_bytes.usable(self.conv, self.projection.input.shape, largest)
+        order = "gather" if kernels.gathers(self.conv) else "scatter"
+        if density < FORWARD_BELOW[order, "bytes" if of_bytes else "floats"]:
+            return "sparse"
+        return "bytes" if of_bytes else "floats"
 
+    def given(self, run: Run[torch.Tensor], s: torch.Tensor) -> Input:
+        """What the block takes from the spikes of the block below."""
+        size, mask, masked = 1, None, 0
+        for part in self.parts:
+            op = part.places[0].node.op
+            if isinstance(op, AvgPool2d):
+                size = op.size
+            elif isinstance(part, Drops) and (mask := part.mask(run, s.shape[1])) is not None:
+                masked = 1 if size == 1 else 2
+        return Input(s, size, mask, masked)
 
-def _floats(backend: Pairs[torch.Tensor], block: Block, given: Input) -> tuple[torch.Tensor, list[Any]]:
-    """The input as the weights meet it, float32, and the residuals of pooling and dropout."""
-    s, before = given.s, []
-    for layer in block.before:
-        residual: Any = None
-        if isinstance(layer, AvgPool2d):
-            s, residual = backend.avgpool2d_forward(layer, s)
-        elif given.mask is not None:
-            residual = given.mask
-            s = backend.dropout(residual, s)
-        before.append(residual)
-    return laid_out(s.float()), before
+    def sums(self, given: Input, wq: torch.Tensor, *, of_bytes: bool) -> torch.Tensor:
+        """Weighted sums by a convolution of bytes, or of floats."""
+        if of_bytes:
+            return conv2d_bytes.forward(self.conv, given.doubled(), wq, 1 / given.size**2)
+        return conv2d.forward(self.conv, self.floats(given)[0], wq)[0]
 
+    def floats(self, given: Input) -> tuple[torch.Tensor, list[Any]]:
+        """The input as the weights meet it, float32, and the residuals of pooling and dropout."""
+        s, before = given.s, list[Any]()
+        for place in self.places[:-2]:
+            residual: Any = given.mask
+            if isinstance(place.node.op, AvgPool2d):
+                s, residual = avgpool2d.forward(place.node.op, s, fused=True)
+            elif given.mask is not None:
+                s = dropout.apply(given.mask, s)
+            before.append(residual)
+        return laid_out(s.float()), before
 
-def forward(
-    block: Block, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
-) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
-    """Spikes and residuals of a block."""
-    conv, equations = block.synapse, neuron_equations(filter, block.neuron)
-    assert isinstance(conv, Conv2d)
-    shape, device = (steps, given.s.shape[1], *block.output_shape), given.s.device
-    kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
-    spikes = empty(shape, torch.uint8, device)
-    beside = beside_u(kept)
-    kernels.forward(conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside)
-    return spikes, NeuronResiduals(kept, spikes, static=False)
+    def by_parts(self, residuals: Residuals) -> list[Any]:
+        """The residuals that the parts would have left."""
+        s, before = self.floats(residuals.given)
+        return [*before, conv2d.Residuals(s, residuals.wq), residuals.neurons]
 
+    def below(self, given: Input, below: torch.Tensor) -> torch.Tensor | PooledError:
+        """The error of the spikes below from that of the input of the convolution."""
+        if given.mask is not None and given.masked == 2:
+            below = dropout.apply(given.mask, below)
+        pool = next((place.node.op for place in self.places if isinstance(place.node.op, AvgPool2d)), None)
+        if pool is None:
+            return below if given.mask is None else dropout.apply(given.mask, below)
+        pooled = PooledError(below, pool, tuple(given.s.shape))
+        if given.masked != 1:
+            return pooled
+        assert given.mask is not None
+        return dropout.apply(given.mask, pooled.array())
 
-def backward(
-    block: Block,
-    given: Input,
-    residuals: NeuronResiduals[torch.Tensor],
-    ds: torch.Tensor | PooledError,
-    filter: SynapticFilter,
-    *,
-    need_error: bool,
-    need_weights: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(dz, dW)` of a block from the error of its spikes; what is not needed is empty."""
-    conv, equations, u = block.synapse, neuron_equations(filter, block.neuron), residuals.kept["u"]
-    assert isinstance(conv, Conv2d)
-    above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
-    dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
-    dw = kernels.backward(
-        conv, equations, given.arrays(), view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
-        need_weights=need_weights,
-    )  # fmt: skip
-    return dz, torch.empty(0) if dw is None else torch.from_numpy(dw)
+    def fire(
+        self, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+    ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
+        """Spikes and residuals by the sparse kernels."""
+        equations = neuron_equations(filter, self.neurons.op.model)
+        shape, device = (steps, given.s.shape[1], *self.projection.output_shape), given.s.device
+        kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
+        spikes = empty(shape, torch.uint8, device)
+        beside = beside_u(kept)
+        kernels.forward(self.conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside)
+        return spikes, NeuronResiduals(kept, spikes, static=False)
+
+    def propagate(
+        self,
+        given: Input,
+        residuals: NeuronResiduals[torch.Tensor],
+        ds: torch.Tensor | PooledError,
+        filter: SynapticFilter,
+        *,
+        need_error: bool,
+        need_weights: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(dz, dW)` from the error of the spikes by the sparse kernels; what is not needed is empty."""
+        equations, u = neuron_equations(filter, self.neurons.op.model), residuals.kept["u"]
+        above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
+        dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
+        dw = kernels.backward(
+            self.conv, equations, given.arrays(), view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
+            need_weights=need_weights,
+        )  # fmt: skip
+        return dz, torch.empty(0) if dw is None else torch.from_numpy(dw)
 
 
 def _frames(x: torch.Tensor) -> AnyArray:

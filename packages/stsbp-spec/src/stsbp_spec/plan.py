@@ -1,0 +1,250 @@
+"""Which steps a backend takes through a network: made once for both, from its rules and its fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Generic
+
+from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.rules import Back, Rule, Run, Step
+from stsbp_spec.synapses.dropout import Dropout, substream
+from stsbp_spec.synapses.psp import SynapticFilter
+from stsbp_spec.typing import Array, Precision
+
+__all__ = ["Chain", "Plan", "Segment", "plan"]
+
+
+@dataclass(frozen=True, eq=False)
+class ByRule(Step[Array]):
+    """A node by the rule of its operation."""
+
+    rule: Rule[Array]
+
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+        return self.rule.forward(self.places[0].node.op, *inputs)
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        found = self.rule.backward(self.places[0].node.op, residuals, error)
+        return Back(found if len(self.needed) > 1 else (found,), {}, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Weights(Step[Array]):
+    """Weights by the rule of their geometry, on the error grid in `reproducible` precision."""
+
+    backend: Pairs[Array]
+    rule: Rule[Array]
+    projection: Projection
+
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+        return self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name])
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        zeroed = {}
+        if precision == "reproducible":
+            frames = error.shape[0] * error.shape[1]
+            error, zeroed[self.name] = self.backend.error_grid(error, self.projection.error_bits(frames=frames))
+        (need_input,) = self.needed
+        ds, dw = self.rule.backward(
+            self.projection.synapse, residuals, error, precision=precision, need_input=need_input
+        )
+        return Back((ds,), {self.name: dw}, zeroed)
+
+
+@dataclass(frozen=True, eq=False)
+class Drops(Step[Array]):
+    """Dropout by the backend's masks: synapses/dropout.py."""
+
+    backend: Pairs[Array]
+    op: Dropout
+
+    def mask(self, run: Run[Array], batch: int) -> Array | None:
+        """What is kept, `[B, ...]`; None: all."""
+        if run.dropout is None or self.op.rate == 0:
+            return None
+        (seed, step), place = run.dropout, self.places[0]
+        stream = substream(place.layer, place.position)
+        return self.backend.dropout_mask(seed, stream, step, (batch, *place.output.shape), self.op.rate)
+
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+        (s,) = inputs
+        mask = self.mask(run, s.shape[1])
+        return (s if mask is None else self.backend.dropout(mask, s)), mask
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        return Back((error if residuals is None else self.backend.dropout(residuals, error),), {}, {})
+
+
+@dataclass(frozen=True, eq=False)
+class Population(Step[Array]):
+    """Neurons after the pending synapse of their input, by `Pairs.neuron_forward` and `neuron_backward`."""
+
+    backend: Pairs[Array]
+    op: Neurons
+
+    @cached_property
+    def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
+        """Of evaluation and of training."""
+        (values,) = self.places[0].inputs
+        return values.filter(training=False), values.filter(training=True)
+
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, NeuronResiduals[Array]]:
+        (z,) = inputs
+        return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps)
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        dz, _ = self.backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
+        return Back((dz,), {}, {})
+
+    def population(self, residuals: NeuronResiduals[Array]) -> NeuronResiduals[Array]:
+        return residuals
+
+
+@dataclass(frozen=True, eq=False)
+class Chain(Step[Array]):
+    """Steps one after the other as one: where a fusion begins."""
+
+    parts: tuple[Step[Array], ...]
+
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+        residuals: list[Any] = []
+        for part in self.parts:
+            output, kept = part.forward(run, *inputs)
+            inputs = (output,)
+            residuals.append(kept)
+        return inputs[0], residuals
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        return self.back_to(0, run, residuals, error, precision)
+
+    def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+        """`backward` through the parts from the last to the part `first`."""
+        gradients, zeroed = dict[str, Array](), dict[str, Array]()
+        errors: tuple[Any, ...] = (error,)
+        for part, kept in reversed(list(zip(self.parts, residuals, strict=True))[first:]):
+            errors, found, taken = part.backward(run, kept, errors[0], precision)
+            gradients.update(found)
+            zeroed.update(taken)
+            if not any(part.needed):
+                return Back((None,), gradients, zeroed)
+        return Back(errors, gradients, zeroed)
+
+    def population(self, residuals: Any) -> NeuronResiduals[Array]:
+        return self.parts[-1].population(residuals[-1])
+
+
+@dataclass(frozen=True)
+class Segment(Generic[Array]):
+    """Steps up to a population, after the one before it, which can be run again from what they read.
+
+    Attributes:
+        steps: in order.
+        sources: names of what they read of other segments ...
+        done: ... and of those that no later one reads.
+        left: names of what is left of them: the population, what other segments read, the network's output.
+    """
+
+    steps: tuple[Step[Array], ...]
+    sources: tuple[str, ...]
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @property
+    def population(self) -> str | None:
+        """Name of its population; None: the output of the network is none."""
+        return self.steps[-1].name if self.steps[-1].fires else None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[Array]):
+    """The steps through a network.
+
+    Attributes:
+        segments: the steps, in order.
+        input, output: names of the first and the last node.
+    """
+
+    segments: tuple[Segment[Array], ...]
+    input: str
+    output: str
+
+    @property
+    def steps(self) -> tuple[Step[Array], ...]:
+        """All steps, in order."""
+        return tuple(step for segment in self.segments for step in segment.steps)
+
+
+def plan(backend: Pairs[Array], network: Network) -> Plan[Array]:
+    """What a backend does for a network, made once for both.
+
+    Raises:
+        BackendError: it has no rule for an operation; the message names both.
+    """
+    return _plan(backend, network)
+
+
+@lru_cache(maxsize=64)
+def _plan(backend: Pairs[Any], network: Network) -> Plan[Any]:
+    trained, singles = dict[str, bool](), dict[str, Step[Any]]()
+    projections = {projection.name: projection for projection in network.projections}
+    for place in network.places:
+        node = place.node
+        needed = tuple(trained[edge.source] for edge in node.inputs)
+        trained[node.name] = isinstance(node.op, Weighted) or any(needed)
+        if not isinstance(node.op, Input):
+            singles[node.name] = _single(backend, place, needed, projections.get(node.name))
+    steps: list[Step[Any]] = []
+    fused: set[str] = set()
+    for name, single in reversed(singles.items()):
+        if name not in fused:
+            chain = _chain(network, singles, name)
+            found = (step for fusion in backend.fusions if (step := fusion(chain)) is not None)
+            steps.append(next(found, single))
+            fused.update(place.node.name for place in steps[-1].places)
+    source = next(node.name for node in network.nodes if isinstance(node.op, Input))
+    return Plan(_segments(steps[::-1]), source, network.nodes[-1].name)
+
+
+def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], projection: Projection | None) -> Step[Any]:
+    op = place.node.op
+    if isinstance(op, Neurons):
+        return Population((place,), needed, backend, op)
+    if type(op) is Dropout:
+        return Drops((place,), needed, backend, op)
+    rule = backend.rule(op)
+    if projection is not None:
+        return Weights((place,), needed, backend, rule, projection)
+    return ByRule((place,), needed, rule)
+
+
+def _chain(network: Network, singles: Mapping[str, Step[Any]], name: str) -> tuple[Step[Any], ...]:
+    """The longest chain up to a node, without a population before it, of which each is read by the next alone."""
+    chain = [singles[name]]
+    while len(sources := chain[0].sources) == 1:
+        below = singles.get(sources[0])
+        if below is None or below.fires or network.readers[below.name] != (chain[0].name,):
+            break
+        chain.insert(0, below)
+    return tuple(chain)
+
+
+def _segments(steps: Sequence[Step[Any]]) -> tuple[Segment[Any], ...]:
+    parts: list[list[Step[Any]]] = [[]]
+    for step in steps:
+        parts[-1].append(step)
+        if step.fires and step is not steps[-1]:
+            parts.append([])
+    last_read = {source: i for i, part in enumerate(parts) for step in part for source in step.sources}
+    last_read[steps[-1].name] = len(parts)
+    segments = []
+    for i, part in enumerate(parts):
+        made = {step.name for step in part}
+        sources = dict.fromkeys(source for step in part for source in step.sources if source not in made)
+        done = tuple(source for source in sources if last_read[source] == i)
+        left = tuple(step.name for step in part if step.fires or last_read[step.name] > i)
+        segments.append(Segment(tuple(part), tuple(sources), done, left))
+    return tuple(segments)

@@ -1,0 +1,125 @@
+"""How a backend computes the nodes of a network: a rule for each operation, and steps made of them.
+
+A rule is a pair of functions of a backend's arrays. plan.py makes a step of each node by the rule of its operation, or
+one of several nodes where the backend has a fusion for them; passes.py walks through the steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
+
+from stsbp_spec.graph import Neurons, Place
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.typing import Array, Precision
+
+__all__ = ["Back", "Deferred", "Fusion", "Rule", "Run", "Step"]
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Array]):
+    """How an operation is computed, as two functions.
+
+    Attributes:
+        forward: `forward(op, *inputs) -> output, residuals`, of `Weighted` operations `forward(op, s, w)` with the
+            weights on their grid.
+        backward: `backward(op, residuals, error) -> error of the input`, where there are several inputs a tuple of
+            them; of `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...) -> ds, dw` with
+            `ds` None unless it is needed. `reproducible`: `dz` is on its grid, sums in float64, rounded once.
+    """
+
+    forward: Callable[..., tuple[Array, Any]]
+    backward: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Run(Generic[Array]):
+    """What all nodes of one pass share.
+
+    Attributes:
+        weights: on their grids, by the name of their node.
+        steps: `T`.
+        dropout: `(seed, step)` of the masks; None: evaluation, no dropout.
+    """
+
+    weights: Mapping[str, Array]
+    steps: int
+    dropout: tuple[int, int] | None
+
+    @property
+    def training(self) -> bool:
+        """Whether the gains of training apply."""
+        return self.dropout is not None
+
+
+class Deferred(ABC, Generic[Array]):
+    """An error in a form of the backend's own, on an edge that one step alone reads and whose source takes it so."""
+
+    @abstractmethod
+    def array(self) -> Array:
+        """The error as everybody takes it."""
+
+
+class Back(NamedTuple, Generic[Array]):
+    """What the way back through a step finds.
+
+    Attributes:
+        errors: of its inputs; None: not needed.
+        gradients: of the weights in it, by the name of their node.
+        zeroed: numbers of `Pairs.error_grid`, likewise, in `reproducible` precision.
+    """
+
+    errors: tuple[Array | Deferred[Array] | None, ...]
+    gradients: Mapping[str, Array]
+    zeroed: Mapping[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Step(ABC, Generic[Array]):
+    """One step of a plan: a node, or a chain of nodes of which each is read by the next alone.
+
+    Attributes:
+        places: the nodes, in order; their output is that of the last one.
+        needed: of which inputs the error is needed: those with weights at or before them.
+        takes_deferred: whether the error of the output may come as `Deferred`.
+    """
+
+    takes_deferred: ClassVar[bool] = False
+
+    places: tuple[Place, ...]
+    needed: tuple[bool, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the output: the last node's."""
+        return self.places[-1].node.name
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the nodes that it reads."""
+        return tuple(edge.source for edge in self.places[0].node.inputs)
+
+    @property
+    def fires(self) -> bool:
+        """Whether it ends with a population."""
+        return isinstance(self.places[-1].node.op, Neurons)
+
+    @abstractmethod
+    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+        """Output `[1 or T, B, ...]` of inputs `[1 or T, B, ...]`, and what the way back needs of them."""
+
+    @abstractmethod
+    def backward(
+        self, run: Run[Array], residuals: Any, error: Array | Deferred[Array], precision: Precision
+    ) -> Back[Array]:
+        """The way back from the error of the output."""
+
+    def population(self, residuals: Any) -> NeuronResiduals[Array]:
+        """What the population left, of a step that ends with one."""
+        raise TypeError(f"step {self.name} ends with no population")
+
+
+Fusion: TypeAlias = Callable[[tuple[Step[Array], ...]], Step[Array] | None]
+"""Makes one step of a chain of steps, in their order, or of the last ones of them; None: it knows no better."""

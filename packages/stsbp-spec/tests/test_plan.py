@@ -1,0 +1,287 @@
+"""Plans and the walk: which steps are taken, fused and run again; errors of several readers; what has no rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_spec.errors import BackendError
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_pass, forward_pass
+from stsbp_spec.plan import Chain, plan
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.rules import Back, Deferred, Fusion, Rule, Run, Step
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
+
+STEPS, BATCH = 6, 3
+NEURON = LIF(3, 5 / 3, 0.5)
+
+
+@dataclass(frozen=True)
+class Sum(Op):
+    """Adds spike trains."""
+
+    def infer(self, *inputs: Values) -> Values:
+        return replace(inputs[0], maximum=sum(values.maximum for values in inputs))
+
+
+def _sum(op: Op, *inputs: AnyArray) -> tuple[AnyArray, int]:
+    return np.add.reduce(inputs, axis=0, dtype=np.uint8), len(inputs)
+
+
+class Adding(NumpyBackend):
+    """The reference with a rule for `Sum`."""
+
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
+        return {**super().rules, Sum: Rule(_sum, lambda op, readers, error: (error,) * readers)}
+
+
+# `shared` is pooled once for two readers, and `n1` is read by `left`, by `shared` and by `sum`.
+FORK = Network(
+    (
+        Node("input", Input((2, 9, 9))),
+        Node("w1", Conv2d(4, 3), (Edge("input"),)),
+        Node("n1", Neurons(NEURON), (Edge("w1"),)),
+        Node("shared", AvgPool2d(1), (Edge("n1"),)),
+        Node("left", Conv2d(4, 3, padding=1), (Edge("n1"),)),
+        Node("fires left", Neurons(NEURON), (Edge("left"),)),
+        Node("right", Conv2d(4, 1), (Edge("shared"),)),
+        Node("fires right", Neurons(NEURON), (Edge("right"),)),
+        Node("third", Conv2d(4, 3, padding=1), (Edge("shared"),)),
+        Node("fires third", Neurons(NEURON), (Edge("third"),)),
+        Node("sum", Sum(), (Edge("fires right"), Edge("n1"), Edge("fires left"), Edge("fires third"))),
+        Node("w2", Linear(3), (Edge("sum"),)),
+        Node("n2", Neurons(NEURON), (Edge("w2"),)),
+    )
+)
+
+
+def _weights(network: Network) -> dict[str, Float32]:
+    rng = np.random.default_rng(1)
+    return {
+        p.name: np.rint(rng.standard_normal(p.weight_shape) * 512 / p.fan_in**0.5).astype(np.float32) / np.float32(256)
+        for p in network.projections
+    }
+
+
+def _inputs(network: Network) -> AnyArray:
+    return (np.random.default_rng(2).random((STEPS, BATCH, *network.values["input"].shape)) < 0.4).astype(np.uint8)
+
+
+def _error() -> Float32:
+    return np.random.default_rng(3).standard_normal((STEPS, BATCH, 3)).astype(np.float32)
+
+
+def test_the_steps_of_a_chain() -> None:
+    network = NetworkSpec.parse("P2-4C3-P2-D0.5-5", input_shape=(2, 12, 12), outputs=3).graph
+    found = plan(NumpyBackend(), network)
+    names = ["pool1.0", "conv1", "neurons1", "pool2.0", "dropout2.1", "linear2", "neurons2", "linear3", "neurons3"]
+    assert [step.name for step in found.steps] == names
+    assert [step.sources for step in found.steps] == [(name,) for name in ["input", *names[:-1]]]
+    assert [step.needed for step in found.steps] == [(False,)] * 2 + [(True,)] * 7
+    assert (found.input, found.output) == ("input", "neurons3")
+    assert [segment.population for segment in found.segments] == ["neurons1", "neurons2", "neurons3"]
+    assert [segment.sources for segment in found.segments] == [("input",), ("neurons1",), ("neurons2",)]
+
+
+def test_a_plan_is_made_once_for_a_backend_and_a_network() -> None:
+    backend, network = NumpyBackend(), NetworkSpec.parse("5-3", input_shape=(4,))
+    first = plan(backend, network.graph)
+    assert plan(backend, network.graph) is first
+    assert plan(backend, NetworkSpec.parse("5-3", input_shape=(4,)).graph) is first
+    assert plan(backend, NetworkSpec.parse("6-3", input_shape=(4,)).graph) is not first
+    assert plan(NumpyBackend(), network.graph) is not first
+
+
+def test_an_operation_without_a_rule_is_named_with_its_backend() -> None:
+    with pytest.raises(
+        BackendError, match=r"^backend 'numpy' does not know the operation Sum; it knows Conv2d, Linear"
+    ):
+        plan(NumpyBackend(), FORK)
+
+
+def _by_hand(backend: Adding, wq: Mapping[str, Float32]) -> tuple[AnyArray, dict[str, Float32], list[Float32]]:
+    """Output spikes, gradients, and the three errors of the spikes of `n1`, in the order of its readers."""
+    residuals: dict[str, Any] = {}
+
+    def weights(name: str, s: AnyArray) -> AnyArray:
+        op = FORK.nodes[[node.name for node in FORK.nodes].index(name)].op
+        z, residuals[name] = backend.rule(op).forward(op, s, wq[name])
+        return z
+
+    def neurons(name: str, z: AnyArray, psp: PSP | None = NEURON.psp) -> AnyArray:
+        filter = FORK.values["w1" if psp is None else "left"].filter(training=False)
+        s, residuals[name] = backend.neuron_forward(NEURON, filter, z, STEPS)
+        return s
+
+    n1 = neurons("n1", weights("w1", _inputs(FORK)), None)
+    pooled = n1.astype(np.float32)
+    left, right, third = (
+        neurons(f"fires {name}", weights(name, s)) for name, s in (("left", n1), ("right", pooled), ("third", pooled))
+    )
+    output = neurons("n2", weights("w2", n1 + left + right + third))
+
+    gradients: dict[str, Float32] = {}
+
+    def back(weighted: str, fires: str, error: AnyArray, need_input: bool = True) -> Any:
+        filter = FORK.values[weighted].filter(training=False)
+        dz, _ = backend.neuron_backward(NEURON, filter, residuals[fires], error)
+        op = FORK.nodes[[node.name for node in FORK.nodes].index(weighted)].op
+        ds, gradients[weighted] = backend.rule(op).backward(
+            op, residuals[weighted], dz, precision="fast", need_input=need_input
+        )
+        return ds
+
+    each = back("w2", "n2", _error())
+    from_third, from_right, from_left = (back(name, f"fires {name}", each) for name in ("third", "right", "left"))
+    errors = [from_right + from_third, from_left, each]
+    back("w1", "n1", errors[0] + errors[1] + errors[2], need_input=False)
+    return output, gradients, errors
+
+
+def test_errors_of_several_readers_are_added_in_the_order_of_the_nodes() -> None:
+    backend, wq = Adding(), _weights(FORK)
+    output, gradients, (shared, left, each) = _by_hand(backend, wq)
+    assert 0.05 < output.mean() < 0.95
+    assert not np.array_equal(shared + left + each, each + left + shared)
+    trace = forward_pass(backend, FORK, wq, _inputs(FORK), STEPS, None)
+    assert np.array_equal(trace.output, output)
+    found = backward_pass(trace, _error(), "fast")
+    assert list(found) == ["w2", "third", "right", "left", "w1"]
+    for name, gradient in gradients.items():
+        assert found[name].tobytes() == gradient.tobytes(), name
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_little_memory_gives_the_same_numbers_where_nodes_are_shared(precision: Precision) -> None:
+    def numbers(memory: Memory) -> tuple[Trace[AnyArray], dict[str, AnyArray]]:
+        trace = FORWARD_PASSES[memory](Adding(), FORK, _weights(FORK), _inputs(FORK), STEPS, None)
+        return trace, backward_pass(trace, _error(), precision)
+
+    (full, expected), (low, found) = numbers("full"), numbers("low")
+    assert list(low.spikes) == list(full.spikes) == ["n1", "fires left", "fires right", "fires third", "n2"]
+    assert len(low.spikes) == 5
+    for name, spikes in full.spikes.items():
+        assert np.array_equal(low.spikes[name], spikes), name
+    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
+    layers = ["w1", "left", "right", "third", "w2"] if precision == "reproducible" else []
+    assert list(low.zeroed) == list(full.zeroed) == layers
+    assert all(np.array_equal(low.zeroed[name], full.zeroed[name]) for name in layers)
+
+
+@dataclass(frozen=True, eq=False)
+class Later(Deferred[AnyArray]):
+    """An error that notes where it becomes an array."""
+
+    of: str
+    error: AnyArray
+    became: list[str]
+
+    def array(self) -> AnyArray:
+        self.became.append(self.of)
+        return self.error
+
+
+@dataclass(frozen=True, eq=False)
+class Putting(Chain[AnyArray]):
+    """Hands its error on as `Later`."""
+
+    became: list[str] = field(default_factory=list)
+
+    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Back[AnyArray]:
+        error = error.error if isinstance(error, Later) else error
+        back = super().backward(run, residuals, error, precision)
+        (below,) = back.errors
+        assert not isinstance(below, Deferred)
+        return back if below is None else back._replace(errors=(Later(self.name, below, self.became),))
+
+
+class Taking(Putting):
+    """Takes it as well."""
+
+    takes_deferred = True
+
+
+class Fusing(Adding):
+    """Fuses every chain up to a population."""
+
+    def __init__(self, kind: type[Putting]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.chains: list[tuple[str, ...]] = []
+        self.became: list[str] = []
+
+    @property
+    def fusions(self) -> Sequence[Fusion[AnyArray]]:
+        return (self.fuse,)
+
+    def fuse(self, chain: tuple[Step[AnyArray], ...]) -> Step[AnyArray] | None:
+        self.chains.append(tuple(step.name for step in chain))
+        if not chain[-1].fires:
+            return None
+        return self.kind(tuple(step.places[0] for step in chain), chain[0].needed, chain, self.became)
+
+
+def test_a_fusion_is_offered_chains_in_which_each_is_read_by_the_next_alone() -> None:
+    backend = Fusing(Putting)
+    steps = plan(backend, FORK).steps
+    assert backend.chains == [
+        ("sum", "w2", "n2"), ("third", "fires third"), ("right", "fires right"), ("left", "fires left"), ("shared",),
+        ("w1", "n1"),
+    ]  # fmt: skip
+    assert [step.name for step in steps] == ["n1", "shared", "fires left", "fires right", "fires third", "n2"]
+    assert steps[-1].sources == ("fires right", "n1", "fires left", "fires third")
+    network = NetworkSpec.parse("P2-4C3-P2-D0.5-3", input_shape=(2, 12, 12)).graph
+    backend = Fusing(Putting)
+    assert [step.name for step in plan(backend, network).steps] == ["neurons1", "neurons2"]
+    assert backend.chains == [("pool2.0", "dropout2.1", "linear2", "neurons2"), ("pool1.0", "conv1", "neurons1")]
+
+
+CHAIN = NetworkSpec.parse("P1-4C3-P2-5-3", input_shape=(2, 9, 9), neuron=NEURON).graph
+
+
+@pytest.mark.parametrize(("kind", "became"), [(Putting, ["neurons3", "neurons2"]), (Taking, [])])
+@pytest.mark.parametrize("memory", ["full", "low"])
+def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
+    kind: type[Putting], became: list[str], memory: Memory
+) -> None:
+    backend, wq, x = Fusing(kind), _weights(CHAIN), _inputs(CHAIN)
+    trace = FORWARD_PASSES[memory](backend, CHAIN, wq, x, STEPS, None)
+    found = backward_pass(trace, _error(), "fast")
+    expected = backward_pass(forward_pass(NumpyBackend(), CHAIN, wq, x, STEPS, None), _error(), "fast")
+    assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
+    assert backend.became == became
+
+
+def test_an_error_is_an_array_where_several_nodes_read() -> None:
+    class Summing(Fusing):
+        """Leaves the sum out of the fusion, which has several inputs."""
+
+        def fuse(self, chain: tuple[Step[AnyArray], ...]) -> Step[AnyArray] | None:
+            rest = tuple(step for step in chain if step.name != "sum")
+            return super().fuse(rest) if rest else None
+
+    backend, wq = Summing(Taking), _weights(FORK)
+    found = backward_pass(forward_pass(backend, FORK, wq, _inputs(FORK), STEPS, None), _error(), "fast")
+    _, expected, _ = _by_hand(Adding(), wq)
+    assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}
+    # The sum takes no other form, and two or three read `shared` and `n1`.
+    assert sorted(backend.became) == ["fires left", "fires right", "fires third", "n2"]
+
+
+def test_of_a_trace_the_spikes_are_left() -> None:
+    backend, wq = NumpyBackend(), _weights(CHAIN)
+    trace = forward_pass(backend, CHAIN, wq, _inputs(CHAIN), STEPS, None)
+    potentials = {name: left.kept["u"] for name, left in trace.populations()}
+    assert list(potentials) == list(trace.spikes) == ["neurons1", "neurons2", "neurons3"]
+    for name, u in potentials.items():
+        assert np.array_equal(u >= np.float32(NEURON.threshold), trace.spikes[name] != 0)
+    backward_pass(trace, _error(), "fast")
+    assert all(not trace.residuals(segment) for segment in trace.plan.segments)
