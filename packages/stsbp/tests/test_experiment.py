@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp.config import Source, resolve
+from stsbp.datasets import load
 from stsbp.datasets.digits import read_digits
 from stsbp.experiment import run as experiment_run
+from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
 from stsbp.training.operations import fan_out
 from stsbp_spec import NetworkSpec
@@ -397,3 +400,9 @@ def test_gpu_script_goes_on_until_it_is_done(tmp_path: Path) -> None:
     assert second.returncode == 0, second.stderr
     assert "continuing" in second.stderr
     assert second.stdout == (tmp_path / "out" / "cifar10-tssl-1" / "experiment.md").read_text()
+
+
+def test_a_tenth_of_the_training_samples_is_kept_for_validation() -> None:
+    data = load("digits")
+    config = with_validation(resolve([Source("command line", {"dataset": "digits"})]), data)
+    assert config.validation == len(data.train) // 10 == 143

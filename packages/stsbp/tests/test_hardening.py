@@ -19,6 +19,8 @@ from click.testing import Result
 from stsbp.datasets.sequences import read_sequences
 from stsbp.training import checkpoint
 from stsbp.training.progress import TerminalReporter, reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp_spec.reference.backend import NumpyBackend
 
 
 def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -321,3 +323,14 @@ print(numba.njit(total)(4))  # compiling reads the environment again
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "6"), done.stderr
+
+
+def test_starts_of_a_run_are_read_up_to_64_megabytes(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with run.lock():
+        run.note_start(NumpyBackend(), ["stsbp"], 0)
+    text = run.environment.read_bytes()
+    run.environment.write_bytes(text.ljust(64 * 2**20))
+    assert len(run.starts()) == 1
+    run.environment.write_bytes(text.ljust(64 * 2**20 + 1))
+    assert run.starts() == []

@@ -345,6 +345,17 @@ def test_predict_draws(stsbp: Callable[..., Result], train_tiny: Callable[..., R
         assert f"{i}.npy: {read}" in page.text
 
 
+def test_every_split_has_its_line(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "run")
+    assert stsbp("report", tmp_path / "run", "--no-samples", "--out", tmp_path / "r.html").exit_code == 0
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    for split in ("training", "validation", "test"):
+        assert text.count(f"</i>{split}</span>") == 2, split  # of the loss and of the accuracy
+        assert f"<title>{split}, epoch 3: " in text
+
+
 def test_predict_draws_the_threshold_of_the_output_layer(
     stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
