@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_spec.equations import loss_equations, neuron_equations
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.expr import Expr, Names, exp, where
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.losses.base import LossStep
@@ -250,3 +250,37 @@ def test_reproducible_precision_refuses_a_loss_that_uses_exp() -> None:
     backend.trainer(network, Exponential(), AdamW(), precision="fast")
     with pytest.raises(SpecError, match="the loss differing uses exp"):
         backend.trainer(network, Exponential(), AdamW(), precision="reproducible")
+
+
+@dataclass(frozen=True)
+class Ratio(Rates):
+    """0/0 where a neuron has as many spikes as it should; in numpy, or as an expression."""
+
+    def measure(self, p: Names, x: Names) -> Expr:
+        return (x.o - x.target) / (x.count - x.target_count)
+
+
+@dataclass(frozen=True)
+class RatioInNumpy(Rates):
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        return np.full(spikes.shape[1:-1], np.nan)
+
+
+@pytest.mark.parametrize("loss", [Ratio(), from_text(as_text(Ratio())), RatioInNumpy()], ids=["class", "text", "numpy"])
+def test_a_distance_that_is_not_finite_is_an_error(loss: Loss) -> None:
+    o = _trains((9, 4, 6))
+    with pytest.raises(NumericError, match=r"the loss rates (measures|gives) a distance that is not finite"):
+        loss.mean(o, o, PSP(3))
+
+
+@dataclass(frozen=True)
+class Blind(Filtered):
+    """Its pass ahead looks at nothing."""
+
+    def ahead(self, p: Names, s: Names, x: Names) -> LossStep:
+        return LossStep({"r": p.k * s.r + p.c}, p.c * s.r)
+
+
+def test_a_pass_that_reads_nothing_is_refused() -> None:
+    with pytest.raises(SpecError, match="the loss filtered: a step of its pass forward reads nothing"):
+        loss_equations(Blind())

@@ -93,6 +93,12 @@ def test_the_commands_give_one_sha256_and_the_runs_outlive_the_modules(tmp_path:
     assert compared.count("my_losses:Missed:weight=5") == 2
     _stsbp("stsbp --backend numpy report runs/whole", tmp_path)
     assert "my_losses:Missed:weight=5" in (tmp_path / "runs/whole.html").read_text()
+    # The same name with other equations is told apart by a digest.
+    config = (tmp_path / "runs/whole/config.toml").read_text()
+    (tmp_path / "runs/whole/config.toml").write_text(config.replace("0x1.0000000000000p+2", "0x1.0000000000000p+1"))
+    rows = _stsbp("stsbp compare runs/by-numpy runs/whole", tmp_path).splitlines()
+    (row,) = (row for row in rows if row.startswith("loss_model"))
+    assert re.fullmatch(r"loss_model +([0-9a-f]{12}) +(?!\1)[0-9a-f]{12}", row)
 
 
 def test_the_loss_is_counted_and_its_error_is_right(page: dict[str, Any]) -> None:

@@ -273,6 +273,8 @@ def loss_equations(loss: Loss) -> LossEquations:
 def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:
     read = free_variables([*step.states.values(), step.value])
     parameters, inputs = (tuple(n for n in each if n in read) for each in (loss.parameters, inputs))
+    if not inputs:
+        raise SpecError(f"the loss {loss.name}: a step of its pass {way} reads nothing of outputs and targets")
     return Recurrence(
         f"{loss.name}_{way}", parameters, inputs, step.states, {output: step.value}, reverse=way == "backward"
     )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, unsnapped, variable
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
@@ -103,11 +103,16 @@ class Loss(ABC):
                 if ahead is not None:
                     states, (r,) = ahead(*p, now, wanted, *states)
                 _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
+        if not np.isfinite(o).all():
+            step = int(np.argwhere(~np.isfinite(o))[0][0])
+            raise NumericError(f"the loss {self.name} measures a distance that is not finite, first at step {step}")
         return o
 
     def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:
         """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
         distances = self.distance(spikes, targets, psp)
+        if not np.isfinite(distances).all():
+            raise NumericError(f"the loss {self.name} gives a distance that is not finite")
         return math.fsum(distances.flat) / distances.size
 
     @abstractmethod

@@ -21,7 +21,7 @@ from stsbp.errors import ConfigError, did_you_mean
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
-from stsbp.training.build import load_dataset
+from stsbp.training.build import load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.progress import reporter
@@ -70,6 +70,8 @@ def command(
         require()
     limit_threads(config.threads)
     backend = choose_backend(click.get_current_context().obj)
+    for flush in own_flushes(config):
+        say(f"warning: {flush}", err=True)
     data = _load(config)
     if "validation" not in given:
         config = with_validation(config, data)
