@@ -325,6 +325,24 @@ def test_events_of_other_channels_than_two_are_drawn_in_proportion() -> None:
     assert picture in text
 
 
+def test_events_of_two_channels_are_drawn_as_off_and_on() -> None:
+    from stsbp.report.page import _input
+
+    x: UInt8 = np.zeros((5, 2, 1, 2), dtype=np.uint8)
+    x[:3, 0, 0, 0] = x[:1, 1, 0, 1] = 1
+    sample = Sample("x", x, x[:, 0, 0], None, np.zeros((5, 2), np.float32), None, None, None, None)
+    text = _input(sample)
+    assert "red: ON, blue: OFF" in text
+    assert svg.image(np.array([[[3, 0]], [[0, 1]]], dtype=np.uint8), "input events, summed over time") in text
+
+
+def test_label_sequences_that_are_equally_near_are_told_of() -> None:
+    from stsbp.report.page import _tie
+
+    assert _tie(np.array([2.0, 1.0, 1.0])).startswith(" 2 label sequences are equally far")
+    assert _tie(np.array([2.0, 1.0, 3.0])) == ""
+
+
 def test_report_refuses(stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     assert "there is no run folder" in stsbp("report", tmp_path / "none").stderr
     train_tiny(tmp_path / "run", "--validation", 0)
