@@ -31,8 +31,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
 from stsbp_spec.printers import LANGUAGES, Language, compiled
-from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.reference.recurrence import recur
+from stsbp_spec.reference.backend import NumpyBackend, recur
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear

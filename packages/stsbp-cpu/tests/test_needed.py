@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.sparse import needed
 from stsbp_spec.neurons import ALIF, LIF
-from stsbp_spec.reference.synapses import conv2d
+from stsbp_spec.reference.backend import Residuals, conv_backward
 from stsbp_spec.surrogates import Arctan, Rectangle, Triangle
 from stsbp_spec.synapses import Conv2d
 
@@ -58,7 +58,7 @@ def test_needed_errors_are_those_of_the_convolution_and_the_others_zero(conv: Co
     dz = rng.integers(-9, 10, (7, 1, *conv.output_shape(shape))).astype(np.float32)
     # Integers, whose sums are exact in any order.
     spikes = np.zeros((7, 1, *shape), np.float32)
-    whole = conv2d.backward(conv, conv2d.Residuals(spikes, wq), dz, precision="fast", need_input=True)[0]
+    whole = conv_backward(conv, Residuals(spikes, wq), dz, precision="fast", need_input=True)[0]
     assert whole is not None
     expected = whole[:, 0].transpose(0, 2, 3, 1).copy()
     windows = u[:, : 5 * size].reshape(7, 5, size, 6, size, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from stsbp_spec.reference.synapses import conv2d
+from stsbp_spec.reference import backend
 from stsbp_spec.synapses import Conv2d
 
 _CONV, _FRAME = Conv2d(4, 3, padding=1), (2, 5, 6)
@@ -18,8 +18,8 @@ _WINDOWS = 5 * 6 * 2 * 9  # values of one frame, unfolded
 def test_a_chunk_holds_as_many_frames_as_fit_and_one_at_least(
     limit: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv2d, "_CHUNK_BYTES", limit)
-    taken = [range(7)[chunk] for chunk in conv2d.chunks(_CONV, np.zeros((7, *_FRAME)), 4)]
+    monkeypatch.setattr(backend, "_CHUNK_BYTES", limit)
+    taken = [range(7)[chunk] for chunk in backend.chunks(_CONV, np.zeros((7, *_FRAME)), 4)]
     assert [n for numbers in taken for n in numbers] == list(range(7))
     assert {len(numbers) for numbers in taken[:-1]} <= {frames}
     assert 1 <= len(taken[-1]) <= frames
@@ -29,12 +29,12 @@ def test_chunks_do_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     s = rng.integers(0, 2, (3, 2, *_FRAME)).astype(np.uint8)
     wq = (rng.integers(-9, 10, _CONV.weight_shape(_FRAME)) / 8).astype(np.float32)
-    z, residuals = conv2d.forward(_CONV, s, wq)
+    z, residuals = backend.conv_forward(_CONV, s, wq)
     dz = (rng.integers(-9, 10, z.shape) / 8).astype(np.float32)
-    whole = (z, *conv2d.backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
-    monkeypatch.setattr(conv2d, "_CHUNK_BYTES", 8 * _WINDOWS)
-    z, residuals = conv2d.forward(_CONV, s, wq)
-    parts = (z, *conv2d.backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
+    whole = (z, *backend.conv_backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
+    monkeypatch.setattr(backend, "_CHUNK_BYTES", 8 * _WINDOWS)
+    z, residuals = backend.conv_forward(_CONV, s, wq)
+    parts = (z, *backend.conv_backward(_CONV, residuals, dz, precision="reproducible", need_input=True))
     for part, expected in zip(parts, whole, strict=True):
         assert part is not None
         assert expected is not None

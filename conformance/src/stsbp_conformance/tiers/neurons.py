@@ -19,7 +19,7 @@ from stsbp_spec.neurons import NEURONS, NeuronModel, parameters
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.ranges import flushes_of
 from stsbp_spec.reference import roundoff
-from stsbp_spec.reference.recurrence import recur
+from stsbp_spec.reference.backend import recur
 from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
 from stsbp_spec.synapses.psp import SynapticFilter

@@ -1,10 +1,14 @@
-"""The numpy backend: the float32 reference behind the interface of stsbp_spec.backend."""
+"""The numpy backend: the float32 reference behind the interface of stsbp_spec.backend, all of it on one page.
+
+Convolutions are products of matrices with unfolded windows, in chunks of frames, which bounds memory; pooling adds up
+windows and multiplies by a power of two; equations run one step after the other, as they are printed for numpy.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -16,21 +20,171 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.optim.adamw import gradient_squares
-from stsbp_spec.reference.recurrence import recur
-from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
+from stsbp_spec.printers import numpy_function
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
-__all__ = ["NumpyBackend"]
+__all__ = [
+    "NumpyBackend",
+    "Residuals",
+    "chunks",
+    "conv_backward",
+    "conv_forward",
+    "fold",
+    "linear_backward",
+    "linear_forward",
+    "pool_backward",
+    "pool_forward",
+    "recur",
+    "unfold",
+]
+
+_CHUNK_BYTES = 64 * 2**20
+
+
+class Residuals(NamedTuple):
+    """Input `[T, B, ...]` and the weights on their grid."""
+
+    s: AnyArray
+    wq: Float32
+
+
+def unfold(conv: Conv2d, frames: AnyArray) -> AnyArray:
+    """`[n, C, H, W]` to windows `[n, H', W', C * kernel * kernel]`."""
+    pad = conv.padding
+    padded = np.pad(frames, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    view = np.lib.stride_tricks.sliding_window_view(padded, (conv.kernel, conv.kernel), axis=(2, 3))
+    view = view[:, :, :: conv.stride, :: conv.stride].transpose(0, 2, 3, 1, 4, 5)
+    return view.reshape(*view.shape[:3], -1)
+
+
+def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
+    """Adjoint of `unfold`: sums windows, `[n H' W', C * kernel * kernel]`, into frames of `shape` `[n, C, H, W]`."""
+    n, c, h, w = shape
+    k, pad, stride = conv.kernel, conv.padding, conv.stride
+    _, height, width = conv.output_shape(shape[1:])
+    windows = windows.reshape(n, height, width, c, k, k)
+    padded = np.zeros((n, c, h + 2 * pad, w + 2 * pad), windows.dtype)
+    for i in range(k):
+        for j in range(k):
+            down = slice(i, i + (height - 1) * stride + 1, stride)
+            across = slice(j, j + (width - 1) * stride + 1, stride)
+            padded[:, :, down, across] += windows[:, :, :, :, i, j].transpose(0, 3, 1, 2)
+    return padded[:, :, pad : pad + h, pad : pad + w]
+
+
+def chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[slice]:
+    """Runs of frames `[n, C, H, W]` whose unfolded windows take some 64 MB."""
+    _, rows, columns = conv.output_shape(frames.shape[1:])
+    per_frame = rows * columns * frames.shape[1] * conv.kernel**2 * bytes_per_value
+    size = max(1, _CHUNK_BYTES // per_frame)
+    return (slice(n, n + size) for n in range(0, len(frames), size))
+
+
+def conv_forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
+    """`z = W * s`, `[T, B, C', H', W']`."""
+    frames = s.reshape(-1, *s.shape[2:])
+    rows = wq.reshape(len(wq), -1).T
+    z = np.empty((len(frames), *conv.output_shape(s.shape[2:])), np.float32)
+    for chunk in chunks(conv, frames, 4):
+        z[chunk] = (unfold(conv, frames[chunk]).astype(np.float32) @ rows).transpose(0, 3, 1, 2)
+    return z.reshape(*s.shape[:2], *z.shape[1:]), Residuals(s, wq)
+
+
+def conv_backward(
+    conv: Conv2d, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
+) -> tuple[Float32 | None, Float32]:
+    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    dtype: type[np.float32] | type[np.float64] = np.float64 if precision == "reproducible" else np.float32
+    s, wq = residuals
+    frames = s.reshape(-1, *s.shape[2:])
+    errors = dz.reshape(-1, *dz.shape[2:]).transpose(0, 2, 3, 1)
+    rows = wq.reshape(len(wq), -1).astype(dtype)
+    dw = np.zeros(rows.shape, dtype)
+    ds = np.empty(frames.shape, np.float32) if need_input else None
+    for chunk in chunks(conv, frames, np.dtype(dtype).itemsize):
+        error = errors[chunk].astype(dtype)
+        flat: AnyArray = error.reshape(-1, error.shape[-1])
+        unfolded: AnyArray = unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
+        dw += flat.T @ unfolded
+        if ds is not None:
+            ds[chunk] = fold(conv, flat @ rows, (len(error), *s.shape[2:]))
+    back = None if ds is None else ds.reshape(s.shape)
+    return back, dw.astype(np.float32).reshape(wq.shape)
+
+
+def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
+    """`z = W s`, `[T, B, N]`."""
+    flat = s.reshape(s.shape[0] * s.shape[1], -1).astype(np.float32)
+    return (flat @ wq.T).reshape(*s.shape[:2], linear.units), Residuals(s, wq)
+
+
+def linear_backward(
+    linear: Linear, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
+) -> tuple[Float32 | None, Float32]:
+    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    dtype = np.float64 if precision == "reproducible" else np.float32
+    s, wq = residuals
+    error = dz.reshape(-1, linear.units).astype(dtype)
+    dw = (error.T @ s.reshape(len(error), -1).astype(dtype)).astype(np.float32)
+    ds = (error @ wq.astype(dtype)).astype(np.float32).reshape(s.shape) if need_input else None
+    return ds, dw
+
+
+def pool_forward(pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Shape]:
+    """Means of windows, `[T, B, C, H // size, W // size]`; the residual is the input's shape."""
+    k = pool.size
+    *lead, h, w = s.shape
+    windows = s[..., : h // k * k, : w // k * k].reshape(*lead, h // k, k, w // k, k)
+    return windows.sum(axis=(-3, -1), dtype=np.float32) * np.float32(2.0**-pool.exponent), s.shape
+
+
+def pool_backward(pool: AvgPool2d, shape: Shape, d: Float32) -> Float32:
+    """Each input receives its window's error divided by `size^2`; dropped rows and columns receive zero."""
+    k = pool.size
+    ds = np.zeros(shape, np.float32)
+    spread = np.repeat(np.repeat(d * np.float32(2.0**-pool.exponent), k, axis=-2), k, axis=-1)
+    ds[..., : spread.shape[-2], : spread.shape[-1]] = spread
+    return ds
+
+
+def recur(
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, AnyArray],
+    steps: int,
+    *,
+    summed: tuple[str, ...] = (),
+    step: Callable[..., Any] | None = None,
+) -> dict[str, AnyArray]:
+    """`AbstractBackend.recur`; `step` computes one step (None: what is printed for numpy)."""
+    step = step or numpy_function(recurrence)
+    parameters = [constants[name] for name in recurrence.parameters]
+    arrays = [inputs[name] for name in recurrence.inputs]
+    shape = arrays[0].shape[1:]
+    states = [np.zeros(shape, np.float32) for _ in recurrence.states]
+    found: dict[str, AnyArray] = {
+        name: np.zeros((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
+        for name, x in recurrence.outputs.items()
+    }
+    for t in reversed(range(steps)) if recurrence.reverse else range(steps):
+        values = (x[t % len(x)].astype(np.float32, copy=False) for x in arrays)
+        # Far from the threshold 1/inf is 0, as it should be; 0/0 is a NaN, which whoever reads results looks for.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            states, outputs = step(*parameters, *values, *states)
+        for (name, whole), output in zip(found.items(), outputs, strict=True):
+            if name in summed:
+                whole[0] += output
+            else:
+                whole[t] = output
+    return found
+
 
 _RULES: Mapping[type[Op], Rule[AnyArray]] = {
-    op: Rule(each.forward, each.backward)
-    for op, each in (
-        (Conv2d, conv2d),
-        (Linear, linear),
-        (AvgPool2d, avgpool2d),
-    )
+    Conv2d: Rule(conv_forward, conv_backward),
+    Linear: Rule(linear_forward, linear_backward),
+    AvgPool2d: Rule(pool_forward, pool_backward),
 }
 
 

@@ -31,8 +31,7 @@ from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.random import keep_mask
-from stsbp_spec.reference.recurrence import recur
-from stsbp_spec.reference.synapses import avgpool2d, conv2d, linear
+from stsbp_spec.reference.backend import chunks, conv_forward, fold, linear_forward, pool_forward, recur, unfold
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
@@ -549,8 +548,8 @@ def _weight_sums(synapse: Conv2d | Linear, inputs: AnyArray, fields: Sequence[Fl
         x = inputs.reshape(len(inputs), -1).astype(np.float64)
         return [field.T @ x for field in fields]
     sums: list[Any] = [0.0] * len(fields)
-    for chunk in conv2d.chunks(synapse, inputs, 8):
-        x = conv2d.unfold(synapse, inputs[chunk])
+    for chunk in chunks(synapse, inputs, 8):
+        x = unfold(synapse, inputs[chunk])
         x = x.reshape(-1, x.shape[-1]).astype(np.float64)
         sums = [total + _rows(field[chunk]).T @ x for total, field in zip(sums, fields, strict=True)]
     return sums
@@ -567,8 +566,8 @@ def _input_sums(synapse: Conv2d | Linear, w: Float64, errors: Float64, shape: tu
     if isinstance(synapse, Linear):
         return errors @ rows
     ds = np.empty((len(errors), *shape))
-    for chunk in conv2d.chunks(synapse, ds, 8):
-        ds[chunk] = conv2d.fold(synapse, _rows(errors[chunk]) @ rows, ds[chunk].shape)
+    for chunk in chunks(synapse, ds, 8):
+        ds[chunk] = fold(synapse, _rows(errors[chunk]) @ rows, ds[chunk].shape)
     return ds
 
 
@@ -612,7 +611,7 @@ def _before(block: Block, s: AnyArray, dropout: tuple[int, int] | None) -> _Trac
     shape = block.input_shape
     for place, layer in enumerate(block.before):
         if isinstance(layer, AvgPool2d):
-            s, residual = avgpool2d.forward(layer, s)
+            s, residual = pool_forward(layer, s)
             undo.append(_unpool(layer, residual))
         elif dropout is not None and layer.rate > 0:
             seed, step = dropout
@@ -669,8 +668,8 @@ def gradients(
         if potentials == "float32":
             kept[block.name] = {name: exact(x) for name, x in _kept(block, run, trace, wq, dropout).items()}
         else:
-            module: Any = conv2d if isinstance(block.synapse, Conv2d) else linear
-            z = module.forward(block.synapse, trace.s, wq[block.name])[0]
+            forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
+            z = forward(block.synapse, trace.s, wq[block.name])[0]
             kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes)
         s = run.spikes
     found: dict[str, Near] = {}
@@ -696,8 +695,8 @@ def _kept(
     equations = neuron_equations(block.filter(training=dropout is not None), block.neuron)
     if equations.kept == ("u",):
         return {"u": run.potentials}
-    module: Any = conv2d if isinstance(block.synapse, Conv2d) else linear
-    z = module.forward(block.synapse, trace.s, wq[block.name])[0]
+    forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
+    z = forward(block.synapse, trace.s, wq[block.name])[0]
     found = recur(equations.forward, equations.constants, {"z": z}, len(run.spikes))
     return {name: found[name] for name in equations.kept}
 

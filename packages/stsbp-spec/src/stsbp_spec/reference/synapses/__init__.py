@@ -1,1 +1,0 @@
-"""Reference pairs of stsbp_spec.synapses."""

@@ -1,0 +1,139 @@
+"""docs/architecture.md names every file that a sample goes through on numpy, from the disk to the weights.
+
+A function counts if one of its arguments is, or holds, an array or bytes of samples. Numbers of samples, steps and
+events are chosen so that nothing else (weights, labels, indices) has a size that they divide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import load
+from stsbp.training import loop
+from stsbp_spec.trainer import Trainer
+
+ROOT = Path(__file__).parents[3]
+PAGE = ROOT / "docs" / "architecture.md"
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+
+BATCH, STEPS, EVENTS = 11, 13, 4 * 11 * 13
+_SMALLEST = 50
+"""Labels and indices of a batch or of all samples are smaller."""
+_RANDOM = (np.uint32, np.uint64)
+
+
+def _of_samples(x: Any, depth: int = 4) -> bool:
+    """Whether `x` is an array or bytes of samples, or a container or a record of such."""
+    if isinstance(x, (np.ndarray, bytes)):
+        size = x.size if isinstance(x, np.ndarray) else len(x)
+        words = isinstance(x, np.ndarray) and x.dtype in _RANDOM
+        return size >= _SMALLEST and not words and (size % BATCH == 0 or size % STEPS == 0)
+    if depth == 0 or isinstance(x, type):
+        return False
+    if isinstance(x, dict):
+        return any(_of_samples(value, depth - 1) for value in x.values())
+    if isinstance(x, (tuple, list)):
+        return any(_of_samples(value, depth - 1) for value in x)
+    return dataclasses.is_dataclass(x) and any(_of_samples(value, depth - 1) for value in vars(x).values())
+
+
+@contextmanager
+def _traced(seen: dict[str, set[str]]) -> Iterator[Callable[[], None]]:
+    """Fill `seen` with the functions that receive samples, by file; yields what ends it."""
+    on = threading.Event()
+    on.set()
+
+    def look(frame: FrameType, event: str, _: Any) -> None:
+        code = frame.f_code
+        _, source, name = code.co_filename.partition(f"{ROOT}/packages/")
+        if event != "call" or not source or not on.is_set() or "/src/" not in name:
+            return
+        count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
+        if any(_of_samples(frame.f_locals.get(argument)) for argument in code.co_varnames[:count]):
+            seen.setdefault(f"packages/{name}", set()).add(code.co_qualname)
+
+    threading.setprofile(look)
+    sys.setprofile(look)
+    try:
+        yield on.clear
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+def _listed(heading: str) -> list[str]:
+    """The files that the page lists below a heading, one an item."""
+    _, found, text = PAGE.read_text(encoding="utf-8").partition(f"\n## {heading}\n")
+    assert found, heading
+    return re.findall(r"^(?:\d+\.|-) `(packages/\S+?\.py)`", text.partition("\n## ")[0], re.MULTILINE)
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """33 recordings in the layout of N-MNIST."""
+    for number in range(33):
+        rng = np.random.default_rng(number)
+        x, y = rng.integers(0, 34, (2, EVENTS))
+        p, t = rng.integers(0, 2, EVENTS), np.sort(rng.integers(0, 310_000, EVENTS))
+        events = np.stack([x, y, (p << 7) | (t >> 16), (t >> 8) & 255, t & 255], axis=1)
+        path = tmp_path / "NMNIST" / "Train" / str(number % 10) / f"{number:05}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(events.astype(np.uint8).tobytes())
+    return tmp_path
+
+
+def test_recordings_reach_the_cache_through_the_files_of_the_page(recordings: Path) -> None:
+    pytest.importorskip("tonic")
+    seen: dict[str, set[str]] = {}
+    with _traced(seen):
+        # Eight steps a byte: of so many steps the bytes are seen as well.
+        load("nmnist", data_dir=recordings, steps=8 * BATCH, holdout=BATCH, cache_dir=recordings / "cache")
+    assert sorted(seen) == sorted(_listed("From a recording to the cache")), seen
+
+
+def test_samples_reach_the_weights_through_the_files_of_the_page(
+    recordings: Path, stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tonic")
+    monkeypatch.setenv("STSBP_CACHE", str(recordings / "cache"))
+    seen: dict[str, set[str]] = {}
+    updates: list[int] = []
+    epochs, step = loop._Loop.epochs, Trainer.step
+
+    def traced_epochs(self: Any) -> Any:
+        with _traced(seen) as end:
+
+            def traced_step(*arguments: Any) -> Any:
+                result = step(*arguments)
+                # The loss is measured, and the outputs are scored, after the update.
+                end()
+                updates.append(result[0].step)
+                return result
+
+            monkeypatch.setattr(Trainer, "step", traced_step)
+            return epochs(self)
+
+    monkeypatch.setattr(loop._Loop, "epochs", traced_epochs)
+    common = ("--steps", STEPS, "--batch-size", BATCH, "--epochs", 1, "--no-test", "--limit", BATCH, "--dropout", 0.2)
+    events = ("nmnist", "--data-dir", recordings, "--net", "2C5-P2-4C5-P2")
+    images = ("digits", "--net", "2C3-P2-8")
+    for precision in ("fast", "reproducible"):
+        for number, data in enumerate((events, images)):
+            run = ("--precision", precision, "--init-rate", 0, "--out", recordings / f"{precision}-{number}")
+            result = stsbp("train", *data, *common, *run)
+            assert result.exit_code == 0, result.output
+    assert updates == [1, 1, 1, 1]
+    files = _listed("The way of a sample")
+    assert sorted(seen) == sorted(files), seen
+    assert len(files) <= 12
