@@ -170,6 +170,18 @@ def test_a_run_that_takes_too_long_anyway_kills_nothing(
     assert (repository / path).read_text() == source
 
 
+def test_a_test_that_is_parametrised_with_what_a_mutant_changes_kills_it(repository: Path, tmp_path: Path) -> None:
+    (repository / "test_one.py").write_text(
+        "import one\nimport pytest\n\n\n@pytest.mark.parametrize('x', [one.larger(1, 2)])\n"
+        "def test_larger(x):\n    assert x == 2\n"
+    )
+    rules = mutation.Rules({}, [{"file": "*", "stages": [["test_one.py"]]}], [], [], [])
+    campaign = mutation.Campaign(rules, tmp_path / "copies", jobs=1, limit=60)
+    [mutant] = [m for m in mutants.mutants_of("packages/stsbp/src/one.py", SOURCE) if m.change.endswith("(x > y)")]
+    result = campaign.attempt(mutant, 1)
+    assert (result.status, result.by) == ("killed", "test_one.py::test_larger[1]")
+
+
 def test_a_test_is_known_by_its_whole_name(repository: Path, tmp_path: Path) -> None:
     tests = "import one\nimport pytest\n\n\n@pytest.mark.parametrize('x', ['2 - 1'])\ndef test_larger(x):\n"
     (repository / "test_one.py").write_text(tests + "    assert one.larger(1, 2) == 2, 'no - it [is]'\n")
