@@ -42,7 +42,7 @@ def test_adversarial_cases_stay_within_the_bound_and_leave_the_former(name: str,
 @pytest.mark.parametrize("loss", [*LOSSES, None])
 @pytest.mark.parametrize(
     "case",
-    [bits.SMALL[1], bits.MODELS, *bits.MODELS_DIRECT, bits.DIRECT, bits.COUNTS, bits.FLOOR],
+    [bits.SMALL[1], bits.MODELS, bits.LEARNED, *bits.MODELS_DIRECT, bits.DIRECT, bits.COUNTS, bits.FLOOR],
     ids=lambda case: case.id,
 )
 def test_the_error_analysis_has_the_values_of_the_literal_form(case: NetworkCase, loss: str | None) -> None:

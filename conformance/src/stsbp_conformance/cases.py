@@ -11,13 +11,14 @@ from stsbp_spec.backend import Batch
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons.base import Learned
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.surrogates import Arctan, Surrogate
 from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_conformance.data import nmnist_frames
 
-__all__ = ["NetworkCase", "cifar10", "nmnist", "normal", "spikes"]
+__all__ = ["NetworkCase", "cifar10", "learned", "nmnist", "normal", "spikes"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ class NetworkCase:
         return self.source != "nmnist"
 
     def weights(self) -> dict[str, Float32]:
-        """Master weights."""
-        return initial_weights(self.network, self.seed, self.gain)
+        """Master weights, and what neurons learned: anywhere in the domains, a third of the numbers at their ends."""
+        made = initial_weights(self.network, self.seed, self.gain)
+        for number, (name, parameter) in enumerate(self.network.parameters.items()):
+            if parameter.learned is not None:
+                made[name] = learned(parameter.learned, parameter.shape[0], self.seed, number)
+        return made
 
     def inputs(self) -> UInt8:
         """`[B, ...]` or `[T, B, ...]`."""
@@ -81,6 +86,13 @@ class NetworkCase:
     def data(self) -> Batch:
         """Inputs and targets."""
         return Batch(self.inputs(), self.targets())
+
+
+def learned(numbers: Learned, count: int, seed: int, substream: int = 0) -> Float32:
+    """Random learned numbers `[count]`: anywhere in their domain, and a third of them at its ends."""
+    part = np.clip(1.5 * uniform(seed, Stream.ENCODER, count, substream=100 + substream) - 0.25, 0, 1)
+    drawn = (numbers.low + (numbers.high - numbers.low) * part).astype(np.float32)
+    return np.clip(drawn, np.float32(numbers.low), np.float32(numbers.high))
 
 
 def spikes(shape: Shape, density: float, seed: int) -> UInt8:

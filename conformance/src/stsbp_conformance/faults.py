@@ -25,7 +25,7 @@ from stsbp_spec.equations import Constants
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Expr, Recurrence, constant, ordered, sqrt, variable, where
 from stsbp_spec.graph import Op, Projection
-from stsbp_spec.grid import FLOOR, WeightGrid
+from stsbp_spec.grid import CEILING, FLOOR, WeightGrid
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
@@ -37,7 +37,7 @@ from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
-from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 from stsbp_conformance.check import Check, Mismatch, Unavailable
 from stsbp_conformance.tiers import (
@@ -387,6 +387,63 @@ class StaticErrorOtherOrder(NumpyBackend):
             name: np.cumsum(x, axis=0)[-1:]
             for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
         }
+
+
+class LearnedSumOtherOrder(NumpyBackend):
+    """What a neuron adds to the gradient of a learned number is added from the first step to the last."""
+
+    def recur(self, recurrence: Recurrence, *args: Any, **options: Any) -> dict[str, AnyArray]:
+        return super().recur(recurrence, *args, **options) | {
+            name: np.cumsum(x, axis=0)[-1:]
+            for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
+            if name != "dz"
+        }
+
+
+class LearnedTermDropped(NumpyBackend):
+    """What the last neuron of the last sample adds to the gradient of a learned number is lost."""
+
+    def totals(self, x: Float32, count: int) -> Float32:
+        rest = x.copy()
+        rest[0, -1, -1] = 0
+        return super().totals(rest, count)
+
+
+class LearnedSumInFloat32(NumpyBackend):
+    """The gradient of a learned number is added in float32."""
+
+    def totals(self, x: Float32, count: int) -> Float32:
+        each: Float32 = np.moveaxis(x, 2, 0).reshape(count, -1).cumsum(axis=1, dtype=np.float32)[:, -1]
+        return each
+
+
+class LearnedWithoutErrorGrid(NumpyBackend):
+    """What neurons add to the gradient of a learned number meets no error grid."""
+
+    def learned_gradient(self, terms: Float32, count: int, precision: Precision) -> AnyArray:
+        return super().learned_gradient(terms, count, "fast")
+
+
+class LearnedOfOneChannel(NumpyBackend):
+    """Every channel takes the number that the first one learned."""
+
+    def spread(self, values: Float32, shape: Shape) -> AnyArray:
+        return super().spread(values[:1], shape)
+
+
+class LearnedLeavesItsDomain(NumpyBackend):
+    """An update takes a learned number past the end of its domain."""
+
+    def adamw_learned(self, scalars: AdamWScalars, domain: tuple[float, float], *arrays: Float32) -> Any:
+        return super().adamw_learned(scalars, (-CEILING, CEILING), *arrays)
+
+
+class LearnedDecays(NumpyBackend):
+    """Learned numbers decay as weights do."""
+
+    def adamw_learned(self, scalars: AdamWScalars, domain: tuple[float, float], *arrays: Float32) -> Any:
+        w, *rest = arrays
+        return super().adamw_learned(scalars, domain, scalars.decay * w, *rest)
 
 
 class PrinterFuses(_Miswritten):

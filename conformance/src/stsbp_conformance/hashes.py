@@ -33,7 +33,7 @@ from stsbp_spec.errors import StsbpError
 from stsbp_spec.grid import CONTRACT_VERSION, FLOOR, round_to_grid, unsigned_zeros
 from stsbp_spec.losses import LOSSES, Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.optim.adamw import AdamW, AdamWScalars
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.registry import installed_backends, load_backend
@@ -225,6 +225,14 @@ def _network_cases() -> Iterable[Case]:
     hits = NetworkSpec.parse("30-30", input_shape=(30,), outputs=10, weight_bits=4, neuron=LIF(2, 1, 1.0))
     case = NetworkCase("potentials equal to the threshold", hits, 12, 4, gain=3.0, density=0.2, seed=131)
     yield _network(case, "van-rossum")
+    learned = NetworkSpec.parse(
+        "4C3p1{per=channel}d0.2-P2-9{reset=subtract}",
+        input_shape=(2, 6, 6),
+        outputs=4,
+        neuron=PLIF(5, 5 / 3, 0.4, FastSigmoid(3.0)),
+    )
+    case = NetworkCase("neurons that learn", learned, 8, 3, gain=2.5, density=0.2, seed=132)
+    yield _network(case, "van-rossum", quick=True)
 
 
 # Pairs.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import stsbp_jax
-from stsbp_jax import apply, avgpool2d, conv2d, distance, lif, linear, snap_weights
+from stsbp_jax import apply, avgpool2d, clip_to_domain, conv2d, distance, lif, linear, snap_weights
 from stsbp_spec import (
     LIF,
     PSP,
@@ -200,6 +200,7 @@ def test_public_names() -> None:
     assert sorted(stsbp_jax.__all__) == [
         "apply",
         "avgpool2d",
+        "clip_to_domain",
         "conv2d",
         "distance",
         "keep_mask",
@@ -280,3 +281,35 @@ def test_learned_numbers_of_another_shape_are_refused() -> None:
     for wrong in ({}, {"decay": jnp.zeros(1)}, {"decay": jnp.zeros(3, np.int32)}, {**begun, "other": jnp.zeros(3)}):
         with pytest.raises(ShapeError, match=r"the learned numbers of plif are {'decay': \(\(3,\), 'float32'\)}"):
             lif(neuron, filter, z, 2, wrong)
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_apply_has_gradients_of_what_neurons_learn(precision: Precision) -> None:
+    neuron = PLIF(3, 2, 0.4, per="channel")
+    network = NetworkSpec.parse("4C3-P2-6{per=layer}", input_shape=(2, 8, 8), outputs=5, neuron=neuron)
+    rng, loss = np.random.default_rng(3), VanRossum()
+    x = (rng.random((STEPS, BATCH, 2, 8, 8)) < 0.3).astype(np.uint8)
+    y = (rng.random((STEPS, BATCH, 5)) < 0.3).astype(np.uint8)
+    weights = dict(initial_weights(network, 1, 3.0))
+    weights["conv1.decay"] = rng.random(4).astype(np.float32)
+
+    @jax.jit
+    def objective(weights: Any) -> Any:
+        return distance(loss, network.output_psp, apply(network, weights, x, STEPS, precision=precision), y)
+
+    gradients = jax.grad(objective)(weights)
+    expected = NumpyBackend().value_and_grad(network, loss, weights, Batch(x, y), precision=precision).gradients
+    assert set(gradients) == set(expected) == set(network.parameters)
+    for name, g in expected.items():
+        if precision == "reproducible":
+            assert np.array_equal(gradients[name], g), name
+        else:
+            assert np.abs(np.asarray(gradients[name]) - g).max() <= 1e-5 * np.abs(g).max(), name
+    assert np.abs(expected["conv1.decay"]).min() > 0
+    moved: dict[str, Any] = {**weights, "conv1.decay": jnp.array([1.5, -0.5, 2.0**-101, 0.5], np.float32)}
+    assert np.isnan(jax.jit(lambda weights: apply(network, weights, x, STEPS))(moved)).any()
+    with pytest.raises(NumericError, match=r"decay of plif is 1.5, outside of its domain from 0 to 1; call clip_to"):
+        apply(network, moved, x, STEPS)
+    clipped = clip_to_domain(network, moved)
+    assert clipped["conv1.decay"].tolist() == [1.0, 0.0, 0.0, 0.5]
+    assert np.isfinite(apply(network, clipped, x, STEPS)).all()

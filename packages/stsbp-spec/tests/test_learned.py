@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from stsbp_spec.backend import Batch
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.errors import SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variable
 from stsbp_spec.grid import sum_bits
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.neurons.base import Adjoint, Learned, Step
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.neurons.stored import as_text, from_text
+from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.typing import Memory
 
 NUMPY = NumpyBackend()
 
@@ -170,3 +176,134 @@ def test_the_grid_of_the_sum_takes_its_bits_from_the_number_of_summands() -> Non
     lost[0, 0] = 1
     assert NUMPY.learned_gradient(lost, 1, "reproducible").item() == 1
     assert NUMPY.learned_gradient(lost, 1, "fast").item() == np.float32(1 + (n - 1) * np.float64(lost[0, 1, 0]))
+
+
+# In networks.
+
+NETWORK = NetworkSpec.parse(
+    "3C3{per=channel}-P2-5{neuron=lif}-4{reset=subtract}", input_shape=(2, 6, 6), outputs=3, neuron=PLIF(3, 2, 0.4)
+)
+
+
+def _batch(seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    inputs = (rng.random((7, 2, *NETWORK.input_shape)) < 0.4).astype(np.uint8)
+    return Batch(inputs, (rng.random((7, 2, 3)) < 0.4).astype(np.uint8))
+
+
+def test_parameters_have_names_and_shapes_in_the_order_of_the_nodes() -> None:
+    shapes = {name: parameter.shape for name, parameter in NETWORK.parameters.items()}
+    assert list(shapes.items()) == [
+        ("conv1", (3, 2, 3, 3)),
+        ("conv1.decay", (3,)),
+        ("linear2", (5, 12)),
+        ("linear3", (4, 5)),
+        ("linear3.decay", (1,)),
+        ("linear4", (3, 4)),
+        ("linear4.decay", (1,)),
+    ]
+    assert NETWORK.weight_shapes == {name: shape for name, shape in shapes.items() if "." not in name}
+    assert [name for name, parameter in NETWORK.parameters.items() if parameter.learned] == [
+        n for n in shapes if "." in n
+    ]
+
+
+def test_learned_numbers_begin_where_their_model_says() -> None:
+    weights = initial_weights(NETWORK, 3)
+    assert list(weights) == list(NETWORK.parameters)
+    assert weights["conv1.decay"].tolist() == [np.float32(2 / 3)] * 3
+    assert {x.dtype for x in weights.values()} == {np.dtype(np.float32)}
+    without = NetworkSpec.parse("3C3-P2-5-4", input_shape=(2, 6, 6), outputs=3, neuron=LIF(3, 2, 0.4))
+    for name, w in initial_weights(without, 3).items():
+        assert np.array_equal(w, weights[name])
+
+
+def test_the_table_counts_what_is_learned() -> None:
+    assert "conv1: 3C3p0s1{neuron=plif,tau_m=3.0,tau_s=2.0,threshold=0.4," in repr(NETWORK)
+    assert "weights 3x2x3x3, decay 3" in repr(NETWORK)
+    total = sum(int(np.prod(x.shape)) for x in NETWORK.parameters.values())
+    assert f"{total}" in NETWORK.table().splitlines()[-1].split()
+
+
+def test_an_update_neither_decays_nor_leaves_the_domain() -> None:
+    rng = np.random.default_rng(0)
+    w, g, m = (rng.normal(size=40).astype(np.float32) for _ in range(3))
+    w = np.clip(w, -0.5, 0.75)
+    w[:3], g[:3], m[:3] = (2.0**-99, 0.1, 0.1), 0, (2.0**-99, 0, 0)
+    v = np.abs(rng.normal(size=40)).astype(np.float32)
+    v[0] = 1
+    scalars = AdamW(lr=0.3, weight_decay=0.5).scalars(2, np.float32(0.7))
+    found = NUMPY.adamw_learned(scalars, (-0.5, 0.75), w, g, m, v)
+    plain = NUMPY.adamw(replace(scalars, decay=np.float32(1)), w, g, m, v)
+    expected = np.clip(plain[0], np.float32(-0.5), np.float32(0.75))
+    expected[np.abs(expected) < 2.0**-100] = 0
+    assert found[0].tobytes() == expected.tobytes()
+    assert (found[0] == -0.5).any()
+    assert (found[0] == 0.75).any()
+    assert (np.abs(plain[0]) > 0.76).any()
+    for got, wanted in zip(found[1:], plain[1:], strict=True):
+        assert got.tobytes() == wanted.tobytes()
+    tiny = np.array([2.0**-101, -(2.0**-101), 2.0**-100], np.float32)
+    still = np.zeros(3, np.float32)
+    assert NUMPY.adamw_learned(scalars, (-0.5, 0.75), tiny, still, still, still)[0].tolist() == [0, 0, 2.0**-100]
+
+
+@pytest.mark.parametrize("memory", ["full", "low"])
+def test_training_moves_what_is_learned_and_exports_it(memory: Memory) -> None:
+    trainer = NUMPY.trainer(
+        NETWORK, LOSSES["van-rossum"], AdamW(lr=0.4, weight_decay=0.1), precision="reproducible", memory=memory
+    )
+    weights = initial_weights(NETWORK, 2, 4.0)
+    state = trainer.init({name: w.copy() for name, w in weights.items()})
+    gradient = NUMPY.value_and_grad(NETWORK, LOSSES["van-rossum"], weights, _batch(), precision="reproducible")
+    assert list(gradient.gradients) == list(NETWORK.parameters)
+    moved = []
+    for number in range(4):
+        state, result = trainer.step(state, _batch(number))
+        moved.append({name: NUMPY.numpy(state.weights[name]).copy() for name in NETWORK.parameters if "." in name})
+        assert np.isfinite(result.gradient_norm)
+    for name, x in moved[0].items():
+        # The first update of AdamW is one of the size of the rate against the sign of the gradient.
+        expected = np.clip(weights[name] - 0.4 * np.sign(gradient.gradients[name]), 0, 1)
+        assert np.abs(x - expected).max() < 1e-3
+        assert gradient.gradients[name].all()
+    assert all(((each >= 0) & (each <= 1)).all() for step in moved for each in step.values())
+    exported = trainer.export_state(state)
+    names = {f"{part}/{name}" for part in ("weight", "adamw.m", "adamw.v") for name in NETWORK.parameters}
+    assert set(exported) == {"step", *names}
+    again = trainer.import_state(exported)
+    for name, x in trainer.export_state(again).items():
+        assert np.asarray(x).tobytes() == np.asarray(exported[name]).tobytes()
+
+
+def test_the_gradient_norm_has_what_is_learned_in_it() -> None:
+    batch, loss = _batch(), LOSSES["van-rossum"]
+    found = NUMPY.value_and_grad(NETWORK, loss, initial_weights(NETWORK, 1, 3.0), batch, precision="reproducible")
+    trainer = NUMPY.trainer(NETWORK, loss, AdamW(), precision="reproducible")
+    _, result = trainer.step(trainer.init(initial_weights(NETWORK, 1, 3.0)), batch)
+    squares = {name: float((g.astype(np.float64) ** 2).sum()) for name, g in found.gradients.items()}
+    assert result.gradient_norm == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-5)
+    assert sum(x for name, x in squares.items() if "." in name) > 1e-3 * sum(squares.values())
+
+
+def test_learned_numbers_outside_of_their_domain_are_refused() -> None:
+    batch, loss = _batch(), LOSSES["van-rossum"]
+    trainer = NUMPY.trainer(NETWORK, loss, AdamW())
+    exported = trainer.export_state(trainer.init(initial_weights(NETWORK, 1)))
+    for value in (1.5, -0.25, float("nan"), 2.0**-110):
+        weights = initial_weights(NETWORK, 1)
+        weights["conv1.decay"][1] = value
+        calls: list[Callable[[], object]] = [
+            lambda w=weights: trainer.init(w),  # type: ignore[misc]
+            lambda w=weights: NUMPY.run(NETWORK, w, batch.inputs, 7),  # type: ignore[misc]
+            lambda w=weights: NUMPY.value_and_grad(NETWORK, loss, w, batch),  # type: ignore[misc]
+            lambda w=weights: trainer.import_state({**exported, "weight/conv1.decay": w["conv1.decay"]}),  # type: ignore[misc]
+        ]
+        for call in calls:
+            with pytest.raises(NumericError, match=r"conv1\.decay must be from 0 to 1, .* got "):
+                call()
+    # A moment may be anything that an update leaves.
+    trainer.import_state({**exported, "adamw.m/conv1.decay": np.full(3, -7, np.float32)})
+    del exported["weight/linear3.decay"]
+    with pytest.raises(ShapeError, match=r"must have the layers conv1, conv1\.decay, linear2"):
+        trainer.import_state(exported)

@@ -15,7 +15,7 @@ from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.expr import Expr, Names, named, snap, spike, where
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, NeuronModel, parse_neuron
+from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
 from stsbp_spec.neurons.base import Step, parameter, steps
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.reference import roundoff
@@ -36,6 +36,8 @@ MODELS: list[NeuronModel] = [
     ALIF(3, 2, 0.5, tau_a=4, beta=0.7, reset="subtract"),
     LIF(3, 4, 0.4, tau_rise=2),
     ALIF(3, 4, 0.3, tau_a=4, tau_rise=1),
+    PLIF(3, 2, 0.5),
+    PLIF(3, 2, 0.5, reset="subtract", per="channel"),
 ]
 each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{n.reset}-{n.tau_rise:g}")
 
@@ -48,6 +50,9 @@ def _problem(neuron: NeuronModel, seed: int = 0) -> tuple[NetworkSpec, dict[str,
         name: (rng.integers(-190, 256, shape) / 2**8).astype(np.float32) * np.float32(0.5)
         for name, shape in network.weight_shapes.items()
     }
+    for name, own in network.parameters.items():
+        if own.learned is not None:
+            weights[name] = (rng.integers(16, 240, own.shape) / 2**8).astype(np.float32)
     inputs = (rng.random((6, 2, 2, 8, 8)) < 0.3).astype(np.uint8)
     return network, weights, Batch(inputs, (rng.random((6, 2, 4)) < 0.4).astype(np.uint8))
 
@@ -108,6 +113,9 @@ def test_spikes_are_those_of_exact_fractions(neuron: Any) -> None:
     network = NetworkSpec.parse("5", input_shape=(8,), outputs=3, neuron=exact)
     rng = np.random.default_rng(1)
     weights = {n: (rng.integers(-8, 9, s) / 8).astype(np.float32) for n, s in network.weight_shapes.items()}
+    for n, own in network.parameters.items():
+        if own.learned is not None:
+            weights[n] = (rng.integers(1, 4, own.shape) / 4).astype(np.float32)
     inputs = (rng.random((5, 3, 8)) < 0.5).astype(np.uint8)
     literal = Literal(network, Fraction)
     run = literal.forward({n: literal.array(w) for n, w in weights.items()}, [literal.array(x) for x in inputs])
@@ -252,6 +260,7 @@ def test_mistakes_in_a_model_are_named(mistake: str, message: str) -> None:
         ("if", IF()),
         ("alif:beta=2:tau_a=7", ALIF(tau_m=5, beta=2, tau_a=7)),
         ("alif:tau_m=3:surrogate=triangle", ALIF(tau_m=3, surrogate=Triangle())),
+        ("plif:per=channel", PLIF(tau_m=5, per="channel")),
     ],
 )
 def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
@@ -261,13 +270,14 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("alfi", "unknown neuron 'alfi' \\(did you mean alif\\?\\); known: lif, if, alif"),
+        ("alfi", "unknown neuron 'alfi' \\(did you mean alif\\?\\); known: lif, if, alif, plif"),
         (
             "if:tau_m=3",
             "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset, tau_rise",
         ),
         ("lif:reset", "expected key=value, got 'reset'"),
         ("lif:reset=", "expected key=value, got 'reset='"),
+        ("plif:per=neuron", "per is 'layer' or 'channel', got 'neuron'"),
         ("lif:reset=half", "reset is 'zero' or 'subtract', got 'half'"),
         ("alif:beta=x", "beta must be a number, got 'x'"),
         ("alif:beta=0", "beta must be a finite number above 0"),

@@ -13,14 +13,14 @@ import pytest
 from stsbp_spec.equations import filter_equations, loss_equations, neuron_equations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS
-from stsbp_spec.optim.adamw import UPDATE
+from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF
+from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.printers import LANGUAGES, definition
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.synapses import IDENTITY, PSP
 
 FILES = Path(__file__).parent / "printed"
-NEURON_MODELS = [kind(reset=reset) for kind in (LIF, IF, ALIF) for reset in ("zero", "subtract")]
+NEURON_MODELS = [kind(reset=reset) for kind in (LIF, IF, ALIF, PLIF) for reset in ("zero", "subtract")]
 
 
 def recurrences() -> Iterator[tuple[str, Recurrence]]:
@@ -38,6 +38,7 @@ def recurrences() -> Iterator[tuple[str, Recurrence]]:
         error = loss_equations(loss)
         yield from ((f"error of {name}", x) for x in (error.forward, error.backward) if x is not None)
     yield "adamw", UPDATE
+    yield "adamw of what neurons learn", LEARNED_UPDATE
 
 
 def printed(language: str) -> str:

@@ -13,7 +13,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.equations import COUNT, neuron_equations
 from stsbp_spec.expr import Expr, Names, Recurrence, named, snap, spike, variable, where
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, LIF, NeuronModel
+from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.neurons.base import Step
 from stsbp_spec.plan import plan
 from stsbp_spec.reference.backend import NumpyBackend
@@ -99,7 +99,9 @@ def test_what_is_written_past_the_caches_is_what_is_written_into_them() -> None:
 
 @pytest.mark.parametrize("pool", [1, 2])
 @pytest.mark.parametrize("channels", [5, 32], ids=["scattered", "gathered"])
-@pytest.mark.parametrize("neuron", [NEURONS["lif"], NEURONS["alif"]], ids=["lif", "alif"])
+@pytest.mark.parametrize(
+    "neuron", [NEURONS["lif"], NEURONS["alif"], PLIF(3, per="channel")], ids=["lif", "alif", "plif"]
+)
 def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, channels: int, pool: int) -> None:
     net = NetworkSpec.parse(f"{channels}C3-P2-3", input_shape=(2, 9, 8), outputs=3, neuron=neuron)
     backend, block = TorchBackend("cpu"), net.blocks[0]
@@ -109,9 +111,10 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     step = plan(backend, net.graph).steps[0]
     assert isinstance(step, sparse.SparseBlock)
     given = step.given(Run({}, 7, None), s)
-    spikes, residuals = step.fire(given, wq, FILTER, 7)
+    learned = {name: torch.rand(channels) for name in neuron.learned()}
+    spikes, residuals = step.fire(given, wq, FILTER, 7, learned)
     z, _ = backend.rule(block.synapse).forward(block.synapse, s.float(), wq)
-    expected, left = backend.neuron_forward(neuron, FILTER, z, 7)
+    expected, left = backend.neuron_forward(neuron, FILTER, z, 7, learned)
     assert torch.equal(spikes, expected)
     assert 0.05 < backend.spike_rate(spikes) < 0.95
     for name, kept in left.kept.items():
@@ -123,8 +126,12 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
         layer = AvgPool2d(pool)
         above = sparse.PooledError(ds, layer, tuple(spikes.shape))
         ds = backend.rule(layer).backward(layer, tuple(spikes.shape), ds)
-    dz, _ = step.propagate(given, residuals, above, FILTER, need_error=True, need_weights=True)
-    assert torch.equal(dz.view(torch.int32), backend.neuron_backward(neuron, FILTER, left, ds)[0].view(torch.int32))
+    dz, _, terms = step.propagate(given, residuals, above, FILTER, need_error=True, need_weights=True)
+    below, adding = backend.neuron_backward(neuron, FILTER, left, ds)
+    assert torch.equal(dz.view(torch.int32), below.view(torch.int32))
+    assert terms.keys() == adding.keys() == neuron.learned().keys()
+    for name, x in adding.items():
+        assert torch.equal(terms[name].view(torch.int32), x.view(torch.int32))
 
 
 def test_the_module_takes_any_neuron() -> None:

@@ -267,3 +267,29 @@ def test_learned_numbers_stay_in_their_domain() -> None:
     with pytest.raises(SpecError, match="the neuron plif learns a number a channel; give channels="):
         LIF(PLIF(per="channel"))
     assert [name for name, _ in LIF(PLIF()).named_parameters()] == ["learned.decay"]
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_a_network_of_neurons_that_learn_agrees_with_value_and_grad(precision: Precision) -> None:
+    neuron = PLIF(3, 2, 0.4, per="channel")
+    spec = NetworkSpec.parse("6C5-P2-8{per=layer}", input_shape=(2, 18, 18), outputs=10, neuron=neuron)
+    batch, weights = samples(3), initial_weights(spec, 4, 2.0)
+    weights["conv1.decay"] = np.random.default_rng(0).random(6).astype(np.float32)
+    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision=precision)
+    net = Network(spec, seed=4, gain=2.0, precision=precision)
+    with torch.no_grad():
+        net.get_parameter("conv1.lif.learned.decay").copy_(torch.from_numpy(weights["conv1.decay"]))
+    spikes = net(torch.from_numpy(batch.inputs))
+    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
+    for name in ("conv1", "linear2", "linear3"):
+        found = net.get_parameter(f"{name}.lif.learned.decay").grad
+        assert found is not None
+        wanted = expected.gradients[f"{name}.decay"]
+        assert np.count_nonzero(wanted) > 0
+        tolerance = 0 if precision == "reproducible" else 2e-6
+        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+    with torch.no_grad():
+        net.get_parameter("conv1.lif.learned.decay").add_(2)
+    net.clip_to_domain()
+    assert net.get_parameter("conv1.lif.learned.decay").tolist() == [1.0] * 6

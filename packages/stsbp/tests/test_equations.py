@@ -20,7 +20,8 @@ FUNCTIONS = {
     "filter": ["filter_forward", "filter_backward"],
     "van-rossum": ["van_rossum_forward", "van_rossum_backward"],
     "spike-count": ["spike_count_backward"],
-    "adamw": ["adamw"],
+    "plif": ["plif_forward", "plif_backward"],
+    "adamw": ["adamw", "adamw_learned"],
 }
 
 
@@ -104,6 +105,6 @@ def test_an_unknown_equation_is_refused_with_those_that_are_there(stsbp: Callabl
     assert refused.exit_code == 1
     assert refused.output == (
         "Error: no equation is called 'lf' (did you mean lif?); there are: "
-        "lif, if, alif, rectangle, triangle, fast-sigmoid, arctan, logistic, filter, van-rossum, hamming, spike-count, "
-        "adamw\n"
+        "lif, if, alif, plif, rectangle, triangle, fast-sigmoid, arctan, logistic, filter, van-rossum, hamming, "
+        "spike-count, adamw\n"
     )

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from stsbp_spec.registry import installed_backends
 
 PAGE = Path(__file__).parents[3] / "docs" / "write_a_neuron.md"
@@ -27,23 +29,30 @@ def _stsbp(line: str, folder: Path) -> str:
     return run.stdout
 
 
-def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_path: Path) -> None:
-    module = tmp_path / "my_neurons.py"
-    module.write_text(FILES[0])
-    shown, trained, evaluated = (block.splitlines() for block in COMMANDS)
-    numpy_text, cuda_text = (_stsbp(line, tmp_path) for line in shown)
-    assert "heard = snap(new_i / (number(1.0) + r))" in numpy_text
-    assert "__fdiv_rn(new_i_, __fadd_rn(1.0f, r_))" in cuda_text
+def _trained(line: str, folder: Path) -> dict[str, str]:
+    """The SHA-256 of the weights that the page's command for numpy ends with on each backend, from `last.json`."""
     weights = {}
     for name in installed_backends():
         if name not in ("numpy", "torch", "jax", "cupy"):
             continue
         device = " --device host" if name == "cupy" else ""
-        line = trained[0].replace("--backend numpy", f"--backend {name}{device}").replace("by-numpy", f"by-{name}")
-        _stsbp(line, tmp_path)
-        weights[name] = json.loads((tmp_path / "runs" / f"by-{name}" / "last.json").read_text())["sha256"]
+        own = line.replace("--backend numpy", f"--backend {name}{device}").replace("by-numpy", f"by-{name}")
+        _stsbp(own, folder)
+        out = folder / own.rsplit(" ", 1)[1]
+        weights[name] = json.loads((out / "last.json").read_text())["sha256"]
     assert len(weights) >= 2 or installed_backends() == ("numpy",)
     assert len(set(weights.values())) == 1, weights
+    return weights
+
+
+def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_path: Path) -> None:
+    module = tmp_path / "my_neurons.py"
+    module.write_text(FILES[0])
+    shown, trained, evaluated, _ = (block.splitlines() for block in COMMANDS)
+    numpy_text, cuda_text = (_stsbp(line, tmp_path) for line in shown)
+    assert "heard = snap(new_i / (number(1.0) + r))" in numpy_text
+    assert "__fdiv_rn(new_i_, __fadd_rn(1.0f, r_))" in cuda_text
+    _trained(trained[0], tmp_path)
     assert 'neuron = "my_neurons:Refractory:tau_r=4"' in (tmp_path / "runs/by-numpy/config.toml").read_text()
     said = []
     for _ in range(2):
@@ -54,7 +63,28 @@ def test_a_strangers_neuron_trains_to_the_same_bits_and_outlives_its_module(tmp_
     assert said[0] == said[1]
 
 
+def test_what_a_strangers_neuron_learns_has_the_same_bits_and_outlives_its_module(tmp_path: Path) -> None:
+    """Three states and two learned numbers."""
+    module = tmp_path / "my_learners.py"
+    module.write_text(FILES[1])
+    learned = COMMANDS[3].splitlines()
+    assert re.findall(r"states = \((.*)\)", FILES[1]) == ['"m", "a", "w"']
+    assert FILES[1].count(": Learned(") == 2
+    _trained(learned[0], tmp_path)
+    run = tmp_path / "runs/learned-by-numpy"
+    begun, ended = {"decay": 0.8, "beta": 0.2}, load_file(run / json.loads((run / "last.json").read_text())["file"])
+    for name, value in begun.items():
+        for layer, size in (("linear1", 24), ("linear2", 10)):
+            x = ended[f"weight/{layer}.{name}"]
+            assert x.shape == (size if name == "decay" else 1,)
+            assert (x != np.float32(value)).all()
+            assert np.abs(x - value).max() < 0.1
+    module.unlink()
+    said = _stsbp("stsbp --backend numpy evaluate runs/learned-by-numpy", tmp_path)
+    assert "learned-by-numpy" in said or "%" in said
+
+
 def test_the_pages_last_example_runs(tmp_path: Path) -> None:
     (tmp_path / "my_neurons.py").write_text(FILES[0])
-    run = subprocess.run([sys.executable, "-c", FILES[1]], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == FILES[1].rsplit("# ", 1)[1].strip()
+    run = subprocess.run([sys.executable, "-c", FILES[2]], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == FILES[2].rsplit("# ", 1)[1].strip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.synapses import PSP
 
 from stsbp_conformance import reference
@@ -113,7 +113,21 @@ MODELS_DIRECT = tuple(
         "neuron=if,reset=subtract",
         "neuron=alif",
         "neuron=alif,reset=subtract",
+        "neuron=plif,reset=subtract,per=channel",
     )
+)
+
+# What neurons learn, one number a layer and one a channel; also at the ends of its domain.
+LEARNED = NetworkCase(
+    "neurons that learn",
+    NetworkSpec.parse(
+        "6C3p1{per=channel}-P2-8C3s2p1{reset=subtract}-D0.25-24{reset=subtract,per=channel}-16{neuron=alif}",
+        input_shape=(2, 11, 12),
+        outputs=5,
+        neuron=PLIF(tau_m=3, tau_s=5 / 3, threshold=0.5),
+    ),
+    steps=12,
+    batch=3,
 )
 
 ONE_STEP = NetworkCase(
@@ -190,7 +204,7 @@ NINE_LAYERS = NetworkCase(
     density=0.2,
 )
 
-_QUICK = (*SMALL, MODELS, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
+_QUICK = (*SMALL, MODELS, LEARNED, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
 CASES = (*_QUICK, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
 
 

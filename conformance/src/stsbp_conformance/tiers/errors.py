@@ -169,6 +169,12 @@ def _weights(backend: AbstractBackend) -> Verdict:
         weights["linear1"][1, 41_234] = value
         run = partial(backend.run, wide, weights, np.ones((1, 60_000), np.uint8), 2)
         _refused(compared, f"a layer of 120,000 weights with one that is {value}", NumericError, "linear1", run)
+    case = bits.LEARNED
+    for value in (np.nan, -(2.0**-20), 1 + 2.0**-20, 2.0**-101):
+        learned = {name: w.copy() for name, w in reference.weights(case).items()}
+        learned["conv1.decay"][2] = value
+        run = partial(backend.run, case.network, learned, reference.data(case).inputs, case.steps)
+        _refused(compared, f"a learned number that is {value}", NumericError, "conv1.decay", run)
     return compared.verdict()
 
 

@@ -51,7 +51,7 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     below = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     if network.input_psp is not None:
         below = literal.psp(network.input_psp, below)
-    run, weights = LiteralRun([], [], [], []), {}
+    run, weights = LiteralRun([], [], [], []), {name: literal.array(x) for name, x in _grids(case).items()}
     for block in network.blocks:
         layer = result.layers[block.name]
         run.entered.append([literal.before(block, a) for a in below])
@@ -61,7 +61,6 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
         threshold = _kept(case)[block.name].get("threshold", resting)
         run.threshold.append([literal.array(v) for v in threshold])
         below = literal.psp(block.neuron.psp, run.o[-1])
-        weights[block.name] = literal.array(_grids(case)[block.name])
     if loss is not None:
         return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets])
     # The error of the Hamming distance is (o - target) / B: these "targets" make it the wanted cotangent.
@@ -80,7 +79,9 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
-    return {b.name: NUMPY.weight_grid(b, reference.weights(case)[b.name])[0] for b in case.network.blocks}
+    """Weights on their grids, and what neurons learned as it is."""
+    grids = {b.name: NUMPY.weight_grid(b, reference.weights(case)[b.name])[0] for b in case.network.blocks}
+    return {**reference.weights(case), **grids}
 
 
 def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
@@ -128,10 +129,8 @@ def computed(
             network, LOSSES[loss], reference.weights(case), reference.data(case), dropout=dropout
         )
         return dict(result.gradients)
-    grids = {
-        block.name: backend.weight_grid(block, backend.asarray(reference.weights(case)[block.name]))[0]
-        for block in network.blocks
-    }
+    grids = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
+    grids |= {block.name: backend.weight_grid(block, grids[block.name])[0] for block in network.blocks}
     trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)
     gradients = backward_pass(trace, backend.asarray(case.cotangents()), "fast")
     return {name: backend.numpy(g) for name, g in gradients.items()}
@@ -191,6 +190,7 @@ CHECKS = (
         for kind in ("float32", "float64")
         for loss in (None, "van-rossum")
     ),
+    *(_check(bits.LEARNED, loss, quick=loss is None) for loss in (None, "van-rossum")),
     *(_check(case, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     *(
         _check(case, loss, quick=True, potentials=potentials)

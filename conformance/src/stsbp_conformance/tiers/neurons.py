@@ -25,7 +25,7 @@ from stsbp_spec.synapses import IDENTITY, PSP
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
-from stsbp_conformance.cases import normal
+from stsbp_conformance.cases import learned, normal
 from stsbp_conformance.check import Check, Compared
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.pairs import Body, pair_check, powers, values
@@ -74,13 +74,9 @@ def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
 
 
 def learned_numbers(neuron: NeuronModel, output: Shape) -> dict[str, Float32]:
-    """What a layer whose spikes have the shape `output` may have learned, by name; anywhere in the domains."""
-    made = {}
-    for number, (name, x) in enumerate(neuron.learned().items()):
-        (count,) = x.shape(output)
-        part = uniform(84, Stream.ENCODER, count, substream=number)
-        made[name] = np.clip((x.low + (x.high - x.low) * part).astype(np.float32), x.low, x.high)
-    return made
+    """What a layer whose spikes have the shape `output` may have learned, by name."""
+    each = enumerate(neuron.learned().items())
+    return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in each}
 
 
 def _compare(
@@ -92,9 +88,9 @@ def _compare(
     z: Float32,
     ds: Float32,
 ) -> None:
-    learned = learned_numbers(neuron, z.shape[2:])
-    s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)
-    given = {name: backend.asarray(x) for name, x in learned.items()}
+    numbers = learned_numbers(neuron, z.shape[2:])
+    s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), numbers)
+    given = {name: backend.asarray(x) for name, x in numbers.items()}
     native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds), given)
     potentials = backend.numpy(backend.neuron_potentials(native))
     compared.equal(f"{what}: potentials", potentials, NUMPY.neuron_potentials(residuals))
@@ -102,7 +98,7 @@ def _compare(
     back, terms = backend.neuron_backward(neuron, filter, native, backend.asarray(ds))
     found = backend.numpy(back)
     gradients = {
-        (name, precision): backend.numpy(backend.learned_gradient(x, len(learned[name]), precision))
+        (name, precision): backend.numpy(backend.learned_gradient(x, len(numbers[name]), precision))
         for name, x in terms.items()
         for precision in _PRECISIONS
     }
@@ -111,9 +107,9 @@ def _compare(
         compared.equal(f"{what}: dL/dz", found, dz)
         for name, x in expected.items():
             compared.equal(f"{what}: terms of {name}", backend.numpy(terms[name]), x)
-            exact = NUMPY.learned_gradient(x, len(learned[name]), "reproducible")
+            exact = NUMPY.learned_gradient(x, len(numbers[name]), "reproducible")
             compared.equal(f"{what}: dL/d{name}", gradients[name, "reproducible"], exact)
-    if learned or not neuron.surrogate.exact:
+    if numbers or not neuron.surrogate.exact:
         constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
         kept = {name: roundoff.exact(x) for name, x in {**residuals.kept, **residuals.learned}.items()}
         near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
@@ -162,8 +158,8 @@ def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32,
     z = normal((steps, 2, 66), 74)
     below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
     left = np.zeros_like(z)
-    learned = learned_numbers(neuron, z.shape[2:])
-    each = {free: NUMPY.spread(learned[name], z.shape[1:]) for name, free in equations.learned.items()}
+    numbers = learned_numbers(neuron, z.shape[2:])
+    each = {free: NUMPY.spread(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
     for t in range(steps):
         for _ in range(3):
             found = recur(both, equations.constants, {"z": z, **each}, t + 1)

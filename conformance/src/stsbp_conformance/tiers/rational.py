@@ -16,7 +16,7 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
+from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, NeuronModel
 from stsbp_spec.random import Stream, bits
 from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Rectangle, Triangle
@@ -46,6 +46,11 @@ class RationalCase:
         for block in self.network.blocks:
             drawn = bits(self.seed, Stream.INIT, int(np.prod(block.weight_shape)), substream=block.index)
             weights[block.name] = ((drawn % 7).astype(np.float32) - 3).reshape(block.weight_shape) / np.float32(4)
+        for number, (name, parameter) in enumerate(self.network.parameters.items()):
+            if parameter.learned is not None:
+                # 1/2 or 1: products of few bits.
+                drawn = bits(self.seed, Stream.INIT, parameter.shape[0], substream=100 + number)
+                weights[name] = ((drawn % 2).astype(np.float32) + 1) / np.float32(2)
         return weights
 
     def data(self) -> Batch:
@@ -143,6 +148,10 @@ _NETWORKS = {
     "ALIF, soft reset": _parse(
         "3C2-P2-3", ALIF(2, 2, 0.5, Rectangle(2), reset="subtract", tau_a=2, beta=0.5), input_shape=(1, 5, 5)
     ),
+    "PLIF": _parse("5-3", PLIF(2, 2, 0.5, Rectangle(2)), input_shape=(6,)),
+    "PLIF, soft reset": _parse(
+        "3C2-P2-3", PLIF(2, 2, 0.5, Rectangle(2), reset="subtract", per="channel"), input_shape=(1, 5, 5)
+    ),
 }
 
 # Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
@@ -163,6 +172,8 @@ _CHOSEN = {
     "IF, soft reset": {"van-rossum": (2, 1), "hamming": (4, 65), "spike-count": (4, 126)},
     "ALIF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "ALIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "PLIF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "PLIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
 }
 
 CASES = tuple(

@@ -127,6 +127,7 @@ CHECKS = (
         _gradient_check(bits.MODELS, loss, (3, 5) if loss == "hamming" else None, quick=loss == "hamming")
         for loss in LOSSES
     ),
+    _gradient_check(bits.LEARNED, "van-rossum", (3, 5), quick=True),
     *(_gradient_check(case, "van-rossum", None, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
     _gradient_check(SATURATED, "van-rossum", None, quick=True),
@@ -139,6 +140,7 @@ CHECKS = (
     _gradient_check(bits.NINE_LAYERS, "hamming", None, quick=False),
     *(_training_check(case, loss, quick=True) for case, loss in TRAINED),
     _training_check(bits.MODELS, "van-rossum", quick=True),
+    _training_check(bits.LEARNED, "van-rossum", quick=True),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.errors import NumericError, ShapeError
 
-__all__ = ["check_finite", "on_grid"]
+__all__ = ["check_finite", "in_domain", "on_grid"]
 
 
 @jax.jit
@@ -40,6 +40,25 @@ def check_finite(what: str, x: ArrayLike) -> None:
     with jax.ensure_compile_time_eval():
         if not bool(_all_finite(x)):
             raise NumericError(f"the input of {what} holds a value that is not finite")
+
+
+def in_domain(what: str, x: Array, low: float, high: float) -> Array:
+    """`x`, any shape, whose elements must lie from `low` to `high`.
+
+    Raises:
+        NumericError: an element does not, and `x` is no tracer; elements of a tracer become NaN.
+    """
+    inside = (x >= np.float32(low)) & (x <= np.float32(high))
+    if isinstance(x, jax.core.Tracer):
+        return jnp.where(inside, x, np.float32(np.nan))
+    with jax.ensure_compile_time_eval():
+        if not bool(inside.all()):
+            wrong = float(x[~inside][0])
+            raise NumericError(
+                f"{what} is {wrong:g}, outside of its domain from {low:g} to {high:g}; call clip_to_domain after each "
+                "update"
+            )
+    return x
 
 
 def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Array:

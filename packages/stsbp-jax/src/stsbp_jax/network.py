@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.tables import implementation
@@ -29,7 +30,7 @@ from stsbp_jax.synapses.avgpool2d import avgpool2d
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
-__all__ = ["apply", "snap_weights"]
+__all__ = ["apply", "clip_to_domain", "snap_weights"]
 
 _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
@@ -60,6 +61,16 @@ def snap_errors(bits: int, z: Array) -> Array:
 snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_grid(dz, bits)[0],))
 
 
+def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """`weights` with what neurons learn brought back between the ends of its domain, as the spec's update does."""
+    clipped = dict(weights)
+    for name, parameter in network.parameters.items():
+        if (own := parameter.learned) is not None:
+            x = jnp.where(jnp.abs(weights[name]) < FLOOR, np.float32(0), weights[name])
+            clipped[name] = jnp.clip(x, np.float32(own.low), np.float32(own.high))
+    return clipped
+
+
 def apply(
     network: NetworkSpec,
     weights: Mapping[str, ArrayLike],
@@ -73,7 +84,8 @@ def apply(
 
     Args:
         network: the network (static under `jit`).
-        weights: master weights by layer name, float32, `network.weight_shapes`; they are rounded to their grids here.
+        weights: master weights and what neurons learned by name, float32, `network.parameters`; weights are rounded to
+            their grids here. Call `clip_to_domain` after each update.
         inputs: events `[T, B, C, H, W]` or `[T, B, N]`; direct coding: one image for all steps, `[B, C, H, W]` or
             `[B, N]`, uint8 of value `x / 256`. Events, of any number type, are whole numbers from 0 to
             `network.input_max`; images that are not uint8 are taken as they are, multiples of 1/256 from 0 to 255/256.
@@ -120,5 +132,7 @@ def apply(
         z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
         if precision == "reproducible":
             z = snap_errors(block.error_bits(frames=z.shape[0] * z.shape[1]), z)
-        s = lif(block.neuron, block.filter(training=dropout is not None), z, steps)
+        learned = {name: jnp.asarray(weights[f"{block.name}.{name}"]) for name in block.neuron.learned()}
+        filter = block.filter(training=dropout is not None)
+        s = lif(block.neuron, filter, z, steps, learned, precision=precision)
     return s

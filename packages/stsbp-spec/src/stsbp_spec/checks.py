@@ -8,10 +8,12 @@ import numpy as np
 
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import loss_equations, neuron_equations
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.grid import FLOOR
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons.base import Learned
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch
 from stsbp_spec.typing import AnyArray, Precision, Shape
@@ -88,9 +90,12 @@ def _array(what: str, x: object) -> None:
 
 
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
-    """Raise `ShapeError` unless `weights` has the network's names, shapes and float32."""
+    """Raise `ShapeError` unless `weights` has the names of all parameters of the network, their shapes and float32.
+
+    `NumericError` where they are the parameters themselves, and what neurons learned lies outside of its domain.
+    """
     check_network(network)
-    shapes = network.weight_shapes
+    shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
     if not isinstance(weights, Mapping):
         raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
     if set(weights) != set(shapes):
@@ -101,6 +106,16 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
             raise ShapeError(
                 f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
             )
+    for name, parameter in network.parameters.items():
+        if parameter.learned is not None and not what.startswith("adamw"):
+            _domain(name, parameter.learned, weights[name])
+
+
+def _domain(name: str, learned: Learned, x: AnyArray) -> None:
+    inside = (learned.low <= x) & (x <= learned.high) & ((x == 0) | (np.abs(x) >= np.float32(FLOOR)))
+    if not inside.all():
+        ends = f"from {learned.low:g} to {learned.high:g}, and 0 or at least 2^-100 in magnitude"
+        raise NumericError(f"{name} must be {ends}, got {x[~inside][0]:g}")
 
 
 def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:

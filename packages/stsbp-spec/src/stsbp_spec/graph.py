@@ -15,13 +15,26 @@ from functools import cached_property
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, error_bits
 from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.neurons.base import Learned
 from stsbp_spec.synapses.base import Op, Values, Weighted
 from stsbp_spec.synapses.dropout import MAX_BEFORE
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Coding, Shape
 from stsbp_spec.values import listed, shown
 
-__all__ = ["Edge", "Input", "Network", "Neurons", "Node", "Op", "Place", "Projection", "Values", "Weighted"]
+__all__ = [
+    "Edge",
+    "Input",
+    "Network",
+    "Neurons",
+    "Node",
+    "Op",
+    "Parameter",
+    "Place",
+    "Projection",
+    "Values",
+    "Weighted",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,10 @@ class Place:
     layer: int
     position: int
 
+    def learned_name(self, name: str) -> str:
+        """What a number that neurons learn is called in a network: `conv1.decay`, of those that read `conv1`."""
+        return f"{self.node.inputs[0].source}.{name}"
+
 
 @dataclass(frozen=True)
 class Projection:
@@ -150,6 +167,20 @@ class Projection:
             weight_summands=frames * per_frame,
             data_summands=data,
         )
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Numbers of a network that training moves.
+
+    Attributes:
+        shape: of them.
+        learned: what neurons learn, its value before the first update and its domain; None: weights, which are drawn
+            (init.py) and decay.
+    """
+
+    shape: Shape
+    learned: Learned | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +256,23 @@ class Network:
             if isinstance(place.node.op, Weighted):
                 found.append(Projection(place.node.name, len(found), place.node.op, *place.inputs))
         return tuple(found)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """What training moves, by name, in the order of the nodes.
+
+        Weights have the name of their node, `conv1`; what neurons learn has that of the node which they read before
+        it, `conv1.decay`.
+        """
+        found: dict[str, Parameter] = {}
+        for place in self.places:
+            op = place.node.op
+            if isinstance(op, Weighted):
+                found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+            elif isinstance(op, Neurons):
+                for name, learned in op.model.learned().items():
+                    found[place.learned_name(name)] = Parameter(learned.shape(place.output.shape), learned)
+        return found
 
 
 def _ordered(nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -1,7 +1,7 @@
 """Initial weights: Kaiming-uniform from the counter-based generator, the same bits on every machine.
 
 `W = gain sqrt(6 / fan_in) (2 v - 1)`, `v` uniform in (0, 1), so that the standard deviation is `gain sqrt(2 / fan_in)`
-(He et al. 2015). Computed in float64 and rounded once.
+(He et al. 2015). Computed in float64 and rounded once. What neurons learn begins at the value that their model gives.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ DEFAULT_GAIN = 1.5
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Master weights of every block by name, `[out, ...]` float32."""
+    """Master weights of every block, `[out, ...]`, and what neurons learn, as it begins; float32 by name."""
     weights = {}
     for block in network.blocks:
         v = uniform(seed, Stream.INIT, math.prod(block.weight_shape), substream=block.index)
         bound = gain * math.sqrt(6 / block.fan_in)
         weights[block.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(block.weight_shape)
-    return weights
+    for name, parameter in network.parameters.items():
+        if parameter.learned is not None:
+            weights[name] = np.full(parameter.shape, parameter.learned.initial, np.float32)
+    return {name: weights[name] for name in network.parameters}

@@ -6,14 +6,14 @@ for reports: what passes before the weights (pooling, dropout), the weights, the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
 from stsbp_spec import network_table
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Parameter
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel
@@ -179,6 +179,11 @@ class NetworkSpec:
     def weight_shapes(self) -> dict[str, Shape]:
         """Shape of each block's weights by its name."""
         return {block.name: block.weight_shape for block in self.blocks}
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """What training moves, by name: weights, `conv1`, and what neurons learn, `conv1.decay`."""
+        return self.graph.parameters
 
     @property
     def notation(self) -> str:

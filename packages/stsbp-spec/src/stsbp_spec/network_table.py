@@ -17,6 +17,11 @@ def _times(shape: Shape) -> str:
     return "x".join(str(n) for n in shape)
 
 
+def _learned(block: Block) -> dict[str, Shape]:
+    """Shapes of what the neurons of a block learn, by name."""
+    return {name: x.shape(block.output_shape) for name, x in block.neuron.learned().items()}
+
+
 def described(
     blocks: Sequence[Block], coding: Coding, input_shape: Shape, input_max: int, input_psp: PSP | None
 ) -> str:
@@ -31,6 +36,7 @@ def described(
             name, weights = "", ""
             if layer is block.layer:
                 name, weights = f"{block.name}: ", f", weights {_times(block.weight_shape)}"
+                weights += "".join(f", {own} {_times(size)}" for own, size in _learned(block).items())
             lines.append(f"{name}{written(layer, full=True)}  {_times(before)} -> {_times(shape)}{weights}")
     return "\n  ".join(["NetworkSpec(", *lines]) + "\n)"
 
@@ -46,7 +52,7 @@ def table(blocks: Sequence[Block], coding: Coding, input_shape: Shape, headroom:
         for layer in block.before:
             shape = layer.output_shape(shape)
             rows.append(("", written(layer), _times(shape), "", "", "", ""))
-        size = math.prod(block.weight_shape)
+        size = math.prod(block.weight_shape) + sum(map(math.prod, _learned(block).values()))
         parameters += size
         adds += block.multiply_adds
         room = headroom[block.name] if headroom is not None else block.guaranteed_headroom

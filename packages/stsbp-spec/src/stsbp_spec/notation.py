@@ -11,7 +11,7 @@ Grammar (docs/networks.md has examples):
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters
 
-The neuron is `lif`, `if` or `alif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
+The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
 """
 
 from __future__ import annotations

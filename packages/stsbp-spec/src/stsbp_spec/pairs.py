@@ -24,7 +24,7 @@ from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.neurons.base import NeuronModel
-from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, norm_of
+from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses.base import Op
@@ -262,6 +262,16 @@ class Pairs(ABC, Generic[Array]):
         constants = {name: getattr(scalars, name) for name in UPDATE.parameters}
         inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
         new = self.recur(UPDATE, constants, inputs, 1)
+        return new["new_w"][0], new["new_m"][0], new["new_v"][0]
+
+    def adamw_learned(
+        self, scalars: AdamWScalars, domain: tuple[float, float], w: Array, g: Array, m: Array, v: Array
+    ) -> tuple[Array, Array, Array]:
+        """New `(w, m, v)` of what neurons learn, `w` between the ends of `domain`: optim/adamw.py."""
+        ends = dict(zip(("low", "high"), map(np.float32, domain), strict=True))
+        constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in LEARNED_UPDATE.parameters}
+        inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
+        new = self.recur(LEARNED_UPDATE, constants, inputs, 1)
         return new["new_w"][0], new["new_m"][0], new["new_v"][0]
 
     def pack_spikes(self, s: Array) -> Any:

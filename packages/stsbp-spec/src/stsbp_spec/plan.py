@@ -92,13 +92,26 @@ class Population(Step[Array]):
         (values,) = self.places[0].inputs
         return values.filter(training=False), values.filter(training=True)
 
+    def learned(self, run: Run[Array]) -> dict[str, Array]:
+        """What the neurons learned, by the model's names."""
+        return {name: run.weights[self.places[0].learned_name(name)] for name in self.op.model.learned()}
+
+    def gradients(self, terms: Mapping[str, Array], precision: Precision) -> dict[str, Array]:
+        """Gradients of what the neurons learn, by the network's names, from `Pairs.neuron_backward`'s terms."""
+        (place,), learned = self.places, self.op.model.learned()
+        counts = {name: learned[name].shape(place.output.shape)[0] for name in terms}
+        return {
+            place.learned_name(name): self.backend.learned_gradient(x, counts[name], precision)
+            for name, x in terms.items()
+        }
+
     def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, NeuronResiduals[Array]]:
         (z,) = inputs
-        return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps)
+        return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, self.learned(run))
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
-        dz, _ = self.backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
-        return Back((dz,), {}, {})
+        dz, terms = self.backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
+        return Back((dz,), self.gradients(terms, precision), {})
 
     def population(self, residuals: NeuronResiduals[Array]) -> NeuronResiduals[Array]:
         return residuals

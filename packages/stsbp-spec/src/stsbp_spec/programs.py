@@ -22,7 +22,7 @@ class Gradients(NamedTuple, Generic[Array]):
     """What `gradients` finds.
 
     Attributes:
-        values: gradient of each layer's weights by name.
+        values: gradients by the names of `network.parameters`.
         squares: numbers of `Pairs.gradient_squares`.
         spikes: of the output, `[T, B, N]`.
         counts: numbers of `Pairs.spike_count` of each block.
@@ -51,7 +51,7 @@ def gradients(
 
     Args:
         backend, network, loss, precision, memory: fixed.
-        wq: weights on their grid, by name.
+        wq: weights on their grid, and what neurons learned, by name.
         x: encoded inputs.
         targets: `[T, B, N]`.
         dropout: `(seed, step)` of the masks; None: no dropout.
@@ -65,16 +65,22 @@ def gradients(
 
 def update(
     backend: Pairs[Array],
+    network: NetworkSpec,
     scalars: AdamWScalars,
     weights: Mapping[str, Array],
     gradients: Mapping[str, Array],
     m: Mapping[str, Array],
     v: Mapping[str, Array],
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """New weights and moments: the end of the pseudo-code."""
+    """New weights, learned numbers and moments: the end of the pseudo-code."""
     new: tuple[dict[str, Array], ...] = ({}, {}, {})
     for name, g in gradients.items():
-        for part, x in zip(new, backend.adamw(scalars, weights[name], g, m[name], v[name]), strict=True):
+        arrays, learned = (weights[name], g, m[name], v[name]), network.parameters[name].learned
+        if learned is None:
+            found = backend.adamw(scalars, *arrays)
+        else:
+            found = backend.adamw_learned(scalars, (learned.low, learned.high), *arrays)
+        for part, x in zip(new, found, strict=True):
             part[name] = x
     return new[0], new[1], new[2]
 

@@ -39,7 +39,8 @@ class Run(Generic[Array]):
     """What all nodes of one pass share.
 
     Attributes:
-        weights: on their grids, by the name of their node.
+        weights: on their grids, by the name of their node; and what neurons learned, by the names of
+            `graph.Network.parameters`.
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: evaluation, no dropout.
     """
@@ -67,7 +68,7 @@ class Back(NamedTuple, Generic[Array]):
 
     Attributes:
         errors: of its inputs; None: not needed.
-        gradients: of the weights in it, by the name of their node.
+        gradients: of the weights in it and of what its neurons learn, by the names of `graph.Network.parameters`.
         zeroed: numbers of `Pairs.error_grid`, likewise, in `reproducible` precision.
     """
 

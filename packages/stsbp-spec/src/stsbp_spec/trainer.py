@@ -103,7 +103,7 @@ class Trainer(Generic[Array]):
         found, grids = _gradients(backend, *fixed, state.weights, batch, dropout)
         spikes, norm, rates, zeroed = _looked_at(backend, network, found, f"step {state.step}: ")
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        new = backend.compiled(update)(scalars, state.weights, found.values, state.m, state.v)
+        new = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
         result = StepResult(
             spikes=spikes,
             rates=rates,
@@ -183,7 +183,7 @@ def value_and_grad(
     found, _ = _gradients(backend, network, loss, precision, "full", native, batch, dropout)
     spikes, _, _, zeroed = _looked_at(backend, network, found, "")
     value = loss.mean(spikes, batch.targets, network.output_psp)
-    named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.weight_shapes}
+    named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
     return ValueAndGrad(value, spikes, named, zeroed)
 
 
@@ -206,11 +206,12 @@ def run(
 def _on_grid(
     backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
-    """Weights on their grids, and the grids, by name."""
+    """Weights on their grids and what neurons learned, and the grids, by name."""
     projections = network.graph.projections
     made = backend.weight_grids(projections, [weights[projection.name] for projection in projections])
     found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
-    return {name: wq for name, (wq, _) in found.items()}, {name: grid for name, (_, grid) in found.items()}
+    wq = {name: found[name][0] if name in found else weights[name] for name in network.parameters}
+    return wq, {name: grid for name, (_, grid) in found.items()}
 
 
 def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
@@ -241,10 +242,10 @@ def _looked_at(
         NumericError: a gradient is not finite.
     """
     spikes, squares, *numbers = backend.read([found.spikes, found.squares, *found.counts, *found.zeroed.values()])
-    norm = norm_of(squares, sum(math.prod(shape) for shape in network.weight_shapes.values()))
+    norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
         # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
-        names = [block.name for block in reversed(network.blocks)]
+        names = reversed(list(network.parameters))
         bad = next(name for name in names if not np.isfinite(backend.numpy(found.values[name])).all())
         raise NumericError(
             f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"

@@ -118,7 +118,7 @@ class RunConfig(BaseModel):
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     neuron: str = Field(
         "lif",
-        description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, or a class of your own, module:Class.",
+        description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, plif, or a class of your own, module:Class.",
     )
     neuron_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")

@@ -17,7 +17,7 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
 from stsbp_jax.backend import PAIRS
-from stsbp_jax.checks import check_finite
+from stsbp_jax.checks import check_finite, in_domain
 
 __all__ = ["lif"]
 
@@ -45,20 +45,25 @@ def lif(
         precision: of the gradients of `learned`.
 
     Returns:
-        Spikes, float32 `[T, B, ...]`; NaN where the potential is not finite: inside a jit nothing can be raised.
+        Spikes, float32 `[T, B, ...]`; NaN where the potential is not finite, or a learned number outside of its
+        domain: inside a jit nothing can be raised.
 
     Raises:
         ShapeError: `steps` is not that of `z`, or `learned` are not the model's numbers.
-        NumericError: a value of `z` is not finite.
+        NumericError: a value of `z` is not finite, or a learned number outside of its domain.
     """
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
     check_finite("lif", z)
     expected = {name: each.values((z.shape[-1],)) for name, each in neuron.learned().items()}
-    given = dict(expected) if learned is None else {name: jnp.asarray(x) for name, x in learned.items()}
+    given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}
     shapes, wanted = ({name: (x.shape, x.dtype.name) for name, x in each.items()} for each in (given, expected))
     if shapes != wanted:
         raise ShapeError(f"the learned numbers of {neuron.name} are {wanted}, got {shapes}")
+    ends = neuron.learned()
+    given = {
+        name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
+    }
     return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, z, given)
 
 

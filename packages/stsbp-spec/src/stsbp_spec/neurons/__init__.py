@@ -12,11 +12,12 @@ from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.neurons.integrate_and_fire import IF
 from stsbp_spec.neurons.lif import LIF
+from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.neurons.stored import StoredNeuron
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import read_number, shown
 
-NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF)}
+NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF, PLIF)}
 """Every neuron model by its name."""
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "IF",
     "LIF",
     "NEURONS",
+    "PLIF",
     "NeuronModel",
     "as_model",
     "parameters",

@@ -7,6 +7,11 @@ Contract order (`UPDATE`), float32, with the scalars of `AdamW.scalars(step)` ro
     v = snap(beta2*v + (1-beta2)*(g*g))
     w = decay*w - rate*((m*c1) / (sqrt(v*c2) + eps))
 
+What neurons learn (`LEARNED_UPDATE`) does not decay, and ends in its domain:
+
+    w = w - rate*((m*c1) / (sqrt(v*c2) + eps))
+    w = snap(low if w < low, high if w > high, else w)
+
 `c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square
 root and the division are the correctly rounded ones of IEEE 754.
 
@@ -23,12 +28,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable
+from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
 from stsbp_spec.grid import ceil_log2, error_exponent, magnitude
 from stsbp_spec.typing import AnyArray, Float32, Int64
 from stsbp_spec.values import integer, real, shown
 
 __all__ = [
+    "LEARNED_UPDATE",
     "UPDATE",
     "AdamW",
     "AdamWScalars",
@@ -57,21 +63,30 @@ class AdamWScalars:
     rate: np.float32
 
 
-def _update() -> Recurrence:
-    names = tuple(each.name for each in fields(AdamWScalars))
+def _update(*, learned: bool) -> Recurrence:
+    names = tuple(each.name for each in fields(AdamWScalars) if not (learned and each.name == "decay"))
+    names = (*names, "low", "high") if learned else names
     c = Names("scalar of AdamW", {name: variable(name) for name in names})
     w, g, m, v = (variable(name) for name in ("w", "g", "m", "v"))
     g = named("clipped", snap(g * c.clip))
     m = named("new_m", snap(c.beta1 * m + c.one_minus_beta1 * g))
     v = named("new_v", snap(c.beta2 * v + c.one_minus_beta2 * (g * g)))
     change = c.rate * ((m * c.c1) / (sqrt(v * c.c2) + c.eps))
-    # Not snapped: weights below the floor count as zero where they meet their grid.
-    w = unsnapped(c.decay * w - change)
-    return Recurrence("adamw", names, ("w", "g", "m", "v"), {}, {"new_w": w, "new_m": m, "new_v": v})
+    if learned:
+        moved = named("moved", w - change)
+        new_w = snap(where(moved < c.low, c.low, where(moved > c.high, c.high, moved)))
+    else:
+        # Not snapped: weights below the floor count as zero where they meet their grid.
+        new_w = unsnapped(c.decay * w - change)
+    outputs = {"new_w": new_w, "new_m": m, "new_v": v}
+    return Recurrence("adamw_learned" if learned else "adamw", names, ("w", "g", "m", "v"), {}, outputs)
 
 
-UPDATE = _update()
+UPDATE = _update(learned=False)
 """One update of a weight: from `w`, its gradient `g` and the moments `m`, `v` to `new_w`, `new_m`, `new_v`."""
+
+LEARNED_UPDATE = _update(learned=True)
+"""The same of what neurons learn: without decay, and back between `low` and `high`."""
 
 
 @dataclass(frozen=True)

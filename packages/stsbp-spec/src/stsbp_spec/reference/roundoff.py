@@ -649,11 +649,11 @@ def gradients(
     potentials: Potentials = "float32",
     dropout: tuple[int, int] | None = None,
 ) -> dict[str, Near]:
-    """Gradients of each layer's weights in float64, and how far a backend's `fast` ones can be from them.
+    """Gradients of all parameters in float64, and how far a backend's `fast` ones can be from them.
 
     Args:
         network: the network.
-        wq: weights on their grid, by layer name.
+        wq: weights on their grid, and what neurons learned, by name.
         inputs: `[B, ...]` (direct) or `[T, B, ...]` (events), uint8.
         layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`).
         error: `dL/do` of the output: `loss_error`, or `exact` cotangents.
@@ -670,7 +670,8 @@ def gradients(
         else:
             forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
             z = forward(block.synapse, trace.s, wq[block.name])[0]
-            kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes)
+            learned = {name: wq[f"{block.name}.{name}"] for name in block.neuron.learned()}
+            kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes, learned)
         s = run.spikes
     found: dict[str, Near] = {}
     g: Near | None = error
@@ -679,7 +680,9 @@ def gradients(
         assert g is not None
         trace, spikes = traces[block.name], layers[block.name].spikes
         static = len(trace.s) == 1 and len(spikes) > 1
-        dz = neuron_backward(block.neuron, _filter(block, dropout), kept.pop(block.name), spikes, g, static=static)
+        own = block.neuron, _filter(block, dropout), kept.pop(block.name), spikes, g
+        found |= {f"{block.name}.{name}": x for name, x in learned_gradients(*own).items()}
+        dz = neuron_backward(*own, static=static)
         below, found[block.name] = synapse_backward(
             block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
         )
@@ -693,12 +696,13 @@ def _kept(
 ) -> dict[str, Float32]:
     """What float32's way back reads of its forward pass: the potentials of `run`, and what else the model asks for."""
     equations = neuron_equations(block.filter(training=dropout is not None), block.neuron)
+    each = {free: _spread(wq[f"{block.name}.{name}"], run.spikes) for name, free in equations.learned.items()}
     if equations.kept == ("u",):
-        return {"u": run.potentials}
+        return {"u": run.potentials} | each
     forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
     z = forward(block.synapse, trace.s, wq[block.name])[0]
-    found = recur(equations.forward, equations.constants, {"z": z}, len(run.spikes))
-    return {name: found[name] for name in equations.kept}
+    found = recur(equations.forward, equations.constants, {"z": z, **each}, len(run.spikes))
+    return {name: found[name] for name in equations.kept} | each
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:

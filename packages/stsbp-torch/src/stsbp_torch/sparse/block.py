@@ -10,6 +10,7 @@ still to be taken, which the step below does on its way, or leaves out where it 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,7 +31,7 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_torch.layout import empty, end_to_end, laid_out, view
-from stsbp_torch.neurons.fused_cpu import beside_u
+from stsbp_torch.neurons.fused_cpu import beside_u, numbers
 from stsbp_torch.synapses import avgpool2d, conv2d, conv2d_bytes, dropout
 
 __all__ = ["Block", "DeferredError", "Input", "PooledError", "Residuals", "SparseBlock", "fuse"]
@@ -159,8 +160,7 @@ def fuse(chain: tuple[Step[torch.Tensor], ...]) -> Step[torch.Tensor] | None:
     ops = [type(place.node.op) for place in places[:-2]]
     conv, static = weights.projection.synapse, weights.projection.input.static
     simple = sorted(ops, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
-    simple = simple and not static and not population.op.model.learned()
-    if simple and type(conv) is Conv2d and conv.stride == 1:
+    if simple and not static and type(conv) is Conv2d and conv.stride == 1:
         return SparseBlock(places, needed, chain, weights.projection, population, conv)
     return Block(places, needed, chain, weights.projection, population)
 
@@ -208,7 +208,9 @@ class SparseBlock(Block):
         density = given.density()
         kind = self.kind(given, density)
         if kind == "sparse":
-            spikes, neurons = self.fire(given, wq, self.neurons.filters[run.training], run.steps)
+            spikes, neurons = self.fire(
+                given, wq, self.neurons.filters[run.training], run.steps, self.neurons.learned(run)
+            )
         else:
             z = self.sums(given, wq, of_bytes=kind == "bytes")
             spikes, neurons = self.neurons.forward(run, z)
@@ -225,11 +227,11 @@ class SparseBlock(Block):
         need_below = need_input and not self.may_defer
         below = None
         if sparse:
-            dz, dw = self.propagate(given, neurons, error, filter, need_error=need_input, need_weights=True)
+            dz, dw, terms = self.propagate(given, neurons, error, filter, need_error=need_input, need_weights=True)
             if need_below:
                 below = DeferredError(self, given, wq, dz).dense()
         else:
-            dz, _ = self.propagate(given, neurons, error, filter, need_error=True, need_weights=False)
+            dz, _, terms = self.propagate(given, neurons, error, filter, need_error=True, need_weights=False)
             dense = conv2d.Residuals(self.floats(given)[0], wq)
             below, dw = conv2d.backward(self.conv, dense, dz, precision=precision, need_input=need_below)
         found: torch.Tensor | Deferred[torch.Tensor] | None = None
@@ -237,7 +239,7 @@ class SparseBlock(Block):
             found = self.below(given, below)
         elif need_input:
             found = DeferredError(self, given, wq, dz)
-        return Back((found,), {self.projection.name: dw}, {})
+        return Back((found,), {self.projection.name: dw, **self.neurons.gradients(terms, precision)}, {})
 
     def population(self, residuals: Any) -> NeuronResiduals[torch.Tensor]:
         return residuals.neurons if isinstance(residuals, Residuals) else super().population(residuals)
@@ -304,16 +306,25 @@ class SparseBlock(Block):
         return dropout.apply(given.mask, pooled.array())
 
     def fire(
-        self, given: Input, wq: torch.Tensor, filter: SynapticFilter, steps: int
+        self,
+        given: Input,
+        wq: torch.Tensor,
+        filter: SynapticFilter,
+        steps: int,
+        learned: Mapping[str, torch.Tensor],
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         """Spikes and residuals by the sparse kernels."""
         equations = neuron_equations(filter, self.neurons.op.model)
         shape, device = (steps, given.s.shape[1], *self.projection.output_shape), given.s.device
         kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
         spikes = empty(shape, torch.uint8, device)
-        beside = beside_u(kept)
-        kernels.forward(self.conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside)
-        return spikes, NeuronResiduals(kept, spikes, static=False)
+        spread = self.neurons.backend.spread
+        each = {free: spread(learned[name], shape[1:]) for name, free in equations.learned.items()}
+        kernels.forward(
+            self.conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside_u(kept),
+            numbers(each),
+        )  # fmt: skip
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
     def propagate(
         self,
@@ -324,16 +335,20 @@ class SparseBlock(Block):
         *,
         need_error: bool,
         need_weights: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(dz, dW)` from the error of the spikes by the sparse kernels; what is not needed is empty."""
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """`dz` and `dW` from the error of the spikes by the sparse kernels; what is not needed is empty.
+
+        The third is what each neuron adds to the gradients of learned numbers, by name.
+        """
         equations, u = neuron_equations(filter, self.neurons.op.model), residuals.kept["u"]
         above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
         dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
+        terms = dict(zip(equations.terms, end_to_end(len(equations.terms), (1, *u.shape[1:]), u.device), strict=True))
         dw = kernels.backward(
             self.conv, equations, given.arrays(), view(u), beside_u(residuals.kept), view(above), pooled, view(dz),
-            need_weights=need_weights,
+            numbers(residuals.learned), numbers(terms), need_weights=need_weights,
         )  # fmt: skip
-        return dz, torch.empty(0) if dw is None else torch.from_numpy(dw)
+        return dz, torch.empty(0) if dw is None else torch.from_numpy(dw), terms
 
 
 def _frames(x: torch.Tensor) -> AnyArray:

@@ -11,7 +11,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.foreign import calling, imported, names_a_class
 from stsbp_spec.losses import LOSSES, Loss, parse_loss
 from stsbp_spec.neurons import NEURONS, NeuronModel, parse_neuron
-from stsbp_spec.optim.adamw import UPDATE
+from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.printers import LANGUAGES, definition
 from stsbp_spec.ranges import flushes_of
 from stsbp_spec.surrogates import SURROGATES, Surrogate, equation, parse_surrogate
@@ -72,7 +72,7 @@ def _named(name: str) -> NeuronModel | Surrogate | Loss | list[Recurrence]:
         alone = filter_equations(PSP().filter())
         return [alone.forward, alone.backward]
     if name == "adamw":
-        return [UPDATE]
+        return [UPDATE, LEARNED_UPDATE]
     known = (*NEURONS, *_OTHERS)
     raise ConfigError(f"no equation is called {shown(name)}{did_you_mean(name, known)}; there are: {', '.join(known)}")
 

@@ -74,6 +74,11 @@ def command(
         block.name: {"bits": grid.bits, "headroom": grid.headroom}
         for block, grid in zip(task.network.blocks, grids, strict=True)
     }
+    content.learned = {
+        name: task.backend.numpy(trained.state.weights[name])
+        for name, parameter in task.network.parameters.items()
+        if parameter.learned is not None
+    }
     try:
         if samples:
             try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.decoders import equally_near
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.typing import Float64, Int64
+from stsbp_spec.typing import AnyArray, Float64, Int64
 
 from stsbp.config import RunConfig
 from stsbp.errors import printable
@@ -101,6 +101,7 @@ class Content:
         self.wrong: Sequence[Sample] = ()
         self.right: Sequence[Sample] = ()
         self.grids: Mapping[str, Mapping[str, float]] = {}
+        self.learned: Mapping[str, AnyArray] = {}
         self.notes: Sequence[str] = ()
 
     @property
@@ -410,14 +411,26 @@ def _layers(content: Content) -> str:
         bits = f"{grid['bits']:.0f} of {block.synapse.weight_bits}" if grid else str(block.synapse.weight_bits)
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
-        weights, adds = int(np.prod(block.weight_shape)), block.multiply_adds
-        cells = (f"{weights:,}", f"{adds:,}", bits, room)
+        own = [p for name, p in content.network.parameters.items() if name.split(".")[0] == block.name]
+        cells = [f"{sum(int(np.prod(p.shape)) for p in own):,}", f"{block.multiply_adds:,}", bits, room]
+        cells += [_learned(content, block.name)] if content.learned else []
         rows.append(
             f"<tr><td>{block.name}</td><td>{shape}</td>" + "".join(f'<td class="n">{c}</td>' for c in cells) + "</tr>"
         )
-    heads = ("layer", "output", "parameters", "multiply-adds", "weight bits", "headroom, bits")
+    heads = ["layer", "output", "parameters", "multiply-adds", "weight bits", "headroom, bits"]
+    heads += ["learned by neurons"] if content.learned else []
     table = "<table><tr>" + "".join(f"<th>{h}</th>" for h in heads) + f"</tr>{''.join(rows)}</table>"
     return f'<h2>Layers</h2><div class="row">{"".join(figures)}</div><div class="scroll">{table}</div>'
+
+
+def _learned(content: Content, layer: str) -> str:
+    """What the neurons of a layer have learned: a number, or the smallest and the largest one."""
+    found = []
+    for name, x in content.learned.items():
+        if name.split(".")[0] == layer:
+            low, high = float(x.min()), float(x.max())
+            found.append(f"{name.split('.')[1]} {low:.4g}" + ("" if x.size == 1 else f" to {high:.4g}"))
+    return escape(", ".join(found))
 
 
 def _settings(content: Content) -> str:

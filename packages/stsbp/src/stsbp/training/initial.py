@@ -90,7 +90,7 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     """
     saved = _start(config)
     prefix = "weight/"
-    own = {f"{prefix}{name}": shape for name, shape in network.weight_shapes.items()}
+    own = {f"{prefix}{name}": parameter.shape for name, parameter in network.parameters.items()}
     its = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
     problems = [
         f"  {name.removeprefix(prefix)}: {_shape(its.get(name))} there, {_shape(own.get(name))} here"
@@ -124,7 +124,7 @@ def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: Inputs, rate
         scaled[name] = weights[name] * np.float32(gain)
         return task.trainer.predict(task.trainer.init(scaled), inputs, task.config.steps).rates[name] >= rate
 
-    for name in weights:
+    for name in task.network.weight_shapes:
         low, high = 0, len(GAINS) - 1
         while low < high:
             middle = (low + high) // 2
