@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -174,7 +175,11 @@ REFUSED = [
         "b",
         "it reads itself through a, c, b; loops are not known",
     ),
-    ((*HIDDEN, Node("w3", Linear(3), (Edge("n1"),))), "n2", "nothing reads it, and it is not the output"),
+    (
+        (*HIDDEN, *(Node(name, Linear(3), (Edge("n1"),)) for name in ("w3", "w4"))),
+        "n2",
+        "nothing reads it, and it is not the output",
+    ),
     (
         chain(*((f"d{i}", Dropout(0.5)) for i in range(17)), ("w1", Linear(3)), ("n1", Neurons(LIF()))),
         "d16",
@@ -221,6 +226,22 @@ def test_sums_that_no_grid_makes_exact_are_refused_at_their_node(inputs: int, fi
         Network(nodes)
     assert isinstance(caught.value, NetworkError)
     assert caught.value.node == "w"
+
+
+def test_the_numbers_of_weights_where_they_stand() -> None:
+    pooled = Values((2, 6, 5), exponent=2, maximum=3.0)
+    conv = Projection("conv", 0, Conv2d(4, 3, padding=1, weight_bits=5), pooled)
+    assert (conv.weight_shape, conv.output_shape, conv.fan_in) == ((4, 2, 3, 3), (4, 6, 5), 18)
+    assert conv.multiply_adds == 18 * 4 * 6 * 5
+    # 18 inputs of at most 3, each with the largest weight, 15, in units of a quarter.
+    assert conv.guaranteed_headroom == pytest.approx(math.log2(2**24 / (18 * 15 * 3 * 4)))
+    # Inputs have 4 bits; 7 frames of 30 errors meet a weight, 36 weights of 5 bits meet an input.
+    assert conv.error_bits(frames=7) == min(53 - 4 - 8, 53 - 5 - 6)
+    assert conv.error_bits(frames=2**10) == 53 - 4 - 15
+
+
+def test_a_network_is_shown_as_its_nodes() -> None:
+    assert repr(Network(HIDDEN)) == f"Network(nodes={HIDDEN!r})"
 
 
 def test_bits_of_weights_belong_to_them() -> None:
