@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,6 @@ def test_weight_grid_raises_what_the_spec_raises() -> None:
     fitting = np.ones((2, 60_000), np.float32)
     same_bits(JAX.weight_grid(block, JAX.asarray(fitting))[0], NUMPY.weight_grid(block, fitting)[0])
     wider = NetworkSpec.parse("2", input_shape=(65_793,), outputs=2, coding="direct").blocks[0]
-    object.__setattr__(wider, "input_max", 1.0)  # 65,793 * 256 units no longer fit
+    wider = replace(wider, input=replace(wider.input, maximum=1.0))  # 65,793 * 256 units no longer fit
     with pytest.raises(ExactnessError, match="layer linear1: sums of 65793 inputs"):
         JAX.weight_grid(wider, JAX.asarray(np.ones((2, 65_793), np.float32)))

@@ -139,8 +139,9 @@ class JaxBackend(AbstractBackend[Array]):
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
         return _RULES
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
-        words = (np.uint32(x) if isinstance(x, int) else x for x in (seed, step))
+    def dropout_mask(self, seed: int | Array, layer: int, step: int | Array, shape: Shape, rate: float) -> Array:
+        # Within what is compiled both are traced words already.
+        words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
         result: Array = _dropout_mask(*words, layer, tuple(shape), rate)
         return result
 

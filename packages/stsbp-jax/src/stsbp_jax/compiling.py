@@ -31,7 +31,7 @@ class Compiled:
 
     def __call__(self, *args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
-        leaves = [np.uint32(x) if isinstance(x, int) else x for x in leaves]
+        leaves = [np.uint32(x & 0xFFFFFFFF) if isinstance(x, int) else x for x in leaves]
         key = (tree, *((x.shape, x.dtype) for x in leaves))
         args = jax.tree.unflatten(tree, leaves)
         if key not in self._programs:
