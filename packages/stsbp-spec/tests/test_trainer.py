@@ -387,3 +387,13 @@ def test_reproducible_precision_refuses_an_inexact_surrogate() -> None:
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="reproducible")
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'double'"):
         NUMPY.trainer(network, VanRossum(), AdamW(), precision="double")  # type: ignore[arg-type]
+
+
+def test_one_step_is_enough() -> None:
+    network = NetworkSpec.parse("4", input_shape=(3,), outputs=2)
+    weights = {name: np.ones(shape, np.float32) for name, shape in network.weight_shapes.items()}
+    batch = Batch(np.ones((1, 2, 3), np.uint8), np.zeros((1, 2, 2), np.uint8))
+    found = NumpyBackend().value_and_grad(network, LOSSES["hamming"], weights, batch)
+    assert found.spikes.shape == (1, 2, 2)
+    assert found.spikes.all()
+    assert found.loss == 2  # both neurons spike, where none should
