@@ -56,7 +56,8 @@ FORK = Network(
         Node("fires right", Neurons(NEURON), (Edge("right"),)),
         Node("third", Conv2d(4, 3, padding=1), (Edge("shared"),)),
         Node("fires third", Neurons(NEURON), (Edge("third"),)),
-        Node("sum", Sum(), (Edge("fires right"), Edge("n1"), Edge("fires left"), Edge("fires third"))),
+        Node("pair", Sum(), (Edge("fires right"), Edge("fires third"))),
+        Node("sum", Sum(), (Edge("pair"), Edge("n1"), Edge("fires left"))),
         Node("w2", Linear(3), (Edge("sum"),)),
         Node("n2", Neurons(NEURON), (Edge("w2"),)),
     )
@@ -233,11 +234,11 @@ def test_a_fusion_is_offered_chains_in_which_each_is_read_by_the_next_alone() ->
     backend = Fusing(Putting)
     steps = plan(backend, FORK).steps
     assert backend.chains == [
-        ("sum", "w2", "n2"), ("third", "fires third"), ("right", "fires right"), ("left", "fires left"), ("shared",),
-        ("w1", "n1"),
+        ("sum", "w2", "n2"), ("pair",), ("third", "fires third"), ("right", "fires right"), ("left", "fires left"),
+        ("shared",), ("w1", "n1"),
     ]  # fmt: skip
-    assert [step.name for step in steps] == ["n1", "shared", "fires left", "fires right", "fires third", "n2"]
-    assert steps[-1].sources == ("fires right", "n1", "fires left", "fires third")
+    assert [step.name for step in steps] == ["n1", "shared", "fires left", "fires right", "fires third", "pair", "n2"]
+    assert steps[-1].sources == ("pair", "n1", "fires left")
     network = NetworkSpec.parse("P2-4C3-P2-D0.5-3", input_shape=(2, 12, 12)).graph
     backend = Fusing(Putting)
     assert [step.name for step in plan(backend, network).steps] == ["neurons1", "neurons2"]
