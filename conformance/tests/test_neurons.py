@@ -72,7 +72,8 @@ class Learner(Resonator):
         }
 
     def step(self, p: Names, s: Names, i: Expr) -> Step:
-        x, y = (1 - p.turn * p.turn) * s.x - p.turn * s.y, p.turn * s.x + (1 - p.turn * p.turn) * s.y
+        keeps = 1 - p.turn * p.turn
+        x, y = snap(keeps * s.x) - snap(p.turn * s.y), snap(p.turn * s.x) + snap(keeps * s.y)
         u = named("u", snap(p.keep * x + i))
         raised = named("raised", p.rise * abs(s.b) / sqrt(1 + s.b * s.b))
         o = spike(u, named("threshold", p.vth + raised))
