@@ -63,18 +63,19 @@ def operations(
     run = Run({step.projection.name: wq}, steps, (0, 0))
     given, filter = step.given(run, s), step.neurons.filters[run.training]
     floats = conv2d.Residuals(step.floats(given)[0], wq)
-    spikes, neurons = step.fire(given, wq, filter, steps)
+    learned = step.neurons.learned(run)
+    spikes, neurons = step.fire(given, wq, filter, steps, learned)
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))
 
     def by(of_bytes: bool) -> None:
         step.neurons.forward(run, step.sums(given, wq, of_bytes=of_bytes))
 
     def dense_gradient() -> None:
-        dz, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)
+        dz, _, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)
         conv2d.backward(conv, floats, dz, precision="fast", need_input=False)
 
     work: dict[str, Callable[[], object]] = {
-        "forward sparse": lambda: step.fire(given, wq, filter, steps),
+        "forward sparse": lambda: step.fire(given, wq, filter, steps, learned),
         "forward floats": lambda: by(False),
         # The error of `z` is stored for the layer below, as in training.
         "gradient sparse": lambda: step.propagate(
