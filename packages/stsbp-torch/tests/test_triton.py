@@ -15,14 +15,15 @@ EQUATIONS = """
 import numpy as np
 from stsbp_spec.equations import COUNT, loss_equations, neuron_equations
 from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import ALIF, LIF
+from stsbp_spec.neurons import ALIF, LIF, PLIF
 from stsbp_spec.optim.adamw import UPDATE, AdamW
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Triangle
 from stsbp_spec.synapses import PSP
 from stsbp_torch import fused_cuda
 
 neurons = [LIF(5 / 3, surrogate=s) for s in (Rectangle(0.7), Triangle(0.6), FastSigmoid(3.0), Arctan(2.3))]
-both = [neuron_equations(PSP(3).filter(), neuron) for neuron in [*neurons, ALIF(3, reset="subtract", tau_rise=2)]]
+neurons += [ALIF(3, reset="subtract", tau_rise=2), PLIF(3)]
+both = [neuron_equations(PSP(3).filter(), neuron) for neuron in neurons]
 """
 
 BITS = """
@@ -41,10 +42,12 @@ f, rng, steps = np.float32, np.random.default_rng(0), 12
 for equations in both:
     for static in (False, True):
         z = (rng.integers(-40, 60, (1 if static else steps, 3, 233)) / 16).astype(f)
-        kept = same(equations.forward, equations.constants, {"z": z}, steps)
+        learned = {name: rng.random((1, 3, 233)).astype(f) for name in equations.learned.values()}
+        kept = same(equations.forward, equations.constants, {"z": z, **learned}, steps)
         assert 0.1 < kept.pop("o").mean() < 0.9
         g = rng.standard_normal((steps, 3, 233)).astype(f)
-        same(equations.backward, equations.constants, {**kept, "g": g}, steps, ("dz",) if static else ())
+        summed = (*(("dz",) if static else ()), *equations.terms.values())
+        same(equations.backward, equations.constants, {**kept, **learned, "g": g}, steps, summed)
 scalars = AdamW(weight_decay=0.1).scalars(3, f(0.7))
 arrays = {name: rng.standard_normal((1, 700)).astype(f) for name in UPDATE.inputs}
 arrays["v"] = abs(arrays["v"])
@@ -65,8 +68,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-cases = [(e.forward, frozenset(static), ()) for e in both for static in ("", "z")]
-cases += [(e.backward, frozenset(), summed) for e in both for summed in ((), ("dz",))]
+cases = [(e.forward, frozenset((*static, *e.learned.values())), ()) for e in both for static in ("", "z")]
+cases += [
+    (e.backward, frozenset(e.learned.values()), (*dz, *e.terms.values())) for e in both for dz in ((), ("dz",))
+]
 for equation, static, summed in [*cases, (UPDATE, frozenset(), ())]:
     kernel = fused_cuda.kernel(equation, static, summed)
     signature = {name: "*fp32" for name in kernel.arg_names} | {"_count": "i32", "_steps": "i32", "_BLOCK": "constexpr"}
