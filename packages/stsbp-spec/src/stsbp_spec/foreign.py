@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from stsbp_spec.errors import SpecError, StsbpError
 from stsbp_spec.values import read_number, shown
 
-__all__ = ["calling", "imported", "names_a_class", "read_values", "split"]
+__all__ = ["calling", "imported", "names_a_class", "read_pairs", "read_values", "split"]
 
 T = TypeVar("T")
 
@@ -71,6 +71,15 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
     return found
 
 
+def read_pairs(pairs: Iterable[str], what: str) -> Iterator[tuple[str, str]]:
+    """Names and texts from `key=value`, one after the other; `SpecError` where one is something else."""
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not value:
+            raise SpecError(f"{what}: expected key=value, got {shown(pair)}")
+        yield key, value
+
+
 def read_values(cls: type[Any], pairs: list[str], what: str) -> dict[str, Any]:
     """Fields of a dataclass from `key=value`: numbers, and text where a field's default is text.
 
@@ -79,10 +88,7 @@ def read_values(cls: type[Any], pairs: list[str], what: str) -> dict[str, Any]:
     """
     known = {field.name: field for field in fields(cls) if field.init}
     values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not value:
-            raise SpecError(f"{what}: expected key=value, got {shown(pair)}")
+    for key, value in read_pairs(pairs, what):
         if key not in known:
             raise SpecError(f"{what} has no parameter {shown(key)}; it has: {', '.join(known) or 'none'}")
         default = known[key].default

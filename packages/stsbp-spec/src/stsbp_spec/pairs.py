@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import COUNT, Constants, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations import COUNT, Constants, NeuronEquations, filter_equations, loss_equations, neuron_equations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid, sum_bits
@@ -159,6 +159,10 @@ class Pairs(ABC, Generic[Array]):
         x = self.numpy(values).reshape(1, 1, -1, *(1,) * (len(shape) - 2))
         return self.asarray(np.broadcast_to(x, (1, *shape)))
 
+    def spread_all(self, equations: NeuronEquations, learned: Mapping[str, Array], shape: Shape) -> dict[str, Array]:
+        """`NeuronResiduals.learned`: what `equations` read of the learned numbers, each `spread` over `shape`."""
+        return {free: self.spread(learned[name], shape) for name, free in equations.learned.items()}
+
     def totals(self, x: Array, count: int) -> Array:
         """`x`, float32 `[1, B, C, ...]`, added over all axes but that of `C`; over all axes where `count` is 1.
 
@@ -184,7 +188,7 @@ class Pairs(ABC, Generic[Array]):
             learned: the model's learned numbers by name, each `[1]` or `[C]`.
         """
         equations = neuron_equations(filter, neuron)
-        each = {free: self.spread(learned[name], z.shape[1:]) for name, free in equations.learned.items()}
+        each = self.spread_all(equations, learned, z.shape[1:])
         found = self.recur(equations.forward, equations.constants, {"z": z, **each}, steps)
         spikes = found.pop("o")
         return spikes, NeuronResiduals(found, spikes, len(z) == 1 and steps > 1, each)
@@ -259,10 +263,7 @@ class Pairs(ABC, Generic[Array]):
 
     def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
         """New `(w, m, v)`: optim/adamw.py. May work in place."""
-        constants = {name: getattr(scalars, name) for name in UPDATE.parameters}
-        inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
-        new = self.recur(UPDATE, constants, inputs, 1)
-        return new["new_w"][0], new["new_m"][0], new["new_v"][0]
+        return self._updated(UPDATE, {name: getattr(scalars, name) for name in UPDATE.parameters}, w, g, m, v)
 
     def adamw_learned(
         self, scalars: AdamWScalars, domain: tuple[float, float], w: Array, g: Array, m: Array, v: Array
@@ -270,8 +271,12 @@ class Pairs(ABC, Generic[Array]):
         """New `(w, m, v)` of what neurons learn, `w` between the ends of `domain`: optim/adamw.py."""
         ends = dict(zip(("low", "high"), map(np.float32, domain), strict=True))
         constants = {name: ends[name] if name in ends else getattr(scalars, name) for name in LEARNED_UPDATE.parameters}
-        inputs = {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}
-        new = self.recur(LEARNED_UPDATE, constants, inputs, 1)
+        return self._updated(LEARNED_UPDATE, constants, w, g, m, v)
+
+    def _updated(
+        self, update: Recurrence, constants: Constants, w: Array, g: Array, m: Array, v: Array
+    ) -> tuple[Array, Array, Array]:
+        new = self.recur(update, constants, {"w": w[None], "g": g[None], "m": m[None], "v": v[None]}, 1)
         return new["new_w"][0], new["new_m"][0], new["new_v"][0]
 
     def pack_spikes(self, s: Array) -> Any:

@@ -19,8 +19,8 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import CONDITIONS, OPERATIONS, Expr, Names, checked_name, ordered
 from stsbp_spec.values import shown
 
-__all__ = ["Graph", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders", "refusing", "texts", "word",
-           "words"]  # fmt: skip
+__all__ = ["Graph", "dashed_word", "dumped", "loaded", "nodes_of", "number", "numbers", "placeholders", "refusing",
+           "texts", "word", "words", "written"]  # fmt: skip
 
 _FORMAT = 1
 _LONGEST = 2**18
@@ -182,6 +182,16 @@ def number(x: Any) -> float:
 def numbers(x: Any) -> dict[str, float]:
     """Numbers by name in a text."""
     return {word(k): number(v) for k, v in x.items()}
+
+
+def written(values: Mapping[str, Any]) -> dict[str, str]:
+    """Inverse of `numbers`."""
+    return {name: float(value).hex() for name, value in values.items()}
+
+
+def dashed_word(x: Any) -> str:
+    """A name in a text that may hold dashes, or `ValueError`."""
+    return word(x.replace("-", "_")).replace("_", "-")
 
 
 def texts(x: Any) -> dict[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,18 @@ from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.expr import Expr, Names, Recurrence, exp, named, unsnapped, variable, where
 from stsbp_spec.foreign import calling, imported, names_a_class, read_values, split
 from stsbp_spec.printers import evaluate
-from stsbp_spec.stored import Graph, dumped, loaded, nodes_of, numbers, placeholders, refusing, texts, word
+from stsbp_spec.stored import (
+    Graph,
+    dashed_word,
+    dumped,
+    loaded,
+    nodes_of,
+    numbers,
+    placeholders,
+    refusing,
+    texts,
+    written,
+)
 from stsbp_spec.typing import AnyArray
 from stsbp_spec.values import real, shown
 
@@ -37,6 +48,7 @@ __all__ = [
     "Surrogate",
     "Triangle",
     "as_text",
+    "described",
     "equation",
     "parse_surrogate",
 ]
@@ -243,17 +255,18 @@ def as_text(surrogate: Surrogate) -> str:
     """
     if isinstance(surrogate, StoredSurrogate):
         return surrogate.text
-    constants = surrogate.constants()
-    slope = surrogate.expression(placeholders("q", constants), variable("x"))
-    return dumped(
-        {
-            "name": surrogate.name,
-            "parameters": surrogate.shown_parameters(),
-            "constants": {name: float(value).hex() for name, value in constants.items()},
-            "compact": surrogate.compact,
-            **nodes_of({"slope": slope}),
-        }
-    )
+    slope = surrogate.expression(placeholders("q", surrogate.constants()), variable("x"))
+    return dumped({**described(surrogate), **nodes_of({"slope": slope})})
+
+
+def described(surrogate: Surrogate) -> dict[str, Any]:
+    """What a text says of a surrogate besides its slope."""
+    return {
+        "name": surrogate.name,
+        "parameters": surrogate.shown_parameters(),
+        "constants": written(surrogate.constants()),
+        "compact": surrogate.compact,
+    }
 
 
 class _Data:
@@ -262,7 +275,7 @@ class _Data:
     def __init__(self, text: str) -> None:
         data = loaded(text, "surrogate")
         with refusing("surrogate"):
-            self.name = word(data["name"].replace("-", "_")).replace("_", "-")
+            self.name = dashed_word(data["name"])
             self.parameters = texts(data["parameters"])
             self.constants = numbers(data["constants"])
             self.compact = data["compact"] is True

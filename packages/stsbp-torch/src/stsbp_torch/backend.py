@@ -169,7 +169,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         from stsbp_torch.neurons import fused_cpu
 
         equations = neuron_equations(filter, neuron)
-        each = {free: self.spread(learned[name], tuple(z.shape[1:])) for name, free in equations.learned.items()}
+        each = self.spread_all(equations, learned, tuple(z.shape[1:]))
         spikes, kept = fused_cpu.forward(equations, laid_out(z), steps, each)
         return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
 

@@ -17,7 +17,7 @@ import numpy as np
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, constant, variable, where
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
-from stsbp_spec.stored import Graph, dumped, loaded, nodes_of, placeholders, refusing, texts, word, words
+from stsbp_spec.stored import Graph, dashed_word, dumped, loaded, nodes_of, placeholders, refusing, texts, word, words
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.values import shown
 
@@ -234,7 +234,7 @@ class _Data:
     def __init__(self, text: str) -> None:
         data = loaded(text, "loss")
         with refusing("loss"):
-            self.name = word(data["name"].replace("-", "_")).replace("_", "-")
+            self.name = dashed_word(data["name"])
             self.parameters = texts(data["parameters"])
             self.constants = _Constants(data["constants"])
             self.ahead = data["ahead"] is True

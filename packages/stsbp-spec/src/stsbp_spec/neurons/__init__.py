@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from stsbp_spec.errors import SpecError, did_you_mean
-from stsbp_spec.foreign import calling, imported, names_a_class, split
+from stsbp_spec.foreign import calling, imported, names_a_class, read_pairs, split
 from stsbp_spec.neurons.alif import ALIF
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.neurons.integrate_and_fire import IF
@@ -102,9 +102,6 @@ def parse_neuron(text: str, given: Mapping[str, Any]) -> NeuronModel:
         )
     with calling(f"the neuron {shown(name)} cannot be made"):
         neuron = _made(model, given)
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not value:
-            raise SpecError(f"neuron {name!r}: expected key=value, got {shown(pair)}")
+    for key, value in read_pairs(pairs, f"neuron {name!r}"):
         neuron = with_parameter(neuron, key, value)
     return neuron

@@ -22,8 +22,9 @@ from stsbp_spec.stored import (
     texts,
     word,
     words,
+    written,
 )
-from stsbp_spec.surrogates import StoredSurrogate, Surrogate
+from stsbp_spec.surrogates import StoredSurrogate, Surrogate, described
 from stsbp_spec.synapses.psp import rise_time
 
 __all__ = ["StoredNeuron", "as_text", "from_text"]
@@ -61,17 +62,10 @@ def as_text(neuron: NeuronModel) -> str:
         "name": neuron.name,
         "states": list(neuron.states),
         "carried": list(neuron.carried) if back is not None else [],
-        "constants": {name: float(value).hex() for name, value in neuron.constants().items()},
+        "constants": written(neuron.constants()),
         "learned": {name: [x.initial.hex(), x.low.hex(), x.high.hex(), x.per] for name, x in neuron.learned().items()},
-        "surrogate": {
-            "name": surrogate.name,
-            "parameters": surrogate.shown_parameters(),
-            "constants": {k: float(v).hex() for k, v in surrogate.constants().items()},
-            "compact": surrogate.compact,
-        },
-        "tau_s": float(neuron.tau_s).hex(),
-        "tau_rise": float(neuron.tau_rise).hex(),
-        "threshold": float(neuron.threshold).hex(),
+        "surrogate": described(surrogate),
+        **written({"tau_s": neuron.tau_s, "tau_rise": neuron.tau_rise, "threshold": neuron.threshold}),
         "parameters": {each.name: str(getattr(neuron, each.name)) for each in fields(neuron)},  # type: ignore[arg-type]
         **nodes_of(roots),
     }

@@ -318,8 +318,7 @@ class SparseBlock(Block):
         shape, device = (steps, given.s.shape[1], *self.projection.output_shape), given.s.device
         kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, device), strict=True))
         spikes = empty(shape, torch.uint8, device)
-        spread = self.neurons.backend.spread
-        each = {free: spread(learned[name], shape[1:]) for name, free in equations.learned.items()}
+        each = self.neurons.backend.spread_all(equations, learned, shape[1:])
         kernels.forward(
             self.conv, equations, given.arrays(), wq.numpy(), view(kept["u"]), view(spikes), beside_u(kept),
             numbers(each),
