@@ -13,13 +13,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import float32, int64, prange, types, uint8
+from numba import float32, int64, prange, uint8
 from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.printed import called, step
+from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
 __all__ = ["NOTHING", "backward", "fire", "forward", "propagate", "values"]
@@ -31,44 +31,48 @@ _PAST = 2**24
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
 """Numbers of neurons that learn none."""
-_RUN, _RUNS, _BYTES, _KEPT = float32[::1], float32[:, ::1], uint8[::1], float32[:, :, ::1]
-_FIRE = types.void(_RUN, _RUN, _RUNS, _RUN, _BYTES, _KEPT, int64, int64, _RUNS, int64)
-_PROPAGATE = types.void(_RUN, _RUN, _RUN, _RUNS, _KEPT, int64, _RUNS, int64, _RUN)
+_RUN, _ROWS, _KEPT = float32[::1], float32[:, ::1], float32[:, :, ::1]
+_FIRE = {
+    "p": _RUN, "z": _RUN, "states": _ROWS, "u": _RUN, "spikes": uint8[::1], "kept": _KEPT, "at": int64,
+    "learned": _ROWS, "place": int64, "n": int64,
+}  # fmt: skip
+_PROPAGATE = {
+    "p": _RUN, "u": _RUN, "ds": _RUN, "states": _ROWS, "kept": _KEPT, "at": int64, "learned": _ROWS, "place": int64,
+    "dz": _RUN, "n": int64,
+}  # fmt: skip
 fired, propagated = called(_FIRE), called(_PROPAGATE)
 """Call, in a kernel, what `fire` and `propagate` return."""
 
 
 @cache
 def fire(equation: Recurrence) -> int:
-    """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and `kept[:, t, at : at + n]`.
+    """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and some of `kept`.
 
-    The address of a function of `(p, z, states, u, spikes, kept, t, at, learned, place)`: `p` are the parameters,
-    `states` is `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`. The numbers that the
-    neurons learned are `learned[:, place : place + n]`, `[P, M]`.
+    The address of a function of `(p, z, states, u, spikes, kept, at, learned, place, n)`: `p` are the parameters,
+    `states` is `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`, each `[n]` from its
+    number `at` of the `T M`. The numbers that the neurons learned are `learned[:, place : place + n]`, `[P, M]`.
     """
-    kept = tuple(f"kept[{i}, t, at : at + len(u)]" for i in range(len(equation.outputs) - 2))
-    arrays = ("z", *_learned(len(equation.inputs) - 1), "u", *kept, "spikes")
-    return step(equation, "z, states, u, spikes, kept, t, at, learned, place", arrays, "states", _FIRE)
+    kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
+    arrays = (run("z"), *_learned(len(equation.inputs) - 1), run("u"), *kept, run("spikes"))
+    return step(equation, _FIRE, arrays, "states")
 
 
 @cache
 def propagate(equation: Recurrence, count: int) -> int:
     """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
 
-    The address of a function of `(p, u, ds, states, kept, t, learned, place, dz)`: see `fire`; `kept` is read at
-    `place` too.
+    The address of a function of `(p, u, ds, states, kept, at, learned, place, dz, n)`: see `fire`.
 
     Args:
         equation: `NeuronEquations.summing`.
         count: of learned numbers.
     """
-    kept = tuple(f"kept[{i}, t, place : place + len(u)]" for i in range(len(equation.inputs) - 2 - count))
-    arrays = ("u", *kept, "ds", *_learned(count), "dz")
-    return step(equation, "u, ds, states, kept, t, learned, place, dz", arrays, "states", _PROPAGATE)
+    kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count))
+    return step(equation, _PROPAGATE, (run("u"), *kept, run("ds"), *_learned(count), run("dz")), "states")
 
 
 def _learned(count: int) -> tuple[str, ...]:
-    return tuple(f"learned[{i}, place : place + len(u)]" for i in range(count))
+    return tuple(run("learned", i, "place") for i in range(count))
 
 
 def values(equation: Recurrence, constants: Constants) -> Float32:
@@ -144,7 +148,8 @@ def _forward(
                 fetch_to_write(spikes[t + 1, low:high])
             zt = z[t if z.shape[0] > 1 else 0, low:high]
             u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
-            fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, 0 if past else t, 0 if past else low, learned, low)
+            at = 0 if past else t * neurons + low
+            fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, at, learned, low, high - low)
             if past:
                 stream(u[t, low:high], own)
                 for k in range(len(kept)):
@@ -176,7 +181,8 @@ def _backward(
                 fetch(ds[t - 1, low:high])
                 for k in range(len(kept)):
                     fetch(kept[k, t - 1, low:high])
-            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, t, learned, low, own)
+            at = t * neurons + low
+            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, at, learned, low, own, high - low)
             if static:
                 for j in range(high - low):
                     total[j] += own[j]

@@ -6,14 +6,14 @@ The loop's arrays share no memory, so it is vector code for any number of states
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.core import cgutils
-from numba.core.typing.templates import Signature
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
@@ -21,7 +21,7 @@ from stsbp_spec.printers import LANGUAGES, function, lines
 
 from stsbp_cpu.compiling import cached_njit, printed_njit
 
-__all__ = ["called", "condition", "loop", "step"]
+__all__ = ["called", "condition", "loop", "run", "step"]
 
 _FLOOR = np.float32(FLOOR)
 _ZERO = np.float32(0)
@@ -62,52 +62,100 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
     return printed_njit(f"{text}\n", recurrence.name, _WORDS, distinct=True, error_model="numpy")
 
 
-def step(recurrence: Recurrence, arguments: str, values: Sequence[str], states: str, signature: Signature) -> int:
-    """`loop` of arrays that lie together: the address of `f(p, ...)` with `p` the float32 parameters as an array.
+def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Sequence[str], states: str = "") -> int:
+    """`loop` of arrays that lie together: the address of a function of one step.
 
     Args:
         recurrence: of the step.
-        arguments: of the function after `p`, as text.
-        values: an expression of them for each input and output.
-        states: one for the states, `[states, n]`.
-        signature: of the function, for `called`.
+        signature: for `called`: the arguments, of which `p` are the float32 parameters and `n` is how many elements
+            there are.
+        values: `run(...)` of the arguments for each input and output.
+        states: the argument with the states, `[states, n]`.
     """
     count = len(recurrence.inputs)
     given = [f"p[{i}]" for i in range(len(recurrence.parameters))]
-    given += [*values[:count], *(f"{states}[{i}]" for i in range(len(recurrence.states))), *values[count:]]
-    text = f"def {recurrence.name}_rows(p, {arguments}):\n    loop({', '.join(given)})\n"
-    words = {"__name__": __name__, "loop": loop(recurrence)}
-    function: Any = printed_njit(text, f"{recurrence.name}_rows", words, error_model="numpy")
-    function.compile(signature.args)
-    compiled = function.overloads[signature.args]
+    given += [*values[:count], *(run(states, i) for i in range(len(recurrence.states))), *values[count:]]
+    passed = _passed(signature)
+    name = f"{recurrence.name}_rows"
+    text = f"def {name}({', '.join(passed)}):\n    loop({', '.join(given)})\n"
+    words = {"__name__": __name__, "loop": loop(recurrence), "carray": carray}
+    function: Any = printed_njit(text, name, words, error_model="numpy")
+    kinds = tuple(passed.values())
+    function.compile(kinds)
+    compiled = function.overloads[kinds]
     _ADDRESSED.append(function)
     address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     return address
 
 
-def called(signature: Signature) -> Callable[..., None]:
-    """What calls, in a kernel, the function of `signature` at an address: `f(address, ...)`.
+def run(array: str, row: int | None = None, at: str = "0") -> str:
+    """The text, in a function of `step`, of an argument `[n]`, or of `[row, at : at + n]` of one `[rows, ...]`."""
+    if row is None:
+        return f"carray({array}, n)"
+    return f"carray({array}, {row + 1} * {array}_row)[{row} * {array}_row + {at} :][:n]"
+
+
+def _passed(signature: Mapping[str, types.Type]) -> dict[str, types.Type]:
+    """What a function of `step` really takes: of an array its address and, of rows, how far one is from the next.
+
+    numba's own way, with shape, strides and owner of each array, is 60 words for one step of neurons.
+    """
+    passed = {}
+    for name, kind in signature.items():
+        if isinstance(kind, types.Array):
+            passed[name] = types.CPointer(kind.dtype)
+            if kind.ndim > 1:
+                passed[f"{name}_row"] = types.int64
+        else:
+            passed[name] = kind
+    return passed
+
+
+def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
+    """What calls, in a kernel, the function of `step` at an address: `f(address, ...)`.
 
     So a kernel is compiled once for all equations. (numba's own type for such arguments looks addresses up at each
     call, by way of Python.)
-    """
 
-    def typed(_: Any, *given: Any) -> Any:
+    Args:
+        signature: the arguments, arrays in C order.
+    """
+    native = types.void(*_passed(signature).values())
+
+    def typed(_: Any, address: Any, *given: Any) -> Any:
+        kinds = []
+        for declared, kind in zip(signature.values(), given, strict=True):
+            is_array = isinstance(declared, types.Array)
+            # An array that is closed to writing is another type of numba's.
+            if is_array and (kind.dtype, kind.ndim, kind.layout) != (declared.dtype, declared.ndim, declared.layout):
+                raise TypingError(f"expected {declared}, got {kind}")
+            kinds.append(kind if is_array else declared)
+
         def generated(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            flat = []
+            for kind, value in zip(kinds, args[1:], strict=True):
+                if isinstance(kind, types.Array):
+                    array = context.make_array(kind)(context, builder, value)
+                    flat.append(array.data)
+                    if kind.ndim > 1:
+                        shape = cgutils.unpack_tuple(builder, array.shape)
+                        flat.append(reduce(builder.mul, shape[1:]))
+                else:
+                    flat.append(value)
             conventions = context.call_conv
-            kind = conventions.get_function_type(signature.return_type, signature.args)
-            function = builder.inttoptr(args[0], kind.as_pointer())
-            status, _ = conventions.call_function(builder, function, signature.return_type, signature.args, args[1:])
+            made = conventions.get_function_type(native.return_type, native.args)
+            function = builder.inttoptr(args[0], made.as_pointer())
+            status, _ = conventions.call_function(builder, function, native.return_type, native.args, flat)
             with cgutils.if_unlikely(builder, status.is_error):
                 conventions.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return signature.return_type(types.intp, *signature.args), generated
+        return types.void(types.intp, *kinds), generated
 
     # numba asks how many arguments there are.
-    given = ", ".join(f"x{i}" for i in range(len(signature.args) + 1))
+    given = ", ".join(signature)
     scope: dict[str, Any] = {"typed": typed}
-    exec(f"def called(typing, {given}):\n    return typed(typing, {given})", scope)
+    exec(f"def called(typing, address, {given}):\n    return typed(typing, address, {given})", scope)
     intrinsic_: Callable[..., None] = intrinsic(scope["called"])
     return intrinsic_
 

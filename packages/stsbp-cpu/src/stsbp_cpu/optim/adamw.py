@@ -5,17 +5,17 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import float32, get_num_threads, prange, types
+from numba import float32, get_num_threads, int64, prange
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.printed import called, step
+from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.threads import threads_for
 
 __all__ = ["update"]
 
-_STEP = types.void(*[float32[::1]] * 8)
+_STEP = dict.fromkeys(("p", "w", "g", "m", "v", "new_w", "new_m", "new_v"), float32[::1]) | {"n": int64}
 updated = called(_STEP)
 """Calls, in a kernel, what `_step` returns."""
 
@@ -38,8 +38,7 @@ def update(
 
 @cache
 def _step() -> int:
-    names = (*UPDATE.inputs, *UPDATE.outputs)
-    return step(UPDATE, ", ".join(names), names, "", _STEP)
+    return step(UPDATE, _STEP, [run(name) for name in (*UPDATE.inputs, *UPDATE.outputs)])
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -51,4 +50,4 @@ def _update(
     for thread in prange(threads):
         a = thread * w.size // threads
         b = (thread + 1) * w.size // threads
-        updated(step, p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b])
+        updated(step, p, w[a:b], g[a:b], m[a:b], v[a:b], new_w[a:b], new_m[a:b], new_v[a:b], b - a)

@@ -119,8 +119,9 @@ def _packed(conv: Conv2d, wq: Float32) -> Float32:
     """Weights in the order of the forward kernel, 1-d."""
     if gathers(conv):
         return wq.transpose(2, 3, 1, 0).reshape(-1)
-    runs = mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
-    return np.pad(runs, ((0, 0), (0, 0), (0, _run(conv) - runs.shape[2]))).reshape(-1)
+    packed = np.zeros((wq.shape[1], conv.kernel, _run(conv)), np.float32)
+    packed[:, :, : conv.kernel * conv.channels] = mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
+    return packed.reshape(-1)
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -145,6 +146,7 @@ def _forward(
     rows, columns = height // size, width // size
     rows_out, columns_out, channels_out = u.shape[2:]
     line = columns_out * channels_out
+    neurons = batch * rows_out * line
     # Rows of `z`: padded for the scattered runs, which begin up to kernel - 1 - padding pixels before the first.
     wide = columns_out if gathered else columns + kernel - 1
     margin = 0 if gathered else (kernel - 1 - padding) * channels_out
@@ -192,7 +194,10 @@ def _forward(
                     at = y * wide * channels_out + margin
                     out, fires = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
                     place = (b * rows_out + y) * line
-                    fired(step, p, z[at : at + line], state[y], out, fires, kept, t, place, learned, place)
+                    fired(
+                        step, p, z[at : at + line], state[y], out, fires, kept, t * neurons + place, learned, place,
+                        line,
+                    )  # fmt: skip
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -217,6 +222,7 @@ def _backward(
     rows, columns = height // size, width // size
     rows_out, columns_out, channels_out = u.shape[2:]
     line = columns_out * channels_out
+    neurons = batch * rows_out * line
     wide = columns + kernel - 1
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
@@ -245,11 +251,14 @@ def _backward(
                     place = (b * rows_out + y) * line
                     out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
                     if pooled == 1:
-                        propagated(step, p, potentials, ds[t, b, y].reshape(-1), state[y], kept, t, learned, place, out)
+                        errors = ds[t, b, y].reshape(-1)
                     else:
+                        errors = above
                         if y % pooled == 0:
                             _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
-                        propagated(step, p, potentials, above, state[y], kept, t, learned, place, out)
+                    propagated(
+                        step, p, potentials, errors, state[y], kept, t * neurons + place, learned, place, out, line
+                    )
                     if dz.size > 0:
                         whole = dz[t, b, y].reshape(-1)
                         for j in range(line):
