@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from stsbp_cupy import CupyBackend, tensor_cores
 from stsbp_cupy.host import HostRuntime
-from stsbp_cupy.synapses.weights import HalfUnits
 from stsbp_spec import NetworkSpec, initial_weights
 from stsbp_spec.reference.backend import NumpyBackend
 
@@ -34,7 +33,7 @@ def test_run_has_the_bits_of_the_reference(
     if coding == "direct":
         inputs = rng.integers(0, 256, (3, 2, 34, 34), dtype=np.uint8)
     wq, _ = half.weight_grid(network.blocks[0], weights["conv1"])
-    assert isinstance(wq, HalfUnits)
+    assert wq.dtype == np.float16
     expected, actual = (b.run(network, weights, inputs, 6) for b in (reference, half))
     assert actual.grids == expected.grids
     for name, layer in expected.layers.items():
@@ -50,10 +49,45 @@ def test_inputs_of_more_than_11_bits_stay_in_float32(half: CupyBackend) -> None:
     first, second = network.blocks
     assert first.input.bits == 12
     wq, _ = half.weight_grid(first, weights[first.name])
-    assert isinstance(wq, np.ndarray)
+    assert wq.dtype == np.float32
     wq, _ = half.weight_grid(second, weights[second.name])
-    assert isinstance(wq, HalfUnits)
-    assert np.array_equal(half.numpy(wq), wq.array)
+    assert wq.dtype == np.float16
+
+
+@pytest.mark.parametrize(
+    ("exponent", "dtype"), [(-6, np.float32), (-5, np.float16), (24, np.float16), (25, np.float32)]
+)
+def test_weights_of_any_size_have_the_bits_of_the_reference(
+    half: CupyBackend, reference: NumpyBackend, rng: np.random.Generator, exponent: int, dtype: type[np.floating[Any]]
+) -> None:
+    """Half precision holds them in units from 2^-24, its smallest number, to 2^5."""
+    network = NetworkSpec.parse("8C3-12", input_shape=(2, 9, 9), outputs=3)
+    weights = {
+        block.name: ((2047 * rng.uniform(-1, 1, block.weight_shape)) * 2.0**-exponent).astype(np.float32)
+        for block in network.blocks
+    }
+    for block in network.blocks:
+        weights[block.name].flat[0] = 2047 * 2.0**-exponent
+        wq, grid = half.weight_grid(block, weights[block.name])
+        expected, _ = reference.weight_grid(block, weights[block.name])
+        assert grid.exponent == exponent
+        assert wq.dtype == dtype
+        assert half.numpy(wq).tobytes() == expected.tobytes()
+        s = (rng.random((3, 2, *block.input.shape)) < 0.4).astype(np.uint8)
+        z, residuals = half.rule(block.synapse).forward(block.synapse, s, wq)
+        expected_z, expected_residuals = reference.rule(block.synapse).forward(block.synapse, s, expected)
+        assert np.ascontiguousarray(z).tobytes() == expected_z.tobytes()
+        assert np.count_nonzero(z) > z.size // 2
+        dz = rng.integers(-2047, 2048, z.shape).astype(np.float32)
+        for back, expected_back in zip(
+            half.rule(block.synapse).backward(block.synapse, residuals, dz, precision="reproducible", need_input=True),
+            reference.rule(block.synapse).backward(
+                block.synapse, expected_residuals, dz, precision="reproducible", need_input=True
+            ),
+            strict=True,
+        ):
+            assert back is not None
+            assert np.array_equal(back, expected_back)
 
 
 def test_proof_reaches_for_the_bound() -> None:
@@ -91,3 +125,17 @@ def test_proof_sees_sums_that_lose_bits(bits: int) -> None:
     verdict = tensor_cores.prove(runtime)
     assert verdict is not None
     assert "half-precision products differ from integers" in verdict
+
+
+class Flushing(HostRuntime):
+    """Tensor cores that would take subnormal numbers for zero."""
+
+    def gemm(self, a: Any, b: Any, out: Any, **options: Any) -> None:
+        a, b = (np.where(np.abs(x) < 2.0**-14, 0, x).astype(np.float32) for x in (a, b))
+        super().gemm(a, b, out, **options)
+
+
+def test_proof_sees_that_subnormal_weights_are_lost() -> None:
+    verdict = tensor_cores.prove(Flushing())
+    assert verdict is not None
+    assert verdict.endswith("weights in units of 2^-24")

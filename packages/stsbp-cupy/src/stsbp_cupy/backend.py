@@ -26,7 +26,6 @@ from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Array, Runtime, logical
 from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
-from stsbp_cupy.synapses.weights import HalfUnits
 
 __all__ = ["CupyBackend"]
 
@@ -88,7 +87,7 @@ class CupyBackend(AbstractBackend[Array]):
         return native
 
     def numpy(self, x: Array) -> AnyArray:
-        return self.rt.numpy(x.array if isinstance(x, HalfUnits) else x)
+        return self.rt.numpy(x.astype(np.float32) if x.dtype == np.float16 else x)
 
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
         x = self.asarray(inputs)
@@ -140,7 +139,7 @@ class CupyBackend(AbstractBackend[Array]):
     ) -> list[tuple[Array, WeightGrid]]:
         grids = grid.weight_grids(self.rt, projections, weights)
         return [
-            (tensor_cores.for_layer(self.rt, projection, wq, found), found)
+            (tensor_cores.stored(self.rt, projection, wq, found), found)
             for projection, (wq, found) in zip(projections, grids, strict=True)
         ]
 

@@ -176,18 +176,17 @@ class CudaRuntime(Runtime):
     def start(self, function: Any, threads: int, arguments: list[Any]) -> None:
         function(((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(arguments))
 
-    def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False, alpha: float = 1.0) -> None:
+    def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
         # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F
-        scale = np.array(alpha, out.dtype)
-        beta = np.array(1.0 if accumulate else 0.0, out.dtype)
+        alpha, beta = np.array(1.0, out.dtype), np.array(1.0 if accumulate else 0.0, out.dtype)
         operand, result = _CUDA_TYPES[a.dtype.char], _CUDA_TYPES[out.dtype.char]
         blas.gemmEx(
             self._handle(),
             blas.CUBLAS_OP_T if layout.transpose_first else blas.CUBLAS_OP_N,
             blas.CUBLAS_OP_T if layout.transpose_second else blas.CUBLAS_OP_N,
-            layout.m, layout.n, layout.k, scale.ctypes.data,
+            layout.m, layout.n, layout.k, alpha.ctypes.data,
             b.data.ptr, operand, layout.first_stride,
             a.data.ptr, operand, layout.second_stride,
             beta.ctypes.data, out.data.ptr, result, layout.out_stride,

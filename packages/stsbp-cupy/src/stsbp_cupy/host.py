@@ -112,12 +112,11 @@ class HostRuntime(Runtime):
         pointers = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
         function(ctypes.c_uint(threads), ctypes.c_uint(1), pointers)
 
-    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False, alpha: float = 1.0) -> None:
+    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
         if a.dtype == np.float16:
             a, b = a.astype(np.float32), b.astype(np.float32)
-        if accumulate or alpha != 1.0:
-            product = np.matmul(a, b) * out.dtype.type(alpha)
-            np.add(out, product, out=out) if accumulate else np.copyto(out, product)
+        if accumulate:
+            np.add(out, np.matmul(a, b), out=out)
         else:
             np.matmul(a, b, out=out)
 

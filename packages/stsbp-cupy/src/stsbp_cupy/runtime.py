@@ -65,8 +65,8 @@ class Runtime(ABC):
         """Run a kernel of `compiled` with arguments of its parameters' types."""
 
     @abstractmethod
-    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False, alpha: float = 1.0) -> None:
-        """`out = alpha a b`, or `out += alpha a b`, matrices; each of `a`, `b` contiguous or a transposed view.
+    def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
+        """`out = a b`, or `out += a b`, matrices; each of `a`, `b` contiguous or a transposed view.
 
         float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.
         """

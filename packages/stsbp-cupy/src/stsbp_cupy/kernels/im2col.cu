@@ -2,19 +2,16 @@
 // Row (frame, y, x) of `columns` holds [kernel, kernel, C]. Both gather, so no two threads write one value.
 #include "contract.cuh"
 
-// The bits of the half-precision number that equals x, an integer from 0 to 2048 (exact; see tensor_cores.py).
-__device__ __forceinline__ unsigned short half_bits(float x) {
-    return x == 0.0f ? 0 : static_cast<unsigned short>((__float_as_int(x) >> 13) - (112 << 10));
-}
-
 template <class T>
 struct Plain {
     __device__ __forceinline__ T operator()(float x) const { return static_cast<T>(x); }
 };
 
-struct HalfUnits {
-    float scale;
-    __device__ __forceinline__ unsigned short operator()(float x) const { return half_bits(__fmul_rn(x, scale)); }
+// The bits of the half-precision number that equals x: zero, or from 2^-14 with at most 11 bits (see tensor_cores.py).
+struct HalfBits {
+    __device__ __forceinline__ unsigned short operator()(float x) const {
+        return x == 0.0f ? 0 : static_cast<unsigned short>((__float_as_int(x) >> 13) - (112 << 10));
+    }
 };
 
 // A row of a window, [kernel, C], is one run of memory in the frame, so the column and the channel count as one.
@@ -95,11 +92,11 @@ extern "C" __global__ void im2col_f32_f64(
     }
 }
 
-// For tensor cores: inputs in units of 2^-input_exponent as half-precision integers; scale is 2^input_exponent.
+// For tensor cores.
 extern "C" __global__ void im2col_u8_f16(
     const unsigned char* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels,
-    int height, int width, int rows, int row_length, int kernel, int stride, int padding, int lanes, float scale) {
-    const HalfUnits convert{scale};
+    int height, int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const HalfBits convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else if (lanes == 2) {
@@ -111,8 +108,8 @@ extern "C" __global__ void im2col_u8_f16(
 
 extern "C" __global__ void im2col_f32_f16(
     const float* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height,
-    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes, float scale) {
-    const HalfUnits convert{scale};
+    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const HalfBits convert;
     if (lanes == 4) {
         unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
     } else if (lanes == 2) {

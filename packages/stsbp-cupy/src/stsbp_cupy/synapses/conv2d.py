@@ -10,7 +10,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
-from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
+from stsbp_cupy.synapses.weights import channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
 
@@ -41,8 +41,8 @@ def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator
         yield slice(n, end), slice(n * windows, end * windows)
 
 
-def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any, *scale: float) -> Array:
-    """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`; float16 takes the units' `scale`."""
+def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
+    """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`."""
     channels, _, _, rows, columns, *_ = geometry = _geometry(conv, frames)
     windows = rt.empty((len(frames) * rows * columns, conv.kernel**2 * channels), dtype)
     lanes = 4 if lanes_of(channels, frames, windows) == 4 else lanes_of(channels, frames, windows, most=2)
@@ -50,7 +50,7 @@ def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any, *scale: float)
     stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
     rt.launch(
         f"im2col_{source}_{_LETTERS[windows.dtype]}", windows.size // lanes,
-        frames, stored, windows.size, *geometry, lanes, *scale,
+        frames, stored, windows.size, *geometry, lanes,
     )  # fmt: skip
     return windows
 
@@ -62,23 +62,16 @@ def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
     rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
 
 
-def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array | HalfUnits) -> tuple[Array, Residuals]:
-    """`z = W * s`, `[T, B, C', H', W']`."""
+def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Residuals]:
+    """`z = W * s`, `[T, B, C', H', W']`; of `wq` in half precision on tensor cores."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32, copy=False))
     steps, batch, height, width, channels = s.shape
     frames = s.reshape(-1, height, width, channels)
-    weights = array_of(wq)
-    rows = channels_last_rows(rt, weights, weights.shape[1:])
+    rows = channels_last_rows(rt, wq, wq.shape[1:])
     _, out_height, out_width = conv.output_shape((channels, height, width))
     z = rt.empty((len(frames) * out_height * out_width, conv.channels), np.float32)
-    if isinstance(wq, HalfUnits):
-        units = wq.units(rows).T
-        for chunk, part in _chunks(rt, conv, frames, 2):
-            windows = _unfold(rt, conv, frames[chunk], np.float16, 2.0**wq.input_exponent)
-            rt.gemm(windows, units, z[part], alpha=wq.alpha)
-    else:
-        for chunk, part in _chunks(rt, conv, frames, 4):
-            rt.gemm(_unfold(rt, conv, frames[chunk], np.float32), rows.T, z[part])
+    for chunk, part in _chunks(rt, conv, frames, rows.itemsize):
+        rt.gemm(_unfold(rt, conv, frames[chunk], rows.dtype), rows.T, z[part])
     return logical(rt, z.reshape(steps, batch, out_height, out_width, conv.channels)), Residuals(s, rows)
 
 

@@ -9,7 +9,7 @@ from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision
 
 from stsbp_cupy.runtime import Array, Runtime, logical, memory
-from stsbp_cupy.synapses.weights import HalfUnits, array_of, channels_first, channels_last_rows
+from stsbp_cupy.synapses.weights import channels_first, channels_last_rows
 
 __all__ = ["Residuals", "backward", "forward"]
 
@@ -21,18 +21,13 @@ class Residuals(NamedTuple):
     rows: Array
 
 
-def forward(rt: Runtime, linear: Linear, s: Array, wq: Array | HalfUnits) -> tuple[Array, Residuals]:
-    """`z = W s`, `[T, B, N]`."""
-    weights = array_of(wq)
-    rows = channels_last_rows(rt, weights, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(weights)
+def forward(rt: Runtime, linear: Linear, s: Array, wq: Array) -> tuple[Array, Residuals]:
+    """`z = W s`, `[T, B, N]`; of `wq` in half precision on tensor cores."""
+    rows = channels_last_rows(rt, wq, s.shape[2:]) if s.ndim == 5 else rt.xp.ascontiguousarray(wq)
     s = memory(rt, s)
     flat = s.reshape(s.shape[0] * s.shape[1], -1)
     z = rt.empty((len(flat), linear.units), np.float32)
-    if isinstance(wq, HalfUnits):
-        inputs = (flat.astype(np.float32, copy=False) * np.float32(2.0**wq.input_exponent)).astype(np.float16)
-        rt.gemm(inputs, wq.units(rows).T, z, alpha=wq.alpha)
-    else:
-        rt.gemm(flat.astype(np.float32, copy=False), rows.T, z)
+    rt.gemm(flat.astype(rows.dtype, copy=False), rows.T, z)
     return z.reshape(*s.shape[:2], linear.units), Residuals(s, rows)
 
 
