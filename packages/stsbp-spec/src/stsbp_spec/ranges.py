@@ -51,7 +51,7 @@ class Range:
         zero: whether it may be zero.
         negative, positive: whether it may be that.
         differ: libraries that keep subnormal numbers and libraries that do not compute the same, or both something of
-            at most this magnitude; of a condition, whether they may differ at all.
+            at most this magnitude, or anything at all (2^128); of a condition, whether they may differ at all.
     """
 
     least: float = _FLOOR
@@ -251,29 +251,34 @@ def _signs(a: Range, b: Range, same: bool) -> tuple[bool, bool]:
 
 
 def _times(x: float, y: float) -> float:
-    return 0.0 if x == 0 or y == 0 else min(x * y, _INFINITE)
+    if x == 0 or y == 0:
+        return 0.0
+    return _INFINITE if max(x, y) >= _INFINITE else min(x * y, _INFINITE)
+
+
+def _spread(differ: float, most: float) -> float:
+    """What differs of a product: beside an infinity, which times zero is no number, anything."""
+    return _INFINITE if differ and max(differ, most) >= _INFINITE else _times(differ, most)
 
 
 def _mul(a: Range, b: Range, same: bool) -> Range:
-    if same:
-        differ = _times(a.differ, a.differ)
-    else:
-        differ = max(_times(a.differ, b.most), _times(b.differ, a.most))
+    differ = _times(a.differ, a.differ) if same else max(_spread(a.differ, b.most), _spread(b.differ, a.most))
     unit = min(a.unit, _INFINITE) * min(b.unit, _INFINITE)
     least = min(a.least * b.least, _INFINITE)
     return _rounded(Range(least, _times(a.most, b.most), unit, a.zero or b.zero, *_signs(a, b, same), differ))
 
 
 def _div(a: Range, b: Range, same: bool) -> Range:
-    if b.differ:
-        differ = _INFINITE
-    elif a.differ:
-        differ = _INFINITE if b.zero else min(a.differ / b.least, _INFINITE)
-    else:
-        differ = 0.0
-    most = _INFINITE if b.zero else min(a.most / b.least, _INFINITE)
-    least = a.least / max(b.most, _TINIEST)
-    return _rounded(Range(min(least, _INFINITE), most, _TINIEST, a.zero, *_signs(a, b, same), differ))
+    differ = _INFINITE if b.differ else _over(a.differ, b)
+    least, zero = a.least / max(b.most, _TINIEST), a.zero or b.most >= _INFINITE
+    return _rounded(Range(min(least, _INFINITE), _over(a.most, b), _TINIEST, zero, *_signs(a, b, same), differ))
+
+
+def _over(x: float, b: Range) -> float:
+    """The largest quotient."""
+    if x == 0:
+        return 0.0
+    return _INFINITE if b.zero or x >= _INFINITE else min(x / b.least, _INFINITE)
 
 
 def _abs(a: Range, same: bool) -> Range:
@@ -281,8 +286,8 @@ def _abs(a: Range, same: bool) -> Range:
 
 
 def _sqrt(a: Range, same: bool) -> Range:
-    root = Range(math.sqrt(a.least), math.sqrt(a.most), _TINIEST, a.zero, negative=False, differ=math.sqrt(a.differ))
-    return _rounded(root)
+    most, differ = (math.sqrt(x) if x < _INFINITE else x for x in (a.most, a.differ))
+    return _rounded(Range(math.sqrt(a.least), most, _TINIEST, a.zero, negative=False, differ=differ))
 
 
 def _snap(a: Range, same: bool) -> Range:
