@@ -94,6 +94,29 @@ def test_mistakes_in_a_model_are_named(how: str, message: str) -> None:
         neuron_equations(IDENTITY, Gain(how=how))
 
 
+@dataclass(frozen=True)
+class Idle(NeuronModel):
+    """Learns two numbers, of which its step reads one, and the other has the name of a state."""
+
+    name: ClassVar[str] = "idle"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def constants(self) -> Mapping[str, float]:
+        return {"vth": self.threshold}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"decay": Learned(0.5, 0, 1), "m": Learned(0.5, 0, 1)}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", s.m * p.decay + i)
+        return Step(u, spike(u, p.vth), {"m": u})
+
+
+def test_a_learned_number_that_no_step_reads_is_refused_when_the_model_is_made() -> None:
+    with pytest.raises(SpecError, match="neuron idle learns m, which its step never reads; leave it out"):
+        Idle()
+
+
 @pytest.mark.parametrize(
     "neuron", [Gain(), PLIF(3, 2, 0.5), PLIF(3, 2, 0.5, Triangle(), reset="subtract", per="channel")], ids=repr
 )

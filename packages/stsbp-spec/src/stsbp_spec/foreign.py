@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
-from stsbp_spec.errors import SpecError, StsbpError
+from stsbp_spec.errors import SpecError, StsbpError, did_you_mean
 from stsbp_spec.values import read_number, shown
 
 __all__ = ["calling", "imported", "names_a_class", "read_pairs", "read_values", "split"]
@@ -62,12 +62,16 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
     sys.path.insert(0, folder)
     try:
         with calling(f"the {what} {title} cannot be imported"):
-            found = getattr(importlib.import_module(module), name, None)
+            names = vars(importlib.import_module(module))
     finally:
         sys.path.remove(folder)
-    if not isinstance(found, type) or not issubclass(found, bases) or "__dataclass_fields__" not in vars(found):
-        names = " or ".join(base.__name__ for base in bases)
-        raise SpecError(f"{title} is no {what}: a dataclass that derives from {names}")
+    if name not in names:
+        raise SpecError(f"there is no {title}: the module has no {shown(name)}{did_you_mean(name, names)}")
+    found = names[name]
+    if not isinstance(found, type) or not issubclass(found, bases):
+        raise SpecError(f"{title} is no {what}: a class that derives from {' or '.join(b.__name__ for b in bases)}")
+    if "__dataclass_fields__" not in vars(found):
+        raise SpecError(f"{title} is no dataclass; write @dataclass(frozen=True) above the class")
     return found
 
 

@@ -6,13 +6,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
+from stsbp_spec.adjoint import free_variables
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names
+from stsbp_spec.expr import Expr, Names, variable
 from stsbp_spec.grid import CEILING, FLOOR
+from stsbp_spec.stored import placeholders
 from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
 from stsbp_spec.synapses.psp import PSP, rise_time, time_constant
 from stsbp_spec.typing import Float32, Shape
@@ -137,6 +140,19 @@ class NeuronModel(ABC):
             check = each.metadata.get("check", _CHECKS.get(each.name, real))
             object.__setattr__(self, each.name, check(each.name, getattr(self, each.name)))
         _ = self.psp
+        if unread := self._unread():
+            what = f"the neuron {self.name} learns {', '.join(unread)}"
+            raise SpecError(f"{what}, which its step never reads; leave it out of `learned`")
+
+    def _unread(self) -> list[str]:
+        """Learned numbers that `step` does not read."""
+        learned = self.learned()
+        if not learned:
+            return []
+        p, s = placeholders("p", (*self.constants(), *learned)), placeholders("s", self.states)
+        step = self.step(p, s, variable("i"))
+        read = free_variables([*step.states.values(), step.u, step.spike])
+        return [name for name in learned if f"p.{name}" not in read]
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:
@@ -166,7 +182,7 @@ class NeuronModel(ABC):
         """The model's name, as `neuron`, and its parameters, as notation writes them."""
         return {"neuron": self.name, **{each.name: _written(getattr(self, each.name)) for each in fields(self)}}  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def psp(self) -> PSP:
         """The filter of this layer's output spikes."""
         return PSP(self.tau_s, self.tau_rise)

@@ -21,7 +21,7 @@ from stsbp.errors import ConfigError, did_you_mean
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
-from stsbp.training.build import load_dataset, own_flushes
+from stsbp.training.build import check_neuron_settings, load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
 from stsbp.training.progress import reporter
@@ -65,6 +65,7 @@ def command(
     if not config.test:
         raise ConfigError("the table of an experiment is of test samples: leave test = false (--no-test) out")
     config = pinned(config)
+    check_neuron_settings(config, given)
     path = out or _default_folder(name)
     if config.tensorboard:
         require()

@@ -31,7 +31,7 @@ from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.training import checkpoint
-from stsbp.training.build import TOLERANCE, build_task, load_data, own_flushes
+from stsbp.training.build import TOLERANCE, build_task, check_neuron_settings, load_data, own_flushes
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
@@ -102,6 +102,7 @@ def command(
         config = _resumed(folder, sources)
     else:
         config = pinned(absolute(resolve(sources)))
+        check_neuron_settings(config, given)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
         click.echo(to_toml(config), nl=False)

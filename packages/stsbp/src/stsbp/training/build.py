@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import NeuronModel, parse_neuron
+from stsbp_spec.neurons import NEURONS, NeuronModel, parameters, parse_neuron
 from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.ranges import Flush, flushes_of
@@ -46,6 +46,7 @@ __all__ = [
     "build_network",
     "build_neuron",
     "build_task",
+    "check_neuron_settings",
     "cut_validation",
     "has_test_of_training",
     "load_data",
@@ -56,6 +57,9 @@ __all__ = [
 ]
 
 _VALIDATION_SUBSTREAM = 2
+
+_OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "threshold")
+"""Settings that are parameters of neurons."""
 
 TOLERANCE = 1
 """Steps that an output spike may be away from its target spike."""
@@ -308,8 +312,25 @@ def build_neuron(config: RunConfig) -> NeuronModel:
     """
     if config.neuron_model:
         return from_text(config.neuron_model)
-    given = {name: getattr(config, name) for name in ("tau_m", "tau_s", "tau_rise", "threshold")}
+    given = {name: getattr(config, name) for name in _OF_NEURONS}
     return parse_neuron(config.neuron, {**given, "surrogate": _own(config, "surrogate")})
+
+
+def check_neuron_settings(config: RunConfig, typed: Container[str]) -> None:
+    """Refuse numbers of neurons that were typed and that the run's model does not have.
+
+    Presets and files of settings may name them: they are made for several models.
+
+    Raises:
+        ConfigError: there is one; names the models that have it.
+        SpecError: a model or a surrogate of the user's own cannot be imported.
+    """
+    for name in _OF_NEURONS:
+        if name in typed and name not in build_neuron(config).written():
+            having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for the neurons {having}, and {config.neuron} has none; leave it out"
+            )
 
 
 def build_loss(config: RunConfig) -> Loss:

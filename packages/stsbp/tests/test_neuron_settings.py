@@ -1,0 +1,80 @@
+"""Numbers of neurons that are typed reach the neurons, or are refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+HEARD = """
+from dataclasses import dataclass
+
+from stsbp_spec.expr import named, spike, where
+from stsbp_spec.neurons.base import Learned, NeuronModel, Step
+
+
+@dataclass(frozen=True)
+class Heard(NeuronModel):
+    name = "heard"
+    states = ("m",)
+
+    def constants(self):
+        return {"vth": self.threshold}
+
+    def step(self, p, s, i):
+        u = named("u", s.m + i)
+        o = spike(u, p.vth)
+        return Step(u, o, {"m": where(o, 0, u)})
+
+
+@dataclass(frozen=True)
+class Idle(Heard):
+    name = "idle"
+
+    def learned(self):
+        return {"decay": Learned(0.5, 0, 1)}
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "heard.py").write_text(HEARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "heard", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["train", "experiment"])
+@pytest.mark.parametrize("neuron", ["if", "if:reset=subtract", "heard:Heard"])
+@pytest.mark.usefixtures("here")
+def test_a_time_constant_that_the_neuron_does_not_have_is_refused(
+    command: str, neuron: str, stsbp: Callable[..., Result], refused: Callable[..., None]
+) -> None:
+    done = stsbp("--backend", "numpy", command, "digits", "--neuron", neuron, "--tau-m", 4, "--out", "run")
+    refused(done, f"--tau-m is for the neurons lif, alif, plif, and {neuron} has none; leave it out")
+    assert not Path("run").exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_a_preset_a_file_or_another_model_says_is_not_refused(stsbp: Callable[..., Result]) -> None:
+    Path("some.toml").write_text("tau_m = 3.0\n")
+    for arguments in (
+        ("--neuron", "if", "--config", "some.toml"),
+        ("--neuron", "heard:Heard", "--tau-s", 2, "--threshold", 0.5),
+        ("--neuron", "alif", "--tau-m", 4),
+    ):
+        done = stsbp("--backend", "numpy", "train", "digits", *arguments, "--show-config")
+        assert done.exit_code == 0, done.stderr
+        assert f'neuron = "{arguments[1]}"' in done.stdout
+
+
+@pytest.mark.usefixtures("here")
+def test_a_learned_number_that_is_never_read_is_refused(
+    stsbp: Callable[..., Result], refused: Callable[..., None]
+) -> None:
+    done = stsbp("--backend", "numpy", "train", "digits", "--neuron", "heard:Idle", "--out", "run")
+    refused(done, "the neuron idle learns decay, which its step never reads; leave it out of `learned`")
+    assert not Path("run").exists()
