@@ -150,6 +150,8 @@ def test_bin_events_reads_any_integer_type(dtype: type[np.generic]) -> None:
 def test_bin_events_of_an_empty_recording_is_silent() -> None:
     empty = np.zeros(0, np.int64)
     assert not bin_events(empty, empty, empty, empty, window_us=None).any()
+    zero = np.zeros(1, np.int64)
+    assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=1, window_us=1).tolist() == [[[[1]]]]
 
 
 @pytest.mark.parametrize(("name", "column"), [("x", 0), ("y", 1), ("polarity", 2)])
@@ -185,6 +187,8 @@ def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:
         with pytest.raises(SpecError, match=f"{field} must be at most {value}"):
             replace(binning, **{field: value + 1})  # type: ignore[arg-type]
     assert replace(EventBinning(), steps=25, window_us=25).window_us == 25
+    own = EventBinning()
+    assert (own.polarities, own.height, own.width) == (2, 34, 34)
     zero = np.zeros(1, np.int64)
     assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=2**20, start_us=-(2**40)).shape[0] == 2**20
     with pytest.raises(SpecError, match="start_us at most"):
@@ -314,3 +318,11 @@ def test_latency_refuses_bad_parameters() -> None:
         encode_latency(_images(2, 3), 0)
     with pytest.raises(ShapeError, match="uint8"):
         encode_latency(np.zeros((2, 3)), 4)  # type: ignore[arg-type]
+
+
+def test_poisson_fires_where_the_word_is_below_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 2^32 words as many as the threshold says: none for a black pixel, all but the last 2^24 for a white one."""
+    words = np.array([0, 2**31 - 1, 2**31, 2**32 - 2**24 - 1, 2**32 - 2**24, 2**32 - 1], np.uint32)
+    monkeypatch.setattr("stsbp_spec.encoders.poisson.bits", lambda *_, **__: np.repeat(words, 3))
+    spikes = encode_poisson(np.array([[0, 128, 255]], np.uint8), 6, seed=0)
+    assert spikes[:, 0].T.tolist() == [[0] * 6, [1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0]]
