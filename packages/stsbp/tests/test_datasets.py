@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stsbp.datasets import DATASETS, Dataset, Subset, hold_out, load, select_balanced
-from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, Request, names_unreadable
+from stsbp.datasets.base import ArraySplit, FrameSplit, Progress, Request, cut_test, names_unreadable
 from stsbp.datasets.digits import read_digits
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
 from stsbp.errors import DataError
@@ -64,6 +64,25 @@ def test_hold_out_parts_are_disjoint_and_complete() -> None:
     assert len(test) == 8
     assert np.bincount(test.labels).tolist() == [2, 2, 2, 2]
     assert sorted([*train.indices, *test.indices]) == list(range(20))
+    assert test.indices.tolist() == hold_out(_split(labels), 8, seed=0, substream=0)[1].indices.tolist()
+    assert test.indices.tolist() != hold_out(_split(labels), 8, seed=1)[1].indices.tolist()
+
+
+@pytest.mark.parametrize(("asked", "held"), [(None, 8), (5, 5)])
+def test_as_many_are_cut_off_as_are_asked_for_or_else_the_default(asked: int | None, held: int) -> None:
+    request = Request("digits", Path("/data"), Path("/cache"), holdout=asked, seed=3)
+    train, test = cut_test(_split(np.arange(20) % 4), 8, request)
+    assert (len(train), len(test)) == (20 - held, held)
+    assert test.indices.tolist() == hold_out(_split(np.arange(20) % 4), held, seed=3)[1].indices.tolist()
+
+
+def test_progress_is_told_ten_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = iter([0.0, 0.05, 0.1, 0.15, 0.25, 0.26]), []
+    monkeypatch.setattr("stsbp.datasets.base.time.monotonic", lambda: next(now))
+    progress = Progress(lambda what, done, total: told.append((what, done, total)), "reading", 6)
+    for done in (1, 2, 3, 4, 5, 6):
+        progress(done)
+    assert told == [("reading", done, 6) for done in (1, 3, 5, 6)]
 
 
 @pytest.mark.parametrize("count", [1, 19])
