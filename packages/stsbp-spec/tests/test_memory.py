@@ -6,8 +6,10 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from stsbp_spec.memory import keep_freed_memory
 
 FAULTS = """
 import resource
@@ -34,3 +36,35 @@ def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
     (left_alone, many), (kept, few) = found["0"], found["1"]
     assert (left_alone, kept) == ("False", "True")
     assert int(few) < int(many) / 10
+
+
+@pytest.mark.parametrize("one_pool", [False, True])
+def test_what_is_set_has_the_numbers_of_malloc_h(one_pool: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No arrays by mmap, nothing given back from the top of the heap, and one arena where it is asked for."""
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            calls.append((parameter, value))
+            return 1
+
+    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: Library)
+    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "linux")
+    monkeypatch.delenv("STSBP_KEEP_MEMORY", raising=False)
+    assert keep_freed_memory(one_pool=one_pool)
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
+    assert sorted(calls) == [
+        *([(m_arena_max, 1)] if one_pool else []), (m_mmap_max, 0), (m_trim_threshold, 2**31 - 1),
+    ]  # fmt: skip
+
+
+def test_an_allocator_that_refuses_a_setting_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "linux")
+    monkeypatch.delenv("STSBP_KEEP_MEMORY", raising=False)
+    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: 0))
+    assert not keep_freed_memory()
+    monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: SimpleNamespace())
+    assert not keep_freed_memory()
+    monkeypatch.setattr("stsbp_spec.memory.sys.platform", "darwin")
+    assert not keep_freed_memory()

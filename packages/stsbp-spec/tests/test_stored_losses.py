@@ -284,3 +284,36 @@ class Blind(Filtered):
 def test_a_pass_that_reads_nothing_is_refused() -> None:
     with pytest.raises(SpecError, match="the loss filtered: a step of its pass forward reads nothing"):
         loss_equations(Blind())
+
+
+@dataclass(frozen=True)
+class EachWay(Differing):
+    """Constants with numbers on either side."""
+
+    name: ClassVar[str] = "each-way"
+    parameters: ClassVar[tuple[str, ...]] = ("a", "b", "c", "d", "e", "f", "g", "h", "scale")
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        tau = psp.tau_s
+        one_side = {"a": 3 + tau, "b": 3 - tau, "c": 3 * tau, "d": 3 / tau}
+        return one_side | {"e": steps + 3, "f": tau - 3, "g": batch * 3, "h": tau / 3, "scale": -tau}
+
+
+def test_numbers_may_stand_on_either_side_of_an_operation_of_constants() -> None:
+    found = from_text(as_text(EachWay())).constants(PSP(1.5), 10, 7)
+    expected = {"a": 4.5, "b": 1.5, "c": 4.5, "d": 2.0, "e": 13.0, "f": -1.5, "g": 21.0, "h": 0.5, "scale": -1.5}
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "operands",
+    [[], [0], [0, 1, 0], [0, -1], [-1, 0], [0, "here"], ["here", 0], [0, True], [0.0, 1], ["0", "1"]],
+    ids=str,
+)
+def test_an_operation_of_constants_takes_two_that_stand_before_it(operands: list[Any]) -> None:
+    data = json.loads(TEXT)
+    place, (op, *_) = next((i, node) for i, node in enumerate(data["constants"]["nodes"]) if node[0] == "div")
+    assert place >= 2
+    data["constants"]["nodes"][place] = [op, *(place if x == "here" else x for x in operands)]
+    with pytest.raises(SpecError, match=rf"operation {place} of its constants"):
+        from_text(json.dumps(data))
