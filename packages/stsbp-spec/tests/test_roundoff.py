@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.losses import LOSSES
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.roundoff import TINY, Near, U
@@ -331,3 +331,51 @@ def test_sums_too_long_for_float32_have_no_bound() -> None:
     assert roundoff.gamma(2**24) == np.inf
     assert roundoff.gamma(2**23) == 1
     assert roundoff.gamma(np.array([0, 1])).tolist() == [0, U / (1 - U)]
+
+
+def _near(value: float, error: float, spread: float) -> Near:
+    return Near(*(np.array([x]) for x in (value, error, spread)))
+
+
+@pytest.mark.parametrize(
+    ("op", "b", "value", "carried", "spread"),
+    [
+        ("add", (-5.0, 0.125, 0.0625), -8.0, 0.625, (0.3125,)),
+        ("mul", (-5.0, 0.125, 0.0625), 15.0, 0.375 + 2.5 + 0.0625, (3 / 16, 1.25)),
+        ("div", (2.0, 0.5, 0.25), -1.5, (1.5 * 0.5 + 0.5) / 1.5, (0.1875, 0.125)),
+        ("div", (1.25, 0.5, 0.25), -2.4, 2.4 * 0.5 + 0.5, (0.48, 0.2)),  # no divisor of float32 is below 1
+    ],
+)
+def test_each_operation_carries_the_errors_of_its_operands_and_rounds_once(
+    op: str, b: tuple[float, float, float], value: float, carried: float, spread: tuple[float, ...]
+) -> None:
+    found = roundoff._NEAR[op](_near(-3.0, 0.5, 0.25), _near(*b))
+    assert found.value == pytest.approx(value, rel=1e-15)
+    assert found.error == pytest.approx(carried + U * (abs(value) + carried), rel=1e-13)
+    assert found.spread == pytest.approx(math.hypot(*spread, value * U), rel=1e-13)
+
+
+def test_products_and_sums_with_a_zero_do_not_round() -> None:
+    zero, x = roundoff.exact(np.zeros(1)), roundoff.exact(np.array([0.1]))
+    for product in (roundoff._multiply(zero, x), roundoff._multiply(x, zero)):
+        assert (product.error, product.spread) == (0, 0)
+    s = np.zeros((3, 2, 4), np.uint8)
+    ds, dw = roundoff.synapse_backward(
+        Linear(2), s, np.zeros((2, 4), np.float32), roundoff.exact(np.ones((3, 2, 2))), need_input=True
+    )
+    assert ds is not None
+    for near in (ds, dw):
+        assert not near.error.any()
+        assert not near.spread.any()
+
+
+def test_a_gradient_of_nothing_is_as_near_as_float32_has_numbers() -> None:
+    neuron, spikes = PLIF(3, 2, 0.5), np.zeros((4, 2, 3), np.uint8)
+    kept = roundoff.neuron_forward(
+        neuron, roundoff.exact_filter(PSP(2)), np.full(spikes.shape, 0.125), spikes, {"decay": np.float32([0.5])}
+    )
+    nothing = roundoff.exact(np.zeros(spikes.shape))
+    found = roundoff.learned_gradients(neuron, roundoff.exact_filter(PSP(2)), kept, spikes, nothing)["decay"]
+    assert found.value == 0
+    assert 0 < found.error <= 2 * TINY
+    assert 0 < found.spread <= 2 * TINY
