@@ -358,7 +358,7 @@ def test_each_operation_carries_the_errors_of_its_operands_and_rounds_once(
 def test_products_and_sums_with_a_zero_do_not_round() -> None:
     zero, x = roundoff.exact(np.zeros(1)), roundoff.exact(np.array([0.1]))
     for product in (roundoff._multiply(zero, x), roundoff._multiply(x, zero)):
-        assert (product.error, product.spread) == (0, 0)
+        assert product.error == product.spread == 0
     s = np.zeros((3, 2, 4), np.uint8)
     ds, dw = roundoff.synapse_backward(
         Linear(2), s, np.zeros((2, 4), np.float32), roundoff.exact(np.ones((3, 2, 2))), need_input=True
@@ -372,7 +372,11 @@ def test_products_and_sums_with_a_zero_do_not_round() -> None:
 def test_a_gradient_of_nothing_is_as_near_as_float32_has_numbers() -> None:
     neuron, spikes = PLIF(3, 2, 0.5), np.zeros((4, 2, 3), np.uint8)
     kept = roundoff.neuron_forward(
-        neuron, roundoff.exact_filter(PSP(2)), np.full(spikes.shape, 0.125), spikes, {"decay": np.float32([0.5])}
+        neuron,
+        roundoff.exact_filter(PSP(2)),
+        np.full(spikes.shape, 0.125),
+        spikes,
+        {"decay": np.array([0.5], np.float32)},
     )
     nothing = roundoff.exact(np.zeros(spikes.shape))
     found = roundoff.learned_gradients(neuron, roundoff.exact_filter(PSP(2)), kept, spikes, nothing)["decay"]

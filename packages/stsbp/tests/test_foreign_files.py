@@ -102,6 +102,22 @@ class TestRegularFiles:
             open_regular(Path("a\0b"), 100)
 
 
+def test_a_file_is_opened_with_the_flags_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed in processes that are begun, bytes as they are (on Windows), and without waiting."""
+    (tmp_path / "a").write_bytes(b"\r\n\x1a")
+    given, opened = list[int](), os.open
+
+    def noted(path: str, flags: int) -> int:
+        given.append(flags)
+        return opened(path, flags)
+
+    monkeypatch.setattr("stsbp.files.os.open", noted)
+    with open_regular(tmp_path / "a", 100) as file:
+        assert file.read() == b"\r\n\x1a"
+    wanted = [getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK")]
+    assert given == [os.O_RDONLY | wanted[0] | wanted[1] | wanted[2]]
+
+
 @needs_pipes
 class TestData:
     """Each reader of data refuses a pipe in the place of a file, without waiting for it."""

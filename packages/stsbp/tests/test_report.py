@@ -105,10 +105,14 @@ def test_report_tells_how_far_it_is(
         def loading(self, what: str, done: int, total: int) -> None:
             told.append((what, done, total))
 
+        def close(self) -> None:
+            told.append(("closed", 0, 0))
+
     train_tiny(tmp_path / "run", "--epochs", 1)
     monkeypatch.setattr("stsbp.cli.report.reporter", lambda: Told(None))
     assert stsbp("report", "run").exit_code == 0
     assert [row for row in told if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
+    assert told.index(("closed", 0, 0)) == len(told) - 1
 
 
 def test_report_tells_why_a_sample_was_misread(
