@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from rich.console import Console
-from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, step
+from stsbp.benchmarks import cases, data, device, floor, kernels, memory, show, startup, step
 from stsbp.benchmarks.cases import Case, Step, prepare
 from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.show import remarks
@@ -142,6 +144,19 @@ def test_the_command_costs_nothing_until_it_is_called_and_imports_no_other_frame
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_first_update_is_timed_until_its_metrics_are_there() -> None:
+    program = (
+        "import pathlib, sys, time\n"
+        "run = pathlib.Path(sys.argv[2]); run.mkdir(); file = run / 'metrics.jsonl'\n"
+        "file.touch(); time.sleep(0.2); file.write_text('{}'); time.sleep(60)\n"
+    )
+    began = time.perf_counter()
+    seconds = startup._first_update([sys.executable, "-c", program], dict(os.environ))
+    assert 0.2 < seconds <= time.perf_counter() - began < 30
+    with pytest.raises(StsbpError, match=r"did not come to an update: no such thing$"):
+        startup._first_update([sys.executable, "-c", "raise SystemExit('no such thing')"], dict(os.environ))
 
 
 def test_the_dense_floor_is_the_network_without_neurons(

@@ -96,6 +96,17 @@ def test_malformed_recording_is_named_or_left_out(kind: str, tmp_path: Path) -> 
         _load(tmp_path, tmp_path, holdout=5)
 
 
+def test_malformed_recordings_of_both_folders_are_left_out(tmp_path: Path) -> None:
+    bad = []
+    for folder in ("Train", "Test"):
+        _write(tmp_path / "NMNIST", folder, 1)
+        bad.append(tmp_path / "NMNIST" / folder / "4" / "bad.bin")
+        bad[-1].write_bytes(b"")
+    dataset = _load(tmp_path, tmp_path, skip_malformed=True)
+    assert [s.path for s in dataset.skipped] == [str(path) for path in bad]
+    assert dataset.notes[-1].startswith(f"left out 2 malformed recordings, the first {bad[0]}: ")
+
+
 @pytest.mark.parametrize("inside", ["", "NMNIST"])
 def test_layout_is_found_from_the_folder_or_its_parent(inside: str, tmp_path: Path) -> None:
     _write(tmp_path / "data" / "NMNIST", "Train", 1)

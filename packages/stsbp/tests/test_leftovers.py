@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stsbp.files import OpenFolder, write_atomically
+from stsbp.files import OpenFolder, atomic_writer, write_atomically
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows removes no file that is open")
 
@@ -108,3 +108,13 @@ def test_a_folder_without_locks_keeps_leftovers_and_writes(tmp_path: Path, monke
     write_atomically(tmp_path / "file", b"content")
     assert temporary(tmp_path) == [".file.0123456789ab.tmp"]
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_a_write_that_fails_leaves_nothing_and_the_file_as_it_was(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "page.html", b"whole")
+    with pytest.raises(ZeroDivisionError), atomic_writer(tmp_path / "page.html") as file:
+        file.write(b"half")
+        assert len(temporary(tmp_path)) == 1
+        raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    assert (tmp_path / "page.html").read_bytes() == b"whole"

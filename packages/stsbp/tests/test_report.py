@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from click.testing import Result
 from stsbp.cli import compare
 from stsbp.datasets import load
-from stsbp.report import svg
+from stsbp.report import page, svg
 from stsbp.report.collect import Sample, Survey, choose
 from stsbp.training.progress import PlainReporter
 from stsbp_spec.typing import UInt8
@@ -86,7 +87,10 @@ def test_report_of_classes(
     test = [r for r in records(run) if r["kind"] == "evaluation" and r["split"] == "test"][-1]
     wrong = round(30 * (1 - test["accuracy"]))
     assert f"test split, checkpoint last (3 complete epochs, update {test['step']}): {wrong} of 30 samples" in page.text
-    assert f"{test['accuracy']:.2%}" in page.text
+    tiles = (
+        f"{test['accuracy']:.2%} test accuracy, epoch 3 {test['accuracy_spike_count']:.2%} test accuracy by spike count"
+    )
+    assert tiles in page.text
     for heading in ("Learning", "Confusion matrix", "Samples read wrong", "Samples read right", "Layers", "Settings"):
         assert heading in page.text
     for name in ("init_gain", "linear2", "headroom", "numpy on cpu", "stsbp --backend numpy train --config "):
@@ -113,6 +117,15 @@ def test_report_tells_how_far_it_is(
     assert stsbp("report", "run").exit_code == 0
     assert [row for row in told if row[0] == "running test"] == [("running test", done, 30) for done in (20, 30)]
     assert told.index(("closed", 0, 0)) == len(told) - 1
+
+
+def test_the_story_of_spike_trains_counts_them() -> None:
+    outputs, targets = np.eye(4, 3, dtype=np.uint8), np.ones((4, 3), np.uint8)
+    sample = Sample("movement 7", outputs[None], outputs, targets, outputs.astype(np.float32), None, None, None, 0.25)
+    said = "movement 7: F1 25.0% within 1 step", "3 output spikes, 12 target spikes."
+    assert page._story(sample, ["x", "y", "z"]) == said
+    unknown = replace(sample, targets=None, score=None)
+    assert page._story(unknown, ["x", "y", "z"]) == ("movement 7", "3 output spikes.")
 
 
 def test_report_tells_why_a_sample_was_misread(

@@ -59,9 +59,7 @@ def _first_update(command: list[str], environment: dict[str, str]) -> float:
                 if child.poll() is not None:
                     break
                 time.sleep(0.01)
-            raise StsbpError(
-                f"`{' '.join(command)}` did not come to an update: {child.communicate()[1].strip()[-300:]}"
-            )
         finally:
             child.kill()
-            child.communicate()
+            said = child.communicate()[1]
+        raise StsbpError(f"`{' '.join(command)}` did not come to an update: {said.strip()[-300:]}")

@@ -1,0 +1,78 @@
+"""Which data a command means: settings of recordings, the run's own data, arrays whose header fits."""
+
+from __future__ import annotations
+
+import io
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.cli.evaluate import _is_own
+from stsbp.cli.predict import _array
+from stsbp.config import RunConfig
+from stsbp.datasets import DATASETS
+from stsbp.errors import ConfigError, DataError
+from stsbp.training.build import load_dataset
+
+
+def _config(**given: Any) -> RunConfig:
+    return RunConfig(**{"dataset": "digits", **given})
+
+
+@pytest.mark.parametrize("dataset", ["digits", "images", "folder:somewhere", "sequences:somewhere.npz"])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"window_ms": 5.0}, "window_ms"), ({"saccades": "first", "stabilise": True}, "saccades, stabilise")],
+)
+def test_settings_of_recordings_are_refused_for_other_data(dataset: str, given: dict[str, Any], named: str) -> None:
+    recordings = ", ".join(name for name, info in DATASETS.items() if info.recordings)
+    with pytest.raises(ConfigError) as caught:
+        load_dataset(_config(dataset=dataset, **given))
+    assert str(caught.value) == f"{named} are settings of recordings ({recordings}), not of {dataset}"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "own", "on", "asked", "same"),
+    [
+        ("nmnist", "/a", "nmnist", None, True),
+        ("nmnist", "/a", "nmnist", "/a", True),
+        ("nmnist", "/a", "nmnist", "/b", False),
+        ("nmnist", "/a", "nmnist-sim", "/a", False),
+        ("digits", "", "digits", "/b", True),
+        ("folder:/x", "", "folder:/x", "/b", True),
+        ("folder:/x", "", "folder:/y", None, False),
+    ],
+)
+def test_data_are_the_runs_own_where_they_lie_in_the_same_place(
+    dataset: str, own: str, on: str, asked: str | None, same: bool
+) -> None:
+    assert DATASETS["nmnist"].needs_data_dir
+    assert not DATASETS["digits"].needs_data_dir
+    assert _is_own(_config(dataset=dataset, data_dir=own), on, asked) is same
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"),
+    [("(6,)", True), ("(2, 3)", True), ("()", False), ("(7,)", False), ("(-1,)", False), ("(-1, 6)", False),
+     ("(-2, -3)", False), ("(0, 5)", False)],
+)  # fmt: skip
+def test_the_header_of_an_array_fits_the_bytes_after_it(shape: str, fits: bool) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = io.BytesIO()
+    content.write(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(range(6)))
+    if fits:
+        assert _array(content.getvalue(), Path("a.npy")).ravel().tolist() == list(range(6))
+        assert np.load(io.BytesIO(content.getvalue())).shape == _array(content.getvalue(), Path("a.npy")).shape
+    else:
+        with pytest.raises(DataError, match="its header does not fit the 6 bytes that follow it"):
+            _array(content.getvalue(), Path("a.npy"))
+
+
+def test_what_is_said_of_the_samples_held_out_is_what_the_loaders_hold_out() -> None:
+    said = {name: info.default_holdout for name, info in DATASETS.items() if isinstance(info.default_holdout, int)}
+    held = {name: vars(import_module(DATASETS[name].module)) for name in said}
+    known = {name: names["DEFAULT_HOLDOUT"] for name, names in held.items() if "DEFAULT_HOLDOUT" in names}
+    assert known == {name: said[name] for name in known}
+    assert {"nmnist", "nmnist-sim"} <= set(known)

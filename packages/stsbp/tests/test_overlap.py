@@ -1,0 +1,43 @@
+"""Samples that are tested on and were trained on: digests of their content, and when nobody looks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.config import RunConfig
+from stsbp.datasets.base import ArraySplit, FrameSplit
+from stsbp.errors import StsbpError
+from stsbp.training.overlap import contents, warn_of_borrowed_tests
+from stsbp.training.progress import PlainReporter
+
+
+def test_every_sample_has_a_digest_of_its_content_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.training.overlap._BLOCK", 3)
+    images = np.random.default_rng(0).integers(0, 256, (8, 2, 2, 1), np.uint8)
+    images[6] = images[1]
+    found = list(contents(ArraySplit(images, np.zeros(8, np.int64)), "direct"))
+    assert len(found) == 8
+    assert [found.index(x) for x in found] == [0, 1, 2, 3, 4, 5, 1, 7]
+    frames = FrameSplit(images[:, None], np.zeros(8, np.int64), 1, binary=False)
+    assert [found.index(x) for x in contents(frames, "events")] == [0, 1, 2, 3, 4, 5, 1, 7]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "tested", "looks"),
+    [("digits", 5, True), ("digits", 0, False), ("patterns", 5, False), ("patterns", 0, False)],
+)
+def test_nobody_looks_without_samples_or_where_those_to_test_on_are_those_to_train_on(
+    dataset: str, tested: int, looks: bool, tmp_path: Any
+) -> None:
+    """Who looks reads the run that the weights come from, and there is none here."""
+    given: dict[str, Any] = {"dataset": dataset, "init_from": str(tmp_path / "nothing")}
+    data: Any = SimpleNamespace(test=range(tested))
+    asked: Any = (RunConfig(**given), data, None, PlainReporter(None))
+    if looks:
+        with pytest.raises(StsbpError, match="there is no run folder"):
+            warn_of_borrowed_tests(*asked)
+    else:
+        warn_of_borrowed_tests(*asked)
