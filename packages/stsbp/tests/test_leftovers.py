@@ -112,9 +112,14 @@ def test_a_folder_without_locks_keeps_leftovers_and_writes(tmp_path: Path, monke
 
 def test_a_write_that_fails_leaves_nothing_and_the_file_as_it_was(tmp_path: Path) -> None:
     write_atomically(tmp_path / "page.html", b"whole")
-    with pytest.raises(ZeroDivisionError), atomic_writer(tmp_path / "page.html") as file:
-        file.write(b"half")
-        assert len(temporary(tmp_path)) == 1
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with atomic_writer(tmp_path / "page.html") as file:
+            file.write(b"half")
+            assert len(temporary(tmp_path)) == 1
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
     assert (tmp_path / "page.html").read_bytes() == b"whole"
