@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from stsbp_spec.collective import Collective
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
@@ -81,6 +82,8 @@ class AbstractBackend(Pairs[Array]):
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
+        micro_batch: int | None = None,
+        collective: Collective[Array] | None = None,
     ) -> Trainer[Array]:
         """The object that the training loop drives: `init`, `step`, `predict`, `export_state`, `import_state`."""
-        return Trainer(self, network, loss, optimizer, precision, seed, memory)
+        return Trainer(self, network, loss, optimizer, precision, seed, memory, micro_batch, collective)

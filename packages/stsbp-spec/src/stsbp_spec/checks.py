@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from stsbp_spec.collective import Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
@@ -20,8 +21,15 @@ from stsbp_spec.typing import AnyArray, Precision, Shape
 from stsbp_spec.values import integer, listed, shown
 
 __all__ = [
-    "MAX_STEPS", "check_batch", "check_dropout", "check_inputs", "check_loss", "check_network",
-    "check_precision", "check_weights",
+    "MAX_STEPS",
+    "check_batch",
+    "check_dropout",
+    "check_inputs",
+    "check_loss",
+    "check_network",
+    "check_part",
+    "check_precision",
+    "check_weights",
 ]  # fmt: skip
 
 MAX_STEPS = 2**24
@@ -149,15 +157,29 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
     return int(inputs.shape[lead - 1])
 
 
-def check_batch(network: NetworkSpec, batch: Batch[Inputs]) -> int:
-    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`."""
+def check_part(samples: int, part: Part) -> None:
+    """Raise `ShapeError` unless inputs of `samples` samples are those of `part`, one silent sample where it has none."""
+    if samples != max(1, part.count):
+        which = f"samples {part.first} to {part.end - 1}" if part.count else "none, so one that is zero everywhere"
+        raise ShapeError(f"of a batch of {part.batch} this process computes {which}; got inputs of {samples}")
+
+
+def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], Part] | None = None) -> int:
+    """Raise `ShapeError` unless inputs and targets fit the network and each other; returns `T`.
+
+    `own` says, where targets are those of a whole batch of so many samples, of which of them the inputs are.
+    """
     if not isinstance(batch, Batch):
         raise ShapeError(f"a batch is a Batch of inputs and targets, got {type(batch).__name__}")
     targets = batch.targets
     _array("targets", targets)
     if targets.dtype != np.uint8 or targets.ndim != 3 or targets.shape[0] < 1:
         raise ShapeError(f"targets must be uint8 [T, B, N] with T >= 1, got {targets.dtype} {targets.shape}")
-    expected: Shape = (targets.shape[0], check_inputs(network, batch.inputs, targets.shape[0]), network.outputs)
+    samples = check_inputs(network, batch.inputs, targets.shape[0])
+    if own is not None:
+        check_part(samples, own(targets.shape[1]))
+        samples = targets.shape[1]
+    expected: Shape = (targets.shape[0], samples, network.outputs)
     if targets.shape != expected:
         raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
     if int(targets.max()) > 1:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stsbp_spec.errors import ExactnessError, NumericError
-from stsbp_spec.typing import AnyArray, Float32, Int64
+from stsbp_spec.typing import AnyArray, Float32, Int32, Int64
 
 __all__ = [
     "CEILING",
@@ -44,6 +44,7 @@ __all__ = [
     "error_grid",
     "fit_weight_grid",
     "headroom_bits",
+    "largest_error",
     "round_to_grid",
     "snap",
     "sum_bits",
@@ -274,12 +275,23 @@ class ZeroedErrors(NamedTuple):
         return self.zeroed / max(1, self.nonzero)
 
 
-def error_grid(dz: Float32, bits: int) -> tuple[Float32, Int64]:
-    """Errors of a layer on their grid of `bits` bits, the shape of `dz`, and the numbers of `ZeroedErrors`, `[2]`."""
-    magnitude = np.abs(dz)
-    q = error_exponent(float(magnitude.max()), bits)
+def largest_error(dz: Float32) -> Int32:
+    """Bits of the largest magnitude in `dz`, `[1]`: as integers they order magnitudes, with NaN above all."""
+    largest: Int32 = np.abs(dz).view(np.int32).max(initial=0, keepdims=True).reshape(1)
+    return largest
+
+
+def error_grid(dz: Float32, bits: int, largest: AnyArray) -> tuple[Float32, Int64]:
+    """Errors of a layer on their grid of `bits` bits, the shape of `dz`, and the numbers of `ZeroedErrors`, `[2]`.
+
+    Args:
+        dz: errors, of a part of the batch or of the whole.
+        bits: of the grid.
+        largest: `largest_error` of the whole batch.
+    """
+    q = error_exponent(magnitude(int(largest[0])), bits)
     on_grid = np.zeros_like(dz) if q is None else round_to_grid(dz, q)
-    before = magnitude >= np.float32(SMALLEST_NORMAL)
+    before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
     counts = [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]
     return on_grid, np.array(counts, np.int64)
 

@@ -17,8 +17,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import COUNT, Constants, NeuronEquations, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid, sum_bits
@@ -80,8 +82,8 @@ class Pairs(ABC, Generic[Array]):
         return ()
 
     @abstractmethod
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
-        """`random.keep_mask` as a native array of `shape` `[B, ...]`."""
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
+        """`random.keep_mask` as a native array of `shape` `[B, ...]`: samples from number `first` of the batch on."""
 
     @abstractmethod
     def dropout(self, mask: Array, s: Array) -> Array:
@@ -118,10 +120,14 @@ class Pairs(ABC, Generic[Array]):
         """Weights of the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
-    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
+    def largest_error(self, dz: Array) -> Array:
+        """`grid.largest_error`: native integers `[1]`, for which nothing waits; processes take their maximum."""
+
+    @abstractmethod
+    def error_grid(self, dz: Array, bits: int, largest: Array) -> tuple[Array, Array]:
         """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
 
-        The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
+        `largest` is that of the whole batch, of which `dz` may be a part. The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
         end of the step.
         """
 
@@ -166,10 +172,40 @@ class Pairs(ABC, Generic[Array]):
     def totals(self, x: Array, count: int) -> Array:
         """`x`, float32 `[1, B, C, ...]`, added over all axes but that of `C`; over all axes where `count` is 1.
 
-        Float32 `[count]`: the sums are of float64, and rounded once.
+        Float64 `[count]`.
         """
         each = np.moveaxis(self.numpy(x), 2, 0).reshape(count, -1)
-        return self.asarray(each.sum(axis=1, dtype=np.float64).astype(np.float32))
+        return self.asarray(each.sum(axis=1, dtype=np.float64))
+
+    def rounded(self, x: Array) -> Array:
+        """`x`, float64 or float32, as float32."""
+        return self.asarray(self.numpy(x).astype(np.float32))
+
+    # Several parts of a batch.
+    def plus(self, a: Array, b: Array) -> Array:
+        """The sum of two arrays of one type, float32 or float64."""
+        found: Array = a + b
+        return found
+
+    def most(self, arrays: Sequence[Array]) -> Array:
+        """Elementwise maximum of arrays of integers."""
+        if len(arrays) == 1:
+            return arrays[0]
+        return self.asarray(np.maximum.reduce([self.numpy(x) for x in arrays]))
+
+    def silenced(self, error: Array, count: int) -> Array:
+        """`error` `[T, B, N]` with zeros for all samples but the first `count`."""
+        if count == error.shape[1]:
+            return error
+        return self.asarray(np.where(np.arange(error.shape[1])[:, None] < count, self.numpy(error), np.float32(0)))
+
+    def join(self, rendezvous: Rendezvous) -> Collective[Array]:
+        """The processes that a launcher has started, on this backend's arrays.
+
+        Raises:
+            BackendError: it computes in one process only, or what connects processes is not installed.
+        """
+        raise BackendError(f"backend {self.name!r} computes in one process only")
 
     def neuron_forward(
         self,
@@ -213,8 +249,9 @@ class Pairs(ABC, Generic[Array]):
         `reproducible`: on an error grid whose bits let float64 add all elements exactly.
         """
         if precision == "reproducible":
-            terms, _ = self.error_grid(terms, sum_bits(math.prod(terms.shape) // count))
-        return self.totals(terms, count)
+            bits = sum_bits(math.prod(terms.shape) // count)
+            terms, _ = self.error_grid(terms, bits, self.largest_error(terms))
+        return self.rounded(self.totals(terms, count))
 
     def neuron_potentials(self, residuals: NeuronResiduals[Array]) -> Array:
         """Membrane potentials `[T, B, ...]` of a forward pass."""
@@ -248,9 +285,10 @@ class Pairs(ABC, Generic[Array]):
         equations = filter_equations(psp.filter())
         return self.recur(equations.backward, equations.constants, {"da": da}, len(da))["do"]
 
-    def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
-        """`dL/do` of the batch loss at the output, `[T, B, N]`: losses/."""
-        steps, batch = s.shape[:2]
+    def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array, batch: int | None = None) -> Array:
+        """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. These are `B` of its `batch` samples."""
+        steps = len(s)
+        batch = s.shape[1] if batch is None else batch
         equations = loss_equations(loss)
         constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
         values = {"o": s, "target": targets}

@@ -3,23 +3,27 @@
 Forward (lines 1-9): the steps of the plan in order: pool and drop spikes, meet the weights, filter and fire.
 Backward (lines 11-31): the same steps from the last to the first; each one's adjoint in turn. What several nodes read
 has the sum of their errors, added in the order of the nodes.
+
+A batch may be walked through in parts, whose processes and micro-batches go back segment by segment together: what they
+exchange is the largest error of a layer, which its grid hangs on, and the sums of the gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Generic
 
+from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Network
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.plan import Plan, Segment, plan
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Deferred, Run, Step
+from stsbp_spec.rules import Back, Deferred, Run, Step
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["FORWARD_PASSES", "Trace", "backward_pass", "forward_pass", "lean_forward_pass"]
+__all__ = ["FORWARD_PASSES", "Trace", "backward_pass", "backward_passes", "forward_pass", "lean_forward_pass"]
 
 
 @dataclass
@@ -27,13 +31,14 @@ class Trace(Generic[Array]):
     """What a forward pass leaves for the backward pass and for reports.
 
     Attributes:
-        plan, run: what was walked, and with what.
+        backend, plan, run: who walked, what, and with what.
         output: of the network, `[T, B, N]`.
         spikes: of each population, by the name of its node.
         residuals: of the steps of a segment, by name; they are taken out as the backward pass uses them.
         zeroed: numbers of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
     """
 
+    backend: Pairs[Array]
     plan: Plan[Array]
     run: Run[Array]
     output: Array
@@ -55,6 +60,8 @@ def forward_pass(
     x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
+    part: Part | None = None,
+    collective: Collective[Array] | None = None,
 ) -> Trace[Array]:
     """Run the network on encoded inputs.
 
@@ -65,11 +72,13 @@ def forward_pass(
         x: encoded inputs, `[1 or T, B, ...]` (`Pairs.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
+        part: which samples of the batch these are; None: all.
+        collective: who has the other samples; None: nobody else.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
-    walk, run = plan(backend, network), Run(wq, steps, dropout)
+    walk, run = plan(backend, network), _run(wq, x, steps, dropout, part, collective)
     values, residuals = {walk.input: x}, dict[str, Any]()
     spikes: dict[str, Array] = {}
     for segment in walk.segments:
@@ -77,7 +86,7 @@ def forward_pass(
         residuals.update(found)
         spikes.update({name: value for name, value in made.items() if name == segment.population})
         values = _passed_on(segment, values, made)
-    return Trace(walk, run, values[walk.output], spikes, lambda _: residuals)
+    return Trace(backend, walk, run, values[walk.output], spikes, lambda _: residuals)
 
 
 def lean_forward_pass(
@@ -87,9 +96,11 @@ def lean_forward_pass(
     x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
+    part: Part | None = None,
+    collective: Collective[Array] | None = None,
 ) -> Trace[Array]:
     """`forward_pass` that keeps one bit a spike; the backward pass runs each segment again when it comes to it."""
-    walk, run = plan(backend, network), Run(wq, steps, dropout)
+    walk, run = plan(backend, network), _run(wq, x, steps, dropout, part, collective)
     values = {walk.input: x}
     kept: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
     fired: dict[str, Callable[[], Array]] = {}
@@ -105,11 +116,23 @@ def lean_forward_pass(
     def again(segment: Segment[Array]) -> dict[str, Any]:
         return _through(segment, run, {name: kept[name]() for name in segment.sources})[1]
 
-    return Trace(walk, run, values[walk.output], _Packed(fired), again)
+    return Trace(backend, walk, run, values[walk.output], _Packed(fired), again)
 
 
 FORWARD_PASSES: Mapping[Memory, Callable[..., Trace[Any]]] = {"full": forward_pass, "low": lean_forward_pass}
 """The forward pass of each way to use memory."""
+
+
+def _run(
+    wq: Mapping[str, Array],
+    x: Array,
+    steps: int,
+    dropout: tuple[int, int] | None,
+    part: Part | None,
+    collective: Collective[Array] | None,
+) -> Run[Array]:
+    batch = x.shape[1]
+    return Run(wq, steps, dropout, part or Part(0, batch, batch), collective or Alone())
 
 
 class _Packed(Mapping[str, Array]):
@@ -134,6 +157,7 @@ def _through(
     """What is left of a segment, and the residuals of its steps, by name."""
     made, residuals = dict(values), dict[str, Any]()
     for step in segment.steps:
+        run.collective.beat(step.name)
         made[step.name], residuals[step.name] = step.forward(run, *(made[source] for source in step.sources))
     return {name: made[name] for name in segment.left}, residuals
 
@@ -149,23 +173,74 @@ def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[
     The gradient passes the weight grid unchanged (straight through). Of a trace only the spikes and what the error grid
     zeroed are left afterwards, so that the steps below have its memory.
     """
-    gradients, zeroed = dict[str, Array](), dict[str, Array]()
-    waiting: dict[str, list[Array | Deferred[Array]]] = {trace.plan.output: [ds]}
-    for segment in reversed(trace.plan.segments):
-        residuals = trace.residuals(segment)
-        for step in reversed(segment.steps):
-            kept, errors = residuals.pop(step.name), waiting.pop(step.name, [])
-            if errors:
-                back = step.backward(trace.run, kept, _total(step, errors), precision)
-                gradients.update(back.gradients)
-                zeroed.update(back.zeroed)
-                for source, error, needed in zip(step.sources, back.errors, step.needed, strict=True):
-                    if needed and error is not None:
-                        waiting.setdefault(source, []).append(error)
-            del kept, errors  # before the next segment is run again
-        del residuals
-    trace.zeroed = dict(reversed(zeroed.items()))
+    return backward_passes([trace], [ds], precision)
+
+
+def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], precision: Precision) -> dict[str, Array]:
+    """`backward_pass` of a batch whose parts here left `traces`; the other processes have its other parts.
+
+    Gradients are of the whole batch, and the same for every process.
+    """
+    backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
+    waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
+    del errors
+    under_way = dict[str, Callable[[], Array]]()
+    for segment in reversed(walk.segments):
+        walks = [_back(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
+        found = _together(backend, collective, walks)
+        for name in list(found[0]):
+            own = reduce(backend.plus, [each.pop(name) for each in found])
+            under_way[name] = collective.start_total(own)
+    for trace in traces:
+        trace.zeroed = dict(reversed(trace.zeroed.items()))
+    return {name: backend.rounded(wait()) for name, wait in under_way.items()}
+
+
+_Walk = Generator[Array, Array, dict[str, Array]]
+"""A way back that gives the largest error of its samples where `rules.Exchange` does, and in the end gradients."""
+
+
+def _back(
+    trace: Trace[Array],
+    segment: Segment[Array],
+    waiting: dict[str, list[Array | Deferred[Array]]],
+    precision: Precision,
+) -> _Walk[Array]:
+    """Back through a segment: takes errors of what it left out of `waiting`, and puts those of its sources there."""
+    gradients, residuals = dict[str, Array](), trace.residuals(segment)
+    for step in reversed(segment.steps):
+        trace.run.collective.beat(step.name)
+        if errors := waiting.pop(step.name, []):
+            # Nothing of them is kept here, so that their memory is free before others are waited for.
+            way = step.backward(trace.run, residuals.pop(step.name), _total(step, errors), precision)
+            errors.clear()
+            back: Back[Array] = yield from way
+            gradients.update(back.gradients)
+            trace.zeroed.update(back.zeroed)
+            for source, error, needed in zip(step.sources, back.errors, step.needed, strict=True):
+                if needed and error is not None:
+                    waiting.setdefault(source, []).append(error)
+            del back
+        residuals.pop(step.name, None)
     return gradients
+
+
+def _together(
+    backend: Pairs[Array], collective: Collective[Array], walks: Sequence[_Walk[Array]]
+) -> list[dict[str, Array]]:
+    """What several ways back find: each goes on when the largest error of all samples, here and elsewhere, is known."""
+    found: list[dict[str, Array]] = []
+    answer: Any = None
+    while not found:
+        asked = list[Array]()
+        for way in walks:
+            try:
+                asked.append(way.send(answer))
+            except StopIteration as end:
+                found.append(end.value)
+        if asked:
+            answer = collective.largest(backend.most(asked))
+    return found
 
 
 def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | Deferred[Array]:

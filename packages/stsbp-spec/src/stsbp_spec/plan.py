@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Generic
 
 from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Back, Rule, Run, Step
+from stsbp_spec.rules import Back, Exchange, Rule, Run, Step
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision
@@ -27,7 +29,8 @@ class ByRule(Step[Array]):
     def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
         return self.rule.forward(self.places[0].node.op, *inputs)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        yield from ()
         found = self.rule.backward(self.places[0].node.op, residuals, error)
         return Back(found if len(self.needed) > 1 else (found,), {}, {})
 
@@ -43,11 +46,12 @@ class Weights(Step[Array]):
     def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
         return self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name])
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         zeroed = {}
         if precision == "reproducible":
-            frames = error.shape[0] * error.shape[1]
-            error, zeroed[self.name] = self.backend.error_grid(error, self.projection.error_bits(frames=frames))
+            bits = self.projection.error_bits(frames=error.shape[0] * run.part.batch)
+            largest = yield self.backend.largest_error(error)
+            error, zeroed[self.name] = self.backend.error_grid(error, bits, largest)
         (need_input,) = self.needed
         ds, dw = self.rule.backward(
             self.projection.synapse, residuals, error, precision=precision, need_input=need_input
@@ -68,14 +72,16 @@ class Drops(Step[Array]):
             return None
         (seed, step), place = run.dropout, self.places[0]
         stream = substream(place.layer, place.position)
-        return self.backend.dropout_mask(seed, stream, step, (batch, *place.output.shape), self.op.rate)
+        shape = (batch, *place.output.shape)
+        return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
 
     def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
         (s,) = inputs
         mask = self.mask(run, s.shape[1])
         return (s if mask is None else self.backend.dropout(mask, s)), mask
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        yield from ()
         return Back((error if residuals is None else self.backend.dropout(residuals, error),), {}, {})
 
 
@@ -96,22 +102,27 @@ class Population(Step[Array]):
         """What the neurons learned, by the model's names."""
         return {name: run.weights[self.places[0].learned_name(name)] for name in self.op.model.learned()}
 
-    def gradients(self, terms: Mapping[str, Array], precision: Precision) -> dict[str, Array]:
+    def gradients(
+        self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
+    ) -> Generator[Array, Array, dict[str, Array]]:
         """Gradients of what the neurons learn, by the network's names, from `Pairs.neuron_backward`'s terms."""
-        (place,), learned = self.places, self.op.model.learned()
-        counts = {name: learned[name].shape(place.output.shape)[0] for name in terms}
-        return {
-            place.learned_name(name): self.backend.learned_gradient(x, counts[name], precision)
-            for name, x in terms.items()
-        }
+        (place,), learned, found = self.places, self.op.model.learned(), dict[str, Array]()
+        for name, x in terms.items():
+            (count,) = learned[name].shape(place.output.shape)
+            if precision == "reproducible":
+                largest = yield self.backend.largest_error(x)
+                elements = run.part.batch * math.prod(place.output.shape)
+                x, _ = self.backend.error_grid(x, sum_bits(elements // count), largest)
+            found[place.learned_name(name)] = self.backend.totals(x, count)
+        return found
 
     def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, NeuronResiduals[Array]]:
         (z,) = inputs
         return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, self.learned(run))
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         dz, terms = self.backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
-        return Back((dz,), self.gradients(terms, precision), {})
+        return Back((dz,), (yield from self.gradients(run, terms, precision)), {})
 
     def population(self, residuals: NeuronResiduals[Array]) -> NeuronResiduals[Array]:
         return residuals
@@ -131,15 +142,15 @@ class Chain(Step[Array]):
             residuals.append(kept)
         return inputs[0], residuals
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         return self.back_to(0, run, residuals, error, precision)
 
-    def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Back[Array]:
+    def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         """`backward` through the parts from the last to the part `first`."""
         gradients, zeroed = dict[str, Array](), dict[str, Array]()
         errors: tuple[Any, ...] = (error,)
         for part, kept in reversed(list(zip(self.parts, residuals, strict=True))[first:]):
-            errors, found, taken = part.backward(run, kept, errors[0], precision)
+            errors, found, taken = yield from part.backward(run, kept, errors[0], precision)
             gradients.update(found)
             zeroed.update(taken)
             if not any(part.needed):

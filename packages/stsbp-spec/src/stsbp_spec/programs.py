@@ -5,14 +5,15 @@ Between two of them the host looks at numbers, refuses what it must, and has cha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple
 
+from stsbp_spec.collective import Collective, Part
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_pass, forward_pass
+from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_passes, forward_pass
 from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = ["Gradients", "gradients", "output", "states", "update"]
@@ -22,18 +23,18 @@ class Gradients(NamedTuple, Generic[Array]):
     """What `gradients` finds.
 
     Attributes:
-        values: gradients by the names of `network.parameters`.
-        squares: numbers of `Pairs.gradient_squares`.
-        spikes: of the output, `[T, B, N]`.
-        counts: numbers of `Pairs.spike_count` of each block.
-        zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid.
+        values: gradients by the names of `network.parameters`, of the whole batch ...
+        squares: ... and numbers of `Pairs.gradient_squares`.
+        spikes: of the output, `[T, B, N]` of each part here.
+        counts: numbers of `Pairs.spike_count` of each block, of each part.
+        zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid, of each part.
     """
 
     values: dict[str, Array]
     squares: Array
-    spikes: Array
-    counts: list[Array]
-    zeroed: dict[str, Array]
+    spikes: list[Array]
+    counts: list[list[Array]]
+    zeroed: list[dict[str, Array]]
 
 
 def gradients(
@@ -42,25 +43,34 @@ def gradients(
     loss: Loss,
     precision: Precision,
     memory: Memory,
+    collective: Collective[Array],
+    parts: Sequence[Part],
     wq: dict[str, Array],
-    x: Array,
-    targets: Array,
+    inputs: Sequence[Array],
+    targets: Sequence[Array],
     dropout: tuple[int, int] | None,
 ) -> Gradients[Array]:
     """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
 
     Args:
         backend, network, loss, precision, memory: fixed.
+        collective: who has the other samples of the batch.
+        parts: which samples are here; several are gone through one after the other, both ways.
         wq: weights on their grid, and what neurons learned, by name.
-        x: encoded inputs.
-        targets: `[T, B, N]`.
+        inputs: encoded inputs of each part, of at least one sample; those beyond its count are not of the batch.
+        targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
     """
-    trace = FORWARD_PASSES[memory](backend, network.graph, wq, x, len(targets), dropout)
-    error = backend.loss_error(loss, network.output_psp, trace.output, targets)
-    values = backward_pass(trace, error, precision)
+    traces, errors = list[Trace[Array]](), list[Array]()
+    for part, x, target in zip(parts, inputs, targets, strict=True):
+        trace = FORWARD_PASSES[memory](backend, network.graph, wq, x, len(target), dropout, part, collective)
+        error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch)
+        traces.append(trace)
+        errors.append(backend.silenced(error, part.count))
+    values = backward_passes(traces, errors, precision)
     squares = backend.gradient_squares(list(values.values()))
-    return Gradients(values, squares, trace.output, _counts(backend, trace), trace.zeroed)
+    counts = [_counts(backend, trace) for trace in traces]
+    return Gradients(values, squares, [t.output for t in traces], counts, [t.zeroed for t in traces])
 
 
 def update(

@@ -9,6 +9,7 @@ Element `i` of a draw is word `i % 2` of `threefry(key, counter)` with
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -62,13 +63,14 @@ def threefry2x32(key: tuple[int | Int64, int | Int64], counter: tuple[UInt32, UI
     return x0, x1
 
 
-def bits(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> UInt32:
-    """`n` random 32-bit words, `[n]`."""
-    blocks = (n + 1) // 2
-    index = np.arange(blocks, dtype=np.uint32)
+def bits(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0, first: int = 0) -> UInt32:
+    """`n` random 32-bit words from word number `first` on, `[n]`."""
+    odd = first % 2
+    blocks = (odd + n + 1) // 2
+    index = np.arange(first // 2, first // 2 + blocks, dtype=np.int64).astype(np.uint32)
     key = (check_seed(seed), (int(stream) + 256 * substream) & 0xFFFFFFFF)
     x0, x1 = threefry2x32(key, (index, np.full(blocks, step & 0xFFFFFFFF, dtype=np.uint32)))
-    return np.stack([x0, x1], axis=1).reshape(-1)[:n]
+    return np.stack([x0, x1], axis=1).reshape(-1)[odd : odd + n]
 
 
 def uniform(seed: int, stream: int, n: int, *, substream: int = 0, step: int = 0) -> Float64:
@@ -82,9 +84,12 @@ def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int
     return np.argsort((words[:, 0] << np.uint64(32)) | words[:, 1], kind="stable").astype(np.int64)
 
 
-def keep_mask(seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
-    """Dropout mask of `shape` (C order): 0 with probability `rate`, else 1."""
+def keep_mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
+    """Dropout mask of `shape` `[B, ...]` (C order): 0 with probability `rate`, else 1.
+
+    `first` is the number of its first sample in the batch: each element has a random word of its own by its place there.
+    """
     threshold = np.uint64(round(rate * 2**32))
     n = int(np.prod(shape))
-    words = bits(seed, Stream.DROPOUT, n, substream=layer, step=step)
+    words = bits(seed, Stream.DROPOUT, n, substream=layer, step=step, first=first * math.prod(shape[1:]))
     return (words.astype(np.uint64) >= threshold).astype(np.uint8).reshape(shape)

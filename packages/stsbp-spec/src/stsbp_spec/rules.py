@@ -7,15 +7,16 @@ one of several nodes where the backend has a fusion for them; passes.py walks th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
+from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Neurons, Place
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array, Precision
 
-__all__ = ["Back", "Deferred", "Fusion", "Rule", "Run", "Step"]
+__all__ = ["Back", "Deferred", "Exchange", "Fusion", "Rule", "Run", "Step"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Rule(Generic[Array]):
             weights on their grid.
         backward: `backward(op, residuals, error) -> error of the input`, where there are several inputs a tuple of
             them; of `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...) -> ds, dw` with
-            `ds` None unless it is needed. `reproducible`: `dz` is on its grid, sums in float64, rounded once.
+            `ds` None unless it is needed. `reproducible`: `dz` is on its grid, sums in float64; `ds` is rounded once,
+            `dw` stays float64, since other samples may be added to it (`Pairs.rounded`).
     """
 
     forward: Callable[..., tuple[Array, Any]]
@@ -36,9 +38,11 @@ class Rule(Generic[Array]):
 
 @dataclass(frozen=True)
 class Run(Generic[Array]):
-    """What all nodes of one pass share.
+    """What all nodes of one pass over some samples share.
 
     Attributes:
+        part: which samples of the batch.
+        collective: who has the others.
         weights: on their grids, by the name of their node; and what neurons learned, by the names of
             `graph.Network.parameters`.
         steps: `T`.
@@ -48,6 +52,8 @@ class Run(Generic[Array]):
     weights: Mapping[str, Array]
     steps: int
     dropout: tuple[int, int] | None
+    part: Part
+    collective: Collective[Array] = field(default_factory=Alone)
 
     @property
     def training(self) -> bool:
@@ -68,13 +74,19 @@ class Back(NamedTuple, Generic[Array]):
 
     Attributes:
         errors: of its inputs; None: not needed.
-        gradients: of the weights in it and of what its neurons learn, by the names of `graph.Network.parameters`.
+        gradients: of the weights in it and of what its neurons learn, by the names of `graph.Network.parameters`;
+            what these samples give, not yet rounded where it is float64.
         zeroed: numbers of `Pairs.error_grid`, likewise, in `reproducible` precision.
     """
 
     errors: tuple[Array | Deferred[Array] | None, ...]
     gradients: Mapping[str, Array]
     zeroed: Mapping[str, Array]
+
+
+Exchange: TypeAlias = Generator[Array, Array, Back[Array]]
+"""The way back through a step over some samples of a batch. Where an error grid is to be found it gives the largest error
+of its samples (`Pairs.largest_error`), and is sent that of the whole batch; how often hangs on the step alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +126,7 @@ class Step(ABC, Generic[Array]):
     @abstractmethod
     def backward(
         self, run: Run[Array], residuals: Any, error: Array | Deferred[Array], precision: Precision
-    ) -> Back[Array]:
+    ) -> Exchange[Array]:
         """The way back from the error of the output."""
 
     def population(self, residuals: Any) -> NeuronResiduals[Array]:

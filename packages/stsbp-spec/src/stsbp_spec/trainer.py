@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Generic
 
@@ -14,10 +14,12 @@ from stsbp_spec.checks import (
     check_dropout,
     check_inputs,
     check_loss,
+    check_part,
     check_precision,
     check_weights,
 )
-from stsbp_spec.encoders.packed import Inputs, PackedFrames
+from stsbp_spec.collective import Alone, Collective, Part
+from stsbp_spec.encoders.packed import Inputs, PackedFrames, cut
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.losses.base import Loss
@@ -28,8 +30,8 @@ from stsbp_spec.passes import FORWARD_PASSES
 from stsbp_spec.programs import Gradients, gradients, output, states, update
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
-from stsbp_spec.typing import AnyArray, Array, Float32, Memory, Precision, UInt8
-from stsbp_spec.values import shown
+from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
+from stsbp_spec.values import integer, shown
 
 __all__ = [
     "Prediction",
@@ -38,7 +40,6 @@ __all__ = [
     "Trainer",
     "run",
     "value_and_grad",
-    "zeroed_errors",
 ]
 
 
@@ -51,10 +52,13 @@ class Trainer(Generic[Array]):
         precision: of the backward pass.
         seed: of dropout masks.
         memory: `low`: keep one bit a spike between the passes, and compute each layer twice; the numbers are the same.
+        micro_batch: samples that are computed at a time, both passes layer by layer over all of them, as with memory
+            `low`; the numbers are the same in `reproducible` precision. None: all.
+        collective: processes that train together, each on its part of every batch; None: this one alone.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact, a network, loss or optimiser that is
-            none, a seed outside `[0, 2**32)`.
+            none, a seed outside `[0, 2**32)`, a micro-batch of no samples.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Trainer(Generic[Array]):
         precision: Precision = "fast",
         seed: int = 0,
         memory: Memory = "full",
+        micro_batch: int | None = None,
+        collective: Collective[Array] | None = None,
     ) -> None:
         check_precision(network, precision)
         backend.check_precision(precision)
@@ -74,6 +80,8 @@ class Trainer(Generic[Array]):
         check_loss(loss, precision)
         if not isinstance(optimizer, AdamW):
             raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
+        if micro_batch is not None and ((number := integer(micro_batch)) is None or number < 1):
+            raise SpecError(f"a micro-batch has at least 1 sample, got {shown(micro_batch)}")
         self.backend = backend
         self.network = network
         self.loss = loss
@@ -81,6 +89,8 @@ class Trainer(Generic[Array]):
         self.precision: Precision = precision
         self.seed = check_seed(seed)
         self.memory: Memory = memory
+        self.micro_batch = micro_batch
+        self.collective: Collective[Array] = collective or Alone()
 
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
@@ -96,12 +106,21 @@ class Trainer(Generic[Array]):
         """One update on a batch; the passed state must not be used again (its arrays may be updated in place).
 
         The host waits for the device twice: for the weight grids, and before the update for all other numbers.
+
+        Args:
+            state: before the update; the same in every process.
+            batch: inputs of this process's part of the batch (`Collective.parts`), of one silent sample where the part
+                is empty; targets of the whole batch. What is returned is that of the whole batch.
         """
         backend, network = self.backend, self.network
-        check_batch(network, batch)
-        fixed, dropout = (network, self.loss, self.precision, self.memory), (self.seed, state.step)
-        found, grids = _gradients(backend, *fixed, state.weights, batch, dropout)
-        spikes, norm, rates, zeroed = _looked_at(backend, network, found, f"step {state.step}: ")
+        check_batch(network, batch, self._part)
+        part, dropout = self._part(batch.targets.shape[1]), (self.seed, state.step)
+        parts = part.cut(self.micro_batch or max(1, part.count))
+        fixed = (network, self.loss, self.precision, self.memory, self.collective)
+        found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
+        spikes, norm, rates, zeroed = _looked_at(
+            backend, network, self.collective, parts, found, f"step {state.step}: "
+        )
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
         new = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
         result = StepResult(
@@ -115,15 +134,34 @@ class Trainer(Generic[Array]):
         )
         return TrainState(state.step + 1, *new), result
 
+    def _part(self, batch: int) -> Part:
+        return self.collective.parts(batch)[self.collective.rank]
+
     @np.errstate(over="ignore", invalid="ignore")
-    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int) -> Prediction:
-        """Output of the network without dropout; the state is not changed."""
-        check_inputs(self.network, inputs, steps)
+    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int, batch: int | None = None) -> Prediction:
+        """Output of the network without dropout; the state is not changed.
+
+        Args:
+            state: the same in every process.
+            inputs: of this process's part of a batch, as `step` takes them.
+            steps: `T`.
+            batch: samples of the whole batch, whose output every process returns; None: `inputs` are all.
+        """
+        samples = check_inputs(self.network, inputs, steps)
+        collective: Collective[Array] = Alone() if batch is None else self.collective
+        part = Part(0, samples, samples) if batch is None else self._part(batch)
+        check_part(samples, part)
         wq, _ = _on_grid(self.backend, self.network, state.weights)
-        x = _encoded(self.backend, self.network, inputs)
-        found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, x)
-        spikes, *counts = self.backend.read([found, *numbers])
-        return Prediction(spikes.astype(np.uint8), _rates(self.network, counts, spikes))
+        own: list[AnyArray] = []
+        counts = np.zeros(len(self.network.blocks), np.int64)
+        for piece, x in _pieces(self.network, inputs, part.cut(self.micro_batch or samples)):
+            made = _encoded(self.backend, self.network, x)
+            found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made)
+            spikes, *each = self.backend.read([found, *numbers])
+            own.append(spikes[:, : piece.count].astype(np.uint8))
+            counts += _totals(each) * (piece.count > 0)
+        whole, numbers = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
+        return Prediction(whole, _rates(self.network, numbers, whole))
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
@@ -180,8 +218,10 @@ def value_and_grad(
     check_weights(network, weights)
     check_batch(network, batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
-    found, _ = _gradients(backend, network, loss, precision, "full", native, batch, dropout)
-    spikes, _, _, zeroed = _looked_at(backend, network, found, "")
+    samples, alone = batch.targets.shape[1], Alone[Array]()
+    parts = (Part(0, samples, samples),)
+    found, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
+    spikes, _, _, zeroed = _looked_at(backend, network, alone, parts, found, "")
     value = loss.mean(spikes, batch.targets, network.output_psp)
     named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
     return ValueAndGrad(value, spikes, named, zeroed)
@@ -218,55 +258,104 @@ def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Arr
     return backend.unpack(inputs) if isinstance(inputs, PackedFrames) else backend.encode(inputs, network.coding)
 
 
+def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iterator[tuple[Part, Inputs]]:
+    """Each part with its inputs, out of those of all parts."""
+    axis, first = int(network.coding == "events"), parts[0].first
+    for part in parts:
+        count = max(1, part.count)
+        yield (
+            part,
+            inputs if len(parts) == 1 else cut(inputs, slice(part.first - first, part.first - first + count), axis),
+        )
+
+
 def _gradients(
     backend: Pairs[Array],
     network: NetworkSpec,
     loss: Loss,
     precision: Precision,
     memory: Memory,
+    collective: Collective[Array],
+    parts: tuple[Part, ...],
     weights: Mapping[str, Array],
     batch: Batch[Inputs],
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
     wq, grids = _on_grid(backend, network, weights)
-    x, targets = _encoded(backend, network, batch.inputs), backend.asarray(batch.targets)
-    return backend.compiled(gradients, network, loss, precision, memory)(wq, x, targets, dropout), grids
+    inputs, targets = list[Array](), list[Array]()
+    for part, x in _pieces(network, batch.inputs, parts):
+        inputs.append(_encoded(backend, network, x))
+        target = batch.targets[:, part.first : part.end]
+        targets.append(backend.asarray(target if part.count else np.zeros_like(batch.targets[:, :1])))
+    fixed = (network, loss, precision, "low" if len(parts) > 1 else memory, collective, parts)
+    return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout), grids
 
 
 def _looked_at(
-    backend: Pairs[Array], network: NetworkSpec, found: Gradients[Array], where: str
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    collective: Collective[Array],
+    parts: Sequence[Part],
+    found: Gradients[Array],
+    where: str,
 ) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors]]:
     """Output spikes, gradient norm, spike rates and what the error grids took, with one wait for the device.
 
     Raises:
         NumericError: a gradient is not finite.
     """
-    spikes, squares, *numbers = backend.read([found.spikes, found.squares, *found.counts, *found.zeroed.values()])
+    names = list(found.zeroed[0])
+    numbers = [x for part in zip(found.counts, found.zeroed, strict=True) for x in (*part[0], *map(part[1].get, names))]
+    squares, *read = backend.read([found.squares, *found.spikes, *numbers])
     norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
         # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
-        names = reversed(list(network.parameters))
-        bad = next(name for name in names if not np.isfinite(backend.numpy(found.values[name])).all())
+        last_first = reversed(list(network.parameters))
+        bad = next(name for name in last_first if not np.isfinite(backend.numpy(found.values[name])).all())
         raise NumericError(
             f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
         )
-    layers = len(found.counts)
-    taken = zeroed_errors(dict(zip(found.zeroed, numbers[layers:], strict=True)))
+    made, each, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
+    own = [spikes[:, : part.count].astype(np.uint8) for spikes, part in zip(made, parts, strict=True)]
+    counted, taken = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
+    for part in parts:
+        counted += _totals([next(each) for _ in range(layers)]) * (part.count > 0)
+        for row in taken:
+            row += np.reshape(next(each), (-1, 2)).sum(axis=0, dtype=np.int64)
+    whole, totals = _from_all(collective, parts[0].batch, np.concatenate(own, axis=1), np.append(counted, taken))
+    zeroed = {
+        name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
+    }
     # A compiled function may have sorted the names.
-    zeroed = {block.name: taken[block.name] for block in network.blocks if block.name in taken}
-    return spikes.astype(np.uint8), norm, _rates(network, numbers[:layers], spikes), zeroed
+    ordered = {block.name: zeroed[block.name] for block in network.blocks if block.name in zeroed}
+    return whole, norm, _rates(network, totals[:layers], whole), ordered
 
 
-def _rates(network: NetworkSpec, counts: Sequence[AnyArray], spikes: AnyArray) -> dict[str, float]:
+def _from_all(collective: Collective[Array], batch: int, spikes: UInt8, numbers: Int64) -> tuple[UInt8, Int64]:
+    """Output spikes `[T, B, N]` of the whole batch, and sums of `numbers`, from those of each process."""
+    if collective.size == 1:
+        return spikes, numbers
+    messages = collective.gather(np.append(numbers.view(np.uint8), np.packbits(spikes)))
+    steps, _, outputs = spikes.shape
+    whole, totals = np.empty((steps, batch, outputs), np.uint8), np.zeros_like(numbers)
+    for part, message in zip(collective.parts(batch), messages, strict=True):
+        totals += message[: numbers.nbytes].view(np.int64)
+        shape = (steps, part.count, outputs)
+        whole[:, part.first : part.end] = np.unpackbits(message[numbers.nbytes :], count=math.prod(shape)).reshape(
+            shape
+        )
+    return whole, totals
+
+
+def _totals(counts: Sequence[AnyArray]) -> Int64:
+    """Sums of numbers of `Pairs.spike_count`."""
+    return np.array([np.sum(count, dtype=np.int64) for count in counts], np.int64)
+
+
+def _rates(network: NetworkSpec, counts: Int64, spikes: AnyArray) -> dict[str, float]:
     """Spikes per neuron and step of each layer, of as many frames as the output has."""
     frames = math.prod(spikes.shape[:2])
     return {
-        block.name: int(np.sum(count, dtype=np.int64)) / (frames * math.prod(block.output_shape))
+        block.name: int(count) / (frames * math.prod(block.output_shape))
         for block, count in zip(network.blocks, counts, strict=True)
     }
-
-
-def zeroed_errors(counts: Mapping[str, AnyArray]) -> dict[str, ZeroedErrors]:
-    """What the error grid took from each layer, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
-    totals = {name: np.reshape(numbers, (-1, 2)).sum(axis=0, dtype=np.int64) for name, numbers in counts.items()}
-    return {name: ZeroedErrors(int(zeroed), int(nonzero)) for name, (zeroed, nonzero) in totals.items()}

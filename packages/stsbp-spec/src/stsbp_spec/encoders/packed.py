@@ -12,7 +12,7 @@ import numpy as np
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import Shape, UInt8
 
-__all__ = ["Inputs", "PackedFrames", "unpacked"]
+__all__ = ["Inputs", "PackedFrames", "cut", "unpacked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,13 @@ class PackedFrames:
 
 Inputs = UInt8 | PackedFrames
 """Inputs of a batch: images or frames as they are, or frames of zeros and ones as bits."""
+
+
+def cut(inputs: Inputs, samples: slice, axis: int) -> Inputs:
+    """Some samples of inputs whose axis `axis` counts them: 0 of images, 1 of frames."""
+    if isinstance(inputs, PackedFrames):
+        return PackedFrames(inputs.bits[:, samples], inputs.steps)
+    return inputs[samples] if axis == 0 else inputs[:, samples]
 
 
 def unpacked(inputs: Inputs) -> UInt8:

@@ -94,7 +94,7 @@ def conv_forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Resid
 
 def conv_backward(
     conv: Conv2d, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, Float32]:
+) -> tuple[Float32 | None, AnyArray]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype: type[np.float32] | type[np.float64] = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
@@ -111,7 +111,7 @@ def conv_backward(
         if ds is not None:
             ds[chunk] = fold(conv, flat @ rows, (len(error), *s.shape[2:]))
     back = None if ds is None else ds.reshape(s.shape)
-    return back, dw.astype(np.float32).reshape(wq.shape)
+    return back, dw.reshape(wq.shape)
 
 
 def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
@@ -122,12 +122,12 @@ def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, R
 
 def linear_backward(
     linear: Linear, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, Float32]:
+) -> tuple[Float32 | None, AnyArray]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
     error = dz.reshape(-1, linear.units).astype(dtype)
-    dw = (error.T @ s.reshape(len(error), -1).astype(dtype)).astype(np.float32)
+    dw = error.T @ s.reshape(len(error), -1).astype(dtype)
     ds = (error @ wq.astype(dtype)).astype(np.float32).reshape(s.shape) if need_input else None
     return ds, dw
 
@@ -216,8 +216,8 @@ class NumpyBackend(AbstractBackend[AnyArray]):
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
         return _RULES
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
-        return random.keep_mask(seed, layer, step, shape, rate)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
+        return random.keep_mask(seed, layer, step, shape, rate, first)
 
     def dropout(self, mask: UInt8, s: AnyArray) -> AnyArray:
         return s * mask
@@ -242,8 +242,11 @@ class NumpyBackend(AbstractBackend[AnyArray]):
             layer=projection.name,
         )
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        return grid.error_grid(dz, bits)
+    def largest_error(self, dz: Float32) -> AnyArray:
+        return grid.largest_error(dz)
+
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray) -> tuple[Float32, Int64]:
+        return grid.error_grid(dz, bits, largest)
 
     def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
         return gradient_squares(gradients)
