@@ -43,6 +43,8 @@ def walk(
 ) -> tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]:
     """One block of a network forward, and back from what that returned and the error of its spikes."""
     try:
+        from stsbp_spec.collective import Part
+        from stsbp_spec.passes import together
         from stsbp_spec.plan import plan
         from stsbp_spec.rules import Run
     except ImportError:  # a checkout from before the plans
@@ -52,8 +54,14 @@ def walk(
             lambda trace, error: back(trace, error, "fast", training=False),
         )
     step = next(step for step in plan(backend, spec.graph).steps if step.name == block.population)
-    run = Run({block.name: wq}, steps, None)
-    return lambda s: step.forward(run, s), lambda left, error: step.backward(run, left[1], error, "fast")
+
+    def run(x: Any) -> Any:
+        return Run({block.name: wq}, steps, None, Part(0, x.shape[1], x.shape[1]))
+
+    return (
+        lambda s: step.forward(run(s), s),
+        lambda left, error: together(backend, run(error), [step.backward(run(error), left[1], error, "fast")]),
+    )
 
 
 def noise(shape: tuple[int, ...], seed: int, mean: float = 0.0, width: float = 1.0) -> Any:

@@ -20,6 +20,7 @@ from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
+from stsbp_spec.collective import Part
 from stsbp_spec.init import initial_weights
 from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
@@ -60,7 +61,7 @@ def operations(
     frames = (random.random((steps, batch, *entering.shape), np.float32) < one).astype(np.uint8)
     s = backend.asarray(frames)
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
-    run = Run({step.projection.name: wq}, steps, (0, 0))
+    run = Run({step.projection.name: wq}, steps, (0, 0), Part(0, batch, batch))
     given, filter = step.given(run, s), step.neurons.filters[run.training]
     floats = conv2d.Residuals(step.floats(given)[0], wq)
     learned = step.neurons.learned(run)

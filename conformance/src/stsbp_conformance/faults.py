@@ -403,7 +403,7 @@ class LearnedSumOtherOrder(NumpyBackend):
 class LearnedTermDropped(NumpyBackend):
     """What the last neuron of the last sample adds to the gradient of a learned number is lost."""
 
-    def totals(self, x: Float32, count: int) -> Float32:
+    def totals(self, x: Float32, count: int) -> AnyArray:
         rest = x.copy()
         rest[0, -1, -1] = 0
         return super().totals(rest, count)
@@ -412,7 +412,7 @@ class LearnedTermDropped(NumpyBackend):
 class LearnedSumInFloat32(NumpyBackend):
     """The gradient of a learned number is added in float32."""
 
-    def totals(self, x: Float32, count: int) -> Float32:
+    def totals(self, x: Float32, count: int) -> AnyArray:
         each: Float32 = np.moveaxis(x, 2, 0).reshape(count, -1).cumsum(axis=1, dtype=np.float32)[:, -1]
         return each
 
@@ -629,29 +629,29 @@ class StraightThroughBroken(NumpyBackend):
 class ErrorGridBit(NumpyBackend):
     """The error grid is coarser by one bit."""
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        return super().error_grid(dz, bits - 1)
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        return super().error_grid(dz, bits - 1, largest)
 
 
 class ErrorGridMissing(NumpyBackend):
     """No error grid in reproducible precision."""
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        return dz, super().error_grid(dz, bits)[1]
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        return dz, super().error_grid(dz, bits, largest)[1]
 
 
 class ErrorGridCap(NumpyBackend):
     """The error grid of version 1 of the contract, of at most 24 bits."""
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        return super().error_grid(dz, min(24, bits))
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        return super().error_grid(dz, min(24, bits), largest)
 
 
 class ZerosCountAsZeroed(NumpyBackend):
     """Errors that were zero before the grid are counted as zeroed by it."""
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        on_grid, _ = super().error_grid(dz, bits)
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        on_grid, _ = super().error_grid(dz, bits, largest)
         return on_grid, np.array([np.count_nonzero(on_grid == 0), np.count_nonzero(dz)], np.int64)
 
 
@@ -731,7 +731,7 @@ class FlattenedOtherwise(_Misruled):
 class DropoutShifted(NumpyBackend):
     """The dropout mask is shifted by one element."""
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
         longer = super().dropout_mask(seed, layer, step, (math.prod(shape) + 1,), rate)
         return longer[1:].reshape(shape)
 
@@ -739,15 +739,15 @@ class DropoutShifted(NumpyBackend):
 class DropoutSameEveryStep(NumpyBackend):
     """The dropout mask does not depend on the update."""
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
-        return super().dropout_mask(seed, layer, 0, shape, rate)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
+        return super().dropout_mask(seed, layer, 0, shape, rate, first)
 
 
 class DropoutSameEveryLayer(NumpyBackend):
     """Two layers share the bits of their masks."""
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
-        return super().dropout_mask(seed, 0, step, shape, rate)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
+        return super().dropout_mask(seed, 0, step, shape, rate, first)
 
 
 class DropoutScaled(NumpyBackend):
@@ -760,24 +760,24 @@ class DropoutScaled(NumpyBackend):
 class BatchNotDivided(NumpyBackend):
     """The loss is a sum over the batch instead of a mean."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
-        return super().loss_error(loss, psp_, s, targets) * np.float32(s.shape[1])
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+        return super().loss_error(loss, psp_, s, targets, batch) * np.float32(s.shape[1])
 
 
 class HammingTwice(NumpyBackend):
     """The error of the Hamming distance has the factor 2 of the square."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
-        error = super().loss_error(loss, psp_, s, targets)
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+        error = super().loss_error(loss, psp_, s, targets, batch)
         return error * np.float32(2) if isinstance(loss, Hamming) else error
 
 
 class VanRossumNotTwice(NumpyBackend):
     """The van Rossum error is filtered once, its adjoint left out."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
         if not isinstance(loss, VanRossum):
-            return super().loss_error(loss, psp_, s, targets)
+            return super().loss_error(loss, psp_, s, targets, batch)
         difference = s.astype(np.float32) - targets.astype(np.float32)
         return self.psp_forward(psp_, difference) * np.float32(1 / s.shape[1])
 
@@ -785,20 +785,20 @@ class VanRossumNotTwice(NumpyBackend):
 class SpikeCountByT(NumpyBackend):
     """The spike count's error is divided by T once."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
-        error = super().loss_error(loss, psp_, s, targets)
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+        error = super().loss_error(loss, psp_, s, targets, batch)
         return error * np.float32(len(s)) if isinstance(loss, SpikeCount) else error
 
 
 class BytesWrapAround(NumpyBackend):
     """The spike count's difference is taken in bytes: output minus target wraps around."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
         if isinstance(loss, SpikeCount):
-            return super().loss_error(loss, psp_, s, targets)
+            return super().loss_error(loss, psp_, s, targets, batch)
         difference = (s - targets).astype(np.float32)
         zero = np.zeros_like(targets)
-        return super().loss_error(loss, psp_, difference, zero)
+        return super().loss_error(loss, psp_, difference, zero, batch)
 
 
 class PspAdjointForward(NumpyBackend):
@@ -1018,15 +1018,15 @@ class StepsFillTheMemory(NumpyBackend):
 class UnknownLossWithoutAName(NumpyBackend):
     """A loss that the backend does not know ends in a KeyError."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
         kinds: dict[type, Loss] = {type(known): known for known in LOSSES.values()}
-        return super().loss_error(kinds[type(loss)], psp_, s, targets)
+        return super().loss_error(kinds[type(loss)], psp_, s, targets, batch)
 
 
 class LossTakenForItsParent(NumpyBackend):
     """A loss derived from the Hamming distance is computed as the Hamming distance."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
         return super().loss_error(Hamming() if isinstance(loss, Hamming) else loss, psp_, s, targets)
 
 

@@ -61,7 +61,7 @@ def test_errors_are_rounded_to_their_grid(scale: float) -> None:
     dz = (wide * (scale / np.abs(wide).max())).astype(np.float32)
     expected, numbers = grid.error_grid(dz, 28)
     out = np.full_like(dz, np.nan)
-    counts = reductions.round_errors(dz, 28, out)
+    counts = reductions.round_errors(dz, 28, reductions.largest(dz), out)
     assert np.array_equal(out, expected)
     assert counts.sum(axis=0).tolist() == numbers.tolist()
 

@@ -15,7 +15,7 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_pass, forward_pass
 from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.rules import Back, Deferred, Fusion, Rule, Run, Step
+from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Float32, Memory, Precision
 
@@ -196,9 +196,9 @@ class Putting(Chain[AnyArray]):
 
     became: list[str] = field(default_factory=list)
 
-    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Back[AnyArray]:
+    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Exchange[AnyArray]:
         error = error.error if isinstance(error, Later) else error
-        back = super().backward(run, residuals, error, precision)
+        back = yield from super().backward(run, residuals, error, precision)
         (below,) = back.errors
         assert not isinstance(below, Deferred)
         return back if below is None else back._replace(errors=(Later(self.name, below, self.became),))

@@ -13,7 +13,7 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import FastSigmoid
-from stsbp_spec.typing import Float32, Int64, Memory, Precision
+from stsbp_spec.typing import AnyArray, Float32, Int64, Memory, Precision
 
 STEPS = 4
 SATURATED = NetworkSpec.parse(
@@ -36,8 +36,8 @@ def saturated() -> tuple[dict[str, Float32], Batch]:
 class Version1(NumpyBackend):
     """The error grid of version 1 of the contract."""
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        return super().error_grid(dz, min(24, bits))
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        return super().error_grid(dz, min(24, bits), largest)
 
 
 class Recording(NumpyBackend):
@@ -47,8 +47,8 @@ class Recording(NumpyBackend):
         super().__init__()
         self.seen: list[tuple[Float32, Float32]] = []
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, Int64]:
-        on_grid, counts = super().error_grid(dz, bits)
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        on_grid, counts = super().error_grid(dz, bits, largest)
         self.seen.append((dz.copy(), on_grid.copy()))
         return on_grid, counts
 

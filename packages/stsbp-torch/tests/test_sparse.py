@@ -10,6 +10,7 @@ import pytest
 import torch
 from stsbp_cpu.sparse import needed
 from stsbp_spec.backend import Batch, ValueAndGrad
+from stsbp_spec.collective import Part
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import Block, NetworkSpec
@@ -190,5 +191,7 @@ def test_the_share_of_spikes_chooses_the_kernels() -> None:
     wq, _ = backend.weight_grid(block, backend.asarray(weights[block.name]))
     step = plan(backend, network.graph).steps[0]
     for frames, taken in ((batch.inputs * 0, True), (batch.inputs | 1, False)):
-        _, residuals = step.forward(Run({block.name: wq}, 6, None), backend.asarray(frames))
+        _, residuals = step.forward(
+            Run({block.name: wq}, 6, None, Part(0, frames.shape[1], frames.shape[1])), backend.asarray(frames)
+        )
         assert (isinstance(residuals, sparse.Residuals) and residuals.sparse) is taken

@@ -47,9 +47,9 @@ def _full(op: Linear, s: Float32, wq: Float32) -> tuple[Float32, Met]:
 
 def _full_back(
     op: Linear, met: Met, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, Float32]:
+) -> tuple[Float32 | None, AnyArray]:
     windows, wq, d = _exact(precision, met.windows, met.wq, dz)
-    dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True).astype(np.float32)
+    dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True)
     if not need_input:
         return None, dw
     return np.einsum("tbm,mn->tbn", d, wq, optimize=True).reshape(met.input_shape).astype(np.float32), dw
@@ -65,9 +65,9 @@ def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
 
 def _convolution_back(
     op: Conv2d, met: Met, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, Float32]:
+) -> tuple[Float32 | None, AnyArray]:
     windows, wq, d = _exact(precision, met.windows, met.wq, dz)
-    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True).astype(np.float32)
+    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True)
     if not need_input:
         return None, dw
     # The adjoint of reading windows: each error times the kernel, added where its window was read.
@@ -133,8 +133,8 @@ class EinsumBackend(AbstractBackend):
             AvgPool2d: Rule(_pooling, _pooling_back),
         }
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Float32:
-        return random.keep_mask(seed, layer, step, shape, rate).astype(np.float32)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Float32:
+        return random.keep_mask(seed, layer, step, shape, rate, first).astype(np.float32)
 
     def dropout(self, mask: Float32, s: Float32) -> Float32:
         return s * mask
@@ -170,8 +170,8 @@ class EinsumBackend(AbstractBackend):
             layer=projection.name,
         )
 
-    def error_grid(self, dz: Float32, bits: int) -> tuple[Float32, AnyArray]:
-        return grid.error_grid(dz, bits)
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, AnyArray]:
+        return grid.error_grid(dz, bits, largest)
 
     def gradient_squares(self, gradients: Sequence[Float32]) -> AnyArray:
         return optim.gradient_squares(gradients)

@@ -133,9 +133,9 @@ def _round_errors(x: Float32, scale: np.float32, back: np.float32, tiny: np.floa
         n[chunk, 0], n[chunk, 1] = zeroed, nonzero
 
 
-def round_errors(dz: Float32, bits: int, out: Float32) -> Int64:
-    """`grid.error_grid` of `[M]` into `out`; the numbers of each chunk, `[..., 2]`."""
-    q = error_exponent(largest(dz), bits)
+def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
+    """`grid.error_grid` of `[M]`, the largest magnitude `most`, into `out`; the numbers of each chunk, `[..., 2]`."""
+    q = error_exponent(most, bits)
     scale, back = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
     found = np.empty((-(-dz.size // _CHUNK), 2), np.int64)
     with threads_for(dz.size):

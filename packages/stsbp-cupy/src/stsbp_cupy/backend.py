@@ -104,8 +104,8 @@ class CupyBackend(AbstractBackend[Array]):
         every = ((Conv2d, conv2d), (Linear, linear), (AvgPool2d, avgpool2d))
         return {op: Rule(partial(each.forward, self.rt), partial(each.backward, self.rt)) for op, each in every}
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> Array:
-        return dropout.keep_mask(self.rt, seed, layer, step, shape, rate)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
+        return dropout.keep_mask(self.rt, seed, layer, step, shape, rate, first)
 
     def dropout(self, mask: Array, s: Array) -> Array:
         return dropout.apply(self.rt, mask, s)
@@ -127,8 +127,15 @@ class CupyBackend(AbstractBackend[Array]):
 
     def totals(self, x: Array, count: int) -> Array:
         each = self.rt.xp.moveaxis(x, 2, 0).reshape(count, -1)
-        sums: Array = each.sum(axis=1, dtype=np.float64).astype(np.float32)
+        sums: Array = each.sum(axis=1, dtype=np.float64)
         return sums
+
+    def rounded(self, x: Array) -> Array:
+        return x.astype(np.float32, copy=False)
+
+    def most(self, arrays: Sequence[Array]) -> Array:
+        largest: Array = self.rt.xp.stack(list(arrays)).max(axis=0)
+        return largest
 
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((projection,), (w,))
@@ -143,8 +150,11 @@ class CupyBackend(AbstractBackend[Array]):
             for projection, (wq, found) in zip(projections, grids, strict=True)
         ]
 
-    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
-        return grid.error_grid(self.rt, dz, bits)
+    def largest_error(self, dz: Array) -> Array:
+        return grid.largest_error(self.rt, dz)
+
+    def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
+        return grid.error_grid(self.rt, dz, bits, self.largest_error(dz) if largest is None else largest)
 
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         return gradient_squares(self.rt, gradients)

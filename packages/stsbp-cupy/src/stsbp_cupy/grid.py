@@ -20,7 +20,7 @@ from stsbp_spec.grid import (
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
-__all__ = ["error_grid", "launch_max_abs", "weight_grids"]
+__all__ = ["error_grid", "largest_error", "launch_max_abs", "weight_grids"]
 
 
 def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
@@ -28,16 +28,22 @@ def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
     rt.launch("max_abs", min(rt.reduction_threads, x.size), x, largest, x.size)
 
 
-def error_grid(rt: Runtime, dz: Array, bits: int) -> tuple[Array, Array]:
+def largest_error(rt: Runtime, dz: Array) -> Array:
+    """`grid.largest_error`, uint64 `[1]`; no transfer from the device."""
+    largest: Array = rt.xp.zeros(1, np.uint64)
+    launch_max_abs(rt, memory(rt, dz), largest)
+    return largest
+
+
+def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array, Array]:
     """`dz` on its grid of `bits` bits, and how many errors were zeroed, uint64 `[2]`; no transfer from the device."""
     dz = memory(rt, dz)
-    found = rt.xp.zeros(3, np.uint64)
-    launch_max_abs(rt, dz, found[:1])
+    zeroed = rt.xp.zeros(2, np.uint64)
     out = rt.empty_like(dz)
     lanes = lanes_of(dz.size, dz, out)
     threads = min(rt.reduction_threads, dz.size // lanes)
-    rt.launch("round_errors", threads, dz, out, found[:1], found[1:], dz.size, bits, lanes)
-    return logical(rt, out), found[1:]
+    rt.launch("round_errors", threads, dz, out, largest, zeroed, dz.size, bits, lanes)
+    return logical(rt, out), zeroed
 
 
 def weight_grids(

@@ -158,7 +158,7 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
 
 
 def check_part(samples: int, part: Part) -> None:
-    """Raise `ShapeError` unless inputs of `samples` samples are those of `part`, one silent sample where it has none."""
+    """Raise `ShapeError` unless inputs have the samples of `part`, or one silent sample where it has none."""
     if samples != max(1, part.count):
         which = f"samples {part.first} to {part.end - 1}" if part.count else "none, so one that is zero everywhere"
         raise ShapeError(f"of a batch of {part.batch} this process computes {which}; got inputs of {samples}")

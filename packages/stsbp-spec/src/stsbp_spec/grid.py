@@ -281,15 +281,16 @@ def largest_error(dz: Float32) -> Int32:
     return largest
 
 
-def error_grid(dz: Float32, bits: int, largest: AnyArray) -> tuple[Float32, Int64]:
+def error_grid(dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
     """Errors of a layer on their grid of `bits` bits, the shape of `dz`, and the numbers of `ZeroedErrors`, `[2]`.
 
     Args:
         dz: errors, of a part of the batch or of the whole.
         bits: of the grid.
-        largest: `largest_error` of the whole batch.
+        largest: `largest_error` of the whole batch; None: `dz` is the whole.
     """
-    q = error_exponent(magnitude(int(largest[0])), bits)
+    most = largest_error(dz) if largest is None else largest
+    q = error_exponent(magnitude(int(most[0])), bits)
     on_grid = np.zeros_like(dz) if q is None else round_to_grid(dz, q)
     before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
     counts = [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]

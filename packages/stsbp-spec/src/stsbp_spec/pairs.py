@@ -23,7 +23,7 @@ from stsbp_spec.equations import COUNT, Constants, NeuronEquations, filter_equat
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
-from stsbp_spec.grid import WeightGrid, sum_bits
+from stsbp_spec.grid import WeightGrid, largest_error, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
@@ -120,15 +120,11 @@ class Pairs(ABC, Generic[Array]):
         """Weights of the forward pass: `grid.weight_grid`."""
 
     @abstractmethod
-    def largest_error(self, dz: Array) -> Array:
-        """`grid.largest_error`: native integers `[1]`, for which nothing waits; processes take their maximum."""
-
-    @abstractmethod
-    def error_grid(self, dz: Array, bits: int, largest: Array) -> tuple[Array, Array]:
+    def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
         """Errors rounded for `reproducible` precision, and how many of them were zeroed: `grid.error_grid`.
 
-        `largest` is that of the whole batch, of which `dz` may be a part. The numbers are integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the
-        end of the step.
+        `largest` is that of the whole batch, of which `dz` is a part; None: of `dz`, which is all. The numbers are
+        integers `[..., 2]`, whose sum over the leading axes counts; nothing waits for them until the end of the step.
         """
 
     @abstractmethod
@@ -207,6 +203,10 @@ class Pairs(ABC, Generic[Array]):
         """
         raise BackendError(f"backend {self.name!r} computes in one process only")
 
+    def largest_error(self, dz: Array) -> Array:
+        """`grid.largest_error`: native integers `[1]`; the error grid hangs on their maximum over a batch's parts."""
+        return self.asarray(largest_error(self.numpy(dz)))
+
     def neuron_forward(
         self,
         neuron: NeuronModel,
@@ -250,7 +250,7 @@ class Pairs(ABC, Generic[Array]):
         """
         if precision == "reproducible":
             bits = sum_bits(math.prod(terms.shape) // count)
-            terms, _ = self.error_grid(terms, bits, self.largest_error(terms))
+            terms, _ = self.error_grid(terms, bits)
         return self.rounded(self.totals(terms, count))
 
     def neuron_potentials(self, residuals: NeuronResiduals[Array]) -> Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Network
@@ -23,7 +23,18 @@ from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Back, Deferred, Run, Step
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["FORWARD_PASSES", "Trace", "backward_pass", "backward_passes", "forward_pass", "lean_forward_pass"]
+__all__ = [
+    "FORWARD_PASSES",
+    "Trace",
+    "backward_pass",
+    "backward_passes",
+    "forward_pass",
+    "lean_forward_pass",
+    "together",
+]
+
+
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -186,8 +197,8 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
     del errors
     under_way = dict[str, Callable[[], Array]]()
     for segment in reversed(walk.segments):
-        walks = [_back(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
-        found = _together(backend, collective, walks)
+        ways = [_back(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
+        found = together(backend, traces[0].run, ways)
         for name in list(found[0]):
             own = reduce(backend.plus, [each.pop(name) for each in found])
             under_way[name] = collective.start_total(own)
@@ -196,16 +207,12 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
     return {name: backend.rounded(wait()) for name, wait in under_way.items()}
 
 
-_Walk = Generator[Array, Array, dict[str, Array]]
-"""A way back that gives the largest error of its samples where `rules.Exchange` does, and in the end gradients."""
-
-
 def _back(
     trace: Trace[Array],
     segment: Segment[Array],
     waiting: dict[str, list[Array | Deferred[Array]]],
     precision: Precision,
-) -> _Walk[Array]:
+) -> Generator[Array, Array, dict[str, Array]]:
     """Back through a segment: takes errors of what it left out of `waiting`, and puts those of its sources there."""
     gradients, residuals = dict[str, Array](), trace.residuals(segment)
     for step in reversed(segment.steps):
@@ -225,21 +232,19 @@ def _back(
     return gradients
 
 
-def _together(
-    backend: Pairs[Array], collective: Collective[Array], walks: Sequence[_Walk[Array]]
-) -> list[dict[str, Array]]:
+def together(backend: Pairs[Array], run: Run[Array], ways: Sequence[Generator[Array, Array, Found]]) -> list[Found]:
     """What several ways back find: each goes on when the largest error of all samples, here and elsewhere, is known."""
-    found: list[dict[str, Array]] = []
+    found: list[Found] = []
     answer: Any = None
     while not found:
         asked = list[Array]()
-        for way in walks:
+        for way in ways:
             try:
                 asked.append(way.send(answer))
             except StopIteration as end:
                 found.append(end.value)
         if asked:
-            answer = collective.largest(backend.most(asked))
+            answer = run.collective.largest(backend.most(asked))
     return found
 
 

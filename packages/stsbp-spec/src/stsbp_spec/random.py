@@ -87,7 +87,7 @@ def permutation(seed: int, stream: int, n: int, *, substream: int = 0, step: int
 def keep_mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
     """Dropout mask of `shape` `[B, ...]` (C order): 0 with probability `rate`, else 1.
 
-    `first` is the number of its first sample in the batch: each element has a random word of its own by its place there.
+    `first` is the number of its first sample in the batch, where each element has a random word of its own.
     """
     threshold = np.uint64(round(rate * 2**32))
     n = int(np.prod(shape))

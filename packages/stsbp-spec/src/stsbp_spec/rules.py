@@ -85,8 +85,8 @@ class Back(NamedTuple, Generic[Array]):
 
 
 Exchange: TypeAlias = Generator[Array, Array, Back[Array]]
-"""The way back through a step over some samples of a batch. Where an error grid is to be found it gives the largest error
-of its samples (`Pairs.largest_error`), and is sent that of the whole batch; how often hangs on the step alone."""
+"""The way back through a step for some samples of a batch. Where it needs an error grid it gives the largest error of
+its samples (`Pairs.largest_error`), and is sent that of the whole batch; how often hangs on the step alone."""
 
 
 @dataclass(frozen=True, eq=False)

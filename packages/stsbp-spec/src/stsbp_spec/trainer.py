@@ -40,6 +40,7 @@ __all__ = [
     "Trainer",
     "run",
     "value_and_grad",
+    "zeroed_numbers",
 ]
 
 
@@ -160,8 +161,8 @@ class Trainer(Generic[Array]):
             spikes, *each = self.backend.read([found, *numbers])
             own.append(spikes[:, : piece.count].astype(np.uint8))
             counts += _totals(each) * (piece.count > 0)
-        whole, numbers = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
-        return Prediction(whole, _rates(self.network, numbers, whole))
+        whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
+        return Prediction(whole, _rates(self.network, totals, whole))
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
@@ -305,7 +306,9 @@ def _looked_at(
         NumericError: a gradient is not finite.
     """
     names = list(found.zeroed[0])
-    numbers = [x for part in zip(found.counts, found.zeroed, strict=True) for x in (*part[0], *map(part[1].get, names))]
+    numbers = list[Array]()
+    for counts, zeroed in zip(found.counts, found.zeroed, strict=True):
+        numbers += [*counts, *(zeroed[name] for name in names)]
     squares, *read = backend.read([found.squares, *found.spikes, *numbers])
     norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
@@ -321,13 +324,13 @@ def _looked_at(
     for part in parts:
         counted += _totals([next(each) for _ in range(layers)]) * (part.count > 0)
         for row in taken:
-            row += np.reshape(next(each), (-1, 2)).sum(axis=0, dtype=np.int64)
+            row += zeroed_numbers(next(each))
     whole, totals = _from_all(collective, parts[0].batch, np.concatenate(own, axis=1), np.append(counted, taken))
-    zeroed = {
+    lost = {
         name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
     }
     # A compiled function may have sorted the names.
-    ordered = {block.name: zeroed[block.name] for block in network.blocks if block.name in zeroed}
+    ordered = {block.name: lost[block.name] for block in network.blocks if block.name in lost}
     return whole, norm, _rates(network, totals[:layers], whole), ordered
 
 
@@ -345,6 +348,12 @@ def _from_all(collective: Collective[Array], batch: int, spikes: UInt8, numbers:
             shape
         )
     return whole, totals
+
+
+def zeroed_numbers(x: AnyArray) -> Int64:
+    """What the error grid took, `[2]`, from the numbers of `Pairs.error_grid`, `[..., 2]`."""
+    numbers: Int64 = np.reshape(x, (-1, 2)).sum(axis=0, dtype=np.int64)
+    return numbers
 
 
 def _totals(counts: Sequence[AnyArray]) -> Int64:

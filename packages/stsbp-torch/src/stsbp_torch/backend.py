@@ -135,8 +135,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
         return (block.fuse,)
 
-    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float) -> torch.Tensor:
-        return dropout.mask(seed, layer, step, shape, rate, self.torch_device)
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
+        return dropout.mask(seed, layer, step, shape, rate, first, self.torch_device)
 
     def dropout(self, mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return dropout.apply(mask, s)
@@ -186,7 +186,13 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return laid_out(values.view(1, 1, -1, *(1,) * (len(shape) - 2)).expand(1, *shape))
 
     def totals(self, x: torch.Tensor, count: int) -> torch.Tensor:
-        return x.double().movedim(2, 0).reshape(count, -1).sum(1).float()
+        return x.double().movedim(2, 0).reshape(count, -1).sum(1)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+    def most(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(list(arrays)).amax(0)
 
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
@@ -211,12 +217,21 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             return super().weight_grids(projections, weights)
         return plain.weight_grids(projections, weights, self.read)
 
-    def error_grid(self, dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
-            return plain.error_grid(dz, bits)
+            return plain.largest_error(dz)
+        return torch.tensor([reductions.largest_bits(rows(laid_out(dz)).reshape(-1).numpy())], dtype=torch.int32)
+
+    def error_grid(
+        self, dz: torch.Tensor, bits: int, largest: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        largest = self.largest_error(dz) if largest is None else largest
+        if not self._on_cpu:
+            return plain.error_grid(dz, bits, largest)
         dz = laid_out(dz)
         out = torch.empty_like(dz)
-        counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, rows(out).reshape(-1).numpy())
+        most = grid.magnitude(int(largest))
+        counts = reductions.round_errors(rows(dz).reshape(-1).numpy(), bits, most, rows(out).reshape(-1).numpy())
         return out, torch.from_numpy(counts)
 
     def gradient_squares(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:

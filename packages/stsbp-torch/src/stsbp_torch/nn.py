@@ -105,7 +105,7 @@ class _SynapseFunction(torch.autograd.Function):
         ds, dw = backend.rule(ctx.synapse).backward(
             ctx.synapse, residuals, dz, precision=ctx.precision, need_input=ctx.needs_input_grad[0]
         )
-        return ds, dw, None, None, None
+        return ds, backend.rounded(dw), None, None, None
 
 
 class _PoolFunction(torch.autograd.Function):

@@ -15,7 +15,7 @@ from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, Weigh
 from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["error_grid", "gradient_squares", "weight_grids"]
+__all__ = ["error_grid", "gradient_squares", "largest_error", "weight_grids"]
 
 _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
 
@@ -41,9 +41,14 @@ def _unit(largest: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
     return _power_of_two(q) * loud, _power_of_two(-q) * loud
 
 
-def error_grid(dz: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+def largest_error(dz: torch.Tensor) -> torch.Tensor:
+    """`grid.largest_error`, int32 `[1]`."""
+    return _magnitude(dz)[None]
+
+
+def error_grid(dz: torch.Tensor, bits: int, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`grid.error_grid`, numbers int64 `[2]`."""
-    scale, back = _unit(_magnitude(dz), bits)
+    scale, back = _unit(largest[0], bits)
     out = (dz * scale).round_().mul_(back)
     before = dz.abs() >= SMALLEST_NORMAL
     return out, torch.stack([(before & (out == 0)).sum(), before.sum()])

@@ -14,12 +14,15 @@ from stsbp_cpu.compiling import cached_njit
 __all__ = ["mask"]
 
 
-def mask(seed: int, layer: int, step: int, shape: Shape, rate: float) -> UInt8:
-    """Mask of zeros and ones for a logical `shape`, `[B, C, H, W]` or `[B, N]`: `[B, H, W, C]` or `[B, N]`."""
+def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
+    """Mask of zeros and ones for a logical `shape`, `[B, C, H, W]` or `[B, N]`: `[B, H, W, C]` or `[B, N]`.
+
+    `first` is the number of its first sample in the batch.
+    """
     batch, channels, space = shape[0], shape[1], shape[2:]
     out = np.empty((batch, math.prod(space), channels), np.uint8)
     key = (Stream.DROPOUT + 256 * layer) & 0xFFFFFFFF
-    _keep_mask(check_seed(seed), key, step & 0xFFFFFFFF, round(rate * 2**32), channels, out)
+    _keep_mask(check_seed(seed), key, step & 0xFFFFFFFF, round(rate * 2**32), channels, first * channels, out)
     return out.reshape(batch, *space, channels)
 
 
@@ -29,15 +32,18 @@ def _rotate(x: np.uint32, r: int) -> np.uint32:
 
 
 @cached_njit(parallel=True)
-def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, out: UInt8) -> None:
-    """`random.keep_mask` (Threefry-2x32-20) into `out` `[B, area, C]`, elements counted in the order `[B, C, area]`."""
+def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, before: int, out: UInt8) -> None:
+    """`random.keep_mask` (Threefry-2x32-20) into `out` `[B, area, C]`, elements counted in the order `[B, C, area]`.
+
+    `before`: rows `[area]` of the samples before the first one.
+    """
     batch, area, _ = out.shape
     a0, a1 = np.uint32(k0), np.uint32(k1)
     a2 = np.uint32(a0 ^ a1 ^ np.uint32(0x1BD11BDA))
     limit = np.uint64(threshold)
     for row in prange(batch * channels):
         b, c = row // channels, row % channels
-        base = row * area
+        base = (before + row) * area
         for j in range(area):
             index = base + j
             x0 = np.uint32(np.uint32(index >> 1) + a0)

@@ -23,17 +23,19 @@ __device__ __forceinline__ void threefry2x32(unsigned int k0, unsigned int k1, u
     }
 }
 
-// Element i counts in the order [B, C, H W]; the mask is stored channels-last, [B, H W, C]. One thread, two elements.
+// Element i counts in the order [B, C, H W], after `before` elements of other samples of the batch; the mask is stored
+// channels-last, [B, H W, C]. One thread, two words.
 extern "C" __global__ void keep_mask(
-    unsigned char* __restrict__ mask, long long count, long long area, int channels, unsigned int key0,
+    unsigned char* __restrict__ mask, long long count, long long before, long long area, int channels, unsigned int key0,
     unsigned int key1, unsigned int step, unsigned long long threshold) {
-    const long long block = thread_index();
-    if (2 * block >= count) return;
+    const long long block = before / 2 + thread_index();
+    if (2 * block >= before + count) return;
     unsigned int words[2] = {static_cast<unsigned int>(block), step};
     threefry2x32(key0, key1, words[0], words[1]);
 #pragma unroll
     for (int word = 0; word < 2; ++word) {
-        const long long i = 2 * block + word;
+        const long long i = 2 * block + word - before;
+        if (i < 0) continue;
         if (i >= count) return;
         const long long sample = i / area / channels, c = i / area % channels;
         mask[(sample * area + i % area) * channels + c] = words[word] >= threshold;

@@ -95,5 +95,5 @@ def backward(
             rt.gemm(error, rows, windows)
             _fold(rt, conv, windows, ds[chunk])
     kernel: Shape = (channels, conv.kernel, conv.kernel)
-    gradient = channels_first(rt, dw.astype(np.float32, copy=False), kernel, (conv.channels, *kernel))
+    gradient = channels_first(rt, dw, kernel, (conv.channels, *kernel))
     return None if ds is None else logical(rt, ds.reshape(s.shape)), gradient

@@ -41,7 +41,6 @@ def backward(
     inputs = s.reshape(len(error), -1).astype(dtype, copy=False)
     dw = rt.empty((linear.units, inputs.shape[1]), dtype)
     rt.gemm(error.T, inputs, dw)
-    dw = dw.astype(np.float32, copy=False)
     if s.ndim == 5:
         h, w, c = s.shape[2:]
         dw = channels_first(rt, dw, (c, h, w), dw.shape)

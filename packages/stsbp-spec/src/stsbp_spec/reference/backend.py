@@ -242,10 +242,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
             layer=projection.name,
         )
 
-    def largest_error(self, dz: Float32) -> AnyArray:
-        return grid.largest_error(dz)
-
-    def error_grid(self, dz: Float32, bits: int, largest: AnyArray) -> tuple[Float32, Int64]:
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
         return grid.error_grid(dz, bits, largest)
 
     def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:

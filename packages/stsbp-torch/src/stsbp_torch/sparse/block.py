@@ -25,7 +25,7 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.graph import Projection
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.plan import Chain, Drops, Population, Weights
-from stsbp_spec.rules import Back, Deferred, Run, Step
+from stsbp_spec.rules import Back, Deferred, Exchange, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
@@ -174,14 +174,16 @@ class Block(Chain[torch.Tensor]):
     projection: Projection
     neurons: Population[torch.Tensor]
 
-    def backward(self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision) -> Back[torch.Tensor]:
+    def backward(
+        self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision
+    ) -> Exchange[torch.Tensor]:
         error = self.taken(residuals, error)
         if isinstance(error, PooledError):
             error = error.array()
         pool = self.places[0].node.op
         if not (isinstance(pool, AvgPool2d) and self.needed[0]):
-            return super().backward(run, residuals, error, precision)
-        back = self.back_to(1, run, residuals, error, precision)
+            return (yield from super().backward(run, residuals, error, precision))
+        back = yield from self.back_to(1, run, residuals, error, precision)
         (below,) = back.errors
         assert isinstance(below, torch.Tensor)
         return back._replace(errors=(PooledError(below, pool, residuals[0]),))
@@ -216,12 +218,14 @@ class SparseBlock(Block):
             spikes, neurons = self.neurons.forward(run, z)
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
-    def backward(self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision) -> Back[torch.Tensor]:
+    def backward(
+        self, run: Run[torch.Tensor], residuals: Any, error: Any, precision: Precision
+    ) -> Exchange[torch.Tensor]:
         if not isinstance(residuals, Residuals):
-            return super().backward(run, residuals, error, precision)
+            return (yield from super().backward(run, residuals, error, precision))
         error = self.taken(residuals, error)
         if precision == "reproducible":
-            return super().backward(run, self.by_parts(residuals), error, precision)
+            return (yield from super().backward(run, self.by_parts(residuals), error, precision))
         given, wq, sparse, neurons = residuals
         filter, (need_input,) = self.neurons.filters[run.training], self.needed
         need_below = need_input and not self.may_defer
@@ -239,7 +243,8 @@ class SparseBlock(Block):
             found = self.below(given, below)
         elif need_input:
             found = DeferredError(self, given, wq, dz)
-        return Back((found,), {self.projection.name: dw, **self.neurons.gradients(terms, precision)}, {})
+        learned = yield from self.neurons.gradients(run, terms, precision)
+        return Back((found,), {self.projection.name: dw, **learned}, {})
 
     def population(self, residuals: Any) -> NeuronResiduals[torch.Tensor]:
         return residuals.neurons if isinstance(residuals, Residuals) else super().population(residuals)

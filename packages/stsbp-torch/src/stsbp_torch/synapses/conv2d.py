@@ -166,5 +166,5 @@ def _backward_float64(
                     columns_of = slice(j, j + (width - 1) * stride + 1, stride)
                     padded[:, rows_of, columns_of] += windows[:, :, :, i, j]
             dx[start : start + size] = padded[:, pad : pad + h, pad : pad + width_in]
-    gradient = dw.float().view(len(w), k, k, c).permute(0, 3, 1, 2)
+    gradient = dw.view(len(w), k, k, c).permute(0, 3, 1, 2)
     return (None if dx is None else dx.permute(0, 3, 1, 2)), gradient

@@ -10,12 +10,12 @@ from stsbp_spec.typing import Shape
 __all__ = ["apply", "mask"]
 
 
-def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, device: torch.device) -> torch.Tensor:
-    """Mask `[B, ...]`, uint8, channels last in memory where it has channels."""
+def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int, device: torch.device) -> torch.Tensor:
+    """Mask `[B, ...]` from sample `first` of the batch on, uint8, channels last in memory where it has channels."""
     if device.type != "cpu":
-        made = torch.from_numpy(keep_mask(seed, layer, step, shape, rate)).to(device)
+        made = torch.from_numpy(keep_mask(seed, layer, step, shape, rate, first)).to(device)
         return made.contiguous(memory_format=torch.channels_last) if made.ndim == 4 else made
-    made = torch.from_numpy(dropout.mask(seed, layer, step, shape, rate))
+    made = torch.from_numpy(dropout.mask(seed, layer, step, shape, rate, first))
     return made.permute(0, 3, 1, 2) if made.ndim == 4 else made
 
 

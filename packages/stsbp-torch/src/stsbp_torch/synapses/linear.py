@@ -57,7 +57,7 @@ def backward(
     if precision == "reproducible":
         error, flat, w = error.double(), flat.double(), w.double()
     with exact_math():
-        dw = _spec_order((error.T @ flat).float(), shape)
+        dw = _spec_order(error.T @ flat, shape)
         below = (error @ w).float() if need_input else None
     ds = None
     if below is not None:
