@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
@@ -180,3 +181,8 @@ class CupyBackend(AbstractBackend[Array]):
         bits, shape, dtype = packed
         spikes: Array = self.rt.xp.unpackbits(bits)[: math.prod(shape)].reshape(shape)
         return spikes.astype(dtype, copy=False)
+
+    def join(self, rendezvous: Rendezvous) -> Collective[Array]:
+        from stsbp_cupy.collective import join
+
+        return join(rendezvous, self.rt, self.device)

@@ -102,7 +102,7 @@ class Collective(ABC, Generic[Array]):
     # On the host.
     @abstractmethod
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        """`x` of every process, in the order of their ranks; shapes may differ, types may not."""
+        """`x` `[n]` of every process, in the order of their ranks; lengths may differ, types may not."""
 
     @abstractmethod
     def broadcast(self, message: bytes | None) -> bytes:

@@ -19,6 +19,7 @@ from stsbp_cpu.compiling import announce
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants, neuron_equations
 from stsbp_spec.errors import BackendError
@@ -260,6 +261,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if s.device.type == "cpu":
             return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))
         return torch.count_nonzero(s)
+
+    def join(self, rendezvous: Rendezvous) -> Collective[torch.Tensor]:
+        from stsbp_torch.collective import TorchCollective
+
+        return TorchCollective(rendezvous, self.torch_device)
 
 
 def _cuda_problem() -> str | None:

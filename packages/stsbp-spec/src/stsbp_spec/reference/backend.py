@@ -12,8 +12,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from stsbp_spec import grid, random
+from stsbp_spec import grid, host, random
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
@@ -250,3 +251,6 @@ class NumpyBackend(AbstractBackend[AnyArray]):
 
     def spike_count(self, s: UInt8) -> AnyArray:
         return np.asarray(np.count_nonzero(s))
+
+    def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
+        return host.join(rendezvous)

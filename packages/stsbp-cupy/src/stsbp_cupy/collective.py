@@ -1,0 +1,115 @@
+"""collective.py of the spec for CuPy: NCCL on GPUs, and what numpy arrays take on the device `host`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stsbp_spec import host
+from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.errors import BackendError
+from stsbp_spec.typing import AnyArray
+
+from stsbp_cupy.runtime import Array, Runtime
+
+__all__ = ["HostCollective", "NcclCollective", "join"]
+
+
+class HostCollective(Collective[Array]):
+    """Arrays that lie in the CPU's memory."""
+
+    def __init__(self, others: Collective[AnyArray]) -> None:
+        self.rank, self.size, self._others = others.rank, others.size, others
+
+    def largest(self, x: Array) -> Array:
+        # Bits of float32 magnitudes: no engine takes a maximum of uint64, and none of them reaches the sign.
+        found: Array = self._others.largest(x.view(np.int64)).view(np.uint64)
+        return found
+
+    def start_total(self, x: Array) -> Callable[[], Array]:
+        return self._others.start_total(x)
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        return self._others.gather(x)
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        return self._others.broadcast(message)
+
+    def close(self) -> None:
+        self._others.close()
+
+
+class NcclCollective(Collective[Array]):
+    """Arrays on GPUs, one process for each.
+
+    Args:
+        rendezvous: the processes.
+        rt: where this one's arrays lie.
+        group: what `cupyx.distributed.init_process_group` gives; None: ask for it.
+    """
+
+    def __init__(self, rendezvous: Rendezvous, rt: Runtime, group: Any = None) -> None:
+        self.rank, self.size, self._rt = rendezvous.rank, rendezvous.size, rt
+        self._group = _group(rendezvous) if group is None else group
+
+    def largest(self, x: Array) -> Array:
+        found: Array = self._rt.xp.empty_like(x)
+        self._group.all_reduce(x, found, op="max")
+        return found
+
+    def start_total(self, x: Array) -> Callable[[], Array]:
+        own = self._rt.xp.ascontiguousarray(x)
+        found = self._rt.xp.empty_like(own)
+        self._group.all_reduce(own, found, op="sum")  # on the stream; nobody waits here
+        return lambda: found
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        lengths = [int(n) for n in self._all(np.array([len(x)], np.int64))]
+        own = np.zeros(max(lengths), x.dtype)
+        own[: len(x)] = x
+        return [each[:n] for each, n in zip(self._all(own).reshape(self.size, -1), lengths, strict=True)]
+
+    def _all(self, x: AnyArray) -> AnyArray:
+        own = self._rt.xp.asarray(x)
+        found = self._rt.xp.empty(self.size * x.size, x.dtype)
+        self._group.all_gather(own, found, x.size)
+        return self._rt.numpy(found)
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        sent = np.frombuffer(message or b"", np.uint8)
+        length = self._rt.xp.asarray(np.array([len(sent)], np.int64))
+        self._group.broadcast(length, 0)
+        whole = np.zeros(int(self._rt.numpy(length)[0]), np.uint8)
+        whole[: len(sent)] = sent
+        native = self._rt.xp.asarray(whole)
+        self._group.broadcast(native, 0)
+        return self._rt.numpy(native).tobytes()
+
+    def close(self) -> None:
+        self._group.stop()
+
+
+def join(rendezvous: Rendezvous, rt: Runtime, device: str) -> Collective[Array]:
+    """The processes of a launcher, on the arrays of `device`.
+
+    Raises:
+        BackendError: what connects them is not installed, or they did not come in time.
+    """
+    if device == "host":
+        return HostCollective(host.join(rendezvous))
+    return NcclCollective(rendezvous, rt)
+
+
+def _group(rendezvous: Rendezvous) -> Any:
+    from cupyx import distributed
+
+    try:
+        return distributed.init_process_group(
+            rendezvous.size, rendezvous.rank, backend="nccl", host=rendezvous.address, port=rendezvous.port
+        )
+    except (RuntimeError, OSError, ConnectionError) as error:
+        raise BackendError(
+            f"rank {rendezvous.rank} of {rendezvous.size} did not meet the others at {rendezvous.address}:"
+            f"{rendezvous.port}: {host.first_line(error)}"
+        ) from error

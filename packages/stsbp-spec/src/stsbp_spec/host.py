@@ -1,0 +1,239 @@
+"""Collectives on numpy arrays: gloo through PyTorch, or MPI through mpi4py. Both are imported late."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+
+from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.errors import BackendError
+from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+__all__ = ["Gloo", "Mpi", "connection", "first_line", "join", "process_group"]
+
+MPI_LAUNCHERS = ("Open MPI", "MPICH")
+
+
+def join(rendezvous: Rendezvous) -> Collective[AnyArray]:
+    """The processes that a launcher has started: through MPI where it is one of MPI and mpi4py is installed, else gloo.
+
+    Raises:
+        BackendError: neither PyTorch nor mpi4py is installed, or the others did not come in time.
+    """
+    has = {name: importlib.util.find_spec(name) is not None for name in ("torch", "mpi4py")}
+    if has["mpi4py"] and rendezvous.launcher in MPI_LAUNCHERS:
+        return Mpi(rendezvous)
+    if has["torch"]:
+        return Gloo(rendezvous)
+    raise BackendError(
+        "processes are connected by PyTorch (gloo) or, under mpirun, by mpi4py, and this needs one of them: "
+        "python -m pip install torch, or python -m pip install mpi4py"
+    )
+
+
+def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
+    """`torch.distributed` with the others in it.
+
+    Raises:
+        BackendError: they did not come in time, or the port of rank 0 is taken.
+    """
+    import torch.distributed as dist
+
+    # torchrun keeps a store of its own at the port that it names.
+    meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"
+    try:
+        dist.init_process_group(
+            engines,
+            init_method=meeting,
+            rank=rendezvous.rank,
+            world_size=rendezvous.size,
+            timeout=timedelta(seconds=rendezvous.timeout),
+        )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise BackendError(
+            f"rank {rendezvous.rank} of {rendezvous.size} did not meet the others at {rendezvous.address}:"
+            f"{rendezvous.port}: {first_line(error)}"
+        ) from error
+    return dist
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def connection(collective: Collective[Any]) -> Iterator[None]:
+    """Turns what an engine raises when the others are gone into a `BackendError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise BackendError(
+            f"rank {collective.rank} of {collective.size} lost its connection to the others: {first_line(error)}"
+        ) from error
+
+
+class Gloo(Collective[AnyArray]):
+    """`torch.distributed` with gloo.
+
+    Sums wait in buckets of one type until there are `bucket` bytes, or somebody waits: few messages, and under way
+    while the caller goes on.
+
+    Attributes:
+        bucket: bytes of one message of sums.
+    """
+
+    bucket = 2**20
+
+    def __init__(self, rendezvous: Rendezvous, engines: str = "gloo") -> None:
+        self.rank, self.size = rendezvous.rank, rendezvous.size
+        self._dist = process_group(rendezvous, engines)
+        self._waiting: list[_Sum] = []
+
+    def largest(self, x: AnyArray) -> AnyArray:
+        import torch
+
+        found: AnyArray = self.largest_tensor(torch.from_numpy(x.copy())).numpy()
+        return found
+
+    def largest_tensor(self, x: Any) -> Any:
+        """`largest` of a tensor, in place."""
+        with connection(self):
+            self._dist.all_reduce(x, self._dist.ReduceOp.MAX)
+        return x
+
+    def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
+        import torch
+
+        wait = self.start_total_tensor(torch.from_numpy(np.ascontiguousarray(x)))
+        return lambda: np.asarray(wait().numpy())
+
+    def start_total_tensor(self, x: Any) -> Callable[[], Any]:
+        """`start_total` of a tensor."""
+        if self._waiting and self._waiting[0].x.dtype != x.dtype:
+            self._send()
+        mine = _Sum(x)
+        self._waiting.append(mine)
+        if sum(each.x.nbytes for each in self._waiting) >= self.bucket:
+            self._send()
+
+        def wait() -> Any:
+            if mine.work is None:
+                self._send()
+            with connection(self):
+                mine.work.wait()
+            return mine.total.view(x.shape)
+
+        return wait
+
+    def _send(self) -> None:
+        """Begin to add up what waits, in one message."""
+        import torch
+
+        together = torch.cat([each.x.reshape(-1) for each in self._waiting])
+        with connection(self):
+            work = self._dist.all_reduce(together, async_op=True)
+        begin = 0
+        for each in self._waiting:
+            end = begin + each.x.numel()
+            each.work, each.total, begin = work, together[begin:end], end
+        self._waiting.clear()
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        import torch
+
+        def of_all(own: Any) -> Any:
+            found = [torch.empty_like(own) for _ in range(self.size)]
+            with connection(self):
+                self._dist.all_gather(found, own)
+            return found
+
+        lengths = [int(n) for n in of_all(torch.tensor([len(x)]))]
+        own = np.zeros(max(lengths), x.dtype)
+        own[: len(x)] = x
+        return [each.numpy()[:n] for each, n in zip(of_all(torch.from_numpy(own)), lengths, strict=True)]
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        import torch
+
+        sent = np.frombuffer(message or b"", np.uint8)
+        length = torch.tensor([len(sent)])
+        with connection(self):
+            self._dist.broadcast(length, 0)
+            whole = torch.zeros(int(length), dtype=torch.uint8)
+            whole[: len(sent)] = torch.from_numpy(sent.copy())
+            self._dist.broadcast(whole, 0)
+        return whole.numpy().tobytes()
+
+    def close(self) -> None:
+        self._dist.destroy_process_group()
+
+
+@dataclass
+class _Sum:
+    """A sum that waits in a bucket for more, and then for the others."""
+
+    x: Any
+    work: Any = None
+    total: Any = None
+
+
+class Mpi(Collective[AnyArray]):
+    """MPI through mpi4py, under `mpirun`."""
+
+    def __init__(self, rendezvous: Rendezvous) -> None:
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError) as error:
+            raise BackendError(f"mpi4py is installed but finds no MPI library: {first_line(error)}") from error
+        self._mpi, self._world = MPI, MPI.COMM_WORLD
+        self.rank, self.size = int(self._world.Get_rank()), int(self._world.Get_size())
+        if (self.rank, self.size) != (rendezvous.rank, rendezvous.size):
+            raise BackendError(
+                f"{rendezvous.launcher} calls this rank {rendezvous.rank} of {rendezvous.size}, and mpi4py rank "
+                f"{self.rank} of {self.size}: they belong to different MPI libraries; install mpi4py for this mpirun"
+            )
+
+    def largest(self, x: AnyArray) -> AnyArray:
+        found = x.copy()
+        with connection(self):
+            self._world.Allreduce(self._mpi.IN_PLACE, found, op=self._mpi.MAX)
+        return found
+
+    def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
+        own = np.ascontiguousarray(x)
+        found = np.empty_like(own)
+        with connection(self):
+            request = self._world.Iallreduce(own, found, op=self._mpi.SUM)
+
+        def wait() -> AnyArray:
+            with connection(self):
+                request.Wait()
+            return found if own.size else own  # `own` is read until here
+
+        return wait
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        lengths: Int64 = np.empty(self.size, np.int64)
+        with connection(self):
+            self._world.Allgather(np.array([len(x)], np.int64), lengths)
+            whole = np.empty(lengths.sum(), x.dtype)
+            self._world.Allgatherv(np.ascontiguousarray(x), (whole, lengths))
+        return np.split(whole, np.cumsum(lengths)[:-1])
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        sent: UInt8 = np.frombuffer(message or b"", np.uint8)
+        length = np.array([len(sent)], np.int64)
+        with connection(self):
+            self._world.Bcast(length)
+            whole = np.zeros(int(length[0]), np.uint8)
+            whole[: len(sent)] = sent
+            self._world.Bcast(whole)
+        return whole.tobytes()
