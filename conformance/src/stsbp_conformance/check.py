@@ -58,7 +58,7 @@ class Check:
     """One case of a tier.
 
     Attributes:
-        tier: 1 to 7.
+        tier: 1 to 8.
         id: unique within the tier.
         run: the check itself.
         quick: one of those that `--conformance-quick` runs for each change, and that must catch every injected fault.

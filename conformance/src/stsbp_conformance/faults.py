@@ -47,6 +47,7 @@ from stsbp_conformance.tiers import (
     gradients,
     neurons,
     pairs,
+    parts,
     rational,
     reproducible,
     trainer,
@@ -1090,7 +1091,7 @@ FAULTS = tuple(
 )
 
 
-_TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, trainer, errors)
+_TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, trainer, errors, parts)
 
 
 def quick_checks() -> tuple[Check, ...]:

@@ -22,6 +22,7 @@ TIERS = {
     5: "each operation's pair alone",
     6: "trainer: metrics, checkpoints, resuming on another backend",
     7: "errors",
+    8: "a batch in parts: micro-batches and several processes, bit for bit",
 }
 """What each tier proves."""
 

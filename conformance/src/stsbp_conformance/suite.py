@@ -18,6 +18,7 @@ from stsbp_conformance.tiers import (
     gradients,
     neurons,
     pairs,
+    parts,
     rational,
     reproducible,
     trainer,
@@ -31,6 +32,7 @@ __all__ = [
     "test_tier5_pairs",
     "test_tier6_trainer",
     "test_tier7_errors",
+    "test_tier8_parts",
 ]
 
 Run: TypeAlias = Callable[[Check], None]
@@ -79,4 +81,10 @@ def test_tier6_trainer(check: Check, run_check: Run) -> None:
 @_cases(errors.CHECKS)
 def test_tier7_errors(check: Check, run_check: Run) -> None:
     """What must be refused is refused."""
+    run_check(check)
+
+
+@_cases(parts.CHECKS)
+def test_tier8_parts(check: Check, run_check: Run) -> None:
+    """Micro-batches and several processes have the bits of the whole batch."""
     run_check(check)

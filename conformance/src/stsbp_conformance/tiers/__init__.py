@@ -1,1 +1,1 @@
-"""The seven tiers; each module holds its checks as `CHECKS` and says in its first lines what it proves."""
+"""The eight tiers; each module holds its checks as `CHECKS` and says in its first lines what it proves."""

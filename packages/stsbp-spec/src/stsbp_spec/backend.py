@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-from stsbp_spec.collective import Collective
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
@@ -30,6 +30,16 @@ class AbstractBackend(Pairs[Array]):
             BackendError: the device is unknown or cannot be used; the message says why and what would.
         """
         self.device = self.open(device)
+
+    @classmethod
+    def connect(cls, rendezvous: Rendezvous, device: str | None) -> None:
+        """Called in each of several processes before it opens `device`, and `Pairs.join` after it.
+
+        For libraries that must know their processes before they look for devices.
+
+        Raises:
+            BackendError: the processes did not find each other.
+        """
 
     # What is there.
     @classmethod

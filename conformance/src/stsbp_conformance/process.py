@@ -1,0 +1,139 @@
+"""Processes that train the cases of tier 8 together; `started` starts them, `main` is one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.registry import load_backend
+from stsbp_spec.trainer import StepResult
+from stsbp_spec.typing import AnyArray
+
+from stsbp_conformance import reference
+from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.check import Mismatch
+
+__all__ = ["Trained", "main", "started"]
+
+_PATIENCE = 900.0
+"""Seconds in which processes must have compiled and trained, on a busy machine too."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Where a training run came to.
+
+    Attributes:
+        weights: SHA-256 of weights and moments.
+        steps: what each update reported: SHA-256 of the spikes, gradient norm, spike rates, zeroed errors.
+    """
+
+    weights: str
+    steps: list[list[Any]]
+
+    @classmethod
+    def of(cls, state: Mapping[str, AnyArray], results: Sequence[StepResult]) -> Trained:
+        """Of an exported state and results."""
+        digest = hashlib.sha256()
+        for name in sorted(state):
+            digest.update(name.encode() + b"\0" + state[name].tobytes())
+        steps = [
+            [hashlib.sha256(r.spikes.tobytes()).hexdigest(), r.gradient_norm, [*r.rates.items()], [*r.zeroed.items()]]
+            for r in results
+        ]
+        return cls(digest.hexdigest(), json.loads(json.dumps(steps)))
+
+
+def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[str]) -> list[dict[str, Trained]]:
+    """What each of `size` processes of a backend found, by case.
+
+    Raises:
+        Mismatch: one of them ended with an error, which the message shows.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", __spec__.name, backend.name, backend.device, str(port), str(size), str(updates)]
+    threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    found = []
+    with contextlib.ExitStack() as stack:
+        running, said = list[subprocess.Popen[str]](), list[IO[str]]()
+        for rank in range(size):
+            said.append(stack.enter_context(tempfile.TemporaryFile("w+")))
+            each = subprocess.Popen(
+                [*command, str(rank), *cases],
+                stdout=subprocess.PIPE,
+                stderr=said[-1],
+                env={**os.environ, **threads},
+                text=True,
+            )
+            stack.enter_context(each)
+            stack.callback(each.kill)
+            running.append(each)
+        # Each prints one line, which a pipe holds until it is asked for.
+        for rank, each in enumerate(running):
+            printed, _ = each.communicate(timeout=_PATIENCE)
+            if each.returncode != 0:
+                said[rank].seek(0)
+                why = said[rank].read().strip()[-2000:]
+                raise Mismatch(f"rank {rank} of {size} ended with exit code {each.returncode}: {why}")
+            found.append({name: Trained(**rest) for name, rest in json.loads(printed.splitlines()[-1]).items()})
+    return found
+
+
+def _own(case: NetworkCase, collective: Collective, step: int) -> Batch:
+    """The inputs of this process's part of a batch, and the targets of all of it."""
+    inputs, targets = reference.rolled(case, step)
+    part, axis = collective.parts(case.batch)[collective.rank], int(case.network.coding == "events")
+    own = np.take(inputs, range(part.first, part.end), axis=axis)
+    silent = np.zeros_like(np.take(inputs, [0], axis=axis))
+    return Batch(own if part.count else silent, targets)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train cases with the other processes and print what came of them as JSON."""
+    from stsbp_conformance.tiers.parts import CASES, UPDATES
+    from stsbp_conformance.tiers.reproducible import OPTIMIZER
+
+    name, device, port, size, updates, rank, *cases = arguments
+    rendezvous = Rendezvous(int(rank), int(size), int(rank), "127.0.0.1", int(port))
+    kind = load_backend(name)
+    kind.connect(rendezvous, device)
+    backend = kind(device)
+    collective = backend.join(rendezvous)
+    found = {}
+    for case in CASES:
+        if case.id in cases:
+            trainer = backend.trainer(
+                case.network,
+                LOSSES[UPDATES[case.id]],
+                OPTIMIZER,
+                precision="reproducible",
+                seed=7,
+                collective=collective,
+            )
+            state = trainer.init({name: w.copy() for name, w in reference.weights(case).items()})
+            results = []
+            for step in range(int(updates)):
+                state, result = trainer.step(state, _own(case, collective, step))
+                results.append(result)
+            found[case.id] = asdict(Trained.of(trainer.export_state(state), results))
+    collective.close()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

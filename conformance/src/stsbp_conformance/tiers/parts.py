@@ -1,0 +1,86 @@
+"""Tier 8: a batch in parts, micro-batches and several processes: the bits of the whole.
+
+Every part of a step that hangs on the whole batch is in these cases: dropout masks, the factor 1/B, error grids, what
+neurons learn, clipping by the norm, and what a step reports. Slices are even, uneven and empty. Processes are real ones
+(process.py), connected by what the backend connects them with.
+"""
+
+from __future__ import annotations
+
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.registry import installed_backends
+
+from stsbp_conformance import process, reference
+from stsbp_conformance.cases import NetworkCase
+from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
+from stsbp_conformance.tiers.reproducible import OPTIMIZER
+
+__all__ = ["CASES", "CHECKS", "UPDATES"]
+
+CASES = (
+    # 45 neurons before the second dropout: masks of other samples than the first begin in the middle of a random word.
+    NetworkCase(
+        "events, 7 samples",
+        NetworkSpec.parse("4C3p1d0.3-P2-5C3-12d0.2", input_shape=(2, 10, 10), outputs=4, neuron=PLIF(3.0, 5 / 3, 0.5)),
+        steps=7,
+        batch=7,
+    ),
+    NetworkCase(
+        "direct coding, 2 samples",
+        NetworkSpec.parse("4C3-P2-9d0.3", input_shape=(3, 9, 9), outputs=5, coding="direct", neuron=LIF(3, 5 / 3, 0.5)),
+        steps=5,
+        batch=2,
+        gain=3.0,
+    ),
+)
+UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming"), strict=True)}
+"""The loss with which each case is trained."""
+
+
+def _compare(compared: Compared, what: str, got: process.Trained, expected: process.Trained) -> None:
+    compared.same(f"{what}: steps", got.steps, expected.steps)
+    compared.same(f"{what}: weights", got.weights, expected.weights)
+
+
+def _whole(case: NetworkCase, updates: int) -> process.Trained:
+    return process.Trained.of(*reference.trained(case, UPDATES[case.id], OPTIMIZER, updates))
+
+
+def _micro_batches(case: NetworkCase, size: int) -> Check:
+    def run(backend: AbstractBackend) -> Verdict:
+        compared = Compared()
+        trainer = backend.trainer(
+            case.network, LOSSES[UPDATES[case.id]], OPTIMIZER, precision="reproducible", seed=7, micro_batch=size
+        )
+        found = process.Trained.of(*reference.train(trainer, case, 3))
+        _compare(compared, f"micro-batches of {size}", found, _whole(case, 3))
+        return compared.verdict()
+
+    return Check(8, f"{case.id} in micro-batches of {size}", run, quick=size == 3)
+
+
+def _processes(size: int, updates: int, *, quick: bool) -> Check:
+    cases = CASES[:1] if quick else CASES
+
+    def run(backend: AbstractBackend) -> Verdict:
+        if backend.name not in installed_backends() or type(backend).join is Pairs.join:
+            raise Unavailable(f"backend {backend.name!r} computes in one process only")
+        compared = Compared()
+        for rank, found in enumerate(process.started(backend, size, updates, [case.id for case in cases])):
+            for case in cases:
+                _compare(compared, f"{case.id}, rank {rank} of {size}", found[case.id], _whole(case, updates))
+        compared.note = f"weights {_whole(cases[0], updates).weights[:16]}"
+        return compared.verdict()
+
+    return Check(8, f"{size} processes, {updates} updates", run, quick=quick)
+
+
+CHECKS = (
+    *(_micro_batches(case, size) for case, size in ((CASES[0], 3), (CASES[0], 1), (CASES[1], 1))),
+    _processes(3, 3, quick=True),
+    *(_processes(size, 20, quick=False) for size in (2, 3, 4)),
+)
