@@ -12,7 +12,7 @@ from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.registry import installed_backends
+from stsbp_spec.registry import installed_backends, load_backend
 
 from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
@@ -67,7 +67,10 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
     cases = CASES[:1] if quick else CASES
 
     def run(backend: AbstractBackend) -> Verdict:
-        if backend.name not in installed_backends() or type(backend).join is Pairs.join:
+        # Processes open a backend by its name.
+        if backend.name not in installed_backends() or load_backend(backend.name) is not type(backend):
+            raise Unavailable(f"{type(backend).__name__} is not the installed backend {backend.name!r}")
+        if type(backend).join is Pairs.join:
             raise Unavailable(f"backend {backend.name!r} computes in one process only")
         compared = Compared()
         for rank, found in enumerate(process.started(backend, size, updates, [case.id for case in cases])):
