@@ -1,0 +1,280 @@
+"""A batch in parts: who has which samples, and what parts of it give together; engines by threads and by real ones."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_spec.collective import Alone, Collective, Part, parts_of
+from stsbp_spec.encoders.packed import PackedFrames
+from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import PLIF
+from stsbp_spec.optim import AdamW
+from stsbp_spec.pairs import Pairs
+from stsbp_spec.random import Stream, bits, keep_mask
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.results import Batch
+from stsbp_spec.trainer import StepResult, Trainer
+from stsbp_spec.typing import AnyArray
+
+NETWORK = NetworkSpec.parse("6d0.3-5d0.4", input_shape=(9,), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4))
+STEPS, BATCH = 6, 5
+
+
+class Meeting:
+    """Where the threads of one test exchange what each has."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.barrier = size, threading.Barrier(size, timeout=60)
+        self.given: list[Any] = [None] * size
+
+    def exchanged(self, rank: int, x: Any) -> list[Any]:
+        self.given[rank] = x
+        self.barrier.wait()
+        found = list(self.given)
+        self.barrier.wait()
+        return found
+
+
+class Threads(Collective[AnyArray]):
+    """One thread of several, as a process; keeps how large what it sent was."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self.rank, self.size, self._meeting = rank, meeting.size, meeting
+        self.sums: list[AnyArray] = []
+
+    def largest(self, x: AnyArray) -> AnyArray:
+        found: AnyArray = np.maximum.reduce(self._meeting.exchanged(self.rank, x))
+        return found
+
+    def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
+        self.sums.append(x)
+        total: AnyArray = np.sum(self._meeting.exchanged(self.rank, x), axis=0)
+        return lambda: total
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        return self._meeting.exchanged(self.rank, x)
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        found: bytes = self._meeting.exchanged(self.rank, message)[0]
+        return found
+
+
+def _batch(seed: int = 0) -> Batch:
+    random = np.random.default_rng(seed)
+    inputs = (random.random((STEPS, BATCH, 9)) < 0.3).astype(np.uint8)
+    return Batch(inputs, (random.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
+
+
+def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
+    """What each of several threads found, or raised."""
+    meeting, found = Meeting(size), [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = work(Threads(meeting, rank))
+        except Exception as error:
+            found[rank] = error  # type: ignore[call-overload]
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def _own(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
+    part = collective.parts(batch.targets.shape[1])[collective.rank]
+    own = batch.inputs[:, part.first : part.end] if part.count else np.zeros_like(batch.inputs[:, :1])
+    return Batch(PackedFrames.of(own) if packed else own, batch.targets)
+
+
+def _trained(
+    collective: Collective | None = None, micro_batch: int | None = None, *, packed: bool = False
+) -> tuple[dict[str, AnyArray], list[StepResult], AnyArray]:
+    trainer = Trainer(
+        NumpyBackend(), NETWORK, VanRossum(), AdamW(clip_norm=0.05, weight_decay=0.1), "reproducible", 3,
+        micro_batch=micro_batch, collective=collective,
+    )  # fmt: skip
+    state = trainer.init(initial_weights(NETWORK, 1, 2.0))
+    results = []
+    for number in range(3):
+        batch = _own(collective or Alone(), _batch(number), packed=packed)
+        state, result = trainer.step(state, batch)
+        results.append(result)
+    spikes = trainer.predict(state, batch.inputs, STEPS, batch=BATCH).spikes
+    return trainer.export_state(state), results, spikes
+
+
+def _same(found: Any, expected: Any) -> None:
+    (state, results, spikes), (whole, one, predicted) = found, expected
+    assert all(state[name].tobytes() == whole[name].tobytes() for name in whole)
+    for got, wanted in zip(results, one, strict=True):
+        assert np.array_equal(got.spikes, wanted.spikes)
+        assert (got.rates, got.zeroed, got.gradient_norm) == (wanted.rates, wanted.zeroed, wanted.gradient_norm)
+        assert got.loss == wanted.loss
+    assert np.array_equal(spikes, predicted)
+
+
+def test_a_batch_is_cut_into_parts_that_differ_by_one_sample_at_most() -> None:
+    assert [(p.first, p.count) for p in parts_of(7, 3)] == [(0, 3), (3, 2), (5, 2)]
+    assert [(p.first, p.count) for p in parts_of(2, 4)] == [(0, 1), (1, 1), (2, 0), (2, 0)]
+    assert {p.batch for p in parts_of(7, 3)} == {7}
+    with pytest.raises(SpecError, match="at least 1 part, got 0"):
+        parts_of(7, 0)
+
+
+def test_a_part_is_cut_into_pieces_and_a_part_of_none_is_one_piece() -> None:
+    assert Part(4, 5, 20).cut(2) == (Part(4, 2, 20), Part(6, 2, 20), Part(8, 1, 20))
+    assert Part(4, 5, 20).cut(9) == (Part(4, 5, 20),)
+    assert Part(4, 0, 20).cut(3) == (Part(4, 0, 20),)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 7])
+def test_random_words_and_masks_begin_anywhere(first: int) -> None:
+    whole = bits(5, Stream.DROPOUT, 20, step=3)
+    assert np.array_equal(bits(5, Stream.DROPOUT, 9, step=3, first=first), whole[first : first + 9])
+    mask = keep_mask(5, 1, 2, (10, 3, 5), 0.5)
+    assert np.array_equal(keep_mask(5, 1, 2, (3, 3, 5), 0.5, first), mask[first : first + 3])
+
+
+@pytest.mark.parametrize("size", [2, 3, 7], ids=["uneven", "uneven, two of one", "some empty"])
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_slices_have_the_bits_of_the_whole_batch(size: int, micro_batch: int | None) -> None:
+    whole = _trained()
+    assert all(lost.nonzero > 0 for lost in whole[1][0].zeroed.values())
+    for found in _together(size, lambda collective: _trained(collective, micro_batch)):
+        _same(found, whole)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["frames", "bits"])
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 9])
+def test_micro_batches_have_the_bits_of_the_whole_batch(micro_batch: int, packed: bool) -> None:
+    _same(_trained(micro_batch=micro_batch, packed=packed), _trained())
+
+
+def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:
+    def work(collective: Threads) -> list[AnyArray]:
+        _trained(collective)
+        return collective.sums
+
+    for sums in _together(2, work):
+        assert {x.dtype for x in sums} == {np.dtype(np.float64)}
+        assert any((x.astype(np.float32) != x).any() for x in sums)
+
+
+def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
+    class Infinite(NumpyBackend):
+        def loss_error(self, *arguments: Any) -> AnyArray:
+            error = super().loss_error(*arguments)
+            return np.full_like(error, np.inf) if arguments[2].any() else error
+
+    def work(collective: Threads) -> None:
+        trainer = Trainer(Infinite(), NETWORK, VanRossum(), AdamW(), "reproducible", collective=collective)
+        batch = _batch()
+        batch.inputs[:, 3:] = 0  # the last rank is silent: its own numbers are finite
+        trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _own(collective, batch))
+
+    found = _together(2, work)
+    assert all(isinstance(error, NumericError) for error in found), found
+    assert len({str(error) for error in found}) == 1
+
+
+def test_inputs_of_other_samples_than_the_part_s_are_refused() -> None:
+    trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), collective=Threads(Meeting(2), 1))
+    state, batch = trainer.init(initial_weights(NETWORK, 1, 2.0)), _batch()
+    with pytest.raises(ShapeError, match="of a batch of 5 this process computes samples 3 to 4; got inputs of 5"):
+        trainer.step(state, batch)
+    with pytest.raises(ShapeError, match="samples 3 to 4; got inputs of 5"):
+        trainer.predict(state, batch.inputs, STEPS, batch=5)
+    one = Batch(batch.inputs[:, :2], batch.targets[:, :1])
+    with pytest.raises(ShapeError, match="of a batch of 1 this process computes none, so one that is zero everywhere"):
+        trainer.step(state, one)
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2"])
+def test_a_micro_batch_of_no_samples_is_refused(size: Any) -> None:
+    with pytest.raises(SpecError, match="a micro-batch has at least 1 sample"):
+        Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), micro_batch=size)
+
+
+def test_a_backend_without_a_collective_says_so() -> None:
+    class Lonely(NumpyBackend):
+        join = Pairs.join
+
+    with pytest.raises(BackendError, match="backend 'numpy' computes in one process only"):
+        Lonely().join(None)  # type: ignore[arg-type]
+
+
+ENGINE = """
+import sys
+import numpy as np
+from stsbp_spec.collective import Rendezvous
+from stsbp_spec.host import Gloo
+rank, port = int(sys.argv[1]), int(sys.argv[2])
+gloo = Gloo(Rendezvous(rank, 3, rank, "127.0.0.1", port, timeout=60))
+assert gloo.largest(np.array([rank, 5 - rank], np.int32)).tolist() == [2, 5]
+waits = [gloo.start_total(np.full((2, n), rank + 0.5, dtype)) for n, dtype in
+         ((3, np.float64), (1, np.float64), (4, np.float32), (200_000, np.float64))]
+for wait, n in zip(waits[::-1], (200_000, 4, 1, 3)):
+    assert wait().shape == (2, n) and (wait() == 4.5).all()
+found = gloo.gather(np.arange(rank, dtype=np.uint8))
+assert [x.tolist() for x in found] == [[], [0], [0, 1]], found
+assert [x.dtype for x in found] == [np.uint8] * 3
+assert gloo.broadcast(b"word" if rank == 0 else None) == b"word"
+assert gloo.broadcast(b"" if rank == 0 else None) == b""
+gloo.barrier()
+gloo.close()
+"""
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _engines(text: str, port: int, size: int = 3) -> list[tuple[int, str]]:
+    running = [
+        subprocess.Popen([sys.executable, "-c", text, str(rank), str(port)], stderr=subprocess.PIPE, text=True)
+        for rank in range(size)
+    ]
+    ended = [each.communicate(timeout=240)[1] for each in running]
+    return [(each.returncode, error) for each, error in zip(running, ended, strict=True)]
+
+
+def test_gloo_between_three_processes(free_port: int) -> None:
+    pytest.importorskip("torch")
+    for code, error in _engines(ENGINE, free_port):
+        assert code == 0, error
+
+
+def test_processes_that_do_not_come_are_waited_for_so_long(free_port: int) -> None:
+    pytest.importorskip("torch")
+    text = ENGINE.replace("timeout=60", "timeout=2")
+    ((code, error),) = _engines(text, free_port, 1)
+    assert code == 1
+    assert f"rank 0 of 3 did not meet the others at 127.0.0.1:{free_port}: " in error.splitlines()[-1]
+
+
+def test_a_connection_that_is_lost_names_who_lost_it(free_port: int) -> None:
+    pytest.importorskip("torch")
+    text = ENGINE.split("assert")[0] + "if rank == 1: import os; os._exit(3)\ngloo.barrier()\n"
+    codes = _engines(text, free_port)
+    assert codes[1][0] == 3
+    for rank in (0, 2):
+        code, error = codes[rank]
+        assert code == 1
+        assert f"BackendError: rank {rank} of 3 lost its connection to the others: " in error
