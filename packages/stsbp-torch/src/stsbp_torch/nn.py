@@ -125,8 +125,13 @@ class _GridFunction(torch.autograd.Function):
     def forward(
         ctx: Any, w: torch.Tensor, bits: int, input_exponent: int, input_max: float, layer: str
     ) -> torch.Tensor:
+        # Of a copy: storage that numpy has seen cannot be resized any more, as FSDP does with that of parameters.
         wq, _ = weight_grid(
-            w.detach().cpu().numpy(), weight_bits=bits, input_exponent=input_exponent, input_max=input_max, layer=layer
+            w.detach().clone().cpu().numpy(),
+            weight_bits=bits,
+            input_exponent=input_exponent,
+            input_max=input_max,
+            layer=layer,
         )
         return torch.from_numpy(wq).to(w.device)
 
