@@ -7,6 +7,7 @@
 # called again with the same OUT; each part ends within 8 minutes ($LIMIT seconds). Without names, all parts run.
 #   $BACKENDS  NAME@DEVICE of each backend                        [torch@cuda jax@gpu cupy@cuda]
 #   $SCALE     factor of the sizes; small ones try it on a CPU    [1]
+#   $GPUS      processes of the part on several GPUs              [as many as torch sees]
 #   $PYTHON    interpreter that has numpy and the frameworks      [python3]
 set -uo pipefail
 
@@ -60,6 +61,17 @@ for wanted in "${backends[@]}"; do
     part "scaling-$stem" "$python" benchmarks/scaling.py --backend "$name" --device "$device" \
         --shrink "${SHRINK:-1}" --out "$out/scaling-$stem.json"
 done
+# One training step on one GPU and on all of them, where there are several.
+gpus=${GPUS:-$("$python" -c "import torch; print(torch.cuda.device_count())" 2>/dev/null || echo 0)}
+if ((gpus > 1)); then
+    for wanted in "${backends[@]}"; do
+        name=${wanted%%@*} device=${wanted#*@}
+        part "processes-$name-${device//:/}" "$python" benchmarks/processes.py --backend "$name" --device "$device" \
+            --sizes 1 "$gpus" --scale "$scale" --out "$out/processes-$name-${device//:/}.json"
+    done
+else
+    printf 'processes: %s GPU(s), and it takes two\n' "$gpus"
+fi
 for peer in spikingjelly snntorch norse sinabs spyx; do
     if "$python" -c "import $peer" >/dev/null 2>&1; then
         part "peer-$peer" "$python" benchmarks/compare.py --here --peers "$peer" --own torch --scale "$scale" \
