@@ -14,6 +14,7 @@ from stsbp.benchmarks.cases import Case
 from stsbp.benchmarks.result import Report
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
+from stsbp_spec.collective import Alone
 from stsbp_spec.registry import open_backend
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -27,6 +28,8 @@ import compare  # noqa: E402
 import metadata  # noqa: E402
 import options  # noqa: E402
 import parts  # noqa: E402
+import processes  # noqa: E402
+import processes_worker  # noqa: E402
 import scaling  # noqa: E402
 from problem import Problem  # noqa: E402
 
@@ -325,3 +328,30 @@ def test_a_worker_takes_a_pair_by_its_former_name() -> None:
     assert callable(beside_worker.method(backend, "adamw"))
     with pytest.raises(AttributeError, match="the backend has no nosuch"):
         beside_worker.method(backend, "nosuch")
+
+
+def test_processes_are_summed_up_by_the_slowest_of_them() -> None:
+    def said(seconds: float, waited: float) -> dict[str, Any]:
+        return {"seconds": seconds, "waited": waited, "messages": 5.0, "bytes": 2048.0, "loss": 0.5}
+
+    group = processes.Group.__new__(processes.Group)
+    group.size = 2
+    group.turns = [[said(1.0, 0.9), said(2.0, 0.1)], [said(4.0, 1.0), said(3.0, 2.0)], [said(8.0, 0.0), said(1.0, 4.0)]]
+    found = processes.summary(group)
+    assert (found["seconds"], found["waited"], found["share"]) == (4.0, 2.0, 0.5)
+    assert (found["messages"], found["bytes"], found["loss"]) == (5.0, 2048.0, 0.5)
+    (_, _, row) = processes.table([{"case": "net", "precision": "fast", **found}]).splitlines()
+    assert row == "| net | fast | 2 | 4000.0 | 2000.0 - 8000.0 | 2000.0 ms, 50% | 5 | 2.0 |"
+
+
+def test_traffic_counts_what_is_sent_and_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    collective: Alone[Any] = Alone()
+    traffic = processes_worker.Traffic(collective)
+    collective.largest(np.zeros(1, np.int32))
+    wait = collective.start_total(np.zeros((2, 3)))
+    assert wait().shape == (2, 3)
+    collective.gather(np.zeros(7, np.uint8))
+    assert (traffic.messages, traffic.bytes) == (3, 4 + 48 + 7)
+    assert traffic.seconds == 4, "both parts of the sum are timed"
