@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_conformance import faults, hashes
+from stsbp_conformance import faults, hashes, reference
 from stsbp_conformance.hashes import CASES, Case, HashesDiffer
+from stsbp_conformance.process import Trained
 from stsbp_conformance.reference import NUMPY
+from stsbp_conformance.tiers import parts
+from stsbp_conformance.tiers.reproducible import OPTIMIZER
 from stsbp_spec.backend import AbstractBackend, RunResult
 from stsbp_spec.grid import CONTRACT_VERSION, FLOOR
 from stsbp_spec.neurons import LIF
@@ -298,3 +301,9 @@ def test_the_module_is_a_command(tmp_path: Path) -> None:
     )
     assert run.returncode == 2
     assert "leave --quick out" in run.stderr
+
+
+def test_cases_of_parts_end_where_they_did_before_a_batch_had_parts() -> None:
+    for case in parts.CASES:
+        state, results = reference.trained(case, parts.UPDATES[case.id], OPTIMIZER, 20)
+        assert Trained.of(state, results).weights == parts.BEFORE[case.id]

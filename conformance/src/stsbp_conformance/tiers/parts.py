@@ -19,7 +19,7 @@ from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
-__all__ = ["CASES", "CHECKS", "UPDATES"]
+__all__ = ["BEFORE", "CASES", "CHECKS", "UPDATES"]
 
 CASES = (
     # 45 neurons before the second dropout: masks of other samples than the first begin in the middle of a random word.
@@ -39,6 +39,11 @@ CASES = (
 )
 UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming"), strict=True)}
 """The loss with which each case is trained."""
+BEFORE = {
+    CASES[0].id: "f2c02fe55cc9b4af3931dc0e1cbd79292cdeaf08fefd5ed03c3289a41a0f8a5c",
+    CASES[1].id: "c2e705acd59610a7bd91001117c6edd10833527f7f332b11bc271f757c4a3be4",
+}
+"""SHA-256 of weights and moments after 20 updates, found at commit bceefbc, before a batch had parts."""
 
 
 def _compare(compared: Compared, what: str, got: process.Trained, expected: process.Trained) -> None:
@@ -76,6 +81,8 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
         for rank, found in enumerate(process.started(backend, size, updates, [case.id for case in cases])):
             for case in cases:
                 _compare(compared, f"{case.id}, rank {rank} of {size}", found[case.id], _whole(case, updates))
+                if updates == 20:
+                    compared.same(f"{case.id}: weights, before parts", found[case.id].weights, BEFORE[case.id])
         compared.note = f"weights {_whole(cases[0], updates).weights[:16]}"
         return compared.verdict()
 
