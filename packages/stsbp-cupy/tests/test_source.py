@@ -26,6 +26,7 @@ def test_entry_reads_parameter_types() -> None:
     assert parameters == {
         "mask": ("uint8", True),
         "count": ("int64", False),
+        "before": ("int64", False),
         "area": ("int64", False),
         "channels": ("int32", False),
         "key0": ("uint32", False),

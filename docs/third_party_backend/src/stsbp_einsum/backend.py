@@ -1,6 +1,6 @@
 """The whole backend: every operation of `AbstractBackend`, with numpy arrays as native arrays.
 
-Arrays are float32 whatever they hold, spikes included. Sums of weights and spikes are one einsum each.
+Spikes are float32, as weights and potentials are. Sums of weights and spikes are one einsum each.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import grid, optim, random
+from stsbp_spec import grid, host, optim, random
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
@@ -115,8 +116,8 @@ class EinsumBackend(AbstractBackend):
             raise BackendError(f"backend 'einsum' has the device cpu only, got {device!r}")
         return "cpu"
 
-    def asarray(self, x: AnyArray) -> Float32:
-        return x.astype(np.float32)
+    def asarray(self, x: AnyArray) -> AnyArray:
+        return x.astype(np.float32) if x.dtype == np.uint8 else x
 
     def numpy(self, x: Float32) -> Float32:
         return x
@@ -178,3 +179,6 @@ class EinsumBackend(AbstractBackend):
 
     def spike_count(self, s: Float32) -> AnyArray:
         return np.asarray(np.count_nonzero(s))
+
+    def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
+        return host.join(rendezvous)
