@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
-from typing import Any, ClassVar, TypeVar
+from functools import partial, reduce
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Device
+from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
@@ -26,20 +27,35 @@ from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.programs import gradients, output
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
+from stsbp_jax.collective import JaxCollective, connect, together
 from stsbp_jax.compiling import Compiled
-from stsbp_jax.grid import GridChoice, describe_grid, error_grid, weight_grid, wide
+from stsbp_jax.grid import (
+    ZERO,
+    GridChoice,
+    describe_grid,
+    error_grid,
+    largest_error,
+    rounded,
+    weight_grid,
+    wide,
+)
 from stsbp_jax.optim.adamw import gradient_squares
 from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
+from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
 from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
 
 __all__ = ["PAIRS", "JaxBackend"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
+_ALL = ":all"
+
+_Program: TypeAlias = Compiled | SpreadGradients | SpreadOutput
 
 Result = TypeVar("Result")
 
@@ -53,23 +69,28 @@ def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 class JaxBackend(AbstractBackend[Array]):
-    """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ..."""
+    """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ...; `gpu:all`: on all of this process."""
 
     name: ClassVar[str] = "jax"
     api: ClassVar[int] = 1
+
+    _alone: Collective[Array]
+    _collective: Collective[Array]
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
         found: list[Device] = []
         for platform in _PLATFORMS:
             try:
-                present = jax.devices(platform)
+                present = jax.local_devices(backend=platform)
             except RuntimeError as error:
                 found.append(Device(platform, f"jax {jax.__version__}", problem=_why(platform, error)))
                 continue
             for i, device in enumerate(present):
                 name = platform if i == 0 else f"{platform}:{i}"
                 found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}"))
+            if len(present) > 1:
+                found.append(Device(platform + _ALL, f"jax {jax.__version__} on these {len(present)} together"))
         return tuple(found)
 
     def open(self, device: str | None) -> str:
@@ -77,23 +98,47 @@ class JaxBackend(AbstractBackend[Array]):
             # XLA's worker threads take the memory.
             keep_freed_memory(one_pool=True)
         try:
-            self._device: Any = jax.devices()[0] if device is None else _find(device)
+            self._devices: list[Any] = jax.local_devices()[:1] if device is None else _find(device)
         except (RuntimeError, LookupError) as error:
             usable = ", ".join(d.name for d in self.devices() if d.problem is None) or "none"
             raise BackendError(
                 f"backend 'jax' cannot use the device {device or 'of its choice'!r}: {error}; usable here: {usable}"
             ) from error
-        self._compiled: dict[Hashable, Compiled] = {}
+        self._device = self._devices[0]
+        self._alone = Alone() if len(self._devices) == 1 else JaxCollective([self._devices], 0)
+        self._collective = self._alone
+        self._compiled: dict[Hashable, _Program] = {}
         if device is not None:
             return device
         platform: str = self._device.platform
         return platform
 
+    @classmethod
+    def connect(cls, rendezvous: Rendezvous, device: str | None) -> None:
+        connect(rendezvous, all_devices=device is not None and device.endswith(_ALL))
+
+    def join(self, rendezvous: Rendezvous) -> Collective[Array]:
+        self._collective = self._alone if rendezvous.size == 1 else together(rendezvous, self._devices)
+        return self._collective
+
+    def alone(self) -> Collective[Array]:
+        return self._alone
+
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         key = (function, fixed)
         if key not in self._compiled:
-            self._compiled[key] = Compiled(partial(function, self, *fixed), function.__name__.replace("_", " "))
-        return self._compiled[key]
+            self._compiled[key] = self._program(function, *fixed)
+        program: Any = self._compiled[key]
+        return cast(Callable[..., Result], program)
+
+    def _program(self, function: Callable[..., Any], *fixed: Hashable) -> _Program:
+        """One device runs `function`, or several do, each for its samples."""
+        collective = next((x for x in fixed if isinstance(x, JaxCollective)), None)
+        if function is gradients and collective is not None:
+            return SpreadGradients(self, collective, *fixed)
+        if function is output and isinstance(self._alone, JaxCollective):
+            return SpreadOutput(self, self._alone.spread, *fixed)
+        return Compiled(partial(function, self, *fixed), function.__name__.replace("_", " "))
 
     @property
     def compile_seconds(self) -> float:
@@ -124,7 +169,8 @@ class JaxBackend(AbstractBackend[Array]):
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
         """The copies of all are on their way before the first is waited for."""
-        return [self.numpy(x) for x in jax.device_get(list(arrays))]
+        with guarded(self._collective):
+            return [self.numpy(x) for x in jax.device_get(list(arrays))]
 
     def encode(self, inputs: UInt8, coding: Coding) -> Array:
         x = self.asarray(inputs)
@@ -139,10 +185,21 @@ class JaxBackend(AbstractBackend[Array]):
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
         return _RULES
 
-    def dropout_mask(self, seed: int | Array, layer: int, step: int | Array, shape: Shape, rate: float) -> Array:
-        # Within what is compiled both are traced words already.
+    def dropout_mask(
+        self,
+        seed: int | Array,
+        layer: int,
+        step: int | Array,
+        shape: Shape,
+        rate: float,
+        first: int | Array = 0,
+    ) -> Array:
+        # Within what is compiled these are traced words already.
         words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
-        result: Array = _dropout_mask(*words, layer, tuple(shape), rate)
+        if isinstance(first, Array):
+            result: Array = _dropout_mask_from(*words, layer, tuple(shape), rate, first)
+        else:
+            result = _dropout_mask(*words, layer, tuple(shape), rate, int(first))
         return result
 
     def dropout(self, mask: Array, s: Array) -> Array:
@@ -168,6 +225,22 @@ class JaxBackend(AbstractBackend[Array]):
         sums: Array = _totals(x, count)
         return sums
 
+    def rounded(self, x: Array) -> Array:
+        return x if x.dtype == np.float32 else rounded(x)
+
+    def plus(self, a: Array, b: Array) -> Array:
+        with wide():
+            return a + b
+
+    def most(self, arrays: Sequence[Array]) -> Array:
+        return reduce(jnp.maximum, arrays)
+
+    def silenced(self, error: Array, count: int | Array) -> Array:
+        samples = error.shape[1]
+        if isinstance(count, int) and count == samples:
+            return error
+        return jnp.where(np.arange(samples, dtype=np.int32)[:, None] < count, error, ZERO)
+
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((projection,), (w,))
         return found
@@ -182,8 +255,12 @@ class JaxBackend(AbstractBackend[Array]):
             for projection, w, (wq, _), choice in zip(projections, weights, found, choices, strict=True)
         ]
 
-    def error_grid(self, dz: Array, bits: int) -> tuple[Array, Array]:
-        result: tuple[Array, Array] = _error_grid(dz, bits)
+    def largest_error(self, dz: Array) -> Array:
+        result: Array = _largest_error(dz)
+        return result
+
+    def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
+        result: tuple[Array, Array] = _error_grid(dz, bits, largest)
         return result
 
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
@@ -208,7 +285,7 @@ class _Operations(JaxBackend):
     """The operations alone, on arrays wherever they lie."""
 
     def open(self, device: str | None) -> str:
-        self._compiled = {}
+        self._compiled, self._alone, self._collective = {}, Alone(), Alone()
         return "any"
 
 
@@ -216,14 +293,16 @@ PAIRS = _Operations()
 """For functions of ordinary JAX code: no device is opened, and no setting of the process changed."""
 
 
-def _find(name: str) -> Any:
+def _find(name: str) -> list[Any]:
     platform, _, index = name.partition(":")
     if platform not in _PLATFORMS:
-        raise LookupError(f"device names are {', '.join(_PLATFORMS)}, or one with an index such as gpu:1")
-    present = jax.devices(platform)
+        raise LookupError(f"device names are {', '.join(_PLATFORMS)}, or one with an index such as gpu:1, or gpu:all")
+    present: list[Any] = jax.local_devices(backend=platform)
+    if name == platform + _ALL:
+        return present
     if index and not (index.isdecimal() and int(index) < len(present)):
         raise LookupError(f"it has {len(present)} {platform} device(s), counted from 0")
-    return present[int(index or 0)]
+    return [present[int(index or 0)]]
 
 
 def _why(platform: str, error: RuntimeError) -> str:
@@ -275,15 +354,14 @@ def _dropout(mask: Array, s: Array) -> Array:
     return dropout.forward(jnp.moveaxis(mask, 1, -1), s)
 
 
-@_jit("layer", "shape", "rate")
-def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float) -> Array:
-    return keep_mask(seed, layer, step, shape, rate)
+def _mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float, first: int | Array) -> Array:
+    return keep_mask(seed, layer, step, shape, rate, first)
 
 
 @_jit("count")
 def _totals(x: Array, count: int) -> Array:
     with wide():
-        return x.reshape(-1, count).astype(np.float64).sum(axis=0).astype(np.float32)
+        return x.reshape(-1, count).astype(np.float64).sum(axis=0)
 
 
 @_jit()
@@ -309,5 +387,6 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
 }
 _recur = _jit("recurrence", "steps", "summed")(recur)
-_error_grid = _jit("bits")(error_grid)
+_dropout_mask, _dropout_mask_from = (_jit("layer", "shape", "rate", *first)(_mask) for first in (("first",), ()))
+_largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
 _gradient_squares = _jit()(gradient_squares)

@@ -35,9 +35,11 @@ __all__ = [
     "divide",
     "error_grid",
     "exponent",
+    "largest_error",
     "largest_magnitude",
     "power_of_two",
     "round_to_grid",
+    "rounded",
     "snap",
     "square_root",
     "weight_grid",
@@ -123,6 +125,12 @@ def square_root(x: Array) -> Array:
     return root
 
 
+def rounded(x: Array) -> Array:
+    """`x`, float64 or float32, as float32."""
+    with wide():
+        return x.astype(np.float32)
+
+
 def round_to_grid(x: Array, q: Array) -> Array:
     """`round(x 2^q) / 2^q`, halves to even."""
     return jnp.rint(x * power_of_two(q)) * power_of_two(-q)
@@ -193,10 +201,21 @@ def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | No
     return WeightGrid(q, bits, headroom_bits(n * 2.0**-q * projection.input.maximum, q, projection.input.exponent))
 
 
-def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
-    """Errors of a layer, `[T, ...]`, on their grid of `bits` bits, and how many were zeroed, int32 `[T, 2]`."""
+def largest_error(dz: Array) -> Array:
+    """Bits of the largest magnitude of a float32 array, int32 `[1]`; a NaN's are above all others.
+
+    As integers they order magnitudes. XLA's maximum of floats leaves NaN out on the CPU where an array is large.
+    """
+    return jnp.max(lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)).reshape(1)
+
+
+def error_grid(dz: Array, bits: int, of_batch: Array | None = None) -> tuple[Array, Array]:
+    """Errors of a layer, `[T, ...]`, on their grid of `bits` bits, and how many were zeroed, int32 `[T, 2]`.
+
+    `of_batch` is `largest_error` of the whole batch, of which `dz` is a part; None: `dz` is all.
+    """
     magnitude = jnp.abs(dz)
-    largest = largest_magnitude([dz])
+    largest = lax.bitcast_convert_type((largest_error(dz) if of_batch is None else of_batch)[0], np.float32)
     q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
     on_grid = jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
     before = magnitude >= SMALLEST_NORMAL
@@ -205,10 +224,5 @@ def error_grid(dz: Array, bits: int) -> tuple[Array, Array]:
 
 
 def largest_magnitude(arrays: Sequence[Array]) -> Array:
-    """Largest magnitude over several float32 arrays; NaN where one holds a NaN.
-
-    The maximum is one of bits: as integers they order magnitudes, with NaN above all. XLA's maximum of floats leaves
-    NaN out on the CPU where an array is large.
-    """
-    magnitudes = [lax.bitcast_convert_type(x, np.int32) & np.int32(0x7FFFFFFF) for x in arrays]
-    return lax.bitcast_convert_type(jnp.stack([jnp.max(bits) for bits in magnitudes]).max(), np.float32)
+    """Largest magnitude over several float32 arrays; NaN where one holds a NaN."""
+    return lax.bitcast_convert_type(jnp.concatenate([largest_error(x) for x in arrays]).max(), np.float32)

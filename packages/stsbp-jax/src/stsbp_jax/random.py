@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from stsbp_spec.random import Stream
 from stsbp_spec.typing import Shape
 
@@ -32,18 +33,37 @@ def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tupl
     return x0, x1
 
 
-def bits(seed: Array, stream: int, n: int, *, substream: int, step: Array) -> Array:
-    """`n` random 32-bit words, `[n]` uint32; `seed` and `step` are uint32 scalars."""
-    index = jnp.arange((n + 1) // 2, dtype=np.uint32)
+def bits(
+    seed: Array, stream: int, n: int, *, substream: int, step: Array, block: int | Array = 0, odd: int | Array = 0
+) -> Array:
+    """`n` random 32-bit words from word number `2 block + odd` on, `[n]` uint32.
+
+    `seed` and `step` are uint32 scalars; `block` and `odd`, 0 or 1, are numbers, or uint32 scalars too.
+    """
+    from_first = isinstance(odd, int) and odd == 0
+    index = jnp.arange((n + 1) // 2 if from_first else n // 2 + 1, dtype=np.uint32)
+    if not (isinstance(block, int) and block == 0):
+        index = index + _word(block)
     key = (seed, jnp.asarray((int(stream) + 256 * substream) & 0xFFFFFFFF, np.uint32))
     x0, x1 = threefry2x32(key, (index, jnp.broadcast_to(step, index.shape)))
-    return jnp.stack([x0, x1], axis=1).reshape(-1)[:n]
+    words = jnp.stack([x0, x1], axis=1).reshape(-1)
+    return words[:n] if from_first else lax.dynamic_slice(words, (_word(odd),), (n,))
 
 
-def keep_mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float) -> Array:
-    """Dropout mask of `shape` (C order), uint8: 0 with probability `rate`, else 1."""
+def _word(x: int | Array) -> Any:
+    return np.uint32(x & 0xFFFFFFFF) if isinstance(x, int) else x
+
+
+def keep_mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float, first: int | Array = 0) -> Array:
+    """Dropout mask of `shape` `[B, ...]` (C order), uint8: 0 with probability `rate`, else 1.
+
+    `first`, a number or a uint32 scalar, is the number of its first sample in the batch.
+    """
     threshold = round(rate * 2**32)
     if threshold == 2**32:
         return jnp.zeros(shape, np.uint8)
-    words = bits(seed, Stream.DROPOUT, math.prod(shape), substream=layer, step=step)
+    # The words of `first` samples fill so many blocks of two, which are counted modulo 2^32, and a half.
+    half, is_odd = divmod(math.prod(shape[1:]), 2)
+    block, odd = (first * half + first // 2, first % 2) if is_odd else (first * half, 0)
+    words = bits(seed, Stream.DROPOUT, math.prod(shape), substream=layer, step=step, block=block, odd=odd)
     return (words >= np.uint32(threshold)).astype(np.uint8).reshape(shape)

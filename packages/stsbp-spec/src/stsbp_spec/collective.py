@@ -116,6 +116,11 @@ class Collective(ABC, Generic[Array]):
         """Which samples of a batch each process has, in the order of their ranks."""
         return parts_of(batch, self.size)
 
+    def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
+        """This process's part in pieces of up to `micro_batch` samples; None: in one. An empty piece is allowed."""
+        part = self.parts(batch)[self.rank]
+        return part.cut(micro_batch or max(1, part.count))
+
     def beat(self, what: str) -> None:
         """Told what is computed next, for whoever watches whether the process still moves."""
 

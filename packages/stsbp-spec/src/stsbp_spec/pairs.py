@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import COUNT, Constants, NeuronEquations, filter_equations, loss_equations, neuron_equations
 from stsbp_spec.errors import BackendError
@@ -194,6 +194,10 @@ class Pairs(ABC, Generic[Array]):
         if count == error.shape[1]:
             return error
         return self.asarray(np.where(np.arange(error.shape[1])[:, None] < count, self.numpy(error), np.float32(0)))
+
+    def alone(self) -> Collective[Array]:
+        """This process by itself; a backend may spread each batch over several devices of its own."""
+        return Alone()
 
     def join(self, rendezvous: Rendezvous) -> Collective[Array]:
         """The processes that a launcher has started, on this backend's arrays.

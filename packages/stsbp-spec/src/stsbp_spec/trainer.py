@@ -55,7 +55,7 @@ class Trainer(Generic[Array]):
         memory: `low`: keep one bit a spike between the passes, and compute each layer twice; the numbers are the same.
         micro_batch: samples that are computed at a time, both passes layer by layer over all of them, as with memory
             `low`; the numbers are the same in `reproducible` precision. None: all.
-        collective: processes that train together, each on its part of every batch; None: this one alone.
+        collective: processes that train together, each on its part of every batch; None: this one alone, `Pairs.alone`.
 
     Raises:
         SpecError: `reproducible` precision with a surrogate that is not exact, a network, loss or optimiser that is
@@ -91,7 +91,7 @@ class Trainer(Generic[Array]):
         self.seed = check_seed(seed)
         self.memory: Memory = memory
         self.micro_batch = micro_batch
-        self.collective: Collective[Array] = collective or Alone()
+        self.collective: Collective[Array] = collective or backend.alone()
 
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
@@ -115,8 +115,8 @@ class Trainer(Generic[Array]):
         """
         backend, network = self.backend, self.network
         check_batch(network, batch, self._part)
-        part, dropout = self._part(batch.targets.shape[1]), (self.seed, state.step)
-        parts = part.cut(self.micro_batch or max(1, part.count))
+        parts = self.collective.pieces(batch.targets.shape[1], self.micro_batch)
+        dropout = (self.seed, state.step)
         fixed = (network, self.loss, self.precision, self.memory, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         spikes, norm, rates, zeroed = _looked_at(
@@ -260,14 +260,14 @@ def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Arr
 
 
 def _pieces(network: NetworkSpec, inputs: Inputs, parts: Sequence[Part]) -> Iterator[tuple[Part, Inputs]]:
-    """Each part with its inputs, out of those of all parts."""
-    axis, first = int(network.coding == "events"), parts[0].first
+    """Each part with its inputs, out of those of all parts; an empty one has a sample of another's."""
+    if len(parts) == 1:
+        yield parts[0], inputs
+        return
+    axis, samples = int(network.coding == "events"), sum(part.count for part in parts)
     for part in parts:
-        count = max(1, part.count)
-        yield (
-            part,
-            inputs if len(parts) == 1 else cut(inputs, slice(part.first - first, part.first - first + count), axis),
-        )
+        start = min(part.first - parts[0].first, max(1, samples) - 1)
+        yield part, cut(inputs, slice(start, start + max(1, part.count)), axis)
 
 
 def _gradients(

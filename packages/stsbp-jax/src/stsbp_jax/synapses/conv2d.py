@@ -15,7 +15,7 @@ from jax import Array, lax
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.grid import wide
+from stsbp_jax.grid import rounded, wide
 
 __all__ = ["backward", "conv2d", "forward"]
 
@@ -84,7 +84,7 @@ def forward(conv: Conv2d, s: Array, wq: Array) -> Array:
 def backward(
     conv: Conv2d, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
 ) -> tuple[Array | None, Array]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
     if precision == "reproducible":
         with wide():
             return _backward(conv, s, wq, dz, np.float64, need_input)
@@ -111,7 +111,7 @@ def _backward(
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * rows.shape[0])
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
     dw, ds = lax.scan(chunk, jnp.zeros((channels, rows.shape[0]), dtype), at)
-    shaped = dw.astype(np.float32).reshape(channels, conv.kernel, conv.kernel, c).transpose(0, 3, 1, 2)
+    shaped = dw.reshape(channels, conv.kernel, conv.kernel, c).transpose(0, 3, 1, 2)
     return None if ds is None else ds.reshape(s.shape), shaped
 
 
@@ -138,7 +138,8 @@ def _conv2d_forward(conv: Conv2d, s: Array, w: Array, precision: Precision) -> t
 def _conv2d_backward(
     conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
-    return backward(conv, *residuals, dz, precision=precision, need_input=True)
+    ds, dw = backward(conv, *residuals, dz, precision=precision, need_input=True)
+    return ds, rounded(dw)
 
 
 conv2d.defvjp(_conv2d_forward, _conv2d_backward)

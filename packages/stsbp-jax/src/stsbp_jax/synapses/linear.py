@@ -14,7 +14,7 @@ from jax import Array, lax
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
-from stsbp_jax.grid import wide
+from stsbp_jax.grid import rounded, wide
 
 __all__ = ["backward", "forward", "linear"]
 
@@ -45,7 +45,7 @@ def forward(linear: Linear, s: Array, wq: Array) -> Array:
 def backward(
     linear: Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
 ) -> tuple[Array | None, Array]:
-    """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
     if precision == "reproducible":
         with wide():
             return _backward(linear, s, wq, dz, np.float64, need_input)
@@ -57,7 +57,7 @@ def _backward(
 ) -> tuple[Array | None, Array]:
     error = dz.reshape(-1, linear.units).astype(dtype)
     flat = s.reshape(error.shape[0], -1).astype(dtype)
-    dw = jnp.matmul(error.T, flat, precision=lax.Precision.HIGHEST).astype(np.float32)
+    dw = jnp.matmul(error.T, flat, precision=lax.Precision.HIGHEST)
     ds = None
     if need_input:
         columns = _columns_last(wq, s.shape[2:]).astype(dtype)
@@ -88,7 +88,8 @@ def _linear_forward(linear: Linear, s: Array, w: Array, precision: Precision) ->
 def _linear_backward(
     linear: Linear, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
-    return backward(linear, *residuals, dz, precision=precision, need_input=True)
+    ds, dw = backward(linear, *residuals, dz, precision=precision, need_input=True)
+    return ds, rounded(dw)
 
 
 linear.defvjp(_linear_forward, _linear_backward)

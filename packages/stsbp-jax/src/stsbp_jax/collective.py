@@ -1,0 +1,199 @@
+"""JAX's processes, `jax.distributed`, and the devices of each of them, that train one network together.
+
+A step is one program that every device runs on its shard of the samples (sharding.py), with gloo between processes on
+the CPU and NCCL on GPUs. So `largest` and `start_total` are parts of what is compiled; on arrays that are there they
+are compiled by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding
+from stsbp_spec.collective import Collective, Part, Rendezvous
+from stsbp_spec.errors import BackendError
+from stsbp_spec.host import first_line
+from stsbp_spec.typing import AnyArray
+
+from stsbp_jax.grid import wide
+from stsbp_jax.meeting import meet
+from stsbp_jax.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded
+
+__all__ = ["JaxCollective", "connect", "together"]
+
+# A service that catches SIGTERM, by which launchers end processes.
+_PREEMPTION = "jax_enable_preemption_service"
+_started: list[Rendezvous] = []
+"""Where this module started `jax.distributed`."""
+
+
+class JaxCollective(Collective[Array]):
+    """Processes, each with as many devices; or one process with several.
+
+    Args:
+        devices: of each process, in the order of their ranks.
+        rank: number of this process.
+    """
+
+    def __init__(self, devices: Sequence[Sequence[Any]], rank: int) -> None:
+        self.rank, self.size = rank, len(devices)
+        self.spread = Spread(Mesh(np.array(devices, dtype=object), AXES), tuple(devices[rank]))
+        self._copied = jax.jit(lambda rows: rows, out_shardings=NamedSharding(self.spread.mesh, EVERYWHERE))
+
+    def largest(self, x: Array) -> Array:
+        if not isinstance(x, jax.core.Tracer):
+            return self._now(partial(lax.pmax, axis_name=AXES[0]), x)
+        found: Array = lax.pmax(x, AXES)  # type: ignore[no-untyped-call]
+        return found
+
+    def start_total(self, x: Array) -> Callable[[], Array]:
+        if not isinstance(x, jax.core.Tracer):
+            total = self._now(partial(lax.psum, axis_name=AXES[0]), x)
+        else:
+            with wide():
+                total = lax.psum(x, AXES)  # type: ignore[no-untyped-call]
+        return lambda: total
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        sizes = self._rows(np.array([x.nbytes], np.int64).view(np.uint8)).view(np.int64).ravel().tolist()
+        # Powers of two, so that few programs are compiled.
+        message = np.zeros(1 << max(0, max(sizes) - 1).bit_length(), np.uint8)
+        message[: x.nbytes] = np.frombuffer(x.tobytes(), np.uint8)
+        return [row[:size].view(x.dtype) for row, size in zip(self._rows(message), sizes, strict=True)]
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        if (message is None) is (self.rank == 0):
+            raise BackendError("rank 0 gives what is broadcast, and nobody else")
+        return self.gather(np.frombuffer(message or b"", np.uint8))[0].tobytes()
+
+    def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
+        return self.all_pieces(batch, micro_batch)[self.rank]
+
+    def all_pieces(self, batch: int, micro_batch: int | None) -> list[tuple[Part, ...]]:
+        """`pieces` of each process: as many for all, since all run one program; the last ones may be empty."""
+        parts = self.parts(batch)
+        longest = max(1, *(part.count for part in parts))
+        size = micro_batch or longest
+        starts = range(0, longest, size)
+        return [tuple(Part(part.first + i, min(size, max(0, part.count - i)), batch) for i in starts) for part in parts]
+
+    def begin(self) -> None:
+        """Connect all devices, and those at one place of each process."""
+        with _on_stderr():
+            for axes in (AXES, AXES[:1]):
+                np.asarray(self._now(partial(lax.psum, axis_name=axes), jnp.zeros(1, np.int32)))
+
+    def close(self) -> None:
+        if self.size > 1:
+            jax.distributed.shutdown()  # type: ignore[no-untyped-call]
+
+    def _rows(self, x: AnyArray) -> AnyArray:
+        """`x` `[n]` of every process, `[processes, n]`."""
+        with guarded(self):
+            return np.asarray(self.spread.here(self._copied(self._stacked(jnp.asarray(x)))))
+
+    def _now(self, reduce: Callable[[Array], Array], x: Array) -> Array:
+        """`reduce` of what the processes have, where it is no part of what is compiled."""
+        program = jax.shard_map(
+            lambda rows: reduce(rows[0]),
+            mesh=self.spread.mesh,
+            in_specs=PROCESSES,
+            out_specs=EVERYWHERE,
+            check_vma=False,
+        )
+        with wide(), guarded(self):
+            return self.spread.here(jax.jit(program)(self._stacked(x)))
+
+    def _stacked(self, x: Array) -> Array:
+        """`[processes, ...]` of which each has its row, on all of its devices."""
+        spread = self.spread
+        sharding = NamedSharding(spread.mesh, PROCESSES)
+        rows = [jax.device_put(x[None], device) for device in spread.local]
+        return jax.make_array_from_single_device_arrays((self.size, *x.shape), sharding, rows)
+
+
+@contextmanager
+def _on_stderr() -> Iterator[None]:
+    """Sends what is written to standard output elsewhere: gloo tells there that it has connected."""
+    sys.stdout.flush()
+    own = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(own, 1)
+        os.close(own)
+
+
+def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
+    """Start `jax.distributed`, before JAX looks for devices.
+
+    Of a machine's GPUs each process sees the one that has its local rank as number, unless it is to see all that the
+    launcher gave it, or was given no more than that.
+
+    Raises:
+        BackendError: somebody did not come in time, or JAX has looked for devices already.
+    """
+    if rendezvous.size == 1 or rendezvous in _started or jax.distributed.is_initialized():
+        return
+    # torchrun itself listens on the port that it names.
+    port = rendezvous.port + (rendezvous.launcher == "torchrun")
+    meet(rendezvous, port)
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    bound = bool(given) and len(given.split(",")) <= rendezvous.local_rank
+    limit = max(1, math.ceil(rendezvous.timeout))
+    if hasattr(jax.config, _PREEMPTION):
+        jax.config.update(_PREEMPTION, False)  # type: ignore[no-untyped-call]
+    try:
+        jax.distributed.initialize(
+            f"{rendezvous.address}:{port}",
+            rendezvous.size,
+            rendezvous.rank,
+            None if all_devices or bound else [rendezvous.local_rank],
+            initialization_timeout=limit,
+            heartbeat_timeout_seconds=limit,
+        )
+    except RuntimeError as error:
+        raise BackendError(f"rank {rendezvous.rank}: jax.distributed does not start: {first_line(error)}") from error
+    _started.append(rendezvous)
+
+
+def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
+    """The processes of `jax.distributed`, each with its devices at the places of `local`.
+
+    Raises:
+        BackendError: it was not started before JAX looked for devices, or has other processes, or other devices.
+    """
+    processes, rank = jax.process_count(), jax.process_index()
+    if (processes, rank) != (rendezvous.size, rendezvous.rank):
+        raise BackendError(
+            f"this is rank {rendezvous.rank} of {rendezvous.size}, but rank {rank} of {processes} to JAX, which must "
+            "know its processes before it opens a device: call JaxBackend.connect(rendezvous, device) first"
+        )
+    places = [jax.local_devices(backend=local[0].platform).index(device) for device in local]
+    devices = []
+    for process in range(processes):
+        present = jax.local_devices(process, local[0].platform)
+        if max(places) >= len(present):
+            raise BackendError(
+                f"rank {process} has {len(present)} {local[0].platform} device(s), rank {rank} takes number "
+                f"{max(places)}; give every process as many"
+            )
+        devices.append([present[place] for place in places])
+    found = JaxCollective(devices, rank)
+    found.begin()
+    if local[0].platform == "cpu" and rendezvous in _started:
+        # JAX aborts a process as soon as it misses another one, and lets one that ends by an error wait for all others.
+        # Once gloo has connected them it needs JAX's service no more, and a connection that is lost is an exception.
+        jax.distributed.shutdown()  # type: ignore[no-untyped-call]
+    return found

@@ -1,0 +1,170 @@
+"""Programs that several devices run, each on its shard of the samples.
+
+Shards of one program are equal, and the samples of a batch may be too few for that: the last ones then have silent
+samples at their ends, whose error is zero and whose spikes nobody sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from stsbp_spec.collective import Collective, Part
+from stsbp_spec.host import connection
+from stsbp_spec.programs import Gradients, gradients, output
+
+from stsbp_jax.compiling import Compiled
+
+if TYPE_CHECKING:
+    from stsbp_jax.collective import JaxCollective
+
+__all__ = ["AXES", "EVERYWHERE", "PROCESSES", "Spread", "SpreadGradients", "SpreadOutput", "guarded"]
+
+AXES = ("process", "device")
+
+_spec: Any = PartitionSpec
+EVERYWHERE = _spec()
+PROCESSES = _spec(AXES[0])
+"""The first axis has a row for each process, and its devices copies of it."""
+FIRST, SECOND = _spec(AXES), _spec(None, AXES)
+"""The first or the second axis is cut, and each device has a piece."""
+
+
+@contextmanager
+def guarded(collective: Collective[Any]) -> Iterator[None]:
+    """`host.connection` for what JAX raises when other processes are gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if collective.size == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        with connection(collective):
+            raise
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Arrays of this process as parts of those of all, and back.
+
+    Attributes:
+        mesh: devices `[processes, devices of each]`.
+        local: those of this process; its own arrays lie on the first.
+    """
+
+    mesh: Mesh
+    local: tuple[Any, ...]
+
+    def copies(self, x: Array) -> Array:
+        """`x`, which all processes have, on all devices."""
+        parts = [jax.device_put(x, device) for device in self.local]
+        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(self.mesh, EVERYWHERE), parts)
+
+    def shards(self, x: Array, shard: int) -> Array:
+        """`x` `[T, B, ...]` cut along `B` into shards, with zeros at its end; each device of all processes has one."""
+        samples = shard * len(self.local)
+        whole = x if x.shape[1] == samples else _lengthened(x, samples)
+        parts = [
+            jax.device_put(whole if len(self.local) == 1 else whole[:, i * shard : (i + 1) * shard], device)
+            for i, device in enumerate(self.local)
+        ]
+        shape = (len(x), shard * self.mesh.size, *x.shape[2:])
+        return jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, SECOND), parts)
+
+    def here(self, x: Array) -> Array:
+        """This process's copy of what all devices have."""
+        found: list[Array] = [each.data for each in x.addressable_shards if each.device == self.local[0]]
+        return found[0]
+
+    def joined(self, x: Array, axis: int, count: int | None = None) -> Array:
+        """What the devices of this process have of an array that is cut along `axis`; the first `count` of it."""
+        own = {each.device: each.data for each in x.addressable_shards}
+        parts = [jax.device_put(own[device], self.local[0]) for device in self.local]
+        whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+        return whole if count in (None, whole.shape[axis]) else lax.slice_in_dim(whole, 0, count, axis=axis)
+
+
+class SpreadGradients:
+    """`programs.gradients` on the devices of all processes; see `JaxBackend.compiled`."""
+
+    def __init__(self, backend: Any, collective: JaxCollective, *fixed: Any) -> None:
+        network, loss, precision, memory, _, parts = fixed
+        self._collective, self._spread = collective, collective.spread
+        devices = len(self._spread.local)
+        micro = parts[1].first - parts[0].first if len(parts) > 1 else None
+        pieces = list(zip(*collective.all_pieces(parts[0].batch, micro), strict=True))
+        self._shards = [-(-max(1, *(part.count for part in piece)) // devices) for piece in pieces]
+
+        def program(*args: Any) -> Gradients[Array]:
+            own = [_own(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)]
+            return gradients(backend, network, loss, precision, memory, collective, own, *args)
+
+        takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE)
+        gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST)
+        self._compiled = Compiled(_on(self._spread.mesh, program, takes, gives), "gradients")
+
+    @property
+    def seconds(self) -> float:
+        return self._compiled.seconds
+
+    def __call__(self, wq: Any, inputs: Any, targets: Any, dropout: Any) -> Gradients[Array]:
+        spread = self._spread
+        cut = [list(map(spread.shards, each, self._shards)) for each in (inputs, targets)]
+        self._collective.beat("gradients")
+        with guarded(self._collective):
+            found = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout)
+        counts = [x.shape[1] for x in inputs]
+        return Gradients(
+            jax.tree.map(spread.here, found.values),
+            spread.here(found.squares),
+            [spread.joined(x, 1, count) for x, count in zip(found.spikes, counts, strict=True)],
+            [[spread.joined(x, 0, n) for x in each] for each, n in zip(found.counts, counts, strict=True)],
+            jax.tree.map(partial(spread.joined, axis=0), found.zeroed),
+        )
+
+
+class SpreadOutput:
+    """`programs.output` on the devices of this process."""
+
+    def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
+        self._spread = spread
+        program = _on(spread.mesh, partial(output, backend, *fixed), (EVERYWHERE, SECOND), (SECOND, FIRST))
+        self._compiled = Compiled(program, "output")
+
+    @property
+    def seconds(self) -> float:
+        return self._compiled.seconds
+
+    def __call__(self, wq: Any, x: Array) -> tuple[Array, list[Array]]:
+        spread, count = self._spread, x.shape[1]
+        found, counts = self._compiled(
+            jax.tree.map(spread.copies, wq), spread.shards(x, -(-count // len(spread.local)))
+        )
+        return spread.joined(found, 1, count), [spread.joined(each, 0, count) for each in counts]
+
+
+def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Callable[..., Any]:
+    return jax.shard_map(program, mesh=mesh, in_specs=takes, out_specs=gives, check_vma=False)
+
+
+def _own(piece: tuple[Part, ...], shard: int, devices: int) -> Any:
+    """The shard of the device that runs the program, out of a piece of each process: a `Part` of traced numbers."""
+    places = [(part, i * shard) for part in piece for i in range(devices)]
+    firsts = np.array([part.first + start for part, start in places]).astype(np.uint32)
+    counts = np.array([min(shard, max(0, part.count - start)) for part, start in places], np.int32)
+    here = lax.axis_index(AXES)
+    count: Any = shard if (counts == shard).all() else jnp.asarray(counts)[here]
+    return Part(jnp.asarray(firsts)[here], count, piece[0].batch)  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnums=1)
+def _lengthened(x: Array, samples: int) -> Array:
+    """`x` `[T, B, ...]` with zeros up to so many samples."""
+    return jnp.pad(x, [(0, samples - n if axis == 1 else 0) for axis, n in enumerate(x.shape)])

@@ -1,0 +1,286 @@
+"""Several processes, and several devices of one, train with the bits of one device.
+
+The tests run this file: `python test_jax_processes.py RANK SIZE PORT DEVICE CASE...` prints what each case came to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stsbp_jax.backend import JaxBackend
+from stsbp_jax.meeting import meet
+from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import random as spec_random
+from stsbp_spec.collective import Alone, Collective, Rendezvous, total
+from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.reference.backend import NumpyBackend
+
+STEPS = 6
+EVENTS = NetworkSpec.parse("4C3-P2-D0.2-15", input_shape=(2, 9, 9), outputs=5, neuron=LIF(5.0, 3.0), dropout=0.3)
+"""Masks of 2 * 9 * 9, 4 * 4 * 4 and 15 elements a sample."""
+DIRECT = NetworkSpec.parse("6C3p1s2-15", input_shape=(1, 7, 7), outputs=3, coding="direct", dropout=0.2)
+SMALL = NetworkSpec.parse("8-8-4", input_shape=(6,), neuron=LIF(5.0, 3.0))
+
+
+def batches(network: NetworkSpec, sizes: tuple[int, ...]) -> list[Batch]:
+    rng = np.random.default_rng(5)
+    made = []
+    for size in sizes:
+        if network.coding == "direct":
+            inputs = rng.integers(0, 256, (size, *network.input_shape), dtype=np.uint8)
+        else:
+            inputs = (rng.random((STEPS, size, *network.input_shape)) < 0.3).astype(np.uint8)
+        made.append(Batch(inputs, (rng.random((STEPS, size, network.outputs)) < 0.3).astype(np.uint8)))
+    return made
+
+
+def own(network: NetworkSpec, batch: Batch, collective: Collective[Any]) -> Batch:
+    """What a process is given of a batch."""
+    axis, samples = int(network.coding == "events"), batch.targets.shape[1]
+    part = collective.parts(samples)[collective.rank]
+    if part.count == 0:
+        return Batch(np.zeros_like(batch.inputs.take([0], axis)), batch.targets)
+    return Batch(batch.inputs.take(range(part.first, part.end), axis), batch.targets)
+
+
+def trained(
+    backend: AbstractBackend[Any],
+    collective: Collective[Any],
+    network: NetworkSpec,
+    sizes: tuple[int, ...] = (4, 4, 4),
+    **settings: Any,
+) -> list[Any]:
+    """SHA-256 of the state after an update for each size of batch, and what steps and an evaluation report."""
+    optimizer = AdamW(lr=0.01, clip_norm=0.01, weight_decay=0.1)
+    trainer = backend.trainer(network, VanRossum(), optimizer, seed=7, collective=collective, **settings)
+    state, told = trainer.init(initial_weights(network, seed=0)), []
+    for batch in batches(network, sizes):
+        state, result = trainer.step(state, own(network, batch, trainer.collective))
+        told.append([digest(result.spikes), result.gradient_norm, result.loss, result.rates, result.zeroed])
+    batch = own(network, batches(network, (4,))[0], trainer.collective)
+    seen = trainer.predict(state, batch.inputs, STEPS, batch=4)
+    exported = trainer.export_state(state)
+    return [digest(*(exported[name] for name in sorted(exported))), told, digest(seen.spikes), seen.rates]
+
+
+def digest(*arrays: Any) -> str:
+    return hashlib.sha256(b"".join(x.tobytes() for x in arrays)).hexdigest()
+
+
+Case = Callable[[AbstractBackend[Any], Collective[Any]], Any]
+
+
+def training(network: NetworkSpec, **settings: Any) -> Case:
+    return lambda backend, collective: trained(backend, collective, network, **settings)
+
+
+def gradients_not_finite(backend: AbstractBackend[Any], collective: Collective[Any]) -> str:
+    """What a process says of errors that overflow on the way back: they grow by 2^95 in each layer above the first."""
+    weights = initial_weights(SMALL, 1, 2.0)
+    for name, w in weights.items():
+        weights[name] = w * np.float32(2.0**-20 if name == "linear1" else 2.0**95)
+    trainer = backend.trainer(SMALL, VanRossum(), AdamW(), precision="reproducible", collective=collective)
+    (batch,) = batches(SMALL, (2,))
+    with pytest.raises(NumericError) as caught:
+        trainer.step(trainer.init(weights), own(SMALL, batch, trainer.collective))
+    return str(caught.value)
+
+
+def words(backend: AbstractBackend[Any], collective: Collective[Any]) -> list[Any]:
+    """What processes tell each other on the host, and sums of arrays that are there."""
+    rank = collective.rank
+    told = collective.gather(np.full(2 * rank + 1, rank, np.int16))
+    nothing = collective.gather(np.zeros(0, np.float32))
+    message = collective.broadcast(b"from rank 0" if rank == 0 else None)
+    collective.barrier()
+    x = backend.asarray(np.array([rank, -rank, 7 - rank], np.int32))
+    (added,) = total(collective, [backend.asarray(np.array([0.5, rank], np.float32))])
+    return [
+        [each.tolist() for each in told],
+        [each.tolist() for each in nothing],
+        message.decode(),
+        np.asarray(collective.largest(x)).tolist(),
+        np.asarray(added).tolist(),
+    ]
+
+
+WORDS_OF_TWO = [[[0], [1, 1, 1]], [[], []], "from rank 0", [1, 0, 7], [1.0, 1.0]]
+CASES: dict[str, Case] = {
+    "events": training(EVENTS, sizes=(5, 5, 1), precision="reproducible"),
+    "direct": training(DIRECT, precision="reproducible", memory="low"),
+    "pieces": training(DIRECT, precision="reproducible", micro_batch=1),
+    "empty": training(SMALL, sizes=(2, 1, 2), precision="reproducible"),
+    "fast": training(SMALL, sizes=(3,), precision="fast"),
+    "not finite": gradients_not_finite,
+    "words": words,
+}
+
+
+def main(rank: str, size: str, port: str, device: str, *cases: str) -> None:
+    rendezvous = Rendezvous(int(rank), int(size), int(rank), "127.0.0.1", int(port), timeout=60.0)
+    JaxBackend.connect(rendezvous, device)
+    backend = JaxBackend(device)
+    collective = backend.join(rendezvous)
+    print(json.dumps({name: CASES[name](backend, collective) for name in cases}))
+    collective.close()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def start(rank: int, size: int, port: int, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return subprocess.Popen(
+        [sys.executable, __file__, str(rank), str(size), str(port), *arguments],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def told_by(processes: list[subprocess.Popen[str]]) -> list[Any]:
+    found = []
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
+        found.append(json.loads(out.splitlines()[-1]))
+    return found
+
+
+@cache
+def expected(name: str) -> Any:
+    """What one process of the reference comes to."""
+    return json.loads(json.dumps(CASES[name](NumpyBackend(), Alone())))
+
+
+def test_three_devices_of_one_process_have_the_bits_of_one() -> None:
+    cases = ("events", "pieces")
+    (found,) = told_by([start(0, 1, 0, "cpu:all", *cases, devices=3)])
+    assert found == {name: expected(name) for name in cases}
+    assert expected("pieces") == expected("direct")
+
+
+def test_two_processes_have_the_bits_of_one() -> None:
+    port = free_port()
+    each = told_by([start(rank, 2, port, "cpu", "events", "not finite", "fast", "words") for rank in range(2)])
+    assert "the gradient of layer linear1 is not finite" in expected("not finite")
+    _, ((spikes, norm, loss, *_),), *_ = expected("fast")
+    for found in each:
+        assert {name: found[name] for name in ("events", "not finite")} == {
+            name: expected(name) for name in ("events", "not finite")
+        }
+        assert found["fast"][1][0][:3] == [spikes, pytest.approx(norm, rel=1e-4), loss]
+        assert found["words"] == WORDS_OF_TWO
+
+
+def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_pieces_too() -> None:
+    port, cases = free_port(), ("pieces", "empty", "not finite")
+    for found in told_by([start(rank, 3, port, "cpu", *cases) for rank in range(3)]):
+        assert found == {name: expected(name) for name in cases}
+
+
+def test_two_processes_of_two_devices_each_have_the_bits_of_one() -> None:
+    port = free_port()
+    for found in told_by([start(rank, 2, port, "cpu:all", "direct", "words", devices=2) for rank in range(2)]):
+        assert found == {"direct": expected("direct"), "words": WORDS_OF_TWO}
+
+
+def test_pieces_of_one_process_have_the_bits_of_the_whole() -> None:
+    backend, sizes = JaxBackend("cpu"), (3, 3)
+    found = trained(backend, backend.alone(), EVENTS, sizes, micro_batch=2, precision="reproducible")
+    assert found == trained(NumpyBackend(), Alone(), EVENTS, sizes, precision="reproducible")
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5), (3, 7)])
+@pytest.mark.parametrize("first", [0, 1, 2, 2**31 - 1])
+def test_masks_of_some_samples_are_those_of_the_batch(shape: tuple[int, ...], first: int) -> None:
+    mask = spec_random.keep_mask(3, 17, 5, shape, 0.4, first=first)
+    for number in (first, jnp.uint32(first)):
+        found = JaxBackend("cpu").dropout_mask(3, 17, 5, shape, 0.4, first=number)
+        assert np.asarray(found).tobytes() == mask.tobytes()
+
+
+def refusal(rendezvous: Rendezvous) -> str:
+    with pytest.raises(BackendError) as caught:
+        JaxBackend.connect(rendezvous, "cpu")
+    return str(caught.value)
+
+
+def meeting(ranks: Sequence[int], size: int, timeout: float) -> list[Rendezvous]:
+    port = free_port()
+    return [Rendezvous(rank, size, rank, "127.0.0.1", port, timeout=timeout) for rank in ranks]
+
+
+def test_who_finds_nobody_says_where_it_looked() -> None:
+    (alone,) = meeting([2], 3, 0.3)
+    assert refusal(alone).startswith(
+        f"rank 2 did not find rank 0 at 127.0.0.1:{alone.port} within 0.3 s: Connection refused"
+    )
+
+
+def test_all_who_are_there_say_who_is_missing() -> None:
+    there = meeting([0, 2], 4, 1.0)
+    with ThreadPoolExecutor() as pool:
+        said = set(pool.map(refusal, there))
+    assert said == {f"rank 0 waited 1 s at 127.0.0.1:{there[0].port} for 4 processes; missing: rank 1, 3"}
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_a_rank_that_comes_twice_or_from_another_run_ends_the_meeting(size: int) -> None:
+    first, second = meeting([0, 1], 3, 5.0)
+    with ThreadPoolExecutor() as pool:
+        said = set(pool.map(refusal, (first, second, replace(second, size=size))))
+    (message,) = said
+    assert re.match(rf"(two processes say|a process says) at 127.0.0.1:{first.port} to be rank 1 of {size}; ", message)
+
+
+def test_a_port_that_others_use_is_told() -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refusal(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=5.0))
+        assert said == f"rank 0 cannot listen on port {port}: it is in use; give the run another port"
+        said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
+        assert said.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
+
+
+def test_strangers_do_not_disturb_a_meeting() -> None:
+    first, second = meeting([0, 1], 2, 20.0)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(meet, first, first.port)
+        for _ in range(200):
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", first.port)) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                break
+            time.sleep(0.01)
+        meet(second, second.port)
+        waiting.result()
+
+
+def test_processes_that_jax_does_not_know_are_refused() -> None:
+    with pytest.raises(BackendError, match=r"rank 0 of 1 to JAX.*call JaxBackend.connect\(rendezvous, device\) first"):
+        JaxBackend("cpu").join(Rendezvous(1, 2))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
