@@ -1,7 +1,8 @@
 """The JAX backend: the spec's operations on JAX's arrays, and functions of them that are compiled whole.
 
 Images lie channels-last, `[T, B, H, W, C]`, behind `asarray`, `encode` and `numpy`. Nothing changes the user's
-configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`).
+configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`). With several processes JAX's
+handler of SIGTERM is off (collective.py).
 """
 
 from __future__ import annotations
