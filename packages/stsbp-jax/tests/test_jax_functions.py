@@ -190,7 +190,7 @@ def test_float64_does_not_leak_into_the_callers_trace() -> None:
 def test_example_of_the_page_runs_and_learns() -> None:
     pytest.importorskip("optax")
     page = Path(__file__).parents[3] / "docs" / "jax.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, str(page), "exec"), names)
     assert names["losses"][-1] < 0.5 * names["losses"][0]

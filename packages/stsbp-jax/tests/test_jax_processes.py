@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -102,6 +104,20 @@ def gradients_not_finite(backend: AbstractBackend[Any], collective: Collective[A
     return str(caught.value)
 
 
+def killed(backend: AbstractBackend[Any], collective: Collective[Any]) -> str:
+    """Rank 0, where JAX's service was, is killed before the third update: what the others say."""
+    trainer = backend.trainer(SMALL, VanRossum(), AdamW(), precision="reproducible", collective=collective)
+    state = trainer.init(initial_weights(SMALL, seed=0))
+    batch = own(SMALL, batches(SMALL, (2,))[0], collective)
+    for _ in range(2):
+        state, _ = trainer.step(state, batch)
+    if collective.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(BackendError) as caught:
+        trainer.step(state, batch)
+    return str(caught.value)
+
+
 def words(backend: AbstractBackend[Any], collective: Collective[Any]) -> list[Any]:
     """What processes tell each other on the host, and sums of arrays that are there."""
     rank = collective.rank
@@ -128,6 +144,7 @@ CASES: dict[str, Case] = {
     "empty": training(SMALL, sizes=(2, 1, 2), precision="reproducible"),
     "fast": training(SMALL, sizes=(3,), precision="fast"),
     "not finite": gradients_not_finite,
+    "killed": killed,
     "words": words,
 }
 
@@ -149,9 +166,13 @@ def free_port() -> int:
 
 
 def start(rank: int, size: int, port: int, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+    return python(__file__, str(rank), str(size), str(port), *arguments, devices=devices)
+
+
+def python(*arguments: str, devices: int = 1) -> subprocess.Popen[str]:
     flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, __file__, str(rank), str(size), str(port), *arguments],
+        [sys.executable, *arguments],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -164,7 +185,7 @@ def told_by(processes: list[subprocess.Popen[str]]) -> list[Any]:
     for process in processes:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err[-3000:]
-        found.append(json.loads(out.splitlines()[-1]))
+        found.append(json.loads(out))  # and nothing else is written there
     return found
 
 
@@ -204,6 +225,23 @@ def test_two_processes_of_two_devices_each_have_the_bits_of_one() -> None:
     port = free_port()
     for found in told_by([start(rank, 2, port, "cpu:all", "direct", "words", devices=2) for rank in range(2)]):
         assert found == {"direct": expected("direct"), "words": WORDS_OF_TWO}
+
+
+def test_a_process_that_is_killed_is_an_error_in_the_others() -> None:
+    port = free_port()
+    first, *others = [start(rank, 2, port, "cpu", "killed") for rank in range(2)]
+    (found,) = told_by(others)
+    assert found["killed"].startswith("rank 1 of 2 lost its connection to the others: ")
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+
+
+def test_example_of_the_page_runs_in_two_processes() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "jax.md").read_text()
+    _, code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    code = code.replace("29500", str(free_port()))
+    ends = [python("-c", code.replace("rank=0", f"rank={rank}") + "print(collective.size)") for rank in range(2)]
+    assert told_by(ends) == [2, 2]
 
 
 def test_pieces_of_one_process_have_the_bits_of_the_whole() -> None:
