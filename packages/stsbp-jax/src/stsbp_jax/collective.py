@@ -43,7 +43,12 @@ class JaxCollective(Collective[Array]):
     Args:
         devices: of each process, in the order of their ranks.
         rank: number of this process.
+
+    Attributes:
+        in_programs: exchanges of a step are parts of what is compiled; nobody is asked for them while it runs.
     """
+
+    in_programs = True
 
     def __init__(self, devices: Sequence[Sequence[Any]], rank: int) -> None:
         self.rank, self.size = rank, len(devices)
