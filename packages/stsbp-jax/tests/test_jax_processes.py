@@ -236,6 +236,15 @@ def test_a_process_that_is_killed_is_an_error_in_the_others() -> None:
     assert first.returncode == -signal.SIGKILL
 
 
+def test_processes_with_other_numbers_of_devices_are_refused_by_all() -> None:
+    port = free_port()
+    ends = [start(rank, 2, port, "cpu:all", devices=rank + 1) for rank in range(2)]
+    for process in ends:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 1
+        assert "processes have different numbers of cpu devices (rank 0: 1, rank 1: 2); give each as many" in err
+
+
 def test_example_of_the_page_runs_in_two_processes() -> None:
     page = (Path(__file__).parents[3] / "docs" / "jax.md").read_text()
     _, code = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

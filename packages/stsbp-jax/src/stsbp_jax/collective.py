@@ -185,19 +185,15 @@ def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
             f"this is rank {rendezvous.rank} of {rendezvous.size}, but rank {rank} of {processes} to JAX, which must "
             "know its processes before it opens a device: call JaxBackend.connect(rendezvous, device) first"
         )
-    places = [jax.local_devices(backend=local[0].platform).index(device) for device in local]
-    devices = []
-    for process in range(processes):
-        present = jax.local_devices(process, local[0].platform)
-        if max(places) >= len(present):
-            raise BackendError(
-                f"rank {process} has {len(present)} {local[0].platform} device(s), rank {rank} takes number "
-                f"{max(places)}; give every process as many"
-            )
-        devices.append([present[place] for place in places])
-    found = JaxCollective(devices, rank)
+    platform = local[0].platform
+    present = [jax.local_devices(process, platform) for process in range(processes)]
+    if len({len(each) for each in present}) > 1:
+        said = ", ".join(f"rank {process}: {len(each)}" for process, each in enumerate(present))
+        raise BackendError(f"processes have different numbers of {platform} devices ({said}); give each as many")
+    places = [present[rank].index(device) for device in local]
+    found = JaxCollective([[each[place] for place in places] for each in present], rank)
     found.begin()
-    if local[0].platform == "cpu" and rendezvous in _started:
+    if platform == "cpu" and rendezvous in _started:
         # JAX aborts a process as soon as it misses another one, and lets one that ends by an error wait for all others.
         # Once gloo has connected them it needs JAX's service no more, and a connection that is lost is an exception.
         jax.distributed.shutdown()  # type: ignore[no-untyped-call]
