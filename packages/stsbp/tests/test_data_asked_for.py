@@ -56,7 +56,8 @@ def test_data_are_the_runs_own_where_they_lie_in_the_same_place(
 @pytest.mark.parametrize(
     ("shape", "fits"),
     [("(6,)", True), ("(2, 3)", True), ("()", False), ("(7,)", False), ("(-1,)", False), ("(-1, 6)", False),
-     ("(-2, -3)", False), ("(0, 5)", False), ("(1, 1, 1, 1, 1, 1, 1, 6)", True), ("(1, 1, 1, 1, 1, 1, 1, 1, 6)", False)],
+     ("(-2, -3)", False), ("(0, 5)", False),
+     ("(1, 1, 1, 1, 1, 1, 1, 6)", True), ("(1, 1, 1, 1, 1, 1, 1, 1, 6)", False)],
 )  # fmt: skip
 def test_the_header_of_an_array_fits_the_bytes_after_it(shape: str, fits: bool) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
