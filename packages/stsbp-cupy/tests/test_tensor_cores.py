@@ -52,6 +52,9 @@ def test_inputs_of_more_than_11_bits_stay_in_float32(half: CupyBackend) -> None:
     assert wq.dtype == np.float32
     wq, _ = half.weight_grid(second, weights[second.name])
     assert wq.dtype == np.float16
+    (first, *_) = NetworkSpec.parse("P4-8", input_shape=(1, 8, 8), outputs=2, input_max=128).blocks
+    assert first.input.bits == 11
+    assert half.weight_grid(first, weights["linear1"])[0].dtype == np.float16
 
 
 @pytest.mark.parametrize(
