@@ -126,7 +126,9 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     learned = _Part(f"learned number of {what}", neuron.learned(), taken)
     if twice := set(own) & set(learned.free):
         raise SpecError(f"{what}: {', '.join(sorted(twice))} is both a constant and learned")
+    edge_learned = _Part("learned number of the filter", filter.learned(), taken)
     p = Names(f"constant of {what}", own_p.expressions | learned.expressions)
+    edge_names = Names("constant of the filter", edge_p.expressions | edge_learned.expressions)
     slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
     wide = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
     constants = _rounded(wide)
@@ -134,7 +136,7 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     edge_s = _Part("state of the filter", filter.states, taken)
     own_s = _Part(f"state of {what}", neuron.states, taken)
 
-    filtered = filter.step(edge_p.names, edge_s.names, variable("z"))
+    filtered = filter.step(edge_names, edge_s.names, variable("z"))
     current = variable("current")
     step = _floored(neuron.step(p, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
@@ -154,27 +156,30 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     carried = own_d.renamed(back.carried, f"the carried values of {what}")
     own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
 
-    edge_back, edge_carried = _filter_back(filter, edge_p, back.current, taken_back)
-    terms = _Part("gradient", [f"d_{free}" for free in learned.free.values()], taken_back)
+    edge_back, edge_carried = _filter_back(filter, edge_p, edge_learned, back.current, taken_back)
+    edge_terms = edge_learned.renamed(edge_back.learned, "the gradients of the learned numbers of the filter")
+    free_names = [*edge_learned.free.values(), *learned.free.values()]
+    terms = _Part("gradient", [f"d_{free}" for free in free_names], taken_back)
     roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
     made = dict(zip([*states, *kept, "o"], roots, strict=True))
     forward = Recurrence(
         f"{name}_forward",
         (*edge_p.free.values(), *own_p.free.values()),
-        ("z", *learned.free.values()),
+        ("z", *free_names),
         edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
         {name: made[name] for name in (*kept, "o")},
     )
     backward = Recurrence(
         f"{name}_backward",
         tuple(constants),
-        (*kept, "g", *learned.free.values()),
+        (*kept, "g", *free_names),
         carried | edge_carried,
-        {"dz": edge_back.dz} | {terms.free[f"d_{free}"]: x for free, x in own_terms.items()},
+        {"dz": edge_back.dz} | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | own_terms).items()},
         reverse=True,
     )
-    names = {name: terms.free[f"d_{free}"] for name, free in learned.free.items()}
-    of_learned = MappingProxyType(learned.free), MappingProxyType(names)
+    every = edge_learned.free | learned.free
+    names = {name: terms.free[f"d_{free}"] for name, free in every.items()}
+    of_learned = MappingProxyType(every), MappingProxyType(names)
     return NeuronEquations(forward, backward, tuple(kept), constants, wide, *of_learned)
 
 
@@ -216,21 +221,25 @@ def _derived(
 
 
 def _filter_back(
-    filter: SynapticFilter, constants: _Part, error: Expr, taken: set[str]
+    filter: SynapticFilter, constants: _Part, learned: _Part, error: Expr, taken: set[str]
 ) -> tuple[FilterAdjoint, dict[str, Expr]]:
     """The way back through a filter from the error of its current, and what it carries under free names."""
     d = _Part("carried value of the filter", filter.carried, taken)
-    written = filter.adjoint(constants.names, d.names, error)
+    p = Names("constant of the filter", constants.expressions | learned.expressions)
+    written = filter.adjoint(p, d.names, error)
     if written is not None:
         return written, d.renamed(written.carried, "the carried values of the filter")
     s = _Part("state of the filter", filter.states, set(taken))
     d = _Part("carried value of the filter", [f"d_{name}" for name in filter.states], taken)
     z = variable("z")
-    step = filter.step(constants.names, s.names, z)
+    step = filter.step(p, s.names, z)
     seeds = [(step.states[name], d.expressions[f"d_{name}"]) for name in filter.states]
     # The error of the current first, then what comes from the step after.
-    found = [finished(x) for x in derive([(step.current, error), *seeds], [z, *s.expressions.values()], _no_spike)]
-    back = FilterAdjoint({f"d_{name}": x for name, x in zip(filter.states, found[1:], strict=True)}, found[0])
+    wanted = [z, *s.expressions.values(), *learned.expressions.values()]
+    at, *rest = (finished(x) for x in derive([(step.current, error), *seeds], wanted, _no_spike))
+    ends = iter(rest)
+    carried = {f"d_{name}": next(ends) for name in filter.states}
+    back = FilterAdjoint(carried, at, {name: next(ends) for name in learned.free})
     return back, d.renamed(back.carried, "the filter")
 
 
@@ -248,7 +257,7 @@ def filter_equations(filter: SynapticFilter) -> FilterEquations:
     step = filter.step(p.names, s.names, variable("o"))
     states = s.renamed(step.states, "the states of the filter")
     forward = Recurrence("filter_forward", tuple(p.free.values()), ("o",), states, {"a": step.current})
-    back, carried = _filter_back(filter, p, variable("da"), taken)
+    back, carried = _filter_back(filter, p, _Part("learned number of the filter", (), set()), variable("da"), taken)
     parameters, outputs = tuple(p.free.values()), {"do": back.dz}
     backward = Recurrence("filter_backward", parameters, ("da",), carried, outputs, reverse=True)
     return FilterEquations(forward, backward, _rounded(p.values(given)))

@@ -14,8 +14,8 @@ from functools import cached_property
 
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, error_bits
+from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.neurons.base import Learned
 from stsbp_spec.synapses.base import Op, Values, Weighted
 from stsbp_spec.synapses.dropout import MAX_BEFORE
 from stsbp_spec.synapses.psp import PSP
@@ -111,8 +111,15 @@ class Place:
     layer: int
     position: int
 
+    @cached_property
+    def learned(self) -> Mapping[str, Learned]:
+        """What the neurons of a population and the bias before them learn, by name."""
+        op, (values,) = self.node.op, self.inputs
+        assert isinstance(op, Neurons)
+        return {**values.filter(training=False).learned(), **op.model.learned()}
+
     def learned_name(self, name: str) -> str:
-        """What a number that neurons learn is called in a network: `conv1.decay`, of those that read `conv1`."""
+        """What a number is called in a network: `conv1.decay`, `conv1.bias`, of the neurons that read `conv1`."""
         return f"{self.node.inputs[0].source}.{name}"
 
 
@@ -141,6 +148,11 @@ class Projection:
     def output_shape(self) -> Shape:
         """Shape of the sums."""
         return self.synapse.output_shape(self.input.shape)
+
+    @cached_property
+    def sums(self) -> Values:
+        """What the weights make of their input."""
+        return self.synapse.infer(self.input)
 
     @property
     def fan_in(self) -> int:
@@ -270,7 +282,7 @@ class Network:
             if isinstance(op, Weighted):
                 found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
             elif isinstance(op, Neurons):
-                for name, learned in op.model.learned().items():
+                for name, learned in place.learned.items():
                     found[place.learned_name(name)] = Parameter(learned.shape(place.output.shape), learned)
         return found
 

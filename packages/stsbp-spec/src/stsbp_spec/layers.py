@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.graph import Projection
+from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
@@ -92,4 +94,9 @@ class Block(Projection):
 
     def filter(self, *, training: bool) -> SynapticFilter:
         """Filter after the weights, with the factor of dropout in training."""
-        return self.input.filter(training=training)
+        return self.sums.filter(training=training)
+
+    @property
+    def learned(self) -> Mapping[str, Learned]:
+        """What its neurons and its bias learn, by name."""
+        return {**self.filter(training=False).learned(), **self.neuron.learned()}

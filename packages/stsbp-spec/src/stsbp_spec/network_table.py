@@ -19,7 +19,7 @@ def _times(shape: Shape) -> str:
 
 def _learned(block: Block) -> dict[str, Shape]:
     """Shapes of what the neurons of a block learn, by name."""
-    return {name: x.shape(block.output_shape) for name, x in block.neuron.learned().items()}
+    return {name: x.shape(block.output_shape) for name, x in block.learned.items()}
 
 
 def described(

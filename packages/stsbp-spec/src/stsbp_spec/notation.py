@@ -9,6 +9,7 @@ Grammar (docs/networks.md has examples):
             | "D" rate                            dropout of the spikes that pass
     option  = "p" padding | "s" stride            convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
+            | "b"                                 a bias
             | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters
 
 The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
@@ -100,6 +101,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
         text += f"s{synapse.stride}" if synapse.stride > 1 or full else ""
     else:
         text = f"{synapse.units}"
+    text += "b" if synapse.bias else ""
     if full:
         text += f"{{{','.join([*_neuron_keys(neuron), f'bits={synapse.weight_bits}'])}}}"
     return text
@@ -143,7 +145,9 @@ class _Parser:
     _LAYER = re.compile(
         r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
     )
-    _OPTION = re.compile(r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|\{(?P<keys>[^{}]*)\}", re.ASCII)
+    _OPTION = re.compile(
+        r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|(?P<bias>b)|\{(?P<keys>[^{}]*)\}", re.ASCII
+    )
 
     def fail(self, message: str, start: int, length: int) -> NetworkError:
         return NetworkError(message, notation=self.notation, start=start, length=length)
@@ -151,7 +155,7 @@ class _Parser:
     def check_digits(self, match: re.Match[str], at: int) -> None:
         """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
         for group, text in match.groupdict().items():
-            if text is not None and group not in ("rate", "dropout", "keys") and len(text) > _MAX_DIGITS:
+            if text is not None and group not in ("rate", "dropout", "bias", "keys") and len(text) > _MAX_DIGITS:
                 message = f"a number has at most {_MAX_DIGITS} digits, got {len(text)}"
                 raise self.fail(message, at + match.start(group), len(text))
 
@@ -189,11 +193,11 @@ class _Parser:
         conv = values["channels"] is not None
         geometry: dict[str, int] = {}
         given: set[str] = set()
-        neuron, bits, rate = self.neuron, self.weight_bits, None
+        neuron, bits, rate, bias = self.neuron, self.weight_bits, None, False
         while rest:
             option = self._OPTION.match(rest)
             if option is None:
-                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, {{tau_m=5}}", at, len(rest))
+                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, b, {{tau_m=5}}", at, len(rest))
             self.check_digits(option, at)
             found = {k: v for k, v in option.groupdict().items() if v is not None}
             ((key, value),) = found.items()
@@ -207,6 +211,8 @@ class _Parser:
                 geometry[key] = int(value)
             elif key == "dropout":
                 rate = float(value)
+            elif key == "bias":
+                bias = True
             else:
                 neuron, bits = self.keys(value, at + 1, neuron, bits, given)
             rest, at = rest[option.end() :], at + option.end()
@@ -222,11 +228,11 @@ class _Parser:
                 geometry["padding"] = kernel // 2
             channels = int(values["channels"])
             synapse: Conv2d | Linear = checked(
-                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits), self.notation, *place
+                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits, bias=bias), self.notation, *place
             )
         else:
             units = int(values["units"])
-            synapse = checked(lambda: Linear(units, weight_bits=bits), self.notation, *place)
+            synapse = checked(lambda: Linear(units, weight_bits=bits, bias=bias), self.notation, *place)
         layers: list[Layer] = [SpikingLayer(synapse, neuron)]
         if rate is not None:
             layers.append(checked(lambda: Dropout(rate), self.notation, *place))

@@ -100,15 +100,16 @@ class Population(Step[Array]):
 
     def learned(self, run: Run[Array]) -> dict[str, Array]:
         """What the neurons learned, by the model's names."""
-        return {name: run.weights[self.places[0].learned_name(name)] for name in self.op.model.learned()}
+        (place,) = self.places
+        return {name: run.weights[place.learned_name(name)] for name in place.learned}
 
     def gradients(
         self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
     ) -> Generator[Array, Array, dict[str, Array]]:
         """Gradients of what the neurons learn, by the network's names, from `Pairs.neuron_backward`'s terms."""
-        (place,), learned, found = self.places, self.op.model.learned(), dict[str, Array]()
+        (place,), found = self.places, dict[str, Array]()
         for name, x in terms.items():
-            (count,) = learned[name].shape(place.output.shape)
+            (count,) = place.learned[name].shape(place.output.shape)
             if precision == "reproducible":
                 largest = yield self.backend.largest_error(x)
                 elements = run.part.batch * math.prod(place.output.shape)

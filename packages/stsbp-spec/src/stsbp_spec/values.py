@@ -16,12 +16,19 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 
-__all__ = ["MAX_SIZE", "integer", "listed", "read_number", "real", "shown", "whole"]
+__all__ = ["MAX_SIZE", "integer", "listed", "read_number", "real", "shown", "truth", "whole"]
 
 MAX_SIZE = 10**9 - 1
 """The largest size of a layer or an axis: nine digits, as in the notation."""
 
 _LONGEST = 100
+
+
+def truth(name: str, value: object) -> bool:
+    """`value` as a truth value; `SpecError` unless it is one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise SpecError(f"{name} is True or False, got {shown(value)}")
+    return bool(value)
 
 
 def shown(value: object) -> str:

@@ -119,13 +119,15 @@ class Literal:
             potentials = self.psp(self.network.input_psp, potentials)
         for block in self.network.blocks:
             entered = [self.before(block, x) for x in potentials]
-            neuron = _Neuron(self, block, weights)
+            neuron, response = _Neuron(self, block, weights), self.response(block, len(potentials))
             u_list: list[AnyArray] = []
             o_list: list[AnyArray] = []
             threshold: list[AnyArray] = []
             a: Any = self.number(0)
             for x in entered:
                 u = self.product(block, weights[block.name], x)
+                if block.synapse.bias:
+                    u = u + response[len(u_list)] * self.bias(block, weights)
                 if u_list:
                     u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
                     a = neuron.ka * a + neuron.ca * o_list[-1]
@@ -199,7 +201,8 @@ class Literal:
             u, o, v = run.u[index], run.o[index], run.threshold[index]
             psp_factor = rise_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
             gradient = None
-            for_decay = self.array(np.zeros(u[0].shape))
+            for_decay = for_bias = self.array(np.zeros(u[0].shape))
+            response = self.response(block, steps)
             below: list[AnyArray] = [np.zeros(1)] * steps
             for t in reversed(range(steps)):
                 psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
@@ -212,16 +215,31 @@ class Literal:
                 # Eq. (12), (16), (14), (10)
                 membrane_factor = at_spike + neuron.by_u(o[t]) * membrane_factor
                 adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
+                for_bias = for_bias + response[t] * membrane_factor
                 term, below[t] = self.adjoint(block, weights[block.name], run.entered[index][t], membrane_factor)
                 gradient = term if gradient is None else gradient + term  # Eq. (18)
             assert gradient is not None
             gradients[block.name] = gradient
+            if block.synapse.bias:
+                (count,) = weights[f"{block.name}.bias"].shape
+                gradients[f"{block.name}.bias"] = np.moveaxis(for_bias, 1, 0).reshape(count, -1).sum(axis=1)
             if isinstance(block.neuron, PLIF):
                 (count,) = weights[f"{block.name}.decay"].shape
                 gradients[f"{block.name}.decay"] = np.moveaxis(for_decay, 1, 0).reshape(count, -1).sum(axis=1)
             from_above = below
             direct = [self.array(np.zeros(1))] * steps
         return gradients
+
+    def response(self, block: Block, steps: int) -> list[Any]:
+        """What the filter after the weights makes of a constant 1, step by step."""
+        ones = [self.array(np.ones(1))] * steps
+        return ones if block.psp is None else self.psp(block.psp, ones)
+
+    @staticmethod
+    def bias(block: Block, weights: Mapping[str, AnyArray]) -> AnyArray:
+        """The bias of each channel, as the layer's neurons take it."""
+        own = weights[f"{block.name}.bias"]
+        return own.reshape(1, len(own), *(1 for _ in block.output_shape[1:]))
 
     def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
         """`h(x)`, written here once more: this form judges the expressions, so it shares nothing with them."""

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import chunks, conv_forward, fold, linear_forward, pool_forward, recur, unfold
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses.bias import Biased
+from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
 __all__ = [
@@ -231,27 +233,42 @@ def _logistic(surrogate: Logistic, size: Near) -> Near:
 
 _NONE: Mapping[str, Float32] = MappingProxyType({})
 
-Filtering: TypeAlias = tuple[Near, ...]
-"""Constants of a synaptic filter in its own order: decay and gain, or decay, rise and gain."""
+
+class Filtering(NamedTuple):
+    """A synaptic filter in the literal form.
+
+    Attributes:
+        constants: in its own order: decay and gain, or decay, rise and gain; with a bias, last, the gain of training.
+        like: a filter with as many constants, which says what is computed.
+    """
+
+    constants: tuple[Near, ...]
+    like: SynapticFilter
 
 
-def exact_filter(psp: PSP | None, gain: float = 1.0) -> Filtering:
-    """Constants of a filter in the literal form, and how far their float32 constants are; None: no filter."""
+def exact_filter(psp: PSP | None, gain: float = 1.0, *, biased: bool = False) -> Filtering:
+    """A filter in the literal form, and how far its float32 constants are; None: no filter."""
+    if biased:
+        plain = exact_filter(psp)
+        if gain == 1:
+            return Filtering(plain.constants, Biased(plain.like, np.float32(1)))
+        return Filtering((*plain.constants, _constant(gain)), Biased(plain.like, np.float32(gain)))
     if psp is None:
-        return exact(0.0), _constant(gain)
+        return Filtering((exact(0.0), _constant(gain)), IDENTITY)
     decay = _constant(1 - 1 / psp.tau_s)
     if psp.tau_rise:
-        return decay, _constant(1 - 1 / psp.tau_rise), _constant(gain / (psp.tau_s - psp.tau_rise))
-    return decay, _constant(gain / psp.tau_s)
+        rise, slow = _constant(1 - 1 / psp.tau_rise), psp.tau_s - psp.tau_rise
+        return Filtering((decay, rise, _constant(gain / slow)), PSP(3.0, 2.0).filter())
+    return Filtering((decay, _constant(gain / psp.tau_s)), IDENTITY)
 
 
 def _is_plain(neuron: NeuronModel, filter: Filtering) -> bool:
-    return isinstance(neuron, LIF) and neuron.reset == "zero" and len(filter) == 2
+    return isinstance(neuron, LIF) and neuron.reset == "zero" and filter.like == IDENTITY
 
 
 def _equations(neuron: NeuronModel, filter: Filtering) -> NeuronEquations:
-    """Of a filter of as many constants: which values they have is said apart."""
-    return neuron_equations(IDENTITY if len(filter) == 2 else PSP(3.0, 2.0).filter(), neuron)
+    """Which values the constants of the filter have is said apart."""
+    return neuron_equations(filter.like, neuron)
 
 
 def _filtered(decay: Near, state: Near, x: Near) -> Near:
@@ -318,9 +335,9 @@ def learned_gradients(
     if not equations.terms:
         return {}
     found = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)
-    gradients = {}
+    gradients, learned = {}, {**filter.like.learned(), **neuron.learned()}
     for name, output in equations.terms.items():
-        (count,) = neuron.learned()[name].shape(spikes.shape[2:])
+        (count,) = learned[name].shape(spikes.shape[2:])
 
         def total(x: Float64, count: int = count) -> Float64:
             added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
@@ -337,7 +354,8 @@ def learned_gradients(
 
 
 def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]:
-    of_filter = dict(zip(equations.forward.parameters[: len(filter)], filter, strict=True))
+    constants = filter.constants
+    of_filter = dict(zip(equations.forward.parameters[: len(constants)], constants, strict=True))
     return {name: _constant(value) for name, value in equations.wide.items()} | of_filter
 
 
@@ -420,7 +438,7 @@ _NEAR: dict[str, Callable[..., Near]] = {
 
 def _lif_forward(neuron: LIF, filter: Filtering, z: AnyArray, spikes: UInt8) -> Near:
     """`neuron_forward` of LIF with reset to zero: its potentials."""
-    decay, gain = filter
+    decay, gain = filter.constants
     km = _constant(1 - 1 / neuron.tau_m)
     i = m = exact(np.zeros(spikes.shape[1:]))
     steps = []
@@ -442,7 +460,7 @@ def _lif_backward(neuron: LIF, filter: Filtering, u: Near, spikes: UInt8, g: Nea
     where the primed values are float32's and `w = g - u d1`. An error from the step after it is carried by the neuron's
     own factor `(1 - o) - h u`, in which the reset's path is taken off the leak's, not by the sum of both.
     """
-    decay, gain = filter
+    decay, gain = filter.constants
     km = _constant(1 - 1 / neuron.tau_m)
     h_of_all = _derivative(neuron, u)
     d = e = exact(np.zeros(spikes.shape[1:]))
@@ -583,7 +601,8 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
         return error.each(lambda x: np.repeat(x[None], steps, axis=0))
     if not isinstance(loss, VanRossum):
         raise TypeError(f"no error analysis of the loss {loss!r}")
-    (decay, gain), (_, scaled) = exact_filter(psp.first_order), exact_filter(psp.first_order, 1 / batch)
+    decay, gain = exact_filter(psp.first_order).constants
+    _, scaled = exact_filter(psp.first_order, 1 / batch).constants
     r, filtered = exact(np.zeros(s.shape[1:])), []
     for t in range(steps):
         r = _filtered(decay, r, _multiply(gain, difference[t]))
@@ -670,7 +689,7 @@ def gradients(
         else:
             forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
             z = forward(block.synapse, trace.s, wq[block.name])[0]
-            learned = {name: wq[f"{block.name}.{name}"] for name in block.neuron.learned()}
+            learned = {name: wq[f"{block.name}.{name}"] for name in block.learned}
             kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes, learned)
         s = run.spikes
     found: dict[str, Near] = {}
@@ -706,7 +725,7 @@ def _kept(
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
-    return exact_filter(block.psp, block.input.gain if dropout is not None else 1.0)
+    return exact_filter(block.psp, block.input.gain if dropout is not None else 1.0, biased=block.synapse.bias)
 
 
 def _stack(steps: Sequence[Near]) -> Near:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import integer, shown
@@ -31,6 +32,7 @@ class Values:
         pending: synapse of the neurons they come from, which is applied after the weights; None: none.
         gain: factor of training that has not been applied yet, the `1/(1 - rate)` of dropout.
         weighted: whether they are sums of weights, of either sign; unit and maximum are then those of what was added.
+        biased: whether a bias is still to be added to the sums.
     """
 
     shape: Shape
@@ -40,6 +42,7 @@ class Values:
     pending: PSP | None = None
     gain: float = 1.0
     weighted: bool = False
+    biased: bool = False
 
     @property
     def bits(self) -> int:
@@ -47,8 +50,11 @@ class Values:
         return math.ceil(math.log2(self.maximum)) + self.exponent
 
     def filter(self, *, training: bool) -> SynapticFilter:
-        """The pending synapse, in training with the gain."""
+        """The pending synapse, in training with the gain, and the bias before it."""
         gain = self.gain if training else 1.0
+        if self.biased:
+            plain = IDENTITY if self.pending is None else self.pending.filter()
+            return Biased(plain, type(IDENTITY.gain)(gain))
         if self.pending is not None:
             return self.pending.filter(gain)
         return replace(IDENTITY, gain=type(IDENTITY.gain)(gain))
@@ -80,9 +86,10 @@ class Op(ABC):
 
 
 class Weighted(Op):
-    """A linear map by weights on a grid of their own: it owns the parameter `weight`."""
+    """A linear map by weights on a grid of their own, and a bias where it is to have one."""
 
     weight_bits: int
+    bias: bool
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
@@ -112,7 +119,7 @@ class Weighted(Op):
                 f"the sums of {summands} {what} cannot be exact in float32, "
                 f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
             )
-        return replace(values, shape=shape, weighted=True)
+        return replace(values, shape=shape, weighted=True, biased=self.bias)
 
 
 def weight_bits(value: object) -> int:

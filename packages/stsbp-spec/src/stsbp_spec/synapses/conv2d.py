@@ -1,4 +1,4 @@
-"""Convolution of spikes with the layer's weights: `z_t = W * o_t`, no bias (part of Eq. (4)).
+"""Convolution of spikes with the layer's weights: `z_t = W * o_t` (part of Eq. (4)); bias.py adds a bias to it.
 
 Forward: `z[n, c, y, x] = sum_{d, i, j} W[c, d, i, j] s[n, d, y stride + i - padding, x stride + j - padding]`.
 On the weight grid this sum is exact, so backends may take any order or algorithm that only adds such products.
@@ -13,14 +13,14 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.synapses.base import Weighted, weight_bits
 from stsbp_spec.typing import Shape
-from stsbp_spec.values import whole
+from stsbp_spec.values import truth, whole
 
 __all__ = ["Conv2d"]
 
 
 @dataclass(frozen=True)
 class Conv2d(Weighted):
-    """A 2-d convolution, square kernel, no bias.
+    """A 2-d convolution, square kernel.
 
     Args:
         channels: output channels `C'`.
@@ -28,6 +28,7 @@ class Conv2d(Weighted):
         stride: step of the kernel.
         padding: zero rows and columns around the input.
         weight_bits: bits of the weight grid, sign included, 2 to 12.
+        bias: whether a learned number a channel is added (bias.py).
     """
 
     channels: int
@@ -35,11 +36,13 @@ class Conv2d(Weighted):
     stride: int = 1
     padding: int = 0
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
+    bias: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name, least in (("channels", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
             object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), least))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
+        object.__setattr__(self, "bias", truth("bias", self.bias))
         if self.padding >= self.kernel:
             raise SpecError(f"padding {self.padding} must be smaller than the kernel, {self.kernel}")
 

@@ -1,4 +1,4 @@
-"""Full connection of spikes with the layer's weights: `z_t = W o_t`, no bias (part of Eq. (4)).
+"""Full connection of spikes with the layer's weights: `z_t = W o_t` (part of Eq. (4)); bias.py adds a bias to it.
 
 Inputs `(C, H, W)` are flattened in this order. Forward exact in any order, as for the convolution. Backward:
 `dW = sum dz s^T` (Eq. (18)), `ds = W^T dz`.
@@ -12,26 +12,29 @@ from dataclasses import dataclass, field
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.synapses.base import Weighted, weight_bits
 from stsbp_spec.typing import Shape
-from stsbp_spec.values import whole
+from stsbp_spec.values import truth, whole
 
 __all__ = ["Linear"]
 
 
 @dataclass(frozen=True)
 class Linear(Weighted):
-    """A full connection, no bias.
+    """A full connection.
 
     Args:
         units: output neurons `N`.
         weight_bits: bits of the weight grid, sign included, 2 to 12.
+        bias: whether a learned number a neuron is added (bias.py).
     """
 
     units: int
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
+    bias: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", whole("the units of a full connection", self.units, 1))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
+        object.__setattr__(self, "bias", truth("bias", self.bias))
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(N,)` for any input shape."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, named, snap, unsnapped
 from stsbp_spec.grid import FLOOR
+from stsbp_spec.learned import Learned
 from stsbp_spec.values import real
 
 __all__ = ["IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SecondOrderFilter", "SynapticFilter"]
@@ -38,10 +39,11 @@ class FilterStep:
 
 @dataclass(frozen=True)
 class FilterAdjoint:
-    """What goes on to the step before by name, and `dL/dz`."""
+    """What goes on to the step before by name, `dL/dz`, and a step's term of the gradient of what is learned."""
 
     carried: Mapping[str, Expr]
     dz: Expr
+    learned: Mapping[str, Expr] = field(default_factory=dict)
 
 
 class SynapticFilter(ABC):
@@ -55,9 +57,13 @@ class SynapticFilter(ABC):
     def constants(self) -> Mapping[str, float | np.float32]:
         """The numbers of `step` by name, each rounded once to float32."""
 
+    def learned(self) -> Mapping[str, Learned]:
+        """The numbers of `step` that are learned, by name."""
+        return {}
+
     @abstractmethod
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
-        """One step: `p` the constants, `s` the states before it, `z` the weighted spikes."""
+        """One step: `p` the constants and what is learned, `s` the states before it, `z` the weighted spikes."""
 
     def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
         """The way back from the error of the current, where an order of its own is fixed; None: it is derived."""

@@ -1,0 +1,64 @@
+"""Bias of a projection: `x_t = g z_t + b`, one number `b` a channel (of a full connection: a neuron), then the filter.
+
+`g` is the gain of training, the `1/(1 - rate)` of dropout; without a bias it folds into the filter's constant
+(synapses/psp.py), which a bias must not meet. Contract order: `x = snap(snap(g z) + b)`, without `g` where it is 1.
+Backward: `db = sum dx` over steps, samples and places, `dz = g dx`.
+
+A bias begins at 0, is not decayed, and stays between -2^100 and 2^100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from stsbp_spec.expr import Expr, Names, named, snap, unsnapped
+from stsbp_spec.grid import CEILING
+from stsbp_spec.learned import Learned
+from stsbp_spec.synapses.psp import FilterAdjoint, FilterStep, SynapticFilter
+
+__all__ = ["BIAS", "Biased"]
+
+BIAS = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
+
+
+@dataclass(frozen=True)
+class Biased(SynapticFilter):
+    """A filter whose input is `gain z + bias`.
+
+    Args:
+        filter: the filter, with no gain of its own.
+        gain: of training, float32.
+    """
+
+    filter: SynapticFilter
+    gain: np.float32
+
+    @property
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.states
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self.filter.carried
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        own = {"gain": self.gain} if self.gain != 1 else {}
+        return {**self.filter.constants(), **own}
+
+    def learned(self) -> Mapping[str, Learned]:
+        return {"bias": BIAS}
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        weighted = snap(p.gain * z) if self.gain != 1 else z
+        return self.filter.step(p, s, named("x", snap(weighted + p.bias)))
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
+        found = self.filter.adjoint(p, d, current)
+        if found is None:
+            return None
+        dx = found.dz.args[0] if found.dz.op == "unsnapped" else found.dz
+        dz = unsnapped(p.gain * dx) if self.gain != 1 else found.dz
+        return FilterAdjoint(found.carried, dz, {"bias": found.dz})
