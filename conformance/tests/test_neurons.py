@@ -140,7 +140,7 @@ def test_the_page_says_how_a_strangers_model_is_held_to_them(tmp_path: Path) -> 
 @each_model
 def test_potentials_meet_the_threshold_and_the_number_below_it(neuron: NeuronModel) -> None:
     z, off = neurons.meeting_the_threshold(neuron)
-    fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z), neurons.learned_numbers(neuron, z.shape[2:]))
+    fired, _ = NUMPY.neuron_forward(neuron, IDENTITY, z, len(z), neurons.learned_numbers(neuron, IDENTITY, z.shape[2:]))
     met, below = off[..., 0::3], off[..., 1::3]
     assert (met == 0).mean() > 0.9
     assert (np.abs(below) < 1e-6).all()
@@ -154,12 +154,12 @@ def test_silence_and_tiny_numbers_reach_the_floor(neuron: NeuronModel) -> None:
     """Without the floor potentials and errors are other numbers; with it none lies below."""
     small, filter = neurons.near_the_floor(), PSP(2.0).filter()
     for z, ds in (neurons.silent(), *((z, ds) for _, z, ds in small)):
-        learned = neurons.learned_numbers(neuron, z.shape[2:])
+        learned = neurons.learned_numbers(neuron, filter, z.shape[2:])
         kept = NUMPY.neuron_forward(neuron, filter, z, len(ds), learned)[1].kept
         for name, x in kept.items():
             assert not ((x != 0) & (np.abs(x) < FLOOR)).any(), name
     for wrong, (_, z, ds) in ((faults.NoFloorForward(), small[0]), (faults.NoFloorBackward(), small[1])):
-        learned = neurons.learned_numbers(neuron, z.shape[2:])
+        learned = neurons.learned_numbers(neuron, filter, z.shape[2:])
         residuals, other = (b.neuron_forward(neuron, filter, z, len(ds), learned)[1] for b in (NUMPY, wrong))
         dz, without = (b.neuron_backward(neuron, filter, residuals, ds)[0] for b in (NUMPY, wrong))
         assert (other.kept["u"] != residuals.kept["u"]).any() or (dz != without).any()
@@ -259,7 +259,7 @@ def _by_expressions(
 
 
 def _learned(neuron: NeuronModel, count: int) -> dict[str, AnyArray]:
-    return {name: x.astype(np.float64) for name, x in neurons.learned_numbers(neuron, (count,)).items()}
+    return {name: x.astype(np.float64) for name, x in neurons.learned_numbers(neuron, IDENTITY, (count,)).items()}
 
 
 @each_model

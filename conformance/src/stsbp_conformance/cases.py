@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from stsbp_spec.backend import Batch
 from stsbp_spec.init import initial_weights
+from stsbp_spec.learned import Learned
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
-from stsbp_spec.neurons.base import Learned
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.surrogates import Arctan, Surrogate
+from stsbp_spec.synapses.bias import BIAS
 from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_conformance.data import nmnist_frames
 
 __all__ = ["NetworkCase", "cifar10", "learned", "nmnist", "normal", "spikes"]
+
+
+BIAS_DRAWN = replace(BIAS, low=-0.25, high=0.5)
+"""Between what silences and what fires neurons with thresholds of about 0.5."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,9 @@ class NetworkCase:
         made = initial_weights(self.network, self.seed, self.gain)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
-                made[name] = learned(parameter.learned, parameter.shape[0], self.seed, number)
+                # A bias at the end of its domain, 2^100, leaves nothing of the rest of a network.
+                drawn = BIAS_DRAWN if parameter.learned == BIAS else parameter.learned
+                made[name] = learned(drawn, parameter.shape[0], self.seed, number)
         return made
 
     def inputs(self) -> UInt8:

@@ -22,10 +22,11 @@ from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import recur
 from stsbp_spec.surrogates import SURROGATES, Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP
+from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
-from stsbp_conformance.cases import learned, normal
+from stsbp_conformance.cases import BIAS_DRAWN, learned, normal
 from stsbp_conformance.check import Check, Compared
 from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.tiers.pairs import Body, pair_check, powers, values
@@ -73,9 +74,10 @@ def with_surrogate(neuron: NeuronModel, surrogate: Surrogate) -> NeuronModel:
     return changed
 
 
-def learned_numbers(neuron: NeuronModel, output: Shape) -> dict[str, Float32]:
+def learned_numbers(neuron: NeuronModel, filter: SynapticFilter, output: Shape) -> dict[str, Float32]:
     """What a layer whose spikes have the shape `output` may have learned, by name."""
-    each = enumerate(neuron.learned().items())
+    every = {**neuron.learned(), **dict.fromkeys(filter.learned(), BIAS_DRAWN)}
+    each = enumerate(every.items())
     return {name: learned(x, x.shape(output)[0], 84, number) for number, (name, x) in each}
 
 
@@ -88,7 +90,7 @@ def _compare(
     z: Float32,
     ds: Float32,
 ) -> None:
-    numbers = learned_numbers(neuron, z.shape[2:])
+    numbers = learned_numbers(neuron, filter, z.shape[2:])
     s, residuals = NUMPY.neuron_forward(neuron, filter, z, len(ds), numbers)
     given = {name: backend.asarray(x) for name, x in numbers.items()}
     native_s, native = backend.neuron_forward(neuron, filter, backend.asarray(z), len(ds), given)
@@ -110,7 +112,8 @@ def _compare(
             exact = NUMPY.learned_gradient(x, len(numbers[name]), "reproducible")
             compared.equal(f"{what}: dL/d{name}", gradients[name, "reproducible"], exact)
     if numbers or not neuron.surrogate.exact:
-        constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+        own = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+        constants = roundoff.Filtering(own, filter)
         kept = {name: roundoff.exact(x) for name, x in {**residuals.kept, **residuals.learned}.items()}
         near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
         compared.within(f"{what}: dL/dz", found, near, random=True)
@@ -120,7 +123,8 @@ def _compare(
 
 def _stepped(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        filters = (PSP(5 / 3).filter(), PSP(3.0).filter(1 / 0.7), PSP(5.0, 5 / 3).filter(), IDENTITY)
+        biased = Biased(PSP(5 / 3).filter(), np.float32(1)), Biased(PSP(5.0, 5 / 3).filter(), np.float32(1 / 0.7))
+        filters = (PSP(5 / 3).filter(), PSP(3.0).filter(1 / 0.7), PSP(5.0, 5 / 3).filter(), IDENTITY, *biased)
         surrogates = (*(cls() for cls in SURROGATES.values()), Triangle(0.4))
         for number, surrogate in enumerate(surrogates):
             filter = filters[number % len(filters)]
@@ -132,7 +136,7 @@ def _stepped(neuron: NeuronModel) -> Body:
 
 def _shapes(neuron: NeuronModel) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        filter = PSP(3.0).filter()
+        filter: SynapticFilter = PSP(3.0).filter()
         for what, steps, shape in (
             ("one step", 1, (1, 3, 11)),
             ("one neuron", 15, (15, 1, 1)),
@@ -140,7 +144,8 @@ def _shapes(neuron: NeuronModel) -> Body:
         ):
             z, ds = normal(shape, 70), normal((steps, *shape[1:]), 71)
             _compare(backend, compared, what, neuron, filter, z, ds)
-        for what, filter in (("static", IDENTITY), ("static, filtered", PSP(3.0).filter(1 / 0.7))):
+        static = ("static", IDENTITY), ("static, filtered", PSP(3.0).filter(1 / 0.7))
+        for what, filter in (*static, ("static, with a bias", Biased(IDENTITY, np.float32(1 / 0.7)))):
             _compare(backend, compared, what, neuron, filter, normal((1, 2, 41), 72), normal((12, 2, 41), 73))
 
     return body
@@ -158,7 +163,7 @@ def meeting_the_threshold(neuron: NeuronModel, steps: int = 8) -> tuple[Float32,
     z = normal((steps, 2, 66), 74)
     below = np.broadcast_to(np.arange(66) % 3 == 1, z.shape[1:])
     left = np.zeros_like(z)
-    numbers = learned_numbers(neuron, z.shape[2:])
+    numbers = learned_numbers(neuron, IDENTITY, z.shape[2:])
     each = {free: NUMPY.spread(numbers[name], z.shape[1:]) for name, free in equations.learned.items()}
     for t in range(steps):
         for _ in range(3):

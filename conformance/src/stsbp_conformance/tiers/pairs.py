@@ -167,7 +167,8 @@ def _lif(
         if neuron.surrogate.exact:
             compared.equal("dL/dz", found, dz)
         else:
-            constants = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+            own = tuple(roundoff.exact(float(value)) for value in filter.constants().values())
+            constants = roundoff.Filtering(own, filter)
             kept = {name: roundoff.exact(x) for name, x in residuals.kept.items()}
             near = roundoff.neuron_backward(neuron, constants, kept, s, roundoff.exact(ds), static=residuals.static)
             compared.within("dL/dz", found, near, random=True)

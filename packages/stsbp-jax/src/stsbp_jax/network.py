@@ -132,7 +132,7 @@ def apply(
         z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
         if precision == "reproducible":
             z = snap_errors(block.error_bits(frames=z.shape[0] * z.shape[1]), z)
-        learned = {name: jnp.asarray(weights[f"{block.name}.{name}"]) for name in block.neuron.learned()}
+        learned = {name: jnp.asarray(weights[f"{block.name}.{name}"]) for name in block.learned}
         filter = block.filter(training=dropout is not None)
         s = lif(block.neuron, filter, z, steps, learned, precision=precision)
     return s

@@ -11,10 +11,10 @@ from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import FLOOR
+from stsbp_spec.learned import Learned
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons.base import Learned
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch
 from stsbp_spec.typing import AnyArray, Precision, Shape

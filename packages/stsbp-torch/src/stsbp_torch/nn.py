@@ -14,7 +14,7 @@ gradients.
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
@@ -30,7 +30,7 @@ from stsbp_spec.losses import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import NeuronModel
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
@@ -61,7 +61,8 @@ class _LifFunction(torch.autograd.Function):
         precision: Precision,
         *learned: torch.Tensor,
     ) -> torch.Tensor:
-        given = {name: x.detach() for name, x in zip(neuron.learned(), learned, strict=True)}
+        names = (*filter.learned(), *neuron.learned())
+        given = {name: x.detach() for name, x in zip(names, learned, strict=True)}
         spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps, given)
         ctx.neuron, ctx.filter, ctx.precision, ctx.static = neuron, filter, precision, residuals.static
         ctx.kept, ctx.learned, ctx.counts = tuple(residuals.kept), tuple(residuals.learned), [len(x) for x in learned]
@@ -222,6 +223,7 @@ class LIF(torch.nn.Module):
         steps: int | None = None,
         gain: float = 1.0,
         *,
+        bias: torch.Tensor | None = None,
         precision: Precision = "fast",
         checked: bool = False,
     ) -> torch.Tensor:
@@ -231,6 +233,7 @@ class LIF(torch.nn.Module):
             z: weighted spikes of the layer below.
             steps: `T` of a static input.
             gain: factor of dropout.
+            bias: added to `z` before the filter, `[C]`, of a full connection `[N]`; None: nothing.
             precision: of the gradients of what is learned.
             checked: `z` is known to be finite, and is not looked at.
 
@@ -244,9 +247,10 @@ class LIF(torch.nn.Module):
         if not checked:
             check_finite("LIF", z)
         self._check_domain()
-        filter = self.psp.filter(gain) if self.psp else replace(IDENTITY, gain=np.float32(gain))
+        values = Values(tuple(z.shape[2:]), pending=self.psp, gain=gain, biased=bias is not None)
+        learned = (*(() if bias is None else (bias,)), *self.learned.values())
         spikes: torch.Tensor = _LifFunction.apply(  # type: ignore[no-untyped-call]
-            z, self.neuron, filter, steps, precision, *self.learned.values()
+            z, self.neuron, values.filter(training=True), steps, precision, *learned
         )
         return spikes
 
@@ -266,6 +270,7 @@ class _Spiking(torch.nn.Module):
         super().__init__()
         self.synapse = synapse
         self.weight = torch.nn.Parameter(weight)
+        self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
         self.lif = LIF(neuron, psp, len(weight))
         self.input_exponent, self.input_max = input_exponent, input_max
 
@@ -276,6 +281,7 @@ class _Spiking(torch.nn.Module):
         outputs, inputs, *_ = self.weight.shape
         c = self.synapse
         grid = f"weight_bits={c.weight_bits}, input_exponent={self.input_exponent}, input_max={self.input_max:g}"
+        grid = f"bias=True, {grid}" if c.bias else grid
         if isinstance(c, Linear):
             return f"{inputs}, {outputs}, {grid}"
         return f"{inputs}, {outputs}, kernel={c.kernel}, stride={c.stride}, padding={c.padding}, {grid}"
@@ -314,7 +320,7 @@ class _Spiking(torch.nn.Module):
         bits = self._error_bits(s) if precision == "reproducible" else 0
         z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
         # Weights on their grid and inputs that were looked at have finite sums.
-        spikes: torch.Tensor = self.lif(z, steps, gain, precision=precision, checked=True)
+        spikes: torch.Tensor = self.lif(z, steps, gain, bias=self.bias, precision=precision, checked=True)
         return spikes
 
     def _check_shape(self, s: torch.Tensor) -> None:
@@ -353,6 +359,7 @@ class SpikingConv2d(_Spiking):
         neuron: parameters of the neurons.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
+        bias: whether a number a channel is added to the sums.
         input_exponent: inputs are multiples of `2^-input_exponent` (0: spikes, 2: spikes pooled 2x2, 8: images) ...
         input_max: ... in `[0, input_max]`.
     """
@@ -368,10 +375,11 @@ class SpikingConv2d(_Spiking):
         neuron: NeuronModel | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
+        bias: bool = False,
         input_exponent: int = 0,
         input_max: float = 1.0,
     ) -> None:
-        synapse = Conv2d(channels, kernel, stride, padding, weight_bits=weight_bits)
+        synapse = Conv2d(channels, kernel, stride, padding, weight_bits=weight_bits, bias=bias)
         weight = _kaiming((channels, in_channels, kernel, kernel))
         super().__init__(synapse, weight, neuron, psp, input_exponent, input_max)
 
@@ -387,10 +395,11 @@ class SpikingLinear(_Spiking):
         neuron: NeuronModel | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
+        bias: bool = False,
         input_exponent: int = 0,
         input_max: float = 1.0,
     ) -> None:
-        synapse = Linear(units, weight_bits=weight_bits)
+        synapse = Linear(units, weight_bits=weight_bits, bias=bias)
         super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 

@@ -41,7 +41,8 @@ def lif(
         z: weighted spikes of the layer below, float32 `[T, B, ...]`, or `[1, B, ...]` for one input at every step;
             channels are the last axis.
         steps: `T`.
-        learned: the model's learned numbers by name, each `[1]` or one a channel; None: those before any update.
+        learned: learned numbers of the filter (`bias`) and of the model by name, each `[1]` or one a channel; None: as
+            they are before any update.
         precision: of the gradients of `learned`.
 
     Returns:
@@ -55,12 +56,12 @@ def lif(
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
     check_finite("lif", z)
-    expected = {name: each.values((z.shape[-1],)) for name, each in neuron.learned().items()}
+    ends = {**filter.learned(), **neuron.learned()}
+    expected = {name: each.values((z.shape[-1],)) for name, each in ends.items()}
     given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}
     shapes, wanted = ({name: (x.shape, x.dtype.name) for name, x in each.items()} for each in (given, expected))
     if shapes != wanted:
         raise ShapeError(f"the learned numbers of {neuron.name} are {wanted}, got {shapes}")
-    ends = neuron.learned()
     given = {
         name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
     }

@@ -17,7 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from stsbp_spec.expr import Expr, Names, named, snap, spike, where
-from stsbp_spec.neurons.base import Learned, NeuronModel, Step, choice, parameter, steps
+from stsbp_spec.learned import Learned
+from stsbp_spec.neurons.base import NeuronModel, Step, choice, parameter, steps
 from stsbp_spec.surrogates import Arctan, Surrogate
 
 __all__ = ["PLIF"]

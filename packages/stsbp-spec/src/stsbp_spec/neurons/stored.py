@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, variable
-from stsbp_spec.neurons.base import Adjoint, Learned, NeuronModel, Step, above_zero, steps
+from stsbp_spec.learned import Learned
+from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step, above_zero, steps
 from stsbp_spec.stored import (
     Graph,
     dumped,
