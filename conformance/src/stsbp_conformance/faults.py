@@ -23,7 +23,7 @@ from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import Constants
 from stsbp_spec.errors import NumericError
-from stsbp_spec.expr import Expr, Recurrence, constant, ordered, sqrt, variable, where
+from stsbp_spec.expr import Expr, Names, Recurrence, constant, ordered, snap, sqrt, variable, where
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import CEILING, FLOOR, WeightGrid
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
@@ -35,7 +35,8 @@ from stsbp_spec.reference.backend import NumpyBackend, recur
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
-from stsbp_spec.synapses.psp import SynapticFilter
+from stsbp_spec.synapses.bias import Biased
+from stsbp_spec.synapses.psp import Filter, FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
@@ -399,6 +400,48 @@ class LearnedSumOtherOrder(NumpyBackend):
             for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
             if name != "dz"
         }
+
+
+class _Late(Biased):
+    """A filter to whose current, not to whose input, the bias is added."""
+
+    def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
+        found = self.filter.step(p, s, snap(p.gain * z) if self.gain != 1 else z)
+        return FilterStep(found.states, snap(found.current + p.bias))
+
+    def adjoint(self, p: Names, d: Names, current: Expr) -> FilterAdjoint | None:
+        return None
+
+    @property
+    def carried(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ()
+
+
+class _OtherBias(NumpyBackend):
+    def other(self, filter: Biased) -> SynapticFilter:
+        raise NotImplementedError
+
+    def neuron_forward(self, neuron: NeuronModel, filter: SynapticFilter, *arguments: Any) -> Any:
+        return super().neuron_forward(neuron, self.other(filter) if isinstance(filter, Biased) else filter, *arguments)
+
+    def neuron_backward(self, neuron: NeuronModel, filter: SynapticFilter, *arguments: Any) -> Any:
+        return super().neuron_backward(neuron, self.other(filter) if isinstance(filter, Biased) else filter, *arguments)
+
+
+class BiasAfterTheFilter(_OtherBias):
+    """The bias is added to the current, after the filter."""
+
+    def other(self, filter: Biased) -> SynapticFilter:
+        return _Late(filter.filter, filter.gain)
+
+
+class BiasWithTheGain(_OtherBias):
+    """The factor of dropout meets the bias too."""
+
+    def other(self, filter: Biased) -> SynapticFilter:
+        inner = filter.filter
+        assert isinstance(inner, Filter | SecondOrderFilter)
+        return Biased(replace(inner, gain=np.float32(inner.gain * filter.gain)), np.float32(1))
 
 
 class LearnedTermDropped(NumpyBackend):

@@ -54,6 +54,25 @@ def test_options_of_layers() -> None:
     )
 
 
+def test_a_layer_has_a_bias_where_it_says_so() -> None:
+    network = NetworkSpec.parse("8C3b-P2-16d0.5b-5b", input_shape=(1, 9, 9), outputs=5)
+    conv, _, linear, _, last = network.layers
+    assert isinstance(conv, SpikingLayer)
+    assert conv.synapse == Conv2d(8, 3, bias=True)
+    assert isinstance(linear, SpikingLayer)
+    assert linear.synapse == Linear(16, bias=True)
+    assert last == SpikingLayer(Linear(5, bias=True), LIF())
+    assert str(network) == "8C3b-P2-16b-D0.5-5b"
+    assert NetworkSpec.parse(network.notation, input_shape=(1, 9, 9)) == network
+    shapes = {name: parameter.shape for name, parameter in network.parameters.items() if name.endswith(".bias")}
+    assert shapes == {"conv1.bias": (8,), "linear2.bias": (16,), "linear3.bias": (5,)}
+    assert not any(name.endswith(".bias") for name in NetworkSpec.parse("8C3-4", input_shape=(1, 9, 9)).parameters)
+    with pytest.raises(NetworkError, match="bias is given twice"):
+        NetworkSpec.parse("8C3bb-4", input_shape=(1, 9, 9))
+    with pytest.raises(SpecError, match="bias is True or False, got 1"):
+        Conv2d(8, 3, bias=1)  # type: ignore[arg-type]
+
+
 def test_same_padding_dropout_everywhere_and_spaces() -> None:
     network = NetworkSpec.parse(" 4C5 - P2 -4C3p0- 8 ", input_shape=(1, 12, 12), outputs=3, padding="same", dropout=0.1)
     assert str(network) == "4C5p2-D0.1-P2-4C3-D0.1-8-D0.1-3"
@@ -268,7 +287,7 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
     for layer, message in (
         (
             Linear(3),
-            r"layers\[1\] is Linear\(units=3, weight_bits=12\), weights without neurons; write "
+            r"layers\[1\] is Linear\(units=3, weight_bits=12, bias=False\), weights without neurons; write "
             r"SpikingLayer\(Linear\(\.\.\.\)\)",
         ),
         (Conv2d(3, 3), r"layers\[1\] is Conv2d\(.*; write SpikingLayer\(Conv2d\(\.\.\.\)\)"),

@@ -31,12 +31,12 @@ from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
 NUMPY = NumpyBackend()
 _TAUS = {"2": 2.0, "3": 3.0, "5": 5.0, "5/3": 5 / 3}
-_KINDS = ["events", "strides", "direct", "filtered"]
+_KINDS = ["events", "strides", "direct", "filtered", "biased", "biased images"]
 _STEPS, _BATCH = 9, 2
 
 
 def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> NetworkSpec:
-    """Pooling, stride and padding with events; direct coding; counts after an input filter."""
+    """Pooling, stride and padding with events; direct coding; counts after an input filter; biases."""
     neuron = LIF(tau, 5 / 3 if tau == 3 else tau, 0.5, surrogate or FastSigmoid())
     if kind == "events":
         return NetworkSpec.parse("5C3p1-P2-6C3p1-P2-5", input_shape=(2, 9, 8), neuron=neuron)
@@ -44,6 +44,10 @@ def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> Netwo
         return NetworkSpec.parse("P2-6C3s2p1-7C2s2-12-5", input_shape=(2, 18, 17), neuron=neuron)
     if kind == "direct":
         return NetworkSpec.parse("5C3s2p1-P2-6C2-5", input_shape=(3, 11, 12), coding="direct", neuron=neuron)
+    if kind == "biased":
+        return NetworkSpec.parse("5C3p1b-P2-6C3b-7b-5", input_shape=(2, 9, 8), neuron=neuron)
+    if kind == "biased images":
+        return NetworkSpec.parse("5C3s2p1b-P2-6C2b-5b", input_shape=(3, 11, 12), coding="direct", neuron=neuron)
     return NetworkSpec.parse("P2-20-5", input_shape=(2, 6, 6), input_psp=PSP(3), input_max=5, neuron=neuron)
 
 
@@ -62,7 +66,10 @@ def _batch(network: NetworkSpec, steps: int = _STEPS, seed: int = 1) -> Batch:
 
 def _on_grid(network: NetworkSpec, seed: int = 1) -> dict[str, Float32]:
     weights = initial_weights(network, seed, 2.5)
-    return {block.name: NUMPY.weight_grid(block, weights[block.name])[0] for block in network.blocks}
+    grids = {block.name: NUMPY.weight_grid(block, weights[block.name])[0] for block in network.blocks}
+    rng = np.random.default_rng(seed)
+    biases = (name for name in weights if name.endswith(".bias"))
+    return grids | {name: rng.uniform(-0.2, 0.3, weights[name].shape).astype(np.float32) for name in biases}
 
 
 def _frames(literal: Literal, batch: Batch) -> list[AnyArray]:
@@ -98,15 +105,15 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
         assert 0.05 < o.mean() < 0.7
         assert np.array_equal(layers[block.name].spikes, o)
         z = np.stack([literal.product(block, exact[block.name], x) for x in _unfiltered(literal, block, run, batch)])
-        potentials = roundoff.neuron_forward(
-            block.neuron, roundoff.exact_filter(block.psp), z, layers[block.name].spikes
-        )["u"]
+        filter = roundoff.exact_filter(block.psp, biased=block.synapse.bias)
+        learned = {name: weights[f"{block.name}.{name}"] for name in block.learned}
+        potentials = roundoff.neuron_forward(block.neuron, filter, z, layers[block.name].spikes, learned)["u"]
         _agree(potentials.value, u)
         assert (np.abs(layers[block.name].potentials - u) <= potentials.bound).all()
-        gradient = expected[block.name]
+    for name, gradient in expected.items():
         assert np.count_nonzero(gradient) > 0.3 * gradient.size
-        _agree(near[block.name].value, gradient)
-        assert (np.abs(found.gradients[block.name] - gradient) <= near[block.name].bound).all()
+        _agree(near[name].value, gradient)
+        assert (np.abs(found.gradients[name] - gradient) <= near[name].bound).all()
 
 
 def _agree(found: Float64, literal: Float64) -> None:
@@ -315,7 +322,9 @@ def _torch_gradients(
         u: Any = 0
         o: Any = 0
         spikes = []
-        for x in a:
+        ones = [torch.ones(1, dtype=torch.float64)] * len(a)
+        response = ones if block.psp is None else psp(block.psp, ones)
+        for x, constant in zip(a, response, strict=True):
             for layer in block.before:
                 assert isinstance(layer, AvgPool2d)
                 x = torch.nn.functional.avg_pool2d(x, layer.size)
@@ -325,6 +334,8 @@ def _torch_gradients(
                 z = torch.nn.functional.conv2d(x, w[block.name], stride=synapse.stride, padding=synapse.padding)
             else:
                 z = x.flatten(1) @ w[block.name].T
+            if synapse.bias:
+                z = z + constant * w[f"{block.name}.bias"].view(1, -1, *(1,) * (z.ndim - 2))
             u = (1 - 1 / neuron.tau_m) * u * (1 - o) + z
             o = Spike.apply(u - neuron.threshold, neuron.surrogate)
             spikes.append(o)

@@ -293,3 +293,27 @@ def test_a_network_of_neurons_that_learn_agrees_with_value_and_grad(precision: P
         net.get_parameter("conv1.lif.learned.decay").add_(2)
     net.clip_to_domain()
     assert net.get_parameter("conv1.lif.learned.decay").tolist() == [1.0] * 6
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_a_network_with_biases_agrees_with_value_and_grad(precision: Precision) -> None:
+    spec = NetworkSpec.parse("6C5b-P2-8b-10", input_shape=(2, 18, 18), neuron=PLIF(3, 2, 0.4))
+    batch, weights = samples(3), initial_weights(spec, 4, 2.0)
+    weights["conv1.bias"][:] = np.linspace(-0.1, 0.2, 6, dtype=np.float32)
+    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision=precision)
+    net = Network(spec, seed=4, gain=2.0, precision=precision)
+    with torch.no_grad():
+        net.get_parameter("conv1.bias").copy_(torch.from_numpy(weights["conv1.bias"]))
+    spikes = net(torch.from_numpy(batch.inputs))
+    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
+    for name in ("conv1.bias", "linear2.bias", "conv1"):
+        found = net.get_parameter(name if name.endswith("bias") else f"{name}.weight").grad
+        assert found is not None
+        wanted = expected.gradients[name]
+        assert np.count_nonzero(wanted) > 0
+        tolerance = 0 if precision == "reproducible" else 2e-6
+        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+    assert "bias=True" in str(net.get_submodule("conv1"))
+    assert net.get_submodule("linear3").bias is None
+    assert "bias" not in str(net.get_submodule("linear3"))

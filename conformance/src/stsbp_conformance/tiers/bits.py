@@ -117,11 +117,11 @@ MODELS_DIRECT = tuple(
     )
 )
 
-# What neurons learn, one number a layer and one a channel; also at the ends of its domain.
+# What neurons learn, one number a layer and one a channel, also at the ends of its domain; biases, one after dropout.
 LEARNED = NetworkCase(
     "neurons that learn",
     NetworkSpec.parse(
-        "6C3p1{per=channel}-P2-8C3s2p1{reset=subtract}-D0.25-24{reset=subtract,per=channel}-16{neuron=alif}",
+        "6C3p1b{per=channel}-P2-8C3s2p1{reset=subtract}-D0.25-24b{reset=subtract,per=channel}-16b{neuron=alif}",
         input_shape=(2, 11, 12),
         outputs=5,
         neuron=PLIF(tau_m=3, tau_s=5 / 3, threshold=0.5),

@@ -152,6 +152,9 @@ _NETWORKS = {
     "PLIF, soft reset": _parse(
         "3C2-P2-3", PLIF(2, 2, 0.5, Rectangle(2), reset="subtract", per="channel"), input_shape=(1, 5, 5)
     ),
+    "bias": _parse("5b-3b", _WIDE, input_shape=(6,)),
+    "bias, direct coding": _parse("2C3s2b-3", _TRIANGLE, input_shape=(2, 5, 5), coding="direct"),
+    "bias, three layers": _parse("3C2b-P2-4b-3", LIF(2, 2, 0.5, Rectangle(2), reset="subtract"), input_shape=(1, 5, 5)),
 }
 
 # Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
@@ -174,6 +177,9 @@ _CHOSEN = {
     "ALIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "PLIF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "PLIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "bias": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "bias, direct coding": {"van-rossum": (3, 77), "hamming": (4, 106), "spike-count": (4, 250)},
+    "bias, three layers": {"van-rossum": (4, 2), "hamming": (4, 2), "spike-count": (4, 2)},
 }
 
 CASES = tuple(
