@@ -118,7 +118,7 @@ def test_neuron_within_the_bound_whatever_the_roundings(
 def test_neuron_within_the_bound_where_much_differs(surrogate: Surrogate, of: str) -> None:
     """Potentials and errors of float32 that are far from float64's: terms of second order count."""
     neuron, psp = LIF(3, 2, 0.75, surrogate), PSP(1)
-    filter = roundoff.exact(0.0), roundoff.exact(1.0)
+    filter = roundoff.exact_filter(None)
     rng = np.random.default_rng(6)
     shape = (2, 4000)
     u = rng.normal(0.5, 0.8, shape).astype(np.float32).astype(np.float64)
@@ -150,7 +150,7 @@ def test_bound_grows_by_the_neurons_own_factor(factor: float, steps: int) -> Non
     g = Near(np.zeros((steps, 1)), np.zeros((steps, 1)), np.zeros((steps, 1)))
     g.value[-1], g.error[-1] = 1.0, 1e-3
     near = roundoff.neuron_backward(
-        neuron, (roundoff.exact(0.0), roundoff.exact(1.0)), {"u": roundoff.exact(u)}, spikes, g, static=False
+        neuron, roundoff.exact_filter(None), {"u": roundoff.exact(u)}, spikes, g, static=False
     )
     assert near.error[0, 0] == pytest.approx(1e-3 / 16 * factor ** (steps - 1), rel=0.02)
 
@@ -226,7 +226,7 @@ def test_loss_error_within_the_bound(loss: str, tau: float) -> None:
 
 def test_what_float32_computes_exactly_has_no_error() -> None:
     neuron, filter = LIF(2, 2, 0.5, Rectangle(2)), roundoff.exact_filter(PSP(2))
-    for constant in filter:
+    for constant in filter.constants:
         assert constant.error == 0
     x = roundoff.exact(np.array([0.1]))
     for power in (roundoff.exact(0.25), roundoff.exact(-2.0)):
