@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 __all__ = ["Gloo", "Mpi", "connection", "first_line", "join", "process_group"]
 
+EXCHANGE = 3600.0
+"""Seconds that an exchange may wait for others; who watches whether they move ends it sooner."""
 MPI_LAUNCHERS = ("Open MPI", "MPICH")
 
 
@@ -44,21 +47,25 @@ def process_group(rendezvous: Rendezvous, engines: str = "gloo") -> Any:
         BackendError: they did not come in time, or the port of rank 0 is taken.
     """
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, _set_pg_timeout
+    from torch.distributed.rendezvous import rendezvous as meet
 
     # torchrun keeps a store of its own at the port that it names.
     meeting = "env://" if rendezvous.launcher == "torchrun" else f"tcp://{rendezvous.address}:{rendezvous.port}"
+    soon, later = timedelta(seconds=rendezvous.timeout), timedelta(seconds=max(EXCHANGE, rendezvous.timeout))
     try:
-        dist.init_process_group(
-            engines,
-            init_method=meeting,
-            rank=rendezvous.rank,
-            world_size=rendezvous.size,
-            timeout=timedelta(seconds=rendezvous.timeout),
-        )
+        store, rank, size = next(meet(meeting, rendezvous.rank, rendezvous.size, timeout=soon))
+        # The store outlives a restart by torchrun, and with it where processes were that are gone.
+        store = PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        dist.init_process_group(engines, store=store, rank=rank, world_size=size, timeout=soon)
+        # Now that all are here they may take their time, to compile for example.
+        _set_pg_timeout(later)
     except (RuntimeError, ValueError, OSError) as error:
+        taken = "EADDRINUSE" in str(error)
+        reason = "another program has taken that port; name a free one (MASTER_PORT)" if taken else first_line(error)
         raise BackendError(
             f"rank {rendezvous.rank} of {rendezvous.size} did not meet the others at {rendezvous.address}:"
-            f"{rendezvous.port}: {first_line(error)}"
+            f"{rendezvous.port}: {reason}"
         ) from error
     return dist
 
