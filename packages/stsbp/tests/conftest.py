@@ -24,7 +24,7 @@ TINY = (
 )
 """A run of 6 updates (two of 20 samples an epoch) that takes a tenth of a second on the numpy backend."""
 
-_TIMES = ("seconds", "samples_per_second")
+_TIMES = ("seconds", "samples_per_second", "processes", "slowest_rank", "exchange_share")
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def tensors() -> Callable[..., bytes]:
 
 @pytest.fixture
 def records() -> Callable[[Path], list[dict[str, Any]]]:
-    """The lines of `metrics.jsonl` without times."""
+    """The lines of `metrics.jsonl` without times and how work was shared."""
 
     def read(run: Path) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -193,7 +193,7 @@ def test_toml_reads_back(
 def test_digest_changes_with_what_changes_the_result_only() -> None:
     config = resolve([DIGITS])
     other: dict[str, Any] = {"download": True, "skip_malformed": True, "data_dir": "/x", "threads": 1}
-    other |= {"checkpoint_every": 1.0, "tensorboard": True, "memory": "low"}
+    other |= {"checkpoint_every": 1.0, "tensorboard": True, "memory": "low", "micro_batch": 7}
     assert set(other) == FREE
     assert config.model_copy(update=other).digest() == config.digest()
     for key, field in RunConfig.model_fields.items():

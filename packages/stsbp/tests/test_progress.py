@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from stsbp.cli import train as train_command
 from stsbp.training import loop, progress
 from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted
 from stsbp_spec.trainer import Trainer
@@ -40,7 +39,7 @@ def test_evaluations_move_the_bar_to_its_end(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_every: int
 ) -> None:
     watcher = Watcher()
-    monkeypatch.setattr(train_command, "reporter", lambda: watcher)
+    monkeypatch.setattr(progress, "reporter", lambda: watcher)
     assert train_tiny(tmp_path / "run", "--test-every", test_every).exit_code == 0
     shares = [share for _, share, _ in watcher.seen]
     assert all(a < b for a, b in pairwise(shares))
@@ -59,9 +58,9 @@ def test_bar_of_a_resumed_run_begins_where_it_was(
     train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, rest = Watcher(), Watcher()
-    monkeypatch.setattr(train_command, "reporter", lambda: whole)
+    monkeypatch.setattr(progress, "reporter", lambda: whole)
     train_tiny(tmp_path / "whole")
-    monkeypatch.setattr(train_command, "reporter", lambda: rest)
+    monkeypatch.setattr(progress, "reporter", lambda: rest)
     train_tiny(tmp_path / "run", "--epochs", 2, "--schedule", "constant")
     rest.seen.clear()
     assert train_tiny(tmp_path / "run", "--schedule", "constant", "--epochs", 3, "--resume").exit_code == 0

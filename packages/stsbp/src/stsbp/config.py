@@ -236,6 +236,12 @@ class RunConfig(BaseModel):
         "full",
         description="low: keep one bit a spike and compute each layer twice; the numbers stay the same.",
     )
+    micro_batch: int = Field(
+        0,
+        ge=0,
+        le=10**9,
+        description="Compute so many samples of a batch at a time, for batches that do not fit; 0 takes all.",
+    )
     tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
@@ -361,14 +367,22 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
             *("augment_shift", "augment_flip", "augment_rotate", "augment_scale", "augment_shear"),
             *("augment_elastic", "augment_cutout"),
         ),
-        "How it runs": ("test_every", "log_every", "checkpoint_every", "memory", "tensorboard", "threads"),
+        "How it runs": (
+            *("test_every", "log_every", "checkpoint_every", "memory", "micro_batch", "tensorboard", "threads"),
+        ),
     }
 )
 """Every setting but the data set, in the sections and the order of docs/cli.md."""
 
-FREE = frozenset({"data_dir", "download", "skip_malformed", "threads", "memory", "tensorboard", "checkpoint_every"})
+FREE = frozenset(
+    {
+        *("data_dir", "download", "skip_malformed", "threads", "memory", "micro_batch", "tensorboard"),
+        "checkpoint_every",
+    }
+)
 """Settings that say where and how a run is done; a resumed run may change them. They do not change what comes out, but
-for `threads`: `fast` precision adds its sums thread by thread, so their last bits depend on the number of threads."""
+for `threads` and `micro_batch`: `fast` precision adds its sums thread by thread and piece by piece, so their last bits
+depend on both."""
 
 RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
 """Settings of data sets that are recordings of an event camera."""

@@ -13,6 +13,7 @@ __all__ = [
     "did_you_mean",
     "legible",
     "printable",
+    "understood",
 ]
 
 
@@ -30,3 +31,16 @@ class ConfigError(StsbpError):
 
 class FileError(StsbpError):
     """A file cannot be written, for example because the disk is full; what was there before is untouched."""
+
+
+def understood(error: BaseException) -> StsbpError | None:
+    """The error that a person is told of in place of one of the system; None: it is a bug and keeps its traceback."""
+    if isinstance(error, StsbpError):
+        return error
+    if isinstance(error, MemoryError):
+        return StsbpError("there is not enough memory; try smaller batches or sizes")
+    if isinstance(error, OSError):
+        # One without a file's name comes from writing the output.
+        what = error.filename if error.filename is not None else "cannot write the output"
+        return FileError(f"{what}: {error.strerror or error}")
+    return None

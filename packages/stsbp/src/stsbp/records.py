@@ -109,6 +109,7 @@ class Progress(Record):
     epochs: Count | None = None
     contract: Count = 1
     threads: Count | None = None
+    processes: Count = 1
 
 
 class InputsRecord(Record):

@@ -18,7 +18,7 @@ import click
 
 from stsbp.interrupts import EXIT_CODE, install
 
-__all__ = ["COMMANDS", "Globals", "cli", "main"]
+__all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 
 COMMANDS = {
     "train": "Train a network on a data set.",
@@ -36,6 +36,8 @@ COMMANDS = {
 """Commands in the order of the help page, with their one-line help."""
 
 
+TYPED = "stsbp.typed"
+"""Key of what was typed after `stsbp`, in `click.Context.meta`."""
 _BEFORE = ("--backend", "--device")
 """Options of `stsbp` itself."""
 _SHORT = 1000
@@ -48,6 +50,12 @@ class Globals:
 
     backend: str | None
     device: str | None
+
+    @property
+    def words(self) -> list[str]:
+        """Those that were given, as they are typed."""
+        named = {"--backend": self.backend, "--device": self.device}
+        return [word for name, value in named.items() if value is not None for word in (name, value)]
 
 
 class _Failure(click.ClickException):
@@ -83,9 +91,12 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> click.Context:
+        typed = tuple(args)
         with _legible():
-            return super().make_context(*arguments, **named)
+            ctx = super().make_context(info_name, args, *more, **named)
+        ctx.meta[TYPED] = typed
+        return ctx
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -95,16 +106,10 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(_leave_closed_pipe()) from None
         except Exception as error:
             # Imported here: it brings numpy along.
-            from stsbp.errors import FileError, StsbpError
+            from stsbp.errors import understood
 
-            if isinstance(error, StsbpError):
-                raise _Failure(error) from error
-            if isinstance(error, MemoryError):
-                raise _Failure(StsbpError("there is not enough memory; try smaller batches or sizes")) from error
-            if isinstance(error, OSError):
-                # One without a file's name comes from writing the output.
-                what = error.filename if error.filename is not None else "cannot write the output"
-                raise _Failure(FileError(f"{what}: {error.strerror or error}")) from error
+            if (known := understood(error)) is not None:
+                raise _Failure(known) from error
             raise
 
 

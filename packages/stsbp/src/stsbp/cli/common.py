@@ -12,30 +12,38 @@ from typing import Any
 
 import click
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import installed_backends, open_backend
+from stsbp_spec.rendezvous import found
 from stsbp_spec.values import shown
 
-from stsbp.cli import Globals
+from stsbp.cli import TYPED, Globals
 from stsbp.errors import ConfigError, did_you_mean, printable
+from stsbp.processes.launcher import THREADS, launch, parent
 from stsbp.threads import MOST_THREADS
 
 __all__ = [
+    "MOST_PROCESSES",
     "Choice",
     "Finite",
     "choose_backend",
     "completes",
     "deadline_in",
     "limit_threads",
+    "meeting",
     "parse_shape",
+    "processes",
     "say",
     "stop_after",
     "threads_option",
 ]
 
-_LONGEST_SHAPE = 100
+MOST_PROCESSES = 1024
+_COMES = 60.0
+"""Seconds, at least, that one waits for the other processes to begin: they load libraries first."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+_LONGEST_SHAPE = 100
 
 
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
@@ -77,8 +85,10 @@ def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Cal
     return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **more)
 
 
-def choose_backend(options: Globals) -> AbstractBackend:
-    """Open the backend that was asked for, else torch where it is installed, else the first installed; says which.
+def choose_backend(options: Globals, *, tell: bool = True) -> AbstractBackend:
+    """Open the backend that was asked for, else torch where it is installed, else the first installed.
+
+    With `tell`, says which.
 
     Raises:
         BackendError: it is not installed or cannot run.
@@ -95,7 +105,8 @@ def choose_backend(options: Globals) -> AbstractBackend:
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
     # Nobody need read this.
     with contextlib.suppress(OSError):
-        click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
+        if tell:
+            click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
     return backend
 
 
@@ -110,7 +121,7 @@ def limit_threads(count: int) -> None:
     numba = sys.modules.get("numba")
     if numba is not None:
         numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
-    os.environ.update(dict.fromkeys(_THREADS if numba is None else _THREADS[:-1], str(count)))
+    os.environ.update(dict.fromkeys(THREADS if numba is None else THREADS[:-1], str(count)))
 
 
 stop_after = click.option(
@@ -125,6 +136,52 @@ stop_after = click.option(
 def deadline_in(minutes: float | None) -> float | None:
     """The time of `time.monotonic` in so many minutes; None: never."""
     return None if minutes is None else time.monotonic() + 60 * minutes
+
+
+def processes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of commands that several processes may share."""
+    for option in (
+        click.option(
+            "--rank-timeout",
+            type=Finite(1, 1e6),
+            default=60.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="End all processes where one does nothing new for so long.",
+        ),
+        click.option(
+            "--processes",
+            type=click.IntRange(1, MOST_PROCESSES),
+            help="Share the work among so many processes on this machine.  [default: those of a launcher, or 1]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | None:
+    """Where the processes of this command meet; None: this one is alone.
+
+    Where `--processes` asks for several and no launcher has started this one, it starts them, and leaves with their
+    exit code.
+
+    Raises:
+        BackendError: the environment of a launcher contradicts itself.
+        ConfigError: it says another number of processes than `--processes`.
+    """
+    rendezvous = found(os.environ, max(timeout, _COMES))
+    if rendezvous is not None and count not in (None, rendezvous.size):
+        raise ConfigError(
+            f"--processes {count} starts processes, and {rendezvous.launcher} has started {rendezvous.size} already: "
+            "leave --processes out, or unset its variables"
+        )
+    if rendezvous is None and (above := parent()) is not None:
+        above.follow()
+    if rendezvous is None and count is not None and count > 1:
+        sys.exit(launch(click.get_current_context().find_root().meta[TYPED], count, threads))
+    # What it says of lost connections is said in one line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+    return rendezvous
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

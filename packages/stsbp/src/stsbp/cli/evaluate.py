@@ -9,15 +9,16 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, choose_backend, limit_threads, meeting, processes, say, threads_option
 from stsbp.cli.settings import complete_data_set
 from stsbp.config import RunConfig, absolute
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, printable
-from stsbp.training.build import TOLERANCE, load_data, load_test_set
+from stsbp.processes.group import join
+from stsbp.training.build import TOLERANCE, Data, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import seen_in_training
-from stsbp.training.progress import reporter
+from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 
@@ -51,6 +52,7 @@ __all__ = ["command"]
     help=f"Steps that a spike may be away from its target, where labels are spike trains.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@processes
 @click.pass_obj
 def command(
     options: Globals,
@@ -63,6 +65,8 @@ def command(
     threads: int | None,
     tolerance: int | None,
     as_json: bool,
+    processes: int | None,
+    rank_timeout: float,
 ) -> None:
     """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates.
 
@@ -79,38 +83,49 @@ def command(
         raise ConfigError(
             f"the run was trained on {on}: without --on it is tested on samples that it has not seen{others}"
         )
+    rendezvous = meeting(processes, rank_timeout, threads or 0)
     limit_threads(config.threads if threads is None else threads)
-    trained = load_trained(folder, checkpoint, choose_backend(options))
-    inputs = trained.task.inputs
-    if tolerance is not None and not inputs.sequences:
-        raise ConfigError("--tolerance is of spike trains, and the labels of this run are classes: leave it out")
-    tolerance = TOLERANCE if tolerance is None else tolerance
-    show, seen = reporter(), None
-    try:
-        if on is None:
-            data = load_data(config, show.loading, data_dir, True)
-            dataset, samples = data.dataset, trained.samples(data, split)
-        else:
-            dataset = load_test_set(config, on, show.loading, data_dir)
-            samples = trained.other_samples(dataset)
-            seen = seen_in_training(trained, on, samples, show)
-        found = evaluate(
-            trained.task,
-            trained.state,
-            samples,
-            batch_size or config.batch_size,
-            lambda done: show.loading(f"evaluating {split}", done, len(samples)),
-            tolerance,
-        )
-        for note in dataset.notes:
-            show.note(note)
-        if seen:
-            show.warn(
-                f"{seen} of the {len(samples)} samples have the content of samples that the run was trained on, or "
-                "that chose its best checkpoint: on them it is not tested on anything new"
+    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    with join(backend, rendezvous, rank_timeout) as group:
+        asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}
+        group.compare_settings({**asked, "batch_size": batch_size or config.batch_size, "config": config.digest()})
+        trained = load_trained(folder, checkpoint, backend, group)
+        group.compare_settings({"sha256": trained.info["sha256"]})
+        inputs = trained.task.inputs
+        if tolerance is not None and not inputs.sequences:
+            raise ConfigError("--tolerance is of spike trains, and the labels of this run are classes: leave it out")
+        tolerance = TOLERANCE if tolerance is None else tolerance
+        show, seen = shown_by(group), None
+        try:
+            if on is None:
+                data = group.one_by_one(lambda: load_data(config, show.loading, data_dir, True))
+                dataset, samples = data.dataset, trained.samples(data, split)
+            else:
+                other = on
+                dataset = group.one_by_one(lambda: load_test_set(config, other, show.loading, data_dir))
+                samples = trained.other_samples(dataset)
+                group.compare_data(Data(dataset, samples, None, samples).fingerprint())
+                if group.leads:
+                    seen = seen_in_training(trained, on, samples, show)
+            found = evaluate(
+                trained.task,
+                trained.state,
+                samples,
+                batch_size or config.batch_size,
+                lambda done: show.loading(f"evaluating {split}", done, len(samples)),
+                tolerance,
             )
-    finally:
-        show.close()
+            for note in dataset.notes:
+                show.note(note)
+            if seen:
+                show.warn(
+                    f"{seen} of the {len(samples)} samples have the content of samples that the run was trained on, "
+                    "or that chose its best checkpoint: on them it is not tested on anything new"
+                )
+        finally:
+            show.close()
+    if not group.leads:
+        return
     if as_json:
         record = found.record(split)
         extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(inputs.classes)}

@@ -7,24 +7,35 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
-from stsbp.cli import COMMANDS
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
+from stsbp.cli import COMMANDS, Globals
+from stsbp.cli.common import (
+    MOST_PROCESSES,
+    choose_backend,
+    deadline_in,
+    limit_threads,
+    meeting,
+    processes,
+    say,
+    stop_after,
+)
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, did_you_mean
+from stsbp.experiment.jobs import SideBySide
 from stsbp.experiment.run import Experiment, with_validation
 from stsbp.experiment.table import document, markdown
 from stsbp.presets import PRESETS
-from stsbp.training.build import check_neuron_settings, load_dataset, own_flushes
+from stsbp.processes.group import Group, join
+from stsbp.training.build import check_neuron_settings, cut_validation, load_dataset, own_flushes
 from stsbp.training.initial import pinned
 from stsbp.training.loop import Stopped, stop_on_signals
-from stsbp.training.progress import reporter
+from stsbp.training.progress import shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
@@ -40,7 +51,15 @@ __all__ = ["command"]
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, MOST_PROCESSES),
+    default=1,
+    show_default=True,
+    help="Train so many seeds side by side, each in a process of its own.",
+)
 @stop_after
+@processes
 @settings
 def command(
     name: str,
@@ -49,7 +68,10 @@ def command(
     out: Path | None,
     overwrite: bool,
     as_json: bool,
+    jobs: int,
     stop_after: float | None,
+    processes: int | None,
+    rank_timeout: float,
     **flags: Any,
 ) -> None:
     """Train the preset NAME (see stsbp presets; or a data set) with several seeds and write a table.
@@ -59,6 +81,7 @@ def command(
     last epoch is reported); the test set chooses nothing. All options of stsbp train may change the preset, and the
     table says so. It is printed, and written to experiment.md and experiment.json in the folder.
     """
+    options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
     given = given_settings(flags)
     base, config = map(absolute, _configs(name, dataset, given))
@@ -69,33 +92,54 @@ def command(
     path = out or _default_folder(name)
     if config.tensorboard:
         require()
+    if jobs > 1:
+        # Each seed has its processes; what is left to do in this one is to measure what they trained.
+        side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, lambda line: say(line, err=True))
+    rendezvous = meeting(None if jobs > 1 else processes, rank_timeout, config.threads)
+    if jobs > 1 and rendezvous is not None:
+        raise ConfigError(f"--jobs starts processes of its own, not those of {rendezvous.launcher}: leave --jobs out")
     limit_threads(config.threads)
-    backend = choose_backend(click.get_current_context().obj)
-    for flush in own_flushes(config):
-        say(f"warning: {flush}", err=True)
-    data = _load(config)
-    if "validation" not in given:
-        config = with_validation(config, data)
-    chosen = tuple(range(config.seed, config.seed + seeds))
-    experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
-    network = experiment.task(config.seed, backend).network
-    results: list[dict[str, Any]] = []
-    found: dict[str, Any] = {}
-    folder = RunFolder(path)
-    with folder.lock(), stop_on_signals(deadline) as stop:
-        if overwrite:
-            experiment.clear(folder.files)
-        try:
-            for result in experiment.results(backend, stop, folder.files):
-                results.append(result)
-                found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
-                folder.files.write(experiment.json.name, _json(found).encode())
-                folder.files.write(experiment.table.name, markdown(found).encode())
-        except Stopped as stopped:
-            _leave(stopped, f"in seed {chosen[len(results)]}", f"{len(results)} of {seeds} seeds are done")
-    say(_json(found) if as_json else markdown(found), nl=False)
-    with contextlib.suppress(OSError):
-        say(f"written to {experiment.table} and {experiment.json}", err=True)
+    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    with join(backend, rendezvous, rank_timeout) as group:
+        asked = {"name": name, "seeds": seeds, "out": str(path), "overwrite": overwrite, **config.model_dump()}
+        group.compare_settings(asked)
+        for flush in own_flushes(config) if group.leads else ():
+            say(f"warning: {flush}", err=True)
+        data = group.one_by_one(lambda: _load(config, group))
+        if "validation" not in given:
+            config = with_validation(config, data)
+        chosen = tuple(range(config.seed, config.seed + seeds))
+        if group.leads:
+            experiment = Experiment.open(path, config, chosen, data, overwrite=overwrite)
+        else:
+            experiment = Experiment(path, config, chosen, cut_validation(data, config))
+        group.compare_data(experiment.data.fingerprint())
+        network = experiment.task(config.seed, backend).network
+        results: list[dict[str, Any]] = []
+        found: dict[str, Any] = {}
+        folder = RunFolder(path)
+        held = folder.lock() if group.leads else contextlib.nullcontext()
+        with held, stop_on_signals(deadline if group.leads else None) as stop:
+            within = folder.files if group.leads else None
+            if overwrite and within is not None:
+                experiment.clear(within)
+            group.barrier()
+            try:
+                if jobs > 1:
+                    side_by_side.train(experiment, stop)
+                for result in experiment.results(backend, stop, within, group):
+                    results.append(result)
+                    found = document(name, PRESETS.get(name), base, experiment, network, results, _typed())
+                    folder.files.write(experiment.json.name, _json(found).encode())
+                    folder.files.write(experiment.table.name, markdown(found).encode())
+            except Stopped as stopped:
+                if group.leads:
+                    _tell(stopped, experiment, len(results))
+                sys.exit(stopped.exit_code)
+    if group.leads:
+        say(_json(found) if as_json else markdown(found), nl=False)
+        with contextlib.suppress(OSError):
+            say(f"written to {experiment.table} and {experiment.json}", err=True)
 
 
 def _default_folder(name: str) -> Path:
@@ -117,8 +161,8 @@ def _configs(name: str, dataset: str | None, given: dict[str, Any]) -> tuple[Run
     return resolve([named]), resolve([named, rule, Source("command line", {**other, **given})])
 
 
-def _load(config: RunConfig) -> Dataset:
-    show = reporter()
+def _load(config: RunConfig, group: Group) -> Dataset:
+    show = shown_by(group)
     try:
         data = load_dataset(config, show.loading)
         for note in data.notes:
@@ -137,11 +181,13 @@ def _typed() -> list[str]:
     return ["stsbp", *sys.argv[1:]]
 
 
-def _leave(stopped: Stopped, where: str, done: str) -> NoReturn:
+def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
+    """Say where the experiment was stopped, and how it goes on."""
     again = shlex.join(word for word in _typed() if word != "--overwrite")
+    seeds = experiment.seeds
     with contextlib.suppress(BrokenPipeError):
-        say(f"{stopped} {where}, all is saved; {done}. Go on with: {again}", err=True)
-    sys.exit(stopped.exit_code)
+        where = f"{stopped} in seed {seeds[done]}, all is saved; {done} of {len(seeds)} seeds are done"
+        say(f"{where}. Go on with: {again}", err=True)
 
 
 def _named(name: str, dataset: str | None) -> Source:

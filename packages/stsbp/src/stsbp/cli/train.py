@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
+from stsbp_spec.backend import AbstractBackend
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import choose_backend, deadline_in, limit_threads, say, stop_after
+from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, say, stop_after
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_preset, given_settings, settings
 from stsbp.config import (
     FREE,
@@ -30,13 +33,14 @@ from stsbp.datasets import DATASETS
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
+from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
 from stsbp.training.build import TOLERANCE, build_task, check_neuron_settings, load_data, own_flushes
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
 from stsbp.training.overlap import warn_of_borrowed_tests, warn_of_trained_tests
-from stsbp.training.progress import Reporter, reporter
+from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import require
 
@@ -61,6 +65,7 @@ _HERE = ""
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
 @stop_after
+@processes
 @settings
 def command(
     dataset: str | None,
@@ -71,6 +76,8 @@ def command(
     file: Path | None,
     show_config: bool,
     stop_after: float | None,
+    processes: int | None,
+    rank_timeout: float,
     **flags: Any,
 ) -> None:
     """Train a network on DATASET.
@@ -81,7 +88,8 @@ def command(
     Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
     shown are those without a preset; --show-config shows what a run would take.
     """
-    ctx, deadline = click.get_current_context(), deadline_in(stop_after)
+    options: Globals = click.get_current_context().obj
+    deadline = deadline_in(stop_after)
     if resume is not None and resume in DATASETS and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
         dataset, resume = resume, _HERE
@@ -92,9 +100,48 @@ def command(
     if preset_name is not None:
         named = next((str(s.values["dataset"]) for s in reversed(sources) if "dataset" in s.values), None)
         sources.insert(0, named_preset(preset_name, named))
-
     if resume is not None and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it; give one of them")
+    resume, overwrite = _after_restart(resume, out, overwrite)
+
+    rendezvous = None if show_config else meeting(processes, rank_timeout, _threads(sources))
+    plan = None if rendezvous is not None else _plan(sources, out, resume, overwrite, show_config=show_config)
+    if show_config:
+        assert plan is not None
+        click.echo(to_toml(plan.config), nl=False)
+        return
+    limit_threads(_threads(sources) if plan is None else plan.config.threads)
+    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    with join(backend, rendezvous, rank_timeout) as group:
+        asked = {"out": str(out), "resume": resume, "overwrite": overwrite}
+        group.compare_settings({**_asked(sources), **{key: value for key, value in asked.items() if value}})
+        if plan is None and group.leads:
+            plan = _plan(sources, out, resume, overwrite)
+        _train(_shared(plan, group, sources), sources, backend, group, deadline, overwrite=overwrite)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done: settings, the folder of the run, and what was in it.
+
+    Attributes:
+        saved: the checkpoint to go on from; on rank 0 alone.
+        goes_on: whether there is one.
+        there, begun: whether the folder was there, and whether a run was begun in it; on rank 0 alone.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    saved: Checkpoint | None = None
+    goes_on: bool = False
+    there: bool = True
+    begun: tuple[bool, bool] = (False, False)
+
+
+def _plan(
+    sources: list[Source], out: Path | None, resume: str | None, overwrite: bool, *, show_config: bool = False
+) -> _Plan:
+    """What the options ask for, where nothing speaks against it."""
     folder, saved = None, None
     if resume is not None:
         folder, saved = _run_to_resume(resume, out)
@@ -102,11 +149,10 @@ def command(
         config = _resumed(folder, sources)
     else:
         config = pinned(absolute(resolve(sources)))
-        check_neuron_settings(config, given)
+        check_neuron_settings(config, sources[-1].values)
         folder = folder or RunFolder(out or _new_folder(config.dataset))
     if show_config:
-        click.echo(to_toml(config), nl=False)
-        return
+        return _Plan(config, folder)
     if saved is None and not folder.is_free and not overwrite and not (resume is not None and folder.is_run):
         raise FileError(
             f"{folder.path} exists and is not empty; continue that run with --resume, replace it with --overwrite, or "
@@ -116,53 +162,121 @@ def command(
         raise ConfigError(f"--overwrite would remove the run that --init-from {config.init_from} begins with")
     if config.tensorboard:
         require()
-    description = folder.path / "last.json"
-    begun, there = (folder.is_free, description.exists()), folder.path.exists()
+    begun, there = _begun(folder), folder.path.exists()
     folder.check_writable()
-    limit_threads(config.threads)
-    backend = choose_backend(ctx.obj)
-    show = reporter()
+    return _Plan(config, folder, saved, saved is not None, there, begun)
+
+
+def _begun(folder: RunFolder) -> tuple[bool, bool]:
+    """Whether the folder is free, and whether a checkpoint is in it."""
+    return folder.is_free, (folder.path / "last.json").exists()
+
+
+def _shared(plan: _Plan | None, group: Group, sources: list[Source]) -> _Plan:
+    """The plan of rank 0 in every process, with what each of them was asked for itself."""
+    if group.size == 1:
+        assert plan is not None
+        return plan
+    values = None if plan is None else (plan.config.model_dump(), str(plan.folder.path), plan.goes_on)
+    config, path, goes_on = group.share(values)
+    if plan is not None:
+        return plan
+    own = {key: value for key, value in _asked(sources).items() if key in PER_PROCESS}
+    return _Plan(absolute(RunConfig(**{**config, **own})), RunFolder(Path(path)), goes_on=goes_on)
+
+
+def _threads(sources: list[Source]) -> int:
+    """Threads that were asked for; 0: none."""
+    threads = _asked(sources).get("threads", 0)
+    return threads if isinstance(threads, int) else 0
+
+
+def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tuple[str | None, bool]:
+    """What `--resume` and `--overwrite` come to: what torchrun starts again goes on where it was.
+
+    Raises:
+        ConfigError: torchrun may start it again, and would not find the run.
+    """
+    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0 and out is None and resume is None:
+        raise ConfigError("torchrun --max-restarts goes on in the folder of the run: name it with --out")
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0 and resume is None and out is not None:
+        return (_HERE, False) if RunFolder(out).is_run else (None, overwrite)
+    return resume, overwrite
+
+
+def _train(
+    plan: _Plan,
+    sources: list[Source],
+    backend: AbstractBackend,
+    group: Group,
+    deadline: float | None,
+    *,
+    overwrite: bool,
+) -> None:
+    """Train as planned, in this process and the others."""
+    config, folder, saved = plan.config, plan.folder, plan.saved
+    show = shown_by(group)
     try:
-        moved = _asked(sources).get("data_dir") if saved is not None else None
-        data = load_data(config, show.loading, moved, saved is not None)
+        moved = _asked(sources).get("data_dir") if plan.goes_on else None
+        data = group.one_by_one(lambda: load_data(config, show.loading, moved, plan.goes_on))
+        group.compare_data(data.fingerprint())
         for note in data.dataset.notes:
             show.note(note)
-        warn_of_trained_tests(config, data, show)
-        task = build_task(config, data.inputs, backend, len(data.train))
-        for flush in own_flushes(config) if saved is None else ():
-            show.warn(str(flush))
-        if saved is None and config.init_from:
-            # Before anything is written or removed.
-            borrowed_weights(task.network, config)
-            warn_of_borrowed_tests(config, data, backend, show)
-        with folder.lock(make=not there), stop_on_signals(deadline) as stop:
-            # Loading takes time: another process may have trained here meanwhile.
-            if saved is not None:
-                _extend(folder, config, show)
-                saved = checkpoint.load(folder.path, "last")
-            elif begun != (folder.is_free, description.exists()):
-                raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
-            if saved is None:
-                if overwrite and not folder.is_free:
-                    folder.clear()
-                folder.write_config(config)
-            folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
-            if saved is not None:
-                if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
-                    show.note(
-                        f"{folder.path} is finished, all {config.epochs} epochs of it: what follows is its result; a "
-                        "larger --epochs trains it longer"
-                    )
-                else:
-                    show.note(f"continuing {folder.path} after update {saved.info['step']}")
+        task = build_task(config, data.inputs, backend, len(data.train), group)
+        if group.leads:
+            warn_of_trained_tests(config, data, show)
+            for flush in own_flushes(config) if saved is None else ():
+                show.warn(str(flush))
+            if saved is None and config.init_from:
+                # Before anything is written or removed.
+                borrowed_weights(task.network, config)
+                warn_of_borrowed_tests(config, data, backend, show)
+        held = folder.lock(make=not plan.there) if group.leads else contextlib.nullcontext()
+        # The clock of rank 0 counts for all.
+        with held, stop_on_signals(deadline if group.leads else None) as stop:
+            if group.leads:
+                saved = _begin(plan, backend, group, show, overwrite=overwrite)
+            group.advise(f"; the last checkpoint is untouched. Continue with: {_again(folder)}")
             try:
                 outcome = train(task, data, folder, show, stop, saved)
             except Stopped as stopped:
                 show.close()
-                _leave(folder, stopped)
+                if group.leads:
+                    with contextlib.suppress(BrokenPipeError):
+                        say(f"{stopped} and saved. Continue with: {_again(folder)}", err=True)
+                sys.exit(stopped.exit_code)
     finally:
         show.close()
-    _result(folder, outcome, show)
+    if group.leads:
+        _result(folder, outcome, show)
+
+
+def _begin(
+    plan: _Plan, backend: AbstractBackend, group: Group, show: Reporter, *, overwrite: bool
+) -> Checkpoint | None:
+    """Begin the run in its folder, or go on; within its lock. Returns the checkpoint to go on from."""
+    config, folder, saved = plan.config, plan.folder, plan.saved
+    # Loading takes time: another process may have trained here meanwhile.
+    if saved is not None:
+        _extend(folder, config, show)
+        saved = checkpoint.load(folder.path, "last")
+    elif plan.begun != _begun(folder):
+        raise FileError(f"another process has begun a run in {folder.path} meanwhile; choose another --out")
+    if saved is None:
+        if overwrite and not folder.is_free:
+            folder.clear()
+        folder.write_config(config)
+    folder.note_start(backend, sys.argv, 0 if saved is None else int(saved.info["step"]), group.size)
+    if saved is None:
+        return None
+    if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
+        show.note(
+            f"{folder.path} is finished, all {config.epochs} epochs of it: what follows is its result; a larger "
+            "--epochs trains it longer"
+        )
+    else:
+        show.note(f"continuing {folder.path} after update {saved.info['step']}")
+    return saved
 
 
 def _new_folder(dataset: str) -> Path:
@@ -225,14 +339,10 @@ def _asked(sources: list[Source]) -> dict[str, Any]:
     return {key: value for source in sources for key, value in source.values.items()}
 
 
-def _leave(folder: RunFolder, stopped: Stopped) -> None:
+def _again(folder: RunFolder) -> str:
+    """The command that goes on."""
     chosen: Globals = click.get_current_context().obj
-    named = {"--backend": chosen.backend, "--device": chosen.device}
-    words = [word for name, value in named.items() if value is not None for word in (name, value)]
-    how = shlex.join(["stsbp", *words, "train", "--resume", click.format_filename(folder.path)])
-    with contextlib.suppress(BrokenPipeError):
-        say(f"{stopped} and saved. Continue with: {how}", err=True)
-    sys.exit(stopped.exit_code)
+    return shlex.join(["stsbp", *chosen.words, "train", "--resume", click.format_filename(folder.path)])
 
 
 def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:

@@ -19,22 +19,25 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import safetensors.numpy
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.trainer import TrainState
 
 from stsbp import records
 from stsbp.config import RunConfig, differences
 from stsbp.datasets import Dataset
 from stsbp.errors import CheckpointError, ConfigError, FileError
 from stsbp.files import MEGABYTE, OpenFolder, read_regular
+from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Task, build_network, build_task, cut_validation, has_test_of_training
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import evaluate
-from stsbp.training.loop import StopRequest, import_checkpoint, train
+from stsbp.training.loop import StopRequest, import_checkpoint, stop_together, train
 from stsbp.training.metrics import read_records
 from stsbp.training.operations import synaptic_operations
-from stsbp.training.progress import Reporter, reporter
+from stsbp.training.progress import Reporter, shown_by
 from stsbp.training.run_folder import RunFolder
 
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
@@ -144,16 +147,18 @@ class Experiment:
         """The same as Markdown."""
         return self.path / "experiment.md"
 
-    def task(self, seed: int, backend: AbstractBackend) -> Task:
+    def task(self, seed: int, backend: AbstractBackend, group: Group | None = None) -> Task:
         """What is trained with a seed."""
         config = self.config.model_copy(update={"seed": seed})
-        return build_task(config, self.data.inputs, backend, len(self.data.train))
+        return build_task(config, self.data.inputs, backend, len(self.data.train), group)
 
     def folder(self, seed: int) -> RunFolder:
         """The folder of a run."""
         return RunFolder(self.path / f"seed-{seed}")
 
-    def results(self, backend: AbstractBackend, stop: StopRequest, within: OpenFolder) -> Iterator[dict[str, Any]]:
+    def results(
+        self, backend: AbstractBackend, stop: StopRequest, within: OpenFolder | None, group: Group | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Train each seed, or go on where it was stopped; gives the figures of each when it is over.
 
         Figures that `experiment.json` has of the same checkpoint are not measured again.
@@ -161,30 +166,37 @@ class Experiment:
         Args:
             backend: what computes.
             stop: says when to stop.
-            within: the folder of the experiment, held open: where it is removed, no run is begun any more.
+            within: the folder of the experiment, held open: where it is removed, no run is begun any more. Rank 0 of
+                several processes has it; the others give None, and are given no figures.
+            group: the processes that compute together; None: this one alone.
 
         Raises:
             Stopped: a stop was asked for; what was trained is saved.
         """
-        known = _known(self.json, build_network(self.config, self.data.inputs))
+        group = Group() if group is None else group
+        known = _known(self.json, build_network(self.config, self.data.inputs)) if within is not None else {}
         for number, seed in enumerate(self.seeds, 1):
             folder = self.folder(seed)
-            reported = self.reported(folder)
+            reported = None if within is None else self.reported(folder)
             if reported is not None:
                 # A run that was killed when it had just ended has left its checkpoint from before.
                 with folder.lock(within, make=False):
                     for name in ("last", "best"):
                         checkpoint.remove_leftovers(folder.files, name)
-            if reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]:
-                yield known[seed]
+            is_known = reported is not None and known.get(seed, {}).get("checkpoint") == reported.info["sha256"]
+            is_known, is_over = group.share((is_known, reported is not None) if group.leads else None)
+            if is_known:
+                if group.leads:
+                    yield known[seed]
                 continue
             # A reporter for each seed: its bar begins anew.
-            show, task = reporter(), self.task(seed, backend)
+            show, task = shown_by(group), self.task(seed, backend, group)
             try:
                 show.note(f"seed {seed} ({number} of {len(self.seeds)}), {folder.path}")
-                if reported is None:
-                    with folder.lock(within):
+                if not is_over:
+                    with folder.lock(within) if within is not None else contextlib.nullcontext():
                         _train(task, self.data, folder, show, stop)
+                if within is not None and reported is None:
                     reported = self.reported(folder)
                     if reported is None:
                         within.check()
@@ -192,7 +204,9 @@ class Experiment:
                             f"{folder.path} is gone, or another one, although its run has just ended; put it back, or "
                             "train that seed anew with the same command"
                         )
-                yield {"seed": seed, **_figures(task, self.data, folder, reported, show, stop)}
+                found = _figures(task, self.data, folder, reported, show, stop)
+                if found is not None:
+                    yield {"seed": seed, **found}
             finally:
                 show.close()
 
@@ -237,26 +251,34 @@ def _of_network(found: dict[str, Any], network: NetworkSpec) -> bool:
 
 
 def _train(task: Task, data: Data, folder: RunFolder, show: Reporter, stop: StopRequest) -> None:
-    saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
-    if saved is None:
-        folder.write_config(task.config)
-    folder.note_start(task.backend, sys.argv, 0 if saved is None else int(saved.info["step"]))
-    if saved is not None:
-        show.note(f"continuing {folder.path} after update {saved.info['step']}")
+    saved = None
+    if task.group.leads:
+        saved = checkpoint.load(folder.path, "last") if folder.has_checkpoint else None
+        if saved is None:
+            folder.write_config(task.config)
+        step = 0 if saved is None else int(saved.info["step"])
+        folder.note_start(task.backend, sys.argv, step, task.group.size)
+        if saved is not None:
+            show.note(f"continuing {folder.path} after update {step}")
     train(task, data, folder, show, stop, saved)
 
 
 def _figures(
-    task: Task, data: Data, folder: RunFolder, reported: Checkpoint, show: Reporter, stop: StopRequest
-) -> dict[str, Any]:
-    """What is reported of a run: test and validation at the reported epoch, test at the last one, cost."""
+    task: Task, data: Data, folder: RunFolder, reported: Checkpoint | None, show: Reporter, stop: StopRequest
+) -> dict[str, Any] | None:
+    """What is reported of a run: test and validation at the reported epoch, test at the last one, cost.
+
+    None in a process that has not read the checkpoint, because it is not rank 0.
+    """
 
     def between(done: int) -> None:
         show.loading("evaluating test", done, len(data.test))
-        stop.check(clock=False)
+        stop_together(stop, task.group, clock=False)
 
-    state = import_checkpoint(task, reported, folder)
+    state = _shared_state(task, folder, reported)
     test = evaluate(task, state, data.test, task.config.batch_size, between)
+    if reported is None:
+        return None
     lines = read_records(folder.metrics, show.warn)
     evaluations = [r for r in lines if r["kind"] == "evaluation"]
     tests = [r for r in evaluations if r["split"] == "test" and r["epoch"] == task.config.epochs]
@@ -278,3 +300,13 @@ def _figures(
         "seconds_per_epoch": median(seconds),
         "operations": synaptic_operations(task, state, data.test),
     }
+
+
+def _shared_state(task: Task, folder: RunFolder, reported: Checkpoint | None) -> TrainState:
+    """The state of the checkpoint that rank 0 has read, in every process."""
+    if reported is None:
+        return task.trainer.import_state(safetensors.numpy.load(task.group.share_bytes(None)))
+    state = import_checkpoint(task, reported, folder)
+    if task.group.size > 1:
+        task.group.share_bytes(checkpoint.as_bytes(task.trainer.export_state(state)))
+    return state

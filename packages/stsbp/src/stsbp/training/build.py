@@ -6,13 +6,14 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
+from stsbp_spec.collective import Part
 from stsbp_spec.decoders import nearest_sequence, spike_count
 from stsbp_spec.encoders import encode_repeat, packed
 from stsbp_spec.losses import LOSSES
@@ -32,6 +33,7 @@ from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
 from stsbp.datasets.registry import named_path
 from stsbp.errors import ConfigError, DataError
+from stsbp.processes.group import Group
 from stsbp.records import InputsRecord
 from stsbp.training.augment import Augmentation
 from stsbp.training.metrics import LabelDistances
@@ -52,6 +54,7 @@ __all__ = [
     "load_data",
     "load_dataset",
     "load_test_set",
+    "of_part",
     "own_flushes",
     "updates_per_epoch",
 ]
@@ -405,15 +408,26 @@ class Task:
     distances: LabelDistances
     augmentation: Augmentation
     backend: AbstractBackend
+    group: Group = field(default_factory=Group)
 
-    def batch(self, split: Split, indices: Int64) -> tuple[Batch[packed.Inputs], Int64]:
-        """Inputs and target trains of some samples, and their labels."""
-        labels = split.labels[indices]
+    def batch(self, split: Split, indices: Int64, part: Part | None = None) -> tuple[Batch[packed.Inputs], Int64]:
+        """Inputs and target trains of some samples, and their labels.
+
+        With `part`, the inputs are those of a part of the samples, which another process does not have; of one silent
+        sample where the part is empty.
+        """
+        own = indices if part is None else of_part(indices, part)
+        inputs = split.stored(own)
+        if part is not None and not part.count:
+            inputs = _silent(inputs)
+        return Batch(inputs, self.targets(split, indices)), split.labels[indices]
+
+    def targets(self, split: Split, indices: Int64) -> UInt8:
+        """Target trains of some samples, `[T, B, N]`."""
         if self.inputs.sequences:
-            targets = _targets(split, indices)
-        else:
-            targets = encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
-        return Batch(split.stored(indices), targets), labels
+            return _targets(split, indices)
+        labels = split.labels[indices]
+        return encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
 
     def score(self, spikes: UInt8, targets: UInt8, labels: Int64, tolerance: int = TOLERANCE) -> Score:
         """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`."""
@@ -435,6 +449,18 @@ class Task:
         return Score(None, {"sequence": sums}, each[self.trainer.loss], found)
 
 
+def of_part(indices: Int64, part: Part) -> Int64:
+    """Those of a batch's samples `[B]` that are in a part of it; where it is empty the first, to be silenced."""
+    return indices[part.first : part.end] if part.count else indices[:1]
+
+
+def _silent(inputs: packed.Inputs) -> packed.Inputs:
+    """Inputs of the same form without a spike."""
+    if isinstance(inputs, packed.PackedFrames):
+        return packed.PackedFrames(np.zeros_like(inputs.bits), inputs.steps)
+    return np.zeros_like(inputs)
+
+
 def _targets(split: Split, indices: Int64) -> UInt8:
     if not isinstance(split, SequenceLabels):
         raise DataError("the data set has no classes, and its samples no target spike trains")
@@ -446,7 +472,9 @@ def updates_per_epoch(config: RunConfig, samples: int) -> int:
     return math.ceil(samples / config.batch_size)
 
 
-def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samples: int = 1) -> Task:
+def build_task(
+    config: RunConfig, inputs: Inputs, backend: AbstractBackend, samples: int = 1, group: Group | None = None
+) -> Task:
     """Network, loss and optimiser of a run on a backend.
 
     Args:
@@ -454,6 +482,7 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
         inputs: what the network must know of the data.
         backend: what computes.
         samples: number of training samples, which the learning rate's schedule depends on.
+        group: the processes that compute together; None: this one alone.
 
     Raises:
         SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
@@ -474,8 +503,16 @@ def build_task(config: RunConfig, inputs: Inputs, backend: AbstractBackend, samp
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm or None,
     )
+    group = Group() if group is None else group
     trainer = backend.trainer(
-        network, loss, optimizer, precision=config.precision, seed=config.seed, memory=config.memory
+        network,
+        loss,
+        optimizer,
+        precision=config.precision,
+        seed=config.seed,
+        memory=config.memory,
+        micro_batch=config.micro_batch or None,
+        collective=group.collective,
     )
     distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
-    return Task(config, inputs, network, trainer, distances, augmentation, backend)
+    return Task(config, inputs, network, trainer, distances, augmentation, backend, group)

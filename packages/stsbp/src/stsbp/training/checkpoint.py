@@ -28,6 +28,7 @@ from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, read_regular
 
 __all__ = [
     "Checkpoint",
+    "as_bytes",
     "is_of",
     "load",
     "note_epochs",
@@ -51,14 +52,19 @@ class Checkpoint:
     info: dict[str, Any]
 
 
+def as_bytes(tensors: Mapping[str, AnyArray]) -> bytes:
+    """Tensors as safetensors."""
+    # asarray, because ascontiguousarray gives a scalar an axis.
+    return safetensors.numpy.save({key: np.asarray(x, order="C") for key, x in tensors.items()})
+
+
 def save(folder: OpenFolder, name: str, tensors: Mapping[str, AnyArray], info: Mapping[str, Any], *, step: int) -> None:
     """Replace the checkpoint `name` (`last` or `best`) of a run.
 
     Raises:
         FileError: the system refused, for example because the disk is full; the old checkpoint is still there.
     """
-    # asarray, because ascontiguousarray gives a scalar an axis.
-    data = safetensors.numpy.save({key: np.asarray(x, order="C") for key, x in tensors.items()})
+    data = as_bytes(tensors)
     digest = hashlib.sha256(data).hexdigest()
     file = _file_name(name, step, digest)
     description = {

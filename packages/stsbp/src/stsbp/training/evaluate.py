@@ -6,9 +6,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from stsbp_spec.backend import Batch
+from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Int64
 
@@ -62,10 +65,13 @@ def evaluate(
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
     losses: list[float] = []
     distances: dict[str, list[float]] = {}
-    parts = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
+    batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
-    for _, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
-        prediction = task.trainer.predict(state, batch.inputs, task.config.steps)
+    load = partial(_load, task, split)
+    for _, (batch, labels) in prefetched(load, batches):
+        task.group.beat("evaluating a batch")
+        with task.group.stepping():
+            prediction = task.trainer.predict(state, batch.inputs, task.config.steps, batch=len(labels))
         score = task.score(prediction.spikes, batch.targets, labels, tolerance)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, **score.sums)
         losses.extend(score.losses)
@@ -79,3 +85,8 @@ def evaluate(
     sums.sequence |= {name: math.fsum(each) for name, each in distances.items()}
     sums.seconds = time.perf_counter() - began
     return Evaluation(sums, confusion)
+
+
+def _load(task: Task, split: Split, indices: Int64) -> tuple[Batch[Inputs], Int64]:
+    task.group.beat("reading samples")
+    return task.batch(split, indices, task.group.part(len(indices)))

@@ -8,6 +8,7 @@ a run that was stopped anywhere goes on to the same bits. At the end of an epoch
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -17,31 +18,42 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from stsbp_spec.backend import Batch
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp import records
 from stsbp.errors import CheckpointError
 from stsbp.interrupts import PATIENCE
+from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
-from stsbp.training.build import Data, Task, updates_per_epoch
+from stsbp.training.build import Data, Task, of_part, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import first_weights
-from stsbp.training.metrics import MetricsFile, Sums, read_records
+from stsbp.training.metrics import MetricsFile, Sums, Workload, read_records
 from stsbp.training.prefetch import prefetched
 from stsbp.training.progress import SHOWN, Course, Reporter
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.tensorboard import TensorBoard
 
-__all__ = ["TIME_IS_UP", "Outcome", "StopRequest", "Stopped", "import_checkpoint", "stop_on_signals", "train"]
+__all__ = [
+    "TIME_IS_UP",
+    "Outcome",
+    "StopRequest",
+    "Stopped",
+    "import_checkpoint",
+    "stop_on_signals",
+    "stop_together",
+    "train",
+]
 
 SILENT_RATE = 1e-4
 """Mean spikes per neuron and step below which a layer passes nothing on."""
@@ -84,10 +96,26 @@ class StopRequest:
 
     def check(self, *, clock: bool = True) -> None:
         """Raise `Stopped` where a stop was asked for; without `clock` only a signal asks for it."""
+        self.obey(self.asked(clock=clock))
+
+    def asked(self, *, clock: bool = True) -> int:
+        """The signal that asks for a stop, `TIME_IS_UP` below zero where it is the clock; 0: nothing does."""
         if self.signal_number is not None:
-            raise Stopped(signal.Signals(self.signal_number).name, 128 + self.signal_number)
-        if clock and self.deadline is not None and time.monotonic() >= self.deadline:
+            return self.signal_number
+        return -TIME_IS_UP if clock and self.deadline is not None and time.monotonic() >= self.deadline else 0
+
+    @staticmethod
+    def obey(asked: int) -> None:
+        """Raise `Stopped` where `asked` says so."""
+        if asked > 0:
+            raise Stopped(signal.Signals(asked).name, 128 + asked)
+        if asked < 0:
             raise Stopped("time is up", TIME_IS_UP)
+
+
+def stop_together(stop: StopRequest, group: Group, *, clock: bool = True) -> None:
+    """Raise `Stopped` in all processes where one of them was asked for a stop."""
+    stop.obey(_first(group.gather([stop.asked(clock=clock)])[:, 0]))
 
 
 @contextlib.contextmanager
@@ -151,13 +179,16 @@ def train(
 ) -> Outcome:
     """Train to the end, from the beginning or from a checkpoint.
 
+    Of several processes (`Task.group`) rank 0 has the folder and the checkpoint; the others are told what they need.
+
     Raises:
         Stopped: a signal asked for it; the state is saved.
         NumericError: a value is not finite; names step and layer. The last checkpoint stays.
         FileError: something could not be written; what was saved before is untouched.
         CheckpointError: the checkpoint is not one of this run.
     """
-    return _Loop(task, data, folder, reporter, stop, resume).run()
+    kind = _Loop if task.group.leads else _Follower
+    return kind(task, data, folder, reporter, stop, resume).run()
 
 
 class _Loop:
@@ -178,37 +209,7 @@ class _Loop:
         self.warned: set[tuple[str, str]] = set()
         self.bits = {block.name: block.synapse.weight_bits for block in task.network.blocks}
         self.next = _Position()
-        keep = 0
-        if resume is None:
-            self.state = task.trainer.init(first_weights(task, data.train))
-            self.step = 0
-        else:
-            saved = checkpoint.progress_of(resume, folder.path)
-            if not checkpoint.is_of(self.config, resume.info):
-                raise CheckpointError(
-                    f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
-                    "back, or begin a new run with --config"
-                )
-            if saved.data != self.fingerprint:
-                raise CheckpointError(
-                    f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
-                    "content differ); give the same --data-dir"
-                )
-            self.state = import_checkpoint(task, resume, folder)
-            self.check_position(saved)
-            if saved.epoch < self.config.epochs:
-                self.tell_changes(saved)
-            self.step = saved.step
-            self.next = _Position(
-                saved.epoch,
-                saved.batch,
-                Sums.from_json(saved.sums.model_dump()),
-                Sums.from_json(saved.window.model_dump()),
-                None if saved.best is None else saved.best.model_dump(),
-            )
-            keep = saved.metrics_bytes
-            for name in ("last", "best"):
-                checkpoint.remove_leftovers(folder.files, name)
+        self.step, keep = self.begin(resume)
         self.begun = self.step
         epochs = self.config.epochs
         self.course = Course(
@@ -218,13 +219,66 @@ class _Loop:
             done=self.step,
             evaluated=self.evaluations(self.next.epoch),
         )
+        self.load_of = {"window": Workload(task.group.size), "epoch": Workload(task.group.size)}
+        self.open_records(keep)
+        self.asked = 0
+        self.saved_at = time.monotonic()
+
+    def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
+        """Set the state and the position; returns the updates done and how much of the records stays."""
+        if resume is None:
+            self.state = self.task.trainer.init(first_weights(self.task, self.data.train))
+            self.tell_start(0)
+            return 0, 0
+        folder, saved = self.folder, checkpoint.progress_of(resume, self.folder.path)
+        if not checkpoint.is_of(self.config, resume.info):
+            raise CheckpointError(
+                f"{folder.config} was changed after {folder.path / 'last.json'} was written; put the settings "
+                "back, or begin a new run with --config"
+            )
+        if saved.data != self.fingerprint:
+            raise CheckpointError(
+                f"the data are not those that the run in {folder.path} was begun with (their number, labels or "
+                "content differ); give the same --data-dir"
+            )
+        self.state = import_checkpoint(self.task, resume, folder)
+        self.check_position(saved)
+        if saved.epoch < self.config.epochs:
+            self.tell_changes(saved)
+        self.next = _Position(
+            saved.epoch,
+            saved.batch,
+            Sums.from_json(saved.sums.model_dump()),
+            Sums.from_json(saved.window.model_dump()),
+            None if saved.best is None else saved.best.model_dump(),
+        )
+        for name in ("last", "best"):
+            checkpoint.remove_leftovers(folder.files, name)
+        self.tell_start(saved.step)
+        return saved.step, saved.metrics_bytes
+
+    def tell_start(self, step: int) -> None:
+        """Tell the other processes where the run begins."""
+        group = self.task.group
+        if group.size > 1:
+            group.share({"step": step, "next": dataclasses.asdict(self.next)})
+            group.share_bytes(checkpoint.as_bytes(self.task.trainer.export_state(self.state)))
+
+    def open_records(self, keep: int) -> None:
+        """Open the files of metrics, the first `keep` bytes of which stay."""
+        folder, reporter = self.folder, self.reporter
         self.metrics = MetricsFile(folder.files, keep)
         if self.metrics.short:
             reporter.warn(f"{folder.metrics} lost lines that were written before the checkpoint")
         self.board = (
             TensorBoard(folder.files, read_records(folder.metrics, reporter.warn)) if self.config.tensorboard else None
         )
-        self.saved_at = time.monotonic()
+
+    def close_records(self) -> None:
+        """Close them."""
+        self.metrics.close()
+        if self.board is not None:
+            self.board.close()
 
     def record(self, line: dict[str, Any]) -> None:
         """Write a line of metrics."""
@@ -266,9 +320,16 @@ class _Loop:
                 f"threads: {threads} from here on, {saved.threads} before; in fast precision sums are then added in "
                 "another order, and the last bits of the result may be others"
             )
+        size = self.task.group.size
+        if self.config.precision == "fast" and saved.processes != size:
+            self.reporter.note(
+                f"processes: {size} from here on, {saved.processes} before; in fast precision sums are then added in "
+                "another order, and the last bits of the result may be others"
+            )
 
     def run(self) -> Outcome:
-        with self.metrics, contextlib.closing(self.board) if self.board else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close_records)
             if self.step == 0:
                 self.save()
             self.reporter.begin(self.config.epochs, self.course)
@@ -294,7 +355,7 @@ class _Loop:
                     assert (epoch, number) == (self.next.epoch, self.next.batch)
                     self.update(batch, labels, began)
                     began = time.perf_counter()
-                    self.stop.check()
+                    self.stop.obey(self.asked or (self.stop.asked() if self.task.group.size == 1 else 0))
                     if self.next.batch < self.batches and self.overdue():
                         self.save()
                         began = time.perf_counter()
@@ -316,17 +377,26 @@ class _Loop:
 
     def load(self, key: tuple[int, int, Int64]) -> tuple[Batch[Inputs], Int64]:
         epoch, _, indices = key
-        batch, labels = self.task.batch(self.data.train, indices)
-        moved = augment(batch.inputs, indices, seed=self.config.seed, epoch=epoch, how=self.task.augmentation)
+        group = self.task.group
+        group.beat("reading samples")
+        part = group.part(len(indices))
+        batch, labels = self.task.batch(self.data.train, indices, part)
+        how, own = self.task.augmentation, of_part(indices, part)
+        moved = augment(batch.inputs, own, seed=self.config.seed, epoch=epoch, how=how)
         return Batch(moved, batch.targets), labels
 
     def update(self, batch: Batch[Inputs], labels: Int64, began: float) -> None:
-        self.state, result = self.task.trainer.step(self.state, batch)
+        group = self.task.group
+        group.beat(f"update {self.step + 1}")
+        waited = group.waited
+        with group.stepping():
+            self.state, result = self.task.trainer.step(self.state, batch)
         score = self.task.score(result.spikes, batch.targets, labels)
         loss = math.fsum(score.losses) / len(labels)
         self.step += 1
         self.next.batch += 1
         seconds = time.perf_counter() - began
+        self.agree(seconds, group.waited - waited)
         for sums in (self.next.sums, self.next.window):
             sums.add(
                 samples=len(labels),
@@ -347,6 +417,7 @@ class _Loop:
                     "step": self.step,
                     "epoch": self.next.epoch + 1,
                     **self.next.window.training(),
+                    **self.load_of["window"].figures(),
                     "learning_rate": result.learning_rate,
                     "grids": {
                         name: {"bits": g.bits, "exponent": g.exponent, "headroom": round(g.headroom, 3)}
@@ -354,9 +425,20 @@ class _Loop:
                     },
                 }
             )
-            self.next.window = Sums()
+            self.next.window, self.load_of["window"] = Sums(), Workload(group.size)
         self.course.update(len(labels), seconds)
         self.show_course()
+
+    def agree(self, seconds: float, waited: float) -> None:
+        """Tell the other processes how long this one worked on an update, and whether a stop was asked for here.
+
+        All of them then stop after the same update.
+        """
+        found = self.task.group.gather([self.stop.asked(), seconds - waited, waited])
+        self.asked = _first(found[:, 0])
+        for load in self.load_of.values():
+            load.add(found[:, 1], found[:, 2])
+        self.course.workload = self.load_of["epoch"]
 
     def show_course(self, doing: str = "") -> None:
         if compiling := self.course.compiled():
@@ -387,7 +469,9 @@ class _Loop:
         self.watch_zeroed(position.sums)
 
         rate = self.task.trainer.optimizer.rate(max(0, self.step - 1))
-        lines: list[dict[str, Any]] = [{"kind": "epoch", **position.sums.training(), "learning_rate": rate}]
+        load, self.load_of["epoch"] = self.load_of["epoch"], Workload(self.task.group.size)
+        training = {"kind": "epoch", **position.sums.training(), **load.figures(), "learning_rate": rate}
+        lines: list[dict[str, Any]] = [training]
         lines += [e.record(name) for name, e in (("validation", validation), ("test", test)) if e is not None]
         for line in lines:
             self.record({"kind": line["kind"], **where, **line})
@@ -396,16 +480,20 @@ class _Loop:
         candidate = self.candidate(position.sums, validation, where)
         if position.best is None or candidate["score"] > position.best["score"]:
             position.best = candidate
-            checkpoint.save(
-                self.folder.files,
-                "best",
-                self.task.trainer.export_state(self.state),
-                {"epoch": number, "best": candidate, **self.identity()},
-                step=self.step,
-            )
+            self.save_best(number, candidate)
         position.epoch, position.batch, position.sums = number, 0, Sums()
         self.save()
         return lines[-1] if test is not None else {}
+
+    def save_best(self, epoch: int, candidate: dict[str, Any]) -> None:
+        """Keep what is the best so far."""
+        checkpoint.save(
+            self.folder.files,
+            "best",
+            self.task.trainer.export_state(self.state),
+            {"epoch": epoch, "best": candidate, **self.identity()},
+            step=self.step,
+        )
 
     def candidate(self, sums: Sums, validation: Evaluation | None, where: dict[str, int]) -> dict[str, Any]:
         """How good this epoch is: larger scores are better, equal ones are decided for the earlier epoch.
@@ -430,7 +518,7 @@ class _Loop:
             self.course.evaluate(done - before, now - began)
             before, began = done, now
             self.show_course(name)
-            self.stop.check(clock=clock)
+            stop_together(self.stop, self.task.group, clock=clock)
 
         return evaluate(self.task, self.state, self.data.splits()[name], self.config.batch_size, between)
 
@@ -459,6 +547,7 @@ class _Loop:
             "backend": self.task.backend.name,
             "contract": CONTRACT_VERSION,
             "threads": thread_count(self.config.threads),
+            "processes": self.task.group.size,
         }
 
     def save(self) -> None:
@@ -524,6 +613,39 @@ class _Loop:
         if key not in self.warned:
             self.warned.add(key)
             self.reporter.warn(text)
+
+
+def _first(asked: AnyArray) -> int:
+    """Of what each process was asked, `StopRequest.asked`, the first that asks for a stop; else 0."""
+    return next((int(each) for each in asked if each), 0)
+
+
+class _Follower(_Loop):
+    """The loop in a process that is not rank 0: it computes the same, and writes nothing."""
+
+    def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
+        group = self.task.group
+        start: dict[str, Any] = group.share(None)
+        position = start["next"]
+        sums = {name: Sums.from_json(position[name]) for name in ("sums", "window")}
+        self.next = _Position(**{**position, **sums})
+        self.state = self.task.trainer.import_state(safetensors.numpy.load(group.share_bytes(None)))
+        return int(start["step"]), 0
+
+    def open_records(self, keep: int) -> None:
+        pass
+
+    def close_records(self) -> None:
+        pass
+
+    def record(self, line: dict[str, Any]) -> None:
+        pass
+
+    def save(self) -> None:
+        self.saved_at = time.monotonic()
+
+    def save_best(self, epoch: int, candidate: dict[str, Any]) -> None:
+        pass
 
 
 def import_checkpoint(task: Task, saved: Checkpoint, folder: RunFolder) -> TrainState:

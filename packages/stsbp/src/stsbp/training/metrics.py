@@ -27,7 +27,7 @@ from stsbp import records
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "Sums", "Workload", "read_records"]
 
 
 class LabelDistances:
@@ -179,6 +179,34 @@ class Sums:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of `to_json`."""
         return cls(**values)
+
+
+class Workload:
+    """How long each of several processes worked, and waited in exchanges, over a stretch of training."""
+
+    def __init__(self, size: int) -> None:
+        self.worked, self.waited = np.zeros(size), np.zeros(size)
+
+    def add(self, worked: Float64, waited: Float64) -> None:
+        """Seconds that each process worked and waited, `[size]`."""
+        self.worked += worked
+        self.waited += waited
+
+    @property
+    def slowest(self) -> int:
+        """Rank of the process that worked longest."""
+        return int(self.worked.argmax())
+
+    @property
+    def share(self) -> float:
+        """Share of the processes' time that goes into exchanges, waiting for others included."""
+        return float(self.waited.sum() / max(1e-9, (self.worked + self.waited).sum()))
+
+    def figures(self) -> dict[str, Any]:
+        """As a part of a line of metrics; empty for one process."""
+        if len(self.worked) == 1:
+            return {}
+        return {"processes": len(self.worked), "slowest_rank": self.slowest, "exchange_share": round(self.share, 4)}
 
 
 _MOST = GIGABYTE

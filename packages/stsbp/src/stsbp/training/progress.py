@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from stsbp.errors import printable
+from stsbp.processes.group import Group
+from stsbp.training.metrics import Workload
 
 if TYPE_CHECKING:
     from rich.progress import Task, TaskID
@@ -28,6 +30,7 @@ __all__ = [
     "TerminalReporter",
     "fitted",
     "reporter",
+    "shown_by",
     "time_text",
 ]
 
@@ -92,6 +95,8 @@ class Course:
         self._done, self._evaluated = done, evaluated
         self._training, self._testing = Pace(), Pace()
         self._begun = time.monotonic()
+        self.workload: Workload | None = None
+        """How the work is shared by processes, if there are several."""
 
     def update(self, samples: int, seconds: float) -> None:
         """An update is done."""
@@ -124,6 +129,13 @@ class Course:
         testing = _EVALUATION * training if testing is None else testing
         updates, samples = self._updates - self._done, max(0, self._evaluations - self._evaluated)
         return updates * self._batch * training + samples * testing
+
+    @property
+    def exchange(self) -> str:
+        """Share of the time that goes into exchanges between processes, and the slowest one; empty for one process."""
+        if self.workload is None or not self.workload.figures():
+            return ""
+        return f"exchange {self.workload.share:.0%}  slowest rank {self.workload.slowest}"
 
     @property
     def elapsed(self) -> float:
@@ -185,6 +197,7 @@ def _standing(epoch: str, course: Course, means: Mapping[str, Any], droppable: S
         "rate": "" if rate is None else f"{rate:.0f} samples/s",
         "elapsed": f"elapsed {time_text(course.elapsed)}",
         "left": "" if left is None else f"left {time_text(left)}",
+        "exchange": course.exchange,
     }
     return fitted(parts, droppable, width)
 
@@ -229,7 +242,9 @@ class PlainReporter:
     def step(self, epoch: int, means: Mapping[str, Any], doing: str = "") -> None:
         if self._due():
             where = f"epoch {epoch + 1}/{self._epochs} {doing}".rstrip()
-            self._output.line(_standing(where, self._course, means, ("elapsed", "share", "rate", "loss"), WIDTH))
+            self._output.line(
+                _standing(where, self._course, means, ("elapsed", "share", "exchange", "rate", "loss"), WIDTH)
+            )
 
     def note(self, text: str, *more: str) -> None:
         self._output.line(_line(text, more, WIDTH))
@@ -284,7 +299,7 @@ class TerminalReporter:
         if self._course is None:
             return self._text
         width = self._console.width - _BAR - 1
-        return _standing(self._text, self._course, self._means, ("rate", "elapsed", "loss", "share"), width)
+        return _standing(self._text, self._course, self._means, ("exchange", "rate", "elapsed", "loss", "share"), width)
 
     def _show(self, text: str, share: float) -> None:
         self._text = text
@@ -318,8 +333,28 @@ class TerminalReporter:
             self._progress.stop()
 
 
+class _Beating:
+    """Another reporter, and whoever watches whether this process moves: reading is told to both."""
+
+    def __init__(self, show: Reporter, beat: Callable[[str], None]) -> None:
+        self._beat = beat
+        self._show = show
+        self.begin, self.step, self.note = show.begin, show.step, show.note
+        self.warn, self.close = show.warn, show.close
+
+    def loading(self, what: str, done: int, total: int) -> None:
+        self._beat(f"{what}, {done} of {total}")
+        self._show.loading(what, done, total)
+
+
 def reporter(file: IO[str] | None = None) -> Reporter:
     """The reporter that fits `file` (by default standard error)."""
     file = sys.stderr if file is None else file
     # None: standard error was closed before the process began.
     return TerminalReporter(file) if file is not None and file.isatty() else PlainReporter(file)
+
+
+def shown_by(group: Group) -> Reporter:
+    """What tells a person how it goes: on rank 0, of all processes; the others tell nobody."""
+    show = reporter() if group.leads else PlainReporter(None)
+    return show if group.size == 1 else _Beating(show, group.beat)

@@ -161,7 +161,7 @@ class RunFolder:
         """Keep the settings; within `lock`."""
         self.files.write(self.config.name, to_toml(config).encode())
 
-    def note_start(self, backend: AbstractBackend, command: list[str], step: int) -> None:
+    def note_start(self, backend: AbstractBackend, command: list[str], step: int, processes: int = 1) -> None:
         """Add a start to the environment file: versions, backend, device, machine, command and time; within `lock`."""
         starts: list[dict[str, Any]] = []
         with contextlib.suppress(OSError):
@@ -182,6 +182,7 @@ class RunFolder:
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "processors": os.cpu_count(),
+                "processes": processes,
                 "versions": versions,
                 "command": command,
             }

@@ -11,6 +11,7 @@ from stsbp_spec.trainer import TrainState
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
 from stsbp.errors import CheckpointError, ConfigError
+from stsbp.processes.group import Group
 from stsbp.training import checkpoint
 from stsbp.training.build import Data, Inputs, Task, build_task
 from stsbp.training.loop import import_checkpoint
@@ -62,7 +63,7 @@ class Trained:
         return dataset.test
 
 
-def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trained:
+def load_trained(folder: RunFolder, name: str, backend: AbstractBackend, group: Group | None = None) -> Trained:
     """Read the checkpoint `name` (`last` or `best`) of a run for a backend, whichever backend wrote it.
 
     Raises:
@@ -73,5 +74,5 @@ def load_trained(folder: RunFolder, name: str, backend: AbstractBackend) -> Trai
     if not checkpoint.is_of(config, saved.info):
         raise CheckpointError(f"{folder.config} is not what the checkpoint {name!r} was trained with; put it back")
     inputs = Inputs.of_record(checkpoint.trained_of(saved, folder.path, name).inputs)
-    task = build_task(config, inputs, backend)
+    task = build_task(config, inputs, backend, group=group)
     return Trained(config, task, import_checkpoint(task, saved, folder), saved.info)

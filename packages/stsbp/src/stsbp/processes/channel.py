@@ -1,0 +1,69 @@
+"""Messages over a socket: JSON after its length in four bytes. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["MOST", "Channel"]
+
+MOST = 2**20
+"""Bytes of a message."""
+_HEAD = 4
+
+
+class Channel:
+    """Both ends of a connection speak in messages; each may be used by several threads at once."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._sending = threading.Lock()
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """Of the socket, for `selectors`."""
+        return self.connection.fileno()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the connection is closed or broken.
+        """
+        data = json.dumps(message).encode()
+        if len(data) > MOST:
+            raise ValueError(f"a message has at most {MOST:,} bytes, this one {len(data):,}")
+        with self._sending:
+            self.connection.sendall(len(data).to_bytes(_HEAD, "big") + data)
+
+    def arrived(self) -> list[dict[str, Any]] | None:
+        """Messages that are there once the socket can be read; None: the other side closed the connection.
+
+        Raises:
+            OSError: the connection broke.
+            ValueError: what came is no message.
+        """
+        data = self.connection.recv(65536)
+        if not data:
+            return None
+        self._buffer += data
+        found: list[dict[str, Any]] = []
+        while len(self._buffer) >= _HEAD:
+            end = _HEAD + int.from_bytes(self._buffer[:_HEAD], "big")
+            if end > _HEAD + MOST:
+                raise ValueError("a message is too long")
+            if len(self._buffer) < end:
+                break
+            message = json.loads(self._buffer[_HEAD:end])
+            if not isinstance(message, dict):
+                raise ValueError("a message is an object")
+            found.append(message)
+            del self._buffer[:end]
+        return found
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()

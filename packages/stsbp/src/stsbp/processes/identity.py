@@ -1,0 +1,98 @@
+"""What processes of one run must have in common, and where they differ."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.grid import CONTRACT_VERSION
+
+from stsbp.config import to_toml_value
+from stsbp.errors import ConfigError
+from stsbp.processes.monitor import Member
+
+__all__ = ["compare", "compare_settings", "own_identity", "sources"]
+
+_ALWAYS = ("stsbp", "stsbp_spec", "stsbp_cpu")
+_SUFFIXES = {".py", ".cu", ".cuh", ".h", ".hpp", ".cpp"}
+
+
+def sources(package: str) -> str:
+    """SHA-256 of the names and contents of a package's sources; empty where it is not installed."""
+    found = importlib.util.find_spec(package)
+    digest = hashlib.sha256()
+    for folder in (found.submodule_search_locations or ()) if found is not None else ():
+        for path in sorted(Path(folder).rglob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                content = path.read_bytes()
+                digest.update(f"{path.relative_to(folder).as_posix()} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest() if found is not None else ""
+
+
+def own_identity(backend: AbstractBackend, engine: str) -> dict[str, Any]:
+    """What this process runs, by names that a message can hold."""
+    found: dict[str, Any] = {"contract": CONTRACT_VERSION, "engine": engine}
+    for package in dict.fromkeys((*_ALWAYS, type(backend).__module__.partition(".")[0])):
+        if digest := sources(package):
+            found[f"sources of {package}"] = digest
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[f"version of {package}"] = importlib.metadata.version(package)
+    return found
+
+
+def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> None:
+    """Compare what all processes run.
+
+    Raises:
+        ConfigError: something differs; names the process and what it is.
+    """
+    for member, its in zip(members, found, strict=True):
+        for name, own in found[0].items():
+            # Another backend has other packages besides.
+            if name in its and its[name] != own:
+                raise ConfigError(_differs(member, name, own, its[name]))
+
+
+def _differs(member: Member, name: str, own: Any, its: Any) -> str:
+    if name == "contract":
+        what = f"computes by version {its} of the exact-arithmetic contract, rank 0 by version {own}"
+        return f"{member} {what}: install the same version everywhere"
+    if name == "engine":
+        what = f"speaks with the others through {its}, rank 0 through {own}"
+        return f"{member} {what}: take backends that share one, or the same backend everywhere"
+    if name.startswith("sources"):
+        return f"{member} has other {name} than rank 0 (SHA-256 {its[:12]} and {own[:12]}): install the same everywhere"
+    if name == "data":
+        return (
+            f"{member} has other data than rank 0 (their number, labels or content differ): give all of them the same "
+            "data set, --data-dir and files"
+        )
+    return f"{member}: the {name} is {its}, that of rank 0 {own}: install the same everywhere"
+
+
+def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:
+    """Compare what all processes were asked for.
+
+    Raises:
+        ConfigError: it differs; names the process and each setting.
+    """
+    for member, its in zip(members, asked, strict=True):
+        names = dict.fromkeys((*asked[0], *its))
+        lines = [
+            f"  {name}: {_shown(asked[0], name)} on rank 0, {_shown(its, name)} there"
+            for name in names
+            if asked[0].get(name) != its.get(name)
+        ]
+        if lines:
+            raise ConfigError(f"{member} was given other settings than rank 0:\n" + "\n".join(lines))
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return to_toml_value(values[name]) if name in values else "not given"

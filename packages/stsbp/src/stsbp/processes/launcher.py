@@ -1,0 +1,242 @@
+"""Starts the processes of `--processes` on this machine, and stands in for them: signals, output, messages, exit code.
+
+Every process is the same command with the variables of torchrun. Rank 0 has the terminal; what the others print is
+shown where one of them fails by itself. A socket to each of them tells it when this process is gone, and tells this
+process why they end, so that it is said once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+import click
+
+from stsbp.errors import ConfigError, legible
+from stsbp.processes.channel import Channel
+from stsbp.processes.monitor import LOST, Verdict
+from stsbp.threads import thread_count
+
+__all__ = ["LAUNCHER", "THREADS", "Parent", "launch", "parent"]
+
+LAUNCHER = "STSBP_LAUNCHER"
+"""Variable that holds the number of the socket to the process that started this one."""
+PATIENCE = 3.0
+"""Seconds that the others have to end by themselves when one has failed."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Variables that numerical libraries read."""
+_LINES = 40
+
+
+class _Child:
+    """A process that was started, and what is known of its end."""
+
+    def __init__(self, arguments: Sequence[str], rank: int, size: int, port: int, threads: int) -> None:
+        here, there = socket.socketpair()
+        variables = {
+            "RANK": rank,
+            "WORLD_SIZE": size,
+            "LOCAL_RANK": rank,
+            "LOCAL_WORLD_SIZE": size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            LAUNCHER: there.fileno(),
+            **dict.fromkeys(THREADS, threads),
+        }
+        # The first one has the terminal; of the others the last lines are kept.
+        quiet = {} if rank == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self.rank, self.channel, self.verdict = rank, Channel(here), dict[str, object]()
+        self.lines: deque[str] = deque(maxlen=_LINES)
+        self.killed = False
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, "-m", "stsbp", *arguments],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **{name: str(value) for name, value in variables.items()}},
+            pass_fds=(there.fileno(),),
+            # Ctrl-C goes to this process alone, which passes it on once.
+            start_new_session=True,
+            text=True,
+            errors="backslashreplace",
+            **quiet,  # type: ignore[call-overload]
+        )
+        there.close()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self.lines.append(line.rstrip("\n"))
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on."""
+        with contextlib.suppress(OSError):
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it, and what it started."""
+        self.killed = True
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code; below zero the signal that ended it; None: it runs."""
+        return self.process.poll()
+
+    def told(self) -> str:
+        """The last lines that it printed."""
+        self._reader.join(1.0)
+        return "\n".join(self.lines)
+
+
+def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
+    """Run `stsbp ARGUMENTS` in `size` processes on this machine; returns the exit code.
+
+    Args:
+        arguments: of the command line.
+        size: how many.
+        threads: of each; 0: those that one process would take are divided among them.
+
+    Raises:
+        ConfigError: the system does not let processes inherit sockets.
+    """
+    if sys.platform == "win32":
+        raise ConfigError("--processes starts processes on Linux and macOS; elsewhere start them with torchrun")
+    each = threads or max(1, thread_count() // size)
+    port = int(own) if (own := os.environ.get("MASTER_PORT", "")).isdecimal() else _free_port()
+    children: list[_Child] = []
+    with _passing_signals_on(children):
+        try:
+            for rank in range(size):
+                children.append(_Child(arguments, rank, size, port, each))
+            _supervise(children)
+        finally:
+            for child in children:
+                if child.code is None:
+                    child.kill()
+                    child.process.wait()
+    message, code = _outcome(children)
+    if message:
+        with contextlib.suppress(OSError):
+            click.echo(f"Error: {legible(message)}", err=True)
+    return code
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _passing_signals_on(children: list[_Child]) -> Iterator[None]:
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for child in children:
+            child.send_signal(number)
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _supervise(children: list[_Child]) -> None:
+    """Wait until all have ended; end those that do not by themselves after one has failed."""
+    deadline = float("inf")
+    with selectors.DefaultSelector() as selector:
+        for child in children:
+            selector.register(child.channel, selectors.EVENT_READ, child)
+        while any(child.code is None for child in children):
+            for key, _ in selector.select(0.1):
+                child = key.data
+                try:
+                    messages = child.channel.arrived()
+                except (OSError, ValueError):
+                    messages = None
+                if messages is None:
+                    selector.unregister(child.channel)
+                for message in messages or ():
+                    child.verdict = message
+            if not selector.get_map():
+                # All have let go of their sockets, and are about to end.
+                time.sleep(0.01)
+            now = time.monotonic()
+            if any(child.verdict or child.code not in (None, 0) for child in children):
+                deadline = min(deadline, now + PATIENCE)
+            if now >= deadline:
+                for child in children:
+                    if child.code is None:
+                        child.kill()
+
+
+def _outcome(children: list[_Child]) -> tuple[str, int]:
+    """What is to be said of how all have ended, if they did not say it themselves, and the exit code."""
+    size = len(children)
+    for child in children:
+        if child.code is not None and child.code < 0 and not child.killed:
+            number = -child.code
+            name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
+            advice = next((str(c.verdict["advice"]) for c in children if c.verdict.get("advice")), "")
+            who = f"rank {child.rank} of {size} (pid {child.process.pid})"
+            return f"{who} was ended by signal {number} ({name}){advice}", LOST
+    for child in children:
+        if child.verdict:
+            code = child.verdict.get("code")
+            return str(child.verdict.get("end", "")), code if isinstance(code, int) else 1
+    if children[0].code and children[0].code > 0:
+        # It has the terminal, and said why.
+        return "", children[0].code
+    for child in children:
+        if child.code is not None and child.code > 0:
+            who = f"rank {child.rank} of {size} (pid {child.process.pid})"
+            return f"{who} ended with exit code {child.code}\n{child.told()}".rstrip(), child.code
+    return "", LOST if any(child.killed for child in children) else 0
+
+
+class Parent:
+    """The process that started this one by `--processes`, seen from here."""
+
+    def __init__(self, descriptor: int) -> None:
+        connection = socket.socket(fileno=descriptor)
+        connection.set_inheritable(False)
+        self._channel = Channel(connection)
+
+    def tell(self, verdict: Verdict, advice: str) -> bool:
+        """Hand a verdict over; False: nobody takes it."""
+        try:
+            self._channel.send({"end": verdict.message, "code": verdict.code, "advice": advice})
+        except OSError:
+            return False
+        return True
+
+    def follow(self) -> None:
+        """Stop as by SIGTERM when it is gone."""
+        threading.Thread(target=self._follow, name="stsbp-parent", daemon=True).start()
+
+    def _follow(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while self._channel.arrived() is not None:
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def parent() -> Parent | None:
+    """The process of this program that started this one; None where it was started in another way."""
+    # What this process starts has the variable no more, and not the socket.
+    text = os.environ.pop(LAUNCHER, "")
+    try:
+        return Parent(int(text)) if text.isdecimal() else None
+    except OSError:
+        return None

@@ -1,0 +1,425 @@
+"""Watches whether all processes of a run move, and ends all of them where one does not.
+
+Every process has a thread that tells rank 0, at least once a second, how far it has come, what it does, and whether it
+waits for the others. Rank 0 judges: lost is whose connection closed, whom nobody heard for `--rank-timeout`, or who
+does not wait and did not move for as long. Who waits for a lost process is not to blame. All then end with one message.
+Where rank 0 falls silent, each of the others ends by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stsbp.processes.channel import Channel
+
+__all__ = ["LOST", "Judge", "Member", "Monitor", "Pulse", "Sign", "Verdict"]
+
+LOST = 69
+"""Exit code of every process where one was lost: the EX_UNAVAILABLE of sysexits.h."""
+COMPILING = 20
+"""So many times `--rank-timeout` a process may compute without coming to anything new, as it does while it compiles."""
+_BUSY = 0.05
+"""Share of a processor above which a process computes."""
+_SETTLES = 1.0
+"""Seconds in which others may say the same, or whose connection closed may be seen."""
+_BREAKS = 3.0
+"""The same after an exchange that failed: the cause is another process, and may be seen a little later."""
+_GONE = "is gone: its connection closed, as when a process is killed or a machine fails"
+
+
+def _silent(seconds: float) -> str:
+    return f"gave no sign of life for {seconds:.0f} s: it is stopped, or cannot be reached"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process of a run."""
+
+    rank: int
+    size: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size} (host {self.host}, pid {self.pid})"
+
+
+@dataclass(frozen=True)
+class Sign:
+    """How far a process has come.
+
+    Attributes:
+        moved: how many layers, updates, files and exchanges it has done.
+        doing: what it does.
+        waits: whether it waits for the others.
+        exchange: number of the exchange that it waits in, or was in last.
+        cpu: seconds that it computed.
+    """
+
+    moved: int
+    doing: str
+    waits: bool
+    exchange: int
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why all processes end, and with which exit code."""
+
+    message: str
+    code: int
+
+
+class Pulse:
+    """How far this process has come; told by those who compute, read by the thread that reports."""
+
+    def __init__(self) -> None:
+        self.moved, self.exchange, self.doing, self.waits = 0, 0, "starting", False
+
+    def beat(self, what: str) -> None:
+        """Something new begins."""
+        self.moved += 1
+        self.doing = what
+
+    def enter(self) -> None:
+        """An exchange with the others begins."""
+        self.exchange += 1
+        self.waits = True
+
+    def leave(self) -> None:
+        """The exchange is over."""
+        self.moved += 1
+        self.waits = False
+
+    def sign(self) -> Sign:
+        """As it is told."""
+        return Sign(self.moved, self.doing, self.waits, self.exchange, time.process_time())
+
+
+@dataclass
+class _Heard:
+    """Of a member: its last sign, and when it came, when it last moved and when it last computed."""
+
+    sign: Sign
+    at: float
+    moved: float
+    busy: float
+
+
+@dataclass
+class _Fault:
+    rank: int
+    text: str
+    code: int
+    broken: bool
+    at: float
+
+
+@dataclass
+class Judge:
+    """Decides from the signs of all members whether they are to end, and why.
+
+    Attributes:
+        members: in the order of their ranks.
+        timeout: seconds without a sign, or without anything new.
+        clock: the time.
+        advice: end of the message where one is lost.
+    """
+
+    members: Sequence[Member]
+    timeout: float
+    clock: Callable[[], float] = time.monotonic
+    advice: str = ""
+    _heard: dict[int, _Heard] = field(default_factory=dict)
+    _gone: dict[int, float] = field(default_factory=dict)
+    _faults: list[_Fault] = field(default_factory=list)
+    _done: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        now = self.clock()
+        for member in self.members:
+            self._heard[member.rank] = _Heard(Sign(0, "starting", False, 0, 0.0), now, now, now)
+
+    def hear(self, rank: int, sign: Sign) -> None:
+        """A sign of life."""
+        now, known = self.clock(), self._heard[rank]
+        before = known.sign
+        if (sign.moved, sign.exchange, sign.waits) != (before.moved, before.exchange, before.waits):
+            known.moved = known.busy = now
+        elif sign.cpu - before.cpu >= _BUSY * (now - known.at):
+            known.busy = now
+        known.sign, known.at = sign, now
+
+    def fail(self, rank: int, text: str, code: int, *, broken: bool = False) -> None:
+        """A member ends with an error; `broken`: an exchange failed, whoever is to blame."""
+        self._faults.append(_Fault(rank, text, code, broken, self.clock()))
+
+    def lose(self, rank: int) -> None:
+        """A member's connection closed."""
+        if rank not in self._done:
+            self._gone.setdefault(rank, self.clock())
+
+    def finish(self, rank: int) -> None:
+        """A member is through."""
+        self._done.add(rank)
+
+    @property
+    def all_done(self) -> bool:
+        """Whether all members are through."""
+        return len(self._done) == len(self.members)
+
+    def verdict(self) -> Verdict | None:
+        """Why all are to end now; None: they are not."""
+        now = self.clock()
+        told = {fault.rank for fault in self._faults}
+        errors = [fault for fault in self._faults if not fault.broken]
+        if errors:
+            same = len({fault.text for fault in errors}) == 1
+            # What all of them say is no matter of one.
+            if not (same and len(errors) == len(self.members)) and now - errors[0].at < _SETTLES:
+                return None
+            return self._error(errors)
+        if lost := [rank for rank in self._gone if rank not in told]:
+            return self._lost(lost[0], _GONE)
+        for rank, known in self._heard.items():
+            if rank not in self._done and rank not in told and now - known.at > self.timeout:
+                where = f" (it was last heard at {self._place(known.sign)})"
+                return self._lost(rank, _silent(now - known.at) + where)
+        if self._faults and now - self._faults[0].at >= _BREAKS:
+            return self._error(self._faults)
+        return None if self._faults else self._stuck(now)
+
+    def _error(self, faults: list[_Fault]) -> Verdict:
+        first = min(faults, key=lambda fault: (fault.at - faults[0].at > _SETTLES, fault.rank))
+        alone = len({fault.text for fault in faults}) > 1 or len(faults) < len(self.members)
+        return Verdict(f"{self.members[first.rank]}: {first.text}" if alone else first.text, first.code)
+
+    def _stuck(self, now: float) -> Verdict | None:
+        """Who does not move; among several the one that has not for longest."""
+        working = {rank: known for rank, known in self._heard.items() if rank not in self._done}
+        idle = {
+            rank: known
+            for rank, known in working.items()
+            if now - known.busy > self.timeout or now - known.moved > COMPILING * self.timeout
+        }
+        own = {rank: known for rank, known in idle.items() if not known.sign.waits}
+        if own:
+            rank = min(own, key=lambda rank: own[rank].moved)
+            return self._lost(rank, f"did nothing new for {now - own[rank].moved:.0f} s: {self._place(own[rank].sign)}")
+        if working and len(idle) == len(working):
+            # All wait for each other: a message is lost. Behind is who has not come to the last exchange.
+            last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].moved))
+            behind, furthest = working[last].sign.exchange, max(known.sign.exchange for known in working.values())
+            others = "as all others do" if behind == furthest else f"others in {furthest}"
+            what = f"waits in exchange {behind} for {self.timeout:g} s, {others}"
+            return self._lost(last, f"{what}: a connection between the processes is lost")
+        return None
+
+    @staticmethod
+    def _place(sign: Sign) -> str:
+        return (
+            f"exchange {sign.exchange}, {sign.doing}" if sign.waits else f"{sign.doing}, after exchange {sign.exchange}"
+        )
+
+    def _lost(self, rank: int, how: str) -> Verdict:
+        return Verdict(f"{self.members[rank]} {how}{self.advice}", LOST)
+
+
+class Monitor:
+    """The thread of a process that tells rank 0 of it, on rank 0 the one that judges.
+
+    Args:
+        pulse: of this process.
+        me: this process.
+        timeout: see `Judge`.
+        end: called with the verdict, in the thread; ends the process.
+    """
+
+    def __init__(self, pulse: Pulse, me: Member, timeout: float, end: Callable[[Verdict], None]) -> None:
+        self.pulse, self.me, self.timeout, self.end = pulse, me, timeout, end
+        self.advice = ""
+        self.interval = min(1.0, timeout / 8)
+        self._leaving = threading.Event()
+        self._over = threading.Event()
+        self._told: list[dict[str, Any]] = []
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    # Rank 0.
+    def listen(self, host: str) -> tuple[int, str]:
+        """Begin to listen; returns the port and the word by which the others are known.
+
+        Raises:
+            OSError: the system has no port.
+        """
+        self._word = os.urandom(16).hex()
+        self._server = socket.create_server((host, 0), backlog=self.me.size)
+        return int(self._server.getsockname()[1]), self._word
+
+    def watch(self, members: Sequence[Member]) -> None:
+        """Begin to judge."""
+        self._begin(lambda: self._judge(Judge(members, self.timeout)))
+
+    # The others.
+    def connect(self, address: str, port: int, word: str, leader: Member) -> None:
+        """Connect to rank 0, and begin to tell of this process.
+
+        Raises:
+            OSError: there is no way to it.
+        """
+        connection = socket.create_connection((address, port), timeout=self.timeout)
+        connection.settimeout(None)
+        channel = Channel(connection)
+        channel.send({"word": word, "rank": self.me.rank})
+        self._begin(lambda: self._tell(channel, leader))
+
+    # All.
+    def fail(self, text: str, code: int, *, broken: bool = False) -> None:
+        """This process ends with an error: tell the others, and wait for the verdict, which ends it."""
+        if self._thread is None:
+            # Nobody hears it yet.
+            return
+        with self._lock:
+            self._told.append({"failed": text, "code": code, "broken": broken})
+        self._over.wait(self.timeout + 2 * _BREAKS)
+        self.end(Verdict(f"{self.me}: {text}", code))
+
+    def close(self) -> None:
+        """This process is through: wait until all are."""
+        self._leaving.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _begin(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work, name="stsbp-monitor", daemon=True)
+        self._thread.start()
+
+    def _take_told(self) -> list[dict[str, Any]]:
+        with self._lock:
+            told, self._told = self._told, []
+        return told
+
+    def _judge(self, judge: Judge) -> None:
+        with selectors.DefaultSelector() as selector, self._server:
+            selector.register(self._server, selectors.EVENT_READ)
+            channels: dict[Channel, int] = {}
+            others: dict[int, Channel] = {}
+            heard = 0.0
+            while True:
+                for key, _ in selector.select(min(0.1, self.interval)):
+                    if key.fileobj is self._server:
+                        connection, _ = self._server.accept()
+                        selector.register(channel := Channel(connection), selectors.EVENT_READ)
+                        channels[channel] = -1
+                        continue
+                    channel = key.fileobj  # type: ignore[assignment]
+                    if not self._listen_to(judge, channel, channels, others):
+                        selector.unregister(channel)
+                        del channels[channel]
+                        channel.close()
+                judge.advice = self.advice
+                for told in self._take_told():
+                    judge.fail(0, told["failed"], told["code"], broken=told["broken"])
+                if self._leaving.is_set():
+                    judge.finish(0)
+                if (now := time.monotonic()) - heard >= self.interval:
+                    heard = now
+                    judge.hear(0, self.pulse.sign())
+                    self._send(others, {"here": True})
+                if judge.all_done:
+                    self._send(others, {"done": True})
+                    break
+                if (verdict := judge.verdict()) is not None:
+                    self._send(others, {"end": verdict.message, "code": verdict.code})
+                    self.end(verdict)
+                    break
+        self._over.set()
+
+    def _listen_to(
+        self, judge: Judge, channel: Channel, channels: dict[Channel, int], others: dict[int, Channel]
+    ) -> bool:
+        """Take in what a member, or a stranger, says; False: the connection is over."""
+        rank = channels[channel]
+        try:
+            messages = channel.arrived()
+        except (OSError, ValueError):
+            messages = None
+        for message in messages or ():
+            if rank < 0:
+                known = hmac.compare_digest(str(message.get("word")), self._word)
+                asked = message.get("rank")
+                if not known or not isinstance(asked, int) or not 0 < asked < self.me.size:
+                    return False
+                rank = channels[channel] = asked
+                others[rank] = channel
+            elif "sign" in message:
+                judge.hear(rank, Sign(*message["sign"]))
+            elif "failed" in message:
+                judge.fail(rank, message["failed"], message["code"], broken=message["broken"])
+            elif "done" in message:
+                judge.finish(rank)
+        if messages is None and rank > 0:
+            others.pop(rank, None)
+            judge.lose(rank)
+        return messages is not None
+
+    @staticmethod
+    def _send(others: dict[int, Channel], message: dict[str, Any]) -> None:
+        for channel in others.values():
+            # Whose connection is closed is heard of by itself.
+            with contextlib.suppress(OSError):
+                channel.send(message)
+
+    def _tell(self, channel: Channel, leader: Member) -> None:
+        heard = told = time.monotonic()
+        left = False
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(channel, selectors.EVENT_READ)
+                while True:
+                    ready = selector.select(min(0.1, self.interval))
+                    for message in self._arrived(channel) if ready else ():
+                        heard = time.monotonic()
+                        if "end" in message:
+                            self.end(Verdict(message["end"], message["code"]))
+                            return
+                        if "done" in message:
+                            return
+                    now = time.monotonic()
+                    if now - told >= self.interval:
+                        told = now
+                        sign = self.pulse.sign()
+                        channel.send({"sign": [sign.moved, sign.doing, sign.waits, sign.exchange, sign.cpu]})
+                    for message in self._take_told():
+                        channel.send(message)
+                    if self._leaving.is_set() and not left:
+                        left = True
+                        channel.send({"done": True})
+                    if now - heard > self.timeout:
+                        self.end(Verdict(f"{leader} {_silent(now - heard)}{self.advice}", LOST))
+                        return
+        except OSError:
+            self.end(Verdict(f"{leader} {_GONE}{self.advice}", LOST))
+        finally:
+            self._over.set()
+            channel.close()
+
+    @staticmethod
+    def _arrived(channel: Channel) -> list[dict[str, Any]]:
+        try:
+            found = channel.arrived()
+        except ValueError as error:
+            raise ConnectionError(str(error)) from error
+        if found is None:
+            raise ConnectionError("closed")
+        return found

@@ -1,0 +1,351 @@
+"""Runs on several real processes: the same bits, one set of files, and refusals. Faults: campaigns/processes.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.processes import launcher
+from stsbp.processes.group import Group
+from stsbp.training.loop import StopRequest, stop_together
+from stsbp.training.metrics import Workload
+
+Call = Callable[..., Result]
+
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="processes are connected by PyTorch")
+EXACT = ("--precision", "reproducible", "--dropout", "0.1", "--seed", "3")
+
+
+class Several:
+    """The command line on several processes, in an empty working folder."""
+
+    def __init__(self, folder: Path, tiny: tuple[str, ...]) -> None:
+        self.folder, self.tiny = folder, (*tiny, *EXACT)
+
+    def start(self, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "stsbp", "--backend", "numpy", *map(str, arguments)]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=variables
+        )
+
+    def __call__(self, *arguments: object, code: int = 0, **environment: str) -> tuple[str, str]:
+        """Both outputs of a command that must end with a code."""
+        process = self.start(*arguments, environment=environment)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == code, err
+        return out, err
+
+    def train(self, out: Path, *arguments: object, code: int = 0, **environment: str) -> tuple[str, str]:
+        return self("train", "digits", *self.tiny, "--out", out, *arguments, code=code, **environment)
+
+
+@pytest.fixture
+def several(tmp_path: Path, tiny: tuple[str, ...]) -> Several:
+    return Several(tmp_path, tiny)
+
+
+@pytest.fixture
+def alone(train_tiny: Call, tmp_path: Path) -> Path:
+    """The run on one process."""
+    result = train_tiny(tmp_path / "alone", *EXACT)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "alone"
+
+
+@needs_torch
+def test_three_processes_write_the_run_of_one(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    out, err = several.train(tmp_path / "run", "--processes", 3)
+    same_run(tmp_path / "run", alone)
+    assert out.count("test accuracy") == 1
+    assert err.count("epoch 1/3") == 1
+    (start,) = json.loads((tmp_path / "run/environment.json").read_text())["starts"]
+    assert start["processes"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["kind"] in ("step", "epoch"):
+            assert line["processes"] == 3
+            assert line["slowest_rank"] in range(3)
+            assert 0 < line["exchange_share"] < 1
+
+
+@needs_torch
+def test_stopped_on_two_and_resumed_on_one_and_three(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    _, err = several.train(run, "--processes", 2, "--stop-after", "0.000001", code=75)
+    assert err.count("time is up: stopped after update 1 and saved. Continue with: stsbp --backend numpy train") == 1
+    several("train", "--resume", run, "--stop-after", "0.000001", code=75)
+    several("train", "--resume", run, "--processes", 3)
+    same_run(run, alone)
+
+
+@needs_torch
+def test_evaluation_and_experiment_find_what_one_process_finds(several: Several, alone: Path, tmp_path: Path) -> None:
+    one, two = (
+        json.loads(several("evaluate", alone, "--json", *more)[0])
+        for more in ((), ("--processes", 2, "--batch-size", 7))
+    )
+    for found in (one, two):
+        del found["seconds"]
+    assert one == two
+    settings = ("experiment", "digits", *several.tiny, "--epochs", 1, "--seeds", 2, "--validation", 10)
+    for name, more in (("one", ()), ("two", ("--processes", 2)), ("jobs", ("--jobs", 2))):
+        several(*settings, "--out", tmp_path / name, *more)
+    tables = [json.loads((tmp_path / name / "experiment.json").read_text()) for name in ("one", "two", "jobs")]
+    figures = [
+        [{k: seed[k] for k in ("seed", "checkpoint", "test", "operations")} for seed in t["seeds"]] for t in tables
+    ]
+    assert figures[0] == figures[1] == figures[2]
+
+
+@needs_torch
+def test_micro_batches_change_nothing(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    several.train(tmp_path / "run", "--micro-batch", 3, "--processes", 2)
+    same_run(tmp_path / "run", alone)
+    several.train(tmp_path / "one", "--micro-batch", 7)
+    same_run(tmp_path / "one", alone)
+
+
+def by_rank(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Process numbers of the ranks that a command has started."""
+    found: dict[int, int] = {}
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        entries = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        variables = dict(entry.split(b"=", 1) for entry in entries if b"=" in entry)
+        found[int(variables[b"RANK"])] = int(pid)
+    return found
+
+
+@needs_torch
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+@pytest.mark.parametrize(
+    ("rank", "number", "code", "says"),
+    [
+        (1, signal.SIGKILL, 69, "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Continue with:"),
+        (0, signal.SIGKILL, 69, "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Continue with:"),
+        (1, signal.SIGSTOP, 69, "gave no sign of life for"),
+        (None, signal.SIGINT, 130, "SIGINT: stopped after update"),
+        (1, signal.SIGTERM, 143, "SIGTERM: stopped after update"),
+    ],
+    ids=["rank 1 killed", "rank 0 killed", "rank 1 hangs", "Ctrl-C", "rank 1 terminated"],
+)
+def test_what_ends_one_ends_all(
+    rank: int | None,
+    number: signal.Signals,
+    code: int,
+    says: str,
+    several: Several,
+    tensors: Callable[..., bytes],
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    settings = ("train", "digits", *several.tiny, "--epochs", 60, "--checkpoint-every", 0, "--out", run)
+    process = several.start(*settings, "--processes", 2, "--rank-timeout", 3)
+    until = time.monotonic() + 60
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < until:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 6:
+            break
+        time.sleep(0.02)
+    pids = by_rank(process)
+    os.kill(process.pid if rank is None else pids[rank], number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert sum(line.startswith("Error: ") or ": stopped" in line for line in err.splitlines()) == 1, err
+    assert says in err
+    if code == 69:
+        assert f"rank {rank} of 2" in err
+    assert "Traceback" not in err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+    several(*settings, "--resume")
+    several("train", "digits", *several.tiny, "--epochs", 60, "--out", tmp_path / "undisturbed")
+    assert tensors(run) == tensors(tmp_path / "undisturbed")
+
+
+def ranks(several: Several, out: Path, *changed: tuple[object, ...]) -> list[tuple[int, str]]:
+    """Ranks that are started one by one, each with options of its own: exit code and what it said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    where = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        several.start("train", "digits", *several.tiny, "--out", out, *more, environment={**where, "RANK": str(rank)})
+        for rank, more in enumerate(changed)
+    ]
+    return [(process.returncode, err) for process in started for _, err in [process.communicate(timeout=120)]]
+
+
+@needs_torch
+def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> None:
+    found = ranks(several, tmp_path / "run", (), ("--lr", "0.03", "--threads", 1))
+    said = {err[err.index("Error: ") :] for _, err in found}
+    assert [code for code, _ in found] == [1, 1]
+    assert len(said) == 1
+    assert "was given other settings than rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
+    assert not (tmp_path / "run").exists()
+
+
+@needs_torch
+def test_ranks_of_another_launcher_write_the_run_of_one(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    found = ranks(several, tmp_path / "run", (), ("--threads", 1))
+    assert [code for code, _ in found] == [0, 0], found
+    assert found[1][1] == ""
+    same_run(tmp_path / "run", alone)
+
+
+@needs_torch
+def test_a_port_that_is_taken(several: Several, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        _, err = several.train(tmp_path / "run", "--processes", 2, code=1, MASTER_PORT=port)
+    assert err.count("Error: ") == 1
+    assert f"127.0.0.1:{port}: another program has taken that port; name a free one (MASTER_PORT)" in err
+
+
+@pytest.mark.parametrize(
+    ("environment", "arguments", "says"),
+    [
+        ({"RANK": "0"}, (), "RANK is set and WORLD_SIZE is not"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, (), "rank 2 of 2 processes"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            ("--processes", "3"),
+            "--processes 3 starts processes, and RANK and WORLD_SIZE has started 2 already",
+        ),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, ("--show-config",), "name it with --out"),
+    ],
+)
+def test_what_launchers_say_wrongly(
+    environment: dict[str, str],
+    arguments: tuple[str, ...],
+    says: str,
+    stsbp: Call,
+    refused: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    refused(stsbp("train", "digits", *arguments), says)
+
+
+def test_a_restart_by_torchrun_goes_on(
+    train_tiny: Call,
+    alone: Path,
+    same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, *EXACT, "--stop-after", "0.000001").exit_code == 75
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    result = train_tiny(run, *EXACT, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert "after update 1" in result.stderr
+    same_run(run, alone)
+
+
+def test_the_command_line_of_the_ranks_is_the_one_that_was_typed(stsbp: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def launch(*arguments: Any) -> int:
+        started.append(arguments)
+        return 69
+
+    monkeypatch.setattr("stsbp.cli.common.launch", launch)
+    typed = ("train", "digits", "--processes", "4", "--threads", "3", "--lr", "0.1")
+    assert stsbp(*typed).exit_code == 69
+    assert started == [(("--backend", "numpy", *typed), 4, 3)]
+    assert stsbp("evaluate", "runs/x", "--processes", "2").exit_code == 1  # there is no such run
+
+
+def test_ranks_share_the_threads_and_know_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "stsbp"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    program = (
+        "import os, sys\n"
+        "names = 'RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR OMP_NUM_THREADS NUMBA_NUM_THREADS'.split()\n"
+        "open(f'said-{os.environ[\"RANK\"]}', 'w').write(' '.join([*sys.argv[1:], *(os.environ[n] for n in names)]))\n"
+    )
+    (package / "__main__.py").write_text(program)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launcher.launch(("a", "b"), 3) == 0
+    said = [(tmp_path / f"said-{rank}").read_text() for rank in range(3)]
+    assert said == [f"a b {rank} 3 {rank} 127.0.0.1 2 2" for rank in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "says"),
+    [
+        ("if rank == 1: print('no such thing'); sys.exit(3)", 3, "rank 1 of 2 (pid "),
+        ("if rank == 1: os.kill(os.getpid(), 15)", 69, "was ended by signal 15 (SIGTERM)"),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit(0)", 0, ""),
+    ],
+    ids=["error of one", "signal", "error of all", "none"],
+)
+def test_how_ranks_end_is_how_the_command_ends(
+    program: str,
+    code: int,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    package = tmp_path / "stsbp"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        f"import os, sys, time\nrank = int(os.environ['RANK'])\n{program}\ntime.sleep(60)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(launcher, "PATIENCE", 0.5)
+    began = time.monotonic()
+    assert launcher.launch((), 2) == code
+    assert time.monotonic() - began < 20
+    err = capfd.readouterr().err
+    assert err.count("Error: ") == bool(says)
+    assert says in err
+    if code == 3:
+        assert "no such thing" in err
+
+
+def test_one_process_is_a_group_of_its_own() -> None:
+    group = Group()
+    assert group.share({"a": 1}) == {"a": 1}
+    assert group.gather([1.0, 2.0]).tolist() == [[1.0, 2.0]]
+    assert group.gather_values("x") == ["x"]
+    assert (group.part(7).first, group.part(7).count) == (0, 7)
+    assert group.one_by_one(lambda: 3) == 3
+    stop_together(StopRequest(), group)
+
+
+def test_workload_names_the_slowest_and_the_time_in_exchanges() -> None:
+    load = Workload(3)
+    assert load.figures() == {"processes": 3, "slowest_rank": 0, "exchange_share": 0.0}
+    load.add(np.array([1.0, 1.5, 0.5]), np.array([1.0, 0.5, 1.5]))
+    load.add(np.array([1.0, 1.5, 0.5]), np.array([2.0, 1.5, 2.5]))
+    assert load.figures() == {"processes": 3, "slowest_rank": 1, "exchange_share": 0.6}
+    assert Workload(1).figures() == {}

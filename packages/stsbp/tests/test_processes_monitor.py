@@ -1,0 +1,288 @@
+"""Who is to blame when processes stop moving: the judge on a clock of its own, and monitors over real sockets."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+from stsbp.processes.channel import MOST, Channel
+from stsbp.processes.monitor import COMPILING, LOST, Judge, Member, Monitor, Pulse, Sign, Verdict
+
+TIMEOUT = 10.0
+
+
+class Clock:
+    """A time that is set."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Case:
+    """Three members and their judge."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        members = [Member(rank, 3, f"node{rank}", 1000 + rank) for rank in range(3)]
+        self.judge = Judge(members, TIMEOUT, self.clock, "; advice")
+        self.moved = [0, 0, 0]
+        self.cpu = [0.0, 0.0, 0.0]
+
+    def pass_time(
+        self, seconds: float, *, moving: str = "", waiting: str = "", computing: str = "", silent: str = ""
+    ) -> Verdict | None:
+        """Let time pass with a sign a second of each member whose number is not in `silent`."""
+        for _ in range(round(seconds)):
+            self.clock.now += 1
+            for rank in range(3):
+                self.moved[rank] += str(rank) in moving
+                self.cpu[rank] += str(rank) in computing
+                if str(rank) not in silent:
+                    waits = str(rank) in waiting
+                    self.judge.hear(rank, Sign(self.moved[rank], "layer", waits, self.moved[rank], self.cpu[rank]))
+            if (verdict := self.judge.verdict()) is not None:
+                return verdict
+        return None
+
+
+@pytest.fixture
+def case() -> Case:
+    return Case()
+
+
+def test_who_moves_goes_on(case: Case) -> None:
+    assert case.pass_time(10 * TIMEOUT, moving="012") is None
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_who_is_silent_is_lost(case: Case, rank: int) -> None:
+    others = "012".replace(str(rank), "")
+    verdict = case.pass_time(TIMEOUT + 2, waiting=others, silent=str(rank))
+    assert verdict is not None
+    assert verdict.code == LOST
+    assert verdict.message.startswith(f"rank {rank} of 3 (host node{rank}, pid {1000 + rank}) gave no sign of life for")
+    assert verdict.message.endswith("; advice")
+
+
+def test_who_is_silent_for_less_is_not_lost(case: Case) -> None:
+    assert case.pass_time(TIMEOUT - 1, waiting="02", silent="1") is None
+    assert case.pass_time(3, moving="012") is None
+
+
+def test_who_waits_for_another_is_not_to_blame(case: Case) -> None:
+    verdict = case.pass_time(TIMEOUT + 2, waiting="02")
+    assert verdict is not None
+    assert verdict.message.startswith("rank 1 of 3")
+    assert "did nothing new for 11 s: layer" in verdict.message
+
+
+def test_who_compiles_has_time(case: Case) -> None:
+    assert case.pass_time(COMPILING * TIMEOUT - 1, waiting="02", computing="1") is None
+    assert case.pass_time(2, moving="012") is None
+    verdict = case.pass_time(COMPILING * TIMEOUT + 2, waiting="02", computing="1")
+    assert verdict is not None
+    assert verdict.message.startswith("rank 1 of 3")
+
+
+def test_of_several_who_do_nothing_the_first_to_stop_is_named(case: Case) -> None:
+    case.pass_time(3, moving="01")
+    verdict = case.pass_time(TIMEOUT + 2)
+    assert verdict is not None
+    assert verdict.message.startswith("rank 2 of 3")
+
+
+def test_all_wait_in_one_exchange(case: Case) -> None:
+    verdict = case.pass_time(TIMEOUT + 2, waiting="012")
+    assert verdict is not None
+    assert "waits in exchange 0 for 10 s, as all others do" in verdict.message
+
+
+def test_all_wait_and_one_is_behind(case: Case) -> None:
+    case.pass_time(2, moving="02")
+    verdict = case.pass_time(TIMEOUT + 2, waiting="012")
+    assert verdict is not None
+    assert verdict.message.startswith("rank 1 of 3")
+    assert "waits in exchange 0 for 10 s, others in 2" in verdict.message
+
+
+def test_a_closed_connection_is_lost_at_once(case: Case) -> None:
+    case.pass_time(1, moving="012")
+    case.judge.lose(2)
+    verdict = case.judge.verdict()
+    assert verdict is not None
+    assert verdict.message.startswith("rank 2 of 3 (host node2, pid 1002) is gone")
+    assert verdict.code == LOST
+
+
+def test_who_is_through_may_close_its_connection(case: Case) -> None:
+    case.judge.finish(2)
+    case.judge.lose(2)
+    assert case.pass_time(2 * TIMEOUT, moving="01", silent="2") is None
+    assert not case.judge.all_done
+    case.judge.finish(0)
+    case.judge.finish(1)
+    assert case.judge.all_done
+
+
+def test_an_error_of_one_names_it(case: Case) -> None:
+    case.judge.fail(1, "the disk is full", 1)
+    assert case.judge.verdict() is None
+    verdict = case.pass_time(2, moving="012")
+    assert verdict == Verdict("rank 1 of 3 (host node1, pid 1001): the disk is full", 1)
+
+
+def test_an_error_of_all_is_of_nobody(case: Case) -> None:
+    for rank in range(3):
+        case.judge.fail(rank, "no such layer", 1)
+    assert case.judge.verdict() == Verdict("no such layer", 1)
+
+
+def test_a_broken_exchange_waits_for_its_cause(case: Case) -> None:
+    case.judge.fail(0, "connection reset", 1, broken=True)
+    case.judge.fail(2, "connection reset", 1, broken=True)
+    assert case.judge.verdict() is None
+    case.judge.lose(1)
+    verdict = case.judge.verdict()
+    assert verdict is not None
+    assert verdict.message.startswith("rank 1 of 3")
+    assert verdict.code == LOST
+
+
+def test_a_broken_exchange_without_a_cause_is_told_itself(case: Case) -> None:
+    case.judge.fail(2, "connection reset", 1, broken=True)
+    verdict = case.pass_time(5, waiting="01")
+    assert verdict == Verdict("rank 2 of 3 (host node2, pid 1002): connection reset", 1)
+
+
+def test_an_error_counts_more_than_the_exchanges_that_it_broke(case: Case) -> None:
+    case.judge.fail(0, "connection reset", 1, broken=True)
+    case.judge.fail(1, "the disk is full", 1)
+    verdict = case.pass_time(2, waiting="2")
+    assert verdict == Verdict("rank 1 of 3 (host node1, pid 1001): the disk is full", 1)
+
+
+def test_a_pulse_says_what_it_was_told() -> None:
+    pulse = Pulse()
+    pulse.beat("layer")
+    pulse.enter()
+    assert (pulse.moved, pulse.sign().doing, pulse.sign().waits, pulse.sign().exchange) == (1, "layer", True, 1)
+    pulse.leave()
+    assert not pulse.sign().waits
+    assert pulse.sign().moved == 2
+
+
+def test_messages_arrive_whole_however_they_are_cut() -> None:
+    here, there = socket.socketpair()
+    one, other = Channel(here), Channel(there)
+    one.send({"a": "x" * 1000})
+    one.send({"b": [1, 2.5, None]})
+    found: list[dict[str, object]] = []
+    while len(found) < 2:
+        found += other.arrived() or []
+    assert found == [{"a": "x" * 1000}, {"b": [1, 2.5, None]}]
+    one.close()
+    assert other.arrived() is None
+
+
+@pytest.mark.parametrize(
+    "data", [(MOST + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]"], ids=["too long", "no JSON", "no object"]
+)
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    here, there = socket.socketpair()
+    here.sendall(data)
+    with pytest.raises(ValueError, match=r"."):
+        Channel(there).arrived()
+
+
+def test_a_message_has_an_end() -> None:
+    here, _there = socket.socketpair()
+    with pytest.raises(ValueError, match="at most"):
+        Channel(here).send({"a": "x" * MOST})
+
+
+class Ranks:
+    """Monitors of three processes, in this one, over real sockets; what each of them would have ended with."""
+
+    def __init__(self, timeout: float) -> None:
+        self.members = [Member(rank, 3, "here", 100 + rank) for rank in range(3)]
+        self.ended: dict[int, Verdict] = {}
+        self.monitors = [
+            Monitor(Pulse(), member, timeout, partial(self.ended.__setitem__, member.rank)) for member in self.members
+        ]
+        port, word = self.monitors[0].listen("127.0.0.1")
+        self.port = port
+        self.monitors[0].watch(self.members)
+        for monitor in self.monitors[1:]:
+            monitor.connect("127.0.0.1", port, word, self.members[0])
+        self.moving = True
+        threading.Thread(target=self._move, daemon=True).start()
+
+    def _move(self) -> None:
+        while self.moving:
+            for monitor in self.monitors:
+                monitor.pulse.beat("layer")
+            time.sleep(0.02)
+
+    def wait(self, seconds: float, ready: Callable[[], bool]) -> None:
+        """Return when it is so."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not ready():
+            time.sleep(0.01)
+        assert ready(), self.ended
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    made = Ranks(timeout=2.0)
+    yield made
+    made.moving = False
+
+
+def test_all_are_through(ranks: Ranks) -> None:
+    threads = [threading.Thread(target=monitor.close) for monitor in ranks.monitors]
+    for thread in threads[:-1]:
+        thread.start()
+    time.sleep(0.4)
+    assert all(thread.is_alive() for thread in threads[:-1]), "nobody leaves before the last one is through"
+    threads[-1].start()
+    for thread in threads:
+        thread.join(5.0)
+    assert not any(thread.is_alive() for thread in threads)
+    assert ranks.ended == {}
+
+
+def test_an_error_ends_all_with_one_message(ranks: Ranks) -> None:
+    ranks.monitors[2].fail("the disk is full", 7)
+    ranks.wait(5.0, lambda: len(ranks.ended) == 3)
+    assert set(ranks.ended.values()) == {Verdict("rank 2 of 3 (host here, pid 102): the disk is full", 7)}
+
+
+def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
+    for monitor in (ranks.monitors[0], ranks.monitors[2]):
+        monitor.pulse.enter()
+    ranks.moving = False
+    ranks.wait(10.0, lambda: len(ranks.ended) == 3)
+    assert len({verdict.message for verdict in ranks.ended.values()}) == 1
+    assert ranks.ended[0].message.startswith("rank 1 of 3 (host here, pid 101) did nothing new for")
+    assert ranks.ended[0].code == LOST
+
+
+def test_strangers_are_not_heard(ranks: Ranks) -> None:
+    stranger = Channel(socket.create_connection(("127.0.0.1", ranks.port)))
+    stranger.send({"word": "?", "rank": 1})
+    stranger.send({"failed": "all is lost", "code": 1, "broken": False})
+    until = time.monotonic() + 5.0
+    closed = False
+    while not closed and time.monotonic() < until:
+        try:
+            closed = stranger.arrived() is None
+        except OSError:
+            closed = True
+    assert closed
+    assert ranks.ended == {}
