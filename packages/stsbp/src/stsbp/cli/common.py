@@ -14,7 +14,7 @@ import click
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
-from stsbp_spec.registry import installed_backends, open_backend
+from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.rendezvous import found
 from stsbp_spec.values import shown
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 MOST_PROCESSES = 1024
+_GPUS = ("cuda", "gpu")
 _COMES = 60.0
 """Seconds, at least, that one waits for the other processes to begin: they load libraries first."""
 
@@ -85,10 +86,10 @@ def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Cal
     return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **more)
 
 
-def choose_backend(options: Globals, *, tell: bool = True) -> AbstractBackend:
-    """Open the backend that was asked for, else torch where it is installed, else the first installed.
+def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:
+    """Open the backend that was asked for, else torch where it is installed, else the first installed; says which.
 
-    With `tell`, says which.
+    Of several processes rank 0 says it, and each opens a GPU of its own.
 
     Raises:
         BackendError: it is not installed or cannot run.
@@ -101,11 +102,18 @@ def choose_backend(options: Globals, *, tell: bool = True) -> AbstractBackend:
         if not installed:
             raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
         name = "torch" if "torch" in installed else installed[0]
-    backend = open_backend(name, options.device)
+    device = options.device
+    if rendezvous is not None:
+        kind = load_backend(name)
+        kind.connect(rendezvous, device)
+        own = f"{device}:{rendezvous.local_rank}"
+        if device in _GPUS and own in [found.name for found in kind.devices() if found.problem is None]:
+            device = own
+    backend = open_backend(name, device)
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
     # Nobody need read this.
     with contextlib.suppress(OSError):
-        if tell:
+        if rendezvous is None or rendezvous.rank == 0:
             click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
     return backend
 

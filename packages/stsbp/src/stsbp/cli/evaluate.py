@@ -85,7 +85,7 @@ def command(
         )
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     limit_threads(config.threads if threads is None else threads)
-    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}
         group.compare_settings({**asked, "batch_size": batch_size or config.batch_size, "config": config.digest()})

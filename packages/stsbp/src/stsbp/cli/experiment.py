@@ -99,7 +99,7 @@ def command(
     if jobs > 1 and rendezvous is not None:
         raise ConfigError(f"--jobs starts processes of its own, not those of {rendezvous.launcher}: leave --jobs out")
     limit_threads(config.threads)
-    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"name": name, "seeds": seeds, "out": str(path), "overwrite": overwrite, **config.model_dump()}
         group.compare_settings(asked)

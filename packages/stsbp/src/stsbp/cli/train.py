@@ -111,7 +111,7 @@ def command(
         click.echo(to_toml(plan.config), nl=False)
         return
     limit_threads(_threads(sources) if plan is None else plan.config.threads)
-    backend = choose_backend(options, tell=rendezvous is None or rendezvous.rank == 0)
+    backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"out": str(out), "resume": resume, "overwrite": overwrite}
         group.compare_settings({**_asked(sources), **{key: value for key, value in asked.items() if value}})
