@@ -344,7 +344,9 @@ def test_one_process_is_a_group_of_its_own() -> None:
 
 def test_workload_names_the_slowest_and_the_time_in_exchanges() -> None:
     load = Workload(3)
-    assert load.figures() == {"processes": 3, "slowest_rank": 0, "exchange_share": 0.0}
+    load.add(np.array([1.0, 2.0, 1.0]), np.zeros(3))
+    assert load.figures() == {"processes": 3}  # exchanges within compiled programs are not seen
+    load = Workload(3)
     load.add(np.array([1.0, 1.5, 0.5]), np.array([1.0, 0.5, 1.5]))
     load.add(np.array([1.0, 1.5, 0.5]), np.array([2.0, 1.5, 2.5]))
     assert load.figures() == {"processes": 3, "slowest_rank": 1, "exchange_share": 0.6}

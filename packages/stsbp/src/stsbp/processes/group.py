@@ -70,8 +70,8 @@ class Watch:
         return exchange
 
     @contextlib.contextmanager
-    def exchange(self) -> Iterator[None]:
-        """An exchange with the others, or a program with exchanges in it; one within another is a part of it."""
+    def exchange(self, *, timed: bool = True) -> Iterator[None]:
+        """An exchange with the others; one within another is a part of it. Not `timed`: a program with some in it."""
         began, self._depth = time.perf_counter(), self._depth + 1
         if self._depth == 1:
             self.pulse.enter()
@@ -83,7 +83,7 @@ class Watch:
             self._depth -= 1
             if self._depth == 0:
                 self.pulse.leave()
-                self.seconds += time.perf_counter() - began
+                self.seconds += (time.perf_counter() - began) * timed
 
 
 class Group:
@@ -253,7 +253,7 @@ class _Joined(Group):
 
     def stepping(self) -> contextlib.AbstractContextManager[None]:
         fused = getattr(self.collective, "in_programs", False)
-        return self._watch.exchange() if fused else contextlib.nullcontext()
+        return self._watch.exchange(timed=False) if fused else contextlib.nullcontext()
 
     def end(self, verdict: Verdict) -> None:
         """End this process; called in the monitor's thread. Every file is either whole or as it was."""

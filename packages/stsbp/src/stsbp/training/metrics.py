@@ -203,9 +203,11 @@ class Workload:
         return float(self.waited.sum() / max(1e-9, (self.worked + self.waited).sum()))
 
     def figures(self) -> dict[str, Any]:
-        """As a part of a line of metrics; empty for one process."""
+        """As a part of a line of metrics; empty for one process, only their number where exchanges are not seen."""
         if len(self.worked) == 1:
             return {}
+        if not self.waited.any():
+            return {"processes": len(self.worked)}
         return {"processes": len(self.worked), "slowest_rank": self.slowest, "exchange_share": round(self.share, 4)}
 
 

@@ -133,7 +133,7 @@ class Course:
     @property
     def exchange(self) -> str:
         """Share of the time that goes into exchanges between processes, and the slowest one; empty for one process."""
-        if self.workload is None or not self.workload.figures():
+        if self.workload is None or "exchange_share" not in self.workload.figures():
             return ""
         return f"exchange {self.workload.share:.0%}  slowest rank {self.workload.slowest}"
 
