@@ -219,6 +219,13 @@ def crash(session: nox.Session) -> None:
 
 
 @nox.session
+def processes(session: nox.Session) -> None:
+    """Kill, stop and mislead processes of a run, and see it go on to the same bits: -- [--kills N] [--each N]."""
+    install(session, SPEC, CLI, *TORCH)
+    session.run("python", "-m", "campaigns.processes", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure the torch backend against the floors of this machine (minutes): -- [GROUP] [OPTIONS]."""
     install(session, SPEC, CLI, *TORCH)

@@ -32,12 +32,12 @@ import stsbp_spec
 from campaigns.calls import Complaint, aligned
 from campaigns.worlds import recording, scratch_folder
 
-__all__ = ["FAULTS", "Stage", "command"]
+__all__ = ["FAULTS", "LOST", "Ended", "Fault", "Stage", "check", "command"]
 
 _SETTINGS = (
     *("--net", "6", "--steps", "3", "--epochs", "12", "--batch-size", "4", "--log-every", "1", "--seed", "1"),
     *("--holdout", "6", "--validation", "4", "--precision", "reproducible", "--dropout", "0.1"),
-    *("--checkpoint-every", "0", "--lr", "0.01"),
+    *("--checkpoint-every", "0", "--lr", "0.01", "--init-rate", "0.2"),
 )
 _TIMEOUT = 4.0
 """Seconds of `--rank-timeout`."""
@@ -67,7 +67,7 @@ if os.environ.get("RANK") == os.environ.get("SABOTAGE_RANK"):
             for name in os.listdir("/proc/self/fd"):
                 try:
                     one = socket.socket(fileno=os.dup(int(name)))
-                    if one.family in (socket.AF_INET, socket.AF_INET6):
+                    if one.family in (socket.AF_INET, socket.AF_INET6) and one.getpeername():
                         one.shutdown(socket.SHUT_RDWR)
                     one.close()
                 except OSError:
@@ -77,7 +77,7 @@ if os.environ.get("RANK") == os.environ.get("SABOTAGE_RANK"):
 
 
 @dataclass
-class _Ended:
+class Ended:
     """How a command ended."""
 
     code: int
@@ -116,7 +116,7 @@ class _Run:
                     return
             time.sleep(0.02)
 
-    def ended(self) -> _Ended:
+    def ended(self) -> Ended:
         """Wait for its end."""
         began, pids = time.monotonic(), self.ranks().values()
         try:
@@ -132,7 +132,7 @@ class _Run:
                     os.kill(pid, signal.SIGKILL)
         if left:
             raise Complaint(f"processes stay\n{left}")
-        return _Ended(self.process.returncode, err, time.monotonic() - began)
+        return Ended(self.process.returncode, err, time.monotonic() - began)
 
 
 def _is_zombie(pid: int) -> bool:
@@ -216,7 +216,7 @@ class Stage:
             text=True,
         )
 
-    def by_hand(self, *changed: tuple[tuple[str, ...], Path | None]) -> _Ended:
+    def by_hand(self, *changed: tuple[tuple[str, ...], Path | None]) -> Ended:
         """A run whose ranks are started one by one, with options and packages of their own; all must say one thing."""
         port, began = _free_port(), time.monotonic()
         arguments = (*self.train, "--rank-timeout", str(_TIMEOUT))
@@ -241,7 +241,7 @@ class Stage:
         codes = {process.returncode for process in ranks}
         if len(said) != 1 or len(codes) != 1:
             raise Complaint(f"ranks end in different ways: {sorted(codes)}\n{said}")
-        return _Ended(codes.pop(), ended[0], time.monotonic() - began)
+        return Ended(codes.pop(), ended[0], time.monotonic() - began)
 
     def go_on(self, size: int) -> None:
         """Let the run come to its end on so many processes, and compare."""
@@ -263,7 +263,7 @@ class Stage:
                 return ""
             self.struck[name] += 1
             self.longest = max(self.longest, ended.seconds)
-            _check(ended, fault)
+            check(ended, fault)
             if self.run.exists() and (self.run / "last.json").exists():
                 self.tensors()
             self.go_on(rng.choice([1, 2, 3]))
@@ -273,7 +273,7 @@ class Stage:
         return ""
 
 
-def _check(ended: _Ended, fault: _Fault) -> None:
+def check(ended: Ended, fault: Fault) -> None:
     """Complain where a run did not end with its exit code and one message that names the cause."""
     if ended.code not in fault.codes:
         raise Complaint(f"exit code {ended.code}\n{ended.err[-800:]}")
@@ -287,7 +287,7 @@ def _check(ended: _Ended, fault: _Fault) -> None:
 
 
 @dataclass(frozen=True)
-class _Fault:
+class Fault:
     """What is done to a run.
 
     Attributes:
@@ -296,12 +296,12 @@ class _Fault:
         says: what its message must match.
     """
 
-    make: Callable[[Stage, random.Random], _Ended | None]
+    make: Callable[[Stage, random.Random], Ended | None]
     codes: tuple[int, ...]
     says: str
 
 
-def _kill(stage: Stage, rng: random.Random) -> _Ended | None:
+def _kill(stage: Stage, rng: random.Random) -> Ended | None:
     run = _Run(stage, size := rng.choice([2, 3]))
     prey = rng.randrange(size)
     if rng.random() < 0.25:
@@ -317,7 +317,7 @@ def _kill(stage: Stage, rng: random.Random) -> _Ended | None:
     return None if ended.code == 0 else ended
 
 
-def _hang(stage: Stage, rng: random.Random) -> _Ended | None:
+def _hang(stage: Stage, rng: random.Random) -> Ended | None:
     run = _Run(stage, size := rng.choice([2, 3]))
     run.wait_for_updates()
     if (pid := run.ranks().get(rng.randrange(size))) is not None:
@@ -327,7 +327,7 @@ def _hang(stage: Stage, rng: random.Random) -> _Ended | None:
     return None if ended.code == 0 else ended
 
 
-def _interrupt(stage: Stage, rng: random.Random) -> _Ended | None:
+def _interrupt(stage: Stage, rng: random.Random) -> Ended | None:
     run = _Run(stage, rng.choice([2, 3]))
     run.wait_for_updates()
     run.process.send_signal(signal.SIGINT)
@@ -335,11 +335,11 @@ def _interrupt(stage: Stage, rng: random.Random) -> _Ended | None:
     return None if ended.code == 0 else ended
 
 
-def _full_disk(stage: Stage, rng: random.Random) -> _Ended | None:
+def _full_disk(stage: Stage, rng: random.Random) -> Ended | None:
     return _Run(stage, 2, SABOTAGE_RANK="0", SABOTAGE_SYNCS=str(rng.randrange(8, 60))).ended()
 
 
-def _connection(stage: Stage, rng: random.Random) -> _Ended | None:
+def _connection(stage: Stage, rng: random.Random) -> Ended | None:
     sign = stage.root / "cut"
     sign.unlink(missing_ok=True)
     run = _Run(stage, size := rng.choice([2, 3]), SABOTAGE_RANK=str(rng.randrange(size)), SABOTAGE_FILE=str(sign))
@@ -349,25 +349,25 @@ def _connection(stage: Stage, rng: random.Random) -> _Ended | None:
     return None if ended.code == 0 else ended
 
 
-def _port(stage: Stage, _rng: random.Random) -> _Ended | None:
+def _port(stage: Stage, _rng: random.Random) -> Ended | None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return _Run(stage, 2, MASTER_PORT=str(server.getsockname()[1])).ended()
 
 
-def _other_settings(stage: Stage, rng: random.Random) -> _Ended | None:
+def _other_settings(stage: Stage, rng: random.Random) -> Ended | None:
     return stage.by_hand(((), None), (("--lr", f"{rng.uniform(0.02, 0.03):.4f}"), None))
 
 
-def _other_data(stage: Stage, _rng: random.Random) -> _Ended | None:
+def _other_data(stage: Stage, _rng: random.Random) -> Ended | None:
     return stage.by_hand(((), None), (("--data-dir", str(stage.root / "other")), None))
 
 
-def _other_sources(stage: Stage, _rng: random.Random) -> _Ended | None:
+def _other_sources(stage: Stage, _rng: random.Random) -> Ended | None:
     with _copied(stage, stsbp.__path__[0], "training/loop.py", "", "\n# Another line.\n") as folder:
         return stage.by_hand(((), None), ((), folder))
 
 
-def _other_contract(stage: Stage, _rng: random.Random) -> _Ended | None:
+def _other_contract(stage: Stage, _rng: random.Random) -> Ended | None:
     version = f"CONTRACT_VERSION = {stsbp_spec.CONTRACT_VERSION}\n"
     with _copied(stage, stsbp_spec.__path__[0], "grid.py", version, "CONTRACT_VERSION = 99\n") as folder:
         return stage.by_hand(((), None), ((), folder))
@@ -392,17 +392,17 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
-FAULTS: dict[str, _Fault] = {
-    "kill": _Fault(_kill, (LOST,), r"rank \d of \d \(pid \d+\) was ended by signal 9 \(SIGKILL\)"),
-    "hang": _Fault(_hang, (LOST,), r"rank \d of \d \(host \S+, pid \d+\) gave no sign of life"),
-    "connection": _Fault(_connection, (LOST,), r"rank \d of \d \(host \S+, pid \d+\) is gone: its connection closed"),
-    "full disk": _Fault(_full_disk, (1,), r"rank 0 of 2 \(host \S+, pid \d+\): cannot write .*(disk is full|No space)"),
-    "interrupt": _Fault(_interrupt, (130,), r"SIGINT: stopped after update \d+ and saved"),
-    "port": _Fault(_port, (1,), r"rank 0 of 2 did not meet the others at 127.0.0.1:\d+: another program has taken"),
-    "settings": _Fault(_other_settings, (1,), r"rank 1 of 2 .* was given other settings than rank 0:\n  lr: "),
-    "data": _Fault(_other_data, (1,), r"rank 1 of 2 .* has other data than rank 0"),
-    "sources": _Fault(_other_sources, (1,), r"rank 1 of 2 .* has other sources of stsbp than rank 0"),
-    "contract": _Fault(_other_contract, (1,), r"rank 1 of 2 .* version 99 of the exact-arithmetic contract"),
+FAULTS: dict[str, Fault] = {
+    "kill": Fault(_kill, (LOST,), r"rank \d of \d \(pid \d+\) was ended by signal 9 \(SIGKILL\)"),
+    "hang": Fault(_hang, (LOST,), r"rank \d of \d \(host \S+, pid \d+\) gave no sign of life"),
+    "connection": Fault(_connection, (LOST,), r"rank \d of \d \(host \S+, pid \d+\) is gone: its connection closed"),
+    "full disk": Fault(_full_disk, (1,), r"rank 0 of 2 \(host \S+, pid \d+\): cannot write .*(disk is full|No space)"),
+    "interrupt": Fault(_interrupt, (130,), r"SIGINT: stopped after update \d+ and saved"),
+    "port": Fault(_port, (1,), r"rank 0 of 2 did not meet the others at 127.0.0.1:\d+: another program has taken"),
+    "settings": Fault(_other_settings, (1,), r"rank 1 of 2 .* was given other settings than rank 0:\n  lr: "),
+    "data": Fault(_other_data, (1,), r"rank 1 of 2 .* has other data than rank 0"),
+    "sources": Fault(_other_sources, (1,), r"rank 1 of 2 .* has other sources of stsbp than rank 0"),
+    "contract": Fault(_other_contract, (1,), r"rank 1 of 2 .* version 99 of the exact-arithmetic contract"),
 }
 """What is done, by its name."""
 
