@@ -13,10 +13,12 @@ import time
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_CODE", "PATIENCE", "Interrupts", "install"]
+__all__ = ["EXIT_CODE", "INTERRUPTED", "PATIENCE", "Interrupts", "install"]
 
 EXIT_CODE = 130
 """128 and the number of SIGINT."""
+INTERRUPTED = "Interrupted."
+"""What is said."""
 PATIENCE = 1.0
 """Seconds within which further signals count as the first one."""
 
@@ -48,7 +50,7 @@ class Interrupts:
     def end(self) -> None:
         """End the process at once; every file is either whole or as it was."""
         try:
-            os.write(2, b"Interrupted.\n")
+            os.write(2, f"{INTERRUPTED}\n".encode())
         finally:
             os._exit(EXIT_CODE)
 

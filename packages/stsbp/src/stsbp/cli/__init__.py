@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from stsbp.interrupts import EXIT_CODE, install
+from stsbp.interrupts import EXIT_CODE, INTERRUPTED, install
 
 __all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 
@@ -224,7 +224,7 @@ def _run() -> Any:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         with contextlib.suppress(OSError):
-            click.echo("Interrupted.", err=True)
+            click.echo(INTERRUPTED, err=True)
         return EXIT_CODE
     except BrokenPipeError:
         return _leave_closed_pipe()

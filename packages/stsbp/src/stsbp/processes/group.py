@@ -20,8 +20,8 @@ from stsbp_spec.collective import Collective, Part, Rendezvous, parts_of
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray
 
-from stsbp.errors import legible, understood
-from stsbp.interrupts import EXIT_CODE
+from stsbp.errors import understood
+from stsbp.interrupts import EXIT_CODE, INTERRUPTED
 from stsbp.processes.identity import compare, compare_settings, own_identity
 from stsbp.processes.launcher import Parent, parent
 from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
@@ -264,8 +264,8 @@ class _Joined(Group):
                 # A bar may have hidden it.
                 sys.stderr.write("\x1b[?25h\n")
             told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice)
-            if verdict.message and not told:
-                sys.stderr.write(f"Error: {legible(verdict.message)}\n")
+            if (text := str(verdict)) and not told:
+                sys.stderr.write(f"{text}\n")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
@@ -281,7 +281,7 @@ class _Joined(Group):
         elif isinstance(error, BrokenPipeError):
             self._monitor.fail("", _CLOSED_PIPE)
         elif isinstance(error, KeyboardInterrupt):
-            self._monitor.fail("interrupted", EXIT_CODE)
+            self._monitor.fail(INTERRUPTED, EXIT_CODE)
         elif (known := understood(error)) is not None:
             self._monitor.fail(str(known), known.exit_code, broken=isinstance(error, ExchangeError))
         else:

@@ -22,7 +22,8 @@ from types import FrameType
 
 import click
 
-from stsbp.errors import ConfigError, legible
+from stsbp.errors import ConfigError
+from stsbp.interrupts import INTERRUPTED
 from stsbp.processes.channel import Channel
 from stsbp.processes.monitor import LOST, Verdict
 from stsbp.threads import thread_count
@@ -58,6 +59,8 @@ class _Child:
         self.rank, self.channel, self.verdict = rank, Channel(here), dict[str, object]()
         self.lines: deque[str] = deque(maxlen=_LINES)
         self.killed = False
+        self.ended = float("inf")
+        """When it was found to have ended."""
         self.process: subprocess.Popen[str] = subprocess.Popen(
             [sys.executable, "-m", "stsbp", *arguments],
             stdin=subprocess.DEVNULL,
@@ -91,7 +94,10 @@ class _Child:
     @property
     def code(self) -> int | None:
         """Its exit code; below zero the signal that ended it; None: it runs."""
-        return self.process.poll()
+        code = self.process.poll()
+        if code is not None:
+            self.ended = min(self.ended, time.monotonic())
+        return code
 
     def told(self) -> str:
         """The last lines that it printed."""
@@ -115,7 +121,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     each = threads or max(1, thread_count() // size)
     port = int(own) if (own := os.environ.get("MASTER_PORT", "")).isdecimal() else _free_port()
     children: list[_Child] = []
-    with _passing_signals_on(children):
+    with _passing_signals_on(children) as passed:
         try:
             for rank in range(size):
                 children.append(_Child(arguments, rank, size, port, each))
@@ -125,11 +131,11 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
                 if child.code is None:
                     child.kill()
                     child.process.wait()
-    message, code = _outcome(children)
-    if message:
+    verdict = _outcome(children, passed)
+    if text := str(verdict):
         with contextlib.suppress(OSError):
-            click.echo(f"Error: {legible(message)}", err=True)
-    return code
+            click.echo(text, err=True)
+    return verdict.code
 
 
 def _free_port() -> int:
@@ -138,15 +144,19 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _passing_signals_on(children: list[_Child]) -> Iterator[None]:
+def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
+    """Pass signals on to all; gives those that were."""
+    passed: set[int] = set()
+
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        passed.add(number)
         for child in children:
             child.send_signal(number)
 
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
     try:
-        yield
+        yield passed
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -181,28 +191,34 @@ def _supervise(children: list[_Child]) -> None:
                         child.kill()
 
 
-def _outcome(children: list[_Child]) -> tuple[str, int]:
-    """What is to be said of how all have ended, if they did not say it themselves, and the exit code."""
+def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
+    """How all have ended; nothing is to be said where they said it themselves."""
     size = len(children)
-    for child in children:
-        if child.code is not None and child.code < 0 and not child.killed:
-            number = -child.code
-            name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
-            advice = next((str(c.verdict["advice"]) for c in children if c.verdict.get("advice")), "")
-            who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-            return f"{who} was ended by signal {number} ({name}){advice}", LOST
+    struck = [child for child in children if child.code is not None and child.code < 0 and not child.killed]
+    if struck:
+        # What ended one of them may have ended others, a little later.
+        child = min(struck, key=lambda child: child.ended)
+        number = -(child.code or 0)
+        if number in passed:
+            # It came before anything was there to be saved; where rank 0 ended by itself, it said so.
+            silent = number == signal.SIGINT and (children[0].code or 0) < 0
+            return Verdict(INTERRUPTED if silent else "", 128 + number)
+        name = signal.Signals(number).name if number in signal.valid_signals() else "unknown"
+        advice = next((str(c.verdict["advice"]) for c in children if c.verdict.get("advice")), "")
+        who = f"rank {child.rank} of {size} (pid {child.process.pid})"
+        return Verdict(f"{who} was ended by signal {number} ({name}){advice}", LOST)
     for child in children:
         if child.verdict:
             code = child.verdict.get("code")
-            return str(child.verdict.get("end", "")), code if isinstance(code, int) else 1
+            return Verdict(str(child.verdict.get("end", "")), code if isinstance(code, int) else 1)
     if children[0].code and children[0].code > 0:
         # It has the terminal, and said why.
-        return "", children[0].code
+        return Verdict("", children[0].code)
     for child in children:
         if child.code is not None and child.code > 0:
             who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-            return f"{who} ended with exit code {child.code}\n{child.told()}".rstrip(), child.code
-    return "", LOST if any(child.killed for child in children) else 0
+            return Verdict(f"{who} ended with exit code {child.code}\n{child.told()}".rstrip(), child.code)
+    return Verdict("", LOST if any(child.killed for child in children) else 0)
 
 
 class Parent:

@@ -19,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stsbp.errors import legible
+from stsbp.interrupts import EXIT_CODE
 from stsbp.processes.channel import Channel
 
 __all__ = ["LOST", "Judge", "Member", "Monitor", "Pulse", "Sign", "Verdict"]
@@ -78,6 +80,12 @@ class Verdict:
 
     message: str
     code: int
+
+    def __str__(self) -> str:
+        """As it is printed; empty where nothing is to be said."""
+        if not self.message or self.code == EXIT_CODE:
+            return self.message
+        return f"Error: {legible(self.message)}"
 
 
 class Pulse:
