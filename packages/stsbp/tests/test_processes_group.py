@@ -1,0 +1,243 @@
+"""What processes share and compare, in threads that stand for them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp.errors import ConfigError, DataError, FileError, understood
+from stsbp.processes import identity
+from stsbp.processes.group import ExchangeError, Group, Watch
+from stsbp.processes.monitor import Member, Pulse
+from stsbp_spec.collective import Collective
+from stsbp_spec.errors import BackendError
+from stsbp_spec.registry import open_backend
+from stsbp_spec.typing import AnyArray
+
+
+class Threads:
+    """Where threads meet."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.given = size, list[Any]([None] * size)
+        self.barrier = threading.Barrier(size)
+
+    def of_all(self, rank: int, x: Any) -> list[Any]:
+        self.given[rank] = x
+        self.barrier.wait(10.0)
+        found = list(self.given)
+        self.barrier.wait(10.0)
+        return found
+
+
+class Meeting(Collective[AnyArray]):
+    """A collective of threads."""
+
+    def __init__(self, threads: Threads, rank: int) -> None:
+        self.threads, self.rank, self.size = threads, rank, threads.size
+
+    def largest(self, x: AnyArray) -> AnyArray:
+        found: AnyArray = np.maximum.reduce(self.threads.of_all(self.rank, x))
+        return found
+
+    def start_total(self, x: AnyArray) -> Callable[[], AnyArray]:
+        return lambda: np.sum(self.threads.of_all(self.rank, x), axis=0)
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        return self.threads.of_all(self.rank, x)
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        found: bytes = self.threads.of_all(self.rank, message)[0]
+        return found
+
+
+class Of(Group):
+    """A group of threads, on hosts of these names."""
+
+    def __init__(self, threads: Threads, rank: int, hosts: str) -> None:
+        self.rank, self.size, self.collective = rank, threads.size, Meeting(threads, rank)
+        self.members = [Member(each, threads.size, host, 100 + each) for each, host in enumerate(hosts)]
+
+
+def together(work: Callable[[Group], Any], hosts: str = "abc") -> list[Any]:
+    """What work gives, or raises, in each of several groups at once."""
+    threads, found = Threads(len(hosts)), list[Any]([None] * len(hosts))
+
+    def run(rank: int) -> None:
+        try:
+            found[rank] = work(Of(threads, rank, hosts))
+        except Exception as error:
+            found[rank] = error
+
+    running = [threading.Thread(target=run, args=(rank,)) for rank in range(len(hosts))]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join(20.0)
+    return found
+
+
+def test_what_rank_0_says_is_heard_by_all() -> None:
+    assert together(lambda group: group.share({"a": [1, 2.5]} if group.leads else None)) == [{"a": [1, 2.5]}] * 3
+
+
+def test_numbers_and_values_of_all_in_the_order_of_ranks() -> None:
+    numbers = together(lambda group: group.gather([group.rank, 7.0]).tolist())
+    assert numbers == [[[0.0, 7.0], [1.0, 7.0], [2.0, 7.0]]] * 3
+    assert together(lambda group: group.gather_values("x" * group.rank)) == [["", "x", "xx"]] * 3
+
+
+def test_parts_are_those_of_the_collective() -> None:
+    parts = together(lambda group: (group.part(4).first, group.part(4).count))
+    assert parts == [(0, 2), (2, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "order"), [("aaa", [0, 2, 2]), ("abc", [0, 1, 1]), ("aabb", [0, 2, 1, 2]), ("abba", [0, 1, 2, 2])]
+)
+def test_a_cache_is_filled_by_one_then_by_one_of_each_machine(hosts: str, order: list[int]) -> None:
+    """Who is of a later turn begins when all of the turns before are through."""
+    began, ended = [0.0] * len(hosts), [0.0] * len(hosts)
+
+    def fill(group: Group) -> int:
+        def work() -> int:
+            began[group.rank] = time.monotonic()
+            time.sleep(0.05)
+            ended[group.rank] = time.monotonic()
+            return group.rank
+
+        return group.one_by_one(work)
+
+    assert together(fill, hosts) == list(range(len(hosts)))
+    for one, turn in enumerate(order):
+        for other, later in enumerate(order):
+            if turn < later:
+                assert ended[one] <= began[other]
+
+
+def test_settings_are_compared_but_for_those_of_a_machine() -> None:
+    same = together(
+        lambda group: group.compare_settings({"lr": 0.1, "threads": group.rank, "data_dir": f"/{group.rank}"})
+    )
+    assert same == [None] * 3
+    other = together(
+        lambda group: group.compare_settings({"lr": 0.1 + (group.rank == 2), **({"a": 1} if group.leads else {})})
+    )
+    assert {type(error) for error in other} == {ConfigError}
+    assert {str(error) for error in other} == {
+        "rank 1 of 3 (host b, pid 101) was given other settings than rank 0:\n  a: 1 on rank 0, not given there"
+    }
+
+
+def test_data_are_compared() -> None:
+    assert together(lambda group: group.compare_data("x")) == [None] * 3
+    other = together(lambda group: group.compare_data("y" if group.rank == 1 else "x"))
+    assert all("rank 1 of 3 (host b, pid 101) has other data than rank 0" in str(error) for error in other)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("contract", 99, "computes by version 99 of the exact-arithmetic contract, rank 0 by version "),
+        ("engine", "Mpi", "speaks with the others through Mpi, rank 0 through Gloo"),
+        ("sources of stsbp_spec", "0" * 64, "has other sources of stsbp_spec than rank 0 (SHA-256 000000000000 and "),
+        ("version of stsbp", "9.9", "the version of stsbp is 9.9, that of rank 0 "),
+    ],
+)
+def test_what_a_process_runs_is_compared(name: str, value: object, says: str) -> None:
+    own = identity.own_identity(open_backend("numpy"), "Gloo")
+    members = [Member(rank, 2, "a", rank) for rank in range(2)]
+    identity.compare(members, [own, dict(own)])
+    with pytest.raises(ConfigError) as error:
+        identity.compare(members, [own, {**own, name: value}])
+    assert says in str(error.value)
+    assert str(error.value).startswith("rank 1 of 2 (host a, pid 1)")
+
+
+def test_another_backend_has_other_packages() -> None:
+    members = [Member(rank, 2, "a", rank) for rank in range(2)]
+    own = identity.own_identity(open_backend("numpy"), "Gloo")
+    identity.compare(members, [{**own, "sources of stsbp_torch": "1"}, {**own, "sources of stsbp_jax": "2"}])
+
+
+def test_sources_are_names_and_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "some_package_of_the_test"
+    package.mkdir()
+    (package / "__init__.py").write_text("a = 1\n")
+    (package / "notes.txt").write_text("no source")
+    first = identity.sources(package.name)
+    (package / "notes.txt").write_text("nor this")
+    assert identity.sources(package.name) == first
+    (package / "kernel.cu").write_text("float x;")
+    second = identity.sources(package.name)
+    (package / "kernel.cu").rename(package / "kernels.cu")
+    third = identity.sources(package.name)
+    (package / "__init__.py").write_text("a = 2\n")
+    assert len({first, second, third, identity.sources(package.name)}) == 4
+    assert identity.sources("no_such_package_of_the_test") == ""
+
+
+class Slow(Meeting):
+    """Takes its time, and may fail."""
+
+    fails = False
+
+    def __init__(self) -> None:
+        super().__init__(Threads(1), 0)
+
+    def largest(self, x: AnyArray) -> AnyArray:
+        if self.fails:
+            raise BackendError("nobody answers")
+        time.sleep(0.02)
+        return x
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        return [self.largest(x)]
+
+
+def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
+    pulse, slow = Pulse(), Slow()
+    watch = Watch(slow, pulse)
+    slow.largest(np.zeros(1))
+    assert (pulse.exchange, pulse.waits) == (1, False)
+    assert 0.02 <= watch.seconds < 1.0
+    slow.gather(np.zeros(1))
+    assert pulse.exchange == 2, "one within another is a part of it"
+    total = slow.start_total(np.ones(2))
+    assert pulse.exchange == 3
+    assert total().tolist() == [1.0, 1.0]
+    assert pulse.exchange == 4
+    slow.beat("layer")
+    assert pulse.doing == "layer"
+    before = watch.seconds
+    with watch.exchange(timed=False):
+        assert pulse.waits
+        slow.largest(np.zeros(1))
+    assert watch.seconds == before
+    assert not pulse.waits
+
+
+def test_what_breaks_an_exchange_is_known_as_such() -> None:
+    pulse, slow = Pulse(), Slow()
+    Watch(slow, pulse)
+    slow.fails = True
+    with pytest.raises(ExchangeError, match="nobody answers"):
+        slow.gather(np.zeros(1))
+    assert not pulse.waits
+
+
+def test_errors_of_the_system_are_understood() -> None:
+    found = understood(OSError(28, "No space left on device", "/x/y"))
+    assert isinstance(found, FileError)
+    assert str(found) == "/x/y: No space left on device"
+    assert "cannot write the output" in str(understood(OSError(5, "Input/output error")))
+    assert "not enough memory" in str(understood(MemoryError()))
+    error = DataError("gone")
+    assert understood(error) is error
+    assert understood(TypeError("a bug")) is None
