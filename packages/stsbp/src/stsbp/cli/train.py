@@ -102,6 +102,7 @@ def command(
         sources.insert(0, named_preset(preset_name, named))
     if resume is not None and overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it; give one of them")
+    typed = {"out": out and str(out), "resume": resume, "overwrite": overwrite or None}
     resume, overwrite = _after_restart(resume, out, overwrite)
 
     rendezvous = None if show_config else meeting(processes, rank_timeout, _threads(sources))
@@ -113,8 +114,7 @@ def command(
     limit_threads(_threads(sources) if plan is None else plan.config.threads)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
-        asked = {"out": str(out), "resume": resume, "overwrite": overwrite}
-        group.compare_settings({**_asked(sources), **{key: value for key, value in asked.items() if value}})
+        group.compare_settings({**_asked(sources), **{name: x for name, x in typed.items() if x is not None}})
         if plan is None and group.leads:
             plan = _plan(sources, out, resume, overwrite)
         _train(_shared(plan, group, sources), sources, backend, group, deadline, overwrite=overwrite)
@@ -197,11 +197,18 @@ def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tup
     Raises:
         ConfigError: torchrun may start it again, and would not find the run.
     """
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS") or 0) > 0 and out is None and resume is None:
+    restarts, most = (_count(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if most and out is None and resume is None:
         raise ConfigError("torchrun --max-restarts goes on in the folder of the run: name it with --out")
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0 and resume is None and out is not None:
+    if restarts and resume is None and out is not None:
         return (_HERE, False) if RunFolder(out).is_run else (None, overwrite)
     return resume, overwrite
+
+
+def _count(name: str) -> int:
+    """An environment variable that counts; 0 where there is none."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else 0
 
 
 def _train(
