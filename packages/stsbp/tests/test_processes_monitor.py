@@ -286,3 +286,34 @@ def test_strangers_are_not_heard(ranks: Ranks) -> None:
             closed = True
     assert closed
     assert ranks.ended == {}
+
+
+def test_rank_0_may_be_gone_when_all_are_through() -> None:
+    """What it says last can be lost with its connection."""
+    ended: list[Verdict] = []
+    leader = Member(0, 2, "here", 100)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monitor = Monitor(Pulse(), Member(1, 2, "here", 101), 5.0, ended.append)
+        monitor.connect("127.0.0.1", server.getsockname()[1], "word", leader)
+        connection, _ = server.accept()
+        closing = threading.Thread(target=monitor.close)
+        closing.start()
+        channel, said = Channel(connection), list[dict[str, object]]()
+        while {"done": True} not in said:
+            said += channel.arrived() or []
+        channel.close()
+        closing.join(5.0)
+    assert not closing.is_alive()
+    assert ended == []
+
+
+def test_rank_0_may_not_be_gone_before() -> None:
+    ended: list[Verdict] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monitor = Monitor(Pulse(), Member(1, 2, "here", 101), 5.0, ended.append)
+        monitor.connect("127.0.0.1", server.getsockname()[1], "word", Member(0, 2, "here", 100))
+        connection, _ = server.accept()
+        connection.close()
+        monitor.close()
+    assert [verdict.code for verdict in ended] == [LOST]
+    assert ended[0].message.startswith("rank 0 of 2 (host here, pid 100) is gone")

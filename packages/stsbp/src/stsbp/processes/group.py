@@ -277,7 +277,9 @@ class _Joined(Group):
         if error is None or isinstance(error, SystemExit):
             self._monitor.close()
             assert self.collective is not None
-            self.collective.close()
+            # All are through: whoever leaves first may break what others close.
+            with contextlib.suppress(BackendError, RuntimeError):
+                self.collective.close()
         elif isinstance(error, BrokenPipeError):
             self._monitor.fail("", _CLOSED_PIPE)
         elif isinstance(error, KeyboardInterrupt):

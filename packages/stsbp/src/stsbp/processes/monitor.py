@@ -404,7 +404,7 @@ class Monitor:
                         if "done" in message:
                             return
                     now = time.monotonic()
-                    if now - told >= self.interval:
+                    if now - told >= self.interval and not left:
                         told = now
                         sign = self.pulse.sign()
                         channel.send({"sign": [sign.moved, sign.doing, sign.waits, sign.exchange, sign.cpu]})
@@ -417,7 +417,9 @@ class Monitor:
                         self.end(Verdict(f"{leader} {_silent(now - heard)}{self.advice}", LOST))
                         return
         except OSError:
-            self.end(Verdict(f"{leader} {_GONE}{self.advice}", LOST))
+            # Rank 0 may leave as soon as it knows that all are through.
+            if not left:
+                self.end(Verdict(f"{leader} {_GONE}{self.advice}", LOST))
         finally:
             self._over.set()
             channel.close()
