@@ -21,10 +21,12 @@ from stsbp.processes import launcher
 from stsbp.processes.group import Group
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload
+from stsbp_spec.registry import installed_backends
 
 Call = Callable[..., Result]
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="processes are connected by PyTorch")
+needs_backends = pytest.mark.skipif("torch" not in installed_backends(), reason="no other backend is installed")
 EXACT = ("--precision", "reproducible", "--dropout", "0.1", "--seed", "3")
 
 
@@ -34,16 +36,20 @@ class Several:
     def __init__(self, folder: Path, tiny: tuple[str, ...]) -> None:
         self.folder, self.tiny = folder, (*tiny, *EXACT)
 
-    def start(self, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "stsbp", "--backend", "numpy", *map(str, arguments)]
+    def start(
+        self, *arguments: object, backend: str = "numpy", environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "stsbp", "--backend", backend, *map(str, arguments)]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder, env=variables
         )
 
-    def __call__(self, *arguments: object, code: int = 0, **environment: str) -> tuple[str, str]:
+    def __call__(
+        self, *arguments: object, code: int = 0, backend: str = "numpy", **environment: str
+    ) -> tuple[str, str]:
         """Both outputs of a command that must end with a code."""
-        process = self.start(*arguments, environment=environment)
+        process = self.start(*arguments, backend=backend, environment=environment)
         out, err = process.communicate(timeout=120)
         assert process.returncode == code, err
         return out, err
@@ -92,6 +98,20 @@ def test_stopped_on_two_and_resumed_on_one_and_three(
     assert err.count("time is up: stopped after update 1 and saved. Continue with: stsbp --backend numpy train") == 1
     several("train", "--resume", run, "--stop-after", "0.000001", code=75)
     several("train", "--resume", run, "--processes", 3)
+    same_run(run, alone)
+
+
+@needs_torch
+@needs_backends
+def test_stopped_on_four_and_resumed_on_other_backends(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    run, at_once = tmp_path / "run", ("--stop-after", "0.000001")
+    several.train(run, "--processes", 4, *at_once, code=75)
+    several("train", "--resume", run, *at_once, code=75, backend="torch")
+    if "jax" in installed_backends():
+        several("train", "--resume", run, "--processes", 2, *at_once, code=75, backend="jax")
+    several("train", "--resume", run, "--processes", 2, backend="torch")
     same_run(run, alone)
 
 
@@ -180,14 +200,25 @@ def test_what_ends_one_ends_all(
     assert tensors(run) == tensors(tmp_path / "undisturbed")
 
 
-def ranks(several: Several, out: Path, *changed: tuple[object, ...]) -> list[tuple[int, str]]:
+def ranks(
+    several: Several, out: Path, *changed: tuple[object, ...], backends: tuple[str, ...] = ("numpy", "numpy")
+) -> list[tuple[int, str]]:
     """Ranks that are started one by one, each with options of its own: exit code and what it said."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     where = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
-        several.start("train", "digits", *several.tiny, "--out", out, *more, environment={**where, "RANK": str(rank)})
-        for rank, more in enumerate(changed)
+        several.start(
+            "train",
+            "digits",
+            *several.tiny,
+            "--out",
+            out,
+            *more,
+            backend=backend,
+            environment={**where, "RANK": str(rank)},
+        )
+        for rank, (more, backend) in enumerate(zip(changed, backends, strict=True))
     ]
     return [(process.returncode, err) for process in started for _, err in [process.communicate(timeout=120)]]
 
@@ -209,6 +240,16 @@ def test_ranks_of_another_launcher_write_the_run_of_one(
     found = ranks(several, tmp_path / "run", (), ("--threads", 1))
     assert [code for code, _ in found] == [0, 0], found
     assert found[1][1] == ""
+    same_run(tmp_path / "run", alone)
+
+
+@needs_torch
+@needs_backends
+def test_ranks_of_two_backends_write_the_run_of_one(
+    several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    found = ranks(several, tmp_path / "run", (), (), backends=("numpy", "torch"))
+    assert [code for code, _ in found] == [0, 0], found
     same_run(tmp_path / "run", alone)
 
 

@@ -82,10 +82,12 @@ class Collective(ABC, Generic[Array]):
     Attributes:
         rank: number of this process, from 0.
         size: how many there are.
+        engine: what carries the messages, where other backends send the same ones through it; empty: none does.
     """
 
     rank: int
     size: int
+    engine: str = ""
 
     # On native arrays, where they lie.
     @abstractmethod

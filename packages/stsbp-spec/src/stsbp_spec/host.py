@@ -98,6 +98,7 @@ class Gloo(Collective[AnyArray]):
     """
 
     bucket = 2**20
+    engine = "gloo"
 
     def __init__(self, rendezvous: Rendezvous, engines: str = "gloo") -> None:
         self.rank, self.size = rendezvous.rank, rendezvous.size

@@ -20,6 +20,7 @@ class TorchCollective(Collective[torch.Tensor]):
         if device.type == "cuda":
             torch.cuda.set_device(device)
         self._group = Gloo(rendezvous, "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+        self.engine = self._group.engine if device.type == "cpu" else ""
 
     def largest(self, x: torch.Tensor) -> torch.Tensor:
         largest: torch.Tensor = self._group.largest_tensor(x.clone())

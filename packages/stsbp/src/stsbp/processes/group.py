@@ -211,7 +211,7 @@ class _Joined(Group):
         """Get to know the others, let the monitor begin, and compare what all of them run."""
         assert self.collective is not None
         me = self._monitor.me
-        engine = type(self.collective).__name__
+        engine = self.collective.engine or type(self.collective).__name__
         own: dict[str, Any] = {"host": me.host, "pid": me.pid, "identity": own_identity(backend, engine)}
         found = self.gather_values(own)
         self.members = [Member(rank, self.size, its["host"], its["pid"]) for rank, its in enumerate(found)]
