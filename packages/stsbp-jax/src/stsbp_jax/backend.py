@@ -34,7 +34,7 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_jax.collective import JaxCollective, connect, together
-from stsbp_jax.compiling import Compiled
+from stsbp_jax.compiling import Compiled, OneByOne
 from stsbp_jax.grid import (
     ZERO,
     GridChoice,
@@ -56,7 +56,7 @@ __all__ = ["PAIRS", "JaxBackend"]
 _PLATFORMS = ("cpu", "gpu", "tpu")
 _ALL = ":all"
 
-_Program: TypeAlias = Compiled | SpreadGradients | SpreadOutput
+_Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
 
 Result = TypeVar("Result")
 
@@ -134,9 +134,12 @@ class JaxBackend(AbstractBackend[Array]):
 
     def _program(self, function: Callable[..., Any], *fixed: Hashable) -> _Program:
         """One device runs `function`, or several do, each for its samples."""
-        collective = next((x for x in fixed if isinstance(x, JaxCollective)), None)
-        if function is gradients and collective is not None:
-            return SpreadGradients(self, collective, *fixed)
+        if function is gradients:
+            *_, collective, parts = fixed
+            if isinstance(parts, tuple) and len(parts) > 1 and len(self._devices) == 1:
+                return OneByOne(partial(function, self, *fixed))
+            if isinstance(collective, JaxCollective):
+                return SpreadGradients(self, collective, *fixed)
         if function is output and isinstance(self._alone, JaxCollective):
             return SpreadOutput(self, self._alone.spread, *fixed)
         return Compiled(partial(function, self, *fixed), function.__name__.replace("_", " "))
@@ -197,10 +200,11 @@ class JaxBackend(AbstractBackend[Array]):
     ) -> Array:
         # Within what is compiled these are traced words already.
         words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
-        if isinstance(first, Array):
-            result: Array = _dropout_mask_from(*words, layer, tuple(shape), rate, first)
+        if isinstance(first, int) and first == 0:
+            result: Array = _dropout_mask(*words, layer, tuple(shape), rate)
         else:
-            result = _dropout_mask(*words, layer, tuple(shape), rate, int(first))
+            word = first if isinstance(first, Array) else np.uint32(first)
+            result = _dropout_mask(*words, layer, tuple(shape), rate, word)
         return result
 
     def dropout(self, mask: Array, s: Array) -> Array:
@@ -355,8 +359,9 @@ def _dropout(mask: Array, s: Array) -> Array:
     return dropout.forward(jnp.moveaxis(mask, 1, -1), s)
 
 
-def _mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float, first: int | Array) -> Array:
-    return keep_mask(seed, layer, step, shape, rate, first)
+@_jit("layer", "shape", "rate")
+def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: float, first: Array | None = None) -> Array:
+    return keep_mask(seed, layer, step, shape, rate, 0 if first is None else first)
 
 
 @_jit("count")
@@ -388,6 +393,5 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
 }
 _recur = _jit("recurrence", "steps", "summed")(recur)
-_dropout_mask, _dropout_mask_from = (_jit("layer", "shape", "rate", *first)(_mask) for first in (("first",), ()))
 _largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
 _gradient_squares = _jit()(gradient_squares)

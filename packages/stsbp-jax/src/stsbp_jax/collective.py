@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -57,13 +57,13 @@ class JaxCollective(Collective[Array]):
 
     def largest(self, x: Array) -> Array:
         if not isinstance(x, jax.core.Tracer):
-            return self._now(partial(lax.pmax, axis_name=AXES[0]), x)
+            return self._now("pmax", x)
         found: Array = lax.pmax(x, AXES)  # type: ignore[no-untyped-call]
         return found
 
     def start_total(self, x: Array) -> Callable[[], Array]:
         if not isinstance(x, jax.core.Tracer):
-            total = self._now(partial(lax.psum, axis_name=AXES[0]), x)
+            total = self._now("psum", x)
         else:
             with wide():
                 total = lax.psum(x, AXES)  # type: ignore[no-untyped-call]
@@ -94,9 +94,10 @@ class JaxCollective(Collective[Array]):
 
     def begin(self) -> None:
         """Connect all devices, and those at one place of each process."""
-        with _on_stderr():
+        with _on_stderr(), guarded(self):
             for axes in (AXES, AXES[:1]):
-                np.asarray(self._now(partial(lax.psum, axis_name=axes), jnp.zeros(1, np.int32)))
+                connected = _reduced(self.spread.mesh, "psum", axes)(self._stacked(jnp.zeros(1, np.int32)))
+                connected.block_until_ready()
 
     def close(self) -> None:
         if self.size > 1:
@@ -107,17 +108,10 @@ class JaxCollective(Collective[Array]):
         with guarded(self):
             return np.asarray(self.spread.here(self._copied(self._stacked(jnp.asarray(x)))))
 
-    def _now(self, reduce: Callable[[Array], Array], x: Array) -> Array:
-        """`reduce` of what the processes have, where it is no part of what is compiled."""
-        program = jax.shard_map(
-            lambda rows: reduce(rows[0]),
-            mesh=self.spread.mesh,
-            in_specs=PROCESSES,
-            out_specs=EVERYWHERE,
-            check_vma=False,
-        )
+    def _now(self, reduce: str, x: Array) -> Array:
+        """`lax.psum` or `pmax` of what the processes have, where it is no part of what is compiled."""
         with wide(), guarded(self):
-            return self.spread.here(jax.jit(program)(self._stacked(x)))
+            return self.spread.here(_reduced(self.spread.mesh, reduce, AXES[:1])(self._stacked(x)))
 
     def _stacked(self, x: Array) -> Array:
         """`[processes, ...]` of which each has its row, on all of its devices."""
@@ -125,6 +119,20 @@ class JaxCollective(Collective[Array]):
         sharding = NamedSharding(spread.mesh, PROCESSES)
         rows = [jax.device_put(x[None], device) for device in spread.local]
         return jax.make_array_from_single_device_arrays((self.size, *x.shape), sharding, rows)
+
+
+@lru_cache
+def _reduced(mesh: Mesh, reduce: str, axes: tuple[str, ...]) -> Callable[[Array], Array]:
+    """A compiled sum or maximum of rows `[processes, ...]`."""
+
+    def program(rows: Array) -> Array:
+        found: Array = getattr(lax, reduce)(rows[0], axes)
+        return found
+
+    compiled: Callable[[Array], Array] = jax.jit(
+        jax.shard_map(program, mesh=mesh, in_specs=PROCESSES, out_specs=EVERYWHERE, check_vma=False)
+    )
+    return compiled
 
 
 @contextmanager

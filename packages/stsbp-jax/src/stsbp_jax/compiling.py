@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["Compiled"]
+__all__ = ["Compiled", "OneByOne"]
 
 _log = logging.getLogger("stsbp_jax")
 
@@ -41,3 +41,18 @@ class Compiled:
             self.seconds += seconds
             _log.info("compiled %s in %.1f s", self._what, seconds)
         return self._programs[key](*args)
+
+
+class OneByOne:
+    """A function of micro-batches whose operations are compiled and run one by one.
+
+    In one program XLA begins with all micro-batches at once, and takes the memory of the whole batch.
+    """
+
+    seconds = 0.0
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
