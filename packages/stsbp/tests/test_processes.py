@@ -12,15 +12,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp.cli import Globals, common
 from stsbp.processes import launcher
 from stsbp.processes.group import Group
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload
+from stsbp_spec.backend import Device
+from stsbp_spec.collective import Rendezvous
+from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import installed_backends
 
 Call = Callable[..., Result]
@@ -371,6 +375,49 @@ def test_how_ranks_end_is_how_the_command_ends(
     assert says in err
     if code == 3:
         assert "no such thing" in err
+
+
+class Gpus:
+    """A backend on a machine with two GPUs."""
+
+    opened: ClassVar[list[str | None]] = []
+
+    def __init__(self, device: str | None) -> None:
+        self.device = device
+        self.opened.append(device)
+
+    @classmethod
+    def devices(cls) -> tuple[Device, ...]:
+        return (
+            Device("cpu", ""),
+            Device("cuda:0", ""),
+            Device("cuda:1", ""),
+            Device("cuda:2", "", problem="no memory"),
+        )
+
+    @classmethod
+    def connect(cls, rendezvous: Rendezvous, device: str | None) -> None:
+        """Nothing is to be known before."""
+
+
+def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "load_backend", lambda _name: Gpus)
+    monkeypatch.setattr(common, "open_backend", lambda _name, device: Gpus(device))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def opened(device: str | None, rendezvous: Rendezvous | None) -> str | None:
+        found = common.choose_backend(Globals("torch", device), rendezvous)
+        return found.device
+
+    ranks = [Rendezvous(4 + local, 8, local) for local in range(4)]
+    assert [opened("cuda", rank) for rank in ranks[:2]] == ["cuda:0", "cuda:1"]
+    assert [opened("cpu", rank) for rank in ranks] == ["cpu"] * 4
+    assert [opened(device, ranks[1]) for device in ("cuda:0", None)] == ["cuda:0", None]
+    assert opened("cuda", None) == "cuda"
+    with pytest.raises(BackendError, match=r"rank 6 of 8 finds no GPU of its own: .* number 2 where there are 2 GPUs"):
+        opened("cuda", ranks[2])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert opened("cuda", ranks[2]) == "cuda"
 
 
 def test_one_process_is_a_group_of_its_own() -> None:

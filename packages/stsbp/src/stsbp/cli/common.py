@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 MOST_PROCESSES = 1024
-_GPUS = ("cuda", "gpu")
 _COMES = 60.0
 """Seconds, at least, that one waits for the other processes to begin: they load libraries first."""
 
@@ -106,9 +105,7 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
     if rendezvous is not None:
         kind = load_backend(name)
         kind.connect(rendezvous, device)
-        own = f"{device}:{rendezvous.local_rank}"
-        if device in _GPUS and own in [found.name for found in kind.devices() if found.problem is None]:
-            device = own
+        device = _own_gpu(kind, rendezvous) if device == "cuda" else device
     backend = open_backend(name, device)
     chosen = "" if options.backend is not None else " (chosen by default, see stsbp backends)"
     # Nobody need read this.
@@ -116,6 +113,24 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
         if rendezvous is None or rendezvous.rank == 0:
             click.echo(f"backend {name} on {backend.device}{chosen}", err=True)
     return backend
+
+
+def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
+    """The GPU of a process: that with its local rank as number, or the one that its launcher left it.
+
+    Raises:
+        BackendError: there are fewer GPUs than processes on this machine.
+    """
+    there = [found.name for found in kind.devices() if found.problem is None and found.name.startswith("cuda")]
+    own = f"cuda:{rendezvous.local_rank}"
+    if own in there:
+        return own
+    if not there or rendezvous.local_rank == 0 or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return "cuda"
+    raise BackendError(
+        f"rank {rendezvous.rank} of {rendezvous.size} finds no GPU of its own: --device cuda takes one for each "
+        f"process, and of those on this machine this is number {rendezvous.local_rank} where there are {len(there)} GPUs"
+    )
 
 
 def limit_threads(count: int) -> None:
