@@ -414,7 +414,9 @@ def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert [opened("cpu", rank) for rank in ranks] == ["cpu"] * 4
     assert [opened(device, ranks[1]) for device in ("cuda:0", None)] == ["cuda:0", None]
     assert opened("cuda", None) == "cuda"
-    with pytest.raises(BackendError, match=r"rank 6 of 8 finds no GPU of its own: .* number 2 where there are 2 GPUs"):
+    with pytest.raises(
+        BackendError, match=r"rank 6 of 8 finds no GPU of its own: .* number 2 on a machine where there are 2 GPUs"
+    ):
         opened("cuda", ranks[2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert opened("cuda", ranks[2]) == "cuda"

@@ -129,7 +129,7 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
         return "cuda"
     raise BackendError(
         f"rank {rendezvous.rank} of {rendezvous.size} finds no GPU of its own: --device cuda takes one for each "
-        f"process, and of those on this machine this is number {rendezvous.local_rank} where there are {len(there)} GPUs"
+        f"process, and this is number {rendezvous.local_rank} on a machine where there are {len(there)} GPUs"
     )
 
 
