@@ -261,7 +261,7 @@ class TimeShifted(_Miswritten):
 
     def inputs(self, inputs: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
         z = inputs["z"]
-        return {"z": np.concatenate([np.zeros_like(z[:1]), z[:-1]]) if len(z) > 1 else z}
+        return {**inputs, "z": np.concatenate([np.zeros_like(z[:1]), z[:-1]]) if len(z) > 1 else z}
 
 
 class NoFloorForward(_Miswritten):
