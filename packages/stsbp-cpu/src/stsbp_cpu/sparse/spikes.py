@@ -124,23 +124,33 @@ def list_by_channel(
             cell_values[to] = values[n]
 
 
+@cached_njit()
+def _present(frame: UInt8, size: int) -> int:
+    """How many inputs of `[H, W, C]` are not zero after a pooling of `size`."""
+    found = 0
+    if size == 1:
+        flat = frame.reshape(-1)
+        for j in range(len(flat)):
+            found += flat[j] != 0
+        return found
+    height, width, channels = frame.shape
+    for y in range(height // size):
+        for x in range(width // size):
+            for c in range(channels):
+                spiked = 0
+                for i in range(size):
+                    for j in range(size):
+                        spiked |= frame[y * size + i, x * size + j, c]
+                found += spiked != 0
+    return found
+
+
 @cached_njit(parallel=True)
 def density(s: UInt8, size: int, every: int) -> float:
     """Share of non-zero inputs after a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
-    rows, columns = height // size, width // size
     looked = (frames + every - 1) // every
     found = 0
     for f in prange(looked):
-        frame = s[f * every]
-        n = 0
-        for y in range(rows):
-            for x in range(columns):
-                for c in range(channels):
-                    spiked = 0
-                    for i in range(size):
-                        for j in range(size):
-                            spiked |= frame[y * size + i, x * size + j, c]
-                    n += spiked != 0
-        found += n
-    return float(found / (looked * rows * columns * channels))
+        found += _present(s[f * every], size)
+    return float(found / (looked * (height // size) * (width // size) * channels))
