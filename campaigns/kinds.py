@@ -1024,6 +1024,9 @@ class Options(Kind):
     def value(rng: random.Random, parameter: click.Parameter, usual: float) -> str:
         """A value for an option: a valid one with the probability `usual`, mostly."""
         kind, name = parameter.type, str(parameter.name)
+        if name in ("processes", "jobs"):
+            # Several are the business of processes.py.
+            return "1" if rng.random() < usual else rng.choice(("0", "-1", "1025", "1.5", "nan", "x", ""))
         if rng.random() < 0.04:
             return rng.choice(TEXTS)
         if isinstance(kind, click.Choice):
