@@ -22,6 +22,7 @@ from stsbp.processes import launcher
 from stsbp.processes.group import Group
 from stsbp.training.loop import StopRequest, stop_together
 from stsbp.training.metrics import Workload
+from stsbp.training.progress import Course
 from stsbp_spec.backend import Device
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
@@ -441,3 +442,9 @@ def test_workload_names_the_slowest_and_the_time_in_exchanges() -> None:
     load.add(np.array([1.0, 1.5, 0.5]), np.array([2.0, 1.5, 2.5]))
     assert load.figures() == {"processes": 3, "slowest_rank": 1, "exchange_share": 0.6}
     assert Workload(1).figures() == {}
+    course = Course(10, 5)
+    assert course.exchange == ""
+    course.workload = Workload(1)
+    assert course.exchange == ""
+    course.workload = load
+    assert course.exchange == "exchange 60%  slowest rank 1"
