@@ -90,6 +90,32 @@ def test_who_compiles_has_time(case: Case) -> None:
     assert verdict.message.startswith("rank 1 of 3")
 
 
+@pytest.mark.parametrize(("share", "busy"), [(0.02, False), (0.04, False), (0.06, True), (1.0, True)])
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_who_takes_a_part_of_a_processor_computes(case: Case, share: float, busy: bool, seconds: float) -> None:
+    cpu, verdict = 0.0, None
+    for number in range(round(1.5 * TIMEOUT / seconds)):
+        case.clock.now += seconds
+        cpu += share * seconds
+        for rank in range(3):
+            case.judge.hear(rank, Sign(number if rank else 0, "layer", False, 0, 0.0 if rank else cpu))
+        verdict = case.judge.verdict() or verdict
+    assert (verdict is None) == busy
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        (Verdict("the disk is full", 1), "Error: the disk is full"),
+        (Verdict("rank 1 is lost", LOST), "Error: rank 1 is lost"),
+        (Verdict("Interrupted.", 130), "Interrupted."),
+        (Verdict("", 141), ""),
+    ],
+)
+def test_what_is_said_at_the_end(verdict: Verdict, text: str) -> None:
+    assert str(verdict) == text
+
+
 def test_of_several_who_do_nothing_the_first_to_stop_is_named(case: Case) -> None:
     case.pass_time(3, moving="01")
     verdict = case.pass_time(TIMEOUT + 2)
@@ -216,7 +242,7 @@ class Ranks:
             Monitor(Pulse(), member, timeout, partial(self.ended.__setitem__, member.rank)) for member in self.members
         ]
         port, word = self.monitors[0].listen("127.0.0.1")
-        self.port = port
+        self.port, self.word = port, word
         self.monitors[0].watch(self.members)
         for monitor in self.monitors[1:]:
             monitor.connect("127.0.0.1", port, word, self.members[0])
@@ -273,9 +299,11 @@ def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
     assert ranks.ended[0].code == LOST
 
 
-def test_strangers_are_not_heard(ranks: Ranks) -> None:
+@pytest.mark.parametrize("hello", [{"word": "?", "rank": 1}, {"rank": 1}, {"rank": 0}, {"rank": 3}, {"rank": "1"}])
+def test_strangers_are_not_heard(hello: dict[str, object], ranks: Ranks) -> None:
     stranger = Channel(socket.create_connection(("127.0.0.1", ranks.port)))
-    stranger.send({"word": "?", "rank": 1})
+    known = hello.get("word") is None and hello["rank"] != 1
+    stranger.send({**hello, "word": ranks.word} if known else hello)
     stranger.send({"failed": "all is lost", "code": 1, "broken": False})
     until = time.monotonic() + 5.0
     closed = False
