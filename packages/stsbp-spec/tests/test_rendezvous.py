@@ -84,6 +84,28 @@ def test_contradictions(changed: dict[str, str], message: str) -> None:
         found({**TORCHRUN, **changed})
 
 
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        (("WORLD_SIZE",), "RANK is set and WORLD_SIZE is not: set both for several processes, none for one"),
+        (
+            ("JAX_NUM_PROCESSES",),
+            "JAX_COORDINATOR_ADDRESS and JAX_PROCESS_ID are set and JAX_NUM_PROCESSES is not: set all",
+        ),
+        (("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"), "JAX_COORDINATOR_ADDRESS is set and JAX_PROCESS_ID is not: set all"),
+    ],
+)
+def test_what_is_missing_is_said_in_words(missing: tuple[str, ...], says: str) -> None:
+    environ = {**(TORCHRUN if "WORLD_SIZE" in missing else JAX)}
+    with pytest.raises(BackendError) as error:
+        found({name: value for name, value in environ.items() if name not in missing})
+    assert says in str(error.value)
+
+
+def test_torchrun_and_jax_may_say_the_same() -> None:
+    assert seen({**TORCHRUN, **JAX, "JAX_PROCESS_ID": "5", "JAX_NUM_PROCESSES": "8"}) == found(TORCHRUN)
+
+
 def test_torchrun_counts_within_a_job_of_slurm() -> None:
     assert found({**SLURM, **TORCHRUN}) == seen(TORCHRUN)
 
@@ -94,7 +116,7 @@ def test_slurm() -> None:
     other = seen({**SLURM, "SLURM_JOB_ID": "1234568"})
     step = seen({**SLURM, "SLURM_STEP_ID": "1"})
     assert len({there.port, other.port, step.port}) == 3
-    assert all(20_000 <= each.port < 32_000 for each in (there, other, step))
+    assert (there.port, step.port) == (20_000 + 1_234_567 * 31 % 12_000, 20_000 + (1_234_567 * 31 + 1) % 12_000)
 
 
 def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
