@@ -249,6 +249,21 @@ def test_ranks_of_another_launcher_write_the_run_of_one(
 
 
 @needs_torch
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_bug_in_one_keeps_its_traceback(rank: int, several: Several, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os\nif os.environ.get('RANK') == '{rank}':\n"
+        "    import stsbp.training.metrics\n    stsbp.training.metrics.Workload.add = None\n"
+    )
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    _, err = several.train(tmp_path / "run", "--processes", 2, code=1, PYTHONPATH=path)
+    assert err.count("Traceback (most recent call last)") == 1
+    assert err.count("Error: rank") == 1
+    assert f"Error: rank {rank} of 2 (host " in err
+    assert err.rstrip().endswith("TypeError: 'NoneType' object is not callable")
+
+
+@needs_torch
 @needs_backends
 def test_ranks_of_two_backends_write_the_run_of_one(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path

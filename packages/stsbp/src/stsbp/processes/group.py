@@ -258,14 +258,14 @@ class _Joined(Group):
     def end(self, verdict: Verdict) -> None:
         """End this process; called in the monitor's thread. Every file is either whole or as it was."""
         with contextlib.suppress(OSError, ValueError):
-            if self._trace and str(self._monitor.me) in verdict.message:
-                sys.stderr.write(self._trace)
+            # That of an exchange which another process broke says nothing.
+            trace = self._trace if str(self._monitor.me) in verdict.message else ""
             if sys.stderr.isatty():
                 # A bar may have hidden it.
                 sys.stderr.write("\x1b[?25h\n")
-            told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice)
+            told = self._parent is not None and self._parent.tell(verdict, self._monitor.advice, trace)
             if (text := str(verdict)) and not told:
-                sys.stderr.write(f"{text}\n")
+                sys.stderr.write(f"{trace}{text}\n")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -37,6 +37,7 @@ PATIENCE = 3.0
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 """Variables that numerical libraries read."""
 _LINES = 40
+_LONGEST_TRACE = 2**16
 
 
 class _Child:
@@ -132,9 +133,10 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
                     child.kill()
                     child.process.wait()
     verdict = _outcome(children, passed)
-    if text := str(verdict):
+    for text in (*(str(child.verdict.get("trace", "")).rstrip() for child in children), str(verdict)):
         with contextlib.suppress(OSError):
-            click.echo(text, err=True)
+            if text:
+                click.echo(text, err=True)
     return verdict.code
 
 
@@ -229,10 +231,11 @@ class Parent:
         connection.set_inheritable(False)
         self._channel = Channel(connection)
 
-    def tell(self, verdict: Verdict, advice: str) -> bool:
-        """Hand a verdict over; False: nobody takes it."""
+    def tell(self, verdict: Verdict, advice: str, trace: str = "") -> bool:
+        """Hand a verdict over, and the traceback of a bug in this process; False: nobody takes it."""
         try:
-            self._channel.send({"end": verdict.message, "code": verdict.code, "advice": advice})
+            said = {"end": verdict.message, "code": verdict.code, "advice": advice, "trace": trace[-_LONGEST_TRACE:]}
+            self._channel.send(said)
         except OSError:
             return False
         return True
