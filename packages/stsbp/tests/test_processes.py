@@ -159,6 +159,33 @@ def by_rank(process: subprocess.Popen[str]) -> dict[int, int]:
     return found
 
 
+def begun(several: Several, run: Path, *settings: object) -> tuple[subprocess.Popen[str], dict[int, int]]:
+    """A run on two processes that has done some updates, and their numbers."""
+    process = several.start(*settings, "--processes", 2, "--rank-timeout", 3)
+    until = time.monotonic() + 60
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < until:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 6:
+            break
+        time.sleep(0.02)
+    return process, by_rank(process)
+
+
+@needs_torch
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
+def test_ranks_save_and_end_when_who_started_them_is_killed(several: Several, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("train", "digits", *several.tiny, "--epochs", 5000, "--checkpoint-every", 1000, "--out", run)
+    process, pids = begun(several, run, *settings)
+    process.kill()
+    _, err = process.communicate(timeout=30)
+    assert "SIGTERM: stopped after update" in err
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids.values()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+
 @needs_torch
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 @pytest.mark.parametrize(
@@ -183,14 +210,7 @@ def test_what_ends_one_ends_all(
 ) -> None:
     run = tmp_path / "run"
     settings = ("train", "digits", *several.tiny, "--epochs", 60, "--checkpoint-every", 0, "--out", run)
-    process = several.start(*settings, "--processes", 2, "--rank-timeout", 3)
-    until = time.monotonic() + 60
-    metrics = run / "metrics.jsonl"
-    while process.poll() is None and time.monotonic() < until:
-        if metrics.exists() and metrics.read_bytes().count(b"\n") >= 6:
-            break
-        time.sleep(0.02)
-    pids = by_rank(process)
+    process, pids = begun(several, run, *settings)
     os.kill(process.pid if rank is None else pids[rank], number)
     _, err = process.communicate(timeout=30)
     assert process.returncode == code, err
