@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,16 @@ def test_there_are_at_least_25_faults() -> None:
     assert all(fault.description for fault in FAULTS)
 
 
+@cache
+def _published() -> Any:
+    return json.loads((Path(__file__).parents[2] / "docs" / "conformance" / "faults.json").read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
 def test_fault_is_caught(fault: Fault) -> None:
-    assert caught(fault.backend(), first=True)
+    """By a tier that caught it when the published table was made."""
+    (tiers,) = (row["caught"] for row in _published()["faults"] if row["fault"] == fault.name)
+    assert caught(fault.backend(), first=True, tiers=[*map(int, tiers)])
 
 
 def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out() -> None:
@@ -102,6 +109,6 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
 
 
 def test_published_table_is_of_these_faults() -> None:
-    table = json.loads((Path(__file__).parents[2] / "docs" / "conformance" / "faults.json").read_text(encoding="utf-8"))
+    table = _published()
     assert [(row["fault"], row["description"]) for row in table["faults"]] == [(f.name, f.description) for f in FAULTS]
     assert all(row["caught"] for row in table["faults"])
