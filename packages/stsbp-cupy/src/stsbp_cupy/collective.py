@@ -9,6 +9,7 @@ import numpy as np
 from stsbp_spec import host
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.errors import BackendError
+from stsbp_spec.meeting import meet, port_of
 from stsbp_spec.typing import AnyArray
 
 from stsbp_cupy.runtime import Array, Runtime
@@ -55,13 +56,15 @@ class NcclCollective(Collective[Array]):
 
     def largest(self, x: Array) -> Array:
         found: Array = self._rt.xp.empty_like(x)
-        self._group.all_reduce(x, found, op="max")
+        with host.connection(self):
+            self._group.all_reduce(x, found, op="max")
         return found
 
     def start_total(self, x: Array) -> Callable[[], Array]:
         own = self._rt.xp.ascontiguousarray(x)
         found = self._rt.xp.empty_like(own)
-        self._group.all_reduce(own, found, op="sum")  # on the stream; nobody waits here
+        with host.connection(self):
+            self._group.all_reduce(own, found, op="sum")  # on the stream; nobody waits here
         return lambda: found
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
@@ -73,18 +76,20 @@ class NcclCollective(Collective[Array]):
     def _all(self, x: AnyArray) -> AnyArray:
         own = self._rt.xp.asarray(x)
         found = self._rt.xp.empty(self.size * x.size, x.dtype)
-        self._group.all_gather(own, found, x.size)
-        return self._rt.numpy(found)
+        with host.connection(self):
+            self._group.all_gather(own, found, x.size)
+            return self._rt.numpy(found)
 
     def broadcast(self, message: bytes | None) -> bytes:
         sent = np.frombuffer(message or b"", np.uint8)
         length = self._rt.xp.asarray(np.array([len(sent)], np.int64))
-        self._group.broadcast(length, 0)
-        whole = np.zeros(int(self._rt.numpy(length)[0]), np.uint8)
-        whole[: len(sent)] = sent
-        native = self._rt.xp.asarray(whole)
-        self._group.broadcast(native, 0)
-        return self._rt.numpy(native).tobytes()
+        with host.connection(self):
+            self._group.broadcast(length, 0)
+            whole = np.zeros(int(self._rt.numpy(length)[0]), np.uint8)
+            whole[: len(sent)] = sent
+            native = self._rt.xp.asarray(whole)
+            self._group.broadcast(native, 0)
+            return self._rt.numpy(native).tobytes()
 
     def close(self) -> None:
         self._group.stop()
@@ -104,12 +109,24 @@ def join(rendezvous: Rendezvous, rt: Runtime, device: str) -> Collective[Array]:
 def _group(rendezvous: Rendezvous) -> Any:
     from cupyx import distributed
 
+    port = port_of(rendezvous)
+    meet(rendezvous, port)
     try:
-        return distributed.init_process_group(
-            rendezvous.size, rendezvous.rank, backend="nccl", host=rendezvous.address, port=rendezvous.port
+        group = distributed.init_process_group(
+            rendezvous.size, rendezvous.rank, backend="nccl", host=rendezvous.address, port=port
         )
-    except (RuntimeError, OSError, ConnectionError) as error:
+        _stop_store(group)
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
         raise BackendError(
             f"rank {rendezvous.rank} of {rendezvous.size} did not meet the others at {rendezvous.address}:"
-            f"{rendezvous.port}: {host.first_line(error)}"
+            f"{port}: {host.first_line(error)}"
         ) from error
+    return group
+
+
+def _stop_store(group: Any) -> None:
+    """End the process by which rank 0 told the others how to connect: it would outlive this one, and keep the port."""
+    store = getattr(group, "_store", None)
+    if store is not None:
+        store.stop()
+        store._process = None  # cupyx stops it again when it is deleted, and fails

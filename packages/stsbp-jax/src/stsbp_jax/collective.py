@@ -23,10 +23,10 @@ from jax.sharding import Mesh, NamedSharding
 from stsbp_spec.collective import Collective, Part, Rendezvous
 from stsbp_spec.errors import BackendError
 from stsbp_spec.host import first_line
+from stsbp_spec.meeting import meet, port_of
 from stsbp_spec.typing import AnyArray
 
 from stsbp_jax.grid import wide
-from stsbp_jax.meeting import meet
 from stsbp_jax.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded
 
 __all__ = ["JaxCollective", "connect", "together"]
@@ -155,12 +155,11 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
     launcher gave it, or was given no more than that.
 
     Raises:
-        BackendError: somebody did not come in time, or JAX has looked for devices already.
+        BackendError: somebody did not come in time, there is no such port, or JAX has looked for devices already.
     """
     if rendezvous.size == 1 or rendezvous in _started or jax.distributed.is_initialized():
         return
-    # torchrun itself listens on the port that it names.
-    port = rendezvous.port + (rendezvous.launcher == "torchrun")
+    port = port_of(rendezvous)
     meet(rendezvous, port)
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     bound = bool(given) and len(given.split(",")) <= rendezvous.local_rank

@@ -1,7 +1,8 @@
-"""All processes meet before `jax.distributed` is told of them.
+"""All processes meet before a library that connects them is told of them.
 
 Where one of them does not come, or the port of rank 0 is taken, JAX ends the others without an exception (abort, or a
-segmentation fault; jax 0.10.2). So they greet each other over the same port first, and whoever waits in vain says so.
+segmentation fault; jax 0.10.2), and CuPy waits for ever. So they greet each other over the same port first, and whoever
+waits in vain says so.
 """
 
 from __future__ import annotations
@@ -11,18 +12,36 @@ import socket
 import struct
 import time
 from contextlib import suppress
+from ipaddress import ip_address
 
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
 
-__all__ = ["meet"]
+__all__ = ["meet", "port_of"]
 
 _HELLO = struct.Struct("<8sII")
 _ANSWER = struct.Struct("<8sI")
 _MAGIC = b"stsbp-1\n"
 _RETRY = 0.1
 _LAST_WORD = 2.0
-"""Seconds that rank 0 has to say why it gives up."""
+"""Seconds that a guest has to say who it is, and rank 0 to say why it gives up."""
+_LONGEST = 2**16
+"""Bytes of an answer."""
+
+
+def port_of(rendezvous: Rendezvous) -> int:
+    """The port where the processes meet: torchrun itself listens on the one that it names, there it is the next one.
+
+    Raises:
+        BackendError: there is no such port.
+    """
+    port = rendezvous.port + (rendezvous.launcher == "torchrun")
+    if not 0 < port < 2**16:
+        after = ", which is the one after torchrun's" if port != rendezvous.port else ""
+        raise BackendError(
+            f"processes cannot meet at port {port}{after}: ports are 1 to 65535; give the run another port"
+        )
+    return port
 
 
 def meet(rendezvous: Rendezvous, port: int) -> None:
@@ -48,8 +67,7 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
                 guest, _ = server.accept()
             except TimeoutError:
                 break
-            guest.settimeout(_LAST_WORD)
-            hello = _read(guest, _HELLO.size)
+            hello = _read(guest, _HELLO.size, time.monotonic() + _LAST_WORD)
             if hello is None or not hello.startswith(_MAGIC):
                 guest.close()  # a stranger
                 continue
@@ -57,9 +75,10 @@ def _receive(rendezvous: Rendezvous, port: int) -> None:
             guests.append(guest)
             came.append((rank, size))
         problem = _problem(rendezvous, port, came)
-        said = problem.encode()
+        said = problem.encode()[:_LONGEST]
         for guest in guests:
             with guest, suppress(OSError):
+                guest.settimeout(_LAST_WORD)
                 guest.sendall(_ANSWER.pack(_MAGIC, len(said)) + said)
                 guest.recv(1)  # who closes first keeps the port busy: let it be the guest
     if problem:
@@ -86,13 +105,23 @@ def _problem(rendezvous: Rendezvous, port: int, came: list[tuple[int, int]]) -> 
 
 
 def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
+    host = _loopback(rendezvous.address)
+    both = not host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
     try:
-        return socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=rendezvous.size)
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=rendezvous.size)
     except OSError as error:
         why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise BackendError(f"rank 0 cannot listen on port {port}: {why}; give the run another port") from error
+
+
+def _loopback(address: str) -> str:
+    """`address` where only this machine reaches it; else nothing, which stands for all that the machine has."""
+    number = "127.0.0.1" if address == "localhost" else address
+    with suppress(ValueError):
+        if ip_address(number).is_loopback:
+            return number
+    return ""
 
 
 def _visit(rendezvous: Rendezvous, port: int) -> None:
@@ -103,10 +132,10 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
         try:
             with socket.create_connection(address, timeout=left) as host:
                 host.sendall(_HELLO.pack(_MAGIC, rendezvous.rank, rendezvous.size))
-                host.settimeout(left + _LAST_WORD)
-                answer = _read(host, _ANSWER.size)
-                if answer is not None and answer.startswith(_MAGIC):
-                    said = _read(host, _ANSWER.unpack(answer)[1])
+                answer = _read(host, _ANSWER.size, deadline + _LAST_WORD)
+                length = _ANSWER.unpack(answer)[1] if answer and answer.startswith(_MAGIC) else _LONGEST + 1
+                if length <= _LONGEST:
+                    said = _read(host, length, deadline + _LAST_WORD)
                     if said == b"":
                         return
                     raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
@@ -120,11 +149,14 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
     )
 
 
-def _read(from_: socket.socket, count: int) -> bytes | None:
-    """`count` bytes; None: the other side ended, or kept silent."""
+def _read(from_: socket.socket, count: int, deadline: float) -> bytes | None:
+    """`count` bytes; None: the other side ended, or they were not there at `deadline`."""
     found = b""
     try:
         while len(found) < count:
+            if (left := deadline - time.monotonic()) <= 0:
+                return None
+            from_.settimeout(left)
             if not (more := from_.recv(count - len(found))):
                 return None
             found += more
