@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from stsbp.errors import ConfigError, DataError, FileError, understood
 from stsbp.processes import identity
-from stsbp.processes.group import ExchangeError, Group, Watch
-from stsbp.processes.monitor import Member, Pulse
+from stsbp.processes.group import ExchangeError, Group, Watch, _Joined
+from stsbp.processes.monitor import Member, Monitor, Pulse, Verdict
 from stsbp_spec.collective import Collective
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import open_backend
@@ -218,6 +218,10 @@ def test_a_watch_counts_exchanges_and_takes_the_time() -> None:
     before = watch.seconds
     with watch.exchange(timed=False):
         assert pulse.waits
+        until = time.process_time() + 0.02
+        while time.process_time() < until:
+            pass
+        assert pulse.sign().cpu >= until, "a program is compiled, which takes longer than an exchange may"
         slow.largest(np.zeros(1))
     assert watch.seconds == before
     assert not pulse.waits
@@ -230,6 +234,22 @@ def test_what_breaks_an_exchange_is_known_as_such() -> None:
     with pytest.raises(ExchangeError, match="nobody answers"):
         slow.gather(np.zeros(1))
     assert not pulse.waits
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(0, True), (1, False)])
+def test_a_bug_of_all_processes_has_one_traceback(
+    rank: int, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[Verdict] = []
+    monkeypatch.setattr(Monitor, "fail", lambda _self, text, code, broken: told.append(Verdict(text, code)))
+    monkeypatch.setattr("os._exit", lambda _code: None)
+    group = _Joined(Meeting(Threads(2), rank), Monitor(Pulse(), Member(rank, 2, "a", 1), 5.0, told.append), Pulse())
+    error = ZeroDivisionError("a bug")
+    group.__exit__(type(error), error, error.__traceback__)
+    group.end(told[0])
+    said = capsys.readouterr().err
+    assert said.endswith("Error: ZeroDivisionError: a bug\n")
+    assert ("ZeroDivisionError: a bug\nError" in said) == shown
 
 
 def test_errors_of_the_system_are_understood() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
+from stsbp.processes import monitor as watch
 from stsbp.processes.channel import MOST, Channel
 from stsbp.processes.monitor import COMPILING, LOST, Judge, Member, Monitor, Pulse, Sign, Verdict
 
@@ -80,6 +81,7 @@ def test_who_waits_for_another_is_not_to_blame(case: Case) -> None:
     assert verdict is not None
     assert verdict.message.startswith("rank 1 of 3")
     assert "did nothing new for 11 s: layer" in verdict.message
+    assert verdict.message.endswith("; --rank-timeout is 10 s; advice")
 
 
 def test_who_compiles_has_time(case: Case) -> None:
@@ -203,6 +205,19 @@ def test_a_pulse_says_what_it_was_told() -> None:
     assert pulse.sign().moved == 2
 
 
+@pytest.mark.parametrize("computes", [False, True])
+def test_who_spins_while_it_waits_does_not_compute(computes: bool) -> None:
+    """A program that has its exchanges within is compiled, too."""
+    pulse = Pulse()
+    pulse.enter(computes=computes)
+    before, until = pulse.sign().cpu, time.process_time() + 0.05
+    while time.process_time() < until:
+        pass
+    assert (pulse.sign().cpu > before) == computes
+    pulse.leave()
+    assert pulse.sign().cpu >= until
+
+
 def test_messages_arrive_whole_however_they_are_cut() -> None:
     here, there = socket.socketpair()
     one, other = Channel(here), Channel(there)
@@ -217,7 +232,9 @@ def test_messages_arrive_whole_however_they_are_cut() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [(MOST + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]"], ids=["too long", "no JSON", "no object"]
+    "data",
+    [(MOST + 1).to_bytes(4, "big"), b"\0\0\0\2no", b"\0\0\0\2[]", (60_000).to_bytes(4, "big") + b"[" * 60_000],
+    ids=["too long", "no JSON", "no object", "too deep"],
 )
 def test_what_is_no_message_is_refused(data: bytes) -> None:
     here, there = socket.socketpair()
@@ -262,6 +279,25 @@ class Ranks:
             time.sleep(0.01)
         assert ready(), self.ended
 
+    def judges(self) -> bool:
+        """Whether the thread of rank 0 runs on."""
+        time.sleep(0.2)
+        thread = self.monitors[0]._thread
+        return thread is not None and thread.is_alive()
+
+
+def is_closed(channel: Channel, seconds: float = 5.0) -> bool:
+    """Whether the other side closes the connection within some time."""
+    channel.connection.settimeout(seconds)
+    try:
+        while channel.arrived() is not None:
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        pass
+    return True
+
 
 @pytest.fixture
 def ranks() -> Iterator[Ranks]:
@@ -299,20 +335,55 @@ def test_who_stops_is_named_by_all(ranks: Ranks) -> None:
     assert ranks.ended[0].code == LOST
 
 
-@pytest.mark.parametrize("hello", [{"word": "?", "rank": 1}, {"rank": 1}, {"rank": 0}, {"rank": 3}, {"rank": "1"}])
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {"word": "?", "rank": 1},
+        {"word": "\xe9", "rank": 1},
+        {"word": "\ud800", "rank": 1},
+        {"rank": 1},
+        {"rank": 0},
+        {"rank": 3},
+        {"rank": "1"},
+    ],
+)
 def test_strangers_are_not_heard(hello: dict[str, object], ranks: Ranks) -> None:
     stranger = Channel(socket.create_connection(("127.0.0.1", ranks.port)))
     known = hello.get("word") is None and hello["rank"] != 1
     stranger.send({**hello, "word": ranks.word} if known else hello)
     stranger.send({"failed": "all is lost", "code": 1, "broken": False})
-    until = time.monotonic() + 5.0
-    closed = False
-    while not closed and time.monotonic() < until:
-        try:
-            closed = stranger.arrived() is None
-        except OSError:
-            closed = True
-    assert closed
+    assert is_closed(stranger)
+    assert ranks.judges()
+    assert ranks.ended == {}
+
+
+def test_who_says_nothing_is_not_kept(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_GREETS", 0.3)
+    assert is_closed(Channel(socket.create_connection(("127.0.0.1", ranks.port))))
+    assert ranks.judges()
+    assert ranks.ended == {}
+
+
+def test_not_many_who_say_nothing_are_kept(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_STRANGERS", 1)
+    strangers = [Channel(socket.create_connection(("127.0.0.1", ranks.port))) for _ in range(6)]
+    assert all(is_closed(stranger, 3.0) for stranger in strangers[:2])
+    assert not any(is_closed(stranger, 0.1) for stranger in strangers[2:])
+    assert ranks.ended == {}
+
+
+def test_a_connection_that_fails_ends_nobody(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = threading.Event()
+
+    def fail(_server: socket.socket) -> None:
+        failed.set()
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    with socket.create_connection(("127.0.0.1", ranks.port)):
+        assert failed.wait(5.0)
+        monkeypatch.undo()
+        assert ranks.judges()
     assert ranks.ended == {}
 
 

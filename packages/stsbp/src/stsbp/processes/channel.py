@@ -57,7 +57,10 @@ class Channel:
                 raise ValueError("a message is too long")
             if len(self._buffer) < end:
                 break
-            message = json.loads(self._buffer[_HEAD:end])
+            try:
+                message = json.loads(self._buffer[_HEAD:end])
+            except RecursionError:
+                raise ValueError("a message is nested too deeply") from None
             if not isinstance(message, dict):
                 raise ValueError("a message is an object")
             found.append(message)

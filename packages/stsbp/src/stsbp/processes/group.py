@@ -74,7 +74,7 @@ class Watch:
         """An exchange with the others; one within another is a part of it. Not `timed`: a program with some in it."""
         began, self._depth = time.perf_counter(), self._depth + 1
         if self._depth == 1:
-            self.pulse.enter()
+            self.pulse.enter(computes=not timed)
         try:
             yield
         except BackendError as error:
@@ -205,7 +205,7 @@ class _Joined(Group):
         self.rank, self.size, self.collective = collective.rank, collective.size, collective
         self._monitor, self._pulse, self._watch = monitor, pulse, Watch(collective, pulse)
         self._parent: Parent | None = None
-        self._trace = ""
+        self._trace, self._failed = "", ""
 
     def start(self, rendezvous: Rendezvous, backend: AbstractBackend) -> None:
         """Get to know the others, let the monitor begin, and compare what all of them run."""
@@ -259,7 +259,8 @@ class _Joined(Group):
         """End this process; called in the monitor's thread. Every file is either whole or as it was."""
         with contextlib.suppress(OSError, ValueError):
             # That of an exchange which another process broke says nothing.
-            trace = self._trace if str(self._monitor.me) in verdict.message else ""
+            own = str(self._monitor.me) in verdict.message or (self.leads and verdict.message == self._failed)
+            trace = self._trace if own else ""
             if sys.stderr.isatty():
                 # A bar may have hidden it.
                 sys.stderr.write("\x1b[?25h\n")
@@ -288,7 +289,8 @@ class _Joined(Group):
             self._monitor.fail(str(known), known.exit_code, broken=isinstance(error, ExchangeError))
         else:
             self._trace = "".join(traceback.format_exception(kind, error, trace))
-            self._monitor.fail(f"{type(error).__name__}: {error}", 1, broken=True)
+            self._failed = f"{type(error).__name__}: {error}"
+            self._monitor.fail(self._failed, 1, broken=True)
 
 
 def join(backend: AbstractBackend, rendezvous: Rendezvous | None, timeout: float) -> Group:

@@ -35,11 +35,24 @@ _SETTLES = 1.0
 """Seconds in which others may say the same, or whose connection closed may be seen."""
 _BREAKS = 3.0
 """The same after an exchange that failed: the cause is another process, and may be seen a little later."""
+_GREETS = 5.0
+"""Seconds in which who connects says the word."""
+_STRANGERS = 64
+"""Connections, besides one of each member, that may be open without the word having come."""
 _GONE = "is gone: its connection closed, as when a process is killed or a machine fails"
 
 
 def _silent(seconds: float) -> str:
     return f"gave no sign of life for {seconds:.0f} s: it is stopped, or cannot be reached"
+
+
+def _encoded(word: object) -> bytes:
+    # Messages may hold half a character.
+    return str(word).encode(errors="surrogatepass")
+
+
+def _allowed(timeout: float) -> str:
+    return f"; --rank-timeout is {timeout:g} s"
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Sign:
         doing: what it does.
         waits: whether it waits for the others.
         exchange: number of the exchange that it waits in, or was in last.
-        cpu: seconds that it computed.
+        cpu: seconds that it computed; those in which it waits, though it may spin, do not count.
     """
 
     moved: int
@@ -93,25 +106,30 @@ class Pulse:
 
     def __init__(self) -> None:
         self.moved, self.exchange, self.doing, self.waits = 0, 0, "starting", False
+        self._entered: float | None = None
 
     def beat(self, what: str) -> None:
         """Something new begins."""
         self.moved += 1
         self.doing = what
 
-    def enter(self) -> None:
-        """An exchange with the others begins."""
+    def enter(self, *, computes: bool = False) -> None:
+        """An exchange with the others begins; `computes`: it is part of a program that computes, or is compiled."""
         self.exchange += 1
+        self._entered = None if computes else time.process_time()
         self.waits = True
 
     def leave(self) -> None:
         """The exchange is over."""
         self.moved += 1
         self.waits = False
+        self._entered = None
 
     def sign(self) -> Sign:
         """As it is told."""
-        return Sign(self.moved, self.doing, self.waits, self.exchange, time.process_time())
+        entered = self._entered
+        cpu = time.process_time() if entered is None else entered
+        return Sign(self.moved, self.doing, self.waits, self.exchange, cpu)
 
 
 @dataclass
@@ -202,7 +220,7 @@ class Judge:
         for rank, known in self._heard.items():
             if rank not in self._done and rank not in told and now - known.at > self.timeout:
                 where = f" (it was last heard at {self._place(known.sign)})"
-                return self._lost(rank, _silent(now - known.at) + where)
+                return self._lost(rank, _silent(now - known.at) + where + _allowed(self.timeout))
         if self._faults and now - self._faults[0].at >= _BREAKS:
             return self._error(self._faults)
         return None if self._faults else self._stuck(now)
@@ -223,14 +241,15 @@ class Judge:
         own = {rank: known for rank, known in idle.items() if not known.sign.waits}
         if own:
             rank = min(own, key=lambda rank: own[rank].moved)
-            return self._lost(rank, f"did nothing new for {now - own[rank].moved:.0f} s: {self._place(own[rank].sign)}")
+            how = f"did nothing new for {now - own[rank].moved:.0f} s: {self._place(own[rank].sign)}"
+            return self._lost(rank, how + _allowed(self.timeout))
         if working and len(idle) == len(working):
             # All wait for each other: a message is lost. Behind is who has not come to the last exchange.
             last = min(working, key=lambda rank: (working[rank].sign.exchange, working[rank].moved))
             behind, furthest = working[last].sign.exchange, max(known.sign.exchange for known in working.values())
             others = "as all others do" if behind == furthest else f"others in {furthest}"
             what = f"waits in exchange {behind} for {self.timeout:g} s, {others}"
-            return self._lost(last, f"{what}: a connection between the processes is lost")
+            return self._lost(last, f"{what}: a connection between the processes is lost{_allowed(self.timeout)}")
         return None
 
     @staticmethod
@@ -272,6 +291,8 @@ class Monitor:
         """
         self._word = os.urandom(16).hex()
         self._server = socket.create_server((host, 0), backlog=self.me.size)
+        # Who connects may be gone again before it is accepted.
+        self._server.setblocking(False)
         return int(self._server.getsockname()[1]), self._word
 
     def watch(self, members: Sequence[Member]) -> None:
@@ -321,20 +342,33 @@ class Monitor:
         with selectors.DefaultSelector() as selector, self._server:
             selector.register(self._server, selectors.EVENT_READ)
             channels: dict[Channel, int] = {}
+            strangers: dict[Channel, float] = {}
             others: dict[int, Channel] = {}
             heard = 0.0
+
+            def drop(channel: Channel) -> None:
+                selector.unregister(channel)
+                del channels[channel]
+                strangers.pop(channel, None)
+                channel.close()
+
             while True:
                 for key, _ in selector.select(min(0.1, self.interval)):
                     if key.fileobj is self._server:
-                        connection, _ = self._server.accept()
-                        selector.register(channel := Channel(connection), selectors.EVENT_READ)
-                        channels[channel] = -1
+                        # A connection that failed is no matter of the others.
+                        with contextlib.suppress(OSError):
+                            connection, _ = self._server.accept()
+                            connection.setblocking(True)
+                            selector.register(channel := Channel(connection), selectors.EVENT_READ)
+                            channels[channel], strangers[channel] = -1, time.monotonic()
                         continue
                     channel = key.fileobj  # type: ignore[assignment]
                     if not self._listen_to(judge, channel, channels, others):
-                        selector.unregister(channel)
-                        del channels[channel]
-                        channel.close()
+                        drop(channel)
+                    elif channels[channel] >= 0:
+                        strangers.pop(channel, None)
+                for channel in self._unwelcome(strangers):
+                    drop(channel)
                 judge.advice = self.advice
                 for told in self._take_told():
                     judge.fail(0, told["failed"], told["code"], broken=told["broken"])
@@ -353,6 +387,15 @@ class Monitor:
                     break
         self._over.set()
 
+    def _unwelcome(self, strangers: dict[Channel, float]) -> list[Channel]:
+        """Who has not said the word in time, and the oldest of too many."""
+        now, surplus = time.monotonic(), len(strangers) - self.me.size - _STRANGERS
+        return [
+            channel
+            for number, (channel, came) in enumerate(strangers.items())
+            if number < surplus or now - came > _GREETS
+        ]
+
     def _listen_to(
         self, judge: Judge, channel: Channel, channels: dict[Channel, int], others: dict[int, Channel]
     ) -> bool:
@@ -364,7 +407,7 @@ class Monitor:
             messages = None
         for message in messages or ():
             if rank < 0:
-                known = hmac.compare_digest(str(message.get("word")), self._word)
+                known = hmac.compare_digest(_encoded(message.get("word")), _encoded(self._word))
                 asked = message.get("rank")
                 if not known or not isinstance(asked, int) or not 0 < asked < self.me.size:
                     return False
@@ -414,7 +457,8 @@ class Monitor:
                         left = True
                         channel.send({"done": True})
                     if now - heard > self.timeout:
-                        self.end(Verdict(f"{leader} {_silent(now - heard)}{self.advice}", LOST))
+                        how = _silent(now - heard) + _allowed(self.timeout)
+                        self.end(Verdict(f"{leader} {how}{self.advice}", LOST))
                         return
         except OSError:
             # Rank 0 may leave as soon as it knows that all are through.
