@@ -210,6 +210,7 @@ def test_mpich() -> None:
 
 def test_jax() -> None:
     assert found(JAX) == Rendezvous(2, 4, 2, "host.example", 1234, "JAX's variables")
+    assert seen({**JAX, "LOCAL_RANK": "0"}).local_rank == 0
 
 
 @pytest.mark.parametrize("missing", list(JAX))

@@ -114,7 +114,8 @@ def _jax(environ: Environment) -> _Found | None:
     if not colon or not address or not _is_port(port):
         raise BackendError(f"JAX_COORDINATOR_ADDRESS is {shown(where)}: expected HOST:PORT, for example node01:29500")
     rank, size = _integer(environ, "JAX_PROCESS_ID"), _integer(environ, "JAX_NUM_PROCESSES")
-    return _Found("JAX's variables", rank, size, None, address, int(port), "JAX_PROCESS_ID and JAX_NUM_PROCESSES")
+    local_rank, names = _optional(environ, "LOCAL_RANK"), "JAX_PROCESS_ID and JAX_NUM_PROCESSES"
+    return _Found("JAX's variables", rank, size, local_rank, address, int(port), names)
 
 
 def _open_mpi(environ: Environment) -> _Found | None:

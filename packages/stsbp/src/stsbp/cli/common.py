@@ -125,11 +125,13 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
     own = f"cuda:{rendezvous.local_rank}"
     if own in there:
         return own
-    if not there or rendezvous.local_rank == 0 or "CUDA_VISIBLE_DEVICES" in os.environ:
+    left = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if not there or rendezvous.local_rank == 0 or (left != [""] and len(left) == 1):
         return "cuda"
     raise BackendError(
         f"rank {rendezvous.rank} of {rendezvous.size} finds no GPU of its own: --device cuda takes one for each "
-        f"process, and this is number {rendezvous.local_rank} on a machine where there are {len(there)} GPUs"
+        f"process, and this is number {rendezvous.local_rank} on a machine where there are {len(there)} GPUs; where "
+        "the launcher does not say it, LOCAL_RANK is to be the number among the processes of the machine"
     )
 
 
