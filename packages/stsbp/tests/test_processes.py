@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.cli import Globals, common
+from stsbp.experiment import jobs
 from stsbp.processes import launcher
 from stsbp.processes.group import Group
 from stsbp.training.loop import StopRequest, stop_together
@@ -26,7 +27,7 @@ from stsbp.training.progress import Course
 from stsbp_spec.backend import Device
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
-from stsbp_spec.registry import installed_backends
+from stsbp_spec.registry import installed_backends, open_backend
 
 Call = Callable[..., Result]
 
@@ -456,6 +457,55 @@ def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         opened("cuda", ranks[2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     assert opened("cuda", ranks[2]) == "cuda"
+    for several in ("0,1", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", several)
+        with pytest.raises(BackendError, match="LOCAL_RANK"):
+            opened("cuda", ranks[2])
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, _arguments: object, env: dict[str, str], **_more: object) -> None:
+        self.stderr, self.env = list[str](), env
+
+    def wait(self) -> None:
+        """It has."""
+
+
+def test_jobs_side_by_side_do_not_meet_at_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("STSBP_DATA", "here")
+    monkeypatch.setattr(subprocess, "Popen", Ended)
+    job = jobs._Job(0, [], 1, print)
+    job.wait()
+    assert "MASTER_PORT" not in job.process.env  # type: ignore[attr-defined]
+    assert job.process.env["STSBP_DATA"] == "here"  # type: ignore[attr-defined]
+
+
+def test_a_run_that_goes_on_under_a_launcher_has_its_threads(
+    train_tiny: Call, stsbp: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are known once the settings are shared. `evaluate` leaves those that the launcher divided."""
+    run, taken = tmp_path / "run", list[int]()
+    assert train_tiny(run, "--epochs", 1, "--threads", 1).exit_code == 0
+    for name in ("train", "evaluate"):
+        monkeypatch.setattr(f"stsbp.cli.{name}.limit_threads", taken.append)
+        monkeypatch.setattr(f"stsbp.cli.{name}.meeting", lambda *_: Rendezvous(0, 2, 0))
+        monkeypatch.setattr(f"stsbp.cli.{name}.choose_backend", lambda *_: open_backend("numpy"))
+        monkeypatch.setattr(f"stsbp.cli.{name}.join", lambda *_: Group())
+    for command in (("train", "--resume", run), ("evaluate", run), ("evaluate", run, "--threads", 2)):
+        result = stsbp(*command)
+        assert result.exit_code == 0, result.output
+    assert taken == [0, 1, 0, 2]
+
+
+def test_who_saves_says_so_before_every_file(train_tiny: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Group, "beat", lambda _group, what: said.append(what))
+    assert train_tiny(tmp_path / "run", "--epochs", 1).exit_code == 0
+    saved = [what for what in said if what.startswith("saving")]
+    assert saved == ["saving metrics", "saving last", "saving best", "saving metrics", "saving last"]
 
 
 def test_one_process_is_a_group_of_its_own() -> None:

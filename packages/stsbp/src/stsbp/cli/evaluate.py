@@ -84,7 +84,8 @@ def command(
             f"the run was trained on {on}: without --on it is tested on samples that it has not seen{others}"
         )
     rendezvous = meeting(processes, rank_timeout, threads or 0)
-    limit_threads(config.threads if threads is None else threads)
+    # Several processes share those that their launcher divided among them.
+    limit_threads(config.threads if threads is None and rendezvous is None else threads or 0)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
         asked = {"run": str(run), "checkpoint": checkpoint, "split": split, "on": on, "tolerance": tolerance}

@@ -117,7 +117,11 @@ def command(
         group.compare_settings({**_asked(sources), **{name: x for name, x in typed.items() if x is not None}})
         if plan is None and group.leads:
             plan = _plan(sources, out, resume, overwrite)
-        _train(_shared(plan, group, sources), sources, backend, group, deadline, overwrite=overwrite)
+        plan = _shared(plan, group, sources)
+        if rendezvous is not None:
+            # Those of the run that goes on were not known before.
+            limit_threads(plan.config.threads)
+        _train(plan, sources, backend, group, deadline, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

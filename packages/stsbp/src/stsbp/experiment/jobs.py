@@ -99,7 +99,8 @@ class _Job:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env={**os.environ, **environment},
+            # At one port only one of several jobs could meet.
+            env={**{name: value for name, value in os.environ.items() if name != "MASTER_PORT"}, **environment},
             pass_fds=(there.fileno(),),
             # Ctrl-C goes to this process alone, which passes it on once.
             start_new_session=True,

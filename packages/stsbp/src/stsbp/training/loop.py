@@ -487,6 +487,7 @@ class _Loop:
 
     def save_best(self, epoch: int, candidate: dict[str, Any]) -> None:
         """Keep what is the best so far."""
+        self.task.group.beat("saving best")
         checkpoint.save(
             self.folder.files,
             "best",
@@ -552,6 +553,9 @@ class _Loop:
 
     def save(self) -> None:
         position = self.next
+        self.task.group.beat("saving metrics")
+        metrics_bytes = self.metrics.sync()
+        self.task.group.beat("saving last")
         checkpoint.save(
             self.folder.files,
             "last",
@@ -563,7 +567,7 @@ class _Loop:
                 "sums": position.sums.to_json(),
                 "window": position.window.to_json(),
                 "best": position.best,
-                "metrics_bytes": self.metrics.sync(),
+                "metrics_bytes": metrics_bytes,
                 **self.identity(),
             },
             step=self.step,
