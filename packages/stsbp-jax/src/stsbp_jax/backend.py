@@ -139,7 +139,7 @@ class JaxBackend(AbstractBackend[Array]):
             if isinstance(parts, tuple) and len(parts) > 1 and len(self._devices) == 1:
                 return OneByOne(partial(function, self, *fixed))
             if isinstance(collective, JaxCollective):
-                return SpreadGradients(self, collective, *fixed)
+                return SpreadGradients(self, collective.spread, *fixed)
         if function is output and isinstance(self._alone, JaxCollective):
             return SpreadOutput(self, self._alone.spread, *fixed)
         return Compiled(partial(function, self, *fixed), function.__name__.replace("_", " "))

@@ -27,7 +27,7 @@ from stsbp_spec.meeting import meet, port_of
 from stsbp_spec.typing import AnyArray
 
 from stsbp_jax.grid import wide
-from stsbp_jax.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded
+from stsbp_jax.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded, pieces_of_all
 
 __all__ = ["JaxCollective", "connect", "together"]
 
@@ -82,15 +82,7 @@ class JaxCollective(Collective[Array]):
         return self.gather(np.frombuffer(message or b"", np.uint8))[0].tobytes()
 
     def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:
-        return self.all_pieces(batch, micro_batch)[self.rank]
-
-    def all_pieces(self, batch: int, micro_batch: int | None) -> list[tuple[Part, ...]]:
-        """`pieces` of each process: as many for all, since all run one program; the last ones may be empty."""
-        parts = self.parts(batch)
-        longest = max(1, *(part.count for part in parts))
-        size = micro_batch or longest
-        starts = range(0, longest, size)
-        return [tuple(Part(part.first + i, min(size, max(0, part.count - i)), batch) for i in starts) for part in parts]
+        return pieces_of_all(self.parts(batch), micro_batch)[self.rank]
 
     def begin(self) -> None:
         """Connect all devices, and those at one place of each process."""

@@ -6,11 +6,11 @@ samples at their ends, whose error is zero and whose spikes nobody sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,7 @@ from stsbp_spec.programs import Gradients, gradients, output
 
 from stsbp_jax.compiling import Compiled
 
-if TYPE_CHECKING:
-    from stsbp_jax.collective import JaxCollective
-
-__all__ = ["AXES", "EVERYWHERE", "PROCESSES", "Spread", "SpreadGradients", "SpreadOutput", "guarded"]
+__all__ = ["AXES", "EVERYWHERE", "PROCESSES", "Spread", "SpreadGradients", "SpreadOutput", "guarded", "pieces_of_all"]
 
 AXES = ("process", "device")
 
@@ -48,6 +45,16 @@ def guarded(collective: Collective[Any]) -> Iterator[None]:
             raise
         with connection(collective):
             raise
+
+
+def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[Part, ...]]:
+    """`Collective.pieces` of each process: as many for all, since all run one program; the last ones may be empty."""
+    longest = max(1, *(part.count for part in parts))
+    size = micro_batch or longest
+    starts = range(0, longest, size)
+    return [
+        tuple(Part(part.first + i, min(size, max(0, part.count - i)), part.batch) for i in starts) for part in parts
+    ]
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,12 @@ class Spread:
 class SpreadGradients:
     """`programs.gradients` on the devices of all processes; see `JaxBackend.compiled`."""
 
-    def __init__(self, backend: Any, collective: JaxCollective, *fixed: Any) -> None:
-        network, loss, precision, memory, _, parts = fixed
-        self._collective, self._spread = collective, collective.spread
-        devices = len(self._spread.local)
+    def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
+        network, loss, precision, memory, collective, parts = fixed
+        self._collective, self._spread = collective, spread
+        devices = len(spread.local)
         micro = parts[1].first - parts[0].first if len(parts) > 1 else None
-        pieces = list(zip(*collective.all_pieces(parts[0].batch, micro), strict=True))
+        pieces = list(zip(*pieces_of_all(collective.parts(parts[0].batch), micro), strict=True))
         self._shards = [-(-max(1, *(part.count for part in piece)) // devices) for piece in pieces]
 
         def program(*args: Any) -> Gradients[Array]:
@@ -108,7 +115,7 @@ class SpreadGradients:
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE)
         gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST)
-        self._compiled = Compiled(_on(self._spread.mesh, program, takes, gives), "gradients")
+        self._compiled = Compiled(_on(spread.mesh, program, takes, gives), "gradients")
 
     @property
     def seconds(self) -> float:
