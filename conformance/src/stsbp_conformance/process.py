@@ -18,6 +18,8 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.registry import load_backend
 from stsbp_spec.trainer import StepResult
 from stsbp_spec.typing import AnyArray
@@ -26,10 +28,30 @@ from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
 
-__all__ = ["Trained", "main", "started"]
+__all__ = ["CASES", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
 """Seconds in which processes must have compiled and trained, on a busy machine too."""
+
+
+CASES = (
+    # 45 neurons before the second dropout: masks of other samples than the first begin in the middle of a random word.
+    NetworkCase(
+        "events, 7 samples",
+        NetworkSpec.parse("4C3p1d0.3-P2-5C3-12d0.2", input_shape=(2, 10, 10), outputs=4, neuron=PLIF(3.0, 5 / 3, 0.5)),
+        steps=7,
+        batch=7,
+    ),
+    NetworkCase(
+        "direct coding, 2 samples",
+        NetworkSpec.parse("4C3-P2-9d0.3", input_shape=(3, 9, 9), outputs=5, coding="direct", neuron=LIF(3, 5 / 3, 0.5)),
+        steps=5,
+        batch=2,
+        gain=3.0,
+    ),
+)
+UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming"), strict=True)}
+"""The loss with which each case is trained."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +127,6 @@ def _own(case: NetworkCase, collective: Collective, step: int) -> Batch:
 
 def main(arguments: Sequence[str]) -> None:
     """Train cases with the other processes and print what came of them as JSON."""
-    from stsbp_conformance.tiers.parts import CASES, UPDATES
     from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
     name, device, port, size, updates, rank, *cases = arguments
