@@ -199,19 +199,17 @@ def test_three_devices_of_one_process_have_the_bits_of_one() -> None:
 
 def test_two_processes_have_the_bits_of_one() -> None:
     port = free_port()
-    each = told_by([start(rank, 2, port, "cpu", "events", "not finite", "fast", "words") for rank in range(2)])
-    assert "the gradient of layer linear1 is not finite" in expected("not finite")
+    each = told_by([start(rank, 2, port, "cpu", "events", "fast", "words") for rank in range(2)])
     _, ((spikes, norm, loss, *_),), *_ = expected("fast")
     for found in each:
-        assert {name: found[name] for name in ("events", "not finite")} == {
-            name: expected(name) for name in ("events", "not finite")
-        }
+        assert found["events"] == expected("events")
         assert found["fast"][1][0][:3] == [spikes, pytest.approx(norm, rel=1e-4), loss]
         assert found["words"] == WORDS_OF_TWO
 
 
-def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_pieces_too() -> None:
-    port, cases = free_port(), ("pieces", "empty", "not finite")
+def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_one_error() -> None:
+    port, cases = free_port(), ("empty", "not finite")
+    assert "the gradient of layer linear1 is not finite" in expected("not finite")
     for found in told_by([start(rank, 3, port, "cpu", *cases) for rank in range(3)]):
         assert found == {name: expected(name) for name in cases}
 
