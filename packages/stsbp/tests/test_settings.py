@@ -25,6 +25,7 @@ COUNTS = {
     "augment_cutout": (0, 0, 1024),
     "log_every": (50, 1, 10**9),
     "threads": (0, 0, 1024),
+    "micro_batch": (0, 0, 10**9),
 }
 """Default, least and most."""
 AMOUNTS = {
