@@ -246,12 +246,6 @@ def test_example_of_the_page_runs_in_two_processes() -> None:
     assert told_by(ends) == [2, 2]
 
 
-def test_pieces_of_one_process_have_the_bits_of_the_whole() -> None:
-    backend, sizes = JaxBackend("cpu"), (3, 3)
-    found = trained(backend, backend.alone(), EVENTS, sizes, micro_batch=2, precision="reproducible")
-    assert found == trained(NumpyBackend(), Alone(), EVENTS, sizes, precision="reproducible")
-
-
 @pytest.mark.parametrize("shape", [(3, 2, 5), (3, 7)])
 @pytest.mark.parametrize("first", [0, 1, 2, 2**31 - 1])
 def test_masks_of_some_samples_are_those_of_the_batch(shape: tuple[int, ...], first: int) -> None:
