@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec import host
-from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.collective import Collective, Rendezvous, Through
 from stsbp_spec.errors import BackendError
 from stsbp_spec.meeting import meet, port_of
 from stsbp_spec.typing import AnyArray
@@ -17,28 +17,16 @@ from stsbp_cupy.runtime import Array, Runtime
 __all__ = ["HostCollective", "NcclCollective", "join"]
 
 
-class HostCollective(Collective[Array]):
+class HostCollective(Through[Array]):
     """Arrays that lie in the CPU's memory."""
-
-    def __init__(self, others: Collective[AnyArray]) -> None:
-        self.rank, self.size, self._others = others.rank, others.size, others
 
     def largest(self, x: Array) -> Array:
         # Bits of float32 magnitudes: no engine takes a maximum of uint64, and none of them reaches the sign.
-        found: Array = self._others.largest(x.view(np.int64)).view(np.uint64)
+        found: Array = self.others.largest(x.view(np.int64)).view(np.uint64)
         return found
 
     def start_total(self, x: Array) -> Callable[[], Array]:
-        return self._others.start_total(x)
-
-    def gather(self, x: AnyArray) -> list[AnyArray]:
-        return self._others.gather(x)
-
-    def broadcast(self, message: bytes | None) -> bytes:
-        return self._others.broadcast(message)
-
-    def close(self) -> None:
-        self._others.close()
+        return self.others.start_total(x)
 
 
 class NcclCollective(Collective[Array]):

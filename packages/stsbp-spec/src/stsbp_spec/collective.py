@@ -12,12 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from stsbp_spec.errors import BackendError, SpecError
 from stsbp_spec.typing import AnyArray, Array
 
-__all__ = ["Alone", "Collective", "Part", "Rendezvous", "parts_of", "total"]
+__all__ = ["Alone", "Collective", "Part", "Rendezvous", "Through", "parts_of", "total"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,26 @@ class Alone(Collective[Array]):
         if message is None:
             raise BackendError("rank 0 has nothing to broadcast")
         return message
+
+
+class Through(Collective[Array]):
+    """Those of another collective, whose arrays are of another kind; only those on the host go through it as they are.
+
+    Args:
+        others: the other collective, which is closed with this one.
+    """
+
+    def __init__(self, others: Collective[Any]) -> None:
+        self.rank, self.size, self.others = others.rank, others.size, others
+
+    def gather(self, x: AnyArray) -> list[AnyArray]:
+        return self.others.gather(x)
+
+    def broadcast(self, message: bytes | None) -> bytes:
+        return self.others.broadcast(message)
+
+    def close(self) -> None:
+        self.others.close()
 
 
 def total(collective: Collective[Array], arrays: Sequence[Array]) -> list[Array]:
