@@ -18,7 +18,7 @@ from stsbp.benchmarks.cases import CASES, Step, prepare
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.backend import Batch
 from stsbp_spec.collective import Alone, Collective, Rendezvous
-from stsbp_spec.encoders.packed import Inputs, cut
+from stsbp_spec.encoders.packed import Inputs, of_part
 from stsbp_spec.registry import load_backend
 
 
@@ -52,7 +52,7 @@ class Traffic:
 def _own(batch: Batch[Inputs], collective: Collective[Any], axis: int) -> Batch[Inputs]:
     """The inputs of this process's part."""
     part = collective.parts(batch.targets.shape[1])[collective.rank]
-    return Batch(cut(batch.inputs, slice(part.first, part.end), axis), batch.targets)
+    return Batch(of_part(batch.inputs, part, axis), batch.targets)
 
 
 def main(arguments: list[str]) -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stsbp_spec.collective import Part
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import Shape, UInt8
 
-__all__ = ["Inputs", "PackedFrames", "cut", "unpacked"]
+__all__ = ["Inputs", "PackedFrames", "cut", "of_part", "silent", "unpacked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,20 @@ def cut(inputs: Inputs, samples: slice, axis: int) -> Inputs:
     if isinstance(inputs, PackedFrames):
         return PackedFrames(inputs.bits[:, samples], inputs.steps)
     return inputs[samples] if axis == 0 else inputs[:, samples]
+
+
+def silent(inputs: Inputs) -> Inputs:
+    """Inputs of the same form without a spike."""
+    if isinstance(inputs, PackedFrames):
+        return PackedFrames(np.zeros_like(inputs.bits), inputs.steps)
+    return np.zeros_like(inputs)
+
+
+def of_part(inputs: Inputs, part: Part, axis: int) -> Inputs:
+    """The samples of a part of a batch, as `cut` takes them; where the part is empty, one without a spike."""
+    if part.count:
+        return cut(inputs, slice(part.first, part.end), axis)
+    return silent(cut(inputs, slice(0, 1), axis))
 
 
 def unpacked(inputs: Inputs) -> UInt8:

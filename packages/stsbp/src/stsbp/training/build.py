@@ -419,7 +419,7 @@ class Task:
         own = indices if part is None else of_part(indices, part)
         inputs = split.stored(own)
         if part is not None and not part.count:
-            inputs = _silent(inputs)
+            inputs = packed.silent(inputs)
         return Batch(inputs, self.targets(split, indices)), split.labels[indices]
 
     def targets(self, split: Split, indices: Int64) -> UInt8:
@@ -452,13 +452,6 @@ class Task:
 def of_part(indices: Int64, part: Part) -> Int64:
     """Those of a batch's samples `[B]` that are in a part of it; where it is empty the first, to be silenced."""
     return indices[part.first : part.end] if part.count else indices[:1]
-
-
-def _silent(inputs: packed.Inputs) -> packed.Inputs:
-    """Inputs of the same form without a spike."""
-    if isinstance(inputs, packed.PackedFrames):
-        return packed.PackedFrames(np.zeros_like(inputs.bits), inputs.steps)
-    return np.zeros_like(inputs)
 
 
 def _targets(split: Split, indices: Int64) -> UInt8:
