@@ -8,7 +8,6 @@ What is measured is what one machine's memory carries; the model in docs/scale.m
 from __future__ import annotations
 
 import os
-import socket
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from options import count, guarded, parser_of, write_report
 from stsbp.benchmarks.cases import CASES
 from stsbp.benchmarks.device import describe
 from stsbp.errors import StsbpError
+from stsbp_spec.meeting import free_port
 from stsbp_spec.registry import open_backend
 
 __all__ = ["Group", "main", "summary"]
@@ -39,9 +39,7 @@ class Group:
     """
 
     def __init__(self, size: int, threads: int | None, arguments: list[str], logs: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = str(free_port())
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
         if threads is not None:
             environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}

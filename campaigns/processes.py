@@ -28,6 +28,7 @@ from pathlib import Path
 import click
 import stsbp
 import stsbp_spec
+from stsbp_spec.meeting import free_port
 
 from campaigns.calls import Complaint, aligned
 from campaigns.worlds import recording, scratch_folder
@@ -218,7 +219,7 @@ class Stage:
 
     def by_hand(self, *changed: tuple[tuple[str, ...], Path | None]) -> Ended:
         """A run whose ranks are started one by one, with options and packages of their own; all must say one thing."""
-        port, began = _free_port(), time.monotonic()
+        port, began = free_port(), time.monotonic()
         arguments = (*self.train, "--rank-timeout", str(_TIMEOUT))
         where = {"WORLD_SIZE": str(len(changed)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         ranks = [
@@ -385,11 +386,6 @@ def _copied(stage: Stage, package: str, name: str, old: str, new: str) -> Iterat
         yield folder
     finally:
         shutil.rmtree(folder)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 FAULTS: dict[str, Fault] = {

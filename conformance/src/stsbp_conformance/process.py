@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
-import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.encoders import packed
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.meeting import free_port
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, PLIF
 from stsbp_spec.registry import load_backend
@@ -85,10 +85,8 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
     Raises:
         Mismatch: one of them ended with an error, which the message shows.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", __spec__.name, backend.name, backend.device, str(port), str(size), str(updates)]
+    own = (backend.name, backend.device, str(free_port()), str(size), str(updates))
+    command = [sys.executable, "-m", __spec__.name, *own]
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     found = []
     with contextlib.ExitStack() as stack:
@@ -116,13 +114,11 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
     return found
 
 
-def _own(case: NetworkCase, collective: Collective, step: int) -> Batch:
+def _own(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:
     """The inputs of this process's part of a batch, and the targets of all of it."""
     inputs, targets = reference.rolled(case, step)
     part, axis = collective.parts(case.batch)[collective.rank], int(case.network.coding == "events")
-    own = np.take(inputs, range(part.first, part.end), axis=axis)
-    silent = np.zeros_like(np.take(inputs, [0], axis=axis))
-    return Batch(own if part.count else silent, targets)
+    return Batch(packed.of_part(inputs, part, axis), targets)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossu
 from stsbp_spec import random as spec_random
 from stsbp_spec.collective import Alone, Collective, Rendezvous, total
 from stsbp_spec.errors import BackendError, NumericError
+from stsbp_spec.meeting import free_port
 from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 6
@@ -151,13 +151,6 @@ def main(rank: str, size: str, port: str, device: str, *cases: str) -> None:
     collective = backend.join(rendezvous)
     print(json.dumps({name: CASES[name](backend, collective) for name in cases}))
     collective.close()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 def start(rank: int, size: int, port: int, *arguments: str, devices: int = 1) -> subprocess.Popen[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import threading
@@ -11,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stsbp_spec import meeting
 from stsbp_spec.collective import Alone, Collective, Part, parts_of
-from stsbp_spec.encoders.packed import PackedFrames
+from stsbp_spec.encoders.packed import PackedFrames, of_part
 from stsbp_spec.errors import BackendError, NumericError, ShapeError, SpecError
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
@@ -95,8 +95,7 @@ def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
 
 def _own(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
     part = collective.parts(batch.targets.shape[1])[collective.rank]
-    own = batch.inputs[:, part.first : part.end] if part.count else np.zeros_like(batch.inputs[:, :1])
-    return Batch(PackedFrames.of(own) if packed else own, batch.targets)
+    return Batch(of_part(PackedFrames.of(batch.inputs) if packed else batch.inputs, part, 1), batch.targets)
 
 
 def _trained(
@@ -240,10 +239,7 @@ gloo.close()
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
+    return meeting.free_port()
 
 
 def _engines(text: str, port: int, size: int = 3) -> list[tuple[int, str]]:

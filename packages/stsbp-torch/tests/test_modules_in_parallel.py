@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from stsbp_spec.meeting import free_port
 
 RANK = """
 import json, sys
@@ -55,9 +55,7 @@ print(json.dumps([losses, gradients]))
 
 
 def _trained(size: int, kind: str) -> list[tuple[list[float], list[list[list[float]]]]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     running = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, str(rank), str(size), port, kind],

@@ -467,7 +467,7 @@ class Ended:
     """A process that has ended."""
 
     def __init__(self, _arguments: object, env: dict[str, str], **_more: object) -> None:
-        self.stderr, self.env = list[str](), env
+        self.stdout, self.stderr, self.env = None, list[str](), env
 
     def wait(self) -> None:
         """It has."""

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
 
-__all__ = ["meet", "port_of"]
+__all__ = ["free_port", "meet", "port_of"]
 
 _HELLO = struct.Struct("<8sII")
 _ANSWER = struct.Struct("<8sI")
@@ -27,6 +27,12 @@ _LAST_WORD = 2.0
 """Seconds that a guest has to say who it is, and rank 0 to say why it gives up."""
 _LONGEST = 2**16
 """Bytes of an answer."""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def port_of(rendezvous: Rendezvous) -> int:

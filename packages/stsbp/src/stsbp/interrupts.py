@@ -6,14 +6,16 @@ module imports nothing heavy: it is there before anything else is.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["EXIT_CODE", "INTERRUPTED", "PATIENCE", "Interrupts", "install"]
+__all__ = ["EXIT_CODE", "INTERRUPTED", "PATIENCE", "Interrupts", "handled_by", "install"]
 
 EXIT_CODE = 130
 """128 and the number of SIGINT."""
@@ -21,6 +23,18 @@ INTERRUPTED = "Interrupted."
 """What is said."""
 PATIENCE = 1.0
 """Seconds within which further signals count as the first one."""
+
+
+@contextlib.contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP, where the system has them, call `handler`; afterwards those of before."""
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 class Interrupts:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +13,7 @@ from pathlib import Path
 from stsbp.config import RunConfig, to_toml
 from stsbp.errors import StsbpError
 from stsbp.experiment.run import Experiment
-from stsbp.processes.launcher import LAUNCHER, THREADS
+from stsbp.processes.launcher import THREADS, Started
 from stsbp.threads import thread_count
 from stsbp.training.loop import StopRequest
 
@@ -86,51 +81,22 @@ class SideBySide:
         return _Job(config.seed, [*self.options, *train], each, self.tell)
 
 
-class _Job:
+class _Job(Started):
     """A process that trains a seed."""
 
     def __init__(self, seed: int, arguments: Sequence[str], threads: int, tell: Callable[[str], None]) -> None:
         self.seed, self._tell = seed, tell
-        self._lines: deque[str] = deque(maxlen=_LINES)
-        self._here, there = socket.socketpair()
-        environment = {**dict.fromkeys(THREADS, str(threads)), LAUNCHER: str(there.fileno())}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "stsbp", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # At one port only one of several jobs could meet.
-            env={**{name: value for name, value in os.environ.items() if name != "MASTER_PORT"}, **environment},
-            pass_fds=(there.fileno(),),
-            # Ctrl-C goes to this process alone, which passes it on once.
-            start_new_session=True,
-            text=True,
-            errors="backslashreplace",
-        )
-        there.close()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        # At one port only one of several jobs could meet.
+        variables = {**dict.fromkeys(THREADS, threads), "MASTER_PORT": None}
+        super().__init__(arguments, variables, _LINES, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self._lines.append(line.rstrip("\n"))
-            self._tell(f"seed {self.seed}: {line.rstrip()}")
-
-    def said(self) -> str:
-        """The last lines that it printed."""
-        self._reader.join(1.0)
-        return "\n".join(self._lines)
-
-    def send_signal(self, number: int) -> None:
-        """Pass a signal on."""
-        with contextlib.suppress(OSError):
-            self.process.send_signal(number)
+    def heard(self, line: str) -> None:
+        self._tell(f"seed {self.seed}: {line}")
 
     def wait(self) -> None:
         """Wait for its end."""
         self.process.wait()
-        self._here.close()
+        self.here.close()
 
 
 def _end(jobs: Sequence[_Job], number: int = _SIGTERM) -> None:

@@ -17,18 +17,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
 import click
+from stsbp_spec.meeting import free_port
 
 from stsbp.errors import ConfigError
-from stsbp.interrupts import INTERRUPTED
+from stsbp.interrupts import INTERRUPTED, handled_by
 from stsbp.processes.channel import Channel
 from stsbp.processes.monitor import LOST, Verdict
 from stsbp.threads import thread_count
 
-__all__ = ["LAUNCHER", "THREADS", "Parent", "launch", "parent"]
+__all__ = ["LAUNCHER", "THREADS", "Parent", "Started", "launch", "parent"]
 
 LAUNCHER = "STSBP_LAUNCHER"
 """Variable that holds the number of the socket to the process that started this one."""
@@ -40,11 +41,58 @@ _LINES = 40
 _LONGEST_TRACE = 2**16
 
 
-class _Child:
-    """A process that was started, and what is known of its end."""
+class Started:
+    """`stsbp ARGUMENTS` in a process of its own, which stops as by SIGTERM when this process is gone.
+
+    Args:
+        arguments: of the command line.
+        variables: of its environment, beside those of this one; None: it has none of that name.
+        lines: how many of the last lines that it prints to a pipe are kept.
+        output: where it prints to, as `subprocess.Popen` takes it.
+    """
+
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, object], lines: int, **output: int) -> None:
+        self.here, there = socket.socketpair()
+        environment = {**os.environ, **variables, LAUNCHER: there.fileno()}
+        self._lines: deque[str] = deque(maxlen=lines)
+        self.process: subprocess.Popen[str] = subprocess.Popen(
+            [sys.executable, "-m", "stsbp", *arguments],
+            stdin=subprocess.DEVNULL,
+            env={name: str(value) for name, value in environment.items() if value is not None},
+            pass_fds=(there.fileno(),),
+            # Ctrl-C goes to this process alone, which passes it on once.
+            start_new_session=True,
+            text=True,
+            errors="backslashreplace",
+            **output,  # type: ignore[call-overload]
+        )
+        there.close()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or self.process.stderr or ():
+            self._lines.append(line.rstrip("\n"))
+            self.heard(line.rstrip())
+
+    def heard(self, line: str) -> None:
+        """Told each line, in another thread."""
+
+    def said(self) -> str:
+        """The last lines that it printed."""
+        self._reader.join(1.0)
+        return "\n".join(self._lines)
+
+    def send_signal(self, number: int) -> None:
+        """Pass a signal on."""
+        with contextlib.suppress(OSError):
+            self.process.send_signal(number)
+
+
+class _Child(Started):
+    """One of several processes, and what is known of its end."""
 
     def __init__(self, arguments: Sequence[str], rank: int, size: int, port: int, threads: int) -> None:
-        here, there = socket.socketpair()
         variables = {
             "RANK": rank,
             "WORLD_SIZE": size,
@@ -52,39 +100,15 @@ class _Child:
             "LOCAL_WORLD_SIZE": size,
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
-            LAUNCHER: there.fileno(),
             **dict.fromkeys(THREADS, threads),
         }
         # The first one has the terminal; of the others the last lines are kept.
         quiet = {} if rank == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.rank, self.channel, self.verdict = rank, Channel(here), dict[str, object]()
-        self.lines: deque[str] = deque(maxlen=_LINES)
+        super().__init__(arguments, variables, _LINES, **quiet)
+        self.rank, self.channel, self.verdict = rank, Channel(self.here), dict[str, object]()
         self.killed = False
         self.ended = float("inf")
         """When it was found to have ended."""
-        self.process: subprocess.Popen[str] = subprocess.Popen(
-            [sys.executable, "-m", "stsbp", *arguments],
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, **{name: str(value) for name, value in variables.items()}},
-            pass_fds=(there.fileno(),),
-            # Ctrl-C goes to this process alone, which passes it on once.
-            start_new_session=True,
-            text=True,
-            errors="backslashreplace",
-            **quiet,  # type: ignore[call-overload]
-        )
-        there.close()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout or ():
-            self.lines.append(line.rstrip("\n"))
-
-    def send_signal(self, number: int) -> None:
-        """Pass a signal on."""
-        with contextlib.suppress(OSError):
-            self.process.send_signal(number)
 
     def kill(self) -> None:
         """End it, and what it started."""
@@ -99,11 +123,6 @@ class _Child:
         if code is not None:
             self.ended = min(self.ended, time.monotonic())
         return code
-
-    def told(self) -> str:
-        """The last lines that it printed."""
-        self._reader.join(1.0)
-        return "\n".join(self.lines)
 
 
 def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
@@ -120,7 +139,7 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     if sys.platform == "win32":
         raise ConfigError("--processes starts processes on Linux and macOS; elsewhere start them with torchrun")
     each = threads or max(1, thread_count() // size)
-    port = int(own) if (own := os.environ.get("MASTER_PORT", "")).isdecimal() else _free_port()
+    port = int(own) if (own := os.environ.get("MASTER_PORT", "")).isdecimal() else free_port()
     children: list[_Child] = []
     with _passing_signals_on(children) as passed:
         try:
@@ -140,11 +159,6 @@ def launch(arguments: Sequence[str], size: int, threads: int = 0) -> int:
     return verdict.code
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextlib.contextmanager
 def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
     """Pass signals on to all; gives those that were."""
@@ -155,13 +169,8 @@ def _passing_signals_on(children: list[_Child]) -> Iterator[set[int]]:
         for child in children:
             child.send_signal(number)
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), pass_on) for name in names}
-    try:
+    with handled_by(pass_on):
         yield passed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _supervise(children: list[_Child]) -> None:
@@ -219,7 +228,7 @@ def _outcome(children: list[_Child], passed: set[int]) -> Verdict:
     for child in children:
         if child.code is not None and child.code > 0:
             who = f"rank {child.rank} of {size} (pid {child.process.pid})"
-            return Verdict(f"{who} ended with exit code {child.code}\n{child.told()}".rstrip(), child.code)
+            return Verdict(f"{who} ended with exit code {child.code}\n{child.said()}".rstrip(), child.code)
     return Verdict("", LOST if any(child.killed for child in children) else 0)
 
 

@@ -29,7 +29,7 @@ from stsbp_spec.typing import AnyArray, Int64
 
 from stsbp import records
 from stsbp.errors import CheckpointError
-from stsbp.interrupts import PATIENCE
+from stsbp.interrupts import PATIENCE, handled_by
 from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
@@ -140,13 +140,8 @@ def stop_on_signals(deadline: float | None = None) -> Iterator[StopRequest]:
         else:
             os._exit(128 + number)
 
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {getattr(signal, name): signal.signal(getattr(signal, name), ask) for name in names}
-    try:
+    with handled_by(ask):
         yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
