@@ -9,7 +9,7 @@ from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.neurons.plif import PLIF
-from stsbp_spec.typing import Precision
+from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
@@ -269,26 +269,35 @@ def test_learned_numbers_stay_in_their_domain() -> None:
     assert [name for name, _ in LIF(PLIF()).named_parameters()] == ["learned.decay"]
 
 
+def assert_agrees_with_value_and_grad(
+    net: Network, spec: NetworkSpec, weights: dict[str, AnyArray], precision: Precision, names: dict[str, str]
+) -> None:
+    """Compare spikes, and the gradients of `names`: as `value_and_grad` names them, and the parameter."""
+    batch = samples(3)
+    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision=precision)
+    spikes = net(torch.from_numpy(batch.inputs))
+    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in names.items():
+        found = net.get_parameter(parameter).grad
+        assert found is not None
+        wanted = expected.gradients[name]
+        assert np.count_nonzero(wanted) > 0
+        tolerance = 0 if precision == "reproducible" else 2e-6
+        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 def test_a_network_of_neurons_that_learn_agrees_with_value_and_grad(precision: Precision) -> None:
     neuron = PLIF(3, 2, 0.4, per="channel")
     spec = NetworkSpec.parse("6C5-P2-8{per=layer}", input_shape=(2, 18, 18), outputs=10, neuron=neuron)
-    batch, weights = samples(3), initial_weights(spec, 4, 2.0)
+    weights = initial_weights(spec, 4, 2.0)
     weights["conv1.decay"] = np.random.default_rng(0).random(6).astype(np.float32)
-    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision=precision)
     net = Network(spec, seed=4, gain=2.0, precision=precision)
     with torch.no_grad():
         net.get_parameter("conv1.lif.learned.decay").copy_(torch.from_numpy(weights["conv1.decay"]))
-    spikes = net(torch.from_numpy(batch.inputs))
-    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
-    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
-    for name in ("conv1", "linear2", "linear3"):
-        found = net.get_parameter(f"{name}.lif.learned.decay").grad
-        assert found is not None
-        wanted = expected.gradients[f"{name}.decay"]
-        assert np.count_nonzero(wanted) > 0
-        tolerance = 0 if precision == "reproducible" else 2e-6
-        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+    names = {f"{name}.decay": f"{name}.lif.learned.decay" for name in ("conv1", "linear2", "linear3")}
+    assert_agrees_with_value_and_grad(net, spec, weights, precision, names)
     with torch.no_grad():
         net.get_parameter("conv1.lif.learned.decay").add_(2)
     net.clip_to_domain()
@@ -298,22 +307,13 @@ def test_a_network_of_neurons_that_learn_agrees_with_value_and_grad(precision: P
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 def test_a_network_with_biases_agrees_with_value_and_grad(precision: Precision) -> None:
     spec = NetworkSpec.parse("6C5b-P2-8b-10", input_shape=(2, 18, 18), neuron=PLIF(3, 2, 0.4))
-    batch, weights = samples(3), initial_weights(spec, 4, 2.0)
+    weights = initial_weights(spec, 4, 2.0)
     weights["conv1.bias"][:] = np.linspace(-0.1, 0.2, 6, dtype=np.float32)
-    expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision=precision)
     net = Network(spec, seed=4, gain=2.0, precision=precision)
     with torch.no_grad():
         net.get_parameter("conv1.bias").copy_(torch.from_numpy(weights["conv1.bias"]))
-    spikes = net(torch.from_numpy(batch.inputs))
-    assert np.array_equal(spikes.detach().numpy(), expected.spikes)
-    spike_loss(VanRossum(), spikes, torch.from_numpy(batch.targets), psp=spec.output_psp).backward()  # type: ignore[no-untyped-call]
-    for name in ("conv1.bias", "linear2.bias", "conv1"):
-        found = net.get_parameter(name if name.endswith("bias") else f"{name}.weight").grad
-        assert found is not None
-        wanted = expected.gradients[name]
-        assert np.count_nonzero(wanted) > 0
-        tolerance = 0 if precision == "reproducible" else 2e-6
-        assert np.abs(found.numpy() - wanted).max() <= tolerance * np.abs(wanted).max()
+    names = {"conv1.bias": "conv1.bias", "linear2.bias": "linear2.bias", "conv1": "conv1.weight"}
+    assert_agrees_with_value_and_grad(net, spec, weights, precision, names)
     assert "bias=True" in str(net.get_submodule("conv1"))
     assert net.get_submodule("linear3").bias is None
     assert "bias" not in str(net.get_submodule("linear3"))
