@@ -23,7 +23,7 @@ import pytest
 from stsbp_jax.backend import JaxBackend
 from stsbp_spec import LIF, AbstractBackend, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec import random as spec_random
-from stsbp_spec.collective import Alone, Collective, Rendezvous, total
+from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.errors import BackendError, NumericError
 from stsbp_spec.meeting import free_port
 from stsbp_spec.reference.backend import NumpyBackend
@@ -121,7 +121,7 @@ def words(backend: AbstractBackend[Any], collective: Collective[Any]) -> list[An
     message = collective.broadcast(b"from rank 0" if rank == 0 else None)
     collective.barrier()
     x = backend.asarray(np.array([rank, -rank, 7 - rank], np.int32))
-    (added,) = total(collective, [backend.asarray(np.array([0.5, rank], np.float32))])
+    added = collective.start_total(backend.asarray(np.array([0.5, rank], np.float32)))()
     return [
         [each.tolist() for each in told],
         [each.tolist() for each in nothing],

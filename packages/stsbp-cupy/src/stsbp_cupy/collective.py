@@ -56,28 +56,23 @@ class NcclCollective(Collective[Array]):
         return lambda: found
 
     def gather(self, x: AnyArray) -> list[AnyArray]:
-        lengths = [int(n) for n in self._all(np.array([len(x)], np.int64))]
-        own = np.zeros(max(lengths), x.dtype)
-        own[: len(x)] = x
-        return [each[:n] for each, n in zip(self._all(own).reshape(self.size, -1), lengths, strict=True)]
+        return host.gather_padded(x, self._all)
 
-    def _all(self, x: AnyArray) -> AnyArray:
+    def _all(self, x: AnyArray) -> list[AnyArray]:
         own = self._rt.xp.asarray(x)
         found = self._rt.xp.empty(self.size * x.size, x.dtype)
         with host.connection(self):
             self._group.all_gather(own, found, x.size)
-            return self._rt.numpy(found)
+            return list(self._rt.numpy(found).reshape(self.size, -1))
 
     def broadcast(self, message: bytes | None) -> bytes:
-        sent = np.frombuffer(message or b"", np.uint8)
-        length = self._rt.xp.asarray(np.array([len(sent)], np.int64))
+        return host.broadcast_message(message, self._of_rank_0)
+
+    def _of_rank_0(self, x: AnyArray) -> AnyArray:
+        native = self._rt.xp.asarray(x)
         with host.connection(self):
-            self._group.broadcast(length, 0)
-            whole = np.zeros(int(self._rt.numpy(length)[0]), np.uint8)
-            whole[: len(sent)] = sent
-            native = self._rt.xp.asarray(whole)
             self._group.broadcast(native, 0)
-            return self._rt.numpy(native).tobytes()
+            return self._rt.numpy(native)
 
     def close(self) -> None:
         self._group.stop()

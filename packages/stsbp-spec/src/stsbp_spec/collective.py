@@ -10,14 +10,14 @@ Engines are those of the libraries: torch.distributed, jax.distributed, NCCL, MP
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
 from stsbp_spec.errors import BackendError, SpecError
 from stsbp_spec.typing import AnyArray, Array
 
-__all__ = ["Alone", "Collective", "Part", "Rendezvous", "Through", "parts_of", "total"]
+__all__ = ["Alone", "Collective", "Part", "Rendezvous", "Through", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,3 @@ class Through(Collective[Array]):
 
     def close(self) -> None:
         self.others.close()
-
-
-def total(collective: Collective[Array], arrays: Sequence[Array]) -> list[Array]:
-    """Sums of arrays over all processes, all of them under way at once."""
-    return [wait() for wait in [collective.start_total(x) for x in arrays]]

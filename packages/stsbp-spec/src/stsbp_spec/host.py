@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,9 +14,9 @@ import numpy as np
 
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.errors import BackendError
-from stsbp_spec.typing import AnyArray, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Int64
 
-__all__ = ["Gloo", "Mpi", "connection", "first_line", "join", "process_group"]
+__all__ = ["Gloo", "Mpi", "broadcast_message", "connection", "first_line", "gather_padded", "join", "process_group"]
 
 EXCHANGE = 3600.0
 """Seconds that an exchange may wait for others; who watches whether they move ends it sooner."""
@@ -85,6 +85,22 @@ def connection(collective: Collective[Any]) -> Iterator[None]:
         raise BackendError(
             f"rank {collective.rank} of {collective.size} lost its connection to the others: {first_line(error)}"
         ) from error
+
+
+def gather_padded(x: AnyArray, gather: Callable[[AnyArray], Sequence[AnyArray]]) -> list[AnyArray]:
+    """`Collective.gather` by an engine whose `gather` takes arrays of one length only."""
+    lengths = [int(n[0]) for n in gather(np.array([len(x)], np.int64))]
+    own = np.zeros(max(lengths), x.dtype)
+    own[: len(x)] = x
+    return [each[:n] for each, n in zip(gather(own), lengths, strict=True)]
+
+
+def broadcast_message(message: bytes | None, broadcast: Callable[[AnyArray], AnyArray]) -> bytes:
+    """`Collective.broadcast` by an engine whose `broadcast` gives every process the array of rank 0."""
+    sent = np.frombuffer(message or b"", np.uint8)
+    whole = np.zeros(int(broadcast(np.array([len(sent)], np.int64))[0]), np.uint8)
+    whole[: len(sent)] = sent
+    return broadcast(whole).tobytes()
 
 
 class Gloo(Collective[AnyArray]):
@@ -157,28 +173,23 @@ class Gloo(Collective[AnyArray]):
     def gather(self, x: AnyArray) -> list[AnyArray]:
         import torch
 
-        def of_all(own: Any) -> Any:
-            found = [torch.empty_like(own) for _ in range(self.size)]
+        def of_all(own: AnyArray) -> list[AnyArray]:
+            found = [torch.empty_like(torch.from_numpy(own)) for _ in range(self.size)]
             with connection(self):
-                self._dist.all_gather(found, own)
-            return found
+                self._dist.all_gather(found, torch.from_numpy(own))
+            return [each.numpy() for each in found]
 
-        lengths = [int(n) for n in of_all(torch.tensor([len(x)]))]
-        own = np.zeros(max(lengths), x.dtype)
-        own[: len(x)] = x
-        return [each.numpy()[:n] for each, n in zip(of_all(torch.from_numpy(own)), lengths, strict=True)]
+        return gather_padded(x, of_all)
 
     def broadcast(self, message: bytes | None) -> bytes:
         import torch
 
-        sent = np.frombuffer(message or b"", np.uint8)
-        length = torch.tensor([len(sent)])
-        with connection(self):
-            self._dist.broadcast(length, 0)
-            whole = torch.zeros(int(length), dtype=torch.uint8)
-            whole[: len(sent)] = torch.from_numpy(sent.copy())
-            self._dist.broadcast(whole, 0)
-        return whole.numpy().tobytes()
+        def send(x: AnyArray) -> AnyArray:
+            with connection(self):
+                self._dist.broadcast(torch.from_numpy(x), 0)
+            return x
+
+        return broadcast_message(message, send)
 
     def close(self) -> None:
         self._dist.destroy_process_group()
@@ -237,11 +248,9 @@ class Mpi(Collective[AnyArray]):
         return np.split(whole, np.cumsum(lengths)[:-1])
 
     def broadcast(self, message: bytes | None) -> bytes:
-        sent: UInt8 = np.frombuffer(message or b"", np.uint8)
-        length = np.array([len(sent)], np.int64)
-        with connection(self):
-            self._world.Bcast(length)
-            whole = np.zeros(int(length[0]), np.uint8)
-            whole[: len(sent)] = sent
-            self._world.Bcast(whole)
-        return whole.tobytes()
+        def send(x: AnyArray) -> AnyArray:
+            with connection(self):
+                self._world.Bcast(x)
+            return x
+
+        return broadcast_message(message, send)

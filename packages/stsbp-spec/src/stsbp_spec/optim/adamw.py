@@ -29,7 +29,7 @@ import numpy as np
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
-from stsbp_spec.grid import ceil_log2, error_exponent, magnitude
+from stsbp_spec.grid import ceil_log2, error_exponent, largest_error, magnitude
 from stsbp_spec.typing import AnyArray, Float32, Int64
 from stsbp_spec.values import integer, real, shown
 
@@ -186,8 +186,7 @@ def gradient_squares(gradients: Sequence[Float32]) -> Int64:
     `2^-norm_exponent`, which means nothing where there is none.
     """
     arrays = [g for g in gradients if g.size]
-    # As integers the bits order magnitudes, with NaN above all.
-    bits = max((int(np.abs(g).view(np.int32).max()) for g in arrays), default=0)
+    bits = max((int(largest_error(g)[0]) for g in arrays), default=0)
     exponent = norm_exponent(bits, sum(g.size for g in arrays))
     units = [np.rint(g * np.float32(2.0**exponent)).astype(np.int64) for g in arrays] if exponent is not None else []
     return np.array([bits, sum(int((x * x).sum()) for x in units)], np.int64)
