@@ -111,6 +111,13 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
         _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
         none, _ = rule.backward(synapse, native, backend.asarray(errors), precision="fast", need_input=False)
         compared.true("ds is None when not asked for", none is None)
+        errors = round_to_grid(normal(z.shape, 7), 12)
+        _, native = rule.forward(synapse, backend.asarray(s), backend.asarray(wq))
+        alone, none = rule.backward(
+            synapse, native, backend.asarray(errors), precision="reproducible", need_input=True, need_weights=False
+        )
+        compared.true("dW is None when not asked for", none is None and alone is not None)
+        compared.equal("ds alone, reproducible", backend.numpy(alone), ds)
 
     return body
 

@@ -47,10 +47,10 @@ def _full(op: Linear, s: Float32, wq: Float32) -> tuple[Float32, Met]:
 
 
 def _full_back(
-    op: Linear, met: Met, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, AnyArray]:
+    op: Linear, met: Met, dz: Float32, *, precision: Precision, need_input: bool, need_weights: bool = True
+) -> tuple[Float32 | None, AnyArray | None]:
     windows, wq, d = _exact(precision, met.windows, met.wq, dz)
-    dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True)
+    dw = np.einsum("tbm,tbn->mn", d, windows, optimize=True) if need_weights else None
     if not need_input:
         return None, dw
     return np.einsum("tbm,mn->tbn", d, wq, optimize=True).reshape(met.input_shape).astype(np.float32), dw
@@ -65,10 +65,10 @@ def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
 
 
 def _convolution_back(
-    op: Conv2d, met: Met, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, AnyArray]:
+    op: Conv2d, met: Met, dz: Float32, *, precision: Precision, need_input: bool, need_weights: bool = True
+) -> tuple[Float32 | None, AnyArray | None]:
     windows, wq, d = _exact(precision, met.windows, met.wq, dz)
-    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True)
+    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True) if need_weights else None
     if not need_input:
         return None, dw
     # The adjoint of reading windows: each error times the kernel, added where its window was read.

@@ -378,9 +378,9 @@ def _spike_count(s: Array) -> Array:
 
 def _of_weights(each: Any) -> Rule[Array]:
     ahead = _jit("op")(lambda op, s, wq: each.forward(op, s, wq))
-    back = _jit("op", "precision", "need_input")(
-        lambda op, left, dz, precision, need_input: each.backward(
-            op, *left, dz, precision=precision, need_input=need_input
+    back = _jit("op", "precision", "need_input", "need_weights")(
+        lambda op, left, dz, precision, need_input, need_weights=True: each.backward(
+            op, *left, dz, precision=precision, need_input=need_input, need_weights=need_weights
         )
     )
     return Rule(lambda op, s, wq: (ahead(op, s, wq), (s, wq)), back)

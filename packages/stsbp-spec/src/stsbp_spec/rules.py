@@ -27,9 +27,10 @@ class Rule(Generic[Array]):
         forward: `forward(op, *inputs) -> output, residuals`, of `Weighted` operations `forward(op, s, w)` with the
             weights on their grid.
         backward: `backward(op, residuals, error) -> error of the input`, where there are several inputs a tuple of
-            them; of `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...) -> ds, dw` with
-            `ds` None unless it is needed. `reproducible`: `dz` is on its grid, sums in float64; `ds` is rounded once,
-            `dw` stays float64, since other samples may be added to it (`Pairs.rounded`).
+            them; of `Weighted` operations `backward(op, residuals, dz, precision=..., need_input=...,
+            need_weights=True) -> ds, dw`, each None, and not computed, unless it is needed. `reproducible`: `dz` is on
+            its grid, sums in float64; `ds` is rounded once, `dw` stays float64, since other samples may be added to it
+            (`Pairs.rounded`).
     """
 
     forward: Callable[..., tuple[Array, Any]]

@@ -76,8 +76,15 @@ def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Resi
 
 
 def backward(
-    rt: Runtime, conv: Conv2d, residuals: Residuals, dz: Array, *, precision: Precision, need_input: bool
-) -> tuple[Array | None, Array]:
+    rt: Runtime,
+    conv: Conv2d,
+    residuals: Residuals,
+    dz: Array,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.dtype(np.float64 if precision == "reproducible" else np.float32)
     s, rows = residuals
@@ -89,11 +96,16 @@ def backward(
     ds = rt.empty(frames.shape, np.float32) if need_input else None
     for chunk, part in _chunks(rt, conv, frames, dtype.itemsize):
         error = errors[part].astype(dtype, copy=False)
-        windows = _unfold(rt, conv, frames[chunk], dtype)
-        rt.gemm(error.T, windows, dw, accumulate=True)
+        if need_weights:
+            windows = _unfold(rt, conv, frames[chunk], dtype)
+            rt.gemm(error.T, windows, dw, accumulate=True)
+        else:
+            windows = rt.empty((len(error), rows.shape[1]), dtype)
         if ds is not None:
             rt.gemm(error, rows, windows)
             _fold(rt, conv, windows, ds[chunk])
+    back = None if ds is None else logical(rt, ds.reshape(s.shape))
+    if not need_weights:
+        return back, None
     kernel: Shape = (channels, conv.kernel, conv.kernel)
-    gradient = channels_first(rt, dw, kernel, (conv.channels, *kernel))
-    return None if ds is None else logical(rt, ds.reshape(s.shape)), gradient
+    return back, channels_first(rt, dw, kernel, (conv.channels, *kernel))

@@ -32,20 +32,29 @@ def forward(rt: Runtime, linear: Linear, s: Array, wq: Array) -> tuple[Array, Re
 
 
 def backward(
-    rt: Runtime, linear: Linear, residuals: Residuals, dz: Array, *, precision: Precision, need_input: bool
-) -> tuple[Array | None, Array]:
+    rt: Runtime,
+    linear: Linear,
+    residuals: Residuals,
+    dz: Array,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, rows = residuals
     error = memory(rt, dz).reshape(-1, linear.units).astype(dtype, copy=False)
-    inputs = s.reshape(len(error), -1).astype(dtype, copy=False)
-    dw = rt.empty((linear.units, inputs.shape[1]), dtype)
-    rt.gemm(error.T, inputs, dw)
-    if s.ndim == 5:
-        h, w, c = s.shape[2:]
-        dw = channels_first(rt, dw, (c, h, w), dw.shape)
+    dw = None
+    if need_weights:
+        inputs = s.reshape(len(error), -1).astype(dtype, copy=False)
+        dw = rt.empty((linear.units, inputs.shape[1]), dtype)
+        rt.gemm(error.T, inputs, dw)
+        if s.ndim == 5:
+            h, w, c = s.shape[2:]
+            dw = channels_first(rt, dw, (c, h, w), dw.shape)
     if not need_input:
         return None, dw
-    ds = rt.empty(inputs.shape, dtype)
+    ds = rt.empty((len(error), rows.shape[1]), dtype)
     rt.gemm(error, rows.astype(dtype, copy=False), ds)
     return logical(rt, ds.astype(np.float32, copy=False).reshape(s.shape)), dw

@@ -82,18 +82,31 @@ def forward(conv: Conv2d, s: Array, wq: Array) -> Array:
 
 
 def backward(
-    conv: Conv2d, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
-) -> tuple[Array | None, Array]:
+    conv: Conv2d,
+    s: Array,
+    wq: Array,
+    dz: Array,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
     if precision == "reproducible":
         with wide():
-            return _backward(conv, s, wq, dz, np.float64, need_input)
-    return _backward(conv, s, wq, dz, np.float32, need_input)
+            return _backward(conv, s, wq, dz, np.float64, need_input, need_weights)
+    return _backward(conv, s, wq, dz, np.float32, need_input, need_weights)
 
 
 def _backward(
-    conv: Conv2d, s: Array, wq: Array, dz: Array, dtype: type[np.float32] | type[np.float64], need_input: bool
-) -> tuple[Array | None, Array]:
+    conv: Conv2d,
+    s: Array,
+    wq: Array,
+    dz: Array,
+    dtype: type[np.float32] | type[np.float64],
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Array | None, Array | None]:
     steps, batch, h, w, c = s.shape
     height, width, channels = dz.shape[2:]
     rows = _rows(wq).astype(dtype)
@@ -101,8 +114,9 @@ def _backward(
     def chunk(dw: Array, at: tuple[Array, Array]) -> tuple[Array, Array | None]:
         frames, error = at
         flat = error.reshape(-1, channels).astype(dtype)
-        windows = _unfold(conv, frames.astype(dtype)).reshape(flat.shape[0], -1)
-        dw = dw + jnp.matmul(flat.T, windows, precision=lax.Precision.HIGHEST)
+        if need_weights:
+            windows = _unfold(conv, frames.astype(dtype)).reshape(flat.shape[0], -1)
+            dw = dw + jnp.matmul(flat.T, windows, precision=lax.Precision.HIGHEST)
         if not need_input:
             return dw, None
         back = jnp.matmul(flat, rows.T, precision=lax.Precision.HIGHEST).reshape(-1, height, width, rows.shape[0])
@@ -112,7 +126,7 @@ def _backward(
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
     dw, ds = lax.scan(chunk, jnp.zeros((channels, rows.shape[0]), dtype), at)
     shaped = dw.reshape(channels, conv.kernel, conv.kernel, c).transpose(0, 3, 1, 2)
-    return None if ds is None else ds.reshape(s.shape), shaped
+    return None if ds is None else ds.reshape(s.shape), shaped if need_weights else None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -139,6 +153,7 @@ def _conv2d_backward(
     conv: Conv2d, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
     ds, dw = backward(conv, *residuals, dz, precision=precision, need_input=True)
+    assert dw is not None
     return ds, rounded(dw)
 
 

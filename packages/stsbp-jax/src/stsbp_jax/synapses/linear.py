@@ -43,26 +43,40 @@ def forward(linear: Linear, s: Array, wq: Array) -> Array:
 
 
 def backward(
-    linear: Linear, s: Array, wq: Array, dz: Array, *, precision: Precision, need_input: bool
-) -> tuple[Array | None, Array]:
+    linear: Linear,
+    s: Array,
+    wq: Array,
+    dz: Array,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Array | None, Array | None]:
     """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
     if precision == "reproducible":
         with wide():
-            return _backward(linear, s, wq, dz, np.float64, need_input)
-    return _backward(linear, s, wq, dz, np.float32, need_input)
+            return _backward(linear, s, wq, dz, np.float64, need_input, need_weights)
+    return _backward(linear, s, wq, dz, np.float32, need_input, need_weights)
 
 
 def _backward(
-    linear: Linear, s: Array, wq: Array, dz: Array, dtype: type[np.float32] | type[np.float64], need_input: bool
-) -> tuple[Array | None, Array]:
+    linear: Linear,
+    s: Array,
+    wq: Array,
+    dz: Array,
+    dtype: type[np.float32] | type[np.float64],
+    need_input: bool,
+    need_weights: bool,
+) -> tuple[Array | None, Array | None]:
     error = dz.reshape(-1, linear.units).astype(dtype)
-    flat = s.reshape(error.shape[0], -1).astype(dtype)
-    dw = jnp.matmul(error.T, flat, precision=lax.Precision.HIGHEST)
-    ds = None
+    ds, dw = None, None
+    if need_weights:
+        flat = s.reshape(error.shape[0], -1).astype(dtype)
+        dw = _columns_first(jnp.matmul(error.T, flat, precision=lax.Precision.HIGHEST), s.shape[2:])
     if need_input:
         columns = _columns_last(wq, s.shape[2:]).astype(dtype)
         ds = jnp.matmul(error, columns, precision=lax.Precision.HIGHEST).astype(np.float32).reshape(s.shape)
-    return ds, _columns_first(dw, s.shape[2:])
+    return ds, dw
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -89,6 +103,7 @@ def _linear_backward(
     linear: Linear, precision: Precision, residuals: tuple[Array, Array], dz: Array
 ) -> tuple[Array | None, Array]:
     ds, dw = backward(linear, *residuals, dz, precision=precision, need_input=True)
+    assert dw is not None
     return ds, rounded(dw)
 
 

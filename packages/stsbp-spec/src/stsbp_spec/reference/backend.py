@@ -94,8 +94,14 @@ def conv_forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Resid
 
 
 def conv_backward(
-    conv: Conv2d, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, AnyArray]:
+    conv: Conv2d,
+    residuals: Residuals,
+    dz: Float32,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Float32 | None, AnyArray | None]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype: type[np.float32] | type[np.float64] = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
@@ -107,12 +113,13 @@ def conv_backward(
     for chunk in chunks(conv, frames, np.dtype(dtype).itemsize):
         error = errors[chunk].astype(dtype)
         flat: AnyArray = error.reshape(-1, error.shape[-1])
-        unfolded: AnyArray = unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
-        dw += flat.T @ unfolded
+        if need_weights:
+            unfolded: AnyArray = unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
+            dw += flat.T @ unfolded
         if ds is not None:
             ds[chunk] = fold(conv, flat @ rows, (len(error), *s.shape[2:]))
     back = None if ds is None else ds.reshape(s.shape)
-    return back, dw.reshape(wq.shape)
+    return back, dw.reshape(wq.shape) if need_weights else None
 
 
 def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
@@ -122,13 +129,19 @@ def linear_forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, R
 
 
 def linear_backward(
-    linear: Linear, residuals: Residuals, dz: Float32, *, precision: Precision, need_input: bool
-) -> tuple[Float32 | None, AnyArray]:
+    linear: Linear,
+    residuals: Residuals,
+    dz: Float32,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Float32 | None, AnyArray | None]:
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.float64 if precision == "reproducible" else np.float32
     s, wq = residuals
     error = dz.reshape(-1, linear.units).astype(dtype)
-    dw = error.T @ s.reshape(len(error), -1).astype(dtype)
+    dw = error.T @ s.reshape(len(error), -1).astype(dtype) if need_weights else None
     ds = (error @ wq.astype(dtype)).astype(np.float32).reshape(s.shape) if need_input else None
     return ds, dw
 

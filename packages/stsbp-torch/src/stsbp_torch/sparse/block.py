@@ -237,7 +237,9 @@ class SparseBlock(Block):
         else:
             dz, _, terms = self.propagate(given, neurons, error, filter, need_error=True, need_weights=False)
             dense = conv2d.Residuals(self.floats(given)[0], wq)
-            below, dw = conv2d.backward(self.conv, dense, dz, precision=precision, need_input=need_below)
+            below, found_dw = conv2d.backward(self.conv, dense, dz, precision=precision, need_input=need_below)
+            assert found_dw is not None
+            dw = found_dw
         found: torch.Tensor | Deferred[torch.Tensor] | None = None
         if below is not None:
             found = self.below(given, below)

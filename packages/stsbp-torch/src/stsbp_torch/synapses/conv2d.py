@@ -67,17 +67,23 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tens
 
 
 def backward(
-    conv: Conv2d, residuals: Residuals, dz: torch.Tensor, *, precision: Precision, need_input: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+    conv: Conv2d,
+    residuals: Residuals,
+    dz: torch.Tensor,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """`(ds, dW)` from `dz` `[T, B, C', H', W']`."""
     s, w = residuals
     x, error = frames(s), frames(laid_out(dz))
     if precision == "reproducible":
-        dx, dw = _backward_float64(conv, x, w, error, need_input)
+        dx, dw = _backward_float64(conv, x, w, error, need_input, need_weights)
     else:
-        dx, dw = _adjoint(conv, error, x, w, need_input, True)
+        dx, dw = _adjoint(conv, error, x, w, need_input, need_weights)
     ds = _from_frames(dx, s.shape) if dx is not None and need_input else None
-    return ds, dw.contiguous()
+    return ds, dw.contiguous() if dw is not None and need_weights else None
 
 
 def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
@@ -143,7 +149,7 @@ def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
 
 
 def _backward_float64(
-    conv: Conv2d, x: torch.Tensor, w: torch.Tensor, error: torch.Tensor, need_input: bool
+    conv: Conv2d, x: torch.Tensor, w: torch.Tensor, error: torch.Tensor, need_input: bool, need_weights: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Both products in float64 and in chunks of frames; exact because `error` is on its grid."""
     rows = _weight_rows(w).double()
@@ -156,7 +162,8 @@ def _backward_float64(
         part, e = x[start : start + size], error[start : start + size].permute(0, 2, 3, 1)
         frames_, height, width, channels = e.shape
         flat = e.reshape(-1, channels).double()
-        dw += flat.T @ _windows(conv, part).double()
+        if need_weights:
+            dw += flat.T @ _windows(conv, part).double()
         if dx is not None:
             windows = (flat @ rows).view(frames_, height, width, k, k, c)
             padded = torch.zeros((frames_, h + 2 * pad, width_in + 2 * pad, c), dtype=torch.float64, device=x.device)

@@ -49,15 +49,21 @@ def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Te
 
 
 def backward(
-    linear: Linear, residuals: Residuals, dz: torch.Tensor, *, precision: Precision, need_input: bool
-) -> tuple[torch.Tensor | None, torch.Tensor]:
+    linear: Linear,
+    residuals: Residuals,
+    dz: torch.Tensor,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """`(ds, dW)` from `dz` `[T, B, N]`; products in float64 for `reproducible`, where every sum is exact."""
     flat, w, shape = residuals
     error = dz.reshape(-1, linear.units)
     if precision == "reproducible":
         error, flat, w = error.double(), flat.double(), w.double()
     with exact_math():
-        dw = _spec_order(error.T @ flat, shape)
+        dw = _spec_order(error.T @ flat, shape) if need_weights else None
         below = (error @ w).float() if need_input else None
     ds = None
     if below is not None:
