@@ -32,7 +32,11 @@ def shares(found: Evaluation) -> str:
 
 def test(trained: Trained, data_dir: Path) -> tuple[dict[str, Evaluation], list[str]]:
     """What a network does on each set of recordings, and the real digits that it misreads, by class."""
-    options: dict[str, Any] = {"data_dir": data_dir, "steps": trained.config.steps, "binning": trained.config.binning}
+    options: dict[str, Any] = {
+        "data_dir": data_dir,
+        "steps": trained.settings.steps,
+        "binning": trained.settings.binning,
+    }
     real = load("nmnist", **options, only_test=True).test
     numbers = tested_digits(data_dir)
     if len(numbers) != len(real):
@@ -58,7 +62,7 @@ def main() -> None:
     rows, classes = [], []
     for run in given.runs:
         trained = load_trained(RunFolder(run), "last", backend)
-        config = trained.config
+        config = trained.settings
         found, wrong = test(trained, given.data_dir)
         sizes = {name: int(evaluation.confusion.sum()) for name, evaluation in found.items()}
         digits = f"{config.limit:,}" if config.limit else "all"

@@ -13,7 +13,7 @@ from stsbp_spec.errors import BackendError, did_you_mean
 if TYPE_CHECKING:
     from stsbp_spec.backend import AbstractBackend
 
-__all__ = ["API", "GROUP", "KNOWN_BACKENDS", "installed_backends", "load_backend", "open_backend"]
+__all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backends", "load_backend", "open_backend"]
 
 API = 1
 """Version of the interface of backends (backend.py, pairs.py, rules.py); the one a backend is for is its `api`."""
@@ -25,6 +25,18 @@ KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-ja
 def installed_backends() -> tuple[str, ...]:
     """Names of the installed backends, sorted."""
     return tuple(sorted({point.name for point in entry_points(group=GROUP)}))
+
+
+def default_backend() -> str:
+    """The backend of who asks for none: torch where it is installed, else the first installed one.
+
+    Raises:
+        BackendError: none is installed.
+    """
+    installed = installed_backends()
+    if not installed:
+        raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
+    return "torch" if "torch" in installed else installed[0]
 
 
 def load_backend(name: str) -> type[AbstractBackend]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+__all__ = ["__version__", "load_run"]
+
 if TYPE_CHECKING:
+    import os
+    from typing import Literal
+
+    from stsbp.training.trained import Trained
+
     __version__: str
 else:
 
@@ -15,3 +22,39 @@ else:
 
             return version("stsbp")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def load_run(
+    run: str | os.PathLike[str],
+    checkpoint: Literal["last", "best"] = "last",
+    *,
+    backend: str | None = None,
+    device: str | None = None,
+) -> Trained:
+    """Read a trained network back from the folder of its run.
+
+        run = stsbp.load_run("runs/digits")
+        run.predict(images).classes
+
+    Args:
+        run: the folder that `stsbp train --out` wrote.
+        checkpoint: which of its two.
+        backend: what computes, as `stsbp backends` lists them, whichever one trained the run; None: torch where it is
+            installed, else the first installed one.
+        device: of the backend; None: its default.
+
+    Raises:
+        CheckpointError: there is no such run, or its checkpoint is damaged.
+        BackendError: the backend or the device is not there; the message says why and what would do.
+    """
+    # What is heavy is loaded when a run is.
+    from pathlib import Path
+
+    from stsbp_spec.registry import default_backend, open_backend
+
+    from stsbp.training.run_folder import RunFolder
+    from stsbp.training.trained import load_trained
+
+    folder = RunFolder(Path(run))
+    folder.read_config()
+    return load_trained(folder, checkpoint, open_backend(backend or default_backend(), device))

@@ -14,7 +14,7 @@ import click
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.collective import Rendezvous
 from stsbp_spec.errors import BackendError
-from stsbp_spec.registry import installed_backends, load_backend, open_backend
+from stsbp_spec.registry import default_backend, load_backend, open_backend
 from stsbp_spec.rendezvous import found
 from stsbp_spec.values import shown
 
@@ -95,12 +95,7 @@ def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> Ab
     """
     # Waiting threads of two libraries would otherwise take the processor from each other.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    name = options.backend
-    if name is None:
-        installed = installed_backends()
-        if not installed:
-            raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
-        name = "torch" if "torch" in installed else installed[0]
+    name = options.backend or default_backend()
     device = options.device
     if rendezvous is not None:
         kind = load_backend(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 import numpy as np
-from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
+from stsbp_spec.decoders import equally_near
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import UInt8
 
@@ -87,18 +87,16 @@ def command(
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
-    spikes = trained.task.trainer.predict(trained.state, batch, config.steps).spikes
-    if inputs.sequences:
-        for path, outputs in zip(files, spikes.transpose(1, 2, 0), strict=True):
-            trains = [np.flatnonzero(train).tolist() for train in outputs]
+    found = trained.predict(batch)
+    if found.distances is None:
+        for path, trains in zip(files, found.sequences, strict=True):
             if as_json:
                 click.echo(json.dumps({"file": str(path), "spikes": trains}))
             else:
                 lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
                 say("\n".join([f"{printable(str(path))}: steps at which each output neuron spikes", *lines]))
         return
-    distances = trained.task.distances(spikes)
-    rows = zip(files, nearest_sequence(distances).tolist(), spike_count(spikes).tolist(), distances, strict=True)
+    rows = zip(files, found.nearest.tolist(), found.counted.tolist(), found.distances, strict=True)
     for path, nearest, counted, distance in rows:
         named = dict(zip(inputs.classes, np.round(distance, 6).tolist(), strict=True))
         if as_json:

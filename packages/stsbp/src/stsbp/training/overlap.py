@@ -35,10 +35,10 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
     None where the data sets are of different kinds, which cannot be compared, or where the run's own data are not to be
     found; the latter is said, of `run`.
     """
-    if not _are_comparable(trained.config.dataset, name):
+    if not _are_comparable(trained.settings.dataset, name):
         return None
     try:
-        data = load_data(trained.config.model_copy(update={"download": False}), show.loading)
+        data = load_data(trained.settings.model_copy(update={"download": False}), show.loading)
         # Raises where these are other data by now.
         trained.samples(data, "train")
     except (DataError, ConfigError) as error:

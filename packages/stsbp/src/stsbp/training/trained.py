@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.checks import check_inputs
+from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.losses.base import Loss
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.trainer import TrainState
+from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
@@ -17,17 +24,118 @@ from stsbp.training.build import Data, Inputs, Task, build_task
 from stsbp.training.loop import import_checkpoint
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["Trained", "load_trained"]
+__all__ = ["Predicted", "Trained", "load_trained"]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a network made of some samples.
+
+    Attributes:
+        spikes: output spike trains, uint8 `[T, B, N]`.
+        names: of the classes, in the order of the output neurons; none where labels are spike trains.
+        distances: of each sample to the label sequence of each class in the metric of the loss, `[B, K]`; None where
+            labels are spike trains.
+    """
+
+    spikes: UInt8
+    names: tuple[str, ...]
+    distances: Float64 | None
+
+    @cached_property
+    def nearest(self) -> Int64:
+        """Number of the class whose label sequence is the nearest, `[B]`.
+
+        Raises:
+            ConfigError: labels are spike trains.
+        """
+        return nearest_sequence(self._distances)
+
+    @cached_property
+    def counted(self) -> Int64:
+        """Number of the class whose neuron spikes most, `[B]`; raises as `nearest` does."""
+        _ = self._distances
+        return spike_count(self.spikes)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the `nearest` classes, one a sample."""
+        return [self.names[number] for number in self.nearest.tolist()]
+
+    @property
+    def sequences(self) -> list[list[list[int]]]:
+        """Steps at which each output neuron spikes, a list for each neuron of each sample."""
+        return [[np.flatnonzero(train).tolist() for train in sample] for sample in self.spikes.transpose(1, 2, 0)]
+
+    @property
+    def _distances(self) -> Float64:
+        if self.distances is None:
+            raise ConfigError("the labels of this run are spike trains, not classes; take spikes or sequences")
+        return self.distances
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Settings, network and state of a checkpoint, and what else it says."""
+    """A trained network: what `stsbp.load_run` gives.
 
-    config: RunConfig
+    Attributes:
+        settings: every setting of the run, as `config.toml` has them: `run.settings.lr`, `run.settings.dataset`.
+        task: its network, trainer and label sequences.
+        state: weights and optimiser, arrays of the backend; `task.trainer.step` goes on from here.
+        info: what the checkpoint says of itself: update, epoch, digest, data.
+    """
+
+    settings: RunConfig
     task: Task
     state: TrainState
     info: dict[str, Any]
+
+    @property
+    def network(self) -> NetworkSpec:
+        """The network."""
+        return self.task.network
+
+    @property
+    def loss(self) -> Loss:
+        """The loss that it was trained with, in whose metric label sequences are near."""
+        return self.task.trainer.loss
+
+    @property
+    def backend(self) -> AbstractBackend:
+        """What computes."""
+        return self.task.backend
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the output neurons; none where labels are spike trains."""
+        return self.task.inputs.classes
+
+    @cached_property
+    def weights(self) -> dict[str, Float32]:
+        """Master weights and what neurons learned by name, as `backend.run` and `value_and_grad` take them."""
+        return {name: self.backend.numpy(x).copy() for name, x in self.state.weights.items()}
+
+    def predict(self, inputs: UInt8) -> Predicted:
+        """Outputs for new samples, without dropout, computed in batches of the run's size.
+
+        Args:
+            inputs: uint8; event frames `[T, B, C, H, W]` or `[T, B, N]` of the `settings.steps` steps, or images
+                `[B, C, H, W]` or `[B, N]`.
+
+        Raises:
+            ShapeError: the inputs are none of this network; the message says what it reads.
+        """
+        samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
+        axis = 1 if self.network.coding == "events" else 0
+        spikes = np.concatenate(
+            [
+                self.task.trainer.predict(self.state, np.take(inputs, range(first, end), axis), steps).spikes
+                for first in range(0, samples, self.settings.batch_size)
+                for end in [min(first + self.settings.batch_size, samples)]
+            ],
+            axis=1,
+        )
+        return Predicted(spikes, self.names, None if self.task.inputs.sequences else self.task.distances(spikes))
 
     def samples(self, data: Data, split: str) -> Split:
         """A split of the data that the run was trained on.

@@ -1,0 +1,102 @@
+"""docs/python.md as a reader would follow it, and what `stsbp.load_run` gives besides."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stsbp as package
+from click.testing import Result
+from stsbp.datasets import load
+from stsbp.errors import CheckpointError, ConfigError
+from stsbp_spec.errors import BackendError, ShapeError
+from stsbp_spec.registry import installed_backends
+
+PAGE = Path(__file__).parents[3] / "docs" / "python.md"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+def test_the_pages_blocks_run_one_after_the_other(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    (command,), blocks = (
+        re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for kind in ("sh", "python")
+    )
+    assert len(blocks) == 5
+    assert stsbp(*shlex.split(command)[1:]).exit_code == 0
+    # The page takes the default; here the numpy backend alone need be there.
+    monkeypatch.setattr("stsbp_spec.registry.default_backend", lambda: "numpy")
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)
+    run, losses = names["run"], names["losses"]
+    assert len(names["images"]) == 3
+    assert run.settings.net == "8C3-P2"
+    assert losses[-1] < 0.7 * losses[0]
+    assert set(names["saved"]) >= {"step", "weight/conv1", "adamw.v/linear2"}
+
+
+def test_a_run_predicts_what_the_command_line_prints(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    images = load("digits", steps=3).test.inputs(np.arange(45))
+    np.save(tmp_path / "one.npy", images[7])
+    said = stsbp("predict", tmp_path / "run", tmp_path / "one.npy").stdout
+    for backend in {"numpy", *installed_backends()} & {"numpy", "torch"}:
+        run = package.load_run(tmp_path / "run", "last", backend=backend)
+        assert run.backend.name == backend
+        found = run.predict(images)
+        # 45 samples are three batches of the run.
+        assert found.spikes.shape == (3, 45, 10)
+        layers = run.backend.run(run.network, run.weights, images, 3).layers
+        assert np.array_equal(found.spikes, layers["linear2"].spikes)
+        assert f"one.npy: {found.classes[7]} (by spike count {run.names[found.counted[7]]})" in said
+        assert [len(times) for times in found.sequences[7]] == found.spikes[:, 7].sum(0).tolist()
+        assert found.distances is not None
+        assert found.distances.shape == (45, 10)
+    with pytest.raises(ShapeError, match=r"inputs with direct coding must be \[B, ...\], ... = \(1, 8, 8\)"):
+        run.predict(images[:, 0])
+
+
+def test_a_run_of_spike_trains_has_no_classes(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    tiny = ("--net", "6", "--epochs", "1", "--batch-size", "4", "--limit", "8", "--steps", "25")
+    assert stsbp("train", "motor", *tiny, "--out", tmp_path / "run").exit_code == 0
+    run = package.load_run(tmp_path / "run", backend="numpy")
+    frames = load("motor", steps=25).test.inputs(np.arange(6))
+    found = run.predict(frames)
+    assert found.spikes.shape == (25, 6, 16)
+    assert (len(found.sequences), len(found.sequences[0]), run.names) == (6, 16, ())
+    for asked in ("nearest", "counted", "classes"):
+        with pytest.raises(ConfigError, match="the labels of this run are spike trains, not classes"):
+            getattr(found, asked)
+    with pytest.raises(ShapeError, match="inputs have 11 steps, expected 25"):
+        run.predict(frames[:11])
+
+
+def test_what_is_no_run_is_refused(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is no run folder"):
+        package.load_run(tmp_path / "nothing")
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    with pytest.raises(BackendError, match="no backend 'nunpy' is installed"):
+        package.load_run(tmp_path / "run", backend="nunpy")
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, stsbp; stsbp.load_run; print([m for m in ('numpy', 'pydantic', 'stsbp_spec') if m in sys.modules])"
+    )
+    path = f"import sys; sys.path[:] = {sys.path!r}; "
+    run = subprocess.run([sys.executable, "-S", "-c", path + code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
