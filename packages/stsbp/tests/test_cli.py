@@ -25,7 +25,7 @@ from stsbp.datasets import load
 from stsbp.files import OpenFolder
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
-from stsbp_spec import LOSSES, PSP, NetworkSpec
+from stsbp_spec import LOSSES, PSP, NetworkSpec, registry
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
@@ -133,7 +133,7 @@ def test_default_backend(installed: list[str], chosen: str, monkeypatch: pytest.
         opened.append((name, device))
         return Backend()
 
-    monkeypatch.setattr(common, "installed_backends", lambda: tuple(installed))
+    monkeypatch.setattr(registry, "installed_backends", lambda: tuple(installed))
     monkeypatch.setattr(common, "open_backend", open_backend)
     common.choose_backend(Globals(None, None))
     assert opened == [(chosen, None)]
