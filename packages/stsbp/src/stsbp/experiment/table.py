@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shlex
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
@@ -9,7 +10,6 @@ from typing import Any
 
 from stsbp_spec.network import NetworkSpec
 
-import stsbp
 from stsbp.config import FREE, RunConfig, to_toml_value
 from stsbp.errors import printable
 from stsbp.experiment.run import FORMAT, Experiment
@@ -54,7 +54,7 @@ def document(
     changed = [key for key in own if key not in _NOT_SHOWN and own[key] != plain[key]]
     return {
         "format": FORMAT,
-        "stsbp": stsbp.__version__,
+        "stsbp": importlib.metadata.version("stsbp"),
         "experiment": name,
         "source": None if preset is None else preset.source,
         "published": None if preset is None or preset.published is None else preset.published._asdict(),

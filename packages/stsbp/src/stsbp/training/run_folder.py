@@ -25,7 +25,6 @@ from typing import Any
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.grid import CONTRACT_VERSION
 
-import stsbp
 from stsbp import records
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.errors import CheckpointError, ConfigError, FileError
@@ -174,7 +173,7 @@ class RunFolder:
             {
                 "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 "step": step,
-                "stsbp": stsbp.__version__,
+                "stsbp": importlib.metadata.version("stsbp"),
                 "contract": CONTRACT_VERSION,
                 "backend": backend.name,
                 "device": backend.device,
