@@ -58,8 +58,12 @@ def walk(
     def run(x: Any) -> Any:
         return Run({block.name: wq}, steps, None, Part(0, x.shape[1], x.shape[1]))
 
+    def forward(s: Any) -> Any:
+        way = step.forward(run(s), s)
+        return way if isinstance(way, tuple) else together(backend, run(s), [way])[0]  # a tuple: an older checkout
+
     return (
-        lambda s: step.forward(run(s), s),
+        forward,
         lambda left, error: together(backend, run(error), [step.backward(run(error), left[1], error, "fast")]),
     )
 

@@ -22,6 +22,7 @@ from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
 from stsbp_spec.collective import Part
 from stsbp_spec.init import initial_weights
+from stsbp_spec.passes import together
 from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
 from stsbp_spec.rules import Run
@@ -69,7 +70,7 @@ def operations(
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))
 
     def by(of_bytes: bool) -> None:
-        step.neurons.forward(run, step.sums(given, wq, of_bytes=of_bytes))
+        together(backend, run, [step.neurons.forward(run, step.sums(given, wq, of_bytes=of_bytes))])
 
     def dense_gradient() -> None:
         dz, _, _ = step.propagate(given, neurons, ds, filter, need_error=True, need_weights=False)

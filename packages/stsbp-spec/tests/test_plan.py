@@ -12,7 +12,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
-from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_pass, forward_pass
+from stsbp_spec.passes import Trace, backward_pass, forward_pass
 from stsbp_spec.plan import Chain, plan
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Deferred, Exchange, Fusion, Rule, Run, Step
@@ -163,7 +163,7 @@ def test_errors_of_several_readers_are_added_in_the_order_of_the_nodes() -> None
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])
 def test_little_memory_gives_the_same_numbers_where_nodes_are_shared(precision: Precision) -> None:
     def numbers(memory: Memory) -> tuple[Trace[AnyArray], dict[str, AnyArray]]:
-        trace = FORWARD_PASSES[memory](Adding(), FORK, _weights(FORK), _inputs(FORK), STEPS, None)
+        trace = forward_pass(Adding(), FORK, _weights(FORK), _inputs(FORK), STEPS, None, memory)
         return trace, backward_pass(trace, _error(), precision)
 
     (full, expected), (low, found) = numbers("full"), numbers("low")
@@ -254,7 +254,7 @@ def test_an_error_of_a_backends_own_form_goes_where_it_is_taken(
     kind: type[Putting], became: list[str], memory: Memory
 ) -> None:
     backend, wq, x = Fusing(kind), _weights(CHAIN), _inputs(CHAIN)
-    trace = FORWARD_PASSES[memory](backend, CHAIN, wq, x, STEPS, None)
+    trace = forward_pass(backend, CHAIN, wq, x, STEPS, None, memory)
     found = backward_pass(trace, _error(), "fast")
     expected = backward_pass(forward_pass(NumpyBackend(), CHAIN, wq, x, STEPS, None), _error(), "fast")
     assert {name: g.tobytes() for name, g in found.items()} == {name: g.tobytes() for name, g in expected.items()}

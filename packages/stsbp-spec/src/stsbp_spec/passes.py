@@ -4,8 +4,8 @@ Forward (lines 1-9): the steps of the plan in order: pool and drop spikes, meet 
 Backward (lines 11-31): the same steps from the last to the first; each one's adjoint in turn. What several nodes read
 has the sum of their errors, added in the order of the nodes.
 
-A batch may be walked through in parts, whose processes and micro-batches go back segment by segment together: what they
-exchange is the largest error of a layer, which its grid hangs on, and the sums of the gradients.
+A batch may be walked through in parts, whose processes and micro-batches go together: what they exchange is what a step
+asks for (rules.py), such as the largest error of a layer, which its grid hangs on, and the sums of the gradients.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from stsbp_spec.graph import Network
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.plan import Plan, Segment, plan
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Back, Deferred, Run, Step
+from stsbp_spec.rules import Asked, Back, Deferred, Run, Step, Total
 from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
-    "FORWARD_PASSES",
     "Trace",
     "backward_pass",
     "backward_passes",
     "forward_pass",
-    "lean_forward_pass",
+    "forward_passes",
     "together",
 ]
 
@@ -71,52 +70,68 @@ def forward_pass(
     x: Array,
     steps: int,
     dropout: tuple[int, int] | None,
-    part: Part | None = None,
-    collective: Collective[Array] | None = None,
+    memory: Memory = "full",
 ) -> Trace[Array]:
-    """Run the network on encoded inputs.
+    """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`; arguments: see `forward_passes`."""
+    part = Part(0, x.shape[1], x.shape[1])
+    (trace,) = forward_passes(backend, network, wq, [x], steps, dropout, [part], Alone(), memory)
+    return trace
+
+
+def forward_passes(
+    backend: Pairs[Array],
+    network: Network,
+    wq: Mapping[str, Array],
+    inputs: Sequence[Array],
+    steps: int,
+    dropout: tuple[int, int] | None,
+    parts: Sequence[Part],
+    collective: Collective[Array],
+    memory: Memory,
+) -> list[Trace[Array]]:
+    """Run the network on parts of a batch.
 
     Args:
         backend: computes the steps.
         network: the network.
         wq: weights on their grid, by name.
-        x: encoded inputs, `[1 or T, B, ...]` (`Pairs.encode`).
+        inputs: encoded inputs of each part, `[1 or T, B, ...]` (`Pairs.encode`).
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: no dropout.
-        part: which samples of the batch these are; None: all.
-        collective: who has the other samples; None: nobody else.
+        parts: which samples of the batch they are.
+        collective: who has the other samples.
+        memory: `low`: keep one bit a spike; the backward pass runs each segment again when it comes to it.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
-    walk, run = plan(backend, network), _run(wq, x, steps, dropout, part, collective)
+    walk, way = plan(backend, network), _lean_way if memory == "low" else _way
+    runs = [Run(wq, steps, dropout, part, collective) for part in parts]
+    return together(backend, runs[0], [way(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)])
+
+
+def _way(
+    backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array
+) -> Generator[Asked[Array], Array, Trace[Array]]:
     values, residuals = {walk.input: x}, dict[str, Any]()
     spikes: dict[str, Array] = {}
     for segment in walk.segments:
-        made, found = _through(segment, run, values)
+        made, found = yield from _through(segment, run, values)
         residuals.update(found)
         spikes.update({name: value for name, value in made.items() if name == segment.population})
         values = _passed_on(segment, values, made)
     return Trace(backend, walk, run, values[walk.output], spikes, lambda _: residuals)
 
 
-def lean_forward_pass(
-    backend: Pairs[Array],
-    network: Network,
-    wq: Mapping[str, Array],
-    x: Array,
-    steps: int,
-    dropout: tuple[int, int] | None,
-    part: Part | None = None,
-    collective: Collective[Array] | None = None,
-) -> Trace[Array]:
-    """`forward_pass` that keeps one bit a spike; the backward pass runs each segment again when it comes to it."""
-    walk, run = plan(backend, network), _run(wq, x, steps, dropout, part, collective)
+def _lean_way(
+    backend: Pairs[Array], walk: Plan[Array], run: Run[Array], x: Array
+) -> Generator[Asked[Array], Array, Trace[Array]]:
     values = {walk.input: x}
     kept: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
     fired: dict[str, Callable[[], Array]] = {}
+    sent = dict[Segment[Array], list[Array]]()
     for segment in walk.segments:
-        made, _ = _through(segment, run, values)
+        made, _ = yield from _noted(_through(segment, run, values), sent.setdefault(segment, []))
         for name, value in made.items():
             if name == segment.population:
                 kept[name] = fired[name] = partial(backend.unpack_spikes, backend.pack_spikes(value))
@@ -125,25 +140,35 @@ def lean_forward_pass(
         values = _passed_on(segment, values, made)
 
     def again(segment: Segment[Array]) -> dict[str, Any]:
-        return _through(segment, run, {name: kept[name]() for name in segment.sources})[1]
+        sources = {name: kept[name]() for name in segment.sources}
+        return _repeated(_through(segment, run, sources), sent[segment])[1]
 
     return Trace(backend, walk, run, values[walk.output], _Packed(fired), again)
 
 
-FORWARD_PASSES: Mapping[Memory, Callable[..., Trace[Any]]] = {"full": forward_pass, "low": lean_forward_pass}
-"""The forward pass of each way to use memory."""
+def _noted(way: Generator[Asked[Array], Array, Found], sent: list[Array]) -> Generator[Asked[Array], Array, Found]:
+    """`way`; `sent` gets what it is sent."""
+    answer: Any = None
+    while True:
+        try:
+            asked = way.send(answer)
+        except StopIteration as end:
+            found: Found = end.value
+            return found
+        answer = yield asked
+        sent.append(answer)
 
 
-def _run(
-    wq: Mapping[str, Array],
-    x: Array,
-    steps: int,
-    dropout: tuple[int, int] | None,
-    part: Part | None,
-    collective: Collective[Array] | None,
-) -> Run[Array]:
-    batch = x.shape[1]
-    return Run(wq, steps, dropout, part or Part(0, batch, batch), collective or Alone())
+def _repeated(way: Generator[Asked[Array], Array, Found], sent: Sequence[Array]) -> Found:
+    """What `way` finds when it is sent the same as before."""
+    answers: Any = (None, *sent)
+    try:
+        for answer in answers:
+            way.send(answer)
+    except StopIteration as end:
+        found: Found = end.value
+        return found
+    raise RuntimeError("a step asks for more than when it was run before")
 
 
 class _Packed(Mapping[str, Array]):
@@ -164,12 +189,13 @@ class _Packed(Mapping[str, Array]):
 
 def _through(
     segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
-) -> tuple[dict[str, Array], dict[str, Any]]:
+) -> Generator[Asked[Array], Array, tuple[dict[str, Array], dict[str, Any]]]:
     """What is left of a segment, and the residuals of its steps, by name."""
     made, residuals = dict(values), dict[str, Any]()
     for step in segment.steps:
         run.collective.beat(step.name)
-        made[step.name], residuals[step.name] = step.forward(run, *(made[source] for source in step.sources))
+        way = step.forward(run, *(made[source] for source in step.sources))
+        made[step.name], residuals[step.name] = yield from way
     return {name: made[name] for name in segment.left}, residuals
 
 
@@ -212,7 +238,7 @@ def _back(
     segment: Segment[Array],
     waiting: dict[str, list[Array | Deferred[Array]]],
     precision: Precision,
-) -> Generator[Array, Array, dict[str, Array]]:
+) -> Generator[Asked[Array], Array, dict[str, Array]]:
     """Back through a segment: takes errors of what it left out of `waiting`, and puts those of its sources there."""
     gradients, residuals = dict[str, Array](), trace.residuals(segment)
     for step in reversed(segment.steps):
@@ -232,19 +258,25 @@ def _back(
     return gradients
 
 
-def together(backend: Pairs[Array], run: Run[Array], ways: Sequence[Generator[Array, Array, Found]]) -> list[Found]:
-    """What several ways back find: each goes on when the largest error of all samples, here and elsewhere, is known."""
+def together(
+    backend: Pairs[Array], run: Run[Array], ways: Sequence[Generator[Asked[Array], Array, Found]]
+) -> list[Found]:
+    """What several ways through parts of a batch find: each goes on when what it asks for is known of all samples."""
     found: list[Found] = []
     answer: Any = None
     while not found:
-        asked = list[Array]()
+        asked = list[Asked[Array]]()
         for way in ways:
             try:
                 asked.append(way.send(answer))
             except StopIteration as end:
                 found.append(end.value)
         if asked:
-            answer = run.collective.largest(backend.most(asked))
+            own = [each.x for each in asked]
+            if isinstance(asked[0], Total):
+                answer = run.collective.start_total(reduce(backend.plus, own))()
+            else:
+                answer = run.collective.largest(backend.most(own))
     return found
 
 

@@ -12,7 +12,7 @@ from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighte
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Back, Exchange, Rule, Run, Step
+from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision
@@ -26,7 +26,8 @@ class ByRule(Step[Array]):
 
     rule: Rule[Array]
 
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
         return self.rule.forward(self.places[0].node.op, *inputs)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
@@ -43,14 +44,15 @@ class Weights(Step[Array]):
     rule: Rule[Array]
     projection: Projection
 
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
         return self.rule.forward(self.projection.synapse, *inputs, run.weights[self.name])
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         zeroed = {}
         if precision == "reproducible":
             bits = self.projection.error_bits(frames=error.shape[0] * run.part.batch)
-            largest = yield self.backend.largest_error(error)
+            largest = yield Largest(self.backend.largest_error(error))
             error, zeroed[self.name] = self.backend.error_grid(error, bits, largest)
         (need_input,) = self.needed
         ds, dw = self.rule.backward(
@@ -75,7 +77,8 @@ class Drops(Step[Array]):
         shape = (batch, *place.output.shape)
         return self.backend.dropout_mask(seed, stream, step, shape, self.op.rate, first=run.part.first)
 
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
         (s,) = inputs
         mask = self.mask(run, s.shape[1])
         return (s if mask is None else self.backend.dropout(mask, s)), mask
@@ -105,19 +108,20 @@ class Population(Step[Array]):
 
     def gradients(
         self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
-    ) -> Generator[Array, Array, dict[str, Array]]:
+    ) -> Generator[Asked[Array], Array, dict[str, Array]]:
         """Gradients of what the neurons learn, by the network's names, from `Pairs.neuron_backward`'s terms."""
         (place,), found = self.places, dict[str, Array]()
         for name, x in terms.items():
             (count,) = place.learned[name].shape(place.output.shape)
             if precision == "reproducible":
-                largest = yield self.backend.largest_error(x)
+                largest = yield Largest(self.backend.largest_error(x))
                 elements = run.part.batch * math.prod(place.output.shape)
                 x, _ = self.backend.error_grid(x, sum_bits(elements // count), largest)
             found[place.learned_name(name)] = self.backend.totals(x, count)
         return found
 
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, NeuronResiduals[Array]]:
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
         (z,) = inputs
         return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, self.learned(run))
 
@@ -135,10 +139,10 @@ class Chain(Step[Array]):
 
     parts: tuple[Step[Array], ...]
 
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         residuals: list[Any] = []
         for part in self.parts:
-            output, kept = part.forward(run, *inputs)
+            output, kept = yield from part.forward(run, *inputs)
             inputs = (output,)
             residuals.append(kept)
         return inputs[0], residuals

@@ -13,7 +13,7 @@ from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.passes import FORWARD_PASSES, Trace, backward_passes, forward_pass
+from stsbp_spec.passes import Trace, backward_passes, forward_pass, forward_passes
 from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = ["Gradients", "gradients", "output", "states", "update"]
@@ -61,11 +61,11 @@ def gradients(
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
     """
-    traces, errors = list[Trace[Array]](), list[Array]()
-    for part, x, target in zip(parts, inputs, targets, strict=True):
-        trace = FORWARD_PASSES[memory](backend, network.graph, wq, x, len(target), dropout, part, collective)
+    steps = len(targets[0])
+    traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory)
+    errors = list[Array]()
+    for part, trace, target in zip(parts, traces, targets, strict=True):
         error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch)
-        traces.append(trace)
         errors.append(backend.silenced(error, part.count))
     values = backward_passes(traces, errors, precision)
     squares = backend.gradient_squares(list(values.values()))

@@ -16,7 +16,7 @@ from stsbp_spec.graph import Neurons, Place
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array, Precision
 
-__all__ = ["Back", "Deferred", "Exchange", "Fusion", "Rule", "Run", "Step"]
+__all__ = ["Ahead", "Asked", "Back", "Deferred", "Exchange", "Fusion", "Largest", "Rule", "Run", "Step", "Total"]
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,27 @@ class Back(NamedTuple, Generic[Array]):
     zeroed: Mapping[str, Array]
 
 
-Exchange: TypeAlias = Generator[Array, Array, Back[Array]]
-"""The way back through a step for some samples of a batch. Where it needs an error grid it gives the largest error of
-its samples (`Pairs.largest_error`), and is sent that of the whole batch; how often hangs on the step alone."""
+class Largest(NamedTuple, Generic[Array]):
+    """Asks for the elementwise maximum over the whole batch of integers, `Pairs.largest_error` of the samples here."""
+
+    x: Array
+
+
+class Total(NamedTuple, Generic[Array]):
+    """Asks for the sum over the whole batch of exact sums of the samples here, float64 or int64."""
+
+    x: Array
+
+
+Asked: TypeAlias = Largest[Array] | Total[Array]
+
+Ahead: TypeAlias = Generator[Asked[Array], Array, tuple[Array, Any]]
+"""The way through a step for some samples of a batch: output `[1 or T, B, ...]`, and what the way back needs.
+Where a step needs a number of the whole batch it asks for it, and is sent it; for what and how often hangs on the step
+alone."""
+
+Exchange: TypeAlias = Generator[Asked[Array], Array, Back[Array]]
+"""The way back, which asks in the same way, for example for the largest error, on which its grid hangs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +139,8 @@ class Step(ABC, Generic[Array]):
         return isinstance(self.places[-1].node.op, Neurons)
 
     @abstractmethod
-    def forward(self, run: Run[Array], *inputs: Array) -> tuple[Array, Any]:
-        """Output `[1 or T, B, ...]` of inputs `[1 or T, B, ...]`, and what the way back needs of them."""
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        """The way through it from inputs `[1 or T, B, ...]`."""
 
     @abstractmethod
     def backward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Generic
+from typing import Generic, get_args
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.passes import FORWARD_PASSES
 from stsbp_spec.programs import Gradients, gradients, output, states, update
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
@@ -76,7 +75,7 @@ class Trainer(Generic[Array]):
     ) -> None:
         check_precision(network, precision)
         backend.check_precision(precision)
-        if not isinstance(memory, str) or memory not in FORWARD_PASSES:
+        if not isinstance(memory, str) or memory not in get_args(Memory):
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss, precision)
         if not isinstance(optimizer, AdamW):

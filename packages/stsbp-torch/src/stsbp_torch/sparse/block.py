@@ -25,7 +25,7 @@ from stsbp_spec.equations import neuron_equations
 from stsbp_spec.graph import Projection
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.plan import Chain, Drops, Population, Weights
-from stsbp_spec.rules import Back, Deferred, Exchange, Run, Step
+from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
@@ -202,10 +202,10 @@ class SparseBlock(Block):
 
     conv: Conv2d
 
-    def forward(self, run: Run[torch.Tensor], *inputs: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    def forward(self, run: Run[torch.Tensor], *inputs: torch.Tensor) -> Ahead[torch.Tensor]:
         (s,) = inputs
         if s.dtype != torch.uint8 or s.shape[1] < get_num_threads():
-            return super().forward(run, s)
+            return (yield from super().forward(run, s))
         wq, given = run.weights[self.projection.name], self.given(run, s)
         density = given.density()
         kind = self.kind(given, density)
@@ -215,7 +215,7 @@ class SparseBlock(Block):
             )
         else:
             z = self.sums(given, wq, of_bytes=kind == "bytes")
-            spikes, neurons = self.neurons.forward(run, z)
+            spikes, neurons = yield from self.neurons.forward(run, z)
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
     def backward(
