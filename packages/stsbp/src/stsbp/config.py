@@ -384,15 +384,17 @@ FREE = frozenset(
 for `threads` and `micro_batch`: `fast` precision adds its sums thread by thread and piece by piece, so their last bits
 depend on both."""
 
-RECORDING_SETTINGS = ("window_ms", "bin_ms", "saccades", "stabilise")
-"""Settings of data sets that are recordings of an event camera."""
+RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"recordings": ("window_ms", "bin_ms"), "saccades": ("saccades", "stabilise")}
+)
+"""Settings of data sets whose `DatasetInfo` says that they are recordings, and that these show saccades."""
 
 _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
         *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise"),
         *("loss_model", "surrogate_model"),
-        *RECORDING_SETTINGS,
+        *(name for names in RECORDING_SETTINGS.values() for name in names),
     }
 )
 """Settings that came after the first runs: they count while they are on, so that runs from before can go on."""

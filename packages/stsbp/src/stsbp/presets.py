@@ -1,7 +1,7 @@
 """Presets: what `stsbp train DATASET` takes where neither a file nor a flag says otherwise, and published experiments.
 
-The preset of a data set is chosen by its name: one column a data set, one row a setting; `None` keeps the default of
-`stsbp.config.RunConfig`. A setting that depends on the loss is a `ByLoss`.
+The preset of a data set stands in its module (`stsbp.datasets.info.DatasetInfo.preset`); what it leaves out keeps the
+default of `stsbp.config.RunConfig`.
 
 A named preset (`--preset NAME`) lies over that of its data set and holds only what its source says: settings that the
 source leaves open are those of the data set's preset.
@@ -12,84 +12,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-__all__ = ["PRESETS", "ByLoss", "NamedPreset", "Published", "preset"]
+from stsbp.datasets.info import ByLoss, Setting
+from stsbp.datasets.registry import info_of, is_known
 
-Value: TypeAlias = str | int | float | bool
-
-
-class ByLoss(NamedTuple):
-    """A setting for each loss."""
-
-    hamming: Value
-    van_rossum: Value
-    spike_count: Value
+__all__ = ["PRESETS", "NamedPreset", "Published", "preset"]
 
 
-_DATASETS = ("digits", "digits-events", "nmnist", "cifar10", "images")
-_DEEP = "32C3-64C3-P2-128C3-P2-128C3-256"
-# fmt: off
-_TABLE: dict[str, tuple[Value | ByLoss | None, ...]] = {
-    #                 digits               digits-events        nmnist               cifar10   images
-    "net":           ("32C3-P2-64C3-128",  "12C5-P2-32C5-P2",   "12C5-P2-64C5-P2",   _DEEP,    "32C3-P2-64C3-P2-128"),
-    "padding":       ("same",              None,                None,                "same",   "same"),
-    "steps":         (8,                   20,                  25,                  5,        8),
-    "epochs":        (15,                  10,                  25,                  30,       20),
-    "batch_size":    (50,                  10,                  10,                  50,       50),
-    "lr":            (2e-3,                5e-3,                5e-3,                1e-3,     1e-3),
-    "tau_m":         (5.0,                 5.0,                 5.0,                 5.0,      5.0),
-    "tau_s":         (3.0,                 3.0,                 3.0,                 3.0,      3.0),
-    "surrogate":     (None,                "fast-sigmoid:beta=3", "fast-sigmoid:beta=3", None, None),
-    "init_gain":     (None,                1.0,                 1.0,                 3.0,      None),
-    "init_rate":     (None,                None,                None,                0.1,      None),
-    "label_pattern": (None,                ByLoss("1", "01", "01"), ByLoss("1", "1", "01"), None, None),
-    "augment_shift": (None,                1,                   1,                   2,        None),
-    "augment_flip":  (None,                None,                None,                True,     None),
-    "augment_rotate": (None,               None,                12.0,                None,     None),
-    "augment_scale": (None,                None,                0.12,                None,     None),
-    "augment_shear": (None,                None,                0.12,                None,     None),
-    "augment_elastic": (None,              None,                2.0,                 None,     None),
-}
-# fmt: on
-
-
-_PATTERNS: dict[str, Value | ByLoss] = {
-    "net": "200",
-    "steps": 50,
-    "epochs": 10,
-    "batch_size": 4,
-    "lr": 5e-3,
-    "tau_m": 5.0,
-    "tau_s": 2.0,
-    "test_every": 5,
-}
-_SEQUENCES: dict[str, dict[str, Value | ByLoss]] = {
-    "patterns": _PATTERNS,
-    "patterns-image": _PATTERNS,
-    "motor": {**_PATTERNS, "net": "400", "steps": 60, "epochs": 40, "batch_size": 10, "test_every": 10},
-    "sequences": {**_PATTERNS, "epochs": 40, "batch_size": 20},
-}
-"""Data sets whose labels are spike trains."""
-
-
-def preset(dataset: str, loss: str) -> Mapping[str, Value]:
+def preset(dataset: str, loss: str) -> Mapping[str, Setting]:
     """Settings for a data set and a loss, an unknown name none.
 
-    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`, `nmnist-sim` those of `nmnist`.
+    `folder:PATH` takes those of `images`, `sequences:PATH` those of `sequences`.
     """
-    name = {"folder": "images", "nmnist-sim": "nmnist"}.get(dataset.partition(":")[0], dataset.partition(":")[0])
-    chosen: Mapping[str, Value | ByLoss | None]
-    if name in _SEQUENCES:
-        chosen = _SEQUENCES[name]
-    elif name in _DATASETS:
-        column = _DATASETS.index(name)
-        chosen = {key: row[column] for key, row in _TABLE.items()}
-    else:
+    if not is_known(dataset):
         return {}
     field = loss.replace("-", "_")
-    by_loss = {k: getattr(v, field, v.van_rossum) if isinstance(v, ByLoss) else v for k, v in chosen.items()}
-    return {key: value for key, value in by_loss.items() if value is not None}
+    return {
+        key: getattr(value, field, value.van_rossum) if isinstance(value, ByLoss) else value
+        for key, value in info_of(dataset).preset.items()
+    }
 
 
 class Published(NamedTuple):
@@ -115,7 +57,7 @@ class NamedPreset:
     name: str
     dataset: str
     source: str
-    settings: Mapping[str, Value]
+    settings: Mapping[str, Setting]
     published: Published | None = None
     similar: tuple[str, ...] = ()
     remark: str = ""
@@ -129,7 +71,7 @@ _FULL_NMNIST = "60,000 + 10,000 recordings"
 _FULL_CIFAR10 = "50,000 + 10,000 images, best of several runs"
 _LIKE_NMNIST = ("nmnist-sim", "digits-events")
 _NMNIST_NET = {"net": "12C5-P2-64C5-P2", "padding": "valid"}
-_TSSL_TRAINING: dict[str, Value] = {
+_TSSL_TRAINING: dict[str, Setting] = {
     "batch_size": 50,
     "lr": 5e-4,
     "schedule": "constant",
@@ -137,7 +79,7 @@ _TSSL_TRAINING: dict[str, Value] = {
     "clip_norm": 1.0,
 }
 """AdamW as in the authors' code."""
-_TSSL_CIFAR10: dict[str, Value] = {
+_TSSL_CIFAR10: dict[str, Setting] = {
     **_TSSL_TRAINING,
     "padding": "same",
     "loss": "van-rossum",
@@ -150,7 +92,7 @@ _TSSL_CIFAR10: dict[str, Value] = {
     "augment_shift": 4,
     "augment_flip": True,
 }
-_NO_AUGMENTATION: dict[str, Value] = {
+_NO_AUGMENTATION: dict[str, Setting] = {
     "augment_shift": 0,
     "augment_rotate": 0.0,
     "augment_scale": 0.0,

@@ -26,6 +26,7 @@ COMMANDS = {
     "predict": "Classes of images, recordings or arrays.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
+    "datasets": "List data sets and what they need.",
     "presets": "List published experiments and their settings.",
     "experiment": "Train a preset with several seeds and write a table.",
     "networks": "Show a network as a table.",

@@ -71,11 +71,11 @@ class Choice(click.Choice[str]):
             self.fail(f"{error.message.removesuffix('.')}{did_you_mean(str(value), self.choices)}.", param, ctx)
 
 
-def completes(names: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+def completes(*groups: Iterable[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
     """What a shell completes a word to: the names that begin with it."""
 
     def complete(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-        return [name for name in names if name.startswith(incomplete)]
+        return [name for names in groups for name in names if name.startswith(incomplete)]
 
     return complete
 

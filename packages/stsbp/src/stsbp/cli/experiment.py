@@ -25,7 +25,7 @@ from stsbp.cli.common import (
 from stsbp.cli.settings import SettingsCommand, complete_data_set, complete_experiment, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, named_preset, resolve
 from stsbp.datasets import DATASETS, Dataset
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import is_known
 from stsbp.errors import ConfigError, did_you_mean
 from stsbp.experiment.jobs import SideBySide
 from stsbp.experiment.run import Experiment, with_validation
@@ -199,7 +199,7 @@ def _named(name: str, dataset: str | None) -> Source:
     if name in PRESETS:
         named_preset(name, dataset)
         return named_preset(name, None)
-    if name not in DATASETS and named_path(name) is None:
+    if not is_known(name):
         known = [*PRESETS, *DATASETS]
         raise ConfigError(
             f"unknown experiment {name!r}{did_you_mean(name, known)}; presets and data sets: {', '.join(known)}"

@@ -27,7 +27,7 @@ _SECTION = {"--" + name.replace("_", "-"): title for title, names in SECTIONS.it
 
 complete_data_set = completes(DATASETS)
 complete_preset = completes(PRESETS)
-complete_experiment = completes([*PRESETS, *DATASETS])
+complete_experiment = completes(PRESETS, DATASETS)
 
 
 def _complete_folder(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -29,8 +29,7 @@ from stsbp.config import (
     split_start,
     to_toml,
 )
-from stsbp.datasets import DATASETS
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import is_known, named_path
 from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.processes.group import PER_PROCESS, Group, join
@@ -90,7 +89,7 @@ def command(
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
-    if resume is not None and resume in DATASETS and dataset is None and out is not None:
+    if resume is not None and is_known(resume) and dataset is None and out is not None:
         # `--resume digits --out RUN`: the name of the data set stood where a folder may stand.
         dataset, resume = resume, _HERE
     given = given_settings(flags)
@@ -291,9 +290,9 @@ def _begin(
 
 
 def _new_folder(dataset: str) -> Path:
-    """`runs/DATASET-DATE-TIME`; of `folder:PATH` and `sequences:PATH` the last part of the path."""
+    """`runs/DATASET-DATE-TIME`; of `folder:PATH` and `sequences:PATH` the last part of the path, no colons."""
     named = named_path(dataset)
-    name = dataset if named is None else named[1].stem
+    name = dataset.replace(":", "-") if named is None else named[1].stem
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 

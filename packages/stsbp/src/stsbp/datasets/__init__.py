@@ -1,18 +1,40 @@
-"""Data sets: named, split the same way on every machine, decoded once into a checked cache."""
+"""Data sets: named, split the same way on every machine, decoded once into a checked cache.
+
+What a data set of your own is made of is here too: see docs/write_a_data_set.md.
+"""
 
 from __future__ import annotations
 
-from stsbp.datasets.base import Dataset, Skipped, Split, Subset, hold_out, select_balanced
+from stsbp.datasets.base import (
+    ArraySplit,
+    Dataset,
+    FrameSplit,
+    Request,
+    Skipped,
+    Split,
+    Subset,
+    cut_test,
+    hold_out,
+    select_balanced,
+)
 from stsbp.datasets.cache import default_cache_dir
-from stsbp.datasets.registry import DATASETS, DatasetInfo, load
+from stsbp.datasets.info import ByLoss, DatasetInfo
+from stsbp.datasets.registry import DATASETS, load
+from stsbp.datasets.sequences import SequenceSplit
 
 __all__ = [
     "DATASETS",
+    "ArraySplit",
+    "ByLoss",
     "Dataset",
     "DatasetInfo",
+    "FrameSplit",
+    "Request",
+    "SequenceSplit",
     "Skipped",
     "Split",
     "Subset",
+    "cut_test",
     "default_cache_dir",
     "hold_out",
     "load",

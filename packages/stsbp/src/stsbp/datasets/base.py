@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -182,6 +182,10 @@ class Request:
     name: str
     data_dir: Path | None
     cache_dir: Path
+    argument: str = ""
+    """What follows the name of a set that has an `argument`."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Those that the name says, `NAME:option=value`."""
     binning: EventBinning = field(default_factory=EventBinning)
     seed: int = 0
     limit: int | None = None

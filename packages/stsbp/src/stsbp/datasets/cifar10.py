@@ -16,9 +16,10 @@ from stsbp.datasets.archives import extract_files
 from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.image_folder import load_image_folder
+from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 
-__all__ = ["CLASSES", "DEFAULT_HOLDOUT", "load"]
+__all__ = ["CIFAR10", "CLASSES", "DEFAULT_HOLDOUT", "load"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DEFAULT_HOLDOUT = 1000
@@ -161,3 +162,29 @@ def _first_images(root: Path) -> list[Path]:
     """One file of the image folders, none for the binary version."""
     folder = root / "train" / CLASSES[0]
     return sorted(folder.iterdir())[:1] if folder.is_dir() else []
+
+
+CIFAR10 = DatasetInfo(
+    name="cifar10",
+    description="CIFAR-10: photographs of ten classes, 3 x 32 x 32, binary version or image folders",
+    coding="direct",
+    load=load,
+    preset={
+        "net": "32C3-64C3-P2-128C3-P2-128C3-256",
+        "padding": "same",
+        "steps": 5,
+        "epochs": 30,
+        "batch_size": 50,
+        "lr": 1e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+        "init_gain": 3.0,
+        "init_rate": 0.1,
+        "augment_shift": 2,
+        "augment_flip": True,
+    },
+    default_holdout=DEFAULT_HOLDOUT,
+    can_download=True,
+    extra="cifar10",
+)
+"""What `stsbp train cifar10` trains on, and how by default."""

@@ -14,9 +14,10 @@ import numpy as np
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.datasets.base import ArraySplit, Dataset, Request, cut_test
+from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 
-__all__ = ["CLASSES", "load", "read_digits"]
+__all__ = ["CLASSES", "DIGITS", "load", "read_digits"]
 
 CLASSES = tuple("0123456789")
 _TEST_SHARE = 0.2
@@ -57,3 +58,24 @@ def load(request: Request) -> Dataset:
     cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"{len(labels)} digits of scikit-learn{cut}"
     return Dataset("digits", "direct", (1, 8, 8), CLASSES, train, test, (note,))
+
+
+DIGITS = DatasetInfo(
+    name="digits",
+    description="1,797 handwritten digits of scikit-learn, 8 x 8, no download",
+    coding="direct",
+    load=load,
+    preset={
+        "net": "32C3-P2-64C3-128",
+        "padding": "same",
+        "steps": 8,
+        "epochs": 15,
+        "batch_size": 50,
+        "lr": 2e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+    },
+    needs_data_dir=False,
+    extra="digits",
+)
+"""What `stsbp train digits` trains on, and how by default."""

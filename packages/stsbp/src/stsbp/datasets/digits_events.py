@@ -10,9 +10,10 @@ import numpy as np
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, cut_test
 from stsbp.datasets.cache import CacheWriter, cached
 from stsbp.datasets.digits import CLASSES, read_digits
+from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.datasets.saccades import SaccadeCamera, enlarge
 
-__all__ = ["load"]
+__all__ = ["DIGITS_EVENTS", "load"]
 
 _ENLARGE = 3
 _TEST_SHARE = 0.2
@@ -49,3 +50,29 @@ def load(request: Request) -> Dataset:
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"
     return Dataset("digits-events", "events", binning.shape, CLASSES, train, test, (note,))
+
+
+DIGITS_EVENTS = DatasetInfo(
+    name="digits-events",
+    description="the same digits before a simulated event camera, 2 x 34 x 34, no download",
+    coding="events",
+    load=load,
+    preset={
+        "net": "12C5-P2-32C5-P2",
+        "steps": 20,
+        "epochs": 10,
+        "batch_size": 10,
+        "lr": 5e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+        "surrogate": "fast-sigmoid:beta=3",
+        "init_gain": 1.0,
+        "label_pattern": ByLoss("1", "01", "01"),
+        "augment_shift": 1,
+    },
+    needs_data_dir=False,
+    recordings=True,
+    saccades=True,
+    extra="digits",
+)
+"""What `stsbp train digits-events` trains on, and how by default."""

@@ -17,10 +17,11 @@ from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import ArraySplit, Dataset, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import Cached, CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
 
-__all__ = ["MOST", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
+__all__ = ["IMAGES", "MOST", "SUFFIXES", "class_folders", "load", "load_image_folder", "read_image"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 MOST = 256 * MEGABYTE
@@ -198,3 +199,23 @@ def load(request: Request) -> Dataset:
     if skipped:
         notes.append(f"left out {len(skipped)} malformed images, the first {skipped[0].path}: {skipped[0].reason}")
     return Dataset(request.name, "direct", everything.shape, classes, train, test, tuple(notes), skipped)
+
+
+IMAGES = DatasetInfo(
+    name="images",
+    description="any folder of images, train/<class>/ and test/<class>/ or <class>/; also written folder:PATH",
+    coding="direct",
+    load=load,
+    preset={
+        "net": "32C3-P2-64C3-P2-128",
+        "padding": "same",
+        "steps": 8,
+        "epochs": 20,
+        "batch_size": 50,
+        "lr": 1e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+    },
+    extra="images",
+)
+"""What `stsbp train images` trains on, and how by default."""

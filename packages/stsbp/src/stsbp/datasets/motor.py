@@ -19,10 +19,11 @@ from stsbp_spec.random import Stream, uniform
 from stsbp_spec.typing import Float64, Int64, UInt8
 
 from stsbp.datasets.base import Dataset, Request
+from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import DataError
 
-__all__ = ["GAITS", "OUTPUT_NAMES", "load"]
+__all__ = ["GAITS", "MOTOR", "OUTPUT_NAMES", "load"]
 
 GAITS = ("walk", "trot", "bound")
 _OFFSETS: Float64 = np.array([[0, 0.5, 0.75, 0.25], [0, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]])
@@ -94,3 +95,24 @@ def load(request: Request) -> Dataset:
     cut = request.told_of_test(f", {len(test)} more at other speeds and phases held out as test samples")
     note = f"{len(train)} simulated gaits{cut}"
     return Dataset("motor", "events", inputs.shape[2:], (), train, test, (note,), neurons=len(OUTPUT_NAMES))
+
+
+MOTOR = DatasetInfo(
+    name="motor",
+    description="gaits of a four-legged machine: clock, speed, gait -> spikes for 8 joints, 43 -> 16, no download",
+    coding="events",
+    load=load,
+    preset={
+        "net": "400",
+        "steps": 60,
+        "epochs": 40,
+        "batch_size": 10,
+        "lr": 5e-3,
+        "tau_m": 5.0,
+        "tau_s": 2.0,
+        "test_every": 10,
+    },
+    default_holdout=TEST,
+    needs_data_dir=False,
+)
+"""What `stsbp train motor` trains on, and how by default."""

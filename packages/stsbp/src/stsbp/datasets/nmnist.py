@@ -23,10 +23,11 @@ from stsbp_spec.typing import AnyArray, Int64
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Skipped, Split, cut_test, names_unreadable
 from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
 from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.info import ByLoss, DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE
 
-__all__ = ["DEFAULT_HOLDOUT", "MOST", "SENSOR", "load", "read_recording", "tested_digits"]
+__all__ = ["DEFAULT_HOLDOUT", "MOST", "NMNIST", "SENSOR", "load", "read_recording", "tested_digits"]
 
 SENSOR = 34
 """Width and height of the sensor's part that N-MNIST uses."""
@@ -223,3 +224,34 @@ def _left_out(skipped: tuple[Skipped, ...]) -> list[str]:
 
 def _found(name: str, count: int, root: Path) -> str:
     return f"{name}: {count} of the {PUBLISHED[name]} published recordings, from {root / name}"
+
+
+NMNIST = DatasetInfo(
+    name="nmnist",
+    description="N-MNIST: MNIST before an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings or a part of them",
+    coding="events",
+    load=load,
+    preset={
+        "net": "12C5-P2-64C5-P2",
+        "steps": 25,
+        "epochs": 25,
+        "batch_size": 10,
+        "lr": 5e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+        "surrogate": "fast-sigmoid:beta=3",
+        "init_gain": 1.0,
+        "label_pattern": ByLoss("1", "1", "01"),
+        "augment_shift": 1,
+        "augment_rotate": 12.0,
+        "augment_scale": 0.12,
+        "augment_shear": 0.12,
+        "augment_elastic": 2.0,
+    },
+    default_holdout=DEFAULT_HOLDOUT,
+    can_download=True,
+    recordings=True,
+    saccades=True,
+    extra="nmnist",
+)
+"""What `stsbp train nmnist` trains on, and how by default."""

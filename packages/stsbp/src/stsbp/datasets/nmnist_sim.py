@@ -29,10 +29,11 @@ from stsbp.datasets.base import (
 )
 from stsbp.datasets.cache import CacheWriter, cached
 from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.saccades import Place, SaccadeCamera
 from stsbp.errors import DataError
 
-__all__ = ["CALIBRATED_ON", "CAMERA", "load"]
+__all__ = ["CALIBRATED_ON", "CAMERA", "NMNIST_SIM", "load"]
 
 CALIBRATED_ON = 1000
 """The first digits of the training set, whose real recordings the camera was fitted and checked on."""
@@ -154,3 +155,18 @@ def load(request: Request) -> Dataset:
         kept = kept[select_balanced(digits.labels[kept], request.limit, seed=request.seed, substream=1)]
     train = _simulate(digits, kept, 0, request)
     return Dataset("nmnist-sim", "events", request.binning.shape, CLASSES, train, test, tuple(notes))
+
+
+NMNIST_SIM = DatasetInfo(
+    name="nmnist-sim",
+    description="MNIST before a simulated camera that is calibrated on N-MNIST, 2 x 34 x 34, to train for N-MNIST",
+    coding="events",
+    load=load,
+    preset=nmnist.NMNIST.preset,
+    default_holdout=DEFAULT_HOLDOUT,
+    can_download=True,
+    recordings=True,
+    saccades=True,
+    extra="mnist",
+)
+"""What `stsbp train nmnist-sim` trains on, and how by default."""

@@ -11,10 +11,11 @@ from stsbp_spec.random import Stream, uniform
 from stsbp_spec.typing import UInt8
 
 from stsbp.datasets.base import Dataset, Request, Subset
+from stsbp.datasets.info import DatasetInfo, Setting
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import DataError
 
-__all__ = ["load"]
+__all__ = ["LETTERS", "RASTERS", "load"]
 
 INPUTS = 64
 OUTPUTS = 10
@@ -81,3 +82,38 @@ def load(request: Request) -> Dataset:
     )
     train = Subset(patterns, np.tile(np.arange(PATTERNS), REPEATS))
     return Dataset(request.name, "events", (INPUTS,), (), train, patterns, (note,), neurons=OUTPUTS)
+
+
+_PRESET: dict[str, Setting] = {
+    "net": "200",
+    "steps": 50,
+    "epochs": 10,
+    "batch_size": 4,
+    "lr": 5e-3,
+    "tau_m": 5.0,
+    "tau_s": 2.0,
+    "test_every": 5,
+}
+
+RASTERS = DatasetInfo(
+    name="patterns",
+    description="4 random rasters that are to call 4 random rasters, spike by spike, 64 -> 10 neurons, no download",
+    coding="events",
+    load=load,
+    preset=_PRESET,
+    default_holdout=None,
+    needs_data_dir=False,
+)
+"""What `stsbp train patterns` trains on, and how by default."""
+
+
+LETTERS = DatasetInfo(
+    name="patterns-image",
+    description="4 random rasters that are to call 4 letters drawn with spikes, 64 -> 10 neurons, no download",
+    coding="events",
+    load=load,
+    preset=_PRESET,
+    default_holdout=None,
+    needs_data_dir=False,
+)
+"""What `stsbp train patterns-image` trains on, and how by default."""

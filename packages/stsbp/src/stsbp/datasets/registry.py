@@ -1,145 +1,102 @@
-"""Every data set by its name, listable without importing anything heavy, and the one door to load them."""
+"""Every data set by its name, listable without importing any of them, and the one door to load them.
+
+A data set is a module that makes a `DatasetInfo`. Those of this project stand in one table below; another package adds
+its own with an entry point of the group `stsbp.datasets`, `name = "package.module:INFO"` (docs/write_a_data_set.md).
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.typing import Coding
 
 from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
+from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 
-__all__ = ["DATASETS", "DatasetInfo", "info_of", "load", "named_path"]
+__all__ = ["DATASETS", "GROUP", "info_of", "is_known", "load", "named_path"]
+
+GROUP = "stsbp.datasets"
+"""Entry points that name a `DatasetInfo` of another package."""
+
+_BUILT_IN = {
+    "digits": "digits:DIGITS",
+    "digits-events": "digits_events:DIGITS_EVENTS",
+    "nmnist": "nmnist:NMNIST",
+    "nmnist-sim": "nmnist_sim:NMNIST_SIM",
+    "cifar10": "cifar10:CIFAR10",
+    "images": "image_folder:IMAGES",
+    "patterns": "patterns:RASTERS",
+    "patterns-image": "patterns:LETTERS",
+    "motor": "motor:MOTOR",
+    "sequences": "sequences:SEQUENCES",
+}
+"""Where this project's data sets are, below `stsbp.datasets`."""
 
 
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a data set before it is loaded."""
+class _Datasets(Mapping[str, DatasetInfo]):
+    """Every data set by its name; one is imported when it is asked for."""
 
-    name: str
-    description: str
-    coding: Coding
-    module: str
-    """Holds `load(request) -> Dataset`; imported when the data set is."""
-    default_holdout: int | str | None
-    """Samples held out as the test set where the source has none: a number, or a share in words."""
-    needs_data_dir: bool
-    can_download: bool = False
-    recordings: bool = False
-    """Whether samples are recordings of an event camera with three saccades, which `EventBinning` turns to frames."""
-    extra: str | None = None
-    """The optional dependencies, `pip install "stsbp[extra]"`."""
+    def __iter__(self) -> Iterator[str]:
+        yield from _BUILT_IN
+        yield from sorted({point.name for point in entry_points(group=GROUP)} - {*_BUILT_IN})
 
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
-def _infos() -> dict[str, DatasetInfo]:
-    module = "stsbp.datasets."
-    infos = (
-        DatasetInfo(
-            "digits",
-            "1,797 handwritten digits of scikit-learn, 8 x 8, no download",
-            "direct",
-            module + "digits",
-            "a fifth",
-            False,
-            extra="digits",
-        ),
-        DatasetInfo(
-            "digits-events",
-            "the same digits before a simulated event camera, 2 x 34 x 34, no download",
-            "events",
-            module + "digits_events",
-            "a fifth",
-            False,
-            recordings=True,
-            extra="digits",
-        ),
-        DatasetInfo(
-            "nmnist",
-            "N-MNIST: MNIST before an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings or a part of them",
-            "events",
-            module + "nmnist",
-            100,
-            True,
-            can_download=True,
-            recordings=True,
-            extra="nmnist",
-        ),
-        DatasetInfo(
-            "nmnist-sim",
-            "MNIST before a simulated camera that is calibrated on N-MNIST, 2 x 34 x 34, to train for N-MNIST",
-            "events",
-            module + "nmnist_sim",
-            1000,
-            True,
-            can_download=True,
-            recordings=True,
-            extra="mnist",
-        ),
-        DatasetInfo(
-            "cifar10",
-            "CIFAR-10: photographs of ten classes, 3 x 32 x 32, binary version or image folders",
-            "direct",
-            module + "cifar10",
-            1000,
-            True,
-            can_download=True,
-            extra="cifar10",
-        ),
-        DatasetInfo(
-            "images",
-            "any folder of images, train/<class>/ and test/<class>/ or <class>/; also written folder:PATH",
-            "direct",
-            module + "image_folder",
-            "a fifth",
-            True,
-            extra="images",
-        ),
-        DatasetInfo(
-            "patterns",
-            "4 random rasters that are to call 4 random rasters, spike by spike, 64 -> 10 neurons, no download",
-            "events",
-            module + "patterns",
-            None,
-            False,
-        ),
-        DatasetInfo(
-            "patterns-image",
-            "4 random rasters that are to call 4 letters drawn with spikes, 64 -> 10 neurons, no download",
-            "events",
-            module + "patterns",
-            None,
-            False,
-        ),
-        DatasetInfo(
-            "motor",
-            "gaits of a four-legged machine: clock, speed, gait -> spikes for 8 joints, 43 -> 16 neurons, no download",
-            "events",
-            module + "motor",
-            60,
-            False,
-        ),
-        DatasetInfo(
-            "sequences",
-            "your own input and target rasters in an .npz file; also written sequences:PATH",
-            "events",
-            module + "sequences",
-            "a fifth",
-            True,
-        ),
-    )
-    return {info.name: info for info in infos}
+    def __contains__(self, name: object) -> bool:
+        return name in _BUILT_IN or any(point.name == name for point in entry_points(group=GROUP))
+
+    def __getitem__(self, name: str) -> DatasetInfo:
+        points = list(entry_points(group=GROUP, name=name))
+        owners = (["stsbp"] if name in _BUILT_IN else []) + [_package(point) for point in points]
+        if len(owners) > 1:
+            raise DataError(f"several packages have a data set {name!r}: {', '.join(owners)}; uninstall all but one")
+        if points:
+            return _of_package(points[0])
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        info: DatasetInfo = getattr(importlib.import_module(f"stsbp.datasets.{module}"), attribute)
+        return info
 
 
-DATASETS: Mapping[str, DatasetInfo] = MappingProxyType(_infos())
-"""Every data set by its name."""
+def _package(point: EntryPoint) -> str:
+    return point.value if point.dist is None else point.dist.name
+
+
+def _of_package(point: EntryPoint) -> DatasetInfo:
+    """What another package's entry point names.
+
+    Raises:
+        DataError: it does not import, or is no data set of this name.
+    """
+    try:
+        info: Any = point.load()
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"the data set {point.name!r} of {_package(point)} does not import: {type(error).__name__}: {error}; "
+            f"repair it with: python -m pip install --force-reinstall {_package(point)}"
+        ) from error
+    if not isinstance(info, DatasetInfo) or info.name != point.name:
+        is_ = f"the data set {info.name!r}" if isinstance(info, DatasetInfo) else f"a {type(info).__name__}"
+        raise DataError(
+            f"the entry point {point.name!r} of {_package(point)} must name a DatasetInfo of that name, but "
+            f"{point.value} is {is_}"
+        )
+    return info
+
+
+DATASETS: Mapping[str, DatasetInfo] = _Datasets()
+"""Every data set by its name, those of other packages too. Names are known without importing anything."""
 
 _PREFIXES = {"folder:": "images", "sequences:": "sequences"}
 """Names that a path follows, and the data sets that they mean."""
@@ -151,19 +108,46 @@ def named_path(name: str) -> tuple[str, Path] | None:
     return None if prefix is None else (prefix, Path(name[len(prefix) :]))
 
 
+def is_known(name: str) -> bool:
+    """Whether a name means a data set, with its options or its path."""
+    return named_path(name) is not None or name.partition(":")[0] in DATASETS
+
+
 def info_of(name: str) -> DatasetInfo:
-    """What is known of the data set that a name means, also of `folder:PATH` and `sequences:PATH`.
+    """What is known of the data set that a name means, also of `folder:PATH` and `NAME:option=value`.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it has no such option.
     """
+    return _read(name)[0]
+
+
+def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
+    """The data set that a name means, what must follow its name, and its options."""
     named = named_path(name)
     if named is not None:
-        return DATASETS[_PREFIXES[named[0]]]
-    if name not in DATASETS:
+        return DATASETS[_PREFIXES[named[0]]], "", {}
+    own, *words = name.split(":")
+    if own not in DATASETS:
         known = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
-        raise DataError(f"unknown data set {name!r}{did_you_mean(name, DATASETS)}; known: {known}")
-    return DATASETS[name]
+        file = f"; a file is named sequences:{name}" if name.endswith(".npz") else ""
+        raise DataError(f"unknown data set {name!r}{did_you_mean(own, DATASETS)}{file}; known: {known}")
+    info = DATASETS[own]
+    argument = words.pop(0) if info.argument and words else ""
+    if info.argument and not argument:
+        raise DataError(f"{own} needs a name after a colon: {info.synopsis}")
+    options: dict[str, str] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if key not in info.options or not sign or not value:
+            can = ", ".join(f"{name}=... ({meaning})" for name, meaning in info.options.items()) or "none"
+            raise DataError(
+                f"{own} has no option {word!r}{did_you_mean(key, info.options)}; options after a colon: {can}"
+            )
+        if key in options:
+            raise DataError(f"the option {key} of {own} is given twice in {name!r}")
+        options[key] = value
+    return info, argument, options
 
 
 def load(
@@ -186,7 +170,8 @@ def load(
     """Load a data set.
 
     Args:
-        name: a key of `DATASETS`, or `folder:PATH` for an image folder, `sequences:PATH` for a file of rasters.
+        name: a key of `DATASETS`, perhaps with options (`NAME:option=value`), or `folder:PATH` for an image folder,
+            `sequences:PATH` for a file of rasters.
         data_dir: where its files are, by default `$STSBP_DATA`; the PATH of a name wins over it, and a note says so.
         steps: T of event frames.
         seed: of the split (held-out and limited samples), not of training.
@@ -205,7 +190,8 @@ def load(
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.
         SpecError: `steps` or `seed` is outside its domain.
     """
-    info, named = info_of(name), named_path(name)
+    info, argument, options = _read(name)
+    named = named_path(name)
     said: tuple[str, ...] = ()
     if named is not None:
         prefix, path = named
@@ -219,6 +205,8 @@ def load(
         data_dir = Path(given)
     request = Request(
         name=name,
+        argument=argument,
+        options=options,
         data_dir=None if data_dir is None else expanded(data_dir),
         cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir),
         binning=replace(EventBinning() if binning is None else binning, steps=steps),
@@ -232,7 +220,7 @@ def load(
         train_only=train_only,
         progress=progress,
     )
-    dataset: Dataset = importlib.import_module(info.module).load(request)
+    dataset = info.load(request)
     dataset = replace(dataset, notes=(*said, *dataset.notes))
     if train_only:
         note = "there is no test set, as asked: nothing is tested"

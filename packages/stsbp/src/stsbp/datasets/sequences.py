@@ -15,10 +15,11 @@ from stsbp_spec.typing import AnyArray, Int64, UInt8
 from stsbp_spec.values import shown
 
 from stsbp.datasets.base import Dataset, FrameSplit, Request, Split, Subset, cut_test, names_unreadable
+from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["SequenceSplit", "load", "read_sequences"]
+__all__ = ["SEQUENCES", "SequenceSplit", "load", "read_sequences"]
 
 _TEST_SHARE = 0.2
 _MAGIC = b"\x93NUMPY"
@@ -131,3 +132,22 @@ def load(request: Request) -> Dataset:
         cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
         note = f"{n} samples of {path}{cut}"
     return Dataset("sequences", "events", inputs.shape[2:], (), train, test, (note,), neurons=targets.shape[2])
+
+
+SEQUENCES = DatasetInfo(
+    name="sequences",
+    description="your own input and target rasters in an .npz file; also written sequences:PATH",
+    coding="events",
+    load=load,
+    preset={
+        "net": "200",
+        "steps": 50,
+        "epochs": 40,
+        "batch_size": 20,
+        "lr": 5e-3,
+        "tau_m": 5.0,
+        "tau_s": 2.0,
+        "test_every": 5,
+    },
+)
+"""What `stsbp train sequences` trains on, and how by default."""

@@ -31,7 +31,7 @@ from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
 from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels
-from stsbp.datasets.registry import named_path
+from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
 from stsbp.records import InputsRecord
@@ -220,10 +220,17 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         ConfigError: settings say how recordings are binned, and it has none; or the data set to test on is the same
             one, or has other inputs or labels.
     """
-    changed = [key for key in RECORDING_SETTINGS if getattr(config, key) != RunConfig.model_fields[key].default]
-    if changed and not (config.dataset in DATASETS and DATASETS[config.dataset].recordings):
-        of = ", ".join(name for name, info in DATASETS.items() if info.recordings)
-        raise ConfigError(f"{', '.join(changed)} are settings of recordings ({of}), not of {config.dataset}")
+    info = info_of(config.dataset)
+    changed = [
+        key
+        for kind, settings in RECORDING_SETTINGS.items()
+        for key in settings
+        if not getattr(info, kind) and getattr(config, key) != RunConfig.model_fields[key].default
+    ]
+    if changed:
+        kind, what = ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
+        of = ", ".join(other.name for other in DATASETS.values() if getattr(other, kind))
+        raise ConfigError(f"{', '.join(changed)} are settings of {what} ({of}), not of {config.dataset}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) wants no test set: leave test_on and holdout out")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
@@ -292,7 +299,7 @@ def cut_validation(dataset: Dataset, config: RunConfig) -> Data:
 
 def has_test_of_training(name: str) -> bool:
     """Whether the test samples of a data set are its training samples, as those of `patterns` are."""
-    return name in DATASETS and DATASETS[name].default_holdout is None
+    return info_of(name).default_holdout is None
 
 
 def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:

@@ -10,7 +10,7 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.typing import Coding
 
 from stsbp.config import RunConfig, split_start
-from stsbp.datasets import DATASETS, Split
+from stsbp.datasets import Split
 from stsbp.datasets.registry import info_of
 from stsbp.errors import CheckpointError, ConfigError, DataError
 from stsbp.training.build import Data, has_test_of_training, load_data
@@ -26,7 +26,8 @@ _SAMPLES = (
     *("image_size", "skip_malformed"),
 )
 """Settings that say which samples are trained on, and which tested on."""
-_IMAGES = {DATASETS["images"].module, DATASETS["cifar10"].module}
+_IMAGES = {"stsbp.datasets.image_folder", "stsbp.datasets.cifar10"}
+"""Modules of data sets that may hold the same images."""
 
 
 def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter, run: str = "the run") -> int | None:

@@ -1,0 +1,83 @@
+"""`stsbp datasets`: the data sets that there are, those of other packages too, and what is known of one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import say
+from stsbp.cli.settings import complete_data_set
+from stsbp.config import to_toml_value
+from stsbp.datasets import DATASETS, ByLoss, DatasetInfo
+from stsbp.datasets.registry import info_of
+from stsbp.errors import DataError
+from stsbp.presets import preset
+
+__all__ = ["command"]
+
+
+@click.command("datasets", short_help=COMMANDS["datasets"])
+@click.argument("name", required=False, shell_complete=complete_data_set)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a data set.")
+def command(name: str | None, as_json: bool) -> None:
+    """List the data sets, or show one: what it needs, and the settings that stsbp train NAME takes by default.
+
+    Data sets of other packages are those of the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
+    """
+    if name is not None:
+        info = info_of(name)
+        say(json.dumps(_facts(info)) if as_json else _text(info))
+        return
+    found: dict[str, DatasetInfo | DataError] = {}
+    for own in DATASETS:
+        try:
+            found[own] = DATASETS[own]
+        except DataError as error:
+            # One that is broken hides no other.
+            found[own] = error
+    width = max(map(len, found))
+    for own, info_or_error in found.items():
+        if isinstance(info_or_error, DataError):
+            say(
+                json.dumps({"name": own, "problem": str(info_or_error)})
+                if as_json
+                else f"{own:<{width}}  cannot be read: {info_or_error}"
+            )
+        else:
+            say(json.dumps(_facts(info_or_error)) if as_json else f"{own:<{width}}  {info_or_error.description}")
+
+
+def _facts(info: DatasetInfo) -> dict[str, Any]:
+    values = {field.name: getattr(info, field.name) for field in dataclasses.fields(info) if field.name != "load"}
+    own = {key: value._asdict() if isinstance(value, ByLoss) else value for key, value in info.preset.items()}
+    return {**values, "module": info.module, "options": dict(info.options), "preset": own}
+
+
+def _text(info: DatasetInfo) -> str:
+    held = "the training samples" if info.default_holdout is None else info.default_holdout
+    lines = [
+        info.synopsis,
+        f"  {info.description}",
+        f"  inputs     {'images' if info.coding == 'direct' else 'spikes'}",
+        f"  test set   {held}{'' if info.default_holdout is None else ' held out, where there is none'}",
+        f"  files      {_files(info)}",
+    ]
+    if info.extra is not None:
+        lines.append(f'  extra      python -m pip install "stsbp[{info.extra}]"')
+    if info.licence:
+        lines.append(f"  licence    {info.licence}")
+    lines += [f"  option     {option}=...  {meaning}" for option, meaning in info.options.items()]
+    settings = preset(info.name, "van-rossum")
+    width = max(map(len, settings), default=0)
+    lines.append("  settings by default, with the loss van-rossum:")
+    return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(value)}" for key, value in settings.items())])
+
+
+def _files(info: DatasetInfo) -> str:
+    if not info.needs_data_dir:
+        return "none needed"
+    return "in --data-dir or STSBP_DATA" + ("; --download fetches them" if info.can_download else "")

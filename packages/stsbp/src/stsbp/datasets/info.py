@@ -1,0 +1,76 @@
+"""What is known of a data set before it is read: how it is loaded, what it needs, and the settings of its preset.
+
+Each data set's module makes one (`NMNIST = DatasetInfo("nmnist", ...)`); `stsbp.datasets.registry` finds it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from stsbp_spec.typing import Coding
+
+from stsbp.datasets.base import Dataset, Request
+
+__all__ = ["ByLoss", "DatasetInfo", "Setting"]
+
+Setting: TypeAlias = str | int | float | bool
+
+
+class ByLoss(NamedTuple):
+    """A setting for each loss."""
+
+    hamming: Setting
+    van_rossum: Setting
+    spike_count: Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What is known of a data set before it is loaded.
+
+    Attributes:
+        name: what it is called; that of its entry point.
+        description: one line on it.
+        coding: `direct` for images, `events` for frames and spike trains.
+        load: reads it.
+        preset: settings by the names of `stsbp.config.RunConfig` that `stsbp train NAME` takes where nothing else says
+            otherwise; one that depends on the loss is a `ByLoss`.
+        default_holdout: samples held out as the test set where the source has none, a number or a share in words; None:
+            the test samples are the training samples.
+        needs_data_dir: whether its files are looked for in a data folder.
+        can_download: whether `Request.download` fetches what is missing.
+        recordings: whether samples are recordings of events, which `EventBinning` turns to frames.
+        saccades: whether they show three saccades of a camera, as those of N-MNIST do.
+        extra: the optional dependencies, `pip install "stsbp[extra]"`.
+        argument: what must follow the name and a colon, for example `NAME`; empty: nothing.
+        options: what may follow, by name and as `NAME:option=value`, with a line on each.
+        licence: under which its data may be used, in a few words.
+    """
+
+    name: str
+    description: str
+    coding: Coding
+    load: Callable[[Request], Dataset]
+    preset: Mapping[str, Setting | ByLoss] = field(default_factory=dict)
+    default_holdout: int | str | None = "a fifth"
+    needs_data_dir: bool = True
+    can_download: bool = False
+    recordings: bool = False
+    saccades: bool = False
+    extra: str | None = None
+    argument: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+    @property
+    def module(self) -> str:
+        """The module that loads it."""
+        return self.load.__module__
+
+    @property
+    def synopsis(self) -> str:
+        """The name with all that may follow it."""
+        required = f":{self.argument}" if self.argument else ""
+        return self.name + required + "".join(f"[:{option}=...]" for option in self.options)

@@ -1,0 +1,165 @@
+"""docs/write_a_data_set.md as a stranger would follow it, and entry points of `stsbp.datasets` that are broken."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from stsbp.datasets import DATASETS, load
+from stsbp.datasets.registry import GROUP, info_of
+from stsbp.errors import DataError
+
+PAGE = Path(__file__).parents[3] / "docs" / "write_a_data_set.md"
+TEXT = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+Call = Callable[..., Result]
+
+
+def _block(kind: str) -> str:
+    found = re.search(rf"^```{kind}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def _install(folder: Path, name: str, points: dict[str, str]) -> None:
+    """What installing a package leaves: here, its entry points."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()))
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that packages are installed in."""
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def _words() -> dict[str, str]:
+    """A package with a data set of one good name and others that are none."""
+    return {
+        "good": "words_of_others:GOOD",
+        "renamed": "words_of_others:GOOD",
+        "number": "words_of_others:NUMBER",
+        "gone": "words_of_others:MISSING",
+    }
+
+
+WORDS = """
+from stsbp.datasets import Dataset, DatasetInfo, FrameSplit, Request, cut_test
+import numpy as np
+
+def load(request):
+    frames = np.zeros((6, request.binning.steps, 3), np.uint8)
+    train, test = cut_test(FrameSplit(FrameSplit.store(frames), np.arange(6) % 2, request.binning.steps), 2, request)
+    classes = (request.options.get("first", "a"), "b")
+    return Dataset("good", "events", (3,), classes, train, test)
+
+GOOD = DatasetInfo(name="good", description="six silent samples", coding="events", load=load, needs_data_dir=False,
+                   options={"first": "name of the first class"}, preset={"steps": 7})
+NUMBER = 3
+"""
+
+
+@pytest.mark.skipif(not TEXT, reason="the documentation is not beside the packages")
+def test_a_strangers_data_set_is_listed_trained_and_evaluated(site: Path) -> None:
+    (site / "clicks.py").write_text(_block("python"))
+    project = tomllib.loads(_block("toml"))["project"]
+    _install(site, project["name"], project["entry-points"][GROUP])
+    said = []
+    for line in _block("sh").splitlines():
+        run = subprocess.run(
+            [sys.executable, "-m", *shlex.split(line)], cwd=site, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, run.stderr
+        said.append(run.stdout + run.stderr)
+    assert "clicks that reach one of two ears first" in said[0]
+    assert 'label_pattern = "01"' in said[0]
+    assert "600 simulated clicks, 120 of them held out as test samples" in said[1]
+    accuracy = re.search(r"test accuracy ([\d.]+)%", said[1])
+    assert accuracy is not None
+    assert float(accuracy[1]) > 90
+    assert json.loads((site / "runs/clicks/last.json").read_text())["inputs"]["classes"] == ["left", "right"]
+
+
+def test_names_are_known_without_an_import(site: Path) -> None:
+    (site / "words_of_others.py").write_text("raise RuntimeError('imported')")
+    _install(site, "words", _words())
+    assert {"digits", *_words()} <= set(DATASETS)
+    assert "good" in DATASETS
+    assert "words_of_others" not in sys.modules
+    with pytest.raises(DataError, match=r"the data set 'good' of words does not import: RuntimeError: imported"):
+        info_of("good")
+
+
+def test_options_follow_a_name(site: Path, stsbp: Call, tmp_path: Path) -> None:
+    (site / "words_of_others.py").write_text(WORDS)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+    assert load("good").classes == ("a", "b")
+    assert load("good:first=c").classes == ("c", "b")
+    assert "steps = 7\n" in stsbp("train", "good:first=c", "--show-config").output
+    for name, message in {
+        "good:first": r"good has no option 'first'.*first=\.\.\. \(name of the first class\)",
+        "good:frist=c": r"no option 'frist=c' \(did you mean first\?\)",
+        "good:first=": "no option 'first='",
+        "good:first=c:first=d": "the option first of good is given twice",
+        "digits:size=8": "digits has no option 'size=8'; options after a colon: none",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            load(name)
+
+
+def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
+    (site / "words_of_others.py").write_text(WORDS)
+    _install(site, "words", _words())
+    sys.modules.pop("words_of_others", None)
+    for name, message in {
+        "renamed": r"the entry point 'renamed' of words must name a DatasetInfo of that name.* is the data set 'good'",
+        "number": "'number' of words must name a DatasetInfo.* is a int",
+        "gone": "'gone' of words does not import: AttributeError",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            info_of(name)
+    listed = stsbp("datasets")
+    assert listed.exit_code == 0, listed.output
+    assert "six silent samples" in listed.output
+    assert listed.output.count("cannot be read: ") == 3
+    assert [json.loads(line)["name"] for line in stsbp("datasets", "--json").output.splitlines()] == list(DATASETS)
+
+
+def test_a_name_that_two_packages_have_is_neithers(site: Path) -> None:
+    (site / "words_of_others.py").write_text(WORDS)
+    _install(site, "words", {"good": "words_of_others:GOOD", "digits": "words_of_others:GOOD"})
+    _install(site, "letters", {"good": "words_of_others:GOOD"})
+    with pytest.raises(
+        DataError, match=r"several packages have a data set 'good': (words, letters|letters, words); un"
+    ):
+        load("good")
+    with pytest.raises(DataError, match="several packages have a data set 'digits': stsbp, words"):
+        load("digits")
+
+
+def test_one_data_set_is_shown_with_its_needs_and_settings(stsbp: Call) -> None:
+    shown = stsbp("datasets", "nmnist").output
+    assert "60,000 + 10,000 recordings" in shown
+    assert "--download fetches them" in shown
+    assert '= "12C5-P2-64C5-P2"' in shown
+    assert "none needed" in stsbp("datasets", "patterns").output
+    failed = stsbp("datasets", "nmnits")
+    assert failed.exit_code == 1
+    assert "did you mean nmnist?" in failed.output
+
+
+def test_a_file_that_is_named_without_its_kind(stsbp: Call) -> None:
+    failed = stsbp("train", "my.npz")
+    assert failed.exit_code == 1
+    assert "a file is named sequences:my.npz" in failed.output
