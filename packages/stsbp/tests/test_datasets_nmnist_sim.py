@@ -250,7 +250,7 @@ class TestOnRealRecordings:
             ({"test_on": "nmnist-sim"}, "another data set"),
             ({"holdout": 5}, "another data set"),
             ({"test_on": "digits"}, "nmnist-sim cannot be tested on digits"),
-            ({"test_on": "mnist"}, "unknown data set"),
+            ({"test_on": "emnist"}, "unknown data set"),
         ],
     )
     def test_what_cannot_be_tested_on_is_refused(

@@ -81,8 +81,8 @@ def command(
 ) -> None:
     """Train a network on DATASET.
 
-    Classes: digits, digits-events, nmnist, nmnist-sim, cifar10, images or folder:PATH. Spike trains as labels:
-    patterns, patterns-image, motor, or your own in sequences:PATH.
+    DATASET is a name of stsbp datasets, folder:PATH for images of your own, or sequences:PATH for spike trains of your
+    own.
 
     Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
     shown are those without a preset; --show-config shows what a run would take.

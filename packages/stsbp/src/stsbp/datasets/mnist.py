@@ -1,6 +1,6 @@
-"""MNIST (LeCun et al. 1998) from its idx files, packed or not: the digits that `nmnist-sim` records.
+"""MNIST (LeCun et al. 1998) and Fashion-MNIST (Xiao et al. 2017) from their idx files, packed or not.
 
-Looked for in the data folder itself and in its folders `mnist`, `raw`, `MNIST` and `MNIST/raw` (torchvision's).
+Both have files of the same names, which are looked for in the folders of an `IdxFiles`.
 """
 
 from __future__ import annotations
@@ -10,22 +10,38 @@ import gzip
 import math
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from stsbp_spec.typing import Int64, UInt8
 
+from stsbp.datasets.base import ArraySplit, Dataset, Request, Split, cut_test, names_unreadable
+from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.info import DatasetInfo, Setting
 from stsbp.errors import DataError
 from stsbp.files import MEGABYTE, open_regular
 
-__all__ = ["PUBLISHED", "Digits", "download", "find", "read"]
+__all__ = [
+    "DIGIT_FILES",
+    "FASHION",
+    "FASHION_FILES",
+    "MNIST",
+    "PUBLISHED",
+    "Digits",
+    "IdxFiles",
+    "download",
+    "find",
+    "images",
+    "load",
+    "read",
+]
 
 PUBLISHED = {"train": 60_000, "t10k": 10_000}
 """Digits of the training and the test set, by the names that their files have."""
 
-_HOME = "https://ossci-datasets.s3.amazonaws.com/mnist/"
-_FOLDERS = (".", "mnist", "raw", "MNIST", "MNIST/raw")
+DEFAULT_HOLDOUT = 1000
 _SIDE = 28
 _LARGEST = 16 + 60_000 * _SIDE * _SIDE
 _HEADROOM = MEGABYTE
@@ -39,13 +55,56 @@ class Digits(NamedTuple):
     labels: Int64
 
 
+class IdxFiles(NamedTuple):
+    """Where the four files of a data set are.
+
+    Attributes:
+        title: what it is called.
+        folders: of the data folder that may hold them, by preference.
+        system: where a package of the system puts them; used where the data folder has none.
+        torchvision: the class that downloads them, into the folder `raw` of one of its name.
+        home: where they are published.
+    """
+
+    title: str
+    folders: tuple[str, ...]
+    system: Path | None
+    torchvision: str
+    home: str
+
+    def places(self, data_dir: Path | None) -> list[Path]:
+        """Folders that may hold the files."""
+        own = [] if data_dir is None else [data_dir / folder for folder in self.folders]
+        return own if self.system is None else [*own, self.system]
+
+
+DIGIT_FILES = IdxFiles(
+    "MNIST",
+    (".", "mnist", "raw", "MNIST", "MNIST/raw"),
+    None,
+    "MNIST",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+FASHION_FILES = IdxFiles(
+    "Fashion-MNIST",
+    # Beside MNIST's files, which have the same names, the folder itself is the last resort.
+    ("fashion-mnist", "fashion", "FashionMNIST/raw", "."),
+    Path("/usr/share/datasets/fashion-mnist"),
+    "FashionMNIST",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+_FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
 def _names(split: str) -> tuple[str, str]:
     return f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
 
 
-def find(data_dir: Path, split: str) -> tuple[Path, Path] | None:
+def find(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> tuple[Path, Path] | None:
     """The files of a split, images first; None where they are not."""
-    for folder in (data_dir / part for part in _FOLDERS):
+    for folder in files.places(data_dir):
         images, labels = (
             next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
             for name in _names(split)
@@ -55,28 +114,31 @@ def find(data_dir: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-def download(data_dir: Path) -> None:
-    """Fetch both splits with torchvision, md5-checked, into `data_dir/MNIST/raw`; what is there already is kept.
+def download(data_dir: Path, files: IdxFiles = DIGIT_FILES) -> None:
+    """Fetch both splits with torchvision, md5-checked, into `data_dir/MNIST/raw` (or that of Fashion-MNIST).
+
+    What is there already is kept.
 
     Raises:
         DataError: torchvision is not installed, or the download failed; says where the files go by hand.
     """
     try:
-        from torchvision.datasets import MNIST
+        import torchvision.datasets
         from torchvision.datasets.utils import download_url
     except ImportError as error:
         raise DataError(f'the download needs torchvision ({error}): pip install "stsbp[mnist]"') from error
-    folder = data_dir / "MNIST" / "raw"
+    source: Any = getattr(torchvision.datasets, files.torchvision)
+    folder = data_dir / files.torchvision / "raw"
     try:
         # Standard output belongs to the command's own results.
         with contextlib.redirect_stdout(sys.stderr):
-            for name, md5 in MNIST.resources:
-                download_url(MNIST.mirrors[0] + name, str(folder), name, md5)
+            for name, md5 in source.resources:
+                download_url(source.mirrors[0] + name, str(folder), name, md5)
     except (OSError, RuntimeError, RecursionError) as error:
-        files = ", ".join(f"{name} (md5 {md5})" for name, md5 in MNIST.resources)
+        wanted = ", ".join(f"{name} (md5 {md5})" for name, md5 in source.resources)
         raise DataError(
-            f"could not download MNIST: {error}\nFetch {files} from {MNIST.mirrors[0]}, put them into {folder} and run "
-            "the same command again"
+            f"could not download {files.title}: {error}\nFetch {wanted} from {source.mirrors[0]}, put them into "
+            f"{folder} and run the same command again"
         ) from error
 
 
@@ -112,18 +174,20 @@ def _array(content: bytes, path: Path, dimensions: int) -> UInt8:
     )
 
 
-def read(data_dir: Path, split: str) -> Digits:
+def read(data_dir: Path | None, split: str, files: IdxFiles = DIGIT_FILES) -> Digits:
     """Read one split, `train` or `t10k`.
 
     Raises:
         DataError: the files are missing or malformed, or do not belong together.
     """
-    found = find(data_dir, split)
+    found = find(data_dir, split, files)
     if found is None:
         expected = " and ".join(f"{name}.gz" for name in _names(split))
+        places = ", ".join(str(place) for place in files.places(data_dir))
+        named = "" if data_dir is not None else "; name the data folder with --data-dir or STSBP_DATA"
         raise DataError(
-            f"no MNIST at {data_dir}: expected {expected} (or unpacked) in {data_dir}, {data_dir / 'mnist'} or "
-            f"{data_dir / 'MNIST' / 'raw'}; fetch them with --download, or from {_HOME}"
+            f"no {files.title} found: expected {expected} (or unpacked) in one of {places or 'a data folder'}{named}; "
+            f"fetch them with --download, or from {files.home}"
         )
     images, labels = (_array(_content(path), path, dimensions) for path, dimensions in zip(found, (3, 1), strict=True))
     if images.shape[1:] != (_SIDE, _SIDE) or len(images) == 0:
@@ -133,3 +197,76 @@ def read(data_dir: Path, split: str) -> Digits:
     if labels.max() > 9:
         raise DataError(f"{found[1]}: label {int(labels.argmax())} is {labels.max()}, not 0 to 9")
     return Digits(images, labels.astype(np.int64))
+
+
+def images(request: Request, files: IdxFiles, made: Callable[[Digits], Split]) -> tuple[Split, Split, tuple[str, ...]]:
+    """Training samples, test samples and notes: what `made` makes of the digits of both splits.
+
+    Raises:
+        DataError: the files are missing or malformed, or the download failed.
+    """
+    if request.download and None in (find(request.data_dir, name, files) for name in PUBLISHED):
+        if request.data_dir is None:
+            raise DataError(f"{files.title} is downloaded into a data folder: name it with --data-dir or STSBP_DATA")
+        download(request.data_dir, files)
+    if request.only_test and find(request.data_dir, "t10k", files) is not None:
+        test = made(read(request.data_dir, "t10k", files))
+        return test, test, (f"{len(test):,} test images of {files.title}",)
+    every = made(read(request.data_dir, "train", files))
+    if request.wants_own_test and find(request.data_dir, "t10k", files) is not None:
+        test = made(read(request.data_dir, "t10k", files))
+        return every, test, (f"{len(every):,} training and {len(test):,} test images of {files.title}",)
+    train, held = cut_test(every, DEFAULT_HOLDOUT, request)
+    cut = request.told_of_test(f", {len(held):,} of them held out as test samples (split seed {request.seed})")
+    return train, held, (f"{len(every):,} training images of {files.title}{cut}",)
+
+
+@names_unreadable
+def load(request: Request) -> Dataset:
+    """MNIST or Fashion-MNIST, as images.
+
+    Raises:
+        DataError: the files are missing or malformed, or the download failed.
+    """
+    fashion = request.name == "fashion-mnist"
+    files = FASHION_FILES if fashion else DIGIT_FILES
+    train, test, notes = images(request, files, lambda found: ArraySplit(found.images[..., np.newaxis], found.labels))
+    classes = _FASHION_CLASSES if fashion else CLASSES
+    return Dataset(request.name, "direct", (1, _SIDE, _SIDE), classes, train, test, notes)
+
+
+_PRESET: dict[str, Setting] = {
+    "net": "32C3-P2-64C3-P2-128",
+    "padding": "same",
+    "steps": 5,
+    "epochs": 10,
+    "batch_size": 50,
+    "lr": 1e-3,
+    "tau_m": 5.0,
+    "tau_s": 3.0,
+}
+
+MNIST = DatasetInfo(
+    name="mnist",
+    description="MNIST: handwritten digits, 1 x 28 x 28, 60,000 + 10,000",
+    coding="direct",
+    load=load,
+    preset={**_PRESET, "augment_shift": 1},
+    default_holdout=DEFAULT_HOLDOUT,
+    can_download=True,
+    extra="mnist",
+)
+"""What `stsbp train mnist` trains on, and how by default."""
+
+FASHION = DatasetInfo(
+    name="fashion-mnist",
+    description="Fashion-MNIST: ten kinds of clothes, 1 x 28 x 28, 60,000 + 10,000",
+    coding="direct",
+    load=load,
+    preset={**_PRESET, "augment_flip": True},
+    default_holdout=DEFAULT_HOLDOUT,
+    can_download=True,
+    extra="mnist",
+    licence="MIT",
+)
+"""What `stsbp train fashion-mnist` trains on, and how by default."""
