@@ -797,7 +797,7 @@ class ErrorGridOfThePart(NumpyBackend):
 class LossOfThePart(NumpyBackend):
     """The loss is divided by the samples of a part, not of the batch."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         return super().loss_error(loss, psp_, s, targets)
 
 
@@ -832,24 +832,24 @@ class DropoutScaled(NumpyBackend):
 class BatchNotDivided(NumpyBackend):
     """The loss is a sum over the batch instead of a mean."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
-        return super().loss_error(loss, psp_, s, targets, batch) * np.float32(s.shape[1])
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
+        return super().loss_error(loss, psp_, s, targets, *rest) * np.float32(s.shape[1])
 
 
 class HammingTwice(NumpyBackend):
     """The error of the Hamming distance has the factor 2 of the square."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
-        error = super().loss_error(loss, psp_, s, targets, batch)
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
+        error = super().loss_error(loss, psp_, s, targets, *rest)
         return error * np.float32(2) if isinstance(loss, Hamming) else error
 
 
 class VanRossumNotTwice(NumpyBackend):
     """The van Rossum error is filtered once, its adjoint left out."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         if not isinstance(loss, VanRossum):
-            return super().loss_error(loss, psp_, s, targets, batch)
+            return super().loss_error(loss, psp_, s, targets, *rest)
         difference = s.astype(np.float32) - targets.astype(np.float32)
         return self.psp_forward(psp_, difference) * np.float32(1 / s.shape[1])
 
@@ -857,20 +857,20 @@ class VanRossumNotTwice(NumpyBackend):
 class SpikeCountByT(NumpyBackend):
     """The spike count's error is divided by T once."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
-        error = super().loss_error(loss, psp_, s, targets, batch)
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
+        error = super().loss_error(loss, psp_, s, targets, *rest)
         return error * np.float32(len(s)) if isinstance(loss, SpikeCount) else error
 
 
 class BytesWrapAround(NumpyBackend):
     """The spike count's difference is taken in bytes: output minus target wraps around."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         if isinstance(loss, SpikeCount):
-            return super().loss_error(loss, psp_, s, targets, batch)
+            return super().loss_error(loss, psp_, s, targets, *rest)
         difference = (s - targets).astype(np.float32)
         zero = np.zeros_like(targets)
-        return super().loss_error(loss, psp_, difference, zero, batch)
+        return super().loss_error(loss, psp_, difference, zero, *rest)
 
 
 class PspAdjointForward(NumpyBackend):
@@ -1090,15 +1090,15 @@ class StepsFillTheMemory(NumpyBackend):
 class UnknownLossWithoutAName(NumpyBackend):
     """A loss that the backend does not know ends in a KeyError."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         kinds: dict[type, Loss] = {type(known): known for known in LOSSES.values()}
-        return super().loss_error(kinds[type(loss)], psp_, s, targets, batch)
+        return super().loss_error(kinds[type(loss)], psp_, s, targets, *rest)
 
 
 class LossTakenForItsParent(NumpyBackend):
     """A loss derived from the Hamming distance is computed as the Hamming distance."""
 
-    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None) -> AnyArray:
+    def loss_error(self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, *rest: Any) -> AnyArray:
         return super().loss_error(Hamming() if isinstance(loss, Hamming) else loss, psp_, s, targets)
 
 

@@ -23,8 +23,8 @@ from stsbp_spec.pairs import Pairs
 from stsbp_spec.random import Stream, bits, keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.results import Batch
-from stsbp_spec.trainer import StepResult, Trainer
-from stsbp_spec.typing import AnyArray
+from stsbp_spec.trainer import Prediction, StepResult, Trainer
+from stsbp_spec.typing import AnyArray, Int64
 
 NETWORK = NetworkSpec.parse("6d0.3-5d0.4", input_shape=(9,), outputs=3, neuron=PLIF(3.0, 5 / 3, 0.4))
 STEPS, BATCH = 6, 5
@@ -69,10 +69,13 @@ class Threads(Collective[AnyArray]):
         return found
 
 
-def _batch(seed: int = 0) -> Batch:
+LENGTHS = np.array([6, 2, 5, 1, 4])
+
+
+def _batch(seed: int = 0, lengths: Int64 | None = None) -> Batch:
     random = np.random.default_rng(seed)
     inputs = (random.random((STEPS, BATCH, 9)) < 0.3).astype(np.uint8)
-    return Batch(inputs, (random.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8))
+    return Batch(inputs, (random.random((STEPS, BATCH, 3)) < 0.3).astype(np.uint8), lengths)
 
 
 def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
@@ -95,12 +98,16 @@ def _together(size: int, work: Callable[[Threads], Any]) -> list[Any]:
 
 def _own(collective: Collective, batch: Batch, *, packed: bool = False) -> Batch[Any]:
     part = collective.parts(batch.targets.shape[1])[collective.rank]
-    return Batch(of_part(PackedFrames.of(batch.inputs) if packed else batch.inputs, part, 1), batch.targets)
+    return Batch(of_part(PackedFrames.of(batch.inputs) if packed else batch.inputs, part, 1), *batch[1:])
 
 
 def _trained(
-    collective: Collective | None = None, micro_batch: int | None = None, *, packed: bool = False
-) -> tuple[dict[str, AnyArray], list[StepResult], AnyArray]:
+    collective: Collective | None = None,
+    micro_batch: int | None = None,
+    *,
+    packed: bool = False,
+    lengths: Int64 | None = None,
+) -> tuple[dict[str, AnyArray], list[StepResult], Prediction]:
     trainer = Trainer(
         NumpyBackend(), NETWORK, VanRossum(), AdamW(clip_norm=0.05, weight_decay=0.1), "reproducible", 3,
         micro_batch=micro_batch, collective=collective,
@@ -108,21 +115,21 @@ def _trained(
     state = trainer.init(initial_weights(NETWORK, 1, 2.0))
     results = []
     for number in range(3):
-        batch = _own(collective or Alone(), _batch(number), packed=packed)
+        batch = _own(collective or Alone(), _batch(number, lengths), packed=packed)
         state, result = trainer.step(state, batch)
         results.append(result)
-    spikes = trainer.predict(state, batch.inputs, STEPS, batch=BATCH).spikes
-    return trainer.export_state(state), results, spikes
+    return trainer.export_state(state), results, trainer.predict(state, batch.inputs, STEPS, BATCH, lengths)
 
 
 def _same(found: Any, expected: Any) -> None:
-    (state, results, spikes), (whole, one, predicted) = found, expected
+    (state, results, own), (whole, one, predicted) = found, expected
     assert all(state[name].tobytes() == whole[name].tobytes() for name in whole)
     for got, wanted in zip(results, one, strict=True):
         assert np.array_equal(got.spikes, wanted.spikes)
         assert (got.rates, got.zeroed, got.gradient_norm) == (wanted.rates, wanted.zeroed, wanted.gradient_norm)
         assert got.loss == wanted.loss
-    assert np.array_equal(spikes, predicted)
+    assert np.array_equal(own.spikes, predicted.spikes)
+    assert own.rates == predicted.rates
 
 
 def test_a_batch_is_cut_into_parts_that_differ_by_one_sample_at_most() -> None:
@@ -149,10 +156,11 @@ def test_random_words_and_masks_begin_anywhere(first: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3, 7], ids=["uneven", "uneven, two of one", "some empty"])
 @pytest.mark.parametrize("micro_batch", [None, 1])
-def test_slices_have_the_bits_of_the_whole_batch(size: int, micro_batch: int | None) -> None:
-    whole = _trained()
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["all steps", "lengths"])
+def test_slices_have_the_bits_of_the_whole_batch(size: int, micro_batch: int | None, lengths: Int64 | None) -> None:
+    whole = _trained(lengths=lengths)
     assert all(lost.nonzero > 0 for lost in whole[1][0].zeroed.values())
-    for found in _together(size, lambda collective: _trained(collective, micro_batch)):
+    for found in _together(size, lambda collective: _trained(collective, micro_batch, lengths=lengths)):
         _same(found, whole)
 
 
@@ -160,6 +168,12 @@ def test_slices_have_the_bits_of_the_whole_batch(size: int, micro_batch: int | N
 @pytest.mark.parametrize("micro_batch", [1, 2, 5, 9])
 def test_micro_batches_have_the_bits_of_the_whole_batch(micro_batch: int, packed: bool) -> None:
     _same(_trained(micro_batch=micro_batch, packed=packed), _trained())
+
+
+def test_micro_batches_of_samples_with_lengths_have_the_bits_of_the_whole_batch() -> None:
+    whole = _trained(lengths=LENGTHS)
+    _same(_trained(micro_batch=2, packed=True, lengths=LENGTHS), whole)
+    assert any(whole[0][name].tobytes() != x.tobytes() for name, x in _trained()[0].items())
 
 
 def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:

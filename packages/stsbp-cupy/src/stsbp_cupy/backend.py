@@ -160,6 +160,11 @@ class CupyBackend(AbstractBackend[Array]):
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         return gradient_squares(self.rt, gradients)
 
+    def within(self, x: Array, inside: Array) -> Array:
+        which = inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0
+        kept: Array = self.rt.xp.where(which, x, x.dtype.type(0))
+        return kept
+
     def spike_count(self, s: Array) -> Array:
         return self.asarray(self.rt.xp.count_nonzero(s))
 

@@ -246,6 +246,9 @@ class JaxBackend(AbstractBackend[Array]):
             return error
         return jnp.where(np.arange(samples, dtype=np.int32)[:, None] < count, error, ZERO)
 
+    def within(self, x: Array, inside: Array) -> Array:
+        return jnp.where(inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0, x, x.dtype.type(0))
+
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((projection,), (w,))
         return found

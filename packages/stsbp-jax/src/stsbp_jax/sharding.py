@@ -113,7 +113,7 @@ class SpreadGradients:
             own = [_own(piece, shard, devices) for piece, shard in zip(pieces, self._shards, strict=True)]
             return gradients(backend, network, loss, precision, memory, collective, own, *args)
 
-        takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE)
+        takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
         gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST)
         self._compiled = Compiled(_on(spread.mesh, program, takes, gives), "gradients")
 
@@ -121,12 +121,20 @@ class SpreadGradients:
     def seconds(self) -> float:
         return self._compiled.seconds
 
-    def __call__(self, wq: Any, inputs: Any, targets: Any, dropout: Any) -> Gradients[Array]:
+    def __call__(
+        self, wq: Any, inputs: Any, targets: Any, dropout: Any, padding: Sequence[Any] | None = None
+    ) -> Gradients[Array]:
         spread = self._spread
         cut = [list(map(spread.shards, each, self._shards)) for each in (inputs, targets)]
+        padded = None
+        if padding is not None:
+            padded = [
+                {name: spread.shards(x, shard) for name, x in each.items()}
+                for each, shard in zip(padding, self._shards, strict=True)
+            ]
         self._collective.beat("gradients")
         with guarded(self._collective):
-            found = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout)
+            found = self._compiled(jax.tree.map(spread.copies, wq), *cut, dropout, padded)
         counts = [x.shape[1] for x in inputs]
         return Gradients(
             jax.tree.map(spread.here, found.values),
@@ -142,18 +150,19 @@ class SpreadOutput:
 
     def __init__(self, backend: Any, spread: Spread, *fixed: Any) -> None:
         self._spread = spread
-        program = _on(spread.mesh, partial(output, backend, *fixed), (EVERYWHERE, SECOND), (SECOND, FIRST))
+        takes = (EVERYWHERE, SECOND, SECOND)
+        program = _on(spread.mesh, partial(output, backend, *fixed), takes, (SECOND, FIRST))
         self._compiled = Compiled(program, "output")
 
     @property
     def seconds(self) -> float:
         return self._compiled.seconds
 
-    def __call__(self, wq: Any, x: Array) -> tuple[Array, list[Array]]:
+    def __call__(self, wq: Any, x: Array, inside: Array | None = None) -> tuple[Array, list[Array]]:
         spread, count = self._spread, x.shape[1]
-        found, counts = self._compiled(
-            jax.tree.map(spread.copies, wq), spread.shards(x, -(-count // len(spread.local)))
-        )
+        shard = -(-count // len(spread.local))
+        within = None if inside is None else spread.shards(inside, shard)
+        found, counts = self._compiled(jax.tree.map(spread.copies, wq), spread.shards(x, shard), within)
         return spread.joined(found, 1, count), [spread.joined(each, 0, count) for each in counts]
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "check_batch",
     "check_dropout",
     "check_inputs",
+    "check_lengths",
     "check_loss",
     "check_network",
     "check_part",
@@ -184,4 +185,21 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int],
         raise ShapeError(f"targets must be [T, B, N] = {expected}, got {targets.shape}")
     if int(targets.max()) > 1:
         raise ShapeError("targets are spike trains of 0 and 1")
+    check_lengths(batch.lengths, samples, targets.shape[0])
     return int(targets.shape[0])
+
+
+def check_lengths(lengths: object, samples: int, steps: int) -> None:
+    """Raise `ShapeError` unless `lengths` are None or the numbers of steps, 1 to `steps`, of so many samples."""
+    if lengths is None:
+        return
+    _array("lengths", lengths)
+    assert isinstance(lengths, np.ndarray)
+    if lengths.dtype.kind not in "iu" or lengths.shape != (samples,):
+        raise ShapeError(
+            f"lengths must be integers [B] = [{samples}], the steps of each sample, or None; got {lengths.dtype} of "
+            f"shape {list(lengths.shape)}"
+        )
+    wrong = np.flatnonzero((lengths < 1) | (lengths > steps))
+    if wrong.size:
+        raise ShapeError(f"lengths are from 1 to the {steps} steps; sample {wrong[0]} has {lengths[wrong[0]]}")

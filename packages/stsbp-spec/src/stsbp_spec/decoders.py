@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
@@ -11,7 +12,7 @@ from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 __all__ = ["distances", "equally_near", "nearest_sequence", "spike_count"]
 
 
-def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP) -> Float64:
+def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP, lengths: Int64 | None = None) -> Float64:
     """Distance of each sample's output to each class's label sequence, in the metric of the loss.
 
     Args:
@@ -19,11 +20,12 @@ def distances(spikes: UInt8, sequences: UInt8, loss: Loss, psp: PSP) -> Float64:
         sequences: target trains of each class, `[K, T, N]` (`LabelCode.sequences`).
         loss: the metric.
         psp: the output layer's synaptic filter.
+        lengths: steps of each sample, `[B]`, of which alone the distance is; None: all.
 
     Returns:
         `[B, K]`.
     """
-    return np.stack([loss.distance(spikes, target[:, None, :], psp) for target in sequences], axis=1)
+    return np.stack([loss.distances(spikes, target[:, None, :], psp, lengths) for target in sequences], axis=1)
 
 
 def equally_near(distance: Float64) -> AnyArray:
@@ -41,7 +43,10 @@ def nearest_sequence(distance: Float64) -> Int64:
     return nearest
 
 
-def spike_count(spikes: UInt8) -> Int64:
-    """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class."""
-    most: Int64 = spikes.sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)
+def spike_count(spikes: UInt8, lengths: Int64 | None = None) -> Int64:
+    """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class.
+
+    `lengths`: steps of each sample, `[B]`, in which its spikes are counted; None: all.
+    """
+    most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)
     return most

@@ -15,20 +15,25 @@ import numpy as np
 
 from stsbp_spec.adjoint import derive, free_variables, kept_values, substituted
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, variable
+from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, unsnapped, variable, where
+from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
-from stsbp_spec.synapses.psp import FilterAdjoint, SynapticFilter
+from stsbp_spec.synapses.psp import PSP, FilterAdjoint, SynapticFilter
+from stsbp_spec.typing import AnyArray, Int64, Shape
 
 __all__ = [
     "COUNT",
+    "COUNT_INSIDE",
     "Constants",
     "FilterEquations",
     "LossEquations",
     "NeuronEquations",
     "filter_equations",
     "loss_equations",
+    "loss_padding",
     "neuron_equations",
+    "padded_loss_equations",
 ]
 
 Constants = Mapping[str, np.float32]
@@ -36,6 +41,11 @@ Constants = Mapping[str, np.float32]
 
 COUNT = Recurrence("count", (), ("o",), {}, {"n": variable("o")})
 """Spikes; its outputs added over the steps are how many there were."""
+
+COUNT_INSIDE = Recurrence(
+    "count_inside", (), ("o", "inside"), {}, {"n": where(variable("inside") > 0, variable("o"), 0)}
+)
+"""The same, of the steps that are inside a sample's length."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,13 @@ class LossEquations:
         forward: from `o` and `target` to `r`; None where the way back reads no `r`.
         backward: to `do`, the last step first. Besides `r`, `o` and `target` it may read `count` and `target_count`,
             their sums over the steps, the same at every step.
+        inside: the input of the way back that is 0 at padded steps, of a batch with lengths; constants are then inputs
+            too, since a sample's own hang on its length.
     """
 
     forward: Recurrence | None
     backward: Recurrence
+    inside: str | None = None
 
 
 class _Part:
@@ -277,6 +290,57 @@ def loss_equations(loss: Loss) -> LossEquations:
     back = loss.back(p, states(loss.back_states), Names("value of a step", names))
     forward = None if ahead is None else _pass(loss, "forward", ahead, AHEAD, "r")
     return LossEquations(forward, _pass(loss, "backward", back, STEP, "do"))
+
+
+@cache
+def padded_loss_equations(loss: Loss) -> LossEquations:
+    """`loss_equations` of samples with lengths: at padded steps the error and every state of the way back are zero."""
+    plain = loss_equations(loss)
+    taken = {*loss.parameters, *loss.states, *loss.back_states, *STEP}
+    name = "inside"
+    while name in taken:
+        name += "_"
+
+    def kept(x: Expr) -> Expr:
+        # What is selected has been snapped as it is, and stays so.
+        return unsnapped(where(variable(name) > 0, x, 0))
+
+    back, ahead = plain.backward, plain.forward
+    backward = Recurrence(
+        f"{back.name}_padded",
+        (),
+        (*back.inputs, *back.parameters, name),
+        {state: kept(x) for state, x in back.states.items()},
+        {output: kept(x) for output, x in back.outputs.items()},
+        reverse=True,
+    )
+    if ahead is not None:
+        ahead = ahead.changed(name=f"{ahead.name}_padded", parameters=(), inputs=(*ahead.inputs, *ahead.parameters))
+    return LossEquations(ahead, backward, name)
+
+
+def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape) -> dict[str, AnyArray]:
+    """What `padded_loss_equations` reads besides outputs and targets of `shape` `[T, B, N]`, by the names of inputs.
+
+    Args:
+        loss, psp: what is computed.
+        lengths: of the samples, `[B]`.
+        batch: samples of the whole batch.
+        shape: of the outputs.
+
+    Returns:
+        The constants of each sample, float32 `[1, B, N]`, and which steps are inside its length, uint8 `[T, B, N]`.
+    """
+    steps, samples, neurons = shape
+    constants = loss.constants_of(psp, lengths, batch)
+    found: dict[str, AnyArray] = {
+        name: np.broadcast_to(x.astype(np.float32)[None, :, None], (1, samples, neurons)).copy()
+        for name, x in constants.items()
+    }
+    within = inside(lengths, steps)[..., None]
+    name = padded_loss_equations(loss).inside
+    assert name is not None
+    return found | {name: np.broadcast_to(within, shape).astype(np.uint8)}
 
 
 def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:

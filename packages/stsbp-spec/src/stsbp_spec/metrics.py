@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.lengths import without_padding
 from stsbp_spec.typing import Int64, UInt8
 
 __all__ = ["SpikeMatches", "f1", "match_spikes", "precision", "recall"]
@@ -25,13 +26,14 @@ class SpikeMatches(NamedTuple):
     targets: Int64
 
 
-def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1) -> SpikeMatches:
+def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int64 | None = None) -> SpikeMatches:
     """Match the spikes of each neuron with its target spikes, one to one.
 
     Args:
         spikes: output spike trains, `[T, B, N]`.
         targets: target spike trains, `[T, B, N]`.
         tolerance: largest distance of a pair in steps.
+        lengths: steps of each sample, `[B]`; spikes of either kind after them are not looked at. None: all.
 
     Raises:
         ShapeError: the shapes differ, or are not `[T, B, N]`.
@@ -41,6 +43,7 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1) -> SpikeMatc
         raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
     if tolerance < 0:
         raise SpecError(f"the tolerance is a number of steps from 0 on, got {tolerance}")
+    spikes, targets = (without_padding(x, lengths) for x in (spikes, targets))
     slots = min(tolerance, len(spikes)) + 1
     # Spikes that wait for a partner by the step they came in, modulo slots: a slot is reused when its spike is too old.
     waiting = np.zeros((2, slots, *spikes.shape[1:]), dtype=bool)

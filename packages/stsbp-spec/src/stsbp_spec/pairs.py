@@ -19,7 +19,16 @@ import numpy as np
 
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import COUNT, Constants, NeuronEquations, filter_equations, loss_equations, neuron_equations
+from stsbp_spec.equations import (
+    COUNT,
+    COUNT_INSIDE,
+    Constants,
+    NeuronEquations,
+    filter_equations,
+    loss_equations,
+    neuron_equations,
+    padded_loss_equations,
+)
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
@@ -195,6 +204,12 @@ class Pairs(ABC, Generic[Array]):
             return error
         return self.asarray(np.where(np.arange(error.shape[1])[:, None] < count, self.numpy(error), np.float32(0)))
 
+    def within(self, x: Array, inside: Array) -> Array:
+        """`x` `[T, B, ...]` with zeros where `inside`, uint8 `[T, B]`, is 0."""
+        which = self.numpy(inside).reshape(*inside.shape, *(1,) * (len(x.shape) - 2))
+        values = self.numpy(x)
+        return self.asarray(np.where(which, values, values.dtype.type(0)))
+
     def alone(self) -> Collective[Array]:
         """This process by itself; a backend may spread each batch over several devices of its own."""
         return Alone()
@@ -289,16 +304,33 @@ class Pairs(ABC, Generic[Array]):
         equations = filter_equations(psp.filter())
         return self.recur(equations.backward, equations.constants, {"da": da}, len(da))["do"]
 
-    def loss_error(self, loss: Loss, psp: PSP, s: Array, targets: Array, batch: int | None = None) -> Array:
-        """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. These are `B` of its `batch` samples."""
+    def loss_error(
+        self,
+        loss: Loss,
+        psp: PSP,
+        s: Array,
+        targets: Array,
+        batch: int | None = None,
+        padding: Mapping[str, Array] | None = None,
+    ) -> Array:
+        """`dL/do` of the loss of a batch at the output, `[T, B, N]`: losses/. These are `B` of its `batch` samples.
+
+        `padding`, native arrays of `equations.loss_padding`, says which steps are padding; None: none are.
+        """
         steps = len(s)
         batch = s.shape[1] if batch is None else batch
-        equations = loss_equations(loss)
-        constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
-        values = {"o": s, "target": targets}
+        values, constants = {"o": s, "target": targets}, dict[str, np.float32]()
+        if padding is None:
+            equations, counting = loss_equations(loss), COUNT
+            constants = {name: np.float32(value) for name, value in loss.constants(psp, steps, batch).items()}
+            counted_within = dict[str, Array]()
+        else:
+            equations, counting = padded_loss_equations(loss), COUNT_INSIDE
+            values |= padding
+            counted_within = {"inside": padding[str(equations.inside)]}
         for name, counted in (("count", s), ("target_count", targets)):
             if name in equations.backward.inputs:
-                values[name] = self.recur(COUNT, {}, {"o": counted}, steps, summed=("n",))["n"]
+                values[name] = self.recur(counting, {}, {"o": counted, **counted_within}, steps, summed=("n",))["n"]
         if equations.forward is not None:
             values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
         return self.recur(equations.backward, constants, values, steps)["do"]

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple
 
 from stsbp_spec.collective import Collective, Part
+from stsbp_spec.equations import padded_loss_equations
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
@@ -49,6 +50,7 @@ def gradients(
     inputs: Sequence[Array],
     targets: Sequence[Array],
     dropout: tuple[int, int] | None,
+    padding: Sequence[Mapping[str, Array]] | None = None,
 ) -> Gradients[Array]:
     """Forward pass, error of the loss, backward pass: lines 1-31 of the pseudo-code.
 
@@ -60,16 +62,21 @@ def gradients(
         inputs: encoded inputs of each part, of at least one sample; those beyond its count are not of the batch.
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
+        padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
     """
     steps = len(targets[0])
     traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory)
     errors = list[Array]()
-    for part, trace, target in zip(parts, traces, targets, strict=True):
-        error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch)
+    each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
+    for part, trace, target, padded in zip(parts, traces, targets, each, strict=True):
+        error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
         errors.append(backend.silenced(error, part.count))
     values = backward_passes(traces, errors, precision)
     squares = backend.gradient_squares(list(values.values()))
-    counts = [_counts(backend, trace) for trace in traces]
+    counts = [
+        _counts(backend, trace, None if padded is None else padded[str(padded_loss_equations(loss).inside)][..., 0])
+        for trace, padded in zip(traces, each, strict=True)
+    ]
     return Gradients(values, squares, [t.output for t in traces], counts, [t.zeroed for t in traces])
 
 
@@ -96,11 +103,19 @@ def update(
 
 
 def output(
-    backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    steps: int,
+    wq: dict[str, Array],
+    x: Array,
+    inside: Array | None = None,
 ) -> tuple[Array, list[Array]]:
-    """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block."""
+    """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block.
+
+    `inside`, uint8 `[T, B]`: 0 at padded steps, where no spikes are counted; None: there are none.
+    """
     trace = forward_pass(backend, network.graph, wq, x, steps, None)
-    return trace.output, _counts(backend, trace)
+    return trace.output, _counts(backend, trace, inside)
 
 
 def states(
@@ -111,5 +126,6 @@ def states(
     return [(trace.spikes[name], backend.neuron_potentials(left)) for name, left in trace.populations()]
 
 
-def _counts(backend: Pairs[Array], trace: Trace[Array]) -> list[Array]:
-    return [backend.spike_count(spikes) for spikes in trace.spikes.values()]
+def _counts(backend: Pairs[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:
+    found = trace.spikes.values()
+    return [backend.spike_count(s if inside is None else backend.within(s, inside)) for s in found]

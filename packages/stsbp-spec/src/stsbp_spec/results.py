@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.grid import WeightGrid, ZeroedErrors
-from stsbp_spec.typing import Array, Float32, UInt8
+from stsbp_spec.typing import Array, Float32, Int64, UInt8
 
 __all__ = [
     "Batch",
@@ -42,10 +42,13 @@ class Batch(NamedTuple, Generic[In]):
         inputs: uint8; direct coding: images `[B, C, H, W]` of value `x / 256`; events: frames `[T, B, C, H, W]`, or
             `[T, B, N]`, or frames of zeros and ones as bits (`PackedFrames`).
         targets: target spike trains, uint8 `[T, B, N]`; `T` is the number of steps.
+        lengths: how many steps each sample has, int64 `[B]`, 1 to `T`; its later steps are padding (lengths.py), whose
+            inputs and targets do not matter. None: all samples have `T` steps.
     """
 
     inputs: In
     targets: UInt8
+    lengths: Int64 | None = None
 
 
 class Device(NamedTuple):
@@ -115,8 +118,8 @@ class StepResult:
     """What one update reports.
 
     Attributes:
-        spikes: output spike trains before the update, `[T, B, N]` uint8.
-        rates: mean spikes per neuron and step of each layer.
+        spikes: output spike trains before the update, `[T, B, N]` uint8; at padded steps what the states made of them.
+        rates: mean spikes per neuron and step of each layer, padded steps left out.
         grids: weight grid of each layer.
         gradient_norm: global norm before clipping.
         learning_rate: of this update.
@@ -140,7 +143,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer."""
+    """Output spike trains `[T, B, N]` uint8 and mean spikes per neuron and step of each layer, as in `StepResult`."""
 
     spikes: UInt8
     rates: dict[str, float]

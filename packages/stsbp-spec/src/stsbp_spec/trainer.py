@@ -13,6 +13,7 @@ from stsbp_spec.checks import (
     check_batch,
     check_dropout,
     check_inputs,
+    check_lengths,
     check_loss,
     check_part,
     check_precision,
@@ -20,8 +21,10 @@ from stsbp_spec.checks import (
 )
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames, cut
+from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
+from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
@@ -119,7 +122,7 @@ class Trainer(Generic[Array]):
         fixed = (network, self.loss, self.precision, self.memory, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         spikes, norm, rates, zeroed = _looked_at(
-            backend, network, self.collective, parts, found, f"step {state.step}: "
+            backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
         )
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
         new = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
@@ -129,7 +132,7 @@ class Trainer(Generic[Array]):
             grids=grids,
             gradient_norm=norm,
             learning_rate=self.optimizer.rate(state.step),
-            measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp),
+            measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp, batch.lengths),
             zeroed=zeroed,
         )
         return TrainState(state.step + 1, *new), result
@@ -138,7 +141,14 @@ class Trainer(Generic[Array]):
         return self.collective.parts(batch)[self.collective.rank]
 
     @np.errstate(over="ignore", invalid="ignore")
-    def predict(self, state: TrainState[Array], inputs: Inputs, steps: int, batch: int | None = None) -> Prediction:
+    def predict(
+        self,
+        state: TrainState[Array],
+        inputs: Inputs,
+        steps: int,
+        batch: int | None = None,
+        lengths: Int64 | None = None,
+    ) -> Prediction:
         """Output of the network without dropout; the state is not changed.
 
         Args:
@@ -146,22 +156,25 @@ class Trainer(Generic[Array]):
             inputs: of this process's part of a batch, as `step` takes them.
             steps: `T`.
             batch: samples of the whole batch, whose output every process returns; None: `inputs` are all.
+            lengths: of the samples of the whole batch, as in `Batch`; only the rates hang on them.
         """
         samples = check_inputs(self.network, inputs, steps)
         collective: Collective[Array] = Alone() if batch is None else self.collective
         part = Part(0, samples, samples) if batch is None else self._part(batch)
         check_part(samples, part)
+        check_lengths(lengths, part.batch, steps)
         wq, _ = _on_grid(self.backend, self.network, state.weights)
         own: list[AnyArray] = []
         counts = np.zeros(len(self.network.blocks), np.int64)
         for piece, x in _pieces(self.network, inputs, part.cut(self.micro_batch or samples)):
             made = _encoded(self.backend, self.network, x)
-            found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made)
+            padding = () if lengths is None else (self.backend.asarray(_inside(lengths, piece, steps)),)
+            found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made, *padding)
             spikes, *each = self.backend.read([found, *numbers])
             own.append(spikes[:, : piece.count].astype(np.uint8))
             counts += _totals(each) * (piece.count > 0)
         whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
-        return Prediction(whole, _rates(self.network, totals, whole))
+        return Prediction(whole, _rates(self.network, totals, whole, lengths))
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
@@ -221,8 +234,8 @@ def value_and_grad(
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (Part(0, samples, samples),)
     found, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
-    spikes, _, _, zeroed = _looked_at(backend, network, alone, parts, found, "")
-    value = loss.mean(spikes, batch.targets, network.output_psp)
+    spikes, _, _, zeroed = _looked_at(backend, network, alone, parts, found, batch.lengths, "")
+    value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
     named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
     return ValueAndGrad(value, spikes, named, zeroed)
 
@@ -282,13 +295,28 @@ def _gradients(
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
     wq, grids = _on_grid(backend, network, weights)
-    inputs, targets = list[Array](), list[Array]()
+    inputs, targets, padding = list[Array](), list[Array](), list[dict[str, Array]]()
     for part, x in _pieces(network, batch.inputs, parts):
         inputs.append(_encoded(backend, network, x))
-        target = batch.targets[:, part.first : part.end]
-        targets.append(backend.asarray(target if part.count else np.zeros_like(batch.targets[:, :1])))
+        target = batch.targets[:, part.first : part.end] if part.count else np.zeros_like(batch.targets[:, :1])
+        targets.append(backend.asarray(target))
+        if batch.lengths is not None:
+            own = _of_part(batch.lengths, part, len(target))
+            found = loss_padding(loss, network.output_psp, own, part.batch, target.shape)
+            padding.append({name: backend.asarray(array) for name, array in found.items()})
     fixed = (network, loss, precision, "low" if len(parts) > 1 else memory, collective, parts)
-    return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout), grids
+    padded = () if batch.lengths is None else (padding,)
+    return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout, *padded), grids
+
+
+def _of_part(lengths: Int64, part: Part, steps: int) -> Int64:
+    """Lengths of the samples of a part of a batch; of the silent sample of an empty part all steps."""
+    return lengths[part.first : part.end] if part.count else np.array([steps])
+
+
+def _inside(lengths: Int64, part: Part, steps: int) -> UInt8:
+    """Which steps of the samples of a part are no padding, `[T, B]`."""
+    return inside(_of_part(lengths, part, steps), steps).astype(np.uint8)
 
 
 def _looked_at(
@@ -297,6 +325,7 @@ def _looked_at(
     collective: Collective[Array],
     parts: Sequence[Part],
     found: Gradients[Array],
+    lengths: Int64 | None,
     where: str,
 ) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors]]:
     """Output spikes, gradient norm, spike rates and what the error grids took, with one wait for the device.
@@ -330,7 +359,7 @@ def _looked_at(
     }
     # A compiled function may have sorted the names.
     ordered = {block.name: lost[block.name] for block in network.blocks if block.name in lost}
-    return whole, norm, _rates(network, totals[:layers], whole), ordered
+    return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered
 
 
 def _from_all(collective: Collective[Array], batch: int, spikes: UInt8, numbers: Int64) -> tuple[UInt8, Int64]:
@@ -360,9 +389,9 @@ def _totals(counts: Sequence[AnyArray]) -> Int64:
     return np.array([np.sum(count, dtype=np.int64) for count in counts], np.int64)
 
 
-def _rates(network: NetworkSpec, counts: Int64, spikes: AnyArray) -> dict[str, float]:
-    """Spikes per neuron and step of each layer, of as many frames as the output has."""
-    frames = math.prod(spikes.shape[:2])
+def _rates(network: NetworkSpec, counts: Int64, spikes: AnyArray, lengths: Int64 | None) -> dict[str, float]:
+    """Spikes per neuron and step of each layer, of as many frames as the output has without padding."""
+    frames = math.prod(spikes.shape[:2]) if lengths is None else int(lengths.sum())
     return {
         block.name: int(count) / (frames * math.prod(block.output_shape))
         for block, count in zip(network.blocks, counts, strict=True)

@@ -257,6 +257,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         adamw.update(scalars, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, new_w, new_m, new_v)))
         return new_w, new_m, new_v
 
+    def within(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        return laid_out(x.masked_fill(inside.view(*inside.shape, *(1,) * (x.ndim - 2)) == 0, 0))
+
     def spike_count(self, s: torch.Tensor) -> torch.Tensor:
         if s.device.type == "cpu":
             return torch.tensor(int(reductions.count(rows(s).reshape(-1).numpy())))

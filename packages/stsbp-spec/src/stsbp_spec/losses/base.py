@@ -13,9 +13,10 @@ import numpy as np
 
 from stsbp_spec.errors import NumericError, SpecError
 from stsbp_spec.expr import Expr, Names, Recurrence, unsnapped, variable
+from stsbp_spec.lengths import inside
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Float64, UInt8
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 from stsbp_spec.values import real
 
 __all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
@@ -36,6 +37,9 @@ class LossStep:
 @dataclass(frozen=True)
 class Loss(ABC):
     """A distance of spike trains. The loss of a batch is the mean over its samples.
+
+    Samples may have different numbers of steps (lengths.py): a sample of length `L` has the distance and the errors
+    that it would have alone, with `T = L`, and an error of zero at every padded step.
 
     Its error `dL/do` takes up to two passes over time: `ahead`, from the first step to the last, gives `r`; `back`,
     from the last to the first, gives the error. Most losses need `back` alone.
@@ -78,23 +82,47 @@ class Loss(ABC):
             raise SpecError(f"the loss {self.name} has no distance: write `measure`, or `distance` in numpy")
         return joined(parts)
 
+    def distances(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
+        """`distance` of samples of `lengths`, broadcastable to `[...B]`: of each, of its first steps alone.
+
+        None: all have `T` steps.
+        """
+        if lengths is None:
+            return self.distance(spikes, targets, psp)
+        parts = self.parts(spikes, targets, psp, lengths)
+        if parts is not None:
+            return joined(parts)
+        shape = np.broadcast_shapes(spikes.shape, targets.shape)
+        o, target = (np.broadcast_to(x, shape) for x in (spikes, targets))
+        found, each = np.empty(shape[1:-1]), np.broadcast_to(lengths, shape[1:-1])
+        for length in np.unique(each):
+            which = each == length
+            found[which] = self.distance(o[:length, which], target[:length, which], psp)
+        return found
+
     def measure(self, p: Names, x: Names) -> Expr | None:
         """What a step of a neuron adds to the distance, float64, of what `back` sees; `p` are the constants of a batch
         of one. None: `distance` is written in numpy instead."""
         return None
 
-    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64 | None:
+    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64 | None:
         """What each step and neuron adds to the distance, `[T, ...B, N]`, of which `joined` makes it.
 
         None: the distance is no such sum, or as cheap without. Whoever compares outputs with several targets has then
-        to run a filter over them once.
+        to run a filter over them once. Padded steps of samples of `lengths` add nothing.
         """
         if (measuring := _measuring(self)) is None:
             return None
         ahead, measured = measuring
-        p = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
         shape = np.broadcast_shapes(spikes.shape, targets.shape)
         o, target = (np.broadcast_to(x, shape).astype(np.float64) for x in (spikes, targets))
+        if lengths is None:
+            p: tuple[Any, ...] = tuple(np.float64(x) for x in _by_name(self, self.constants(psp, len(spikes), 1)))
+        else:
+            each = np.broadcast_to(lengths, shape[1:-1])
+            within = inside(each, shape[0])[..., None]
+            o, target = o * within, target * within
+            p = tuple(x[..., None] for x in self.constants_of(psp, each, 1).values())
         count, target_count = o.sum(axis=0), target.sum(axis=0)
         states: tuple[Any, ...] = tuple(np.zeros(shape[1:]) for _ in self.states)
         r = np.zeros(shape[1:])
@@ -103,21 +131,34 @@ class Loss(ABC):
                 if ahead is not None:
                     states, (r,) = ahead(*p, now, wanted, *states)
                 _, (now[...],) = measured(*p, now, wanted, count, target_count, r)
+        if lengths is not None:
+            o = np.where(within, o, 0.0)
         if not np.isfinite(o).all():
             step = int(np.argwhere(~np.isfinite(o))[0][0])
             raise NumericError(f"the loss {self.name} measures a distance that is not finite, first at step {step}")
         return o
 
-    def mean(self, spikes: UInt8, targets: UInt8, psp: PSP) -> float:
+    def mean(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
         """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
-        distances = self.distance(spikes, targets, psp)
+        distances = self.distances(spikes, targets, psp, lengths)
         if not np.isfinite(distances).all():
             raise NumericError(f"the loss {self.name} gives a distance that is not finite")
         return math.fsum(distances.flat) / distances.size
 
     @abstractmethod
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
-        """The numbers of the two passes by name, rounded once to float32, for a batch of `batch` samples."""
+        """The numbers of the two passes by name, rounded once to float32, for a batch of `batch` samples.
+
+        `steps` are those of the sample: its length, where samples have different ones.
+        """
+
+    def constants_of(self, psp: PSP, lengths: AnyArray, batch: int) -> dict[str, Float64]:
+        """`constants` of each sample of a batch, float64, of the shape of `lengths`, in the order of `parameters`."""
+        different, which = np.unique(lengths, return_inverse=True)
+        rows = [_by_name(self, self.constants(psp, int(length), batch)) for length in different]
+        columns = np.array(rows, np.float64).reshape(len(different), len(self.parameters)).T
+        each = which.reshape(np.shape(lengths))
+        return {name: column[each] for name, column in zip(self.parameters, columns, strict=True)}
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
         """One step forward, from `x.o` and `x.target`; `p` the constants, `s` the states. None: no such pass."""

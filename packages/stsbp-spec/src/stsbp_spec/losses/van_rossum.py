@@ -23,9 +23,10 @@ from typing import ClassVar
 import numpy as np
 
 from stsbp_spec.expr import Names, snap, unsnapped
+from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import Loss, LossStep, joined
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Float64, UInt8
+from stsbp_spec.typing import Float64, Int64, UInt8
 
 __all__ = ["VanRossum"]
 
@@ -42,13 +43,15 @@ class VanRossum(Loss):
     def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
         return joined(self.parts(spikes, targets, psp))
 
-    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+    def parts(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
         k, c = 1 - 1 / psp.tau_s, 1 / psp.tau_s
         difference = spikes.astype(np.float64) - targets
         r = np.zeros_like(difference[0])
         for d in difference:
             r = k * r + c * d
             d[...] = 0.5 * (r * r)
+        if lengths is not None:
+            difference *= inside(np.broadcast_to(lengths, difference.shape[1:-1]), len(difference))[..., None]
         return difference
 
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
