@@ -304,6 +304,6 @@ def test_the_module_is_a_command(tmp_path: Path) -> None:
 
 
 def test_cases_of_parts_end_where_they_did_before_a_batch_had_parts() -> None:
-    for case in parts.CASES:
+    for case in parts.CASES[: len(parts.BEFORE)]:
         state, results = reference.trained(case, parts.UPDATES[case.id], OPTIMIZER, 20)
         assert Trained.of(state, results).weights == parts.BEFORE[case.id]

@@ -40,6 +40,7 @@ class NetworkCase:
             second sample is silent.
         density: of random event frames.
         seed: of weights, inputs and targets.
+        lengths: steps of each sample; None: all have `T`.
     """
 
     id: str
@@ -50,6 +51,7 @@ class NetworkCase:
     source: Literal["random", "nmnist", "burst", "half"] = "random"
     density: float = 0.1
     seed: int = 1
+    lengths: tuple[int, ...] | None = None
 
     @property
     def random(self) -> bool:
@@ -91,8 +93,8 @@ class NetworkCase:
         return normal((self.steps, self.batch, self.network.outputs), self.seed)
 
     def data(self) -> Batch:
-        """Inputs and targets."""
-        return Batch(self.inputs(), self.targets())
+        """Inputs, targets and lengths."""
+        return Batch(self.inputs(), self.targets(), None if self.lengths is None else np.array(self.lengths))
 
 
 def learned(numbers: Learned, count: int, seed: int, substream: int = 0) -> Float32:

@@ -836,6 +836,34 @@ class BatchNotDivided(NumpyBackend):
         return super().loss_error(loss, psp_, s, targets, *rest) * np.float32(s.shape[1])
 
 
+class LooksAtPadding(NumpyBackend):
+    """Outputs and targets at padded steps are errors of the loss."""
+
+    def loss_error(
+        self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None, *rest: Any
+    ) -> AnyArray:
+        return super().loss_error(loss, psp_, s, targets, batch)
+
+
+class RateOfAllSteps(NumpyBackend):
+    """The spike count loss of a sample that ends early divides by the steps of the batch."""
+
+    def loss_error(
+        self, loss: Loss, psp_: PSP, s: UInt8, targets: UInt8, batch: int | None = None, *rest: Any
+    ) -> AnyArray:
+        if rest and rest[0] is not None and isinstance(loss, SpikeCount):
+            constants = loss.constants(psp_, len(s), batch or s.shape[1])
+            rest = (rest[0] | {"scale": np.full_like(rest[0]["scale"], constants["scale"])},)
+        return super().loss_error(loss, psp_, s, targets, batch, *rest)
+
+
+class CountsPaddedSteps(NumpyBackend):
+    """Spikes at padded steps count in the spike rates."""
+
+    def within(self, x: AnyArray, inside: UInt8) -> AnyArray:
+        return x
+
+
 class HammingTwice(NumpyBackend):
     """The error of the Hamming distance has the factor 2 of the square."""
 

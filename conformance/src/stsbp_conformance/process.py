@@ -27,6 +27,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
+from stsbp_conformance.tiers.bits import LENGTHS
 
 __all__ = ["CASES", "UPDATES", "Trained", "main", "started"]
 
@@ -49,8 +50,9 @@ CASES = (
         batch=2,
         gain=3.0,
     ),
+    LENGTHS,
 )
-UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming"), strict=True)}
+UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming", "spike-count"), strict=True)}
 """The loss with which each case is trained."""
 
 
@@ -116,9 +118,9 @@ def started(backend: AbstractBackend, size: int, updates: int, cases: Sequence[s
 
 def _own(case: NetworkCase, collective: Collective, step: int) -> Batch[packed.Inputs]:
     """The inputs of this process's part of a batch, and the targets of all of it."""
-    inputs, targets = reference.rolled(case, step)
+    inputs, targets, lengths = reference.rolled(case, step)
     part, axis = collective.parts(case.batch)[collective.rank], int(case.network.coding == "events")
-    return Batch(packed.of_part(inputs, part, axis), targets)
+    return Batch(packed.of_part(inputs, part, axis), targets, lengths)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -34,7 +34,8 @@ def data(case: NetworkCase) -> Batch:
     """The case's inputs and targets; not to be written to."""
     batch = case.data()
     for x in batch:
-        x.setflags(write=False)
+        if x is not None:
+            x.setflags(write=False)
     return batch
 
 
@@ -70,8 +71,8 @@ def train(trainer: Trainer, case: NetworkCase, steps: int) -> tuple[dict[str, An
 
 def rolled(case: NetworkCase, step: int) -> Batch:
     """The case's batch with its targets moved on by `step` time steps, so that no two updates are alike."""
-    inputs, targets = data(case)
-    return Batch(inputs, np.roll(targets, step, axis=0))
+    inputs, targets, lengths = data(case)
+    return Batch(inputs, np.roll(targets, step, axis=0), lengths)
 
 
 def checksum(state: dict[str, AnyArray]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stsbp_spec.collective import Part
+from stsbp_spec.collective import Alone, Part
 from stsbp_spec.decoders import distances, spike_count
 from stsbp_spec.encoders.packed import PackedFrames
 from stsbp_spec.equations import loss_padding, padded_loss_equations
@@ -26,7 +26,7 @@ from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, LIF, PLIF
 from stsbp_spec.optim import AdamW
-from stsbp_spec.passes import backward_passes, forward_pass
+from stsbp_spec.passes import backward_passes, forward_passes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.results import Batch
 from stsbp_spec.synapses import PSP
@@ -196,7 +196,8 @@ def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
     for b, length in enumerate(lengths):
         own = inputs[b : b + 1] if network.coding == "direct" else inputs[:length, b : b + 1]
         x = NUMPY.encode(own, network.coding)
-        trace = forward_pass(NUMPY, network.graph, wq, x, int(length), dropout, Part(b, 1, batch))
+        part = Part(b, 1, batch)
+        (trace,) = forward_passes(NUMPY, network.graph, wq, [x], int(length), dropout, [part], Alone(), "full")
         errors.append(NUMPY.loss_error(loss, network.output_psp, trace.output, targets[:length, b : b + 1], batch))
         traces.append(trace)
         assert np.array_equal(trace.output, found.spikes[:length, b : b + 1])

@@ -26,6 +26,7 @@ __all__ = [
     "EXACT_HITS",
     "FLOOR",
     "HUGE",
+    "LENGTHS",
     "MODELS",
     "MODELS_DIRECT",
     "NINE_LAYERS",
@@ -205,6 +206,17 @@ NINE_LAYERS = NetworkCase(
 )
 
 _QUICK = (*SMALL, MODELS, LEARNED, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
+LENGTHS = NetworkCase(
+    "samples of 9, 2 and 6 steps",
+    NetworkSpec.parse("7d0.25", input_shape=(11,), outputs=4, neuron=LIF(3, 5 / 3, 0.4)),
+    steps=9,
+    batch=3,
+    gain=3.0,
+    density=0.3,
+    lengths=(9, 2, 6),
+)
+"""Of no other tier than those of errors and updates: states run on through padded steps."""
+
 CASES = (*_QUICK, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
 
 

@@ -180,7 +180,7 @@ def _weights(backend: AbstractBackend) -> Verdict:
 
 def _batches(backend: AbstractBackend) -> Verdict:
     compared, good, weights = Compared(), reference.data(_CASE), reference.weights(_CASE)
-    inputs, targets = good
+    inputs, targets, _ = good
     refused: tuple[tuple[str, str, Any], ...] = (
         ("float inputs", "uint8", Batch(inputs.astype(np.float32), targets)),
         ("frames without channels", "(2, 11, 12)", Batch(inputs[:, :, 0], targets)),
@@ -192,6 +192,8 @@ def _batches(backend: AbstractBackend) -> Verdict:
         ("float targets", "uint8", Batch(inputs, targets.astype(np.float32))),
         ("targets that are no spike trains", "0 and 1", Batch(inputs, targets * np.uint8(2))),
         ("a mask over the inputs", "MaskedArray", Batch(np.ma.masked_array(inputs, inputs > 0), targets)),
+        ("lengths of another batch", "lengths", Batch(inputs, targets, np.full(targets.shape[1] + 1, 3))),
+        ("a length beyond the steps", "sample 0 has 13", Batch(inputs, targets, np.full(targets.shape[1], 13))),
         ("a mask over the targets", "MaskedArray", Batch(inputs, np.ma.masked_array(targets, targets > 0))),
     )
     for what, word, batch in refused:

@@ -46,7 +46,7 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     """Gradients by layer name in the literal form; `loss` None: for the case's cotangents at the output spikes."""
     network, result = case.network, reference.run(case)
     literal = Literal(network, float)
-    inputs, targets = reference.data(case)
+    inputs, targets, _ = reference.data(case)
     scale = 256.0 if network.coding == "direct" else 1.0
     below = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     if network.input_psp is not None:
@@ -98,7 +98,7 @@ def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
 
 def analysed(case: NetworkCase, loss: str | None, potentials: Potentials, dropout: Dropout) -> dict[str, Near]:
     """Gradients by layer name, filter after the weights, in float64 beside their bound and spread."""
-    network, (inputs, targets) = case.network, reference.data(case)
+    network, (inputs, targets, _) = case.network, reference.data(case)
     layers = _layers(case, dropout)
     if loss is None:
         error = roundoff.exact(case.cotangents())
@@ -123,7 +123,7 @@ def computed(
     backend: AbstractBackend, case: NetworkCase, loss: str | None, dropout: Dropout = None
 ) -> dict[str, AnyArray]:
     """`fast` gradients of a backend."""
-    network, (inputs, _) = case.network, reference.data(case)
+    network, (inputs, *_) = case.network, reference.data(case)
     if loss is not None:
         result = backend.value_and_grad(
             network, LOSSES[loss], reference.weights(case), reference.data(case), dropout=dropout

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.encoders import PackedFrames
+from stsbp_spec.equations import loss_padding
 from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import Block, NetworkSpec
@@ -224,6 +225,37 @@ def _loss_error(name: str, tau: float, shape: Shape) -> Body:
     return body
 
 
+def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[int, ...]) -> Body:
+    """Against each sample alone, as long as it is, in a batch of twice as many."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        s, targets = spikes(shape, 0.4, 17), spikes(shape, 0.3, 18)
+        loss, psp, batch = LOSSES[name], PSP(tau), 2 * len(lengths)
+        given = loss_padding(loss, psp, np.array(lengths), batch, shape)
+        padding = {key: backend.asarray(x) for key, x in given.items()}
+        found = backend.numpy(
+            backend.loss_error(loss, psp, backend.asarray(s), backend.asarray(targets), batch, padding)
+        )
+        expected = np.zeros(shape, np.float32)
+        for b, length in enumerate(lengths):
+            own = slice(length), slice(b, b + 1)
+            expected[own] = NUMPY.loss_error(loss, psp, s[own], targets[own], batch)
+        compared.equal("dL/do", found, expected)
+
+    return body
+
+
+def _within(shape: Shape) -> Body:
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        s, inside = spikes(shape, 0.4, 17), spikes(shape[:2], 0.6, 18)
+        found = backend.within(backend.asarray(s), backend.asarray(inside))
+        expected = s * inside.reshape(*inside.shape, *(1,) * (s.ndim - 2))
+        compared.equal("spikes", values(backend, found, np.uint8), expected)
+        compared.same("their number", int(np.sum(backend.numpy(backend.spike_count(found)))), int(expected.sum()))
+
+    return body
+
+
 def _weight_grid(block: Block, w: Float32) -> Body:
     def body(backend: AbstractBackend, compared: Compared) -> None:
         wq, grid = NUMPY.weight_grid(block, w)
@@ -429,6 +461,11 @@ CHECKS = (
     pair_check("PSP, halving to the floor", _psp(2.0, (120, 2, 5), burst=True)),
     *(pair_check(f"error of {name}", _loss_error(name, 3.0, (14, 3, 7))) for name in LOSSES),
     *(pair_check(f"error of {name}, tau 5/3, batch 7", _loss_error(name, 5 / 3, (5, 7, 10))) for name in LOSSES),
+    *(
+        pair_check(f"error of {name}, lengths", _loss_error_of_lengths(name, 3.0, (14, 3, 7), (14, 5, 1)))
+        for name in LOSSES
+    ),
+    pair_check("spikes without padding", _within((6, 3, 2, 4, 5))),
     pair_check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),
     pair_check("weight grid", _weight_grid(_CONV["3x3"], normal((5, 3, 3, 3), 32))),
     pair_check("weight grid, ties", _weight_grid(_LINEAR, _with_ties((17, 37)))),

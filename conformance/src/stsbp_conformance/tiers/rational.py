@@ -79,7 +79,7 @@ def oracle(case: RationalCase) -> Oracle:
     """Run the literal equations on a case."""
     literal = Literal(case.network, Fraction)
     weights = {name: literal.array(w) for name, w in case.weights().items()}
-    inputs, targets = case.data()
+    inputs, targets, _ = case.data()
     scale = 256.0 if case.network.coding == "direct" else 1.0
     frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
     trains = [literal.array(x) for x in targets]

@@ -106,6 +106,7 @@ def _training_check(case: NetworkCase, loss: str, *, quick: bool, memory: Memory
         compared.same("losses", [r.loss for r in found], [r.loss for r in results])
         compared.same("gradient norms", [r.gradient_norm for r in found], [r.gradient_norm for r in results])
         compared.same("zeroed errors", [r.zeroed for r in found], [r.zeroed for r in results])
+        compared.same("spike rates", [r.rates for r in found], [r.rates for r in results])
         for name, x in expected.items():
             compared.same_bytes(name, got[name], x)
         compared.same("SHA-256 of the weights", reference.checksum(got), reference.checksum(expected))
@@ -141,6 +142,7 @@ CHECKS = (
     *(_training_check(case, loss, quick=True) for case, loss in TRAINED),
     _training_check(bits.MODELS, "van-rossum", quick=True),
     _training_check(bits.LEARNED, "van-rossum", quick=True),
+    *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),

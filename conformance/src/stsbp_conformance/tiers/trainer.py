@@ -90,7 +90,7 @@ MANY = NetworkCase(
 def shuffled(case: NetworkCase, number: int) -> Batch:
     """The case's batch with its samples in another order."""
     order = permutation(number, Stream.SHUFFLE, case.batch)
-    inputs, targets = reference.data(case)
+    inputs, targets, _ = reference.data(case)
     return Batch(inputs[:, order], targets[:, order])
 
 
