@@ -40,7 +40,7 @@ class Recorder(NumpyBackend):
         return {op: replace(rule, forward=partial(self._forward, rule)) for op, rule in super().rules.items()}
 
     def _forward(self, rule: Rule[AnyArray], op: Op, *inputs: AnyArray) -> Any:
-        self._saw(f"convolution, stride {min(op.stride, 2)}" if isinstance(op, Conv2d) else _KINDS[type(op)])
+        self._saw(f"convolution, stride {min(*op.strides, 2)}" if isinstance(op, Conv2d) else _KINDS[type(op)])
         return rule.forward(op, *inputs)
 
     def encode(self, inputs: UInt8, coding: Coding) -> AnyArray:

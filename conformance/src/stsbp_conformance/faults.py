@@ -744,7 +744,7 @@ class StrideIgnored(_Misruled):
 
     def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
         z, residuals = forward(op, *inputs)
-        if isinstance(op, Conv2d) and op.stride > 1:
+        if isinstance(op, Conv2d) and op.stride != 1:
             dense, _ = forward(replace(op, stride=1), *inputs)
             z = np.ascontiguousarray(dense[..., : z.shape[-2], : z.shape[-1]])
         return z, residuals
@@ -755,10 +755,55 @@ class PaddingIgnored(_Misruled):
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         found = backward(op, residuals, error, **options)
-        if isinstance(op, Conv2d) and op.padding and found[0] is not None:
+        if isinstance(op, Conv2d) and op.paddings[1] and found[0] is not None:
             ds, dw = found
-            return np.roll(ds, op.padding, axis=-1), dw
+            return np.roll(ds, op.paddings[1], axis=-1), dw
         return found
+
+
+class DilationIgnored(_Misruled):
+    """The dilated convolution reads neighbours, as if the dilation were 1."""
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        z, residuals = forward(op, *inputs)
+        if isinstance(op, Conv2d) and op.dilation != 1:
+            rows, columns = (min(pad, kernel - 1) for pad, kernel in zip(op.paddings, op.kernels, strict=True))
+            dense, _ = forward(replace(op, dilation=1, padding=(rows, columns)), *inputs)
+            z = np.resize(dense, z.shape)
+        return z, residuals
+
+
+class GroupsExchanged(_Misruled):
+    """Each group of a convolution reads the channels of the group before it."""
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        if not isinstance(op, Conv2d) or op.groups == 1:
+            return forward(op, *inputs)
+        s, wq = inputs
+        z, _ = forward(op, np.roll(s, wq.shape[1], axis=2), wq)
+        return z, forward(op, s, wq)[1]
+
+
+class GradientOfGroupsExchanged(_Misruled):
+    """The gradients of the weights of a convolution's groups change places."""
+
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        found = backward(op, residuals, error, **options)
+        if not isinstance(op, Conv2d) or op.groups == 1 or found[1] is None:
+            return found
+        ds, dw = found
+        return ds, np.roll(dw, len(dw) // op.groups, axis=0)
+
+
+class KernelReadByColumns(_Misruled):
+    """The gradient of a kernel that is not square is laid out column by column."""
+
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        found = backward(op, residuals, error, **options)
+        if not isinstance(op, Conv2d) or isinstance(op.kernel, int) or found[1] is None:
+            return found
+        ds, dw = found
+        return ds, np.ascontiguousarray(dw.swapaxes(2, 3)).reshape(dw.shape)
 
 
 class FlattenedOtherwise(_Misruled):

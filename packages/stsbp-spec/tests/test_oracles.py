@@ -31,7 +31,7 @@ from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
 NUMPY = NumpyBackend()
 _TAUS = {"2": 2.0, "3": 3.0, "5": 5.0, "5/3": 5 / 3}
-_KINDS = ["events", "strides", "direct", "filtered", "biased", "biased images"]
+_KINDS = ["events", "strides", "geometry", "direct", "filtered", "biased", "biased images"]
 _STEPS, _BATCH = 9, 2
 
 
@@ -42,6 +42,9 @@ def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> Netwo
         return NetworkSpec.parse("5C3p1-P2-6C3p1-P2-5", input_shape=(2, 9, 8), neuron=neuron)
     if kind == "strides":
         return NetworkSpec.parse("P2-6C3s2p1-7C2s2-12-5", input_shape=(2, 18, 17), neuron=neuron)
+    if kind == "geometry":
+        notation = "4C2x3p1x2s2{dilation=2x1,groups=2}-8C3p1s1x2{groups=4}-5"
+        return NetworkSpec.parse(notation, input_shape=(2, 9, 13), neuron=neuron)
     if kind == "direct":
         return NetworkSpec.parse("5C3s2p1-P2-6C2-5", input_shape=(3, 11, 12), coding="direct", neuron=neuron)
     if kind == "biased":
@@ -331,7 +334,8 @@ def _torch_gradients(
             synapse, neuron = block.synapse, block.neuron
             assert isinstance(neuron, LIF)
             if isinstance(synapse, Conv2d):
-                z = torch.nn.functional.conv2d(x, w[block.name], stride=synapse.stride, padding=synapse.padding)
+                geometry = synapse.strides, synapse.paddings, synapse.dilations, synapse.groups
+                z = torch.nn.functional.conv2d(x, w[block.name], None, *geometry)
             else:
                 z = x.flatten(1) @ w[block.name].T
             if synapse.bias:

@@ -195,10 +195,13 @@ def _connections(
     if isinstance(synapse, Linear):
         return [((*out, j), (j,)) for j in range(shape[0])]
     found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    for c, i, j in np.ndindex(shape[0], synapse.kernel, synapse.kernel):
-        y, x = out[1] * synapse.stride + i - synapse.padding, out[2] * synapse.stride + j - synapse.padding
+    (down, across), (above, left), (below, beside) = synapse.strides, synapse.paddings, synapse.dilations
+    each = shape[0] // synapse.groups
+    first = out[0] // (synapse.channels // synapse.groups) * each
+    for c, i, j in np.ndindex(each, *synapse.kernels):
+        y, x = out[1] * down + i * below - above, out[2] * across + j * beside - left
         if 0 <= y < shape[1] and 0 <= x < shape[2]:
-            found.append(((out[0], c, i, j), (c, y, x)))
+            found.append(((out[0], c, i, j), (first + c, y, x)))
     return found
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +16,7 @@ from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
+_APART: dict[str, Any] = {"kernel": (5, 3), "padding": (0, 2), "dilation": (1, 2), "groups": 2}
 
 
 def samples(seed: int = 0) -> Batch:
@@ -43,12 +47,19 @@ def test_network_agrees_with_value_and_grad(precision: Precision, loss: Loss) ->
             assert np.abs(weight.grad.numpy() - gradient).max() <= 2e-6 * np.abs(gradient).max()
 
 
-def test_layers_that_stand_alone_take_the_error_grid_of_the_network() -> None:
-    spec = NetworkSpec.parse("6C5-P2", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
+@pytest.mark.parametrize(
+    ("notation", "geometry"),
+    [("6C5-P2", {"kernel": 5}), ("6C5x3p0x2{dilation=1x2,groups=2}-P2", _APART)],
+    ids=["square", "two groups, dilated"],
+)
+def test_layers_that_stand_alone_take_the_error_grid_of_the_network(notation: str, geometry: dict[str, Any]) -> None:
+    spec = NetworkSpec.parse(notation, input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
     batch, weights = samples(2), initial_weights(spec, 4, 2.0)
     expected = open_backend("torch").value_and_grad(spec, VanRossum(), weights, batch, precision="reproducible")
-    conv = SpikingConv2d(2, 6, 5, neuron=LIFSpec(3, 5 / 3))
-    last = SpikingLinear(6 * 7 * 7, 10, neuron=LIFSpec(3, 5 / 3), psp=PSP(5 / 3), input_exponent=2)
+    conv = SpikingConv2d(2, 6, **geometry, neuron=LIFSpec(3, 5 / 3))
+    last = SpikingLinear(
+        math.prod(spec.blocks[1].synapse_shape), 10, neuron=LIFSpec(3, 5 / 3), psp=PSP(5 / 3), input_exponent=2
+    )
     with torch.no_grad():
         for layer, weight in zip((conv, last), weights.values(), strict=True):
             layer.weight.copy_(torch.from_numpy(weight))
@@ -113,6 +124,12 @@ def test_printed_modules_show_their_sizes() -> None:
         ")",
     ]
     assert str(SpikingLinear(7, 3, weight_bits=8)).splitlines()[1].startswith("  7, 3, weight_bits=8, ")
+    apart = str(SpikingConv2d(4, 6, **_APART)).splitlines()[1]
+    assert apart.startswith(
+        "  4, 6, kernel=(5, 3), stride=1, padding=(0, 2), dilation=(1, 2), groups=2, weight_bits=12, "
+    )
+    with pytest.raises(SpecError, match="the input's 3 channels cannot be divided into 2 groups"):
+        SpikingConv2d(3, 4, 3, groups=2)
     assert str(SpikingAvgPool2d(2)) == "SpikingAvgPool2d(size=2)"
 
 

@@ -331,15 +331,21 @@ def naive_fan_out(block: Block) -> Int64:
             reached[place] = synapse.units
             continue
         for row, column in np.ndindex(*block.output_shape[1:]):
-            top, left = row * synapse.stride - synapse.padding, column * synapse.stride - synapse.padding
-            inside = 0 <= at[1] - top < synapse.kernel and 0 <= at[2] - left < synapse.kernel
-            reached[place] += synapse.channels * inside
+            first = np.array((row, column)) * synapse.strides - np.array(synapse.paddings)
+            seen = [first + np.array(tap) * synapse.dilations for tap in np.ndindex(*synapse.kernels)]
+            reached[place] += synapse.channels // synapse.groups * sum(tuple(at[1:]) == tuple(each) for each in seen)
     return reached
 
 
 @pytest.mark.parametrize(
     ("notation", "shape"),
-    [("3C3p1s2-D0.2-P2-4C2-P2-6", (2, 13, 11)), ("2C3-P2-P2-7", (1, 14, 15)), ("4C5p2-5", (2, 6, 6)), ("8-4", (9,))],
+    [
+        ("3C3p1s2-D0.2-P2-4C2-P2-6", (2, 13, 11)),
+        ("2C3-P2-P2-7", (1, 14, 15)),
+        ("4C5p2-5", (2, 6, 6)),
+        ("6C3x2p3x1s2x1{dilation=2x1}-4C3p2{dilation=2,groups=2}-4", (2, 9, 8)),
+        ("8-4", (9,)),
+    ],
 )
 def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
     for block in NetworkSpec.parse(notation, input_shape=shape, outputs=3).blocks:

@@ -18,12 +18,12 @@ from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.equations import loss_padding
 from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
 from stsbp_spec.losses import LOSSES
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_numbers
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
@@ -76,6 +76,10 @@ def _encode() -> Body:
 
 def _block(notation: str, input_shape: Shape, **options: Any) -> Block:
     return NetworkSpec.parse(f"{notation}-3", input_shape=input_shape, **options).blocks[0]
+
+
+def _conv(conv: Conv2d, input_shape: Shape) -> Block:
+    return NetworkSpec(input_shape, (SpikingLayer(conv), SpikingLayer(Linear(3)))).blocks[0]
 
 
 def _synapse_input(block: Block, pooled: bool, lead: Shape) -> AnyArray:
@@ -330,6 +334,14 @@ _CONV = {
     "4x4 stride 3": _block("3C4s3", (2, 12, 13)),
     "kernel as large as the input": _block("9C6", (1, 6, 6)),
     "3x3 same, 32 channels": _block("33C3p1", (32, 8, 8)),
+    "3x5, padded and strided apart": _conv(Conv2d(6, (3, 5), (2, 1), (0, 2)), (3, 9, 7)),
+    "1x5 on one row": _conv(Conv2d(5, (1, 5), (1, 3), (0, 4)), (3, 1, 16)),
+    "3x3 dilated": _conv(Conv2d(5, 3, padding=2, dilation=2), (3, 8, 7)),
+    "3x2 dilated apart, strided": _conv(Conv2d(4, (3, 2), (1, 2), (3, 1), dilation=(2, 3)), (2, 7, 9)),
+    "3 groups": _conv(Conv2d(9, 3, padding=1, groups=3), (6, 5, 7)),
+    "2 groups of 4 channels, dilated, strided": _conv(Conv2d(6, (2, 3), 2, 1, dilation=(1, 2), groups=2), (8, 7, 8)),
+    "depthwise": _conv(Conv2d(8, 3, padding=1, groups=8), (8, 6, 5)),
+    "depthwise, 2 outputs a channel": _conv(Conv2d(10, (1, 3), groups=5), (5, 4, 6)),
 }
 _POOLED_CONV = _block("P4-12C3p1", (3, 22, 21))
 _LINEAR = _block("17", (37,))

@@ -29,7 +29,7 @@ __all__ = ["EinsumBackend"]
 
 @dataclass
 class Met:
-    """What the weights met: windows of the input, `[T, B, H', W', C, k, k]` or `[T, B, N]`, and the input's shape."""
+    """What the weights met, `[T, B, g, C, H', W', i, j]` (windows) or `[T, B, N]`, and the input's shape."""
 
     windows: AnyArray
     wq: Float32
@@ -57,28 +57,37 @@ def _full_back(
 
 
 def _convolution(op: Conv2d, s: Float32, wq: Float32) -> tuple[Float32, Met]:
-    pad, k, stride = op.padding, op.kernel, op.stride
-    padded = np.pad(s, ((0, 0), (0, 0), (0, 0), (pad, pad), (pad, pad)))
-    every = np.lib.stride_tricks.sliding_window_view(padded, (k, k), axis=(3, 4))
-    windows = every[:, :, :, ::stride, ::stride]
-    return np.einsum("tbcyxij,dcij->tbdyx", windows, wq, optimize=True), Met(windows, wq, s.shape)
+    (down, across), (below, beside) = op.strides, op.dilations
+    padded = np.pad(s, ((0, 0), (0, 0), (0, 0), *((pad, pad) for pad in op.paddings)))
+    every = np.lib.stride_tricks.sliding_window_view(padded, op.extents, axis=(3, 4))
+    # Channels and weights in groups that do not see each other, g; one of them, as a rule.
+    windows = _groups(op, every[..., ::down, ::across, ::below, ::beside], axis=2)
+    z = np.einsum("tbgcyxij,gdcij->tbgdyx", windows, _groups(op, wq, axis=0), optimize=True)
+    return z.reshape(*s.shape[:2], op.channels, *z.shape[4:]), Met(windows, wq, s.shape)
+
+
+def _groups(op: Conv2d, x: AnyArray, *, axis: int) -> AnyArray:
+    return x.reshape(*x.shape[:axis], op.groups, -1, *x.shape[axis + 1 :])
 
 
 def _convolution_back(
     op: Conv2d, met: Met, dz: Float32, *, precision: Precision, need_input: bool, need_weights: bool = True
 ) -> tuple[Float32 | None, AnyArray | None]:
-    windows, wq, d = _exact(precision, met.windows, met.wq, dz)
-    dw = np.einsum("tbdyx,tbcyxij->dcij", d, windows, optimize=True) if need_weights else None
+    windows, wq, d = _exact(precision, met.windows, _groups(op, met.wq, axis=0), _groups(op, dz, axis=2))
+    dw = None
+    if need_weights:
+        dw = np.einsum("tbgdyx,tbgcyxij->gdcij", d, windows, optimize=True).reshape(met.wq.shape)
     if not need_input:
         return None, dw
     # The adjoint of reading windows: each error times the kernel, added where its window was read.
-    pad, stride, (rows, columns), shape = op.padding, op.stride, d.shape[3:], met.input_shape
-    padded = np.zeros((*shape[:3], shape[3] + 2 * pad, shape[4] + 2 * pad), d.dtype)
-    for i in range(op.kernel):
-        for j in range(op.kernel):
-            down, across = (slice(a, a + (n - 1) * stride + 1, stride) for a, n in ((i, rows), (j, columns)))
-            padded[:, :, :, down, across] += np.einsum("tbdyx,dc->tbcyx", d, wq[:, :, i, j], optimize=True)
-    return padded[:, :, :, pad : pad + shape[3], pad : pad + shape[4]].astype(np.float32), dw
+    (*lead, height, width), (above, left) = met.input_shape, op.paddings
+    padded = np.zeros((*lead, height + 2 * above, width + 2 * left), d.dtype)
+    for place in np.ndindex(op.kernels):
+        steps = zip(place, op.dilations, op.strides, d.shape[-2:], strict=True)
+        down, across = (slice(a * apart, a * apart + (n - 1) * stride + 1, stride) for a, apart, stride, n in steps)
+        each = np.einsum("tbgdyx,gdc->tbgcyx", d, wq[..., *place], optimize=True)
+        padded[:, :, :, down, across] += each.reshape(*lead, *each.shape[4:])
+    return padded[..., above : above + height, left : left + width].astype(np.float32), dw
 
 
 def _pooling(op: AvgPool2d, s: Float32) -> tuple[Float32, Shape]:

@@ -177,6 +177,10 @@ class CudaRuntime(Runtime):
         function(((threads + _BLOCK - 1) // _BLOCK,), (_BLOCK,), tuple(arguments))
 
     def gemm(self, a: Any, b: Any, out: Any, *, accumulate: bool = False) -> None:
+        if out.ndim == 3:
+            for each in zip(a, b, out, strict=True):
+                self.gemm(*each, accumulate=accumulate)
+            return
         # gemmEx with its precision named: neither CUPY_TF32 nor a math mode can turn it into TF32.
         blas, layout = self._cublas, gemm_layout(a, b, out)
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F

@@ -66,7 +66,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def gemm(self, a: Array, b: Array, out: Array, *, accumulate: bool = False) -> None:
-        """`out = a b`, or `out += a b`, matrices; each of `a`, `b` contiguous or a transposed view.
+        """`out = a b`, or `out += a b`, matrices, or stacks of them; each of `a`, `b` contiguous or a transposed view.
 
         float32 and float64 in their own precision; float16 operands with a float32 `out` add in float32.
         """

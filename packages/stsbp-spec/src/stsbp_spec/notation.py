@@ -3,14 +3,16 @@
 Grammar (docs/networks.md has examples):
 
     network = layer { "-" layer }
-    layer   = channels "C" kernel { option }      convolution and its neurons
+    layer   = channels "C" axes { option }        convolution of a kernel, and its neurons
             | units { option }                    full connection and its neurons
             | "P" size                            average pooling, size a power of two
             | "D" rate                            dropout of the spikes that pass
-    option  = "p" padding | "s" stride            convolutions only
+    option  = "p" axes | "s" axes                 padding and stride, convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "b"                                 a bias
-            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters;
+                                                             of convolutions dilation (axes) and groups as well
+    axes    = number [ "x" number ]               of rows and columns, or of rows "x" of columns
 
 The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
 """
@@ -19,15 +21,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
+from stsbp_spec.synapses import axes
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -96,15 +99,22 @@ def written(layer: Layer, *, full: bool = False) -> str:
         return f"D{np.format_float_positional(layer.rate, trim='-')}"
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
-        text = f"{synapse.channels}C{synapse.kernel}"
-        text += f"p{synapse.padding}" if synapse.padding or full else ""
-        text += f"s{synapse.stride}" if synapse.stride > 1 or full else ""
+        text = f"{synapse.channels}C{axes.written(synapse.kernel)}"
+        text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
+        text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
+        keys = _geometry_keys(synapse)
     else:
-        text = f"{synapse.units}"
+        text, keys = f"{synapse.units}", []
     text += "b" if synapse.bias else ""
     if full:
-        text += f"{{{','.join([*_neuron_keys(neuron), f'bits={synapse.weight_bits}'])}}}"
-    return text
+        keys += [*_neuron_keys(neuron), f"bits={synapse.weight_bits}"]
+    return text + (f"{{{','.join(keys)}}}" if keys else "")
+
+
+def _geometry_keys(conv: Conv2d) -> list[str]:
+    """The keys of a convolution in notation, without what a plain one need not say."""
+    dilation = [f"dilation={axes.written(conv.dilation)}"] if conv.dilation != 1 else []
+    return dilation + ([f"groups={conv.groups}"] if conv.groups > 1 else [])
 
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
@@ -131,8 +141,24 @@ def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
 
 
 _MAX_DIGITS = 9
+_AXES = r"\d+(?:x\d+)?"
+_GEOMETRY = ("dilation", "groups")
 _MOST_CHARACTERS = 1 << 22
 """Of a notation: 64 for each of the most layers that there may be."""
+
+
+def _axes(text: str) -> axes.PerAxis:
+    """`3`, or `3x5` as (3, 5)."""
+    rows, by, columns = text.partition("x")
+    return (int(rows), int(columns)) if by else int(rows)
+
+
+def _whole(key: str, value: str) -> int:
+    """The integer of a key, of at most 9 digits; raises `ValueError` where it is none."""
+    read_number(value)
+    if len(value) > _MAX_DIGITS:
+        raise SpecError(f"{key} has at most {_MAX_DIGITS} digits, got {len(value)}")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -143,10 +169,11 @@ class _Parser:
     weight_bits: int
 
     _LAYER = re.compile(
-        r"(?P<channels>\d+)C(?P<kernel>\d+)|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
+        rf"(?P<channels>\d+)C(?P<kernel>{_AXES})|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
     )
     _OPTION = re.compile(
-        r"p(?P<padding>\d+)|s(?P<stride>\d+)|d(?P<dropout>\d*\.?\d+)|(?P<bias>b)|\{(?P<keys>[^{}]*)\}", re.ASCII
+        rf"p(?P<padding>{_AXES})|s(?P<stride>{_AXES})|d(?P<dropout>\d*\.?\d+)|(?P<bias>b)|\{{(?P<keys>[^{{}}]*)\}}",
+        re.ASCII,
     )
 
     def fail(self, message: str, start: int, length: int) -> NetworkError:
@@ -155,9 +182,12 @@ class _Parser:
     def check_digits(self, match: re.Match[str], at: int) -> None:
         """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
         for group, text in match.groupdict().items():
-            if text is not None and group not in ("rate", "dropout", "bias", "keys") and len(text) > _MAX_DIGITS:
-                message = f"a number has at most {_MAX_DIGITS} digits, got {len(text)}"
-                raise self.fail(message, at + match.start(group), len(text))
+            if text is None or group in ("rate", "dropout", "bias", "keys"):
+                continue
+            for number in re.finditer(r"\d+", text):
+                if (length := len(number.group())) > _MAX_DIGITS:
+                    message = f"a number has at most {_MAX_DIGITS} digits, got {length}"
+                    raise self.fail(message, at + match.start(group) + number.start(), length)
 
     def tokens(self) -> list[tuple[int, str]]:
         """Split at "-", except inside braces; returns start and text of each token."""
@@ -191,7 +221,7 @@ class _Parser:
                 return [checked(lambda: AvgPool2d(int(values["pool"])), self.notation, *place)]
             return [checked(lambda: Dropout(float(values["rate"])), self.notation, *place)]
         conv = values["channels"] is not None
-        geometry: dict[str, int] = {}
+        geometry: dict[str, Any] = {}
         given: set[str] = set()
         neuron, bits, rate, bias = self.neuron, self.weight_bits, None, False
         while rest:
@@ -208,28 +238,22 @@ class _Parser:
             if key in ("padding", "stride"):
                 if not conv:
                     raise self.fail(f"a full connection has no {key}", at, option.end())
-                geometry[key] = int(value)
+                geometry[key] = _axes(value)
             elif key == "dropout":
                 rate = float(value)
             elif key == "bias":
                 bias = True
             else:
-                neuron, bits = self.keys(value, at + 1, neuron, bits, given)
+                neuron, bits = self.keys(value, at + 1, neuron, bits, given, geometry if conv else None)
             rest, at = rest[option.end() :], at + option.end()
         if conv:
-            kernel = int(values["kernel"])
-            if "padding" not in geometry and self.padding == "same":
-                if kernel % 2 == 0:
-                    message = (
-                        f"padding 'same' needs an odd kernel: zeros around the input cannot keep its size under a "
-                        f"{kernel}x{kernel} kernel; give the option p, for example p{max(kernel // 2 - 1, 0)}"
-                    )
-                    raise self.fail(message, *place)
-                geometry["padding"] = kernel // 2
-            channels = int(values["channels"])
-            synapse: Conv2d | Linear = checked(
+            kernel, channels = _axes(values["kernel"]), int(values["channels"])
+            conv_ = checked(
                 lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits, bias=bias), self.notation, *place
             )
+            if "padding" not in geometry and self.padding == "same":
+                conv_ = replace(conv_, padding=self.same(conv_, *place))
+            synapse: Conv2d | Linear = conv_
         else:
             units = int(values["units"])
             synapse = checked(lambda: Linear(units, weight_bits=bits, bias=bias), self.notation, *place)
@@ -238,8 +262,26 @@ class _Parser:
             layers.append(checked(lambda: Dropout(rate), self.notation, *place))
         return layers
 
-    def keys(self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str]) -> tuple[NeuronModel, int]:
-        """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these."""
+    def same(self, conv: Conv2d, start: int, length: int) -> tuple[int, int]:
+        """The padding that keeps the input's size under a stride of 1."""
+        rows, columns = conv.extents
+        if rows % 2 == 0 or columns % 2 == 0:
+            near = tuple((extent - 1) // 2 for extent in conv.extents)
+            message = (
+                f"padding 'same' needs an odd kernel: zeros around the input cannot keep its size under a "
+                f"{conv.kernels[0]}x{conv.kernels[1]} kernel; give the option p, for example "
+                f"p{axes.written(axes.per_axis('padding', near, 0))}"
+            )
+            raise self.fail(message, start, length)
+        return rows // 2, columns // 2
+
+    def keys(
+        self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str], geometry: dict[str, Any] | None
+    ) -> tuple[NeuronModel, int]:
+        """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these.
+
+        `geometry` takes what is a convolution's; None: there is no such thing.
+        """
         pairs = text.split(",")
         starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
         # The model first: what else may be said depends on it.
@@ -258,14 +300,14 @@ class _Parser:
                 if key == "neuron":
                     neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
                 elif key == "bits":
-                    read_number(value)
-                    if len(value) > _MAX_DIGITS:
-                        raise SpecError(f"bits has at most {_MAX_DIGITS} digits, got {len(value)}")
-                    bits = int(value)
+                    bits = _whole(key, value)
+                elif key in _GEOMETRY and geometry is not None:
+                    numbers = [_whole(key, each) for each in value.split("x", maxsplit=key == "dilation")]
+                    geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
                 elif key in neuron.written():
                     neuron = with_parameter(neuron, key, value)
                 else:
-                    known = ", ".join((*neuron.written(), "bits"))
+                    known = ", ".join((*neuron.written(), "bits", *(() if geometry is None else _GEOMETRY)))
                     raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
             except ValueError as error:
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"

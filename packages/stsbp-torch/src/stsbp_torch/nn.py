@@ -31,6 +31,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Precision
 
@@ -284,6 +285,9 @@ class _Spiking(torch.nn.Module):
         grid = f"bias=True, {grid}" if c.bias else grid
         if isinstance(c, Linear):
             return f"{inputs}, {outputs}, {grid}"
+        grid = f"groups={c.groups}, {grid}" if c.groups > 1 else grid
+        grid = f"dilation={c.dilation}, {grid}" if c.dilation != 1 else grid
+        inputs *= c.groups
         return f"{inputs}, {outputs}, kernel={c.kernel}, stride={c.stride}, padding={c.padding}, {grid}"
 
     def forward(
@@ -326,6 +330,7 @@ class _Spiking(torch.nn.Module):
     def _check_shape(self, s: torch.Tensor) -> None:
         inputs = self.weight.shape[1]
         if isinstance(self.synapse, Conv2d):
+            inputs *= self.synapse.groups
             fits, axes = s.ndim == 5 and s.shape[2] == inputs, f"[T, B, {inputs}, H, W]"
         else:
             fits, axes = s.ndim >= 3 and math.prod(s.shape[2:]) == inputs, f"[T, B, {inputs}]"
@@ -355,7 +360,7 @@ class SpikingConv2d(_Spiking):
 
     Args:
         in_channels: `C`.
-        channels, kernel, stride, padding: spec: synapses/conv2d.py.
+        channels, kernel, stride, padding, dilation, groups: spec: synapses/conv2d.py.
         neuron: parameters of the neurons.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
@@ -368,10 +373,12 @@ class SpikingConv2d(_Spiking):
         self,
         in_channels: int,
         channels: int,
-        kernel: int,
-        stride: int = 1,
-        padding: int = 0,
+        kernel: PerAxis,
+        stride: PerAxis = 1,
+        padding: PerAxis = 0,
         *,
+        dilation: PerAxis = 1,
+        groups: int = 1,
         neuron: NeuronModel | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
@@ -379,8 +386,12 @@ class SpikingConv2d(_Spiking):
         input_exponent: int = 0,
         input_max: float = 1.0,
     ) -> None:
-        synapse = Conv2d(channels, kernel, stride, padding, weight_bits=weight_bits, bias=bias)
-        weight = _kaiming((channels, in_channels, kernel, kernel))
+        synapse = Conv2d(
+            channels, kernel, stride, padding, dilation=dilation, groups=groups, weight_bits=weight_bits, bias=bias
+        )
+        if in_channels % synapse.groups:
+            raise SpecError(f"the input's {in_channels} channels cannot be divided into {synapse.groups} groups")
+        weight = _kaiming((channels, in_channels // synapse.groups, *synapse.kernels))
         super().__init__(synapse, weight, neuron, psp, input_exponent, input_max)
 
 

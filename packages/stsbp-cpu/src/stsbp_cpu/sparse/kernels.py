@@ -67,7 +67,7 @@ def forward(
     """
     equation = equations.forward
     _forward(
-        fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernel, conv.padding, u, spikes, kept,
+        fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes, kept,
         values(equation, equations.constants), len(equation.states), learned, get_num_threads(),
     )  # fmt: skip
 
@@ -89,15 +89,16 @@ def backward(
         need_weights: else the gradient is None.
     """
     equation, channels, run, threads = equations.summing, given.s.shape[4], _run(conv), get_num_threads()
-    sums = np.empty((threads if need_weights else 0, channels * conv.kernel * run), np.float32)
+    (kernel, _), (padding, _) = conv.kernels, conv.paddings
+    sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
-        propagate(equation, len(equations.terms)), *given, conv.kernel, conv.padding, u, kept, ds, pooled, dz, sums,
+        propagate(equation, len(equations.terms)), *given, kernel, padding, u, kept, ds, pooled, dz, sums,
         values(equation, equations.constants), len(equation.states), learned, terms, threads,
     )  # fmt: skip
     if not need_weights:
         return None
-    total = sums.sum(0).reshape(channels, conv.kernel, run)[:, :, : conv.kernel * conv.channels]
-    rows = total.reshape(channels, conv.kernel, conv.kernel, conv.channels)
+    total = sums.sum(0).reshape(channels, kernel, run)[:, :, : kernel * conv.channels]
+    rows = total.reshape(channels, kernel, kernel, conv.channels)
     return np.ascontiguousarray(rows[:, :, ::-1].transpose(3, 0, 1, 2))
 
 
@@ -112,15 +113,16 @@ def mirrored(wq: Float32) -> Float32:
 
 
 def _run(conv: Conv2d) -> int:
-    return -(-conv.kernel * conv.channels // LANES) * LANES
+    return -(-conv.kernels[1] * conv.channels // LANES) * LANES
 
 
 def _packed(conv: Conv2d, wq: Float32) -> Float32:
     """Weights in the order of the forward kernel, 1-d."""
     if gathers(conv):
         return wq.transpose(2, 3, 1, 0).reshape(-1)
-    packed = np.zeros((wq.shape[1], conv.kernel, _run(conv)), np.float32)
-    packed[:, :, : conv.kernel * conv.channels] = mirrored(wq).reshape(wq.shape[1], conv.kernel, -1)
+    rows, columns = conv.kernels
+    packed = np.zeros((wq.shape[1], rows, _run(conv)), np.float32)
+    packed[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
     return packed.reshape(-1)
 
 

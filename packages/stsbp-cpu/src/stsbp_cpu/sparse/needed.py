@@ -85,7 +85,7 @@ def error(support: Support, conv: Conv2d, wq: Float32, u: Float32, size: int, dz
         ds: filled with the error, `[n, H // size, W // size, C]`.
     """
     kernels(support.surrogate).error(
-        u, size, dz, mirrored(wq).reshape(-1), conv.kernel, conv.padding, ds, support.threshold, support.p,
+        u, size, dz, mirrored(wq).reshape(-1), conv.kernels[0], conv.paddings[0], ds, support.threshold, support.p,
         get_num_threads(),
     )  # fmt: skip
 

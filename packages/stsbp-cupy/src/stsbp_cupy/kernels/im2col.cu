@@ -1,5 +1,6 @@
 // Convolutions as matrix products: windows of channels-last frames as rows (im2col) and the adjoint (col2im).
-// Row (frame, y, x) of `columns` holds [kernel, kernel, C]. Both gather, so no two threads write one value.
+// Row (frame, y, x) of `columns` holds [kernel rows, kernel columns, C]; of several groups of channels there are as many
+// such matrices, each of its own channels. Both gather, so no two threads write one value.
 #include "contract.cuh"
 
 template <class T>
@@ -14,25 +15,37 @@ struct HalfBits {
     }
 };
 
-// A row of a window, [kernel, C], is one run of memory in the frame, so the column and the channel count as one.
+struct Geometry {
+    int channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows, stride_columns,
+        padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames;
+};
+
+// A row of a window, [kernel columns, C], is one run of memory in the frame, so the column and the channel count as one;
+// unless the columns are apart, or a group has a part of the channels.
 template <int W, class From, class To, class Convert>
 __device__ __forceinline__ void unfold(
-    const From* __restrict__ s, To* __restrict__ columns, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding, Convert convert) {
+    const From* __restrict__ s, To* __restrict__ columns, unsigned int count, const Geometry& g, Convert convert) {
     const unsigned int thread = thread_index();
     if (thread >= count / W) return;
-    const unsigned int run = kernel * channels / W;
-    const int within = thread % run * W;
+    const unsigned int own = g.channels / g.groups;
+    const unsigned int run = g.kernel_columns * own / W;
+    int within = thread % run * W;
     unsigned int rest = thread / run;
-    const int i = rest % kernel;
-    rest /= kernel;
-    const int x = (static_cast<int>(rest % row_length) * stride - padding) * channels + within;
-    rest /= row_length;
-    const int y = static_cast<int>(rest % rows) * stride + i - padding;
-    const long long frame = rest / rows;
+    const int i = rest % g.kernel_rows;
+    rest /= g.kernel_rows;
+    const int column = static_cast<int>(rest % g.row_length) * g.stride_columns - g.padding_columns;
+    rest /= g.row_length;
+    const int y = static_cast<int>(rest % g.rows) * g.stride_rows + i * g.dilation_rows - g.padding_rows;
+    long long frame = rest / g.rows;
+    if (g.dilation_columns > 1 || g.groups > 1) {
+        const int group = static_cast<int>(frame / g.frames);
+        frame -= static_cast<long long>(group) * g.frames;
+        within = within / own * g.dilation_columns * g.channels + group * own + within % own;
+    }
+    const int x = column * g.channels + within;
     Lanes<From, W> value = {};
-    if (x >= 0 && x < width * channels && y >= 0 && y < height) {
-        value = load<W>(s + (frame * height + y) * width * channels + x);
+    if (x >= 0 && x < g.width * g.channels && y >= 0 && y < g.height) {
+        value = load<W>(s + (frame * g.height + y) * g.width * g.channels + x);
     }
     Lanes<To, W> out;
 #pragma unroll
@@ -40,83 +53,78 @@ __device__ __forceinline__ void unfold(
     store(columns + static_cast<long long>(thread) * W, out);
 }
 
-extern "C" __global__ void im2col_u8_f32(
-    const unsigned char* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height,
-    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const Plain<float> convert;
+template <class From, class To, class Convert>
+__device__ __forceinline__ void unfold_lanes(
+    const From* __restrict__ s, To* __restrict__ columns, unsigned int count, const Geometry& g, int lanes,
+    Convert convert) {
     if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+        unfold<4>(s, columns, count, g, convert);
     } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+        unfold<2>(s, columns, count, g, convert);
     } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
+        unfold<1>(s, columns, count, g, convert);
     }
+}
+
+extern "C" __global__ void im2col_u8_f32(
+    const unsigned char* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, Plain<float>());
 }
 
 extern "C" __global__ void im2col_f32_f32(
-    const float* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const Plain<float> convert;
-    if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    }
+    const float* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, Plain<float>());
 }
 
 extern "C" __global__ void im2col_u8_f64(
-    const unsigned char* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height,
-    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const Plain<double> convert;
-    if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    }
+    const unsigned char* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, Plain<double>());
 }
 
 extern "C" __global__ void im2col_f32_f64(
-    const float* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const Plain<double> convert;
-    if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    }
+    const float* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, Plain<double>());
 }
 
 // For tensor cores.
 extern "C" __global__ void im2col_u8_f16(
-    const unsigned char* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels,
-    int height, int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const HalfBits convert;
-    if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    }
+    const unsigned char* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, HalfBits());
 }
 
 extern "C" __global__ void im2col_f32_f16(
-    const float* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height,
-    int width, int rows, int row_length, int kernel, int stride, int padding, int lanes) {
-    const HalfBits convert;
-    if (lanes == 4) {
-        unfold<4>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else if (lanes == 2) {
-        unfold<2>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    } else {
-        unfold<1>(s, columns, count, channels, height, width, rows, row_length, kernel, stride, padding, convert);
-    }
+    const float* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+    unfold_lanes(s, columns, count, g, lanes, HalfBits());
 }
 
 __device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
@@ -125,26 +133,33 @@ __device__ __forceinline__ double add(double a, double b) { return __dadd_rn(a, 
 // ds[frame, y, x, c] is the sum over the taps (i, j) of the windows that this input fed, in this order.
 template <int W, class T>
 __device__ __forceinline__ void fold(
-    const T* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding) {
+    const T* __restrict__ columns, float* __restrict__ ds, unsigned int count, const Geometry& g) {
     const unsigned int thread = thread_index();
     if (thread >= count / W) return;
-    const unsigned int groups = channels / W;
-    const int c = thread % groups * W;
-    unsigned int rest = thread / groups;
-    const int x = static_cast<int>(rest % width) + padding;
-    rest /= width;
-    const int y = static_cast<int>(rest % height) + padding;
-    const long long frame = rest / height;
+    const unsigned int runs = g.channels / W;
+    const int own = g.channels / g.groups;
+    int c = thread % runs * W;
+    unsigned int rest = thread / runs;
+    const int x = static_cast<int>(rest % g.width) + g.padding_columns;
+    rest /= g.width;
+    const int y = static_cast<int>(rest % g.height) + g.padding_rows;
+    long long frame = rest / g.height;
+    if (g.groups > 1) {
+        frame += static_cast<long long>(c / own) * g.frames;
+        c %= own;
+    }
     T sum[W] = {};
-    for (int i = 0; i < kernel; ++i) {
-        const int row = (y - i) / stride;
-        if (y < i || (y - i) % stride != 0 || row >= rows) continue;
-        for (int j = 0; j < kernel; ++j) {
-            const int column = (x - j) / stride;
-            if (x < j || (x - j) % stride != 0 || column >= row_length) continue;
-            const long long window = (frame * rows + row) * row_length + column;
-            const Lanes<T, W> value = load<W>(columns + ((window * kernel + i) * kernel + j) * channels + c);
+    for (int i = 0; i < g.kernel_rows; ++i) {
+        const int down = y - i * g.dilation_rows;
+        const int row = down / g.stride_rows;
+        if (down < 0 || down % g.stride_rows != 0 || row >= g.rows) continue;
+        for (int j = 0; j < g.kernel_columns; ++j) {
+            const int across = x - j * g.dilation_columns;
+            const int column = across / g.stride_columns;
+            if (across < 0 || across % g.stride_columns != 0 || column >= g.row_length) continue;
+            const long long window = (frame * g.rows + row) * g.row_length + column;
+            const long long tap = (window * g.kernel_rows + i) * g.kernel_columns + j;
+            const Lanes<T, W> value = load<W>(columns + tap * own + c);
 #pragma unroll
             for (int lane = 0; lane < W; ++lane) sum[lane] = add(sum[lane], value.x[lane]);
         }
@@ -156,22 +171,30 @@ __device__ __forceinline__ void fold(
 }
 
 extern "C" __global__ void col2im_f32(
-    const float* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const float* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
     if (lanes == 4) {
-        fold<4>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+        fold<4>(columns, ds, count, g);
     } else {
-        fold<1>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+        fold<1>(columns, ds, count, g);
     }
 }
 
 // Sums in float64 are exact on the error grid; the result is rounded once.
 extern "C" __global__ void col2im_f64(
-    const double* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width,
-    int rows, int row_length, int kernel, int stride, int padding, int lanes) {
+    const double* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width, int rows,
+    int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
+    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    const Geometry g{
+        channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
     if (lanes == 2) {
-        fold<2>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+        fold<2>(columns, ds, count, g);
     } else {
-        fold<1>(columns, ds, count, channels, height, width, rows, row_length, kernel, stride, padding);
+        fold<1>(columns, ds, count, g);
     }
 }

@@ -18,7 +18,7 @@ _LETTERS = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32", np.dtype(n
 
 
 class Residuals(NamedTuple):
-    """Input frames `[T, B, H, W, C]` and weights as rows `[C', kernel kernel C]`."""
+    """Input frames `[T, B, H, W, C]` and weights as rows `[C', fan-in]`, of groups `[groups, C' / groups, fan-in]`."""
 
     s: Array
     rows: Array
@@ -28,37 +28,52 @@ def _geometry(conv: Conv2d, frames: Array) -> tuple[int, ...]:
     """Parameters that the kernels of im2col.cu share."""
     height, width, channels = frames.shape[1:]
     _, rows, columns = conv.output_shape((channels, height, width))
-    return (channels, height, width, rows, columns, conv.kernel, conv.stride, conv.padding)
+    axes = (*conv.kernels, *conv.strides, *conv.paddings, *conv.dilations)
+    return (channels, height, width, rows, columns, *axes, conv.groups, len(frames))
 
 
 def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """Slices of frames and of the windows in them, so that unfolded windows fit `chunk_bytes`."""
     channels, _, _, rows, columns, *_ = _geometry(conv, frames)
     windows = rows * columns
-    size = max(1, rt.chunk_bytes // (windows * conv.kernel**2 * channels * itemsize))
+    size = max(1, rt.chunk_bytes // (windows * conv.area * channels * itemsize))
     for n in range(0, len(frames), size):
         end = min(n + size, len(frames))
         yield slice(n, end), slice(n * windows, end * windows)
 
 
 def _unfold(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
-    """`[n, H, W, C]` to windows `[n H' W', kernel kernel C]`."""
-    channels, _, _, rows, columns, *_ = geometry = _geometry(conv, frames)
-    windows = rt.empty((len(frames) * rows * columns, conv.kernel**2 * channels), dtype)
-    lanes = 4 if lanes_of(channels, frames, windows) == 4 else lanes_of(channels, frames, windows, most=2)
+    """`[n, H, W, C]` to windows `[n H' W', rows columns C]`, of groups `[groups, n H' W', rows columns C / groups]`."""
+    own = frames.shape[-1] // conv.groups
+    windows = _empty_windows(rt, conv, frames, dtype)
+    lanes = 4 if lanes_of(own, frames, windows) == 4 else lanes_of(own, frames, windows, most=2)
     source = "u8" if frames.dtype == np.uint8 else "f32"
     stored = windows.view(np.uint16) if windows.dtype == np.float16 else windows
     rt.launch(
         f"im2col_{source}_{_LETTERS[windows.dtype]}", windows.size // lanes,
-        frames, stored, windows.size, *geometry, lanes,
+        frames, stored, windows.size, *_geometry(conv, frames), lanes,
     )  # fmt: skip
     return windows
+
+
+def _empty_windows(rt: Runtime, conv: Conv2d, frames: Array, dtype: Any) -> Array:
+    channels, _, _, rows, columns, *_ = _geometry(conv, frames)
+    row = (len(frames) * rows * columns, conv.area * channels // conv.groups)
+    return rt.empty(row if conv.groups == 1 else (conv.groups, *row), dtype)
+
+
+def _by_group(rt: Runtime, conv: Conv2d, rows: Array) -> Array:
+    """`[n, C']` as `[groups, n, C' / groups]`; as it is where there is one group."""
+    if conv.groups == 1:
+        return rows
+    parts: Array = rt.xp.ascontiguousarray(rows.reshape(len(rows), conv.groups, -1).swapaxes(0, 1))
+    return parts
 
 
 def _fold(rt: Runtime, conv: Conv2d, windows: Array, ds: Array) -> None:
     """Adjoint of `_unfold`, into frames `ds` `[n, H, W, C]`."""
     letter = _LETTERS[windows.dtype]
-    lanes = lanes_of(ds.shape[-1], windows, ds, most=2 if letter == "f64" else 4)
+    lanes = lanes_of(ds.shape[-1] // conv.groups, windows, ds, most=2 if letter == "f64" else 4)
     rt.launch(f"col2im_{letter}", ds.size // lanes, windows, ds, ds.size, *_geometry(conv, ds), lanes)
 
 
@@ -68,10 +83,18 @@ def forward(rt: Runtime, conv: Conv2d, s: Array, wq: Array) -> tuple[Array, Resi
     steps, batch, height, width, channels = s.shape
     frames = s.reshape(-1, height, width, channels)
     rows = channels_last_rows(rt, wq, wq.shape[1:])
+    if conv.groups > 1:
+        rows = rows.reshape(conv.groups, -1, rows.shape[1])
     _, out_height, out_width = conv.output_shape((channels, height, width))
     z = rt.empty((len(frames) * out_height * out_width, conv.channels), np.float32)
     for chunk, part in _chunks(rt, conv, frames, rows.itemsize):
-        rt.gemm(_unfold(rt, conv, frames[chunk], rows.dtype), rows.T, z[part])
+        windows = _unfold(rt, conv, frames[chunk], rows.dtype)
+        if conv.groups == 1:
+            rt.gemm(windows, rows.T, z[part])
+        else:
+            sums = rt.empty((*windows.shape[:2], rows.shape[1]), np.float32)
+            rt.gemm(windows, rows.swapaxes(1, 2), sums)
+            z[part] = sums.swapaxes(0, 1).reshape(-1, conv.channels)
     return logical(rt, z.reshape(steps, batch, out_height, out_width, conv.channels)), Residuals(s, rows)
 
 
@@ -88,24 +111,23 @@ def backward(
     """`(ds, dW)`; products in float64 for `reproducible`, where every sum is exact."""
     dtype = np.dtype(np.float64 if precision == "reproducible" else np.float32)
     s, rows = residuals
-    channels = s.shape[-1]
     frames = s.reshape(-1, *s.shape[2:])
     errors = memory(rt, dz).reshape(-1, conv.channels)
     rows = rows.astype(dtype, copy=False)
     dw = rt.xp.zeros(rows.shape, dtype)
     ds = rt.empty(frames.shape, np.float32) if need_input else None
     for chunk, part in _chunks(rt, conv, frames, dtype.itemsize):
-        error = errors[part].astype(dtype, copy=False)
+        error = _by_group(rt, conv, errors[part].astype(dtype, copy=False))
         if need_weights:
             windows = _unfold(rt, conv, frames[chunk], dtype)
-            rt.gemm(error.T, windows, dw, accumulate=True)
+            rt.gemm(error.swapaxes(-1, -2), windows, dw, accumulate=True)
         else:
-            windows = rt.empty((len(error), rows.shape[1]), dtype)
+            windows = _empty_windows(rt, conv, frames[chunk], dtype)
         if ds is not None:
             rt.gemm(error, rows, windows)
             _fold(rt, conv, windows, ds[chunk])
     back = None if ds is None else logical(rt, ds.reshape(s.shape))
     if not need_weights:
         return back, None
-    kernel: Shape = (channels, conv.kernel, conv.kernel)
-    return back, channels_first(rt, dw, kernel, (conv.channels, *kernel))
+    kernel: Shape = (s.shape[-1] // conv.groups, *conv.kernels)
+    return back, channels_first(rt, dw.reshape(conv.channels, -1), kernel, (conv.channels, *kernel))

@@ -23,39 +23,60 @@ _CHUNK_BYTES = 4 * 2**20
 
 
 def _unfold(conv: Conv2d, frames: Array) -> Array:
-    """`[n, H, W, C]` to windows `[n, H', W', kernel * kernel * C]`."""
-    k, pad, stride = conv.kernel, conv.padding, conv.stride
-    padded = jnp.pad(frames, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    n, h, w, c = padded.shape
-    rows, columns = (h - k) // stride + 1, (w - k) // stride + 1
-    ends = (n, stride * (rows - 1) + 1, stride * (columns - 1) + 1, c)
+    """`[n, H, W, C]` to windows `[n, H', W', rows * columns * C]`."""
+    (above, left), (down, across) = conv.paddings, conv.strides
+    n, h, w, c = frames.shape
+    _, rows, columns = conv.output_shape((c, h, w))
+    padded = jnp.pad(frames, ((0, 0), (above, above), (left, left), (0, 0)))
+    ends = (n, down * (rows - 1) + 1, across * (columns - 1) + 1, c)
     windows = [
-        lax.slice(padded, (0, i, j, 0), (n, i + ends[1], j + ends[2], c), (1, stride, stride, 1))
-        for i in range(k)
-        for j in range(k)
+        lax.slice(padded, (0, i, j, 0), (n, i + ends[1], j + ends[2], c), (1, down, across, 1))
+        for i, j in _places(conv)
     ]
     return jnp.concatenate(windows, axis=-1)
 
 
+def _places(conv: Conv2d) -> list[tuple[int, int]]:
+    """Row and column of each weight of the kernel on the input, row by row."""
+    (rows, columns), (down, across) = conv.kernels, conv.dilations
+    return [(i * down, j * across) for i in range(rows) for j in range(columns)]
+
+
 def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
-    """Adjoint of `_unfold`: sums windows `[n, H', W', kernel * kernel * C]` into `[n, *shape]`, `shape` (H, W, C)."""
-    k, pad, stride = conv.kernel, conv.padding, conv.stride
+    """Adjoint of `_unfold`: sums windows `[n, H', W', rows * columns * C]` into `[n, *shape]`, `shape` (H, W, C)."""
+    (above, left), (down, across) = conv.paddings, conv.strides
     n, rows, columns, _ = windows.shape
     h, w, c = shape
-    total = jnp.zeros((n, h + 2 * pad, w + 2 * pad, c), windows.dtype)
+    total = jnp.zeros((n, h + 2 * above, w + 2 * left, c), windows.dtype)
     zero = np.zeros((), windows.dtype)
-    for place in range(k * k):
-        i, j = divmod(place, k)
-        window = windows[..., place * c : (place + 1) * c]
-        spread = ((i, h + 2 * pad - i - stride * (rows - 1) - 1), (j, w + 2 * pad - j - stride * (columns - 1) - 1))
-        config = ((0, 0, 0), *((low, high, stride - 1) for low, high in spread), (0, 0, 0))
+    for number, (i, j) in enumerate(_places(conv)):
+        window = windows[..., number * c : (number + 1) * c]
+        after = (h + 2 * above - i - down * (rows - 1) - 1, w + 2 * left - j - across * (columns - 1) - 1)
+        config = ((0, 0, 0), (i, after[0], down - 1), (j, after[1], across - 1), (0, 0, 0))
         total = total + lax.pad(window, zero, config)
-    return total[:, pad : pad + h, pad : pad + w]
+    return total[:, above : above + h, left : left + w]
 
 
-def _rows(w: Array) -> Array:
-    """Weights `[C', C, k, k]` as `[k * k * C, C']`, the order of the windows."""
-    return w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0])
+def _rows(conv: Conv2d, w: Array) -> Array:
+    """Weights `[C', C / groups, ...]` as `[fan-in, C']`, the order of the windows; of groups as `[groups, ...]`."""
+    rows = w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0])
+    return rows if conv.groups == 1 else rows.reshape(len(rows), conv.groups, -1).transpose(1, 0, 2)
+
+
+def _by_group(conv: Conv2d, x: Array, k: int) -> Array:
+    """`[..., k * C]` as rows, of several groups `[groups, n, k * C / groups]`."""
+    if conv.groups == 1:
+        return x.reshape(-1, x.shape[-1])
+    parts = x.reshape(-1, k, conv.groups, x.shape[-1] // (k * conv.groups)).transpose(2, 0, 1, 3)
+    return parts.reshape(*parts.shape[:2], -1)
+
+
+def _of_groups(conv: Conv2d, rows: Array, k: int) -> Array:
+    """Inverse of `_by_group`, `[n, k * C]`."""
+    if conv.groups == 1:
+        return rows
+    parts = rows.reshape(*rows.shape[:2], k, -1).transpose(1, 2, 0, 3)
+    return parts.reshape(parts.shape[0], -1)
 
 
 def _chunks(frames: int, frame_bytes: int) -> int:
@@ -68,15 +89,18 @@ def _chunks(frames: int, frame_bytes: int) -> int:
 
 def forward(conv: Conv2d, s: Array, wq: Array) -> Array:
     """`z = W * s`, float32 `[T, B, H', W', C']` from spikes `[T, B, H, W, C]` of any number type."""
-    rows = _rows(wq)
+    rows = _rows(conv, wq)
 
     def chunk(frames: Array) -> Array:
         windows = _unfold(conv, frames.astype(np.float32))
-        return jnp.matmul(windows, rows, precision=lax.Precision.HIGHEST)
+        if conv.groups == 1:
+            return jnp.matmul(windows, rows, precision=lax.Precision.HIGHEST)
+        flat = jnp.matmul(_by_group(conv, windows, conv.area), rows, precision=lax.Precision.HIGHEST)
+        return _of_groups(conv, flat, 1)
 
     steps, batch, h, w, c = s.shape
     _, height, width = conv.output_shape((c, h, w))
-    n = _chunks(steps * batch, 4 * height * width * rows.shape[0])
+    n = _chunks(steps * batch, 4 * height * width * conv.area * c)
     z: Array = lax.map(chunk, s.reshape(n, -1, h, w, c))
     return z.reshape(steps, batch, height, width, conv.channels)
 
@@ -109,23 +133,23 @@ def _backward(
 ) -> tuple[Array | None, Array | None]:
     steps, batch, h, w, c = s.shape
     height, width, channels = dz.shape[2:]
-    rows = _rows(wq).astype(dtype)
+    rows = _rows(conv, wq).astype(dtype)
 
     def chunk(dw: Array, at: tuple[Array, Array]) -> tuple[Array, Array | None]:
         frames, error = at
-        flat = error.reshape(-1, channels).astype(dtype)
+        flat = _by_group(conv, error, 1).astype(dtype)
         if need_weights:
-            windows = _unfold(conv, frames.astype(dtype)).reshape(flat.shape[0], -1)
-            dw = dw + jnp.matmul(flat.T, windows, precision=lax.Precision.HIGHEST)
+            windows = _by_group(conv, _unfold(conv, frames.astype(dtype)), conv.area)
+            dw = dw + jnp.matmul(flat.mT, windows, precision=lax.Precision.HIGHEST)
         if not need_input:
             return dw, None
-        back = jnp.matmul(flat, rows.T, precision=lax.Precision.HIGHEST).reshape(-1, height, width, rows.shape[0])
-        return dw, _fold(conv, back, (h, w, c)).astype(np.float32)
+        back = _of_groups(conv, jnp.matmul(flat, rows.mT, precision=lax.Precision.HIGHEST), conv.area)
+        return dw, _fold(conv, back.reshape(-1, height, width, conv.area * c), (h, w, c)).astype(np.float32)
 
-    n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * rows.shape[0])
+    n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * conv.area * c)
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
-    dw, ds = lax.scan(chunk, jnp.zeros((channels, rows.shape[0]), dtype), at)
-    shaped = dw.reshape(channels, conv.kernel, conv.kernel, c).transpose(0, 3, 1, 2)
+    dw, ds = lax.scan(chunk, jnp.zeros(rows.mT.shape, dtype), at)
+    shaped = dw.reshape(channels, *conv.kernels, -1).transpose(0, 3, 1, 2)
     return None if ds is None else ds.reshape(s.shape), shaped if need_weights else None
 
 
@@ -134,9 +158,9 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     """Convolution of spikes, `z = W * s`; differentiable in `s` and `w`.
 
     Args:
-        conv: kernel, stride, padding.
+        conv: kernel, stride, padding, dilation, groups.
         s: spikes, channels-last `[T, B, H, W, C]`, float32.
-        w: weights `[C', C, k, k]`, float32; on their grid (`snap_weights`) for sums that are exact.
+        w: weights `[C', C / groups, rows, columns]`, float32; on their grid (`snap_weights`) for sums that are exact.
         precision: of the backward pass.
 
     Returns:

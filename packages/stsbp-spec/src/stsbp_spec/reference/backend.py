@@ -29,16 +29,19 @@ from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape
 __all__ = [
     "NumpyBackend",
     "Residuals",
+    "by_group",
     "chunks",
     "conv_backward",
     "conv_forward",
     "fold",
     "linear_backward",
     "linear_forward",
+    "of_groups",
     "pool_backward",
     "pool_forward",
     "recur",
     "unfold",
+    "weight_rows",
 ]
 
 _CHUNK_BYTES = 64 * 2**20
@@ -52,33 +55,51 @@ class Residuals(NamedTuple):
 
 
 def unfold(conv: Conv2d, frames: AnyArray) -> AnyArray:
-    """`[n, C, H, W]` to windows `[n, H', W', C * kernel * kernel]`."""
-    pad = conv.padding
-    padded = np.pad(frames, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    view = np.lib.stride_tricks.sliding_window_view(padded, (conv.kernel, conv.kernel), axis=(2, 3))
-    view = view[:, :, :: conv.stride, :: conv.stride].transpose(0, 2, 3, 1, 4, 5)
+    """`[n, C, H, W]` to windows `[n, H', W', C * rows * columns]`."""
+    padded = np.pad(frames, ((0, 0), (0, 0), *((pad, pad) for pad in conv.paddings)))
+    (down, across), (rows_apart, columns_apart) = conv.strides, conv.dilations
+    view = np.lib.stride_tricks.sliding_window_view(padded, conv.extents, axis=(2, 3))
+    view = view[:, :, ::down, ::across, ::rows_apart, ::columns_apart].transpose(0, 2, 3, 1, 4, 5)
     return view.reshape(*view.shape[:3], -1)
 
 
 def fold(conv: Conv2d, windows: AnyArray, shape: Shape) -> AnyArray:
-    """Adjoint of `unfold`: sums windows, `[n H' W', C * kernel * kernel]`, into frames of `shape` `[n, C, H, W]`."""
+    """Adjoint of `unfold`: sums windows, `[n H' W', C * rows * columns]`, into frames of `shape` `[n, C, H, W]`."""
     n, c, h, w = shape
-    k, pad, stride = conv.kernel, conv.padding, conv.stride
-    _, height, width = conv.output_shape(shape[1:])
-    windows = windows.reshape(n, height, width, c, k, k)
-    padded = np.zeros((n, c, h + 2 * pad, w + 2 * pad), windows.dtype)
-    for i in range(k):
-        for j in range(k):
-            down = slice(i, i + (height - 1) * stride + 1, stride)
-            across = slice(j, j + (width - 1) * stride + 1, stride)
-            padded[:, :, down, across] += windows[:, :, :, :, i, j].transpose(0, 3, 1, 2)
-    return padded[:, :, pad : pad + h, pad : pad + w]
+    _, *sizes = conv.output_shape(shape[1:])
+    windows = windows.reshape(n, *sizes, c, *conv.kernels)
+    above, left = conv.paddings
+    padded = np.zeros((n, c, h + 2 * above, w + 2 * left), windows.dtype)
+    axes = list(zip(sizes, conv.strides, conv.dilations, strict=True))
+    for tap in np.ndindex(conv.kernels):
+        down, across = (
+            slice(at * apart, at * apart + (size - 1) * stride + 1, stride)
+            for at, (size, stride, apart) in zip(tap, axes, strict=True)
+        )
+        padded[:, :, down, across] += windows[..., *tap].transpose(0, 3, 1, 2)
+    return padded[:, :, above : above + h, left : left + w]
+
+
+def by_group(conv: Conv2d, rows: AnyArray) -> AnyArray:
+    """Rows `[n, C * k]` of channels as `[groups, n, C / groups * k]`; as they are where there is one group."""
+    return rows if conv.groups == 1 else rows.reshape(len(rows), conv.groups, -1).swapaxes(0, 1)
+
+
+def of_groups(conv: Conv2d, rows: AnyArray) -> AnyArray:
+    """Inverse of `by_group`."""
+    return rows if conv.groups == 1 else rows.swapaxes(0, 1).reshape(rows.shape[1], -1)
+
+
+def weight_rows(conv: Conv2d, w: AnyArray) -> AnyArray:
+    """Weights `[C', C / groups, rows, columns]` as `[C', fan-in]`, of groups as `[groups, C' / groups, fan-in]`."""
+    rows = w.reshape(len(w), -1)
+    return rows if conv.groups == 1 else rows.reshape(conv.groups, -1, rows.shape[1])
 
 
 def chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[slice]:
     """Runs of frames `[n, C, H, W]` whose unfolded windows take some 64 MB."""
     _, rows, columns = conv.output_shape(frames.shape[1:])
-    per_frame = rows * columns * frames.shape[1] * conv.kernel**2 * bytes_per_value
+    per_frame = rows * columns * frames.shape[1] * conv.area * bytes_per_value
     size = max(1, _CHUNK_BYTES // per_frame)
     return (slice(n, n + size) for n in range(0, len(frames), size))
 
@@ -86,10 +107,12 @@ def chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[sli
 def conv_forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
     """`z = W * s`, `[T, B, C', H', W']`."""
     frames = s.reshape(-1, *s.shape[2:])
-    rows = wq.reshape(len(wq), -1).T
+    rows = weight_rows(conv, wq).swapaxes(-1, -2)
     z = np.empty((len(frames), *conv.output_shape(s.shape[2:])), np.float32)
     for chunk in chunks(conv, frames, 4):
-        z[chunk] = (unfold(conv, frames[chunk]).astype(np.float32) @ rows).transpose(0, 3, 1, 2)
+        windows = unfold(conv, frames[chunk]).astype(np.float32)
+        flat = by_group(conv, windows.reshape(-1, windows.shape[-1])) @ rows
+        z[chunk] = of_groups(conv, flat).reshape(*windows.shape[:3], -1).transpose(0, 3, 1, 2)
     return z.reshape(*s.shape[:2], *z.shape[1:]), Residuals(s, wq)
 
 
@@ -107,17 +130,17 @@ def conv_backward(
     s, wq = residuals
     frames = s.reshape(-1, *s.shape[2:])
     errors = dz.reshape(-1, *dz.shape[2:]).transpose(0, 2, 3, 1)
-    rows = wq.reshape(len(wq), -1).astype(dtype)
+    rows = weight_rows(conv, wq).astype(dtype)
     dw = np.zeros(rows.shape, dtype)
     ds = np.empty(frames.shape, np.float32) if need_input else None
     for chunk in chunks(conv, frames, np.dtype(dtype).itemsize):
         error = errors[chunk].astype(dtype)
-        flat: AnyArray = error.reshape(-1, error.shape[-1])
+        flat: AnyArray = by_group(conv, error.reshape(-1, error.shape[-1]))
         if need_weights:
-            unfolded: AnyArray = unfold(conv, frames[chunk]).reshape(len(flat), -1).astype(dtype)
-            dw += flat.T @ unfolded
+            unfolded: AnyArray = unfold(conv, frames[chunk]).astype(dtype)
+            dw += flat.swapaxes(-1, -2) @ by_group(conv, unfolded.reshape(-1, unfolded.shape[-1]))
         if ds is not None:
-            ds[chunk] = fold(conv, flat @ rows, (len(error), *s.shape[2:]))
+            ds[chunk] = fold(conv, of_groups(conv, flat @ rows), (len(error), *s.shape[2:]))
     back = None if ds is None else ds.reshape(s.shape)
     return back, dw.reshape(wq.shape) if need_weights else None
 

@@ -306,10 +306,12 @@ class Literal:
     def product(self, block: Block, w: AnyArray, x: AnyArray) -> AnyArray:
         """`W a`, `[B, ...]`."""
         if isinstance(block.synapse, Conv2d):
-            windows = self._windows(block.synapse, x)
-            b, rows, columns = windows.shape[:3]
-            z = windows.reshape(b * rows * columns, -1) @ w.reshape(len(w), -1).T
-            return z.reshape(b, rows, columns, len(w)).transpose(0, 3, 1, 2)
+            conv = block.synapse
+            parts = [
+                np.moveaxis(windows.reshape(*windows.shape[:3], -1) @ rows.reshape(len(rows), -1).T, 3, 1)
+                for windows, rows in zip(self._windows(conv, x), np.split(w, conv.groups), strict=True)
+            ]
+            return np.concatenate(parts, axis=1)
         return x.reshape(len(x), -1) @ w.T
 
     def adjoint(self, block: Block, w: AnyArray, x: AnyArray, d: AnyArray) -> tuple[AnyArray, AnyArray]:
@@ -318,20 +320,41 @@ class Literal:
         if not isinstance(conv, Conv2d):
             below = (d @ w).reshape(len(d), *block.synapse_shape)
             return d.T @ x.reshape(len(x), -1), self.before_adjoint(block, below)
-        flat = d.transpose(0, 2, 3, 1).reshape(-1, len(w))
-        term = (flat.T @ self._windows(conv, x).reshape(len(flat), -1)).reshape(w.shape)
-        b, _, rows, columns = d.shape
-        k, pad, stride = conv.kernel, conv.padding, conv.stride
-        windows = (flat @ w.reshape(len(w), -1)).reshape(b, rows, columns, x.shape[1], k, k)
-        padded = self.array(np.zeros((b, x.shape[1], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)))
-        for y in range(rows):
-            for z in range(columns):
-                padded[:, :, y * stride : y * stride + k, z * stride : z * stride + k] += windows[:, y, z]
-        return term, self.before_adjoint(block, padded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]])
+        (_, _, rows, columns), terms = d.shape, list[AnyArray]()
+        padded = self._padded(conv, self.array(np.zeros(x.shape)))
+        inputs: list[AnyArray] = np.split(padded, conv.groups, axis=1)
+        each = zip(
+            self._windows(conv, x), np.split(w, conv.groups), np.split(d, conv.groups, axis=1), inputs, strict=True
+        )
+        for windows, own, error, into in each:
+            terms.append(np.tensordot(error, windows, ((0, 2, 3), (0, 1, 2))))
+            for y in range(rows):
+                for z in range(columns):
+                    into[self._place(conv, y, z)] += np.tensordot(error[:, :, y, z], own, (1, 0))
+        (above, left), (height, width) = conv.paddings, x.shape[2:]
+        inner = np.concatenate(inputs, axis=1)[:, :, above : above + height, left : left + width]
+        return np.concatenate(terms), self.before_adjoint(block, inner)
 
-    def _windows(self, conv: Conv2d, x: AnyArray) -> AnyArray:
-        pad = conv.padding
-        padded = self.array(np.zeros((*x.shape[:2], x.shape[2] + 2 * pad, x.shape[3] + 2 * pad)))
-        padded[:, :, pad : pad + x.shape[2], pad : pad + x.shape[3]] = x
-        view = np.lib.stride_tricks.sliding_window_view(padded, (conv.kernel, conv.kernel), axis=(2, 3))
-        return view[:, :, :: conv.stride, :: conv.stride].transpose(0, 2, 3, 1, 4, 5)
+    def _windows(self, conv: Conv2d, x: AnyArray) -> list[AnyArray]:
+        """What the kernels of each group see, `[B, H', W', C / groups, rows, columns]`."""
+        _, rows, columns = conv.output_shape(x.shape[1:])
+        return [
+            np.stack([np.stack([part[self._place(conv, y, z)] for z in range(columns)], 1) for y in range(rows)], 1)
+            for part in np.split(self._padded(conv, x), conv.groups, axis=1)
+        ]
+
+    def _padded(self, conv: Conv2d, x: AnyArray) -> AnyArray:
+        (above, left), (height, width) = conv.paddings, x.shape[2:]
+        padded = self.array(np.zeros((*x.shape[:2], height + 2 * above, width + 2 * left)))
+        padded[:, :, above : above + height, left : left + width] = x
+        return padded
+
+    @staticmethod
+    def _place(conv: Conv2d, y: int, x: int) -> tuple[slice, ...]:
+        """Where the kernel of the output at row `y` and column `x` lies on the padded input."""
+        lies = zip((y, x), conv.strides, conv.extents, conv.dilations, strict=True)
+        return (
+            slice(None),
+            slice(None),
+            *(slice(at * stride, at * stride + extent, apart) for at, stride, extent, apart in lies),
+        )

@@ -31,7 +31,18 @@ from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.random import keep_mask
-from stsbp_spec.reference.backend import chunks, conv_forward, fold, linear_forward, pool_forward, recur, unfold
+from stsbp_spec.reference.backend import (
+    by_group,
+    chunks,
+    conv_forward,
+    fold,
+    linear_forward,
+    of_groups,
+    pool_forward,
+    recur,
+    unfold,
+    weight_rows,
+)
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
 from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.bias import Biased
@@ -530,7 +541,9 @@ def synapse_backward(
         x.reshape(-1, *x.shape[2:]) for x in (s, dz.largest, np.square(dz.spread), np.square(dz.value))
     )
     value, error = (x.reshape(-1, *x.shape[2:]) for x in (dz.value, dz.error))
-    (n,) = _weight_sums(synapse, flat != 0, [np.ones_like(value[:, :1])])
+    groups = synapse.groups if isinstance(synapse, Conv2d) else 1
+    (n,) = _weight_sums(synapse, flat != 0, [np.ones_like(value[:, :groups])])
+    n = n if groups == 1 else np.repeat(n, len(wq) // groups, axis=0)
     sums = _weight_sums(synapse, flat, [value, error, size])
     # What one neuron sends back at several steps, and neighbours of one window, is alike, so that it does not cancel:
     # (sum of m terms)^2 is at most m times the sum of their squares.
@@ -568,9 +581,10 @@ def _weight_sums(synapse: Conv2d | Linear, inputs: AnyArray, fields: Sequence[Fl
     sums: list[Any] = [0.0] * len(fields)
     for chunk in chunks(synapse, inputs, 8):
         x = unfold(synapse, inputs[chunk])
-        x = x.reshape(-1, x.shape[-1]).astype(np.float64)
-        sums = [total + _rows(field[chunk]).T @ x for total, field in zip(sums, fields, strict=True)]
-    return sums
+        x = by_group(synapse, x.reshape(-1, x.shape[-1]).astype(np.float64))
+        rows = [by_group(synapse, _rows(field[chunk])).swapaxes(-1, -2) for field in fields]
+        sums = [total + row @ x for total, row in zip(sums, rows, strict=True)]
+    return [total.reshape(-1, total.shape[-1]) for total in sums]
 
 
 def _rows(errors: Float64) -> Float64:
@@ -580,12 +594,13 @@ def _rows(errors: Float64) -> Float64:
 
 def _input_sums(synapse: Conv2d | Linear, w: Float64, errors: Float64, shape: tuple[int, ...]) -> Float64:
     """`W^T errors`, `[n, ...]`."""
-    rows = w.reshape(len(w), -1)
     if isinstance(synapse, Linear):
-        return errors @ rows
+        return errors @ w.reshape(len(w), -1)
+    rows = weight_rows(synapse, w)
     ds = np.empty((len(errors), *shape))
     for chunk in chunks(synapse, ds, 8):
-        ds[chunk] = fold(synapse, _rows(errors[chunk]) @ rows, ds[chunk].shape)
+        back = by_group(synapse, _rows(errors[chunk])) @ rows
+        ds[chunk] = fold(synapse, of_groups(synapse, back), ds[chunk].shape)
     return ds
 
 

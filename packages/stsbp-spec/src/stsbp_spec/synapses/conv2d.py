@@ -1,8 +1,13 @@
 """Convolution of spikes with the layer's weights: `z_t = W * o_t` (part of Eq. (4)); bias.py adds a bias to it.
 
-Forward: `z[n, c, y, x] = sum_{d, i, j} W[c, d, i, j] s[n, d, y stride + i - padding, x stride + j - padding]`.
+Forward, of rows y and columns x, each with its own stride `s`, padding `p` and dilation `d`:
+`z[n, c, y, x] = sum_{e, i, j} W[c, e, i, j] o[n, g(c) + e, y s + i d - p, x s + j d - p]`.
+`groups` divide the channels of input and output into as many equal parts, which do not see each other: `e` runs over
+the `C / groups` channels of the part of `c`, from `g(c)` on. As many groups as input channels make it depthwise.
 On the weight grid this sum is exact, so backends may take any order or algorithm that only adds such products.
-Backward: `dW = sum_n dz s^T` (Eq. (18)) and `ds = W^T dz` (the spatial part of Eq. (11)).
+Backward: `dW = sum_n dz o^T` (Eq. (18)) and `do = W^T dz` (the spatial part of Eq. (11)).
+
+A 1-d convolution is one of a kernel `(1, k)` on inputs `(C, 1, L)`.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from dataclasses import dataclass, field
 
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
+from stsbp_spec.synapses.axes import PerAxis, both, per_axis, written
 from stsbp_spec.synapses.base import Weighted, weight_bits
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import truth, whole
@@ -20,49 +26,103 @@ __all__ = ["Conv2d"]
 
 @dataclass(frozen=True)
 class Conv2d(Weighted):
-    """A 2-d convolution, square kernel.
+    """A 2-d convolution. Numbers of both axes are an integer, or a pair (rows, columns).
 
     Args:
         channels: output channels `C'`.
         kernel: rows and columns of the kernel.
         stride: step of the kernel.
         padding: zero rows and columns around the input.
+        dilation: distance of two neighbours of the kernel on the input.
+        groups: parts of the channels that do not see each other.
         weight_bits: bits of the weight grid, sign included, 2 to 12.
         bias: whether a learned number a channel is added (bias.py).
     """
 
     channels: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
+    kernel: PerAxis
+    stride: PerAxis = 1
+    padding: PerAxis = 0
+    dilation: PerAxis = field(default=1, kw_only=True)
+    groups: int = field(default=1, kw_only=True)
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
     bias: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name, least in (("channels", 1), ("kernel", 1), ("stride", 1), ("padding", 0)):
-            object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), least))
+        for name in ("channels", "groups"):
+            object.__setattr__(self, name, whole(f"a convolution's {name}", getattr(self, name), 1))
+        for name, least in (("kernel", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+            object.__setattr__(self, name, per_axis(f"a convolution's {name}", getattr(self, name), least))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         object.__setattr__(self, "bias", truth("bias", self.bias))
-        if self.padding >= self.kernel:
-            raise SpecError(f"padding {self.padding} must be smaller than the kernel, {self.kernel}")
+        if any(pad >= extent for pad, extent in zip(self.paddings, self.extents, strict=True)):
+            kernel = f"the kernel, {written(self.kernel)}{self._dilated}"
+            raise SpecError(f"padding {written(self.padding)} must be smaller than {kernel}")
+        if self.channels % self.groups:
+            raise SpecError(f"{self.channels} channels cannot be divided into {self.groups} groups")
+
+    @property
+    def kernels(self) -> tuple[int, int]:
+        """Rows and columns of the kernel."""
+        return both(self.kernel)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Step of the kernel along rows and columns."""
+        return both(self.stride)
+
+    @property
+    def paddings(self) -> tuple[int, int]:
+        """Zero rows above and below, and zero columns on each side."""
+        return both(self.padding)
+
+    @property
+    def dilations(self) -> tuple[int, int]:
+        """Distance of neighbours of the kernel, of rows and of columns."""
+        return both(self.dilation)
+
+    @property
+    def extents(self) -> tuple[int, int]:
+        """Rows and columns of the input that the kernel reaches over."""
+        (rows, columns), (down, across) = self.kernels, self.dilations
+        return down * (rows - 1) + 1, across * (columns - 1) + 1
+
+    @property
+    def area(self) -> int:
+        """Weights of one kernel."""
+        rows, columns = self.kernels
+        return rows * columns
+
+    @property
+    def square(self) -> bool:
+        """Whether rows and columns are treated alike, without dilation and groups."""
+        alike = all(isinstance(number, int) for number in (self.kernel, self.stride, self.padding))
+        return alike and self.dilation == 1 and self.groups == 1
+
+    @property
+    def _dilated(self) -> str:
+        return f" with dilation {written(self.dilation)}" if self.dilation != 1 else ""
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(C', H', W')` for an input of `shape` `(C, H, W)`; raises `SpecError` where the kernel does not fit."""
         if len(shape) != 3:
             raise SpecError(f"a convolution needs an input (C, H, W), got {shape}")
-        _, h, w = shape
-        rows, columns = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (h, w))
-        if min(h, w) + 2 * self.padding < self.kernel:
-            padded = f" (padded by {self.padding})" if self.padding else ""
-            raise SpecError(f"the kernel, {self.kernel}x{self.kernel}, is larger than its input, {h}x{w}{padded}")
+        c, h, w = shape
+        if c % self.groups:
+            raise SpecError(f"the input's {c} channels cannot be divided into {self.groups} groups")
+        sizes = zip((h, w), self.extents, self.paddings, self.strides, strict=True)
+        rows, columns = ((n + 2 * pad - extent) // stride + 1 for n, extent, pad, stride in sizes)
+        if min(rows, columns) < 1:
+            padded = f" (padded by {written(self.padding)})" if self.padding else ""
+            kernel = f"the kernel, {self.kernels[0]}x{self.kernels[1]}{self._dilated},"
+            raise SpecError(f"{kernel} is larger than its input, {h}x{w}{padded}")
         return (self.channels, rows, columns)
 
     def weight_shape(self, shape: Shape) -> Shape:
-        """`(C', C, kernel, kernel)`."""
-        return (self.channels, shape[0], self.kernel, self.kernel)
+        """`(C', C / groups, rows, columns)` of the kernel."""
+        return (self.channels, shape[0] // self.groups, *self.kernels)
 
     def summands(self, shape: Shape) -> tuple[int, int, int]:
         """Numbers of summands: of one output, of one weight's gradient per frame, of one input's gradient."""
         _, rows, columns = self.output_shape(shape)
-        area = self.kernel * self.kernel
-        return shape[0] * area, rows * columns, self.channels * area
+        return shape[0] // self.groups * self.area, rows * columns, self.channels // self.groups * self.area

@@ -160,7 +160,7 @@ def fuse(chain: tuple[Step[torch.Tensor], ...]) -> Step[torch.Tensor] | None:
     ops = [type(place.node.op) for place in places[:-2]]
     conv, static = weights.projection.synapse, weights.projection.input.static
     simple = sorted(ops, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
-    if simple and not static and type(conv) is Conv2d and conv.stride == 1:
+    if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
         return SparseBlock(places, needed, chain, weights.projection, population, conv)
     return Block(places, needed, chain, weights.projection, population)
 

@@ -60,7 +60,7 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tens
         if x.is_cuda and _cudnn_is_inexact(conv, x, w):
             z = _product(conv, x, w)
         else:
-            z = torch.nn.functional.conv2d(x, w, stride=conv.stride, padding=conv.padding)
+            z = torch.nn.functional.conv2d(x, w, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
     z = z.permute(0, 2, 3, 1).contiguous()
     z = z.view(*s.shape[:2], *z.shape[1:]).permute(0, 1, 4, 2, 3)
     return z, Residuals(s, w)
@@ -97,9 +97,8 @@ def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) 
 def _adjoint(
     conv: Conv2d, error: torch.Tensor, x: torch.Tensor, w: torch.Tensor, need_input: bool, need_weights: bool
 ) -> Any:
-    padding, stride = [conv.padding] * 2, [conv.stride] * 2
     mask = [need_input, need_weights, False]
-    rest = (stride, padding, [1, 1], False, [0, 0], 1, mask)
+    rest = (conv.strides, conv.paddings, conv.dilations, False, [0, 0], conv.groups, mask)
     with exact_math():
         return torch.ops.aten.convolution_backward(error, x, w, None, *rest)[:2]
 
@@ -110,27 +109,47 @@ def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 
 def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """`[n, C, H, W]` (channels last) to `[n H' W', kernel kernel C]`."""
-    pad = conv.padding
-    memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
-    view = memory.unfold(1, conv.kernel, conv.stride).unfold(2, conv.kernel, conv.stride)
-    return view.permute(0, 1, 2, 4, 5, 3).reshape(view.shape[0] * view.shape[1] * view.shape[2], -1)
+    """`[n, C, H, W]` (channels last) to `[n H' W', rows columns C]`, or by group."""
+    (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
+    memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
+    view = memory.unfold(1, conv.extents[0], down).unfold(2, conv.extents[1], across)
+    view = view[..., :: apart[0], :: apart[1]].permute(0, 1, 2, 4, 5, 3)
+    n, height, width, *_, channels = view.shape
+    return _by_group(conv, view.reshape(n * height * width, conv.area, channels))
 
 
-def _weight_rows(w: torch.Tensor) -> torch.Tensor:
-    return w.permute(0, 2, 3, 1).reshape(len(w), -1)
+def _by_group(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """`[n, k, C]` as rows `[n, k C]`, of several groups as `[groups, n, k C / groups]`."""
+    n, k, _ = x.shape
+    if conv.groups == 1:
+        return x.view(n, -1)
+    return x.view(n, k, conv.groups, -1).permute(2, 0, 1, 3).reshape(conv.groups, n, -1)
+
+
+def _of_groups(conv: Conv2d, rows: torch.Tensor, k: int) -> torch.Tensor:
+    """Inverse of `_by_group`."""
+    n = rows.shape[-2]
+    if conv.groups == 1:
+        return rows.view(n, k, -1)
+    return rows.view(conv.groups, n, k, -1).permute(1, 2, 0, 3).reshape(n, k, -1)
+
+
+def _weight_rows(conv: Conv2d, w: torch.Tensor) -> torch.Tensor:
+    """`[C', fan-in]`, of several groups `[groups, C' / groups, fan-in]`, in the order of windows."""
+    rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
+    return rows if conv.groups == 1 else rows.view(conv.groups, -1, rows.shape[1])
 
 
 def _chunk(conv: Conv2d, x: torch.Tensor, bytes_per_value: int) -> int:
     _, rows, columns = conv.output_shape(tuple(x.shape[1:]))
-    return max(1, _CHUNK_BYTES // (rows * columns * x.shape[1] * conv.kernel**2 * bytes_per_value))
+    return max(1, _CHUNK_BYTES // (rows * columns * x.shape[1] * conv.area * bytes_per_value))
 
 
 def _product(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """The forward convolution as a matrix product, `[n, C', H', W']` (channels last)."""
     channels, height, width = conv.output_shape(tuple(x.shape[1:]))
-    rows = _weight_rows(w).T.contiguous()
-    parts = [_windows(conv, part) @ rows for part in torch.split(x, _chunk(conv, x, 4))]
+    rows = _weight_rows(conv, w).mT.contiguous()
+    parts = [_of_groups(conv, _windows(conv, part) @ rows, 1) for part in torch.split(x, _chunk(conv, x, 4))]
     return torch.cat(parts).view(len(x), height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -143,7 +162,7 @@ def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
         spikes = spikes.contiguous(memory_format=torch.channels_last)
         large = torch.randint(-2047, 2048, w.shape, generator=generator, device=x.device).to(torch.float32)
         large = large.contiguous(memory_format=torch.channels_last)
-        z = torch.nn.functional.conv2d(spikes, large, stride=conv.stride, padding=conv.padding)
+        z = torch.nn.functional.conv2d(spikes, large, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
         _cudnn_differs[key] = not torch.equal(z, _product(conv, spikes, large))
     return _cudnn_differs[key]
 
@@ -152,8 +171,8 @@ def _backward_float64(
     conv: Conv2d, x: torch.Tensor, w: torch.Tensor, error: torch.Tensor, need_input: bool, need_weights: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Both products in float64 and in chunks of frames; exact because `error` is on its grid."""
-    rows = _weight_rows(w).double()
-    k, stride, pad = conv.kernel, conv.stride, conv.padding
+    rows = _weight_rows(conv, w).double()
+    (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
     n, c, h, width_in = x.shape
     dw = torch.zeros_like(rows)
     dx = torch.empty((n, h, width_in, c), dtype=torch.float32, device=x.device) if need_input else None
@@ -161,17 +180,19 @@ def _backward_float64(
     for start in range(0, n, size):
         part, e = x[start : start + size], error[start : start + size].permute(0, 2, 3, 1)
         frames_, height, width, channels = e.shape
-        flat = e.reshape(-1, channels).double()
+        flat = _by_group(conv, e.reshape(-1, 1, channels)).double()
         if need_weights:
-            dw += flat.T @ _windows(conv, part).double()
+            dw += flat.mT @ _windows(conv, part).double()
         if dx is not None:
-            windows = (flat @ rows).view(frames_, height, width, k, k, c)
-            padded = torch.zeros((frames_, h + 2 * pad, width_in + 2 * pad, c), dtype=torch.float64, device=x.device)
-            for i in range(k):
-                for j in range(k):
-                    rows_of = slice(i, i + (height - 1) * stride + 1, stride)
-                    columns_of = slice(j, j + (width - 1) * stride + 1, stride)
+            windows = _of_groups(conv, flat @ rows, conv.area).view(frames_, height, width, *conv.kernels, c)
+            sizes = (frames_, h + 2 * above, width_in + 2 * left, c)
+            padded = torch.zeros(sizes, dtype=torch.float64, device=x.device)
+            for i in range(conv.kernels[0]):
+                for j in range(conv.kernels[1]):
+                    first_row, first_column = i * apart[0], j * apart[1]
+                    rows_of = slice(first_row, first_row + (height - 1) * down + 1, down)
+                    columns_of = slice(first_column, first_column + (width - 1) * across + 1, across)
                     padded[:, rows_of, columns_of] += windows[:, :, :, i, j]
-            dx[start : start + size] = padded[:, pad : pad + h, pad : pad + width_in]
-    gradient = dw.view(len(w), k, k, c).permute(0, 3, 1, 2)
+            dx[start : start + size] = padded[:, above : above + h, left : left + width_in]
+    gradient = dw.view(len(w), *conv.kernels, -1).permute(0, 3, 1, 2)
     return (None if dx is None else dx.permute(0, 3, 1, 2)), gradient

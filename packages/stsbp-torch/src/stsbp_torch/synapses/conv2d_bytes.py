@@ -33,7 +33,7 @@ def usable(conv: Conv2d, shape: Shape, largest: int) -> bool:
     """Whether `forward` is exact and fast here.
 
     Args:
-        conv: the convolution.
+        conv: the convolution, `square`.
         shape: of one frame, `(C, H, W)`.
         largest: the largest input.
     """
@@ -50,9 +50,8 @@ def _try(conv: Conv2d, shape: Shape) -> bool:
     s = torch.randint(0, LARGEST + 1, (1, 2, h, w, c), generator=generator, dtype=torch.uint8)
     s = s.permute(0, 1, 4, 2, 3)
     # So small that the sums are exact whatever the inputs.
-    limit = max(1, min(2047, 2**EXACT_LIMIT_BITS // (c * conv.kernel**2 * LARGEST)))
-    size = (conv.channels, c, conv.kernel, conv.kernel)
-    wq = torch.randint(-limit, limit + 1, size, generator=generator).float() / 2048
+    limit = max(1, min(2047, 2**EXACT_LIMIT_BITS // (c * conv.area * LARGEST)))
+    wq = torch.randint(-limit, limit + 1, conv.weight_shape(shape), generator=generator).float() / 2048
     try:
         return torch.equal(forward(conv, doubled(s), wq), conv2d.forward(conv, s, wq)[0])
     except (AttributeError, RuntimeError, TypeError):
@@ -80,7 +79,7 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, scale: float = 1.0)
     w = torch.cat([units >> _LOW_BITS, units & (2**_LOW_BITS - 1)], 1).to(torch.int8)
     ops: Any = torch.ops.onednn
     scales, zeros = torch.full((len(w),), scale * 2.0**-exponent), torch.zeros(len(w), dtype=torch.int64)
-    geometry: tuple[Any, ...] = ([conv.stride] * 2, [conv.padding] * 2, [1, 1], 1)
+    geometry: tuple[Any, ...] = (conv.strides, conv.paddings, [1, 1], 1)
     packed = ops.qconv_prepack(w, scales, 1.0, 0, *geometry, list(x.shape))
     tail = (None, *geometry, 1.0, 0, torch.float32, "none", [], "")
     z: torch.Tensor = ops.qconv2d_pointwise(x, 1.0, 0, packed, scales, zeros, *tail)

@@ -74,7 +74,8 @@ def _output(network: NetworkSpec, parameters: dict[str, Any], x: torch.Tensor) -
                 x = function.avg_pool2d(x, layer.size)
         w = parameters[block.name]
         if isinstance(block.synapse, Conv2d):
-            x = function.conv2d(x, w, stride=block.synapse.stride, padding=block.synapse.padding)
+            conv = block.synapse
+            x = function.conv2d(x, w, None, conv.strides, conv.paddings, conv.dilations, conv.groups)
         else:
             x = function.linear(x.flatten(1), w)
     return x

@@ -31,9 +31,18 @@ def fan_out(block: Block) -> Int64:
     reached: Int64
     if isinstance(synapse, Conv2d):
         rows, columns = (
-            _windows(size, outputs, synapse) for size, outputs in zip(shape[1:], block.output_shape[1:], strict=True)
+            _windows(size, outputs, *axis)
+            for size, outputs, *axis in zip(
+                shape[1:],
+                block.output_shape[1:],
+                synapse.kernels,
+                synapse.strides,
+                synapse.paddings,
+                synapse.dilations,
+                strict=True,
+            )
         )
-        reached = np.broadcast_to(synapse.channels * np.outer(rows, columns), shape)
+        reached = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
     else:
         reached = np.full(shape, synapse.units, dtype=np.int64)
     shapes = [block.input_shape]
@@ -48,11 +57,10 @@ def fan_out(block: Block) -> Int64:
     return reached
 
 
-def _windows(size: int, outputs: int, synapse: Conv2d) -> Int64:
+def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Int64:
     """How many of the `outputs` windows along an axis hold each of its `size` places, `[size]`."""
-    first = np.arange(outputs) * synapse.stride - synapse.padding
-    place = np.arange(size)[:, None]
-    held: Int64 = ((first <= place) & (place < first + synapse.kernel)).sum(axis=1)
+    offset = np.arange(size)[:, None] - (np.arange(outputs) * stride - padding)
+    held: Int64 = ((offset >= 0) & (offset < kernel * dilation) & (offset % dilation == 0)).sum(axis=1)
     return held
 
 
