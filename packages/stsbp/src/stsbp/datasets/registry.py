@@ -36,6 +36,7 @@ _BUILT_IN = {
     "fashion-mnist": "mnist:FASHION",
     "smnist": "smnist:ROWS",
     "smnist-pixels": "smnist:PIXELS",
+    "fsdd": "fsdd:FSDD",
     "cifar10": "cifar10:CIFAR10",
     "images": "image_folder:IMAGES",
     "patterns": "patterns:RASTERS",

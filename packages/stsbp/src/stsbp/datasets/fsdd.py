@@ -1,0 +1,225 @@
+"""Free Spoken Digit Dataset (Jackson et al.): spoken digits through a model of the inner ear.
+
+A folder `fsdd` (or `recordings`, the published one) of files `<digit>_<speaker>_<number>.wav`, 8 kHz, 16 bits, mono.
+Recordings 0 to 4 of each speaker and digit are the published test set. `stsbp.datasets.cochlea` makes spikes of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import wave
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from stsbp_spec.typing import AnyArray, Int64, UInt8
+
+from stsbp.datasets.base import (
+    Dataset,
+    FrameSplit,
+    Progress,
+    Request,
+    Skipped,
+    Subset,
+    cut_test,
+    names_unreadable,
+)
+from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files, read_unchanged
+from stsbp.datasets.cochlea import Cochlea
+from stsbp.datasets.digits import CLASSES
+from stsbp.datasets.info import DatasetInfo
+from stsbp.errors import DataError, did_you_mean
+from stsbp.files import MEGABYTE
+
+__all__ = ["FSDD", "load", "read_recording"]
+
+RATE = 8000
+TEST = range(5)
+"""Numbers of the recordings that are the test set."""
+MOST_CHANNELS = 700
+MOST = 4 * MEGABYTE
+"""Bytes of a recording; four minutes."""
+_MODEL = 1
+"""Counts up when the model of the ear changes its spikes, so that older cached ones are not taken for its own."""
+_BLOCK = 64
+_HOME = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+
+
+class _Name(NamedTuple):
+    """What a file's name says."""
+
+    digit: int
+    speaker: str
+    number: int
+
+
+def _name(path: Path) -> _Name | None:
+    found = re.fullmatch(r"([0-9])_([A-Za-z]{1,40})_([0-9]{1,6})\.wav", path.name)
+    return None if found is None else _Name(int(found[1]), found[2], int(found[3]))
+
+
+def _files(data_dir: Path | None) -> tuple[Path, list[tuple[str, _Name]]]:
+    """The folder of the recordings, and its files with what their names say, by speaker, digit and number."""
+    if data_dir is None:
+        raise DataError(
+            "fsdd needs a data folder: name with --data-dir or STSBP_DATA the one that holds "
+            "fsdd/<digit>_<speaker>_<number>.wav"
+        )
+    places = [
+        data_dir / "fsdd",
+        data_dir / "recordings",
+        data_dir / "free-spoken-digit-dataset" / "recordings",
+        data_dir,
+    ]
+    for folder in places:
+        named = [(path.name, _name(path)) for path in folder.iterdir()] if folder.is_dir() else []
+        found = [(file, name) for file, name in named if name is not None]
+        if found:
+            return folder, sorted(found, key=lambda pair: (pair[1].speaker, pair[1].digit, pair[1].number))
+    packed = data_dir / "fsdd.tar.xz"
+    there = f"; unpack {packed} there" if packed.is_file() else f"; fetch the recordings from {_HOME}"
+    raise DataError(f"no spoken digits at {data_dir}: expected {places[0]}/<digit>_<speaker>_<number>.wav{there}")
+
+
+def read_recording(content: bytes, path: Path) -> AnyArray:
+    """The samples of a file, `[n]` int16.
+
+    Raises:
+        DataError: it is no WAV file of 16 bits, mono, 8 kHz, or it is cut off or holds nothing; `path` is named.
+    """
+    try:
+        with wave.open(io.BytesIO(content)) as file:
+            kind = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            if kind != (1, 16, RATE):
+                raise DataError(
+                    f"{path}: expected 1 channel of 16 bits at {RATE} Hz, got {kind[0]} of {kind[1]} bits at "
+                    f"{kind[2]} Hz"
+                )
+            count = file.getnframes()
+            samples = file.readframes(count)
+    except (wave.Error, EOFError, ValueError) as error:
+        raise DataError(f"{path} is no WAV file that can be read: {str(error) or 'it is cut off'}") from error
+    if not count or len(samples) != 2 * count:
+        raise DataError(f"{path}: its header says {count} samples, and {len(samples) // 2} follow; it may be cut off")
+    return np.frombuffer(samples, "<i2")
+
+
+def _channels(request: Request) -> int:
+    given = request.options.get("channels", str(Cochlea.places))
+    if not (given.isascii() and given.isdigit() and len(given) < 5 and 1 <= int(given) <= MOST_CHANNELS):
+        raise DataError(f"{request.name}: channels must be a number from 1 to {MOST_CHANNELS}, got {given!r}")
+    return int(given)
+
+
+def _spikes(
+    folder: Path, files: Sequence[tuple[str, _Name]], cochlea: Cochlea, request: Request
+) -> tuple[FrameSplit, Int64, tuple[Skipped, ...]]:
+    """The recordings as spikes, the number of each among the files, and those that were left out."""
+    names = [file for file, _ in files]
+    digests = digest_files(folder, names, most=MOST, cache_dir=request.cache_dir, progress=request.progress)
+    steps, window_us = request.binning.steps, request.binning.window_us
+    assert window_us is not None
+
+    def build(writer: CacheWriter) -> None:
+        sounds: dict[int, AnyArray] = {}
+        for k, file in enumerate(names):
+            try:
+                sounds[k] = read_recording(read_unchanged(folder / file, digests[file]), Path(file))
+            except DataError as error:
+                if not request.skip_malformed:
+                    raise
+                writer.skip(file, str(error))
+        report = Progress(request.progress, f"listening to {folder}{writer.why}", len(sounds))
+        heard: dict[int, UInt8] = {}
+        # Those of like lengths together: a block takes as long as its longest.
+        by_length = sorted(sounds, key=lambda k: len(sounds[k]))
+        for first in range(0, len(by_length), _BLOCK):
+            block = by_length[first : first + _BLOCK]
+            frames = FrameSplit.store(cochlea.spikes([sounds[k] for k in block], steps, window_us))
+            heard.update(zip(block, frames, strict=True))
+            report(first + len(block))
+        for k in sorted(heard):
+            writer.add(heard[k][np.newaxis], [k])
+
+    key = {
+        "source": combine_digests(digests),
+        "model": _MODEL,
+        "cochlea": dataclasses.asdict(cochlea),
+        "steps": steps,
+        "window_us": window_us,
+        "skip_malformed": request.skip_malformed,
+    }
+    found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
+    labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
+    return FrameSplit(found.data, labels, steps), found.labels, found.skipped
+
+
+@names_unreadable
+def load(request: Request) -> Dataset:
+    """Spoken digits as spikes; tested on recordings 0 to 4 of each speaker and digit, or on a speaker that is left out.
+
+    Raises:
+        DataError: nothing is found at the data folder, a recording is malformed, or an option has no such value.
+    """
+    folder, files = _files(request.data_dir)
+    cochlea = Cochlea(places=_channels(request))
+    speakers = sorted({name.speaker for _, name in files})
+    without = request.options.get("without")
+    if without is not None and without not in speakers:
+        raise DataError(
+            f"fsdd: there is no speaker {without!r}{did_you_mean(without, speakers)}; known: {', '.join(speakers)}"
+        )
+    samples, numbers, skipped = _spikes(folder, files, cochlea, request)
+    names = [files[k][1] for k in numbers]
+    own = np.array([name.number in TEST if without is None else name.speaker == without for name in names])
+    notes = [f"{len(samples):,} recordings of {len(speakers)} speakers, from {folder}"]
+    train, test = (Subset(samples, np.flatnonzero(mask)) for mask in (~own, own))
+    told = (
+        f"recordings {TEST[0]} to {TEST[-1]} of each speaker and digit"
+        if without is None
+        else f"all recordings of {without}"
+    )
+    if request.only_test and len(test):
+        train = test
+    elif request.train_only:
+        # Who is left out stays so.
+        pass
+    elif request.wants_own_test and len(test):
+        notes.append(f"{len(test)} test samples: {told}, none of which is trained on")
+    else:
+        train, test = cut_test(train, max(1, len(train) // 5), request)
+        notes.append(f"{len(test)} of the others are held out as test samples (split seed {request.seed})")
+    if not len(train):
+        raise DataError(f"{folder}: nothing is left to train on")
+    if skipped:
+        notes.append(f"left out {len(skipped)} malformed recordings, the first {skipped[0].path}: {skipped[0].reason}")
+    return Dataset(request.name, "events", (cochlea.places,), CLASSES, train, test, tuple(notes), skipped)
+
+
+FSDD = DatasetInfo(
+    name="fsdd",
+    description=f"Free Spoken Digit Dataset: six speakers, through a model of the inner ear, {Cochlea.places} neurons",
+    coding="events",
+    load=load,
+    preset={
+        "net": "256-256",
+        "steps": 60,
+        "window_ms": 720.0,
+        "epochs": 30,
+        "batch_size": 50,
+        "lr": 2e-3,
+        "tau_m": 10.0,
+        "tau_s": 4.0,
+        "label_pattern": "01",
+    },
+    recordings=True,
+    options={
+        "without": "a speaker that is left out and tested on",
+        "channels": f"neurons of the ear, 1 to {MOST_CHANNELS}",
+    },
+    licence="CC BY-SA 4.0",
+)
+"""What `stsbp train fsdd` trains on, and how by default."""

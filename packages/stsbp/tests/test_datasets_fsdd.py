@@ -1,0 +1,259 @@
+"""fsdd and its model of the ear: against a literal form, on sounds with known answers, and from small files."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import Dataset, load
+from stsbp.datasets.cochlea import Cochlea
+from stsbp.errors import DataError
+from stsbp_spec.random import Stream, uniform
+from stsbp_spec.typing import AnyArray, UInt8
+
+SPEAKERS = ("ada", "bo", "cy")
+F = np.float32
+
+
+def _noise(count: int, seed: int) -> AnyArray:
+    """Samples that are the same on every machine."""
+    return (uniform(seed, Stream.SIMULATION, count) * 20_000 - 10_000).astype(np.int16)
+
+
+def _tone(frequency: float, count: int = 2400, rate: int = 8000) -> AnyArray:
+    return np.round(9000 * np.sin(2 * np.pi * frequency * np.arange(count) / rate)).astype(np.int16)
+
+
+def _literal(model: Cochlea, sound: AnyArray, steps: int, window_us: int) -> UInt8:
+    """The model as its text says it, number by number."""
+    heard = [int(s) for s in sound]
+    heard = [32 * s - 31 * (heard[n - 1] if n else 0) for n, s in enumerate(heard)]
+    scale = F(1 / math.sqrt(sum(s * s for s in heard) / len(heard)))
+
+    def grid(value: float) -> np.float32:
+        return F(round(value * 2**22) / 2**22)
+
+    frames = np.zeros((steps, model.places), np.uint8)
+    decay = grid(math.exp(-1 / (model.rate * model.tau_ms / 1000)))
+    for place, f in enumerate(model.frequencies):
+        w = 2 * math.pi * f / model.rate
+        r = math.exp(-2 * math.pi * 1.019 * 24.7 * (0.00437 * f + 1) / model.rate)
+        z = complex(math.cos(w), math.sin(w))
+        gain = 1 / abs(1 / ((1 - r * z / z) * (1 - r / z / z)))
+        g, a, b = grid(gain), grid(2 * r * math.cos(w)), grid(r * r)
+        theta, v = F(model.thresholds[place % len(model.thresholds)]), F(0)
+        states = [[F(0), F(0)] for _ in range(4)]
+        for n, s in enumerate(heard):
+            if n * 1_000_000 >= window_us * model.rate:
+                break
+            y = F(s) * scale
+            for state in states:
+                y = F(F(g * y) + F(F(a * state[0]) - F(b * state[1])))
+                state[:] = y, state[0]
+            v = F(F(v * decay) + np.sqrt(max(y, F(0))))
+            if v >= theta:
+                v = min(F(v - theta), theta)
+                frames[n * 1_000_000 * steps // (model.rate * window_us), place] = 1
+    return frames
+
+
+def test_the_ear_is_its_literal_form_in_any_company() -> None:
+    model = Cochlea(places=5, thresholds=(0.5, 1.0, 2.0))
+    sounds = [_noise(count, k) for k, count in enumerate((60, 150, 7))]
+    together = model.spikes(sounds, 6, 15_000)
+    for sound, frames in zip(sounds, together, strict=True):
+        assert np.array_equal(frames, _literal(model, sound, 6, 15_000))
+        assert np.array_equal(frames, model.spikes([sound], 6, 15_000)[0])
+    assert together.any(axis=(0, 1)).all()
+    # 60 samples are 7.5 of the 15 ms; the third recording ends in the first step.
+    assert not together[0, 3:].any()
+    assert not together[2, 1:].any()
+
+
+def test_the_ears_bits_are_the_same_everywhere() -> None:
+    frames = Cochlea().spikes([_noise(3000, 7), _tone(440)], 30, 360_000)
+    assert (
+        hashlib.sha256(frames.tobytes()).hexdigest()
+        == "a2c455275411dec89af479c0e38f52d3d106015f7413d6ffe2d4042fadb7df59"
+    )
+
+
+@pytest.mark.parametrize("frequency", [200.0, 440.0, 1000.0, 2500.0])
+def test_a_tone_is_heard_at_its_place(frequency: float) -> None:
+    model = Cochlea(places=60, thresholds=(7.0,))
+    counts = model.spikes([_tone(frequency)], 100, 300_000)[0].sum(axis=0)
+    loudest = np.flatnonzero(counts == counts.max())
+    heard = np.array(model.frequencies)[loudest]
+    assert abs(math.log2(float(np.median(heard)) / frequency)) < 1 / 6
+    assert (counts == 0).sum() > 20
+
+
+def test_loudness_is_no_matter_and_fibres_of_high_thresholds_spike_less() -> None:
+    model = Cochlea(places=40)
+    noise = _noise(2000, 3)
+    soft, loud = model.spikes([noise], 20, 250_000), model.spikes([noise * 2], 20, 250_000)
+    assert np.array_equal(loud[0], soft[0])
+    rates = [loud[0][:, k::4].sum() for k in range(4)]
+    assert rates == sorted(rates, reverse=True)
+    assert not model.spikes([np.zeros(500, np.int16)], 20, 250_000).any()
+
+
+def _save(path: Path, samples: AnyArray, *, rate: int = 8000, channels: int = 1, width: int = 2) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype(f"<i{width}").tobytes())
+
+
+def _write(root: Path, *, first: int = 3, count: int = 4, digits: int = 2) -> None:
+    """Recordings `first` to `first + count - 1`: each speaker and digit is a tone of its own."""
+    for s, speaker in enumerate(SPEAKERS):
+        for digit in range(digits):
+            for number in range(first, first + count):
+                tone = _tone(300 * (digit + 1) + 40 * s, 800 + 10 * number)
+                _save(root / f"{digit}_{speaker}_{number}.wav", tone)
+
+
+def _load(root: Path, name: str = "fsdd:channels=16", **asked: Any) -> Dataset:
+    return load(name, data_dir=root, cache_dir=root / "cache", steps=10, **asked)
+
+
+@pytest.mark.parametrize("where", ["fsdd", "recordings", "free-spoken-digit-dataset/recordings", "."])
+def test_recordings_are_found_and_cut_by_number(where: str, tmp_path: Path) -> None:
+    _write(tmp_path / where)
+    dataset = _load(tmp_path)
+    assert dataset.input_shape == (16,)
+    # 3 and 4 are tested on, 5 and 6 trained on.
+    assert (len(dataset.train), len(dataset.test)) == (12, 12)
+    assert "recordings 0 to 4 of each speaker and digit" in dataset.notes[1]
+    ada = Cochlea(places=16).spikes([_tone(300, 850), _tone(600, 850)], 10, 300_000)
+    assert dataset.train.labels[:4].tolist() == [0, 0, 1, 1]
+    assert np.array_equal(np.swapaxes(dataset.train.inputs(np.array([0, 2])), 0, 1), ada)
+
+
+def test_a_speaker_is_left_out(tmp_path: Path) -> None:
+    _write(tmp_path)
+    dataset = _load(tmp_path, "fsdd:without=bo:channels=16")
+    assert (len(dataset.train), len(dataset.test)) == (16, 8)
+    bo = Cochlea(places=16).spikes([_tone(340, 830)], 10, 300_000)[0]
+    assert np.array_equal(dataset.test.inputs(np.array([0]))[:, 0], bo)
+    with pytest.raises(DataError, match=r"no speaker 'bob' \(did you mean bo\?\); known: ada, bo, cy"):
+        _load(tmp_path, "fsdd:without=bob")
+
+
+def test_which_samples_are_tested_on(tmp_path: Path) -> None:
+    _write(tmp_path)
+
+    def sizes(name: str = "fsdd:channels=4", **asked: Any) -> tuple[int, int]:
+        dataset = _load(tmp_path, name, **asked)
+        return len(dataset.train), len(dataset.test)
+
+    assert sizes(holdout=5) == (7, 5)
+    assert sizes(only_test=True) == (12, 12)
+    assert sizes(train_only=True) == (12, 0)
+    for path in tmp_path.glob("*_[34].wav"):
+        path.unlink()
+    assert sizes() == (10, 2)
+    assert sizes(only_test=True) == (12, 12)
+
+
+def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_path: Path) -> None:
+    _write(tmp_path)
+    called: list[str] = []
+
+    def progress(what: str, _done: int, _total: int) -> None:
+        called.append(what)
+
+    first = _load(tmp_path, progress=progress).train.inputs(np.arange(12))
+    assert any(what.startswith("listening") for what in called)
+    called.clear()
+    again = _load(tmp_path, progress=progress).train.inputs(np.arange(12))
+    assert np.array_equal(first, again)
+    assert not any(what.startswith("listening") for what in called)
+    _save(tmp_path / "0_ada_5.wav", _tone(1500, 850))
+    _load(tmp_path, progress=progress)
+    assert any(what.startswith("listening") for what in called)
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("rate", r"0_ada_5\.wav: expected 1 channel of 16 bits at 8000 Hz, got 1 of 16 bits at 16000 Hz"),
+        ("stereo", r"got 2 of 16 bits"),
+        ("width", r"got 1 of 32 bits"),
+        ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
+        ("text", r"0_ada_5\.wav is no WAV file"),
+        ("empty", r"0_ada_5\.wav is no WAV file that can be read: it is cut off"),
+        ("silent", "its header says 0 samples"),
+    ],
+)
+def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, tmp_path: Path) -> None:
+    _write(tmp_path)
+    path, tone = tmp_path / "0_ada_5.wav", _tone(300, 850)
+    changed: dict[str, Any] = {"rate": {"rate": 16_000}, "stereo": {"channels": 2}, "width": {"width": 4}}
+    if fault in changed:
+        _save(path, tone, **changed[fault])
+    elif fault == "silent":
+        _save(path, tone[:0])
+    else:
+        path.write_bytes({"cut": path.read_bytes()[: 44 + 200], "text": b"hello", "empty": b""}[fault])
+    with pytest.raises(DataError, match=complaint):
+        _load(tmp_path)
+    dataset = _load(tmp_path, skip_malformed=True)
+    assert (len(dataset.train), len(dataset.test)) == (11, 12)
+    assert dataset.skipped[0].path == str(path)
+    assert "left out 1 malformed recordings" in dataset.notes[-1]
+
+
+def test_what_is_missing_or_asked_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STSBP_DATA", raising=False)
+    with pytest.raises(DataError, match="fsdd needs a data folder"):
+        load("fsdd")
+    with pytest.raises(DataError, match=r"expected .*fsdd/<digit>_<speaker>_<number>\.wav; fetch the recordings from"):
+        _load(tmp_path)
+    (tmp_path / "fsdd.tar.xz").write_bytes(b"packed")
+    with pytest.raises(DataError, match=r"; unpack .*fsdd\.tar\.xz there"):
+        _load(tmp_path)
+    _write(tmp_path)
+    for given in ("0", "701", "many"):
+        with pytest.raises(DataError, match=f"channels must be a number from 1 to 700, got '{given}'"):
+            _load(tmp_path, f"fsdd:channels={given}")
+    assert _load(tmp_path, "fsdd:channels=1").input_shape == (1,)
+
+
+def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    _write(tmp_path / "fsdd")
+    options = ("--data-dir", tmp_path, "--net", "8", "--epochs", "2", "--steps", "12", "--out", tmp_path / "run")
+    done = stsbp("train", "fsdd:without=cy:channels=20", *options, "--bin-ms", "10", "--window-ms", "0")
+    assert done.exit_code == 0, done.output
+    assert "8 test samples: all recordings of cy" in done.output
+    assert stsbp("evaluate", tmp_path / "run").exit_code == 0
+    refused = stsbp("train", "fsdd", "--data-dir", tmp_path, "--stabilise")
+    assert refused.exit_code == 1
+    assert "stabilise are settings of recordings of saccades (digits-events" in refused.output
+
+
+def test_the_real_recordings(tmp_path: Path) -> None:
+    given = os.environ.get("STSBP_DATA", "")
+    if not (Path(given) / "fsdd" / "7_theo_5.wav").is_file():
+        pytest.skip("needs fsdd in STSBP_DATA")
+    (tmp_path / "fsdd").mkdir()
+    for path in (Path(given) / "fsdd").glob("*_[2-5].wav"):
+        (tmp_path / "fsdd" / path.name).symlink_to(path)
+    dataset = load("fsdd:channels=32", data_dir=tmp_path, cache_dir=tmp_path / "cache", steps=30)
+    assert (len(dataset.train), len(dataset.test)) == (60, 180)
+    assert np.bincount(dataset.test.labels).tolist() == [18] * 10
+    frames = dataset.test.inputs(np.arange(180))
+    assert 0.1 < frames.mean() < 0.4
+    assert (
+        hashlib.sha256(frames.tobytes()).hexdigest()
+        == "cf253f15b242cb5ddb656faf5fbac1b921acc70c3fc8639312ee4b45ada516ff"
+    )
