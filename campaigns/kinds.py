@@ -576,7 +576,7 @@ class Arrays(Kind):
         if coding == "sequences":
             path = world.beside / "input.npz"
             path.write_bytes(case.content)
-            inputs, targets, split = read_sequences(path)
+            inputs, targets, split, _ = read_sequences(path)
             if inputs.dtype != np.uint8 or inputs.max(initial=0) > 1 or targets.max(initial=0) > 1:
                 raise Complaint("rasters are not binary")
             if inputs.shape[:2] != targets.shape[:2] or (split is not None and len(split) != len(inputs)):

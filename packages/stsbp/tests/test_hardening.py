@@ -258,7 +258,7 @@ def test_rasters_that_python_2_wrote(tmp_path: Path) -> None:
         archive.writestr("inputs.npy", npy(header("(1L, 3L, 2L)"), bytes(6)))
         archive.writestr("targets.npy", npy(header("(1L, 3L, 1L)"), bytes(3)))
     with warnings.catch_warnings(action="error"):
-        inputs, targets, _ = read_sequences(tmp_path / "x.npz")
+        inputs, targets, *_ = read_sequences(tmp_path / "x.npz")
     assert (inputs.shape, targets.shape) == ((1, 3, 2), (1, 3, 1))
 
 

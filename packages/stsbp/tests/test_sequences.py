@@ -149,7 +149,7 @@ def test_own_file(own: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": None}, "must hold inputs, targets and perhaps split, got inputs$"),
+        ({"targets": None}, "must hold inputs, targets and perhaps split and lengths, got inputs$"),
         ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
         ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
         ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),

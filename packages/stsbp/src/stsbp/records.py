@@ -240,11 +240,14 @@ class Cache(Record):
     sha256: Digest
     labels: list[int]
     skipped: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    lengths: list[Count] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Cache:
         if self.shape[0] != len(self.labels):
             raise ValueError("there is not one label a sample")
+        if self.lengths is not None and self.shape[0] != len(self.lengths):
+            raise ValueError("there is not one length a sample")
         return self
 
 

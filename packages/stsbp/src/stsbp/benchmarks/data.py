@@ -75,7 +75,7 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, data_dir: Pa
         def fetch(indices: Int64) -> Batch[Inputs]:
             batch, _ = task.batch(data.train, indices)
             moved = augment(batch.inputs, indices, seed=config.seed, epoch=0, how=task.augmentation)
-            return Batch(moved, batch.targets)
+            return batch._replace(inputs=moved)
 
         resident = [fetch(key) for key in keys]
         step = Step(task, resident)

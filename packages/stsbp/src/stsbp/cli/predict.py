@@ -14,7 +14,7 @@ import click
 import numpy as np
 from stsbp_spec.decoders import equally_near
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.typing import UInt8
+from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
@@ -58,7 +58,8 @@ def command(
     """Classify FILEs with the network in the folder RUN.
 
     Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), or numpy arrays
-    (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames). Printed: the class of the nearest
+    (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames, which may have fewer steps than the
+    network was trained with). Printed: the class of the nearest
     label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
     steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
     potentials.
@@ -76,18 +77,18 @@ def command(
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
     samples = [read_input(path, inputs, config.binning) for path in files]
-    batch = np.stack(samples, axis=1 if inputs.coding == "events" else 0)
+    batch, lengths = _batch(samples, inputs, config.steps)
     if draw is not None:
         from stsbp.report.collect import look
         from stsbp.report.page import page, samples_section
 
-        seen = look(trained.task, trained.state, [path.name for path in files], batch)
+        seen = look(trained.task, trained.state, [path.name for path in files], batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
         threshold = trained.task.network.blocks[-1].neuron.threshold
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
-    found = trained.predict(batch)
+    found = trained.predict(batch, lengths)
     if found.distances is None:
         for path, trains in zip(files, found.sequences, strict=True):
             if as_json:
@@ -116,8 +117,19 @@ def command(
             click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
 
 
+def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int64 | None]:
+    """Inputs as the network reads them, and the steps of each sample where one has fewer than `steps`."""
+    if inputs.coding == "direct":
+        return np.stack(samples), None
+    lengths = np.array([len(sample) for sample in samples])
+    batch = np.zeros((steps, len(samples), *inputs.shape), np.uint8)
+    for b, sample in enumerate(samples):
+        batch[: len(sample), b] = sample
+    return batch, None if (lengths == steps).all() else lengths
+
+
 def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
-    """The input of one file: an image `[C, H, W]` or frames `[T, C, H, W]` binned so, uint8.
+    """The input of one file, uint8: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`, binned so.
 
     Raises:
         DataError: it cannot be read, or is not what the network reads.
@@ -148,7 +160,8 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
         raise DataError(
             f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}"
         )
-    if sample.shape != expected:
+    fewer = kind == ".npy" and events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
+    if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")
     return sample

@@ -102,7 +102,8 @@ def command(
                     continue
                 batch, labels = task.batch(chosen, np.array(numbers))
                 names = [f"{split} sample {n}" for n in numbers]
-                kinds.append(look(task, trained.state, names, unpacked(batch.inputs), batch.targets, labels.tolist()))
+                shown = unpacked(batch.inputs), batch.targets, labels.tolist(), batch.lengths
+                kinds.append(look(task, trained.state, names, *shown))
             content.wrong, content.right = kinds
     finally:
         show.close()

@@ -34,6 +34,7 @@ __all__ = [
     "Subset",
     "cut_test",
     "hold_out",
+    "lengths_of",
     "names_unreadable",
     "select_balanced",
 ]
@@ -69,6 +70,15 @@ class SequenceLabels(Protocol):
         """Target spike trains of some samples, `[T, B, N]`."""
 
 
+def lengths_of(split: Split) -> Int64 | None:
+    """Steps of every sample, `[n]`, 1 to T: the attribute `lengths` of a split whose samples have different ones.
+
+    None: every sample has T steps.
+    """
+    found: Int64 | None = getattr(split, "lengths", None)
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
     """Images uint8 for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`."""
@@ -96,13 +106,29 @@ class FrameSplit:
     """Frames of `steps` steps, in memory or memory-mapped, as `store` lays them: channels last.
 
     Frames of zeros and ones are bits, eight steps a byte (`PackedFrames`), `[n, ceil(T/8), H, W, C]` or
-    `[n, ceil(T/8), N]`. Counts take a byte a step, `[n, T, H, W, C]`.
+    `[n, ceil(T/8), N]`. Counts take a byte a step, `[n, T, H, W, C]`. Samples of fewer steps are padded to T at their
+    ends; `lengths` `[n]` then says how many steps each has.
+
+    Raises:
+        DataError: there is not one length of 1 to T a sample.
     """
 
     frames: UInt8
     labels: Int64
     steps: int
     binary: bool = True
+    lengths: Int64 | None = None
+
+    def __post_init__(self) -> None:
+        if (lengths := self.lengths) is None:
+            return
+        if lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
+            raise DataError(f"{len(self)} samples want as many lengths, got {lengths.dtype} {list(lengths.shape)}")
+        if len(self) and not 1 <= lengths.min() <= lengths.max() <= self.steps:
+            raise DataError(
+                f"samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got {lengths.min()} to "
+                f"{lengths.max()}"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,6 +158,8 @@ class Subset:
         ):
             raise DataError(f"a subset of {len(split)} samples needs indices from 0 to {len(split) - 1} on one axis")
         self.labels: Int64 = split.labels[self.indices]
+        lengths = lengths_of(split)
+        self.lengths: Int64 | None = None if lengths is None else lengths[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)

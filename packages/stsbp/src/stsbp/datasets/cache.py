@@ -3,9 +3,10 @@
 One format for all: samples are uint8, channels last, and frames of zeros and ones eight steps a byte
 (`stsbp.datasets.base.FrameSplit`). Layout: 64 bytes of magic, the samples (C order), a JSON description, its SHA-256
 (32 bytes) and its length (8 bytes, little-endian). The description holds the key (contents of the source files,
-parameters, format version), the shape, the labels and the SHA-256 of the samples. A file that is truncated, changed,
-of another format or made from other sources does not match: it is built anew, and replaced. Two processes that build
-the same file write two temporary files with the same content; the second rename replaces the first.
+parameters, format version), the shape, the labels, the steps of each sample where they differ, and the SHA-256 of the
+samples. A file that is truncated, changed, of another format or made from other sources does not match: it is built
+anew, and replaced. Two processes that build the same file write two temporary files with the same content; the second
+rename replaces the first.
 """
 
 from __future__ import annotations
@@ -71,11 +72,19 @@ def expanded(path: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Cached:
-    """The content of a cache file: samples `[n, ...]` memory-mapped read-only, labels `[n]`, and what was left out."""
+    """The content of a cache file.
+
+    Attributes:
+        data: samples `[n, ...]`, memory-mapped read-only.
+        labels: `[n]`.
+        skipped: what was left out.
+        lengths: how many steps each sample has, `[n]`, where they were given.
+    """
 
     data: UInt8
     labels: Int64
     skipped: tuple[Skipped, ...]
+    lengths: Int64 | None = None
 
 
 class CacheWriter:
@@ -88,17 +97,25 @@ class CacheWriter:
         self._digest = hashlib.sha256()
         self._record: tuple[int, ...] | None = None
         self._labels: list[int] = []
+        self._lengths: list[int] = []
         self._skipped: list[Skipped] = []
         file.write(_MAGIC)
 
-    def add(self, samples: UInt8, labels: Sequence[int] | Int64) -> None:
-        """Append samples `[m, ...]` uint8 and their classes `[m]`; all samples have one shape."""
+    def add(self, samples: UInt8, labels: Sequence[int] | Int64, lengths: Sequence[int] | Int64 | None = None) -> None:
+        """Append samples `[m, ...]` uint8 and their classes `[m]`; all samples have one shape.
+
+        Those of different lengths are padded at their ends; `lengths` `[m]` then says how many steps each has. It is
+        given of all samples or of none.
+        """
         if self._record is None:
             self._record = samples.shape[1:]
         if samples.dtype != np.uint8 or samples.shape != (len(labels), *self._record):
             raise DataError(
                 f"expected uint8 samples of shape {list(self._record)}, got {samples.dtype} {list(samples.shape[1:])}"
             )
+        self._lengths.extend(int(length) for length in (() if lengths is None else lengths))
+        if len(self._lengths) not in (0, len(self._labels) + len(labels)) or (lengths is None and self._lengths):
+            raise DataError("lengths are given of all samples of a cache, one each, or of none")
         block = np.ascontiguousarray(samples).data.cast("B") if samples.size else b""
         self._digest.update(block)
         self._file.write(block)
@@ -117,6 +134,7 @@ class CacheWriter:
                 "sha256": self._digest.hexdigest(),
                 "labels": self._labels,
                 "skipped": self._skipped,
+                **({"lengths": self._lengths} if self._lengths else {}),
             }
         ).encode()
         self._file.write(description)
@@ -152,7 +170,8 @@ def _read(path: Path, key: Mapping[str, Any]) -> Cached | None:
     except (OSError, ValueError):
         return None
     skipped = tuple(Skipped(*pair) for pair in description.skipped)
-    return Cached(data, np.array(description.labels, dtype=np.int64), skipped)
+    lengths = None if description.lengths is None else np.array(description.lengths, dtype=np.int64)
+    return Cached(data, np.array(description.labels, dtype=np.int64), skipped, lengths)
 
 
 def cached(

@@ -1,13 +1,14 @@
 """Samples whose labels are spike trains: in memory, and from a user's own `.npz` file.
 
 The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, N]`, 0 and 1, and perhaps `split` `[n]`,
-0 for training and 1 for test samples.
+0 for training and 1 for test samples, and `lengths` `[n]`, the steps of each sample, whose later ones are padding.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
@@ -19,7 +20,7 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError
 from stsbp.files import GIGABYTE, open_regular
 
-__all__ = ["SEQUENCES", "SequenceSplit", "load", "read_sequences"]
+__all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences"]
 
 _TEST_SHARE = 0.2
 _MAGIC = b"\x93NUMPY"
@@ -29,12 +30,14 @@ _MOST = 8 * GIGABYTE
 class SequenceSplit:
     """Input rasters `[n, T, ...]` with target rasters `[n, T, N]`, zeros and ones, both kept as bits.
 
-    `labels` are groups to choose samples by.
+    `labels` are groups to choose samples by, `lengths` the steps of samples that have fewer than T.
     """
 
-    def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64) -> None:
-        self.labels = labels
-        self._rasters, self._targets = (FrameSplit(FrameSplit.store(x), labels, x.shape[1]) for x in (rasters, targets))
+    def __init__(self, rasters: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None) -> None:
+        self.labels, self.lengths = labels, lengths
+        self._rasters, self._targets = (
+            FrameSplit(FrameSplit.store(x), labels, x.shape[1], lengths=lengths) for x in (rasters, targets)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,8 +53,17 @@ class SequenceSplit:
         return self._targets.inputs(indices)
 
 
-def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
-    """Inputs `[n, T, ...]`, targets `[n, T, N]` and, where the file has it, split `[n]`.
+class Sequences(NamedTuple):
+    """What a file holds: inputs `[n, T, ...]`, targets `[n, T, N]` and, where it has them, split and lengths `[n]`."""
+
+    inputs: UInt8
+    targets: UInt8
+    split: UInt8 | None
+    lengths: Int64 | None
+
+
+def read_sequences(path: Path) -> Sequences:
+    """The arrays of a file.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not have these shapes or hold other values than 0 and 1.
@@ -88,8 +100,11 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
         )
         raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
     missing = {"inputs", "targets"} - set(arrays)
-    if missing or set(arrays) - {"inputs", "targets", "split"}:
-        raise DataError(f"{path} must hold inputs, targets and perhaps split, got {', '.join(arrays) or 'nothing'}")
+    if missing or set(arrays) - {"inputs", "targets", "split", "lengths"}:
+        raise DataError(
+            f"{path} must hold inputs, targets and perhaps split and lengths, got {', '.join(arrays) or 'nothing'}"
+        )
+    lengths = arrays.pop("lengths", None)
     for name, array in arrays.items():
         if array.dtype != np.uint8:
             raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}")
@@ -104,7 +119,17 @@ def read_sequences(path: Path) -> tuple[UInt8, UInt8, UInt8 | None]:
     if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
         raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {shapes}")
-    return inputs, targets, split
+    if lengths is not None:
+        n, steps = inputs.shape[:2]
+        if lengths.dtype.kind not in "iu" or lengths.shape != (n,):
+            raise DataError(f"{path}: lengths must be integers [n] = [{n}], got {lengths.dtype} {list(lengths.shape)}")
+        if (wrong := np.flatnonzero((lengths < 1) | (lengths > steps))).size:
+            raise DataError(
+                f"{path}: lengths must be from 1 to the {steps} steps of the arrays; sample {wrong[0]} has "
+                f"{lengths[wrong[0]]}"
+            )
+        lengths = lengths.astype(np.int64)
+    return Sequences(inputs, targets, split, lengths)
 
 
 @names_unreadable
@@ -115,11 +140,11 @@ def load(request: Request) -> Dataset:
         raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
     if path.is_dir():
         path = path / "sequences.npz"
-    inputs, targets, parts = read_sequences(path)
+    inputs, targets, parts, lengths = read_sequences(path)
     n, steps = inputs.shape[:2]
     if steps != request.binning.steps:
         raise DataError(f"the samples of {path} have {steps} steps, not {request.binning.steps}: give --steps {steps}")
-    samples = SequenceSplit(inputs, targets, np.zeros(n, dtype=np.int64))
+    samples = SequenceSplit(inputs, targets, np.zeros(n, dtype=np.int64), lengths)
     train: Split
     test: Split
     if request.holdout is None and parts is not None:

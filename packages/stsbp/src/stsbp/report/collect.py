@@ -12,7 +12,7 @@ from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split
-from stsbp.training.build import Task
+from stsbp.training.build import TOLERANCE, Task
 from stsbp.training.prefetch import prefetched
 
 __all__ = ["Sample", "Survey", "choose", "look", "survey"]
@@ -54,10 +54,11 @@ def survey(
     for part, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
         outputs = task.trainer.predict(state, batch.inputs, task.config.steps).spikes
         if task.inputs.sequences:
-            rows = zip(*(x.tolist() for x in match_spikes(outputs, batch.targets)), strict=True)
+            matches = match_spikes(outputs, batch.targets, TOLERANCE, batch.lengths)
+            rows = zip(*(x.tolist() for x in matches), strict=True)
             scores[part] = [f1(*row) for row in rows]
         else:
-            nearest[part] = nearest_sequence(task.distances(outputs))
+            nearest[part] = nearest_sequence(task.distances(outputs, batch.lengths))
             scores[part] = nearest[part] == labels
         if between is not None:
             between(int(part[-1]) + 1)
@@ -82,7 +83,7 @@ def choose(found: Survey, count: int = SHOWN) -> tuple[list[int], list[int]]:
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample and what the network made of it.
+    """A sample and what the network made of it, `T` its own steps.
 
     Attributes:
         name: its number in the split, or its file.
@@ -112,6 +113,7 @@ def look(
     inputs: UInt8,
     targets: UInt8 | None = None,
     labels: Sequence[int] | None = None,
+    lengths: Int64 | None = None,
 ) -> list[Sample]:
     """Run some samples and keep everything that can be seen of them.
 
@@ -121,27 +123,28 @@ def look(
         inputs: `[B, ...]` or `[T, B, ...]`.
         targets: `[T, B, N]`, where they are known.
         labels: classes, where they are known.
+        lengths: steps of each sample, `[B]`; None: all.
     """
     trainer, events = task.trainer, task.inputs.coding == "events"
     exported = trainer.export_state(state)
     weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
     layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
     outputs, potentials = layers[task.network.blocks[-1].name]
-    distances = None if task.inputs.sequences else task.distances(outputs)
+    distances = None if task.inputs.sequences else task.distances(outputs, lengths)
     nearest = None if distances is None else nearest_sequence(distances)
     samples = []
     for i, name in enumerate(names):
-        score = None
+        score, own = None, slice(None if lengths is None else int(lengths[i]))
         if task.inputs.sequences and targets is not None:
-            matches = match_spikes(outputs[:, i : i + 1], targets[:, i : i + 1])
+            matches = match_spikes(outputs[own, i : i + 1], targets[own, i : i + 1], TOLERANCE)
             score = f1(*(int(x[0]) for x in matches))
         samples.append(
             Sample(
                 name,
-                inputs[:, i] if events else inputs[i],
-                outputs[:, i],
-                None if targets is None else targets[:, i],
-                potentials[:, i],
+                inputs[own, i] if events else inputs[i],
+                outputs[own, i],
+                None if targets is None else targets[own, i],
+                potentials[own, i],
                 None if labels is None or task.inputs.sequences else int(labels[i]),
                 None if nearest is None else int(nearest[i]),
                 None if distances is None else distances[i],

@@ -30,7 +30,7 @@ from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
 
 from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
-from stsbp.datasets.base import ProgressCallback, SequenceLabels
+from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
@@ -141,11 +141,13 @@ class Data:
         return {name: split for name, split in named.items() if split is not None and len(split)}
 
     def fingerprint(self) -> str:
-        """SHA-256 of all labels (or target rasters) and some samples of each split, so that other data are noticed."""
+        """SHA-256 of labels (or target rasters), lengths and some samples of each split: other data have another."""
         digest = hashlib.sha256(repr((self.dataset.input_shape, self.dataset.classes)).encode())
         for name, split in self.splits().items():
             digest.update(f"{name} {len(split)}".encode())
             digest.update(split.labels.astype("<i8").tobytes())
+            if (lengths := lengths_of(split)) is not None:
+                digest.update(lengths.astype("<i8").tobytes())
             some = np.unique(np.linspace(0, len(split) - 1, min(16, len(split))).astype(np.int64))
             digest.update(split.inputs(some).tobytes())
             if self.inputs.sequences:
@@ -418,7 +420,7 @@ class Task:
     group: Group = field(default_factory=Group)
 
     def batch(self, split: Split, indices: Int64, part: Part | None = None) -> tuple[Batch[packed.Inputs], Int64]:
-        """Inputs and target trains of some samples, and their labels.
+        """Inputs, target trains and lengths of some samples, and their labels.
 
         With `part`, the inputs are those of a part of the samples, which another process does not have; of one silent
         sample where the part is empty.
@@ -427,7 +429,9 @@ class Task:
         inputs = split.stored(own)
         if part is not None and not part.count:
             inputs = packed.silent(inputs)
-        return Batch(inputs, self.targets(split, indices)), split.labels[indices]
+        lengths = lengths_of(split)
+        targets = self.targets(split, indices)
+        return Batch(inputs, targets, None if lengths is None else lengths[indices]), split.labels[indices]
 
     def targets(self, split: Split, indices: Int64) -> UInt8:
         """Target trains of some samples, `[T, B, N]`."""
@@ -436,19 +440,29 @@ class Task:
         labels = split.labels[indices]
         return encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
 
-    def score(self, spikes: UInt8, targets: UInt8, labels: Int64, tolerance: int = TOLERANCE) -> Score:
-        """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`."""
+    def score(
+        self,
+        spikes: UInt8,
+        targets: UInt8,
+        labels: Int64,
+        tolerance: int = TOLERANCE,
+        lengths: Int64 | None = None,
+    ) -> Score:
+        """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`.
+
+        Of samples of `lengths` `[B]` without their padded steps.
+        """
         if not self.inputs.sequences:
-            distances, losses = self.distances.with_loss(spikes, targets, labels)
+            distances, losses = self.distances.with_loss(spikes, targets, labels, lengths)
             nearest = nearest_sequence(distances)
-            counted = spike_count(spikes)
+            counted = spike_count(spikes, lengths)
             correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
             return Score(nearest, correct, losses)
-        matches = match_spikes(spikes, targets, tolerance)
+        matches = match_spikes(spikes, targets, tolerance, lengths)
         sums: dict[str, float] = {name: int(x.sum()) for name, x in matches._asdict().items()}
         metrics = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
         each = {
-            loss: loss.distance(spikes, targets, self.network.output_psp)
+            loss: loss.distances(spikes, targets, self.network.output_psp, lengths)
             for loss in {*metrics.values(), self.trainer.loss}
         }
         found = {name: each[loss] for name, loss in metrics.items()}

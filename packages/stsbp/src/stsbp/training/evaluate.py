@@ -71,8 +71,8 @@ def evaluate(
     for _, (batch, labels) in prefetched(load, batches):
         task.group.beat("evaluating a batch")
         with task.group.stepping():
-            prediction = task.trainer.predict(state, batch.inputs, task.config.steps, batch=len(labels))
-        score = task.score(prediction.spikes, batch.targets, labels, tolerance)
+            prediction = task.trainer.predict(state, batch.inputs, task.config.steps, len(labels), batch.lengths)
+        score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, **score.sums)
         losses.extend(score.losses)
         for name, each in score.distances.items():

@@ -17,7 +17,7 @@ from stsbp_spec.foreign import calling
 from stsbp_spec.init import initial_weights
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.random import Stream, permutation
-from stsbp_spec.typing import Float32, Shape
+from stsbp_spec.typing import Float32, Int64, Shape
 
 from stsbp.config import OWN, RunConfig, split_start
 from stsbp.datasets import Split
@@ -43,7 +43,8 @@ def first_weights(task: Task, train: Split) -> dict[str, Float32]:
     if not config.init_rate:
         return weights
     some = permutation(config.seed, Stream.SHUFFLE, len(train))[:_SAMPLES]
-    return scaled_to_rate(task, weights, task.batch(train, some)[0].inputs, config.init_rate)
+    batch, _ = task.batch(train, some)
+    return scaled_to_rate(task, weights, batch.inputs, config.init_rate, batch.lengths)
 
 
 def pinned(config: RunConfig) -> RunConfig:
@@ -109,7 +110,9 @@ def _shape(shape: Shape | None) -> str:
     return "no such layer" if shape is None else str(list(shape))
 
 
-def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: Inputs, rate: float) -> dict[str, Float32]:
+def scaled_to_rate(
+    task: Task, weights: dict[str, Float32], inputs: Inputs, rate: float, lengths: Int64 | None = None
+) -> dict[str, Float32]:
     """Scale each layer by the least of `GAINS` with which it fires at `rate`, or by the largest where none does.
 
     Args:
@@ -117,12 +120,14 @@ def scaled_to_rate(task: Task, weights: dict[str, Float32], inputs: Inputs, rate
         weights: master weights, not changed.
         inputs: some samples, without dropout.
         rate: spikes per neuron and step.
+        lengths: steps of each sample, `[B]`; None: all of them.
     """
     scaled = dict(weights)
 
     def fires(name: str, gain: float) -> bool:
         scaled[name] = weights[name] * np.float32(gain)
-        return task.trainer.predict(task.trainer.init(scaled), inputs, task.config.steps).rates[name] >= rate
+        state = task.trainer.init(scaled)
+        return task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[name] >= rate
 
     for name in task.network.weight_shapes:
         low, high = 0, len(GAINS) - 1

@@ -378,7 +378,7 @@ class _Loop:
         batch, labels = self.task.batch(self.data.train, indices, part)
         how, own = self.task.augmentation, of_part(indices, part)
         moved = augment(batch.inputs, own, seed=self.config.seed, epoch=epoch, how=how)
-        return Batch(moved, batch.targets), labels
+        return batch._replace(inputs=moved), labels
 
     def update(self, batch: Batch[Inputs], labels: Int64, began: float) -> None:
         group = self.task.group
@@ -386,7 +386,7 @@ class _Loop:
         waited = group.waited
         with group.stepping():
             self.state, result = self.task.trainer.step(self.state, batch)
-        score = self.task.score(result.spikes, batch.targets, labels)
+        score = self.task.score(result.spikes, batch.targets, labels, lengths=batch.lengths)
         loss = math.fsum(score.losses) / len(labels)
         self.step += 1
         self.next.batch += 1

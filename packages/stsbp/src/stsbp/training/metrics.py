@@ -44,30 +44,34 @@ class LabelDistances:
         self._loss = loss
         self._psp = psp
 
-    def __call__(self, spikes: UInt8) -> Float64:
-        """Distances of outputs `[T, B, N]`."""
-        return self._distances(spikes, self._parts(spikes))
+    def __call__(self, spikes: UInt8, lengths: Int64 | None = None) -> Float64:
+        """Distances of outputs `[T, B, N]`, without the padded steps of samples of `lengths` `[B]`."""
+        return self._distances(spikes, self._parts(spikes, lengths), lengths)
 
-    def with_loss(self, spikes: UInt8, targets: UInt8, labels: Int64) -> tuple[Float64, Float64]:
-        """The same, and the loss of each sample, `[B]`: `Loss.distance` of its outputs and its targets `[T, B, N]`.
+    def with_loss(
+        self, spikes: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None
+    ) -> tuple[Float64, Float64]:
+        """The same, and the loss of each sample, `[B]`: `Loss.distances` of its outputs and its targets `[T, B, N]`.
 
         Where the loss runs a filter over the outputs, it runs once for all of this.
         """
-        parts = self._parts(spikes)
+        parts = self._parts(spikes, lengths)
         if parts is None:
-            return self._distances(spikes, None), self._loss.distance(spikes, targets, self._psp)
+            losses = self._loss.distances(spikes, targets, self._psp, lengths)
+            return self._distances(spikes, None, lengths), losses
         labelled = labels[:, None] == np.arange(spikes.shape[-1])
         own = np.where(labelled, parts[:, 0], parts[:, 1])
-        return self._distances(spikes, parts), joined(own)
+        return self._distances(spikes, parts, lengths), joined(own)
 
-    def _parts(self, spikes: UInt8) -> Float64 | None:
+    def _parts(self, spikes: UInt8, lengths: Int64 | None) -> Float64 | None:
         """`Loss.parts` of each neuron's output and either pattern, `[T, 2, B, N]`."""
-        return self._loss.parts(spikes[:, None], self._patterns, self._psp)
+        return self._loss.parts(spikes[:, None], self._patterns, self._psp, lengths)
 
-    def _distances(self, spikes: UInt8, parts: Float64 | None) -> Float64:
+    def _distances(self, spikes: UInt8, parts: Float64 | None, lengths: Int64 | None) -> Float64:
         if parts is None:
             # One neuron at a time: [T, 2, B, N, 1] has patterns and neurons as batch axes.
-            alone = self._loss.distance(spikes[:, None, ..., None], self._patterns[..., None], self._psp)
+            each = None if lengths is None else lengths[:, None]
+            alone = self._loss.distances(spikes[:, None, ..., None], self._patterns[..., None], self._psp, each)
         else:
             alone = parts.sum(axis=0)
         desired, undesired = alone

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
-from stsbp_spec.checks import check_inputs
+from stsbp_spec.checks import check_inputs, check_lengths
 from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.trainer import TrainState
@@ -36,11 +37,13 @@ class Predicted:
         names: of the classes, in the order of the output neurons; none where labels are spike trains.
         distances: of each sample to the label sequence of each class in the metric of the loss, `[B, K]`; None where
             labels are spike trains.
+        lengths: steps of each sample, `[B]`, after which its spikes mean nothing; None: all.
     """
 
     spikes: UInt8
     names: tuple[str, ...]
     distances: Float64 | None
+    lengths: Int64 | None = None
 
     @cached_property
     def nearest(self) -> Int64:
@@ -55,7 +58,7 @@ class Predicted:
     def counted(self) -> Int64:
         """Number of the class whose neuron spikes most, `[B]`; raises as `nearest` does."""
         _ = self._distances
-        return spike_count(self.spikes)
+        return spike_count(self.spikes, self.lengths)
 
     @property
     def classes(self) -> list[str]:
@@ -65,7 +68,8 @@ class Predicted:
     @property
     def sequences(self) -> list[list[list[int]]]:
         """Steps at which each output neuron spikes, a list for each neuron of each sample."""
-        return [[np.flatnonzero(train).tolist() for train in sample] for sample in self.spikes.transpose(1, 2, 0)]
+        spikes = without_padding(self.spikes, self.lengths)
+        return [[np.flatnonzero(train).tolist() for train in sample] for sample in spikes.transpose(1, 2, 0)]
 
     @property
     def _distances(self) -> Float64:
@@ -115,17 +119,19 @@ class Trained:
         """Master weights and what neurons learned by name, as `backend.run` and `value_and_grad` take them."""
         return {name: self.backend.numpy(x).copy() for name, x in self.state.weights.items()}
 
-    def predict(self, inputs: UInt8) -> Predicted:
+    def predict(self, inputs: UInt8, lengths: Int64 | None = None) -> Predicted:
         """Outputs for new samples, without dropout, computed in batches of the run's size.
 
         Args:
             inputs: uint8; event frames `[T, B, C, H, W]` or `[T, B, N]` of the `settings.steps` steps, or images
                 `[B, C, H, W]` or `[B, N]`.
+            lengths: how many of the steps each sample has, `[B]`; its later ones are padding. None: all.
 
         Raises:
             ShapeError: the inputs are none of this network; the message says what it reads.
         """
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
+        check_lengths(lengths, samples, steps)
         axis = 1 if self.network.coding == "events" else 0
         spikes = np.concatenate(
             [
@@ -135,7 +141,8 @@ class Trained:
             ],
             axis=1,
         )
-        return Predicted(spikes, self.names, None if self.task.inputs.sequences else self.task.distances(spikes))
+        distances = None if self.task.inputs.sequences else self.task.distances(spikes, lengths)
+        return Predicted(spikes, self.names, distances, lengths)
 
     def samples(self, data: Data, split: str) -> Split:
         """A split of the data that the run was trained on.
