@@ -27,6 +27,7 @@ from stsbp_spec import (
     VanRossum,
     initial_weights,
 )
+from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
@@ -249,6 +250,41 @@ def test_a_distance_of_what_is_no_spike_train_is_refused_or_nan(value: float) ->
         assert np.isnan(jax.jit(lambda s, y: distance(Hamming(), PSP(4), s, y))(spikes, targets))
     with pytest.raises(ShapeError, match=r"got \(4, 2, 3\) and \(4, 1, 3\)"):
         distance(Hamming(), PSP(4), good, good[:, :1])
+
+
+@pytest.mark.parametrize("loss", [VanRossum(), Hamming(), SpikeCount()], ids=str)
+def test_a_distance_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> None:
+    """Lengths are numbers, or traced: one program serves all of them."""
+    rng = np.random.default_rng(5)
+    s, y = (rng.integers(0, 2, (STEPS, BATCH, 4)).astype(np.float32) for _ in range(2))
+    traces = []
+
+    @jax.jit
+    @jax.value_and_grad
+    def traced(s: Any, lengths: Any) -> Any:
+        traces.append(lengths)
+        return distance(loss, PSP(3), s, y, lengths)
+
+    numpy = NumpyBackend()
+    for lengths in (np.array([7, 2, 5]), np.array([1, 7, 6]), np.full(3, STEPS)):
+        value, g = traced(s, lengths)
+        expected = loss.mean(s.astype(np.uint8), y.astype(np.uint8), PSP(3), lengths)
+        padding = loss_padding(loss, PSP(3), lengths, BATCH, s.shape)
+        assert float(value) == pytest.approx(expected, rel=1e-6)
+        np.testing.assert_array_equal(g, numpy.loss_error(loss, PSP(3), s, y, BATCH, padding))
+        plain, same = jax.value_and_grad(lambda s, n=lengths: distance(loss, PSP(3), s, y, n))(s)
+        assert float(plain) == pytest.approx(float(value), rel=1e-6)
+        np.testing.assert_array_equal(same, g)
+    np.testing.assert_array_equal(g, numpy.loss_error(loss, PSP(3), s, y))
+    assert len(traces) == 1
+    for wrong in ([7, 0, 3], [7, 8, 3]):
+        with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has"):
+            distance(loss, PSP(3), s, y, np.array(wrong))
+        assert np.isnan(traced(s, np.array(wrong))[0])
+    with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[3\]"):
+        distance(loss, PSP(3), s, y, np.array([1.0, 2.0, 3.0]))
+    with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[3\], got int32 \[2\]"):
+        traced(s, np.array([1, 2], np.int32))
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])

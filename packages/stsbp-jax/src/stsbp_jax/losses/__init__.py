@@ -4,9 +4,12 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from stsbp_spec.checks import check_lengths
+from stsbp_spec.equations import padded_loss_equations
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.synapses.psp import PSP
@@ -21,7 +24,7 @@ __all__ = ["distance"]
 _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, SpikeCount: spike_count}
 
 
-def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike) -> Array:
+def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: ArrayLike | None = None) -> Array:
     """Mean distance of a batch, a float32 scalar; its gradient in `s` is the spec's error, scaled by the cotangent.
 
     Args:
@@ -29,32 +32,65 @@ def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike) -> Array:
         psp: filter of the output layer, `network.output_psp`.
         s: output spikes, float32 `[T, B, N]`.
         targets: target spike trains, `[T, B, N]`, any number type.
+        lengths: how many steps each sample has, integers `[B]`, 1 to T; its later ones are left out. None: all.
 
     Returns:
-        The distance. Inside a jit nothing can be raised: what is no spike train makes it NaN.
+        The distance. Inside a jit nothing can be raised: what is no spike train, and no length, makes it NaN.
 
     Raises:
-        ShapeError: `s` and `targets` have other shapes, or hold something else than 0 and 1.
+        ShapeError: `s` and `targets` have other shapes, or hold something else than 0 and 1; `lengths` are others.
         NumericError: one of them is not finite.
     """
     if np.ndim(s) != 3 or np.shape(s) != np.shape(targets):
         raise ShapeError(f"spikes and targets must be [T, B, N], got {np.shape(s)} and {np.shape(targets)}")
-    return _distance(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1))
+    padding = None
+    if lengths is not None:
+        # Before the trains are looked at, so that a length that is none makes a train of them NaN, and so the distance.
+        s, padding = _padding(loss, psp, jnp.asarray(s), lengths)
+    return _distance(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), padding)
+
+
+def _padding(loss: Loss, psp: PSP, s: Array, lengths: ArrayLike) -> tuple[Array, dict[str, Array]]:
+    """`equations.loss_padding` of lengths that may be traced; spikes of a sample whose length is none are NaN."""
+    steps, batch, _ = s.shape
+    if not isinstance(lengths, jax.core.Tracer):
+        lengths = np.asarray(lengths)
+        check_lengths(lengths, batch, steps)
+    elif lengths.shape != (batch,) or not jnp.issubdtype(lengths.dtype, np.integer):
+        raise ShapeError(f"lengths must be integers [B] = [{batch}], got {lengths.dtype} {list(lengths.shape)}")
+    numbers = jnp.asarray(lengths, np.int32)
+    good = (numbers >= 1) & (numbers <= steps)
+    # Constants are numbers of Python: of those of every possible length each sample takes its own.
+    every = loss.constants_of(psp, np.arange(1, steps + 1), batch)
+    own = jnp.clip(numbers, 1, steps) - 1
+    padding = {
+        name: jnp.broadcast_to(jnp.asarray(x, np.float32)[own][None, :, None], (1, *s.shape[1:]))
+        for name, x in every.items()
+    }
+    inside = (np.arange(steps, dtype=np.int32)[:, None] <= own).astype(np.uint8)
+    padding[str(padded_loss_equations(loss).inside)] = jnp.broadcast_to(inside[..., None], s.shape)
+    return jnp.where(good[:, None], s.astype(np.float32), np.float32(np.nan)), padding
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _distance(loss: Loss, psp: PSP, s: Array, targets: Array) -> Array:
-    value: Array = implementation("jax", _MODULES, loss, "loss").distance(loss, psp, s, targets).mean()
+def _distance(loss: Loss, psp: PSP, s: Array, targets: Array, padding: dict[str, Array] | None) -> Array:
+    inside = None if padding is None else padding[str(padded_loss_equations(loss).inside)][..., 0]
+    value: Array = implementation("jax", _MODULES, loss, "loss").distance(loss, psp, s, targets, inside).mean()
     return value
 
 
-def _distance_forward(loss: Loss, psp: PSP, s: Array, targets: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _distance(loss, psp, s, targets), (s, targets)
+_Residuals = tuple[Array, Array, dict[str, Array] | None]
 
 
-def _distance_backward(loss: Loss, psp: PSP, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, None]:
-    s, targets = residuals
-    return PAIRS.loss_error(loss, psp, s, targets) * cotangent, None
+def _distance_forward(
+    loss: Loss, psp: PSP, s: Array, targets: Array, padding: dict[str, Array] | None
+) -> tuple[Array, _Residuals]:
+    return _distance(loss, psp, s, targets, padding), (s, targets, padding)
+
+
+def _distance_backward(loss: Loss, psp: PSP, residuals: _Residuals, cotangent: Array) -> tuple[Array, None, None]:
+    s, targets, padding = residuals
+    return PAIRS.loss_error(loss, psp, s, targets, None, padding) * cotangent, None, None
 
 
 _distance.defvjp(_distance_forward, _distance_backward)

@@ -8,9 +8,12 @@ from jax import Array
 from stsbp_spec.losses.hamming import Hamming
 from stsbp_spec.synapses.psp import PSP
 
+from stsbp_jax.backend import PAIRS
+
 __all__ = ["distance"]
 
 
-def distance(loss: Hamming, psp: PSP, s: Array, targets: Array) -> Array:
-    """Distance of each sample, float32 `[B]`."""
-    return jnp.abs(s.astype(np.float32) - targets.astype(np.float32)).sum((0, 2))
+def distance(loss: Hamming, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
+    """Distance of each sample, float32 `[B]`, of the steps where `inside`, `[T, B]`, is not 0; None: of all."""
+    parts = jnp.abs(s.astype(np.float32) - targets.astype(np.float32))
+    return (parts if inside is None else PAIRS.within(parts, inside)).sum((0, 2))

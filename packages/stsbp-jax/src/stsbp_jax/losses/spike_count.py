@@ -8,13 +8,16 @@ from jax import Array
 from stsbp_spec.losses.spike_count import SpikeCount
 from stsbp_spec.synapses.psp import PSP
 
+from stsbp_jax.backend import PAIRS
+
 __all__ = ["distance"]
 
 
-def _difference(s: Array, targets: Array) -> Array:
-    return s.sum(0, dtype=np.float32) - targets.sum(0, dtype=np.float32)
-
-
-def distance(loss: SpikeCount, psp: PSP, s: Array, targets: Array) -> Array:
-    """Distance of each sample, float32 `[B]`."""
-    return jnp.square(_difference(s, targets) / s.shape[0]).sum(-1) * 0.5
+def distance(loss: SpikeCount, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
+    """Distance of each sample, float32 `[B]`, of the steps where `inside`, `[T, B]`, is not 0; None: of all."""
+    steps: Array | int = s.shape[0]
+    if inside is not None:
+        s, targets = PAIRS.within(s, inside), PAIRS.within(targets, inside)
+        steps = inside.sum(0, dtype=np.float32)[:, None]
+    difference = s.sum(0, dtype=np.float32) - targets.sum(0, dtype=np.float32)
+    return jnp.square(difference / steps).sum(-1) * 0.5
