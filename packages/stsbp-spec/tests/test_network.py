@@ -313,7 +313,7 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
     for layer, message in (
         (
             Linear(3),
-            r"layers\[1\] is Linear\(units=3, weight_bits=12, bias=False\), weights without neurons; write "
+            r"layers\[1\] is Linear\(units=3, weight_bits=12, bias=False, norm=None\), weights without neurons; write "
             r"SpikingLayer\(Linear\(\.\.\.\)\)",
         ),
         (Conv2d(3, 3), r"layers\[1\] is Conv2d\(.*; write SpikingLayer\(Conv2d\(\.\.\.\)\)"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Array, Runtime, logical
-from stsbp_cupy.synapses import avgpool2d, conv2d, dropout, linear
+from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
 
 __all__ = ["CupyBackend"]
 
@@ -130,6 +130,22 @@ class CupyBackend(AbstractBackend[Array]):
         each = self.rt.xp.moveaxis(x, 2, 0).reshape(count, -1)
         sums: Array = each.sum(axis=1, dtype=np.float64)
         return sums
+
+    def moments(self, z: Array, exponent: Array) -> Array:
+        return batchnorm.moments(self.rt, z, exponent)
+
+    def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
+        return batchnorm.error_moments(self.rt, dy, z, exponent)
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        return function(batchnorm.Wide(self.rt), *arrays, **fixed)
+
+    def silenced(self, error: Array, count: int) -> Array:
+        if count == error.shape[1]:
+            return error
+        kept = error.copy()
+        kept[:, count:] = 0
+        return kept
 
     def rounded(self, x: Array) -> Array:
         return x.astype(np.float32, copy=False)

@@ -49,7 +49,7 @@ from stsbp_jax.optim.adamw import gradient_squares
 from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
 from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
-from stsbp_jax.synapses import avgpool2d, conv2d, dropout, linear
+from stsbp_jax.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
 
 __all__ = ["PAIRS", "JaxBackend"]
 
@@ -230,6 +230,18 @@ class JaxBackend(AbstractBackend[Array]):
         sums: Array = _totals(x, count)
         return sums
 
+    def moments(self, z: Array, exponent: Array) -> Array:
+        sums: Array = _moments(z, exponent)
+        return sums
+
+    def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
+        sums: Array = _error_moments(dy, z, exponent)
+        return sums
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        with wide():
+            return _of_channels(function, tuple(sorted(fixed.items())), *arrays)
+
     def rounded(self, x: Array) -> Array:
         return x if x.dtype == np.float32 else rounded(x)
 
@@ -244,7 +256,8 @@ class JaxBackend(AbstractBackend[Array]):
         samples = error.shape[1]
         if isinstance(count, int) and count == samples:
             return error
-        return jnp.where(np.arange(samples, dtype=np.int32)[:, None] < count, error, ZERO)
+        places = np.arange(samples, dtype=np.int32).reshape(-1, *(1,) * (error.ndim - 2))
+        return jnp.where(places < count, error, ZERO)
 
     def within(self, x: Array, inside: Array) -> Array:
         return jnp.where(inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0, x, x.dtype.type(0))
@@ -373,6 +386,13 @@ def _totals(x: Array, count: int) -> Array:
         return x.reshape(-1, count).astype(np.float64).sum(axis=0)
 
 
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _of_channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
+    # Of the last argument, for which a compiler cannot know any number.
+    some = jax.tree.leaves(arrays)[-1]
+    return function(batchnorm.Wide(some), *arrays, **dict(fixed))
+
+
 @_jit()
 def _spike_count(s: Array) -> Array:
     """Spikes of each sample, int32 `[B]`; summed over time first, which vectorises."""
@@ -398,3 +418,4 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
 _recur = _jit("recurrence", "steps", "summed")(recur)
 _largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
 _gradient_squares = _jit()(gradient_squares)
+_moments, _error_moments = _jit()(batchnorm.moments), _jit()(batchnorm.error_moments)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision
-from stsbp_spec.errors import ShapeError
+from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
@@ -99,10 +99,15 @@ def apply(
 
     Raises:
         ShapeError: an input lies off its grid, or the inputs do not fit the network and `steps`.
-        SpecError: there is no such precision.
+        SpecError: there is no such precision, or a layer is normalised over batches.
         NumericError: an input is not finite.
     """
     check_precision(network, precision)
+    if network.graph.normalised:
+        raise SpecError(
+            "apply has no batch normalisation, whose statistics a training step moves; train such a network with "
+            "JaxBackend().trainer(...), and run it with JaxBackend().run(...)"
+        )
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:

@@ -114,7 +114,7 @@ class SpreadGradients:
             return gradients(backend, network, loss, precision, memory, collective, own, *args)
 
         takes = (EVERYWHERE, SECOND, SECOND, EVERYWHERE, SECOND)
-        gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST)
+        gives: Any = Gradients(EVERYWHERE, EVERYWHERE, SECOND, FIRST, FIRST, EVERYWHERE)
         self._compiled = Compiled(_on(spread.mesh, program, takes, gives), "gradients")
 
     @property
@@ -142,6 +142,7 @@ class SpreadGradients:
             [spread.joined(x, 1, count) for x, count in zip(found.spikes, counts, strict=True)],
             [[spread.joined(x, 0, n) for x in each] for each, n in zip(found.counts, counts, strict=True)],
             jax.tree.map(partial(spread.joined, axis=0), found.zeroed),
+            jax.tree.map(spread.here, found.statistics),
         )
 
 

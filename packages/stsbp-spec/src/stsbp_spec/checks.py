@@ -10,7 +10,7 @@ from stsbp_spec.collective import Part
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
 from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.grid import FLOOR
+from stsbp_spec.grid import CEILING, FLOOR
 from stsbp_spec.learned import Learned
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
@@ -101,10 +101,13 @@ def _array(what: str, x: object) -> None:
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
     """Raise `ShapeError` unless `weights` has the names of all parameters of the network, their shapes and float32.
 
-    `NumericError` where they are the parameters themselves, and what neurons learned lies outside of its domain.
+    Running statistics are among the parameters themselves. `NumericError` where what neurons learned, or a statistic,
+    lies outside of its domain.
     """
     check_network(network)
     shapes = {name: parameter.shape for name, parameter in network.parameters.items()}
+    if not (moments := what.startswith("adamw")):
+        shapes |= {name: x.shape for name, x in network.statistics.items()}
     if not isinstance(weights, Mapping):
         raise ShapeError(f"{what} must be numpy arrays by layer name, got {type(weights).__name__}")
     if set(weights) != set(shapes):
@@ -115,9 +118,14 @@ def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str 
             raise ShapeError(
                 f"{what} of {name} must be float32 {shape}, got {weights[name].dtype} {weights[name].shape}"
             )
+    if moments:
+        return
     for name, parameter in network.parameters.items():
-        if parameter.learned is not None and not what.startswith("adamw"):
+        if parameter.learned is not None:
             _domain(name, parameter.learned, weights[name])
+    for name in network.statistics:
+        low = 0.0 if name.endswith(".variance") else -CEILING
+        _domain(name, Learned(low, low, CEILING), weights[name])
 
 
 def _domain(name: str, learned: Learned, x: AnyArray) -> None:

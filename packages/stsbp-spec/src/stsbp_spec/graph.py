@@ -19,7 +19,7 @@ from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.synapses.base import Op, Values, Weighted
 from stsbp_spec.synapses.dropout import MAX_BEFORE
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Coding, Shape
+from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.values import listed, shown
 
 __all__ = [
@@ -273,17 +273,37 @@ class Network:
     def parameters(self) -> Mapping[str, Parameter]:
         """What training moves, by name, in the order of the nodes.
 
-        Weights have the name of their node, `conv1`; what neurons learn has that of the node which they read before
-        it, `conv1.decay`.
+        Weights have the name of their node, `conv1`, and what batch normalisation learns has it before its own,
+        `conv1.scale`; so has what the neurons learn that read it, `conv1.decay`.
         """
         found: dict[str, Parameter] = {}
         for place in self.places:
             op = place.node.op
             if isinstance(op, Weighted):
                 found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+                for name, learned in ({} if op.norm is None else op.norm.learned()).items():
+                    found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
             elif isinstance(op, Neurons):
                 for name, learned in place.learned.items():
                     found[place.learned_name(name)] = Parameter(learned.shape(place.output.shape), learned)
+        return found
+
+    @cached_property
+    def normalised(self) -> tuple[Projection, ...]:
+        """Projections whose sums are normalised."""
+        return tuple(projection for projection in self.projections if projection.synapse.norm is not None)
+
+    @cached_property
+    def statistics(self) -> Mapping[str, Float32]:
+        """Running statistics before the first update, `[C]` by name: `conv1.mean`, `conv1.variance`.
+
+        They are kept with the parameters, but training does not move them: they follow the batches.
+        """
+        found: dict[str, Float32] = {}
+        for projection in self.normalised:
+            assert projection.synapse.norm is not None
+            made = projection.synapse.norm.initial(projection.output_shape[0])
+            found |= {f"{projection.name}.{name}": x for name, x in made.items()}
         return found
 
 

@@ -1,7 +1,8 @@
 """Initial weights: Kaiming-uniform from the counter-based generator, the same bits on every machine.
 
 `W = gain sqrt(6 / fan_in) (2 v - 1)`, `v` uniform in (0, 1), so that the standard deviation is `gain sqrt(2 / fan_in)`
-(He et al. 2015). Computed in float64 and rounded once. What neurons learn begins at the value that their model gives.
+(He et al. 2015). Computed in float64 and rounded once. What neurons learn begins at the value that their model gives,
+running statistics of batch normalisation at mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DEFAULT_GAIN = 1.5
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Master weights of every block, `[out, ...]`, and what neurons learn, as it begins; float32 by name."""
+    """Master weights of every block, `[out, ...]`, what else is learned and running statistics, as they begin."""
     weights = {}
     for block in network.blocks:
         v = uniform(seed, Stream.INIT, math.prod(block.weight_shape), substream=block.index)
@@ -30,4 +31,6 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:
             weights[name] = np.full(parameter.shape, parameter.learned.initial, np.float32)
-    return {name: weights[name] for name in network.parameters}
+    return {name: weights[name] for name in network.parameters} | {
+        name: x.copy() for name, x in network.statistics.items()
+    }

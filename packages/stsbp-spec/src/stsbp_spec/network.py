@@ -23,7 +23,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Coding, Shape
+from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.values import MAX_SIZE, integer, shown
 
 __all__ = ["MAX_LAYERS", "Block", "Layer", "NetworkSpec", "SpikingLayer"]
@@ -184,6 +184,11 @@ class NetworkSpec:
     def parameters(self) -> Mapping[str, Parameter]:
         """What training moves, by name: weights, `conv1`, and what neurons learn, `conv1.decay`."""
         return self.graph.parameters
+
+    @property
+    def statistics(self) -> Mapping[str, Float32]:
+        """Running statistics before the first update, by name: `conv1.mean`, `conv1.variance`."""
+        return self.graph.statistics
 
     @property
     def notation(self) -> str:

@@ -10,8 +10,10 @@ Grammar (docs/networks.md has examples):
     option  = "p" axes | "s" axes                 padding and stride, convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "b"                                 a bias
-            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters;
-                                                             of convolutions dilation (axes) and groups as well
+            | "bn"                                batch normalisation
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters; of
+                                                             convolutions dilation (axes) and groups as well, of batch
+                                                             normalisation momentum, eps and factor
     axes    = number [ "x" number ]               of rows and columns, or of rows "x" of columns
 
 The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
 from stsbp_spec.synapses import axes
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
@@ -106,6 +109,9 @@ def written(layer: Layer, *, full: bool = False) -> str:
     else:
         text, keys = f"{synapse.units}", []
     text += "b" if synapse.bias else ""
+    if synapse.norm is not None:
+        text += "bn"
+        keys += _norm_keys(synapse.norm)
     if full:
         keys += [*_neuron_keys(neuron), f"bits={synapse.weight_bits}"]
     return text + (f"{{{','.join(keys)}}}" if keys else "")
@@ -115,6 +121,12 @@ def _geometry_keys(conv: Conv2d) -> list[str]:
     """The keys of a convolution in notation, without what a plain one need not say."""
     dilation = [f"dilation={axes.written(conv.dilation)}"] if conv.dilation != 1 else []
     return dilation + ([f"groups={conv.groups}"] if conv.groups > 1 else [])
+
+
+def _norm_keys(norm: BatchNorm) -> list[str]:
+    """The keys of batch normalisation in notation, without what it is by default."""
+    found = {name: getattr(norm, name) for name in _NORM}
+    return [f"{name}={value}" for name, value in found.items() if value != getattr(BatchNorm(), name)]
 
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
@@ -140,6 +152,7 @@ def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
         raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
 
+_NORM = tuple(field.name for field in fields(BatchNorm))
 _MAX_DIGITS = 9
 _AXES = r"\d+(?:x\d+)?"
 _GEOMETRY = ("dilation", "groups")
@@ -162,6 +175,18 @@ def _whole(key: str, value: str) -> int:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """Keys of a convolution and of batch normalisation; None: the layer has none."""
+
+    geometry: dict[str, Any] | None
+    norm: dict[str, float] | None
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        return (*(() if self.geometry is None else _GEOMETRY), *(() if self.norm is None else _NORM))
+
+
+@dataclass(frozen=True)
 class _Parser:
     notation: str
     padding: str
@@ -172,7 +197,8 @@ class _Parser:
         rf"(?P<channels>\d+)C(?P<kernel>{_AXES})|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
     )
     _OPTION = re.compile(
-        rf"p(?P<padding>{_AXES})|s(?P<stride>{_AXES})|d(?P<dropout>\d*\.?\d+)|(?P<bias>b)|\{{(?P<keys>[^{{}}]*)\}}",
+        rf"p(?P<padding>{_AXES})|s(?P<stride>{_AXES})|d(?P<dropout>\d*\.?\d+)|(?P<norm>bn)|(?P<bias>b)"
+        r"|\{(?P<keys>[^{}]*)\}",
         re.ASCII,
     )
 
@@ -182,7 +208,7 @@ class _Parser:
     def check_digits(self, match: re.Match[str], at: int) -> None:
         """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
         for group, text in match.groupdict().items():
-            if text is None or group in ("rate", "dropout", "bias", "keys"):
+            if text is None or group in ("rate", "dropout", "norm", "bias", "keys"):
                 continue
             for number in re.finditer(r"\d+", text):
                 if (length := len(number.group())) > _MAX_DIGITS:
@@ -224,10 +250,11 @@ class _Parser:
         geometry: dict[str, Any] = {}
         given: set[str] = set()
         neuron, bits, rate, bias = self.neuron, self.weight_bits, None, False
+        norm: dict[str, float] | None = None
         while rest:
             option = self._OPTION.match(rest)
             if option is None:
-                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, b, {{tau_m=5}}", at, len(rest))
+                raise self.fail(f"unknown option {shown(rest)}; known: p1, s2, d0.2, b, bn, {{tau_m=5}}", at, len(rest))
             self.check_digits(option, at)
             found = {k: v for k, v in option.groupdict().items() if v is not None}
             ((key, value),) = found.items()
@@ -243,20 +270,26 @@ class _Parser:
                 rate = float(value)
             elif key == "bias":
                 bias = True
+            elif key == "norm":
+                norm = {}
             else:
-                neuron, bits = self.keys(value, at + 1, neuron, bits, given, geometry if conv else None)
+                given_to = _Given(geometry if conv else None, norm)
+                neuron, bits = self.keys(value, at + 1, neuron, bits, given, given_to)
             rest, at = rest[option.end() :], at + option.end()
+        made = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *place)
         if conv:
             kernel, channels = _axes(values["kernel"]), int(values["channels"])
             conv_ = checked(
-                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits, bias=bias), self.notation, *place
+                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits, bias=bias, norm=made),
+                self.notation,
+                *place,
             )
             if "padding" not in geometry and self.padding == "same":
                 conv_ = replace(conv_, padding=self.same(conv_, *place))
             synapse: Conv2d | Linear = conv_
         else:
             units = int(values["units"])
-            synapse = checked(lambda: Linear(units, weight_bits=bits, bias=bias), self.notation, *place)
+            synapse = checked(lambda: Linear(units, weight_bits=bits, bias=bias, norm=made), self.notation, *place)
         layers: list[Layer] = [SpikingLayer(synapse, neuron)]
         if rate is not None:
             layers.append(checked(lambda: Dropout(rate), self.notation, *place))
@@ -276,11 +309,11 @@ class _Parser:
         return rows // 2, columns // 2
 
     def keys(
-        self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str], geometry: dict[str, Any] | None
+        self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str], others: _Given
     ) -> tuple[NeuronModel, int]:
         """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these.
 
-        `geometry` takes what is a convolution's; None: there is no such thing.
+        `others` take what is no neuron's.
         """
         pairs = text.split(",")
         starts = list(accumulate((len(pair) + 1 for pair in pairs), initial=at))
@@ -301,13 +334,15 @@ class _Parser:
                     neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
                 elif key == "bits":
                     bits = _whole(key, value)
-                elif key in _GEOMETRY and geometry is not None:
+                elif key in _GEOMETRY and others.geometry is not None:
                     numbers = [_whole(key, each) for each in value.split("x", maxsplit=key == "dilation")]
-                    geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+                    others.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
+                elif key in _NORM and others.norm is not None:
+                    others.norm[key] = read_number(value)
                 elif key in neuron.written():
                     neuron = with_parameter(neuron, key, value)
                 else:
-                    known = ", ".join((*neuron.written(), "bits", *(() if geometry is None else _GEOMETRY)))
+                    known = ", ".join((*neuron.written(), "bits", *others.known))
                     raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
             except ValueError as error:
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"

@@ -38,6 +38,7 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Fusion, Rule
+from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.base import Op
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.tables import implementation
@@ -182,13 +183,32 @@ class Pairs(ABC, Generic[Array]):
         each = np.moveaxis(self.numpy(x), 2, 0).reshape(count, -1)
         return self.asarray(each.sum(axis=1, dtype=np.float64))
 
+    def moments(self, z: Array, exponent: Array) -> Array:
+        """`batchnorm.moments`: integer sums of normalised sums `z`, int64 `[3, C]`."""
+        return self.asarray(batchnorm.moments(self.numpy(z), self.numpy(exponent)))
+
+    def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
+        """`batchnorm.error_moments`, float64 `[3, C]`."""
+        return self.asarray(batchnorm.error_moments(self.numpy(dy), self.numpy(z), self.numpy(exponent)))
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        """A function of batchnorm.py on float64 and int64 numbers of a channel, whose operations round once each.
+
+        Args:
+            function: takes `batchnorm.Wide` of the backend's arrays, `arrays` and `fixed`; gives arrays in tuples.
+            arrays: small arrays, or tuples of them.
+            fixed: numbers that are known when a network is compiled.
+        """
+        found = function(batchnorm.Wide(), *_each(self.numpy, arrays), **fixed)
+        return _each(self.asarray, found)
+
     def rounded(self, x: Array) -> Array:
         """`x`, float64 or float32, as float32."""
         return self.asarray(self.numpy(x).astype(np.float32))
 
     # Several parts of a batch.
     def plus(self, a: Array, b: Array) -> Array:
-        """The sum of two arrays of one type, float32 or float64."""
+        """The sum of two arrays of one type, float32, float64 or int64."""
         found: Array = a + b
         return found
 
@@ -199,10 +219,12 @@ class Pairs(ABC, Generic[Array]):
         return self.asarray(np.maximum.reduce([self.numpy(x) for x in arrays]))
 
     def silenced(self, error: Array, count: int) -> Array:
-        """`error` `[T, B, N]` with zeros for all samples but the first `count`."""
+        """`error` `[T, B, ...]` with zeros for all samples but the first `count`."""
         if count == error.shape[1]:
             return error
-        return self.asarray(np.where(np.arange(error.shape[1])[:, None] < count, self.numpy(error), np.float32(0)))
+        x = self.numpy(error)
+        mine = np.arange(x.shape[1]).reshape(-1, *(1,) * (x.ndim - 2)) < count
+        return self.asarray(np.where(mine, x, np.float32(0)))
 
     def within(self, x: Array, inside: Array) -> Array:
         """`x` `[T, B, ...]` with zeros where `inside`, uint8 `[T, B]`, is 0."""
@@ -362,3 +384,11 @@ class Pairs(ABC, Generic[Array]):
         """Inverse of `pack_spikes`."""
         bits, shape, dtype = packed
         return self.asarray(np.unpackbits(bits, count=math.prod(shape)).reshape(shape).astype(dtype))
+
+
+def _each(convert: Callable[[Any], Any], x: Any) -> Any:
+    """`x`, an array or tuples of arrays, with every array converted."""
+    if not isinstance(x, tuple):
+        return convert(x)
+    parts = [_each(convert, part) for part in x]
+    return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)

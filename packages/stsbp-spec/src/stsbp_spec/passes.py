@@ -45,7 +45,9 @@ class Trace(Generic[Array]):
         output: of the network, `[T, B, N]`.
         spikes: of each population, by the name of its node.
         residuals: of the steps of a segment, by name; they are taken out as the backward pass uses them.
+        statistics: of the whole batch, by which sums were normalised (`Step.statistics`).
         zeroed: numbers of `Pairs.error_grid` by layer, after a backward pass in `reproducible` precision.
+        whole: `Back.whole` of all steps, after a backward pass.
     """
 
     backend: Pairs[Array]
@@ -54,7 +56,9 @@ class Trace(Generic[Array]):
     output: Array
     spikes: Mapping[str, Array]
     residuals: Callable[[Segment[Array]], dict[str, Any]]
+    statistics: Mapping[str, Array]
     zeroed: dict[str, Array] = field(default_factory=dict)
+    whole: dict[str, Array] = field(default_factory=dict)
 
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
         """What each population left, with the name of its node, before a backward pass."""
@@ -88,6 +92,7 @@ def forward_passes(
     parts: Sequence[Part],
     collective: Collective[Array],
     memory: Memory,
+    inside: Sequence[Array | None] | None = None,
 ) -> list[Trace[Array]]:
     """Run the network on parts of a batch.
 
@@ -101,12 +106,14 @@ def forward_passes(
         parts: which samples of the batch they are.
         collective: who has the other samples.
         memory: `low`: keep one bit a spike; the backward pass runs each segment again when it comes to it.
+        inside: of each part, which steps of its samples are no padding: `rules.Run`.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
     walk, way = plan(backend, network), _lean_way if memory == "low" else _way
-    runs = [Run(wq, steps, dropout, part, collective) for part in parts]
+    each = inside or [None] * len(parts)
+    runs = [Run(wq, steps, dropout, part, collective, own) for part, own in zip(parts, each, strict=True)]
     return together(backend, runs[0], [way(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)])
 
 
@@ -115,12 +122,14 @@ def _way(
 ) -> Generator[Asked[Array], Array, Trace[Array]]:
     values, residuals = {walk.input: x}, dict[str, Any]()
     spikes: dict[str, Array] = {}
+    statistics: dict[str, Array] = {}
     for segment in walk.segments:
         made, found = yield from _through(segment, run, values)
         residuals.update(found)
+        statistics.update(_statistics(segment, found))
         spikes.update({name: value for name, value in made.items() if name == segment.population})
         values = _passed_on(segment, values, made)
-    return Trace(backend, walk, run, values[walk.output], spikes, lambda _: residuals)
+    return Trace(backend, walk, run, values[walk.output], spikes, lambda _: residuals, statistics)
 
 
 def _lean_way(
@@ -130,8 +139,11 @@ def _lean_way(
     kept: dict[str, Callable[[], Array]] = {walk.input: lambda: x}
     fired: dict[str, Callable[[], Array]] = {}
     sent = dict[Segment[Array], list[Array]]()
+    statistics: dict[str, Array] = {}
     for segment in walk.segments:
-        made, _ = yield from _noted(_through(segment, run, values), sent.setdefault(segment, []))
+        made, found = yield from _noted(_through(segment, run, values), sent.setdefault(segment, []))
+        statistics.update(_statistics(segment, found))
+        del found
         for name, value in made.items():
             if name == segment.population:
                 kept[name] = fired[name] = partial(backend.unpack_spikes, backend.pack_spikes(value))
@@ -143,7 +155,7 @@ def _lean_way(
         sources = {name: kept[name]() for name in segment.sources}
         return _repeated(_through(segment, run, sources), sent[segment])[1]
 
-    return Trace(backend, walk, run, values[walk.output], _Packed(fired), again)
+    return Trace(backend, walk, run, values[walk.output], _Packed(fired), again, statistics)
 
 
 def _noted(way: Generator[Asked[Array], Array, Found], sent: list[Array]) -> Generator[Asked[Array], Array, Found]:
@@ -199,6 +211,11 @@ def _through(
     return {name: made[name] for name in segment.left}, residuals
 
 
+def _statistics(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, Array]:
+    steps = (step for step in segment.steps if step.normalises)
+    return {name: x for step in steps for name, x in step.statistics(residuals[step.name]).items()}
+
+
 def _passed_on(segment: Segment[Array], values: Mapping[str, Array], made: Mapping[str, Array]) -> dict[str, Array]:
     """What later segments read."""
     return {name: value for name, value in (*values.items(), *made.items()) if name not in segment.done}
@@ -230,7 +247,8 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
             under_way[name] = collective.start_total(own)
     for trace in traces:
         trace.zeroed = dict(reversed(trace.zeroed.items()))
-    return {name: backend.rounded(wait()) for name, wait in under_way.items()}
+    of_all = {name: wait() for name, wait in under_way.items()} | traces[0].whole
+    return {name: backend.rounded(x) for name, x in of_all.items()}
 
 
 def _back(
@@ -250,6 +268,7 @@ def _back(
             back: Back[Array] = yield from way
             gradients.update(back.gradients)
             trace.zeroed.update(back.zeroed)
+            trace.whole.update(back.whole)
             for source, error, needed in zip(step.sources, back.errors, step.needed, strict=True):
                 if needed and error is not None:
                     waiting.setdefault(source, []).append(error)

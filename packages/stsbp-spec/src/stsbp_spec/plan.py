@@ -6,13 +6,15 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 
 from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step
+from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step, Total
+from stsbp_spec.synapses import batchnorm
+from stsbp_spec.synapses.batchnorm import BatchNorm, Coefficients
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision
@@ -59,6 +61,83 @@ class Weights(Step[Array]):
             self.projection.synapse, residuals, error, precision=precision, need_input=need_input
         )
         return Back((ds,), {self.name: dw}, zeroed)
+
+
+class _Left(NamedTuple, Generic[Array]):
+    """Of normalised sums: what the weights left, the sums, and what normalised them."""
+
+    weights: Any
+    z: Array
+    by: Coefficients[Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised(Step[Array]):
+    """Weights and the batch normalisation of their sums: synapses/batchnorm.py."""
+
+    backend: Pairs[Array]
+    weights: Weights[Array]
+    norm: BatchNorm
+
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        z, left = yield from self.weights.forward(run, *inputs)
+        backend, scale = self.backend, self._given(run, "scale")
+        if run.training:
+            exponent, (frames, n) = self._given(run, "exponent"), self._frames(run, z)
+            sums = yield Total(backend.moments(self._own(run, z), exponent))
+            gain = self.places[0].inputs[0].gain
+            by = backend.of_channels(batchnorm.of_batch, sums, exponent, scale, *frames, norm=self.norm, n=n, gain=gain)
+        else:
+            given = (self._given(run, name) for name in ("mean", "variance"))
+            by = backend.of_channels(batchnorm.of_running, *given, scale, norm=self.norm)
+        numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
+        y = backend.recur(batchnorm.FORWARD, {}, {"z": z, **self._spread(z, numbers)}, len(z))["y"]
+        return y, _Left(left, z, by)
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        backend, exponent, (left, z, by) = self.backend, self._given(run, "exponent"), residuals
+        frames, n = self._frames(run, z)
+        if precision == "reproducible":
+            bits = batchnorm.norm_error_bits(self._summands(run, z))
+            largest = yield Largest(backend.largest_error(error))
+            error, _ = backend.error_grid(error, bits, largest)
+        sums = yield Total(backend.error_moments(error, z, exponent))
+        of_all, slope, of_scale, of_shift = backend.of_channels(
+            batchnorm.way_back, sums, exponent, by, *frames, n=n, training=run.training
+        )
+        numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
+        inputs = {"z": z, "dy": error, **self._spread(z, numbers)}
+        dz = backend.recur(batchnorm.BACKWARD, {}, inputs, len(z))["dz"]
+        del error, inputs
+        back = yield from self.weights.backward(run, left, self._own(run, dz), precision)
+        return back._replace(whole={f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift})
+
+    def statistics(self, residuals: Any) -> Mapping[str, Array]:
+        mean, variance = residuals.by.batch
+        return {f"{self.name}.mean": mean, f"{self.name}.variance": variance}
+
+    def _given(self, run: Run[Array], name: str) -> Array:
+        return run.weights[f"{self.name}.{name}"]
+
+    def _summands(self, run: Run[Array], z: Array) -> int:
+        """Sums of a channel in the whole batch, padding among them."""
+        return batchnorm.summands(len(z) * run.part.batch, self.places[0].output.shape)
+
+    def _frames(self, run: Run[Array], z: Array) -> tuple[tuple[Array, ...], int]:
+        """How many sums are normalised together; of samples of different lengths their frames, and sums of a frame."""
+        if run.inside is None or self.places[0].output.static:
+            return (), self._summands(run, z)
+        return (run.weights["frames"],), batchnorm.summands(1, self.places[0].output.shape)
+
+    def _own(self, run: Run[Array], x: Array) -> Array:
+        """`x` `[T, B, ...]` with zeros where there is no sample of the batch, or padding."""
+        x = self.backend.silenced(x, run.part.count)
+        if run.inside is None or self.places[0].output.static:
+            return x
+        return self.backend.within(x, run.inside)
+
+    def _spread(self, z: Array, numbers: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: self.backend.spread(x, tuple(z.shape[1:])) for name, x in numbers.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,15 +231,20 @@ class Chain(Step[Array]):
 
     def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         """`backward` through the parts from the last to the part `first`."""
-        gradients, zeroed = dict[str, Array](), dict[str, Array]()
+        gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
         errors: tuple[Any, ...] = (error,)
         for part, kept in reversed(list(zip(self.parts, residuals, strict=True))[first:]):
-            errors, found, taken = yield from part.backward(run, kept, errors[0], precision)
+            errors, found, taken, of_all = yield from part.backward(run, kept, errors[0], precision)
             gradients.update(found)
             zeroed.update(taken)
+            whole.update(of_all)
             if not any(part.needed):
-                return Back((None,), gradients, zeroed)
-        return Back(errors, gradients, zeroed)
+                return Back((None,), gradients, zeroed, whole)
+        return Back(errors, gradients, zeroed, whole)
+
+    def statistics(self, residuals: Any) -> Mapping[str, Array]:
+        each = [(part, kept) for part, kept in zip(self.parts, residuals, strict=True) if part.normalises]
+        return {name: x for part, kept in each for name, x in part.statistics(kept).items()}
 
     def population(self, residuals: Any) -> NeuronResiduals[Array]:
         return self.parts[-1].population(residuals[-1])
@@ -246,7 +330,9 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
         return Drops((place,), needed, backend, op)
     rule = backend.rule(op)
     if projection is not None:
-        return Weights((place,), needed, backend, rule, projection)
+        weights = Weights((place,), needed, backend, rule, projection)
+        norm = projection.synapse.norm
+        return weights if norm is None else Normalised((place,), needed, backend, weights, norm)
     return ByRule((place,), needed, rule)
 
 

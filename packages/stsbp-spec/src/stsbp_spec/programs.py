@@ -29,6 +29,7 @@ class Gradients(NamedTuple, Generic[Array]):
         spikes: of the output, `[T, B, N]` of each part here.
         counts: numbers of `Pairs.spike_count` of each block, of each part.
         zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid, of each part.
+        statistics: of the whole batch, by the names of `network.statistics`.
     """
 
     values: dict[str, Array]
@@ -36,6 +37,7 @@ class Gradients(NamedTuple, Generic[Array]):
     spikes: list[Array]
     counts: list[list[Array]]
     zeroed: list[dict[str, Array]]
+    statistics: dict[str, Array]
 
 
 def gradients(
@@ -58,26 +60,25 @@ def gradients(
         backend, network, loss, precision, memory: fixed.
         collective: who has the other samples of the batch.
         parts: which samples are here; several are gone through one after the other, both ways.
-        wq: weights on their grid, and what neurons learned, by name.
+        wq: weights on their grid, what else was learned, running statistics: see `rules.Run`.
         inputs: encoded inputs of each part, of at least one sample; those beyond its count are not of the batch.
         targets: `[T, B, N]` of each part.
         dropout: `(seed, step)` of the masks; None: no dropout.
         padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
     """
     steps = len(targets[0])
-    traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory)
-    errors = list[Array]()
     each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
+    inside = [None if own is None else own[str(padded_loss_equations(loss).inside)][..., 0] for own in each]
+    traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
+    errors = list[Array]()
     for part, trace, target, padded in zip(parts, traces, targets, each, strict=True):
         error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
         errors.append(backend.silenced(error, part.count))
     values = backward_passes(traces, errors, precision)
     squares = backend.gradient_squares(list(values.values()))
-    counts = [
-        _counts(backend, trace, None if padded is None else padded[str(padded_loss_equations(loss).inside)][..., 0])
-        for trace, padded in zip(traces, each, strict=True)
-    ]
-    return Gradients(values, squares, [t.output for t in traces], counts, [t.zeroed for t in traces])
+    counts = [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
+    statistics = dict(traces[0].statistics)
+    return Gradients(values, squares, [t.output for t in traces], counts, [t.zeroed for t in traces], statistics)
 
 
 def update(

@@ -9,10 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
 from stsbp_spec.collective import Alone, Collective, Part
-from stsbp_spec.graph import Neurons, Place
+from stsbp_spec.graph import Neurons, Place, Weighted
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array, Precision
 
@@ -44,10 +45,13 @@ class Run(Generic[Array]):
     Attributes:
         part: which samples of the batch.
         collective: who has the others.
-        weights: on their grids, by the name of their node; and what neurons learned, by the names of
-            `graph.Network.parameters`.
+        weights: on their grids, by the name of their node; what else was learned, by the names of
+            `graph.Network.parameters`; running statistics, and for `conv1` whose sums are normalised `conv1.exponent`,
+            an integer `[1]`: the sums are multiples of `2^-exponent`.
         steps: `T`.
         dropout: `(seed, step)` of the masks; None: evaluation, no dropout.
+        inside: which steps are no padding, uint8 `[T, B]`; None: all. Steps of all samples of the batch that are none
+            are then `weights["frames"]`, an integer `[1]`, where sums are normalised.
     """
 
     weights: Mapping[str, Array]
@@ -55,6 +59,7 @@ class Run(Generic[Array]):
     dropout: tuple[int, int] | None
     part: Part
     collective: Collective[Array] = field(default_factory=Alone)
+    inside: Array | None = None
 
     @property
     def training(self) -> bool:
@@ -78,11 +83,13 @@ class Back(NamedTuple, Generic[Array]):
         gradients: of the weights in it and of what its neurons learn, by the names of `graph.Network.parameters`;
             what these samples give, not yet rounded where it is float64.
         zeroed: numbers of `Pairs.error_grid`, likewise, in `reproducible` precision.
+        whole: gradients of the whole batch, made of sums over it, which are the same for everybody.
     """
 
     errors: tuple[Array | Deferred[Array] | None, ...]
     gradients: Mapping[str, Array]
     zeroed: Mapping[str, Array]
+    whole: Mapping[str, Array] = MappingProxyType({})
 
 
 class Largest(NamedTuple, Generic[Array]):
@@ -147,6 +154,16 @@ class Step(ABC, Generic[Array]):
         self, run: Run[Array], residuals: Any, error: Array | Deferred[Array], precision: Precision
     ) -> Exchange[Array]:
         """The way back from the error of the output."""
+
+    @property
+    def normalises(self) -> bool:
+        """Whether it normalises sums of weights."""
+        ops = (place.node.op for place in self.places)
+        return any(isinstance(op, Weighted) and op.norm is not None for op in ops)
+
+    def statistics(self, residuals: Any) -> Mapping[str, Array]:
+        """By which it normalised, by the names of `graph.Network.statistics`, of a step that does."""
+        raise TypeError(f"step {self.name} does not normalise")
 
     def population(self, residuals: Any) -> NeuronResiduals[Array]:
         """What the population left, of a step that ends with one."""

@@ -32,6 +32,7 @@ from stsbp_spec.pairs import Pairs
 from stsbp_spec.programs import Gradients, gradients, output, states, update
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
+from stsbp_spec.synapses.batchnorm import running
 from stsbp_spec.typing import AnyArray, Array, Float32, Int64, Memory, Precision, UInt8
 from stsbp_spec.values import integer, shown
 
@@ -98,9 +99,10 @@ class Trainer(Generic[Array]):
     def init(self, weights: dict[str, Float32]) -> TrainState[Array]:
         """State before the first update."""
         check_weights(self.network, weights)
-        native, m, v = (
-            {name: self.backend.asarray(make(w)) for name, w in weights.items()}
-            for make in (_without_subnormals, np.zeros_like, np.zeros_like)
+        native = {name: self.backend.asarray(_without_subnormals(w)) for name, w in weights.items()}
+        m, v = (
+            {name: self.backend.asarray(np.zeros_like(weights[name])) for name in self.network.parameters}
+            for _ in range(2)
         )
         return TrainState(0, native, m, v)
 
@@ -121,11 +123,12 @@ class Trainer(Generic[Array]):
         dropout = (self.seed, state.step)
         fixed = (network, self.loss, self.precision, self.memory, self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
-        spikes, norm, rates, zeroed = _looked_at(
+        spikes, norm, rates, zeroed, statistics = _looked_at(
             backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
         )
+        running = _running(backend, network, state.weights, statistics)
         scalars = self.optimizer.scalars(state.step, clip_factor(norm, self.optimizer.clip_norm))
-        new = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
+        new, m, v = backend.compiled(update, network)(scalars, state.weights, found.values, state.m, state.v)
         result = StepResult(
             spikes=spikes,
             rates=rates,
@@ -135,7 +138,7 @@ class Trainer(Generic[Array]):
             measure=partial(self.loss.mean, spikes, batch.targets, network.output_psp, batch.lengths),
             zeroed=zeroed,
         )
-        return TrainState(state.step + 1, *new), result
+        return TrainState(state.step + 1, new | running, m, v), result
 
     def _part(self, batch: int) -> Part:
         return self.collective.parts(batch)[self.collective.rank]
@@ -234,7 +237,7 @@ def value_and_grad(
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (Part(0, samples, samples),)
     found, _ = _gradients(backend, network, loss, precision, "full", alone, parts, native, batch, dropout)
-    spikes, _, _, zeroed = _looked_at(backend, network, alone, parts, found, batch.lengths, "")
+    spikes, _, _, zeroed, _ = _looked_at(backend, network, alone, parts, found, batch.lengths, "")
     value = loss.mean(spikes, batch.targets, network.output_psp, batch.lengths)
     named = {name: unsigned_zeros(backend.numpy(found.values[name])) for name in network.parameters}
     return ValueAndGrad(value, spikes, named, zeroed)
@@ -263,8 +266,24 @@ def _on_grid(
     projections = network.graph.projections
     made = backend.weight_grids(projections, [weights[projection.name] for projection in projections])
     found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
-    wq = {name: found[name][0] if name in found else weights[name] for name in network.parameters}
+    wq = {name: found[name][0] if name in found else x for name, x in weights.items()}
+    for projection in network.graph.normalised:
+        exponent = found[projection.name][1].exponent + projection.input.exponent
+        wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
     return wq, {name: grid for name, (_, grid) in found.items()}
+
+
+def _running(
+    backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array], batch: Mapping[str, Float32]
+) -> dict[str, Array]:
+    """Running statistics after a batch, by name."""
+    found = dict[str, Array]()
+    for projection in network.graph.normalised:
+        norm = projection.synapse.norm
+        assert norm is not None
+        for name in (f"{projection.name}.{each}" for each in norm.initial(1)):
+            found[name] = backend.asarray(running(norm, backend.numpy(weights[name]), batch[name]))
+    return found
 
 
 def _encoded(backend: Pairs[Array], network: NetworkSpec, inputs: Inputs) -> Array:
@@ -295,6 +314,8 @@ def _gradients(
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
     wq, grids = _on_grid(backend, network, weights)
+    if batch.lengths is not None and network.graph.normalised:
+        wq["frames"] = backend.asarray(np.array([batch.lengths.sum()], np.int32))
     inputs, targets, padding = list[Array](), list[Array](), list[dict[str, Array]]()
     for part, x in _pieces(network, batch.inputs, parts):
         inputs.append(_encoded(backend, network, x))
@@ -327,8 +348,8 @@ def _looked_at(
     found: Gradients[Array],
     lengths: Int64 | None,
     where: str,
-) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors]]:
-    """Output spikes, gradient norm, spike rates and what the error grids took, with one wait for the device.
+) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
+    """Output spikes, gradient norm, rates, what the error grids took and statistics, with one wait for the device.
 
     Raises:
         NumericError: a gradient is not finite.
@@ -337,7 +358,9 @@ def _looked_at(
     numbers = list[Array]()
     for counts, zeroed in zip(found.counts, found.zeroed, strict=True):
         numbers += [*counts, *(zeroed[name] for name in names)]
-    squares, *read = backend.read([found.squares, *found.spikes, *numbers])
+    squares, *read = backend.read([found.squares, *found.spikes, *numbers, *found.statistics.values()])
+    read, last = read[: len(read) - len(found.statistics)], read[len(read) - len(found.statistics) :]
+    statistics = dict(zip(found.statistics, last, strict=True))
     norm = norm_of(squares, sum(math.prod(parameter.shape) for parameter in network.parameters.values()))
     if not math.isfinite(norm):
         # The backward pass runs from the output down: the last layer with a bad gradient is where it began.
@@ -359,7 +382,7 @@ def _looked_at(
     }
     # A compiled function may have sorted the names.
     ordered = {block.name: lost[block.name] for block in network.blocks if block.name in lost}
-    return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered
+    return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
 
 
 def _from_all(collective: Collective[Array], batch: int, spikes: UInt8, numbers: Int64) -> tuple[UInt8, Int64]:

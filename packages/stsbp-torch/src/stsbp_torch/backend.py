@@ -7,7 +7,7 @@ Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expr
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 from stsbp_torch import bits, plain
 from stsbp_torch.layout import empty, laid_out, logical, rows
 from stsbp_torch.recurrence import recur
-from stsbp_torch.synapses import avgpool2d, conv2d, dropout, linear
+from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
 
 __all__ = ["TorchBackend"]
 
@@ -188,6 +188,22 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def totals(self, x: torch.Tensor, count: int) -> torch.Tensor:
         return x.double().movedim(2, 0).reshape(count, -1).sum(1)
+
+    def moments(self, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+        return batchnorm.moments(z, exponent)
+
+    def error_moments(self, dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+        return batchnorm.error_moments(dy, z, exponent)
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        return function(batchnorm.Wide(), *arrays, **fixed)
+
+    def silenced(self, error: torch.Tensor, count: int) -> torch.Tensor:
+        if count == error.shape[1]:
+            return error
+        kept = error.clone()
+        kept[:, count:] = 0
+        return kept
 
     def rounded(self, x: torch.Tensor) -> torch.Tensor:
         return x.float()

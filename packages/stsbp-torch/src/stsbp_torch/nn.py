@@ -269,6 +269,11 @@ class _Spiking(torch.nn.Module):
         input_max: float,
     ) -> None:
         super().__init__()
+        if synapse.norm is not None:
+            raise SpecError(
+                f"{self._get_name()} has no batch normalisation, whose statistics a training step moves; train such a "
+                "network with TorchBackend().trainer(...), and run it with TorchBackend().run(...)"
+            )
         self.synapse = synapse
         self.weight = torch.nn.Parameter(weight)
         self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None

@@ -1,7 +1,7 @@
 // CUDA's words for a C++ compiler, so that the .cu files run on the CPU unchanged (device "host").
 //
 // A launch is a loop over the threads of a grid; a warp has one lane. Kernels use no __syncthreads, and their only
-// communication is by atomics on integers, whose result does not depend on the order. Compile with contraction off.
+// communication is by atomics whose sums are exact, so that their result does not depend on the order. Compile with contraction off.
 #pragma once
 
 #include <utility>
@@ -30,6 +30,7 @@ static inline float __fsub_rn(float a, float b) { return a - b; }
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
 static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
 
 static inline float __int_as_float(int bits) {
     float x;
@@ -57,6 +58,12 @@ static inline unsigned long long atomicMax(unsigned long long* p, unsigned long 
 
 static inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long value) {
     unsigned long long old = *p;
+    *p = old + value;
+    return old;
+}
+
+static inline double atomicAdd(double* p, double value) {
+    double old = *p;
     *p = old + value;
     return old;
 }

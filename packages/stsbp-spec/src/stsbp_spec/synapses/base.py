@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import ExactnessError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import integer, shown
 
-__all__ = ["Op", "Values", "Weighted", "weight_bits"]
+__all__ = ["Op", "Values", "Weighted", "normalisation", "weight_bits"]
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ class Op(ABC):
 
 
 class Weighted(Op):
-    """A linear map by weights on a grid of their own, and a bias where it is to have one."""
+    """A linear map by weights on a grid of their own, and a bias or batch normalisation where it is to have one."""
 
     weight_bits: int
     bias: bool
+    norm: BatchNorm | None
 
     @abstractmethod
     def output_shape(self, shape: Shape) -> Shape:
@@ -119,7 +121,18 @@ class Weighted(Op):
                 f"the sums of {summands} {what} cannot be exact in float32, "
                 f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
             )
-        return replace(values, shape=shape, weighted=True, biased=self.bias)
+        # Normalised sums have no gain any more: it is in their statistics.
+        gain = values.gain if self.norm is None else 1.0
+        return replace(values, shape=shape, weighted=True, biased=self.bias, gain=gain)
+
+
+def normalisation(value: object, *, bias: bool) -> BatchNorm | None:
+    """`value` as the batch normalisation of weights; `SpecError` unless it is one, or None."""
+    if value is None or isinstance(value, BatchNorm):
+        if value is not None and bias:
+            raise SpecError("batch normalisation takes the mean away, and a bias with it; leave the bias out")
+        return value
+    raise SpecError(f"norm is BatchNorm() or None, got {shown(value)}")
 
 
 def weight_bits(value: object) -> int:

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from stsbp_spec.errors import SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.synapses.axes import PerAxis, both, per_axis, written
-from stsbp_spec.synapses.base import Weighted, weight_bits
+from stsbp_spec.synapses.base import Weighted, normalisation, weight_bits
+from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import truth, whole
 
@@ -37,6 +38,7 @@ class Conv2d(Weighted):
         groups: parts of the channels that do not see each other.
         weight_bits: bits of the weight grid, sign included, 2 to 12.
         bias: whether a learned number a channel is added (bias.py).
+        norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 
     channels: int
@@ -47,6 +49,7 @@ class Conv2d(Weighted):
     groups: int = field(default=1, kw_only=True)
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
     bias: bool = field(default=False, kw_only=True)
+    norm: BatchNorm | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("channels", "groups"):
@@ -55,6 +58,7 @@ class Conv2d(Weighted):
             object.__setattr__(self, name, per_axis(f"a convolution's {name}", getattr(self, name), least))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         object.__setattr__(self, "bias", truth("bias", self.bias))
+        object.__setattr__(self, "norm", normalisation(self.norm, bias=self.bias))
         if any(pad >= extent for pad, extent in zip(self.paddings, self.extents, strict=True)):
             kernel = f"the kernel, {written(self.kernel)}{self._dilated}"
             raise SpecError(f"padding {written(self.padding)} must be smaller than {kernel}")

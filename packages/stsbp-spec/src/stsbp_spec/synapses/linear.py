@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass, field
 
 from stsbp_spec.grid import MAX_WEIGHT_BITS
-from stsbp_spec.synapses.base import Weighted, weight_bits
+from stsbp_spec.synapses.base import Weighted, normalisation, weight_bits
+from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import truth, whole
 
@@ -25,16 +26,19 @@ class Linear(Weighted):
         units: output neurons `N`.
         weight_bits: bits of the weight grid, sign included, 2 to 12.
         bias: whether a learned number a neuron is added (bias.py).
+        norm: batch normalisation of the sums (batchnorm.py); None: none.
     """
 
     units: int
     weight_bits: int = field(default=MAX_WEIGHT_BITS, kw_only=True)
     bias: bool = field(default=False, kw_only=True)
+    norm: BatchNorm | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", whole("the units of a full connection", self.units, 1))
         object.__setattr__(self, "weight_bits", weight_bits(self.weight_bits))
         object.__setattr__(self, "bias", truth("bias", self.bias))
+        object.__setattr__(self, "norm", normalisation(self.norm, bias=self.bias))
 
     def output_shape(self, shape: Shape) -> Shape:
         """`(N,)` for any input shape."""

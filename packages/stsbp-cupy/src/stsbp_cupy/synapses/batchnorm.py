@@ -1,0 +1,51 @@
+"""Batch normalisation, spec: synapses/batchnorm.py: its sums by kernels/batchnorm.cu, and float64 on their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stsbp_spec.synapses import batchnorm
+
+from stsbp_cupy.runtime import Array, Runtime, memory
+
+__all__ = ["Wide", "error_moments", "moments"]
+
+
+class Wide(batchnorm.Wide):
+    """Float64 arrays of the runtime; no operation waits for the device."""
+
+    def __init__(self, rt: Runtime) -> None:
+        self._xp = rt.xp
+
+    def root(self, a: Any) -> Array:
+        found: Array = self._xp.sqrt(a)
+        return found
+
+    def power_of_two(self, exponent: Any) -> Array:
+        found: Array = (exponent.astype(np.int64) + 1023 << 52).view(np.float64)
+        return found
+
+
+def moments(rt: Runtime, z: Array, exponent: Array) -> Array:
+    """`batchnorm.moments`, int64 `[3, C]`; no transfer from the device."""
+    rows = _rows(rt, z)
+    found = rt.xp.zeros((3, rows.shape[1]), np.uint64)
+    rt.launch("norm_moments", min(rt.reduction_threads, rows.size), rows, exponent, found, *rows.shape)
+    sums: Array = found.view(np.int64)
+    return sums
+
+
+def error_moments(rt: Runtime, dy: Array, z: Array, exponent: Array) -> Array:
+    """`batchnorm.error_moments`, float64 `[3, C]`; no transfer from the device."""
+    rows = _rows(rt, z)
+    found: Array = rt.xp.zeros((3, rows.shape[1]), np.float64)
+    threads = min(rt.reduction_threads, rows.size)
+    rt.launch("norm_error_moments", threads, _rows(rt, dy), rows, exponent, found, *rows.shape)
+    return found
+
+
+def _rows(rt: Runtime, x: Array) -> Array:
+    """`[T, B, C, ...]` as it lies, `[n, C]`."""
+    channels = x.shape[2]
+    return memory(rt, x).reshape(-1, channels)

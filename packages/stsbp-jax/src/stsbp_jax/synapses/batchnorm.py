@@ -1,0 +1,77 @@
+"""Batch normalisation, spec: synapses/batchnorm.py: sums of channels-last arrays, and float64 on their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.synapses import batchnorm
+from stsbp_spec.synapses.batchnorm import PIECE_BITS, SQUARE_BITS
+
+from stsbp_jax.grid import wide
+
+__all__ = ["Wide", "error_moments", "moments"]
+
+
+class Wide(batchnorm.Wide):
+    """Float64 of which XLA fuses and replaces nothing: products, quotients and roots pass an exclusive-or with a zero.
+
+    See `grid.Rounding`; the division by a constant would be a multiplication, `a / sqrt(b)` one with another root.
+
+    Args:
+        data: any non-empty array that the computation reads.
+    """
+
+    def __init__(self, data: Array) -> None:
+        bits = lax.bitcast_convert_type(data[(0,) * data.ndim].astype(np.float32), np.uint32)
+        n: Array = lax.optimization_barrier(bits)  # type: ignore[no-untyped-call]
+        self._zero = (n * (n + np.uint32(1)) & np.uint32(1)).astype(np.uint64)
+
+    def _hidden(self, x: Any) -> Array:
+        bits = lax.bitcast_convert_type(jnp.asarray(x, np.float64), np.uint64) ^ self._zero
+        return lax.bitcast_convert_type(bits, np.float64)
+
+    def float32(self, x: Any) -> Array:
+        narrow = x.astype(np.float32)
+        return jnp.where(jnp.abs(narrow) < FLOOR, np.float32(0), narrow)
+
+    def times(self, a: Any, b: Any) -> Array:
+        return self._hidden(a * b)
+
+    def over(self, a: Any, b: Any) -> Array:
+        return self._hidden(self._hidden(a) / self._hidden(b))
+
+    def root(self, a: Any) -> Array:
+        return self._hidden(jnp.sqrt(a))
+
+    def power_of_two(self, exponent: Any) -> Array:
+        return _power_of_two(exponent)
+
+
+def _power_of_two(exponent: Array) -> Array:
+    return lax.bitcast_convert_type(exponent.astype(np.int64) + 1023 << 52, np.float64)
+
+
+def _units(z: Array, exponent: Array) -> Array:
+    """`z` `[T, B, ..., C]` in units of `2^-exponent`, int64 `[n, C]`."""
+    return (z.astype(np.float64) * _power_of_two(exponent)).astype(np.int64).reshape(-1, z.shape[-1])
+
+
+def moments(z: Array, exponent: Array) -> Array:
+    """`batchnorm.moments`, int64 `[3, C]`."""
+    with wide():
+        k = _units(z, exponent)
+        squares = k * k
+        each = k, squares >> SQUARE_BITS, squares & (2**SQUARE_BITS - 1)
+        return jnp.stack([x.sum(0) for x in each])
+
+
+def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
+    """`batchnorm.error_moments`, float64 `[3, C]`."""
+    with wide():
+        k, d = _units(z, exponent), dy.astype(np.float64).reshape(-1, dy.shape[-1])
+        each = d, d * (k >> PIECE_BITS), d * (k & (2**PIECE_BITS - 1))
+        return jnp.stack([x.sum(0) for x in each])

@@ -1,0 +1,309 @@
+"""Batch normalisation of weighted sums (Ioffe and Szegedy 2015), exact in any order: `y = (z - mean) a + shift`.
+
+Per channel (of a full connection: per neuron), over the `n = T B H W` sums of the whole batch (of a static input: of
+its one frame, `n = B H W`),
+
+    a = scale F g / s,   s = sqrt(g^2 var + eps),   mean = sum z / n,   var = sum (z - mean)^2 / n
+
+`g` is the gain of training in front of the weights, dropout's `1/(1 - rate)`: with it, statistics are those of `g z`,
+and the filter after `y` has none. `F` is 1, or the threshold times a number (tdBN, Zheng et al. 2021), so that `y` has
+the width of a threshold. Evaluation takes running averages of `g mean` and `g^2 var` (the biased variance),
+`r = (1 - momentum) r + momentum x` after each update, and no gain.
+
+Forward. `z` is an integer `k` in units of `2^-exponent`, below `2^24` (grid.py), so `sum k` and `sum k^2`, the squares
+in two pieces of 24 bits, are sums of integers: exact in int64 in any order, over any number of processes (`moments`).
+They are taken about the integer `m` next to the mean, so that nothing cancels, and all that follows is float64, each
+operation rounded once, with the square root of IEEE 754 (`statistics`); `mean`, `a` and `shift` are float32. The sums
+are normalised in float32:
+
+    y = snap(snap((z - mean) a) + shift)
+
+Backward, with `S = sum dy`, `Q = sum dy (z - mean)` and `x = (z - mean) g / s`:
+
+    dshift = S,   dscale = sum dy x F = Q F g / s
+    dz = a (dy - S / n - x (sum dy x) / n) = a (dy - S / n - (z - mean) r),   r = (g / s)^2 Q / n
+
+`fast`: `S` and `sum dy k` in float64, in any order. `reproducible`: `dy` is rounded to an error grid of
+`b = 53 - 12 - ceil(log2 n)` bits; with `k = h 2^12 + l` in pieces of 12 bits (`|h| <= 2^12`, `0 <= l < 2^12`) the sums
+of `dy`, `dy h` and `dy l` are exact in float64 in any order (`error_moments`). The rest is float64 on numbers of a
+channel (`way_back`), rounded once to `S/n` and `r` in float32, and
+
+    dz = snap(a snap(snap(dy - S/n) - snap((z - mean) r)))
+
+Padded steps of shorter samples, and the silent samples of an empty part, are in no sum.
+In evaluation `S/n` and `r` are 0: the statistics are constants. What the grid of `dy` zeroes is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple
+
+import numpy as np
+
+from stsbp_spec.errors import ExactnessError, SpecError
+from stsbp_spec.expr import Recurrence, named, snap, variable
+from stsbp_spec.grid import CEILING, FLOOR, ceil_log2
+from stsbp_spec.learned import Learned
+from stsbp_spec.typing import AnyArray, Array, Float32, Float64, Int64, Shape
+from stsbp_spec.values import real
+
+__all__ = [
+    "BACKWARD",
+    "FORWARD",
+    "SCALE",
+    "SHIFT",
+    "BatchNorm",
+    "Coefficients",
+    "Wide",
+    "coefficients",
+    "error_moments",
+    "moments",
+    "norm_error_bits",
+    "of_batch",
+    "of_running",
+    "running",
+    "statistics",
+    "summands",
+    "way_back",
+]
+
+SCALE = Learned(1.0, low=-CEILING, high=CEILING, per="channel")
+SHIFT = Learned(0.0, low=-CEILING, high=CEILING, per="channel")
+
+PIECE_BITS = 12
+"""Bits of the pieces of `z` that meet errors."""
+
+SQUARE_BITS = 24
+"""Bits of the pieces of `z^2`."""
+
+MOST = 2**29
+"""Sums that are normalised together: float64 holds the integer `MOST 2^24`."""
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Batch normalisation of a projection.
+
+    Args:
+        momentum: weight of a batch in the running statistics, in (0, 1].
+        eps: added to the variance, from 1e-12 to 1.
+        factor: of the normalised sums before the learned scale; tdBN: the neurons' threshold, times alpha.
+    """
+
+    momentum: float = 0.1
+    eps: float = 1e-5
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("momentum", 0.0, 1.0), ("eps", 1e-12, 1.0), ("factor", 2.0**-32, 2.0**32)):
+            value = real(f"{name} of batch normalisation", getattr(self, name))
+            if not low <= value <= high or value == 0:
+                ends = "above 0 and at most 1" if name == "momentum" else f"from {low:g} to {high:g}"
+                raise SpecError(f"{name} of batch normalisation must be {ends}, got {value:g}")
+            object.__setattr__(self, name, value)
+
+    def learned(self) -> dict[str, Learned]:
+        """What it learns, by name."""
+        return {"scale": SCALE, "shift": SHIFT}
+
+    def initial(self, channels: int) -> dict[str, Float32]:
+        """The running statistics before the first update, `[C]` by name."""
+        return {"mean": np.zeros(channels, np.float32), "variance": np.ones(channels, np.float32)}
+
+
+def summands(frames: int, shape: Shape) -> int:
+    """`n` for `frames` frames of sums of `shape`, `(C, H, W)` or `(N,)`.
+
+    Raises:
+        ExactnessError: there are more than float64 adds exactly.
+    """
+    n = frames * math.prod(shape[1:])
+    if n > MOST:
+        raise ExactnessError(
+            f"batch normalisation of {n} sums of a channel is not exact, only of up to 2^29; "
+            "use smaller batches or fewer steps"
+        )
+    return n
+
+
+def norm_error_bits(n: int) -> int:
+    """Bits of the error grid on which `error_moments` of `n` errors are exact."""
+    return 53 - PIECE_BITS - ceil_log2(n)
+
+
+def _equations() -> tuple[Recurrence, Recurrence]:
+    z, mean, a, shift, dy, of_all, slope = map(variable, ("z", "mean", "a", "shift", "dy", "of_all", "slope"))
+    y = snap(named("x", snap((z - mean) * a)) + shift)
+    centred = named("centred", snap(snap(dy - of_all) - snap((z - mean) * slope)))
+    return (
+        Recurrence("batchnorm_forward", (), ("z", "mean", "a", "shift"), {}, {"y": y}),
+        Recurrence(
+            "batchnorm_backward", (), ("z", "dy", "mean", "a", "of_all", "slope"), {}, {"dz": snap(centred * a)}
+        ),
+    )
+
+
+FORWARD, BACKWARD = _equations()
+"""From `z` to `y`, and from `z` and `dy` to `dz`; `of_all` is `S/n`, `slope` is `r`."""
+
+
+# Sums of all elements of a channel: what a backend makes fast.
+def _units(z: AnyArray, exponent: AnyArray) -> Int64:
+    """`z` `[T, B, C, ...]` in units of `2^-exponent`, `[C, n]`."""
+    e = int(exponent[0])
+    # In two steps: one power of two alone may leave float32.
+    whole = z * np.float32(2.0 ** (e // 2)) * np.float32(2.0 ** (e - e // 2))
+    return np.moveaxis(whole, 2, 0).reshape(z.shape[2], -1).astype(np.int64)
+
+
+def moments(z: Float32, exponent: AnyArray) -> Int64:
+    """`sum k` and the pieces of `sum k^2`, high and low, of each channel, `[3, C]`.
+
+    Args:
+        z: sums, `[T, B, C, ...]`.
+        exponent: `[1]`; `z` is `k 2^-exponent` with whole numbers `|k| <= 2^24`.
+    """
+    k = _units(z, exponent)
+    squares = k * k
+    low = squares & (2**SQUARE_BITS - 1)
+    return np.stack([k.sum(1), (squares >> SQUARE_BITS).sum(1), low.sum(1)])
+
+
+def error_moments(dy: Float32, z: Float32, exponent: AnyArray) -> Float64:
+    """`sum dy`, `sum dy h` and `sum dy l` of each channel, `[3, C]`, with `k = h 2^12 + l`: see `moments`."""
+    k = _units(z, exponent)
+    d = np.moveaxis(dy, 2, 0).reshape(len(k), -1).astype(np.float64)
+    return np.stack([d.sum(1), (d * (k >> PIECE_BITS)).sum(1), (d * (k & 2**PIECE_BITS - 1)).sum(1)])
+
+
+# What follows from them, on numbers of a channel.
+class Wide:
+    """Float64 and int64 on numbers of a channel, arrays `[C]`, by their own operators: numpy's, and a base for others.
+
+    Each operation rounds once. Products and quotients are written by the methods below, since a library that compiles
+    may fuse or replace the operators; sums and differences, and int64's `+ - * // >> &`, are Python's.
+    """
+
+    def float64(self, x: Any) -> Any:
+        """Of int64 or float32."""
+        return x.astype(np.float64)
+
+    def float32(self, x: Any) -> Any:
+        """Rounded, and 0 where it is below the floor."""
+        narrow = x.astype(np.float32)
+        return narrow * (abs(narrow) >= np.float32(FLOOR))
+
+    def times(self, a: Any, b: Any) -> Any:
+        """`a b`; `b` may be a Python number."""
+        return a * b
+
+    def over(self, a: Any, b: Any) -> Any:
+        """`a / b`; one of them may be a Python number."""
+        return a / b
+
+    def root(self, a: Any) -> Any:
+        """`sqrt(a)`, as IEEE 754 rounds it."""
+        return np.sqrt(a)
+
+    def scaled(self, a: Any, exponent: Any) -> Any:
+        """`a 2^exponent` for integers `[1]` from -1022 to 1023."""
+        return self.times(a, self.power_of_two(exponent))
+
+    def power_of_two(self, exponent: Any) -> Any:
+        """`2^exponent`, float64."""
+        return np.ldexp(1.0, exponent)
+
+
+class Coefficients(NamedTuple, Generic[Array]):
+    """What normalises the sums of a layer, `[C]` each.
+
+    Attributes:
+        mean, a: float32, of `FORWARD`.
+        wide_mean: of the sums, float64.
+        stretch: `F g / s`, float64.
+        narrowing: `(g / s)^2`, float64.
+        batch: `g mean` and `g^2 var`, float32 `[2, C]`, for the running averages.
+    """
+
+    mean: Array
+    a: Array
+    wide_mean: Array
+    stretch: Array
+    narrowing: Array
+    batch: tuple[Array, Array]
+
+
+def of_batch(
+    wide: Wide, sums: Any, exponent: Any, scale: Array, frames: Any = None, *, norm: BatchNorm, n: int, gain: float
+) -> Coefficients[Array]:
+    """From `moments` of all `n` elements, the learned scale `[C]` and the gain in front of the weights.
+
+    Where samples have lengths, `n` is that of a frame, and `frames` `[1]` is how many of them are no padding.
+    """
+    mean, variance = statistics(wide, sums, exponent, n if frames is None else frames * n + 0 * sums[0])
+    return coefficients(wide, norm, mean, variance, scale, gain)
+
+
+def of_running(wide: Wide, mean: Array, variance: Array, scale: Array, *, norm: BatchNorm) -> Coefficients[Array]:
+    """From running statistics and the learned scale, float32 `[C]`."""
+    return coefficients(wide, norm, wide.float64(mean), wide.float64(variance), scale, 1.0)
+
+
+def statistics(wide: Wide, sums: Any, exponent: Any, n: Any) -> tuple[Any, Any]:
+    """Mean and variance, float64 `[C]`, from `moments` of all `n` elements, an int or int64 `[C]`."""
+    total, high, low = sums[0], sums[1], sums[2]
+    # sum (k - m)^2 = sum k^2 - n m^2 - 2 m d with m the integer next to the mean, sum k = n m + d.
+    m = (2 * total + n) // (2 * n)
+    d, square = total - n * m, m * m
+    high = high - n * (square >> SQUARE_BITS)
+    low = low - n * (square & (2**SQUARE_BITS - 1)) - 2 * m * d
+    high, low = high + (low >> SQUARE_BITS), low & (2**SQUARE_BITS - 1)
+    around = wide.times(wide.float64(high), 2.0**SQUARE_BITS) + wide.float64(low)
+    count = float(n) if isinstance(n, int) else wide.float64(n)
+    off = wide.over(wide.float64(d), count)
+    variance = wide.over(around, count) - wide.times(off, off)
+    return (
+        wide.scaled(wide.over(wide.float64(total), count), -exponent),
+        wide.scaled(variance, -2 * exponent),
+    )
+
+
+def coefficients(
+    wide: Wide, norm: BatchNorm, mean: Any, variance: Any, scale: Array, gain: float
+) -> Coefficients[Array]:
+    """From mean and variance, float64 `[C]`, of a batch or running ones, and the learned scale, float32 `[C]`."""
+    width = wide.times(variance, gain * gain)
+    s2 = width + norm.eps
+    s = wide.root(s2)
+    stretch = wide.over(norm.factor * gain, s)
+    a = wide.float32(wide.times(wide.float64(scale), stretch))
+    batch = wide.float32(wide.times(mean, gain)), wide.float32(width)
+    return Coefficients(wide.float32(mean), a, mean, stretch, wide.over(gain * gain, s2), batch)
+
+
+def way_back(
+    wide: Wide, sums: Any, exponent: Any, found: Coefficients[Array], frames: Any = None, *, n: int, training: bool
+) -> tuple[Array, Array, Array, Array]:
+    """`S/n` and `r`, float32 `[C]`, and the gradients of scale and shift, float64 `[C]`, from all `error_moments`.
+
+    Where the statistics are running ones, `S/n` and `r` are zeros. `frames` and `n`: see `of_batch`.
+    """
+    total, high, low = sums[0], sums[1], sums[2]
+    with_z = wide.scaled(wide.times(high, 2.0**PIECE_BITS) + low, -exponent)
+    around = with_z - wide.times(found.wide_mean, total)
+    gradients = wide.times(around, found.stretch), total
+    if not training:
+        zeros = wide.float32(wide.times(total, 0.0))
+        return zeros, zeros, *gradients
+    count = float(n) if frames is None else wide.float64(frames * n)
+    slope = wide.times(wide.over(around, count), found.narrowing)
+    return wide.float32(wide.over(total, count)), wide.float32(slope), *gradients
+
+
+def running(norm: BatchNorm, before: Float32, batch: Float32) -> Float32:
+    """A running statistic after a batch: float64, rounded once, and 0 below the floor."""
+    moved = (1 - norm.momentum) * before.astype(np.float64) + norm.momentum * batch.astype(np.float64)
+    found: Float32 = Wide().float32(moved)
+    return found

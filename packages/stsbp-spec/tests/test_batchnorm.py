@@ -1,0 +1,305 @@
+"""Batch normalisation: sums that are exact in any order, what follows from them, and gradients against float64."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from stsbp_spec.backend import Batch
+from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim.adamw import AdamW
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses import BatchNorm, Conv2d, Linear
+from stsbp_spec.synapses import batchnorm as spec
+from stsbp_spec.trainer import Trainer
+from stsbp_spec.typing import AnyArray, Float64, Int64, Memory, Precision
+
+NUMPY = NumpyBackend()
+NETWORK = NetworkSpec.parse(
+    "4C3p1bn-P2-D0.25-5C3bn{factor=0.5,momentum=0.3,eps=0.001}",
+    input_shape=(2, 6, 7),
+    outputs=3,
+    neuron=LIF(3, 5 / 3, 0.5),
+)
+STEPS, SAMPLES = 5, 4
+
+
+def _batch(seed: int, network: NetworkSpec = NETWORK) -> Batch:
+    random = np.random.default_rng(seed)
+    shape = (SAMPLES, *network.input_shape)
+    frames = (random.random((STEPS, *shape)) < 0.3).astype(np.uint8)
+    return Batch(frames, (random.random((STEPS, SAMPLES, network.outputs)) < 0.3).astype(np.uint8))
+
+
+def _wild(channels: int, n: int, seed: int) -> tuple[Int64, AnyArray, AnyArray]:
+    """Integers `[C, n]` up to 2^24, far from 0 in one channel and all alike in another, as `z` and its exponent."""
+    random = np.random.default_rng(seed)
+    k = np.clip(np.rint(random.normal(0, 2.0**21, (channels, n))), -(2**24), 2**24).astype(np.int64)
+    k[0] = 2**24 - random.integers(0, 3, n)
+    k[1] = -(2**24) + 7
+    z = (k * 2.0**-14).astype(np.float32).T.reshape(1, n, channels)
+    return k, z, np.array([14], np.int32)
+
+
+def test_moments_are_those_of_integers_and_add_up_over_any_parts() -> None:
+    k, z, exponent = _wild(6, 999, 0)
+    whole = spec.moments(z, exponent)
+    for row, (total, high, low) in zip(k.tolist(), whole.T.tolist(), strict=True):
+        assert total == sum(row)
+        assert (high << 24) + low == sum(x * x for x in row)
+    order = np.random.default_rng(1).permutation(999)
+    parts = [spec.moments(z[:, part], exponent) for part in np.split(order, [1, 400, 700])]
+    assert np.array_equal(sum(parts), whole)
+
+
+@pytest.mark.parametrize("exponent", [-90, -3, 0, 14, 127, 149])
+def test_sums_of_any_unit_are_read(exponent: int) -> None:
+    k = np.array([2**24, -(2**24) + 1, 3, 0], np.int64)
+    z = np.ldexp(k.astype(np.float64), -exponent).astype(np.float32).reshape(1, 4, 1)
+    if exponent > 126:
+        k[2] = z[0, 2, 0] = 0  # a subnormal number
+    found = spec.moments(z, np.array([exponent], np.int32))
+    assert found[0, 0] == k.sum()
+
+
+def test_mean_and_variance_against_fractions() -> None:
+    """Within 4 roundings of float64 of the exact numbers, where all alike as where far from 0."""
+    n = 1003
+    k, z, exponent = _wild(6, n, 2)
+    mean, variance = spec.statistics(spec.Wide(), spec.moments(z, exponent), exponent, n)
+    for row, found, spread in zip(k.tolist(), mean.tolist(), variance.tolist(), strict=True):
+        exact = Fraction(sum(row), n)
+        square = Fraction(sum(x * x for x in row), n) - exact * exact
+        assert abs(Fraction(found) * 2**14 - exact) <= abs(exact) * Fraction(2) ** -52
+        assert abs(Fraction(spread) * 2**28 - square) <= square * Fraction(2) ** -50
+    assert variance[1] == 0
+    assert variance[0] > 0
+
+
+def test_sums_of_errors_on_their_grid_do_not_hang_on_the_order() -> None:
+    n = 4096
+    _, z, exponent = _wild(5, n, 3)
+    dy = np.random.default_rng(4).normal(0, 1e-3, z.shape).astype(np.float32)
+    dy[0, ::7] *= np.float32(2.0**-18)
+    bits = spec.norm_error_bits(n)
+    assert bits == 53 - 12 - 12
+    on_grid, _ = NUMPY.error_grid(dy, bits)
+    whole = spec.error_moments(on_grid, z, exponent)
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(n)
+        parts = [spec.error_moments(on_grid[:, part], z[:, part], exponent) for part in np.split(order, [5, 1000])]
+        assert np.array_equal(sum(parts), whole)
+    # One bit finer, and order shows.
+    finer, _ = NUMPY.error_grid(dy, bits + 12)
+    sums = [
+        spec.error_moments(finer[:, order], z[:, order], exponent) for order in (slice(None), slice(None, None, -1))
+    ]
+    assert (sums[0] != sums[1]).any()
+
+
+@pytest.mark.parametrize("gain", [1.0, 1 / (1 - 0.3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_against_finite_differences(training: bool, gain: float) -> None:
+    """Random cotangents; all of `z`, scale and shift along random directions, in float64 by the definition."""
+    n, channels = 60, 3
+    random = np.random.default_rng(7)
+    k = np.rint(random.normal(300, 500, (1, n, channels)))
+    z, exponent = (k * 2.0**-8).astype(np.float32), np.array([8], np.int32)
+    scale, shift = random.normal(1, 0.3, (2, channels)).astype(np.float32)
+    norm = BatchNorm(eps=0.01, factor=0.7)
+    cotangents = random.normal(size=z.shape)
+    mean, variance = random.normal(1, 0.1, channels).astype(np.float32), np.full(channels, 1.5, np.float32)
+
+    def y(z: Any, scale: Any, shift: Any) -> Float64:
+        if training:
+            m, v = gain * z.mean((0, 1)), gain * gain * z.var((0, 1))
+        else:
+            m, v, z = mean.astype(float), variance.astype(float), z / gain
+        found: Float64 = scale * 0.7 * (gain * z - m) / np.sqrt(v + 0.01) + shift
+        return found
+
+    wide = spec.Wide()
+    if training:
+        by = spec.of_batch(wide, spec.moments(z, exponent), exponent, scale, norm=norm, n=n, gain=gain)
+    else:
+        by = spec.of_running(wide, mean, variance, scale, norm=norm)
+    numbers = {"mean": by.mean, "a": by.a, "shift": shift}
+    found = NUMPY.recur(spec.FORWARD, {}, {"z": z, **{k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}}, 1)[
+        "y"
+    ]
+    assert np.abs(found - y(z.astype(float), scale, shift)).max() <= 2e-6
+    dy = cotangents.astype(np.float32)
+    of_all, slope, d_scale, d_shift = spec.way_back(
+        wide, spec.error_moments(dy, z, exponent), exponent, by, n=n, training=training
+    )
+    numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
+    each = {k: v.reshape(1, 1, -1) + 0 * z for k, v in numbers.items()}
+    dz = NUMPY.recur(spec.BACKWARD, {}, {"z": z, "dy": dy, **each}, 1)["dz"]
+
+    def value(at: Any) -> float:
+        return float((y(*at) * dy).sum())
+
+    at = [x.astype(np.float64) for x in (z, scale, shift)]
+    for _ in range(5):
+        way = [random.normal(size=x.shape) for x in at]
+        h = 1e-5
+        slopes = (
+            value([x + h * d for x, d in zip(at, way, strict=True)]),
+            value([x - h * d for x, d in zip(at, way, strict=True)]),
+        )
+        expected = (slopes[0] - slopes[1]) / (2 * h)
+        got = sum(float((g * d).sum()) for g, d in zip((dz.astype(float), d_scale, d_shift), way, strict=True))
+        size = math.sqrt(sum(float((g**2).sum()) for g in (dz.astype(float), d_scale, d_shift)))
+        assert abs(got - expected) <= 1e-5 * size
+
+
+def _trained(
+    micro_batch: int | None, memory: Memory = "full", precision: Precision = "reproducible"
+) -> tuple[dict[str, AnyArray], Trainer[AnyArray]]:
+    trainer = NUMPY.trainer(
+        NETWORK, VanRossum(), AdamW(lr=0.01, weight_decay=0.1), precision=precision, seed=3, micro_batch=micro_batch,
+        memory=memory,
+    )  # fmt: skip
+    state = trainer.init(initial_weights(NETWORK, 2))
+    for step in range(3):
+        state, _ = trainer.step(state, _batch(step))
+    return trainer.export_state(state), trainer
+
+
+@pytest.mark.parametrize(("micro_batch", "memory"), [(None, "low"), (1, "full"), (3, "full")])
+def test_parts_of_a_batch_and_little_memory_give_the_same_state(micro_batch: int | None, memory: Memory) -> None:
+    whole, found = _trained(None)[0], _trained(micro_batch, memory)[0]
+    assert list(found) == list(whole)
+    for name, x in whole.items():
+        assert found[name].tobytes() == x.tobytes(), name
+
+
+def test_running_statistics_follow_the_batches_once_a_step() -> None:
+    """Against means and variances of `g z` of the first layer, whose weights are known, in float64."""
+    trainer = NUMPY.trainer(NETWORK, VanRossum(), AdamW(lr=0.0), precision="fast", seed=3, micro_batch=2)
+    state = trainer.init(initial_weights(NETWORK, 2))
+    mean, variance = np.zeros(4), np.ones(4)
+    for step in range(4):
+        batch = _batch(step)
+        wq, _ = NUMPY.weight_grid(NETWORK.blocks[0], state.weights["conv1"])
+        z = NUMPY.rule(NETWORK.blocks[0].synapse).forward(NETWORK.blocks[0].synapse, batch.inputs, wq)[0].astype(float)
+        mean += 0.1 * (z.mean((0, 1, 3, 4)) - mean)
+        variance += 0.1 * (z.var((0, 1, 3, 4)) - variance)
+        state, _ = trainer.step(state, batch)
+        assert state.weights["conv1.mean"] == pytest.approx(mean, rel=1e-6, abs=1e-7)
+        assert state.weights["conv1.variance"] == pytest.approx(variance, rel=1e-6)
+    assert set(state.m) == set(NETWORK.parameters)
+    assert not np.array_equal(state.weights["conv2.variance"], np.ones(5))
+
+
+def test_evaluation_takes_running_statistics_and_changes_nothing() -> None:
+    exported, trainer = _trained(None)
+    state = trainer.import_state(exported)
+    first = trainer.predict(state, _batch(9).inputs, STEPS)
+    weights = {name.removeprefix("weight/"): x for name, x in exported.items() if name.startswith("weight/")}
+    found = NUMPY.run(NETWORK, weights, _batch(9).inputs, STEPS)
+    assert (found.layers["linear3"].spikes == first.spikes).all()
+    moved = {**weights, "conv1.mean": weights["conv1.mean"] + np.float32(0.5)}
+    other = NUMPY.run(NETWORK, moved, _batch(9).inputs, STEPS)
+    assert (other.layers["conv1"].potentials != found.layers["conv1"].potentials).any()
+    assert trainer.export_state(state)["weight/conv1.mean"].tobytes() == exported["weight/conv1.mean"].tobytes()
+    # One sample at a time: nothing of another sample is in it.
+    one = trainer.predict(state, _batch(9).inputs[:, 1:2], STEPS)
+    assert (one.spikes[:, 0] == first.spikes[:, 1]).all()
+
+
+def test_scale_and_shift_are_not_decayed() -> None:
+    trainer = NUMPY.trainer(NETWORK, VanRossum(), AdamW(lr=0.1, weight_decay=5.0), precision="fast")
+    state = trainer.init(initial_weights(NETWORK, 2))
+    silent = Batch(np.zeros_like(_batch(0).inputs), np.zeros_like(_batch(0).targets))
+    state, result = trainer.step(state, silent)
+    assert result.gradient_norm == 0
+    assert (state.weights["conv1.scale"] == 1).all()
+    assert np.abs(state.weights["conv1"]).max() < np.abs(initial_weights(NETWORK, 2)["conv1"]).max()
+
+
+def test_names_and_notation() -> None:
+    names = ["conv1", "conv1.scale", "conv1.shift", "conv2", "conv2.scale", "conv2.shift", "linear3"]
+    assert list(NETWORK.parameters) == names
+    assert list(NETWORK.statistics) == ["conv1.mean", "conv1.variance", "conv2.mean", "conv2.variance"]
+    assert set(initial_weights(NETWORK, 0)) == {*names, *NETWORK.statistics}
+    assert str(NETWORK) == "4C3p1bn-P2-D0.25-5C3bn{momentum=0.3,eps=0.001,factor=0.5}-3"
+    again = NetworkSpec.parse(NETWORK.notation, input_shape=(2, 6, 7), outputs=3)
+    assert again == NETWORK
+    assert again.blocks[1].synapse.norm == BatchNorm(momentum=0.3, eps=0.001, factor=0.5)
+    assert NetworkSpec.parse("20bn-5b", input_shape=(9,)).blocks[0].synapse == Linear(20, norm=BatchNorm())
+
+
+def test_dropout_in_front_is_in_the_statistics_and_not_in_the_filter() -> None:
+    block = NETWORK.blocks[1]
+    assert block.input.gain == 1 / 0.75
+    assert block.filter(training=True) == block.filter(training=False)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: BatchNorm(momentum=0), "momentum of batch normalisation must be above 0 and at most 1, got 0"),
+        (lambda: BatchNorm(eps=0.0), "eps of batch normalisation must be from 1e-12 to 1, got 0"),
+        (lambda: BatchNorm(factor=-1), "factor of batch normalisation must be from"),
+        (lambda: BatchNorm(eps=float("nan")), "eps of batch normalisation must be"),
+        (lambda: Conv2d(4, 3, bias=True, norm=BatchNorm()), "takes the mean away, and a bias with it; leave the bias"),
+        (lambda: Linear(4, norm=cast(Any, "bn")), "norm is BatchNorm\\(\\) or None, got 'bn'"),
+        (lambda: NetworkSpec.parse("4C3bbn", input_shape=(1, 5, 5), outputs=2), "leave the bias out"),
+        (lambda: NetworkSpec.parse("4C3bnbn", input_shape=(1, 5, 5), outputs=2), "norm is given twice"),
+        (lambda: NetworkSpec.parse("4C3{eps=0.1}", input_shape=(1, 5, 5), outputs=2), "unknown parameter 'eps'"),
+        (lambda: NetworkSpec.parse("4C3bn{eps=7}", input_shape=(1, 5, 5), outputs=2), "must be from 1e-12 to 1"),
+        (lambda: spec.summands(2**20, (3, 32, 32)), "is not exact, only of up to 2\\^29; use smaller batches"),
+    ],
+)
+def test_what_cannot_be_is_refused(made: Any, message: str) -> None:
+    with pytest.raises((SpecError, NetworkError, ExactnessError), match=message):
+        made()
+
+
+def test_statistics_that_cannot_be_are_refused() -> None:
+    weights = initial_weights(NETWORK, 2)
+    for name, value, message in (
+        ("conv1.variance", -1.0, "conv1.variance must be from 0 to"),
+        ("conv1.mean", math.nan, "conv1.mean must be from"),
+        ("conv1.variance", 2.0**-120, "0 or at least 2\\^-100"),
+    ):
+        wrong = {**weights, name: np.full(4, value, np.float32)}
+        with pytest.raises(NumericError, match=message):
+            NUMPY.run(NETWORK, wrong, _batch(0).inputs, STEPS)
+    with pytest.raises(ShapeError, match="must have the layers"):
+        NUMPY.run(NETWORK, {k: w for k, w in weights.items() if k != "conv2.mean"}, _batch(0).inputs, STEPS)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1])
+def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
+    """What the padding holds changes nothing; without padding the lengths change nothing."""
+
+    def state(batch: Batch) -> dict[str, AnyArray]:
+        trainer = NUMPY.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
+        found, _ = trainer.step(trainer.init(initial_weights(NETWORK, 2)), batch)
+        return trainer.export_state(found)
+
+    lengths = np.array([5, 2, 4, 1])
+    inside = np.arange(STEPS)[:, None] < lengths
+    first, second = (_batch(0)._replace(lengths=lengths) for _ in range(2))
+    second.inputs[~inside] ^= 1
+    padded, other, plain = state(first), state(second), state(_batch(0))
+    for name, x in padded.items():
+        assert other[name].tobytes() == x.tobytes(), name
+    assert padded["weight/conv1.mean"].tobytes() != plain["weight/conv1.mean"].tobytes()
+    whole = state(_batch(0)._replace(lengths=np.full(SAMPLES, STEPS)))
+    for name, x in plain.items():
+        assert whole[name].tobytes() == x.tobytes(), name
+    wq, _ = NUMPY.weight_grid(NETWORK.blocks[0], initial_weights(NETWORK, 2)["conv1"])
+    conv = NETWORK.blocks[0].synapse
+    z = NUMPY.rule(conv).forward(conv, first.inputs, wq)[0].astype(float)[inside]
+    assert padded["weight/conv1.mean"] == pytest.approx(0.1 * z.mean((0, 2, 3)), rel=1e-6)
+    assert padded["weight/conv1.variance"] == pytest.approx(0.9 + 0.1 * z.var((0, 2, 3)), rel=1e-6)
