@@ -23,7 +23,7 @@ from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.layout import end_to_end, joined, rows
-from stsbp_torch.nn import LIF as LIFModule
+from stsbp_torch.nn import Neurons
 from stsbp_torch.sparse import block as sparse
 
 REFERENCE = NumpyBackend()
@@ -141,7 +141,7 @@ def test_the_module_takes_any_neuron() -> None:
     filter = PSP(3).filter()
     expected, residuals = REFERENCE.neuron_forward(ALIF(3, beta=0.6, tau_a=9), filter, z, 8)
     given = torch.from_numpy(z).requires_grad_()
-    spikes = LIFModule(ALIF(3, beta=0.6, tau_a=9), PSP(3))(given)
+    spikes = Neurons(ALIF(3, beta=0.6, tau_a=9), PSP(3))(given)
     assert np.array_equal(spikes.detach().numpy(), expected)
     spikes.backward(torch.from_numpy(g))
     assert given.grad is not None

@@ -13,7 +13,7 @@ from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRo
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
-from stsbp_torch.nn import LIF, Network, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
+from stsbp_torch.nn import LIF, Network, Neurons, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
 _APART: dict[str, Any] = {"kernel": (5, 3), "padding": (0, 2), "dilation": (1, 2), "groups": 2}
@@ -249,7 +249,7 @@ def test_what_neurons_learn_has_a_gradient(per: str, precision: Precision) -> No
     rng, numpy = np.random.default_rng(0), open_backend("numpy")
     neuron = PLIF(3, 2, 0.5, reset="subtract", per=per)
     z, g = (rng.normal(size=(9, 2, 4, 3, 3)).astype(np.float32) for _ in range(2))
-    layer = LIF(neuron, PSP(3), channels=4)
+    layer = Neurons(neuron, PSP(3), channels=4)
     decay = layer.learned["decay"]
     assert decay.tolist() == [np.float32(2 / 3)] * (4 if per == "channel" else 1)
     filter, learned = PSP(3).filter(), {"decay": decay.detach().numpy()}
@@ -269,21 +269,21 @@ def test_what_neurons_learn_has_a_gradient(per: str, precision: Precision) -> No
 
 
 def test_learned_numbers_stay_in_their_domain() -> None:
-    layer = LIF(PLIF(per="channel"), channels=3)
+    layer = Neurons(PLIF(per="channel"), channels=3)
     with torch.no_grad():
         layer.learned["decay"].copy_(torch.tensor([1.25, -0.5, 2.0**-101]))
-    with pytest.raises(NumericError, match=r"decay of plif is 1.25, outside of its domain from 0 to 1; call clip_to"):
+    with pytest.raises(NumericError, match=r"plif.decay is 1.25, outside of its domain from 0 to 1; call clip_to"):
         layer(torch.zeros(2, 1, 3))
     layer.clip_to_domain()
     assert layer.learned["decay"].tolist() == [1.0, 0.0, 0.0]
     assert layer(torch.zeros(2, 1, 3)).shape == (2, 1, 3)
     with torch.no_grad():
         layer.learned["decay"][1] = float("nan")
-    with pytest.raises(NumericError, match="decay of plif is nan"):
+    with pytest.raises(NumericError, match=r"plif\.decay is nan"):
         layer(torch.zeros(2, 1, 3))
     with pytest.raises(SpecError, match="the neuron plif learns a number a channel; give channels="):
-        LIF(PLIF(per="channel"))
-    assert [name for name, _ in LIF(PLIF()).named_parameters()] == ["learned.decay"]
+        Neurons(PLIF(per="channel"))
+    assert [name for name, _ in Neurons(PLIF()).named_parameters()] == ["learned.decay"]
 
 
 def assert_agrees_with_value_and_grad(

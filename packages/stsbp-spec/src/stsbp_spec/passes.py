@@ -25,10 +25,12 @@ from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
     "Trace",
+    "back_through",
     "backward_pass",
     "backward_passes",
     "forward_pass",
     "forward_passes",
+    "through",
     "together",
 ]
 
@@ -124,7 +126,7 @@ def _way(
     spikes: dict[str, Array] = {}
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
-        made, found = yield from _through(segment, run, values)
+        made, found = yield from through(segment, run, values)
         residuals.update(found)
         statistics.update(_statistics(segment, found))
         spikes.update({name: value for name, value in made.items() if name == segment.population})
@@ -141,7 +143,7 @@ def _lean_way(
     sent = dict[Segment[Array], list[Array]]()
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
-        made, found = yield from _noted(_through(segment, run, values), sent.setdefault(segment, []))
+        made, found = yield from _noted(through(segment, run, values), sent.setdefault(segment, []))
         statistics.update(_statistics(segment, found))
         del found
         for name, value in made.items():
@@ -153,7 +155,7 @@ def _lean_way(
 
     def again(segment: Segment[Array]) -> dict[str, Any]:
         sources = {name: kept[name]() for name in segment.sources}
-        return _repeated(_through(segment, run, sources), sent[segment])[1]
+        return _repeated(through(segment, run, sources), sent[segment])[1]
 
     return Trace(backend, walk, run, values[walk.output], _Packed(fired), again, statistics)
 
@@ -199,7 +201,7 @@ class _Packed(Mapping[str, Array]):
         return len(self.unpack)
 
 
-def _through(
+def through(
     segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
 ) -> Generator[Asked[Array], Array, tuple[dict[str, Array], dict[str, Any]]]:
     """What is left of a segment, and the residuals of its steps, by name."""
@@ -240,7 +242,7 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
     del errors
     under_way = dict[str, Callable[[], Array]]()
     for segment in reversed(walk.segments):
-        ways = [_back(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
+        ways = [back_through(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
         found = together(backend, traces[0].run, ways)
         for name in list(found[0]):
             own = reduce(backend.plus, [each.pop(name) for each in found])
@@ -251,7 +253,7 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
     return {name: backend.rounded(x) for name, x in of_all.items()}
 
 
-def _back(
+def back_through(
     trace: Trace[Array],
     segment: Segment[Array],
     waiting: dict[str, list[Array | Deferred[Array]]],

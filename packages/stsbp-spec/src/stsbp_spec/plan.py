@@ -291,23 +291,23 @@ class Plan(Generic[Array]):
         return tuple(step for segment in self.segments for step in segment.steps)
 
 
-def plan(backend: Pairs[Array], network: Network) -> Plan[Array]:
-    """What a backend does for a network, made once for both.
+def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False) -> Plan[Array]:
+    """What a backend does for a network, made once for both; with `of_input` the way back leads to the input as well.
 
     Raises:
         BackendError: it has no rule for an operation; the message names both.
     """
-    return _plan(backend, network)
+    return _plan(backend, network, of_input)
 
 
 @lru_cache(maxsize=64)
-def _plan(backend: Pairs[Any], network: Network) -> Plan[Any]:
+def _plan(backend: Pairs[Any], network: Network, of_input: bool) -> Plan[Any]:
     trained, singles = dict[str, bool](), dict[str, Step[Any]]()
     projections = {projection.name: projection for projection in network.projections}
     for place in network.places:
         node = place.node
         needed = tuple(trained[edge.source] for edge in node.inputs)
-        trained[node.name] = isinstance(node.op, Weighted) or any(needed)
+        trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
         if not isinstance(node.op, Input):
             singles[node.name] = _single(backend, place, needed, projections.get(node.name))
     steps: list[Step[Any]] = []

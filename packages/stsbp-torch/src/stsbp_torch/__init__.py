@@ -1,7 +1,52 @@
-"""stsbp on PyTorch: the backend, and the layers as `nn.Module`s (stsbp_torch.nn)."""
+"""stsbp on PyTorch: the backend, and the layers as `nn.Module`s.
 
+What stands at the top of the package is loaded when it is asked for.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stsbp_spec import PSP, Hamming, NetworkSpec, SpikeCount, VanRossum
+
+    from stsbp_torch.backend import TorchBackend
+    from stsbp_torch.losses import spike_loss
+    from stsbp_torch.nn import (
+        ALIF,
+        IF,
+        LIF,
+        PLIF,
+        Network,
+        Neurons,
+        Sequential,
+        SpikingAvgPool2d,
+        SpikingConv2d,
+        SpikingLinear,
+    )
 
 __version__ = version("stsbp-torch")
 
-__all__ = ["__version__"]
+__all__ = [
+    "ALIF", "IF", "LIF", "PLIF", "PSP", "Hamming", "Network", "NetworkSpec", "Neurons", "Sequential", "SpikeCount",
+    "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "TorchBackend", "VanRossum", "__version__", "spike_loss",
+]  # fmt: skip
+
+_HOMES = {
+    "stsbp_spec": ("PSP", "Hamming", "NetworkSpec", "SpikeCount", "VanRossum"),
+    "stsbp_torch.backend": ("TorchBackend",),
+    "stsbp_torch.losses": ("spike_loss",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that has it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME.get(name, "stsbp_torch.nn")), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

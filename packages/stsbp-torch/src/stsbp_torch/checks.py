@@ -11,7 +11,7 @@ import torch
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.values import integer, shown
 
-__all__ = ["check_finite", "check_inputs", "check_precision", "check_steps", "check_trains"]
+__all__ = ["check_finite", "check_inputs", "check_precision", "check_steps"]
 
 
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
@@ -59,11 +59,3 @@ def check_precision(precision: object) -> None:
     """Raise `SpecError` for an unknown precision, which would be taken for `fast`."""
     if precision not in ("fast", "reproducible"):
         raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")
-
-
-def check_trains(spikes: torch.Tensor, targets: torch.Tensor) -> None:
-    """Raise `ShapeError` or `NumericError` unless both are spike trains `[T, B, N]` of one shape, zeros and ones."""
-    if spikes.dim() != 3 or spikes.shape != targets.shape:
-        raise ShapeError(f"spikes and targets must be [T, B, N], got {tuple(spikes.shape)} and {tuple(targets.shape)}")
-    check_inputs("a loss", spikes, 0, 1)
-    check_inputs("a loss", targets, 0, 1)

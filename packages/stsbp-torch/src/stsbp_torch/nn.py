@@ -1,8 +1,7 @@
 """stsbp's layers as `nn.Module`s: ordinary torch code, ordinary torch optimisers, the spec's bits.
 
-Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module wraps a pair of the backend
-in an `autograd.Function`, so its forward pass gives the same spikes as every backend and its backward pass the spec's
-gradients.
+Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module is a segment of a network
+(segments.py), so its forward pass gives the same spikes as every backend and its backward pass the spec's gradients.
 
     net = Network(NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
@@ -14,165 +13,73 @@ gradients.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.backend import NeuronResiduals
-from stsbp_spec.checks import check_loss
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Projection, Values
-from stsbp_spec.grid import FLOOR, weight_grid
+from stsbp_spec.checks import check_weights
+from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.graph import Edge, Projection, Values
+from stsbp_spec.graph import Neurons as NeuronsOp
+from stsbp_spec.grid import FLOOR
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
-from stsbp_spec.losses import Loss
+from stsbp_spec.learned import Learned
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import ALIF as ALIFSpec
+from stsbp_spec.neurons import IF as IFSpec
 from stsbp_spec.neurons import LIF as LIFSpec
+from stsbp_spec.neurons import PLIF as PLIFSpec
 from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.plan import plan
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
 from stsbp_spec.synapses.axes import PerAxis
-from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import Precision
+from stsbp_spec.synapses.dropout import Dropout
+from stsbp_spec.typing import AnyArray, Precision, Shape
 
-from stsbp_torch.backend import TorchBackend
-from stsbp_torch.checks import check_finite, check_inputs, check_precision, check_steps, check_trains
+from stsbp_torch.checks import check_precision, check_steps
+from stsbp_torch.losses import spike_loss
+from stsbp_torch.segments import Layer, Piece, Settings, backend_of, compute, key_of
 
-__all__ = ["LIF", "Network", "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "backend_of", "spike_loss"]
+__all__ = [
+    "ALIF",
+    "IF",
+    "LIF",
+    "PLIF",
+    "Network",
+    "Neurons",
+    "Sequential",
+    "SpikingAvgPool2d",
+    "SpikingConv2d",
+    "SpikingLinear",
+    "backend_of",
+    "spike_loss",
+]
 
-
-@cache
-def _backend(device: str) -> TorchBackend:
-    return TorchBackend(device)
-
-
-def backend_of(x: torch.Tensor) -> TorchBackend:
-    """The backend that computes on the device of `x`."""
-    return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
-
-
-class _LifFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z: torch.Tensor,
-        neuron: NeuronModel,
-        filter: SynapticFilter,
-        steps: int,
-        precision: Precision,
-        *learned: torch.Tensor,
-    ) -> torch.Tensor:
-        names = (*filter.learned(), *neuron.learned())
-        given = {name: x.detach() for name, x in zip(names, learned, strict=True)}
-        spikes, residuals = backend_of(z).neuron_forward(neuron, filter, z, steps, given)
-        ctx.neuron, ctx.filter, ctx.precision, ctx.static = neuron, filter, precision, residuals.static
-        ctx.kept, ctx.learned, ctx.counts = tuple(residuals.kept), tuple(residuals.learned), [len(x) for x in learned]
-        ctx.save_for_backward(spikes, *residuals.kept.values(), *residuals.learned.values())
-        return spikes.float()
-
-    @staticmethod
-    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        spikes, *arrays = ctx.saved_tensors
-        backend, values = backend_of(spikes), iter(arrays)
-        kept, learned = ({name: next(values) for name in names} for names in (ctx.kept, ctx.learned))
-        residuals = NeuronResiduals(kept, spikes, ctx.static, learned)
-        dz, terms = backend.neuron_backward(ctx.neuron, ctx.filter, residuals, errors[0])
-        gradients = (
-            backend.learned_gradient(x, count, ctx.precision)
-            for x, count in zip(terms.values(), ctx.counts, strict=True)
-        )
-        return dz, None, None, None, None, *gradients
+_HOW_FINE = (
+    "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
+    "input_max how large"
+)
+_ANY = 2.0**16
+"""A largest value that is none of spikes and counts."""
 
 
-class _SynapseFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, s: torch.Tensor, w: torch.Tensor, synapse: Conv2d | Linear, precision: Precision, bits: int
-    ) -> torch.Tensor:
-        z, residuals = backend_of(s).rule(synapse).forward(synapse, s.detach(), w.detach())
-        ctx.synapse, ctx.precision, ctx.bits = synapse, precision, bits
-        *tensors, ctx.shape = residuals if len(residuals) == 3 else (*residuals, None)
-        ctx.save_for_backward(*tensors)
-        ctx.kind = type(residuals)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        dz = errors[0]
-        backend = backend_of(dz)
-        if ctx.precision == "reproducible":
-            dz, _ = backend.error_grid(dz, ctx.bits)
-        tensors = ctx.saved_tensors
-        residuals = ctx.kind(*tensors) if ctx.shape is None else ctx.kind(*tensors, ctx.shape)
-        ds, dw = backend.rule(ctx.synapse).backward(
-            ctx.synapse, residuals, dz, precision=ctx.precision, need_input=ctx.needs_input_grad[0]
-        )
-        return ds, backend.rounded(dw), None, None, None
+@torch.no_grad()
+def _clip(x: torch.Tensor, learned: Learned) -> None:
+    x.copy_(torch.where(x.abs() < FLOOR, 0.0, x).clamp(learned.low, learned.high))
 
 
-class _PoolFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, s: torch.Tensor, pool: AvgPool2d) -> torch.Tensor:
-        ctx.pool = pool
-        pooled, ctx.residuals = backend_of(s).rule(pool).forward(pool, s)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return backend_of(errors[0]).rule(ctx.pool).backward(ctx.pool, ctx.residuals, errors[0]), None
+def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
+    for x in parameters:
+        if x.dtype != torch.float32:
+            raise SpecError(
+                f"the parameters of {what} are float32, in which sums on their grids are exact, got {x.dtype}: leave "
+                ".double(), .half() and the like out"
+            )
 
 
-class _GridFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, w: torch.Tensor, bits: int, input_exponent: int, input_max: float, layer: str
-    ) -> torch.Tensor:
-        # Of a copy: storage that numpy has seen cannot be resized any more, as FSDP does with that of parameters.
-        wq, _ = weight_grid(
-            w.detach().clone().cpu().numpy(),
-            weight_bits=bits,
-            input_exponent=input_exponent,
-            input_max=input_max,
-            layer=layer,
-        )
-        return torch.from_numpy(wq).to(w.device)
-
-    @staticmethod
-    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Straight through: the optimiser moves the float32 master weights.
-        return errors[0], None, None, None, None
-
-
-class _LossFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, spikes: torch.Tensor, targets: torch.Tensor, loss: Loss, psp: PSP) -> torch.Tensor:
-        check_loss(loss)
-        ctx.loss, ctx.psp = loss, psp
-        ctx.save_for_backward(spikes, targets)
-        trains = [x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets)]
-        return spikes.new_tensor(loss.mean(trains[0], trains[1], psp))
-
-    @staticmethod
-    def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        spikes, targets = ctx.saved_tensors
-        return backend_of(spikes).loss_error(ctx.loss, ctx.psp, spikes, targets) * errors[0], None, None, None
-
-
-def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: PSP) -> torch.Tensor:
-    """Mean distance of spike trains `[T, B, N]`, differentiable in `spikes`.
-
-    Its gradient is the error signal of the spec (for the Hamming distance without the factor 2).
-
-    Raises:
-        ShapeError: spikes and targets have different shapes, or one of them is neither 0 nor 1.
-        NumericError: one of them is not finite.
-    """
-    check_trains(spikes, targets)
-    result: torch.Tensor = _LossFunction.apply(spikes, targets, loss, psp)  # type: ignore[no-untyped-call]
-    return result
-
-
-class LIF(torch.nn.Module):
+class Neurons(torch.nn.Module):
     """Neurons of any model after their synaptic filter, spec: neurons/.
 
     What the model learns are parameters in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
@@ -195,28 +102,28 @@ class LIF(torch.nn.Module):
         self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
             torch.nn.ParameterDict(values) if values else {}
         )
+        self._keys = {biased: self._key(1.0, biased) for biased in (False, True)}
 
-    @torch.no_grad()
+    def _key(self, gain: float, biased: bool) -> str:
+        values = Values((), pending=self.psp, gain=gain, weighted=True, biased=biased)
+        return key_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
+
     def clip_to_domain(self) -> None:
         """Bring every learned number back between the ends of its domain, as the spec's update does."""
         for name, x in self.neuron.learned().items():
-            own = self.learned[name]
-            own.copy_(torch.where(own.abs() < FLOOR, 0.0, own).clamp(x.low, x.high))
+            _clip(self.learned[name], x)
 
-    def _check_domain(self) -> None:
-        for name, x in self.neuron.learned().items():
-            low, high = (float(end) for end in torch.aminmax(self.learned[name].detach()))
-            if not x.low <= low <= high <= x.high:
-                worst = high if high > x.high else low
-                raise NumericError(
-                    f"{name} of {self.neuron.name} is {worst:g}, outside of its domain from {x.low:g} to {x.high:g}; "
-                    "call clip_to_domain() after each step of the optimiser"
-                )
+    def _get_name(self) -> str:
+        return type(self.neuron).__name__ if type(self) is Neurons else type(self).__name__
 
     def extra_repr(self) -> str:
         given = ((f.name, getattr(self.neuron, f.name)) for f in fields(self.neuron))  # type: ignore[arg-type]
         values = (f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in given)
         return ", ".join([*values, f"psp={self.psp}"])
+
+    def infer(self, values: Values) -> Values:
+        """What the neurons make of weighted sums."""
+        return NeuronsOp(self.neuron).infer(values)
 
     def forward(
         self,
@@ -231,7 +138,7 @@ class LIF(torch.nn.Module):
         """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
 
         Args:
-            z: weighted spikes of the layer below.
+            z: weighted spikes of the layer below, of 32 bits or less.
             steps: `T` of a static input.
             gain: factor of dropout.
             bias: added to `z` before the filter, `[C]`, of a full connection `[N]`; None: nothing.
@@ -240,20 +147,61 @@ class LIF(torch.nn.Module):
 
         Raises:
             ShapeError: `steps` is not that of `z`.
+            SpecError: `z` is float64.
             NumericError: a value of `z` or `gain` is not finite, or a learned number is outside of its domain.
         """
         steps = check_steps(z, steps)
+        check_precision(precision)
         if not math.isfinite(gain):
-            raise NumericError(f"the gain of LIF is not finite: {gain}")
-        if not checked:
-            check_finite("LIF", z)
-        self._check_domain()
-        values = Values(tuple(z.shape[2:]), pending=self.psp, gain=gain, biased=bias is not None)
-        learned = (*(() if bias is None else (bias,)), *self.learned.values())
-        spikes: torch.Tensor = _LifFunction.apply(  # type: ignore[no-untyped-call]
-            z, self.neuron, values.filter(training=True), steps, precision, *learned
-        )
-        return spikes
+            raise NumericError(f"the gain of {self._get_name()} is not finite: {gain}")
+        if z.dtype == torch.float64:
+            raise SpecError(f"{self._get_name()} computes in float32 and would round sums in float64: give .float()")
+        own = [*([] if bias is None else [bias]), *self.learned.values()]
+        _check_types(self._get_name(), own)
+        biased = bias is not None
+        key = self._keys[biased] if gain == 1 else self._key(gain, biased)
+        checked_by = "" if checked else self._get_name()
+        return compute(key, Settings(steps, True, precision=precision, checked=checked_by), [z], own)[0]
+
+
+class LIF(Neurons):
+    """Leaky integrate-and-fire neurons; `**parameters` are those of the spec's `LIF`, for example `reset="subtract"`.
+
+    `psp` and `channels` are those of `Neurons`.
+    """
+
+    def __init__(
+        self,
+        tau_m: float = 8.0,
+        tau_s: float = 4.0,
+        threshold: float = 1.0,
+        *,
+        psp: PSP | None = None,
+        channels: int | None = None,
+        **parameters: Any,
+    ) -> None:
+        super().__init__(LIFSpec(tau_m, tau_s, threshold, **parameters), psp, channels)
+
+
+class IF(Neurons):
+    """Integrate-and-fire neurons without a leak; arguments as those of `LIF`, for the spec's `IF`."""
+
+    def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
+        super().__init__(IFSpec(**parameters), psp, channels)
+
+
+class ALIF(Neurons):
+    """LIF neurons whose threshold adapts; arguments as those of `LIF`, for the spec's `ALIF`."""
+
+    def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
+        super().__init__(ALIFSpec(**parameters), psp, channels)
+
+
+class PLIF(Neurons):
+    """LIF neurons that learn their decay; arguments as those of `LIF`, for the spec's `PLIF`."""
+
+    def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
+        super().__init__(PLIFSpec(**parameters), psp, channels)
 
 
 class _Spiking(torch.nn.Module):
@@ -263,7 +211,7 @@ class _Spiking(torch.nn.Module):
         self,
         synapse: Conv2d | Linear,
         weight: torch.Tensor,
-        neuron: NeuronModel | None,
+        neuron: NeuronModel | Neurons | None,
         psp: PSP | None,
         input_exponent: int,
         input_max: float,
@@ -277,8 +225,15 @@ class _Spiking(torch.nn.Module):
         self.synapse = synapse
         self.weight = torch.nn.Parameter(weight)
         self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
-        self.lif = LIF(neuron, psp, len(weight))
+        model = neuron.neuron if isinstance(neuron, Neurons) else neuron
+        self.lif = Neurons(model, psp, len(weight))
         self.input_exponent, self.input_max = input_exponent, input_max
+        self._own_key = self._key(1.0)
+
+    def _key(self, gain: float) -> str:
+        values = Values((), self.input_exponent, self.input_max, pending=self.lif.psp, gain=gain)
+        ops = (type(self.synapse).__name__, self.synapse), (self.lif.neuron.name, NeuronsOp(self.lif.neuron))
+        return key_of(Layer(ops, values))
 
     def _get_name(self) -> str:
         return f"Spiking{type(self.synapse).__name__}"
@@ -294,6 +249,24 @@ class _Spiking(torch.nn.Module):
         grid = f"dilation={c.dilation}, {grid}" if c.dilation != 1 else grid
         inputs *= c.groups
         return f"{inputs}, {outputs}, kernel={c.kernel}, stride={c.stride}, padding={c.padding}, {grid}"
+
+    @property
+    def _ordered(self) -> list[torch.Tensor]:
+        """Parameters in the order in which a segment takes them."""
+        return [self.weight, *([] if self.bias is None else [self.bias]), *self.lif.learned.values()]
+
+    def infer(self, values: Values) -> Values:
+        """What the layer makes of its inputs; `SpecError` unless it was told what they are."""
+        if values.exponent > self.input_exponent or values.maximum > self.input_max:
+            raise SpecError(
+                f"its inputs are multiples of 2^-{values.exponent} up to {values.maximum:g}: give input_exponent="
+                f"{values.exponent}, input_max={values.maximum:g}"
+            )
+        if values.pending != self.lif.psp:
+            raise SpecError(f"its inputs wait for the synaptic filter {values.pending}, and it has psp={self.lif.psp}")
+        if (expected := self.synapse.weight_shape(values.shape)) != tuple(self.weight.shape):
+            raise SpecError(f"for inputs {values.shape} it has weights {expected}, got {tuple(self.weight.shape)}")
+        return self.lif.infer(self.synapse.infer(values))
 
     def forward(
         self,
@@ -315,22 +288,20 @@ class _Spiking(torch.nn.Module):
 
         Raises:
             ShapeError: an input is something else, or `steps` is not that of the inputs.
-            SpecError: there is no such precision.
+            SpecError: there is no such precision, or the parameters are not float32.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
+        _check_types(self._get_name(), self._ordered)
         steps = check_steps(s, steps)
         check_precision(precision)
         if not checked:
             self._check_shape(s)
-            check_inputs(self._get_name(), s, self.input_exponent, self.input_max, _HOW_FINE)
-        wq = _GridFunction.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.synapse.weight_bits, self.input_exponent, self.input_max, type(self.synapse).__name__
-        )
-        bits = self._error_bits(s) if precision == "reproducible" else 0
-        z = _SynapseFunction.apply(s, wq, self.synapse, precision, bits)  # type: ignore[no-untyped-call]
-        # Weights on their grid and inputs that were looked at have finite sums.
-        spikes: torch.Tensor = self.lif(z, steps, gain, bias=self.bias, precision=precision, checked=True)
-        return spikes
+        if s.dim() not in (3, 5):
+            s = s.flatten(2)
+        key = self._own_key if gain == 1 else self._key(gain)
+        checked_by = "" if checked else self._get_name()
+        settings = Settings(steps, True, precision=precision, checked=checked_by, hint=_HOW_FINE)
+        return compute(key, settings, [s], self._ordered)[0]
 
     def _check_shape(self, s: torch.Tensor) -> None:
         inputs = self.weight.shape[1]
@@ -342,17 +313,6 @@ class _Spiking(torch.nn.Module):
         if not fits:
             raise ShapeError(f"the inputs of {self._get_name()} have the axes {axes}, got shape {list(s.shape)}")
 
-    def _error_bits(self, s: torch.Tensor) -> int:
-        steps, batch, *shape = s.shape
-        values = Values(tuple(shape), self.input_exponent, self.input_max)
-        return Projection(self._get_name(), 0, self.synapse, values).error_bits(frames=steps * batch)
-
-
-_HOW_FINE = (
-    "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
-    "input_max how large"
-)
-
 
 def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor:
     weight = torch.empty(shape)
@@ -361,12 +321,12 @@ def _kaiming(shape: tuple[int, ...], gain: float = DEFAULT_GAIN) -> torch.Tensor
 
 
 class SpikingConv2d(_Spiking):
-    """Convolution and LIF neurons: spikes `[T, B, C, H, W]` to spikes `[T, B, C', H', W']`.
+    """Convolution and neurons: spikes `[T, B, C, H, W]` to spikes `[T, B, C', H', W']`.
 
     Args:
         in_channels: `C`.
         channels, kernel, stride, padding, dilation, groups: spec: synapses/conv2d.py.
-        neuron: parameters of the neurons.
+        neuron: model of the neurons, the spec's or a module's; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
         bias: whether a number a channel is added to the sums.
@@ -384,7 +344,7 @@ class SpikingConv2d(_Spiking):
         *,
         dilation: PerAxis = 1,
         groups: int = 1,
-        neuron: NeuronModel | None = None,
+        neuron: NeuronModel | Neurons | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
         bias: bool = False,
@@ -401,14 +361,14 @@ class SpikingConv2d(_Spiking):
 
 
 class SpikingLinear(_Spiking):
-    """Full connection and LIF neurons: spikes `[T, B, ...]` to `[T, B, units]`; arguments as for `SpikingConv2d`."""
+    """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`; arguments as for `SpikingConv2d`."""
 
     def __init__(
         self,
         inputs: int,
         units: int,
         *,
-        neuron: NeuronModel | None = None,
+        neuron: NeuronModel | Neurons | None = None,
         psp: PSP | None = None,
         weight_bits: int = 12,
         bias: bool = False,
@@ -425,52 +385,202 @@ class SpikingAvgPool2d(torch.nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.pool = AvgPool2d(size)
+        self._key = key_of(Layer((("pool", self.pool),), Values((), maximum=_ANY)))
 
     def extra_repr(self) -> str:
         return f"size={self.pool.size}"
 
+    def infer(self, values: Values) -> Values:
+        """Means, in finer units."""
+        return self.pool.infer(values)
+
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """`[T, B, C, H, W]` to `[T, B, C, H // size, W // size]`."""
-        pooled: torch.Tensor = _PoolFunction.apply(s, self.pool)  # type: ignore[no-untyped-call]
-        return pooled
+        return compute(self._key, Settings(len(s)), [s], [])[0]
+
+
+class Sequential(torch.nn.Sequential):
+    """Layers one after the other, whose bounds are checked when they are put together.
+
+    Each layer is told what it gets: how fine and how large inputs are, and which synaptic filter they wait for. Here it
+    is compared with what the layer before makes, so that all sums are exact and no filter is forgotten.
+
+        Sequential(
+            SpikingConv2d(2, 8, 5, neuron=LIF(8, 4)),
+            SpikingAvgPool2d(2),
+            SpikingLinear(392, 10, psp=PSP(4), input_exponent=2),
+            input_shape=(2, 18, 18),
+        )
+
+    Args:
+        layers: of this module.
+        input_shape: `(C, H, W)` or `(N,)`.
+        input_exponent: inputs are multiples of `2^-input_exponent` ...
+        input_max: ... in `[0, input_max]`.
+        psp: synaptic filter that inputs wait for; None: they enter as they are.
+
+    Raises:
+        NetworkError: a layer does not fit what it gets; names the layer, and what to give it.
+    """
+
+    def __init__(
+        self,
+        *layers: torch.nn.Module,
+        input_shape: Shape,
+        input_exponent: int = 0,
+        input_max: float = 1.0,
+        psp: PSP | None = None,
+    ) -> None:
+        super().__init__(*layers)
+        values = Values(tuple(input_shape), input_exponent, input_max, pending=psp)
+        for place, layer in enumerate(layers):
+            what = f"layer {place}, {str(layer).partition('(')[0]}"
+            if not isinstance(layer, (_Spiking, Neurons, SpikingAvgPool2d)):
+                raise NetworkError(f"{what}, is none of stsbp_torch, so nothing is known of what it makes")
+            try:
+                values = layer.infer(values)
+            except SpecError as error:
+                raise NetworkError(f"{what}: {error}") from None
+        self.makes = values
+
+    def forward(self, s: torch.Tensor, steps: int | None = None, *, precision: Precision = "fast") -> torch.Tensor:
+        """Spikes of the last layer; arguments as those of a layer."""
+        steps = check_steps(s, steps)
+        for place, layer in enumerate(self):
+            if isinstance(layer, SpikingAvgPool2d):
+                s = layer(s)
+            else:
+                s = layer(s, steps, precision=precision, checked=place > 0)
+        return s
+
+
+class _Block(_Spiking):
+    """A segment of a network that is one projection and its neurons."""
+
+    def __init__(self, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
+        neurons = piece.segment.steps[-1].places[-1].node.op
+        synapse, values = projection.synapse, projection.input
+        assert isinstance(neurons, NeuronsOp)
+        assert isinstance(synapse, (Conv2d, Linear))
+        weight = parameters[projection.name]
+        super().__init__(synapse, weight, neurons.model, values.pending, values.exponent, values.maximum)
+        with torch.no_grad():
+            for own, x in zip(self._ordered, parameters.values(), strict=True):
+                own.copy_(x)
+        self.key = key_of(piece)
+
+    def forward(self, settings: Settings, inputs: list[torch.Tensor]) -> list[torch.Tensor]:  # type: ignore[override]
+        """What others read of the segment."""
+        _check_types(self._get_name(), self._ordered)
+        return compute(self.key, settings, inputs, self._ordered)
+
+
+class _Population(torch.nn.Module):
+    """Any other segment of a network: its parameters by the projection that they are named after."""
+
+    def __init__(self, piece: Piece, parameters: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.key, self._names = key_of(piece), [name.partition(".")[::2] for name in parameters]
+        for (owner, own), x in zip(self._names, parameters.values(), strict=True):
+            if owner not in self._modules:
+                self.add_module(owner, torch.nn.ParameterDict())
+            self._of(owner)[own or "weight"] = torch.nn.Parameter(x)
+
+    def _of(self, owner: str) -> torch.nn.ParameterDict:
+        found = self.get_submodule(owner)
+        assert isinstance(found, torch.nn.ParameterDict)
+        return found
+
+    def _get_name(self) -> str:
+        return "Population"
+
+    @property
+    def _ordered(self) -> list[torch.Tensor]:
+        """Parameters in the order in which a segment takes them."""
+        return [self._of(owner)[own or "weight"] for owner, own in self._names]
+
+    def forward(self, settings: Settings, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What others read of the segment."""
+        _check_types(self._get_name(), self._ordered)
+        return compute(self.key, settings, inputs, self._ordered)
 
 
 class Network(torch.nn.Module):
-    """A `NetworkSpec` as a module; its parameters have the names of the spec's blocks.
+    """A `NetworkSpec` as a module; its layers have the names of the spec's.
 
     Where neurons learn numbers, call `clip_to_domain` after each step of the optimiser.
 
     Args:
         spec: the network.
-        seed: of the initial weights (the spec's own, the same as every backend's).
+        seed: of the dropout masks and of the initial weights (the spec's own, the same as every backend's).
         gain: of the initial weights.
         precision: of the backward pass.
+        weights: others than the initial ones, by the names of `spec.parameters`: `stsbp.load_run(...).weights`.
+
+    Attributes:
+        step: how often the network was called in training mode: each call draws new dropout masks.
     """
 
+    step: torch.Tensor
+
     def __init__(
-        self, spec: NetworkSpec, *, seed: int = 0, gain: float = DEFAULT_GAIN, precision: Precision = "fast"
+        self,
+        spec: NetworkSpec,
+        *,
+        seed: int = 0,
+        gain: float = DEFAULT_GAIN,
+        precision: Precision = "fast",
+        weights: Mapping[str, AnyArray] | None = None,
     ) -> None:
         super().__init__()
         check_precision(precision)
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision
-        self.step = 0
-        weights = initial_weights(spec, seed, gain)
-        for block in spec.blocks:
-            weight = torch.from_numpy(weights[block.name])
-            values = block.input
-            layer = _Spiking(block.synapse, weight, block.neuron, block.psp, values.exponent, values.maximum)
-            self.add_module(block.name, layer)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
+        given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
+        check_weights(spec, given)
+        self._input, self._output = spec.graph.nodes[0].name, spec.graph.nodes[-1].name
+        self._drops = any(isinstance(node.op, Dropout) and node.op.rate > 0 for node in spec.graph.nodes)
+        self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+        for index in range(len(plan(backend_of(self.step), spec.graph).segments)):
+            piece = Piece(spec.graph, index)
+            parameters = {name: torch.from_numpy(given[name].copy()) for name in piece.parameters}
+            name = self._add(piece, parameters)
+            self._walk.append((name, piece.segment.sources, piece.segment.left))
+
+    def _add(self, piece: Piece, parameters: Mapping[str, torch.Tensor]) -> str:
+        """Add the module of a segment; returns its name."""
+        last = piece.segment.steps[-1]
+        projections = [x for x in self.spec.graph.projections if x.name in parameters]
+        inputs = last.places[-1].node.inputs
+        if len(projections) == 1 and last.fires and inputs == (Edge(projections[0].name),):
+            (projection,) = projections
+            self.add_module(projection.name, _Block(piece, projection, parameters))
+            return projection.name
+        name = last.name.replace(".", "_")
+        self.add_module(name, _Population(piece, parameters))
+        return name
+
+    @torch.no_grad()
+    def named(self) -> dict[str, torch.Tensor]:
+        """Parameters by their names in the spec: `conv1`, `conv1.decay`."""
+        found: dict[str, torch.Tensor] = {}
+        for index, (name, _, _) in enumerate(self._walk):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, (_Block, _Population))
+            found.update(zip(Piece(self.spec.graph, index).parameters, layer._ordered, strict=True))
+        return {name: found[name] for name in self.spec.parameters}
 
     def clip_to_domain(self) -> None:
         """Bring every number that neurons learn back into its domain."""
-        for module in self.modules():
-            if isinstance(module, LIF):
-                module.clip_to_domain()
+        for name, x in self.named().items():
+            if (learned := self.spec.parameters[name].learned) is not None:
+                _clip(x, learned)
 
     def extra_repr(self) -> str:
-        sizes = (f"{block.name} {'x'.join(map(str, block.output_shape))}" for block in self.spec.blocks)
+        populations = [place for place in self.spec.graph.places if isinstance(place.node.op, NeuronsOp)]
+        sizes = (f"{x.node.inputs[0].source} {'x'.join(map(str, x.output.shape))}" for x in populations)
         return f"{self.spec}, {self.spec.coding}, precision={self.precision}, seed={self.seed}\n" + " -> ".join(
             [f"input {'x'.join(map(str, self.spec.input_shape))}", *sizes]
         )
@@ -482,26 +592,22 @@ class Network(torch.nn.Module):
 
         Raises:
             ShapeError: an input is no whole number from 0 to `input_max` (images: 255), or `steps` is not theirs.
+            SpecError: the parameters are not float32.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
-        direct = self.spec.coding == "direct"
-        check_inputs("Network", inputs, 0, 255 if direct else self.spec.input_max)
-        s = inputs[None].float() * 2.0**-8 if direct else inputs.float()
+        s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)
-        backend = backend_of(s)
-        for block in self.spec.blocks:
-            shape = block.input_shape
-            for place, layer in enumerate(block.before):
-                if isinstance(layer, AvgPool2d):
-                    s = _PoolFunction.apply(s, layer)  # type: ignore[no-untyped-call]
-                elif self.training and layer.rate > 0:
-                    mask = backend.dropout_mask(
-                        self.seed, block.dropout_substream(place), self.step, (s.shape[1], *shape), layer.rate
-                    )
-                    s = s * mask
-                shape = layer.output_shape(shape)
-            gain = block.input.gain if self.training else 1.0
-            s = self.get_submodule(block.name)(s, steps, gain=gain, precision=self.precision, checked=True)
+        step: torch.Tensor | int = 0
+        if self._drops and self.training:
+            # A traced program reads it at each run; the way back is to read the same number.
+            step = self.step if torch.compiler.is_compiling() else int(self.step)
+        values = {self._input: s}
+        for place, (name, sources, left) in enumerate(self._walk):
+            checked = "Network" if place == 0 else ""
+            settings = Settings(steps, self.training, self.seed, step, self.precision, checked)
+            made = self.get_submodule(name)(settings, [values[source] for source in sources])
+            values.update(zip(left, made, strict=True))
         if self.training:
-            self.step += 1
-        return s
+            # A new tensor: the way back of a compiled program reads the number of its own call.
+            self.step = self.step + 1
+        return values[self._output]

@@ -10,7 +10,7 @@ sums are exact.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,10 @@ class Residuals(NamedTuple):
 
 @contextmanager
 def exact_math() -> Iterator[None]:
-    """Full float32 precision in matrix products and convolutions, whatever the user's process asked for."""
+    """Full float32 precision in matrix products and convolutions, whatever the user's process asked for.
+
+    `torch.autocast` too is off.
+    """
     backends: Any = torch.backends
     switches: list[tuple[Any, str, str]] = [
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
@@ -43,10 +46,14 @@ def exact_math() -> Iterator[None]:
         (backends.cudnn.conv, "fp32_precision", "ieee"),
     ]
     before = [getattr(owner, name) for owner, name, _ in switches]
+    casting = [torch.autocast(kind, enabled=False) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     try:
         for owner, name, value in switches:
             setattr(owner, name, value)
-        yield
+        with ExitStack() as off:
+            for each in casting:
+                off.enter_context(each)
+            yield
     finally:
         for (owner, name, _), value in zip(switches, before, strict=True):
             setattr(owner, name, value)
