@@ -215,7 +215,7 @@ def _forward(
     run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch))
     ((made, residuals),) = together(backend, run, [through(segment, run, given)])
     outputs = [laid_out(made[name].float()) for name in segment.left]
-    return outputs, Trace(backend, walk, run, outputs[-1], {}, lambda _: dict(residuals))
+    return outputs, Trace(backend, walk, run, outputs[-1], {}, lambda _: dict(residuals), {})
 
 
 def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -304,7 +304,7 @@ class _Kept(torch.autograd.Function):
         leaves = [next(tensors) if other is None else other[0] for other in ctx.others]
         residuals, weights = pytree.tree_unflatten(leaves, ctx.spec)
         run = replace(ctx.run, weights=weights)
-        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0), {}, lambda _: residuals)
+        trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0), {}, lambda _: residuals, {})
         found = _backward(ctx.piece, trace, ctx.precision, errors)
         return None, None, None, *(x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
 
