@@ -155,7 +155,7 @@ class TestData:
     def test_packed_sequences_that_are_larger_than_memory(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("stsbp.datasets.sequences._MOST", 10**6)
+        monkeypatch.setattr("stsbp.datasets.npz._MOST", 10**6)
         path = tmp_path / "bomb.npz"
         np.savez_compressed(path, inputs=np.zeros((10, 100, 1000), np.uint8), targets=np.zeros((10, 100, 1), np.uint8))
         assert path.stat().st_size < 10**5

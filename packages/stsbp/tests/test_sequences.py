@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from stsbp.cli import cli
 from stsbp.config import Source, resolve
 from stsbp.datasets import Dataset, Subset, load
-from stsbp.datasets.base import ArraySplit, SequenceLabels
+from stsbp.datasets.base import ArraySplit, SequenceLabels, lengths_of
 from stsbp.datasets.motor import CLOCKS, OUTPUT_NAMES
 from stsbp.datasets.sequences import SequenceSplit
 from stsbp.errors import ConfigError, DataError
@@ -149,7 +149,10 @@ def test_own_file(own: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": None}, "must hold inputs, targets and perhaps split and lengths, got inputs$"),
+        (
+            {"targets": None},
+            "must hold inputs, targets and perhaps split and lengths, or inputs, labels .* and classes, got inputs$",
+        ),
         ({"labels": np.zeros(10, np.uint8)}, "got inputs, targets, labels"),
         ({"inputs": np.zeros((10, 6, 7), np.float32)}, "inputs must be uint8 values 0 and 1, got float32"),
         ({"inputs": np.array(["a", "b"])}, "inputs must be uint8 values 0 and 1, got <U1"),
@@ -165,6 +168,55 @@ def test_own_file(own: Callable[..., Path]) -> None:
 )
 def test_own_file_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
     path = own(**changes)
+    with pytest.raises(DataError, match=message) as error:
+        load(f"sequences:{path}", steps=6)
+    assert str(path) in str(error.value)
+
+
+def test_own_file_of_rasters_with_classes(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+    labels = np.arange(10) % 2
+    path = own(targets=None, labels=labels, classes=np.array(["no", "yes"]))
+    data = load(f"sequences:{path}", steps=6)
+    assert (len(data.train), len(data.test), data.input_shape, data.neurons) == (8, 2, (7,), 0)
+    assert data.classes == ("no", "yes")
+    assert sorted(data.test.labels.tolist()) == [0, 1]
+    lengths = np.array([6] * 8 + [4, 5])
+    path = own(targets=None, labels=labels, split=(np.arange(10) >= 7).astype(np.int64), lengths=lengths)
+    data = load(f"sequences:{path}", steps=6)
+    found = lengths_of(data.test)
+    assert found is not None
+    assert found.tolist() == [6, 4, 5]
+    assert data.classes == ("0", "1")
+    with np.load(path) as file:
+        assert np.array_equal(data.test.inputs(np.arange(3)), np.swapaxes(file["inputs"][7:], 0, 1))
+    assert len(load(f"sequences:{path}", steps=6, only_test=True).test) == 3
+    done = stsbp("train", f"sequences:{path}", "--steps", 6, "--net", 5, "--epochs", 1, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert "test accuracy" in done.output
+    assert stsbp("evaluate", "run").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.zeros(10)}, r"labels must be integers \[n\], got float64"),
+        ({"labels": np.zeros((10, 1), np.int64)}, r"labels must be integers \[n\], got int64 \[10, 1\]"),
+        ({"labels": np.arange(10) - 1}, "labels must be 0 to 9999, got -1 to 8"),
+        ({"labels": np.arange(10) * 2000}, "labels must be 0 to 9999, got 0 to 18000"),
+        ({"labels": np.zeros(9, np.int64)}, r"inputs must be .* and labels \[n\], got \[10, 6, 7\] and \[9\]"),
+        ({"classes": np.array(["a"])}, "classes must be at least 2 different texts"),
+        ({"classes": np.array(["a", "a"])}, "classes must be at least 2 different texts"),
+        ({"classes": np.arange(2)}, "classes must be at least 2 different texts"),
+        ({"lengths": np.full(10, 7)}, "lengths must be from 1 to the 6 steps of the arrays; sample 0 has 7"),
+        ({"split": np.full(10, 2)}, "split must be 10 values 0 and 1"),
+        ({"split": np.zeros(10, np.uint8)}, "split has no test samples"),
+        ({"inputs": None}, "must hold inputs, .*got labels$"),
+        ({"more": np.zeros(1)}, "got inputs, labels, more"),
+        ({"inputs": np.full((10, 6, 7), 2, np.uint8)}, "inputs must be uint8 values 0 and 1, got uint8 up to 2"),
+    ],
+)
+def test_own_file_with_classes_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
+    path = own(**{"targets": None, "labels": np.arange(10) % 2, **changes})
     with pytest.raises(DataError, match=message) as error:
         load(f"sequences:{path}", steps=6)
     assert str(path) in str(error.value)

@@ -162,4 +162,4 @@ def test_one_data_set_is_shown_with_its_needs_and_settings(stsbp: Call) -> None:
 def test_a_file_that_is_named_without_its_kind(stsbp: Call) -> None:
     failed = stsbp("train", "my.npz")
     assert failed.exit_code == 1
-    assert "a file is named sequences:my.npz" in failed.output
+    assert "a file is named sequences:my.npz or events:my.npz" in failed.output

@@ -81,8 +81,8 @@ def command(
 ) -> None:
     """Train a network on DATASET.
 
-    DATASET is a name of stsbp datasets, folder:PATH for images of your own, or sequences:PATH for spike trains of your
-    own.
+    DATASET is a name of stsbp datasets, or names files of your own: folder:PATH images, events:PATH recordings of
+    events, sequences:PATH rasters.
 
     Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
     shown are those without a preset; --show-config shows what a run would take.

@@ -42,6 +42,7 @@ _BUILT_IN = {
     "patterns": "patterns:RASTERS",
     "patterns-image": "patterns:LETTERS",
     "motor": "motor:MOTOR",
+    "events": "events:EVENTS",
     "sequences": "sequences:SEQUENCES",
 }
 """Where this project's data sets are, below `stsbp.datasets`."""
@@ -103,7 +104,7 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
 DATASETS: Mapping[str, DatasetInfo] = _Datasets()
 """Every data set by its name, those of other packages too. Names are known without importing anything."""
 
-_PREFIXES = {"folder:": "images", "sequences:": "sequences"}
+_PREFIXES = {"folder:": "images", "sequences:": "sequences", "events:": "events"}
 """Names that a path follows, and the data sets that they mean."""
 
 
@@ -135,7 +136,7 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
     own, *words = name.split(":")
     if own not in DATASETS:
         known = ", ".join([*DATASETS, *(f"{prefix}PATH" for prefix in _PREFIXES)])
-        file = f"; a file is named sequences:{name}" if name.endswith(".npz") else ""
+        file = f"; a file is named sequences:{name} or events:{name}" if name.endswith(".npz") else ""
         raise DataError(f"unknown data set {name!r}{did_you_mean(own, DATASETS)}{file}; known: {known}")
     info = DATASETS[own]
     argument = words.pop(0) if info.argument and words else ""
@@ -176,7 +177,7 @@ def load(
 
     Args:
         name: a key of `DATASETS`, perhaps with options (`NAME:option=value`), or `folder:PATH` for an image folder,
-            `sequences:PATH` for a file of rasters.
+            `sequences:PATH` for a file of rasters, `events:PATH` for one of events.
         data_dir: where its files are, by default `$STSBP_DATA`; the PATH of a name wins over it, and a note says so.
         steps: T of event frames.
         seed: of the split (held-out and limited samples), not of training.

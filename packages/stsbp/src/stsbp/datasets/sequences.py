@@ -1,30 +1,26 @@
-"""Samples whose labels are spike trains: in memory, and from a user's own `.npz` file.
+"""Rasters of spikes with a label each: target rasters or classes; in memory, and from a user's own `.npz` file.
 
-The file (docs/sequences.md) holds `inputs` `[n, T, ...]` and `targets` `[n, T, N]`, 0 and 1, and perhaps `split` `[n]`,
-0 for training and 1 for test samples, and `lengths` `[n]`, the steps of each sample, whose later ones are padding.
+The file (docs/sequences.md) holds `inputs` `[n, T, ...]`, 0 and 1, and `targets` `[n, T, N]`, 0 and 1, or `labels`
+`[n]`, integers; perhaps `split` `[n]`, 0 for training and 1 for test samples, `lengths` `[n]`, the steps of each
+sample, whose later ones are padding, and `classes`, the names of the labels.
 """
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.encoders.packed import Inputs
 from stsbp_spec.typing import AnyArray, Int64, UInt8
-from stsbp_spec.values import shown
 
-from stsbp.datasets.base import Dataset, FrameSplit, Request, Split, Subset, cut_test, names_unreadable
+from stsbp.datasets.base import Dataset, FrameSplit, Request, names_unreadable
 from stsbp.datasets.info import DatasetInfo
+from stsbp.datasets.npz import class_labels, cut, read_arrays
 from stsbp.errors import DataError
-from stsbp.files import GIGABYTE, open_regular
 
 __all__ = ["SEQUENCES", "SequenceSplit", "Sequences", "load", "read_sequences"]
-
-_TEST_SHARE = 0.2
-_MAGIC = b"\x93NUMPY"
-_MOST = 8 * GIGABYTE
 
 
 class SequenceSplit:
@@ -63,53 +59,18 @@ class Sequences(NamedTuple):
 
 
 def read_sequences(path: Path) -> Sequences:
-    """The arrays of a file.
+    """The arrays of a file with target rasters.
 
     Raises:
         DataError: the file cannot be read, or its arrays do not have these shapes or hold other values than 0 and 1.
     """
-    try:
-        with open_regular(path, _MOST) as content:
-            file = np.load(content, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            with file:
-                # A few packed bytes can mean many gigabytes; no more is unpacked than is said there.
-                assert file.zip is not None
-                whole = sum(entry.file_size for entry in file.zip.infolist())
-                if whole > _MOST:
-                    raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
-                for entry in file.zip.infolist():
-                    # Of what is no array numpy would give the bytes, all of them.
-                    with file.zip.open(entry) as member:
-                        if member.read(len(_MAGIC)) != _MAGIC:
-                            raise ValueError(f"{shown(entry.filename)} in it is no array")
-                # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
-                with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-                    arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:
-        # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
-        # unpickle it.
-        unlike = "pickled" in str(error)
-        reason = (
-            "it begins like neither a .npz nor a .npy file" if unlike else str(error).partition(" when allow_pi")[0]
-        )
-        raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
-    missing = {"inputs", "targets"} - set(arrays)
-    if missing or set(arrays) - {"inputs", "targets", "split", "lengths"}:
-        raise DataError(
-            f"{path} must hold inputs, targets and perhaps split and lengths, got {', '.join(arrays) or 'nothing'}"
-        )
-    lengths = arrays.pop("lengths", None)
-    for name, array in arrays.items():
-        if array.dtype != np.uint8:
-            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}")
-        if array.size and array.max() > 1:
-            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
+    return _of_targets(path, read_arrays(path))
+
+
+def _of_targets(path: Path, arrays: Mapping[str, AnyArray]) -> Sequences:
+    _check_contents(path, arrays, {"inputs", "targets"}, {"split", "lengths"})
+    rasters = {name: array for name, array in arrays.items() if name != "lengths"}
+    _check_rasters(path, rasters)
     inputs, targets, split = arrays["inputs"], arrays["targets"], arrays.get("split")
     if inputs.ndim not in (3, 5) or targets.ndim != 3 or 0 in (*inputs.shape, *targets.shape):
         raise DataError(
@@ -117,19 +78,54 @@ def read_sequences(path: Path) -> Sequences:
             f"got {list(inputs.shape)} and {list(targets.shape)}"
         )
     if inputs.shape[:2] != targets.shape[:2] or (split is not None and split.shape != inputs.shape[:1]):
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items())
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rasters.items())
         raise DataError(f"{path}: the arrays do not agree in samples n and steps T: {shapes}")
-    if lengths is not None:
-        n, steps = inputs.shape[:2]
-        if lengths.dtype.kind not in "iu" or lengths.shape != (n,):
-            raise DataError(f"{path}: lengths must be integers [n] = [{n}], got {lengths.dtype} {list(lengths.shape)}")
-        if (wrong := np.flatnonzero((lengths < 1) | (lengths > steps))).size:
-            raise DataError(
-                f"{path}: lengths must be from 1 to the {steps} steps of the arrays; sample {wrong[0]} has "
-                f"{lengths[wrong[0]]}"
-            )
-        lengths = lengths.astype(np.int64)
-    return Sequences(inputs, targets, split, lengths)
+    return Sequences(inputs, targets, split, _lengths(path, arrays))
+
+
+def _of_classes(path: Path, arrays: Mapping[str, AnyArray]) -> tuple[FrameSplit, tuple[str, ...]]:
+    """Rasters with a class each, and the names of the classes."""
+    _check_contents(path, arrays, {"inputs", "labels"}, {"split", "lengths", "classes"})
+    labels, classes = class_labels(arrays, path)
+    inputs = arrays["inputs"]
+    _check_rasters(path, {"inputs": inputs})
+    if inputs.ndim not in (3, 5) or 0 in inputs.shape or len(inputs) != len(labels):
+        raise DataError(
+            f"{path}: inputs must be [n, T, N] or [n, T, C, H, W] and labels [n], got {list(inputs.shape)} and "
+            f"{list(labels.shape)}"
+        )
+    lengths = _lengths(path, arrays)
+    return FrameSplit(FrameSplit.store(inputs), labels, inputs.shape[1], lengths=lengths), classes
+
+
+def _check_contents(path: Path, arrays: Mapping[str, AnyArray], needed: set[str], others: set[str]) -> None:
+    if needed - set(arrays) or set(arrays) - needed - others:
+        raise DataError(
+            f"{path} must hold inputs, targets and perhaps split and lengths, or inputs, labels and perhaps split, "
+            f"lengths and classes, got {', '.join(arrays) or 'nothing'}"
+        )
+
+
+def _check_rasters(path: Path, arrays: Mapping[str, AnyArray]) -> None:
+    for name, array in arrays.items():
+        if array.dtype != np.uint8:
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype}")
+        if array.size and array.max() > 1:
+            raise DataError(f"{path}: {name} must be uint8 values 0 and 1, got {array.dtype} up to {array.max()}")
+
+
+def _lengths(path: Path, arrays: Mapping[str, AnyArray]) -> Int64 | None:
+    lengths, (n, steps) = arrays.get("lengths"), arrays["inputs"].shape[:2]
+    if lengths is None:
+        return None
+    if lengths.dtype.kind not in "iu" or lengths.shape != (n,):
+        raise DataError(f"{path}: lengths must be integers [n] = [{n}], got {lengths.dtype} {list(lengths.shape)}")
+    if (wrong := np.flatnonzero((lengths < 1) | (lengths > steps))).size:
+        raise DataError(
+            f"{path}: lengths must be from 1 to the {steps} steps of the arrays; sample {wrong[0]} has "
+            f"{lengths[wrong[0]]}"
+        )
+    return lengths.astype(np.int64)
 
 
 @names_unreadable
@@ -140,28 +136,26 @@ def load(request: Request) -> Dataset:
         raise DataError("name the file: stsbp train sequences:PATH, or --data-dir PATH")
     if path.is_dir():
         path = path / "sequences.npz"
-    inputs, targets, parts, lengths = read_sequences(path)
-    n, steps = inputs.shape[:2]
+    arrays = read_arrays(path)
+    samples: FrameSplit | SequenceSplit
+    classes: tuple[str, ...] = ()
+    neurons = 0
+    if "labels" in arrays:
+        samples, classes = _of_classes(path, arrays)
+    else:
+        inputs, targets, _, lengths = _of_targets(path, arrays)
+        samples = SequenceSplit(inputs, targets, np.zeros(len(inputs), dtype=np.int64), lengths)
+        neurons = targets.shape[2]
+    steps, shape = arrays["inputs"].shape[1], arrays["inputs"].shape[2:]
     if steps != request.binning.steps:
         raise DataError(f"the samples of {path} have {steps} steps, not {request.binning.steps}: give --steps {steps}")
-    samples = SequenceSplit(inputs, targets, np.zeros(n, dtype=np.int64), lengths)
-    train: Split
-    test: Split
-    if request.holdout is None and parts is not None:
-        train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
-        if not len(train) or not (len(test) or request.train_only):
-            raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
-        note = f"{len(train)} training and {len(test)} test samples of {path}"
-    else:
-        train, test = cut_test(samples, max(1, round(_TEST_SHARE * n)), request)
-        cut = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
-        note = f"{n} samples of {path}{cut}"
-    return Dataset("sequences", "events", inputs.shape[2:], (), train, test, (note,), neurons=targets.shape[2])
+    train, test, note = cut(samples, arrays, path, request)
+    return Dataset("sequences", "events", shape, classes, train, test, (note,), neurons=neurons)
 
 
 SEQUENCES = DatasetInfo(
     name="sequences",
-    description="your own input and target rasters in an .npz file; also written sequences:PATH",
+    description="your own rasters with target rasters or classes in an .npz file; also written sequences:PATH",
     coding="events",
     load=load,
     preset={

@@ -1,0 +1,147 @@
+"""Recordings of events with a class each, from a user's own `.npz` file.
+
+The events of all n samples stand in columns of one length m, in any order: `sample` says to which sample an event
+belongs, 0 to n - 1, `x` (and `y`) which pixel or neuron it comes from, `p` its polarity, 0 or 1, and `t` when, in
+microseconds since its sample began. Without `p` there is one polarity; without `y` and `p` the sensor is a row of
+neurons. `labels` `[n]`, `classes` and `split` are those of `stsbp.datasets.npz`; `sensor` `[2]` is the number of rows
+and columns, or `[1]` that of neurons, by default one more than the largest that occurs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import AnyArray, Int64
+
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
+from stsbp.datasets.cache import CacheWriter, cached
+from stsbp.datasets.info import DatasetInfo
+from stsbp.datasets.npz import class_labels, cut, read_arrays
+from stsbp.errors import DataError
+
+__all__ = ["EVENTS", "load"]
+
+_COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
+_OTHERS = ("labels", "split", "classes", "sensor")
+_LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
+_MOST_PIXELS = 2**22
+"""Of a frame; a sensor of a megapixel has half as many, with both polarities."""
+
+
+def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
+    """The names of the file's columns."""
+    names = tuple(name for name in _COLUMNS[-1] if name in arrays)
+    others = set(arrays) - {*names, *_OTHERS}
+    if names not in _COLUMNS or "labels" not in arrays or others:
+        ways = ", or ".join(" ".join(columns) for columns in _COLUMNS)
+        raise DataError(
+            f"{path} must hold labels and the columns {ways}, and may hold split, classes and sensor; got "
+            f"{', '.join(arrays) or 'nothing'}"
+        )
+    return names
+
+
+def _check(arrays: Mapping[str, AnyArray], names: tuple[str, ...], samples: int, path: Path) -> None:
+    m = len(np.atleast_1d(arrays["t"]))
+    for name in names:
+        column = arrays[name]
+        if column.shape != (m,) or column.dtype.kind not in "iub":
+            unit = ", in microseconds" if name == "t" else ""
+            raise DataError(
+                f"{path}: {name} must be integers [{m}] as t is{unit}, got {column.dtype} {list(column.shape)}"
+            )
+        most = _LARGEST.get(name, samples - 1)
+        if m and not 0 <= int(column.min()) <= int(column.max()) <= most:
+            raise DataError(f"{path}: {name} must be 0 to {most}, got {int(column.min())} to {int(column.max())}")
+
+
+def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) -> tuple[int, int]:
+    """Rows and columns; a row of neurons has one row."""
+    axes = [name for name in ("y", "x") if name in names]
+    seen = [int(arrays[name].max(initial=0)) + 1 for name in axes]
+    given = arrays.get("sensor")
+    if given is not None:
+        fits = given.shape == (len(axes),) and given.dtype.kind in "iu"
+        if not fits or any(int(size) < least for size, least in zip(given, seen, strict=True)):
+            what = "rows and columns" if len(axes) == 2 else "neurons"
+            raise DataError(f"{path}: sensor must be {what}, at least {seen}, got {given.tolist()} {given.dtype}")
+        seen = [int(size) for size in given]
+    rows, columns = seen if len(seen) == 2 else (1, *seen)
+    if rows * columns * (2 if "p" in names else 1) > _MOST_PIXELS or max(rows, columns) > _LARGEST["x"] + 1:
+        raise DataError(f"{path}: a sensor of {seen} is too large; frames may have {_MOST_PIXELS:,} pixels")
+    return rows, columns
+
+
+def _frames(
+    arrays: Mapping[str, AnyArray], names: tuple[str, ...], binning: EventBinning, labels: Int64, request: Request
+) -> FrameSplit:
+    """The samples' events in steps."""
+    shape = binning.shape if "y" in names else (binning.width,)
+    digest = hashlib.sha256(labels.astype("<i8").tobytes())
+    for name in names:
+        digest.update(arrays[name].astype("<i8").tobytes())
+
+    def build(writer: CacheWriter) -> None:
+        order = np.argsort(arrays["sample"], kind="stable")
+        ends = np.cumsum(np.bincount(arrays["sample"].astype(np.int64), minlength=len(labels)))
+        report = Progress(request.progress, f"binning events{writer.why}", len(labels))
+        for k, label in enumerate(labels):
+            own = order[0 if k == 0 else ends[k - 1] : ends[k]]
+            x, t = arrays["x"][own], arrays["t"][own]
+            y, p = (arrays[name][own] if name in names else np.zeros(len(own), np.int64) for name in ("y", "p"))
+            frames = binning.frames(x, y, p, t).reshape(1, binning.steps, *shape)
+            writer.add(FrameSplit.store(frames, binary=binning.binary), [int(label)])
+            report(k + 1)
+
+    key = {"source": digest.hexdigest(), "columns": names, "binning": dataclasses.asdict(binning)}
+    stored = cached("events", key, cache_dir=request.cache_dir, build=build)
+    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
+
+
+@names_unreadable
+def load(request: Request) -> Dataset:
+    """The recordings of a file; without `split` a fifth of them is held out as the test set.
+
+    Raises:
+        DataError: the file cannot be read, or an array is not what it must be; the file and the array are named.
+    """
+    path = request.data_dir
+    if path is None:
+        raise DataError("name the file: stsbp train events:PATH, or --data-dir PATH")
+    if path.is_dir():
+        path = path / "events.npz"
+    arrays = read_arrays(path)
+    names = _columns(arrays, path)
+    labels, classes = class_labels(arrays, path)
+    _check(arrays, names, len(labels), path)
+    rows, columns = _sensor(arrays, names, path)
+    binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=2 if "p" in names else 1)
+    samples = _frames(arrays, names, binning, labels, request)
+    train, test, note = cut(samples, arrays, path, request)
+    shape = binning.shape if "y" in names else (columns,)
+    return Dataset("events", "events", shape, classes, train, test, (note,))
+
+
+EVENTS = DatasetInfo(
+    name="events",
+    description="your own recordings of events with a class each in an .npz file; also written events:PATH",
+    coding="events",
+    load=load,
+    preset={
+        "net": "256",
+        "steps": 25,
+        "epochs": 20,
+        "batch_size": 20,
+        "lr": 2e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+        "label_pattern": "01",
+    },
+    recordings=True,
+)
+"""What `stsbp train events` trains on, and how by default."""

@@ -1,0 +1,113 @@
+"""What data sets in `.npz` files have in common: arrays that are read without unpickling, labels, and the split.
+
+`labels` `[n]` are the classes of n samples, 0 and up; `classes` `[k]`, optional, are their names; `split` `[n]`,
+optional, is 0 for training and 1 for test samples.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.values import shown
+
+from stsbp.datasets.base import Request, Split, Subset, cut_test
+from stsbp.errors import DataError
+from stsbp.files import GIGABYTE, open_regular
+
+__all__ = ["MOST_CLASSES", "class_labels", "cut", "read_arrays"]
+
+MOST_CLASSES = 10_000
+_TEST_SHARE = 0.2
+_MAGIC = b"\x93NUMPY"
+_MOST = 8 * GIGABYTE
+
+
+def read_arrays(path: Path) -> dict[str, AnyArray]:
+    """The arrays of a `.npz` file by their names.
+
+    Raises:
+        DataError: it cannot be read, is no such file, or holds objects that would have to be unpickled.
+    """
+    try:
+        with open_regular(path, _MOST) as content:
+            file = np.load(content, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            with file:
+                # A few packed bytes can mean many gigabytes; no more is unpacked than is said there.
+                assert file.zip is not None
+                whole = sum(entry.file_size for entry in file.zip.infolist())
+                if whole > _MOST:
+                    raise ValueError(f"its arrays have {whole:,} bytes, more than the {_MOST:,} that are read")
+                for entry in file.zip.infolist():
+                    # Of what is no array numpy would give the bytes, all of them.
+                    with file.zip.open(entry) as member:
+                        if member.read(len(_MAGIC)) != _MAGIC:
+                            raise ValueError(f"{shown(entry.filename)} in it is no array")
+                # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
+                with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                    arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:
+        # A forged header can make numpy and zipfile raise almost anything; of a file that is neither, numpy advises to
+        # unpickle it.
+        unlike = "pickled" in str(error)
+        reason = (
+            "it begins like neither a .npz nor a .npy file" if unlike else str(error).partition(" when allow_pi")[0]
+        )
+        raise DataError(f"{path} is not a file of numpy arrays (.npz): {reason or type(error).__name__}") from error
+    return arrays
+
+
+def class_labels(arrays: Mapping[str, AnyArray], path: Path) -> tuple[Int64, tuple[str, ...]]:
+    """The class of each sample, `[n]`, and the names of the classes: those of `classes`, else their numbers.
+
+    Raises:
+        DataError: `labels` or `classes` are not what they must be; the file and the array are named.
+    """
+    labels, names = arrays["labels"], arrays.get("classes")
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or not labels.size:
+        raise DataError(f"{path}: labels must be integers [n], got {labels.dtype} {list(labels.shape)}")
+    low, high = int(labels.min()), int(labels.max())
+    if not 0 <= low <= high < MOST_CLASSES:
+        raise DataError(f"{path}: labels must be 0 to {MOST_CLASSES - 1}, got {low} to {high}")
+    if names is None:
+        return labels.astype(np.int64), tuple(map(str, range(high + 1)))
+    if (
+        names.dtype.kind != "U"
+        or names.ndim != 1
+        or not high < len(names) <= MOST_CLASSES
+        or len({*names}) < len(names)
+    ):
+        raise DataError(
+            f"{path}: classes must be at least {high + 1} different texts [k], got {names.dtype} {list(names.shape)}"
+        )
+    return labels.astype(np.int64), tuple(map(str, names))
+
+
+def cut(samples: Split, arrays: Mapping[str, AnyArray], path: Path, request: Request) -> tuple[Split, Split, str]:
+    """Training samples, test samples, and a note: as `split` says, else a fifth is held out.
+
+    Raises:
+        DataError: `split` is not what it must be, or leaves nothing to train or test on.
+    """
+    parts, n = arrays.get("split"), len(samples)
+    if parts is not None and (parts.shape != (n,) or parts.dtype.kind not in "iub" or {*np.unique(parts)} - {0, 1}):
+        raise DataError(f"{path}: split must be {n} values 0 and 1, got {parts.dtype} {list(parts.shape)}")
+    if request.holdout is None and parts is not None:
+        train, test = (Subset(samples, np.flatnonzero(parts == part)) for part in (0, 1))
+        if request.only_test and len(test):
+            return test, test, f"{len(test)} test samples of {path}"
+        if not len(train) or not (len(test) or request.train_only):
+            raise DataError(f"{path}: split has no {'test' if len(train) else 'training'} samples")
+        return train, test, f"{len(train)} training and {len(test)} test samples of {path}"
+    train, test = cut_test(samples, max(1, round(_TEST_SHARE * n)), request)
+    held = request.told_of_test(f", {len(test)} of them held out as test samples (split seed {request.seed})")
+    return train, test, f"{n} samples of {path}{held}"

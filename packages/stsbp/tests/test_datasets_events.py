@@ -1,0 +1,128 @@
+"""events:PATH, a user's own recordings of events in an .npz file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import Dataset, load
+from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import AnyArray
+
+SAMPLES, EVENTS = 10, 400
+
+
+def _arrays(**changes: AnyArray | None) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    arrays: dict[str, AnyArray | None] = {
+        "sample": random.integers(0, SAMPLES, EVENTS),
+        "x": random.integers(0, 7, EVENTS).astype(np.uint16),
+        "y": random.integers(0, 5, EVENTS).astype(np.uint16),
+        "t": random.integers(0, 300_000, EVENTS),
+        "p": random.integers(0, 2, EVENTS).astype(bool),
+        "labels": np.arange(SAMPLES) % 2,
+        **changes,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Path]:
+    """A file of 10 samples; keywords replace its arrays, None leaves one out."""
+
+    def write(**changes: AnyArray | None) -> Path:
+        np.savez_compressed(tmp_path / "own.npz", **_arrays(**changes))
+        return tmp_path / "own.npz"
+
+    return write
+
+
+def _load(path: Path, **asked: Any) -> Dataset:
+    return load(f"events:{path}", cache_dir=path.parent / "cache", **{"steps": 6, **asked})
+
+
+@pytest.mark.parametrize(
+    ("without", "shape"), [((), (2, 5, 7)), (("p",), (1, 5, 7)), (("y", "p"), (7,))], ids=["xytp", "xyt", "xt"]
+)
+def test_frames_have_an_event_where_the_file_has_one(
+    without: tuple[str, ...], shape: tuple[int, ...], own: Callable[..., Path]
+) -> None:
+    arrays = _arrays(**dict.fromkeys(without))
+    split = (np.arange(SAMPLES) == 8).astype(np.uint8)
+    data = _load(own(**dict.fromkeys(without), split=split))
+    assert data.input_shape == shape
+    expected = np.zeros((6, *shape), np.uint8)
+    for k in np.flatnonzero(arrays["sample"] == 8):
+        place = [int(arrays[name][k]) for name in ("p", "y", "x") if name in arrays]
+        place = [0, *place] if len(place) == 2 else place
+        expected[(int(arrays["t"][k]) * 6 // 300_000, *place)] = 1
+    assert np.array_equal(data.test.inputs(np.array([0]))[:, 0], expected)
+    assert (len(data.train), len(data.test)) == (9, 1)
+    assert data.test.labels.tolist() == [0]
+
+
+def test_names_of_classes_size_of_the_sensor_and_samples_without_events(own: Callable[..., Path]) -> None:
+    path = own(labels=np.arange(SAMPLES + 1) % 2, classes=np.array(["left", "right"]), sensor=np.array([8, 9]))
+    data = _load(path)
+    assert data.input_shape == (2, 8, 9)
+    assert data.classes == ("left", "right")
+    assert (len(data.train), len(data.test)) == (9, 2)
+    every = _load(path, train_only=True).train
+    assert len(every) == SAMPLES + 1
+    assert not every.inputs(np.array([SAMPLES])).any()
+    assert _load(own(y=None, p=None, sensor=np.array([20]))).input_shape == (20,)
+
+
+def test_binning_is_that_of_the_options(own: Callable[..., Path]) -> None:
+    path = own(split=np.array([1] * 5 + [0] * 5))
+    early = _load(path, binning=EventBinning(window_us=100_000)).test.inputs(np.arange(5))
+    whole = _load(path, steps=18).test.inputs(np.arange(5))
+    assert np.array_equal(early, whole[:6])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "must hold labels and the columns sample x t, or sample x y t, or sample x y t p"),
+        ({"sample": None}, "must hold labels and the columns"),
+        ({"y": None}, "must hold labels and the columns"),
+        ({"extra": np.zeros(3)}, "got sample, x, y, t, p, labels, extra"),
+        ({"t": np.zeros(EVENTS)}, rf"t must be integers \[{EVENTS}\] as t is, in microseconds, got float64"),
+        ({"t": np.int64(3)}, r"sample must be integers \[1\] as t is"),
+        ({"x": np.zeros(EVENTS - 1, np.int64)}, rf"x must be integers \[{EVENTS}\] as t is, got int64 \[399\]"),
+        ({"x": np.full(EVENTS, 2**14)}, "x must be 0 to 16383, got 16384 to 16384"),
+        ({"y": np.full(EVENTS, -1)}, "y must be 0 to 16383, got -1 to -1"),
+        ({"p": np.full(EVENTS, 2)}, "p must be 0 to 1, got 2 to 2"),
+        ({"sample": np.full(EVENTS, SAMPLES)}, "sample must be 0 to 9, got 10 to 10"),
+        ({"t": np.full(EVENTS, -5)}, "t must be 0 to 1099511627776, got -5 to -5"),
+        ({"labels": np.zeros(SAMPLES)}, r"labels must be integers \[n\]"),
+        ({"labels": np.int64(1)}, r"labels must be integers \[n\]"),
+        ({"sensor": np.array([4, 7])}, r"sensor must be rows and columns, at least \[5, 7\], got \[4, 7\]"),
+        ({"sensor": np.array([9])}, "sensor must be rows and columns"),
+        ({"sensor": np.array([10_000, 10_000])}, "is too large"),
+        ({"split": np.zeros(3, np.uint8)}, "split must be 10 values 0 and 1"),
+        ({"x": np.array([None, {}])}, r"\(\.npz\): Object arrays cannot be loaded$"),
+    ],
+)
+def test_own_file_is_checked(own: Callable[..., Path], changes: dict[str, AnyArray], message: str) -> None:
+    path = own(**changes)
+    with pytest.raises(DataError, match=message) as error:
+        _load(path)
+    assert str(path) in str(error.value)
+
+
+def test_own_events_are_trained_and_evaluated(own: Callable[..., Path], stsbp: Callable[..., Result]) -> None:
+    path = own()
+    options = ("--net", 5, "--steps", 4, "--epochs", 1, "--bin-ms", 10, "--out", "run")
+    done = stsbp("train", f"events:{path}", *options)
+    assert done.exit_code == 0, done.output
+    assert "10 samples of" in done.output
+    assert stsbp("evaluate", "run").exit_code == 0
+    assert f'dataset = "events:{path}"' in Path("run/config.toml").read_text()
+    refused = stsbp("train", "events")
+    assert refused.exit_code == 1
