@@ -133,6 +133,31 @@ def test_bin_events_puts_edges_into_the_later_bin_and_drops_the_end() -> None:
     assert not frames[:, 1].any()
 
 
+@pytest.mark.parametrize(
+    "binning",
+    [
+        EventBinning(steps=7, window_us=90_000),
+        EventBinning(steps=7, window_us=90_000, start_us=20_000),
+        EventBinning(steps=9, window_us=150_000, first_saccade=True, saccade_us=70_000),
+        EventBinning(steps=9, window_us=150_000, start_us=10_000, first_saccade=True, saccade_us=70_000),
+    ],
+)
+def test_a_recordings_length_ends_with_its_last_event_in_the_window(binning: EventBinning) -> None:
+    rng = np.random.default_rng(0)
+    found = set()
+    for last in (0, 1, 12_857, 12_858, 30_000, 69_999, 70_000, 89_999, 90_000, 400_000):
+        t = np.sort(np.append(rng.integers(0, last + 1, 5), last))
+        x, y, p = (rng.integers(0, n, 6) for n in (34, 34, 2))
+        length = binning.length(t)
+        frames = binning.frames(x, y, p, t)
+        steps = np.flatnonzero(frames.any(axis=(1, 2, 3)))
+        assert length == (steps[-1] + 1 if steps.size else 1)
+        found.add(length)
+    assert len(found) > 2
+    assert binning.length(np.zeros(0, np.int64)) == 1
+    assert replace(binning, window_us=None).length(t) == binning.steps
+
+
 def test_bin_events_clips_counts_at_255() -> None:
     zero = np.zeros(300, np.int64)
     assert bin_events(zero, zero, zero, zero, shape=(1, 1, 1), steps=1, binary=False).item() == 255

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.datasets import Dataset, load
+from stsbp.datasets.base import lengths_of
 from stsbp.datasets.cochlea import Cochlea
 from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.lengths import inside
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.typing import AnyArray, UInt8
 
@@ -239,6 +242,23 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     refused = stsbp("train", "fsdd", "--data-dir", tmp_path, "--stabilise")
     assert refused.exit_code == 1
     assert "stabilise are settings of recordings of saccades (digits-events" in refused.output
+
+
+def test_recordings_of_their_own_lengths(tmp_path: Path) -> None:
+    """Behind a recording's length there are no spikes, and the window cuts long ones off."""
+    _write(tmp_path)
+    _save(tmp_path / "0_ada_9.wav", _tone(300, 4000))
+    binning = EventBinning(window_us=300_000)
+    whole, own = (_load(tmp_path, own_lengths=own, binning=binning) for own in (False, True))
+    assert lengths_of(whole.train) is None
+    lengths = lengths_of(own.train)
+    assert lengths is not None
+    assert sorted(set(lengths.tolist())) == [4, 10]
+    frames = own.train.inputs(np.arange(len(own.train)))
+    assert np.array_equal(frames, whole.train.inputs(np.arange(len(own.train))))
+    assert not frames[~inside(lengths, 10)].any()
+    cochlea = Cochlea()
+    assert [cochlea.length(n, 12, 120_000) for n in (0, 1, 80, 81, 960, 961, 10_000)] == [1, 1, 1, 2, 12, 12, 12]
 
 
 def test_the_real_recordings(tmp_path: Path) -> None:

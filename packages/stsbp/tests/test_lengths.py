@@ -14,6 +14,7 @@ from stsbp.config import Source, resolve
 from stsbp.datasets import Subset, load
 from stsbp.datasets.base import FrameSplit, lengths_of
 from stsbp.datasets.cache import CacheWriter, cached
+from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import DataError
 from stsbp.training.build import Inputs, build_task
 from stsbp.training.metrics import LabelDistances
@@ -21,7 +22,7 @@ from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 from stsbp_spec.collective import Part
 from stsbp_spec.decoders import distances, nearest_sequence, spike_count
-from stsbp_spec.encoders import LabelCode, encode_repeat
+from stsbp_spec.encoders import EventBinning, LabelCode, encode_repeat
 from stsbp_spec.lengths import inside
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.metrics import match_spikes
@@ -201,6 +202,48 @@ def test_prediction_and_report_of_samples_that_end_early(stsbp: Callable[..., Re
     assert refused.exit_code == 1
     assert "has shape [13, 8], the network reads [T, N] = [12, 8]" in refused.stderr
     assert stsbp("report", tmp_path / "run").exit_code == 0
+
+
+def test_simulated_recordings_of_their_own_lengths(
+    stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They last 300 ms: of 8 steps of 50 ms the last two are padding, and often more."""
+    monkeypatch.setenv("STSBP_CACHE", str(tmp_path))
+    binning = EventBinning(window_us=400_000)
+    whole, own = (load("digits-events", steps=8, binning=binning, own_lengths=own) for own in (False, True))
+    # Each kind has a cache of its own, and the frames are the same.
+    assert len(list(tmp_path.glob("digits-events-*.cache"))) == 2
+    lengths = lengths_of(own.train)
+    assert lengths_of(whole.train) is None
+    assert lengths is not None
+    assert lengths.max() == 6
+    some = np.arange(40)
+    frames = own.train.inputs(some)
+    assert np.array_equal(frames, whole.train.inputs(some))
+    assert frames[lengths[:40] - 1, some].any(axis=(1, 2, 3)).all()
+    assert not frames[~inside(lengths[:40], 8)].any()
+    run = tmp_path / "run"
+    settings = ("--net", 6, "--steps", 8, "--bin-ms", 50, "--epochs", 1, "--limit", 20, "--holdout", 10)
+    assert stsbp("train", "digits-events", *settings, "--own-lengths", "--out", run).exit_code == 0
+    recording = tmp_path / "short.bin"
+    # x, y, polarity bit and 23 bits of microseconds of each event.
+    times = range(0, 170_000, 1000)
+    recording.write_bytes(
+        b"".join(bytes([n % 34, n % 33, (n % 2) << 7 | t >> 16, t >> 8 & 255, t & 255]) for n, t in enumerate(times))
+    )
+    events = read_recording(recording.read_bytes(), recording)
+    np.save(tmp_path / "short.npy", EventBinning(steps=8, window_us=400_000).frames(*events)[:4])
+    both = (recording, tmp_path / "short.npy")
+    rows = [json.loads(line) for line in stsbp("predict", run, *both, "--json").stdout.splitlines()]
+    assert rows[0]["distances"] == rows[1]["distances"]
+
+
+def test_own_lengths_are_refused_where_there_are_none(stsbp: Callable[..., Result]) -> None:
+    failed = stsbp("train", "patterns", "--own-lengths")
+    assert failed.exit_code == 1
+    assert "own_lengths are settings of recordings (digits-events, nmnist" in failed.stderr
+    with pytest.raises(DataError, match=r"patterns have no lengths of their own: leave own_lengths \(--own-lengths\)"):
+        load("patterns", steps=20, own_lengths=True)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=lambda loss: str(loss.name))

@@ -144,6 +144,7 @@ class RunConfig(BaseModel):
         description="Milliseconds of a recording that the steps share; 0 takes 300, or the first saccade.",
     )
     bin_ms: float = Field(0.0, ge=0, le=1e6, description="Milliseconds of a step instead; 0 leaves it to --window-ms.")
+    own_lengths: bool = Field(False, description="Let a recording have the steps up to its end, and no more.")
     saccades: Literal["all", "first"] = Field("all", description="Saccades of a recording that are kept.")
     stabilise: bool = Field(False, description="Undo the motion of a recording's saccades.")
     input_tau_s: float = Field(
@@ -352,7 +353,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "Network": (
             *("net", "padding", "dropout", "neuron", "neuron_model"),
             *("tau_m", "tau_s", "tau_rise", "threshold", "surrogate", "surrogate_model"),
-            *("window_ms", "bin_ms", "saccades", "stabilise", "input_tau_s"),
+            *("window_ms", "bin_ms", "own_lengths", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),
         "Label sequences and loss": ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps"),
@@ -385,7 +386,7 @@ for `threads` and `micro_batch`: `fast` precision adds its sums thread by thread
 depend on both."""
 
 RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"recordings": ("window_ms", "bin_ms"), "saccades": ("saccades", "stabilise")}
+    {"recordings": ("window_ms", "bin_ms", "own_lengths"), "saccades": ("saccades", "stabilise")}
 )
 """Settings of data sets whose `DatasetInfo` says that they are recordings, and that these show saccades."""
 

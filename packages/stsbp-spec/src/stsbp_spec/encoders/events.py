@@ -70,6 +70,19 @@ class EventBinning:
         """Shape of one frame, `(C, H, W)`."""
         return (self.polarities, self.height, self.width)
 
+    def length(self, t: AnyArray) -> int:
+        """Steps of a recording of its own length: up to that of its last event in the window, at least 1.
+
+        Args:
+            t: time of each event as in `bin_events`, `[n]`. Without a fixed window every recording has all steps.
+        """
+        if self.window_us is None:
+            return self.steps
+        since_start = t.astype(np.int64) - self.start_us
+        end = self.window_us if not self.first_saccade else min(self.window_us, self.saccade_us - self.start_us)
+        inside = since_start[(since_start >= 0) & (since_start < end)]
+        return int(inside.max(initial=0)) * self.steps // self.window_us + 1
+
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
         """Frames `[T, C, H, W]` of one recording, its events as in `bin_events`."""
         _check_events(x, y, p, t, self.height, self.width)

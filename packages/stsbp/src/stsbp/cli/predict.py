@@ -76,7 +76,7 @@ def command(
     limit_threads(config.threads if threads is None else threads)
     trained = load_trained(folder, checkpoint, choose_backend(options))
     inputs = trained.task.inputs
-    samples = [read_input(path, inputs, config.binning) for path in files]
+    samples = [read_input(path, inputs, config.binning, config.own_lengths) for path in files]
     batch, lengths = _batch(samples, inputs, config.steps)
     if draw is not None:
         from stsbp.report.collect import look
@@ -128,8 +128,10 @@ def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int
     return batch, None if (lengths == steps).all() else lengths
 
 
-def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
+def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: bool = False) -> UInt8:
     """The input of one file, uint8: an image `[C, H, W]`, or frames of at most `T` steps, `[..., C, H, W]`, binned so.
+
+    With `own_lengths` a recording has the steps up to its end.
 
     Raises:
         DataError: it cannot be read, or is not what the network reads.
@@ -148,7 +150,8 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
     elif kind == ".bin" and events and len(inputs.shape) == 3:
         polarities, height, width = inputs.shape
         fitting = replace(binning, polarities=polarities, height=height, width=width)
-        sample = fitting.frames(*read_recording(content, path))
+        recording = read_recording(content, path)
+        sample = fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
     elif kind in SUFFIXES and not events and len(inputs.shape) == 3:
         channels, height, width = inputs.shape
         sample = read_image(
@@ -160,7 +163,7 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning) -> UInt8:
         raise DataError(
             f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}"
         )
-    fewer = kind == ".npy" and events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
+    fewer = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
     if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
         raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")

@@ -215,6 +215,8 @@ class Request:
     options: Mapping[str, str] = field(default_factory=dict)
     """Those that the name says, `NAME:option=value`."""
     binning: EventBinning = field(default_factory=EventBinning)
+    own_lengths: bool = False
+    """Whether a recording has the steps up to its end instead of all (`FrameSplit.lengths`, `EventBinning.length`)."""
     seed: int = 0
     limit: int | None = None
     """Training samples that will be kept, so that a loader need not prepare more."""
@@ -227,6 +229,11 @@ class Request:
     skip_malformed: bool = False
     image_size: int | None = None
     progress: ProgressCallback | None = None
+
+    @property
+    def length_key(self) -> dict[str, bool]:
+        """A part of the key of cached frames: caches without lengths have the keys that they had before."""
+        return {"own_lengths": True} if self.own_lengths else {}
 
     @property
     def wants_own_test(self) -> bool:

@@ -81,6 +81,11 @@ class Cochlea:
         g, a, b = np.array(rows, dtype=np.float32).T
         return g, a, b
 
+    def length(self, samples: int, steps: int, window_us: int) -> int:
+        """Steps up to that of the last of so many samples that is in the window, of `steps` that share it."""
+        heard = min(samples, -(-window_us * self.rate // 1_000_000))
+        return max(0, heard - 1) * 1_000_000 * steps // (self.rate * window_us) + 1
+
     def spikes(self, sounds: Sequence[AnyArray], steps: int, window_us: int) -> UInt8:
         """Which fibres spike in which step.
 

@@ -34,7 +34,8 @@ def load(request: Request) -> Dataset:
             block = slice(first, first + _BLOCK)
             recordings = camera.record(enlarge(images[block], _ENLARGE))
             frames = np.stack([binning.frames(*recording) for recording in recordings])
-            writer.add(FrameSplit.store(frames, binary=binning.binary), labels[block])
+            lengths = [binning.length(t) for *_, t in recordings] if request.own_lengths else None
+            writer.add(FrameSplit.store(frames, binary=binning.binary), labels[block], lengths)
             report(min(first + _BLOCK, len(labels)))
 
     key = {
@@ -43,9 +44,10 @@ def load(request: Request) -> Dataset:
         "enlarge": _ENLARGE,
         "camera": dataclasses.asdict(camera),
         "binning": dataclasses.asdict(binning),
+        **request.length_key,
     }
     stored = cached("digits-events", key, cache_dir=request.cache_dir, build=build)
-    samples = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
+    samples = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
     train, test = cut_test(samples, round(_TEST_SHARE * len(labels)), request)
     cut = request.told_of_test(f"; {len(test)} of them held out as test samples (split seed {request.seed})")
     note = f"simulated recordings of the {len(labels)} digits of scikit-learn, not of a camera{cut}"

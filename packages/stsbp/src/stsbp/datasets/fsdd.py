@@ -142,7 +142,8 @@ def _spikes(
             heard.update(zip(block, frames, strict=True))
             report(first + len(block))
         for k in sorted(heard):
-            writer.add(heard[k][np.newaxis], [k])
+            lengths = [cochlea.length(len(sounds[k]), steps, window_us)] if request.own_lengths else None
+            writer.add(heard[k][np.newaxis], [k], lengths)
 
     key = {
         "source": combine_digests(digests),
@@ -151,10 +152,11 @@ def _spikes(
         "steps": steps,
         "window_us": window_us,
         "skip_malformed": request.skip_malformed,
+        **request.length_key,
     }
     found = cached("fsdd", key, cache_dir=request.cache_dir, build=build, root=folder)
     labels = np.array([files[k][1].digit for k in found.labels], dtype=np.int64)
-    return FrameSplit(found.data, labels, steps), found.labels, found.skipped
+    return FrameSplit(found.data, labels, steps, lengths=found.lengths), found.labels, found.skipped
 
 
 @names_unreadable

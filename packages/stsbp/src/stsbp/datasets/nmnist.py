@@ -152,18 +152,20 @@ def _load_split(folder: Path, request: Request) -> tuple[FrameSplit, tuple[Skipp
             if request.skip_malformed and (complaint := _complaint(content)) is not None:
                 writer.skip(relative, complaint)
             else:
-                frames = binning.frames(*read_recording(content, path))
-                stored = FrameSplit.store(frames[np.newaxis], binary=binning.binary)
-                writer.add(stored, [CLASSES.index(relative[0])])
+                recording = read_recording(content, path)
+                stored = FrameSplit.store(binning.frames(*recording)[np.newaxis], binary=binning.binary)
+                lengths = [binning.length(recording[-1])] if request.own_lengths else None
+                writer.add(stored, [CLASSES.index(relative[0])], lengths)
             report(done)
 
     key = {
         "source": combine_digests(digests),
         "binning": dataclasses.asdict(binning),
         "skip_malformed": request.skip_malformed,
+        **request.length_key,
     }
     found = cached("nmnist", key, cache_dir=request.cache_dir, build=build, root=folder)
-    return FrameSplit(found.data, found.labels, binning.steps, binning.binary), found.skipped
+    return FrameSplit(found.data, found.labels, binning.steps, binning.binary, found.lengths), found.skipped
 
 
 @names_unreadable

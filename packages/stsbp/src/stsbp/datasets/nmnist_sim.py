@@ -91,7 +91,8 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
             block = chosen[begin : begin + _BLOCK]
             recordings = CAMERA.record(digits.images[block], first + block)
             frames = np.stack([binning.frames(*recording) for recording in recordings])
-            writer.add(FrameSplit.store(frames, binary=binning.binary), digits.labels[block])
+            lengths = [binning.length(t) for *_, t in recordings] if request.own_lengths else None
+            writer.add(FrameSplit.store(frames, binary=binning.binary), digits.labels[block], lengths)
             report(begin + len(block))
 
     source = digits.images[chosen].tobytes() + digits.labels[chosen].astype("<i8").tobytes()
@@ -101,9 +102,10 @@ def _simulate(digits: mnist.Digits, chosen: Int64, first: int, request: Request)
         "simulation": _SIMULATION,
         "camera": dataclasses.asdict(CAMERA),
         "binning": dataclasses.asdict(binning),
+        **request.length_key,
     }
     stored = cached("nmnist-sim", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
+    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
 
 
 def _kept(digits: mnist.Digits, data_dir: Path) -> Int64:

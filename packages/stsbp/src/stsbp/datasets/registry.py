@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.encoders import EventBinning
 
-from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, select_balanced
+from stsbp.datasets.base import Dataset, ProgressCallback, Request, Subset, lengths_of, select_balanced
 from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
@@ -169,6 +169,7 @@ def load(
     cache_dir: Path | None = None,
     progress: ProgressCallback | None = None,
     binning: EventBinning | None = None,
+    own_lengths: bool = False,
     image_size: int | None = None,
     only_test: bool = False,
     train_only: bool = False,
@@ -188,6 +189,7 @@ def load(
         cache_dir: for the decoded samples; by default `default_cache_dir()`.
         progress: called with what is being done, the items done and their total.
         binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
+        own_lengths: whether each recording has the steps up to its end, and later ones are padding.
         image_size: resize the images of an image folder to this many pixels square.
         only_test: the test set alone is wanted; where the source brings none, all samples are it.
         train_only: no test set is wanted; where the source brings none, all samples are training samples.
@@ -216,6 +218,7 @@ def load(
         data_dir=None if data_dir is None else expanded(data_dir),
         cache_dir=default_cache_dir() if cache_dir is None else expanded(cache_dir),
         binning=replace(EventBinning() if binning is None else binning, steps=steps),
+        own_lengths=own_lengths,
         seed=seed,
         limit=limit,
         holdout=holdout,
@@ -227,6 +230,8 @@ def load(
         progress=progress,
     )
     dataset = info.load(request)
+    if own_lengths and lengths_of(dataset.train) is None:
+        raise DataError(f"the samples of {name} have no lengths of their own: leave own_lengths (--own-lengths) out")
     dataset = replace(dataset, notes=(*said, *dataset.notes))
     if train_only:
         note = "there is no test set, as asked: nothing is tested"

@@ -270,6 +270,7 @@ def _load(config: RunConfig, name: str, data_dir: str, progress: ProgressCallbac
         data_dir=Path(data_dir) if data_dir else None,
         steps=config.steps,
         binning=config.binning,
+        own_lengths=config.own_lengths,
         seed=config.split_seed,
         download=config.download,
         skip_malformed=config.skip_malformed,
