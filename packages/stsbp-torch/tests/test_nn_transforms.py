@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import stsbp_torch
 import torch
-from stsbp_spec import initial_weights
+from stsbp_spec import Hamming, Loss, SpikeCount, initial_weights
+from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import NetworkError, ShapeError, SpecError
+from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_torch import (
     ALIF,
     IF,
@@ -117,6 +119,28 @@ def test_mapped_modules_have_the_bits_of_each(make: Callable[[], torch.nn.Module
     for i in range(3):
         one = functional_call(net, {name: x[i] for name, x in several.items()}, (frames[:, 0],))
         assert torch.equal(spikes[i], one)
+
+
+@pytest.mark.parametrize("loss", [VanRossum(), Hamming(), SpikeCount()], ids=lambda loss: loss.name)
+def test_a_loss_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> None:
+    rng, numpy = np.random.default_rng(0), NumpyBackend()
+    s, y = (rng.integers(0, 2, (7, 4, 3)).astype(np.uint8) for _ in range(2))
+    spikes, targets = torch.from_numpy(s).float().requires_grad_(), torch.from_numpy(y).float()
+    every = torch.tensor([[7, 2, 5, 1], [7, 7, 7, 7], [3, 4, 6, 2]])
+    mapped = vmap(grad(lambda s, n: spike_loss(loss, s, targets, psp=FILTER, lengths=n)), (None, 0))
+    found = mapped(spikes.detach(), every)
+    for lengths, own in zip(every, found, strict=True):
+        value = spike_loss(loss, spikes, targets, psp=FILTER, lengths=lengths)
+        n = lengths.numpy()
+        assert value.item() == np.float32(loss.mean(s, y, FILTER, n))
+        expected = numpy.loss_error(loss, FILTER, s, y, 4, loss_padding(loss, FILTER, n, 4, s.shape))
+        (gradient,) = torch.autograd.grad(value, spikes)
+        assert np.array_equal(gradient.numpy(), expected)
+        assert np.array_equal(own.numpy(), expected)
+    with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has 8"):
+        spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.tensor([7, 8, 1, 1]))
+    with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[4\]"):
+        spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.ones(4))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from stsbp.datasets import Dataset, load
+from stsbp.datasets.base import lengths_of
 from stsbp.errors import DataError
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
@@ -126,3 +127,19 @@ def test_own_events_are_trained_and_evaluated(own: Callable[..., Path], stsbp: C
     assert f'dataset = "events:{path}"' in Path("run/config.toml").read_text()
     refused = stsbp("train", "events")
     assert refused.exit_code == 1
+
+
+def test_recordings_of_their_own_lengths(own: Callable[..., Path]) -> None:
+    arrays = _arrays()
+    # Every recording ends earlier than the one before.
+    t = arrays["t"] * (SAMPLES - arrays["sample"]) // SAMPLES
+    path = own(t=t, split=np.zeros(SAMPLES, np.uint8))
+    whole, ended = (_load(path, own_lengths=own_lengths, train_only=True) for own_lengths in (False, True))
+    assert lengths_of(whole.train) is None
+    lengths = lengths_of(ended.train)
+    assert lengths is not None
+    last = [int(t[arrays["sample"] == k].max()) for k in range(SAMPLES)]
+    assert lengths.tolist() == [6 * at // 300_000 + 1 for at in last]
+    assert len(set(lengths.tolist())) > 3
+    everything = np.arange(SAMPLES)
+    assert np.array_equal(whole.train.inputs(everything), ended.train.inputs(everything))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_loss
+from stsbp_spec.checks import check_lengths, check_loss
+from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.losses import Loss
 from stsbp_spec.synapses import PSP
@@ -21,19 +22,28 @@ __all__ = ["spike_loss"]
 _LOSSES: dict[str, tuple[Loss, PSP]] = {}
 
 
-def spike_loss(loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: PSP) -> torch.Tensor:
+def spike_loss(
+    loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: PSP, lengths: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean distance of spike trains `[T, B, N]`, differentiable in `spikes`.
 
     Its gradient is the error signal of the spec (for the Hamming distance without the factor 2).
 
+    Args:
+        loss: the distance.
+        spikes, targets: zeros and ones.
+        psp: filter of the output layer, `network.output_psp`.
+        lengths: how many steps each sample has, integers `[B]`, 1 to `T`; its later ones are left out. None: all.
+
     Raises:
-        ShapeError: spikes and targets have different shapes, or one of them is neither 0 nor 1.
+        ShapeError: spikes and targets have different shapes, or one of them is neither 0 nor 1; or lengths are others.
         NumericError: one of them is not finite.
     """
     check_loss(loss)
     if spikes.dim() != 3 or spikes.shape != targets.shape:
         raise ShapeError(f"spikes and targets must be [T, B, N], got {tuple(spikes.shape)} and {tuple(targets.shape)}")
-    result: torch.Tensor = _Distance.apply(_key(loss, psp), spikes, targets)  # type: ignore[no-untyped-call]
+    given = _key(loss, psp), spikes, targets, lengths
+    result: torch.Tensor = _Distance.apply(*given)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -46,27 +56,37 @@ def _key(loss: Loss, psp: PSP) -> str:
 
 
 @torch.library.custom_op("stsbp::distance", mutates_args=())
-def _distance(key: str, spikes: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+def _distance(
+    key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None
+) -> list[torch.Tensor]:
     loss, psp = known(_LOSSES, key)
     for x in (spikes, targets):
         check_inputs("a loss", x, 0, 1)
     outputs, wanted = (x.detach().cpu().numpy().astype(np.uint8) for x in (spikes, targets))
-    return [torch.tensor(loss.mean(outputs, wanted, psp), dtype=torch.float32, device=spikes.device)]
+    each = None if lengths is None else lengths.cpu().numpy()
+    check_lengths(each, spikes.shape[1], len(spikes))
+    return [torch.tensor(loss.mean(outputs, wanted, psp, each), dtype=torch.float32, device=spikes.device)]
 
 
 @_distance.register_fake
-def _(key: str, spikes: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+def _(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None) -> list[torch.Tensor]:
     return [torch.empty((), dtype=torch.float32, device=spikes.device)]
 
 
 @torch.library.custom_op("stsbp::distance_back", mutates_args=())
-def _distance_back(key: str, spikes: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-    loss, psp = known(_LOSSES, key)
-    return [backend_of(spikes).loss_error(loss, psp, spikes.contiguous(), targets.contiguous())]
+def _distance_back(
+    key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None
+) -> list[torch.Tensor]:
+    (loss, psp), backend, batch = known(_LOSSES, key), backend_of(spikes), spikes.shape[1]
+    padding = None
+    if lengths is not None:
+        found = loss_padding(loss, psp, lengths.cpu().numpy(), batch, tuple(spikes.shape))
+        padding = {name: backend.asarray(x) for name, x in found.items()}
+    return [backend.loss_error(loss, psp, spikes.contiguous(), targets.contiguous(), batch, padding)]
 
 
 @_distance_back.register_fake
-def _(key: str, spikes: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+def _(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None) -> list[torch.Tensor]:
     return [torch.empty(spikes.shape, dtype=torch.float32, device=spikes.device)]
 
 
@@ -78,16 +98,16 @@ class _Distance(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(key: str, spikes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.ops.stsbp.distance(key, spikes, targets)[0]
+    def forward(key: str, spikes: torch.Tensor, targets: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        found: torch.Tensor = torch.ops.stsbp.distance(key, spikes, targets, lengths)[0]
         return found
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[str, torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
-        ctx.key, *trains = inputs
-        ctx.save_for_backward(*trains)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.key, *tensors = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (error,) = once(partial(torch.ops.stsbp.distance_back, ctx.key), *ctx.saved_tensors)
-        return None, error * errors[0], None
+        return None, error * errors[0], None, None

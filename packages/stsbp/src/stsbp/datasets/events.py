@@ -95,12 +95,14 @@ def _frames(
             x, t = arrays["x"][own], arrays["t"][own]
             y, p = (arrays[name][own] if name in names else np.zeros(len(own), np.int64) for name in ("y", "p"))
             frames = binning.frames(x, y, p, t).reshape(1, binning.steps, *shape)
-            writer.add(FrameSplit.store(frames, binary=binning.binary), [int(label)])
+            lengths = [binning.length(t)] if request.own_lengths else None
+            writer.add(FrameSplit.store(frames, binary=binning.binary), [int(label)], lengths)
             report(k + 1)
 
-    key = {"source": digest.hexdigest(), "columns": names, "binning": dataclasses.asdict(binning)}
+    binned = {"binning": dataclasses.asdict(binning), **request.length_key}
+    key = {"source": digest.hexdigest(), "columns": names, **binned}
     stored = cached("events", key, cache_dir=request.cache_dir, build=build)
-    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary)
+    return FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
 
 
 @names_unreadable
