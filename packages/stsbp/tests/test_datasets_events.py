@@ -86,6 +86,16 @@ def test_binning_is_that_of_the_options(own: Callable[..., Path]) -> None:
     assert np.array_equal(early, whole[:6])
 
 
+def test_samples_may_be_as_long_as_their_last_event_says(own: Callable[..., Path]) -> None:
+    arrays = _arrays()
+    t = arrays["t"] * (arrays["sample"] + 1) // SAMPLES
+    last = [int(t[arrays["sample"] == k].max()) for k in range(SAMPLES)]
+    lengths = lengths_of(_load(own(t=t), own_lengths=True, train_only=True).train)
+    assert lengths is not None
+    assert lengths.tolist() == [at * 6 // 300_000 + 1 for at in last]
+    assert lengths_of(_load(own(t=t), train_only=True).train) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

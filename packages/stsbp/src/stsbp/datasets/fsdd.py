@@ -210,6 +210,7 @@ FSDD = DatasetInfo(
         "net": "256-256",
         "steps": 60,
         "window_ms": 720.0,
+        "own_lengths": True,
         "epochs": 30,
         "batch_size": 50,
         "lr": 2e-3,
