@@ -67,7 +67,7 @@ def test_lif_pair_decays_into_the_floor_in_both_directions() -> None:
 @pytest.mark.parametrize("case", rational.CASES, ids=[case.id for case in rational.CASES])
 def test_rational_case_spikes_and_has_gradients(case: rational.RationalCase) -> None:
     result = rational.oracle(case)
-    for spikes in result.run.o:
+    for spikes in result.run.o.values():
         assert 0.1 <= np.stack(spikes).astype(float).mean() <= 0.9
     for gradient in result.gradients.values():
         assert (gradient != 0).mean() >= 0.3

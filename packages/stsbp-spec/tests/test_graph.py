@@ -152,6 +152,20 @@ def test_a_chain_has_the_streams_of_its_blocks() -> None:
     ]
 
 
+def recurrent(op: Op) -> tuple[Node, ...]:
+    """A population that reads itself through `op`."""
+    own, both = Node("own", op, (Edge("n1", 1),)), (Edge("w1"), Edge("own"))
+    return (INPUT, Node("w1", Conv2d(4, 3), (Edge("input"),)), own, Node("n1", Neurons(LIF(tau_s=5)), both))
+
+
+def test_a_population_may_read_itself_a_step_later() -> None:
+    network = Network(recurrent(Conv2d(4, 1))[::-1])
+    assert [node.name for node in network.nodes] == ["input", "w1", "own", "n1"]
+    assert network.recurrent == {"n1": ("own",)}
+    assert network.values["own"] == Values((4, 7, 7), pending=PSP(5), weighted=True)
+    assert network.projections[1].input == Values((4, 7, 7), pending=PSP(5))
+
+
 REFUSED = [
     (chain(("w1", Conv2d(4, 10)), ("n1", Neurons(LIF()))), "w1", "the kernel, 10x10, is larger than its input, 9x9"),
     (chain(("p", AvgPool2d(16)), ("w1", Linear(4)), ("n1", Neurons(LIF()))), "p", "the window, 16x16, is larger than"),
@@ -162,18 +176,47 @@ REFUSED = [
     (chain(("i", Input((4,))), ("w1", Linear(4))), "i", "Input takes no input, got 1"),
     ((*HIDDEN[:3], replace(HIDDEN[3], inputs=())), "w2", "Linear takes one input, got 0"),
     (
-        (*HIDDEN[:4], Node("both", Neurons(LIF()), (Edge("w2"), Edge("w2")))),
+        (*HIDDEN[:4], Node("w3", Linear(4), (Edge("n1"),)), Node("both", Neurons(LIF()), (Edge("w2"), Edge("w3")))),
         "both",
-        "Neurons takes one input, got 2",
+        "the projections of one population have one shape, and these have (3,) and (4,)",
     ),
-    ((*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w1", 1),))), "n1", "reads w1 with a delay of 1; only 0 is known"),
+    ((*HIDDEN[:2], Node("n1", Neurons(LIF()), ())), "n1", "Neurons takes one input, got 0"),
+    (
+        (*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w1", -1),))),
+        "n1",
+        "it reads w1 with a delay of -1; a delay is 0 to 65536 steps",
+    ),
+    (
+        (Node("input", Input((2, 9, 9), "direct")), HIDDEN[1], Node("w", Conv2d(4, 3), (Edge("input", 2),))),
+        "w",
+        "input is the same at every step, so it cannot be read with a delay",
+    ),
+    (
+        recurrent(Linear(3)),
+        "own",
+        "projections of one population have one shape, and these have (4, 7, 7) and",
+    ),
+    ((*recurrent(Conv2d(4, 1))[:3], Node("n1", Neurons(LIF()), (Edge("own"),))), "n1", "it reads nothing but itself"),
+    (
+        (
+            *recurrent(Conv2d(4, 1)),
+            Node("w2", Linear(3), (Edge("n1"),)),
+            Node("n2", Neurons(LIF()), (Edge("w2"), Edge("own"))),
+        ),
+        "n2",
+        "own is the recurrence of n1, and nothing else may read it",
+    ),
     ((*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w9"),))), "n1", "there is no node 'w9' that it could read"),
     ((*HIDDEN[:2], Node("w1", Neurons(LIF()), (Edge("w1"),))), "w1", "the name is given twice"),
-    ((INPUT, Node("w1", Linear(3), (Edge("w1"),))), "w1", "it reads itself through w1; loops are not known"),
+    (
+        (INPUT, Node("w1", Linear(3), (Edge("w1"),))),
+        "w1",
+        "it reads itself through w1; a population may read",
+    ),
     (
         (INPUT, Node("a", Sum(), (Edge("input"), Edge("c"))), *(Node(x, Sum(), (Edge(y),)) for x, y in ("ba", "cb"))),
         "b",
-        "it reads itself through a, c, b; loops are not known",
+        "it reads itself through a, c, b; a population may read itself",
     ),
     (
         (*HIDDEN, *(Node(name, Linear(3), (Edge("n1"),)) for name in ("w3", "w4"))),

@@ -191,7 +191,7 @@ MALFORMED = [
     ("12C3x1234567890", "1234567890", "a number has at most 9 digits, got 10"),
     ("10{groups=2}", "groups=2", "unknown parameter 'groups'; known: neuron"),
     ("12C3x35-5", "12C3x35", "the kernel, 3x35, is larger than its input, 34x34"),
-    ("12C3{dilation=17}-5", "12C3{dilation=17}", "the kernel, 3x3 with dilation 16, is larger than its input"),
+    ("12C3{dilation=17}-5", "12C3{dilation=17}", "the kernel, 3x3 with dilation 17, is larger than its input"),
     ("100p1", "p1", "a full connection has no padding"),
     ("100s2", "s2", "a full connection has no stride"),
     ("12C5{tau=5}", "tau=5", "unknown parameter 'tau'; known: neuron, tau_m"),

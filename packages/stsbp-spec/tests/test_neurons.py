@@ -69,7 +69,7 @@ def test_gradients_against_the_literal_form(neuron: Any, loss: str, surrogate: A
     targets = [literal.array(x) for x in batch.targets]
     expected = literal.backward(LOSSES[loss], wide, run, targets)
     layers = NUMPY.run(network, weights, batch.inputs, 6).layers
-    for o, (name, layer) in zip(run.o, layers.items(), strict=True):
+    for o, (name, layer) in zip(run.o.values(), layers.items(), strict=True):
         assert np.array_equal(np.stack(o), layer.spikes)
         assert 0.02 < layer.spikes.mean() < 0.98, name
     found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch)
@@ -119,7 +119,8 @@ def test_spikes_are_those_of_exact_fractions(neuron: Any) -> None:
     inputs = (rng.random((5, 3, 8)) < 0.5).astype(np.uint8)
     literal = Literal(network, Fraction)
     run = literal.forward({n: literal.array(w) for n, w in weights.items()}, [literal.array(x) for x in inputs])
-    for u, o, layer in zip(run.u, run.o, NUMPY.run(network, weights, inputs, 5).layers.values(), strict=True):
+    layers = NUMPY.run(network, weights, inputs, 5).layers.values()
+    for u, o, layer in zip(run.u.values(), run.o.values(), layers, strict=True):
         assert np.array_equal(np.stack(o).astype(float), layer.spikes)
         assert np.array_equal(np.stack(u).astype(float), layer.potentials)
         assert 0 < layer.spikes.mean() < 1

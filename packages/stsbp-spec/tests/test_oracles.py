@@ -19,7 +19,7 @@ import pytest
 from stsbp_spec.backend import Batch
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.random import Stream, bits, uniform
 from stsbp_spec.reference import roundoff
@@ -103,11 +103,13 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
     assert found.loss == pytest.approx(value, rel=1e-13)
     error = roundoff.loss_error(LOSSES[loss], network.output_psp, found.spikes, batch.targets)
     near = roundoff.gradients(network, weights, batch.inputs, layers, error, potentials="float64")
-    for i, block in enumerate(network.blocks):
-        o, u = np.stack(run.o[i]), np.stack(run.u[i])
+    for block in network.blocks:
+        o, u = np.stack(run.o[block.population]), np.stack(run.u[block.population])
         assert 0.05 < o.mean() < 0.7
         assert np.array_equal(layers[block.name].spikes, o)
-        z = np.stack([literal.product(block, exact[block.name], x) for x in _unfiltered(literal, block, run, batch)])
+        (entering,) = (node.inputs for node in network.graph.nodes if node.name == block.name)
+        unfiltered = run.values[entering[0].source]
+        z = np.stack([literal.product(block.synapse, exact[block.name], x) for x in unfiltered])
         filter = roundoff.exact_filter(block.psp, biased=block.synapse.bias)
         learned = {name: weights[f"{block.name}.{name}"] for name in block.learned}
         potentials = roundoff.neuron_forward(block.neuron, filter, z, layers[block.name].spikes, learned)["u"]
@@ -122,12 +124,6 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
 def _agree(found: Float64, literal: Float64) -> None:
     """Two orders of one sum in float64."""
     assert np.abs(found - literal).max() <= 1e-13 * np.abs(literal).max()
-
-
-def _unfiltered(literal: Literal, block: Block, run: LiteralRun, batch: Batch) -> list[AnyArray]:
-    """What meets the weights where the filter stands after them."""
-    below = run.o[block.index - 1] if block.index > 0 else _frames(literal, batch)
-    return [literal.before(block, x) for x in below]
 
 
 def _dyadic(notation: str, neuron: LIF, **options: Any) -> NetworkSpec:
@@ -212,10 +208,10 @@ def test_float32_against_fractions_tolerance_zero(
     def exactly(got: AnyArray, fractions: AnyArray) -> None:
         assert [Fraction(x) for x in got.reshape(-1).tolist()] == list(fractions.reshape(-1))
 
-    for i, block in enumerate(network.blocks):
+    for block in network.blocks:
         assert 0.1 <= layers[block.name].spikes.mean() <= 0.9
-        exactly(layers[block.name].spikes, np.stack(run.o[i]))
-        exactly(layers[block.name].potentials, np.stack(run.u[i]))
+        exactly(layers[block.name].spikes, np.stack(run.o[block.population]))
+        exactly(layers[block.name].potentials, np.stack(run.u[block.population]))
     for name, gradient in literal.backward(LOSSES[loss], exact, run, targets).items():
         assert np.count_nonzero(gradient) >= 0.3 * gradient.size
         exactly(found.gradients[name], gradient)
@@ -224,7 +220,7 @@ def test_float32_against_fractions_tolerance_zero(
 def _cotangent_targets(run: LiteralRun, seed: int) -> list[AnyArray]:
     """Real-valued "targets" that make the Hamming error normal random numbers."""
     rng = np.random.default_rng(seed)
-    return [o + rng.normal(size=o.shape) for o in run.o[-1]]
+    return [o + rng.normal(size=o.shape) for o in [*run.o.values()][-1]]
 
 
 # Widths of 0.8 and 0.9: with 1, neurons at rest (u = 0, threshold 0.5) would stand on the rectangle's edge.

@@ -348,14 +348,32 @@ def naive_fan_out(block: Block) -> Int64:
     ],
 )
 def test_fan_out_is_that_of_a_naive_count(notation: str, shape: Shape) -> None:
-    for block in NetworkSpec.parse(notation, input_shape=shape, outputs=3).blocks:
-        assert np.array_equal(fan_out(block), naive_fan_out(block))
+    network = NetworkSpec.parse(notation, input_shape=shape, outputs=3)
+    below = "input"
+    for block in network.blocks:
+        assert list(fan_out(network, block)) == [below]
+        assert np.array_equal(fan_out(network, block)[below], naive_fan_out(block))
+        below = block.population
+
+
+def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_after_them() -> None:
+    network = NetworkSpec.parse("4R-[5-4]+-6{recurrent=one-to-one}", input_shape=(3,), outputs=2)
+    found = [fan_out(network, block) for block in network.blocks]
+    assert [{name: x.tolist() for name, x in each.items()} for each in found] == [
+        {"input": [4] * 3, "neurons1": [4] * 4},
+        {"neurons1": [5] * 4},
+        {"neurons2": [4] * 5},
+        {"neurons3": [6] * 4, "neurons1": [6] * 4, "neurons4": [1] * 6},
+        {"neurons4": [2] * 6},
+    ]
 
 
 def test_dense_spikes_cost_as_much_as_the_ann_does_at_every_step() -> None:
     # Without padding every multiply-add of a frame is a pair of a spike and a weight.
-    for block in NetworkSpec.parse("3C3-5C2-7", input_shape=(2, 9, 8), outputs=3).blocks:
-        assert fan_out(block).sum() == block.multiply_adds
+    network = NetworkSpec.parse("3C3-5C2-7", input_shape=(2, 9, 8), outputs=3)
+    for block in network.blocks:
+        (fan,) = fan_out(network, block).values()
+        assert fan.sum() == block.multiply_adds
 
 
 def test_synaptic_operations_follow_from_the_spikes(experiment: Callable[..., Result], tmp_path: Path) -> None:

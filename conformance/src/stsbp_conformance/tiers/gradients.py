@@ -25,7 +25,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.passes import backward_pass, forward_pass
 from stsbp_spec.reference import roundoff
-from stsbp_spec.reference.literal import Literal, LiteralRun
+from stsbp_spec.reference.literal import Literal
 from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import SURROGATES
 from stsbp_spec.typing import AnyArray, Float32, Float64
@@ -48,24 +48,21 @@ def float64_gradients(case: NetworkCase, loss: str | None) -> dict[str, Float64]
     literal = Literal(network, float)
     inputs, targets, _ = reference.data(case)
     scale = 256.0 if network.coding == "direct" else 1.0
-    below = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
-    if network.input_psp is not None:
-        below = literal.psp(network.input_psp, below)
-    run, weights = LiteralRun([], [], [], []), {name: literal.array(x) for name, x in _grids(case).items()}
+    frames = [literal.array(x / scale) for x in ([inputs] * case.steps if scale > 1 else inputs)]
+    weights = {name: literal.array(x) for name, x in _grids(case).items()}
+    seen = {}
     for block in network.blocks:
         layer = result.layers[block.name]
-        run.entered.append([literal.before(block, a) for a in below])
-        run.u.append([literal.array(u) for u in layer.potentials])
-        run.o.append([literal.array(o) for o in layer.spikes])
         resting = np.full(layer.potentials.shape, block.neuron.threshold)
         threshold = _kept(case)[block.name].get("threshold", resting)
-        run.threshold.append([literal.array(v) for v in threshold])
-        below = literal.psp(block.neuron.psp, run.o[-1])
+        potentials, spikes, thresholds = (list(map(literal.array, x)) for x in (*layer[::-1], threshold))
+        seen[block.population] = potentials, spikes, thresholds
+    run = literal.forward(weights, frames, seen)
     if loss is not None:
         return literal.backward(LOSSES[loss], weights, run, [literal.array(x) for x in targets])
     # The error of the Hamming distance is (o - target) / B: these "targets" make it the wanted cotangent.
     cotangent = case.cotangents().astype(np.float64)
-    return literal.backward(Hamming(), weights, run, list(np.stack(run.o[-1]) - case.batch * cotangent))
+    return literal.backward(Hamming(), weights, run, list(np.stack([*run.o.values()][-1]) - case.batch * cotangent))
 
 
 @cache
@@ -80,8 +77,9 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
     """Weights on their grids, and what neurons learned as it is."""
-    grids = {b.name: NUMPY.weight_grid(b, reference.weights(case)[b.name])[0] for b in case.network.blocks}
-    return {**reference.weights(case), **grids}
+    weights = reference.weights(case)
+    grids = {p.name: NUMPY.weight_grid(p, weights[p.name])[0] for p in case.network.graph.projections}
+    return {**weights, **grids}
 
 
 def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
@@ -130,7 +128,7 @@ def computed(
         )
         return dict(result.gradients)
     grids = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
-    grids |= {block.name: backend.weight_grid(block, grids[block.name])[0] for block in network.blocks}
+    grids |= {p.name: backend.weight_grid(p, grids[p.name])[0] for p in network.graph.projections}
     trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)
     gradients = backward_pass(trace, backend.asarray(case.cotangents()), "fast")
     return {name: backend.numpy(g) for name, g in gradients.items()}

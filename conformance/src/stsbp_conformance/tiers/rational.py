@@ -43,9 +43,9 @@ class RationalCase:
     def weights(self) -> dict[str, Float32]:
         """Multiples of 1/4 from -3/4 to 3/4."""
         weights = {}
-        for block in self.network.blocks:
-            drawn = bits(self.seed, Stream.INIT, int(np.prod(block.weight_shape)), substream=block.index)
-            weights[block.name] = ((drawn % 7).astype(np.float32) - 3).reshape(block.weight_shape) / np.float32(4)
+        for each in self.network.graph.projections:
+            drawn = bits(self.seed, Stream.INIT, int(np.prod(each.weight_shape)), substream=each.index)
+            weights[each.name] = ((drawn % 7).astype(np.float32) - 3).reshape(each.weight_shape) / np.float32(4)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
                 # 1/2 or 1: products of few bits.
@@ -106,7 +106,7 @@ def _check(case: RationalCase, *, quick: bool) -> Check:
         compared = Compared()
         weights, batch = case.weights(), case.data()
         layers = backend.run(case.network, weights, batch.inputs, case.steps).layers
-        for block, u, o in zip(case.network.blocks, expected.run.u, expected.run.o, strict=True):
+        for block, u, o in zip(case.network.blocks, expected.run.u.values(), expected.run.o.values(), strict=True):
             compare(compared, f"{block.name}: membrane potentials", layers[block.name].potentials, np.stack(u))
             compared.unsigned(f"{block.name}: membrane potentials", layers[block.name].potentials)
             compare(compared, f"{block.name}: spikes", layers[block.name].spikes, np.stack(o))

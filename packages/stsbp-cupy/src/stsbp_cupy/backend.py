@@ -25,7 +25,7 @@ from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
-from stsbp_cupy.runtime import Array, Runtime, logical
+from stsbp_cupy.runtime import Array, Runtime, logical, memory
 from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
 
 __all__ = ["CupyBackend"]
@@ -121,6 +121,31 @@ class CupyBackend(AbstractBackend[Array]):
         summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
         return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
+
+    def zeros(self, shape: Shape) -> Array:
+        return self._empty(shape, np.float32)
+
+    def silence(self, shape: Shape) -> Array:
+        return self._empty(shape, np.uint8)
+
+    def _empty(self, shape: Shape, dtype: Any) -> Array:
+        """Zeros of logical `shape`, channels-last in memory."""
+        last = (*shape[:-3], *shape[-2:], shape[-3]) if len(shape) >= 4 else shape
+        return logical(self.rt, self.rt.xp.zeros(last, dtype))
+
+    def joined(self, arrays: Sequence[Array]) -> Array:
+        return logical(self.rt, self.rt.xp.concatenate([memory(self.rt, x) for x in arrays]))
+
+    def shifted(self, x: Array, steps: int) -> Array:
+        found = self._empty(x.shape, x.dtype)
+        if steps >= 0:
+            found[steps:] = x[: max(0, len(x) - steps)]
+        else:
+            found[:steps] = x[-steps:]
+        return found
+
+    def sample_grid(self, dz: Array, bits: int) -> Array:
+        return grid.sample_grid(self.rt, dz, bits)
 
     def spread(self, values: Array, shape: Shape) -> Array:
         each: Array = self.rt.xp.broadcast_to(values.reshape(1, 1, -1, *(1,) * (len(shape) - 2)), (1, *shape))

@@ -10,6 +10,7 @@ from stsbp_spec.errors import ExactnessError
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import (
     EXACT_LIMIT_BITS,
+    FINEST_ERROR_EXPONENT,
     FLOOR,
     MIN_WEIGHT_BITS,
     WeightGrid,
@@ -20,7 +21,7 @@ from stsbp_spec.grid import (
 
 from stsbp_cupy.runtime import Array, Runtime, lanes_of, logical, memory
 
-__all__ = ["error_grid", "largest_error", "launch_max_abs", "weight_grids"]
+__all__ = ["error_grid", "largest_error", "launch_max_abs", "sample_grid", "weight_grids"]
 
 
 def launch_max_abs(rt: Runtime, x: Array, largest: Array) -> None:
@@ -44,6 +45,17 @@ def error_grid(rt: Runtime, dz: Array, bits: int, largest: Array) -> tuple[Array
     threads = min(rt.reduction_threads, dz.size // lanes)
     rt.launch("round_errors", threads, dz, out, largest, zeroed, dz.size, bits, lanes)
     return logical(rt, out), zeroed
+
+
+def sample_grid(rt: Runtime, dz: Array, bits: int) -> Array:
+    """`grid.sample_grid` of `[1, B, ...]`; no transfer from the device."""
+    xp, dz = rt.xp, memory(rt, dz)
+    axes = tuple(range(2, dz.ndim))
+    most = (dz.view(np.int32) & np.int32(0x7FFFFFFF)).max(axis=axes, keepdims=True)
+    exponent = xp.minimum(np.int32(bits + 126) - (most >> np.int32(23)), np.int32(FINEST_ERROR_EXPONENT))
+    scale, back = (((q + np.int32(127)) << np.int32(23)).view(np.float32) for q in (exponent, -exponent))
+    found = xp.where(most.view(np.float32) < np.float32(FLOOR), np.float32(0), xp.rint(dz * scale) * back)
+    return logical(rt, found)
 
 
 def weight_grids(

@@ -42,6 +42,7 @@ from stsbp_jax.grid import (
     error_grid,
     largest_error,
     rounded,
+    sample_grid,
     weight_grid,
     wide,
 )
@@ -222,6 +223,45 @@ class JaxBackend(AbstractBackend[Array]):
     ) -> dict[str, Array]:
         found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
         return found
+
+    def scan(
+        self,
+        step: Callable[[tuple[Array, ...], dict[str, Array]], tuple[tuple[Array, ...], dict[str, Array]]],
+        carried: tuple[Array, ...],
+        inputs: Mapping[str, Array],
+        steps: int,
+        *,
+        reverse: bool = False,
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        still = {name: x for name, x in inputs.items() if len(x) == 1}
+        moving = {name: x for name, x in inputs.items() if name not in still}
+
+        def at(before: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            after, made = step(before, {**still, **{name: x[None] for name, x in read.items()}})
+            return after, {name: x[0] for name, x in made.items()}
+
+        found: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
+            at, carried, moving, length=steps, reverse=reverse
+        )
+        return found
+
+    def zeros(self, shape: Shape) -> Array:
+        return jnp.zeros(shape, np.float32)
+
+    def silence(self, shape: Shape) -> Array:
+        return jnp.zeros(shape, np.uint8)
+
+    def joined(self, arrays: Sequence[Array]) -> Array:
+        return jnp.concatenate(list(arrays))
+
+    def shifted(self, x: Array, steps: int) -> Array:
+        count = min(abs(steps), len(x))
+        nothing = jnp.zeros((count, *x.shape[1:]), x.dtype)
+        return jnp.concatenate([nothing, x[: len(x) - count]] if steps >= 0 else [x[count:], nothing])
+
+    def sample_grid(self, dz: Array, bits: int) -> Array:
+        result: Array = _sample_grid(dz, bits)
+        return result
 
     def spread(self, values: Array, shape: Shape) -> Array:
         return jnp.broadcast_to(values, (1, *shape))
@@ -417,5 +457,6 @@ _RULES: Mapping[type[Op], Rule[Array]] = {
 }
 _recur = _jit("recurrence", "steps", "summed")(recur)
 _largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
+_sample_grid = _jit("bits")(sample_grid)
 _gradient_squares = _jit()(gradient_squares)
 _moments, _error_moments = _jit()(batchnorm.moments), _jit()(batchnorm.error_moments)

@@ -40,6 +40,7 @@ __all__ = [
     "power_of_two",
     "round_to_grid",
     "rounded",
+    "sample_grid",
     "snap",
     "square_root",
     "weight_grid",
@@ -221,6 +222,15 @@ def error_grid(dz: Array, bits: int, of_batch: Array | None = None) -> tuple[Arr
     before = magnitude >= SMALLEST_NORMAL
     each = (x.reshape(len(dz), -1).sum(axis=1, dtype=np.int32) for x in (before & (on_grid == ZERO), before))
     return on_grid, jnp.stack([*each], axis=1)
+
+
+def sample_grid(dz: Array, bits: int) -> Array:
+    """`grid.sample_grid` of `[1, B, ...]`."""
+    magnitudes = lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)
+    most = magnitudes.max(axis=(0, *range(2, dz.ndim)), keepdims=True)
+    largest = lax.bitcast_convert_type(most, np.float32)
+    q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))
+    return jnp.where(largest < FLOOR, ZERO, round_to_grid(dz, q))
 
 
 def largest_magnitude(arrays: Sequence[Array]) -> Array:

@@ -6,12 +6,12 @@ from stsbp_spec.backend import AbstractBackend, Batch, Device, LayerRun, RunResu
 from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import NetworkSpec, SpikingLayer
+from stsbp_spec.network import Branches, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.optim import AdamW
 from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
 
 __version__ = version("stsbp-spec")
 
@@ -27,6 +27,7 @@ __all__ = [
     "AdamW",
     "AvgPool2d",
     "Batch",
+    "Branches",
     "Conv2d",
     "Device",
     "Dropout",
@@ -36,6 +37,7 @@ __all__ = [
     "Loss",
     "NetworkSpec",
     "NeuronModel",
+    "OneToOne",
     "RunResult",
     "SpikeCount",
     "SpikingLayer",

@@ -15,11 +15,11 @@ import numpy as np
 
 from stsbp_spec.adjoint import derive, free_variables, kept_values, substituted
 from stsbp_spec.errors import SpecError
-from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, unsnapped, variable, where
+from stsbp_spec.expr import Expr, Names, Recurrence, finished, named, ordered, snap, unsnapped, variable, where
 from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
-from stsbp_spec.synapses.psp import PSP, FilterAdjoint, SynapticFilter
+from stsbp_spec.synapses.psp import PSP, FilterAdjoint, FilterStep, SynapticFilter
 from stsbp_spec.typing import AnyArray, Int64, Shape
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LossEquations",
     "NeuronEquations",
     "filter_equations",
+    "learned_name",
     "loss_equations",
     "loss_padding",
     "neuron_equations",
@@ -50,11 +51,14 @@ COUNT_INSIDE = Recurrence(
 
 @dataclass(frozen=True)
 class NeuronEquations:
-    """A synaptic filter and the neurons after it, both ways.
+    """Synaptic filters and the neurons after them, both ways.
 
     Attributes:
         forward: from `z` to the potential `u`, what else the way back reads, and the spikes `o`.
         backward: from `kept` and `g = dL/do` to `dz = dL/dz`, the last step first.
+        inputs: inputs of `forward`, one for each projection: `z`, `z2`, ...
+        errors: outputs of `backward`, the error of each of them: `dz`, `dz2`, ...; projections that share a filter
+            share its error.
         kept: outputs of `forward` that `backward` reads, `u` first.
         constants: of both, float32.
         wide: the same before they are rounded to float32, as far as the filter and the models have them.
@@ -64,6 +68,8 @@ class NeuronEquations:
 
     forward: Recurrence
     backward: Recurrence
+    inputs: tuple[str, ...]
+    errors: tuple[str, ...]
     kept: tuple[str, ...]
     constants: Constants
     wide: Mapping[str, float]
@@ -74,6 +80,19 @@ class NeuronEquations:
     def summing(self) -> Recurrence:
         """`backward` with the sums of `terms` over the steps as its last states, in place of these outputs."""
         return self.backward.summing(self.terms.values()) if self.terms else self.backward
+
+    @cached_property
+    def forward_step(self) -> Recurrence:
+        """One step of `forward` (`Recurrence.single`)."""
+        return self.forward.single()
+
+    def backward_step(self, summed: tuple[str, ...] = ()) -> tuple[Recurrence, tuple[str, ...]]:
+        """One step of `backward`, and the names of its states.
+
+        What the step's own spikes give back through a recurrence, `back`, is added to `g`. The last states are the
+        sums over the steps of the errors `summed` and of `terms`.
+        """
+        return _backward_step(self.backward, (*summed, *self.terms.values()))
 
 
 @dataclass(frozen=True)
@@ -128,28 +147,46 @@ class _Part:
 
 
 @cache
-def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquations:
-    """The recurrences of a layer's neurons and the filter before them, and their constants."""
+def neuron_equations(
+    filter: SynapticFilter | tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...] = ()
+) -> NeuronEquations:
+    """The recurrences of a layer's neurons and the filters before them, and their constants.
+
+    Args:
+        filter: of the projection that the neurons read, or of each of several, whose currents are added in this order.
+            Equal filters without a bias are one, which takes the sum of what they read.
+        neuron: the model.
+        static: of several, whether one input serves all steps; such a one shares no filter with one that changes.
+    """
     name = neuron.written()["neuron"]
     what, surrogate = f"the neuron {name}", neuron.surrogate
-    taken = {"z", "u", "o", "g", "dz", "h", "current"}
-    edge, own, slope = (part.constants() for part in (filter, neuron, surrogate))
-    edge_p = _Part("constant of the filter", edge, taken)
+    filters = filter if isinstance(filter, tuple) else (filter,)
+    if not filters:
+        raise SpecError(f"{what}: there is nothing that it reads")
+    inputs = tuple("z" if j == 0 else f"z{j + 1}" for j in range(len(filters)))
+    kinds = [*zip(filters, static or (False,) * len(filters), strict=True)]
+    shared = [j if each.learned() else kinds.index(kinds[j]) for j, each in enumerate(filters)]
+    errors = tuple(f"d{inputs[j]}" for j in shared)
+    taken = {*inputs, *errors, "u", "o", "g", "h", "current", "back"}
+    edges = [_Edge(j, each, inputs, shared, taken) for j, each in enumerate(filters) if shared[j] == j]
+    own, slope = neuron.constants(), surrogate.constants()
     own_p = _Part(f"constant of {what}", own, taken)
     learned = _Part(f"learned number of {what}", neuron.learned(), taken)
     if twice := set(own) & set(learned.free):
         raise SpecError(f"{what}: {', '.join(sorted(twice))} is both a constant and learned")
-    edge_learned = _Part("learned number of the filter", filter.learned(), taken)
+    for edge in edges:
+        edge.name_learned(taken)
     p = Names(f"constant of {what}", own_p.expressions | learned.expressions)
-    edge_names = Names("constant of the filter", edge_p.expressions | edge_learned.expressions)
     slope_p = _Part(f"constant of the surrogate {surrogate.name}", slope, taken)
-    wide = edge_p.values(edge) | own_p.values(own) | slope_p.values(slope)
+    of_edges = {k: value for edge in edges for k, value in edge.constants.values(edge.filter.constants()).items()}
+    wide = of_edges | own_p.values(own) | slope_p.values(slope)
     constants = _rounded(wide)
     taken_back = set(taken)
-    edge_s = _Part("state of the filter", filter.states, taken)
+    for edge in edges:
+        edge.name_states(taken)
     own_s = _Part(f"state of {what}", neuron.states, taken)
 
-    filtered = filter.step(edge_names, edge_s.names, variable("z"))
+    filtered = [edge.step() for edge in edges]
     current = variable("current")
     step = _floored(neuron.step(p, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
@@ -169,31 +206,93 @@ def neuron_equations(filter: SynapticFilter, neuron: NeuronModel) -> NeuronEquat
     carried = own_d.renamed(back.carried, f"the carried values of {what}")
     own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
 
-    edge_back, edge_carried = _filter_back(filter, edge_p, edge_learned, back.current, taken_back)
-    edge_terms = edge_learned.renamed(edge_back.learned, "the gradients of the learned numbers of the filter")
-    free_names = [*edge_learned.free.values(), *learned.free.values()]
+    backs = [edge.back(back.current, taken_back) for edge in edges]
+    edge_terms = {k: x for edge, (found, _) in zip(edges, backs, strict=True) for k, x in edge.terms(found).items()}
+    free_names = [name for edge in edges for name in edge.learned.free.values()] + [*learned.free.values()]
     terms = _Part("gradient", [f"d_{free}" for free in free_names], taken_back)
-    roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): filtered.current})
+    total = filtered[0].current
+    for each in filtered[1:]:
+        total = snap(total + each.current)
+    roots = substituted([*states.values(), *kept.values(), step.spike], {id(current): total})
     made = dict(zip([*states, *kept, "o"], roots, strict=True))
+    edge_states = {k: x for edge, each in zip(edges, filtered, strict=True) for k, x in edge.renamed(each).items()}
     forward = Recurrence(
         f"{name}_forward",
-        (*edge_p.free.values(), *own_p.free.values()),
-        ("z", *free_names),
-        edge_s.renamed(filtered.states, "the states of the filter") | {name: made[name] for name in states},
+        (*(free for edge in edges for free in edge.constants.free.values()), *own_p.free.values()),
+        (*inputs, *free_names),
+        edge_states | {name: made[name] for name in states},
         {name: made[name] for name in (*kept, "o")},
     )
     backward = Recurrence(
         f"{name}_backward",
         tuple(constants),
         (*kept, "g", *free_names),
-        carried | edge_carried,
-        {"dz": edge_back.dz} | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | own_terms).items()},
+        carried | {k: x for _, each in backs for k, x in each.items()},
+        {f"d{edge.input}": found.dz for edge, (found, _) in zip(edges, backs, strict=True)}
+        | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | own_terms).items()},
         reverse=True,
     )
-    every = edge_learned.free | learned.free
+    every = {k: free for edge in edges for k, free in edge.learned_names().items()} | learned.free
     names = {name: terms.free[f"d_{free}"] for name, free in every.items()}
     of_learned = MappingProxyType(every), MappingProxyType(names)
-    return NeuronEquations(forward, backward, tuple(kept), constants, wide, *of_learned)
+    return NeuronEquations(forward, backward, inputs, errors, tuple(kept), constants, wide, *of_learned)
+
+
+class _Edge:
+    """A filter between projections and neurons, with names that nothing else of the equations has."""
+
+    def __init__(
+        self, place: int, filter: SynapticFilter, inputs: tuple[str, ...], shared: list[int], taken: set[str]
+    ) -> None:
+        self.place, self.filter, self.input = place, filter, inputs[place]
+        self.reads = [inputs[j] for j, first in enumerate(shared) if first == place]
+        self.constants = _Part("constant of the filter", filter.constants(), taken)
+
+    def name_learned(self, taken: set[str]) -> None:
+        self.learned = _Part("learned number of the filter", self.filter.learned(), taken)
+
+    def learned_names(self) -> dict[str, str]:
+        """The free names by those that a population has for them: `bias`, of its second projection `bias2`."""
+        return {learned_name(self.place, name): free for name, free in self.learned.free.items()}
+
+    def name_states(self, taken: set[str]) -> None:
+        self.states = _Part("state of the filter", self.filter.states, taken)
+
+    def step(self) -> FilterStep:
+        z = variable(self.reads[0])
+        for name in self.reads[1:]:
+            z = snap(z + variable(name))
+        names = Names("constant of the filter", self.constants.expressions | self.learned.expressions)
+        return self.filter.step(names, self.states.names, z)
+
+    def renamed(self, step: FilterStep) -> dict[str, Expr]:
+        return self.states.renamed(step.states, "the states of the filter")
+
+    def back(self, error: Expr, taken: set[str]) -> tuple[FilterAdjoint, dict[str, Expr]]:
+        return _filter_back(self.filter, self.constants, self.learned, error, taken)
+
+    def terms(self, back: FilterAdjoint) -> dict[str, Expr]:
+        return self.learned.renamed(back.learned, "the gradients of the learned numbers of the filter")
+
+
+def learned_name(place: int, name: str) -> str:
+    """What a population calls a learned number of the filter of its projection number `place`."""
+    return name if place == 0 else f"{name}{place + 1}"
+
+
+def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:
+    """The same with the sum of the input `name` and a further input `other` in place of the first."""
+    roots = [*recurrence.states.values(), *recurrence.outputs.values()]
+    total = snap(variable(name) + variable(other))
+    made = iter(substituted(roots, {id(x): total for x in ordered(roots) if x.op == "variable" and x.name == name}))
+    states, outputs = ({k: next(made) for k in each} for each in (recurrence.states, recurrence.outputs))
+    return recurrence.changed(inputs=(*recurrence.inputs, other), states=states, outputs=outputs)
+
+
+@cache
+def _backward_step(backward: Recurrence, summed: tuple[str, ...]) -> tuple[Recurrence, tuple[str, ...]]:
+    whole = _with_added(backward.summing(summed), "g", "back")
+    return whole.single(), tuple(whole.states)
 
 
 def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:

@@ -344,6 +344,19 @@ class Recurrence:
             states[name] = variable(name) + outputs.pop(output)
         return self.changed(states=states, outputs=outputs)
 
+    def single(self) -> Recurrence:
+        """One step: the states are inputs after the others, and their new values outputs after the others."""
+        taken, outputs = {*self.outputs}, dict(self.outputs)
+        for name, x in self.states.items():
+            new = f"new_{name}"
+            while new in taken:
+                new += "_"
+            taken.add(new)
+            outputs[new] = x
+        return self.changed(
+            name=f"{self.name}_step", inputs=(*self.inputs, *self.states), states={}, outputs=outputs, reverse=False
+        )
+
     @property
     def roots(self) -> tuple[Expr, ...]:
         """What a step computes: new states, then outputs."""

@@ -12,15 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from stsbp_spec.equations import learned_name
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.grid import EXACT_LIMIT_BITS, error_bits
+from stsbp_spec.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
 from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.synapses.base import Op, Values, Weighted
 from stsbp_spec.synapses.dropout import MAX_BEFORE
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
-from stsbp_spec.values import listed, shown
+from stsbp_spec.values import integer, listed, shown
 
 __all__ = [
     "Edge",
@@ -64,21 +65,38 @@ class Input(Op):
 
 @dataclass(frozen=True)
 class Neurons(Op):
-    """A population of neurons: from weighted sums, through their pending synapse, to spikes."""
+    """A population of neurons: from weighted sums, each through its pending synapse, to spikes.
+
+    Of several projections the currents are added in the order of the inputs.
+    """
 
     model: NeuronModel
 
     def infer(self, *inputs: Values) -> Values:
         """Spikes, whose synapse is still to be applied."""
-        values = self.one(inputs)
-        if not values.weighted:
-            raise SpecError("Neurons takes weighted sums, and its input are spikes; put Conv2d or Linear between")
-        return Values(values.shape, pending=self.model.psp)
+        if not inputs:
+            self.one(inputs)
+        for values in inputs:
+            if not values.weighted:
+                raise SpecError("Neurons takes weighted sums, and its input are spikes; put Conv2d or Linear between")
+            if values.shape != inputs[0].shape:
+                raise SpecError(
+                    f"the projections of one population have one shape, and these have {inputs[0].shape} and "
+                    f"{values.shape}"
+                )
+        return Values(inputs[0].shape, pending=self.model.psp)
+
+
+MAX_DELAY = 2**16
+"""Steps of a delay."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """What a node reads: the output of `source`, `delay` steps before."""
+    """What a node reads: the output of `source`, `delay` steps before; zeros before there was any.
+
+    A population may read itself with a delay of 1 through weights that are read by nobody else: recurrence.
+    """
 
     source: str
     delay: int = 0
@@ -113,14 +131,27 @@ class Place:
 
     @cached_property
     def learned(self) -> Mapping[str, Learned]:
-        """What the neurons of a population and the bias before them learn, by name."""
-        op, (values,) = self.node.op, self.inputs
+        """What the neurons of a population and the biases before them learn, by name (`equations.learned_name`)."""
+        op = self.node.op
         assert isinstance(op, Neurons)
-        return {**values.filter(training=False).learned(), **op.model.learned()}
+        found = {
+            learned_name(j, name): learned
+            for j, values in enumerate(self.inputs)
+            for name, learned in values.filter(training=False).learned().items()
+        }
+        return {**found, **op.model.learned()}
 
-    def learned_name(self, name: str) -> str:
-        """What a number is called in a network: `conv1.decay`, `conv1.bias`, of the neurons that read `conv1`."""
-        return f"{self.node.inputs[0].source}.{name}"
+    @cached_property
+    def parameters(self) -> Mapping[str, str]:
+        """What each of them is called in a network: `conv1.decay`, `conv1.bias`, of the neurons that read `conv1`."""
+        op, sources = self.node.op, [edge.source for edge in self.node.inputs]
+        assert isinstance(op, Neurons)
+        found = {
+            learned_name(j, name): f"{source}.{name}"
+            for j, (source, values) in enumerate(zip(sources, self.inputs, strict=True))
+            for name in values.filter(training=False).learned()
+        }
+        return {**found, **{name: f"{sources[0]}.{name}" for name in op.model.learned()}}
 
 
 @dataclass(frozen=True)
@@ -180,6 +211,11 @@ class Projection:
             data_summands=data,
         )
 
+    @property
+    def sample_error_bits(self) -> int:
+        """Bits of `grid.sample_grid` where a recurrence sends errors back through the weights."""
+        return 53 - self.synapse.weight_bits - ceil_log2(self.synapse.summands(self.input.shape)[2])
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -204,6 +240,7 @@ class Network:
 
     Attributes:
         values: what each node makes, by its name.
+        recurrent: names of the weights through which each population that does so reads itself, by its own.
 
     Raises:
         NetworkError: the nodes are no network; `node` and `reason` of the error say which one and why.
@@ -211,26 +248,57 @@ class Network:
 
     nodes: tuple[Node, ...]
     values: Mapping[str, Values] = field(init=False, repr=False, compare=False)
+    recurrent: Mapping[str, tuple[str, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nodes", _ordered(self.nodes))
-        values: dict[str, Values] = {}
-        for node in self.nodes:
-            try:
-                values[node.name] = node.op.infer(*(values[edge.source] for edge in node.inputs))
-            except SpecError as error:
-                raise NetworkError.of(error, node=node.name) from None
-        object.__setattr__(self, "values", values)
+        nodes, recurrent = _ordered(self.nodes)
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "recurrent", recurrent)
+        object.__setattr__(self, "values", self._inferred())
         for place in self.places:
             if place.position >= MAX_BEFORE and not isinstance(place.node.op, (Weighted, Neurons)):
                 message = f"at most {MAX_BEFORE} layers of pooling and dropout may stand before a spiking one"
                 raise NetworkError(message, node=place.node.name)
-        unread = [node.name for node in self.nodes[:-1] if not self.readers[node.name]]
+        unread = [
+            node.name
+            for node in self.nodes[:-1]
+            if set(self.readers[node.name]) <= {*self.recurrent.get(node.name, ())}
+        ]
         if unread:
             raise NetworkError("nothing reads it, and it is not the output, the last node", node=unread[0])
         inputs = [node.name for node in self.nodes if isinstance(node.op, Input)]
         if len(inputs) != 1:
             raise NetworkError(f"a network has one Input, got {listed(inputs) or 'none'}")
+
+    def _inferred(self) -> dict[str, Values]:
+        """What each node makes, or an error that names the first one whose inputs do not fit."""
+        values: dict[str, Values] = {}
+        loops = {name for names in self.recurrent.values() for name in names}
+        weights = {node.name: node for node in self.nodes if node.name in loops}
+        for node in self.nodes:
+            if node.name in loops:
+                continue
+            loop = self.recurrent.get(node.name, ())
+            try:
+                made = node.op.infer(*(self._read(values, edge) for edge in node.inputs if edge.source not in loop))
+                values[node.name] = made
+            except SpecError as error:
+                raise NetworkError.of(error, node=node.name) from None
+            # What its recurrence reads is known after it only.
+            for name in loop:
+                try:
+                    values[name] = weights[name].op.infer(made)
+                    node.op.infer(*(values[edge.source] for edge in node.inputs if edge.source in values))
+                except SpecError as error:
+                    raise NetworkError.of(error, node=name) from None
+        return values
+
+    @staticmethod
+    def _read(values: Mapping[str, Values], edge: Edge) -> Values:
+        found = values[edge.source]
+        if edge.delay and found.static:
+            raise SpecError(f"{edge.source} is the same at every step, so it cannot be read with a delay")
+        return found
 
     def __hash__(self) -> int:
         return self._hash
@@ -285,7 +353,7 @@ class Network:
                     found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
             elif isinstance(op, Neurons):
                 for name, learned in place.learned.items():
-                    found[place.learned_name(name)] = Parameter(learned.shape(place.output.shape), learned)
+                    found[place.parameters[name]] = Parameter(learned.shape(place.output.shape), learned)
         return found
 
     @cached_property
@@ -307,25 +375,36 @@ class Network:
         return found
 
 
-def _ordered(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
-    """Nodes, each after what it reads, or `NetworkError`; always the first given one that can come next."""
+def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple[str, ...]]]:
+    """Nodes, each after what it reads, and `Network.recurrent`, or `NetworkError`.
+
+    Always the first given node that can come next; weights of a recurrence stand right before their population.
+    """
     place = {node.name: i for i, node in enumerate(nodes)}
     if len(place) != len(nodes):
         twice = next(node for i, node in enumerate(nodes) if place[node.name] != i)
         raise NetworkError("the name is given twice", node=twice.name)
-    waiting, readers = [len(node.inputs) for node in nodes], [list[int]() for _ in nodes]
-    for i, node in enumerate(nodes):
+    for node in nodes:
         for edge in node.inputs:
             if edge.source not in place:
                 raise NetworkError(f"there is no node {shown(edge.source)} that it could read", node=node.name)
-            if edge.delay != 0:
-                message = f"it reads {edge.source} with a delay of {shown(edge.delay)}; only 0 is known"
-                raise NetworkError(message, node=node.name)
-            readers[place[edge.source]].append(i)
-    ready = [i for i, count in enumerate(waiting) if count == 0]
+            delay = integer(edge.delay)
+            if delay is None or not 0 <= delay <= MAX_DELAY:
+                message = f"it reads {edge.source} with a delay of {shown(edge.delay)}; a delay is 0 to {MAX_DELAY}"
+                raise NetworkError(f"{message} steps", node=node.name)
+    recurrent = _recurrent(nodes, place)
+    loops = {name: population for population, names in recurrent.items() for name in names}
+    waiting, readers = [0] * len(nodes), [list[int]() for _ in nodes]
+    for i, node in enumerate(nodes):
+        for edge in node.inputs if node.name not in loops else ():
+            if edge.source not in loops:
+                waiting[i] += 1
+                readers[place[edge.source]].append(i)
+    ready = [i for i, count in enumerate(waiting) if count == 0 and nodes[i].name not in loops]
     found: list[Node] = []
     while ready:
         i = heapq.heappop(ready)
+        found += [nodes[place[name]] for name in recurrent.get(nodes[i].name, ())]
         found.append(nodes[i])
         for reader in readers[i]:
             waiting[reader] -= 1
@@ -333,8 +412,34 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
                 heapq.heappush(ready, reader)
     if len(found) < len(nodes):
         loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(waiting) if count})
-        raise NetworkError(f"it reads itself through {listed(loop)}; loops are not known", node=loop[-1])
-    return tuple(found)
+        known = "a population may read itself with a delay of 1 through weights of its own, and nothing else may"
+        raise NetworkError(f"it reads itself through {listed(loop)}; {known}", node=loop[-1])
+    return tuple(found), recurrent
+
+
+def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """`Network.recurrent`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in nodes:
+        if isinstance(node.op, Neurons):
+            own = [
+                edge.source
+                for edge in node.inputs
+                if edge.delay == 0
+                and isinstance((weights := nodes[place[edge.source]]).op, Weighted)
+                and weights.inputs == (Edge(node.name, 1),)
+            ]
+            if own:
+                found[node.name] = tuple(own)
+    for population, names in found.items():
+        for node in nodes:
+            for edge in node.inputs:
+                if edge.source in names and node.name != population:
+                    message = f"{edge.source} is the recurrence of {population}, and nothing else may read it"
+                    raise NetworkError(message, node=node.name)
+        if len(names) == len(nodes[place[population]].inputs):
+            raise NetworkError("it reads nothing but itself", node=population)
+    return found
 
 
 def _loop(waiting: Mapping[str, Node]) -> list[str]:

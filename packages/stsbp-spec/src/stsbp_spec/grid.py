@@ -46,6 +46,7 @@ __all__ = [
     "headroom_bits",
     "largest_error",
     "round_to_grid",
+    "sample_grid",
     "snap",
     "sum_bits",
     "unsigned_zeros",
@@ -295,6 +296,19 @@ def error_grid(dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple
     before = np.abs(dz) >= np.float32(SMALLEST_NORMAL)
     counts = [np.count_nonzero(before & (on_grid == 0)), np.count_nonzero(before)]
     return on_grid, np.array(counts, np.int64)
+
+
+def sample_grid(dz: Float32, bits: int) -> Float32:
+    """Errors `[1, B, ...]` of one step, those of each sample on an error grid of `bits` bits of its own.
+
+    What a recurrence sends back through its weights, step by step: a sample's sums meet no other sample's errors, so
+    its grid is the same wherever the others are computed.
+    """
+    most = np.abs(dz).reshape(len(dz[0]), -1).view(np.int32).max(axis=1, initial=0)
+    exponent = np.minimum(bits + 126 - (most >> 23), FINEST_ERROR_EXPONENT).reshape(1, -1, *(1,) * (dz.ndim - 2))
+    scale, back = np.ldexp(np.float32(1), exponent), np.ldexp(np.float32(1), -exponent)
+    silent = most.view(np.float32).reshape(exponent.shape) < np.float32(FLOOR)
+    return np.where(silent, np.float32(0), np.rint(dz * scale) * back)
 
 
 def is_on_grid(x: AnyArray, exponent: int) -> bool:

@@ -20,14 +20,17 @@ __all__ = ["DEFAULT_GAIN", "initial_weights"]
 DEFAULT_GAIN = 1.5
 """Spikes are sparse; a gain above 1 lets every layer fire at the start."""
 
+RECURRENT_GAIN = 0.5
+"""Of the weights through which a population reads itself, times the gain of all."""
+
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Master weights of every block, `[out, ...]`, what else is learned and running statistics, as they begin."""
-    weights = {}
-    for block in network.blocks:
-        v = uniform(seed, Stream.INIT, math.prod(block.weight_shape), substream=block.index)
-        bound = gain * math.sqrt(6 / block.fan_in)
-        weights[block.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(block.weight_shape)
+    """Master weights, `[out, ...]`, what else is learned and running statistics, as they begin; float32 by name."""
+    weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
+    for each in network.graph.projections:
+        v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)
+        bound = gain * math.sqrt(6 / each.fan_in) * (RECURRENT_GAIN if each.name in own else 1.0)
+        weights[each.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(each.weight_shape)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:
             weights[name] = np.full(parameter.shape, parameter.learned.initial, np.float32)

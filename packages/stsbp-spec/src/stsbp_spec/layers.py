@@ -1,4 +1,4 @@
-"""Layers of a chain, and blocks: a spiking layer with what stands before it, as reports and tables show it."""
+"""Layers of a network, and blocks: a spiking layer with what stands before it, as reports and tables show it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
 from stsbp_spec.typing import Shape
-from stsbp_spec.values import shown
+from stsbp_spec.values import shown, whole
 
-__all__ = ["MAX_LAYERS", "Block", "Layer", "SpikingLayer"]
+__all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "SpikingLayer"]
 
 MAX_LAYERS = 2**16
 """Layers of a network."""
@@ -31,35 +32,75 @@ class SpikingLayer:
     Args:
         synapse: how the neurons are connected to the layer below, and the bits of the weights.
         neuron: their parameters.
+        recurrent: how they are connected to their own spikes of the step before; None: not at all.
+        delay: steps that spikes take from the layer below.
     """
 
     synapse: Conv2d | Linear
     neuron: NeuronModel = field(default_factory=LIF)
+    recurrent: Conv2d | Linear | OneToOne | None = field(default=None, kw_only=True)
+    delay: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.synapse, (Conv2d, Linear)):
             raise SpecError(f"a spiking layer's synapse is Conv2d(...) or Linear(...), got {shown(self.synapse)}")
         if not isinstance(self.neuron, NeuronModel):
             raise SpecError(f"a spiking layer's neuron is LIF(...), IF(...) or ALIF(...), got {shown(self.neuron)}")
+        if self.recurrent is not None:
+            _check_recurrent(self.recurrent)
+        object.__setattr__(self, "delay", whole("a delay", self.delay, 0))
 
     def output_shape(self, shape: Shape) -> Shape:
         """Shape of the layer's spikes for an input of `shape`."""
         return self.synapse.output_shape(shape)
 
 
-Layer: TypeAlias = SpikingLayer | AvgPool2d | Dropout
+def _check_recurrent(own: object) -> None:
+    """Raise `SpecError` unless a layer may read itself by `own`."""
+    if not isinstance(own, (Conv2d, Linear, OneToOne)):
+        raise SpecError(
+            f"a spiking layer's recurrence is Linear(...), Conv2d(...), OneToOne() or None, got {shown(own)}"
+        )
+    if own.bias:
+        raise SpecError("a recurrence has no bias; give it to the layer's own weights")
+    if own.norm is not None:
+        raise SpecError("a recurrence has no batch normalisation; give it to the layer's own weights")
+    if isinstance(own, Conv2d):
+        rows, columns = own.kernels
+        if own != Conv2d(own.channels, own.kernel, padding=(rows // 2, columns // 2), weight_bits=own.weight_bits):
+            raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {own}")
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Parallel branches that read one input, and the sum of what they make (synapses/add.py).
+
+    Args:
+        branches: two or more, each a sequence of layers; an empty one passes the input on.
+    """
+
+    branches: tuple[tuple[Layer, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "branches", tuple(tuple(branch) for branch in self.branches))
+        if len(self.branches) < 2:
+            raise SpecError(f"branches are two or more, got {len(self.branches)}")
+
+
+Layer: TypeAlias = SpikingLayer | AvgPool2d | Dropout | Branches
 
 
 @dataclass(frozen=True)
 class Block(Projection):
-    """One spiking layer of a chain: its projection, what stands before the weights, and the neurons after them.
+    """One spiking layer: its projection, what stands before the weights, and the neurons after them.
 
     Attributes:
         synapse: the weights' geometry.
-        before: pooling and dropout between the layer below and the weights.
+        before: pooling and dropout in front of the weights, after the last spiking layer or sum of its branch.
         layer: the layer itself.
         population: name of the node of its neurons.
         input_shape: shape of the spikes (or image) that enter, `(C, H, W)` or `(N,)`.
+        recurrent: the projection of the neurons on themselves; None: there is none.
     """
 
     synapse: Conv2d | Linear
@@ -67,6 +108,7 @@ class Block(Projection):
     layer: SpikingLayer
     population: str
     input_shape: Shape
+    recurrent: Projection | None = None
 
     @property
     def neuron(self) -> NeuronModel:

@@ -1,7 +1,8 @@
-"""Chains of layers as frozen data. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
+"""Layers as frozen data. notation.py reads the notation of the papers, `12C5-P2-64C5-P2`.
 
-A `NetworkSpec` is a sequence of layers; `NetworkSpec.graph` is what is computed, `NetworkSpec.blocks` groups the layers
-for reports: what passes before the weights (pooling, dropout), the weights, the neurons.
+A `NetworkSpec` is a sequence of layers, some of which may be branches of layers; `NetworkSpec.graph` is what is
+computed, `NetworkSpec.blocks` groups the layers for reports: what passes before the weights (pooling, dropout), the
+weights, the neurons.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from itertools import accumulate
 
 from stsbp_spec import network_table
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Parameter
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter
 from stsbp_spec.grid import MAX_WEIGHT_BITS
-from stsbp_spec.layers import MAX_LAYERS, Block, Layer, SpikingLayer
+from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.notation import layer_at, parse_layers, written
+from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -26,12 +28,12 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.values import MAX_SIZE, integer, shown
 
-__all__ = ["MAX_LAYERS", "Block", "Layer", "NetworkSpec", "SpikingLayer"]
+__all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "NetworkSpec", "SpikingLayer"]
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A feed-forward network of spiking neurons.
+    """A network of spiking neurons.
 
     Args:
         input_shape: `(C, H, W)` or `(N,)`.
@@ -67,7 +69,7 @@ class NetworkSpec:
         try:
             self.graph  # noqa: B018
         except NetworkError as error:
-            at = next(i for i, names in enumerate(self._names) if error.node in names)
+            at = next(i for i, names in enumerate(self._built.names) if error.node in names)
             raise NetworkError.of(error, notation=notation, start=starts[at], length=len(tokens[at])) from None
         last = self.layers[-1]
         if not (isinstance(last, SpikingLayer) and isinstance(last.synapse, Linear)):
@@ -122,47 +124,32 @@ class NetworkSpec:
             raise NetworkError.of(error, notation=notation, start=start, length=length) from None
 
     @cached_property
-    def _names(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the nodes of each layer."""
-        names: list[tuple[str, ...]] = []
-        number, before = 1, 0
+    def _built(self) -> _Builder:
+        builder = _Builder(self)
         for layer in self.layers:
-            if isinstance(layer, SpikingLayer):
-                kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
-                names.append((f"{kind}{number}", f"neurons{number}"))
-                number, before = number + 1, 0
-            else:
-                kind = "pool" if isinstance(layer, AvgPool2d) else "dropout"
-                names.append((f"{kind}{number}.{before}",))
-                before += 1
-        return tuple(names)
+            builder.add(layer)
+        return builder
 
     @cached_property
     def graph(self) -> Network:
-        """The network as a graph: `input`, then of each layer `conv1` and `neurons1`, `pool2.0` or `dropout2.1`."""
-        source = "input"
-        nodes = [Node(source, Input(self.input_shape, self.coding, self.input_psp, self.input_max))]
-        for layer, names in zip(self.layers, self._names, strict=True):
-            ops = (layer.synapse, Neurons(layer.neuron)) if isinstance(layer, SpikingLayer) else (layer,)
-            for name, op in zip(names, ops, strict=True):
-                nodes.append(Node(name, op, (Edge(source),)))
-                source = name
-        return Network(tuple(nodes))
+        """The network as a graph.
+
+        `input`, then of each layer `conv1` and `neurons1`, in between `conv1.recurrent`, or `pool2.0`, `dropout2.1`,
+        and `add3.0` after branches.
+        """
+        return Network(tuple(self._built.nodes))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The layers grouped as reports show them; see `Block`."""
+        """The spiking layers as reports show them; see `Block`."""
+        projections = {projection.name: projection for projection in self.graph.projections}
         blocks: list[Block] = []
-        before: list[AvgPool2d | Dropout] = []
-        entering = self.input_shape
-        for layer, names in zip(self.layers, self._names, strict=True):
-            if not isinstance(layer, SpikingLayer):
-                before.append(layer)
-                continue
-            projection = self.graph.projections[len(blocks)]
-            where = projection.name, projection.index, layer.synapse, projection.input
-            blocks.append(Block(*where, tuple(before), layer, names[-1], entering))
-            before, entering = [], projection.output_shape
+        for layer, name, population, before, source in self._built.spiking:
+            projection = projections[name]
+            where = name, len(blocks), layer.synapse, projection.input
+            entering = self.graph.values[source].shape
+            own = projections.get(f"{name}.recurrent")
+            blocks.append(Block(*where, before, layer, population, entering, own))
         return tuple(blocks)
 
     @property
@@ -177,8 +164,8 @@ class NetworkSpec:
 
     @property
     def weight_shapes(self) -> dict[str, Shape]:
-        """Shape of each block's weights by its name."""
-        return {block.name: block.weight_shape for block in self.blocks}
+        """Shape of all weights by name."""
+        return {projection.name: projection.weight_shape for projection in self.graph.projections}
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -199,7 +186,9 @@ class NetworkSpec:
         return "-".join(written(layer) for layer in self.layers)
 
     def __repr__(self) -> str:
-        return network_table.described(self.blocks, self.coding, self.input_shape, self.input_max, self.input_psp)
+        return network_table.described(
+            self.layers, self.blocks, self.coding, self.input_shape, self.input_max, self.input_psp
+        )
 
     def table(self, headroom: dict[str, float] | None = None) -> str:
         """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
@@ -208,7 +197,68 @@ class NetworkSpec:
             headroom: bits measured on actual weights by layer name (`WeightGrid.headroom`); without it the guaranteed
                 headroom is shown, which holds for any weights of `weight_bits` bits where it is not negative.
         """
-        return network_table.table(self.blocks, self.coding, self.input_shape, headroom)
+        return network_table.table(self.layers, self.blocks, self.coding, self.input_shape, headroom)
+
+
+class _Builder:
+    """The nodes of layers, one after the other."""
+
+    def __init__(self, network: NetworkSpec) -> None:
+        self.source = "input"
+        values = network.input_shape, network.coding, network.input_psp, network.input_max
+        self.nodes = [Node(self.source, Input(*values))]
+        self.names: list[list[str]] = []
+        """Of the nodes of each layer of the network."""
+        self.spiking: list[tuple[SpikingLayer, str, str, tuple[AvgPool2d | Dropout, ...], str]] = []
+        """Layer, names of weights and population, and what stands before it, from which node on."""
+        self.before: tuple[AvgPool2d | Dropout, ...] = ()
+        self.entering = self.source
+        self.since = 0
+
+    def add(self, layer: Layer) -> None:
+        """A layer of the network."""
+        self.names.append([])
+        self.put(layer)
+
+    def node(self, name: str, op: Op, *inputs: Edge) -> None:
+        self.nodes.append(Node(name, op, inputs or (Edge(self.source),)))
+        self.names[-1].append(name)
+        self.source = name
+
+    def put(self, layer: Layer) -> None:
+        number = len(self.spiking) + 1
+        if isinstance(layer, SpikingLayer):
+            kind = "conv" if isinstance(layer.synapse, Conv2d) else "linear"
+            weights, population = f"{kind}{number}", f"neurons{number}"
+            self.spiking.append((layer, weights, population, self.before, self.entering))
+            self.node(weights, layer.synapse, Edge(self.source, layer.delay))
+            if layer.recurrent is None:
+                self.node(population, Neurons(layer.neuron))
+            else:
+                own = f"{weights}.recurrent"
+                self.node(own, layer.recurrent, Edge(population, 1))
+                self.node(population, Neurons(layer.neuron), Edge(weights), Edge(own))
+            self.since = 0
+            self.passed()
+        elif isinstance(layer, Branches):
+            start, ends = self.source, list[str]()
+            for branch in layer.branches:
+                self.source = start
+                self.passed()
+                for each in branch:
+                    self.put(each)
+                ends.append(self.source)
+            self.node(f"add{len(self.spiking) + 1}.{self.since}", Add(), *map(Edge, ends))
+            self.since += 1
+            self.passed()
+        else:
+            kind = "pool" if isinstance(layer, AvgPool2d) else "dropout"
+            self.node(f"{kind}{number}.{self.since}", layer)
+            self.before, self.since = (*self.before, layer), self.since + 1
+
+    def passed(self) -> None:
+        """What comes next stands after the last node."""
+        self.before, self.entering = (), self.source
 
 
 def _input_shape(shape: object) -> Shape:
@@ -231,7 +281,12 @@ def _layers(layers: object) -> tuple[Layer, ...]:
         if isinstance(layer, (Conv2d, Linear)):
             instead = f"SpikingLayer({type(layer).__name__}(...))"
             raise NetworkError(f"layers[{i}] is {shown(layer)}, weights without neurons; write {instead}")
-        if not isinstance(layer, (SpikingLayer, AvgPool2d, Dropout)):
-            known = "SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), AvgPool2d(...) or Dropout(...)"
+        if isinstance(layer, Branches):
+            for branch in layer.branches:
+                _layers(branch)
+        elif not isinstance(layer, (SpikingLayer, AvgPool2d, Dropout)):
+            known = (
+                "SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), AvgPool2d(...), Dropout(...) or Branches(...)"
+            )
             raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {known}")
     return found

@@ -3,18 +3,23 @@
 Grammar (docs/networks.md has examples):
 
     network = layer { "-" layer }
-    layer   = channels "C" axes { option }        convolution of a kernel, and its neurons
-            | units { option }                    full connection and its neurons
+    layer   = channels "C" axes [ "R" axes ] { option }   convolution of a kernel, and its neurons
+            | units [ "R" ] { option }                    full connection and its neurons
             | "P" size                            average pooling, size a power of two
             | "D" rate                            dropout of the spikes that pass
+            | "[" branch { "|" branch } "]+"      branches that read one input, and their sum; one: and the input itself
+    branch  = network | nothing                   nothing passes the input on
     option  = "p" axes | "s" axes                 padding and stride, convolutions only
             | "d" rate                            dropout of this layer's spikes, the same as "-D" rate after it
             | "b"                                 a bias
             | "bn"                                batch normalisation
-            | "{" key "=" value { "," key "=" value } "}"    keys: bits, neuron, and the neuron's parameters; of
+            | "{" key "=" value { "," key "=" value } "}"    keys: bits, delay, neuron, and the neuron's parameters; of
                                                              convolutions dilation (axes) and groups as well, of batch
                                                              normalisation momentum, eps and factor
     axes    = number [ "x" number ]               of rows and columns, or of rows "x" of columns
+
+"R": the neurons read their own spikes of the step before, through a full connection or a convolution (odd kernel) that
+keeps their size; `{recurrent=one-to-one}` through one weight a neuron.
 
 The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its class: `tau_m`, `tau_s`, `threshold`, ...
 """
@@ -30,7 +35,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.layers import MAX_LAYERS, Layer, SpikingLayer
+from stsbp_spec.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
 from stsbp_spec.synapses import axes
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
@@ -38,9 +43,10 @@ from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.values import read_number, shown
 
-__all__ = ["checked", "layer_at", "parse_layers", "written"]
+__all__ = ["checked", "layer_at", "parse_layers", "recurrence", "written"]
 
 T = TypeVar("T")
 
@@ -68,7 +74,7 @@ def parse_layers(
     if not isinstance(neuron := neuron or LIF(), NeuronModel):
         raise SpecError(f"the neuron of a network is LIF(...), IF(...) or ALIF(...), got {shown(neuron)}")
     dropout = Dropout(dropout).rate
-    parser = _Parser(notation, padding, neuron, weight_bits)
+    parser = _Parser(notation, padding, neuron, weight_bits, dropout)
     layers: list[Layer] = []
     places: list[tuple[int, int]] = []
     tokens = parser.tokens()
@@ -79,8 +85,8 @@ def parse_layers(
     for position, (start, text) in enumerate(tokens):
         parsed = parser.layer(text, start)
         is_output = position == len(tokens) - 1 and (output is None or _ends(parsed[0], output))
-        if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and dropout > 0 and not is_output:
-            parsed = [parsed[0], Dropout(dropout)]
+        if not is_output:
+            parsed = parser.dropped(parsed, tokens[position + 1][1] if position + 1 < len(tokens) else "")
         layers += parsed
         places += [(start, len(text))] * len(parsed)
     if output is not None and not (layers and _ends(layers[-1], output)):
@@ -95,6 +101,9 @@ def _ends(layer: Layer, output: Linear) -> bool:
 
 
 def written(layer: Layer, *, full: bool = False) -> str:
+    if isinstance(layer, Branches):
+        *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
+        return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
     if isinstance(layer, AvgPool2d):
         return f"P{layer.size}"
     if isinstance(layer, Dropout):
@@ -102,19 +111,30 @@ def written(layer: Layer, *, full: bool = False) -> str:
         return f"D{np.format_float_positional(layer.rate, trim='-')}"
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
-        text = f"{synapse.channels}C{axes.written(synapse.kernel)}"
+        text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"
         text += f"p{axes.written(synapse.padding)}" if synapse.padding or full else ""
         text += f"s{axes.written(synapse.stride)}" if synapse.stride != 1 or full else ""
-        keys = _geometry_keys(synapse)
+        own = _geometry_keys(synapse)
     else:
-        text, keys = f"{synapse.units}", []
+        text, own = f"{synapse.units}{recurrence(layer)}", []
     text += "b" if synapse.bias else ""
     if synapse.norm is not None:
         text += "bn"
-        keys += _norm_keys(synapse.norm)
+        own += _norm_keys(synapse.norm)
+    own += [f"recurrent={_ONE_TO_ONE}"] if isinstance(layer.recurrent, OneToOne) else []
+    own += [f"delay={layer.delay}"] if layer.delay else []
+    if layer.recurrent is not None and layer.recurrent.weight_bits != synapse.weight_bits:
+        own.append(f"recurrent_bits={layer.recurrent.weight_bits}")
     if full:
-        keys += [*_neuron_keys(neuron), f"bits={synapse.weight_bits}"]
-    return text + (f"{{{','.join(keys)}}}" if keys else "")
+        own += [*_neuron_keys(neuron), f"bits={synapse.weight_bits}"]
+    return text + (f"{{{','.join(own)}}}" if own else "")
+
+
+def recurrence(layer: SpikingLayer) -> str:
+    """How the neurons of a layer read themselves, as it is written."""
+    if isinstance(layer.recurrent, Conv2d):
+        return f"R{axes.written(layer.recurrent.kernel)}"
+    return "R" if isinstance(layer.recurrent, Linear) else ""
 
 
 def _geometry_keys(conv: Conv2d) -> list[str]:
@@ -153,7 +173,10 @@ def checked(make: Callable[[], T], notation: str, start: int, length: int) -> T:
 
 
 _NORM = tuple(field.name for field in fields(BatchNorm))
+_ONE_TO_ONE = "one-to-one"
 _MAX_DIGITS = 9
+_MAX_DEPTH = 16
+"""Of branches within branches."""
 _AXES = r"\d+(?:x\d+)?"
 _GEOMETRY = ("dilation", "groups")
 _MOST_CHARACTERS = 1 << 22
@@ -192,9 +215,12 @@ class _Parser:
     padding: str
     neuron: NeuronModel
     weight_bits: int
+    dropout: float
 
     _LAYER = re.compile(
-        rf"(?P<channels>\d+)C(?P<kernel>{_AXES})|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)|(?P<units>\d+)", re.ASCII
+        rf"(?P<channels>\d+)C(?P<kernel>{_AXES})(?:R(?P<around>{_AXES}))?|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)"
+        r"|(?P<units>\d+)(?P<recurrent>R)?",
+        re.ASCII,
     )
     _OPTION = re.compile(
         rf"p(?P<padding>{_AXES})|s(?P<stride>{_AXES})|d(?P<dropout>\d*\.?\d+)|(?P<norm>bn)|(?P<bias>b)"
@@ -208,33 +234,71 @@ class _Parser:
     def check_digits(self, match: re.Match[str], at: int) -> None:
         """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
         for group, text in match.groupdict().items():
-            if text is None or group in ("rate", "dropout", "norm", "bias", "keys"):
+            if text is None or group in ("rate", "dropout", "norm", "bias", "keys", "recurrent"):
                 continue
             for number in re.finditer(r"\d+", text):
                 if (length := len(number.group())) > _MAX_DIGITS:
                     message = f"a number has at most {_MAX_DIGITS} digits, got {length}"
                     raise self.fail(message, at + match.start(group) + number.start(), length)
 
-    def tokens(self) -> list[tuple[int, str]]:
-        """Split at "-", except inside braces; returns start and text of each token."""
-        tokens, start, depth = [], 0, 0
-        for i, character in enumerate(self.notation + "-"):
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if i == len(self.notation) and depth > 0:
+    def tokens(self, start: int = 0, end: int | None = None) -> list[tuple[int, str]]:
+        """Split at "-", except inside braces and brackets; returns start and text of each token."""
+        return self.split("-", "a layer is missing here", start, len(self.notation) if end is None else end)
+
+    def split(self, separator: str, missing: str, start: int, end: int) -> list[tuple[int, str]]:
+        """Split the notation from `start` to `end`, except inside braces and brackets; an empty part is `missing`."""
+        tokens, braces, brackets = [], 0, 0
+        for i in range(start, end + 1):
+            character = self.notation[i] if i < end else separator
+            braces += {"{": 1, "}": -1}.get(character, 0)
+            if braces <= 0 and (brackets > 0 or (character == "[" and not self.notation[start:i].strip())):
+                brackets += {"[": 1, "]": -1}.get(character, 0)
+            if i == end and braces > 0:
                 raise self.fail("a brace is not closed", start, i - start)
-            if character == "-" and depth <= 0:
+            if i == end and brackets > 0:
+                raise self.fail("a bracket is not closed", start, i - start)
+            if character == separator and braces <= 0 and brackets <= 0:
                 token = self.notation[start:i]
-                if not token.strip():
-                    raise self.fail("a layer is missing here", min(start, max(0, len(self.notation) - 1)), 1)
+                if not token.strip() and missing:
+                    raise self.fail(missing, min(start, max(0, len(self.notation) - 1)), 1)
                 lead = len(token) - len(token.lstrip())
                 tokens.append((start + lead, token.strip()))
                 start = i + 1
         return tokens
 
-    def layer(self, token: str, start: int) -> list[Layer]:
+    def branches(self, token: str, start: int, depth: int) -> Branches:
+        """`[64C3-64C3]+`, or `[64C3|16C1-64C3]+`."""
+        if not token.endswith("]+"):
+            raise self.fail("a bracket ends with ]+, the sum of its branches", start, len(token))
+        if depth >= _MAX_DEPTH:
+            raise self.fail(f"branches stand in at most {_MAX_DEPTH} others", start, len(token))
+        end = start + len(token) - 2
+        parts = self.split("|", "", start + 1, end)
+        if not parts[0][1] or any(not text for _, text in parts[1:-1]):
+            raise self.fail("a branch is missing; only the last one may be empty, the input itself", start, len(token))
+        made = [self.branch(at, at + len(text), depth + 1) for at, text in parts]
+        return Branches((*made, ()) if len(made) == 1 else tuple(made))
+
+    def branch(self, start: int, end: int, depth: int) -> tuple[Layer, ...]:
+        tokens = self.tokens(start, end) if start < end else []
+        layers: list[Layer] = []
+        for position, (at, text) in enumerate(tokens):
+            following = tokens[position + 1][1] if position + 1 < len(tokens) else "["
+            layers += self.dropped(self.layer(text, at, depth), following)
+        return tuple(layers)
+
+    def dropped(self, parsed: list[Layer], following: str) -> list[Layer]:
+        """With the dropout of all hidden layers, where the layer gives none, and its spikes enter no branches."""
+        if isinstance(parsed[0], SpikingLayer) and len(parsed) == 1 and self.dropout > 0 and following[:1] != "[":
+            return [parsed[0], Dropout(self.dropout)]
+        return parsed
+
+    def layer(self, token: str, start: int, depth: int = 0) -> list[Layer]:
+        if token.startswith("["):
+            return [self.branches(token, start, depth)]
         match = self._LAYER.match(token)
         if match is None:
-            known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout)"
+            known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout), [16C3]+ (branches)"
             raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
         self.check_digits(match, start)
         values = match.groupdict()
@@ -249,7 +313,7 @@ class _Parser:
         conv = values["channels"] is not None
         geometry: dict[str, Any] = {}
         given: set[str] = set()
-        neuron, bits, rate, bias = self.neuron, self.weight_bits, None, False
+        keys, rate, bias = _Keys(self.neuron, self.weight_bits), None, False
         norm: dict[str, float] | None = None
         while rest:
             option = self._OPTION.match(rest)
@@ -274,13 +338,13 @@ class _Parser:
                 norm = {}
             else:
                 given_to = _Given(geometry if conv else None, norm)
-                neuron, bits = self.keys(value, at + 1, neuron, bits, given, given_to)
+                keys = self.keys(value, at + 1, keys, given, given_to)
             rest, at = rest[option.end() :], at + option.end()
         made = None if norm is None else checked(lambda: BatchNorm(**norm), self.notation, *place)
         if conv:
             kernel, channels = _axes(values["kernel"]), int(values["channels"])
             conv_ = checked(
-                lambda: Conv2d(channels, kernel, **geometry, weight_bits=bits, bias=bias, norm=made),
+                lambda: Conv2d(channels, kernel, **geometry, weight_bits=keys.bits, bias=bias, norm=made),
                 self.notation,
                 *place,
             )
@@ -289,8 +353,22 @@ class _Parser:
             synapse: Conv2d | Linear = conv_
         else:
             units = int(values["units"])
-            synapse = checked(lambda: Linear(units, weight_bits=bits, bias=bias, norm=made), self.notation, *place)
-        layers: list[Layer] = [SpikingLayer(synapse, neuron)]
+            synapse = checked(lambda: Linear(units, weight_bits=keys.bits, bias=bias, norm=made), self.notation, *place)
+        own_bits = keys.bits if keys.recurrent_bits is None else keys.recurrent_bits
+        recurrent: Conv2d | Linear | OneToOne | None = None
+        if keys.recurrent:
+            recurrent = checked(lambda: OneToOne(weight_bits=own_bits), self.notation, *place)
+        elif values["recurrent"]:
+            recurrent = checked(lambda: Linear(units, weight_bits=own_bits), self.notation, *place)
+        elif values["around"]:
+            around = Conv2d(channels, _axes(values["around"]), weight_bits=own_bits)
+            rows, columns = around.kernels
+            recurrent = replace(around, padding=(rows // 2, columns // 2))
+        layers: list[Layer] = [
+            checked(
+                lambda: SpikingLayer(synapse, keys.neuron, recurrent=recurrent, delay=keys.delay), self.notation, *place
+            )
+        ]
         if rate is not None:
             layers.append(checked(lambda: Dropout(rate), self.notation, *place))
         return layers
@@ -308,9 +386,7 @@ class _Parser:
             raise self.fail(message, start, length)
         return rows // 2, columns // 2
 
-    def keys(
-        self, text: str, at: int, neuron: NeuronModel, bits: int, given: set[str], others: _Given
-    ) -> tuple[NeuronModel, int]:
+    def keys(self, text: str, at: int, keys: _Keys, given: set[str], others: _Given) -> _Keys:
         """Read `tau_m=5,threshold=0.8`; `given` holds the options read before and takes these.
 
         `others` take what is no neuron's.
@@ -328,23 +404,44 @@ class _Parser:
                 if key in given:
                     raise SpecError(f"{key} is given twice")
                 given.add(key)
-                if key == "neuron" and value == neuron.written()["neuron"]:
-                    continue
-                if key == "neuron":
-                    neuron = as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)})
-                elif key == "bits":
-                    bits = _whole(key, value)
-                elif key in _GEOMETRY and others.geometry is not None:
+                if key in _GEOMETRY and others.geometry is not None:
                     numbers = [_whole(key, each) for each in value.split("x", maxsplit=key == "dilation")]
                     others.geometry[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
                 elif key in _NORM and others.norm is not None:
                     others.norm[key] = read_number(value)
-                elif key in neuron.written():
-                    neuron = with_parameter(neuron, key, value)
                 else:
-                    known = ", ".join((*neuron.written(), "bits", *others.known))
-                    raise SpecError(f"unknown parameter {shown(key)}; known: {known}")
+                    keys = _with_key(keys, key, value, others.known)
             except ValueError as error:
                 message = str(error) if isinstance(error, SpecError) else f"{key} must be a number, got {shown(value)}"
                 raise self.fail(message, at, len(pair)) from None
-        return neuron, bits
+        return keys
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """What braces say."""
+
+    neuron: NeuronModel
+    bits: int
+    delay: int = 0
+    recurrent: bool = False
+    recurrent_bits: int | None = None
+
+
+def _with_key(keys: _Keys, key: str, value: str, others: tuple[str, ...]) -> _Keys:
+    neuron = keys.neuron
+    if key == "neuron":
+        if value == neuron.written()["neuron"]:
+            return keys
+        return replace(keys, neuron=as_model(value, {each: getattr(neuron, each) for each in parameters(neuron)}))
+    if key in ("bits", "delay", "recurrent_bits"):
+        numbers: dict[str, Any] = {key: _whole(key, value)}
+        return replace(keys, **numbers)
+    if key == "recurrent":
+        if value != _ONE_TO_ONE:
+            raise SpecError(f"recurrent is {_ONE_TO_ONE}, got {shown(value)}; write 128R or 16C3R3 for others")
+        return replace(keys, recurrent=True)
+    if key in neuron.written():
+        return replace(keys, neuron=with_parameter(neuron, key, value))
+    known = ", ".join((*neuron.written(), "bits", "delay", "recurrent", "recurrent_bits", *others))
+    raise SpecError(f"unknown parameter {shown(key)}; known: {known}")

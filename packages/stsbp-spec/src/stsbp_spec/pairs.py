@@ -32,7 +32,7 @@ from stsbp_spec.equations import (
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
-from stsbp_spec.grid import WeightGrid, largest_error, sum_bits
+from stsbp_spec.grid import WeightGrid, largest_error, sample_grid, sum_bits
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
@@ -206,6 +206,61 @@ class Pairs(ABC, Generic[Array]):
         """`x`, float64 or float32, as float32."""
         return self.asarray(self.numpy(x).astype(np.float32))
 
+    # Time.
+    def scan(
+        self,
+        step: Callable[[tuple[Array, ...], dict[str, Array]], tuple[tuple[Array, ...], dict[str, Array]]],
+        carried: tuple[Array, ...],
+        inputs: Mapping[str, Array],
+        steps: int,
+        *,
+        reverse: bool = False,
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        """Call `step` for each time step: what it carries, and its outputs `[T, ...]`.
+
+        Args:
+            step: from what is carried and the inputs of a step, `[1, ...]`, to what is carried, of the same shapes and
+                types, and the step's outputs, `[1, ...]`.
+            carried: before the first step.
+            inputs: `[steps, ...]`, or `[1, ...]` for the same at every step.
+            steps: how many.
+            reverse: whether from the last to the first; outputs lie in the order of time.
+        """
+        made: list[dict[str, Array]] = []
+        for t in reversed(range(steps)) if reverse else range(steps):
+            read = {name: x if len(x) == 1 else x[t : t + 1] for name, x in inputs.items()}
+            carried, outputs = step(carried, read)
+            made.append(outputs)
+        if reverse:
+            made.reverse()
+        return carried, {name: self.joined([each[name] for each in made]) for name in made[0]}
+
+    def zeros(self, shape: Shape) -> Array:
+        """Float32 zeros of `shape`, that of native arrays."""
+        return self.asarray(np.zeros(shape, np.float32))
+
+    def silence(self, shape: Shape) -> Array:
+        """Spikes, uint8, of `shape`, that of native arrays: none."""
+        return self.asarray(np.zeros(shape, np.uint8))
+
+    def joined(self, arrays: Sequence[Array]) -> Array:
+        """Arrays `[..., B, ...]` one after the other along the first axis."""
+        return self.asarray(np.concatenate([self.numpy(x) for x in arrays]))
+
+    def shifted(self, x: Array, steps: int) -> Array:
+        """`x` `[T, ...]` that many steps later, or earlier where they are negative; zeros where there is nothing."""
+        given = self.numpy(x)
+        found = np.zeros_like(given)
+        if steps >= 0:
+            found[steps:] = given[: max(0, len(given) - steps)]
+        else:
+            found[:steps] = given[-steps:]
+        return self.asarray(found)
+
+    def sample_grid(self, dz: Array, bits: int) -> Array:
+        """`grid.sample_grid`."""
+        return self.asarray(sample_grid(self.numpy(dz), bits))
+
     # Several parts of a batch.
     def plus(self, a: Array, b: Array) -> Array:
         """The sum of two arrays of one type, float32, float64 or int64."""
@@ -283,6 +338,30 @@ class Pairs(ABC, Generic[Array]):
         inputs = {**residuals.kept, **residuals.learned, "g": ds}
         found = self.recur(equations.backward, equations.constants, inputs, len(ds), summed=summed)
         return found["dz"], {name: found[output] for name, output in terms.items()}
+
+    def population_forward(
+        self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
+    ) -> tuple[Array, NeuronResiduals[Array]]:
+        """`neuron_forward` of neurons that read several projections: `zs` are the inputs of `equations`."""
+        shape = zs[0].shape[1:]
+        each = self.spread_all(equations, learned, shape)
+        found = self.recur(
+            equations.forward, equations.constants, {**dict(zip(equations.inputs, zs, strict=True)), **each}, steps
+        )
+        spikes = found.pop("o")
+        return spikes, NeuronResiduals(found, spikes, static=False, learned=each)
+
+    def population_backward(
+        self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        """`neuron_backward` likewise: the error of each of `zs`; `static` says which of them served all steps."""
+        summed = {error for error, each in zip(equations.errors, static, strict=True) if each}
+        terms = equations.terms
+        inputs = {**residuals.kept, **residuals.learned, "g": ds}
+        found = self.recur(
+            equations.backward, equations.constants, inputs, len(ds), summed=(*sorted(summed), *terms.values())
+        )
+        return tuple(found[error] for error in equations.errors), {name: found[x] for name, x in terms.items()}
 
     def learned_gradient(self, terms: Array, count: int, precision: Precision) -> Array:
         """Gradient `[count]` of a learned number from what each element adds to it, `neuron_backward`'s `[1, B, ...]`.

@@ -126,7 +126,7 @@ def _way(
     spikes: dict[str, Array] = {}
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
-        made, found = yield from through(segment, run, values)
+        made, found = yield from through(backend, segment, run, values)
         residuals.update(found)
         statistics.update(_statistics(segment, found))
         spikes.update({name: value for name, value in made.items() if name == segment.population})
@@ -143,7 +143,7 @@ def _lean_way(
     sent = dict[Segment[Array], list[Array]]()
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
-        made, found = yield from _noted(through(segment, run, values), sent.setdefault(segment, []))
+        made, found = yield from _noted(through(backend, segment, run, values), sent.setdefault(segment, []))
         statistics.update(_statistics(segment, found))
         del found
         for name, value in made.items():
@@ -155,7 +155,7 @@ def _lean_way(
 
     def again(segment: Segment[Array]) -> dict[str, Any]:
         sources = {name: kept[name]() for name in segment.sources}
-        return _repeated(through(segment, run, sources), sent[segment])[1]
+        return _repeated(through(backend, segment, run, sources), sent[segment])[1]
 
     return Trace(backend, walk, run, values[walk.output], _Packed(fired), again, statistics)
 
@@ -202,13 +202,17 @@ class _Packed(Mapping[str, Array]):
 
 
 def through(
-    segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
+    backend: Pairs[Array], segment: Segment[Array], run: Run[Array], values: Mapping[str, Array]
 ) -> Generator[Asked[Array], Array, tuple[dict[str, Array], dict[str, Any]]]:
     """What is left of a segment, and the residuals of its steps, by name."""
     made, residuals = dict(values), dict[str, Any]()
     for step in segment.steps:
         run.collective.beat(step.name)
-        way = step.forward(run, *(made[source] for source in step.sources))
+        inputs = (
+            backend.shifted(made[source], delay) if delay else made[source]
+            for source, delay in zip(step.sources, step.delays, strict=True)
+        )
+        way = step.forward(run, *inputs)
         made[step.name], residuals[step.name] = yield from way
     return {name: made[name] for name in segment.left}, residuals
 
@@ -271,8 +275,11 @@ def back_through(
             gradients.update(back.gradients)
             trace.zeroed.update(back.zeroed)
             trace.whole.update(back.whole)
-            for source, error, needed in zip(step.sources, back.errors, step.needed, strict=True):
+            edges = zip(step.sources, step.delays, back.errors, step.needed, strict=True)
+            for source, delay, error, needed in reversed([*edges]):
                 if needed and error is not None:
+                    if delay:
+                        error = trace.backend.shifted(_array(error), -delay)
                     waiting.setdefault(source, []).append(error)
             del back
         residuals.pop(step.name, None)
@@ -305,8 +312,13 @@ def _total(step: Step[Array], errors: list[Array | Deferred[Array]]) -> Array | 
     """The error of a step's output from those of its readers, which came from the last to the first."""
     if len(errors) == 1 and step.takes_deferred:
         return errors[0]
-    arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
+    arrays = [_array(error) for error in reversed(errors)]
     total: Array = arrays[0]
     for error in arrays[1:]:
         total = total + error
     return total
+
+
+def _array(error: Array | Deferred[Array]) -> Array:
+    found: Array = error.array() if isinstance(error, Deferred) else error
+    return found

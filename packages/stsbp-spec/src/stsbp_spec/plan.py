@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any, Generic, NamedTuple
 
-from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
+from stsbp_spec.equations import NeuronEquations, neuron_equations
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Op, Place, Projection, Weighted
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step, Total
 from stsbp_spec.synapses import batchnorm
+from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.batchnorm import BatchNorm, Coefficients
 from stsbp_spec.synapses.dropout import Dropout, substream
+from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision
 
@@ -140,6 +143,37 @@ class Normalised(Step[Array]):
         return {name: self.backend.spread(x, tuple(z.shape[1:])) for name, x in numbers.items()}
 
 
+def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:
+    """One weight a neuron, by equations that every backend runs: synapses/one_to_one.py."""
+
+    def times(x: Array, w: Array) -> Array:
+        each = backend.spread(w.reshape(-1), x.shape[1:])
+        return backend.recur(PRODUCT, {}, {"x": x, "w": each}, len(x))["y"]
+
+    def forward(op: OneToOne, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
+        return times(s, wq), (s, wq)
+
+    def backward(
+        op: OneToOne,
+        residuals: tuple[Array, Array],
+        dz: Array,
+        *,
+        precision: Precision,
+        need_input: bool,
+        need_weights: bool = True,
+    ) -> tuple[Array | None, Array | None]:
+        s, wq = residuals
+        ds = times(dz, wq) if need_input else None
+        if not need_weights:
+            return ds, None
+        # Spikes are 0 or 1, so the products are exact.
+        terms = backend.recur(PRODUCT, {}, {"x": s, "w": dz}, len(dz))["y"]
+        dw = backend.totals(terms.reshape(1, -1, wq.shape[0]), wq.shape[0])
+        return ds, dw.reshape(wq.shape)
+
+    return Rule(forward, backward)
+
+
 @dataclass(frozen=True, eq=False)
 class Drops(Step[Array]):
     """Dropout by the backend's masks: synapses/dropout.py."""
@@ -168,22 +202,53 @@ class Drops(Step[Array]):
 
 
 @dataclass(frozen=True, eq=False)
+class Sum(Step[Array]):
+    """The sum of several branches: synapses/add.py."""
+
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
+        total = inputs[0]
+        for x in inputs[1:]:
+            total = total + x
+        return total, None
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        yield from ()
+        return Back((error,) * len(self.needed), {}, {})
+
+
+@dataclass(frozen=True, eq=False)
 class Population(Step[Array]):
-    """Neurons after the pending synapse of their input, by `Pairs.neuron_forward` and `neuron_backward`."""
+    """Neurons after the pending synapses of their inputs.
+
+    By `Pairs.neuron_forward` and `neuron_backward`, of several inputs by `population_forward` and
+    `population_backward`.
+    """
 
     backend: Pairs[Array]
     op: Neurons
 
     @cached_property
     def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
-        """Of evaluation and of training."""
+        """Of evaluation and of training, where there is one input."""
         (values,) = self.places[0].inputs
         return values.filter(training=False), values.filter(training=True)
+
+    @cached_property
+    def equations(self) -> tuple[NeuronEquations, NeuronEquations]:
+        """Of evaluation and of training."""
+        inputs = self.places[0].inputs
+        static = tuple(values.static for values in inputs)
+        evaluation, training = (
+            neuron_equations(tuple(values.filter(training=each) for values in inputs), self.op.model, static)
+            for each in (False, True)
+        )
+        return evaluation, training
 
     def learned(self, run: Run[Array]) -> dict[str, Array]:
         """What the neurons learned, by the model's names."""
         (place,) = self.places
-        return {name: run.weights[place.learned_name(name)] for name in place.learned}
+        return {name: run.weights[parameter] for name, parameter in place.parameters.items()}
 
     def gradients(
         self, run: Run[Array], terms: Mapping[str, Array], precision: Precision
@@ -196,20 +261,129 @@ class Population(Step[Array]):
                 largest = yield Largest(self.backend.largest_error(x))
                 elements = run.part.batch * math.prod(place.output.shape)
                 x, _ = self.backend.error_grid(x, sum_bits(elements // count), largest)
-            found[place.learned_name(name)] = self.backend.totals(x, count)
+            found[place.parameters[name]] = self.backend.totals(x, count)
         return found
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         yield from ()
+        backend, learned = self.backend, self.learned(run)
+        if len(inputs) > 1:
+            return backend.population_forward(self.equations[run.training], inputs, run.steps, learned)
         (z,) = inputs
-        return self.backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, self.learned(run))
+        return backend.neuron_forward(self.op.model, self.filters[run.training], z, run.steps, learned)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        dz, terms = self.backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
-        return Back((dz,), (yield from self.gradients(run, terms, precision)), {})
+        backend, values = self.backend, self.places[0].inputs
+        if len(values) > 1:
+            static = [each.static and run.steps > 1 for each in values]
+            errors, terms = backend.population_backward(self.equations[run.training], residuals, error, static)
+        else:
+            dz, terms = backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
+            errors = (dz,)
+        return Back(errors, (yield from self.gradients(run, terms, precision)), {})
 
-    def population(self, residuals: NeuronResiduals[Array]) -> NeuronResiduals[Array]:
-        return residuals
+    def population(self, residuals: Any) -> NeuronResiduals[Array]:
+        found: NeuronResiduals[Array] = residuals
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Recurrent(Population[Array]):
+    """Neurons that read their own spikes of the step before, through weights: one step of time after the other.
+
+    Forward: `z'_t = V o_{t-1}` beside the other inputs. Backward, from the last step to the first: `do_t` is the error
+    from above plus `V^T dz'_{t+1}`; in `reproducible` precision `dz'` meets `grid.sample_grid` before, so that these
+    sums are exact. The gradient of `V` comes of all steps at once, as that of any weights.
+
+    Attributes:
+        loops: the weights, in the order of the inputs.
+    """
+
+    loops: tuple[Weights[Array], ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return tuple(edge.source for edge in self._edges)
+
+    @property
+    def delays(self) -> tuple[int, ...]:
+        return tuple(edge.delay for edge in self._edges)
+
+    @property
+    def _edges(self) -> tuple[Edge, ...]:
+        own = {loop.name for loop in self.loops}
+        return tuple(edge for edge in self.places[0].node.inputs if edge.source not in own)
+
+    @cached_property
+    def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which inputs of the equations come from elsewhere, and which from the loops."""
+        names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
+        return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
+
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        yield from ()
+        backend, equations = self.backend, self.equations[run.training]
+        shape = inputs[0].shape[1:]
+        each = backend.spread_all(equations, self.learned(run), shape)
+        elsewhere, own = self._at
+        constants, one = equations.constants, equations.forward_step
+        outputs, states = (*equations.kept, "o"), tuple(equations.forward.states)
+
+        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            spikes, *before = carried
+            back = {
+                equations.inputs[j]: loop.rule.forward(loop.projection.synapse, spikes, run.weights[loop.name])[0]
+                for j, loop in zip(own, self.loops, strict=True)
+            }
+            found = backend.recur(one, constants, {**read, **back, **each, **dict(zip(states, before, strict=True))}, 1)
+            after = (found[name] for name in [*one.outputs][len(outputs) :])
+            return (found["o"], *after), {name: found[name] for name in outputs}
+
+        given = {equations.inputs[j]: z for j, z in zip(elsewhere, inputs, strict=True)}
+        start = (backend.silence((1, *shape)), *(backend.zeros((1, *shape)) for _ in states))
+        _, kept = backend.scan(step, start, given, run.steps)
+        spikes = kept.pop("o")
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        backend, equations, values = self.backend, self.equations[run.training], self.places[0].inputs
+        shape, (elsewhere, own) = error.shape[1:], self._at
+        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
+        one, states = equations.backward_step(tuple(sorted(static)))
+        moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+        silent = backend.silence((1, *shape))
+        left = [loop.rule.forward(loop.projection.synapse, silent, run.weights[loop.name])[1] for loop in self.loops]
+
+        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            back, *after = carried
+            given = {**read, **residuals.learned, "back": back, **dict(zip(states, after, strict=True))}
+            found = backend.recur(one, equations.constants, given, 1)
+            below = list[Array]()
+            for j, loop, own_left in zip(own, self.loops, left, strict=True):
+                dz, projection = found[equations.errors[j]], loop.projection
+                if precision == "reproducible":
+                    dz = backend.sample_grid(dz, projection.sample_error_bits)
+                ds, _ = loop.rule.backward(
+                    projection.synapse, own_left, dz, precision=precision, need_input=True, need_weights=False
+                )
+                below.append(ds)
+            total = reduce(backend.plus, below)
+            before = (found[name] for name in [*one.outputs][len(one.outputs) - len(states) :])
+            return (total, *before), {name: found[name] for name in moving}
+
+        start = (backend.zeros((1, *shape)),) * (1 + len(states))
+        last, errors = backend.scan(step, start, {**residuals.kept, "g": error}, len(error), reverse=True)
+        summed = (*sorted(static), *equations.terms)
+        sums = dict(zip(summed, last[len(last) - len(summed) :], strict=True))
+        gradients = yield from self.gradients(run, {name: sums[name] for name in equations.terms}, precision)
+        errors |= {name: sums[name] for name in static}
+        zeroed, earlier = dict[str, Array](), backend.shifted(residuals.spikes, 1)
+        for j, loop in zip(own, self.loops, strict=True):
+            _, of_weights = loop.rule.forward(loop.projection.synapse, earlier, run.weights[loop.name])
+            found = yield from loop.backward(run, of_weights, errors[equations.errors[j]], precision)
+            gradients.update(found.gradients)
+            zeroed.update(found.zeroed)
+        return Back(tuple(errors[equations.errors[j]] for j in elsewhere), gradients, zeroed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,11 +478,20 @@ def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False) -> 
 def _plan(backend: Pairs[Any], network: Network, of_input: bool) -> Plan[Any]:
     trained, singles = dict[str, bool](), dict[str, Step[Any]]()
     projections = {projection.name: projection for projection in network.projections}
+    loops = {name for names in network.recurrent.values() for name in names}
+    own = dict[str, Weights[Any]]()
     for place in network.places:
         node = place.node
-        needed = tuple(trained[edge.source] for edge in node.inputs)
+        if node.name in loops:
+            own[node.name] = Weights((place,), (False,), backend, _rule(backend, node.op), projections[node.name])
+            continue
+        needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
         trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
-        if not isinstance(node.op, Input):
+        if node.name in network.recurrent:
+            assert isinstance(node.op, Neurons)
+            weights = tuple(own[name] for name in network.recurrent[node.name])
+            singles[node.name] = Recurrent((place,), needed, backend, node.op, weights)
+        elif not isinstance(node.op, Input):
             singles[node.name] = _single(backend, place, needed, projections.get(node.name))
     steps: list[Step[Any]] = []
     fused: set[str] = set()
@@ -328,7 +511,9 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
         return Population((place,), needed, backend, op)
     if type(op) is Dropout:
         return Drops((place,), needed, backend, op)
-    rule = backend.rule(op)
+    if type(op) is Add:
+        return Sum((place,), needed)
+    rule = _rule(backend, op)
     if projection is not None:
         weights = Weights((place,), needed, backend, rule, projection)
         norm = projection.synapse.norm
@@ -336,12 +521,17 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
     return ByRule((place,), needed, rule)
 
 
+def _rule(backend: Pairs[Any], op: Op) -> Rule[Any]:
+    return _one_to_one(backend) if type(op) is OneToOne else backend.rule(op)
+
+
 def _chain(network: Network, singles: Mapping[str, Step[Any]], name: str) -> tuple[Step[Any], ...]:
     """The longest chain up to a node, without a population before it, of which each is read by the next alone."""
     chain = [singles[name]]
     while len(sources := chain[0].sources) == 1:
         below = singles.get(sources[0])
-        if below is None or below.fires or network.readers[below.name] != (chain[0].name,):
+        delayed = any(chain[0].delays)
+        if below is None or delayed or below.fires or network.readers[below.name] != (chain[0].name,):
             break
         chain.insert(0, below)
     return tuple(chain)

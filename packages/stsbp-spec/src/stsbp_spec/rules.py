@@ -141,6 +141,11 @@ class Step(ABC, Generic[Array]):
         return tuple(edge.source for edge in self.places[0].node.inputs)
 
     @property
+    def delays(self) -> tuple[int, ...]:
+        """How many steps before they are read, each of `sources`."""
+        return tuple(edge.delay for edge in self.places[0].node.inputs)
+
+    @property
     def fires(self) -> bool:
         """Whether it ends with a population."""
         return isinstance(self.places[-1].node.op, Neurons)

@@ -381,7 +381,7 @@ def _looked_at(
         name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
     }
     # A compiled function may have sorted the names.
-    ordered = {block.name: lost[block.name] for block in network.blocks if block.name in lost}
+    ordered = {name: lost[name] for name in network.parameters if name in lost}
     return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
 
 

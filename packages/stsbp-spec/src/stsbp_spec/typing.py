@@ -6,6 +6,7 @@ Axis letters, used in every docstring: `T` time steps, `B` samples of a batch, `
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -40,6 +41,10 @@ class NativeArray(Protocol):
     def __getitem__(self, key: Any, /) -> Any: ...
 
     def __add__(self, other: Any, /) -> Any: ...
+
+    @property
+    def reshape(self) -> Callable[..., Any]:
+        """The same values under another shape."""
 
 
 if TYPE_CHECKING:

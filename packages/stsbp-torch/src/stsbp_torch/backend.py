@@ -183,6 +183,27 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
         return fused_cpu.backward(neuron_equations(filter, neuron), residuals, laid_out(ds))
 
+    def zeros(self, shape: Shape) -> torch.Tensor:
+        return empty(shape, torch.float32, self.torch_device).zero_()
+
+    def silence(self, shape: Shape) -> torch.Tensor:
+        return empty(shape, torch.uint8, self.torch_device).zero_()
+
+    def joined(self, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+        found = empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype, self.torch_device)
+        return torch.cat(list(arrays), out=found)
+
+    def shifted(self, x: torch.Tensor, steps: int) -> torch.Tensor:
+        found = empty(tuple(x.shape), x.dtype, x.device).zero_()
+        if steps >= 0:
+            found[steps:] = x[: max(0, len(x) - steps)]
+        else:
+            found[:steps] = x[-steps:]
+        return found
+
+    def sample_grid(self, dz: torch.Tensor, bits: int) -> torch.Tensor:
+        return plain.sample_grid(dz, bits)
+
     def spread(self, values: torch.Tensor, shape: Shape) -> torch.Tensor:
         return laid_out(values.view(1, 1, -1, *(1,) * (len(shape) - 2)).expand(1, *shape))
 

@@ -15,7 +15,7 @@ from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, Weigh
 from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["error_grid", "gradient_squares", "largest_error", "weight_grids"]
+__all__ = ["error_grid", "gradient_squares", "largest_error", "sample_grid", "weight_grids"]
 
 _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
 
@@ -52,6 +52,13 @@ def error_grid(dz: torch.Tensor, bits: int, largest: torch.Tensor) -> tuple[torc
     out = (dz * scale).round_().mul_(back)
     before = dz.abs() >= SMALLEST_NORMAL
     return out, torch.stack([(before & (out == 0)).sum(), before.sum()])
+
+
+def sample_grid(dz: torch.Tensor, bits: int) -> torch.Tensor:
+    """`grid.sample_grid` of `[1, B, ...]`."""
+    largest = (dz[0].view(torch.int32) & 0x7FFFFFFF).flatten(1).amax(1)
+    scale, back = (x.view(-1, *(1,) * (dz.ndim - 2)) for x in _unit(largest, bits))
+    return (dz * scale).round_().mul_(back)
 
 
 def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -99,7 +99,7 @@ class Piece:
             if isinstance(place.node.op, Weighted):
                 found.append(place.node.name)
             elif isinstance(place.node.op, Neurons):
-                found += [place.learned_name(name) for name in place.learned]
+                found += [*self.network.recurrent.get(place.node.name, ()), *place.parameters.values()]
         return tuple(found)
 
 
@@ -213,7 +213,7 @@ def _forward(
     dropout = (settings.seed, int(settings.step)) if settings.training else None
     on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True)))
     run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch))
-    ((made, residuals),) = together(backend, run, [through(segment, run, given)])
+    ((made, residuals),) = together(backend, run, [through(backend, segment, run, given)])
     outputs = [laid_out(made[name].float()) for name in segment.left]
     return outputs, Trace(backend, walk, run, outputs[-1], {}, lambda _: dict(residuals), {})
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from stsbp_spec.graph import Input, Neurons, Op, Place, Weighted
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d
-from stsbp_spec.typing import AnyArray
+from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Dropout, OneToOne
+from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = ["Literal", "LiteralRun"]
 
@@ -29,12 +30,23 @@ Number = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class LiteralRun:
-    """Of each block: the potentials `a_t^{l-1}` that met the weights, `u`, `o`, thresholds: lists of `[B, ...]`."""
+    """What a forward pass leaves: lists of `[B, ...]`, one a step, by the names of nodes.
 
-    entered: list[list[AnyArray]]
-    u: list[list[AnyArray]]
-    o: list[list[AnyArray]]
-    threshold: list[list[AnyArray]]
+    Attributes:
+        values: what each node makes; of a population its spikes, of weights `W a_t`.
+        entered: the potentials `a_t^{l-1}` that met each of the weights.
+        u, threshold: of each population.
+    """
+
+    values: dict[str, list[AnyArray]]
+    entered: dict[str, list[AnyArray]]
+    u: dict[str, list[AnyArray]]
+    threshold: dict[str, list[AnyArray]]
+
+    @property
+    def o(self) -> dict[str, list[AnyArray]]:
+        """Spikes of each population."""
+        return {name: self.values[name] for name in self.u}
 
 
 class _Neuron:
@@ -44,16 +56,17 @@ class _Neuron:
     A decay that is learned is `km` of each channel, or of all.
     """
 
-    def __init__(self, literal: Literal, block: Block, parameters: Mapping[str, AnyArray]) -> None:
-        number, neuron = literal.number, block.neuron
+    def __init__(self, literal: Literal, place: Place, parameters: Mapping[str, AnyArray]) -> None:
+        op = place.node.op
+        assert isinstance(op, Neurons)
+        number, neuron = literal.number, op.model
         self.one = number(1)
         if not isinstance(neuron, (LIF, IF, ALIF, PLIF)):
             raise TypeError(f"no literal form of the neuron {neuron!r}")
         self.subtracts = neuron.reset == "subtract"
         self.km: Any = self.one
         if isinstance(neuron, PLIF):
-            decay = parameters[f"{block.name}.decay"]
-            self.km = decay.reshape(1, len(decay), *(1 for _ in block.output_shape[1:]))
+            self.km = _of_channels(parameters[place.parameters["decay"]], place.output.shape)
         elif not isinstance(neuron, IF):
             self.km = literal.decay(neuron.tau_m)[0]
         self.vth = number(neuron.threshold)
@@ -111,44 +124,108 @@ class Literal:
         one, tau_ = self.number(1), self.number(tau)
         return one - one / tau_, one / tau_
 
-    def forward(self, weights: dict[str, AnyArray], inputs: list[AnyArray]) -> LiteralRun:
-        """Lines 1-9. `weights` (all parameters) and `inputs` (one `[B, ...]` per step) are in the number type."""
-        run = LiteralRun([], [], [], [])
-        potentials = inputs
-        if self.network.input_psp is not None:
-            potentials = self.psp(self.network.input_psp, potentials)
-        for block in self.network.blocks:
-            entered = [self.before(block, x) for x in potentials]
-            neuron, response = _Neuron(self, block, weights), self.response(block, len(potentials))
-            u_list: list[AnyArray] = []
-            o_list: list[AnyArray] = []
-            threshold: list[AnyArray] = []
-            a: Any = self.number(0)
-            for x in entered:
-                u = self.product(block, weights[block.name], x)
-                if block.synapse.bias:
-                    u = u + response[len(u_list)] * self.bias(block, weights)
-                if u_list:
-                    u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
-                    a = neuron.ka * a + neuron.ca * o_list[-1]
-                v = neuron.vth + neuron.beta * a + u * self.number(0)
-                if self.smooth:
-                    o = block.neuron.surrogate.primitive(u - v)
-                else:
-                    o = self.array((u >= v).astype(np.float64))  # Eq. (5)
-                u_list.append(u)
-                o_list.append(o)
-                threshold.append(v)
-            run.entered.append(entered)
-            run.u.append(u_list)
-            run.o.append(o_list)
-            run.threshold.append(threshold)
-            potentials = self.psp(block.neuron.psp, o_list)  # Eq. (3a)
+    def forward(
+        self,
+        weights: dict[str, AnyArray],
+        inputs: list[AnyArray],
+        seen: Mapping[str, tuple[list[AnyArray], list[AnyArray], list[AnyArray]]] | None = None,
+    ) -> LiteralRun:
+        """Lines 1-9.
+
+        Args:
+            weights: all parameters, in the number type.
+            inputs: one `[B, ...]` a step, likewise.
+            seen: potentials, spikes and thresholds of each population, where they are not to be computed.
+        """
+        run, graph = LiteralRun({}, {}, {}, {}), self.network.graph
+        own = {name for names in graph.recurrent.values() for name in names}
+        for place in graph.places:
+            node = place.node
+            read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs if e.source in run.values]
+            if isinstance(node.op, Input):
+                run.values[node.name] = inputs
+            elif node.name in own:
+                run.entered[node.name] = []
+            elif isinstance(node.op, Weighted):
+                pending = place.inputs[0].pending
+                entered = read[0] if pending is None else self.psp(pending, read[0])  # Eq. (3a)
+                run.entered[node.name] = entered
+                run.values[node.name] = [self.product(node.op, weights[node.name], x) for x in entered]
+            elif isinstance(node.op, Neurons):
+                self._fire(place, weights, read, run, None if seen is None else seen[node.name])
+            else:
+                run.values[node.name] = [self.through(node.op, *each) for each in zip(*read, strict=True)]
         return run
+
+    def _fire(
+        self,
+        place: Place,
+        weights: Mapping[str, AnyArray],
+        read: list[list[AnyArray]],
+        run: LiteralRun,
+        seen: tuple[list[AnyArray], list[AnyArray], list[AnyArray]] | None,
+    ) -> None:
+        """Potentials and spikes of a population, step by step."""
+        op, name = place.node.op, place.node.name
+        assert isinstance(op, Neurons)
+        neuron, steps = _Neuron(self, place, weights), len(read[0])
+        sums = [sum(each[1:], each[0]) for each in zip(*read, strict=True)]
+        for parameter, response in self._biases(place, steps):
+            each = _of_channels(weights[parameter], place.output.shape)
+            sums = [x + share * each for x, share in zip(sums, response, strict=True)]
+        u_list, o_list, threshold = list[AnyArray](), list[AnyArray](), list[AnyArray]()
+        run.u[name], run.values[name], run.threshold[name] = u_list, o_list, threshold
+        loops = self._loops(place)
+        slow, quick = ([self.number(0)] * len(loops) for _ in range(2))
+        a: Any = self.number(0)
+        for t in range(steps):
+            u = sums[t]
+            for i, (weights_name, loop) in enumerate(loops):
+                ks, cs, kr = self._filter(op.model.psp)
+                before = o_list[-1] if o_list else u * self.number(0)
+                slow[i], quick[i] = ks * slow[i] + cs * before, kr * quick[i] + cs * before
+                potential = slow[i] - quick[i] if op.model.psp.tau_rise else slow[i]
+                run.entered[weights_name].append(potential)
+                u = u + self.product(loop, weights[weights_name], potential)
+            if u_list:
+                u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
+                a = neuron.ka * a + neuron.ca * o_list[-1]
+            v = neuron.vth + neuron.beta * a + u * self.number(0)
+            if self.smooth:
+                o = op.model.surrogate.primitive(u - v)
+            else:
+                o = self.array((u >= v).astype(np.float64))  # Eq. (5)
+            u, o, v = (u, o, v) if seen is None else (each[t] for each in seen)
+            u_list.append(u)
+            o_list.append(o)
+            threshold.append(v)
+
+    def _loops(self, place: Place) -> list[tuple[str, Weighted]]:
+        """Weights through which a population reads itself."""
+        ops = {node.name: node.op for node in self.network.graph.nodes}
+        found = []
+        for name in self.network.graph.recurrent.get(place.node.name, ()):
+            op = ops[name]
+            assert isinstance(op, Weighted)
+            found.append((name, op))
+        return found
+
+    def _biases(self, place: Place, steps: int) -> list[tuple[str, list[Any]]]:
+        """Of each biased projection the name of its bias, and what its filter makes of a constant 1, step by step."""
+        ones = [self.array(np.ones(1))] * steps
+        return [
+            (f"{edge.source}.bias", ones if values.pending is None else self.psp(values.pending, ones))
+            for edge, values in zip(place.node.inputs, place.inputs, strict=True)
+            if values.biased
+        ]
+
+    def delayed(self, x: list[AnyArray], delay: int) -> list[AnyArray]:
+        """What is read `delay` steps later; nothing before."""
+        return [x[t - delay] if t >= delay else x[0] * self.number(0) for t in range(len(x))]
 
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
         """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
-        o, batch = run.o[-1], len(targets[0])
+        o, batch = run.values[self.network.graph.nodes[-1].name], len(targets[0])
         if isinstance(loss, VanRossum):
             differences = self.psp(
                 self.network.output_psp.first_order, [x - y for x, y in zip(o, targets, strict=True)]
@@ -167,79 +244,94 @@ class Literal:
     def backward(
         self, loss: Loss, weights: dict[str, AnyArray], run: LiteralRun, targets: list[AnyArray]
     ) -> dict[str, AnyArray]:
-        """Lines 11-31: gradients of the mean loss by layer name."""
-        steps, batch = len(targets), self.number(len(targets[0]))
-        direct: list[AnyArray] = [np.zeros(1)] * steps  # dL/do of the output, not through its potential
-        from_above: list[AnyArray] = [np.zeros(1)] * steps  # dL/da of Eq. (13), or the spatial term of Eq. (11)
-        zero = self.array(np.zeros(targets[0].shape))
-        o = run.o[-1]
-        if isinstance(loss, VanRossum):
-            differences = self.psp(
-                self.network.output_psp.first_order, [x - y for x, y in zip(o, targets, strict=True)]
-            )
-            from_above = [d / batch for d in differences]
-            direct = [zero] * steps
-        else:
-            from_above = [zero] * steps
-            if isinstance(loss, Hamming):
-                direct = [(x - y) / batch for x, y in zip(o, targets, strict=True)]
-            else:
-                direct = [(sum(o) - sum(targets)) / (self.number(steps * steps) * batch)] * steps
+        """Lines 11-31: gradients of the mean loss by name."""
+        graph = self.network.graph
+        errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
+        own = {name for names in graph.recurrent.values() for name in names}
         gradients: dict[str, AnyArray] = {}
-        for index in reversed(range(len(self.network.blocks))):
-            block = self.network.blocks[index]
-            neuron = _Neuron(self, block, weights)
-            # The loss sees the output through a filter of first order.
-            psp = block.neuron.psp if index < len(self.network.blocks) - 1 else block.neuron.psp.first_order
-            ks, cs = self.decay(psp.tau_s)
-            kr = self.number(0)
-            if psp.tau_rise:
-                kr, cs = (
-                    self.decay(psp.tau_rise)[0],
-                    self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise)),
-                )
-            u, o, v = run.u[index], run.o[index], run.threshold[index]
-            psp_factor = rise_factor = membrane_factor = adaptation_factor = self.array(np.zeros(u[0].shape))
-            gradient = None
-            for_decay = for_bias = self.array(np.zeros(u[0].shape))
-            response = self.response(block, steps)
-            below: list[AnyArray] = [np.zeros(1)] * steps
-            for t in reversed(range(steps)):
-                psp_factor = from_above[t] + ks * psp_factor  # Eq. (13), (17), (15), (11)
-                rise_factor = (from_above[t] if psp.tau_rise else 0) + kr * rise_factor
-                for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
-                h = self.derivative(block.neuron.surrogate, u[t] - v[t])
-                at_spike = cs * (psp_factor - rise_factor) + direct[t] + neuron.by_o(u[t], v[t]) * membrane_factor
-                at_spike = h * (at_spike + neuron.ca * adaptation_factor)
-                at_threshold = neuron.by_v(o[t]) * membrane_factor - at_spike
-                # Eq. (12), (16), (14), (10)
-                membrane_factor = at_spike + neuron.by_u(o[t]) * membrane_factor
-                adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
-                for_bias = for_bias + response[t] * membrane_factor
-                term, below[t] = self.adjoint(block, weights[block.name], run.entered[index][t], membrane_factor)
-                gradient = term if gradient is None else gradient + term  # Eq. (18)
-            assert gradient is not None
-            gradients[block.name] = gradient
-            if block.synapse.bias:
-                (count,) = weights[f"{block.name}.bias"].shape
-                gradients[f"{block.name}.bias"] = np.moveaxis(for_bias, 1, 0).reshape(count, -1).sum(axis=1)
-            if isinstance(block.neuron, PLIF):
-                (count,) = weights[f"{block.name}.decay"].shape
-                gradients[f"{block.name}.decay"] = np.moveaxis(for_decay, 1, 0).reshape(count, -1).sum(axis=1)
-            from_above = below
-            direct = [self.array(np.zeros(1))] * steps
+        for place in reversed(graph.places):
+            node = place.node
+            if node.name in own or isinstance(node.op, Input):
+                continue
+            above = errors.pop(node.name)
+            if isinstance(node.op, Neurons):
+                each = self._back_through_neurons(place, weights, run, above, gradients)
+                below = [each] * len(node.inputs)
+            elif isinstance(node.op, Weighted):
+                found = [
+                    self.adjoint(node.op, weights[node.name], x, d)
+                    for x, d in zip(run.entered[node.name], above, strict=True)
+                ]
+                gradients[node.name] = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
+                pending, entering = place.inputs[0].pending, [d for _, d in found]
+                below = [entering if pending is None else self.psp_adjoint(pending, entering)]
+            else:
+                read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
+                parts = [self.through_adjoint(node.op, x, d) for *x, d in zip(*read, above, strict=True)]
+                below = [list(each) for each in zip(*parts, strict=True)]
+            for edge, error in zip(node.inputs, below, strict=True):
+                if edge.source in own:
+                    continue
+                zero = error[0] * self.number(0)
+                error = [*error[edge.delay :], *[zero] * min(edge.delay, len(error))]
+                before = errors.get(edge.source)
+                errors[edge.source] = error if before is None else [x + y for x, y in zip(before, error, strict=True)]
         return gradients
 
-    def response(self, block: Block, steps: int) -> list[Any]:
-        """What the filter after the weights makes of a constant 1, step by step."""
-        ones = [self.array(np.ones(1))] * steps
-        return ones if block.psp is None else self.psp(block.psp, ones)
+    def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
+        """dL/do of the output."""
+        steps, batch = len(targets), self.number(len(targets[0]))
+        o = run.values[self.network.graph.nodes[-1].name]
+        if isinstance(loss, VanRossum):
+            psp = self.network.output_psp.first_order
+            differences = self.psp(psp, [x - y for x, y in zip(o, targets, strict=True)])
+            return self.psp_adjoint(psp, [d / batch for d in differences])
+        if isinstance(loss, Hamming):
+            return [(x - y) / batch for x, y in zip(o, targets, strict=True)]
+        return [(sum(o) - sum(targets)) / (self.number(steps * steps) * batch)] * steps
 
-    @staticmethod
-    def bias(block: Block, weights: Mapping[str, AnyArray]) -> AnyArray:
-        """The bias of each channel, as the layer's neurons take it."""
-        own = weights[f"{block.name}.bias"]
-        return own.reshape(1, len(own), *(1 for _ in block.output_shape[1:]))
+    def _back_through_neurons(
+        self,
+        place: Place,
+        weights: Mapping[str, AnyArray],
+        run: LiteralRun,
+        above: list[AnyArray],
+        gradients: dict[str, AnyArray],
+    ) -> list[AnyArray]:
+        """dL/du of each step from dL/do, which a recurrence adds to, and the gradients of what the population owns."""
+        op, name = place.node.op, place.node.name
+        assert isinstance(op, Neurons)
+        neuron, loops = _Neuron(self, place, weights), self._loops(place)
+        u, o, v = run.u[name], run.values[name], run.threshold[name]
+        zero = self.array(np.zeros(u[0].shape))
+        membrane_factor, adaptation_factor, for_decay = zero, zero, zero
+        ks, cs, kr = self._filter(op.model.psp)
+        psp_factor, rise_factor, back = [zero] * len(loops), [zero] * len(loops), zero
+        found: list[AnyArray] = [zero] * len(u)
+        terms: list[Any] = [self.number(0)] * len(loops)
+        for t in reversed(range(len(u))):
+            for_decay = for_decay + membrane_factor * neuron.by_km(u[t], o[t], v[t])
+            h = self.derivative(op.model.surrogate, u[t] - v[t])
+            at_spike = h * (above[t] + back + neuron.by_o(u[t], v[t]) * membrane_factor + neuron.ca * adaptation_factor)
+            at_threshold = neuron.by_v(o[t]) * membrane_factor - at_spike
+            # Eq. (12), (16), (14), (10)
+            membrane_factor = found[t] = at_spike + neuron.by_u(o[t]) * membrane_factor
+            adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
+            back = zero
+            for i, (weights_name, loop) in enumerate(loops):
+                term, entering = self.adjoint(loop, weights[weights_name], run.entered[weights_name][t], found[t])
+                terms[i] = terms[i] + term
+                psp_factor[i] = entering + ks * psp_factor[i]  # Eq. (13), (17), (15), (11)
+                rise_factor[i] = entering + kr * rise_factor[i]
+                back = back + cs * (psp_factor[i] - rise_factor[i] if op.model.psp.tau_rise else psp_factor[i])
+        gradients.update({weights_name: term for (weights_name, _), term in zip(loops, terms, strict=True)})
+        for parameter, response in self._biases(place, len(u)):
+            total = sum(share * d for share, d in zip(response, found, strict=True))
+            gradients[parameter] = _by_channel(total, len(weights[parameter]))
+        if isinstance(op.model, PLIF):
+            parameter = place.parameters["decay"]
+            gradients[parameter] = _by_channel(for_decay, len(weights[parameter]))
+        return found
 
     def derivative(self, surrogate: Surrogate, x: AnyArray) -> AnyArray:
         """`h(x)`, written here once more: this form judges the expressions, so it shares nothing with them."""
@@ -263,15 +355,24 @@ class Literal:
             raise TypeError(f"no literal form of the surrogate {surrogate!r}")
         return h
 
+    def _filter(self, psp: PSP) -> tuple[Any, Any, Any]:
+        """Decay, factor and the decay of the rise."""
+        ks, cs = self.decay(psp.tau_s)
+        if not psp.tau_rise:
+            return ks, cs, self.number(0)
+        return ks, self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise)), self.decay(psp.tau_rise)[0]
+
     def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
         """Eq. (3a), or the difference of two such filters."""
-        k, c = self.decay(psp.tau_s)
-        if psp.tau_rise:
-            c = self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise))
+        k, c, rise = self._filter(psp)
         a = self._exponential(k, c, s)
         if not psp.tau_rise:
             return a
-        return [x - y for x, y in zip(a, self._exponential(self.decay(psp.tau_rise)[0], c, s), strict=True)]
+        return [x - y for x, y in zip(a, self._exponential(rise, c, s), strict=True)]
+
+    def psp_adjoint(self, psp: PSP, d: list[AnyArray]) -> list[AnyArray]:
+        """Eq. (13), (17), (15), (11): the same filter, from the last step to the first."""
+        return self.psp(psp, d[::-1])[::-1]
 
     @staticmethod
     def _exponential(k: Any, c: Any, s: list[AnyArray]) -> list[AnyArray]:
@@ -280,60 +381,60 @@ class Literal:
             a.append(k * a[-1] + c * x if a else c * x)
         return a
 
-    def before(self, block: Block, x: AnyArray) -> AnyArray:
-        """Pooling in front of the weights."""
-        for layer in block.before:
-            if isinstance(layer, AvgPool2d):
-                k = layer.size
-                b, c, h, w = x.shape
-                windows = x[:, :, : h // k * k, : w // k * k].reshape(b, c, h // k, k, w // k, k)
-                x = windows.sum(axis=(3, 5)) / self.number(k * k)
-        return x
+    def through(self, op: Op, *x: AnyArray) -> AnyArray:
+        """What an operation without weights makes of its inputs in one step."""
+        if isinstance(op, Add):
+            return sum(x[1:], x[0])
+        if isinstance(op, AvgPool2d):
+            k = op.size
+            b, c, h, w = x[0].shape
+            windows = x[0][:, :, : h // k * k, : w // k * k].reshape(b, c, h // k, k, w // k, k)
+            means: AnyArray = windows.sum(axis=(3, 5)) / self.number(k * k)
+            return means
+        if isinstance(op, Dropout):
+            return x[0]
+        raise TypeError(f"no literal form of {op!r}")
 
-    def before_adjoint(self, block: Block, d: AnyArray) -> AnyArray:
-        """Adjoint of `before`."""
-        shapes = [block.input_shape]
-        for layer in block.before:
-            shapes.append(layer.output_shape(shapes[-1]))
-        for layer, shape in zip(reversed(block.before), reversed(shapes[:-1]), strict=True):
-            if isinstance(layer, AvgPool2d):
-                k = layer.size
-                spread = np.repeat(np.repeat(d, k, axis=2), k, axis=3) / self.number(k * k)
-                d = self.array(np.zeros((len(d), *shape)))
-                d[:, :, : spread.shape[2], : spread.shape[3]] = spread
-        return d
+    def through_adjoint(self, op: Op, x: list[AnyArray], d: AnyArray) -> list[AnyArray]:
+        """Errors of the inputs `x` from that of the output."""
+        if isinstance(op, AvgPool2d):
+            k = op.size
+            spread = np.repeat(np.repeat(d, k, axis=2), k, axis=3) / self.number(k * k)
+            below = self.array(np.zeros(x[0].shape))
+            below[:, :, : spread.shape[2], : spread.shape[3]] = spread
+            return [below]
+        return [d] * len(x)
 
-    def product(self, block: Block, w: AnyArray, x: AnyArray) -> AnyArray:
+    def product(self, op: Weighted, w: AnyArray, x: AnyArray) -> AnyArray:
         """`W a`, `[B, ...]`."""
-        if isinstance(block.synapse, Conv2d):
-            conv = block.synapse
+        if isinstance(op, OneToOne):
+            return x * w[:, 0]
+        if isinstance(op, Conv2d):
             parts = [
                 np.moveaxis(windows.reshape(*windows.shape[:3], -1) @ rows.reshape(len(rows), -1).T, 3, 1)
-                for windows, rows in zip(self._windows(conv, x), np.split(w, conv.groups), strict=True)
+                for windows, rows in zip(self._windows(op, x), np.split(w, op.groups), strict=True)
             ]
             return np.concatenate(parts, axis=1)
         return x.reshape(len(x), -1) @ w.T
 
-    def adjoint(self, block: Block, w: AnyArray, x: AnyArray, d: AnyArray) -> tuple[AnyArray, AnyArray]:
-        """One step's term of Eq. (18), and `W^T d` carried through the pooling in front."""
-        conv = block.synapse
-        if not isinstance(conv, Conv2d):
-            below = (d @ w).reshape(len(d), *block.synapse_shape)
-            return d.T @ x.reshape(len(x), -1), self.before_adjoint(block, below)
+    def adjoint(self, op: Weighted, w: AnyArray, x: AnyArray, d: AnyArray) -> tuple[AnyArray, AnyArray]:
+        """One step's term of Eq. (18), and `W^T d`."""
+        if isinstance(op, OneToOne):
+            return (d * x).sum(axis=0)[:, None], d * w[:, 0]
+        if not isinstance(op, Conv2d):
+            return d.T @ x.reshape(len(x), -1), (d @ w).reshape(x.shape)
         (_, _, rows, columns), terms = d.shape, list[AnyArray]()
-        padded = self._padded(conv, self.array(np.zeros(x.shape)))
-        inputs: list[AnyArray] = np.split(padded, conv.groups, axis=1)
-        each = zip(
-            self._windows(conv, x), np.split(w, conv.groups), np.split(d, conv.groups, axis=1), inputs, strict=True
-        )
+        padded = self._padded(op, self.array(np.zeros(x.shape)))
+        inputs: list[AnyArray] = np.split(padded, op.groups, axis=1)
+        each = zip(self._windows(op, x), np.split(w, op.groups), np.split(d, op.groups, axis=1), inputs, strict=True)
         for windows, own, error, into in each:
             terms.append(np.tensordot(error, windows, ((0, 2, 3), (0, 1, 2))))
             for y in range(rows):
                 for z in range(columns):
-                    into[self._place(conv, y, z)] += np.tensordot(error[:, :, y, z], own, (1, 0))
-        (above, left), (height, width) = conv.paddings, x.shape[2:]
+                    into[self._place(op, y, z)] += np.tensordot(error[:, :, y, z], own, (1, 0))
+        (above, left), (height, width) = op.paddings, x.shape[2:]
         inner = np.concatenate(inputs, axis=1)[:, :, above : above + height, left : left + width]
-        return np.concatenate(terms), self.before_adjoint(block, inner)
+        return np.concatenate(terms), inner
 
     def _windows(self, conv: Conv2d, x: AnyArray) -> list[AnyArray]:
         """What the kernels of each group see, `[B, H', W', C / groups, rows, columns]`."""
@@ -358,3 +459,14 @@ class Literal:
             slice(None),
             *(slice(at * stride, at * stride + extent, apart) for at, stride, extent, apart in lies),
         )
+
+
+def _of_channels(values: AnyArray, shape: Shape) -> AnyArray:
+    """Numbers of each channel, or of all, beside arrays `[B, ...]` of `shape`."""
+    return values.reshape(1, len(values), *(1 for _ in shape[1:]))
+
+
+def _by_channel(x: AnyArray, count: int) -> AnyArray:
+    """`[B, C, ...]` added over all axes but that of `C`, or over all where `count` is 1."""
+    each: AnyArray = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
+    return each

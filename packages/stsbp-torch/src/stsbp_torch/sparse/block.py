@@ -154,7 +154,7 @@ class DeferredError(Deferred[torch.Tensor]):
 def fuse(chain: tuple[Step[torch.Tensor], ...]) -> Step[torch.Tensor] | None:
     """A population and all that stands before it as one step."""
     population, weights = chain[-1], chain[-2] if len(chain) > 1 else None
-    if not (isinstance(weights, Weights) and isinstance(population, Population)):
+    if not (isinstance(weights, Weights) and type(population) is Population):
         return None
     places, needed = tuple(part.places[0] for part in chain), chain[0].needed
     ops = [type(place.node.op) for place in places[:-2]]

@@ -67,12 +67,12 @@ def command(
     show = reporter()
     lines = read_records(folder.metrics, show.warn)
     content = Content(run, config, task.network, lines, folder.starts(), classes)
-    grids = (task.backend.weight_grid(b, trained.state.weights[b.name])[1] for b in task.network.blocks)
+    projections = task.network.graph.projections
+    grids = (task.backend.weight_grid(each, trained.state.weights[each.name])[1] for each in projections)
     info = trained.info
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {
-        block.name: {"bits": grid.bits, "headroom": grid.headroom}
-        for block, grid in zip(task.network.blocks, grids, strict=True)
+        each.name: {"bits": grid.bits, "headroom": grid.headroom} for each, grid in zip(projections, grids, strict=True)
     }
     content.learned = {
         name: task.backend.numpy(trained.state.weights[name])

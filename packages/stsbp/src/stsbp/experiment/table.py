@@ -67,7 +67,10 @@ def document(
         "samples": {split: len(samples) for split, samples in data.splits().items()},
         "network": {
             "notation": str(network),
-            "multiply_adds": {block.name: block.multiply_adds for block in network.blocks},
+            "multiply_adds": {
+                block.name: block.multiply_adds + (0 if block.recurrent is None else block.recurrent.multiply_adds)
+                for block in network.blocks
+            },
             "pixels": [block.name for block in network.blocks if block.static],
         },
         "machines": _machines(starts),

@@ -95,7 +95,10 @@ class Content:
         self.starts, self.classes = starts, classes
         # Lines of another network or task can only come from a damaged file.
         layers, key = {block.name for block in network.blocks}, self.figure[0]
-        self.records = [r for r in records if layers == set(r["rates"]) == set(r.get("grids", layers)) and key in r]
+        weights = {each.name for each in network.graph.projections}
+        self.records = [
+            r for r in records if layers == set(r["rates"]) and weights == set(r.get("grids", weights)) and key in r
+        ]
         self.split = self.checkpoint = ""
         self.confusion: Int64 | None = None
         self.wrong: Sequence[Sample] = ()
@@ -412,7 +415,8 @@ def _layers(content: Content) -> str:
         room = f"{grid['headroom']:+.2f}" if grid else f"at least {block.guaranteed_headroom:+.2f}"
         shape = " x ".join(map(str, block.output_shape))
         own = [p for name, p in content.network.parameters.items() if name.split(".")[0] == block.name]
-        cells = [f"{sum(int(np.prod(p.shape)) for p in own):,}", f"{block.multiply_adds:,}", bits, room]
+        adds = block.multiply_adds + (0 if block.recurrent is None else block.recurrent.multiply_adds)
+        cells = [f"{sum(int(np.prod(p.shape)) for p in own):,}", f"{adds:,}", bits, room]
         cells += [_learned(content, block.name)] if content.learned else []
         rows.append(
             f"<tr><td>{block.name}</td><td>{shape}</td>" + "".join(f'<td class="n">{c}</td>' for c in cells) + "</tr>"

@@ -202,7 +202,7 @@ class _Loop:
         self.fingerprint = data.fingerprint()
         self.has_test = "test" in data.splits()
         self.warned: set[tuple[str, str]] = set()
-        self.bits = {block.name: block.synapse.weight_bits for block in task.network.blocks}
+        self.bits = {each.name: each.synapse.weight_bits for each in task.network.graph.projections}
         self.next = _Position()
         self.step, keep = self.begin(resume)
         self.begun = self.step

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
-from stsbp_spec.network import Block
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.graph import Input, Neurons, Projection
+from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
 from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Int64
 
@@ -25,16 +25,42 @@ MOST_SAMPLES = 200
 _BATCH = 10
 
 
-def fan_out(block: Block) -> Int64:
-    """Weights that a spike of each input neuron of a block meets, after the block's pooling; `[C, H, W]` or `[N]`."""
-    synapse, shape = block.synapse, block.synapse_shape
-    reached: Int64
+def fan_out(network: NetworkSpec, block: Block) -> dict[str, Int64]:
+    """Weights of a block that a spike of each neuron meets, by the names of the populations (or input) it reads.
+
+    Each `[C, H, W]` or `[N]`; pooling, dropout and sums in between pass a spike on.
+    """
+    graph, found = network.graph, dict[str, Int64]()
+    nodes = {node.name: node for node in graph.nodes}
+
+    def back(name: str, reached: Int64) -> None:
+        node = nodes[name]
+        if isinstance(node.op, (Input, Neurons)):
+            found[name] = found.get(name, 0) + reached
+            return
+        for edge in node.inputs:
+            below = reached
+            if isinstance(node.op, AvgPool2d):
+                whole = reached.repeat(node.op.size, axis=1).repeat(node.op.size, axis=2)
+                # Rows and columns that fill no window reach nothing.
+                below = np.zeros(graph.values[edge.source].shape, dtype=np.int64)
+                below[:, : whole.shape[1], : whole.shape[2]] = whole
+            back(edge.source, below)
+
+    for projection in (block, *([] if block.recurrent is None else [block.recurrent])):
+        back(nodes[projection.name].inputs[0].source, _reached(projection))
+    return found
+
+
+def _reached(projection: Projection) -> Int64:
+    """Weights that each value which meets them meets."""
+    synapse, shape = projection.synapse, projection.input.shape
     if isinstance(synapse, Conv2d):
         rows, columns = (
             _windows(size, outputs, *axis)
             for size, outputs, *axis in zip(
                 shape[1:],
-                block.output_shape[1:],
+                projection.output_shape[1:],
                 synapse.kernels,
                 synapse.strides,
                 synapse.paddings,
@@ -42,19 +68,9 @@ def fan_out(block: Block) -> Int64:
                 strict=True,
             )
         )
-        reached = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
-    else:
-        reached = np.full(shape, synapse.units, dtype=np.int64)
-    shapes = [block.input_shape]
-    for layer in block.before:
-        shapes.append(layer.output_shape(shapes[-1]))
-    for layer, below in zip(reversed(block.before), reversed(shapes[:-1]), strict=True):
-        if isinstance(layer, AvgPool2d):
-            whole = reached.repeat(layer.size, axis=1).repeat(layer.size, axis=2)
-            # Rows and columns that fill no window reach nothing.
-            reached = np.zeros(below, dtype=np.int64)
-            reached[:, : whole.shape[1], : whole.shape[2]] = whole
-    return reached
+        found: Int64 = np.broadcast_to(synapse.channels // synapse.groups * np.outer(rows, columns), shape)
+        return found
+    return np.full(shape, synapse.units if isinstance(synapse, Linear) else 1, dtype=np.int64)
 
 
 def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Int64:
@@ -72,15 +88,16 @@ def synaptic_operations(task: Task, state: TrainState, split: Split, most: int =
     exported = task.trainer.export_state(state)
     weights = {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
-    blocks = task.network.blocks
-    fans = [fan_out(block) for block in blocks]
-    totals = {block.name: 0 for block in blocks if not block.static}
+    network = task.network
+    fans = {block.name: fan_out(network, block) for block in network.blocks if not block.static}
+    totals = dict.fromkeys(fans, 0)
     for first in range(0, len(chosen), _BATCH):
         batch, _ = task.batch(split, chosen[first : first + _BATCH])
         inputs = unpacked(batch.inputs)
-        layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
-        sources = [inputs, *(layers[block.name].spikes for block in blocks[:-1])]
-        for block, fan, spikes in zip(blocks, fans, sources, strict=True):
-            if not block.static:
-                totals[block.name] += int((spikes.sum(axis=(0, 1), dtype=np.int64) * fan).sum())
+        layers = task.backend.run(network, weights, inputs, task.config.steps).layers
+        sources = {network.graph.nodes[0].name: inputs}
+        sources |= {block.population: layers[block.name].spikes for block in network.blocks}
+        for name, of_sources in fans.items():
+            for source, fan in of_sources.items():
+                totals[name] += int((sources[source].sum(axis=(0, 1), dtype=np.int64) * fan).sum())
     return {name: total / len(chosen) for name, total in totals.items()}
