@@ -70,7 +70,7 @@ def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
     """Optional dependencies of a package that its tests use; torchvision, which brings PyTorch, only beside PyTorch."""
     if folder != CLI:
         return ()
-    return ("nmnist", "cifar10" if BACKENDS["torch"] in folders else "images")
+    return ("tonic", "cifar10" if BACKENDS["torch"] in folders else "images")
 
 
 def everything(session: nox.Session) -> list[str]:

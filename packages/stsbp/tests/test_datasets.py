@@ -153,7 +153,7 @@ def test_data_sets_are_described() -> None:
 
 
 def test_load_refuses_what_it_does_not_know() -> None:
-    known = r"unknown data set 'mnits' \(did you mean nmnist\?\); known: digits, .*folder:PATH"
+    known = r"unknown data set 'mnits' \(did you mean mnist\?\); known: digits, .*folder:PATH"
     with pytest.raises(DataError, match=known):
         load("mnits")
     with pytest.raises(DataError, match="limit must be at least 1"):

@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 from stsbp.datasets.base import Skipped
 from stsbp.datasets.cache import Cached, CacheWriter, cached, default_cache_dir, digest_files
 from stsbp.errors import DataError, FileError
-from stsbp.files import atomic_writer, read_regular, write_atomically
+from stsbp.files import atomic_writer, open_regular, write_atomically
 
 SAMPLES = np.random.default_rng(0).integers(0, 256, (6, 3, 5), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 2, 1, 0])
@@ -179,6 +180,7 @@ def test_unwritable_cache_folder_is_named_with_advice(tmp_path: Path) -> None:
 _BUILD = """
 import sys
 from pathlib import Path
+from typing import BinaryIO
 import numpy as np
 from stsbp.datasets.cache import cached
 
@@ -234,11 +236,11 @@ class TestDigestFiles:
         first = digest_files(root, ["a", "b", "c"], cache_dir=cache)
         read: list[str] = []
 
-        def watched(path: Path, most: int) -> bytes:
+        def watched(path: Path, most: int) -> BinaryIO:
             read.append(path.name)
-            return read_regular(path, most)
+            return open_regular(path, most)
 
-        monkeypatch.setattr("stsbp.datasets.cache.read_regular", watched)
+        monkeypatch.setattr("stsbp.datasets.cache.open_regular", watched)
         assert digest_files(root, ["a", "b", "c"], cache_dir=cache) == first
         assert not {"a", "b", "c"} & set(read)
         (root / "b").write_text("B")

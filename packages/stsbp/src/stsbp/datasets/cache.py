@@ -29,7 +29,7 @@ from stsbp_spec.typing import Int64, UInt8
 from stsbp import records
 from stsbp.datasets.base import Progress, ProgressCallback, Skipped
 from stsbp.errors import DataError, FileError
-from stsbp.files import GIGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
+from stsbp.files import GIGABYTE, MEGABYTE, atomic_writer, open_regular, read_regular, real, write_atomically
 
 __all__ = [
     "CacheWriter",
@@ -260,7 +260,12 @@ def digest_files(
                 entries[relative] = entry
             else:
                 now = time.time_ns()
-                digests[relative] = hashlib.sha256(read_regular(path, most)).hexdigest()
+                digest = hashlib.sha256()
+                with open_regular(path, most) as file:
+                    # In pieces: a file may be larger than the memory.
+                    while piece := file.read(MEGABYTE):
+                        digest.update(piece)
+                digests[relative] = digest.hexdigest()
                 if max(status.st_mtime_ns, status.st_ctime_ns) < now - _RACY_NS:
                     entries[relative] = [*stamp, digests[relative]]
         except OSError as error:

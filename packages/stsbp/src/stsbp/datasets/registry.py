@@ -37,6 +37,11 @@ _BUILT_IN = {
     "smnist": "smnist:ROWS",
     "smnist-pixels": "smnist:PIXELS",
     "fsdd": "fsdd:FSDD",
+    "shd": "tonic_sets:SHD",
+    "ssc": "tonic_sets:SSC",
+    "dvs-gesture": "tonic_sets:GESTURE",
+    "cifar10-dvs": "tonic_sets:CIFAR10_DVS",
+    "tonic": "tonic_sets:TONIC",
     "cifar10": "cifar10:CIFAR10",
     "images": "image_folder:IMAGES",
     "patterns": "patterns:RASTERS",
@@ -140,8 +145,6 @@ def _read(name: str) -> tuple[DatasetInfo, str, dict[str, str]]:
         raise DataError(f"unknown data set {name!r}{did_you_mean(own, DATASETS)}{file}; known: {known}")
     info = DATASETS[own]
     argument = words.pop(0) if info.argument and words else ""
-    if info.argument and not argument:
-        raise DataError(f"{own} needs a name after a colon: {info.synopsis}")
     options: dict[str, str] = {}
     for word in words:
         key, sign, value = word.partition("=")
@@ -199,6 +202,8 @@ def load(
         SpecError: `steps` or `seed` is outside its domain.
     """
     info, argument, options = _read(name)
+    if info.argument and not argument:
+        raise DataError(f"{name} needs a name after a colon: {info.synopsis}")
     named = named_path(name)
     said: tuple[str, ...] = ()
     if named is not None:

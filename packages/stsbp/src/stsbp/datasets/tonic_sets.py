@@ -1,0 +1,356 @@
+"""Data sets that the library tonic reads and downloads: SHD, SSC, DVS128 Gesture, CIFAR10-DVS, and others by name.
+
+The files lie as tonic lays them, in a folder of the data folder that has the name of its class, for example
+`SHD/shd_train.h5`; they may also be put there by hand, with or without the archive that they came in. tonic opens them;
+what it gives is checked, and binned as N-MNIST's recordings are (`stsbp_spec.encoders.events`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import AnyArray
+
+from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, Split, cut_test, names_unreadable
+from stsbp.datasets.cache import CacheWriter, cached, combine_digests, digest_files
+from stsbp.datasets.info import DatasetInfo
+from stsbp.errors import DataError, did_you_mean
+from stsbp.files import GIGABYTE
+
+__all__ = ["CIFAR10_DVS", "GESTURE", "SHD", "SSC", "TONIC", "load"]
+
+_INSTALL = 'pip install "stsbp[tonic]"'
+_NAMES = {"shd": "SHD", "ssc": "SSC", "dvs-gesture": "DVSGesture", "cifar10-dvs": "CIFAR10DVS"}
+"""Data sets with a name of their own, and tonic's classes."""
+_SENSORS = {"NCALTECH101": (240, 180, 2)}
+"""Width, height and polarities, where tonic's class does not say them."""
+_ARCHIVES = (".zip", ".gz", ".tar", ".md5")
+_MOST = 16 * GIGABYTE
+"""Bytes of a file; SSC's largest has 3 GB."""
+
+
+class _Split(NamedTuple):
+    """One part of a data set as tonic gives it: an object with samples, and the order in which they are taken."""
+
+    source: Any
+    order: list[int]
+
+
+def _tonic() -> Any:
+    try:
+        import tonic.datasets
+    except ImportError as error:
+        raise DataError(f"this data set needs the library tonic ({error}): {_INSTALL}") from error
+    return tonic.datasets
+
+
+def _class_of(name: str) -> Any:
+    """tonic's class of a name, whatever its case."""
+    module = _tonic()
+    known = [own for own in module.__all__ if hasattr(getattr(module, own), "__getitem__")]
+    found = [own for own in known if own.casefold() == name.casefold()]
+    if not found:
+        raise DataError(f"tonic has no data set {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return getattr(module, found[0])
+
+
+def _parts(kind: Any) -> dict[str, dict[str, Any]]:
+    """What tonic's class is called with for the training and for the test samples, where it tells them apart."""
+    parameters = inspect.signature(kind).parameters
+    if "train" in parameters:
+        return {"train": {"train": True}, "test": {"train": False}}
+    if "split" in parameters:
+        return {"train": {"split": "train"}, "test": {"split": "test"}}
+    return {"train": {}}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, but for archives."""
+    return (path for path in sorted(folder.rglob("*")) if path.suffix not in _ARCHIVES and path.is_file())
+
+
+def _without_download(kind: Any) -> Any:
+    """tonic's class, which takes files for what they are and fetches none."""
+
+    def exists(self: Any) -> bool:
+        return any(_files(Path(self.location_on_system, self.folder_name)))
+
+    def download(self: Any) -> None:
+        raise FileNotFoundError(2, "no such data", self.location_on_system)
+
+    # tonic names the folder after the class.
+    return type(kind.__name__, (kind,), {"_check_exists": exists, "download": download})
+
+
+def _open(kind: Any, data_dir: Path, part: Mapping[str, Any], request: Request) -> Any:
+    """tonic's object for some samples.
+
+    Raises:
+        DataError: the files are not there or cannot be read, or the download failed.
+    """
+    name, where = kind.__name__, data_dir / kind.__name__
+    try:
+        # Standard output belongs to the command's own results.
+        with contextlib.redirect_stdout(sys.stderr):
+            return (kind if request.download else _without_download(kind))(save_to=str(data_dir), **part)
+    except ImportError as error:
+        raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
+    except Exception as error:
+        # What tonic and the libraries below it raise for files that are cut off or forged can be almost anything.
+        if request.download:
+            raise DataError(f"could not download {name}: {error}\n{_by_hand(kind, where)}") from error
+        if not where.is_dir() or isinstance(error, FileNotFoundError):
+            raise DataError(
+                f"no {name} at {where}: fetch it with --download, or by hand. {_by_hand(kind, where)}"
+            ) from error
+        raise DataError(f"{where} cannot be read as {name}: {type(error).__name__}: {error}") from error
+
+
+def _by_hand(kind: Any, where: Path) -> str:
+    """What to fetch from where, and where to put it, as far as tonic's class says so."""
+    fetched = []
+    for prefix in ("", "train_", "test_", "valid_"):
+        file = getattr(kind, f"{prefix}filename", None) or getattr(kind, f"{prefix}zip", None)
+        url = getattr(kind, f"{prefix}url", None) or (getattr(kind, "base_url", "") + file if file else None)
+        md5 = getattr(kind, f"{prefix}md5", None) or getattr(kind, "file_md5", None)
+        if file and url:
+            fetched.append(f"{file} (md5 {md5}, {url})")
+    said = f"Fetch {', '.join(fetched)}, u" if fetched else "U"
+    return f"{said}npack what you fetched into {where} and run the same command again"
+
+
+def _ordered(source: Any) -> list[int]:
+    """The order in which samples are taken: tonic's own may be that in which a disk lists files."""
+    data = getattr(source, "data", [])
+    if len(data) == len(source) and all(isinstance(path, str) for path in data):
+        return sorted(range(len(data)), key=lambda k: Path(data[k]).parts)
+    return list(range(len(source)))
+
+
+def _classes(kind: Any, source: Any) -> tuple[str, ...]:
+    """Names of the classes: those that tonic gives, else the labels of the samples."""
+    given = getattr(source, "classes", None)
+    if isinstance(given, Mapping):
+        return tuple(str(name) for name, _ in sorted(given.items(), key=lambda pair: pair[1]))
+    if given is not None:
+        return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given)
+    targets = list(getattr(source, "targets", []))
+    if targets and all(isinstance(target, str) for target in targets):
+        return tuple(sorted({*targets}))
+    if targets and all(isinstance(target, int | np.integer) for target in targets):
+        return tuple(map(str, range(int(max(targets)) + 1)))
+    raise DataError(f"the samples of {kind.__name__} have no classes, so it cannot be trained on as it is")
+
+
+def _sensor(kind: Any, source: Any) -> tuple[int, int, int]:
+    sensor = _SENSORS.get(kind.__name__, getattr(source, "sensor_size", None))
+    if sensor is None or len(sensor) != 3 or not all(isinstance(size, int) for size in sensor):
+        raise DataError(f"tonic does not say how large the sensor of {kind.__name__} is, so it cannot be binned")
+    return sensor
+
+
+def _recording(source: Any, k: int, classes: tuple[str, ...], flat: bool) -> tuple[list[AnyArray], int]:
+    """Columns x, y, p and t of a sample, and the number of its class.
+
+    Raises:
+        DataError: they are no events with a class.
+    """
+    sample = source[k]
+    events, target = sample[0], sample[1]
+    names = getattr(getattr(events, "dtype", None), "names", None) or ()
+    wanted = {"x", "t"} if flat else {"x", "y", "t"}
+    if not wanted <= {*names} or np.ndim(events) != 1:
+        raise DataError(
+            f"expected events with {', '.join(sorted(wanted))}, got {', '.join(names) or type(events).__name__}"
+        )
+    # tonic's own integers are unsigned here and there, and cannot be subtracted.
+    x, t = (events[name].astype(np.int64) for name in ("x", "t"))
+    y, p = (events[name].astype(np.int64) if name in names and not flat else np.zeros_like(x) for name in ("y", "p"))
+    if not flat and len(t):
+        # Cameras count from when they were switched on.
+        t -= t.min()
+    label = classes.index(target) if isinstance(target, str) and target in classes else target
+    if np.ndim(label) or not isinstance(label, int | np.integer) or not 0 <= int(label) < len(classes):
+        raise DataError(f"its label {target!r} is none of the {len(classes)} classes")
+    return [x, y, p, t], int(label)
+
+
+def _load_part(kind: Any, part: str, request: Request) -> tuple[FrameSplit, tuple[str, ...], EventBinning, str]:
+    """The samples of a part as frames, the classes, how they were binned, and a note."""
+    assert request.data_dir is not None
+    name, where = kind.__name__, request.data_dir / kind.__name__
+    source = _open(kind, request.data_dir, _parts(kind)[part], request)
+    classes, (width, height, polarities) = _classes(kind, source), _sensor(kind, source)
+    flat = height == 1
+    binning = dataclasses.replace(request.binning, width=width, height=height, polarities=polarities)
+    shape = (width,) if flat else binning.shape
+    order = _ordered(source)
+    folder = Path(source.location_on_system, source.folder_name)
+    named = {str(path) for path in getattr(source, "data", []) if isinstance(path, str)}
+    single = getattr(source, "data_filename", None)
+    paths = [Path(path) for path in named] or ([folder / single] if isinstance(single, str) else list(_files(folder)))
+    relative = sorted(str(path.relative_to(where)) for path in paths)
+    digest = partial(digest_files, where, relative, most=_MOST, cache_dir=request.cache_dir, progress=request.progress)
+    source_key = combine_digests(digest())
+
+    def build(writer: CacheWriter) -> None:
+        report = Progress(request.progress, f"reading {folder}{writer.why}", len(order))
+        for done, k in enumerate(order, 1):
+            try:
+                columns, label = _recording(source, k, classes, flat)
+                frames = binning.frames(*columns).reshape(1, binning.steps, *shape)
+            except ImportError as error:
+                raise DataError(f"{name} needs another library ({error}): {_INSTALL}") from error
+            except Exception as error:
+                at = f"{source.data[k]}" if named else f"sample {k} of the {part} samples in {where}"
+                reason = f"{error}" if isinstance(error, DataError | SpecError) else f"{type(error).__name__}: {error}"
+                if not request.skip_malformed:
+                    raise DataError(f"{at}: {reason}") from error
+                writer.skip(at, reason)
+            else:
+                lengths = [binning.length(columns[-1])] if request.own_lengths else None
+                writer.add(FrameSplit.store(frames, binary=binning.binary), [label], lengths)
+            report(done)
+        if combine_digests(digest()) != source_key:
+            raise DataError(f"{where} changed while it was read; run again when nothing writes to it")
+
+    key = {
+        "source": source_key,
+        "tonic": name,
+        "part": part,
+        "classes": classes,
+        "binning": dataclasses.asdict(binning),
+        "skip_malformed": request.skip_malformed,
+        **request.length_key,
+    }
+    stored = cached(f"tonic-{name.lower()}", key, cache_dir=request.cache_dir, build=build)
+    left_out = f", {len(stored.skipped)} malformed ones left out" if stored.skipped else ""
+    frames = FrameSplit(stored.data, stored.labels, binning.steps, binning.binary, stored.lengths)
+    return frames, classes, binning, f"{part}: {len(frames):,} samples of {name}, from {where}{left_out}"
+
+
+@names_unreadable
+def load(request: Request) -> Dataset:
+    """A data set of tonic's.
+
+    Raises:
+        DataError: tonic is not installed or has no such data set, the files are not there or malformed, or the download
+            failed.
+    """
+    base = request.name.partition(":")[0]
+    kind = _class_of(_NAMES.get(base, request.argument))
+    if request.data_dir is None:
+        raise DataError(
+            f"{kind.__name__} needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with "
+            f"--download, is to hold) {kind.__name__}/"
+        )
+    both = "test" in _parts(kind)
+    train: Split
+    test: Split
+    if request.only_test and both:
+        test, classes, binning, note = _load_part(kind, "test", request)
+        train, notes = test, [note]
+    else:
+        every, classes, binning, note = _load_part(kind, "train", request)
+        notes = [note]
+        if request.wants_own_test and both:
+            test, its, _, note = _load_part(kind, "test", request)
+            if its != classes:
+                raise DataError(
+                    f"{kind.__name__}: the classes of the test samples are not those of the training samples"
+                )
+            train = every
+            notes.append(note)
+        else:
+            train, test = cut_test(every, max(1, len(every) // 5), request)
+            held = f"{len(test):,} of them held out as test samples (split seed {request.seed})"
+            notes += [held] * bool(request.told_of_test(held))
+    shape = (binning.width,) if binning.height == 1 else binning.shape
+    return Dataset(request.name, "events", shape, classes, train, test, tuple(notes))
+
+
+_info = partial(DatasetInfo, coding="events", load=load, can_download=True, recordings=True, extra="tonic")
+
+SHD = _info(
+    name="shd",
+    description="Spiking Heidelberg Digits: spoken digits, English and German, 700 neurons, 8,156 + 2,264",
+    preset={
+        "net": "256R",
+        "steps": 100,
+        "window_ms": 1000.0,
+        "own_lengths": True,
+        "epochs": 30,
+        "batch_size": 50,
+        "lr": 2e-3,
+        "tau_m": 10.0,
+        "tau_s": 4.0,
+        "label_pattern": "01",
+    },
+    licence="CC BY 4.0",
+)
+"""What `stsbp train shd` trains on, and how by default."""
+
+SSC = _info(
+    name="ssc",
+    description="Spiking Speech Commands: 35 spoken words, 700 neurons, 75,466 + 20,382",
+    preset={**SHD.preset, "net": "512R"},
+    licence="CC BY 4.0",
+)
+"""What `stsbp train ssc` trains on, and how by default."""
+
+GESTURE = _info(
+    name="dvs-gesture",
+    description="DVS128 Gesture: eleven gestures of arms and hands before an event camera, 2 x 128 x 128, 1,077 + 264",
+    preset={
+        "net": "P4-16C5-P2-32C3-P2-128R",
+        "padding": "same",
+        "steps": 40,
+        "window_ms": 2000.0,
+        "epochs": 40,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "tau_m": 10.0,
+        "tau_s": 4.0,
+        "label_pattern": "01",
+    },
+    licence="CC BY 4.0",
+)
+"""What `stsbp train dvs-gesture` trains on, and how by default."""
+
+CIFAR10_DVS = _info(
+    name="cifar10-dvs",
+    description="CIFAR10-DVS: photographs of CIFAR-10 moved before an event camera, 2 x 128 x 128, 10,000",
+    preset={
+        "net": "P2-32C3-P2-64C3-P2-128C3-P2-256",
+        "padding": "same",
+        "steps": 20,
+        "window_ms": 1200.0,
+        "epochs": 40,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "tau_m": 5.0,
+        "tau_s": 3.0,
+        "label_pattern": "01",
+        "augment_flip": True,
+    },
+    licence="CC BY 4.0",
+)
+"""What `stsbp train cifar10-dvs` trains on, and how by default."""
+
+TONIC = _info(
+    name="tonic",
+    description="any data set of events with classes that tonic reads, by its name there: tonic:NCALTECH101",
+    preset={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
+    argument="NAME",
+)
+"""What `stsbp train tonic:NAME` trains on, and how by default."""

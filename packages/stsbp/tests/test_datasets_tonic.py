@@ -1,0 +1,383 @@
+"""Data sets that tonic reads: small files in the published formats, a server in the place of the published one."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.datasets import Dataset, load
+from stsbp.datasets.base import lengths_of
+from stsbp.errors import DataError
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import AnyArray, UInt8
+
+pytest.importorskip("tonic")
+h5py = pytest.importorskip("h5py")
+
+T = 10
+WINDOW_US = 1_000_000
+
+
+class Recording(NamedTuple):
+    """Columns of a recording, times in milliseconds since it began, and its class."""
+
+    x: AnyArray
+    y: AnyArray
+    p: AnyArray
+    ms: AnyArray
+    label: int
+
+    def frames(self, shape: tuple[int, ...]) -> UInt8:
+        """What it is in T steps, each event set one by one."""
+        frames = np.zeros((T, *shape), np.uint8)
+        for x, y, p, ms in zip(self.x, self.y, self.p, self.ms, strict=True):
+            if ms < 1000:
+                frames[(int(ms) * T // 1000, int(x)) if len(shape) == 1 else (int(ms) * T // 1000, p, y, x)] = 1
+        return frames
+
+
+def _recording(seed: int, label: int, size: int) -> Recording:
+    random = np.random.default_rng(seed)
+    n = 30 + seed
+    ms = np.sort(random.integers(0, 1200, n))
+    # Cameras begin to count with the first event.
+    ms -= ms[0]
+    return Recording(random.integers(0, size, n), random.integers(0, size, n), random.integers(0, 2, n), ms, label)
+
+
+def _shd(recordings: list[Recording], classes: int) -> bytes:
+    """An HDF5 file as that of SHD and SSC."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        times = file.create_dataset("spikes/times", (len(recordings),), h5py.vlen_dtype(np.float64))
+        units = file.create_dataset("spikes/units", (len(recordings),), h5py.vlen_dtype(np.uint16))
+        for k, recording in enumerate(recordings):
+            # In seconds; a millisecond is not exact in binary, so half of one more keeps it above its edge.
+            times[k] = (recording.ms + 0.5) / 1000
+            units[k] = recording.x.astype(np.uint16)
+        file["labels"] = np.array([recording.label for recording in recordings], np.uint16)
+        file["extra/keys"] = np.array([f"word {k}".encode() for k in range(classes)])
+        file["extra/speaker"] = np.zeros(len(recordings), np.uint16)
+    return content.getvalue()
+
+
+def _gesture(recording: Recording) -> bytes:
+    """A file of DVS128 Gesture as tonic's copy has it: columns x, y, polarity and milliseconds."""
+    content = io.BytesIO()
+    np.save(content, np.stack([recording.x, recording.y, recording.p, recording.ms + 7000], axis=1).astype(np.float64))
+    return content.getvalue()
+
+
+_XML = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/"><node name="0"
+path="/mainloop/Recorder/outInfo/0/"><attr key="typeIdentifier" type="string">EVTS</attr><node name="info"
+path="/mainloop/Recorder/outInfo/0/info/"><attr key="sizeX" type="int">128</attr><attr key="sizeY" type="int">128</attr>
+</node></node></node></dv>"""
+
+
+def _aedat4(recording: Recording) -> bytes:
+    """A file of AEDAT 4.0 without compression: a header and packets, each a FlatBuffer with its size in front."""
+
+    def sized(buffer: bytes) -> bytes:
+        return struct.pack("<I", len(buffer)) + buffer
+
+    def packet(rows: list[tuple[int, int, int, int]]) -> bytes:
+        body = b"".join(struct.pack("<qhh?3x", ms * 1000 + 5_000_000, x, y, bool(p)) for x, y, p, ms in rows)
+        table = struct.pack("<I", 16) + b"EVTS" + struct.pack("<HHHHiI4xI", 6, 8, 4, 0, 8, 8, len(rows)) + body
+        return struct.pack("<I", 0) + sized(sized(table))
+
+    text = _XML.encode()
+    header = struct.pack("<I", 20) + b"IOHE" + struct.pack("<HHHHHHiiI", 10, 12, 4, 0, 8, 0, 12, 0, 4)
+    columns = (recording.x, recording.y, recording.p, recording.ms)
+    rows = [(int(x), int(y), int(p), int(ms)) for x, y, p, ms in zip(*columns, strict=True)]
+    return b"#!AER-DAT4.0\r\n" + sized(header + sized(text) + b"\0") + packet(rows[:9]) + packet(rows[9:])
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return content.getvalue()
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return content.getvalue()
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Kind(NamedTuple):
+    """A data set: tonic's class, size of its sensor, training and test recordings, and its files."""
+
+    cls: str
+    shape: tuple[int, ...]
+    train: list[Recording]
+    test: list[Recording]
+
+    def files(self) -> dict[str, bytes]:
+        """Unpacked, by their paths in the data folder."""
+        if self.cls in ("SHD", "SSC"):
+            parts = {"train": self.train, "test": self.test}
+            return {f"{self.cls}/{self.cls.lower()}_{part}.h5": _shd(own, 20) for part, own in parts.items()}
+        if self.cls == "CIFAR10DVS":
+            return {
+                f"CIFAR10DVS/{CIFAR10[r.label]}/cifar10_{CIFAR10[r.label]}_{k}.aedat4": _aedat4(r)
+                for k, r in enumerate(self.train)
+            }
+        return {
+            f"DVSGesture/ibmGesture{part}/user{k:02}_fluorescent/{r.label}.npy": _gesture(r)
+            for part, own in (("Train", self.train), ("Test", self.test))
+            for k, r in enumerate(own)
+        }
+
+    def write(self, root: Path) -> None:
+        """Lay the files into a data folder."""
+        for name, content in self.files().items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+
+    def serve(self, folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Lay the archives into a server's folder, and let tonic fetch them from there."""
+        source = getattr(sys.modules["tonic.datasets"], self.cls)
+        files = {name.removeprefix(f"{self.cls}/"): content for name, content in self.files().items()}
+
+        def put(name: str, content: bytes, **attributes: str) -> None:
+            (folder / name).write_bytes(content)
+            md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+            for attribute, value in attributes.items():
+                monkeypatch.setattr(source, attribute, {"url": f"{address}/{name}", "md5": md5}.get(value, value))
+
+        if self.cls in ("SHD", "SSC"):
+            monkeypatch.setattr(source, "base_url", f"{address}/")
+            for name, content in files.items():
+                part = name.split("_")[1].removesuffix(".h5")
+                put(f"{name}.zip", _zip({name: content}), **{f"{part}_md5": "md5"})
+        elif self.cls == "CIFAR10DVS":
+            own = {name: {path: data for path, data in files.items() if path.startswith(name)} for name in CIFAR10}
+            packed = _zip({f"{name}.zip": _zip(paths) for name, paths in own.items()})
+            put("CIFAR10DVS.zip", packed, url="url", file_md5="md5")
+        else:
+            for part in ("Train", "Test"):
+                own_files = {path: data for path, data in files.items() if path.startswith(f"ibmGesture{part}")}
+                lower = part.lower()
+                put(f"ibmGesture{part}.tar.gz", _tar(own_files), **{f"{lower}_url": "url", f"{lower}_md5": "md5"})
+
+
+def _kind(cls: str, size: int, labels: list[int]) -> Kind:
+    flat = cls in ("SHD", "SSC")
+    recordings = [_recording(k, label, size) for k, label in enumerate(labels)]
+    return Kind(cls, (size,) if flat else (2, size, size), recordings[:-2], recordings[-2:])
+
+
+KINDS = {
+    "shd": _kind("SHD", 700, [0, 19, 3, 4, 5]),
+    "ssc": _kind("SSC", 700, [1, 2, 3, 4, 5]),
+    "dvs-gesture": _kind("DVSGesture", 128, [0, 10, 3, 4, 5]),
+    "cifar10-dvs": _kind("CIFAR10DVS", 128, [9, 1, 0, 4, 4, 5, 6]),
+}
+
+
+@pytest.fixture(params=KINDS)
+def name(request: pytest.FixtureRequest) -> str:
+    """Each data set's."""
+    if request.param == "cifar10-dvs":
+        pytest.importorskip("aedat")
+    return str(request.param)
+
+
+def _load(name: str, root: Path, **asked: Any) -> Dataset:
+    binning = EventBinning(window_us=WINDOW_US)
+    return load(name, data_dir=root, cache_dir=root / "cache", steps=T, binning=binning, **asked)
+
+
+def _everything(dataset: Dataset) -> tuple[list[Any], list[int]]:
+    split = dataset.train
+    return list(np.swapaxes(split.inputs(np.arange(len(split))), 0, 1)), split.labels.tolist()
+
+
+def test_recordings_are_those_of_the_files(name: str, tmp_path: Path) -> None:
+    kind = KINDS[name]
+    kind.write(tmp_path)
+    held = {"holdout": 1} if name == "cifar10-dvs" else {}
+    dataset = _load(name, tmp_path, **held)
+    assert dataset.input_shape == kind.shape
+    assert (len(dataset.train), len(dataset.test)) == ((4, 1) if held else (3, 2))
+    frames, labels = _everything(_load(name, tmp_path, train_only=True))
+    # Those of CIFAR10-DVS are in the order of their classes' names.
+    expected = sorted(kind.train, key=lambda r: CIFAR10[r.label]) if held else kind.train
+    assert labels == [recording.label for recording in expected]
+    for found, recording in zip(frames, expected, strict=True):
+        assert np.array_equal(found, recording.frames(kind.shape))
+    if not held:
+        tested = dataset.test.inputs(np.array([1]))[:, 0]
+        assert np.array_equal(tested, kind.test[1].frames(kind.shape))
+    names = {"shd": "word 3", "ssc": "word 3", "dvs-gesture": "Right arm cw", "cifar10-dvs": "cat"}
+    assert dataset.classes[3] == names[name]
+
+
+def test_the_same_set_by_its_name_in_tonic(tmp_path: Path) -> None:
+    KINDS["dvs-gesture"].write(tmp_path)
+    first, second = (_load(own, tmp_path) for own in ("dvs-gesture", "tonic:dvsgesture"))
+    assert np.array_equal(first.train.inputs(np.arange(3)), second.train.inputs(np.arange(3)))
+    assert first.classes == second.classes
+
+
+def test_download_fetches_checks_and_unpacks(
+    name: str, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    address, folder = server
+    kind = KINDS[name]
+    pytest.importorskip("tonic.datasets")
+    kind.serve(folder, address, monkeypatch)
+    target = tmp_path / "new"
+    asked = {"holdout": 1} if name == "cifar10-dvs" else {}
+    dataset = _load(name, target, download=True, **asked)
+    assert len(dataset.train) + len(dataset.test) == 5
+    assert capsys.readouterr().out == ""
+    for path in folder.iterdir():
+        path.unlink()
+    # What was fetched is found without the server, and without the archives.
+    for path in [*target.rglob("*.zip"), *target.rglob("*.tar.gz")]:
+        path.unlink()
+    again = _load(name, target, **asked)
+    assert np.array_equal(again.train.inputs(np.arange(2)), dataset.train.inputs(np.arange(2)))
+    with pytest.raises(DataError, match=rf"could not download {kind.cls}: .*\nFetch .*\(md5 [0-9a-f]{{32}}, http"):
+        _load(name, tmp_path / "other", download=True)
+
+
+def test_a_download_that_is_not_what_was_published(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder = server
+    KINDS["shd"].serve(folder, address, monkeypatch)
+    (folder / "shd_train.h5.zip").write_bytes(b"something else")
+    with pytest.raises(DataError, match="could not download SHD: File not found or corrupted"):
+        _load("shd", tmp_path, download=True)
+
+
+def test_what_is_missing_says_what_to_fetch_and_nothing_is_fetched(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STSBP_DATA", raising=False)
+    kind = KINDS[name]
+    with pytest.raises(DataError, match=rf"{kind.cls} needs a data folder"):
+        load(name)
+    with pytest.raises(
+        DataError, match=rf"no {kind.cls} at .*{kind.cls}: fetch it with --download, or by hand\. Fetch "
+    ):
+        _load(name, tmp_path)
+    assert not list(tmp_path.rglob("*.h5"))
+
+
+def test_unknown_names_and_sets_without_classes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no data set 'SHDD' \(did you mean SHD\?\); known: .*POKERDVS.*SSC"):
+        _load("tonic:SHDD", tmp_path)
+    with pytest.raises(DataError, match="tonic needs a name after a colon: tonic:NAME"):
+        _load("tonic", tmp_path)
+
+
+def test_missing_libraries_give_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tonic.datasets", None)
+    with pytest.raises(DataError, match=r'needs the library tonic .*pip install "stsbp\[tonic\]"'):
+        _load("shd", tmp_path)
+
+
+def test_a_recording_without_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KINDS["cifar10-dvs"].write(tmp_path)
+    monkeypatch.setitem(sys.modules, "aedat", None)
+    with pytest.raises(DataError, match=r'CIFAR10DVS needs another library .*pip install "stsbp\[tonic\]"'):
+        _load("cifar10-dvs", tmp_path, holdout=1)
+
+
+def test_which_samples_are_tested_on(tmp_path: Path) -> None:
+    KINDS["ssc"].write(tmp_path)
+    for asked, sizes in (
+        ({}, (3, 2)),
+        ({"holdout": 1}, (2, 1)),
+        ({"train_only": True}, (3, 0)),
+        ({"only_test": True}, (2, 2)),
+    ):
+        dataset = _load("ssc", tmp_path, **asked)
+        assert (len(dataset.train), len(dataset.test)) == sizes
+    (tmp_path / "SSC" / "ssc_train.h5").unlink()
+    assert len(_load("ssc", tmp_path, only_test=True).test) == 2
+    with pytest.raises(DataError, match="no SSC at"):
+        _load("ssc", tmp_path)
+
+
+def test_recordings_have_lengths_where_asked(tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    lengths = lengths_of(_load("shd", tmp_path, own_lengths=True).train)
+    assert lengths is not None
+    heard = [max(int(ms) for ms in r.ms if ms < 1000) * T // 1000 + 1 for r in KINDS["shd"].train]
+    assert lengths.tolist() == heard
+
+
+@pytest.mark.parametrize("fault", ["pixel", "label", "cut", "text", "pickle"])
+def test_malformed_recordings_are_named_or_left_out(fault: str, tmp_path: Path) -> None:
+    kind = KINDS["dvs-gesture"]
+    kind.write(tmp_path)
+    path = tmp_path / "DVSGesture/ibmGestureTrain/user01_fluorescent/10.npy"
+    if fault == "label":
+        path.rename(path.with_name("11.npy"))
+        path = path.with_name("11.npy")
+    elif fault == "pixel":
+        path.write_bytes(_gesture(kind.train[1]._replace(x=kind.train[1].x + 100)))
+    elif fault == "pickle":
+        np.save(path, np.array([{}, None], dtype=object), allow_pickle=True)
+    else:
+        path.write_bytes(path.read_bytes()[:-3] if fault == "cut" else b"no array")
+    complaint = {"pixel": "x is out of range", "label": "its label 11 is none of the 11 classes", "pickle": "pickle"}
+    with pytest.raises(DataError, match=rf"user01_fluorescent/1[01]\.npy: .*{complaint.get(fault, '')}"):
+        _load("dvs-gesture", tmp_path)
+    dataset = _load("dvs-gesture", tmp_path, skip_malformed=True)
+    assert dataset.train.labels.tolist() == [0, 3]
+    assert "1 malformed ones left out" in dataset.notes[0]
+
+
+@pytest.mark.parametrize("content", [b"no HDF5", b"\x89HDF\r\n\x1a\n" + bytes(100), b""])
+def test_a_file_that_is_no_hdf5(content: bytes, tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path)
+    (tmp_path / "SHD" / "shd_train.h5").write_bytes(content)
+    with pytest.raises(DataError, match="SHD cannot be read as SHD"):
+        _load("shd", tmp_path)
+
+
+def test_frames_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KINDS["dvs-gesture"].write(tmp_path)
+    called: list[str] = []
+
+    def progress(what: str, _done: int, _total: int) -> None:
+        called.append(what.partition(" ")[0])
+
+    _load("dvs-gesture", tmp_path, progress=progress)
+    assert "reading" in called
+    called.clear()
+    _load("dvs-gesture", tmp_path, progress=progress)
+    assert "reading" not in called
+
+
+def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    KINDS["shd"].write(tmp_path / "data")
+    options = ("--data-dir", tmp_path / "data", "--net", "6", "--epochs", "1", "--steps", "8", "--out", "run")
+    done = stsbp("train", "tonic:SHD", *options, "--own-lengths")
+    assert done.exit_code == 0, done.output
+    assert "train: 3 samples of SHD" in done.output
+    assert stsbp("evaluate", "run").exit_code == 0
