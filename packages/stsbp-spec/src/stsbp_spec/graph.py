@@ -104,11 +104,16 @@ class Edge:
 
 @dataclass(frozen=True)
 class Node:
-    """An operation with a name and what it reads, in order."""
+    """An operation with a name and what it reads, in order.
+
+    Attributes:
+        shares: name of the node whose weights it uses too, each of the two on a grid of its own; None: it has its own.
+    """
 
     name: str
     op: Op
     inputs: tuple[Edge, ...] = ()
+    shares: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,19 @@ class Projection:
         index: position among the projections, from 0.
         synapse: the geometry and the bits of its weights.
         input: what meets them.
+        shares: name of the weights that it uses, where they are those of another projection.
     """
 
     name: str
     index: int
     synapse: Weighted
     input: Values
+    shares: str | None = field(default=None, kw_only=True)
+
+    @property
+    def parameter(self) -> str:
+        """Name of the weights among the network's parameters."""
+        return self.name if self.shares is None else self.shares
 
     @property
     def weight_shape(self) -> Shape:
@@ -266,6 +278,9 @@ class Network:
         ]
         if unread:
             raise NetworkError("nothing reads it, and it is not the output, the last node", node=unread[0])
+        for projection in self.projections:
+            if projection.shares is not None:
+                self._check_shared(projection)
         inputs = [node.name for node in self.nodes if isinstance(node.op, Input)]
         if len(inputs) != 1:
             raise NetworkError(f"a network has one Input, got {listed(inputs) or 'none'}")
@@ -292,6 +307,18 @@ class Network:
                 except SpecError as error:
                     raise NetworkError.of(error, node=name) from None
         return values
+
+    def _check_shared(self, projection: Projection) -> None:
+        """Raise `NetworkError` unless the weights that a projection uses are there, and of its shape."""
+        owners = {each.name: each for each in self.projections if each.shares is None}
+        owner = owners.get(str(projection.shares))
+        if owner is None:
+            known = listed(owners) or "none"
+            message = f"there are no weights {shown(projection.shares)} that it could use; there are: {known}"
+            raise NetworkError(message, node=projection.name)
+        if owner.weight_shape != projection.weight_shape:
+            message = f"the weights of {owner.name} have the shape {owner.weight_shape}, and it needs"
+            raise NetworkError(f"{message} {projection.weight_shape}", node=projection.name)
 
     @staticmethod
     def _read(values: Mapping[str, Values], edge: Edge) -> Values:
@@ -334,7 +361,8 @@ class Network:
         found: list[Projection] = []
         for place in self.places:
             if isinstance(place.node.op, Weighted):
-                found.append(Projection(place.node.name, len(found), place.node.op, *place.inputs))
+                node, (values,) = place.node, place.inputs
+                found.append(Projection(node.name, len(found), place.node.op, values, shares=node.shares))
         return tuple(found)
 
     @cached_property
@@ -348,7 +376,8 @@ class Network:
         for place in self.places:
             op = place.node.op
             if isinstance(op, Weighted):
-                found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
+                if place.node.shares is None:
+                    found[place.node.name] = Parameter(op.weight_shape(place.inputs[0].shape))
                 for name, learned in ({} if op.norm is None else op.norm.learned()).items():
                     found[f"{place.node.name}.{name}"] = Parameter(learned.shape(place.output.shape), learned)
             elif isinstance(op, Neurons):
@@ -385,6 +414,8 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple
         twice = next(node for i, node in enumerate(nodes) if place[node.name] != i)
         raise NetworkError("the name is given twice", node=twice.name)
     for node in nodes:
+        if node.shares is not None and not isinstance(node.op, Weighted):
+            raise NetworkError("only weights can be shared", node=node.name)
         for edge in node.inputs:
             if edge.source not in place:
                 raise NetworkError(f"there is no node {shown(edge.source)} that it could read", node=node.name)

@@ -27,7 +27,7 @@ RECURRENT_GAIN = 0.5
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
     """Master weights, `[out, ...]`, what else is learned and running statistics, as they begin; float32 by name."""
     weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
-    for each in network.graph.projections:
+    for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)
         bound = gain * math.sqrt(6 / each.fan_in) * (RECURRENT_GAIN if each.name in own else 1.0)
         weights[each.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(each.weight_shape)

@@ -7,17 +7,18 @@ weights, the neurons.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
 from stsbp_spec import network_table
 from stsbp_spec.errors import NetworkError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter, Projection
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.notation import layer_at, parse_layers, written
 from stsbp_spec.synapses.add import Add
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
@@ -41,16 +42,19 @@ class NetworkSpec:
         coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
         input_psp: filter of the input; None: it enters unfiltered.
         input_max: the largest event count of a frame's pixel, 1 for binary frames.
+        nodes: instead of layers, what stands after the node `input` in a graph; the last one are neurons of a full
+            connection.
 
     Raises:
         NetworkError: a layer does not fit its input, or the last layer is no spiking linear one.
     """
 
     input_shape: Shape
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = ()
     coding: Coding = "events"
     input_psp: PSP | None = None
     input_max: int = 1
+    nodes: tuple[Node, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "input_shape", _input_shape(self.input_shape))
@@ -61,6 +65,25 @@ class NetworkSpec:
         if largest is None or not 1 <= largest <= 255:
             raise SpecError(f"input_max is an event count from 1 to 255, got {shown(self.input_max)}")
         object.__setattr__(self, "input_max", largest)
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if self.nodes:
+            self._check_nodes()
+        else:
+            self._check_layers()
+
+    def _check_nodes(self) -> None:
+        """Raise `NetworkError` unless the nodes are a network whose output is a full connection."""
+        if self.layers:
+            raise NetworkError("a network is given by layers or by nodes, not by both")
+        if len(self.nodes) > MAX_LAYERS:
+            raise NetworkError(f"a network has at most {MAX_LAYERS:,} nodes, got {len(self.nodes):,}")
+        last = self.graph.nodes[-1]
+        if not isinstance(last.op, Neurons) or len(self.graph.values[last.name].shape) != 1:
+            message = "the output, the last node, are neurons of a full connection, one unit per output"
+            raise NetworkError(message, node=last.name)
+
+    def _check_layers(self) -> None:
+        """Raise `NetworkError` unless the layers are such a network; it points at the layer."""
         tokens = [written(layer) for layer in self.layers]
         notation = "-".join(tokens) or "(empty)"
         if not self.layers:
@@ -96,7 +119,8 @@ class NetworkSpec:
         Args:
             notation: see the grammar in this module's docstring.
             input_shape: `(C, H, W)` or `(N,)`.
-            outputs: output neurons; a linear layer of this size is appended unless the notation ends with it.
+            outputs: output neurons; a linear layer of this size is appended unless the notation ends with it. A
+                network that is written node by node (nodes.py) must have them.
             coding: see the class.
             padding: of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd kernels).
             neuron: parameters of layers that do not give their own.
@@ -108,6 +132,13 @@ class NetworkSpec:
         Raises:
             NetworkError: the notation is malformed or the network impossible; the message points at the token.
         """
+        if is_nodes(notation):
+            nodes = parse_nodes(notation, padding=padding, neuron=neuron, weight_bits=weight_bits)
+            made = cls(input_shape, (), coding, input_psp, input_max, nodes=nodes)
+            if outputs is not None and made.outputs != outputs:
+                message = f"there are {made.outputs} outputs, and the data have {outputs}"
+                raise NetworkError(message, node=made.graph.nodes[-1].name)
+            return made
         layers, places = parse_layers(
             notation,
             outputs=outputs,
@@ -125,7 +156,7 @@ class NetworkSpec:
 
     @cached_property
     def _built(self) -> _Builder:
-        builder = _Builder(self)
+        builder = _Builder()
         for layer in self.layers:
             builder.add(layer)
         return builder
@@ -137,12 +168,15 @@ class NetworkSpec:
         `input`, then of each layer `conv1` and `neurons1`, in between `conv1.recurrent`, or `pool2.0`, `dropout2.1`,
         and `add3.0` after branches.
         """
-        return Network(tuple(self._built.nodes))
+        source = Node("input", Input(self.input_shape, self.coding, self.input_psp, self.input_max))
+        return Network((source, *(self.nodes or self._built.nodes)))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The spiking layers as reports show them; see `Block`."""
         projections = {projection.name: projection for projection in self.graph.projections}
+        if self.nodes:
+            return tuple(_blocks_of_nodes(self.graph, projections))
         blocks: list[Block] = []
         for layer, name, population, before, source in self._built.spiking:
             projection = projections[name]
@@ -155,17 +189,19 @@ class NetworkSpec:
     @property
     def outputs(self) -> int:
         """Number of output neurons."""
-        return self.blocks[-1].output_shape[0]
+        return self.graph.values[self.graph.nodes[-1].name].shape[0]
 
     @property
     def output_psp(self) -> PSP:
         """Filter of the output spikes, used by the van Rossum distance."""
-        return self.blocks[-1].neuron.psp
+        output = self.graph.nodes[-1].op
+        assert isinstance(output, Neurons)
+        return output.model.psp
 
     @property
     def weight_shapes(self) -> dict[str, Shape]:
         """Shape of all weights by name."""
-        return {projection.name: projection.weight_shape for projection in self.graph.projections}
+        return {each.name: each.weight_shape for each in self.graph.projections if each.shares is None}
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -180,15 +216,17 @@ class NetworkSpec:
     @property
     def notation(self) -> str:
         """Canonical notation with every parameter spelled out; `parse` reads it back to an equal network."""
+        if self.nodes:
+            return written_nodes(self.nodes)
         return "-".join(written(layer, full=True) for layer in self.layers)
 
     def __str__(self) -> str:
+        if self.nodes:
+            return f"{len(self.graph.nodes)} nodes"
         return "-".join(written(layer) for layer in self.layers)
 
     def __repr__(self) -> str:
-        return network_table.described(
-            self.layers, self.blocks, self.coding, self.input_shape, self.input_max, self.input_psp
-        )
+        return network_table.described(self.graph, self.layers, self.blocks)
 
     def table(self, headroom: dict[str, float] | None = None) -> str:
         """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
@@ -197,16 +235,15 @@ class NetworkSpec:
             headroom: bits measured on actual weights by layer name (`WeightGrid.headroom`); without it the guaranteed
                 headroom is shown, which holds for any weights of `weight_bits` bits where it is not negative.
         """
-        return network_table.table(self.layers, self.blocks, self.coding, self.input_shape, headroom)
+        return network_table.table(self.graph, self.layers, self.blocks, headroom)
 
 
 class _Builder:
     """The nodes of layers, one after the other."""
 
-    def __init__(self, network: NetworkSpec) -> None:
+    def __init__(self) -> None:
         self.source = "input"
-        values = network.input_shape, network.coding, network.input_psp, network.input_max
-        self.nodes = [Node(self.source, Input(*values))]
+        self.nodes: list[Node] = []
         self.names: list[list[str]] = []
         """Of the nodes of each layer of the network."""
         self.spiking: list[tuple[SpikingLayer, str, str, tuple[AvgPool2d | Dropout, ...], str]] = []
@@ -259,6 +296,23 @@ class _Builder:
     def passed(self) -> None:
         """What comes next stands after the last node."""
         self.before, self.entering = (), self.source
+
+
+def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> Iterator[Block]:
+    """A block of each population: with the first of its projections, and with the recurrent one where there is one."""
+    edges = {node.name: node.inputs[0].source for node in graph.nodes if node.inputs}
+    for index, node in enumerate(node for node in graph.nodes if isinstance(node.op, Neurons)):
+        own = graph.recurrent.get(node.name, ())
+        first = next(projections[edge.source] for edge in node.inputs if edge.source not in own)
+        synapse = first.synapse
+        if not isinstance(synapse, (Conv2d, Linear)):
+            message = "the first projection of neurons is a convolution or a full connection"
+            raise NetworkError(message, node=node.name)
+        assert isinstance(node.op, Neurons)
+        where = first.name, index, synapse, first.input
+        layer = SpikingLayer(synapse, node.op.model)
+        recurrent = projections[own[0]] if own else None
+        yield Block(*where, (), layer, node.name, graph.values[edges[first.name]].shape, recurrent, shares=first.shares)
 
 
 def _input_shape(shape: object) -> Shape:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from stsbp_spec.graph import Projection
+from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
 from stsbp_spec.layers import Block, Branches, Layer, SpikingLayer
+from stsbp_spec.nodes import described as described_node
 from stsbp_spec.notation import recurrence, written
-from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Coding, Shape
+from stsbp_spec.typing import Shape
 
 __all__ = ["described", "table"]
+
+
+_Row: TypeAlias = tuple[str, str, str, str, str, str, str]
 
 
 class _Line(NamedTuple):
@@ -44,6 +47,36 @@ def _lines(layers: Sequence[Layer], blocks: Iterator[Block], shape: Shape, inden
         yield _Line(indent + written(layer), indent + written(layer, full=True), before, shape, block)
 
 
+def _nodes(graph: Network, *, headroom: dict[str, float] | None) -> tuple[list[_Row], int, int]:
+    """A row a node, and the sums of parameters and multiply-adds."""
+    projections = {each.name: each for each in graph.projections}
+    rows, parameters, adds = list[_Row](), 0, 0
+    for place in graph.places:
+        node = place.node
+        if isinstance(node.op, Input):
+            continue
+        what, reads = described_node(node)
+        own = [name for name in graph.parameters if name in (node.name, *_owned(place))]
+        size = sum(math.prod(graph.parameters[name].shape) for name in own)
+        cells = (f"{size:,}" if own else "", "", "", "")
+        if (each := projections.get(node.name)) is not None:
+            room = headroom[each.name] if headroom is not None else each.guaranteed_headroom
+            bits, adds = str(each.synapse.weight_bits), adds + each.multiply_adds
+            cells = (f"{size:,}" if own else f"of {each.parameter}", f"{each.multiply_adds:,}", bits, f"{room:+.1f}")
+        parameters += size
+        rows.append((node.name, f"{what} <- {reads}", _times(place.output.shape), *cells))
+    return rows, parameters, adds
+
+
+def _owned(place: Place) -> tuple[str, ...]:
+    """Parameters that a node has besides its weights."""
+    op, name = place.node.op, place.node.name
+    if isinstance(op, Neurons):
+        return tuple(place.parameters.values())
+    norm = op.norm if isinstance(op, Weighted) else None
+    return () if norm is None else tuple(f"{name}.{own}" for own in norm.learned())
+
+
 def _times(shape: Shape) -> str:
     return "x".join(str(n) for n in shape)
 
@@ -53,18 +86,18 @@ def _learned(block: Block) -> dict[str, Shape]:
     return {name: x.shape(block.output_shape) for name, x in block.learned.items()}
 
 
-def described(
-    layers: Sequence[Layer],
-    blocks: Sequence[Block],
-    coding: Coding,
-    input_shape: Shape,
-    input_max: int,
-    input_psp: PSP | None,
-) -> str:
-    """`repr` of a network: what each layer makes of its input."""
-    values = f", values up to {input_max}" if input_max > 1 else ""
-    filtered = f", filtered with {input_psp!r}" if input_psp is not None else ""
+def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) -> str:
+    """`repr` of a network: what each layer, or node, makes of its input."""
+    source = graph.nodes[0].op
+    assert isinstance(source, Input)
+    coding, input_shape = source.coding, source.shape
+    values = f", values up to {source.largest}" if source.largest > 1 else ""
+    filtered = f", filtered with {source.psp!r}" if source.psp is not None else ""
     lines = [f"input: {coding} {_times(input_shape)}{values}{filtered}"]
+    if not layers:
+        for place in graph.places[1:]:
+            what, reads = described_node(place.node)
+            lines.append(f"{place.node.name}: {what} <- {reads}  {_times(place.output.shape)}")
     for line in _lines(layers, iter(blocks), input_shape):
         name, weights = "", ""
         if (block := line.block) is not None:
@@ -77,13 +110,15 @@ def described(
 
 
 def table(
+    graph: Network,
     layers: Sequence[Layer],
     blocks: Sequence[Block],
-    coding: Coding,
-    input_shape: Shape,
     headroom: dict[str, float] | None,
 ) -> str:
-    """`NetworkSpec.table`."""
+    """`NetworkSpec.table`; without layers of the graph's nodes."""
+    source = graph.nodes[0].op
+    assert isinstance(source, Input)
+    coding, input_shape = source.coding, source.shape
     kind = "headroom" if headroom is not None else "guaranteed"
     rows = [("layer", "", "output", "parameters", "mult-adds", "bits", kind)]
     rows.append(("input", coding, _times(input_shape), "", "", "", ""))
@@ -106,6 +141,9 @@ def table(
         weights(line.text, block, sum(map(math.prod, _learned(block).values())))
         if block.recurrent is not None:
             weights(f"{line.text[: -len(line.text.lstrip())]}{recurrence(block.layer)}", block.recurrent, 0)
+    if not layers:
+        more, parameters, adds = _nodes(graph, headroom=headroom)
+        rows += more
     rows.append(("total", "", "", f"{parameters:,}", f"{adds:,}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []

@@ -35,10 +35,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from stsbp_spec.errors import NetworkError, SpecError
+from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
 from stsbp_spec.synapses import axes
 from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.base import Weighted
 from stsbp_spec.synapses.batchnorm import BatchNorm
 from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.synapses.dropout import Dropout
@@ -46,7 +48,17 @@ from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.values import read_number, shown
 
-__all__ = ["checked", "layer_at", "parse_layers", "recurrence", "written"]
+__all__ = [
+    "checked",
+    "layer_at",
+    "parse_layers",
+    "parse_neurons",
+    "parse_weights",
+    "recurrence",
+    "written",
+    "written_neurons",
+    "written_weights",
+]
 
 T = TypeVar("T")
 
@@ -98,6 +110,48 @@ def parse_layers(
 def _ends(layer: Layer, output: Linear) -> bool:
     """Whether a network that ends with `layer` has the outputs of `output`."""
     return isinstance(layer, SpikingLayer) and isinstance(layer.synapse, Linear) and layer.synapse.units == output.units
+
+
+def parse_weights(text: str, *, padding: str, weight_bits: int) -> Conv2d | Linear | OneToOne:
+    """Weights alone, `64C3p1bn{bits=8}`, or `one-to-one`; raises `NetworkError`."""
+    if text.partition("{")[0].strip() == _ONE_TO_ONE:
+        text = "1" + text.strip()[len(_ONE_TO_ONE) :]
+        return OneToOne(weight_bits=_weights(text, padding, weight_bits).weight_bits)
+    return _weights(text, padding, weight_bits)
+
+
+def _weights(text: str, padding: str, weight_bits: int) -> Conv2d | Linear:
+    parser = _Parser(text, padding, LIF(), weight_bits, 0.0)
+    made = parser.layer(text.strip(), 0)
+    if not isinstance(layer := made[0], SpikingLayer) or len(made) > 1 or layer != SpikingLayer(layer.synapse):
+        raise parser.fail("these are no weights alone, such as 64C3p1 or 256b", 0, len(text))
+    return layer.synapse
+
+
+def written_weights(weights: Weighted) -> str:
+    """Inverse of `parse_weights`, with the bits spelled out."""
+    if isinstance(weights, OneToOne):
+        return f"{_ONE_TO_ONE}{{bits={weights.weight_bits}}}"
+    assert isinstance(weights, (Conv2d, Linear))
+    text = written(SpikingLayer(weights))
+    return (
+        f"{text[:-1]},bits={weights.weight_bits}}}" if text.endswith("}") else f"{text}{{bits={weights.weight_bits}}}"
+    )
+
+
+def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
+    """A neuron model from `neuron=alif,tau_m=5`, where what is not said is that of `neuron`; raises `NetworkError`."""
+    keys = _Keys(neuron, MAX_WEIGHT_BITS)
+    parser = _Parser(text, "valid", neuron, MAX_WEIGHT_BITS, 0.0)
+    found = parser.keys(text, 0, keys, set(), _Given(None, None)) if text.strip() else keys
+    if found != replace(keys, neuron=found.neuron):
+        raise parser.fail("neurons have a model and its parameters, and nothing else", 0, len(text))
+    return found.neuron
+
+
+def written_neurons(neuron: NeuronModel) -> str:
+    """Inverse of `parse_neurons`, every parameter spelled out."""
+    return ",".join(_neuron_keys(neuron))
 
 
 def written(layer: Layer, *, full: bool = False) -> str:

@@ -254,7 +254,10 @@ def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], pre
     for trace in traces:
         trace.zeroed = dict(reversed(trace.zeroed.items()))
     of_all = {name: wait() for name, wait in under_way.items()} | traces[0].whole
-    return {name: backend.rounded(x) for name, x in of_all.items()}
+    gradients = {name: backend.rounded(x) for name, x in of_all.items()}
+    for owner, names in walk.uses.items():
+        gradients[owner] = reduce(backend.plus, [gradients.pop(name) for name in names])
+    return gradients
 
 
 def back_through(

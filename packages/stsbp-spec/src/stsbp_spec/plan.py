@@ -453,11 +453,13 @@ class Plan(Generic[Array]):
     Attributes:
         segments: the steps, in order.
         input, output: names of the first and the last node.
+        uses: names of the nodes that use the same weights, in order, by that of the node that has them.
     """
 
     segments: tuple[Segment[Array], ...]
     input: str
     output: str
+    uses: Mapping[str, tuple[str, ...]]
 
     @property
     def steps(self) -> tuple[Step[Array], ...]:
@@ -502,7 +504,12 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool) -> Plan[Any]:
             steps.append(next(found, single))
             fused.update(place.node.name for place in steps[-1].places)
     source = next(node.name for node in network.nodes if isinstance(node.op, Input))
-    return Plan(_segments(steps[::-1]), source, network.nodes[-1].name)
+    return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
+
+
+def _uses(network: Network) -> dict[str, tuple[str, ...]]:
+    shared = {projection.shares for projection in network.projections} - {None}
+    return {str(owner): tuple(each.name for each in network.projections if each.parameter == owner) for owner in shared}
 
 
 def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], projection: Projection | None) -> Step[Any]:

@@ -264,9 +264,9 @@ def _on_grid(
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
     """Weights on their grids and what neurons learned, and the grids, by name."""
     projections = network.graph.projections
-    made = backend.weight_grids(projections, [weights[projection.name] for projection in projections])
+    made = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
     found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
-    wq = {name: found[name][0] if name in found else x for name, x in weights.items()}
+    wq = {**weights, **{name: on_grid for name, (on_grid, _) in found.items()}}
     for projection in network.graph.normalised:
         exponent = found[projection.name][1].exponent + projection.input.exponent
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([exponent], np.int32))
@@ -381,7 +381,7 @@ def _looked_at(
         name: ZeroedErrors(*map(int, pair)) for name, pair in zip(names, totals[layers:].reshape(-1, 2), strict=True)
     }
     # A compiled function may have sorted the names.
-    ordered = {name: lost[name] for name in network.parameters if name in lost}
+    ordered = {each.name: lost[each.name] for each in network.graph.projections if each.name in lost}
     return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
 
 

@@ -243,7 +243,7 @@ def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Te
         if tuple(x.shape) != expected:
             raise ShapeError(f"{name} has the shape {list(expected)}, got {list(x.shape)}")
     projections = [projection for projection in piece.network.projections if projection.name in weights]
-    made = backend.weight_grids(projections, [found[projection.name] for projection in projections])
+    made = backend.weight_grids(projections, [found[projection.parameter] for projection in projections])
     found.update({projection.name: wq for projection, (wq, _) in zip(projections, made, strict=True)})
     for name, x in found.items():
         if (learned := piece.network.parameters[name].learned) is not None:

@@ -26,6 +26,7 @@ from stsbp_spec.losses import LOSSES, parse_loss
 from stsbp_spec.losses import stored as losses
 from stsbp_spec.neurons import NEURONS, parse_neuron
 from stsbp_spec.neurons import stored as neurons
+from stsbp_spec.nodes import is_nodes
 from stsbp_spec.surrogates import SURROGATES, parse_surrogate
 from stsbp_spec.values import shown
 
@@ -46,6 +47,7 @@ __all__ = [
     "absolute",
     "differences",
     "named_preset",
+    "network_text",
     "read_toml",
     "resolve",
     "split_start",
@@ -104,7 +106,10 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
-    net: str = Field("256", description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added.")
+    net: str = Field(
+        "256",
+        description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml, of nodes.",
+    )
     padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers without their own.")
     loss: str = Field(
@@ -261,6 +266,11 @@ class RunConfig(BaseModel):
         if text:
             OWN[str(info.field_name).removesuffix("_model")].from_text(text)
         return text
+
+    @field_validator("net")
+    @classmethod
+    def _network(cls, text: str) -> str:
+        return network_text(text)
 
     @field_validator("label_pattern", "undesired_pattern")
     @classmethod
@@ -445,6 +455,27 @@ def read_toml(path: Path) -> Source:
         # An integer of more than 4,300 digits is an error of its own, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
         raise ConfigError(f"{path} is not valid TOML: {reason}") from error
+
+
+def network_text(net: str) -> str:
+    """The text of a network: that of a file of nodes where one is named, `FILE.toml`.
+
+    Raises:
+        ConfigError: the file cannot be read, or is none of nodes.
+    """
+    if not net.endswith(".toml"):
+        return net
+    try:
+        text = read_regular(Path(net), _LARGEST_TOML).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file of a network {net}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {net}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{net} is not a text file in UTF-8: {error}") from error
+    if not is_nodes(text):
+        raise ConfigError(f"{net} is no file of nodes: it begins with [[node]] (docs/networks.md)")
+    return text
 
 
 def named_preset(name: str, dataset: str | None) -> Source:

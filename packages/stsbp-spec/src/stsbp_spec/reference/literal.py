@@ -111,6 +111,7 @@ class Literal:
         self.network = network
         self.number = number
         self.smooth = smooth
+        self.parameters = {node.name: node.shares or node.name for node in network.graph.nodes}
 
     def array(self, x: AnyArray) -> AnyArray:
         """`x` in the number type."""
@@ -150,7 +151,7 @@ class Literal:
                 pending = place.inputs[0].pending
                 entered = read[0] if pending is None else self.psp(pending, read[0])  # Eq. (3a)
                 run.entered[node.name] = entered
-                run.values[node.name] = [self.product(node.op, weights[node.name], x) for x in entered]
+                run.values[node.name] = [self.product(node.op, weights[node.shares or node.name], x) for x in entered]
             elif isinstance(node.op, Neurons):
                 self._fire(place, weights, read, run, None if seen is None else seen[node.name])
             else:
@@ -186,7 +187,7 @@ class Literal:
                 slow[i], quick[i] = ks * slow[i] + cs * before, kr * quick[i] + cs * before
                 potential = slow[i] - quick[i] if op.model.psp.tau_rise else slow[i]
                 run.entered[weights_name].append(potential)
-                u = u + self.product(loop, weights[weights_name], potential)
+                u = u + self.product(loop, weights[self.parameters[weights_name]], potential)
             if u_list:
                 u = u + neuron.left(u_list[-1], o_list[-1], threshold[-1])  # Eq. (4)
                 a = neuron.ka * a + neuron.ca * o_list[-1]
@@ -259,10 +260,11 @@ class Literal:
                 below = [each] * len(node.inputs)
             elif isinstance(node.op, Weighted):
                 found = [
-                    self.adjoint(node.op, weights[node.name], x, d)
+                    self.adjoint(node.op, weights[node.shares or node.name], x, d)
                     for x, d in zip(run.entered[node.name], above, strict=True)
                 ]
-                gradients[node.name] = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
+                total = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
+                _more(gradients, node.shares or node.name, total)
                 pending, entering = place.inputs[0].pending, [d for _, d in found]
                 below = [entering if pending is None else self.psp_adjoint(pending, entering)]
             else:
@@ -319,12 +321,15 @@ class Literal:
             adaptation_factor = neuron.ka * adaptation_factor + neuron.beta * at_threshold
             back = zero
             for i, (weights_name, loop) in enumerate(loops):
-                term, entering = self.adjoint(loop, weights[weights_name], run.entered[weights_name][t], found[t])
+                term, entering = self.adjoint(
+                    loop, weights[self.parameters[weights_name]], run.entered[weights_name][t], found[t]
+                )
                 terms[i] = terms[i] + term
                 psp_factor[i] = entering + ks * psp_factor[i]  # Eq. (13), (17), (15), (11)
                 rise_factor[i] = entering + kr * rise_factor[i]
                 back = back + cs * (psp_factor[i] - rise_factor[i] if op.model.psp.tau_rise else psp_factor[i])
-        gradients.update({weights_name: term for (weights_name, _), term in zip(loops, terms, strict=True)})
+        for (weights_name, _), term in zip(loops, terms, strict=True):
+            _more(gradients, self.parameters[weights_name], term)
         for parameter, response in self._biases(place, len(u)):
             total = sum(share * d for share, d in zip(response, found, strict=True))
             gradients[parameter] = _by_channel(total, len(weights[parameter]))
@@ -459,6 +464,11 @@ class Literal:
             slice(None),
             *(slice(at * stride, at * stride + extent, apart) for at, stride, extent, apart in lies),
         )
+
+
+def _more(gradients: dict[str, AnyArray], name: str, term: AnyArray) -> None:
+    """Add to the gradient of weights, which several nodes may use."""
+    gradients[name] = gradients[name] + term if name in gradients else term
 
 
 def _of_channels(values: AnyArray, shape: Shape) -> AnyArray:

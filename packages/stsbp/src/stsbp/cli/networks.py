@@ -8,6 +8,7 @@ from stsbp_spec.typing import Coding
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, parse_shape, say
+from stsbp.config import network_text
 
 __all__ = ["command"]
 
@@ -31,14 +32,14 @@ __all__ = ["command"]
 def command(
     notation: str, input_shape: str, outputs: int, coding: Coding, padding: str, weight_bits: int, dropout: float
 ) -> None:
-    """Show the network NOTATION, for example 12C5-P2-64C5-P2, as a table.
+    """Show the network NOTATION, for example 12C5-P2-64C5-P2, or of the file FILE.toml, as a table.
 
     Shapes, parameters, multiply-adds of one step, and the exactness headroom: how many bits the largest possible sum of
     a layer stays below what float32 adds exactly, whatever the weights; where it is negative, training watches the real
     weights and takes fewer bits when it must.
     """
     network = NetworkSpec.parse(
-        notation,
+        network_text(notation),
         input_shape=parse_shape(input_shape),
         outputs=outputs,
         coding=coding,

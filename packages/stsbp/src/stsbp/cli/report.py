@@ -68,7 +68,7 @@ def command(
     lines = read_records(folder.metrics, show.warn)
     content = Content(run, config, task.network, lines, folder.starts(), classes)
     projections = task.network.graph.projections
-    grids = (task.backend.weight_grid(each, trained.state.weights[each.name])[1] for each in projections)
+    grids = (task.backend.weight_grid(each, trained.state.weights[each.parameter])[1] for each in projections)
     info = trained.info
     content.checkpoint = f"checkpoint {checkpoint} ({info['epoch']} complete epochs, update {info['step']})"
     content.grids = {

@@ -1,0 +1,265 @@
+"""Networks node by node: read, written, refused by name, and what they compute against the literal form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from stsbp_spec import LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer
+from stsbp_spec.errors import NetworkError
+from stsbp_spec.graph import Edge, Neurons, Node, Projection
+from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.reference.literal import Literal
+from stsbp_spec.synapses import Conv2d
+from stsbp_spec.typing import Float32
+
+NUMPY = NumpyBackend()
+
+TEXT = """# weights that are used twice, a population of two projections, recurrence, a skip with a delay
+[[node]]
+name = "conv1"
+weights = "4C3p1"
+from = "input"
+
+[[node]]
+name = "again"
+weights = "4C3p1{bits=6}"
+weights_of = "conv1"
+from = {node = "input", delay = 2}
+
+[[node]]
+name = "fires"
+neurons = "tau_m=5,tau_s=3,threshold=0.43"
+from = ["conv1", "again"]
+
+[[node]]
+name = "pool"
+layer = "P2"
+from = "fires"
+
+[[node]]
+name = "hidden"
+weights = "6b"
+from = "pool"
+
+[[node]]
+name = "own"
+weights = "one-to-one{bits=7}"
+from = {node = "h", delay = 1}
+
+[[node]]
+name = "h"
+neurons = "threshold=0.43"
+from = ["hidden", "own"]
+
+[[node]]
+name = "out"
+weights = "3"
+from = "h"
+
+[[node]]
+name = "skip"
+weights = "3"
+from = {node = "fires", delay = 1}
+
+[[node]]
+name = "output"
+neurons = "threshold=0.43"
+from = ["out", "skip"]
+"""
+
+
+def spec(text: str = TEXT, **options: Any) -> NetworkSpec:
+    return NetworkSpec.parse(text, input_shape=(2, 4, 4), **options)
+
+
+def test_nodes_are_read_in_order() -> None:
+    network = spec(neuron=LIF(tau_s=2), weight_bits=9)
+    names = [node.name for node in network.graph.nodes]
+    assert names == ["input", "conv1", "again", "fires", "pool", "hidden", "own", "h", "out", "skip", "output"]
+    assert network.graph.recurrent == {"h": ("own",)}
+    again = network.nodes[1]
+    assert again == Node("again", Conv2d(4, 3, padding=1, weight_bits=6), (Edge("input", 2),), "conv1")
+    assert network.nodes[5].op == OneToOne(weight_bits=7)
+    assert network.nodes[6] == Node("h", Neurons(LIF(tau_s=2, threshold=0.43)), (Edge("hidden"), Edge("own")))
+    assert [each.name for each in network.graph.projections if each.synapse.weight_bits == 9] == [
+        "conv1", "hidden", "out", "skip",
+    ]  # fmt: skip
+    assert list(network.parameters) == ["conv1", "hidden", "own", "hidden.bias", "out", "skip"]
+    assert network.weight_shapes["conv1"] == (4, 2, 3, 3)
+    assert (network.outputs, network.output_psp) == (3, LIF(tau_s=2).psp)
+    assert [(block.name, block.population, block.index) for block in network.blocks] == [
+        ("conv1", "fires", 0), ("hidden", "h", 1), ("out", "output", 2),
+    ]  # fmt: skip
+    assert isinstance(network.blocks[1].recurrent, Projection)
+    assert network.blocks[1].recurrent.name == "own"
+    assert network.blocks[1].input_shape == (4, 2, 2)
+
+
+def test_what_is_written_is_read_back() -> None:
+    network = spec(neuron=LIF(tau_m=3, tau_s=2), weight_bits=9)
+    again = NetworkSpec.parse(network.notation, input_shape=(2, 4, 4), neuron=LIF(7), weight_bits=4, padding="same")
+    assert again == network
+    assert written_nodes(again.nodes) == network.notation
+    assert str(network) == "11 nodes"
+
+
+def test_a_table_shows_what_each_node_reads() -> None:
+    rows = spec().table().splitlines()
+    assert rows[3].split() == [
+        "again",
+        "4C3p1{bits=6}",
+        "<-",
+        "input@-2",
+        "4x4x4",
+        "of",
+        "conv1",
+        "1,152",
+        "6",
+        "+14.9",
+    ]
+    assert rows[9].split()[:4] == ["out", "3{bits=12}", "<-", "h"]
+    assert rows[-1].split() == ["total", "390", "2,616"]
+    assert "h: tau_m=8.0" in repr(spec())
+
+
+def test_chains_and_branches_are_no_nodes() -> None:
+    assert is_nodes(TEXT)
+    assert is_nodes("\n# a\n  [[ node ]]")
+    assert not any(map(is_nodes, ("12C5-P2", "[[8C3p1]+-4]+", "[8C3p1]+", "", 5)))
+    assert spec("2C3p1-[[2C3p1]+-2C3p1]+-4").outputs == 4
+
+
+def test_as_data() -> None:
+    nodes = (
+        Node("w", Linear(3), (Edge("input"),)),
+        Node("w2", Linear(3), (Edge("input", 1),)),
+        Node("n", Neurons(LIF()), (Edge("w"), Edge("w2"))),
+    )
+    network = NetworkSpec((4,), nodes=nodes)
+    assert NetworkSpec.parse(network.notation, input_shape=(4,)) == network
+    with pytest.raises(NetworkError, match="by layers or by nodes, not by both"):
+        NetworkSpec((4,), (SpikingLayer(Linear(3)),), nodes=nodes)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in TEXT
+    return TEXT.replace(old, new, 1)
+
+
+REFUSED = [
+    (changed('from = "input"', ""), "node conv1: from is missing: what it reads"),
+    (changed('from = "input"', "from = 3"), 'node conv1: from is the name of a node or {node = "name", delay = 1}'),
+    (changed("delay = 2", "delay = -2"), "node again: it reads input with a delay of -2; a delay is 0 to 65536 steps"),
+    (changed("delay = 2", 'delay = "2"'), "node again: it reads input with a delay of '2'"),
+    (changed('name = "pool"', 'name = "po ol"'), "the name of node 4 is made of letters, digits, _ and ., got 'po ol'"),
+    (changed('name = "pool"', "name = 3"), "the name of node 4 is made of letters"),
+    (changed('name = "pool"', 'name = "h"'), "node h: the name is given twice"),
+    (
+        changed('layer = "P2"', 'layer = "P2"\nweights = "3"'),
+        "node pool: a node has one of weights, neurons, layer, add",
+    ),
+    (
+        changed('layer = "P2"', 'size = "P2"'),
+        "node pool: unknown key 'size'; known: name, weights, neurons",
+    ),
+    (changed('layer = "P2"', ""), "node pool: a node has one of weights, neurons, layer, add, got none"),
+    (changed('layer = "P2"', "layer = 2"), "node pool: layer is a text, got 2"),
+    (changed('layer = "P2"', "add = false"), "node pool: add = true, got False"),
+    (
+        changed('layer = "P2"', 'layer = "8"'),
+        "node pool: layer is one layer without neurons, such as P2",
+    ),
+    (changed('layer = "P2"', 'layer = "P2-P2"'), "node pool: layer is one layer without neurons"),
+    (changed('"4C3p1"', '"4C3q1"'), "node conv1: unknown option 'q1'"),
+    (changed('"4C3p1"', '"4C3R3"'), "node conv1: these are no weights alone, such as 64C3p1 or 256b"),
+    (changed('"4C3p1"', '"4C3d0.5"'), "node conv1: these are no weights alone"),
+    (changed('"4C3p1"', '"P2"'), "node conv1: these are no weights alone"),
+    (changed('"4C3p1"', '"4C3p1{tau_m=5}"'), "node conv1: these are no weights alone"),
+    (changed('"threshold=0.43"', '"thresh=0.4"'), "node h: unknown parameter 'thresh'; known: neuron, tau_m"),
+    (changed('"threshold=0.43"', '"bits=5"'), "node h: neurons have a model and its parameters, and nothing else"),
+    (changed('weights_of = "conv1"', "weights_of = 5"), "node again: weights_of is the name of a node, got 5"),
+    (
+        changed('weights_of = "conv1"', 'weights_of = "pool"'),
+        "node again: there are no weights 'pool' that it could",
+    ),
+    (changed('weights_of = "conv1"', 'weights_of = "out"'), "node again: the weights of out have the shape (3, 6)"),
+    (changed('layer = "P2"', 'layer = "P2"\nweights_of = "conv1"'), "node pool: only weights can be shared"),
+    (TEXT.partition('[[node]]\nname = "hidden')[0], "node pool: the output, the last node, are neurons of a full"),
+    (TEXT + '[[node]]\nname = "z"\nlayer = "P1"\nfrom = "fires"', "node output: nothing reads it, and it is not the"),
+    (TEXT.replace('"3"', '"3', 1), "the network is no TOML: "),
+    (TEXT + "[other]\na = 1", "a network consists of [[node]] tables, got 'node', 'other'"),
+    ('[[node]]\nname = "a' + ".a" * 101 + '"', "a line of a network has at most 100 dots"),
+    ("[[node]]\nx = " + "[" * 5000, "the network is no TOML"),
+    ("[[node]]\nx = " + "9" * 5000, "the network is no TOML: a number is too long"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED, ids=[message[:60] for _, message in REFUSED])
+def test_what_is_malformed_is_refused_by_name(text: str, message: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        spec(text)
+    assert message in str(caught.value)
+
+
+def test_the_outputs_must_be_those_of_the_data() -> None:
+    assert spec(outputs=3).outputs == 3
+    with pytest.raises(NetworkError, match="node output: there are 3 outputs, and the data have 4"):
+        spec(outputs=4)
+
+
+def test_what_no_text_stands_for_is_refused() -> None:
+    with pytest.raises(NetworkError, match="the first projection of neurons is a convolution or a full connection"):
+        _ = NetworkSpec(
+            (4,), nodes=(Node("w", OneToOne(), (Edge("input"),)), Node("n", Neurons(LIF()), (Edge("w"),)))
+        ).blocks
+
+
+def test_a_text_is_limited() -> None:
+    with pytest.raises(NetworkError, match="at most 1,048,576 characters"):
+        parse_nodes("#" * (2**20 + 1), padding="valid", neuron=None, weight_bits=12)
+
+
+def problem(network: NetworkSpec) -> tuple[dict[str, Float32], Batch]:
+    """Weights of few bits, which every grid of the network holds, and a batch in which all layers fire."""
+    rng = np.random.default_rng(5)
+    weights = {
+        name: (rng.integers(-7, 12, parameter.shape) / 16).astype(np.float32)
+        for name, parameter in network.parameters.items()
+    }
+    inputs = (rng.random((6, 3, 2, 4, 4)) < 0.4).astype(np.uint8)
+    return weights, Batch(inputs, (rng.random((6, 3, network.outputs)) < 0.3).astype(np.uint8))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_gradients_against_the_literal_form(loss: str, precision: Any) -> None:
+    network = spec()
+    weights, batch = problem(network)
+    literal = Literal(network)
+    wide = {name: w.astype(np.float64) for name, w in weights.items()}
+    run = literal.forward(wide, [literal.array(x) for x in batch.inputs])
+    expected = literal.backward(LOSSES[loss], wide, run, [literal.array(x) for x in batch.targets])
+    layers = NUMPY.run(network, weights, batch.inputs, 6).layers
+    for block in network.blocks:
+        assert np.array_equal(np.stack(run.o[block.population]), layers[block.name].spikes)
+        assert 0.1 < layers[block.name].spikes.mean() < 0.9, block.name
+    found = NUMPY.value_and_grad(network, LOSSES[loss], weights, batch, precision=precision).gradients
+    assert set(found) == set(expected) == set(network.parameters)
+    for name, gradient in expected.items():
+        assert np.count_nonzero(gradient) > gradient.size // 3
+        assert np.abs(found[name] - gradient).max() <= 2e-6 * np.abs(gradient).max(), name
+
+
+def test_shared_weights_have_the_sum_of_the_gradients_of_their_uses() -> None:
+    network = spec()
+    apart = NetworkSpec((2, 4, 4), nodes=tuple(replace(node, shares=None) for node in network.nodes))
+    weights, batch = problem(network)
+    one = NUMPY.value_and_grad(network, LOSSES["hamming"], weights, batch, precision="reproducible").gradients
+    both = {**weights, "again": weights["conv1"]}
+    two = NUMPY.value_and_grad(apart, LOSSES["hamming"], both, batch, precision="reproducible").gradients
+    assert np.array_equal(one["conv1"], two["conv1"] + two["again"])
+    assert all(np.array_equal(one[name], two[name]) for name in one if name != "conv1")
