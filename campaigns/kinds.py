@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import struct
+import wave
 import zipfile
 import zlib
 from functools import cache
@@ -27,8 +28,11 @@ from stsbp.cli import COMMANDS, cli
 from stsbp.cli.predict import read_input
 from stsbp.config import RunConfig, read_toml, resolve, to_toml
 from stsbp.datasets import DATASETS, mnist
+from stsbp.datasets.events import read_recordings
+from stsbp.datasets.fsdd import read_recording as read_sound
 from stsbp.datasets.image_folder import read_image
 from stsbp.datasets.nmnist import read_recording
+from stsbp.datasets.npz import read_arrays
 from stsbp.datasets.sequences import read_sequences
 from stsbp.presets import PRESETS
 from stsbp.training.build import Inputs
@@ -469,7 +473,7 @@ def _plain(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Arrays(Kind):
-    """`.npy` files for prediction, `.npz` files of rasters, and MNIST's own files."""
+    """`.npy` files for prediction, `.npz` files of rasters and of events, MNIST's own files, and sounds."""
 
     name, weight = "arrays", 0.07
 
@@ -487,9 +491,14 @@ class Arrays(Kind):
         if rng.random() < 0.15:
             images, labels = self.idx(rng, rng.choice((1, 2)))
             return Case(self.name, images, {"coding": "digits", "labels": labels.hex()})
-        data = self.npz(rng)
+        if rng.random() < 0.15:
+            return Case(self.name, self.wav(rng), {"coding": "sound"})
+        own = rng.random() < 0.3
+        data = self.npz(rng, events=own)
         if rng.random() < 0.5:
             data = mutated_bytes(rng, data, world.content("work/one.npy"))
+        if own:
+            return Case(self.name, data, {"coding": "own events"})
         if rng.random() < 0.01:
             out = ("--out", "runs/new", "--stop-after", "0.001")
             return Case(
@@ -549,8 +558,18 @@ class Arrays(Kind):
                 images = mutated_bytes(rng, images)
         return images, labels
 
-    def npz(self, rng: random.Random) -> bytes:
-        """An archive of rasters, or nearly."""
+    @staticmethod
+    def wav(rng: random.Random) -> bytes:
+        """A sound file, or nearly."""
+        file = io.BytesIO()
+        with wave.open(file, "wb") as sound:
+            usual = rng.random() < 0.8
+            sound.setparams((1, 2, 8000, 0, "NONE", "") if usual else (2, rng.choice((1, 2, 3)), 44_100, 0, "NONE", ""))
+            sound.writeframes(rng.randbytes(rng.choice((0, 1, 6, 600))))
+        return mutated_bytes(rng, file.getvalue()) if rng.random() < 0.7 else file.getvalue()
+
+    def npz(self, rng: random.Random, *, events: bool = False) -> bytes:
+        """An archive of rasters or of events, or nearly."""
         if rng.random() < 0.001:
             return _zipped_zeros()
         n, steps = rng.choice((1, 2, 5)), rng.choice((1, 4, 4))
@@ -558,6 +577,17 @@ class Arrays(Kind):
             "inputs.npy": self.npy(rng, rng.choice(((n, steps, 3), (n, steps, 1, 2, 2), (n, steps))), 1),
             "targets.npy": self.npy(rng, (n, steps, 2), 1),
         }
+        if events:
+            m = rng.choice((0, 3, 7))
+            names = rng.choice((("x", "t"), ("x", "y", "t"), ("x", "y", "p", "t"), ("x", "p", "t")))
+            most = {"x": 9, "y": 9, "t": 255, "p": 1}
+            members = {f"{name}.npy": self.npy(rng, (m,), most[name]) for name in names}
+            members["sample.npy"] = self.npy(rng, (m,), n - 1)
+        if events or rng.random() < 0.3:
+            members.pop("targets.npy", None)
+            members["labels.npy"] = self.npy(rng, (n,), 2)
+        if events and rng.random() < 0.3:
+            members["sensor.npy"] = self.npy(rng, rng.choice(((2,), (1,))))
         if rng.random() < 0.4:
             members["split.npy"] = self.npy(rng, (n,), 1)
         if rng.random() < 0.1:
@@ -581,6 +611,21 @@ class Arrays(Kind):
                 raise Complaint("rasters are not binary")
             if inputs.shape[:2] != targets.shape[:2] or (split is not None and len(split) != len(inputs)):
                 raise Complaint("rasters do not agree")
+            return
+        if coding == "own events":
+            path = world.beside / "events.npz"
+            path.write_bytes(case.content)
+            own = read_recordings(path, read_arrays(path))
+            polarities, height, width = own.sensor
+            binning = EventBinning(steps=3, polarities=polarities, height=height, width=width)
+            frames = binning.frames(*own.of(np.arange(len(own.columns["t"]))))
+            if frames.max(initial=0) > 1 or own.columns["sample"].max(initial=0) >= len(own.labels):
+                raise Complaint(f"events of {len(own.labels)} samples became frames {frames.shape}")
+            return
+        if coding == "sound":
+            samples = read_sound(case.content, Path("one.wav"))
+            if samples.dtype != np.dtype("<i2") or samples.ndim != 1 or not len(samples):
+                raise Complaint(f"a sound {samples.dtype} {samples.shape} was accepted")
             return
         if coding == "digits":
             packed = case.content.startswith(b"\x1f\x8b")

@@ -194,6 +194,7 @@ def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_pa
         ("width", r"got 1 of 32 bits"),
         ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
         ("text", r"0_ada_5\.wav is no WAV file"),
+        ("chunk", r"0_ada_5\.wav is no WAV file that can be read: it is cut off"),
         ("empty", r"0_ada_5\.wav is no WAV file that can be read: it is cut off"),
         ("silent", "its header says 0 samples"),
     ],
@@ -207,7 +208,9 @@ def test_malformed_recordings_are_named_or_left_out(fault: str, complaint: str, 
     elif fault == "silent":
         _save(path, tone[:0])
     else:
-        path.write_bytes({"cut": path.read_bytes()[: 44 + 200], "text": b"hello", "empty": b""}[fault])
+        whole = path.read_bytes()
+        chunk = whole[:36] + b"LIST" + (5000).to_bytes(4, "little") + whole[36:]
+        path.write_bytes({"cut": whole[: 44 + 200], "text": b"hello", "empty": b"", "chunk": chunk}[fault])
     with pytest.raises(DataError, match=complaint):
         _load(tmp_path)
     dataset = _load(tmp_path, skip_malformed=True)

@@ -13,10 +13,11 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Int64, Shape
 
 from stsbp.datasets.base import Dataset, FrameSplit, Progress, Request, names_unreadable
 from stsbp.datasets.cache import CacheWriter, cached
@@ -24,13 +25,54 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.datasets.npz import class_labels, cut, read_arrays
 from stsbp.errors import DataError
 
-__all__ = ["EVENTS", "load"]
+__all__ = ["EVENTS", "Recordings", "load", "read_recordings"]
 
 _COLUMNS = (("sample", "x", "t"), ("sample", "x", "y", "t"), ("sample", "x", "y", "t", "p"))
 _OTHERS = ("labels", "split", "classes", "sensor")
 _LARGEST = {"x": 2**14 - 1, "y": 2**14 - 1, "p": 1, "t": 2**40}
 _MOST_PIXELS = 2**22
 """Of a frame; a sensor of a megapixel has half as many, with both polarities."""
+
+
+class Recordings(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        names: of its columns.
+        columns: each `[m]`, the values checked.
+        labels: class of each sample, `[n]`.
+        classes: names of the classes.
+        sensor: channels, rows and columns of a frame.
+    """
+
+    names: tuple[str, ...]
+    columns: Mapping[str, AnyArray]
+    labels: Int64
+    classes: tuple[str, ...]
+    sensor: tuple[int, int, int]
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of a frame: without rows that of a row of neurons."""
+        return self.sensor if "y" in self.names else (self.sensor[2],)
+
+    def of(self, events: AnyArray) -> list[AnyArray]:
+        """x, y, p and t of some events, by their numbers."""
+        zeros = np.zeros(len(events), dtype=np.int64)
+        return [self.columns[name][events] if name in self.names else zeros for name in ("x", "y", "p", "t")]
+
+
+def read_recordings(path: Path, arrays: Mapping[str, AnyArray]) -> Recordings:
+    """The arrays of a file as recordings.
+
+    Raises:
+        DataError: one of them is missing, or not what it must be; the file and the array are named.
+    """
+    names = _columns(arrays, path)
+    labels, classes = class_labels(arrays, path)
+    _check(arrays, names, len(labels), path)
+    sensor = (2 if "p" in names else 1, *_sensor(arrays, names, path))
+    return Recordings(names, {name: arrays[name] for name in names}, labels, classes, sensor)
 
 
 def _columns(arrays: Mapping[str, AnyArray], path: Path) -> tuple[str, ...]:
@@ -69,7 +111,8 @@ def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) 
         fits = given.shape == (len(axes),) and given.dtype.kind in "iu"
         if not fits or any(int(size) < least for size, least in zip(given, seen, strict=True)):
             what = "rows and columns" if len(axes) == 2 else "neurons"
-            raise DataError(f"{path}: sensor must be {what}, at least {seen}, got {given.tolist()} {given.dtype}")
+            got = given.tolist() if given.size < 4 else list(given.shape)
+            raise DataError(f"{path}: sensor must be {what}, at least {seen}, got {given.dtype} {got}")
         seen = [int(size) for size in given]
     rows, columns = seen if len(seen) == 2 else (1, *seen)
     if rows * columns * (2 if "p" in names else 1) > _MOST_PIXELS or max(rows, columns) > _LARGEST["x"] + 1:
@@ -77,25 +120,21 @@ def _sensor(arrays: Mapping[str, AnyArray], names: tuple[str, ...], path: Path) 
     return rows, columns
 
 
-def _frames(
-    arrays: Mapping[str, AnyArray], names: tuple[str, ...], binning: EventBinning, labels: Int64, request: Request
-) -> FrameSplit:
+def _frames(recordings: Recordings, binning: EventBinning, request: Request) -> FrameSplit:
     """The samples' events in steps."""
-    shape = binning.shape if "y" in names else (binning.width,)
+    names, labels, sample = recordings.names, recordings.labels, recordings.columns["sample"]
     digest = hashlib.sha256(labels.astype("<i8").tobytes())
     for name in names:
-        digest.update(arrays[name].astype("<i8").tobytes())
+        digest.update(recordings.columns[name].astype("<i8").tobytes())
 
     def build(writer: CacheWriter) -> None:
-        order = np.argsort(arrays["sample"], kind="stable")
-        ends = np.cumsum(np.bincount(arrays["sample"].astype(np.int64), minlength=len(labels)))
+        order = np.argsort(sample, kind="stable")
+        ends = np.cumsum(np.bincount(sample.astype(np.int64), minlength=len(labels)))
         report = Progress(request.progress, f"binning events{writer.why}", len(labels))
         for k, label in enumerate(labels):
-            own = order[0 if k == 0 else ends[k - 1] : ends[k]]
-            x, t = arrays["x"][own], arrays["t"][own]
-            y, p = (arrays[name][own] if name in names else np.zeros(len(own), np.int64) for name in ("y", "p"))
-            frames = binning.frames(x, y, p, t).reshape(1, binning.steps, *shape)
-            lengths = [binning.length(t)] if request.own_lengths else None
+            events = recordings.of(order[0 if k == 0 else ends[k - 1] : ends[k]])
+            frames = binning.frames(*events).reshape(1, binning.steps, *recordings.shape)
+            lengths = [binning.length(events[-1])] if request.own_lengths else None
             writer.add(FrameSplit.store(frames, binary=binning.binary), [int(label)], lengths)
             report(k + 1)
 
@@ -118,15 +157,12 @@ def load(request: Request) -> Dataset:
     if path.is_dir():
         path = path / "events.npz"
     arrays = read_arrays(path)
-    names = _columns(arrays, path)
-    labels, classes = class_labels(arrays, path)
-    _check(arrays, names, len(labels), path)
-    rows, columns = _sensor(arrays, names, path)
-    binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=2 if "p" in names else 1)
-    samples = _frames(arrays, names, binning, labels, request)
+    recordings = read_recordings(path, arrays)
+    polarities, rows, columns = recordings.sensor
+    binning = dataclasses.replace(request.binning, height=rows, width=columns, polarities=polarities)
+    samples = _frames(recordings, binning, request)
     train, test, note = cut(samples, arrays, path, request)
-    shape = binning.shape if "y" in names else (columns,)
-    return Dataset("events", "events", shape, classes, train, test, (note,))
+    return Dataset("events", "events", recordings.shape, recordings.classes, train, test, (note,))
 
 
 EVENTS = DatasetInfo(
