@@ -474,7 +474,7 @@ class TestOutputs:
 
     def test_reports_of_benchmarks(self, tmp_path: Path, run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
         from stsbp.benchmarks.result import JSON, Report
-        from stsbp.benchmarks.show import PLOT
+        from stsbp.plots import PLOT
 
         Report({"backend": "numpy"}, []).write(tmp_path / "x.json")
         Report({"backend": "torch"}, []).write(tmp_path / "x.json")

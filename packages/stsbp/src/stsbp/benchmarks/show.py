@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,9 @@ from rich.table import Table
 
 from stsbp.benchmarks.result import Report, Row
 from stsbp.benchmarks.timing import Timing
-from stsbp.errors import ConfigError
-from stsbp.files import OutputKind, atomic_writer
+from stsbp.plots import check_plots, new_figure, save
 
-_SOFTWARE = "stsbp benchmark"
-PLOT = OutputKind("a plot of stsbp benchmark", re.compile(rb"\x89PNG\r\n.{0,200}Software\x00stsbp ", re.DOTALL))
-"""What a plot may replace."""
-
-__all__ = ["PLOT", "check_plots", "plot", "print_report", "remarks"]
+__all__ = ["plot", "print_report", "remarks"]
 
 
 def seconds(value: float) -> str:
@@ -84,14 +78,6 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(f"{machine['date']}  load {machine['load_average']}  {versions}  {settings}", style="dim")
 
 
-def check_plots() -> None:
-    """Raise `ConfigError` where matplotlib is missing, before anything is measured."""
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError('--plot needs matplotlib; install it with: python -m pip install "stsbp[plots]"')
-
-
 def plot(report: Report, path: Path) -> None:
     """Draw each measured time as a bar with its quartiles, one panel a group, the floor marked.
 
@@ -99,14 +85,10 @@ def plot(report: Report, path: Path) -> None:
         FileError: the file cannot be written.
     """
     check_plots()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = list(dict.fromkeys(row.group for row in report.rows if row.timing is not None))
     timed = {name: [row for row in report.rows if row.group == name and row.timing is not None] for name in groups}
     heights = [max(1, len(rows)) for rows in timed.values()]
-    figure = Figure(figsize=(9, 1.2 + 0.35 * sum(heights)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 1.2 + 0.35 * sum(heights))
     panels = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for panel, (name, rows) in zip(panels, timed.items(), strict=True):
         for place, row in enumerate(reversed(rows)):
@@ -127,5 +109,4 @@ def plot(report: Report, path: Path) -> None:
     figure.suptitle(
         f"{machine['backend']} on {machine['device']}, {machine['processor']}, {machine['date'][:10]}", fontsize=9
     )
-    with atomic_writer(PLOT.place(path)) as file:
-        figure.savefig(file, format="png", dpi=150, metadata={"Software": _SOFTWARE})
+    save(figure, path)

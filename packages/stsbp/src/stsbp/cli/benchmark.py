@@ -51,6 +51,7 @@ def command(
     All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the load
     average is in the report. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
     """
+    from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step
     from stsbp.benchmarks.device import describe, threads_used
     from stsbp.benchmarks.result import JSON, Report, Row
@@ -58,8 +59,8 @@ def command(
     if json_file is not None:
         JSON.place(json_file)
     if plot_file is not None:
-        show.check_plots()
-        show.PLOT.place(plot_file)
+        plots.check_plots()
+        plots.PLOT.place(plot_file)
     limit_threads(threads)
     backend = choose_backend(ctx.obj)
     settings = {"group": group, "scale": scale, "rounds": rounds}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.typing import Coding
@@ -29,8 +31,18 @@ __all__ = ["command"]
 )
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate after every hidden layer.")
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network as a graph."
+)
 def command(
-    notation: str, input_shape: str, outputs: int, coding: Coding, padding: str, weight_bits: int, dropout: float
+    notation: str,
+    input_shape: str,
+    outputs: int,
+    coding: Coding,
+    padding: str,
+    weight_bits: int,
+    dropout: float,
+    plot_file: Path | None,
 ) -> None:
     """Show the network NOTATION, for example 12C5-P2-64C5-P2, or of the file FILE.toml, as a table.
 
@@ -47,4 +59,10 @@ def command(
         weight_bits=weight_bits,
         dropout=dropout,
     )
+    if plot_file is not None:
+        from stsbp.plots import PLOT, check_plots, plot_network
+
+        check_plots()
+        PLOT.place(plot_file)
+        plot_network(network, plot_file)
     say(network.table())

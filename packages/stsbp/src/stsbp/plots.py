@@ -1,0 +1,205 @@
+"""Plots by matplotlib, the extra `plots`, as PNG files: of networks, and what every plot shares."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stsbp_spec.graph import Edge, Input, Neurons, Node, Weighted
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.nodes import described
+from stsbp_spec.synapses import Add
+
+from stsbp.errors import ConfigError
+from stsbp.files import OutputKind, atomic_writer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+__all__ = ["PLOT", "Box", "Link", "boxes", "check_plots", "new_figure", "plot_network", "save"]
+
+_SOFTWARE = "stsbp"
+PLOT = OutputKind("a plot of stsbp", re.compile(rb"\x89PNG\r\n.{0,200}Software\x00stsbp", re.DOTALL))
+"""What a plot may replace."""
+
+
+def check_plots() -> None:
+    """Raise `ConfigError` where matplotlib is missing, before anything is measured."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError('--plot needs matplotlib; install it with: python -m pip install "stsbp[plots]"')
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no screen."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG.
+
+    Raises:
+        FileError: the file cannot be written, or something else is there.
+    """
+    with atomic_writer(PLOT.place(path)) as file:
+        figure.savefig(file, format="png", dpi=150, metadata={"Software": _SOFTWARE})
+
+
+@dataclass(frozen=True)
+class Link:
+    """An arrow from the box `source`, `delay` steps before; `text` beside it."""
+
+    source: str
+    delay: int = 0
+    text: str = ""
+
+
+@dataclass
+class Box:
+    """A node as it is drawn, or a population with the weights that it alone reads.
+
+    Attributes:
+        kind: `input`, `neurons`, `add` or `other`.
+        text: lines of text.
+        links: from what it reads; a recurrence links a box with itself.
+        depth: boxes on the longest way from the input.
+        place: across, 0 in the middle.
+    """
+
+    kind: str
+    text: str
+    links: list[Link]
+    depth: int = 0
+    place: float = field(default=0.0)
+
+
+def boxes(network: NetworkSpec) -> dict[str, Box]:
+    """What is drawn of a network, by the names of nodes, in their order."""
+    graph = network.graph
+    nodes = {node.name: node for node in graph.nodes}
+    own = {name for names in graph.recurrent.values() for name in names}
+    within = {
+        edge.source: node.name
+        for node in graph.nodes
+        if isinstance(node.op, Neurons)
+        for edge in node.inputs
+        if isinstance(nodes[edge.source].op, Weighted) and len(graph.readers[edge.source]) == 1 and not edge.delay
+    }
+    found: dict[str, Box] = {}
+    for node in graph.nodes:
+        if node.name in within:
+            continue
+        weights = [nodes[edge.source] for edge in node.inputs if edge.source in within]
+        several = sum(each.name not in own for each in weights) > 1
+        links = [*_links(weights, own, several), *(_link(e) for e in node.inputs if e.source not in within)]
+        lines = [node.name if not weights else weights[0].name, *_lines(node, weights, own)]
+        lines.append("x".join(map(str, graph.values[node.name].shape)))
+        box = Box(_kind(node), "+" if isinstance(node.op, Add) else "\n".join(line for line in lines if line), links)
+        box.depth = max((found[link.source].depth + 1 for link in links if link.source != node.name), default=0)
+        found[node.name] = box
+    for depth in range(1 + max(box.depth for box in found.values())):
+        row = [box for box in found.values() if box.depth == depth]
+        for place, box in enumerate(row):
+            box.place = place - (len(row) - 1) / 2
+    return found
+
+
+def _links(weights: Sequence[Node], own: set[str], several: bool) -> list[Link]:
+    links = []
+    for each in weights:
+        (edge,) = each.inputs
+        text = described(each)[0].partition("{")[0] if several and each.name not in own else ""
+        links.append(Link(edge.source, 0 if each.name in own else edge.delay, text))
+    return links
+
+
+def _link(edge: Edge) -> Link:
+    return Link(edge.source, edge.delay)
+
+
+def _kind(node: Node) -> str:
+    if isinstance(node.op, Neurons):
+        return "neurons"
+    return "input" if isinstance(node.op, Input) else "add" if isinstance(node.op, Add) else "other"
+
+
+def _lines(node: Node, weights: Sequence[Node], own: set[str]) -> list[str]:
+    """What a box says of its node: weights and model of neurons."""
+    if isinstance(node.op, Input):
+        return [node.op.coding]
+    if isinstance(node.op, Neurons):
+        first = [described(each)[0].partition("{")[0] for each in weights[:1]]
+        return [" ".join([*first, node.op.model.name, *(["recurrent"] if own & {w.name for w in weights} else [])])]
+    return [described(node)[0].partition("{")[0]]
+
+
+_COLOURS = {"input": "0.85", "neurons": "#cfe2f3", "add": "#fce5cd", "other": "white"}
+_WIDE, _HIGH = 2.6, 1.05
+"""Inches between boxes."""
+
+
+def plot_network(network: NetworkSpec, path: Path) -> None:
+    """Draw a network from the input at the top to the output.
+
+    Raises:
+        ConfigError: matplotlib is missing.
+        FileError: the file cannot be written.
+    """
+    check_plots()
+    drawn = boxes(network)
+    across = 1 + 2 * max(abs(box.place) for box in drawn.values())
+    depth = 1 + max(box.depth for box in drawn.values())
+    figure = new_figure(max(4.0, 0.8 + _WIDE * across), 0.6 + _HIGH * depth)
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_xlim(-_WIDE * (across / 2 + 0.2), _WIDE * (across / 2 + 0.2))
+    axes.set_ylim(-_HIGH * (depth - 0.4), _HIGH * 0.6)
+    shown = {name: _box(axes, box) for name, box in drawn.items()}
+    for name, box in drawn.items():
+        met: list[str] = []
+        for link in box.links:
+            _arrow(axes, shown, drawn, link, name, met.count(link.source))
+            met.append(link.source)
+    save(figure, path)
+
+
+def _box(axes: Axes, box: Box) -> Text:
+    style = "circle" if box.kind == "add" else "round,pad=0.35"
+    face = {"boxstyle": style, "facecolor": _COLOURS[box.kind], "edgecolor": "0.3", "linewidth": 0.8}
+    x, y = _WIDE * box.place, -_HIGH * box.depth
+    return axes.text(x, y, box.text, ha="center", va="center", fontsize=8, bbox=face, zorder=3)
+
+
+def _arrow(axes: Axes, shown: dict[str, Text], drawn: dict[str, Box], link: Link, name: str, number: int) -> None:
+    """An arrow between boxes, the one of this `number` between the two; bent where it passes others."""
+    (x, y), (x0, y0) = shown[name].get_position(), shown[link.source].get_position()
+    arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 0.9, "shrinkA": 1, "shrinkB": 1}
+    if link.source == name:
+        side = x + 0.06 + 0.032 * max(map(len, drawn[name].text.splitlines()))
+        arrow |= {"connectionstyle": "arc3,rad=-1.8"}
+        axes.annotate("", (side, y - 0.12), (side, y + 0.12), arrowprops=arrow, zorder=2)
+        return
+    passes = drawn[name].depth - drawn[link.source].depth > 1 and x == x0
+    bend = -0.45 * (passes + number)
+    arrow |= {"connectionstyle": f"arc3,rad={bend}", "linestyle": "dashed" if link.delay else "solid"}
+    arrow |= {"patchA": shown[link.source].get_bbox_patch(), "patchB": shown[name].get_bbox_patch()}
+    axes.annotate("", (x, y), (x0, y0), arrowprops=arrow, zorder=2)
+    later = f"{link.delay} step{'s' * (link.delay > 1)} later" if link.delay else ""
+    if said := ", ".join(each for each in (link.text, later) if each):
+        middle, left = ((x + x0 + bend * (y - y0)) / 2, (y + y0 - bend * (x - x0)) / 2), link.text and not bend
+        where: dict[str, Any] = {
+            "xytext": (-4 if left else 4, 0),
+            "textcoords": "offset points",
+            "ha": "right" if left else "left",
+        }
+        axes.annotate(said, middle, fontsize=7, color="0.3", va="center", zorder=4, **where)
