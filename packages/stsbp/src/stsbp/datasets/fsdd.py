@@ -207,11 +207,11 @@ FSDD = DatasetInfo(
     coding="events",
     load=load,
     preset={
-        "net": "256-256",
+        "net": "256R",
         "steps": 60,
         "window_ms": 720.0,
         "own_lengths": True,
-        "epochs": 30,
+        "epochs": 12,
         "batch_size": 50,
         "lr": 2e-3,
         "tau_m": 10.0,

@@ -76,9 +76,9 @@ ROWS = _info(
     name="smnist",
     description="sequential MNIST: a row of the digit each step, 28 steps of 28 neurons, 60,000 + 10,000",
     preset={
-        "net": "256-256",
+        "net": "256R",
         "steps": _SIDE,
-        "epochs": 20,
+        "epochs": 10,
         "batch_size": 100,
         "lr": 2e-3,
         "tau_m": 10.0,
@@ -92,7 +92,7 @@ PIXELS = _info(
     name="smnist-pixels",
     description="sequential MNIST: a pixel of the digit each step, 784 steps of 16 neurons, 60,000 + 10,000",
     preset={
-        "net": "256-256",
+        "net": "256R",
         "steps": _SIDE * _SIDE,
         "epochs": 20,
         "batch_size": 100,
