@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import wave
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from stsbp import load_run
 from stsbp.datasets import Dataset, load
 from stsbp.datasets.base import lengths_of
 from stsbp.datasets.cochlea import Cochlea
@@ -242,6 +244,21 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert done.exit_code == 0, done.output
     assert "8 test samples: all recordings of cy" in done.output
     assert stsbp("evaluate", tmp_path / "run").exit_code == 0
+    # What is predicted of a file is what the network makes of the same recording in the data set.
+    run = load_run(tmp_path / "run", backend="numpy")
+    asked: dict[str, Any] = {"steps": 12, "binning": run.settings.binning, "own_lengths": True}
+    data = load("fsdd:channels=20", data_dir=tmp_path, cache_dir=tmp_path / "cache", **asked).train
+    lengths = lengths_of(data)
+    assert lengths is not None
+    distances = run.predict(data.inputs(np.array([0])), lengths[:1]).distances
+    assert distances is not None
+    said = stsbp("predict", tmp_path / "run", tmp_path / "fsdd" / "0_ada_5.wav", "--json")
+    assert said.exit_code == 0, said.output
+    assert list(json.loads(said.stdout)["distances"].values()) == pytest.approx(distances[0].tolist(), abs=1e-6)
+    (tmp_path / "one.png").write_bytes(b"no sound")
+    odd = stsbp("predict", tmp_path / "run", tmp_path / "one.png")
+    assert odd.exit_code == 1
+    assert "must end in .wav (sounds, as fsdd) or .npy" in odd.output
     refused = stsbp("train", "fsdd", "--data-dir", tmp_path, "--stabilise")
     assert refused.exit_code == 1
     assert "stabilise are settings of recordings of saccades (digits-events" in refused.output

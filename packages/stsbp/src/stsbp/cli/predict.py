@@ -18,6 +18,8 @@ from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
+from stsbp.datasets.fsdd import hear
 from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
 from stsbp.datasets.image_folder import SUFFIXES, read_image
 from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
@@ -32,6 +34,7 @@ __all__ = ["command", "read_input"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _MOST_AXES = 8
+_MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 
 
 @click.command("predict", short_help=COMMANDS["predict"])
@@ -57,7 +60,8 @@ def command(
 ) -> None:
     """Classify FILEs with the network in the folder RUN.
 
-    Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), or numpy arrays
+    Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), sounds as those
+    of fsdd (.wav), or numpy arrays
     (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames, which may have fewer steps than the
     network was trained with). Printed: the class of the nearest
     label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
@@ -140,7 +144,7 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: b
     expected = (binning.steps, *inputs.shape) if events else inputs.shape
     kind = path.suffix.lower()
     try:
-        content = read_regular(path, {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING}.get(kind, MOST_OF_IMAGE))
+        content = read_regular(path, _MOST.get(kind, MOST_OF_IMAGE))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if kind == ".npy":
@@ -152,13 +156,15 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: b
         fitting = replace(binning, polarities=polarities, height=height, width=width)
         recording = read_recording(content, path)
         sample = fitting.frames(*recording)[: fitting.length(recording[-1]) if own_lengths else None]
+    elif kind == ".wav" and events and len(inputs.shape) == 1:
+        sample = hear(content, path, inputs.shape[0], binning, own_lengths)
     elif kind in SUFFIXES and not events and len(inputs.shape) == 3:
         channels, height, width = inputs.shape
         sample = read_image(
             content, path, channels=3 if channels == 3 else None, size=height if height == width else None
         )
     else:
-        recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ""
+        recordings = ".bin (N-MNIST) or " if len(inputs.shape) == 3 else ".wav (sounds, as fsdd) or "
         wanted = f"{recordings}.npy" if events else f"{', '.join(SUFFIXES)} or .npy"
         raise DataError(
             f"{path}: the network reads {'events' if events else 'images'}, so the file must end in {wanted}"

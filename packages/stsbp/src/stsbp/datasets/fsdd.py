@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray, Int64, UInt8
 
 from stsbp.datasets.base import (
@@ -34,7 +35,7 @@ from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 from stsbp.files import MEGABYTE
 
-__all__ = ["FSDD", "load", "read_recording"]
+__all__ = ["FSDD", "MOST", "hear", "load", "read_recording"]
 
 RATE = 8000
 TEST = range(5)
@@ -105,6 +106,22 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
     if not count or len(samples) != 2 * count:
         raise DataError(f"{path}: its header says {count} samples, and {len(samples) // 2} follow; it may be cut off")
     return np.frombuffer(samples, "<i2")
+
+
+def hear(content: bytes, path: Path, channels: int, binning: EventBinning, own_lengths: bool) -> UInt8:
+    """The spikes of one file, `[T, channels]`; with `own_lengths` up to the end of the sound.
+
+    Raises:
+        DataError: it is no recording, or the ear has not so many neurons.
+    """
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise DataError(
+            f"{path}: the network reads {channels} neurons, and the ear of fsdd has at most {MOST_CHANNELS}"
+        )
+    sound, cochlea = read_recording(content, path), Cochlea(places=channels)
+    assert binning.window_us is not None
+    length = cochlea.length(len(sound), binning.steps, binning.window_us) if own_lengths else None
+    return cochlea.spikes([sound], binning.steps, binning.window_us)[0, :length]
 
 
 def _channels(request: Request) -> int:
