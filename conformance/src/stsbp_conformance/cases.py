@@ -14,6 +14,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.random import Stream, uniform
 from stsbp_spec.surrogates import Arctan, Surrogate
+from stsbp_spec.synapses.batchnorm import SCALE, SHIFT
 from stsbp_spec.synapses.bias import BIAS
 from stsbp_spec.typing import Float32, Shape, UInt8
 
@@ -24,6 +25,12 @@ __all__ = ["NetworkCase", "cifar10", "learned", "nmnist", "normal", "spikes"]
 
 BIAS_DRAWN = replace(BIAS, low=-0.25, high=0.5)
 """Between what silences and what fires neurons with thresholds of about 0.5."""
+_DRAWN = {
+    BIAS: BIAS_DRAWN,
+    SCALE: replace(SCALE, low=-0.5, high=1.5),
+    SHIFT: replace(SHIFT, low=-0.25, high=0.75),
+}
+_STATISTICS = {"mean": Learned(0.0, -0.5, 0.5), "variance": Learned(1.0, 0.25, 2.0)}
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,18 @@ class NetworkCase:
         return self.source != "nmnist"
 
     def weights(self) -> dict[str, Float32]:
-        """Master weights, and what neurons learned: anywhere in the domains, a third of the numbers at their ends."""
+        """Master weights, and what else was learned: anywhere in the domains, a third of the numbers at their ends.
+
+        Running statistics of batch normalisation likewise.
+        """
         made = initial_weights(self.network, self.seed, self.gain)
         for number, (name, parameter) in enumerate(self.network.parameters.items()):
             if parameter.learned is not None:
                 # A bias at the end of its domain, 2^100, leaves nothing of the rest of a network.
-                drawn = BIAS_DRAWN if parameter.learned == BIAS else parameter.learned
+                drawn = _DRAWN.get(parameter.learned, parameter.learned)
                 made[name] = learned(drawn, parameter.shape[0], self.seed, number)
+        for number, (name, x) in enumerate(self.network.statistics.items()):
+            made[name] = learned(_STATISTICS[name.rpartition(".")[2]], len(x), self.seed, 500 + number)
         return made
 
     def inputs(self) -> UInt8:

@@ -34,7 +34,7 @@ from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend, recur
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear, batchnorm
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import Filter, FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
@@ -108,6 +108,8 @@ def _reads(x: Expr, name: str) -> bool:
 
 def _way(recurrence: Recurrence) -> str:
     """`forward` and `backward` of neurons; of everything else its name."""
+    if recurrence in (batchnorm.FORWARD, batchnorm.BACKWARD):
+        return recurrence.name
     return "forward" if "z" in recurrence.inputs else "backward" if "dz" in recurrence.outputs else recurrence.name
 
 
@@ -851,6 +853,89 @@ class PartsRounded(NumpyBackend):
 
     def plus(self, a: AnyArray, b: AnyArray) -> AnyArray:
         return a.astype(np.float32) + b.astype(np.float32)
+
+
+class FusedNormalisation(_Miswritten):
+    """A fused multiply-add in batch normalisation: (z - mean) a + shift rounded once."""
+
+    way = "batchnorm_forward"
+
+    def rewrite(self, x: Expr) -> Expr | None:
+        if x.op != "add":
+            return None
+        ((product,), shift) = x.args[0].args, x.args[1]
+        return _node("fma", *product.args, shift)
+
+
+class SquaresInFloat64(NumpyBackend):
+    """Squares that batch normalisation adds are not cut into pieces, so that their float64 sums round."""
+
+    def moments(self, z: Float32, exponent: AnyArray) -> AnyArray:
+        found = super().moments(z, exponent)
+        k = np.ldexp(np.moveaxis(z, 2, 0).reshape(found.shape[1], -1).astype(np.float64), exponent[0])
+        found[1], found[2] = np.divmod((k * k).sum(1), 2**24)
+        return found
+
+
+class StatisticsOfThePart(NumpyBackend):
+    """Each part of a batch is normalised by its own statistics."""
+
+    def plus(self, a: AnyArray, b: AnyArray) -> AnyArray:
+        return a * 2 if a.dtype == np.int64 else super().plus(a, b)
+
+
+class StatisticsOfSilence(NumpyBackend):
+    """Padded steps are among what is normalised."""
+
+    def within(self, x: AnyArray, inside: AnyArray) -> AnyArray:
+        return x if x.dtype == np.float32 and x.ndim > 3 else super().within(x, inside)
+
+
+class ErrorsWithoutPieces(NumpyBackend):
+    """The sums of errors times sums are not taken in pieces, so that float64 rounds them."""
+
+    def error_moments(self, dy: Float32, z: Float32, exponent: AnyArray) -> AnyArray:
+        found = super().error_moments(dy, z, exponent)
+        k, d = (np.moveaxis(x, 2, 0).reshape(found.shape[1], -1).astype(np.float64) for x in (z, dy))
+        found[1], found[2] = (np.ldexp(k, exponent[0]) * d).sum(1) / 4096, 0
+        return found
+
+
+class _Changed(NumpyBackend):
+    """What follows from the statistics of batch normalisation, with `Wide` or numbers changed."""
+
+    wide: ClassVar[type[batchnorm.Wide]] = batchnorm.Wide
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        return function(self.wide(), *arrays, **self.changed(fixed))
+
+    def changed(self, fixed: dict[str, Any]) -> dict[str, Any]:
+        return fixed
+
+
+class _Power(batchnorm.Wide):
+    def root(self, a: Any) -> Any:
+        return np.power(a, np.full_like(a, 0.5))
+
+
+class RootAsPower(_Changed):
+    """The square root of batch normalisation is a power of 1/2, whose last bit differs here and there."""
+
+    wide = _Power
+
+
+class GainNotInStatistics(_Changed):
+    """The factor of dropout is left out of the statistics of batch normalisation."""
+
+    def changed(self, fixed: dict[str, Any]) -> dict[str, Any]:
+        return fixed | ({"gain": 1.0} if "gain" in fixed else {})
+
+
+class StatisticsAsConstants(_Changed):
+    """The way back takes the statistics of the batch for constants."""
+
+    def changed(self, fixed: dict[str, Any]) -> dict[str, Any]:
+        return fixed | ({"training": False} if "training" in fixed else {})
 
 
 class DropoutSameEveryStep(NumpyBackend):

@@ -233,6 +233,14 @@ def _network_cases() -> Iterable[Case]:
     )
     case = NetworkCase("neurons that learn", learned, 8, 3, gain=2.5, density=0.2, seed=132)
     yield _network(case, "van-rossum", quick=True)
+    normalised = NetworkSpec.parse(
+        "4C3p1bn-P2-D0.2-9bn{factor=0.4,momentum=0.3}",
+        input_shape=(2, 6, 6),
+        outputs=4,
+        neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0)),
+    )
+    case = NetworkCase("batch normalisation", normalised, 8, 3, gain=2.5, density=0.2, seed=133)
+    yield _network(case, "van-rossum")
 
 
 # Pairs.

@@ -27,13 +27,21 @@ from stsbp_spec.typing import AnyArray
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
-from stsbp_conformance.tiers.bits import LENGTHS
+from stsbp_conformance.tiers.bits import LENGTHS, NORMALISED_DIRECT
 
-__all__ = ["CASES", "UPDATES", "Trained", "main", "started"]
+__all__ = ["CASES", "NORMALISED", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
 """Seconds in which processes must have compiled and trained, on a busy machine too."""
 
+
+NORMALISED = NetworkCase(
+    "batch normalisation, 7 samples with lengths",
+    NetworkSpec.parse("4C3p1bnd0.3-P2-5C3-12bnd0.2", input_shape=(2, 8, 8), outputs=4, neuron=PLIF(3.0, 5 / 3, 0.5)),
+    steps=7,
+    batch=7,
+    lengths=(7, 2, 5, 7, 1, 6, 3),
+)
 
 CASES = (
     # 45 neurons before the second dropout: masks of other samples than the first begin in the middle of a random word.
@@ -51,8 +59,11 @@ CASES = (
         gain=3.0,
     ),
     LENGTHS,
+    NORMALISED,
+    NORMALISED_DIRECT,
 )
-UPDATES = {case.id: loss for case, loss in zip(CASES, ("van-rossum", "hamming", "spike-count"), strict=True)}
+_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming")
+UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
 
 

@@ -32,6 +32,8 @@ __all__ = [
     "NINE_LAYERS",
     "NMNIST",
     "NMNIST_LONG",
+    "NORMALISED",
+    "NORMALISED_DIRECT",
     "ONE_STEP",
     "REAL",
     "SMALL",
@@ -205,7 +207,28 @@ NINE_LAYERS = NetworkCase(
     density=0.2,
 )
 
-_QUICK = (*SMALL, MODELS, LEARNED, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE)
+# Statistics over the batch, threshold-scaled ones behind dropout among them; of a static input, of its one frame.
+NORMALISED = NetworkCase(
+    "batch normalisation",
+    NetworkSpec.parse("4C3p1bn-P2-D0.25-9bn{factor=0.4}", input_shape=(2, 6, 7), outputs=4, neuron=LIF(3, 5 / 3, 0.4)),
+    steps=8,
+    batch=3,
+    density=0.2,
+)
+NORMALISED_DIRECT = NetworkCase(
+    "direct, batch normalisation",
+    NetworkSpec.parse(
+        "D0.1-5C3bn-P2-8b-7bn{momentum=0.5,eps=0.001}",
+        input_shape=(3, 9, 8),
+        outputs=4,
+        coding="direct",
+        neuron=LIF(3, 5 / 3, 0.4),
+    ),
+    steps=6,
+    batch=3,
+)
+
+_QUICK = (*SMALL, MODELS, LEARNED, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE, NORMALISED)
 LENGTHS = NetworkCase(
     "samples of 9, 2 and 6 steps",
     NetworkSpec.parse("7d0.25", input_shape=(11,), outputs=4, neuron=LIF(3, 5 / 3, 0.4)),
@@ -217,7 +240,7 @@ LENGTHS = NetworkCase(
 )
 """Of no other tier than those of errors and updates: states run on through padded steps."""
 
-CASES = (*_QUICK, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
+CASES = (*_QUICK, NORMALISED_DIRECT, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
 
 
 def _check(case: NetworkCase) -> Check:

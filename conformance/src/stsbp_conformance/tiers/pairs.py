@@ -23,7 +23,7 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import PSP, AvgPool2d, BatchNorm, Conv2d, Linear, batchnorm
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_numbers
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
@@ -282,6 +282,72 @@ def _error_grid(dz: Float32, bits: int) -> Body:
     return body
 
 
+def _sums_to_normalise(shape: Shape) -> Float32:
+    """Sums in units of 2^-14, up to 2^24 of them, `shape` `[T, B, C, ...]`.
+
+    The first channel is far from 0, the second all alike, and the squares of the others need more than 53 bits.
+    """
+    k = np.clip(np.rint(normal(shape, 50).astype(np.float64) * 2**22), -(2**24), 2**24)
+    k[:, :, 0] = 2**24 - np.abs(np.rint(normal(shape, 51)[:, :, 0]))
+    k[:, :, 1] = 7 - 2**24
+    return (k * 2.0**-14).astype(np.float32)
+
+
+def _of_channels(backend: AbstractBackend[Array], compared: Compared, what: str, got: Any, expected: Any) -> None:
+    """Numbers of channels, in tuples, bit for bit."""
+    for place, (x, y) in enumerate(zip(got, expected, strict=True)):
+        if isinstance(y, tuple):
+            _of_channels(backend, compared, f"{what} {place}", x, y)
+        else:
+            compared.equal(f"{what} {place}", values(backend, x, y.dtype.type), y)
+
+
+def _batchnorm(shape: Shape, gain: float) -> Body:
+    norm, exponent = BatchNorm(factor=0.3), np.array([14], np.int32)
+    channels, n = shape[2], math.prod(shape) // shape[2]
+    z, dy = _sums_to_normalise(shape), normal(shape, 52) * np.exp(4 * normal(shape, 53))
+    scale, shift = normal((2, channels), 54)
+    fixed = {"norm": norm, "n": n, "gain": gain}
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        native, unit, own_scale = (backend.asarray(x.copy()) for x in (z, exponent, scale))
+        sums, expected = backend.moments(native, unit), NUMPY.moments(z, exponent)
+        compared.equal("sums of integers", values(backend, sums, np.int64), expected)
+        by = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, **fixed)
+        wanted = NUMPY.of_channels(batchnorm.of_batch, expected, exponent, scale, **fixed)
+        _of_channels(backend, compared, "coefficients", by, wanted)
+        # Of samples with lengths the number of frames is an array.
+        frames, of_frame = backend.asarray(np.array([n], np.int32)), {**fixed, "n": 1}
+        by_frames = backend.of_channels(batchnorm.of_batch, sums, unit, own_scale, frames, **of_frame)
+        _of_channels(backend, compared, "coefficients by frames", by_frames, wanted)
+        errors, _ = NUMPY.error_grid(dy, batchnorm.norm_error_bits(n))
+        native_errors = backend.asarray(errors.copy())
+        found = backend.error_moments(native_errors, native, unit)
+        exact = NUMPY.error_moments(errors, z, exponent)
+        compared.equal("sums of errors", values(backend, found, np.float64), exact)
+        for training in (True, False):
+            got = backend.of_channels(batchnorm.way_back, found, unit, by, n=n, training=training)
+            back = NUMPY.of_channels(batchnorm.way_back, exact, exponent, wanted, n=n, training=training)
+            _of_channels(backend, compared, "way back", got, back)
+        numbers = {"mean": by.mean, "a": by.a, "shift": backend.asarray(shift.copy())}
+        inputs = {name: backend.spread(x, tuple(native.shape[1:])) for name, x in numbers.items()}
+        y = backend.recur(batchnorm.FORWARD, {}, {"z": native, **inputs}, len(z))["y"]
+        own = {"mean": wanted.mean, "a": wanted.a, "shift": shift}
+        each = {name: NUMPY.spread(x, z.shape[1:]) for name, x in own.items()}
+        compared.equal("y", backend.numpy(y), NUMPY.recur(batchnorm.FORWARD, {}, {"z": z, **each}, len(z))["y"])
+
+    return body
+
+
+def _running_coefficients(backend: AbstractBackend, compared: Compared) -> None:
+    """Many roots: pow(x, 1/2) differs from the square root in one of a thousand."""
+    mean, scale = normal((2, 20_000), 55)
+    arrays = mean, np.exp(3 * normal((20_000,), 56)), scale
+    norm = BatchNorm(eps=1e-3)
+    found = backend.of_channels(batchnorm.of_running, *(backend.asarray(x.copy()) for x in arrays), norm=norm)
+    _of_channels(backend, compared, "coefficients", found, NUMPY.of_channels(batchnorm.of_running, *arrays, norm=norm))
+
+
 def _gradient_norm(backend: AbstractBackend, compared: Compared) -> None:
     wide = normal((7, 131), 19) * np.exp(3 * normal((7, 131), 20))
     for what, gradients in {
@@ -519,6 +585,9 @@ CHECKS = (
     pair_check("error grid, the largest at the floor", _error_grid(np.full((3, 2, 5), FLOOR, np.float32), 24)),
     pair_check("error grid, above the floor", _error_grid(normal((3, 2, 50), 41) * np.float32(2.0**-76), 41)),
     pair_check("error grid, around the smallest normal number", _error_grid(_smallest((3, 2, 7)), 24)),
+    pair_check("batch normalisation, sums that need pieces", _batchnorm((3, 2, 5, 11, 12), 1 / 0.7)),
+    pair_check("batch normalisation, full connection", _batchnorm((7, 5, 33), 1.0)),
+    pair_check("batch normalisation, running statistics", _running_coefficients),
     pair_check("gradient norm", _gradient_norm),
     *(pair_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
     pair_check("spike rate", _spike_rate),

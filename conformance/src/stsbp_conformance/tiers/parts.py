@@ -1,8 +1,8 @@
 """Tier 8: a batch in parts, micro-batches and several processes: the bits of the whole.
 
 Every part of a step that hangs on the whole batch is in these cases: dropout masks, the factor 1/B, error grids, what
-neurons learn, clipping by the norm, and what a step reports. Slices are even, uneven and empty. Processes are real ones
-(process.py), connected by what the backend connects them with.
+neurons learn, statistics of batch normalisation, clipping by the norm, and what a step reports. Slices are even, uneven
+and empty. Processes are real ones (process.py), connected by what the backend connects them with.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
-from stsbp_conformance.process import CASES, UPDATES
-from stsbp_conformance.tiers.bits import LENGTHS
+from stsbp_conformance.process import CASES, NORMALISED, UPDATES
+from stsbp_conformance.tiers.bits import LENGTHS, NORMALISED_DIRECT
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
 __all__ = ["BEFORE", "CASES", "CHECKS", "UPDATES"]
@@ -51,7 +51,7 @@ def _micro_batches(case: NetworkCase, size: int) -> Check:
 
 
 def _processes(size: int, updates: int, *, quick: bool) -> Check:
-    cases = [case for case in CASES if not quick or case in (CASES[0], LENGTHS)]
+    cases = [case for case in CASES if not quick or case in (LENGTHS, NORMALISED)]
 
     def run(backend: AbstractBackend) -> Verdict:
         # Processes open a backend by its name.
@@ -71,8 +71,12 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
     return Check(8, f"{size} processes, {updates} updates", run, quick=quick, by_reference=False)
 
 
+_IN_MICRO_BATCHES = (
+    (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1)
+)  # fmt: skip
+
 CHECKS = (
-    *(_micro_batches(case, size) for case, size in ((CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2))),
+    *(_micro_batches(case, size) for case, size in _IN_MICRO_BATCHES),
     _processes(2, 3, quick=True),
     *(_processes(size, 20, quick=False) for size in (2, 3, 4)),
 )

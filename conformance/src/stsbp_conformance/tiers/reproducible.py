@@ -129,6 +129,11 @@ CHECKS = (
         for loss in LOSSES
     ),
     _gradient_check(bits.LEARNED, "van-rossum", (3, 5), quick=True),
+    *(
+        _gradient_check(case, "van-rossum", dropout, quick=case is bits.NORMALISED and dropout is None)
+        for case in (bits.NORMALISED, bits.NORMALISED_DIRECT)
+        for dropout in (None, (3, 5))
+    ),
     *(_gradient_check(case, "van-rossum", None, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     _gradient_check(bits.COUNTS, "van-rossum", None, quick=True),
     _gradient_check(SATURATED, "van-rossum", None, quick=True),
@@ -142,6 +147,9 @@ CHECKS = (
     *(_training_check(case, loss, quick=True) for case, loss in TRAINED),
     _training_check(bits.MODELS, "van-rossum", quick=True),
     _training_check(bits.LEARNED, "van-rossum", quick=True),
+    _training_check(bits.NORMALISED, "van-rossum", quick=True),
+    _training_check(bits.NORMALISED_DIRECT, "hamming", quick=False),
+    _training_check(bits.NORMALISED, "van-rossum", quick=False, memory="low"),
     *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
     _training_check(NMNIST, "van-rossum", quick=False),

@@ -42,7 +42,9 @@ class Wide(batchnorm.Wide):
         return self._hidden(a * b)
 
     def over(self, a: Any, b: Any) -> Array:
-        return self._hidden(self._hidden(a) / self._hidden(b))
+        a = self._hidden(a)
+        # The divisor may be one number for all, which XLA must not see.
+        return self._hidden(a / jnp.where(a == a, b, np.nan))
 
     def root(self, a: Any) -> Array:
         return self._hidden(jnp.sqrt(a))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.synapses import batchnorm
@@ -23,8 +24,15 @@ class Wide(batchnorm.Wide):
         narrow: torch.Tensor = x.float()
         return narrow.masked_fill(narrow.abs() < FLOOR, 0.0)
 
+    def over(self, a: Any, b: Any) -> torch.Tensor:
+        # torch multiplies by the reciprocal where one of them is a number.
+        like = a if isinstance(a, torch.Tensor) else b
+        a, b = (x if isinstance(x, torch.Tensor) else torch.full_like(like, x) for x in (a, b))
+        return torch.div(a, b)
+
     def root(self, a: Any) -> torch.Tensor:
-        return torch.sqrt(a)
+        # On the CPU torch takes what MKL makes of it.
+        return torch.from_numpy(np.sqrt(a.numpy())) if a.device.type == "cpu" else torch.sqrt(a)
 
     def power_of_two(self, exponent: Any) -> torch.Tensor:
         return _power_of_two(exponent)
