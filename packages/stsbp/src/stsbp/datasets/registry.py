@@ -6,6 +6,7 @@ its own with an entry point of the group `stsbp.datasets`, `name = "package.modu
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ from stsbp.datasets.cache import default_cache_dir, expanded
 from stsbp.datasets.info import DatasetInfo
 from stsbp.errors import DataError, did_you_mean
 
-__all__ = ["DATASETS", "GROUP", "info_of", "is_known", "load", "named_path"]
+__all__ = ["DATASETS", "GROUP", "info_of", "is_known", "known_infos", "load", "named_path"]
 
 GROUP = "stsbp.datasets"
 """Entry points that name a `DatasetInfo` of another package."""
@@ -122,6 +123,13 @@ def named_path(name: str) -> tuple[str, Path] | None:
 def is_known(name: str) -> bool:
     """Whether a name means a data set, with its options or its path."""
     return named_path(name) is not None or name.partition(":")[0] in DATASETS
+
+
+def known_infos() -> Iterator[DatasetInfo]:
+    """What is known of every data set, but for those of other packages that are broken."""
+    for name in DATASETS:
+        with contextlib.suppress(DataError):
+            yield DATASETS[name]
 
 
 def info_of(name: str) -> DatasetInfo:

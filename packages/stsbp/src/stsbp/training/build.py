@@ -29,9 +29,9 @@ from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
 
 from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
-from stsbp.datasets import DATASETS, Dataset, Split, hold_out, load
+from stsbp.datasets import Dataset, Split, hold_out, load
 from stsbp.datasets.base import ProgressCallback, SequenceLabels, lengths_of
-from stsbp.datasets.registry import info_of, named_path
+from stsbp.datasets.registry import info_of, known_infos, named_path
 from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
 from stsbp.records import InputsRecord
@@ -231,7 +231,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     ]
     if changed:
         kind, what = ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
-        of = ", ".join(other.name for other in DATASETS.values() if getattr(other, kind))
+        of = ", ".join(other.name for other in known_infos() if getattr(other, kind))
         raise ConfigError(f"{', '.join(changed)} are settings of {what} ({of}), not of {config.dataset}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) wants no test set: leave test_on and holdout out")
