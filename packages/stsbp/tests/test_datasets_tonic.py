@@ -204,7 +204,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def _load(name: str, root: Path, **asked: Any) -> Dataset:
     binning = EventBinning(window_us=WINDOW_US)
-    return load(name, data_dir=root, cache_dir=root / "cache", steps=T, binning=binning, **asked)
+    return load(name, data_dir=root, cache_dir=root / "cache", binning=binning, **{"steps": T, **asked})
 
 
 def _everything(dataset: Dataset) -> tuple[list[Any], list[int]]:
@@ -291,6 +291,72 @@ def test_unknown_names_and_sets_without_classes(tmp_path: Path) -> None:
         _load("tonic:SHDD", tmp_path)
     with pytest.raises(DataError, match="tonic needs a name after a colon: tonic:NAME"):
         _load("tonic", tmp_path)
+
+
+def test_a_set_with_named_classes_and_recordings_of_many_sizes(tmp_path: Path) -> None:
+    """N-Caltech101, in the format of N-MNIST: tonic says neither its classes nor its sensor."""
+    recordings = [_recording(k, 0, 100) for k in range(6)]
+    for k, r in enumerate(recordings):
+        us = (r.ms * 1000).astype(np.int64)
+        rows = np.stack([r.x, r.y, r.p << 7 | us >> 16, us >> 8 & 255, us & 255], axis=1).astype(np.uint8)
+        path = tmp_path / "NCALTECH101/Caltech101" / ("ant", "bass")[k % 2] / f"image_{k:04}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(rows.tobytes())
+    dataset = _load("tonic:ncaltech101", tmp_path)
+    assert dataset.classes == ("ant", "bass")
+    assert dataset.input_shape == (2, 180, 240)
+    assert (len(dataset.train), len(dataset.test)) == (5, 1)
+    assert "1 of them held out as test samples (split seed 0)" in dataset.notes
+    frames, labels = _everything(_load("tonic:ncaltech101", tmp_path, train_only=True))
+    assert labels == [0, 0, 0, 1, 1, 1]
+    # tonic moves each picture into the corner.
+    first = recordings[0]
+    moved = first._replace(x=first.x - first.x.min(), y=first.y - first.y.min())
+    assert np.array_equal(frames[0], moved.frames((2, 180, 240)))
+
+
+def _fake(monkeypatch: pytest.MonkeyPatch, **attributes: Any) -> None:
+    """Let tonic have a data set of four samples, with these attributes."""
+    events = np.zeros(5, [("x", np.int16), ("y", np.int16), ("t", np.int64), ("p", np.bool_)])
+
+    def begin(self: Any, save_to: str) -> None:
+        self.location_on_system, self.folder_name = str(Path(save_to) / "Fake"), ""
+
+    own: dict[str, Any] = {
+        "__init__": begin,
+        "__len__": lambda _self: 4,
+        "__getitem__": lambda _self, _k: (events, 1),
+        "sensor_size": (4, 4, 2),
+        "classes": ["a", "b"],
+        **attributes,
+    }
+    module = sys.modules["tonic.datasets"]
+    monkeypatch.setattr(module, "Fake", type("Fake", (), own), raising=False)
+    monkeypatch.setattr(module, "__all__", [*module.__all__, "Fake"])
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"classes": None}, "the samples of Fake have no classes"),
+        ({"classes": None, "targets": [{"box": 1}] * 4}, "the samples of Fake have no classes"),
+        ({"sensor_size": None}, "does not say how large the sensor of Fake is"),
+        ({"__getitem__": lambda _self, _k: ({"imu": 1}, 1)}, "expected events with t, x, y, got dict"),
+        ({"__getitem__": lambda _self, _k: (np.zeros(3), 1)}, "expected events with t, x, y, got ndarray"),
+        ({"classes": ["a"]}, "its label 1 is none of the 1 classes"),
+        ({"__init__": lambda _self, _save_to: 1 / 0}, "cannot be read as Fake|no Fake at"),
+    ],
+)
+def test_sets_that_are_no_events_with_classes(
+    attributes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Fake").mkdir()
+    (tmp_path / "Fake" / "events.dat").write_bytes(b"0")
+    _fake(monkeypatch)
+    assert len(_load("tonic:Fake", tmp_path, holdout=1).train) == 3
+    _fake(monkeypatch, **attributes)
+    with pytest.raises(DataError, match=message):
+        _load("tonic:Fake", tmp_path, holdout=1, steps=9)
 
 
 def test_missing_libraries_give_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
