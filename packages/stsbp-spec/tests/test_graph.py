@@ -12,7 +12,7 @@ from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear
+from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
 from stsbp_spec.synapses.dropout import substream
 
 INPUT = Node("input", Input((2, 9, 9)))
@@ -198,6 +198,41 @@ REFUSED = [
     ),
     ((*recurrent(Conv2d(4, 1))[:3], Node("n1", Neurons(LIF()), (Edge("own"),))), "n1", "it reads nothing but itself"),
     (
+        (*recurrent(Conv2d(4, 1))[:2], Node("own", Conv2d(4, 1), (Edge("n1", 2),)), recurrent(Conv2d(4, 1))[3]),
+        "n1",
+        "it reads itself through own, n1; a population may read itself with a delay of 1 through weights of its own",
+    ),
+    (
+        (*recurrent(Conv2d(4, 1))[:3], Node("n1", Neurons(LIF()), (Edge("w1"), Edge("own", 1)))),
+        "n1",
+        "it reads itself through own, n1; a population may read itself with a delay of 1 through weights of its own",
+    ),
+    (
+        (
+            INPUT,
+            Node("w1", Linear(4), (Edge("input"),)),
+            Node("n1", Neurons(LIF()), (Edge("w1"), Edge("back"))),
+            Node("w2", Linear(4), (Edge("n1"),)),
+            Node("n2", Neurons(LIF()), (Edge("w2"),)),
+            Node("back", Linear(4), (Edge("n2", 1),)),
+        ),
+        "w2",
+        "it reads itself through n1, back, n2, w2; a population may read itself",
+    ),
+    (recurrent(OneToOne()), "own", "a one-to-one connection needs an input (N,), got (4, 7, 7); take a depthwise"),
+    (
+        (
+            INPUT,
+            Node("w1", Linear(4), (Edge("input"),)),
+            Node("n1", Neurons(LIF()), (Edge("w1"),)),
+            Node("both", Add(), (Edge("n1"), Edge("n1", 1))),
+            Node("w2", OneToOne(), (Edge("both"),)),
+            Node("n2", Neurons(LIF()), (Edge("w2"),)),
+        ),
+        "w2",
+        "OneToOne takes spikes, zeros and ones, and its input are sums or means of them",
+    ),
+    (
         (
             *recurrent(Conv2d(4, 1)),
             Node("w2", Linear(3), (Edge("n1"),)),
@@ -281,6 +316,46 @@ def test_the_numbers_of_weights_where_they_stand() -> None:
     # Inputs have 4 bits; 7 frames of 30 errors meet a weight, 36 weights of 5 bits meet an input.
     assert conv.error_bits(frames=7) == min(53 - 4 - 8, 53 - 5 - 6)
     assert conv.error_bits(frames=2**10) == 53 - 4 - 15
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((SPIKES,), "Add takes two inputs or more, got 1"),
+        ((SPIKES, replace(SPIKES, weighted=True)), "Add takes spikes, and an input are weighted sums; put Neurons"),
+        ((SPIKES, replace(SPIKES, shape=(2, 8, 7))), "Add takes inputs of one shape, got (2, 8, 8) and (2, 8, 7)"),
+        ((SPIKES, replace(SPIKES, pending=PSP(2))), "Add takes inputs of one synapse, got PSP(tau_s=3.0) and PSP(tau"),
+        ((SPIKES, replace(SPIKES, pending=None)), "Add takes inputs of one synapse, got PSP(tau_s=3.0) and None"),
+        ((SPIKES, SPIKES, replace(SPIKES, gain=2.0)), "Add takes inputs of one factor of dropout, got 1.0 and 2.0"),
+        ((SPIKES, replace(SPIKES, static=True)), "Add takes inputs that change with time, or images, not both"),
+        ((replace(SPIKES, static=True), SPIKES), "Add takes inputs that change with time, or images, not both"),
+        ((SPIKES, replace(SPIKES, maximum=255.0)), "sums of spikes are bytes, at most 255, and these reach 256"),
+        ((SPIKES, replace(SPIKES, exponent=24)), "the sums have 25 bits, and float32 holds 24"),
+    ],
+)
+def test_what_cannot_be_added_is_refused(inputs: tuple[Values, ...], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Add().infer(*inputs)
+    assert message in str(caught.value)
+
+
+def test_sums_have_the_finest_unit_and_the_sum_of_the_largest_values() -> None:
+    means = replace(SPIKES, exponent=2)
+    assert Add().infer(SPIKES, means, SPIKES) == replace(SPIKES, exponent=2, maximum=3.0)
+    assert Add().infer(SPIKES, replace(SPIKES, maximum=254.0)).maximum == 255
+    assert Add().infer(means, replace(SPIKES, maximum=255.0)) == replace(means, maximum=256.0)
+    assert Add().infer(replace(SPIKES, exponent=22), SPIKES).bits == 23
+    image = replace(SPIKES, exponent=8, maximum=255 / 256, static=True)
+    assert Add().infer(image, image) == replace(image, maximum=510 / 256)
+
+
+def test_bits_of_the_errors_that_a_recurrence_sends_back() -> None:
+    """So many that float64 adds their products with the weights exactly."""
+    for op, shape, terms in ((Linear(5), (5,), 5), (Conv2d(3, 3, padding=1), (3, 4, 4), 27), (OneToOne(), (5,), 1)):
+        for bits in (12, 5):
+            projection = Projection("own", 0, replace(op, weight_bits=bits), Values(shape, pending=PSP(2)))
+            found = projection.sample_error_bits
+            assert 2 ** (found + bits) * terms <= 2**53 < 2 ** (found + 1 + bits) * terms
 
 
 def test_a_network_is_shown_as_its_nodes() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import cProfile
 import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -14,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stsbp_spec.errors import ExactnessError, NetworkError, SpecError
 from stsbp_spec.init import initial_weights
-from stsbp_spec.network import MAX_LAYERS, Layer, NetworkSpec, SpikingLayer
+from stsbp_spec.network import MAX_LAYERS, Branches, Layer, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.random import Stream, check_seed, keep_mask
 from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear
+from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.synapses.batchnorm import BatchNorm
 
 _NMNIST = {"input_shape": (2, 34, 34), "outputs": 10}
 
@@ -147,15 +150,141 @@ def test_canonical_notation_reads_back(layers: list[Layer], outputs: int, neuron
     assert NetworkSpec.parse(network.notation, input_shape=(2, 40, 41)) == network
 
 
-@given(text=st.text(alphabet="0123456789CPDpsd.{}=,-_ tau", max_size=20))
+def _recurrent(channels: int) -> st.SearchStrategy[Conv2d]:
+    """Convolutions that keep the size of `channels`."""
+    return st.builds(
+        lambda rows, columns, bits: Conv2d(channels, (rows, columns), 1, (rows // 2, columns // 2), weight_bits=bits),
+        st.sampled_from([1, 3]),
+        st.sampled_from([1, 3]),
+        st.integers(2, 12),
+    )
+
+
+# Layers that keep the shape (4, H, W) and the synapse, so that they may stand in any branch.
+_KEEPING: st.SearchStrategy[Layer] = st.recursive(
+    st.builds(
+        SpikingLayer,
+        st.builds(Conv2d, st.just(4), st.just(3), padding=st.just(1), bias=st.booleans()),
+        st.builds(LIF, st.floats(1, 100)),
+        recurrent=st.none() | _recurrent(4),
+        delay=st.integers(0, 3),
+    ),
+    lambda inner: st.builds(
+        lambda full, rest: Branches((full, *rest)),
+        st.lists(inner, min_size=1, max_size=2).map(tuple),
+        st.lists(st.lists(inner, max_size=2).map(tuple), min_size=1, max_size=2),
+    ).filter(lambda made: all(made.branches[:-1])),
+    max_leaves=6,
+)
+
+
+@given(
+    layers=st.lists(_KEEPING, max_size=3),
+    own=st.none() | st.builds(Linear, st.just(5), weight_bits=st.integers(2, 12)),
+    alone=st.none() | st.builds(OneToOne, weight_bits=st.integers(2, 12)),
+    delay=st.integers(0, 9),
+)
+def test_notation_of_branches_recurrence_and_delays_reads_back(
+    layers: list[Layer], own: Linear | None, alone: OneToOne | None, delay: int
+) -> None:
+    before, after = (SpikingLayer(Linear(5, weight_bits=7), recurrent=each, delay=delay) for each in (own, alone))
+    network = NetworkSpec((4, 6, 5), (SpikingLayer(Conv2d(4, 3, padding=1)), *layers, before, after))
+    assert NetworkSpec.parse(network.notation, input_shape=(4, 6, 5)) == network
+    spaced = re.sub(r"[][|]|-(?![a-z0-9]*-?one)", r" \g<0> ", network.notation).replace("] +", "]+")
+    assert NetworkSpec.parse(spaced, input_shape=(4, 6, 5)) == network
+    assert len(network.graph.recurrent) == network.notation.count("R") + network.notation.count("one-to-one")
+
+
+@given(
+    tokens=st.lists(
+        st.sampled_from(
+            ["2C1", "2C3p1", "R3", "R1", "8", "5", "R", "b", "[", "]+", "]", "|", "-", "-", "{delay=1}", "P1", "D0.5",
+             "{recurrent=one-to-one}", "{recurrent_bits=5}", "{delay=", "}"]
+        ),
+        max_size=12,
+    )
+)  # fmt: skip
+def test_any_brackets_are_read_or_refused_with_a_place_in_them(tokens: list[str]) -> None:
+    text = "".join(tokens)
+    _read_or_refused(text, (2, 4, 4))
+
+
+def test_recurrence_delays_and_branches_as_layers() -> None:
+    network = NetworkSpec.parse(
+        "4C3R3x1p1-[4C3p1{delay=2}|4C1b-[4C3p1]+]+-8R{recurrent_bits=5,bits=7}-6{recurrent=one-to-one}",
+        input_shape=(2, 6, 5),
+        outputs=3,
+    )
+    assert network.layers == (
+        SpikingLayer(Conv2d(4, 3, padding=1), recurrent=Conv2d(4, (3, 1), padding=(1, 0))),
+        Branches(
+            (
+                (SpikingLayer(Conv2d(4, 3, padding=1), delay=2),),
+                (SpikingLayer(Conv2d(4, 1, bias=True)), Branches(((SpikingLayer(Conv2d(4, 3, padding=1)),), ()))),
+            )
+        ),
+        SpikingLayer(Linear(8, weight_bits=7), recurrent=Linear(8, weight_bits=5)),
+        SpikingLayer(Linear(6), recurrent=OneToOne()),
+        SpikingLayer(Linear(3)),
+    )
+    assert list(network.graph.recurrent.items()) == [
+        ("neurons1", ("conv1.recurrent",)),
+        ("neurons5", ("linear5.recurrent",)),
+        ("neurons6", ("linear6.recurrent",)),
+    ]
+    assert network.weight_shapes == {
+        "conv1": (4, 2, 3, 3), "conv1.recurrent": (4, 4, 3, 1), "conv2": (4, 4, 3, 3), "conv3": (4, 4, 1, 1),
+        "conv4": (4, 4, 3, 3), "linear5": (8, 120), "linear5.recurrent": (8, 8), "linear6": (6, 8),
+        "linear6.recurrent": (6, 1), "linear7": (3, 6),
+    }  # fmt: skip
+    sums = [node for node in network.graph.nodes if isinstance(node.op, Add)]
+    assert [[edge.source for edge in node.inputs] for node in sums] == [
+        ["neurons4", "neurons3"],
+        ["neurons2", "add5.0"],
+    ]
+    assert network.graph.values["add5.1"].maximum == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SpikingLayer(Linear(3), recurrent=Linear(3, bias=True)), "a recurrence has no bias; give it to"),
+        (lambda: SpikingLayer(Linear(3), recurrent=Linear(3, norm=BatchNorm())), "a recurrence has no batch normal"),
+        (lambda: SpikingLayer(Conv2d(3, 3), recurrent=Conv2d(3, 3)), "a recurrent convolution has an odd kernel k"),
+        (lambda: SpikingLayer(Conv2d(3, 3), recurrent=Conv2d(3, 2, padding=1)), "a recurrent convolution has an odd"),
+        (
+            lambda: SpikingLayer(Conv2d(4, 3), recurrent=Conv2d(4, 3, padding=1, groups=2)),
+            "a recurrent convolution has an odd kernel k, stride 1 and padding k // 2",
+        ),
+        (lambda: SpikingLayer(Linear(3), recurrent=LIF()), "a spiking layer's recurrence is Linear"),
+        (lambda: SpikingLayer(Linear(3), delay=-1), "a delay must be at least 0, got -1"),
+        (lambda: SpikingLayer(Linear(3), delay=1.5), "a delay must be"),
+        (lambda: Branches(((SpikingLayer(Linear(3)),),)), "branches are two or more, got 1"),
+        (lambda: NetworkSpec((3,), (Branches(((Linear(3),), ())), SpikingLayer(Linear(3)))), "weights without neurons"),
+        (lambda: NetworkSpec((4,), (SpikingLayer(Linear(3), recurrent=Linear(4)),)), "have one shape, and these have"),
+        (lambda: OneToOne(weight_bits=13), "weight bits must be 2 to 12, got 13"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert message in str(caught.value)
+
+
+@given(text=st.text(alphabet="0123456789CPDRpsdb.{}=,-_[]|+ tau", max_size=20))
 def test_any_text_is_read_or_refused_with_a_place_in_it(text: str) -> None:
+    _read_or_refused(text, (2, 12, 12))
+
+
+def _read_or_refused(text: str, input_shape: tuple[int, ...]) -> None:
     refused = None
     try:
-        network = NetworkSpec.parse(text, input_shape=(2, 12, 12), outputs=3)
+        network = NetworkSpec.parse(text, input_shape=input_shape, outputs=3)
     except NetworkError as error:
         refused = error
     if refused is None:
-        assert NetworkSpec.parse(network.notation, input_shape=(2, 12, 12)) == network
+        assert NetworkSpec.parse(str(network), input_shape=input_shape) == network
+        assert NetworkSpec.parse(network.notation, input_shape=input_shape) == network
     else:
         assert refused.notation == text
         assert 0 <= refused.start <= len(text)
@@ -219,6 +348,29 @@ MALFORMED = [
     ("4C4-10", "4C4", "padding 'same' needs an odd kernel"),
     ("8{bits=1234567890}", "bits=1234567890", "bits has at most 9 digits, got 10"),
     ("100-P2", "P2", "pooling needs an input (C, H, W), got (100,)"),
+    ("12C5R", "R", "unknown option 'R'"),
+    ("12C5R2", "12C5R2", "a recurrent convolution has an odd kernel k, stride 1 and padding k // 2"),
+    ("12C5R0", "12C5R0", "kernel must be at least 1, got 0"),
+    ("12C5R1234567890", "1234567890", "a number has at most 9 digits, got 10"),
+    ("12C5{recurrent=one-to-one}", "12C5{recurrent=one-to-one}", "a one-to-one connection needs an input (N,)"),
+    ("8{recurrent=all}", "recurrent=all", "recurrent is one-to-one, got 'all'; write 128R or 16C3R3 for others"),
+    ("8R{recurrent_bits=1}", "8R{recurrent_bits=1}", "weight bits must be 2 to 12, got 1"),
+    ("8R{recurrent_bits=x}", "recurrent_bits=x", "recurrent_bits must be a number, got 'x'"),
+    ("8{delay=65537}", "8{delay=65537}", "with a delay of 65537; a delay is 0 to 65536 steps"),
+    ("8{delay=-1}", "8{delay=-1}", "a delay must be at least 0, got -1"),
+    ("8{delay=1.5}", "delay=1.5", "delay must be a number, got '1.5'"),
+    ("8-[8", "[8", "a bracket is not closed"),
+    ("8-[8]", "[8]", "a bracket ends with ]+, the sum of its branches"),
+    ("8-[8]+b", "[8]+b", "a bracket ends with ]+, the sum of its branches"),
+    ("8-[]+", "[]+", "a branch is missing; only the last one may be empty, the input itself"),
+    ("8-[8||]+", "[8||]+", "a branch is missing; only the last one may be empty, the input itself"),
+    ("8-[|8]+", "[|8]+", "a branch is missing; only the last one may be empty, the input itself"),
+    ("8-[8-]+", "]", "a layer is missing here"),
+    ("8-]+", "]+", "unknown layer ']+'"),
+    ("8-[4]+", "[4]+", "Add takes inputs of one shape, got (4,) and (8,)"),
+    ("8-[8{tau_s=7}]+", "[8{tau_s=7}]+", "Add takes inputs of one synapse"),
+    ("8-[8d0.5]+", "[8d0.5]+", "Add takes inputs of one factor of dropout"),
+    ("8-" + "[" * 17 + "8" + "]+" * 17, "[8]+", "branches stand in at most 16 others"),
 ]
 
 
@@ -248,11 +400,29 @@ _LONG = "4-" * 50_000
         ("8d" + "1" * 5_000, "8d" + "1" * 78),
         ("8C3p1" + "q" * 500_000, "q" * 80),
         ("P2" + "q" * 500_000, "q" * 80),
+        ("8" + "[" * 500_000, "[" * 80),
+        ("[" * 500_000, "[" * 80),
+        ("[8|" * 500_000, "[8|" * 26 + "[8"),
         ("8{surrogate=" + "a" * 500_000 + "}", "surrogate=" + "a" * 70),
         ("8{surrogate=arctan:alpha=" + "a" * 500_000 + "}", "surrogate=arctan:alpha=" + "a" * 57),
         ("4-" * 70_000 + "4", "4"),
     ],
-    ids=["layer", "late", "digits", "value", "key", "rate", "option", "pool", "surrogate", "parameter", "layers"],
+    ids=[
+        "layer",
+        "late",
+        "digits",
+        "value",
+        "key",
+        "rate",
+        "option",
+        "pool",
+        "surrogate",
+        "parameter",
+        "layers",
+        "late brackets",
+        "brackets",
+        "branches",
+    ],
 )
 def test_an_error_in_a_long_notation_shows_its_surroundings_alone(notation: str, token: str) -> None:
     with pytest.raises(NetworkError) as caught:

@@ -67,7 +67,8 @@ def _check_recurrent(own: object) -> None:
         raise SpecError("a recurrence has no batch normalisation; give it to the layer's own weights")
     if isinstance(own, Conv2d):
         rows, columns = own.kernels
-        if own != Conv2d(own.channels, own.kernel, padding=(rows // 2, columns // 2), weight_bits=own.weight_bits):
+        plain = Conv2d(own.channels, own.kernel, padding=(rows // 2, columns // 2), weight_bits=own.weight_bits)
+        if rows % 2 == 0 or columns % 2 == 0 or own != plain:
             raise SpecError(f"a recurrent convolution has an odd kernel k, stride 1 and padding k // 2, got {own}")
 
 

@@ -301,12 +301,14 @@ class _Parser:
 
     def split(self, separator: str, missing: str, start: int, end: int) -> list[tuple[int, str]]:
         """Split the notation from `start` to `end`, except inside braces and brackets; an empty part is `missing`."""
-        tokens, braces, brackets = [], 0, 0
+        tokens, braces, brackets, before = [], 0, 0, separator
         for i in range(start, end + 1):
             character = self.notation[i] if i < end else separator
             braces += {"{": 1, "}": -1}.get(character, 0)
-            if braces <= 0 and (brackets > 0 or (character == "[" and not self.notation[start:i].strip())):
+            # A bracket opens where a layer or a branch may begin.
+            if braces <= 0 and (brackets > 0 or (character == "[" and before in "-|")):
                 brackets += {"[": 1, "]": -1}.get(character, 0)
+            before = before if character.isspace() else character
             if i == end and braces > 0:
                 raise self.fail("a brace is not closed", start, i - start)
             if i == end and brackets > 0:
@@ -415,7 +417,9 @@ class _Parser:
         elif values["recurrent"]:
             recurrent = checked(lambda: Linear(units, weight_bits=own_bits), self.notation, *place)
         elif values["around"]:
-            around = Conv2d(channels, _axes(values["around"]), weight_bits=own_bits)
+            around = checked(
+                lambda: Conv2d(channels, _axes(values["around"]), weight_bits=own_bits), self.notation, *place
+            )
             rows, columns = around.kernels
             recurrent = replace(around, padding=(rows // 2, columns // 2))
         layers: list[Layer] = [
