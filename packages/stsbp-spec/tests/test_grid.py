@@ -20,9 +20,11 @@ from stsbp_spec.grid import (
     ceil_log2,
     error_bits,
     error_exponent,
+    error_grid,
     headroom_bits,
     is_on_grid,
     round_to_grid,
+    sample_grid,
     snap,
     unsigned_zeros,
     weight_grid,
@@ -281,3 +283,39 @@ def test_error_bits_of_the_nmnist_network() -> None:
     # weights (11 bits) of 12 bits, more than its dW asks for (18 bits, pooled spikes 2); ds of the output 10 weights.
     assert [block.error_bits(frames=1250) for block in blocks] == [53 - 21, 53 - 12 - 11, 53 - 12 - 4]
     assert blocks[1].error_bits(frames=1250 * 2**12) == 53 - 2 - 30
+
+
+@given(
+    seed=_SEED,
+    bits=st.integers(10, 51),
+    shape=st.sampled_from([(1, 4, 6), (1, 3, 2, 3, 2), (1, 1, 1), (1, 2, 9)]),
+    wide=st.sampled_from([0.0, 2.0, 20.0]),
+    scale=st.sampled_from([0, -100, -76, 120]),
+)
+def test_each_sample_of_a_step_has_an_error_grid_of_its_own(
+    seed: int, bits: int, shape: tuple[int, ...], wide: float, scale: int
+) -> None:
+    """That of `error_grid` on the sample alone, whatever else is in the batch."""
+    rng = np.random.default_rng(seed)
+    each = (1, shape[1], *(1,) * (len(shape) - 2))
+    with np.errstate(over="ignore", under="ignore"):
+        drawn = rng.normal(size=shape) * np.exp(wide * rng.normal(size=shape)) * np.exp2(30.0 * rng.normal(size=each))
+        dz = np.clip(drawn * 2.0**scale, -(2.0**127), 2.0**127).astype(np.float32)
+    dz *= rng.random(shape) < 0.8
+    found = sample_grid(dz, bits)
+    assert (found.shape, found.dtype) == (dz.shape, dz.dtype)
+    for b in range(shape[1]):
+        alone, _ = error_grid(dz[:, b : b + 1], bits)
+        assert np.array_equal(found[:, b : b + 1], alone)
+        assert np.array_equal(sample_grid(dz[:, b : b + 1], bits), alone)
+
+
+def test_a_sample_grid_zeroes_what_is_below_the_floor_and_keeps_what_is_no_number() -> None:
+    floor, below = np.float32(FLOOR), np.nextafter(np.float32(FLOOR), np.float32(0))
+    dz = np.array([[[floor, -floor, 0], [below, -below, 0], [1, np.nan, 0], [np.inf, 1, 0]]], np.float32)
+    with np.errstate(invalid="ignore"):
+        found = sample_grid(dz, 30)[0]
+    assert np.array_equal(found[0], dz[0, 0])
+    assert not found[1].any()
+    assert np.isnan(found[2]).any()
+    assert not np.isfinite(found[3]).all()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stsbp_spec.graph import Input, Neurons, Op, Place, Weighted
+from stsbp_spec.graph import Input, Network, Neurons, Op, Place, Weighted
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF
@@ -107,8 +107,8 @@ class Literal:
         smooth: replace the spike by the surrogate's primitive, for finite differences.
     """
 
-    def __init__(self, network: NetworkSpec, number: Number = float, *, smooth: bool = False) -> None:
-        self.network = network
+    def __init__(self, network: NetworkSpec | Network, number: Number = float, *, smooth: bool = False) -> None:
+        self.graph = network if isinstance(network, Network) else network.graph
         self.number = number
         self.smooth = smooth
         self.parameters = {node.name: node.shares or node.name for node in network.graph.nodes}
@@ -138,7 +138,7 @@ class Literal:
             inputs: one `[B, ...]` a step, likewise.
             seen: potentials, spikes and thresholds of each population, where they are not to be computed.
         """
-        run, graph = LiteralRun({}, {}, {}, {}), self.network.graph
+        run, graph = LiteralRun({}, {}, {}, {}), self.graph
         own = {name for names in graph.recurrent.values() for name in names}
         for place in graph.places:
             node = place.node
@@ -203,9 +203,9 @@ class Literal:
 
     def _loops(self, place: Place) -> list[tuple[str, Weighted]]:
         """Weights through which a population reads itself."""
-        ops = {node.name: node.op for node in self.network.graph.nodes}
+        ops = {node.name: node.op for node in self.graph.nodes}
         found = []
-        for name in self.network.graph.recurrent.get(place.node.name, ()):
+        for name in self.graph.recurrent.get(place.node.name, ()):
             op = ops[name]
             assert isinstance(op, Weighted)
             found.append((name, op))
@@ -220,17 +220,22 @@ class Literal:
             if values.biased
         ]
 
+    @property
+    def _output_psp(self) -> PSP:
+        """What the van Rossum distance filters with."""
+        op = self.graph.nodes[-1].op
+        assert isinstance(op, Neurons)
+        return op.model.psp.first_order
+
     def delayed(self, x: list[AnyArray], delay: int) -> list[AnyArray]:
         """What is read `delay` steps later; nothing before."""
         return [x[t - delay] if t >= delay else x[0] * self.number(0) for t in range(len(x))]
 
     def loss(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> Any:
         """Mean over the batch of the loss on the output, in the number type (Hamming as half the square)."""
-        o, batch = run.values[self.network.graph.nodes[-1].name], len(targets[0])
+        o, batch = run.values[self.graph.nodes[-1].name], len(targets[0])
         if isinstance(loss, VanRossum):
-            differences = self.psp(
-                self.network.output_psp.first_order, [x - y for x, y in zip(o, targets, strict=True)]
-            )
+            differences = self.psp(self._output_psp, [x - y for x, y in zip(o, targets, strict=True)])
             total = sum((d * d).sum() for d in differences)
         elif isinstance(loss, Hamming):
             # Half the square: its derivative is the error signal which the spec fixes.
@@ -246,7 +251,7 @@ class Literal:
         self, loss: Loss, weights: dict[str, AnyArray], run: LiteralRun, targets: list[AnyArray]
     ) -> dict[str, AnyArray]:
         """Lines 11-31: gradients of the mean loss by name."""
-        graph = self.network.graph
+        graph = self.graph
         errors = {graph.nodes[-1].name: self._at_output(loss, run, targets)}
         own = {name for names in graph.recurrent.values() for name in names}
         gradients: dict[str, AnyArray] = {}
@@ -283,9 +288,9 @@ class Literal:
     def _at_output(self, loss: Loss, run: LiteralRun, targets: list[AnyArray]) -> list[AnyArray]:
         """dL/do of the output."""
         steps, batch = len(targets), self.number(len(targets[0]))
-        o = run.values[self.network.graph.nodes[-1].name]
+        o = run.values[self.graph.nodes[-1].name]
         if isinstance(loss, VanRossum):
-            psp = self.network.output_psp.first_order
+            psp = self._output_psp
             differences = self.psp(psp, [x - y for x, y in zip(o, targets, strict=True)])
             return self.psp_adjoint(psp, [d / batch for d in differences])
         if isinstance(loss, Hamming):
