@@ -26,6 +26,7 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.programs import gradients, output
@@ -298,6 +299,13 @@ class JaxBackend(AbstractBackend[Array]):
             return error
         places = np.arange(samples, dtype=np.int32).reshape(-1, *(1,) * (error.ndim - 2))
         return jnp.where(places < count, error, ZERO)
+
+    def readout_error(
+        self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
+    ) -> Array:
+        within = jnp.ones((*u.shape[:2], 1), bool) if inside is None else inside[..., None] > 0
+        found: Array = loss.error(u, targets, batch, within, jnp)
+        return found.astype(np.float32)
 
     def within(self, x: Array, inside: Array) -> Array:
         return jnp.where(inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0, x, x.dtype.type(0))

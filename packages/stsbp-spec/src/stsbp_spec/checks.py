@@ -28,6 +28,7 @@ __all__ = [
     "check_lengths",
     "check_loss",
     "check_network",
+    "check_output",
     "check_part",
     "check_precision",
     "check_weights",
@@ -69,6 +70,11 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
     if not isinstance(loss, Loss):
         known = ", ".join(f"{type(known).__name__}()" for known in LOSSES.values())
         raise SpecError(f"a loss is one of {known}, got {shown(loss)}")
+    if loss.of_potentials and precision == "reproducible":
+        raise SpecError(
+            f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision take the loss "
+            "van-rossum, hamming or spike-count and output neurons that spike, or --precision fast"
+        )
     if precision == "fast":
         return
     equations = loss_equations(loss)
@@ -76,6 +82,20 @@ def check_loss(loss: object, precision: Precision = "fast") -> None:
         raise SpecError(
             f"the loss {loss.name} uses exp, which differs between libraries; for reproducible precision write it with "
             "+ - * / and comparisons"
+        )
+
+
+def check_output(network: NetworkSpec, loss: Loss) -> None:
+    """Raise `SpecError` where the loss reads spikes of a network that ends with a readout, or potentials of another."""
+    if loss.of_potentials and not network.has_readout:
+        raise SpecError(
+            f"the loss {loss.name} reads the potentials of a readout, and the network {network} ends with neurons that "
+            f"spike; let it end with {network.outputs}{{neuron=readout}}"
+        )
+    if network.has_readout and not loss.of_potentials:
+        raise SpecError(
+            f"the network {network} ends with a readout, which has no spikes, and the loss {loss.name} reads spikes; "
+            "take the loss cross-entropy, or output neurons that spike"
         )
 
 

@@ -43,10 +43,13 @@ def nearest_sequence(distance: Float64) -> Int64:
     return nearest
 
 
-def spike_count(spikes: UInt8, lengths: Int64 | None = None) -> Int64:
+def spike_count(spikes: AnyArray, lengths: Int64 | None = None) -> Int64:
     """The output neuron with the most spikes, `[T, B, N] -> [B]`; equal counts: the lowest class.
+
+    Of a readout's potentials: the neuron with the largest sum, and so mean.
 
     `lengths`: steps of each sample, `[B]`, in which its spikes are counted; None: all.
     """
-    most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=np.int64).argmax(axis=1).astype(np.int64)
+    kind = np.int64 if spikes.dtype == np.uint8 else np.float64
+    most: Int64 = without_padding(spikes, lengths).sum(axis=0, dtype=kind).argmax(axis=1).astype(np.int64)
     return most

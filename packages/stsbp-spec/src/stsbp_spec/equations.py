@@ -30,6 +30,7 @@ __all__ = [
     "LossEquations",
     "NeuronEquations",
     "filter_equations",
+    "inside_name",
     "learned_name",
     "loss_equations",
     "loss_padding",
@@ -437,9 +438,12 @@ def loss_padding(loss: Loss, psp: PSP, lengths: Int64, batch: int, shape: Shape)
         for name, x in constants.items()
     }
     within = inside(lengths, steps)[..., None]
-    name = padded_loss_equations(loss).inside
-    assert name is not None
-    return found | {name: np.broadcast_to(within, shape).astype(np.uint8)}
+    return found | {inside_name(loss): np.broadcast_to(within, shape).astype(np.uint8)}
+
+
+def inside_name(loss: Loss) -> str:
+    """What `loss_padding` names the array that says which steps are no padding."""
+    return "inside" if loss.of_potentials else str(padded_loss_equations(loss).inside)
 
 
 def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output: str) -> Recurrence:

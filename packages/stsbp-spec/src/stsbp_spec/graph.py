@@ -16,7 +16,7 @@ from stsbp_spec.equations import learned_name
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import EXACT_LIMIT_BITS, ceil_log2, error_bits
 from stsbp_spec.learned import Learned
-from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.neurons import NeuronModel, Readout
 from stsbp_spec.synapses.base import Op, Values, Weighted
 from stsbp_spec.synapses.dropout import MAX_BEFORE
 from stsbp_spec.synapses.psp import PSP
@@ -278,6 +278,9 @@ class Network:
         ]
         if unread:
             raise NetworkError("nothing reads it, and it is not the output, the last node", node=unread[0])
+        for node in self.nodes:
+            if isinstance(node.op, Neurons) and isinstance(node.op.model, Readout) and self.readers[node.name]:
+                raise NetworkError("a readout has no spikes for what reads it; it is the output alone", node=node.name)
         for projection in self.projections:
             if projection.shares is not None:
                 self._check_shared(projection)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stsbp_spec.typing import AnyArray, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Int64
 
 __all__ = ["inside", "without_padding"]
 
@@ -19,6 +19,9 @@ def inside(lengths: AnyArray, steps: int) -> AnyArray:
     return found
 
 
-def without_padding(trains: UInt8, lengths: Int64 | None) -> UInt8:
-    """Spike trains `[T, B, N]` with zeros at the padded steps of samples of `lengths` `[B]`; None: there are none."""
+def without_padding(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
+    """Spike trains or potentials `[T, B, N]` with zeros at the padded steps of samples of `lengths` `[B]`.
+
+    None: there are no padded steps.
+    """
     return trains if lengths is None else trains * inside(lengths, len(trains))[..., None]

@@ -17,7 +17,7 @@ from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Parameter, Projection
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
-from stsbp_spec.neurons import NeuronModel
+from stsbp_spec.neurons import NeuronModel, Readout
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.notation import layer_at, parse_layers, written
 from stsbp_spec.synapses.add import Add
@@ -109,6 +109,7 @@ class NetworkSpec:
         coding: Coding = "events",
         padding: str = "valid",
         neuron: NeuronModel | None = None,
+        output_neuron: NeuronModel | None = None,
         weight_bits: int = MAX_WEIGHT_BITS,
         dropout: float = 0.0,
         input_psp: PSP | None = None,
@@ -124,6 +125,7 @@ class NetworkSpec:
             coding: see the class.
             padding: of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd kernels).
             neuron: parameters of layers that do not give their own.
+            output_neuron: of the layer that is appended; None: `neuron`.
             weight_bits: likewise.
             dropout: rate after every hidden spiking layer that has no option `d`.
             input_psp: see the class.
@@ -144,6 +146,7 @@ class NetworkSpec:
             outputs=outputs,
             padding=padding,
             neuron=neuron,
+            output_neuron=output_neuron,
             weight_bits=weight_bits,
             dropout=dropout,
         )
@@ -190,6 +193,12 @@ class NetworkSpec:
     def outputs(self) -> int:
         """Number of output neurons."""
         return self.graph.values[self.graph.nodes[-1].name].shape[0]
+
+    @property
+    def has_readout(self) -> bool:
+        """Whether the network ends with a readout, whose potentials are its output (neurons/readout.py)."""
+        op = self.graph.nodes[-1].op
+        return isinstance(op, Neurons) and isinstance(op.model, Readout)
 
     @property
     def output_psp(self) -> PSP:

@@ -69,6 +69,7 @@ def parse_layers(
     outputs: int | None,
     padding: str,
     neuron: NeuronModel | None,
+    output_neuron: NeuronModel | None = None,
     weight_bits: int,
     dropout: float,
 ) -> tuple[list[Layer], list[tuple[int, int]]]:
@@ -102,7 +103,7 @@ def parse_layers(
         layers += parsed
         places += [(start, len(text))] * len(parsed)
     if output is not None and not (layers and _ends(layers[-1], output)):
-        layers.append(SpikingLayer(output, neuron))
+        layers.append(SpikingLayer(output, output_neuron or neuron))
         places.append((len(notation), 1))
     return layers, places
 

@@ -34,6 +34,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import WeightGrid, largest_error, sample_grid, sum_bits
 from stsbp_spec.losses.base import Loss
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE, AdamWScalars, norm_of
 from stsbp_spec.results import NeuronResiduals
@@ -435,6 +436,18 @@ class Pairs(ABC, Generic[Array]):
         if equations.forward is not None:
             values["r"] = self.recur(equations.forward, constants, values, steps)["r"]
         return self.recur(equations.backward, constants, values, steps)["do"]
+
+    def readout_error(
+        self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
+    ) -> Array:
+        """`dL/du` at the potentials of a readout, `[T, B, N]`, `fast`: losses/cross_entropy.py.
+
+        These are `B` of the `batch` samples; `inside`, uint8 `[T, B]`, is 0 at padded steps. None: there are none.
+        """
+        potentials = self.numpy(u).astype(np.float64)
+        within = np.ones((*u.shape[:2], 1), bool) if inside is None else self.numpy(inside)[..., None] > 0
+        found = loss.error(potentials, self.numpy(targets), batch, within, np)
+        return self.asarray(found.astype(np.float32))
 
     def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
         """New `(w, m, v)`: optim/adamw.py. May work in place."""

@@ -62,6 +62,12 @@ class Trace(Generic[Array]):
     zeroed: dict[str, Array] = field(default_factory=dict)
     whole: dict[str, Array] = field(default_factory=dict)
 
+    def potentials(self) -> Array:
+        """Membrane potentials `[T, B, N]` of the population that the network ends with, before a backward pass."""
+        segment = self.plan.segments[-1]
+        step = segment.steps[-1]
+        return self.backend.neuron_potentials(step.population(self.residuals(segment)[step.name]))
+
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
         """What each population left, with the name of its node, before a backward pass."""
         for segment in self.plan.segments:

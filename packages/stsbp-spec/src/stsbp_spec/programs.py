@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Generic, NamedTuple
 
 from stsbp_spec.collective import Collective, Part
-from stsbp_spec.equations import padded_loss_equations
+from stsbp_spec.equations import inside_name
 from stsbp_spec.losses.base import Loss
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.pairs import Pairs
@@ -26,7 +27,7 @@ class Gradients(NamedTuple, Generic[Array]):
     Attributes:
         values: gradients by the names of `network.parameters`, of the whole batch ...
         squares: ... and numbers of `Pairs.gradient_squares`.
-        spikes: of the output, `[T, B, N]` of each part here.
+        spikes: of the output, `[T, B, N]` of each part here; of a readout its potentials.
         counts: numbers of `Pairs.spike_count` of each block, of each part.
         zeroed: numbers of `Pairs.error_grid` by layer, where there was an error grid, of each part.
         statistics: of the whole batch, by the names of `network.statistics`.
@@ -68,17 +69,21 @@ def gradients(
     """
     steps = len(targets[0])
     each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
-    inside = [None if own is None else own[str(padded_loss_equations(loss).inside)][..., 0] for own in each]
+    inside = [None if own is None else own[inside_name(loss)][..., 0] for own in each]
     traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
     errors = list[Array]()
-    for part, trace, target, padded in zip(parts, traces, targets, each, strict=True):
-        error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
+    made = [_output(network, trace) for trace in traces]
+    for part, trace, target, padded, own in zip(parts, traces, targets, each, inside, strict=True):
+        if isinstance(loss, CrossEntropy):
+            error = backend.readout_error(loss, trace.potentials(), target, part.batch, own)
+        else:
+            error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
         errors.append(backend.silenced(error, part.count))
     values = backward_passes(traces, errors, precision)
     squares = backend.gradient_squares(list(values.values()))
     counts = [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
     statistics = dict(traces[0].statistics)
-    return Gradients(values, squares, [t.output for t in traces], counts, [t.zeroed for t in traces], statistics)
+    return Gradients(values, squares, made, counts, [t.zeroed for t in traces], statistics)
 
 
 def update(
@@ -113,10 +118,11 @@ def output(
 ) -> tuple[Array, list[Array]]:
     """Output spikes `[T, B, N]` without dropout, and the numbers of `Pairs.spike_count` of each block.
 
+    Of a network that ends with a readout its potentials in place of spikes.
     `inside`, uint8 `[T, B]`: 0 at padded steps, where no spikes are counted; None: there are none.
     """
     trace = forward_pass(backend, network.graph, wq, x, steps, None)
-    return trace.output, _counts(backend, trace, inside)
+    return _output(network, trace), _counts(backend, trace, inside)
 
 
 def states(
@@ -125,6 +131,10 @@ def states(
     """Spikes and membrane potentials of each block without dropout."""
     trace = forward_pass(backend, network.graph, wq, x, steps, None)
     return [(trace.spikes[name], backend.neuron_potentials(left)) for name, left in trace.populations()]
+
+
+def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:
+    return trace.potentials() if network.has_readout else trace.output
 
 
 def _counts(backend: Pairs[Array], trace: Trace[Array], inside: Array | None) -> list[Array]:

@@ -119,6 +119,7 @@ class StepResult:
 
     Attributes:
         spikes: output spike trains before the update, `[T, B, N]` uint8; at padded steps what the states made of them.
+            Of a network that ends with a readout its potentials, float32; so in `ValueAndGrad` and `Prediction`.
         rates: mean spikes per neuron and step of each layer, padded steps left out.
         grids: weight grid of each layer.
         gradient_norm: global norm before clipping.

@@ -15,6 +15,7 @@ from stsbp_spec.checks import (
     check_inputs,
     check_lengths,
     check_loss,
+    check_output,
     check_part,
     check_precision,
     check_weights,
@@ -82,6 +83,7 @@ class Trainer(Generic[Array]):
         if not isinstance(memory, str) or memory not in get_args(Memory):
             raise SpecError(f"memory is 'full' or 'low', got {shown(memory)}")
         check_loss(loss, precision)
+        check_output(network, loss)
         if not isinstance(optimizer, AdamW):
             raise SpecError(f"an optimiser is an AdamW(), got {shown(optimizer)}")
         if micro_batch is not None and ((number := integer(micro_batch)) is None or number < 1):
@@ -174,7 +176,7 @@ class Trainer(Generic[Array]):
             padding = () if lengths is None else (self.backend.asarray(_inside(lengths, piece, steps)),)
             found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made, *padding)
             spikes, *each = self.backend.read([found, *numbers])
-            own.append(spikes[:, : piece.count].astype(np.uint8))
+            own.append(_as_output(self.network, spikes[:, : piece.count]))
             counts += _totals(each) * (piece.count > 0)
         whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
         return Prediction(whole, _rates(self.network, totals, whole, lengths))
@@ -230,6 +232,7 @@ def value_and_grad(
     check_precision(network, precision)
     backend.check_precision(precision)
     check_loss(loss, precision)
+    check_output(network, loss)
     check_dropout(dropout)
     check_weights(network, weights)
     check_batch(network, batch)
@@ -348,7 +351,7 @@ def _looked_at(
     found: Gradients[Array],
     lengths: Int64 | None,
     where: str,
-) -> tuple[UInt8, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
+) -> tuple[AnyArray, float, dict[str, float], dict[str, ZeroedErrors], dict[str, Float32]]:
     """Output spikes, gradient norm, rates, what the error grids took and statistics, with one wait for the device.
 
     Raises:
@@ -370,7 +373,7 @@ def _looked_at(
             f"{where}the gradient of layer {bad} is not finite; lower the learning rate or clip gradients"
         )
     made, each, layers = read[: len(parts)], iter(read[len(parts) :]), len(network.blocks)
-    own = [spikes[:, : part.count].astype(np.uint8) for spikes, part in zip(made, parts, strict=True)]
+    own = [_as_output(network, spikes[:, : part.count]) for spikes, part in zip(made, parts, strict=True)]
     counted, taken = np.zeros(layers, np.int64), np.zeros((len(names), 2), np.int64)
     for part in parts:
         counted += _totals([next(each) for _ in range(layers)]) * (part.count > 0)
@@ -385,19 +388,25 @@ def _looked_at(
     return whole, norm, _rates(network, totals[:layers], whole, lengths), ordered, statistics
 
 
-def _from_all(collective: Collective[Array], batch: int, spikes: UInt8, numbers: Int64) -> tuple[UInt8, Int64]:
-    """Output spikes `[T, B, N]` of the whole batch, and sums of `numbers`, from those of each process."""
+def _as_output(network: NetworkSpec, x: AnyArray) -> AnyArray:
+    """Output spikes, uint8, or a readout's potentials, float32, `[T, B, N]` as they are reported."""
+    return unsigned_zeros(x) if network.has_readout else x.astype(np.uint8)
+
+
+def _from_all(collective: Collective[Array], batch: int, spikes: AnyArray, numbers: Int64) -> tuple[AnyArray, Int64]:
+    """Outputs `[T, B, N]` of the whole batch, and sums of `numbers`, from those of each process."""
     if collective.size == 1:
         return spikes, numbers
-    messages = collective.gather(np.append(numbers.view(np.uint8), np.packbits(spikes)))
+    bits = spikes.dtype == np.uint8
+    own = np.packbits(spikes) if bits else np.ascontiguousarray(spikes).reshape(-1).view(np.uint8)
+    messages = collective.gather(np.append(numbers.view(np.uint8), own))
     steps, _, outputs = spikes.shape
-    whole, totals = np.empty((steps, batch, outputs), np.uint8), np.zeros_like(numbers)
+    whole, totals = np.empty((steps, batch, outputs), spikes.dtype), np.zeros_like(numbers)
     for part, message in zip(collective.parts(batch), messages, strict=True):
         totals += message[: numbers.nbytes].view(np.int64)
-        shape = (steps, part.count, outputs)
-        whole[:, part.first : part.end] = np.unpackbits(message[numbers.nbytes :], count=math.prod(shape)).reshape(
-            shape
-        )
+        shape, rest = (steps, part.count, outputs), message[numbers.nbytes :]
+        values = np.unpackbits(rest, count=math.prod(shape)) if bits else rest.copy().view(spikes.dtype)
+        whole[:, part.first : part.end] = values.reshape(shape)
     return whole, totals
 
 

@@ -5,15 +5,29 @@ from __future__ import annotations
 from stsbp_spec.errors import SpecError, did_you_mean
 from stsbp_spec.foreign import calling, imported, names_a_class, read_values, split
 from stsbp_spec.losses.base import Loss
+from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.losses.hamming import Hamming
 from stsbp_spec.losses.spike_count import SpikeCount
 from stsbp_spec.losses.van_rossum import VanRossum
 from stsbp_spec.values import shown
 
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (VanRossum(), Hamming(), SpikeCount())}
-"""Every loss by its name."""
+"""Every loss of spike trains by its name."""
 
-__all__ = ["LOSSES", "Hamming", "Loss", "SpikeCount", "VanRossum", "parse_loss"]
+OF_POTENTIALS: dict[str, CrossEntropy] = {loss.name: loss for loss in (CrossEntropy(), CrossEntropyOfMaximum())}
+"""Every loss of a readout's potentials by its name."""
+
+__all__ = [
+    "LOSSES",
+    "OF_POTENTIALS",
+    "CrossEntropy",
+    "CrossEntropyOfMaximum",
+    "Hamming",
+    "Loss",
+    "SpikeCount",
+    "VanRossum",
+    "parse_loss",
+]
 
 
 def parse_loss(text: str) -> Loss:
@@ -24,15 +38,16 @@ def parse_loss(text: str) -> Loss:
     Raises:
         SpecError: the loss or a parameter is unknown, or a value is outside its domain; the module cannot be imported.
     """
-    if names_a_class(text, LOSSES):
+    known = LOSSES | OF_POTENTIALS
+    if names_a_class(text, known):
         cls: type[Loss] = imported(text, (Loss,), "loss")
         module, name, pairs = split(text)
         what = f"loss {shown(f'{module}:{name}')}"
         values = read_values(cls, pairs, what)
         with calling(f"the {what} cannot be made"):
             return cls(**values)
-    if text in LOSSES:
-        return LOSSES[text]
-    *first, last = map(repr, LOSSES)
-    known = f"{', '.join(first)} or {last}"
-    raise SpecError(f"a loss is {known}, or a class of your own as module:Class{did_you_mean(text, LOSSES)}")
+    if text in known:
+        return known[text]
+    *first, last = map(repr, known)
+    names = f"{', '.join(first)} or {last}"
+    raise SpecError(f"a loss is {names}, or a class of your own as module:Class{did_you_mean(text, known)}")

@@ -51,12 +51,14 @@ class Loss(ABC):
         name: in settings and messages.
         parameters: names of the constants of both passes.
         states, back_states: names of the states of each pass, zero before its first step.
+        of_potentials: whether it reads the potentials of a readout where others read spikes (cross_entropy.py).
     """
 
     name: ClassVar[str]
     parameters: ClassVar[tuple[str, ...]]
     states: ClassVar[tuple[str, ...]] = ()
     back_states: ClassVar[tuple[str, ...]] = ()
+    of_potentials: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for each in fields(self):

@@ -13,12 +13,15 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.neurons.integrate_and_fire import IF
 from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.neurons.plif import PLIF
+from stsbp_spec.neurons.readout import Readout
 from stsbp_spec.neurons.stored import StoredNeuron
 from stsbp_spec.surrogates import parse_surrogate
 from stsbp_spec.values import read_number, shown
 
 NEURONS: dict[str, type[NeuronModel]] = {cls.name: cls for cls in (LIF, IF, ALIF, PLIF)}
-"""Every neuron model by its name."""
+"""Every neuron model by its name; `readout` is no neuron, and may stand at the end of a network alone."""
+
+_IN_NOTATION: dict[str, type[NeuronModel]] = NEURONS | {Readout.name: Readout}
 
 __all__ = [
     "ALIF",
@@ -27,6 +30,7 @@ __all__ = [
     "NEURONS",
     "PLIF",
     "NeuronModel",
+    "Readout",
     "as_model",
     "parameters",
     "parse_neuron",
@@ -45,9 +49,10 @@ def as_model(name: str, given: Mapping[str, Any]) -> NeuronModel:
     Raises:
         SpecError: there is no such model, or a value is outside its domain.
     """
-    if name not in NEURONS:
-        raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, NEURONS)}; known: {', '.join(NEURONS)}")
-    return _made(NEURONS[name], given)
+    known = _IN_NOTATION
+    if name not in known:
+        raise SpecError(f"unknown neuron {shown(name)}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return _made(known[name], given)
 
 
 def _made(model: type[NeuronModel], given: Mapping[str, Any]) -> NeuronModel:

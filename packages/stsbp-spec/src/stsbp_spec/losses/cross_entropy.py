@@ -1,0 +1,104 @@
+"""Cross entropy of the potentials of a readout (neurons/readout.py): a loss of classes, not of spike trains.
+
+Per sample, with `v_n` the mean of `u_t` over its steps, or their maximum, and `l` its class, the neuron with the most
+target spikes (of several the lowest):
+
+    L = log(sum_n exp(v_n)) - v_l
+
+    mean:     dL/du_t = (p_n - [n = l]) / T            p = exp(v) / sum exp(v)
+    maximum:  dL/du_t = p_n - [n = l] at the first step where u_t is largest, else 0
+
+divided by the size of the batch. `exp` is not the same in all libraries, so the error is one of `fast` precision alone;
+the loss that is reported is float64 from potentials, which are the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.expr import Names
+from stsbp_spec.lengths import inside
+from stsbp_spec.losses.base import Loss, LossStep
+from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
+
+__all__ = ["CrossEntropy", "CrossEntropyOfMaximum"]
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Of the mean potentials."""
+
+    name: ClassVar[str] = "cross-entropy"
+    parameters: ClassVar[tuple[str, ...]] = ()
+    of_potentials: ClassVar[bool] = True
+
+    # Written once for numpy and libraries with its functions, `xp`; `within` `[T, B, 1]`: which steps are no padding.
+    def evidence(self, u: Any, within: Any, xp: Any) -> Any:
+        """`v`, `[B, N]`, of potentials `[T, B, N]`."""
+        # Sums that run on, since a plain one may be taken in an order that hangs on the shape.
+        return xp.cumsum(xp.where(within, u, 0), axis=0)[-1] / within.sum(axis=0)
+
+    def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
+        """`dL/du` `[T, B, N]` from `dL/dv` `[B, N]`."""
+        return xp.where(within, error / within.sum(axis=0), 0)
+
+    def error(self, u: Any, targets: Any, batch: int, within: Any, xp: Any) -> Any:
+        """`dL/du` `[T, B, N]` of samples of a batch of `batch`."""
+        v = self.evidence(u, within, xp)
+        p = xp.exp(v - v.max(axis=-1, keepdims=True))
+        p = p / p.sum(axis=-1, keepdims=True)
+        own = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
+        return self.spread((p - own) / batch, u, within, xp)
+
+    def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
+        """The loss that each sample would have for each class, `[B, N]`, of potentials `[T, B, N]`."""
+        v: Float64 = self.evidence(potentials.astype(np.float64), inside_of(potentials, lengths), np)
+        most = v.max(axis=-1, keepdims=True)
+        found: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
+        return found
+
+    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+        return self.distances(spikes, targets, psp)
+
+    def distances(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
+        """Loss of each sample, `[B]`; in place of spikes of potentials."""
+        labels: Int64 = _classes(targets, inside_of(targets, lengths), np)
+        found: Float64 = np.take_along_axis(self.of_classes(spikes, lengths), labels[:, None], axis=-1)[:, 0]
+        return found
+
+    def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
+        return {}
+
+    def back(self, p: Names, s: Names, x: Names) -> LossStep:
+        raise SpecError(f"the loss {self.name} couples all neurons of a sample: it is no equation of one neuron")
+
+
+@dataclass(frozen=True)
+class CrossEntropyOfMaximum(CrossEntropy):
+    """Of the largest potentials."""
+
+    name: ClassVar[str] = "cross-entropy-max"
+
+    def evidence(self, u: Any, within: Any, xp: Any) -> Any:
+        return xp.where(within, u, -xp.inf).max(axis=0)
+
+    def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
+        first = xp.where(within, u, -xp.inf).argmax(axis=0)
+        return xp.where(first == xp.arange(len(u))[:, None, None], error, 0)
+
+
+def inside_of(trains: AnyArray, lengths: Int64 | None) -> AnyArray:
+    """Which steps of trains `[T, B, N]` are no padding, bool `[T, B, 1]`."""
+    steps, samples, _ = trains.shape
+    return inside(np.full(samples, steps) if lengths is None else lengths, steps)[..., None]
+
+
+def _classes(targets: Any, within: Any, xp: Any) -> Any:
+    """The neuron with the most target spikes of each sample, `[B]`."""
+    return xp.where(within, targets, 0).sum(axis=0).argmax(axis=-1)
