@@ -994,6 +994,15 @@ class CountsPaddedSteps(NumpyBackend):
         return x
 
 
+class ReadoutOfTheLastStep(NumpyBackend):
+    """The error of a readout's potentials comes to their last step alone."""
+
+    def readout_error(self, *arguments: Any) -> AnyArray:
+        error = super().readout_error(*arguments)
+        error[:-1] = 0
+        return error
+
+
 class HammingTwice(NumpyBackend):
     """The error of the Hamming distance has the factor 2 of the square."""
 

@@ -29,6 +29,7 @@ from stsbp_spec import (
 )
 from stsbp_spec.equations import loss_padding
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.neurons import Readout
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.typing import Coding, Precision
@@ -236,6 +237,12 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
             apply(network, weights, bad, STEPS)
     with pytest.raises(SpecError, match="precision is 'fast' or 'reproducible', got 'exact'"):
         apply(network, weights, x, STEPS, precision="exact")  # type: ignore[arg-type]
+
+
+def test_a_network_that_ends_with_a_readout_is_refused() -> None:
+    network = NetworkSpec.parse("6", input_shape=(9,), outputs=3, output_neuron=Readout())
+    with pytest.raises(SpecError, match=r"apply gives spikes, and the network 6-3 ends with a readout.*trainer"):
+        apply(network, dict(initial_weights(network, 0)), np.zeros((2, 1, 9), np.uint8), 2)
 
 
 @pytest.mark.parametrize("value", [2.0, 0.5, -1.0, np.nan])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stsbp_spec.collective import Alone, Part
 from stsbp_spec.decoders import distances, spike_count
@@ -96,6 +96,7 @@ some_lengths = st.lists(st.integers(1, STEPS), min_size=1, max_size=7).map(np.ar
 
 
 @KINDS
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lengths=some_lengths, tau=st.sampled_from([1.0, 3.0, 5 / 3]))
 def test_a_sample_has_the_error_and_the_distance_that_it_has_alone(
     loss: Loss, seed: int, lengths: Int64, tau: float
@@ -178,6 +179,7 @@ def _inputs(network: NetworkSpec, seed: int, batch: int) -> UInt8:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+@settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), lengths=some_lengths, loss=st.sampled_from(OWN[:4]))
 def test_a_padded_batch_has_the_gradients_of_its_samples_without_padding(
     name: str, seed: int, lengths: Int64, loss: Loss

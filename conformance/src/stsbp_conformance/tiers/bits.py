@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.neurons import LIF, PLIF, Readout
 from stsbp_spec.synapses import PSP
 
 from stsbp_conformance import reference
@@ -35,6 +35,7 @@ __all__ = [
     "NORMALISED",
     "NORMALISED_DIRECT",
     "ONE_STEP",
+    "READOUT",
     "REAL",
     "SMALL",
 ]
@@ -240,6 +241,16 @@ LENGTHS = NetworkCase(
 )
 """Of no other tier than those of errors and updates: states run on through padded steps."""
 
+READOUT = NetworkCase(
+    "a readout after LIF neurons",
+    NetworkSpec.parse("7", input_shape=(11,), outputs=4, neuron=LIF(3, 5 / 3, 0.4), output_neuron=Readout(5)),
+    steps=9,
+    batch=3,
+    gain=3.0,
+    density=0.3,
+)
+"""Of tiers 2 and 5: its losses are those of `fast` precision alone, and its outputs no spikes."""
+
 CASES = (*_QUICK, NORMALISED_DIRECT, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
 
 
@@ -257,7 +268,7 @@ def _check(case: NetworkCase) -> Check:
         compared.note = "spikes per neuron and step: " + " ".join(f"{rate:.2f}" for rate in rates)
         return compared.verdict()
 
-    return Check(2, case.id, run, quick=case in _QUICK and case not in MODELS_DIRECT[:-1])
+    return Check(2, case.id, run, quick=case in (*_QUICK, READOUT) and case not in MODELS_DIRECT[:-1])
 
 
-CHECKS = tuple(_check(case) for case in CASES)
+CHECKS = tuple(_check(case) for case in (*CASES, READOUT))

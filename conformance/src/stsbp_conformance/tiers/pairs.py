@@ -17,7 +17,8 @@ from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.encoders import PackedFrames
 from stsbp_spec.equations import loss_padding
 from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
-from stsbp_spec.losses import LOSSES
+from stsbp_spec.lengths import inside
+from stsbp_spec.losses import LOSSES, OF_POTENTIALS
 from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
@@ -245,6 +246,30 @@ def _loss_error_of_lengths(name: str, tau: float, shape: Shape, lengths: tuple[i
             own = slice(length), slice(b, b + 1)
             expected[own] = NUMPY.loss_error(loss, psp, s[own], targets[own], batch)
         compared.equal("dL/do", found, expected)
+
+    return body
+
+
+def _readout_error(name: str, lengths: tuple[int, ...] | None) -> Body:
+    """Against numpy's in float64; float32 may compute it elsewhere.
+
+    Of 14 steps below 1 on the average the mean is off by at most 2^-21, so a probability by half of that, and by 8
+    units of 2^-24 for `exp` and the quotient: less than 2^-21 before the division by the batch.
+    """
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        loss, shape, batch = OF_POTENTIALS[name], (14, 3, 7), 6
+        u, targets = normal(shape, 19), spikes(shape, 0.3, 18)
+        targets[0] = np.arange(7) == np.array([[2], [0], [6]])
+        targets[1:, :, :] = 0
+        within = None if lengths is None else inside(np.array(lengths), shape[0]).astype(np.uint8)
+        expected = NUMPY.readout_error(loss, u, targets, batch, within)
+        native = None if within is None else backend.asarray(within)
+        found = backend.numpy(backend.readout_error(loss, backend.asarray(u), backend.asarray(targets), batch, native))
+        compared.same("shape and type", (found.shape, found.dtype), (expected.shape, expected.dtype))
+        off = float(np.abs(found.astype(np.float64) - expected).max())
+        compared.true(f"dL/du is off by at most 2^-21, got {off:.3g}", off <= 2.0**-21)
+        compared.equal("where it is zero", found == 0, expected == 0)
 
     return body
 
@@ -542,6 +567,11 @@ CHECKS = (
     *(
         pair_check(f"error of {name}, lengths", _loss_error_of_lengths(name, 3.0, (14, 3, 7), (14, 5, 1)))
         for name in LOSSES
+    ),
+    *(
+        pair_check(f"error of {name}{', lengths' if lengths else ''}", _readout_error(name, lengths))
+        for name in OF_POTENTIALS
+        for lengths in (None, (14, 5, 1))
     ),
     pair_check("spikes without padding", _within((6, 3, 2, 4, 5))),
     pair_check("error of van-rossum, 230 steps", _loss_error("van-rossum", 3.0, (230, 1, 3))),

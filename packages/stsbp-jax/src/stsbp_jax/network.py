@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.checks import check_precision
+from stsbp_spec.checks import check_precision, check_spikes
 from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
@@ -99,10 +99,11 @@ def apply(
 
     Raises:
         ShapeError: an input lies off its grid, or the inputs do not fit the network and `steps`.
-        SpecError: there is no such precision, or a layer is normalised over batches.
+        SpecError: there is no such precision, a layer is normalised over batches, or the last one is a readout.
         NumericError: an input is not finite.
     """
     check_precision(network, precision)
+    check_spikes(network, "apply")
     if network.graph.normalised:
         raise SpecError(
             "apply has no batch normalisation, whose statistics a training step moves; train such a network with "

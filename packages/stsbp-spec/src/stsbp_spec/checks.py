@@ -12,6 +12,7 @@ from stsbp_spec.equations import loss_equations, neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import CEILING, FLOOR
 from stsbp_spec.learned import Learned
+from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
@@ -23,6 +24,7 @@ from stsbp_spec.values import integer, listed, shown
 __all__ = [
     "MAX_STEPS",
     "check_batch",
+    "check_classes",
     "check_dropout",
     "check_inputs",
     "check_lengths",
@@ -31,6 +33,7 @@ __all__ = [
     "check_output",
     "check_part",
     "check_precision",
+    "check_spikes",
     "check_weights",
 ]  # fmt: skip
 
@@ -96,6 +99,15 @@ def check_output(network: NetworkSpec, loss: Loss) -> None:
         raise SpecError(
             f"the network {network} ends with a readout, which has no spikes, and the loss {loss.name} reads spikes; "
             "take the loss cross-entropy, or output neurons that spike"
+        )
+
+
+def check_spikes(network: NetworkSpec, what: str) -> None:
+    """Raise `SpecError` where a network ends with a readout: `what` gives spikes."""
+    if network.has_readout:
+        raise SpecError(
+            f"{what} gives spikes, and the network {network} ends with a readout, which has none; train it with "
+            "backend.trainer(...), and run it with backend.run(...)"
         )
 
 
@@ -215,6 +227,17 @@ def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int],
         raise ShapeError("targets are spike trains of 0 and 1")
     check_lengths(batch.lengths, samples, targets.shape[0])
     return int(targets.shape[0])
+
+
+def check_classes(batch: Batch[Inputs]) -> None:
+    """Raise `ShapeError` unless the targets of every sample say which class it has."""
+    counts = np.sort(without_padding(batch.targets, batch.lengths).sum(axis=0, dtype=np.int64), axis=-1)
+    unclear = counts[:, -1] == (counts[:, -2] if counts.shape[-1] > 1 else 0)
+    if unclear.any():
+        raise ShapeError(
+            f"the class of sample {int(unclear.argmax())} is not to be seen: for a cross entropy, one neuron has more "
+            "target spikes than each other one (encode_repeat)"
+        )
 
 
 def check_lengths(lengths: object, samples: int, steps: int) -> None:

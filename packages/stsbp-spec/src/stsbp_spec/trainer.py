@@ -11,6 +11,7 @@ import numpy as np
 
 from stsbp_spec.checks import (
     check_batch,
+    check_classes,
     check_dropout,
     check_inputs,
     check_lengths,
@@ -121,6 +122,8 @@ class Trainer(Generic[Array]):
         """
         backend, network = self.backend, self.network
         check_batch(network, batch, self._part)
+        if self.loss.of_potentials:
+            check_classes(batch)
         parts = self.collective.pieces(batch.targets.shape[1], self.micro_batch)
         dropout = (self.seed, state.step)
         fixed = (network, self.loss, self.precision, self.memory, self.collective)
@@ -236,6 +239,8 @@ def value_and_grad(
     check_dropout(dropout)
     check_weights(network, weights)
     check_batch(network, batch)
+    if loss.of_potentials:
+        check_classes(batch)
     native = {name: backend.asarray(w) for name, w in weights.items()}
     samples, alone = batch.targets.shape[1], Alone[Array]()
     parts = (Part(0, samples, samples),)

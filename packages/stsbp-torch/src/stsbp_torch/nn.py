@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_weights
+from stsbp_spec.checks import check_spikes, check_weights
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.graph import Edge, Projection, Values
 from stsbp_spec.graph import Neurons as NeuronsOp
@@ -534,6 +534,7 @@ class Network(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_precision(precision)
+        check_spikes(spec, "Network")
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision

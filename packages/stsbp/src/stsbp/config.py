@@ -22,7 +22,7 @@ from stsbp_spec import surrogates
 from stsbp_spec.encoders import SACCADE_US, EventBinning, LabelCode
 from stsbp_spec.errors import SpecError
 from stsbp_spec.foreign import names_a_class
-from stsbp_spec.losses import LOSSES, parse_loss
+from stsbp_spec.losses import LOSSES, OF_POTENTIALS, parse_loss
 from stsbp_spec.losses import stored as losses
 from stsbp_spec.neurons import NEURONS, parse_neuron
 from stsbp_spec.neurons import stored as neurons
@@ -93,7 +93,7 @@ OWN: Mapping[str, Own] = MappingProxyType(
                 surrogates.StoredSurrogate,
             ),
             Own("neuron", NEURONS, lambda text: parse_neuron(text, {}), neurons.as_text, neurons.from_text),
-            Own("loss", LOSSES, parse_loss, losses.as_text, losses.from_text),
+            Own("loss", LOSSES | OF_POTENTIALS, parse_loss, losses.as_text, losses.from_text),
         )
     }
 )
@@ -114,7 +114,8 @@ class RunConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers without their own.")
     loss: str = Field(
         "van-rossum",
-        description="Distance between output and target spike trains: van-rossum, hamming, spike-count, or a class of "
+        description="Distance between output and target spike trains: van-rossum, hamming, spike-count; cross-entropy, "
+        "cross-entropy-max of a readout's potentials; or a class of "
         "your own, module:Class.",
     )
     loss_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")

@@ -140,7 +140,7 @@ class Loss(ABC):
             raise NumericError(f"the loss {self.name} measures a distance that is not finite, first at step {step}")
         return o
 
-    def mean(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
+    def mean(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
         """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
         distances = self.distances(spikes, targets, psp, lengths)
         if not np.isfinite(distances).all():

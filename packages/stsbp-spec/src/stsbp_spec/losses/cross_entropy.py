@@ -63,7 +63,7 @@ class CrossEntropy(Loss):
         found: Float64 = most + np.log(np.exp(v - most).sum(axis=-1, keepdims=True)) - v
         return found
 
-    def distance(self, spikes: UInt8, targets: UInt8, psp: PSP) -> Float64:
+    def distance(self, spikes: AnyArray, targets: UInt8, psp: PSP) -> Float64:
         return self.distances(spikes, targets, psp)
 
     def distances(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, meeting, processes, say, threads_option
@@ -15,7 +16,7 @@ from stsbp.config import RunConfig, absolute
 from stsbp.datasets.registry import info_of, named_path
 from stsbp.errors import ConfigError, printable
 from stsbp.processes.group import join
-from stsbp.training.build import TOLERANCE, Data, load_data, load_test_set
+from stsbp.training.build import TOLERANCE, Data, decoders, load_data, load_test_set
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.overlap import seen_in_training
 from stsbp.training.progress import shown_by
@@ -138,7 +139,10 @@ def command(
         click.echo(json.dumps({**of, **record, **extra}))
     else:
         title = split if on is None else on
-        say(_sequence_text(found, title, tolerance) if inputs.sequences else _text(found, title, inputs.classes))
+        if inputs.sequences:
+            say(_sequence_text(found, title, tolerance))
+        else:
+            say(_text(found, title, inputs.classes, trained.network))
 
 
 def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
@@ -171,19 +175,19 @@ def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
     )
 
 
-def _text(found: Evaluation, split: str, classes: tuple[str, ...]) -> str:
-    means = found.sums.means()
+def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec) -> str:
+    means, (nearest, counted) = found.sums.means(), decoders(network)
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
     layers = max(map(len, means["rates"]))
     lines = [
         f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
-        f"accuracy  {means['accuracy']:.2%}  nearest label sequence",
-        f"          {means['accuracy_spike_count']:.2%}  spike count",
+        f"accuracy  {means['accuracy']:.2%}  {nearest}",
+        f"          {means['accuracy_spike_count']:.2%}  {counted}",
         f"loss      {means['loss']:.4f}",
         "spikes per neuron and step:",
         *(f"  {name:<{layers}}  {rate:.4f}" for name, rate in means["rates"].items()),
-        "confusion matrix (row: true class, column: nearest label sequence, last column: recall):",
+        f"confusion matrix (row: true class, column: {nearest}, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]
     for k, (name, row) in enumerate(zip(names, found.confusion.tolist(), strict=True)):

@@ -26,7 +26,7 @@ from stsbp.datasets.nmnist import MOST as MOST_OF_RECORDING
 from stsbp.datasets.nmnist import read_recording
 from stsbp.errors import ConfigError, DataError, printable
 from stsbp.files import GIGABYTE, read_regular, real
-from stsbp.training.build import Inputs
+from stsbp.training.build import Inputs, decoders
 from stsbp.training.run_folder import RunFolder
 from stsbp.training.trained import load_trained
 
@@ -84,11 +84,11 @@ def command(
     batch, lengths = _batch(samples, inputs, config.steps)
     if draw is not None:
         from stsbp.report.collect import look
-        from stsbp.report.page import page, samples_section
+        from stsbp.report.page import page, samples_section, threshold_of
 
         seen = look(trained.task, trained.state, [path.name for path in files], batch, lengths=lengths)
         names = inputs.classes or [str(n) for n in range(inputs.outputs)]
-        threshold = trained.task.network.blocks[-1].neuron.threshold
+        threshold = threshold_of(trained.task.network)
         title = f"Read by the network in {run.name}"
         section = samples_section(title, seen, names, threshold, of_classes=not inputs.sequences)
         PAGE.write(draw, page(title, [section]).encode())
@@ -114,7 +114,7 @@ def command(
             click.echo(json.dumps(result))
             continue
         read, by_count = (printable(inputs.classes[number]) for number in (nearest, counted))
-        say(f"{printable(str(path))}: {read} (by spike count {by_count})")
+        say(f"{printable(str(path))}: {read} (by {decoders(trained.network)[1]} {by_count})")
         say("  distances: " + "  ".join(f"{printable(name)} {value:.3f}" for name, value in named.items()))
         equal = int(equally_near(distance[None]).sum())
         if equal > 1:

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import choose_backend, deadline_in, limit_threads, meeting, processes, say, stop_after
@@ -34,7 +35,7 @@ from stsbp.errors import ConfigError, FileError
 from stsbp.files import real
 from stsbp.processes.group import PER_PROCESS, Group, join
 from stsbp.training import checkpoint
-from stsbp.training.build import TOLERANCE, build_task, check_neuron_settings, load_data, own_flushes
+from stsbp.training.build import TOLERANCE, build_task, check_neuron_settings, decoders, load_data, own_flushes
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.initial import borrowed_weights, pinned
 from stsbp.training.loop import Outcome, Stopped, stop_on_signals, train
@@ -258,7 +259,7 @@ def _train(
     finally:
         show.close()
     if group.leads:
-        _result(folder, outcome, show)
+        _result(folder, outcome, task.network, show)
 
 
 def _begin(
@@ -355,8 +356,9 @@ def _again(folder: RunFolder) -> str:
     return shlex.join(["stsbp", *chosen.words, "train", "--resume", click.format_filename(folder.path)])
 
 
-def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
+def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Reporter) -> None:
     test, best = outcome.test, outcome.best
+    nearest, counted = decoders(network)
     if not test:
         click.echo("no test set (--no-test): nothing was tested")
     elif "f1" in test:
@@ -366,8 +368,8 @@ def _result(folder: RunFolder, outcome: Outcome, show: Reporter) -> None:
         )
     else:
         click.echo(
-            f"test accuracy {test['accuracy']:.2%} (nearest label sequence), {test['accuracy_spike_count']:.2%} "
-            f"(spike count), loss {test['loss']:.4f}, {test['samples']} samples"
+            f"test accuracy {test['accuracy']:.2%} ({nearest}), {test['accuracy_spike_count']:.2%} "
+            f"({counted}), loss {test['loss']:.4f}, {test['samples']} samples"
         )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     path = click.format_filename(folder.path)

@@ -9,7 +9,7 @@ import numpy as np
 from stsbp_spec.decoders import nearest_sequence
 from stsbp_spec.metrics import f1, match_spikes
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import Float32, Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task
@@ -130,7 +130,8 @@ def look(
     weights = {k.removeprefix("weight/"): x for k, x in exported.items() if k.startswith("weight/")}
     layers = task.backend.run(task.network, weights, inputs, task.config.steps).layers
     outputs, potentials = layers[task.network.blocks[-1].name]
-    distances = None if task.inputs.sequences else task.distances(outputs, lengths)
+    read: AnyArray = potentials if task.network.has_readout else outputs
+    distances = None if task.inputs.sequences else task.distances(read, lengths)
     nearest = None if distances is None else nearest_sequence(distances)
     samples = []
     for i, name in enumerate(names):

@@ -23,8 +23,9 @@ from stsbp.files import OutputKind, real
 from stsbp.report import svg
 from stsbp.report.collect import Sample
 from stsbp.report.svg import Series
+from stsbp.training.build import decoders
 
-__all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section"]
+__all__ = ["PAGE", "Content", "command_text", "page", "render", "samples_section", "threshold_of"]
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b2230;--muted:#5d6778;--line:#d5dae3;--panel:#f5f7fa;--target:#f2b63c;
@@ -140,7 +141,7 @@ def render(content: Content) -> str:
     if content.confusion is not None and content.classes:
         parts.append(_confusion(content, content.confusion))
     names = content.classes or [str(n) for n in range(content.network.outputs)]
-    threshold = content.network.blocks[-1].neuron.threshold
+    threshold = threshold_of(content.network)
     if content.wrong or content.right:
         first, second = (
             ("Samples read wrong", "Samples read right") if content.classes else ("Worst samples", "Best samples")
@@ -171,7 +172,9 @@ def _head(content: Content) -> str:
         tiles.append((f"{epochs[-1]['epoch']} of {config.epochs}", "epochs"))
         tiles.append((f"{sum(r['seconds'] for r in epochs):.0f} s", "training time"))
     if tests and "accuracy_spike_count" in tests[-1]:
-        tiles.insert(1, (f"{tests[-1]['accuracy_spike_count']:.2%}", "test accuracy by spike count"))
+        tiles.insert(
+            1, (f"{tests[-1]['accuracy_spike_count']:.2%}", f"test accuracy by {decoders(content.network)[1]}")
+        )
     if tests and "precision" in tests[-1]:
         tiles.insert(1, (f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}", "test precision / recall"))
     command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
@@ -251,14 +254,23 @@ def _confusion(content: Content, counts: Int64) -> str:
     )
 
 
+def threshold_of(network: NetworkSpec) -> float | None:
+    """Threshold of the output neurons; None where they are a readout."""
+    return None if network.has_readout else network.blocks[-1].neuron.threshold
+
+
 def samples_section(
-    title: str, samples: Sequence[Sample], names: Sequence[str], threshold: float, *, of_classes: bool
+    title: str, samples: Sequence[Sample], names: Sequence[str], threshold: float | None, *, of_classes: bool
 ) -> str:
-    """Samples with input, output over target, distances and membrane potentials."""
+    """Samples with input, output over target, distances and membrane potentials; without `threshold` of a readout."""
     if not samples:
         return f'<h2>{escape(title)}</h2><p class="muted">None.</p>'
     cards = [_card(sample, names, threshold) for sample in samples]
     labelled = samples[0].targets is not None
+    if threshold is None:
+        how = "The class of the least loss is the answer, blue in the losses and in the potentials of the readout"
+        how += "; the true class is yellow where it is another one." if labelled else "."
+        return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
     how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. " if labelled else ""
     if of_classes:
         how += "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
@@ -267,9 +279,9 @@ def samples_section(
     return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
 
 
-def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
+def _card(sample: Sample, names: Sequence[str], threshold: float | None) -> str:
     targets = np.zeros_like(sample.outputs) if sample.targets is None else sample.targets
-    heading, why = _story(sample, names)
+    heading, why = (_story if threshold is not None else _readout_story)(sample, names)
     strong = [i for i in (sample.label, sample.nearest) if i is not None]
     figures = [_input(sample)]
     if sample.distances is not None and sample.nearest is not None:
@@ -281,9 +293,10 @@ def _card(sample: Sample, names: Sequence[str], threshold: float) -> str:
             [shown.index(sample.nearest)],
             [shown.index(i) for i in pale],
         )
-        figures.append(_figure(caption, chart))
-    drawn = "Output over target" if sample.targets is not None else "Output spikes"
-    figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
+        figures.append(_figure(caption if threshold is not None else "Loss of each class", chart))
+    if threshold is not None:
+        drawn = "Output over target" if sample.targets is not None else "Output spikes"
+        figures.append(_figure(f"{drawn}, by step", svg.raster(sample.outputs, targets, names, strong)))
     neurons = _neurons(sample, targets)
     drawing = svg.traces(
         sample.potentials[:, neurons],
@@ -359,6 +372,22 @@ def _story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
         text += f". So the output is nearer to the sequence of {names[read]} ({other:.4g}) than to that of "
         text += f"{names[label]} ({own:.4g})."
     return f"{sample.name}: {names[label]}, read as {names[read]}", text
+
+
+def _readout_story(sample: Sample, names: Sequence[str]) -> tuple[str, str]:
+    """The same of a sample that a readout read."""
+    assert sample.distances is not None
+    assert sample.nearest is not None
+    read, label, losses = sample.nearest, sample.label, sample.distances
+    text = f"The loss of {names[read]} is the least, {losses[read]:.4g}"
+    if label is None:
+        return f"{sample.name}: {names[read]}", text + "."
+    if label == read:
+        return f"{sample.name}: {names[label]}, read right", text + "."
+    return (
+        f"{sample.name}: {names[label]}, read as {names[read]}",
+        f"{text}; that of {names[label]} {losses[label]:.4g}.",
+    )
 
 
 def _tie(distances: Float64) -> str:

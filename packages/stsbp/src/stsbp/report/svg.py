@@ -226,8 +226,13 @@ def _time_axis(steps: int, label: float, wide: float, y: float) -> list[str]:
     return [_text(label + (t + 0.5) * wide, y + 13, f"{t:g}", "middle") for t in ticks]
 
 
-def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequence[str], colours: Sequence[str]) -> str:
-    """Membrane potentials `[T, N]` of some neurons, each in its colour, with threshold (dashed) and spikes (dots)."""
+def traces(
+    potentials: Float32, outputs: UInt8, threshold: float | None, names: Sequence[str], colours: Sequence[str]
+) -> str:
+    """Membrane potentials `[T, N]` of some neurons, each in its colour, with spikes (dots) and threshold (dashed).
+
+    `threshold` None: there is none.
+    """
     steps, n = potentials.shape
     tall = 64.0
     label = 12 + 6.2 * max(len(name) for name in names)
@@ -235,18 +240,19 @@ def traces(potentials: Float32, outputs: UInt8, threshold: float, names: Sequenc
     body: list[str] = []
     for i in range(n):
         u = potentials[:, i].astype(np.float64)
-        low, high = min(0.0, float(u.min())), max(threshold * 1.1, float(u.max()))
+        least = 1e-6 if threshold is None else threshold * 1.1
+        low, high = min(0.0, float(u.min())), max(least, float(u.max()))
         top = i * tall + 3
 
         def y(value: float, low: float = low, high: float = high, top: float = top) -> float:
             return top + (high - value) / (high - low) * (tall - 10)
 
         points = [(label + (t + 0.5) * wide, y(value)) for t, value in enumerate(u.tolist())]
-        for kind, value in (("grid", 0.0), ("limit", threshold)):
+        for kind, value in (("grid", 0.0), *(() if threshold is None else (("limit", threshold),))):
             body.append(
                 f'<line class="{kind}" x1="{label:.1f}" x2="{_RASTER_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
             )
-            if kind == "limit" or y(value) - y(threshold) >= 11:
+            if kind == "limit" or threshold is None or y(value) - y(threshold) >= 11:
                 body.append(_text(_RASTER_WIDTH + 4, y(value) + 3.5, f"{value:.3g}"))
         path = "M" + "L".join(f"{x:.1f} {v:.1f}" for x, v in points)
         body.append(f'<path d="{path}h0" fill="none" stroke="{colours[i]}" stroke-width="1.5" stroke-linecap="round"/>')

@@ -15,18 +15,18 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.collective import Part
 from stsbp_spec.decoders import nearest_sequence, spike_count
-from stsbp_spec.encoders import encode_repeat, packed
-from stsbp_spec.losses import LOSSES
+from stsbp_spec.encoders import LabelCode, encode_repeat, packed
+from stsbp_spec.losses import LOSSES, CrossEntropy
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.metrics import match_spikes
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.neurons import NEURONS, NeuronModel, parameters, parse_neuron
+from stsbp_spec.neurons import NEURONS, NeuronModel, Readout, parameters, parse_neuron
 from stsbp_spec.neurons.stored import from_text
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.ranges import Flush, flushes_of
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.trainer import Trainer
-from stsbp_spec.typing import Coding, Float64, Int64, Shape, UInt8
+from stsbp_spec.typing import AnyArray, Coding, Float64, Int64, Shape, UInt8
 
 from stsbp.config import OWN, RECORDING_SETTINGS, RunConfig
 from stsbp.datasets import Dataset, Split, hold_out, load
@@ -36,7 +36,7 @@ from stsbp.errors import ConfigError, DataError
 from stsbp.processes.group import Group
 from stsbp.records import InputsRecord
 from stsbp.training.augment import Augmentation
-from stsbp.training.metrics import LabelDistances
+from stsbp.training.metrics import LabelDistances, ReadoutDistances
 
 __all__ = [
     "TOLERANCE",
@@ -50,6 +50,7 @@ __all__ = [
     "build_task",
     "check_neuron_settings",
     "cut_validation",
+    "decoders",
     "has_test_of_training",
     "load_data",
     "load_dataset",
@@ -378,13 +379,15 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
     Raises:
         NetworkError: the notation is malformed or does not fit the data; points at the token.
     """
+    neuron, loss = build_neuron(config), build_loss(config)
     return NetworkSpec.parse(
         config.net,
         input_shape=inputs.shape,
         outputs=inputs.outputs,
         coding=inputs.coding,
         padding=config.padding,
-        neuron=build_neuron(config),
+        neuron=neuron,
+        output_neuron=Readout(config.tau_m) if loss.of_potentials else None,
         weight_bits=config.weight_bits,
         dropout=config.dropout,
         input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,
@@ -407,6 +410,11 @@ class Score(NamedTuple):
     distances: Mapping[str, Float64] = MappingProxyType({})
 
 
+def decoders(network: NetworkSpec) -> tuple[str, str]:
+    """What the two accuracies of a run are called: by the metric of the loss, and by the outputs alone."""
+    return ("least loss", "mean potential") if network.has_readout else ("nearest label sequence", "spike count")
+
+
 @dataclass(frozen=True)
 class Task:
     """A network, the backend's trainer for it, and how labels become target trains."""
@@ -415,7 +423,7 @@ class Task:
     inputs: Inputs
     network: NetworkSpec
     trainer: Trainer
-    distances: LabelDistances
+    distances: LabelDistances | ReadoutDistances
     augmentation: Augmentation
     backend: AbstractBackend
     group: Group = field(default_factory=Group)
@@ -435,21 +443,24 @@ class Task:
         return Batch(inputs, targets, None if lengths is None else lengths[indices]), split.labels[indices]
 
     def targets(self, split: Split, indices: Int64) -> UInt8:
-        """Target trains of some samples, `[T, B, N]`."""
+        """Target trains of some samples, `[T, B, N]`; for a readout their classes are all that counts."""
         if self.inputs.sequences:
             return _targets(split, indices)
         labels = split.labels[indices]
-        return encode_repeat(labels, len(self.inputs.classes), self.config.steps, self.config.label_code)
+        code = LabelCode() if self.network.has_readout else self.config.label_code
+        return encode_repeat(labels, len(self.inputs.classes), self.config.steps, code)
 
     def score(
         self,
-        spikes: UInt8,
+        spikes: AnyArray,
         targets: UInt8,
         labels: Int64,
         tolerance: int = TOLERANCE,
         lengths: Int64 | None = None,
     ) -> Score:
-        """Compare outputs with targets `[T, B, N]` (spike times within `tolerance` steps), or with labels `[B]`.
+        """Compare outputs (spikes, or a readout's potentials) with targets `[T, B, N]`, or with labels `[B]`.
+
+        Spike times may be `tolerance` steps apart.
 
         Of samples of `lengths` `[B]` without their padded steps.
         """
@@ -510,6 +521,10 @@ def build_task(
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     network = build_network(config, inputs)
     loss = build_loss(config)
+    if loss.of_potentials and inputs.sequences:
+        raise ConfigError(
+            f"the loss {loss.name} is one of classes, and labels are spike trains here; take van-rossum or hamming"
+        )
     per_epoch = updates_per_epoch(config, samples)
     optimizer = AdamW(
         lr=config.lr,
@@ -529,5 +544,9 @@ def build_task(
         micro_batch=config.micro_batch or None,
         collective=group.collective,
     )
-    distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
+    distances: LabelDistances | ReadoutDistances
+    if isinstance(loss, CrossEntropy):
+        distances = ReadoutDistances(loss)
+    else:
+        distances = LabelDistances(config.label_code, len(inputs.classes), config.steps, loss, network.output_psp)
     return Task(config, inputs, network, trainer, distances, augmentation, backend, group)

@@ -129,7 +129,8 @@ def scaled_to_rate(
         state = task.trainer.init(scaled)
         return task.trainer.predict(state, inputs, task.config.steps, lengths=lengths).rates[name] >= rate
 
-    for name in task.network.weight_shapes:
+    readout = {task.network.blocks[-1].name} if task.network.has_readout else set()
+    for name in (name for name in task.network.weight_shapes if name not in readout):
         low, high = 0, len(GAINS) - 1
         while low < high:
             middle = (low + high) // 2

@@ -583,7 +583,9 @@ class _Loop:
                 )
 
     def watch_rates(self, sums: Sums) -> None:
-        for name, total in sums.rates.items():
+        # A readout has no spikes.
+        last = self.task.network.blocks[-1].name if self.task.network.has_readout else None
+        for name, total in ((name, total) for name, total in sums.rates.items() if name != last):
             rate = total / sums.samples
             if rate < SILENT_RATE:
                 self.warn_once(

@@ -18,16 +18,17 @@ from typing import Any, Self
 import numpy as np
 from stsbp_spec.encoders import LabelCode
 from stsbp_spec.grid import ZeroedErrors
+from stsbp_spec.losses import CrossEntropy
 from stsbp_spec.losses.base import Loss, joined
 from stsbp_spec.metrics import f1, precision, recall
 from stsbp_spec.synapses.psp import PSP
-from stsbp_spec.typing import Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float64, Int64, UInt8
 
 from stsbp import records
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 
-__all__ = ["LabelDistances", "MetricsFile", "Sums", "Workload", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "ReadoutDistances", "Sums", "Workload", "read_records"]
 
 
 class LabelDistances:
@@ -44,12 +45,12 @@ class LabelDistances:
         self._loss = loss
         self._psp = psp
 
-    def __call__(self, spikes: UInt8, lengths: Int64 | None = None) -> Float64:
+    def __call__(self, spikes: AnyArray, lengths: Int64 | None = None) -> Float64:
         """Distances of outputs `[T, B, N]`, without the padded steps of samples of `lengths` `[B]`."""
         return self._distances(spikes, self._parts(spikes, lengths), lengths)
 
     def with_loss(
-        self, spikes: UInt8, targets: UInt8, labels: Int64, lengths: Int64 | None = None
+        self, spikes: AnyArray, targets: UInt8, labels: Int64, lengths: Int64 | None = None
     ) -> tuple[Float64, Float64]:
         """The same, and the loss of each sample, `[B]`: `Loss.distances` of its outputs and its targets `[T, B, N]`.
 
@@ -77,6 +78,24 @@ class LabelDistances:
         desired, undesired = alone
         distances: Float64 = undesired.sum(axis=1, keepdims=True) + (desired - undesired)
         return distances
+
+
+class ReadoutDistances:
+    """Losses `[B, K]` that potentials of a readout would have for each class, in the place of `LabelDistances`."""
+
+    def __init__(self, loss: CrossEntropy) -> None:
+        self._loss = loss
+
+    def __call__(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
+        """Of potentials `[T, B, N]`, without the padded steps of samples of `lengths` `[B]`."""
+        return self._loss.of_classes(potentials, lengths)
+
+    def with_loss(
+        self, potentials: AnyArray, targets: UInt8, labels: Int64, lengths: Int64 | None = None
+    ) -> tuple[Float64, Float64]:
+        """The same, and those of each sample's own class, `[B]`."""
+        found = self(potentials, lengths)
+        return found, np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
 
 
 @dataclass

@@ -1,0 +1,77 @@
+"""Runs whose network ends with a readout: trained, measured, predicted, drawn, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+from stsbp_spec.losses import CrossEntropy
+from stsbp_spec.reference.backend import NumpyBackend
+
+TINY = ("--net", "12", "--steps", 4, "--epochs", 2, "--limit", 60, "--holdout", 40, "--batch-size", 20, "--lr", 0.02)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "cross-entropy-max"])
+def test_a_run_with_a_readout(
+    loss: str,
+    stsbp: Callable[..., Result],
+    records: Callable[[Path], list[dict[str, Any]]],
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    # Its label pattern, that of the preset, says nothing to a readout; nor has it spikes to be called to.
+    done = stsbp("train", "digits", *TINY, "--loss", loss, "--label-pattern", "0001", "--init-rate", 0.05, "--out", run)
+    assert done.exit_code == 0, done.output
+    assert "linear2 is silent" not in done.output
+    assert "(least loss)" in done.stdout
+    assert "(mean potential)" in done.stdout
+    trained = load_trained(RunFolder(run), "last", NumpyBackend())
+    assert trained.network.has_readout
+    evaluated = json.loads(stsbp("evaluate", run, "--json").stdout)
+    test = records(run)[-1]
+    assert evaluated["loss"] == test["loss"]
+    assert evaluated["rates"]["linear2"] == 0
+    from stsbp.training.build import load_data
+
+    data = load_data(trained.settings)
+    images, labels = data.test.inputs(np.arange(40)), data.test.labels
+    found = trained.predict(images)
+    assert found.spikes.dtype == np.float32
+    potentials = trained.backend.run(trained.network, trained.weights, images, 4).layers["linear2"].potentials
+    assert np.array_equal(found.spikes, potentials)
+    v = potentials.mean(axis=0) if loss == "cross-entropy" else potentials.max(axis=0)
+    assert np.array_equal(found.nearest, v.argmax(axis=1))
+    assert np.array_equal(found.counted, potentials.mean(axis=0).argmax(axis=1))
+    assert evaluated["accuracy"] == (found.nearest == labels).mean()
+    assert evaluated["accuracy_spike_count"] == (found.counted == labels).mean()
+    assert isinstance(trained.loss, CrossEntropy)
+    each = trained.loss.of_classes(potentials)[np.arange(40), labels]
+    assert evaluated["loss"] == pytest.approx(each.mean(), rel=1e-12)
+    np.save(tmp_path / "one.npy", images[0])
+    predicted = stsbp("predict", run, tmp_path / "one.npy", "--draw", tmp_path / "page.html")
+    assert f": {found.classes[0]} (by mean potential" in predicted.stdout
+    assert stsbp("report", run).exit_code == 0
+    for page in (tmp_path / "page.html", tmp_path / "run.html"):
+        text = page.read_text()
+        assert "Loss of each class" in text
+        assert "Output over target" not in text
+        assert "The loss of" in text
+
+
+def test_readouts_are_refused_where_labels_are_spike_trains_or_bits_are_promised(stsbp: Callable[..., Result]) -> None:
+    refused = stsbp("train", "motor", "--loss", "cross-entropy")
+    assert refused.exit_code == 1
+    assert "cross-entropy is one of classes, and labels are spike trains here" in refused.stderr
+    refused = stsbp("train", "digits", *TINY, "--loss", "cross-entropy", "--precision", "reproducible")
+    assert refused.exit_code == 1
+    assert "for reproducible precision take the loss van-rossum, hamming or spike-count" in refused.stderr
+    refused = stsbp("train", "digits", *TINY, "--loss", "cross-entropie")
+    assert refused.exit_code == 2
+    assert "cross-entropy" in refused.stderr
