@@ -256,11 +256,11 @@ def test_recurrence_delays_and_branches_as_layers() -> None:
             lambda: SpikingLayer(Conv2d(4, 3), recurrent=Conv2d(4, 3, padding=1, groups=2)),
             "a recurrent convolution has an odd kernel k, stride 1 and padding k // 2",
         ),
-        (lambda: SpikingLayer(Linear(3), recurrent=LIF()), "a spiking layer's recurrence is Linear"),
+        (lambda: SpikingLayer(Linear(3), recurrent=LIF()), "a spiking layer's recurrence is Linear"),  # type: ignore[arg-type]
         (lambda: SpikingLayer(Linear(3), delay=-1), "a delay must be at least 0, got -1"),
-        (lambda: SpikingLayer(Linear(3), delay=1.5), "a delay must be"),
+        (lambda: SpikingLayer(Linear(3), delay=1.5), "a delay must be"),  # type: ignore[arg-type]
         (lambda: Branches(((SpikingLayer(Linear(3)),),)), "branches are two or more, got 1"),
-        (lambda: NetworkSpec((3,), (Branches(((Linear(3),), ())), SpikingLayer(Linear(3)))), "weights without neurons"),
+        (lambda: NetworkSpec((3,), (Branches(((Linear(3),), ())),)), "weights without neurons"),  # type: ignore[arg-type]
         (lambda: NetworkSpec((4,), (SpikingLayer(Linear(3), recurrent=Linear(4)),)), "have one shape, and these have"),
         (lambda: OneToOne(weight_bits=13), "weight bits must be 2 to 12, got 13"),
     ],

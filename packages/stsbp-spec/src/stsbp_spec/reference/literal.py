@@ -111,7 +111,7 @@ class Literal:
         self.graph = network if isinstance(network, Network) else network.graph
         self.number = number
         self.smooth = smooth
-        self.parameters = {node.name: node.shares or node.name for node in network.graph.nodes}
+        self.parameters = {node.name: node.shares or node.name for node in self.graph.nodes}
 
     def array(self, x: AnyArray) -> AnyArray:
         """`x` in the number type."""
