@@ -37,6 +37,7 @@ SOURCES = (
     "stsbp_cpu.compiling",
     "stsbp_cpu.neurons",
     "stsbp_cpu.optim.adamw",
+    "stsbp_cpu.populations",
     "stsbp_cpu.printed",
     "stsbp_cpu.reductions",
     "stsbp_cpu.sparse.kernels",

@@ -22,7 +22,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["NOTHING", "backward", "fire", "forward", "propagate", "values"]
+__all__ = ["NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all", "values"]
 
 _CHUNK, _SHORT_CHUNK = 1024, 512
 """Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
@@ -40,8 +40,10 @@ _PROPAGATE = {
     "p": _RUN, "u": _RUN, "ds": _RUN, "states": _ROWS, "kept": _KEPT, "at": int64, "learned": _ROWS, "place": int64,
     "dz": _RUN, "n": int64,
 }  # fmt: skip
+_FIRE_ALL, _PROPAGATE_ALL = _FIRE | {"z": _ROWS}, _PROPAGATE | {"ds": _ROWS, "dz": _ROWS}
 fired, propagated = called(_FIRE), called(_PROPAGATE)
-"""Call, in a kernel, what `fire` and `propagate` return."""
+fired_all, propagated_all = called(_FIRE_ALL), called(_PROPAGATE_ALL)
+"""Call, in a kernel, what `fire`, `propagate`, `fire_all` and `propagate_all` return."""
 
 
 @cache
@@ -69,6 +71,28 @@ def propagate(equation: Recurrence, count: int) -> int:
     """
     kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count))
     return step(equation, _PROPAGATE, (run("u"), *kept, run("ds"), *_learned(count), run("dz")), "states")
+
+
+@cache
+def fire_all(equation: Recurrence, inputs: int) -> int:
+    """`fire` of neurons that read several inputs: `z` is `[inputs, n]`."""
+    given = (run("z", i) for i in range(inputs))
+    kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
+    arrays = (*given, *_learned(len(equation.inputs) - inputs), run("u"), *kept, run("spikes"))
+    return step(equation, _FIRE_ALL, arrays, "states")
+
+
+@cache
+def propagate_all(equation: Recurrence, count: int, *, recurrent: bool) -> int:
+    """`propagate` to several inputs: `dz` is `[outputs of the equation, n]`.
+
+    `ds` is `[1, n]`, where they are `recurrent` `[2, n]`: the second row is what the equation reads as `back`.
+    """
+    kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count - recurrent))
+    back = (run("ds", 1),) if recurrent else ()
+    errors = (run("dz", i) for i in range(len(equation.outputs)))
+    arrays = (run("u"), *kept, run("ds", 0), *_learned(count), *back, *errors)
+    return step(equation, _PROPAGATE_ALL, arrays, "states")
 
 
 def _learned(count: int) -> tuple[str, ...]:

@@ -93,7 +93,12 @@ class NeuronEquations:
         What the step's own spikes give back through a recurrence, `back`, is added to `g`. The last states are the
         sums over the steps of the errors `summed` and of `terms`.
         """
-        return _backward_step(self.backward, (*summed, *self.terms.values()))
+        whole = self.recurrent(summed)
+        return _single(whole), tuple(whole.states)
+
+    def recurrent(self, summed: tuple[str, ...] = ()) -> Recurrence:
+        """`backward_step` over time: `backward` with the input `back`, and its sums as its last states."""
+        return _recurrent(self.backward, (*summed, *self.terms.values()))
 
 
 @dataclass(frozen=True)
@@ -291,9 +296,13 @@ def _with_added(recurrence: Recurrence, name: str, other: str) -> Recurrence:
 
 
 @cache
-def _backward_step(backward: Recurrence, summed: tuple[str, ...]) -> tuple[Recurrence, tuple[str, ...]]:
-    whole = _with_added(backward.summing(summed), "g", "back")
-    return whole.single(), tuple(whole.states)
+def _recurrent(backward: Recurrence, summed: tuple[str, ...]) -> Recurrence:
+    return _with_added(backward.summing(summed), "g", "back")
+
+
+@cache
+def _single(recurrence: Recurrence) -> Recurrence:
+    return recurrence.single()
 
 
 def _rounded(wide: Mapping[str, float]) -> dict[str, np.float32]:

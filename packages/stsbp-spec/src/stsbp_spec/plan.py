@@ -322,6 +322,24 @@ class Recurrent(Population[Array]):
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         yield from ()
+        return self.fire(run, inputs)
+
+    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
+        equations, values = self.equations[run.training], self.places[0].inputs
+        elsewhere, own = self._at
+        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
+        errors, terms = self.propagate(run, residuals, error, tuple(sorted(static)), precision)
+        gradients = yield from self.gradients(run, terms, precision)
+        zeroed, earlier = dict[str, Array](), self.backend.shifted(residuals.spikes, 1)
+        for j, loop in zip(own, self.loops, strict=True):
+            left = self.left(loop, earlier, run.weights[loop.name])
+            found = yield from loop.backward(run, left, errors[equations.errors[j]], precision)
+            gradients.update(found.gradients)
+            zeroed.update(found.zeroed)
+        return Back(tuple(errors[equations.errors[j]] for j in elsewhere), gradients, zeroed)
+
+    def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
+        """All steps forward: spikes, and what the way back reads."""
         backend, equations = self.backend, self.equations[run.training]
         shape = inputs[0].shape[1:]
         each = backend.spread_all(equations, self.learned(run), shape)
@@ -345,14 +363,21 @@ class Recurrent(Population[Array]):
         spikes = kept.pop("o")
         return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
-    def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        backend, equations, values = self.backend, self.equations[run.training], self.places[0].inputs
-        shape, (elsewhere, own) = error.shape[1:], self._at
-        static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
-        one, states = equations.backward_step(tuple(sorted(static)))
+    def propagate(
+        self,
+        run: Run[Array],
+        residuals: NeuronResiduals[Array],
+        error: Array,
+        static: tuple[str, ...],
+        precision: Precision,
+    ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+        """All steps back: errors by the names of `equations.errors`, of `static` their sums, and what is learned's."""
+        backend, equations, (_, own) = self.backend, self.equations[run.training], self._at
+        shape = error.shape[1:]
+        one, states = equations.backward_step(static)
         moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
         silent = backend.silence((1, *shape))
-        left = [loop.rule.forward(loop.projection.synapse, silent, run.weights[loop.name])[1] for loop in self.loops]
+        left = [self.left(loop, silent, run.weights[loop.name]) for loop in self.loops]
 
         def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
             back, *after = carried
@@ -373,17 +398,13 @@ class Recurrent(Population[Array]):
 
         start = (backend.zeros((1, *shape)),) * (1 + len(states))
         last, errors = backend.scan(step, start, {**residuals.kept, "g": error}, len(error), reverse=True)
-        summed = (*sorted(static), *equations.terms)
+        summed = (*static, *equations.terms)
         sums = dict(zip(summed, last[len(last) - len(summed) :], strict=True))
-        gradients = yield from self.gradients(run, {name: sums[name] for name in equations.terms}, precision)
-        errors |= {name: sums[name] for name in static}
-        zeroed, earlier = dict[str, Array](), backend.shifted(residuals.spikes, 1)
-        for j, loop in zip(own, self.loops, strict=True):
-            _, of_weights = loop.rule.forward(loop.projection.synapse, earlier, run.weights[loop.name])
-            found = yield from loop.backward(run, of_weights, errors[equations.errors[j]], precision)
-            gradients.update(found.gradients)
-            zeroed.update(found.zeroed)
-        return Back(tuple(errors[equations.errors[j]] for j in elsewhere), gradients, zeroed)
+        return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
+
+    def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
+        """What the rule of the recurrent weights leaves of `spikes`."""
+        return loop.rule.forward(loop.projection.synapse, spikes, w)[1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
 from stsbp_spec.collective import Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants, neuron_equations
+from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
@@ -132,9 +132,10 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def fusions(self) -> Sequence[Fusion[torch.Tensor]]:
         if not self._on_cpu:
             return ()
+        from stsbp_torch.neurons import recurrent_cpu
         from stsbp_torch.sparse import block
 
-        return (block.fuse,)
+        return block.fuse, recurrent_cpu.fuse
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
         return dropout.mask(seed, layer, step, shape, rate, first, self.torch_device)
@@ -182,6 +183,32 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         from stsbp_torch.neurons import fused_cpu
 
         return fused_cpu.backward(neuron_equations(filter, neuron), residuals, laid_out(ds))
+
+    def population_forward(
+        self,
+        equations: NeuronEquations,
+        zs: Sequence[torch.Tensor],
+        steps: int,
+        learned: Mapping[str, torch.Tensor],
+    ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
+        if not self._on_cpu:
+            return super().population_forward(equations, zs, steps, learned)
+        from stsbp_torch.neurons import fused_cpu
+
+        each = self.spread_all(equations, learned, tuple(zs[0].shape[1:]))
+        spikes, kept = fused_cpu.forward_all(equations, zs, steps, each)
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+    def population_backward(
+        self, equations: NeuronEquations, residuals: NeuronResiduals, ds: torch.Tensor, static: Sequence[bool]
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+        if not self._on_cpu:
+            return super().population_backward(equations, residuals, ds, static)
+        from stsbp_torch.neurons import fused_cpu
+
+        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
+        errors, terms = fused_cpu.backward_all(equations, residuals, ds, summed)
+        return tuple(errors[name] for name in equations.errors), terms
 
     def zeros(self, shape: Shape) -> torch.Tensor:
         return empty(shape, torch.float32, self.torch_device).zero_()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from numba import float32, get_num_threads, int64, prange
+from numba import float32, int64, prange
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars
 from stsbp_spec.typing import Float32
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import called, run, step
-from stsbp_cpu.threads import threads_for
+from stsbp_cpu.threads import get_num_threads, threads_for
 
 __all__ = ["update"]
 
@@ -33,7 +33,7 @@ def update(
     """Fill `new_w`, `new_m` and `new_v` from weights, gradient and moments; all `[N]`."""
     p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
     with threads_for(w.size):
-        _update(_step(), p, w, g, m, v, new_w, new_m, new_v)
+        _update(_step(), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
 
 
 @cache
@@ -44,9 +44,8 @@ def _step() -> int:
 @cached_njit(parallel=True, error_model="numpy")
 def _update(
     step: int, p: Float32, w: Float32, g: Float32, m: Float32, v: Float32, new_w: Float32, new_m: Float32,
-    new_v: Float32,
+    new_v: Float32, threads: int,
 ) -> None:  # fmt: skip
-    threads = get_num_threads()
     for thread in prange(threads):
         a = thread * w.size // threads
         b = (thread + 1) * w.size // threads

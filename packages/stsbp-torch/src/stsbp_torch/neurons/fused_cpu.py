@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from stsbp_cpu import neurons
+from stsbp_cpu import neurons, populations
+from stsbp_cpu.populations import Loop
 from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Float32
 
-from stsbp_torch.layout import empty, end_to_end, joined, rows
+from stsbp_torch.layout import empty, end_to_end, joined, laid_out, rows
 
-__all__ = ["backward", "beside_u", "forward", "numbers"]
+__all__ = ["backward", "backward_all", "beside_u", "forward", "forward_all", "numbers"]
 
 
 def beside_u(kept: Mapping[str, torch.Tensor]) -> Float32:
@@ -53,3 +54,45 @@ def backward(
     of_learned = numbers(residuals.learned), numbers(terms)
     neurons.backward(equations, rows(kept["u"]).numpy(), beside_u(kept), error, below, *of_learned)
     return dz, terms
+
+
+def forward_all(
+    equations: NeuronEquations,
+    zs: Sequence[torch.Tensor | None],
+    steps: int,
+    learned: Mapping[str, torch.Tensor],
+    loop: Loop | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`forward` of neurons that read several inputs, of which None is that of `loop`."""
+    first = next(z for z in zs if z is not None)
+    shape = (steps, *first.shape[1:])
+    kept = dict(zip(equations.kept, end_to_end(len(equations.kept), shape, first.device), strict=True))
+    spikes = empty(shape, torch.uint8, first.device)
+    given = [None if z is None else rows(laid_out(z)).numpy() for z in zs]
+    u, fired = rows(kept["u"]).numpy(), rows(spikes).numpy()
+    populations.forward(equations, given, u, fired, beside_u(kept), numbers(learned), loop)
+    return spikes, kept
+
+
+def backward_all(
+    equations: NeuronEquations,
+    residuals: NeuronResiduals[torch.Tensor],
+    ds: torch.Tensor,
+    static: Sequence[str],
+    loop: Loop | None = None,
+    bits: int = 0,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Errors of the inputs by the names of `equations.errors`, of `static` their sums; and `backward`'s terms.
+
+    `loop` and `bits`: see `populations.backward`.
+    """
+    kept, error = residuals.kept, laid_out(ds)
+    moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+    summed = [*static, *equations.terms]
+    of_steps = dict(zip(moving, end_to_end(len(moving), tuple(ds.shape), ds.device), strict=True))
+    sums = dict(zip(summed, end_to_end(len(summed), (1, *ds.shape[1:]), ds.device), strict=True))
+    populations.backward(
+        equations, tuple(static), rows(kept["u"]).numpy(), beside_u(kept), rows(error).numpy(),
+        joined([*of_steps.values()]).numpy(), numbers(sums), numbers(residuals.learned), loop, bits,
+    )  # fmt: skip
+    return of_steps | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}

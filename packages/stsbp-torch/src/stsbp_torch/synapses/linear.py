@@ -11,7 +11,7 @@ from stsbp_spec.typing import Precision, Shape
 from stsbp_torch.layout import laid_out, rows
 from stsbp_torch.synapses.conv2d import exact_math
 
-__all__ = ["Residuals", "backward", "forward"]
+__all__ = ["Residuals", "backward", "forward", "left"]
 
 
 class Residuals(NamedTuple):
@@ -39,13 +39,17 @@ def _spec_order(w: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:
     """`z = W s`, `[T, B, N]`."""
+    residuals = left(s, wq)
+    with exact_math():
+        z = residuals.flat @ residuals.w.T
+    return z.view(*s.shape[:2], linear.units), residuals
+
+
+def left(s: torch.Tensor, wq: torch.Tensor) -> Residuals:
+    """What the way back reads."""
     s = laid_out(s.float())
     shape = tuple(s.shape)
-    flat = rows(s).view(shape[0] * shape[1], -1)
-    w = _memory_order(wq, shape)
-    with exact_math():
-        z = flat @ w.T
-    return z.view(shape[0], shape[1], linear.units), Residuals(flat, w, shape)
+    return Residuals(rows(s).view(shape[0] * shape[1], -1), _memory_order(wq, shape), shape)
 
 
 def backward(
