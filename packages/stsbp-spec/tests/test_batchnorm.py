@@ -11,14 +11,16 @@ import pytest
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.init import initial_weights
-from stsbp_spec.losses import VanRossum
+from stsbp_spec.losses import Hamming, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import BatchNorm, Conv2d, Linear
+from stsbp_spec.reference.literal import Literal
+from stsbp_spec.surrogates import Arctan
+from stsbp_spec.synapses import AvgPool2d, BatchNorm, Conv2d, Linear
 from stsbp_spec.synapses import batchnorm as spec
-from stsbp_spec.trainer import Trainer
+from stsbp_spec.trainer import Trainer, on_grid
 from stsbp_spec.typing import AnyArray, Float64, Int64, Memory, Precision
 
 NUMPY = NumpyBackend()
@@ -303,3 +305,124 @@ def test_padded_steps_are_in_no_statistic(micro_batch: int | None) -> None:
     z = NUMPY.rule(conv).forward(conv, first.inputs, wq)[0].astype(float)[inside]
     assert padded["weight/conv1.mean"] == pytest.approx(0.1 * z.mean((0, 2, 3)), rel=1e-6)
     assert padded["weight/conv1.variance"] == pytest.approx(0.9 + 0.1 * z.var((0, 2, 3)), rel=1e-6)
+
+
+_KINDS = {
+    "events": NetworkSpec.parse(
+        "3C3p1bn-P2-5bn{factor=0.4,eps=0.01}", input_shape=(2, 5, 6), outputs=3, neuron=LIF(3, 5 / 3, 0.4, Arctan())
+    ),
+    "direct": NetworkSpec.parse(
+        "3C3s2bn-5bn", input_shape=(2, 5, 6), outputs=3, coding="direct", neuron=LIF(3, 5 / 3, 0.4, Arctan())
+    ),
+}
+
+
+def _literal(
+    kind: str, *, smooth: bool, training: bool
+) -> tuple[Literal, dict[str, Float64], list[AnyArray], Batch, dict[str, AnyArray]]:
+    """The literal form of a network with its weights on their grid, scale and shift drawn, and its inputs."""
+    network = _KINDS[kind]
+    random, batch = np.random.default_rng(5), _batch(1, network)
+    weights = initial_weights(network, 3, gain=3.0)
+    for name in weights:
+        if name.rpartition(".")[2] in ("scale", "shift", "mean"):
+            weights[name] += random.normal(0, 0.2, weights[name].shape).astype(np.float32)
+    given = weights if not training else {k: w for k, w in weights.items() if k not in network.statistics}
+    wq, _ = on_grid(NUMPY, network, weights)
+    literal = Literal(network, smooth=smooth, training=training)
+    if network.coding == "direct":
+        batch = Batch(np.random.default_rng(2).integers(0, 256, (SAMPLES, 2, 5, 6)).astype(np.uint8), batch.targets)
+    frames = [batch.inputs / 256] * STEPS if network.coding == "direct" else list(batch.inputs.astype(float))
+    return literal, {name: wq[name].astype(float) for name in given}, frames, batch, weights
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_literal_gradient_against_finite_differences(kind: str, training: bool) -> None:
+    """Spikes as the surrogate's primitive; along random directions of all weights, eight digits."""
+    literal, weights, frames, _, _ = _literal(kind, smooth=True, training=training)
+    run = literal.forward(weights, frames)
+    random = np.random.default_rng(0)
+    targets = [o + random.normal(size=o.shape) for o in [*run.o.values()][-1]]
+    gradients = literal.backward(Hamming(), weights, run, targets)
+    assert set(gradients) == set(_KINDS[kind].parameters)
+
+    def value(step: float, direction: dict[str, Float64]) -> float:
+        moved = {name: w + step * direction.get(name, 0) for name, w in weights.items()}
+        return float(literal.loss(Hamming(), literal.forward(moved, frames), targets))
+
+    size = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+    ways = [{name: random.normal(size=g.shape) for name, g in gradients.items()} for _ in range(3)]
+    ways += [{name: random.normal(size=g.shape)} for name, g in gradients.items()]
+    for way in ways:
+        h = 1e-4
+        slopes = [(value(e, way) - value(-e, way)) / (2 * e) for e in (h, h / 2)]
+        expected = sum(float((gradients[name] * d).sum()) for name, d in way.items())
+        length = math.sqrt(sum(float((d**2).sum()) for d in way.values()))
+        assert abs((4 * slopes[1] - slopes[0]) / 3 - expected) <= 1e-8 * size * max(1.0, length)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_literal_gradient_against_torch_autograd(kind: str) -> None:
+    """torch's own batch norm, before the filter, in float64, differentiated by torch."""
+    torch: Any = pytest.importorskip("torch")
+    network, (literal, weights, frames, _, _) = _KINDS[kind], _literal(kind, smooth=False, training=True)
+
+    class Spike(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(context: Any, x: Any) -> Any:
+            context.h = torch.from_numpy(Arctan().derivative(x.detach().numpy()))
+            return (x >= 0).to(x.dtype)
+
+        @staticmethod
+        def backward(context: Any, error: Any) -> Any:
+            return error * context.h
+
+    w = {name: torch.tensor(x, requires_grad=True) for name, x in weights.items()}
+    s = torch.from_numpy(np.stack(frames))
+    for block in network.blocks:
+        flat = s.flatten(0, 1)
+        if any(isinstance(layer, AvgPool2d) for layer in block.before):
+            flat = torch.nn.functional.avg_pool2d(flat, 2)
+        synapse, neuron = block.synapse, block.neuron
+        if isinstance(synapse, Conv2d):
+            (stride, _), (padding, _) = synapse.strides, synapse.paddings
+            z = torch.nn.functional.conv2d(flat, w[block.name], stride=stride, padding=padding)
+        else:
+            z = flat.flatten(1) @ w[block.name].T
+        if synapse.norm is not None:
+            scale, shift = w[f"{block.name}.scale"] * synapse.norm.factor, w[f"{block.name}.shift"]
+            z = torch.nn.functional.batch_norm(z, None, None, scale, shift, training=True, eps=synapse.norm.eps)
+        z = z.unflatten(0, s.shape[:2])
+        assert isinstance(neuron, LIF)
+        tau = 1.0 if block.psp is None else block.psp.tau_s
+        i, u, o, fired = 0.0, 0.0, 0.0, []
+        for step in z:
+            i = (1 - 1 / tau) * i + step / tau
+            u = (1 - 1 / neuron.tau_m) * u * (1 - o) + i
+            o = Spike.apply(u - neuron.threshold)
+            fired.append(o)
+        s = torch.stack(fired)
+    run = literal.forward(weights, frames)
+    assert np.array_equal(s.detach().numpy(), np.stack([*run.o.values()][-1]))
+    cotangent = np.random.default_rng(1).normal(size=s.shape)
+    (s * torch.from_numpy(cotangent)).sum().backward()
+    targets = list(s.detach().numpy() - SAMPLES * cotangent)
+    for name, gradient in literal.backward(Hamming(), weights, run, targets).items():
+        assert np.abs(gradient).max() > 0
+        assert np.abs(w[name].grad.numpy() - gradient).max() <= 1e-12 * np.abs(gradient).max(), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_float32_against_the_literal_form(kind: str, precision: Precision, training: bool) -> None:
+    literal, weights, frames, batch, given = _literal(kind, smooth=False, training=training)
+    run = literal.forward(weights, frames)
+    dropout = (0, 0) if training else None  # nothing is dropped
+    found = NUMPY.value_and_grad(_KINDS[kind], Hamming(), given, batch, precision=precision, dropout=dropout)
+    assert np.array_equal(found.spikes, np.stack([*run.o.values()][-1]))
+    gradients = literal.backward(Hamming(), weights, run, list(batch.targets.astype(float)))
+    for name, gradient in gradients.items():
+        assert np.abs(gradient).max() > 0
+        assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max(), name

@@ -28,6 +28,7 @@ from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.literal import Literal
 from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import SURROGATES
+from stsbp_spec.trainer import on_grid
 from stsbp_spec.typing import AnyArray, Float32, Float64
 
 from stsbp_conformance import adversarial, reference
@@ -76,10 +77,8 @@ def _kept(case: NetworkCase) -> dict[str, dict[str, Float32]]:
 
 
 def _grids(case: NetworkCase) -> dict[str, Float32]:
-    """Weights on their grids, and what neurons learned as it is."""
-    weights = reference.weights(case)
-    grids = {p.name: NUMPY.weight_grid(p, weights[p.name])[0] for p in case.network.graph.projections}
-    return {**weights, **grids}
+    """Weights on their grids, what else was learned, and statistics."""
+    return on_grid(NUMPY, case.network, reference.weights(case))[0]
 
 
 def _layers(case: NetworkCase, dropout: Dropout) -> dict[str, LayerRun]:
@@ -127,8 +126,8 @@ def computed(
             network, LOSSES[loss], reference.weights(case), reference.data(case), dropout=dropout
         )
         return dict(result.gradients)
-    grids = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
-    grids |= {p.name: backend.weight_grid(p, grids[p.name])[0] for p in network.graph.projections}
+    native = {name: backend.asarray(x) for name, x in reference.weights(case).items()}
+    grids, _ = on_grid(backend, network, native)
     trace = forward_pass(backend, network.graph, grids, backend.encode(inputs, network.coding), case.steps, dropout)
     gradients = backward_pass(trace, backend.asarray(case.cotangents()), "fast")
     return {name: backend.numpy(g) for name, g in gradients.items()}
@@ -148,7 +147,9 @@ def _check(
         for name, near in near_gradients(case, loss, potentials, dropout).items():
             compared.true(f"{name}: the gradient is float32", got[name].dtype == np.float32)
             # Constants that float32 rounds make errors of potentials alike in all neurons.
-            compared.within(f"{name}: gradient", got[name], near, random=case.random and potentials == "float32")
+            # So do mean and variance of a batch.
+            random = case.random and potentials == "float32" and not (dropout and case.network.statistics)
+            compared.within(f"{name}: gradient", got[name], near, random=random)
             if loss is not None:
                 compared.unsigned(f"{name}: gradient", got[name])
         return compared.verdict()
@@ -189,6 +190,10 @@ CHECKS = (
         for loss in (None, "van-rossum")
     ),
     *(_check(bits.LEARNED, loss, quick=loss is None) for loss in (None, "van-rossum")),
+    _check(bits.NORMALISED, quick=True),
+    _check(bits.NORMALISED, "van-rossum", quick=False, dropout=(3, 5)),
+    _check(bits.NORMALISED_DIRECT, "hamming", quick=True, dropout=(3, 5)),
+    *(_check(case, quick=False, potentials="float64") for case in (bits.NORMALISED, bits.NORMALISED_DIRECT)),
     *(_check(case, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
     *(
         _check(case, loss, quick=True, potentials=potentials)

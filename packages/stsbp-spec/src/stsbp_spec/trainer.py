@@ -43,6 +43,7 @@ __all__ = [
     "StepResult",
     "TrainState",
     "Trainer",
+    "on_grid",
     "run",
     "value_and_grad",
     "zeroed_numbers",
@@ -171,7 +172,7 @@ class Trainer(Generic[Array]):
         part = Part(0, samples, samples) if batch is None else self._part(batch)
         check_part(samples, part)
         check_lengths(lengths, part.batch, steps)
-        wq, _ = _on_grid(self.backend, self.network, state.weights)
+        wq, _ = on_grid(self.backend, self.network, state.weights)
         own: list[AnyArray] = []
         counts = np.zeros(len(self.network.blocks), np.int64)
         for piece, x in _pieces(self.network, inputs, part.cut(self.micro_batch or samples)):
@@ -258,7 +259,7 @@ def run(
     """See `AbstractBackend.run`."""
     check_weights(network, weights)
     check_inputs(network, inputs, steps)
-    wq, grids = _on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
+    wq, grids = on_grid(backend, network, {name: backend.asarray(w) for name, w in weights.items()})
     found = backend.compiled(states, network, int(steps))(wq, _encoded(backend, network, inputs))
     layers = {
         block.name: LayerRun(backend.numpy(spikes).astype(np.uint8), unsigned_zeros(backend.numpy(potentials)))
@@ -267,10 +268,10 @@ def run(
     return RunResult(layers, grids)
 
 
-def _on_grid(
+def on_grid(
     backend: Pairs[Array], network: NetworkSpec, weights: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, WeightGrid]]:
-    """Weights on their grids and what neurons learned, and the grids, by name."""
+    """Weights on their grids, what else was learned, statistics and exponents (`rules.Run`); and the grids, by name."""
     projections = network.graph.projections
     made = backend.weight_grids(projections, [weights[projection.parameter] for projection in projections])
     found = {projection.name: pair for projection, pair in zip(projections, made, strict=True)}
@@ -321,7 +322,7 @@ def _gradients(
     batch: Batch[Inputs],
     dropout: tuple[int, int] | None,
 ) -> tuple[Gradients[Array], dict[str, WeightGrid]]:
-    wq, grids = _on_grid(backend, network, weights)
+    wq, grids = on_grid(backend, network, weights)
     if batch.lengths is not None and network.graph.normalised:
         wq["frames"] = backend.asarray(np.array([batch.lengths.sum()], np.int32))
     inputs, targets, padding = list[Array](), list[Array](), list[dict[str, Array]]()

@@ -20,7 +20,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Dropout, OneToOne
+from stsbp_spec.synapses import PSP, Add, AvgPool2d, BatchNorm, Conv2d, Dropout, OneToOne
 from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = ["Literal", "LiteralRun"]
@@ -98,6 +98,68 @@ class _Neuron:
         return result
 
 
+@dataclass(frozen=True)
+class _Normalised:
+    """Batch normalisation where the filter comes before the weights, float64.
+
+    `y = A (W a - mean r) + shift r`, `A = scale F / sqrt(var + eps)`, `a` filtered spikes and `r` the filter's response
+    to a constant 1; mean and variance are those of `z = W o`, of the spikes themselves.
+    """
+
+    name: str
+    norm: BatchNorm
+    z: AnyArray
+    filtered: AnyArray
+    response: AnyArray
+    mean: AnyArray
+    variance: AnyArray
+    scale: AnyArray
+    shift: AnyArray
+    training: bool
+
+    def forward(self) -> list[AnyArray]:
+        """What the neurons read, step by step."""
+        response = self._steps
+        return list(self._each(self.factor) * self._centred + self._each(self.shift) * response)
+
+    def backward(
+        self, above: list[AnyArray], gradients: dict[str, AnyArray]
+    ) -> tuple[list[AnyArray], list[AnyArray] | None]:
+        """Errors of `W a`, and where the statistics are those of the batch, of `W o`."""
+        d, factor = np.stack(above), self._each(self.factor)
+        of_factor, of_shift = self._sum(d * self._centred), self._sum(d * self._steps)
+        gradients[f"{self.name}.scale"] = of_factor * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
+        gradients[f"{self.name}.shift"] = of_shift
+        if not self.training:
+            return list(factor * d), None
+        n = self.z.size // len(self.mean)
+        of_mean, of_variance = -self.factor * of_shift, -self.factor * of_factor / (2 * (self.variance + self.norm.eps))
+        about = self.z - self._each(self.mean)
+        return list(factor * d), list(self._each(of_mean / n) + self._each(2 * of_variance / n) * about)
+
+    @property
+    def factor(self) -> AnyArray:
+        """`A`, `[C]`."""
+        found: AnyArray = self.scale * self.norm.factor / np.sqrt(self.variance + self.norm.eps)
+        return found
+
+    @property
+    def _steps(self) -> AnyArray:
+        return self.response.reshape(-1, *(1,) * (self.z.ndim - 1))
+
+    @property
+    def _centred(self) -> AnyArray:
+        found: AnyArray = self.filtered - self._each(self.mean) * self._steps
+        return found
+
+    def _each(self, x: AnyArray) -> AnyArray:
+        return x.reshape(1, 1, -1, *(1,) * (self.z.ndim - 3))
+
+    def _sum(self, x: AnyArray) -> AnyArray:
+        found: AnyArray = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
+        return found
+
+
 class Literal:
     """One network in the literal form.
 
@@ -105,12 +167,16 @@ class Literal:
         network: without dropout.
         number: makes a number of the wanted type from a Python number: `float` or `fractions.Fraction`.
         smooth: replace the spike by the surrogate's primitive, for finite differences.
+        training: normalise by the batch, not by running statistics.
     """
 
-    def __init__(self, network: NetworkSpec | Network, number: Number = float, *, smooth: bool = False) -> None:
+    def __init__(
+        self, network: NetworkSpec | Network, number: Number = float, *, smooth: bool = False, training: bool = False
+    ) -> None:
         self.graph = network if isinstance(network, Network) else network.graph
         self.number = number
         self.smooth = smooth
+        self.training = training
         self.parameters = {node.name: node.shares or node.name for node in self.graph.nodes}
 
     def array(self, x: AnyArray) -> AnyArray:
@@ -151,12 +217,41 @@ class Literal:
                 pending = place.inputs[0].pending
                 entered = read[0] if pending is None else self.psp(pending, read[0])  # Eq. (3a)
                 run.entered[node.name] = entered
-                run.values[node.name] = [self.product(node.op, weights[node.shares or node.name], x) for x in entered]
+                w = weights[node.shares or node.name]
+                run.values[node.name] = [self.product(node.op, w, x) for x in entered]
+                if node.op.norm is not None:
+                    run.values[node.name] = self._normalised(place, weights, w, read[0], entered).forward()
             elif isinstance(node.op, Neurons):
                 self._fire(place, weights, read, run, None if seen is None else seen[node.name])
             else:
                 run.values[node.name] = [self.through(node.op, *each) for each in zip(*read, strict=True)]
         return run
+
+    def _normalised(
+        self,
+        place: Place,
+        weights: Mapping[str, AnyArray],
+        w: AnyArray,
+        raw: list[AnyArray],
+        entered: list[AnyArray],
+    ) -> _Normalised:
+        """Batch normalisation of the sums of spikes `raw`, after the filter, which made them `entered`."""
+        op, name, pending = place.node.op, place.node.name, place.inputs[0].pending
+        assert isinstance(op, Weighted)
+        assert op.norm is not None
+        if self.number is not float:
+            raise TypeError("batch normalisation takes a root, which fractions do not have")
+        ones = [self.array(np.ones(1))] * len(raw)
+        response = ones if pending is None else self.psp(pending, ones)
+        z = np.stack([self.product(op, w, x) for x in raw])
+        filtered = np.stack([self.product(op, w, x) for x in entered])
+        if self.training:
+            axes = tuple(axis for axis in range(z.ndim) if axis != 2)
+            mean, variance = z.mean(axes), z.var(axes)
+        else:
+            mean, variance = weights[f"{name}.mean"], weights[f"{name}.variance"]
+        own = weights[f"{name}.scale"], weights[f"{name}.shift"]
+        return _Normalised(name, op.norm, z, filtered, np.stack(response), mean, variance, *own, self.training)
 
     def _fire(
         self,
@@ -264,14 +359,23 @@ class Literal:
                 each = self._back_through_neurons(place, weights, run, above, gradients)
                 below = [each] * len(node.inputs)
             elif isinstance(node.op, Weighted):
-                found = [
-                    self.adjoint(node.op, weights[node.shares or node.name], x, d)
-                    for x, d in zip(run.entered[node.name], above, strict=True)
-                ]
+                w, entered, pending = weights[node.shares or node.name], run.entered[node.name], place.inputs[0].pending
+                direct = None
+                if node.op.norm is not None:
+                    (edge,) = node.inputs
+                    raw = self.delayed(run.values[edge.source], edge.delay)
+                    norm = self._normalised(place, weights, w, raw, entered)
+                    above, direct = norm.backward(above, gradients)
+                found = [self.adjoint(node.op, w, x, d) for x, d in zip(entered, above, strict=True)]
                 total = sum((term for term, _ in found[1:]), found[0][0])  # Eq. (18)
+                entering = [d for _, d in found]
+                entering = entering if pending is None else self.psp_adjoint(pending, entering)
+                if direct is not None:
+                    found = [self.adjoint(node.op, w, x, d) for x, d in zip(raw, direct, strict=True)]
+                    total = total + sum(term for term, _ in found)
+                    entering = [d + more for d, (_, more) in zip(entering, found, strict=True)]
                 _more(gradients, node.shares or node.name, total)
-                pending, entering = place.inputs[0].pending, [d for _, d in found]
-                below = [entering if pending is None else self.psp_adjoint(pending, entering)]
+                below = [entering]
             else:
                 read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
                 parts = [self.through_adjoint(node.op, x, d) for *x, d in zip(*read, above, strict=True)]

@@ -44,7 +44,7 @@ from stsbp_spec.reference.backend import (
     weight_rows,
 )
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear, batchnorm
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
@@ -288,22 +288,23 @@ def _filtered(decay: Near, state: Near, x: Near) -> Near:
 
 
 def neuron_forward(
-    neuron: NeuronModel, filter: Filtering, z: AnyArray, spikes: UInt8, learned: Mapping[str, Float32] = _NONE
+    neuron: NeuronModel, filter: Filtering, z: AnyArray | Near, spikes: UInt8, learned: Mapping[str, Float32] = _NONE
 ) -> dict[str, Near]:
     """What the way back reads of a float64 simulation with the given spikes, `[T, B, ...]` by name: `u` and others.
 
     Args:
         neuron: its model.
         filter: constants of the filter before it.
-        z: exact, `[1 or T, B, ...]`.
+        z: exact, `[1 or T, B, ...]`, or near it.
         spikes: of float32, `[T, B, ...]`.
         learned: what the neurons have learned, by name, each `[1]` or `[C]`; it is among the result too.
     """
+    z = z if isinstance(z, Near) else exact(z)
     if _is_plain(neuron, filter):
         return {"u": _lif_forward(neuron, filter, z, spikes)}  # type: ignore[arg-type]
     equations = _equations(neuron, filter)
     each = {free: exact(_spread(learned[name], spikes)) for name, free in equations.learned.items()}
-    found = _run(equations.forward, _constants(equations, filter), {"z": exact(z), **each}, spikes)
+    found = _run(equations.forward, _constants(equations, filter), {"z": z, **each}, spikes)
     return {name: found[name] for name in equations.kept} | each
 
 
@@ -447,14 +448,14 @@ _NEAR: dict[str, Callable[..., Near]] = {
 }  # fmt: skip
 
 
-def _lif_forward(neuron: LIF, filter: Filtering, z: AnyArray, spikes: UInt8) -> Near:
+def _lif_forward(neuron: LIF, filter: Filtering, z: Near, spikes: UInt8) -> Near:
     """`neuron_forward` of LIF with reset to zero: its potentials."""
     decay, gain = filter.constants
     km = _constant(1 - 1 / neuron.tau_m)
     i = m = exact(np.zeros(spikes.shape[1:]))
     steps = []
     for t, fired in enumerate(spikes != 0):
-        i = _filtered(decay, i, _multiply(gain, exact(z[t % len(z)])))
+        i = _filtered(decay, i, _multiply(gain, z[t % len(z.value)]))
         u = _snap(_add(m, i))
         steps.append(u)
         m = _multiply(km, u).each(lambda x, kept=~fired: x * kept)  # type: ignore[misc]
@@ -629,6 +630,108 @@ def loss_error(loss: Loss, psp: PSP, s: UInt8, targets: UInt8) -> Near:
     return _stack(errors[::-1])
 
 
+# Batch normalisation.
+
+
+@dataclass(frozen=True)
+class _Normalised:
+    """Sums of weights and what normalises them.
+
+    Attributes:
+        z: the sums, `[1 or T, B, ...]`.
+        numbers: `mean` and `a` of `batchnorm.FORWARD`, and where float32 has them.
+        stretch, narrowing: see `batchnorm.Coefficients`, `[C]`.
+        unit: of the sums.
+        training: whether mean and variance are those of the sums.
+    """
+
+    z: Float32
+    numbers: Mapping[str, Near]
+    mean: Float64
+    stretch: Float64
+    narrowing: Float64
+    unit: float
+    training: bool
+
+    def run(self, recurrence: Recurrence, **inputs: Near) -> Near:
+        """An equation of batchnorm.py on all sums; numbers of a channel are `[C]`."""
+        given = {name: x.each(self.spread) if x.value.ndim == 1 else x for name, x in inputs.items()}
+        none = np.zeros(self.z.shape, np.uint8)
+        (found,) = _run(recurrence, {}, {"z": exact(self.z), **given}, none).values()
+        return found
+
+    def spread(self, values: Float64) -> Float64:
+        wide: Float64 = np.broadcast_to(values.reshape(1, 1, -1, *(1,) * (self.z.ndim - 3)), (1, *self.z.shape[1:]))
+        return wide
+
+    def sums(self, x: Float64) -> Float64:
+        """`x` of the shape of `z`, added up channel by channel."""
+        added: Float64 = np.moveaxis(x, 2, 0).reshape(x.shape[2], -1).sum(axis=1)
+        return added
+
+    def forward(self, shift: Float32) -> Near:
+        """What the neurons read."""
+        return self.run(batchnorm.FORWARD, **self.numbers, shift=exact(shift))
+
+    def backward(self, dy: Near) -> tuple[Near, Near, Near]:
+        """`dz`, and the gradients of scale and shift."""
+        n = math.prod(self.z.shape) // len(self.mean)
+        about = self.z - self.spread(self.mean)
+        size = self.sums(dy.largest * np.abs(self.z)), self.sums(dy.largest)
+        # Two pieces of z, each less than z and 2^12 units in magnitude, and n sums of float64 in any order.
+        rounded = (n + 8) * 2.0**-53 * (size[0] + (2.0**13 * self.unit + np.abs(self.mean)) * size[1])
+        total = self._sum(dy, np.ones_like(about), n * 2.0**-53 * size[1])
+        around = self._sum(dy, about, rounded)
+        if not self.training:
+            none = exact(np.zeros(len(self.mean)))
+            of_all = slope = none
+        else:
+            of_all = _rounded(total.each(lambda x: x / n))
+            slope = _rounded(_times(around, self.narrowing / n))
+        numbers = {name: self.numbers[name] for name in ("mean", "a")}
+        dz = self.run(batchnorm.BACKWARD, dy=dy, **numbers, of_all=of_all, slope=slope)
+        return dz, _rounded(_times(around, self.stretch)), _rounded(total)
+
+    def _sum(self, dy: Near, factor: Float64, rounded: Float64) -> Near:
+        error = self.sums(dy.error * np.abs(factor)) + rounded
+        # What one neuron sends back at several steps is alike.
+        alike = np.square((dy.spread * np.abs(factor)).sum(axis=0, keepdims=True))
+        return Near(self.sums(dy.value * factor), error, np.sqrt(self.sums(alike)))
+
+
+def _times(a: Near, exactly: Float64) -> Near:
+    return Near(a.value * exactly, a.error * np.abs(exactly), a.spread * np.abs(exactly))
+
+
+def _rounded(a: Near) -> Near:
+    """A number that float64 has, as float32, or 0 below the floor."""
+    error = a.error + U * (np.abs(a.value) + a.error) + TINY
+    return _snap(Near(a.value, error, _root(a.spread, U * a.value) + TINY))
+
+
+def _normalised(
+    block: Block, z: Float32, wq: Mapping[str, AnyArray], dropout: tuple[int, int] | None
+) -> _Normalised | None:
+    """What normalises the sums `z` of a block; None: nothing does."""
+    norm = block.synapse.norm
+    if norm is None:
+        return None
+    training, (scale, mean, variance) = (
+        dropout is not None,
+        (wq[f"{block.name}.{name}"].astype(np.float64) for name in ("scale", "mean", "variance")),
+    )
+    gain = block.input.gain if training else 1.0
+    if training:
+        axes = tuple(axis for axis in range(z.ndim) if axis != 2)
+        mean, variance = z.mean(axes, dtype=np.float64), z.var(axes, dtype=np.float64)
+    s2 = gain * gain * variance + norm.eps
+    stretch = norm.factor * gain / np.sqrt(s2)
+    narrow = {"mean": mean, "a": scale * stretch}
+    numbers = {name: _rounded(exact(x)) for name, x in narrow.items()}
+    unit = 2.0 ** -int(wq[f"{block.name}.exponent"][0])
+    return _Normalised(z, numbers, mean, stretch, gain * gain / s2, unit, training)
+
+
 # The whole network.
 
 
@@ -687,7 +790,7 @@ def gradients(
 
     Args:
         network: the network.
-        wq: weights on their grid, and what neurons learned, by name.
+        wq: weights on their grid, what else was learned, statistics and exponents, by name: `trainer.on_grid`.
         inputs: `[B, ...]` (direct) or `[T, B, ...]` (events), uint8.
         layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`).
         error: `dL/do` of the output: `loss_error`, or `exact` cotangents.
@@ -695,15 +798,19 @@ def gradients(
         dropout: `(seed, step)` of the masks that the forward pass used.
     """
     s: AnyArray = inputs if network.coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
-    traces, kept = {}, {}
+    traces, kept, norms = {}, {}, dict[str, _Normalised]()
     for block in network.blocks:
         run = layers[block.name]
         trace = traces[block.name] = _before(block, s, dropout)
+        forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
+        z = forward(block.synapse, trace.s, wq[block.name])[0]
+        if (norm := _normalised(block, z, wq, dropout)) is not None:
+            norms[block.name] = norm
         if potentials == "float32":
-            kept[block.name] = {name: exact(x) for name, x in _kept(block, run, trace, wq, dropout).items()}
+            kept[block.name] = {name: exact(x) for name, x in _kept(block, run, z, wq, dropout).items()}
         else:
-            forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
-            z = forward(block.synapse, trace.s, wq[block.name])[0]
+            if norm is not None:
+                z = norm.forward(wq[f"{block.name}.shift"])
             learned = {name: wq[f"{block.name}.{name}"] for name in block.learned}
             kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes, learned)
         s = run.spikes
@@ -717,6 +824,8 @@ def gradients(
         own = block.neuron, _filter(block, dropout), kept.pop(block.name), spikes, g
         found |= {f"{block.name}.{name}": x for name, x in learned_gradients(*own).items()}
         dz = neuron_backward(*own, static=static)
+        if block.name in norms:
+            dz, found[f"{block.name}.scale"], found[f"{block.name}.shift"] = norms.pop(block.name).backward(dz)
         below, found[block.name] = synapse_backward(
             block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
         )
@@ -726,21 +835,22 @@ def gradients(
 
 
 def _kept(
-    block: Block, run: LayerRun, trace: _Trace, wq: Mapping[str, Float32], dropout: tuple[int, int] | None
+    block: Block, run: LayerRun, z: Float32, wq: Mapping[str, Float32], dropout: tuple[int, int] | None
 ) -> dict[str, Float32]:
     """What float32's way back reads of its forward pass: the potentials of `run`, and what else the model asks for."""
     equations = neuron_equations(block.filter(training=dropout is not None), block.neuron)
     each = {free: _spread(wq[f"{block.name}.{name}"], run.spikes) for name, free in equations.learned.items()}
     if equations.kept == ("u",):
         return {"u": run.potentials} | each
-    forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
-    z = forward(block.synapse, trace.s, wq[block.name])[0]
+    if block.synapse.norm is not None:
+        raise TypeError(f"no error analysis of {block.neuron.name} after batch normalisation on float32's potentials")
     found = recur(equations.forward, equations.constants, {"z": z, **each}, len(run.spikes))
     return {name: found[name] for name in equations.kept} | each
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
-    return exact_filter(block.psp, block.input.gain if dropout is not None else 1.0, biased=block.synapse.bias)
+    gain = block.input.gain if dropout is not None and block.synapse.norm is None else 1.0
+    return exact_filter(block.psp, gain, biased=block.synapse.bias)
 
 
 def _stack(steps: Sequence[Near]) -> Near:
