@@ -256,7 +256,8 @@ def test_evaluate_agrees_with_the_run(
 def test_evaluate_shows_no_recall_of_a_class_without_samples() -> None:
     confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
     sums = Sums(batches=1, samples=6, correct=5, correct_by_count=5, seconds=1.0, rates={"conv1": 0.1, "linear10": 0.2})
-    lines = _text(Evaluation(sums, confusion), "test", ("a", "b", "c")).splitlines()
+    network = NetworkSpec.parse("4", input_shape=(2,), outputs=3)
+    lines = _text(Evaluation(sums, confusion), "test", ("a", "b", "c"), network).splitlines()
     assert [line.split()[-1] for line in lines[-3:]] == ["75.0%", "100.0%", "-"]
     assert len({len(line) for line in lines[-3:]}) == 1
     first, second = (next(line for line in lines if name in line) for name in ("conv1", "linear10"))

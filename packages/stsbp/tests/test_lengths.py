@@ -163,7 +163,7 @@ def test_a_run_does_not_see_what_is_padded_and_measures_each_sample_alone(
     assert test["van_rossum"] == pytest.approx(np.mean(found), rel=1e-13)
     assert test["precision"] == pytest.approx(totals[0] / totals[1])
     assert test["recall"] == pytest.approx(totals[0] / totals[2])
-    evaluated = json.loads(stsbp("evaluate", runs[0], "--json", "--batch-size", 8).stdout)
+    evaluated = json.loads(stsbp("evaluate", runs[0], "--json", "--batch-size", 3).stdout)
     assert evaluated["loss"] == test["loss"]
     sizes = {block.name: block.output_shape[0] for block in trained.network.blocks}
     for name, count in spiking.items():

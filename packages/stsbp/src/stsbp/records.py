@@ -76,9 +76,12 @@ class Sums(Record):
     sequence: dict[str, Amount]
     errors: dict[str, Count] = Field(default_factory=dict)
     zeroed: dict[str, Count] = Field(default_factory=dict)
+    padded: Amount = 0.0
 
     @model_validator(mode="after")
     def _fits(self) -> Sums:
+        if self.padded > self.samples:
+            raise ValueError("there is more padding than samples")
         if self.zeroed.keys() != self.errors.keys() or any(n > self.errors[name] for name, n in self.zeroed.items()):
             raise ValueError("the zeroed errors are not a part of the errors")
         return self

@@ -57,6 +57,7 @@ __all__ = [
     "load_test_set",
     "of_part",
     "own_flushes",
+    "padded",
     "updates_per_epoch",
 ]
 
@@ -480,6 +481,13 @@ class Task:
         found = {name: each[loss] for name, loss in metrics.items()}
         sums |= {name: math.fsum(distances) for name, distances in found.items()}
         return Score(None, {"sequence": sums}, each[self.trainer.loss], found)
+
+
+def padded(batch: Batch[packed.Inputs]) -> float:
+    """What of a batch's samples is padding, in samples of all steps."""
+    if batch.lengths is None:
+        return 0.0
+    return len(batch.lengths) - int(batch.lengths.sum()) / len(batch.targets)
 
 
 def of_part(indices: Int64, part: Part) -> Int64:

@@ -16,7 +16,7 @@ from stsbp_spec.trainer import TrainState
 from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split
-from stsbp.training.build import TOLERANCE, Task
+from stsbp.training.build import TOLERANCE, Task, padded
 from stsbp.training.metrics import Sums
 from stsbp.training.prefetch import prefetched
 
@@ -73,7 +73,7 @@ def evaluate(
         with task.group.stepping():
             prediction = task.trainer.predict(state, batch.inputs, task.config.steps, len(labels), batch.lengths)
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
-        sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, **score.sums)
+        sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)
         for name, each in score.distances.items():
             distances.setdefault(name, []).extend(each)

@@ -34,7 +34,7 @@ from stsbp.processes.group import Group
 from stsbp.threads import thread_count
 from stsbp.training import checkpoint
 from stsbp.training.augment import augment
-from stsbp.training.build import Data, Task, of_part, updates_per_epoch
+from stsbp.training.build import Data, Task, of_part, padded, updates_per_epoch
 from stsbp.training.checkpoint import Checkpoint
 from stsbp.training.evaluate import Evaluation, evaluate
 from stsbp.training.initial import first_weights
@@ -397,6 +397,7 @@ class _Loop:
                 samples=len(labels),
                 loss=loss,
                 rates=result.rates,
+                padded=padded(batch),
                 gradient_norm=result.gradient_norm,
                 seconds=seconds,
                 zeroed=result.zeroed,
@@ -585,8 +586,7 @@ class _Loop:
     def watch_rates(self, sums: Sums) -> None:
         # A readout has no spikes.
         last = self.task.network.blocks[-1].name if self.task.network.has_readout else None
-        for name, total in ((name, total) for name, total in sums.rates.items() if name != last):
-            rate = total / sums.samples
+        for name, rate in ((name, sums.rate(name)) for name in sums.rates if name != last):
             if rate < SILENT_RATE:
                 self.warn_once(
                     (name, "silent"),

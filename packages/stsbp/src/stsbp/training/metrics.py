@@ -117,6 +117,8 @@ class Sums:
     """In `reproducible` precision, of each layer: errors before the error grid that were not zero ..."""
     zeroed: dict[str, int] = field(default_factory=dict)
     """... and those of them that were zero after it."""
+    padded: float = 0.0
+    """Of samples of different lengths, what of them was padding: 0.25 for one of 3 of 4 steps."""
 
     def add(
         self,
@@ -130,9 +132,11 @@ class Sums:
         gradient_norm: float = 0.0,
         seconds: float = 0.0,
         zeroed: Mapping[str, ZeroedErrors] | None = None,
+        padded: float = 0.0,
     ) -> None:
         """Add a batch; `loss` and `rates` are its means, the rest its sums."""
         self.batches += 1
+        self.padded += padded
         self.samples += samples
         self.loss += loss * samples
         self.correct += correct
@@ -141,7 +145,7 @@ class Sums:
         self.largest_gradient_norm = max(self.largest_gradient_norm, gradient_norm)
         self.seconds += seconds
         for name, rate in rates.items():
-            self.rates[name] = self.rates.get(name, 0.0) + rate * samples
+            self.rates[name] = self.rates.get(name, 0.0) + rate * (samples - padded)
         for name, value in (sequence or {}).items():
             self.sequence[name] = self.sequence.get(name, 0.0) + value
         for name, counts in (zeroed or {}).items():
@@ -173,8 +177,12 @@ class Sums:
             "samples": self.samples,
             "loss": self.loss / n,
             **how_good,
-            "rates": {name: total / n for name, total in self.rates.items()},
+            "rates": {name: self.rate(name) for name in self.rates},
         }
+
+    def rate(self, name: str) -> float:
+        """Mean spikes per neuron and step of a layer, without padded steps."""
+        return self.rates[name] / max(1e-9, self.samples - self.padded)
 
     def _matches(self) -> tuple[float, float, float]:
         return self.sequence["matched"], self.sequence["spikes"], self.sequence["targets"]
