@@ -351,7 +351,7 @@ def test_apply_has_gradients_of_what_neurons_learn(precision: Precision) -> None
     assert np.abs(expected["conv1.decay"]).min() > 0
     moved: dict[str, Any] = {**weights, "conv1.decay": jnp.array([1.5, -0.5, 2.0**-101, 0.5], np.float32)}
     assert np.isnan(jax.jit(lambda weights: apply(network, weights, x, STEPS))(moved)).any()
-    with pytest.raises(NumericError, match=r"decay of plif is 1.5, outside of its domain from 0 to 1; call clip_to"):
+    with pytest.raises(NumericError, match=r"conv1.decay is 1.5, outside of its domain from 0 to 1; call clip_to"):
         apply(network, moved, x, STEPS)
     clipped = clip_to_domain(network, moved)
     assert clipped["conv1.decay"].tolist() == [1.0, 0.0, 0.0, 0.5]

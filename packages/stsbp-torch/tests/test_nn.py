@@ -11,7 +11,6 @@ import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.neurons import Readout
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
 from stsbp_torch.nn import LIF, Network, Neurons, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
@@ -24,12 +23,6 @@ def samples(seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     inputs = (rng.random((8, 3, *NET.input_shape)) < 0.3).astype(np.uint8)
     return Batch(inputs, (rng.random((8, 3, 10)) < 0.4).astype(np.uint8))
-
-
-def test_a_network_that_ends_with_a_readout_is_refused() -> None:
-    spec = NetworkSpec.parse("6", input_shape=(9,), outputs=3, output_neuron=Readout())
-    with pytest.raises(SpecError, match=r"Network gives spikes, and the network 6-3 ends with a readout.*trainer"):
-        Network(spec)
 
 
 @pytest.mark.parametrize("precision", ["fast", "reproducible"])

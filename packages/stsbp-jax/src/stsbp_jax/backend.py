@@ -357,6 +357,24 @@ class _Operations(JaxBackend):
         self._compiled, self._alone, self._collective = {}, Alone(), Alone()
         return "any"
 
+    # What opens float64 is no function of its own here: mapped by a caller, it would be mapped without float64.
+    @property
+    def rules(self) -> Mapping[type[Op], Rule[Array]]:
+        return _TRACED_RULES
+
+    def totals(self, x: Array, count: int) -> Array:
+        return _total(x, count)
+
+    def moments(self, z: Array, exponent: Array) -> Array:
+        return batchnorm.moments(z, exponent)
+
+    def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
+        return batchnorm.error_moments(dy, z, exponent)
+
+    def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        with wide():
+            return _channels(function, tuple(fixed.items()), *arrays)
+
 
 PAIRS = _Operations()
 """For functions of ordinary JAX code: no device is opened, and no setting of the process changed."""
@@ -428,14 +446,12 @@ def _dropout_mask(seed: Array, step: Array, layer: int, shape: Shape, rate: floa
     return keep_mask(seed, layer, step, shape, rate, 0 if first is None else first)
 
 
-@_jit("count")
-def _totals(x: Array, count: int) -> Array:
+def _total(x: Array, count: int) -> Array:
     with wide():
         return x.reshape(-1, count).astype(np.float64).sum(axis=0)
 
 
-@partial(jax.jit, static_argnums=(0, 1), inline=True)
-def _of_channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
+def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
     # Of the last argument, for which a compiler cannot know any number.
     some = jax.tree.leaves(arrays)[-1]
     return function(batchnorm.Wide(some), *arrays, **dict(fixed))
@@ -448,21 +464,38 @@ def _spike_count(s: Array) -> Array:
 
 
 def _of_weights(each: Any) -> Rule[Array]:
-    ahead = _jit("op")(lambda op, s, wq: each.forward(op, s, wq))
-    back = _jit("op", "precision", "need_input", "need_weights")(
-        lambda op, left, dz, precision, need_input, need_weights=True: each.backward(
+    """Traced, where the caller is."""
+
+    def back(
+        op: Op, left: Any, dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
+    ) -> tuple[Array | None, Array | None]:
+        found: tuple[Array | None, Array | None] = each.backward(
             op, *left, dz, precision=precision, need_input=need_input, need_weights=need_weights
         )
-    )
+        return found
+
+    return Rule(lambda op, s, wq: (each.forward(op, s, wq), (s, wq)), back)
+
+
+def _compiled(rule: Rule[Array]) -> Rule[Array]:
+    ahead = _jit("op")(lambda op, s, wq: rule.forward(op, s, wq)[0])
+    back = _jit("op", "precision", "need_input", "need_weights")(rule.backward)
     return Rule(lambda op, s, wq: (ahead(op, s, wq), (s, wq)), back)
 
 
-_pool, _unpool = _jit("pool")(avgpool2d.forward), _jit("pool", "shape")(avgpool2d.backward)
-_RULES: Mapping[type[Op], Rule[Array]] = {
+_TRACED_RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _of_weights(conv2d),
     Linear: _of_weights(linear),
+    AvgPool2d: Rule(lambda pool, s: (avgpool2d.forward(pool, s), s.shape), avgpool2d.backward),
+}
+_pool, _unpool = _jit("pool")(avgpool2d.forward), _jit("pool", "shape")(avgpool2d.backward)
+_RULES: Mapping[type[Op], Rule[Array]] = {
+    Conv2d: _compiled(_TRACED_RULES[Conv2d]),
+    Linear: _compiled(_TRACED_RULES[Linear]),
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
 }
+_totals = _jit("count")(_total)
+_of_channels = partial(jax.jit, static_argnums=(0, 1), inline=True)(_channels)
 _recur = _jit("recurrence", "steps", "summed")(recur)
 _largest_error, _error_grid = _jit()(largest_error), _jit("bits")(error_grid)
 _sample_grid = _jit("bits")(sample_grid)

@@ -15,18 +15,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from stsbp_spec.checks import check_precision, check_spikes
-from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
-from stsbp_spec.tables import implementation
+from stsbp_spec.synapses import Conv2d, Linear
 from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid
 from stsbp_jax.checks import on_grid
-from stsbp_jax.neurons.lif import lif
-from stsbp_jax.synapses import dropout as masks
-from stsbp_jax.synapses.avgpool2d import avgpool2d
+from stsbp_jax.segments import Settings, compute, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
@@ -104,11 +101,6 @@ def apply(
     """
     check_precision(network, precision)
     check_spikes(network, "apply")
-    if network.graph.normalised:
-        raise SpecError(
-            "apply has no batch normalisation, whose statistics a training step moves; train such a network with "
-            "JaxBackend().trainer(...), and run it with JaxBackend().run(...)"
-        )
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
@@ -116,29 +108,19 @@ def apply(
         raise ShapeError(f"inputs must be {letters} without empty axes, ... = {network.input_shape}, got {shape}")
     if events and shape[0] != steps:
         raise ShapeError(f"inputs have {shape[0]} steps, expected {steps}")
-    first = network.blocks[0]
+    graph = network.graph
+    entering = graph.values[graph.nodes[0].name]
     if events:
-        s = on_grid("apply", inputs, 0, first.input.maximum)
+        s = on_grid("apply", inputs, 0, entering.maximum)
     elif jnp.result_type(inputs) == np.uint8:
         s = jnp.asarray(inputs)[None].astype(np.float32) * np.float32(2.0**-8)
     else:
-        s = on_grid("apply", inputs, 8, first.input.maximum)[None]
-    s = jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s
-    for block in network.blocks:
-        shape = block.input_shape
-        for place, layer in enumerate(block.before):
-            if isinstance(layer, AvgPool2d):
-                s = avgpool2d(layer, s)
-            elif dropout is not None and layer.rate > 0:
-                seed, step = (jnp.asarray(x, np.uint32) for x in dropout)
-                keep = masks.mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
-                s = masks.forward(keep, s)
-            shape = layer.output_shape(shape)
-        connect = implementation("jax", _SYNAPSES, block.synapse, "synapse")
-        z = connect(block.synapse, s, snap_weights(block, jnp.asarray(weights[block.name])), precision)
-        if precision == "reproducible":
-            z = snap_errors(block.error_bits(frames=z.shape[0] * z.shape[1]), z)
-        learned = {name: jnp.asarray(weights[f"{block.name}.{name}"]) for name in block.learned}
-        filter = block.filter(training=dropout is not None)
-        s = lif(block.neuron, filter, z, steps, learned, precision=precision)
-    return s
+        s = on_grid("apply", inputs, 8, entering.maximum)[None]
+    values = {graph.nodes[0].name: jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s}
+    seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
+    settings = Settings(steps, dropout is not None, precision)
+    for piece in pieces(graph):
+        own = {name: jnp.asarray(weights[name]) for name in piece.parameters}
+        read = tuple(values[name] for name in piece.segment.sources)
+        values |= compute(piece, settings, read, own, (seed, step)).outputs
+    return values[graph.nodes[-1].name]

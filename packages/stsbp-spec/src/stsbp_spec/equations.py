@@ -36,6 +36,7 @@ __all__ = [
     "loss_padding",
     "neuron_equations",
     "padded_loss_equations",
+    "resumable_equations",
 ]
 
 Constants = Mapping[str, np.float32]
@@ -102,6 +103,31 @@ class NeuronEquations:
 
 
 @dataclass(frozen=True)
+class ResumableEquations:
+    """Equations of neurons that go on from given states, and whose potentials may have an error of their own.
+
+    Attributes:
+        plain: as they are.
+        of_potentials: the same with a derived way back that reads `gu = dL/du` too.
+    """
+
+    plain: NeuronEquations
+    of_potentials: NeuronEquations
+
+    @cached_property
+    def kept(self) -> tuple[str, ...]:
+        """Outputs of `step` that one of the ways back reads."""
+        return tuple(dict.fromkeys((*self.plain.kept, *self.of_potentials.kept)))
+
+    @cached_property
+    def step(self) -> Recurrence:
+        """One step forward (`Recurrence.single`)."""
+        found = {**self.of_potentials.forward.outputs, **self.plain.forward.outputs}
+        outputs = {name: found[name] for name in (*self.kept, "o")}
+        return self.plain.forward.changed(outputs=outputs).single()
+
+
+@dataclass(frozen=True)
 class FilterEquations:
     """A synaptic filter alone: from spikes `o` to potentials `a`, and from `da` to `do`."""
 
@@ -154,7 +180,10 @@ class _Part:
 
 @cache
 def neuron_equations(
-    filter: SynapticFilter | tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...] = ()
+    filter: SynapticFilter | tuple[SynapticFilter, ...],
+    neuron: NeuronModel,
+    static: tuple[bool, ...] = (),
+    of_potentials: bool = False,
 ) -> NeuronEquations:
     """The recurrences of a layer's neurons and the filters before them, and their constants.
 
@@ -163,6 +192,7 @@ def neuron_equations(
             Equal filters without a bias are one, which takes the sum of what they read.
         neuron: the model.
         static: of several, whether one input serves all steps; such a one shares no filter with one that changes.
+        of_potentials: whether the way back, which is then always derived, reads `gu = dL/du` too.
     """
     name = neuron.written()["neuron"]
     what, surrogate = f"the neuron {name}", neuron.surrogate
@@ -173,7 +203,7 @@ def neuron_equations(
     kinds = [*zip(filters, static or (False,) * len(filters), strict=True)]
     shared = [j if each.learned() else kinds.index(kinds[j]) for j, each in enumerate(filters)]
     errors = tuple(f"d{inputs[j]}" for j in shared)
-    taken = {*inputs, *errors, "u", "o", "g", "h", "current", "back"}
+    taken = {*inputs, *errors, "u", "o", "g", "gu", "h", "current", "back"}
     edges = [_Edge(j, each, inputs, shared, taken) for j, each in enumerate(filters) if shared[j] == j]
     own, slope = neuron.constants(), surrogate.constants()
     own_p = _Part(f"constant of {what}", own, taken)
@@ -202,13 +232,15 @@ def neuron_equations(
     def h(x: Expr) -> Expr:
         return named("h", surrogate.expression(slope_p.names, x))
 
-    known = {*constants, *learned.free.values(), "g"}
+    above = ("gu", "g") if of_potentials else ("g",)
+    known = {*constants, *learned.free.values(), *above}
     own_d = _Part(f"carried value of {what}", neuron.carried, taken_back)
-    back = neuron.adjoint(p, own_d.names, variable("u"), variable("g"), h)
+    back = None if of_potentials else neuron.adjoint(p, own_d.names, variable("u"), variable("g"), h)
     kept = {"u": step.u}
     if back is None:
         own_d = _Part(f"carried value of {what}", [f"d_{name}" for name in neuron.states], taken_back)
-        back, kept = _derived(step, own_s, own_d, learned, current, {*known, *own_d.free.values()}, h)
+        known |= {*own_d.free.values()}
+        back, kept = _derived(step, own_s, own_d, learned, current, known, h, of_potentials=of_potentials)
     carried = own_d.renamed(back.carried, f"the carried values of {what}")
     own_terms = learned.renamed(back.learned, f"the gradients of the learned numbers of {what}")
 
@@ -230,9 +262,9 @@ def neuron_equations(
         {name: made[name] for name in (*kept, "o")},
     )
     backward = Recurrence(
-        f"{name}_backward",
+        f"{name}_backward{'_of_potentials' if of_potentials else ''}",
         tuple(constants),
-        (*kept, "g", *free_names),
+        (*kept, *above, *free_names),
         carried | {k: x for _, each in backs for k, x in each.items()},
         {f"d{edge.input}": found.dz for edge, (found, _) in zip(edges, backs, strict=True)}
         | {terms.free[f"d_{free}"]: x for free, x in (edge_terms | own_terms).items()},
@@ -242,6 +274,16 @@ def neuron_equations(
     names = {name: terms.free[f"d_{free}"] for name, free in every.items()}
     of_learned = MappingProxyType(every), MappingProxyType(names)
     return NeuronEquations(forward, backward, inputs, errors, tuple(kept), constants, wide, *of_learned)
+
+
+@cache
+def resumable_equations(
+    filters: tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...] = ()
+) -> ResumableEquations:
+    """`neuron_equations` of neurons that go on from given states."""
+    return ResumableEquations(
+        neuron_equations(filters, neuron, static), neuron_equations(filters, neuron, static, of_potentials=True)
+    )
 
 
 class _Edge:
@@ -324,11 +366,21 @@ def _floored(step: Step) -> Step:
 
 
 def _derived(
-    step: Step, states: _Part, carried: _Part, learned: _Part, current: Expr, known: set[str], h: object
+    step: Step,
+    states: _Part,
+    carried: _Part,
+    learned: _Part,
+    current: Expr,
+    known: set[str],
+    h: object,
+    *,
+    of_potentials: bool,
 ) -> tuple[Adjoint, dict[str, Expr]]:
     """The derived way back through a neuron's step, and the values of the step which it reads, `u` first."""
     seeds = [(step.states[name], carried.expressions[f"d_{name}"]) for name in states.free]
     seeds.append((step.spike, variable("g")))
+    if of_potentials:
+        seeds.append((step.u, variable("gu")))
     before = [states.expressions[name] for name in states.free]
     wanted = [current, *before, *learned.expressions.values()]
     found = [finished(x) for x in derive(seeds, wanted, h)]  # type: ignore[arg-type]

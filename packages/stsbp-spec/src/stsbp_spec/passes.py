@@ -25,6 +25,7 @@ from stsbp_spec.typing import Array, Memory, Precision
 
 __all__ = [
     "Trace",
+    "after",
     "back_through",
     "backward_pass",
     "backward_passes",
@@ -214,13 +215,35 @@ def through(
     made, residuals = dict(values), dict[str, Any]()
     for step in segment.steps:
         run.collective.beat(step.name)
-        inputs = (
-            backend.shifted(made[source], delay) if delay else made[source]
-            for source, delay in zip(step.sources, step.delays, strict=True)
-        )
+        inputs = list[Array]()
+        for source, delay in zip(step.sources, step.delays, strict=True):
+            x = made[source]
+            if delay and run.before is not None:
+                edge = f"{source}>{step.name}"
+                (earlier,) = run.before.get(edge) or (backend.joined([x[:1] * 0] * delay),)
+                whole = backend.joined([earlier, x])
+                x, residuals[edge] = whole[: len(x)], whole[len(whole) - delay :]
+            elif delay:
+                x = backend.shifted(x, delay)
+            inputs.append(x)
         way = step.forward(run, *inputs)
         made[step.name], residuals[step.name] = yield from way
     return {name: made[name] for name in segment.left}, residuals
+
+
+def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tuple[Array, ...]]:
+    """What a segment leaves for the steps after these, of a run that has something `before`.
+
+    Of its population the spikes of the last step and the states, and of a delayed edge what it still carries, by name.
+    """
+    found: dict[str, tuple[Array, ...]] = {}
+    for step in segment.steps:
+        for source, delay in zip(step.sources, step.delays, strict=True):
+            if delay:
+                found[f"{source}>{step.name}"] = (residuals[f"{source}>{step.name}"],)
+        if step.fires:
+            found[step.name] = residuals[step.name].after
+    return found
 
 
 def _statistics(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, Array]:

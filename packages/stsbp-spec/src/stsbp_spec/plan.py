@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
 from typing import Any, Generic, NamedTuple
 
-from stsbp_spec.equations import NeuronEquations, neuron_equations
+from stsbp_spec.equations import NeuronEquations, ResumableEquations, neuron_equations, resumable_equations
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Edge, Input, Network, Neurons, Op, Place, Projection, Weighted
 from stsbp_spec.grid import sum_bits
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.results import NeuronResiduals, Resumed
 from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step, Total
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.add import Add
@@ -20,7 +21,7 @@ from stsbp_spec.synapses.batchnorm import BatchNorm, Coefficients
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import Array, Precision
+from stsbp_spec.typing import Array, Precision, Shape
 
 __all__ = ["Chain", "Plan", "Segment", "plan"]
 
@@ -227,6 +228,7 @@ class Population(Step[Array]):
 
     backend: Pairs[Array]
     op: Neurons
+    loops: tuple[Weights[Array], ...] = ()
 
     @cached_property
     def filters(self) -> tuple[SynapticFilter, SynapticFilter]:
@@ -241,6 +243,17 @@ class Population(Step[Array]):
         static = tuple(values.static for values in inputs)
         evaluation, training = (
             neuron_equations(tuple(values.filter(training=each) for values in inputs), self.op.model, static)
+            for each in (False, True)
+        )
+        return evaluation, training
+
+    @cached_property
+    def resumable(self) -> tuple[ResumableEquations, ResumableEquations]:
+        """The same where states enter and leave."""
+        inputs = self.places[0].inputs
+        static = tuple(values.static for values in inputs)
+        evaluation, training = (
+            resumable_equations(tuple(values.filter(training=each) for values in inputs), self.op.model, static)
             for each in (False, True)
         )
         return evaluation, training
@@ -264,8 +277,63 @@ class Population(Step[Array]):
             found[place.parameters[name]] = self.backend.totals(x, count)
         return found
 
+    def _stepwise(
+        self, run: Run[Array], one: Recurrence, start: tuple[Array, ...], inputs: Sequence[Array]
+    ) -> tuple[tuple[Array, ...], NeuronResiduals[Array]]:
+        """One step of time after the other by `one` (`Recurrence.single`), from `start` (`Resumed.after`)."""
+        backend, equations = self.backend, self.equations[run.training]
+        each = backend.spread_all(equations, self.learned(run), inputs[0].shape[1:])
+        elsewhere, own = self._at
+        states = tuple(equations.forward.states)
+        made = [*one.outputs]
+        outputs, news = made[: len(made) - len(states)], made[len(made) - len(states) :]
+
+        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+            spikes, *before = carried
+            back = {
+                equations.inputs[j]: loop.rule.forward(loop.projection.synapse, spikes, run.weights[loop.name])[0]
+                for j, loop in zip(own, self.loops, strict=True)
+            }
+            given = {**read, **back, **each, **dict(zip(states, before, strict=True))}
+            found = backend.recur(one, equations.constants, given, 1)
+            return (found["o"], *(found[name] for name in news)), {name: found[name] for name in outputs}
+
+        given = {equations.inputs[j]: z for j, z in zip(elsewhere, inputs, strict=True)}
+        last, kept = backend.scan(step, start, given, run.steps)
+        spikes = kept.pop("o")
+        static = len(inputs) == 1 and len(inputs[0]) == 1 and run.steps > 1
+        return last, NeuronResiduals(kept, spikes, static and not own, each)
+
+    def _rest(self, run: Run[Array], shape: Shape) -> tuple[Array, ...]:
+        """No spike, and all states zero, `[1, B, ...]` = `shape`."""
+        states = self.equations[run.training].forward.states
+        return self.backend.silence(shape), *(self.backend.zeros(shape) for _ in states)
+
+    @cached_property
+    def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Which inputs of the equations come from elsewhere, and which from the loops."""
+        names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
+        return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
+
+    def _resumed(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, Resumed[Array]]:
+        assert run.before is not None
+        start = run.before.get(self.name) or self._rest(run, (1, *inputs[0].shape[1:]))
+        last, found = self._stepwise(run, self.resumable[run.training].step, start, inputs)
+        return found.spikes, Resumed(found, start[0], last)
+
+    def _of(self, run: Run[Array], residuals: Any) -> tuple[NeuronEquations, NeuronResiduals[Array], Array | None]:
+        """By which equations the way back goes, what it reads, and spikes before the first step; None: none."""
+        if not isinstance(residuals, Resumed):
+            return self.equations[run.training], residuals, None
+        both, (neurons, first, _, error) = self.resumable[run.training], residuals
+        equations = both.plain if error is None else both.of_potentials
+        kept = {name: neurons.kept[name] for name in equations.kept}
+        return equations, neurons._replace(kept=kept if error is None else {**kept, "gu": error}), first
+
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         yield from ()
+        if run.before is not None:
+            return self._resumed(run, inputs)
         backend, learned = self.backend, self.learned(run)
         if len(inputs) > 1:
             return backend.population_forward(self.equations[run.training], inputs, run.steps, learned)
@@ -274,16 +342,17 @@ class Population(Step[Array]):
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         backend, values = self.backend, self.places[0].inputs
-        if len(values) > 1:
+        equations, residuals, _ = self._of(run, residuals)
+        if len(values) > 1 or "gu" in residuals.kept:
             static = [each.static and run.steps > 1 for each in values]
-            errors, terms = backend.population_backward(self.equations[run.training], residuals, error, static)
+            errors, terms = backend.population_backward(equations, residuals, error, static)
         else:
             dz, terms = backend.neuron_backward(self.op.model, self.filters[run.training], residuals, error)
             errors = (dz,)
         return Back(errors, (yield from self.gradients(run, terms, precision)), {})
 
     def population(self, residuals: Any) -> NeuronResiduals[Array]:
-        found: NeuronResiduals[Array] = residuals
+        found: NeuronResiduals[Array] = residuals.neurons if isinstance(residuals, Resumed) else residuals
         return found
 
 
@@ -295,11 +364,8 @@ class Recurrent(Population[Array]):
     from above plus `V^T dz'_{t+1}`; in `reproducible` precision `dz'` meets `grid.sample_grid` before, so that these
     sums are exact. The gradient of `V` comes of all steps at once, as that of any weights.
 
-    Attributes:
-        loops: the weights, in the order of the inputs.
+    `loops` are the weights, in the order of the inputs.
     """
-
-    loops: tuple[Weights[Array], ...]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -314,23 +380,22 @@ class Recurrent(Population[Array]):
         own = {loop.name for loop in self.loops}
         return tuple(edge for edge in self.places[0].node.inputs if edge.source not in own)
 
-    @cached_property
-    def _at(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Which inputs of the equations come from elsewhere, and which from the loops."""
-        names, own = [edge.source for edge in self.places[0].node.inputs], [loop.name for loop in self.loops]
-        return tuple(j for j, name in enumerate(names) if name not in own), tuple(map(names.index, own))
-
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         yield from ()
+        if run.before is not None:
+            return self._resumed(run, inputs)
         return self.fire(run, inputs)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        equations, values = self.equations[run.training], self.places[0].inputs
+        values = self.places[0].inputs
         elsewhere, own = self._at
+        equations, residuals, first = self._of(run, residuals)
         static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
         errors, terms = self.propagate(run, residuals, error, tuple(sorted(static)), precision)
         gradients = yield from self.gradients(run, terms, precision)
         zeroed, earlier = dict[str, Array](), self.backend.shifted(residuals.spikes, 1)
+        if first is not None:
+            earlier = self.backend.joined([first, residuals.spikes[:-1]])
         for j, loop in zip(own, self.loops, strict=True):
             left = self.left(loop, earlier, run.weights[loop.name])
             found = yield from loop.backward(run, left, errors[equations.errors[j]], precision)
@@ -340,28 +405,9 @@ class Recurrent(Population[Array]):
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
         """All steps forward: spikes, and what the way back reads."""
-        backend, equations = self.backend, self.equations[run.training]
-        shape = inputs[0].shape[1:]
-        each = backend.spread_all(equations, self.learned(run), shape)
-        elsewhere, own = self._at
-        constants, one = equations.constants, equations.forward_step
-        outputs, states = (*equations.kept, "o"), tuple(equations.forward.states)
-
-        def step(carried: tuple[Array, ...], read: dict[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-            spikes, *before = carried
-            back = {
-                equations.inputs[j]: loop.rule.forward(loop.projection.synapse, spikes, run.weights[loop.name])[0]
-                for j, loop in zip(own, self.loops, strict=True)
-            }
-            found = backend.recur(one, constants, {**read, **back, **each, **dict(zip(states, before, strict=True))}, 1)
-            after = (found[name] for name in [*one.outputs][len(outputs) :])
-            return (found["o"], *after), {name: found[name] for name in outputs}
-
-        given = {equations.inputs[j]: z for j, z in zip(elsewhere, inputs, strict=True)}
-        start = (backend.silence((1, *shape)), *(backend.zeros((1, *shape)) for _ in states))
-        _, kept = backend.scan(step, start, given, run.steps)
-        spikes = kept.pop("o")
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        start = self._rest(run, (1, *inputs[0].shape[1:]))
+        _, found = self._stepwise(run, self.equations[run.training].forward_step, start, inputs)
+        return found.spikes, found
 
     def propagate(
         self,
@@ -372,7 +418,9 @@ class Recurrent(Population[Array]):
         precision: Precision,
     ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """All steps back: errors by the names of `equations.errors`, of `static` their sums, and what is learned's."""
-        backend, equations, (_, own) = self.backend, self.equations[run.training], self._at
+        backend, (_, own) = self.backend, self._at
+        of_potentials = "gu" in residuals.kept
+        equations = self.resumable[run.training].of_potentials if of_potentials else self.equations[run.training]
         shape = error.shape[1:]
         one, states = equations.backward_step(static)
         moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
@@ -488,17 +536,22 @@ class Plan(Generic[Array]):
         return tuple(step for segment in self.segments for step in segment.steps)
 
 
-def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False) -> Plan[Array]:
-    """What a backend does for a network, made once for both; with `of_input` the way back leads to the input as well.
+def plan(backend: Pairs[Array], network: Network, *, of_input: bool = False, fused: bool = True) -> Plan[Array]:
+    """What a backend does for a network, made once for both.
+
+    Args:
+        backend, network: both.
+        of_input: whether the way back leads to the input as well.
+        fused: whether the backend may compute several nodes together; not where states enter and leave.
 
     Raises:
         BackendError: it has no rule for an operation; the message names both.
     """
-    return _plan(backend, network, of_input)
+    return _plan(backend, network, of_input, fused)
 
 
 @lru_cache(maxsize=64)
-def _plan(backend: Pairs[Any], network: Network, of_input: bool) -> Plan[Any]:
+def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) -> Plan[Any]:
     trained, singles = dict[str, bool](), dict[str, Step[Any]]()
     projections = {projection.name: projection for projection in network.projections}
     loops = {name for names in network.recurrent.values() for name in names}
@@ -517,13 +570,14 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool) -> Plan[Any]:
         elif not isinstance(node.op, Input):
             singles[node.name] = _single(backend, place, needed, projections.get(node.name))
     steps: list[Step[Any]] = []
-    fused: set[str] = set()
+    done: set[str] = set()
+    fusions = backend.fusions if fused else ()
     for name, single in reversed(singles.items()):
-        if name not in fused:
+        if name not in done:
             chain = _chain(network, singles, name)
-            found = (step for fusion in backend.fusions if (step := fusion(chain)) is not None)
+            found = (step for fusion in fusions if (step := fusion(chain)) is not None)
             steps.append(next(found, single))
-            fused.update(place.node.name for place in steps[-1].places)
+            done.update(place.node.name for place in steps[-1].places)
     source = next(node.name for node in network.nodes if isinstance(node.op, Input))
     return Plan(_segments(steps[::-1]), source, network.nodes[-1].name, _uses(network))
 

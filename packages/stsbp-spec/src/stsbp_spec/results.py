@@ -18,6 +18,7 @@ __all__ = [
     "LayerRun",
     "NeuronResiduals",
     "Prediction",
+    "Resumed",
     "RunResult",
     "StepResult",
     "TrainState",
@@ -101,6 +102,22 @@ class NeuronResiduals(NamedTuple, Generic[Array]):
     spikes: Array
     static: bool
     learned: Mapping[str, Array] = MappingProxyType({})
+
+
+class Resumed(NamedTuple, Generic[Array]):
+    """What neurons leave that went on from given states.
+
+    Attributes:
+        neurons: for the way back.
+        first: spikes of the step before the first, `[1, B, ...]`.
+        after: spikes of the last step and states after it, `[1, B, ...]`.
+        error: of the potentials, `[T, B, ...]`; None: there is none.
+    """
+
+    neurons: NeuronResiduals[Array]
+    first: Array
+    after: tuple[Array, ...]
+    error: Array | None = None
 
 
 @dataclass

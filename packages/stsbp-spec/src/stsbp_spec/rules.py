@@ -52,6 +52,8 @@ class Run(Generic[Array]):
         dropout: `(seed, step)` of the masks; None: evaluation, no dropout.
         inside: which steps are no padding, uint8 `[T, B]`; None: all. Steps of all samples of the batch that are none
             are then `weights["frames"]`, an integer `[1]`, where sums are normalised.
+        before: what the steps before these left (`passes.after`); those that are missing begin at rest. None: all begin
+            at rest, and leave nothing.
     """
 
     weights: Mapping[str, Array]
@@ -60,6 +62,7 @@ class Run(Generic[Array]):
     part: Part
     collective: Collective[Array] = field(default_factory=Alone)
     inside: Array | None = None
+    before: Mapping[str, tuple[Array, ...]] | None = None
 
     @property
     def training(self) -> bool:

@@ -13,15 +13,15 @@ Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. E
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from stsbp_spec.checks import check_spikes, check_weights
+from stsbp_spec.checks import check_weights
 from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Edge, Projection, Values
+from stsbp_spec.graph import Edge, Input, Projection, Values
 from stsbp_spec.graph import Neurons as NeuronsOp
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.init import DEFAULT_GAIN, initial_weights
@@ -40,7 +40,7 @@ from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_torch.checks import check_precision, check_steps
 from stsbp_torch.losses import spike_loss
-from stsbp_torch.segments import Layer, Piece, Settings, backend_of, compute, key_of
+from stsbp_torch.segments import Handle, Layer, Made, Piece, Settings, backend_of, compute, handle_of
 
 __all__ = [
     "ALIF",
@@ -49,10 +49,12 @@ __all__ = [
     "PLIF",
     "Network",
     "Neurons",
+    "Output",
     "Sequential",
     "SpikingAvgPool2d",
     "SpikingConv2d",
     "SpikingLinear",
+    "State",
     "backend_of",
     "spike_loss",
 ]
@@ -61,6 +63,25 @@ _HOW_FINE = (
     "; input_exponent says how fine they are (0: spikes, 2: spikes after 2x2 pooling, 8: images of value x / 256), "
     "input_max how large"
 )
+State: TypeAlias = dict[str, tuple[torch.Tensor, ...]]
+"""What enters the steps after those of a call: of each population its spikes of the last step and the states of filter
+and neurons, of each delayed edge what it still carries, float32 by name, each `[1, B, ...]` or `[delay, B, ...]`."""
+
+
+class Output(NamedTuple):
+    """What a module makes in full.
+
+    Attributes:
+        spikes: of the last layer, `[T, B, ...]`.
+        potentials: membrane potentials of each population by name, `[T, B, ...]`; a loss of them has gradients.
+        state: for the call with the steps after these. No gradient goes back through it.
+    """
+
+    spikes: torch.Tensor
+    potentials: dict[str, torch.Tensor]
+    state: State
+
+
 _ANY = 2.0**16
 """A largest value that is none of spikes and counts."""
 
@@ -68,6 +89,34 @@ _ANY = 2.0**16
 @torch.no_grad()
 def _clip(x: torch.Tensor, learned: Learned) -> None:
     x.copy_(torch.where(x.abs() < FLOOR, 0.0, x).clamp(learned.low, learned.high))
+
+
+def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) -> list[torch.Tensor]:
+    """The arrays of a state in the order in which a segment takes them; none of None."""
+    if state is None:
+        return []
+    found: list[torch.Tensor] = []
+    for name, count in states:
+        arrays = state.get(name, ())
+        if len(arrays) != count:
+            raise ShapeError(f"the state has {len(arrays)} arrays of {name}, not {count}: it is of another module")
+        found += arrays
+    for x in found:
+        if x.requires_grad:
+            raise SpecError(
+                "no gradient goes back into the steps before: give a state that is detached, as it was made"
+            )
+        if x.dim() < 2 or x.shape[1] != batch:
+            raise ShapeError(f"the state is of arrays [1, B, ...] with B = {batch} as the inputs, got {list(x.shape)}")
+    return found
+
+
+def _given(made: Made, name: str, full: bool) -> Any:
+    """What a layer that stands alone returns."""
+    if not full:
+        return made.outputs[0]
+    assert made.potentials is not None
+    return Output(made.outputs[0], {name: made.potentials}, made.state)
 
 
 def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
@@ -102,11 +151,11 @@ class Neurons(torch.nn.Module):
         self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
             torch.nn.ParameterDict(values) if values else {}
         )
-        self._keys = {biased: self._key(1.0, biased) for biased in (False, True)}
+        self._handles = {biased: self._handle(1.0, biased) for biased in (False, True)}
 
-    def _key(self, gain: float, biased: bool) -> str:
+    def _handle(self, gain: float, biased: bool) -> Handle:
         values = Values((), pending=self.psp, gain=gain, weighted=True, biased=biased)
-        return key_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
+        return handle_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
 
     def clip_to_domain(self) -> None:
         """Bring every learned number back between the ends of its domain, as the spec's update does."""
@@ -134,7 +183,9 @@ class Neurons(torch.nn.Module):
         bias: torch.Tensor | None = None,
         precision: Precision = "fast",
         checked: bool = False,
-    ) -> torch.Tensor:
+        state: State | None = None,
+        full: bool = False,
+    ) -> Any:
         """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
 
         Args:
@@ -144,9 +195,11 @@ class Neurons(torch.nn.Module):
             bias: added to `z` before the filter, `[C]`, of a full connection `[N]`; None: nothing.
             precision: of the gradients of what is learned.
             checked: `z` is known to be finite, and is not looked at.
+            state: of the steps before; None: at rest.
+            full: return an `Output`, with potentials and state.
 
         Raises:
-            ShapeError: `steps` is not that of `z`.
+            ShapeError: `steps` is not that of `z`, or the state is none of this module and batch.
             SpecError: `z` is float64.
             NumericError: a value of `z` or `gain` is not finite, or a learned number is outside of its domain.
         """
@@ -159,9 +212,11 @@ class Neurons(torch.nn.Module):
         own = [*([] if bias is None else [bias]), *self.learned.values()]
         _check_types(self._get_name(), own)
         biased = bias is not None
-        key = self._keys[biased] if gain == 1 else self._key(gain, biased)
+        handle = self._handles[biased] if gain == 1 else self._handle(gain, biased)
         checked_by = "" if checked else self._get_name()
-        return compute(key, Settings(steps, True, precision=precision, checked=checked_by), [z], own)[0]
+        settings = Settings(steps, True, precision=precision, full=full or state is not None, checked=checked_by)
+        made = compute(handle, settings, [z], own, _arrays(handle.states, state, z.shape[1]))
+        return _given(made, "neurons", full)
 
 
 class LIF(Neurons):
@@ -217,23 +272,18 @@ class _Spiking(torch.nn.Module):
         input_max: float,
     ) -> None:
         super().__init__()
-        if synapse.norm is not None:
-            raise SpecError(
-                f"{self._get_name()} has no batch normalisation, whose statistics a training step moves; train such a "
-                "network with TorchBackend().trainer(...), and run it with TorchBackend().run(...)"
-            )
         self.synapse = synapse
-        self.weight = torch.nn.Parameter(weight)
+        self.weight = weight if isinstance(weight, torch.nn.Parameter) else torch.nn.Parameter(weight)
         self.bias = torch.nn.Parameter(torch.zeros(len(weight))) if synapse.bias else None
         model = neuron.neuron if isinstance(neuron, Neurons) else neuron
         self.lif = Neurons(model, psp, len(weight))
         self.input_exponent, self.input_max = input_exponent, input_max
-        self._own_key = self._key(1.0)
+        self._own = self._handle(1.0)
 
-    def _key(self, gain: float) -> str:
+    def _handle(self, gain: float) -> Handle:
         values = Values((), self.input_exponent, self.input_max, pending=self.lif.psp, gain=gain)
         ops = (type(self.synapse).__name__, self.synapse), (self.lif.neuron.name, NeuronsOp(self.lif.neuron))
-        return key_of(Layer(ops, values))
+        return handle_of(Layer(ops, values))
 
     def _get_name(self) -> str:
         return f"Spiking{type(self.synapse).__name__}"
@@ -276,7 +326,9 @@ class _Spiking(torch.nn.Module):
         gain: float = 1.0,
         precision: Precision = "fast",
         checked: bool = False,
-    ) -> torch.Tensor:
+        state: State | None = None,
+        full: bool = False,
+    ) -> Any:
         """Spikes of the layer from inputs `[T, B, ...]` (or `[1, B, ...]` with `steps`).
 
         Args:
@@ -285,10 +337,12 @@ class _Spiking(torch.nn.Module):
             gain: factor of dropout.
             precision: of the backward pass.
             checked: the inputs are known to be so, and are not looked at.
+            state: of the steps before; None: at rest.
+            full: return an `Output`, with potentials and state.
 
         Raises:
-            ShapeError: an input is something else, or `steps` is not that of the inputs.
-            SpecError: there is no such precision, or the parameters are not float32.
+            ShapeError: an input is something else, `steps` is not that of the inputs, or the state is of others.
+            SpecError: there is no such precision, a state wants a gradient, or the parameters are not float32.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
         _check_types(self._get_name(), self._ordered)
@@ -298,10 +352,12 @@ class _Spiking(torch.nn.Module):
             self._check_shape(s)
         if s.dim() not in (3, 5):
             s = s.flatten(2)
-        key = self._own_key if gain == 1 else self._key(gain)
+        handle = self._own if gain == 1 else self._handle(gain)
         checked_by = "" if checked else self._get_name()
-        settings = Settings(steps, True, precision=precision, checked=checked_by, hint=_HOW_FINE)
-        return compute(key, settings, [s], self._ordered)[0]
+        more = full or state is not None
+        settings = Settings(steps, True, precision=precision, full=more, checked=checked_by, hint=_HOW_FINE)
+        made = compute(handle, settings, [s], self._ordered, _arrays(handle.states, state, s.shape[1]))
+        return _given(made, "neurons", full)
 
     def _check_shape(self, s: torch.Tensor) -> None:
         inputs = self.weight.shape[1]
@@ -385,7 +441,7 @@ class SpikingAvgPool2d(torch.nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.pool = AvgPool2d(size)
-        self._key = key_of(Layer((("pool", self.pool),), Values((), maximum=_ANY)))
+        self._own = handle_of(Layer((("pool", self.pool),), Values((), maximum=_ANY)))
 
     def extra_repr(self) -> str:
         return f"size={self.pool.size}"
@@ -396,7 +452,7 @@ class SpikingAvgPool2d(torch.nn.Module):
 
     def forward(self, s: torch.Tensor) -> torch.Tensor:
         """`[T, B, C, H, W]` to `[T, B, C, H // size, W // size]`."""
-        return compute(self._key, Settings(len(s)), [s], [])[0]
+        return compute(self._own, Settings(len(s)), [s], []).outputs[0]
 
 
 class Sequential(torch.nn.Sequential):
@@ -443,15 +499,33 @@ class Sequential(torch.nn.Sequential):
                 raise NetworkError(f"{what}: {error}") from None
         self.makes = values
 
-    def forward(self, s: torch.Tensor, steps: int | None = None, *, precision: Precision = "fast") -> torch.Tensor:
-        """Spikes of the last layer; arguments as those of a layer."""
+    def forward(
+        self,
+        s: torch.Tensor,
+        steps: int | None = None,
+        *,
+        precision: Precision = "fast",
+        state: State | None = None,
+        full: bool = False,
+    ) -> Any:
+        """Spikes of the last layer; arguments as those of a layer.
+
+        In an `Output` potentials and states have the layer's number before their names: `0.neurons`.
+        """
         steps = check_steps(s, steps)
+        potentials: dict[str, torch.Tensor] = {}
+        after: State = {}
         for place, layer in enumerate(self):
             if isinstance(layer, SpikingAvgPool2d):
                 s = layer(s)
-            else:
-                s = layer(s, steps, precision=precision, checked=place > 0)
-        return s
+                continue
+            own = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
+            found = layer(s, steps, precision=precision, checked=place > 0, state=own, full=full)
+            s = found.spikes if full else found
+            if full:
+                potentials |= {f"{place}.{name}": u for name, u in found.potentials.items()}
+                after |= {f"{place}.{name}": arrays for name, arrays in found.state.items()}
+        return Output(s, potentials, after) if full else s
 
 
 class _Block(_Spiking):
@@ -462,29 +536,38 @@ class _Block(_Spiking):
         synapse, values = projection.synapse, projection.input
         assert isinstance(neurons, NeuronsOp)
         assert isinstance(synapse, (Conv2d, Linear))
-        weight = parameters[projection.name]
+        weight = parameters[projection.parameter]
         super().__init__(synapse, weight, neurons.model, values.pending, values.exponent, values.maximum)
         with torch.no_grad():
-            for own, x in zip(self._ordered, parameters.values(), strict=True):
+            for own, x in zip(self._ordered[1:], list(parameters.values())[1:], strict=True):
                 own.copy_(x)
-        self.key = key_of(piece)
+        self.handle = handle_of(piece)
 
-    def forward(self, settings: Settings, inputs: list[torch.Tensor]) -> list[torch.Tensor]:  # type: ignore[override]
+    def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:  # type: ignore[override]
         """What others read of the segment."""
         _check_types(self._get_name(), self._ordered)
-        return compute(self.key, settings, inputs, self._ordered)
+        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        return compute(self.handle, settings, inputs, self._ordered, arrays)
+
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """None: nothing is normalised."""
+        return {}
 
 
 class _Population(torch.nn.Module):
     """Any other segment of a network: its parameters by the projection that they are named after."""
 
-    def __init__(self, piece: Piece, parameters: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
+    ) -> None:
         super().__init__()
-        self.key, self._names = key_of(piece), [name.partition(".")[::2] for name in parameters]
+        self.handle, self._names = handle_of(piece), [name.partition(".")[::2] for name in parameters]
         for (owner, own), x in zip(self._names, parameters.values(), strict=True):
             if owner not in self._modules:
                 self.add_module(owner, torch.nn.ParameterDict())
-            self._of(owner)[own or "weight"] = torch.nn.Parameter(x)
+            self._of(owner)[own or "weight"] = x
+        for name, x in statistics.items():
+            self.register_buffer(name.replace(".", "_"), x)
 
     def _of(self, owner: str) -> torch.nn.ParameterDict:
         found = self.get_submodule(owner)
@@ -499,26 +582,35 @@ class _Population(torch.nn.Module):
         """Parameters in the order in which a segment takes them."""
         return [self._of(owner)[own or "weight"] for owner, own in self._names]
 
-    def forward(self, settings: Settings, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """Running statistics by the names of the network."""
+        return {name: self.get_buffer(name.replace(".", "_")) for name in self.handle.statistics}
+
+    def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
         """What others read of the segment."""
         _check_types(self._get_name(), self._ordered)
-        return compute(self.key, settings, inputs, self._ordered)
+        arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
+        made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
+        for name, x in made.statistics.items():
+            setattr(self, name.replace(".", "_"), x)
+        return made
 
 
 class Network(torch.nn.Module):
     """A `NetworkSpec` as a module; its layers have the names of the spec's.
 
-    Where neurons learn numbers, call `clip_to_domain` after each step of the optimiser.
+    Where neurons learn numbers, call `clip_to_domain` after each step of the optimiser. Batch normalisation moves its
+    running statistics at each call in training mode.
 
     Args:
         spec: the network.
         seed: of the dropout masks and of the initial weights (the spec's own, the same as every backend's).
         gain: of the initial weights.
         precision: of the backward pass.
-        weights: others than the initial ones, by the names of `spec.parameters`: `stsbp.load_run(...).weights`.
+        weights: others than the initial ones, by the names of `initial_weights`: `stsbp.load_run(...).weights`.
 
     Attributes:
-        step: how often the network was called in training mode: each call draws new dropout masks.
+        step: how often the network was called from rest in training mode: each such call draws new dropout masks.
     """
 
     step: torch.Tensor
@@ -534,50 +626,69 @@ class Network(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_precision(precision)
-        check_spikes(spec, "Network")
         self.spec = spec
         self.seed = seed
         self.precision: Precision = precision
         self.register_buffer("step", torch.zeros((), dtype=torch.int64), persistent=False)
         given = initial_weights(spec, seed, gain) if weights is None else dict(weights)
         check_weights(spec, given)
-        self._input, self._output = spec.graph.nodes[0].name, spec.graph.nodes[-1].name
-        self._drops = any(isinstance(node.op, Dropout) and node.op.rate > 0 for node in spec.graph.nodes)
-        self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
-        for index in range(len(plan(backend_of(self.step), spec.graph).segments)):
-            piece = Piece(spec.graph, index)
-            parameters = {name: torch.from_numpy(given[name].copy()) for name in piece.parameters}
-            name = self._add(piece, parameters)
-            self._walk.append((name, piece.segment.sources, piece.segment.left))
+        own = {name: torch.from_numpy(x.copy()) for name, x in given.items()}
+        # Weights that several projections share are one parameter.
+        own |= {name: torch.nn.Parameter(own[name]) for name in spec.parameters}
+        graph = spec.graph
+        self._input = next(node.name for node in graph.nodes if isinstance(node.op, Input))
+        self._output = graph.nodes[-1].name
+        self._drops = any(isinstance(node.op, Dropout) and node.op.rate > 0 for node in graph.nodes)
+        self._walk: list[tuple[str, tuple[str, ...], tuple[str, ...], str]] = []
+        names = {block.population: block.name for block in spec.blocks}
+        for index in range(len(plan(backend_of(self.step), graph, fused=False).segments)):
+            piece = Piece(graph, index)
+            segment = piece.segment
+            name = self._add(piece, own)
+            self._walk.append((name, segment.sources, segment.left, names.get(segment.population or "", "")))
 
-    def _add(self, piece: Piece, parameters: Mapping[str, torch.Tensor]) -> str:
+    def _add(self, piece: Piece, given: Mapping[str, torch.Tensor]) -> str:
         """Add the module of a segment; returns its name."""
         last = piece.segment.steps[-1]
-        projections = [x for x in self.spec.graph.projections if x.name in parameters]
-        inputs = last.places[-1].node.inputs
-        if len(projections) == 1 and last.fires and inputs == (Edge(projections[0].name),):
-            (projection,) = projections
-            self.add_module(projection.name, _Block(piece, projection, parameters))
-            return projection.name
-        name = last.name.replace(".", "_")
-        self.add_module(name, _Population(piece, parameters))
+        parameters = {name: given[name] for name in piece.parameters}
+        projections = piece.projections
+        first, inputs = projections[0] if projections else None, last.places[-1].node.inputs
+        layer: torch.nn.Module
+        if (
+            first is not None
+            and isinstance(first.synapse, (Conv2d, Linear))
+            and first.synapse.norm is None
+            and last.fires
+            and inputs == (Edge(first.name),)
+            and len(projections) == 1
+        ):
+            layer = _Block(piece, first, parameters)
+        else:
+            layer = _Population(piece, parameters, {name: given[name] for name in piece.statistics})
+        name = first.name if first is not None and len(projections) == 1 else last.name.replace(".", "_")
+        self.add_module(name, layer)
         return name
 
-    @torch.no_grad()
-    def named(self) -> dict[str, torch.Tensor]:
-        """Parameters by their names in the spec: `conv1`, `conv1.decay`."""
-        found: dict[str, torch.Tensor] = {}
-        for index, (name, _, _) in enumerate(self._walk):
+    def _layers(self) -> Iterator[tuple[Piece, _Block | _Population]]:
+        for index, (name, *_) in enumerate(self._walk):
             layer = self.get_submodule(name)
             assert isinstance(layer, (_Block, _Population))
-            found.update(zip(Piece(self.spec.graph, index).parameters, layer._ordered, strict=True))
-        return {name: found[name] for name in self.spec.parameters}
+            yield Piece(self.spec.graph, index), layer
+
+    def named(self) -> dict[str, torch.Tensor]:
+        """Parameters and running statistics by their names in the spec: `conv1`, `conv1.decay`, `conv1.mean`."""
+        found: dict[str, torch.Tensor] = {}
+        for piece, layer in self._layers():
+            found.update(zip(piece.parameters, layer._ordered, strict=True))
+            found.update(layer.statistics())
+        return {name: found[name] for name in (*self.spec.parameters, *self.spec.statistics)}
 
     def clip_to_domain(self) -> None:
-        """Bring every number that neurons learn back into its domain."""
+        """Bring every number that is learned besides the weights back into its domain."""
         for name, x in self.named().items():
-            if (learned := self.spec.parameters[name].learned) is not None:
-                _clip(x, learned)
+            parameter = self.spec.parameters.get(name)
+            if parameter is not None and parameter.learned is not None:
+                _clip(x, parameter.learned)
 
     def extra_repr(self) -> str:
         populations = [place for place in self.spec.graph.places if isinstance(place.node.op, NeuronsOp)]
@@ -586,29 +697,52 @@ class Network(torch.nn.Module):
             [f"input {'x'.join(map(str, self.spec.input_shape))}", *sizes]
         )
 
-    def forward(self, inputs: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+    def forward(
+        self, inputs: torch.Tensor, steps: int | None = None, *, state: State | None = None, full: bool = False
+    ) -> Any:
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
 
-        In training mode each call draws new dropout masks (`self.step` counts the calls).
+        In training mode each call draws new dropout masks (`self.step` counts the calls), unless it goes on with a
+        state: that has the masks of the steps before.
+
+        Args:
+            inputs: frames or images.
+            steps: `T` of images.
+            state: of the steps before, from the `Output` of a call; None: at rest.
+            full: return an `Output`, with the potentials of every population and the state.
 
         Raises:
-            ShapeError: an input is no whole number from 0 to `input_max` (images: 255), or `steps` is not theirs.
-            SpecError: the parameters are not float32.
+            ShapeError: an input is no whole number from 0 to `input_max` (images: 255), `steps` is not theirs, or the
+                state is of another network or batch.
+            SpecError: the parameters are not float32, a state wants a gradient, or the network ends with a readout and
+                its potentials are not asked for.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
+        if self.spec.has_readout and not full:
+            raise SpecError(
+                f"the network {self.spec} ends with a readout, which has no spikes: call it with full=True, and take "
+                f"the potentials of {self._walk[-1][3]}"
+            )
         s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)
+        number = self.step if state is None else state["step"][0]
         step: torch.Tensor | int = 0
         if self._drops and self.training:
             # A traced program reads it at each run; the way back is to read the same number.
-            step = self.step if torch.compiler.is_compiling() else int(self.step)
+            step = number if torch.compiler.is_compiling() else int(number)
         values = {self._input: s}
-        for place, (name, sources, left) in enumerate(self._walk):
+        potentials: dict[str, torch.Tensor] = {}
+        after: State = {"step": (number,)}
+        more = full or state is not None
+        for place, (name, sources, left, population) in enumerate(self._walk):
             checked = "Network" if place == 0 else ""
-            settings = Settings(steps, self.training, self.seed, step, self.precision, checked)
-            made = self.get_submodule(name)(settings, [values[source] for source in sources])
-            values.update(zip(left, made, strict=True))
-        if self.training:
+            settings = Settings(steps, self.training, self.seed, step, self.precision, more, checked)
+            made = self.get_submodule(name)(settings, [values[source] for source in sources], state)
+            values.update(zip(left, made.outputs, strict=True))
+            if made.potentials is not None:
+                potentials[population] = made.potentials
+            after |= made.state
+        if self.training and state is None:
             # A new tensor: the way back of a compiled program reads the number of its own call.
             self.step = self.step + 1
-        return values[self._output]
+        return Output(values[self._output], potentials, after) if full else values[self._output]

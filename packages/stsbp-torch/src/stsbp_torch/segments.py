@@ -19,12 +19,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from stsbp_spec.collective import Part
+from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Values, Weighted
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Place, Projection, Values, Weighted
 from stsbp_spec.neurons.stored import as_text
-from stsbp_spec.passes import Trace, back_through, through, together
-from stsbp_spec.plan import Segment, plan
+from stsbp_spec.passes import Trace, after, back_through, through, together
+from stsbp_spec.plan import Population, Segment, plan
 from stsbp_spec.rules import Deferred, Run
+from stsbp_spec.synapses.add import Add
+from stsbp_spec.synapses.batchnorm import moved
+from stsbp_spec.synapses.dropout import Dropout
 from stsbp_spec.typing import Shape
 from torch.utils import _pytree as pytree
 
@@ -33,12 +37,14 @@ from stsbp_torch.checks import check_finite, check_inputs
 from stsbp_torch.layout import empty, laid_out
 
 __all__ = [
+    "Handle",
     "Layer",
+    "Made",
     "Piece",
     "Settings",
     "backend_of",
     "compute",
-    "key_of",
+    "handle_of",
     "known",
     "once",
     "one_by_one",
@@ -66,6 +72,7 @@ class Settings(NamedTuple):
         training: whether spikes are dropped and the gains of training apply ...
         seed, step: ... and of which masks; the step may be a tensor, which no traced program has as a constant.
         precision: of the way back.
+        full: whether states enter and leave, and potentials leave.
         checked: whose inputs are looked at, for messages; empty: they are known to be good.
         hint: what such a message ends with.
     """
@@ -75,8 +82,25 @@ class Settings(NamedTuple):
     seed: int = 0
     step: int | torch.Tensor = 0
     precision: str = "fast"
+    full: bool = False
     checked: str = ""
     hint: str = ""
+
+
+class Made(NamedTuple):
+    """What a segment makes.
+
+    Attributes:
+        outputs: float32 in the order of `Segment.left`.
+        potentials: of its population, float32 `[T, B, ...]`, in `full`; None: not asked for, or it has none.
+        statistics: running statistics after the batch, by the names of the network, in training.
+        state: what enters the steps after these, by the names of `passes.after`, float32, in `full`.
+    """
+
+    outputs: list[torch.Tensor]
+    potentials: torch.Tensor | None
+    statistics: dict[str, torch.Tensor]
+    state: dict[str, tuple[torch.Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -88,19 +112,66 @@ class Piece:
 
     @cached_property
     def segment(self) -> Segment[torch.Tensor]:
-        """As the CPU computes it; what enters and leaves it is the same on every device."""
-        return plan(_backend("cpu"), self.network).segments[self.index]
+        """As the CPU computes it, node by node; what enters and leaves it is the same on every device."""
+        return plan(_backend("cpu"), self.network, fused=False).segments[self.index]
+
+    @cached_property
+    def _places(self) -> list[Place]:
+        return [place for step in self.segment.steps for place in step.places]
+
+    @cached_property
+    def projections(self) -> tuple[Projection, ...]:
+        """Weights in it, those of a recurrence among them."""
+        names = {place.node.name for place in self._places}
+        names |= {loop for name in names for loop in self.network.recurrent.get(name, ())}
+        return tuple(projection for projection in self.network.projections if projection.name in names)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the network's parameters in it."""
         found: list[str] = []
-        for place in (place for step in self.segment.steps for place in step.places):
-            if isinstance(place.node.op, Weighted):
-                found.append(place.node.name)
-            elif isinstance(place.node.op, Neurons):
-                found += [*self.network.recurrent.get(place.node.name, ()), *place.parameters.values()]
+        by_name = {projection.name: projection.parameter for projection in self.projections}
+        for place in self._places:
+            name, op = place.node.name, place.node.op
+            if isinstance(op, Weighted):
+                found += [by_name[name], *(f"{name}.{own}" for own in ({} if op.norm is None else op.norm.learned()))]
+            elif isinstance(op, Neurons):
+                loops = self.network.recurrent.get(name, ())
+                found += [*(by_name[loop] for loop in loops), *place.parameters.values()]
+        return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """Names of its running statistics."""
+        names = {place.node.name for place in self._places}
+        return tuple(name for name in self.network.statistics if name.rpartition(".")[0] in names)
+
+    @cached_property
+    def fires(self) -> bool:
+        """Whether it ends with a population."""
+        return self.segment.population is not None
+
+    @cached_property
+    def states(self) -> tuple[tuple[str, int], ...]:
+        """Names in the state that it leaves, and how many arrays each has."""
+        found: list[tuple[str, int]] = []
+        for step in self.segment.steps:
+            found += [(f"{s}>{step.name}", 1) for s, delay in zip(step.sources, step.delays, strict=True) if delay]
+            if isinstance(step, Population):
+                found.append((step.name, 1 + len(step.resumable[False].plain.forward.states)))
         return tuple(found)
+
+    def shape_of_state(self, name: str) -> tuple[int, Shape]:
+        """How many steps an array of a state has, and the shape of a sample's."""
+        source, _, reader = name.partition(">")
+        delays = [
+            edge.delay
+            for node in self.network.nodes
+            if node.name == reader
+            for edge in node.inputs
+            if edge.source == source
+        ]
+        return max([1, *delays]), self.network.values[source].shape
 
 
 @dataclass(frozen=True)
@@ -114,6 +185,20 @@ class Layer:
 
     ops: tuple[tuple[str, Op], ...]
     values: Values
+
+    @property
+    def fires(self) -> bool:
+        """Whether it ends with a population."""
+        return isinstance(self.ops[-1][1], Neurons)
+
+    @property
+    def states(self) -> tuple[tuple[str, int], ...]:
+        """`Piece.states`."""
+        op = self.ops[-1][1]
+        if not isinstance(op, Neurons):
+            return ()
+        equations = neuron_equations(self.values.filter(training=False), op.model)
+        return (("neurons", 1 + len(equations.forward.states)),)
 
     def at(self, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
         """The network for some inputs."""
@@ -137,15 +222,40 @@ def _network_of(layer: Layer, shape: Shape, static: bool) -> Piece:
 _MADE: dict[str, Piece | Layer] = {}
 
 
-def key_of(made: Piece | Layer) -> str:
-    """What operators find a segment or a layer by: no other computation has it."""
+class Handle(NamedTuple):
+    """A segment or a layer, as traced programs have it.
+
+    Attributes:
+        key: what operators find it by: no other computation has it.
+        left: how many outputs it has ...
+        fires: ... and whether the potentials of a population.
+        statistics: `Piece.statistics`.
+        states: `Piece.states`.
+    """
+
+    key: str
+    left: int
+    fires: bool
+    statistics: tuple[str, ...]
+    states: tuple[tuple[str, int], ...]
+
+    def made(self, settings: Settings) -> tuple[int, int, int]:
+        """How many outputs, potentials and statistics it makes."""
+        statistics = len(self.statistics) if settings.training else 0
+        return self.left, int(settings.full and self.fires), statistics
+
+
+def handle_of(made: Piece | Layer) -> Handle:
+    """Make a segment or a layer known in this process."""
     ops = made.ops if isinstance(made, Layer) else [(node.name, node.op) for node in made.network.nodes]
     edges = () if isinstance(made, Layer) else (made.index, [node.inputs for node in made.network.nodes])
     texts = [(name, as_text(op.model) if isinstance(op, Neurons) else repr(op)) for name, op in ops]
     text = repr((texts, edges, made.values if isinstance(made, Layer) else ()))
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     _MADE.setdefault(key, made)
-    return key
+    if isinstance(made, Piece):
+        return Handle(key, len(made.segment.left), made.fires, made.statistics, made.states)
+    return Handle(key, 1, made.fires, (), made.states)
 
 
 def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
@@ -174,23 +284,39 @@ def backend_of(x: torch.Tensor) -> TorchBackend:
 
 
 def compute(
-    key: str, settings: Settings, inputs: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """What a segment makes, float32 in the order of `Segment.left`; differentiable in `inputs` and `parameters`.
+    handle: Handle,
+    settings: Settings,
+    inputs: Sequence[torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    given: Sequence[torch.Tensor] = (),
+) -> Made:
+    """What a segment makes; differentiable in `inputs` and `parameters`, and all that is made but state and statistics.
 
     Args:
-        key: of the segment.
+        handle: the segment.
         settings: how.
         inputs: in the order of `Segment.sources`, `[1 or T, B, ...]`.
         parameters: in the order of `Piece.parameters`; weights are rounded to their grids here.
+        given: running statistics, in the order of `Piece.statistics`, and in `full` the arrays of the state, in the
+            order of `Piece.states`; none of them: from rest.
     """
+    sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         steps, training, seed, step, *rest = settings
         number = step if isinstance(step, torch.Tensor) else torch.tensor(step)
-        how = (key, steps, training, seed, *rest)
-        return list(_Computed.apply(len(inputs), how, number, *inputs, *parameters))  # type: ignore[no-untyped-call]
-    piece = _piece(key, inputs, settings.steps)
-    return list(_Kept.apply(piece, settings, len(inputs), *inputs, *parameters))  # type: ignore[no-untyped-call]
+        how = (handle.key, steps, training, seed, *rest)
+        made = list(_Computed.apply(handle, sizes, how, number, *tensors))  # type: ignore[no-untyped-call]
+    else:
+        made = list(_Kept.apply(handle, settings, sizes, *tensors))  # type: ignore[no-untyped-call]
+    outputs, potentials, statistics = handle.made(settings)
+    own = made[outputs + potentials : outputs + potentials + statistics]
+    left = made[outputs + potentials + statistics :]
+    state: dict[str, tuple[torch.Tensor, ...]] = {}
+    if settings.full:
+        for name, count in handle.states:
+            state[name], left = tuple(left[:count]), left[count:]
+    moved = dict(zip(handle.statistics, own, strict=True)) if settings.training else {}
+    return Made(made[:outputs], made[outputs] if potentials else None, moved, state)
 
 
 _NO_SECOND = (
@@ -200,22 +326,77 @@ _NO_SECOND = (
 
 
 def _forward(
-    piece: Piece, settings: Settings, inputs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], of_input: bool
+    piece: Piece,
+    settings: Settings,
+    inputs: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    given: Sequence[torch.Tensor],
+    of_input: bool,
 ) -> tuple[list[torch.Tensor], Trace[torch.Tensor]]:
     """What a segment makes and leaves; with `of_input` so that the way back leads to the inputs as well."""
     backend, batch = backend_of(inputs[0]), inputs[0].shape[1]
-    walk = plan(backend, piece.network, of_input=of_input)
+    walk = plan(backend, piece.network, of_input=of_input, fused=not settings.full)
     segment = walk.segments[piece.index]
-    given = {
+    values = {
         name: _native(settings, piece.network, name, x.detach())
         for name, x in zip(segment.sources, inputs, strict=True)
     }
     dropout = (settings.seed, int(settings.step)) if settings.training else None
-    on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True)))
-    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch))
-    ((made, residuals),) = together(backend, run, [through(backend, segment, run, given)])
-    outputs = [laid_out(made[name].float()) for name in segment.left]
-    return outputs, Trace(backend, walk, run, outputs[-1], {}, lambda _: dict(residuals), {})
+    statistics = {name: x.detach() for name, x in zip(piece.statistics, given, strict=False)}
+    on_grid = _on_grid(piece, backend, dict(zip(piece.parameters, weights, strict=True))) | statistics
+    before = _state(piece, given[len(statistics) :]) if settings.full else None
+    run = Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
+    ((made, residuals),) = together(backend, run, [through(backend, segment, run, values)])
+    found = [laid_out(made[name].float()) for name in segment.left]
+    if settings.full and piece.fires:
+        found.append(
+            laid_out(backend.neuron_potentials(segment.steps[-1].population(residuals[segment.steps[-1].name])))
+        )
+    if settings.training:
+        found += _moved(piece, backend, segment, residuals, statistics)
+    if settings.full:
+        found += [x.float() for arrays in after(segment, residuals).values() for x in arrays]
+    return found, Trace(backend, walk, run, found[0], {}, lambda _: dict(residuals), {})
+
+
+def _state(piece: Piece, arrays: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, ...]]:
+    """The state by name, in the types of the steps; nothing of no arrays."""
+    if not arrays:
+        return {}
+    left, found = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
+    for name, count in piece.states:
+        own = [laid_out(next(left).detach()) for _ in range(count)]
+        if _is_bytes(piece.network, name.partition(">")[0]):
+            own[0] = own[0].to(torch.uint8)
+        found[name] = tuple(own)
+    return found
+
+
+def _is_bytes(network: Network, name: str) -> bool:
+    """Whether the steps have spikes or counts of a node as bytes."""
+    node, values = next(node for node in network.nodes if node.name == name), network.values[name]
+    if isinstance(node.op, (Add, Dropout)):
+        return all(_is_bytes(network, edge.source) for edge in node.inputs)
+    known = isinstance(node.op, (Input, Neurons)) and not values.weighted
+    return known and values.exponent == 0 and values.maximum <= 255
+
+
+def _moved(
+    piece: Piece,
+    backend: TorchBackend,
+    segment: Segment[torch.Tensor],
+    residuals: Mapping[str, Any],
+    before: Mapping[str, torch.Tensor],
+) -> list[torch.Tensor]:
+    """Running statistics after a batch."""
+    batch: dict[str, torch.Tensor] = {}
+    for step in segment.steps:
+        if step.normalises:
+            batch.update(step.statistics(residuals[step.name]))
+    norms = {projection.name: projection.synapse.norm for projection in piece.network.normalised}
+    return [
+        backend.of_channels(moved, x, batch[name], norm=norms[name.rpartition(".")[0]]) for name, x in before.items()
+    ]
 
 
 def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -228,8 +409,7 @@ def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) ->
         unit = 0 if isinstance(network.nodes[0].op, Entering) else values.exponent
         largest = values.maximum * 2.0**unit
         check_inputs(settings.checked, x * 2.0**unit if unit else x, values.exponent - unit, largest, settings.hint)
-    whole = not values.weighted and values.exponent == 0 and values.maximum <= 255
-    return laid_out(x.to(torch.uint8) if whole else x.float())
+    return laid_out(x.to(torch.uint8) if _is_bytes(network, name) else x.float())
 
 
 def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -242,10 +422,14 @@ def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Te
         expected = piece.network.parameters[name].shape
         if tuple(x.shape) != expected:
             raise ShapeError(f"{name} has the shape {list(expected)}, got {list(x.shape)}")
-    projections = [projection for projection in piece.network.projections if projection.name in weights]
-    made = backend.weight_grids(projections, [found[projection.parameter] for projection in projections])
-    found.update({projection.name: wq for projection, (wq, _) in zip(projections, made, strict=True)})
-    for name, x in found.items():
+    made = backend.weight_grids(piece.projections, [found[projection.parameter] for projection in piece.projections])
+    masters = {name: found[name] for name in weights}
+    for projection, (wq, chosen) in zip(piece.projections, made, strict=True):
+        found[projection.name] = wq
+        if projection.synapse.norm is not None:
+            unit = chosen.exponent + projection.input.exponent
+            found[f"{projection.name}.exponent"] = torch.tensor([unit], dtype=torch.int32, device=wq.device)
+    for name, x in masters.items():
         if (learned := piece.network.parameters[name].learned) is not None:
             low, high = (float(end) for end in torch.aminmax(x))
             if not learned.low <= low <= high <= learned.high:
@@ -260,13 +444,21 @@ def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Te
 def _backward(
     piece: Piece, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    """Errors of inputs, then gradients of parameters, from errors of the outputs; None: nothing comes back."""
-    segment = trace.plan.segments[piece.index]
+    """Errors of inputs, then gradients of parameters, from errors of all that was made; None: nothing comes back."""
+    segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
     waiting: dict[str, list[Any]] = {
-        name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=True) if error is not None
+        name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=False) if error is not None
     }
+    residuals = trace.residuals(segment)
+    if trace.run.before is not None and population is not None and (error := errors[len(segment.left)]) is not None:
+        waiting.setdefault(population, [torch.zeros_like(error)])
+        residuals[population] = residuals[population]._replace(error=laid_out(error))
+    trace.residuals = lambda _: residuals
     (found,) = together(trace.backend, trace.run, [back_through(trace, segment, waiting, precision)])
-    rounded = {name: trace.backend.rounded(x) for name, x in found.items()}
+    rounded = {name: trace.backend.rounded(x) for name, x in (*found.items(), *trace.whole.items())}
+    for projection in piece.projections:
+        if projection.shares is not None and (own := rounded.pop(projection.name, None)) is not None:
+            rounded[projection.shares] = rounded[projection.shares] + own if projection.shares in rounded else own
     return [*(_total(waiting.get(name, [])) for name in segment.sources), *map(rounded.get, piece.parameters)]
 
 
@@ -281,12 +473,17 @@ class _Kept(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, piece: Piece, settings: Settings, count: int, *tensors: torch.Tensor
+        ctx: Any, handle: Handle, settings: Settings, sizes: tuple[int, int], *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        of_input = any(ctx.needs_input_grad[3 : 3 + count])
-        outputs, trace = _forward(piece, settings, tensors[:count], tensors[count:], of_input)
+        inputs, weights, given = _cut(tensors, sizes)
+        piece = _piece(handle.key, inputs, settings.steps)
+        of_input = any(ctx.needs_input_grad[3 : 3 + len(inputs)])
+        found, trace = _forward(piece, settings, inputs, weights, given, of_input)
+        outputs, potentials, _ = handle.made(settings)
+        ctx.mark_non_differentiable(*found[outputs + potentials :])
         ctx.set_materialize_grads(False)
-        ctx.piece, ctx.precision, ctx.types = piece, settings.precision, [x.dtype for x in tensors]
+        ctx.piece, ctx.precision, ctx.rest = piece, settings.precision, len(given)
+        ctx.types = [x.dtype for x in tensors[: sum(sizes)]]
         if any(ctx.needs_input_grad):
             left = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
             leaves, ctx.spec = pytree.tree_flatten(left)
@@ -294,7 +491,7 @@ class _Kept(torch.autograd.Function):
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
             ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
             ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={})
-        return tuple(outputs)
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -306,40 +503,66 @@ class _Kept(torch.autograd.Function):
         run = replace(ctx.run, weights=weights)
         trace = Trace(ctx.backend, ctx.walk, run, torch.empty(0), {}, lambda _: residuals, {})
         found = _backward(ctx.piece, trace, ctx.precision, errors)
-        return None, None, None, *(x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
+        own = (x if x is None else x.to(t) for x, t in zip(found, ctx.types, strict=True))
+        return None, None, None, *own, *(None,) * ctx.rest
+
+
+def _cut(tensors: Sequence[torch.Tensor], sizes: tuple[int, int]) -> list[list[torch.Tensor]]:
+    inputs, weights = sizes
+    return [list(tensors[:inputs]), list(tensors[inputs : inputs + weights]), list(tensors[inputs + weights :])]
 
 
 @torch.library.custom_op("stsbp::segment", mutates_args=())
 def _segment(
     inputs: list[torch.Tensor],
     weights: list[torch.Tensor],
+    given: list[torch.Tensor],
     number: torch.Tensor,
     key: str,
     steps: int,
     training: bool,
     seed: int,
     precision: str,
+    full: bool,
     checked: str,
     hint: str,
 ) -> list[torch.Tensor]:
-    settings = Settings(steps, training, seed, number, precision, checked, hint)
-    return _forward(_piece(key, inputs, steps), settings, inputs, weights, of_input=False)[0]
+    settings = Settings(steps, training, seed, number, precision, full, checked, hint)
+    return _forward(_piece(key, inputs, steps), settings, inputs, weights, given, of_input=False)[0]
 
 
 @_segment.register_fake
 def _(
-    inputs: list[torch.Tensor], weights: list[torch.Tensor], number: torch.Tensor, key: str, steps: int, *rest: Any
+    inputs: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    given: list[torch.Tensor],
+    number: torch.Tensor,
+    key: str,
+    steps: int,
+    training: bool,
+    seed: int,
+    precision: str,
+    full: bool,
+    *rest: str,
 ) -> list[torch.Tensor]:
-    piece, x = _piece(key, inputs, steps), inputs[0]
+    piece, batch = _piece(key, inputs, steps), inputs[0].shape[1]
     every = [piece.network.values[name] for name in piece.segment.left]
-    shapes = [(1 if values.static else steps, x.shape[1], *values.shape) for values in every]
-    return [empty(shape, torch.float32, x.device) for shape in shapes]
+    shapes = [(1 if values.static else steps, batch, *values.shape) for values in every]
+    if full and (name := piece.segment.population) is not None:
+        shapes.append((steps, batch, *piece.network.values[name].shape))
+    if training:
+        shapes += [piece.network.statistics[name].shape for name in piece.statistics]
+    if full:
+        of_state = ((piece.shape_of_state(name), count) for name, count in piece.states)
+        shapes += [(length, batch, *shape) for (length, shape), count in of_state for _ in range(count)]
+    return [empty(shape, torch.float32, inputs[0].device) for shape in shapes]
 
 
 @torch.library.custom_op("stsbp::segment_back", mutates_args=())
 def _segment_back(
     inputs: list[torch.Tensor],
     weights: list[torch.Tensor],
+    given: list[torch.Tensor],
     errors: list[torch.Tensor],
     of_input: bool,
     number: torch.Tensor,
@@ -348,9 +571,10 @@ def _segment_back(
     training: bool,
     seed: int,
     precision: str,
+    full: bool,
 ) -> list[torch.Tensor]:
-    piece, settings = _piece(key, inputs, steps), Settings(steps, training, seed, number, precision)
-    _, trace = _forward(piece, settings, inputs, weights, of_input=of_input)
+    piece, settings = _piece(key, inputs, steps), Settings(steps, training, seed, number, precision, full)
+    _, trace = _forward(piece, settings, inputs, weights, given, of_input=of_input)
     found = _backward(piece, trace, settings.precision, errors)
     wanted = found if of_input else found[len(inputs) :]
     tensors = [*(inputs if of_input else []), *weights]
@@ -359,7 +583,7 @@ def _segment_back(
 
 @_segment_back.register_fake
 def _(
-    inputs: list[torch.Tensor], weights: list[torch.Tensor], errors: list[torch.Tensor], of_input: bool, *rest: Any
+    inputs: list[torch.Tensor], weights: list[torch.Tensor], given: Any, errors: Any, of_input: bool, *rest: Any
 ) -> list[torch.Tensor]:
     below = [empty(x.shape, x.dtype, x.device) for x in inputs] if of_input else []
     return below + [torch.empty_like(w) for w in weights]
@@ -418,26 +642,28 @@ class _Computed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        count: int, how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
+        handle: Handle, sizes: tuple[int, int], how: tuple[Any, ...], number: torch.Tensor, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.ops.stsbp.segment(list(tensors[:count]), list(tensors[count:]), number, *how))
+        return tuple(torch.ops.stsbp.segment(*_cut(tensors, sizes), number, *how))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-        ctx.count, ctx.how, number, *tensors = inputs
+        handle, ctx.sizes, ctx.how, number, *tensors = inputs
+        ctx.rest = len(tensors) - sum(ctx.sizes)
+        ctx.mark_non_differentiable(*output[handle.left + (ctx.how[5] and handle.fires) :])
         ctx.save_for_backward(number, *tensors)
 
     @staticmethod
     def backward(ctx: Any, *errors: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        of_input, count, ends = any(ctx.needs_input_grad[3 : 3 + ctx.count]), ctx.count, len(errors)
-        how = ctx.how[:5]
+        sizes, how, ends = ctx.sizes, ctx.how[:6], len(errors)
+        of_input = any(ctx.needs_input_grad[4 : 4 + sizes[0]])
 
-        def call(*given: torch.Tensor) -> list[torch.Tensor]:
-            number, *tensors = given[ends:]
-            errors = list(given[:ends])
+        def call(*all_of_them: torch.Tensor) -> list[torch.Tensor]:
+            errors, (number, *tensors) = list(all_of_them[:ends]), all_of_them[ends:]
+            inputs, weights, given = _cut(tensors, sizes)
             return torch.ops.stsbp.segment_back(  # type: ignore[no-any-return]
-                tensors[:count], tensors[count:], errors, of_input, number, *how
+                inputs, weights, given, errors, of_input, number, *how
             )
 
         found = once(call, *errors, *ctx.saved_tensors)
-        return None, None, None, *([] if of_input else [None] * count), *found
+        return None, None, None, None, *([] if of_input else [None] * sizes[0]), *found, *(None,) * ctx.rest

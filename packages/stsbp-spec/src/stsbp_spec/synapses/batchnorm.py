@@ -60,6 +60,7 @@ __all__ = [
     "coefficients",
     "error_moments",
     "moments",
+    "moved",
     "norm_error_bits",
     "of_batch",
     "of_running",
@@ -302,8 +303,13 @@ def way_back(
     return wide.float32(wide.over(total, count)), wide.float32(slope), *gradients
 
 
-def running(norm: BatchNorm, before: Float32, batch: Float32) -> Float32:
-    """A running statistic after a batch: float64, rounded once, and 0 below the floor."""
-    moved = (1 - norm.momentum) * before.astype(np.float64) + norm.momentum * batch.astype(np.float64)
-    found: Float32 = Wide().float32(moved)
+def moved(wide: Wide, before: Array, batch: Array, *, norm: BatchNorm) -> Array:
+    """A running statistic `[C]` after a batch: float64, rounded once, and 0 below the floor."""
+    kept = wide.times(wide.float64(before), 1 - norm.momentum)
+    found: Array = wide.float32(kept + wide.times(wide.float64(batch), norm.momentum))
     return found
+
+
+def running(norm: BatchNorm, before: Float32, batch: Float32) -> Float32:
+    """`moved` of numpy arrays."""
+    return moved(Wide(), before, batch, norm=norm)

@@ -1,0 +1,217 @@
+"""Segments of a network as differentiable functions: what `apply` is made of.
+
+A segment is a population with what stands before it (stsbp_spec.plan), computed by the steps of the backend, so that
+its bits and gradients are those of every backend. What the steps leave goes through JAX's transformations as arrays,
+with all else of it beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.collective import Part
+from stsbp_spec.graph import Network, Neurons, Place, Projection
+from stsbp_spec.passes import Trace, back_through, through, together
+from stsbp_spec.plan import Plan, Segment, plan
+from stsbp_spec.rules import Deferred, Run
+from stsbp_spec.typing import Precision
+
+from stsbp_jax import grid
+from stsbp_jax.backend import PAIRS
+from stsbp_jax.checks import in_domain
+
+__all__ = ["Made", "Piece", "Settings", "compute", "pieces"]
+
+
+class Settings(NamedTuple):
+    """How a segment is computed: `T`, with the gains and masks of training or without, and the way back's precision."""
+
+    steps: int
+    training: bool
+    precision: Precision
+
+
+class Made(NamedTuple):
+    """What a segment makes.
+
+    Attributes:
+        outputs: of the nodes that others read, float32 by name.
+        statistics: of the batch, by which sums were normalised.
+    """
+
+    outputs: dict[str, Array]
+    statistics: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segment of a network."""
+
+    network: Network
+    index: int
+
+    def walk(self, *, fused: bool = True) -> Plan[Array]:
+        """The steps through the whole network."""
+        return plan(PAIRS, self.network, of_input=True, fused=fused)
+
+    @property
+    def segment(self) -> Segment[Array]:
+        """Its steps."""
+        return self.walk().segments[self.index]
+
+    @cached_property
+    def _places(self) -> list[Place]:
+        return [place for step in self.segment.steps for place in step.places]
+
+    @cached_property
+    def projections(self) -> tuple[Projection, ...]:
+        """Weights in it, those of a recurrence among them."""
+        names = {place.node.name for place in self._places}
+        names |= {loop for name in names for loop in self.network.recurrent.get(name, ())}
+        return tuple(projection for projection in self.network.projections if projection.name in names)
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the network's parameters and statistics in it."""
+        found: list[str] = []
+        for projection in self.projections:
+            found.append(projection.parameter)
+            norm = projection.synapse.norm
+            if norm is not None:
+                found += [f"{projection.name}.{own}" for own in (*norm.learned(), *norm.initial(1))]
+        for place in self._places:
+            if isinstance(place.node.op, Neurons):
+                found += place.parameters.values()
+        return tuple(dict.fromkeys(found))
+
+
+def pieces(network: Network) -> list[Piece]:
+    """The segments of a network, in order."""
+    return [Piece(network, index) for index in range(len(plan(PAIRS, network, of_input=True).segments))]
+
+
+@jax.tree_util.register_pytree_node_class
+class _Left:
+    """What steps leave: arrays, and all that is none."""
+
+    def __init__(self, arrays: list[Array], others: tuple[Any, ...], tree: Any) -> None:
+        self.arrays, self.others, self.tree = arrays, others, tree
+
+    @classmethod
+    def of(cls, left: Any) -> _Left:
+        leaves, tree = jax.tree.flatten(left)
+        others = tuple(None if isinstance(x, (Array, np.ndarray)) else (x,) for x in leaves)
+        return cls([x for x, other in zip(leaves, others, strict=True) if other is None], others, tree)
+
+    def whole(self) -> Any:
+        arrays = iter(self.arrays)
+        return jax.tree.unflatten(self.tree, [next(arrays) if other is None else other[0] for other in self.others])
+
+    def tree_flatten(self) -> tuple[Any, Any]:
+        return self.arrays, (self.others, self.tree)
+
+    @classmethod
+    def tree_unflatten(cls, rest: Any, arrays: Any) -> _Left:
+        return cls(list(arrays), *rest)
+
+
+def compute(
+    piece: Piece,
+    settings: Settings,
+    inputs: tuple[Array, ...],
+    weights: Mapping[str, Array],
+    masks: tuple[Array, Array],
+) -> Made:
+    """What a segment makes; differentiable in inputs and weights.
+
+    Args:
+        piece: the segment.
+        settings: how.
+        inputs: in the order of `piece.segment.sources`, `[1 or T, B, ...]`, channels-last.
+        weights: master weights by the names of `piece.parameters`.
+        masks: `(seed, step)` of dropout, uint32.
+    """
+    return _segment(piece, settings, inputs, dict(weights), masks)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _segment(
+    piece: Piece, settings: Settings, inputs: tuple[Array, ...], weights: dict[str, Array], masks: tuple[Array, Array]
+) -> Made:
+    return _ahead(piece, settings, inputs, weights, masks)[0]
+
+
+def _ahead(
+    piece: Piece, settings: Settings, inputs: tuple[Array, ...], weights: dict[str, Array], masks: tuple[Array, Array]
+) -> tuple[Made, Any]:
+    segment, batch = piece.segment, inputs[0].shape[1]
+    on_grid = _on_grid(piece, weights)
+    run = _run(settings, on_grid, masks, batch)
+    given = dict(zip(segment.sources, inputs, strict=True))
+    ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, given)])
+    statistics = {
+        name: x
+        for step in segment.steps
+        if step.normalises and settings.training
+        for name, x in step.statistics(residuals[step.name]).items()
+    }
+    if (name := segment.population) is not None:
+        # Inside a jit nothing can be raised: what is not finite is seen in the spikes.
+        finite = jnp.isfinite(PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name])))
+        made[name] = jnp.where(finite, made[name].astype(np.float32), np.float32(np.nan))
+    outputs = {name: x.astype(np.float32) for name, x in made.items()}
+    return Made(outputs, statistics), (_Left.of((residuals, on_grid)), masks)
+
+
+def _run(settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int) -> Run[Array]:
+    # The backend takes masks of traced numbers too.
+    dropout: Any = masks if settings.training else None
+    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch))
+
+
+def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """Weights on their grids, and what else was learned, in its domain; what is not becomes NaN."""
+    found = dict(weights)
+    for projection in piece.projections:
+        found[projection.name], choice = grid.weight_grid(projection, weights[projection.parameter])
+        if projection.synapse.norm is not None:
+            unit = choice.exponent + np.int32(projection.input.exponent)
+            found[f"{projection.name}.exponent"] = unit.reshape(1)
+    for name, parameter in piece.network.parameters.items():
+        if name in weights and (own := parameter.learned) is not None:
+            found[name] = in_domain(name, weights[name], own.low, own.high)
+    return found
+
+
+def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tuple[Any, ...]:
+    left, masks = kept
+    residuals, on_grid = left.whole()
+    segment = piece.segment
+    errors = cotangents.outputs
+    batch = next(iter(errors.values())).shape[1]
+    run = _run(settings, on_grid, masks, batch)
+    trace = Trace(PAIRS, piece.walk(), run, next(iter(errors.values())), {}, lambda _: residuals, {})
+    waiting: dict[str, list[Any]] = {name: [errors[name]] for name in segment.left}
+    (found,) = together(PAIRS, run, [back_through(trace, segment, waiting, settings.precision)])
+    found = {name: PAIRS.rounded(x) for name, x in {**found, **trace.whole}.items()}
+    for projection in piece.projections:
+        if projection.shares is not None and (own := found.pop(projection.name, None)) is not None:
+            found[projection.shares] = found[projection.shares] + own if projection.shares in found else own
+    below = tuple(_total(waiting.get(name, [])) for name in segment.sources)
+    return below, {name: found.get(name) for name in piece.parameters}, (None, None)
+
+
+_segment.defvjp(_ahead, _back)
+
+
+def _total(errors: list[Any]) -> Array | None:
+    """The error of what a segment reads from those of its readers in it, which came from the last to the first."""
+    arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
+    return sum(arrays[1:], arrays[0]) if arrays else None

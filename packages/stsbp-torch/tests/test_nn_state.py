@@ -1,0 +1,320 @@
+"""Modules that go on from a state, potentials and losses of them, and networks that are graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stsbp_spec import LIF as LIFSpec
+from stsbp_spec import Batch, VanRossum, initial_weights, open_backend
+from stsbp_spec.errors import ShapeError, SpecError
+from stsbp_spec.losses.cross_entropy import CrossEntropy
+from stsbp_spec.synapses import batchnorm
+from stsbp_spec.typing import Precision
+from stsbp_torch import (
+    ALIF,
+    LIF,
+    PSP,
+    Network,
+    NetworkSpec,
+    Neurons,
+    Sequential,
+    SpikingAvgPool2d,
+    SpikingConv2d,
+    SpikingLinear,
+    spike_loss,
+)
+from torch.func import vmap
+
+STEPS, BATCH, GAIN = 7, 3, 6.0
+NOTATIONS = {
+    "chain": "4C3d0.2-P2-6",
+    "recurrent": "4C3{neuron=alif}-P2-6R{neuron=plif}-5{recurrent=one-to-one,reset=subtract,tau_rise=1.5}",
+    "recurrent convolution": "4C3R3-6",
+    "delayed": "6{delay=2}-5{delay=3}",
+    "residual": "4C3-[4C3p1-4C3p1]+-6",
+    "normalised": "4C3bn-6bn",
+    "nodes": """
+        [[node]]
+        name = "conv1"
+        weights = "4C3p1b"
+        from = "input"
+
+        [[node]]
+        name = "conv2"
+        weights = "4C3p1"
+        weights_of = "conv1"
+        from = {node = "input", delay = 2}
+
+        [[node]]
+        name = "first"
+        neurons = "neuron=plif"
+        from = ["conv1", "conv2"]
+
+        [[node]]
+        name = "out"
+        weights = "3"
+        from = "first"
+
+        [[node]]
+        name = "last"
+        neurons = ""
+        from = "out"
+    """,
+}
+
+
+def spec_of(name: str) -> NetworkSpec:
+    outputs = None if name == "nodes" else 3
+    return NetworkSpec.parse(NOTATIONS[name], input_shape=(2, 6, 6), outputs=outputs, neuron=LIFSpec(3, 5 / 3))
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    frames = (torch.rand(STEPS, BATCH, 2, 6, 6, generator=generator) < 0.4).float()
+    return frames, (torch.rand(STEPS, BATCH, 3, generator=generator) < 0.4).float()
+
+
+def in_chunks(net: torch.nn.Module, frames: torch.Tensor, lengths: tuple[int, ...]) -> Any:
+    state, spikes, potentials = None, [], list[list[torch.Tensor]]()
+    for chunk in torch.split(frames, list(lengths)):
+        made = net(chunk, state=state, full=True)
+        state = made.state
+        spikes.append(made.spikes)
+        potentials.append(list(made.potentials.values()))
+    return torch.cat(spikes), [torch.cat(each) for each in zip(*potentials, strict=True)]
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("name", NOTATIONS)
+def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str, training: bool) -> None:
+    if training and name == "normalised":
+        pytest.skip("statistics are those of a chunk")
+    spec, (frames, _) = spec_of(name), samples()
+    net, same = (Network(spec, gain=GAIN).train(training) for _ in range(2))
+    weights = {key: x.detach().numpy() for key, x in net.named().items()}
+    with torch.no_grad():
+        whole = net(frames, full=True)
+        assert torch.equal(whole.spikes, Network(spec, gain=GAIN).train(training)(frames))
+        assert whole.spikes.any()
+        for lengths in ((1,) * STEPS, (3, 1, 3)):
+            same.step.zero_()
+            spikes, potentials = in_chunks(same, frames, lengths)
+            assert torch.equal(spikes, whole.spikes)
+            for found, u in zip(potentials, whole.potentials.values(), strict=True):
+                assert torch.equal(found, u)
+            assert same.step == training
+    if not training:
+        layers = open_backend("numpy").run(spec, weights, frames.numpy().astype(np.uint8), STEPS).layers
+        assert list(whole.potentials) == list(layers)
+        for key, layer in layers.items():
+            assert np.array_equal(whole.potentials[key].numpy(), layer.potentials)
+
+
+def test_layers_go_on_from_their_state() -> None:
+    torch.manual_seed(0)
+    frames, _ = samples()
+    net = Sequential(
+        SpikingConv2d(2, 4, 3, bias=True, neuron=ALIF(beta=0.6)),
+        SpikingAvgPool2d(2),
+        SpikingLinear(16, 3, psp=PSP(4), input_exponent=2, neuron=LIF(3, 2)),
+        input_shape=(2, 6, 6),
+    )
+    whole = net(frames, full=True)
+    assert list(whole.potentials) == ["0.neurons", "2.neurons"]
+    assert torch.equal(whole.spikes, net(frames))
+    spikes, potentials = in_chunks(net, frames, (2, 1, 4))
+    assert torch.equal(spikes, whole.spikes)
+    assert torch.equal(potentials[0], whole.potentials["0.neurons"])
+    neurons, z = Neurons(psp=PSP(3)), 3 * torch.rand(STEPS, 2, 5)
+    assert torch.equal(in_chunks(neurons, z, (1, 6))[0], neurons(z))
+
+
+def test_images_go_on_step_by_step() -> None:
+    spec = NetworkSpec.parse("4C3-6", input_shape=(1, 6, 6), outputs=3, coding="direct")
+    net, images = Network(spec, gain=GAIN), torch.randint(0, 256, (2, 1, 6, 6), dtype=torch.uint8)
+    state, spikes = None, []
+    for _ in range(5):
+        made = net(images, 1, state=state, full=True)
+        state = made.state
+        spikes.append(made.spikes)
+    assert torch.equal(torch.cat(spikes), net(images, 5))
+
+
+class _Spike(torch.autograd.Function):
+    """A spike in float64 with the arctan surrogate, for torch's own autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return (x >= 0).double()
+
+    @staticmethod
+    def backward(ctx: Any, *errors: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        slope: torch.Tensor = errors[0] / (1 + (torch.pi * x) ** 2)
+        return slope
+
+
+@pytest.mark.parametrize("reset", ["zero", "subtract"])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_losses_of_potentials_have_the_gradients_of_autograd(reset: str, recurrent: bool) -> None:
+    """By torch's own autograd in float64, on the weights' grid; spikes have an error beside the potentials'."""
+    neuron = LIFSpec(3, 5 / 3, 0.6, reset=reset)
+    spec = NetworkSpec.parse("5R" if recurrent else "5", input_shape=(4,), outputs=3, neuron=neuron)
+    net = Network(spec, gain=2.0)
+    generator = torch.Generator().manual_seed(3)
+    frames = (torch.rand(STEPS, BATCH, 4, generator=generator) < 0.5).float()
+    of_u, of_o = torch.randn(STEPS, BATCH, 5, generator=generator), torch.randn(STEPS, BATCH, 3, generator=generator)
+    made = net(frames, full=True)
+    ((made.potentials["linear1"] * of_u).sum() + (made.spikes * of_o).sum()).backward()
+    with torch.no_grad():
+        grids = {key: x.clone() for key, x in net.named().items()}
+        for projection in spec.graph.projections:
+            wq, _ = open_backend("torch").weight_grid(projection, grids[projection.name])
+            grids[projection.name] = wq
+    wide = {key: x.double().requires_grad_() for key, x in grids.items()}
+    threshold, km, ks, cs = (float(np.float32(x)) for x in (0.6, 1 - 1 / 3, 1 - 3 / 5, 3 / 5))
+    names = [projection.name for projection in spec.graph.projections]
+    own = next(iter(spec.graph.recurrent.values()))[0] if recurrent else ""
+    m, o, back = (torch.zeros(BATCH, 5, dtype=torch.float64) for _ in range(3))
+    m2, i2 = (torch.zeros(BATCH, 3, dtype=torch.float64) for _ in range(2))
+    loss = torch.zeros((), dtype=torch.float64)
+
+    def fired(m: torch.Tensor, current: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        u = m + current
+        spikes: torch.Tensor = _Spike.apply(u - threshold)  # type: ignore[no-untyped-call]
+        return u, spikes, km * (u * (1 - spikes) if reset == "zero" else u - threshold * spikes)
+
+    for t in range(STEPS):
+        current = frames[t].double() @ wide[names[0]].T
+        if recurrent:
+            back = ks * back + cs * (o @ wide[own].T)
+            current = current + back
+        u, o, m = fired(m, current)
+        i2 = ks * i2 + cs * (o @ wide[names[-1]].T)
+        _, o2, m2 = fired(m2, i2)
+        loss = loss + (u * of_u[t]).sum() + (o2 * of_o[t]).sum()
+        assert (made.potentials["linear1"][t] - u).abs().max() < 1e-5
+    expected = torch.autograd.grad(loss, list(wide.values()))
+    for (key, x), g in zip(net.named().items(), expected, strict=True):
+        assert x.grad is not None
+        assert g.abs().max() > 0.1
+        assert (x.grad - g).abs().max() < 1e-5 * g.abs().max(), key
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+@pytest.mark.parametrize("name", NOTATIONS)
+def test_gradients_within_a_call_are_those_of_value_and_grad(name: str, precision: Precision) -> None:
+    """Of every kind of network, with potentials asked for and without."""
+    spec, (frames, targets) = spec_of(name), samples()
+    batch = Batch(frames.numpy().astype(np.uint8), targets.numpy().astype(np.uint8))
+    expected = open_backend("torch").value_and_grad(
+        spec, VanRossum(), initial_weights(spec, 4, GAIN), batch, precision=precision, dropout=(4, 0)
+    )
+    for full in (False, True):
+        net = Network(spec, seed=4, gain=GAIN, precision=precision)
+        made = net(frames, full=full)
+        spikes = made.spikes if full else made
+        assert np.array_equal(spikes.detach().numpy(), expected.spikes)
+        loss = spike_loss(VanRossum(), spikes, targets, psp=spec.output_psp)
+        named = {key: x for key, x in net.named().items() if key in spec.parameters}
+        assert set(named) == set(expected.gradients)
+        found = torch.autograd.grad(loss, list(named.values()))
+        for (key, g), own in zip(expected.gradients.items(), found, strict=True):
+            tolerance = 0 if precision == "reproducible" else 2e-6
+            assert np.abs(own.numpy() - g).max() <= tolerance * np.abs(g).max(), key
+
+
+def test_running_statistics_follow_the_batches_of_training() -> None:
+    spec, (frames, _) = spec_of("normalised"), samples()
+    net = Network(spec, gain=GAIN)
+    norm = spec.graph.normalised[0].synapse.norm
+    assert norm is not None
+    before = {key: net.named()[key].numpy().copy() for key in spec.statistics}
+    net(frames)
+    z = torch.nn.functional.conv2d(frames.flatten(0, 1).double(), _on_grid(net, spec, "conv1").double())
+    mean, variance = (x.numpy() for x in (z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)))
+    for key, of_batch in (("conv1.mean", mean), ("conv1.variance", variance)):
+        moved = batchnorm.running(norm, before[key], of_batch.astype(np.float32))
+        assert np.allclose(net.named()[key].numpy(), moved, rtol=1e-6)
+        assert not np.array_equal(moved, before[key])
+    after = {key: net.named()[key].clone() for key in spec.statistics}
+    net.eval()(frames)
+    assert all(torch.equal(net.named()[key], x) for key, x in after.items())
+    assert {key for key in net.state_dict() if "mean" in key} == {"conv1.conv1_mean", "linear2.linear2_mean"}
+
+
+def _on_grid(net: Network, spec: NetworkSpec, name: str) -> torch.Tensor:
+    (projection,) = (x for x in spec.graph.projections if x.name == name)
+    wq: torch.Tensor = open_backend("torch").weight_grid(projection, net.named()[name].detach())[0]
+    return wq
+
+
+@pytest.mark.parametrize("name", ["recurrent", "delayed", "normalised"])
+def test_traced_and_mapped_networks_go_on_from_a_state(name: str) -> None:
+    torch._dynamo.reset()
+    spec, (frames, _) = spec_of(name), samples()
+    net = Network(spec, gain=GAIN).eval()
+    begun = net(frames[:3], full=True)
+    expected = net(frames[3:], state=begun.state, full=True)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    found = compiled(frames[3:], state=begun.state, full=True)
+    assert torch.equal(found.spikes, expected.spikes)
+    assert list(found.state) == list(expected.state)
+    for key, arrays in expected.state.items():
+        assert all(torch.equal(a, b) for a, b in zip(found.state[key], arrays, strict=True)), key
+    mapped = vmap(lambda x: net(x, full=True).potentials, 1, 1)(frames[:, None])
+    for key, u in mapped.items():
+        assert torch.equal(u[:, 0], net(frames, full=True).potentials[key])
+
+
+def test_gradients_of_potentials_are_traced_too() -> None:
+    torch._dynamo.reset()
+    spec, (frames, _) = spec_of("recurrent"), samples()
+
+    def loss(net: Network) -> torch.Tensor:
+        found: torch.Tensor = net(frames, full=True).potentials["linear2"].square().mean()
+        return found
+
+    net, same = (Network(spec, gain=GAIN) for _ in range(2))
+    own = torch.autograd.grad(loss(net), list(net.parameters())[:4])
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(own, torch.autograd.grad(compiled(same), list(same.parameters())[:4]), strict=True):
+        assert a.any()
+        assert torch.equal(a, b)
+
+
+def test_states_of_others_are_refused() -> None:
+    spec, (frames, _) = spec_of("chain"), samples()
+    net = Network(spec)
+    state = net(frames, full=True).state
+    with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2 as the inputs, got \[1, 3, "):
+        net(frames[:, :2], state=state)
+    with pytest.raises(ShapeError, match="the state has 0 arrays of neurons1, not 3: it is of another module"):
+        net(frames, state={"step": state["step"]})
+    wanting = {**state, "neurons1": tuple(x.requires_grad_() for x in state["neurons1"])}
+    with pytest.raises(SpecError, match="no gradient goes back into the steps before: give a state that is detached"):
+        net(frames, state=wanting)
+    assert not any(x.requires_grad for arrays in net(frames, full=True).state.values() for x in arrays)
+
+
+def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
+    neuron = LIFSpec(3, 5 / 3)
+    spec = NetworkSpec.parse("6-3{neuron=readout,tau_m=5}", input_shape=(2, 6, 6), neuron=neuron)
+    frames, targets = samples()
+    labels = torch.arange(BATCH)
+    targets = torch.nn.functional.one_hot(labels, 3).expand(STEPS, BATCH, 3)
+    batch = Batch(frames.numpy().astype(np.uint8), targets.numpy().astype(np.uint8))
+    expected = open_backend("torch").value_and_grad(spec, CrossEntropy(), initial_weights(spec, 0, GAIN), batch)
+    net = Network(spec, gain=GAIN)
+    loss = torch.nn.functional.cross_entropy(net(frames, full=True).potentials["linear2"].mean(0), labels)
+    assert loss.item() == pytest.approx(expected.loss, rel=1e-5)
+    for (key, g), own in zip(
+        expected.gradients.items(), torch.autograd.grad(loss, list(net.parameters())), strict=True
+    ):
+        assert np.abs(own.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
+    with pytest.raises(SpecError, match="call it with full=True, and take the potentials of linear2"):
+        net(frames)
