@@ -353,9 +353,13 @@ def test_the_command_line_of_the_ranks_is_the_one_that_was_typed(stsbp: Call, mo
         return 69
 
     monkeypatch.setattr("stsbp.cli.common.launch", launch)
+    monkeypatch.setattr("stsbp.cli.common.cores", lambda: 3)
     typed = ("train", "digits", "--processes", "4", "--threads", "3", "--lr", "0.1")
-    assert stsbp(*typed).exit_code == 69
+    result = stsbp(*typed)
+    assert result.exit_code == 69
+    assert "4 processes share 3 cores, and each has its libraries in memory of its own" in result.stderr
     assert started == [(("--backend", "numpy", *typed), 4, 3)]
+    assert "cores" not in stsbp("train", "digits", "--processes", "3").stderr
     assert stsbp("evaluate", "runs/x", "--processes", "2").exit_code == 1  # there is no such run
 
 

@@ -21,7 +21,7 @@ from stsbp_spec.values import shown
 from stsbp.cli import TYPED, Globals
 from stsbp.errors import ConfigError, did_you_mean, printable
 from stsbp.processes.launcher import THREADS, launch, parent
-from stsbp.threads import MOST_THREADS
+from stsbp.threads import MOST_THREADS, cores
 
 __all__ = [
     "MOST_PROCESSES",
@@ -198,6 +198,9 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
     if rendezvous is None and (above := parent()) is not None:
         above.follow()
     if rendezvous is None and count is not None and count > 1:
+        if count > cores():
+            said = f"{count} processes share {cores()} cores, and each has its libraries in memory of its own"
+            click.echo(f"{said}; more processes than cores are no faster", err=True)
         sys.exit(launch(click.get_current_context().find_root().meta[TYPED], count, threads))
     # What it says of lost connections is said in one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
