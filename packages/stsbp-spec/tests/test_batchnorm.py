@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from stsbp_spec.backend import Batch
 from stsbp_spec.errors import ExactnessError, NetworkError, NumericError, ShapeError, SpecError
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node
 from stsbp_spec.init import initial_weights
+from stsbp_spec.layers import SpikingLayer
 from stsbp_spec.losses import Hamming, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
@@ -57,8 +59,12 @@ def test_moments_are_those_of_integers_and_add_up_over_any_parts() -> None:
         assert total == sum(row)
         assert (high << 24) + low == sum(x * x for x in row)
     order = np.random.default_rng(1).permutation(999)
-    parts = [spec.moments(z[:, part], exponent) for part in np.split(order, [1, 400, 700])]
-    assert np.array_equal(sum(parts), whole)
+    parts: Any = sum(spec.moments(z[:, part], exponent) for part in np.split(order, [1, 400, 700]))
+    assert np.array_equal(parts[0], whole[0])
+    assert np.array_equal((parts[1] << 24) + parts[2], (whole[1] << 24) + whole[2])
+    wide = spec.Wide()
+    each = [spec.statistics(wide, sums, exponent, 999) for sums in (parts, whole)]
+    assert all(np.array_equal(x, y) for x, y in zip(*each, strict=True))
 
 
 @pytest.mark.parametrize("exponent", [-90, -3, 0, 14, 127, 149])
@@ -426,3 +432,37 @@ def test_float32_against_the_literal_form(kind: str, precision: Precision, train
     for name, gradient in gradients.items():
         assert np.abs(gradient).max() > 0
         assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max(), name
+
+
+def test_recurrent_weights_are_refused() -> None:
+    with pytest.raises(SpecError, match="a recurrence has no batch normalisation; give it to the layer's own weights"):
+        SpikingLayer(Linear(4), recurrent=Linear(4, norm=BatchNorm()))
+    nodes = (
+        Node("input", Input((3,))),
+        Node("in", Linear(4), (Edge("input"),)),
+        Node("own", Linear(4, norm=BatchNorm()), (Edge("out", 1),)),
+        Node("out", Neurons(LIF()), (Edge("in"), Edge("own"))),
+    )
+    with pytest.raises(NetworkError, match="a recurrence has no batch normalisation"):
+        Network(nodes)
+
+
+def test_residual_blocks_are_normalised_in_parts_as_whole() -> None:
+    """Two normalised projections into one population, and a sum of branches that are normalised."""
+    network = NetworkSpec.parse(
+        "3C3p1bn-[3C3p1bn-3C3p1bn]+-P2-D0.2-[4C3bn|4C3bn]+-5Rbn-3", input_shape=(2, 6, 6), neuron=LIF(3, 5 / 3, 0.4)
+    )
+
+    def state(micro_batch: int | None) -> dict[str, AnyArray]:
+        trainer = NUMPY.trainer(network, VanRossum(), AdamW(lr=0.01), precision="reproducible", micro_batch=micro_batch)
+        found = trainer.init(initial_weights(network, 1))
+        for step in range(2):
+            found, _ = trainer.step(found, _batch(step, network))
+        return trainer.export_state(found)
+
+    whole, parts = state(None), state(1)
+    assert {name for name in whole if name.endswith(".variance")} == {
+        f"weight/{name}.variance" for name in ("conv1", "conv2", "conv3", "conv4", "conv5", "linear6")
+    }
+    for name, x in whole.items():
+        assert parts[name].tobytes() == x.tobytes(), name

@@ -350,16 +350,24 @@ def _batchnorm(shape: Shape, gain: float) -> Body:
         found = backend.error_moments(native_errors, native, unit)
         exact = NUMPY.error_moments(errors, z, exponent)
         compared.equal("sums of errors", values(backend, found, np.float64), exact)
-        for training in (True, False):
+        for training in (False, True):
             got = backend.of_channels(batchnorm.way_back, found, unit, by, n=n, training=training)
             back = NUMPY.of_channels(batchnorm.way_back, exact, exponent, wanted, n=n, training=training)
             _of_channels(backend, compared, "way back", got, back)
-        numbers = {"mean": by.mean, "a": by.a, "shift": backend.asarray(shift.copy())}
-        inputs = {name: backend.spread(x, tuple(native.shape[1:])) for name, x in numbers.items()}
-        y = backend.recur(batchnorm.FORWARD, {}, {"z": native, **inputs}, len(z))["y"]
-        own = {"mean": wanted.mean, "a": wanted.a, "shift": shift}
-        each = {name: NUMPY.spread(x, z.shape[1:]) for name, x in own.items()}
-        compared.equal("y", backend.numpy(y), NUMPY.recur(batchnorm.FORWARD, {}, {"z": z, **each}, len(z))["y"])
+            of_all, slope, *_ = back
+        means, stretched, *others = (backend.asarray(x.copy()) for x in (wanted.mean, wanted.a, shift, of_all, slope))
+        numbers, own = {"mean": means, "a": stretched}, {"mean": wanted.mean, "a": wanted.a}
+        y = backend.channelwise(batchnorm.FORWARD, {"z": native}, {**numbers, "shift": others[0]})
+        compared.equal("y", backend.numpy(y), NUMPY.channelwise(batchnorm.FORWARD, {"z": z}, {**own, "shift": shift}))
+        dz = backend.channelwise(
+            batchnorm.BACKWARD,
+            {"z": native, "dy": native_errors},
+            {**numbers, "of_all": others[1], "slope": others[2]},
+        )
+        expected_dz = NUMPY.channelwise(
+            batchnorm.BACKWARD, {"z": z, "dy": errors}, {**own, "of_all": of_all, "slope": slope}
+        )
+        compared.equal("dz", backend.numpy(dz), expected_dz)
 
     return body
 

@@ -44,6 +44,7 @@ SOURCES = (
     "stsbp_cpu.sparse.needed",
     "stsbp_cpu.sparse.spikes",
     "stsbp_cpu.synapses.avgpool2d",
+    "stsbp_cpu.synapses.batchnorm",
     "stsbp_cpu.synapses.conv2d_bytes",
     "stsbp_cpu.synapses.dropout",
     "stsbp_cpu.vectors",

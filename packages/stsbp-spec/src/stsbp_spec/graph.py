@@ -466,6 +466,10 @@ def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, t
             if own:
                 found[node.name] = tuple(own)
     for population, names in found.items():
+        for name in names:
+            op = nodes[place[name]].op
+            if isinstance(op, Weighted) and op.norm is not None:
+                raise NetworkError("a recurrence has no batch normalisation", node=name)
         for node in nodes:
             for edge in node.inputs:
                 if edge.source in names and node.name != population:

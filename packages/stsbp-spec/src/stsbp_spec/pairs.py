@@ -192,6 +192,19 @@ class Pairs(ABC, Generic[Array]):
         """`batchnorm.error_moments`, float64 `[3, C]`."""
         return self.asarray(batchnorm.error_moments(self.numpy(dy), self.numpy(z), self.numpy(exponent)))
 
+    def channelwise(self, recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
+        """The output of an equation of batchnorm.py.
+
+        Args:
+            recurrence: its inputs are the names of `arrays`, then those of `numbers`.
+            arrays: `[T, B, ...]`.
+            numbers: of each channel, `[C]`.
+        """
+        (first, *_) = arrays.values()
+        each = {name: self.spread(x, tuple(first.shape[1:])) for name, x in numbers.items()}
+        (found,) = self.recur(recurrence, {}, {**arrays, **each}, len(first)).values()
+        return found
+
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         """A function of batchnorm.py on float64 and int64 numbers of a channel, whose operations round once each.
 

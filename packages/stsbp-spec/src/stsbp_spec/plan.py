@@ -95,8 +95,7 @@ class Normalised(Step[Array]):
             given = (self._given(run, name) for name in ("mean", "variance"))
             by = backend.of_channels(batchnorm.of_running, *given, scale, norm=self.norm)
         numbers = {"mean": by.mean, "a": by.a, "shift": self._given(run, "shift")}
-        y = backend.recur(batchnorm.FORWARD, {}, {"z": z, **self._spread(z, numbers)}, len(z))["y"]
-        return y, _Left(left, z, by)
+        return backend.channelwise(batchnorm.FORWARD, {"z": z}, numbers), _Left(left, z, by)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         backend, exponent, (left, z, by) = self.backend, self._given(run, "exponent"), residuals
@@ -110,9 +109,8 @@ class Normalised(Step[Array]):
             batchnorm.way_back, sums, exponent, by, *frames, n=n, training=run.training
         )
         numbers = {"mean": by.mean, "a": by.a, "of_all": of_all, "slope": slope}
-        inputs = {"z": z, "dy": error, **self._spread(z, numbers)}
-        dz = backend.recur(batchnorm.BACKWARD, {}, inputs, len(z))["dz"]
-        del error, inputs
+        dz = backend.channelwise(batchnorm.BACKWARD, {"z": z, "dy": error}, numbers)
+        del error
         back = yield from self.weights.backward(run, left, self._own(run, dz), precision)
         return back._replace(whole={f"{self.name}.scale": of_scale, f"{self.name}.shift": of_shift})
 
@@ -139,9 +137,6 @@ class Normalised(Step[Array]):
         if run.inside is None or self.places[0].output.static:
             return x
         return self.backend.within(x, run.inside)
-
-    def _spread(self, z: Array, numbers: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: self.backend.spread(x, tuple(z.shape[1:])) for name, x in numbers.items()}
 
 
 def _one_to_one(backend: Pairs[Array]) -> Rule[Array]:

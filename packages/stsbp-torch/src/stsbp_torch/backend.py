@@ -238,10 +238,18 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return x.double().movedim(2, 0).reshape(count, -1).sum(1)
 
     def moments(self, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-        return batchnorm.moments(z, exponent)
+        return batchnorm.fused_moments(z, exponent) if self._on_cpu else batchnorm.moments(z, exponent)
 
     def error_moments(self, dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-        return batchnorm.error_moments(dy, z, exponent)
+        sums = batchnorm.fused_error_moments if self._on_cpu else batchnorm.error_moments
+        return sums(dy, z, exponent)
+
+    def channelwise(
+        self, recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        if not self._on_cpu:
+            return super().channelwise(recurrence, arrays, numbers)
+        return batchnorm.normalised(recurrence, arrays, numbers)
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
         return function(batchnorm.Wide(), *arrays, **fixed)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.synapses import batchnorm
+from stsbp_spec.synapses.batchnorm import SQUARE_BITS
 
 from stsbp_cupy.runtime import Array, Runtime, memory
 
@@ -33,6 +34,8 @@ def moments(rt: Runtime, z: Array, exponent: Array) -> Array:
     found = rt.xp.zeros((3, rows.shape[1]), np.uint64)
     rt.launch("norm_moments", min(rt.reduction_threads, rows.size), rows, exponent, found, *rows.shape)
     sums: Array = found.view(np.int64)
+    sums[1] += sums[2] >> SQUARE_BITS
+    sums[2] &= 2**SQUARE_BITS - 1
     return sums
 
 

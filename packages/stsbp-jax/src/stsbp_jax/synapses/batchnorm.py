@@ -15,6 +15,8 @@ from stsbp_jax.grid import wide
 
 __all__ = ["Wide", "error_moments", "moments"]
 
+_LOW = 2**SQUARE_BITS - 1
+
 
 class Wide(batchnorm.Wide):
     """Float64 of which XLA fuses and replaces nothing: products, quotients and roots pass an exclusive-or with a zero.
@@ -67,8 +69,8 @@ def moments(z: Array, exponent: Array) -> Array:
     with wide():
         k = _units(z, exponent)
         squares = k * k
-        each = k, squares >> SQUARE_BITS, squares & (2**SQUARE_BITS - 1)
-        return jnp.stack([x.sum(0) for x in each])
+        low = (squares & _LOW).sum(0)
+        return jnp.stack([k.sum(0), (squares >> SQUARE_BITS).sum(0) + (low >> SQUARE_BITS), low & _LOW])
 
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:

@@ -160,7 +160,7 @@ def _units(z: AnyArray, exponent: AnyArray) -> Int64:
 
 
 def moments(z: Float32, exponent: AnyArray) -> Int64:
-    """`sum k` and the pieces of `sum k^2`, high and low, of each channel, `[3, C]`.
+    """`sum k` and the pieces of `sum k^2 = high 2^24 + low`, `0 <= low < 2^24`, of each channel, `[3, C]`.
 
     Args:
         z: sums, `[T, B, C, ...]`.
@@ -168,8 +168,8 @@ def moments(z: Float32, exponent: AnyArray) -> Int64:
     """
     k = _units(z, exponent)
     squares = k * k
-    low = squares & (2**SQUARE_BITS - 1)
-    return np.stack([k.sum(1), (squares >> SQUARE_BITS).sum(1), low.sum(1)])
+    low = (squares & (2**SQUARE_BITS - 1)).sum(1)
+    return np.stack([k.sum(1), (squares >> SQUARE_BITS).sum(1) + (low >> SQUARE_BITS), low & 2**SQUARE_BITS - 1])
 
 
 def error_moments(dy: Float32, z: Float32, exponent: AnyArray) -> Float64:

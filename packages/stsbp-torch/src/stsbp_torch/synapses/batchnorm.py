@@ -1,16 +1,24 @@
-"""Batch normalisation, spec: synapses/batchnorm.py: sums as plain tensor expressions, float64 on their numbers."""
+"""Batch normalisation, spec: synapses/batchnorm.py: sums as plain tensor expressions or fused, float64 on numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from stsbp_cpu.synapses import batchnorm as fused
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.batchnorm import PIECE_BITS, SQUARE_BITS
+from stsbp_spec.typing import AnyArray
 
-__all__ = ["Wide", "error_moments", "moments"]
+from stsbp_torch.layout import laid_out, view
+
+__all__ = ["Wide", "error_moments", "fused_error_moments", "fused_moments", "moments", "normalised"]
+
+_LOW = 2**SQUARE_BITS - 1
 
 
 class Wide(batchnorm.Wide):
@@ -55,8 +63,8 @@ def moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
     """`batchnorm.moments` of `[T, B, C, ...]`, int64 `[3, C]`."""
     k = _units(z, exponent)
     squares = k * k
-    each = k, squares >> SQUARE_BITS, squares & (2**SQUARE_BITS - 1)
-    return torch.stack([x.sum(_each(x)) for x in each])
+    total, high, low = (x.sum(_each(x)) for x in (k, squares >> SQUARE_BITS, squares & _LOW))
+    return torch.stack([total, high + (low >> SQUARE_BITS), low & _LOW])
 
 
 def error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
@@ -64,3 +72,29 @@ def error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> 
     k, d = _units(z, exponent), dy.double()
     each = d, d * (k >> PIECE_BITS), d * (k & (2**PIECE_BITS - 1))
     return torch.stack([x.sum(_each(x)) for x in each])
+
+
+def _rows(x: torch.Tensor) -> AnyArray:
+    """`[T, B, C, ...]` as it lies on the CPU, `[n, C]`."""
+    return view(laid_out(x)).reshape(-1, x.shape[2])
+
+
+def fused_moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """`moments` on the CPU."""
+    return torch.from_numpy(fused.moments(_rows(z), int(exponent)))
+
+
+def fused_error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
+    """`error_moments` on the CPU."""
+    return torch.from_numpy(fused.error_moments(_rows(dy), _rows(z), int(exponent)))
+
+
+def normalised(
+    recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """`Pairs.channelwise` on the CPU."""
+    given = {name: laid_out(x) for name, x in arrays.items()}
+    out = torch.empty_like(next(iter(given.values())))
+    rows = {name: _rows(x) for name, x in given.items()}
+    fused.normalised(recurrence, rows, {name: x.numpy() for name, x in numbers.items()}, _rows(out))
+    return out
