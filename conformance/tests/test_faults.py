@@ -18,11 +18,17 @@ from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.trainer import Trainer
 from stsbp_spec.typing import AnyArray, Coding, UInt8
 
-_KINDS: dict[type[Op], str] = {Linear: "linear", AvgPool2d: "pooling"}
+_KINDS: dict[type[Op], str] = {
+    Linear: "linear",
+    AvgPool2d: "pooling",
+    MaxPool2d: "max pooling",
+    Upsample2d: "upsampling",
+    Flatten: "flattening",
+}
 
 
 class Recorder(NumpyBackend):
@@ -89,12 +95,13 @@ def test_backend_without_a_fault_passes_and_the_quick_checks_leave_nothing_out()
         with contextlib.suppress(Unavailable):  # processes, which open a backend by its name
             check.run(backend)
     layers = {"convolution, stride 1", "convolution, stride 2", "linear", "pooling", "events", "direct"}
+    passing = {"max pooling", "upsampling", "flattening"}
     exact = {name for name, surrogate in SURROGATES.items() if surrogate().exact}
     expected = {
-        1: {*layers, *LOSSES},
-        2: layers,
-        3: {*layers, *LOSSES, *SURROGATES},
-        4: {*layers, *LOSSES, *exact, "dropout", "memory full", "memory low", "reproducible"},
+        1: {*layers, *passing, *LOSSES},
+        2: {*layers, *passing},
+        3: {*layers, *passing, *LOSSES, *SURROGATES},
+        4: {*layers, *passing, *LOSSES, *exact, "dropout", "memory full", "memory low", "reproducible"},
         5: {
             *LOSSES,
             *SURROGATES,

@@ -31,10 +31,10 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
 from stsbp_spec.printers import LANGUAGES, Language, compiled
-from stsbp_spec.reference.backend import NumpyBackend, recur
+from stsbp_spec.reference.backend import NumpyBackend, of_windows, pool_windows, recur
 from stsbp_spec.rules import Rule
 from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear, batchnorm
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import Filter, FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
@@ -622,7 +622,7 @@ class PoolingSums(_Misruled):
 
     def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
         output, residuals = forward(op, *inputs)
-        return output * np.float32(op.size**2 if isinstance(op, AvgPool2d) else 1), residuals
+        return output * np.float32(op.area if isinstance(op, AvgPool2d) else 1), residuals
 
 
 class PoolingAdjointScaled(_Misruled):
@@ -630,7 +630,7 @@ class PoolingAdjointScaled(_Misruled):
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         found = backward(op, residuals, error, **options)
-        return found * np.float32(op.size**2) if isinstance(op, AvgPool2d) else found
+        return found * np.float32(op.area) if isinstance(op, AvgPool2d) else found
 
 
 class WeightsOffTheGrid(NumpyBackend):
@@ -806,6 +806,91 @@ class KernelReadByColumns(_Misruled):
             return found
         ds, dw = found
         return ds, np.ascontiguousarray(dw.swapaxes(2, 3)).reshape(dw.shape)
+
+
+class SumsDividedTwice(_Misruled):
+    """A pooling that gives sums divides them, and the filter once more."""
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        output, residuals = forward(op, *inputs)
+        return output / np.float32(op.divisor if isinstance(op, AvgPool2d) else 1), residuals
+
+
+class _MispooledBack(_Misruled):
+    """The error of a max pooling goes to `receivers`, `[..., area]` of windows and the number of each one's first."""
+
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        if not isinstance(op, MaxPool2d):
+            return backward(op, residuals, error, **options)
+        (shape, _), windows = residuals
+        each = np.where(self.receivers(windows), error[..., None], np.float32(0))
+        return of_windows(each.reshape(*error.shape, *op.sizes), shape)
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        output, residuals = forward(op, *inputs)
+        if not isinstance(op, MaxPool2d):
+            return output, residuals
+        windows = pool_windows(op, *inputs)
+        return output, (residuals, windows.reshape(*windows.shape[:-2], op.area))
+
+    def receivers(self, windows: AnyArray) -> AnyArray:
+        """Which inputs of each window receive its error."""
+        raise NotImplementedError
+
+
+class ErrorToTheLastLargest(_MispooledBack):
+    """The error of a max pooling goes to the last of the largest inputs."""
+
+    def receivers(self, windows: AnyArray) -> AnyArray:
+        count = windows.shape[-1]
+        last: AnyArray = count - 1 - windows[..., ::-1].argmax(axis=-1)
+        return np.equal(np.arange(count), last[..., None])
+
+
+class ErrorToAllLargest(_MispooledBack):
+    """The error of a max pooling goes to all of the largest inputs."""
+
+    def receivers(self, windows: AnyArray) -> AnyArray:
+        largest: AnyArray = windows == windows.max(axis=-1, keepdims=True)
+        return largest
+
+
+class SilentWindowsWithoutError(_MispooledBack):
+    """The error of a max pooling is lost where nobody in the window spiked."""
+
+    def receivers(self, windows: AnyArray) -> AnyArray:
+        first = np.equal(np.arange(windows.shape[-1]), windows.argmax(axis=-1)[..., None])
+        spiked: AnyArray = windows.max(axis=-1, keepdims=True) > 0
+        found: AnyArray = first & spiked
+        return found
+
+
+class UpsampledInTiles(_Misruled):
+    """Upsampling repeats the image, not each of its rows and columns."""
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        output, residuals = forward(op, *inputs)
+        return np.tile(inputs[0], op.factors) if isinstance(op, Upsample2d) else output, residuals
+
+
+class BlocksAddedByColumns(_Misruled):
+    """The errors of an upsampled block are added column by column."""
+
+    def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
+        if not isinstance(op, Upsample2d):
+            return backward(op, residuals, error, **options)
+        turned = Upsample2d(op.factors[::-1])
+        return np.ascontiguousarray(backward(turned, residuals, error.swapaxes(-1, -2)).swapaxes(-1, -2))
+
+
+class LayerFlattenedOtherwise(_Misruled):
+    """Flattening takes (H, W, C) instead of (C, H, W)."""
+
+    def ahead(self, forward: Ahead, op: Op, *inputs: AnyArray) -> tuple[AnyArray, Any]:
+        output, residuals = forward(op, *inputs)
+        if isinstance(op, Flatten) and inputs[0].ndim == 5:
+            output = np.moveaxis(inputs[0], 2, -1).reshape(output.shape)
+        return output, residuals
 
 
 class FlattenedOtherwise(_Misruled):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from stsbp_cpu import reductions
 from stsbp_cpu.optim import adamw
-from stsbp_cpu.synapses import avgpool2d, conv2d_bytes, dropout
+from stsbp_cpu.synapses import avgpool2d, conv2d_bytes, dropout, maxpool2d
 from stsbp_spec import grid
 from stsbp_spec.optim.adamw import UPDATE, AdamWScalars, gradient_norm, gradient_squares, norm_of
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import NumpyBackend
-from stsbp_spec.synapses import AvgPool2d
+from stsbp_spec.synapses import AvgPool2d, MaxPool2d
+from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.typing import AnyArray, Float32
 
 REFERENCE = NumpyBackend()
@@ -83,17 +84,34 @@ def test_dropout_draws_the_bits_of_the_spec(shape: tuple[int, ...], step: int) -
     assert np.array_equal(found, np.moveaxis(expected, 1, -1))
 
 
+@pytest.mark.parametrize("size", [2, 3, (1, 4)], ids=str)
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_pooling_is_that_of_the_reference(kind: type[np.generic]) -> None:
-    rng = np.random.default_rng(0)
+def test_pooling_is_that_of_the_reference(kind: type[np.generic], size: PerAxis) -> None:
+    rng, pool = np.random.default_rng(0), AvgPool2d(size)
     s: AnyArray = rng.integers(0, 4, (5, 2, 3, 7, 9)).astype(kind)
-    expected, shape = REFERENCE.rules[AvgPool2d].forward(AvgPool2d(2), s)
+    expected, shape = REFERENCE.rules[AvgPool2d].forward(pool, s)
     d = rng.standard_normal(expected.shape).astype(np.float32)
-    out, below = (np.full((10, *size, 3), np.nan, np.float32) for size in ((3, 4), (7, 9)))
-    avgpool2d.forward(_frames(s), out, 2)
+    out, below = (np.full((10, *axes, 3), np.nan, np.float32) for axes in (expected.shape[3:], (7, 9)))
+    scale = np.float32(2.0**-pool.exponent)
+    avgpool2d.forward(_frames(s), out, *pool.sizes, scale)
     assert np.array_equal(out, _frames(expected))
-    avgpool2d.backward(_frames(d), below, 2)
-    assert np.array_equal(below, _frames(REFERENCE.rules[AvgPool2d].backward(AvgPool2d(2), shape, d)))
+    avgpool2d.backward(_frames(d), below, *pool.sizes, scale)
+    assert np.array_equal(below, _frames(REFERENCE.rules[AvgPool2d].backward(pool, shape, d)))
+
+
+@pytest.mark.parametrize("size", [2, (3, 1), (7, 9)], ids=str)
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_max_pooling_is_that_of_the_reference(kind: type[np.generic], size: PerAxis) -> None:
+    rng, pool = np.random.default_rng(0), MaxPool2d(size)
+    s: AnyArray = rng.integers(0, 3, (5, 2, 3, 7, 9)).astype(kind)
+    expected, residuals = REFERENCE.rules[MaxPool2d].forward(pool, s)
+    d = rng.standard_normal(expected.shape).astype(np.float32)
+    out, below = np.empty((10, *expected.shape[3:], 3), kind), np.full((10, 7, 9, 3), np.nan, np.float32)
+    first = np.empty(out.shape, np.int32)
+    maxpool2d.forward(_frames(s), out, first, *pool.sizes)
+    assert np.array_equal(out, _frames(expected))
+    maxpool2d.backward(_frames(d), first, below, *pool.sizes)
+    assert np.array_equal(below, _frames(REFERENCE.rules[MaxPool2d].backward(pool, residuals, d)))
 
 
 def _frames(x: AnyArray) -> AnyArray:

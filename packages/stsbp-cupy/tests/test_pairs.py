@@ -15,7 +15,9 @@ from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY
+from stsbp_spec.synapses import IDENTITY, MaxPool2d
+from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.axes import PerAxis
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32
 
@@ -149,17 +151,19 @@ def test_lif_carries_values_that_are_not_finite(backend: CupyBackend, reference:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])
-@pytest.mark.parametrize(("size", "height", "width"), [(1, 3, 4), (2, 6, 8), (2, 7, 5), (4, 9, 13)])
-def test_avgpool2d(
+@pytest.mark.parametrize(("size", "height", "width"), [(1, 3, 4), (2, 6, 8), (2, 7, 5), (4, 9, 13), ((3, 2), 7, 5)])
+@pytest.mark.parametrize("kind", [AvgPool2d, MaxPool2d])
+def test_pooling(
     backend: CupyBackend,
     reference: NumpyBackend,
     rng: np.random.Generator,
-    size: int,
+    kind: type[Pool2d],
+    size: PerAxis,
     height: int,
     width: int,
     channels: int,
 ) -> None:
-    pool, shape = AvgPool2d(size), (3, 2, channels, height, width)
+    pool, shape = kind(size), (3, 2, channels, height, width)
     for s in (spikes_of(rng, shape), (rng.integers(0, 256, shape) / 256).astype(np.float32)):
         expected, expected_residuals = reference.rule(pool).forward(pool, s)
         actual, residuals = backend.rule(pool).forward(pool, backend.asarray(s))

@@ -82,6 +82,24 @@ def test_apply_reproducible_gradients_equal_reference(wrapper: str, loss: Loss) 
         np.testing.assert_array_equal(gradients[name], g, err_msg=name)
 
 
+def test_apply_knows_every_layer() -> None:
+    network = NetworkSpec.parse(
+        "4C3x2p1x0{dilation=1x2,groups=2}-M1x2-6C2b-P3x1-U2-F", input_shape=(2, 8, 8), outputs=5, neuron=LIF(5, 3, 0.5)
+    )
+    rng = np.random.default_rng(3)
+    x, y = ((rng.random((STEPS, BATCH, *shape)) < 0.4).astype(np.uint8) for shape in ((2, 8, 8), (5,)))
+    weights = initial_weights(network, seed=0, gain=2.0)
+    expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, Batch(x, y), precision="reproducible")
+
+    def value(weights: Any) -> Any:
+        return distance(VanRossum(), network.output_psp, apply(network, weights, x, STEPS, precision="reproducible"), y)
+
+    assert expected.spikes.any()
+    for name, g in jax.jit(jax.grad(value))(weights).items():
+        assert g.any()
+        np.testing.assert_array_equal(g, expected.gradients[name], err_msg=name)
+
+
 def test_apply_direct_coding_equals_reference() -> None:
     network, weights, x, y = example("direct")
     expected = NumpyBackend().value_and_grad(network, VanRossum(), weights, Batch(x, y), precision="reproducible")
@@ -205,11 +223,14 @@ def test_public_names() -> None:
         "clip_to_domain",
         "conv2d",
         "distance",
+        "flatten",
         "keep_mask",
         "lif",
         "linear",
+        "maxpool2d",
         "psp",
         "snap_weights",
+        "upsample2d",
     ]
     for name in stsbp_jax.__all__:
         assert getattr(stsbp_jax, name).__doc__

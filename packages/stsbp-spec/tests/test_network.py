@@ -21,7 +21,18 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.random import Stream, check_seed, keep_mask
 from stsbp_spec.surrogates import SURROGATES, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.synapses import (
+    IDENTITY,
+    PSP,
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Linear,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
 from stsbp_spec.synapses.batchnorm import BatchNorm
 
 _NMNIST = {"input_shape": (2, 34, 34), "outputs": 10}
@@ -139,7 +150,9 @@ _LAYERS: st.SearchStrategy[Layer] = st.one_of(
         ),
         _NEURONS,
     ),
-    st.builds(AvgPool2d, st.sampled_from([1, 2])),
+    st.builds(AvgPool2d, st.sampled_from([1, 2, 3, (1, 2), (3, 1)])),
+    st.builds(MaxPool2d, st.sampled_from([1, 2, (2, 1)])),
+    st.builds(Upsample2d, st.sampled_from([1, 2, (1, 3)])),
     st.builds(Dropout, st.floats(0, 0.99, exclude_max=True)),
 )
 
@@ -301,7 +314,20 @@ MALFORMED = [
     ("12C5s0", "12C5s0", "stride must be at least 1, got 0"),
     ("12C5p5", "12C5p5", "padding 5 must be smaller than the kernel, 5"),
     ("12C5-0", "0", "the units of a full connection must be at least 1, got 0"),
-    ("12C5-P3", "P3", "take a power of two"),
+    ("12C5-P2x31", "P2x31", "the window, 2x31, is larger than its input, 30x30"),
+    ("12C5-M31", "M31", "the window, 31x31, is larger than its input, 30x30"),
+    ("12C5-M0", "M0", "a pooling window must be at least 1, got 0"),
+    ("12C5-U0", "U0", "a factor of upsampling must be at least 1, got 0"),
+    ("12C5-U", "U", "unknown layer 'U'; known forms"),
+    ("12C5-M2s2", "s2", "pooling and dropout take no option, got 's2'"),
+    ("12C5-Gb", "b", "pooling and dropout take no option, got 'b'"),
+    ("12C5-U2x", "x", "upsampling and flattening take no option, got 'x'"),
+    ("12C5-F2", "2", "upsampling and flattening take no option, got '2'"),
+    ("12C5-P1234567890", "1234567890", "a number has at most 9 digits, got 10"),
+    ("100-M2", "M2", "pooling needs an input (C, H, W), got (100,)"),
+    ("100-G", "G", "pooling needs an input (C, H, W), got (100,)"),
+    ("12C5-F-U2", "U2", "upsampling needs an input (C, H, W), got (10800,)"),
+    ("12C5-F-3C3", "3C3", "a convolution needs an input (C, H, W), got (10800,)"),
     ("12C5-P0", "P0", "at least 1, got 0"),
     ("12C5-P32", "P32", "the window, 32x32, is larger than its input, 30x30"),
     ("12C5-P2s1", "s1", "pooling and dropout take no option, got 's1'"),
@@ -505,6 +531,34 @@ def test_layers_without_neurons_and_things_that_are_no_layers_are_refused_by_pos
         LIF(surrogate="arctan")  # type: ignore[arg-type]
 
 
+def test_numbers_of_axes_are_one_integer_where_they_agree() -> None:
+    apart = Conv2d(4, (3, 5), [2, 1], (0, 2), dilation=(1, 1))  # type: ignore[arg-type]
+    assert (apart.kernel, apart.stride, apart.padding, apart.dilation) == ((3, 5), (2, 1), (0, 2), 1)
+    assert Conv2d(4, (3, 3), (2, 2), (1, 1)) == Conv2d(4, 3, 2, 1)
+    assert MaxPool2d((2, 2)) == MaxPool2d(2)
+    assert Upsample2d((np.int64(1), 3)).factor == (1, 3)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"stride is an integer or a pair \(rows, columns\), got \(1, 2, 3\)"):
+        Conv2d(4, 3, (1, 2, 3))  # type: ignore[arg-type]
+
+
+def test_a_division_that_no_binary_number_gives_is_part_of_the_filter() -> None:
+    network = NetworkSpec.parse(
+        "4C3-P3-D0.2-8C1-P2x1-G-5b", input_shape=(2, 20, 17), neuron=LIF(3, 5), input_max=3, outputs=7
+    )
+    second, third = network.blocks[1], network.blocks[2]
+    assert (second.input.exponent, second.input.maximum, second.input.divisor) == (0, 9.0, 9)
+    assert second.filter(training=False) == PSP(5).filter(1 / 9)
+    assert second.filter(training=True) == PSP(5).filter(1.25 / 9)
+    # Means of 2x1, then the sum over 3x5 of them: multiples of a half up to 15.
+    assert third.synapse_shape == (8, 1, 1)
+    assert (third.input.exponent, third.input.maximum, third.input.divisor) == (1, 15.0, 15)
+    assert third.input.bits == 5
+    biased = third.filter(training=False)
+    assert biased.constants()["gain"] == np.float32(1 / 15)
+    assert biased.constants()["c"] == PSP(5).filter().gain  # type: ignore[attr-defined]
+    assert network.blocks[3].input.divisor == 1
+
+
 def test_equal_networks_have_one_notation() -> None:
     first = SpikingLayer(Conv2d(4, 3, weight_bits=8), LIF(8.0, 4.0, 1.0, Triangle(2.0)))
     exact = NetworkSpec((2, 9, 9), (first, Dropout(0.5), SpikingLayer(Linear(3), LIF(3.0))))
@@ -542,6 +596,11 @@ def test_what_is_no_number_is_refused(value: Any) -> None:
         lambda: Triangle(value),
         lambda: AdamW(lr=value),
         lambda: Conv2d(4, value),
+        lambda: MaxPool2d((2, value)),
+        lambda: Upsample2d(value),
+        lambda: Conv2d(4, 3, (1, value)),
+        lambda: Conv2d(4, 3, dilation=value),
+        lambda: Conv2d(4, 3, groups=value),
         lambda: Linear(value),
         lambda: AvgPool2d(value),
         lambda: Linear(3, weight_bits=value),

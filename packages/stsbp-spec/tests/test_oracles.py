@@ -27,12 +27,23 @@ from stsbp_spec.reference import roundoff
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.reference.literal import Literal, LiteralRun
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, OneToOne
+from stsbp_spec.synapses import PSP, Add, AvgPool2d, Conv2d, Flatten, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Coding, Float32, Float64, UInt8
 
 NUMPY = NumpyBackend()
 _TAUS = {"2": 2.0, "3": 3.0, "5": 5.0, "5/3": 5 / 3}
-_CHAINS = ["events", "strides", "geometry", "direct", "filtered", "biased", "biased images"]
+_CHAINS = [
+    "events",
+    "strides",
+    "geometry",
+    "pooling",
+    "biased pooling",
+    "direct",
+    "filtered",
+    "biased",
+    "biased images",
+]
 # After a convolution on frames or images come a population whose two projections share a filter, and one that has two.
 _GRAPHS = {
     "recurrent": "4C3R3p1-P2-8R-7R{tau_s=4}-5",
@@ -61,6 +72,11 @@ def _network(kind: str, tau: float, surrogate: Surrogate | None = None) -> Netwo
     if kind == "geometry":
         notation = "4C2x3p1x2s2{dilation=2x1,groups=2}-8C3p1s1x2{groups=4}-5"
         return NetworkSpec.parse(notation, input_shape=(2, 9, 13), neuron=neuron)
+    if kind == "pooling":
+        return NetworkSpec.parse("5C3p1-M2-P3x1-6C2x3p1-U2-F-12-5", input_shape=(2, 12, 9), neuron=neuron)
+    if kind == "biased pooling":
+        notation = "P3-5C3p1b-M1x2-U2-6C3x2b-G-5b"
+        return NetworkSpec.parse(notation, input_shape=(2, 10, 19), input_max=3, neuron=neuron)
     if kind == "direct":
         return NetworkSpec.parse("5C3s2p1-P2-6C2-5", input_shape=(3, 11, 12), coding="direct", neuron=neuron)
     if kind == "biased":
@@ -127,7 +143,8 @@ def test_float32_against_literal_float64(kind: str, tau: str, loss: str) -> None
         (entering,) = (node.inputs for node in network.graph.nodes if node.name == block.name)
         unfiltered = run.values[entering[0].source]
         z = np.stack([literal.product(block.synapse, exact[block.name], x) for x in unfiltered])
-        filter = roundoff.exact_filter(block.psp, biased=block.synapse.bias)
+        z *= block.input.divisor
+        filter = roundoff.exact_filter(block.psp, block.input.factor(training=False), biased=block.synapse.bias)
         learned = {name: weights[f"{block.name}.{name}"] for name in block.learned}
         potentials = roundoff.neuron_forward(block.neuron, filter, z, layers[block.name].spikes, learned)["u"]
         _agree(potentials.value, u)
@@ -250,14 +267,15 @@ def test_literal_gradient_against_finite_differences(kind: str, surrogate: Surro
     """Random cotangents; the derivative along 4 random directions of all weights, and at single weights of each layer.
 
     The spike is the surrogate's primitive, so that the loss is differentiable and its gradient is Eq. (10)-(18) to the
-    letter. Nine digits; where the derivative itself has jumps or kinks (rectangle, triangle) the steps must be short,
-    and rounding leaves seven.
+    letter. Nine digits; where the derivative itself has jumps or kinks (rectangle, triangle, max pooling) the steps
+    must be short, and rounding leaves seven.
     """
     network = _network(kind, 3.0, surrogate)
     literal = Literal(network, smooth=True)
     batch = _batch(network)
     run, weights, _ = _literal(literal, _on_grid(network), batch)
-    step, digits = (1e-7, 1e-7) if isinstance(surrogate, Rectangle | Triangle) else (1e-5, 1e-9)
+    jumps = isinstance(surrogate, Rectangle | Triangle) or any(isinstance(x, MaxPool2d) for x in network.layers)
+    step, digits = (1e-7, 1e-7) if jumps else (1e-5, 1e-9)
     _against_differences(
         literal, Hamming(), weights, _frames(literal, batch), _cotangent_targets(run, 0), step=step, digits=digits
     )
@@ -344,6 +362,16 @@ def _torch_gradients(
             return torch.nn.functional.conv2d(x, w, None, op.strides, op.paddings, op.dilations, op.groups)
         return x * w[:, 0] if isinstance(op, OneToOne) else x.flatten(1) @ w.T
 
+    def passed(op: Passing, x: Any) -> Any:
+        if isinstance(op, AvgPool2d):
+            return torch.nn.functional.avg_pool2d(x, op.sizes)
+        if isinstance(op, MaxPool2d):
+            return torch.nn.functional.max_pool2d(x, op.sizes)
+        if isinstance(op, Upsample2d):
+            return torch.nn.functional.interpolate(x, scale_factor=op.factors, mode="nearest")
+        assert isinstance(op, Flatten)
+        return x.flatten(1)
+
     def fire(place: Place, z: list[Any]) -> list[Any]:
         op, shape = place.node.op, (1, -1, *(1,) * (z[0].ndim - 2))
         assert isinstance(op, Neurons)
@@ -386,8 +414,8 @@ def _torch_gradients(
                 values[node.name] = [z + share * w[f"{node.name}.bias"].view(shape) for z, share in each]
         elif isinstance(op, Neurons):
             values[node.name] = fire(place, [sum(x) for x in zip(*read, strict=True)])
-        elif isinstance(op, AvgPool2d):
-            values[node.name] = [torch.nn.functional.avg_pool2d(x, op.size) for x in read[0]]
+        elif isinstance(op, Passing):
+            values[node.name] = [passed(op.at(place.inputs[0].shape), x) for x in read[0]]
         elif isinstance(op, Add):
             values[node.name] = [sum(x) for x in zip(*read, strict=True)]
     spikes = values[network.graph.nodes[-1].name]

@@ -10,10 +10,22 @@ import pytest
 import torch
 from stsbp_spec import LIF as LIFSpec
 from stsbp_spec import PSP, Batch, Hamming, Loss, NetworkSpec, SpikeCount, VanRossum, initial_weights, open_backend
-from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.errors import NetworkError, NumericError, ShapeError, SpecError
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.typing import AnyArray, Precision
-from stsbp_torch.nn import LIF, Network, Neurons, SpikingAvgPool2d, SpikingConv2d, SpikingLinear, spike_loss
+from stsbp_torch.nn import (
+    LIF,
+    Network,
+    Neurons,
+    Sequential,
+    SpikingAvgPool2d,
+    SpikingConv2d,
+    SpikingGlobalAvgPool,
+    SpikingLinear,
+    SpikingMaxPool2d,
+    SpikingUpsample2d,
+    spike_loss,
+)
 
 NET = NetworkSpec.parse("6C5d0.2-P2-8C3-20", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3))
 _APART: dict[str, Any] = {"kernel": (5, 3), "padding": (0, 2), "dilation": (1, 2), "groups": 2}
@@ -334,3 +346,40 @@ def test_a_network_with_biases_agrees_with_value_and_grad(precision: Precision) 
     assert "bias=True" in str(net.get_submodule("conv1"))
     assert net.get_submodule("linear3").bias is None
     assert "bias" not in str(net.get_submodule("linear3"))
+
+
+@pytest.mark.parametrize("precision", ["fast", "reproducible"])
+def test_a_network_of_every_layer_agrees_with_value_and_grad(precision: Precision) -> None:
+    notation = "6C5x3p0x2{dilation=1x2,groups=2}-M2-8C3b-P2x3-U2x1-F-10"
+    spec = NetworkSpec.parse(notation, input_shape=(2, 18, 18), neuron=LIFSpec(3, 2, 0.4))
+    net = Network(spec, seed=4, gain=2.0, precision=precision)
+    assert_agrees_with_value_and_grad(
+        net, spec, initial_weights(spec, 4, 2.0), precision, {"conv1": "conv1.weight", "conv2": "conv2.weight"}
+    )
+
+
+def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
+    spec = NetworkSpec.parse("6C3-P3-U2x1-8C2b-M3x2-G", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 2, 0.4))
+    batch, weights = samples(), initial_weights(spec, 4, 2.0)
+    given: dict[str, Any] = {"neuron": LIFSpec(3, 2, 0.4), "psp": PSP(2)}
+    layers = (
+        SpikingConv2d(2, 6, 3, neuron=LIFSpec(3, 2, 0.4)),
+        SpikingAvgPool2d(3),
+        SpikingUpsample2d((2, 1)),
+        SpikingConv2d(6, 8, 2, bias=True, input_max=9, **given),
+        SpikingMaxPool2d((3, 2)),
+        SpikingGlobalAvgPool(),
+        SpikingLinear(8, 10, input_max=6, **given),
+    )
+    net = Sequential(*layers, input_shape=(2, 18, 18))
+    assert net.makes == spec.graph.values["neurons3"]
+    with torch.no_grad():
+        for place, name in ((0, "conv1"), (3, "conv2"), (6, "linear3")):
+            layers[place].weight.copy_(torch.from_numpy(weights[name]))  # type: ignore[operator]
+    expected = open_backend("numpy").run(spec, weights, batch.inputs, 8)
+    found = net(torch.from_numpy(batch.inputs).float()).detach().numpy()
+    assert found.any()
+    assert np.array_equal(found, expected.layers["linear3"].spikes)
+    assert str(layers[2]) == "SpikingUpsample2d(factor=(2, 1))"
+    with pytest.raises(NetworkError, match=r"layer 1, SpikingLinear: .* give input_exponent=0, input_max=9"):
+        Sequential(SpikingAvgPool2d(3), SpikingLinear(72, 3), input_shape=(2, 18, 18))

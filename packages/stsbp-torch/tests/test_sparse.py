@@ -176,6 +176,21 @@ def test_reproducible_gradients_do_not_depend_on_the_kernels(kind: str, monkeypa
         assert np.array_equal(got.gradients[name].view(np.uint32), g.view(np.uint32)), name
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_kernels_stand_behind_layers_that_they_do_not_know(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, weights, batch = _case("16C3-M2-D0.2-16C3p1-U1x2-P2-8C3p1-P3-12C1x2-3", "valid", (2, 14, 14))
+    steps = plan(TorchBackend("cpu"), network.graph).steps
+    conv = [[place.node.name for place in step.places] for step in steps if isinstance(step, sparse.SparseBlock)]
+    assert conv == [["conv1", "neurons1"], ["dropout2.1", "conv2", "neurons2"], ["pool3.1", "conv3", "neurons3"]]
+    _choose(monkeypatch, kind)
+    got = _gradients(network, weights, batch, (1, 2), "reproducible")
+    expected = _gradients(network, weights, batch, (1, 2), "reproducible", "cpu:eager")
+    assert got.loss == expected.loss
+    for name, g in expected.gradients.items():
+        assert g.any()
+        assert np.array_equal(got.gradients[name].view(np.uint32), g.view(np.uint32)), name
+
+
 def test_density_counts_what_is_left_behind_the_pooling() -> None:
     s = TorchBackend("cpu").asarray(np.zeros((3, 2, 4, 5, 6), np.uint8))
     s[1, 1, 2, 0, 1] = 3

@@ -175,7 +175,7 @@ def test_the_dense_floor_is_the_network_without_neurons(
         s = reference.encode(unpacked(batch.inputs), task.network.coding)
         s = np.repeat(s, len(batch.targets), 0) if task.network.coding == "direct" else s
         for block in task.network.blocks:
-            for layer in block.before:
+            for layer, _ in block.entering:
                 s, _ = reference.rule(layer).forward(layer, s)
             s, _ = reference.rule(block.synapse).forward(block.synapse, s, weights[block.name])
         np.testing.assert_allclose(seen[0].detach().numpy(), s.reshape(-1, 10), rtol=1e-3, atol=1e-4)

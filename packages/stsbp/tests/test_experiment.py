@@ -21,11 +21,11 @@ from stsbp.datasets.digits import read_digits
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
-from stsbp.training.operations import fan_out
+from stsbp.training.operations import fan_out, max_pooled
 from stsbp_spec import NetworkSpec
 from stsbp_spec.network import Block
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.reference.backend import RULES
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.typing import Int64, Shape
 
 ROOT = Path(__file__).parents[3]
@@ -321,9 +321,10 @@ def naive_fan_out(block: Block) -> Int64:
     reached = np.zeros(block.input_shape, dtype=np.int64)
     for place in np.ndindex(*block.input_shape):
         at, shape = place, block.input_shape
-        for layer in block.before:
+        for layer, _ in block.entering:
             if isinstance(layer, AvgPool2d):
-                at, shape = (at[0], at[1] // layer.size, at[2] // layer.size), layer.output_shape(shape)
+                rows, columns = layer.sizes
+                at, shape = (at[0], at[1] // rows, at[2] // columns), layer.output_shape(shape)
         if any(i >= n for i, n in zip(at, shape, strict=True)):
             continue
         synapse = block.synapse
@@ -342,6 +343,7 @@ def naive_fan_out(block: Block) -> Int64:
     [
         ("3C3p1s2-D0.2-P2-4C2-P2-6", (2, 13, 11)),
         ("2C3-P2-P2-7", (1, 14, 15)),
+        ("2C3-P3x2-G-7", (1, 14, 15)),
         ("4C5p2-5", (2, 6, 6)),
         ("6C3x2p3x1s2x1{dilation=2x1}-4C3p2{dilation=2,groups=2}-4", (2, 9, 8)),
         ("8-4", (9,)),
@@ -366,6 +368,19 @@ def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_afte
         {"neurons3": [6] * 4, "neurons1": [6] * 4, "neurons4": [1] * 6},
         {"neurons4": [2] * 6},
     ]
+
+
+@pytest.mark.parametrize("notation", ["M2x3-6C3p1{groups=2}-3", "U2x1-D0.5-M3-U1x2-4C2s2-3", "M2-F-5-3", "U3-7-3"])
+def test_operations_behind_max_pooling_and_upsampling_are_those_of_their_output(notation: str) -> None:
+    """Weights of 1 add up what spikes meet."""
+    block = NetworkSpec.parse(notation, input_shape=(2, 9, 13)).blocks[0]
+    spikes = (np.random.default_rng(1).random((4, 3, *block.input_shape)) < 0.2).astype(np.uint8)
+    counted = (max_pooled(block, spikes).sum(axis=(0, 1)) * fan_out(block)).sum()
+    entered = spikes
+    for layer, _ in block.entering:
+        entered = entered if isinstance(layer, Dropout) else RULES[type(layer)].forward(layer, entered)[0]
+    ones = np.ones(block.weight_shape, np.float32)
+    assert counted == RULES[type(block.synapse)].forward(block.synapse, entered, ones)[0].sum()
 
 
 def test_dense_spikes_cost_as_much_as_the_ann_does_at_every_step() -> None:

@@ -25,6 +25,8 @@ __all__ = [
     "DIRECT",
     "EXACT_HITS",
     "FLOOR",
+    "GEOMETRY",
+    "GEOMETRY_DIRECT",
     "HUGE",
     "LENGTHS",
     "MODELS",
@@ -134,6 +136,33 @@ LEARNED = NetworkCase(
     batch=3,
 )
 
+# Rectangular, dilated and grouped kernels; sums of windows, whose division is the filter's or a bias's gain; max
+# pooling, upsampling and flattening.
+GEOMETRY = NetworkCase(
+    "every geometry",
+    NetworkSpec.parse(
+        "6C3x2p2x1s1x2{dilation=2x1,groups=2}-P3-D0.25-8C3p1b{groups=2}-M2x1-U3x2-F-12",
+        input_shape=(2, 12, 11),
+        outputs=5,
+        neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.5),
+    ),
+    steps=12,
+    batch=3,
+    density=0.2,
+)
+GEOMETRY_DIRECT = NetworkCase(
+    "direct, max pooling, global pooling",
+    NetworkSpec.parse(
+        "M2-6C3s2-U3-8C2b-G",
+        input_shape=(3, 11, 12),
+        outputs=4,
+        coding="direct",
+        neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.4),
+    ),
+    steps=7,
+    batch=3,
+)
+
 ONE_STEP = NetworkCase(
     "one step, one sample",
     NetworkSpec.parse("4C3-9", input_shape=(1, 6, 6), outputs=3, neuron=LIF(3, 3, 0.3)),
@@ -229,7 +258,21 @@ NORMALISED_DIRECT = NetworkCase(
     batch=3,
 )
 
-_QUICK = (*SMALL, MODELS, LEARNED, *MODELS_DIRECT, DIRECT, COUNTS, ONE_STEP, EXACT_HITS, FLOOR, HUGE, NORMALISED)
+_QUICK = (
+    *SMALL,
+    GEOMETRY,
+    GEOMETRY_DIRECT,
+    MODELS,
+    LEARNED,
+    *MODELS_DIRECT,
+    DIRECT,
+    COUNTS,
+    ONE_STEP,
+    EXACT_HITS,
+    FLOOR,
+    HUGE,
+    NORMALISED,
+)
 LENGTHS = NetworkCase(
     "samples of 9, 2 and 6 steps",
     NetworkSpec.parse("7d0.25", input_shape=(11,), outputs=4, neuron=LIF(3, 5 / 3, 0.4)),

@@ -24,7 +24,8 @@ from stsbp_spec.neurons import LIF
 from stsbp_spec.optim import AdamW
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, BatchNorm, Conv2d, Linear, batchnorm
+from stsbp_spec.synapses import PSP, AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_numbers
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
@@ -128,18 +129,21 @@ def _synapse(block: Block, *, pooled: bool = False, lead: Shape = (3, 2)) -> Bod
     return body
 
 
-def _avgpool2d(size: int, shape: Shape, grey: bool) -> Body:
+def _passing(op: Passing, shape: Shape, kind: str) -> Body:
+    """An operation without weights on spikes, `counts` or `grey` values; counts have largest ones that are equal."""
+
     def body(backend: AbstractBackend, compared: Compared) -> None:
-        pool = AvgPool2d(size)
         s: AnyArray = spikes(shape, 0.4, 9)
-        if grey:
+        if kind == "counts":
+            s = s * (1 + spikes(shape, 0.4, 10) + spikes(shape, 0.3, 11))
+        elif kind == "grey":
             s = round_to_grid(np.abs(normal(shape, 9)) % np.float32(1), 8)
-        out, residuals = NUMPY.rule(pool).forward(pool, s)
-        native_out, native = backend.rule(pool).forward(pool, backend.asarray(s))
-        compared.equal("pooled", values(backend, native_out, np.float32), out)
+        out, residuals = NUMPY.rule(op).forward(op, s)
+        native_out, native = backend.rule(op).forward(op, backend.asarray(s))
+        compared.equal("output", values(backend, native_out, out.dtype.type), out)
         d = normal(out.shape, 10)
-        back = NUMPY.rule(pool).backward(pool, residuals, d)
-        compared.equal("adjoint", backend.numpy(backend.rule(pool).backward(pool, native, backend.asarray(d))), back)
+        back = NUMPY.rule(op).backward(op, residuals, d)
+        compared.equal("adjoint", backend.numpy(backend.rule(op).backward(op, native, backend.asarray(d))), back)
 
     return body
 
@@ -442,6 +446,17 @@ _CONV = {
     "depthwise": _conv(Conv2d(8, 3, padding=1, groups=8), (8, 6, 5)),
     "depthwise, 2 outputs a channel": _conv(Conv2d(10, (1, 3), groups=5), (5, 4, 6)),
 }
+_PASSING: dict[Passing, Shape] = {
+    AvgPool2d((1, 2)): (3, 2, 3, 5, 7),
+    AvgPool2d(3): (2, 3, 4, 10, 8),
+    AvgPool2d((5, 2)): (2, 1, 3, 5, 9),
+    MaxPool2d(2): (3, 2, 8, 9, 6),
+    MaxPool2d((3, 1)): (2, 2, 5, 8, 4),
+    MaxPool2d(17): (1, 2, 3, 17, 18),
+    Upsample2d(2): (2, 3, 4, 3, 5),
+    Upsample2d((1, 3)): (3, 2, 3, 4, 1),
+    Flatten(): (2, 3, 4, 3, 5),
+}
 _POOLED_CONV = _block("P4-12C3p1", (3, 22, 21))
 _LINEAR = _block("17", (37,))
 _FLATTENED = _block("11", (3, 5, 7))
@@ -522,9 +537,17 @@ CHECKS = (
     pair_check("linear, pooled input", _synapse(_POOLED_LINEAR, pooled=True)),
     pair_check("linear, one frame", _synapse(_LINEAR, lead=(1, 1))),
     *(
-        pair_check(f"pooling {size}x{size}, {'grey values' if grey else 'spikes'}", _avgpool2d(size, shape, grey))
+        pair_check(
+            f"pooling {size}x{size}, {'grey values' if kind == 'grey' else kind}",
+            _passing(AvgPool2d(size), shape, kind),
+        )
         for size, shape in ((1, (2, 2, 3, 4, 5)), (2, (3, 2, 5, 9, 10)), (4, (2, 3, 2, 17, 9)), (8, (1, 2, 1, 24, 16)))
-        for grey in (False, True)
+        for kind in ("spikes", "grey")
+    ),
+    *(
+        pair_check(f"{op!r}, {kind}", _passing(op, shape, kind))
+        for op, shape in _PASSING.items()
+        for kind in ("counts", "grey")
     ),
     pair_check("dropout 0.5", _dropout(0.5, (3, 5, 7, 3), 16, 1, 0)),
     pair_check("dropout 0.1, large seed and step", _dropout(0.1, (2, 37), 160, 2**32 - 1, 123_456)),

@@ -152,6 +152,8 @@ _NETWORKS = {
     "PLIF, soft reset": _parse(
         "3C2-P2-3", PLIF(2, 2, 0.5, Rectangle(2), reset="subtract", per="channel"), input_shape=(1, 5, 5)
     ),
+    "geometry": _parse("4C2x3p1x2s1x2{dilation=2x1,groups=2}-P1x2-3", _WIDE, input_shape=(2, 4, 6)),
+    "max pooling, upsampling": _parse("M2-4C2-M1x2-U2x1-F-3", _WIDE, input_shape=(1, 6, 10), input_max=2),
     "bias": _parse("5b-3b", _WIDE, input_shape=(6,)),
     "bias, direct coding": _parse("2C3s2b-3", _TRIANGLE, input_shape=(2, 5, 5), coding="direct"),
     "bias, three layers": _parse("3C2b-P2-4b-3", LIF(2, 2, 0.5, Rectangle(2), reset="subtract"), input_shape=(1, 5, 5)),
@@ -177,6 +179,8 @@ _CHOSEN = {
     "ALIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "PLIF": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "PLIF, soft reset": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
+    "geometry": {"van-rossum": (4, 22), "hamming": (4, 12), "spike-count": (4, 12)},
+    "max pooling, upsampling": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "bias": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "bias, direct coding": {"van-rossum": (3, 77), "hamming": (4, 106), "spike-count": (4, 250)},
     "bias, three layers": {"van-rossum": (4, 2), "hamming": (4, 2), "spike-count": (4, 2)},

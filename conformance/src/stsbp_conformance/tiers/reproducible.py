@@ -128,6 +128,8 @@ CHECKS = (
         _gradient_check(bits.MODELS, loss, (3, 5) if loss == "hamming" else None, quick=loss == "hamming")
         for loss in LOSSES
     ),
+    _gradient_check(bits.GEOMETRY, "van-rossum", (3, 5), quick=True),
+    _gradient_check(bits.GEOMETRY_DIRECT, "hamming", None, quick=True),
     _gradient_check(bits.LEARNED, "van-rossum", (3, 5), quick=True),
     *(
         _gradient_check(case, "van-rossum", dropout, quick=case is bits.NORMALISED and dropout is None)
@@ -152,6 +154,7 @@ CHECKS = (
     _training_check(bits.NORMALISED, "van-rossum", quick=False, memory="low"),
     *(_training_check(bits.LENGTHS, loss, quick=loss == "spike-count") for loss in LOSSES),
     *(_training_check(case, "van-rossum", quick=True, memory="low") for case in (SMALL[0], bits.DIRECT, SATURATED)),
+    *(_training_check(bits.GEOMETRY, "van-rossum", quick=memory == "low", memory=memory) for memory in ("full", "low")),
     _training_check(NMNIST, "van-rossum", quick=False),
     _training_check(REAL, "van-rossum", quick=False),
     _training_check(CIFAR10, "hamming", quick=False),

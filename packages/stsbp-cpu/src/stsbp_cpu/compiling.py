@@ -47,6 +47,7 @@ SOURCES = (
     "stsbp_cpu.synapses.batchnorm",
     "stsbp_cpu.synapses.conv2d_bytes",
     "stsbp_cpu.synapses.dropout",
+    "stsbp_cpu.synapses.maxpool2d",
     "stsbp_cpu.vectors",
 )
 """Modules with kernels, and those whose functions and numbers the kernels take into themselves."""

@@ -19,14 +19,14 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Array, Runtime, logical, memory
-from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
+from stsbp_cupy.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["CupyBackend"]
 
@@ -102,7 +102,14 @@ class CupyBackend(AbstractBackend[Array]):
 
     @cached_property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
-        every = ((Conv2d, conv2d), (Linear, linear), (AvgPool2d, avgpool2d))
+        every = (
+            (Conv2d, conv2d),
+            (Linear, linear),
+            (AvgPool2d, avgpool2d),
+            (MaxPool2d, maxpool2d),
+            (Upsample2d, upsample2d),
+            (Flatten, flatten),
+        )
         return {op: Rule(partial(each.forward, self.rt), partial(each.backward, self.rt)) for op, each in every}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:

@@ -12,11 +12,15 @@ from stsbp_jax.neurons.lif import lif
 from stsbp_jax.random import keep_mask
 from stsbp_jax.synapses.avgpool2d import avgpool2d
 from stsbp_jax.synapses.conv2d import conv2d
+from stsbp_jax.synapses.flatten import flatten
 from stsbp_jax.synapses.linear import linear
+from stsbp_jax.synapses.maxpool2d import maxpool2d
 from stsbp_jax.synapses.psp import psp
+from stsbp_jax.synapses.upsample2d import upsample2d
 
 __version__ = version("stsbp-jax")
 
 __all__ = [
-    "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "keep_mask", "lif", "linear", "psp", "snap_weights",
+    "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "keep_mask", "lif", "linear", "maxpool2d",
+    "psp", "snap_weights", "upsample2d",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.programs import gradients, output
 from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
 from stsbp_jax.collective import JaxCollective, connect, together
@@ -51,7 +51,7 @@ from stsbp_jax.optim.adamw import gradient_squares
 from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
 from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
-from stsbp_jax.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
+from stsbp_jax.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["PAIRS", "JaxBackend"]
 
@@ -483,16 +483,32 @@ def _compiled(rule: Rule[Array]) -> Rule[Array]:
     return Rule(lambda op, s, wq: (ahead(op, s, wq), (s, wq)), back)
 
 
+def _max_pooling(
+    pool: MaxPool2d, s: Array, forward: Callable[..., tuple[Array, Array]] = maxpool2d.forward
+) -> tuple[Array, tuple[Shape, Array]]:
+    largest, first = forward(pool, s)
+    return largest, (s.shape, first)
+
+
 _TRACED_RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _of_weights(conv2d),
     Linear: _of_weights(linear),
     AvgPool2d: Rule(lambda pool, s: (avgpool2d.forward(pool, s), s.shape), avgpool2d.backward),
+    MaxPool2d: Rule(_max_pooling, lambda pool, left, d: maxpool2d.backward(pool, left[0], left[1], d)),
+    Upsample2d: Rule(lambda up, s: (upsample2d.forward(up, s), None), lambda up, _, d: upsample2d.backward(up, d)),
+    Flatten: Rule(lambda _, s: (flatten.flatten(s), s.shape), lambda _, shape, d: flatten.backward(shape, d)),
 }
 _pool, _unpool = _jit("pool")(avgpool2d.forward), _jit("pool", "shape")(avgpool2d.backward)
+_max, _unmax = _jit("pool")(maxpool2d.forward), _jit("pool", "shape")(maxpool2d.backward)
+_up, _down = _jit("up")(upsample2d.forward), _jit("up")(upsample2d.backward)
+_flat, _unflat = _jit()(flatten.flatten), _jit("shape")(flatten.backward)
 _RULES: Mapping[type[Op], Rule[Array]] = {
     Conv2d: _compiled(_TRACED_RULES[Conv2d]),
     Linear: _compiled(_TRACED_RULES[Linear]),
     AvgPool2d: Rule(lambda pool, s: (_pool(pool, s), s.shape), _unpool),
+    MaxPool2d: Rule(partial(_max_pooling, forward=_max), lambda pool, left, d: _unmax(pool, *left, d)),
+    Upsample2d: Rule(lambda up, s: (_up(up, s), None), lambda up, _, d: _down(up, d)),
+    Flatten: Rule(lambda _, s: (_flat(s), s.shape), lambda _, shape, d: _unflat(shape, d)),
 }
 _totals = _jit("count")(_total)
 _of_channels = partial(jax.jit, static_argnums=(0, 1), inline=True)(_channels)

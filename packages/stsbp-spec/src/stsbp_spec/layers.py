@@ -10,9 +10,9 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.graph import Projection
 from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import LIF, NeuronModel
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.dropout import Dropout, substream
+from stsbp_spec.synapses.dropout import substream
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
@@ -88,7 +88,7 @@ class Branches:
             raise SpecError(f"branches are two or more, got {len(self.branches)}")
 
 
-Layer: TypeAlias = SpikingLayer | AvgPool2d | Dropout | Branches
+Layer: TypeAlias = SpikingLayer | Passing | Branches
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Block(Projection):
 
     Attributes:
         synapse: the weights' geometry.
-        before: pooling and dropout in front of the weights, after the last spiking layer or sum of its branch.
+        before: pooling, dropout and so on in front of the weights, after the last spiking layer or sum of its branch.
         layer: the layer itself.
         population: name of the node of its neurons.
         input_shape: shape of the spikes (or image) that enter, `(C, H, W)` or `(N,)`.
@@ -105,7 +105,7 @@ class Block(Projection):
     """
 
     synapse: Conv2d | Linear
-    before: tuple[AvgPool2d | Dropout, ...]
+    before: tuple[Passing, ...]
     layer: SpikingLayer
     population: str
     input_shape: Shape
@@ -115,6 +115,15 @@ class Block(Projection):
     def neuron(self) -> NeuronModel:
         """The neurons' parameters."""
         return self.layer.neuron
+
+    @property
+    def entering(self) -> tuple[tuple[Passing, Shape], ...]:
+        """What stands before the weights, as backends know it, each with the shape of its input."""
+        found, shape = [], self.input_shape
+        for layer in self.before:
+            found.append((layer.at(shape), shape))
+            shape = layer.output_shape(shape)
+        return tuple(found)
 
     @property
     def synapse_shape(self) -> Shape:

@@ -20,16 +20,33 @@ from stsbp_spec.layers import MAX_LAYERS, Block, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import NeuronModel, Readout
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
 from stsbp_spec.notation import layer_at, parse_layers, written
-from stsbp_spec.synapses.add import Add
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.dropout import Dropout
-from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.synapses.psp import PSP
+from stsbp_spec.synapses import (
+    PSP,
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    Upsample2d,
+)
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import Coding, Float32, Shape
 from stsbp_spec.values import MAX_SIZE, integer, shown
 
 __all__ = ["MAX_LAYERS", "Block", "Branches", "Layer", "NetworkSpec", "SpikingLayer"]
+
+_KINDS: Mapping[type[Passing], str] = {
+    AvgPool2d: "pool",
+    MaxPool2d: "maxpool",
+    GlobalAvgPool: "globalpool",
+    Upsample2d: "upsample",
+    Flatten: "flatten",
+    Dropout: "dropout",
+}
+"""How the nodes of layers without weights are called."""
 
 
 @dataclass(frozen=True)
@@ -255,9 +272,9 @@ class _Builder:
         self.nodes: list[Node] = []
         self.names: list[list[str]] = []
         """Of the nodes of each layer of the network."""
-        self.spiking: list[tuple[SpikingLayer, str, str, tuple[AvgPool2d | Dropout, ...], str]] = []
+        self.spiking: list[tuple[SpikingLayer, str, str, tuple[Passing, ...], str]] = []
         """Layer, names of weights and population, and what stands before it, from which node on."""
-        self.before: tuple[AvgPool2d | Dropout, ...] = ()
+        self.before: tuple[Passing, ...] = ()
         self.entering = self.source
         self.since = 0
 
@@ -298,7 +315,7 @@ class _Builder:
             self.since += 1
             self.passed()
         else:
-            kind = "pool" if isinstance(layer, AvgPool2d) else "dropout"
+            kind = next(name for cls, name in _KINDS.items() if isinstance(layer, cls))
             self.node(f"{kind}{number}.{self.since}", layer)
             self.before, self.since = (*self.before, layer), self.since + 1
 
@@ -347,9 +364,8 @@ def _layers(layers: object) -> tuple[Layer, ...]:
         if isinstance(layer, Branches):
             for branch in layer.branches:
                 _layers(branch)
-        elif not isinstance(layer, (SpikingLayer, AvgPool2d, Dropout)):
-            known = (
-                "SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), AvgPool2d(...), Dropout(...) or Branches(...)"
-            )
+        elif not isinstance(layer, (SpikingLayer, *_KINDS)):
+            others = ", ".join(f"{cls.__name__}(...)" for cls in _KINDS)
+            known = f"SpikingLayer(Conv2d(...)), SpikingLayer(Linear(...)), {others} or Branches(...)"
             raise NetworkError(f"layers[{i}] is {shown(layer)}; a layer is {known}")
     return found

@@ -5,7 +5,10 @@ Grammar (docs/networks.md has examples):
     network = layer { "-" layer }
     layer   = channels "C" axes [ "R" axes ] { option }   convolution of a kernel, and its neurons
             | units [ "R" ] { option }                    full connection and its neurons
-            | "P" size                            average pooling, size a power of two
+            | "P" axes | "M" axes                 average and max pooling over windows
+            | "G"                                 average pooling over all rows and columns
+            | "U" axes                            upsampling: rows and columns repeated
+            | "F"                                 flattening to one axis
             | "D" rate                            dropout of the spikes that pass
             | "[" branch { "|" branch } "]+"      branches that read one input, and their sum; one: and the input itself
     branch  = network | nothing                   nothing passes the input on
@@ -27,7 +30,7 @@ The neuron is `lif`, `if`, `alif` or `plif`; its parameters are those of its cla
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -38,14 +41,21 @@ from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.grid import MAX_WEIGHT_BITS
 from stsbp_spec.layers import MAX_LAYERS, Branches, Layer, SpikingLayer
 from stsbp_spec.neurons import LIF, NeuronModel, as_model, parameters, with_parameter
-from stsbp_spec.synapses import axes
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.base import Weighted
-from stsbp_spec.synapses.batchnorm import BatchNorm
-from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.dropout import Dropout
-from stsbp_spec.synapses.linear import Linear
-from stsbp_spec.synapses.one_to_one import OneToOne
+from stsbp_spec.synapses import (
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+    axes,
+)
+from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.base import Passing, Weighted
 from stsbp_spec.values import read_number, shown
 
 __all__ = [
@@ -159,11 +169,17 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, Branches):
         *branches, last = ("-".join(written(each, full=full) for each in branch) for branch in layer.branches)
         return f"[{'|'.join(branches if not last and len(branches) == 1 else [*branches, last])}]+"
-    if isinstance(layer, AvgPool2d):
-        return f"P{layer.size}"
     if isinstance(layer, Dropout):
         # Positional: an exponent's sign would read as the next layer's separator.
         return f"D{np.format_float_positional(layer.rate, trim='-')}"
+    if isinstance(layer, Pool2d):
+        return f"{'M' if isinstance(layer, MaxPool2d) else 'P'}{axes.written(layer.size)}"
+    if isinstance(layer, Upsample2d):
+        return f"U{axes.written(layer.factor)}"
+    if isinstance(layer, (GlobalAvgPool, Flatten)):
+        return "G" if isinstance(layer, GlobalAvgPool) else "F"
+    if isinstance(layer, Passing):
+        raise SpecError(f"no notation stands for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
         text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"
@@ -232,6 +248,7 @@ _ONE_TO_ONE = "one-to-one"
 _MAX_DIGITS = 9
 _MAX_DEPTH = 16
 """Of branches within branches."""
+_NO_NUMBERS = ("rate", "dropout", "norm", "bias", "keys", "recurrent", "bare", "kind")
 _AXES = r"\d+(?:x\d+)?"
 _GEOMETRY = ("dilation", "groups")
 _MOST_CHARACTERS = 1 << 22
@@ -242,6 +259,18 @@ def _axes(text: str) -> axes.PerAxis:
     """`3`, or `3x5` as (3, 5)."""
     rows, by, columns = text.partition("x")
     return (int(rows), int(columns)) if by else int(rows)
+
+
+def _passing(found: Mapping[str, Any]) -> Passing:
+    """The layer without weights of the groups of `_Parser._LAYER`."""
+    if found["rate"] is not None:
+        return Dropout(float(found["rate"]))
+    if found["bare"] is not None:
+        return GlobalAvgPool() if found["bare"] == "G" else Flatten()
+    size = _axes(found["size"])
+    if found["kind"] == "U":
+        return Upsample2d(size)
+    return MaxPool2d(size) if found["kind"] == "M" else AvgPool2d(size)
 
 
 def _whole(key: str, value: str) -> int:
@@ -273,8 +302,8 @@ class _Parser:
     dropout: float
 
     _LAYER = re.compile(
-        rf"(?P<channels>\d+)C(?P<kernel>{_AXES})(?:R(?P<around>{_AXES}))?|P(?P<pool>\d+)|D(?P<rate>\d*\.?\d+)"
-        r"|(?P<units>\d+)(?P<recurrent>R)?",
+        rf"(?P<channels>\d+)C(?P<kernel>{_AXES})(?:R(?P<around>{_AXES}))?|(?P<units>\d+)(?P<recurrent>R)?"
+        rf"|(?P<bare>[GF])|(?P<kind>[PMU])(?P<size>{_AXES})|D(?P<rate>\d*\.?\d+)",
         re.ASCII,
     )
     _OPTION = re.compile(
@@ -289,7 +318,7 @@ class _Parser:
     def check_digits(self, match: re.Match[str], at: int) -> None:
         """Refuse integers of more than 9 digits: no layer is that large, and Python reads no integer of thousands."""
         for group, text in match.groupdict().items():
-            if text is None or group in ("rate", "dropout", "norm", "bias", "keys", "recurrent"):
+            if text is None or group in _NO_NUMBERS:
                 continue
             for number in re.finditer(r"\d+", text):
                 if (length := len(number.group())) > _MAX_DIGITS:
@@ -355,18 +384,20 @@ class _Parser:
             return [self.branches(token, start, depth)]
         match = self._LAYER.match(token)
         if match is None:
-            known = "16C3 (convolution), 256 (full connection), P2 (pooling), D0.2 (dropout), [16C3]+ (branches)"
+            known = (
+                "16C3 (convolution), 256 (full connection), P2 (average pooling), M2 (max pooling), G (pooling over "
+                "all), U2 (upsampling), F (flattening), D0.2 (dropout), [16C3]+ (branches)"
+            )
             raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
         self.check_digits(match, start)
         values = match.groupdict()
         rest, at = token[match.end() :], start + match.end()
         place = (start, len(token))
-        if values["pool"] is not None or values["rate"] is not None:
+        if values["channels"] is None and values["units"] is None:
             if rest:
-                raise self.fail(f"pooling and dropout take no option, got {shown(rest)}", at, len(rest))
-            if values["pool"]:
-                return [checked(lambda: AvgPool2d(int(values["pool"])), self.notation, *place)]
-            return [checked(lambda: Dropout(float(values["rate"])), self.notation, *place)]
+                kinds = "upsampling and flattening" if match.group()[0] in "UF" else "pooling and dropout"
+                raise self.fail(f"{kinds} take no option, got {shown(rest)}", at, len(rest))
+            return [checked(lambda: _passing(values), self.notation, *place)]
         conv = values["channels"] is not None
         geometry: dict[str, Any] = {}
         given: set[str] = set()

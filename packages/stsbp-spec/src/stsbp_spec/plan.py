@@ -17,6 +17,7 @@ from stsbp_spec.results import NeuronResiduals, Resumed
 from stsbp_spec.rules import Ahead, Asked, Back, Exchange, Largest, Rule, Run, Step, Total
 from stsbp_spec.synapses import batchnorm
 from stsbp_spec.synapses.add import Add
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.batchnorm import BatchNorm, Coefficients
 from stsbp_spec.synapses.dropout import Dropout, substream
 from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
@@ -30,15 +31,16 @@ __all__ = ["Chain", "Plan", "Segment", "plan"]
 class ByRule(Step[Array]):
     """A node by the rule of its operation."""
 
+    op: Op
     rule: Rule[Array]
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         yield from ()
-        return self.rule.forward(self.places[0].node.op, *inputs)
+        return self.rule.forward(self.op, *inputs)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         yield from ()
-        found = self.rule.backward(self.places[0].node.op, residuals, error)
+        found = self.rule.backward(self.op, residuals, error)
         return Back(found if len(self.needed) > 1 else (found,), {}, {})
 
 
@@ -590,12 +592,15 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
         return Drops((place,), needed, backend, op)
     if type(op) is Add:
         return Sum((place,), needed)
+    if isinstance(op, Passing):
+        (values,) = place.inputs
+        op = op.at(values.shape)
     rule = _rule(backend, op)
     if projection is not None:
         weights = Weights((place,), needed, backend, rule, projection)
         norm = projection.synapse.norm
         return weights if norm is None else Normalised((place,), needed, backend, weights, norm)
-    return ByRule((place,), needed, rule)
+    return ByRule((place,), needed, op, rule)
 
 
 def _rule(backend: Pairs[Any], op: Op) -> Rule[Any]:

@@ -22,14 +22,18 @@ if TYPE_CHECKING:
         Sequential,
         SpikingAvgPool2d,
         SpikingConv2d,
+        SpikingGlobalAvgPool,
         SpikingLinear,
+        SpikingMaxPool2d,
+        SpikingUpsample2d,
     )
 
 __version__ = version("stsbp-torch")
 
 __all__ = [
     "ALIF", "IF", "LIF", "PLIF", "PSP", "Hamming", "Network", "NetworkSpec", "Neurons", "Sequential", "SpikeCount",
-    "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "TorchBackend", "VanRossum", "__version__", "spike_loss",
+    "SpikingAvgPool2d", "SpikingConv2d", "SpikingGlobalAvgPool", "SpikingLinear", "SpikingMaxPool2d",
+    "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "spike_loss",
 ]  # fmt: skip
 
 _HOMES = {

@@ -30,14 +30,14 @@ from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.rules import Fusion, Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch import bits, plain
 from stsbp_torch.layout import empty, laid_out, logical, rows
 from stsbp_torch.recurrence import recur
-from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, linear
+from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["TorchBackend"]
 
@@ -126,6 +126,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             Conv2d: Rule(conv2d.forward, conv2d.backward),
             Linear: Rule(linear.forward, linear.backward),
             AvgPool2d: Rule(partial(avgpool2d.forward, fused=fused), partial(avgpool2d.backward, fused=fused)),
+            MaxPool2d: Rule(partial(maxpool2d.forward, fused=fused), partial(maxpool2d.backward, fused=fused)),
+            Upsample2d: Rule(upsample2d.forward, upsample2d.backward),
+            Flatten: Rule(flatten.forward, flatten.backward),
         }
 
     @property

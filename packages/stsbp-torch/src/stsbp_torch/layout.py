@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["empty", "end_to_end", "frames", "joined", "laid_out", "logical", "rows", "view"]
+__all__ = ["empty", "end_to_end", "flat_frames", "frames", "joined", "laid_out", "logical", "rows", "view"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
@@ -64,6 +64,12 @@ def frames(x: torch.Tensor) -> torch.Tensor:
     """A laid-out `[T, B, C, H, W]` as `[T B, C, H, W]` (channels-last strides), without a copy."""
     t, b, c, h, w = x.shape
     return x.permute(_TO_MEMORY).view(t * b, h, w, c).permute(0, 3, 1, 2)
+
+
+def flat_frames(x: torch.Tensor) -> AnyArray:
+    """A laid-out `[T, B, C, H, W]` in the CPU's memory as a numpy array `[T B, H, W, C]`, without a copy."""
+    memory = view(x)
+    return memory.reshape(-1, *memory.shape[2:])
 
 
 def view(x: torch.Tensor) -> AnyArray:

@@ -33,9 +33,9 @@ from stsbp_spec.neurons import LIF as LIFSpec
 from stsbp_spec.neurons import PLIF as PLIFSpec
 from stsbp_spec.neurons import NeuronModel
 from stsbp_spec.plan import plan
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.axes import PerAxis
-from stsbp_spec.synapses.dropout import Dropout
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_torch.checks import check_precision, check_steps
@@ -53,7 +53,10 @@ __all__ = [
     "Sequential",
     "SpikingAvgPool2d",
     "SpikingConv2d",
+    "SpikingGlobalAvgPool",
     "SpikingLinear",
+    "SpikingMaxPool2d",
+    "SpikingUpsample2d",
     "State",
     "backend_of",
     "spike_loss",
@@ -435,24 +438,56 @@ class SpikingLinear(_Spiking):
         super().__init__(synapse, _kaiming((units, inputs)), neuron, psp, input_exponent, input_max)
 
 
-class SpikingAvgPool2d(torch.nn.Module):
-    """Average pooling of spikes, spec: synapses/avgpool2d.py."""
+class _Passing(torch.nn.Module):
+    """An operation on spikes, without weights and neurons."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, op: Passing) -> None:
         super().__init__()
-        self.pool = AvgPool2d(size)
-        self._own = handle_of(Layer((("pool", self.pool),), Values((), maximum=_ANY)))
+        self.op = op
+        self._own = handle_of(Layer((("layer", op),), Values((), maximum=_ANY)))
 
     def extra_repr(self) -> str:
-        return f"size={self.pool.size}"
+        return ", ".join(f"{f.name}={getattr(self.op, f.name)}" for f in fields(self.op))  # type: ignore[arg-type]
 
     def infer(self, values: Values) -> Values:
-        """Means, in finer units."""
-        return self.pool.infer(values)
+        """What the operation makes of its inputs."""
+        return self.op.infer(values)
 
     def forward(self, s: torch.Tensor) -> torch.Tensor:
-        """`[T, B, C, H, W]` to `[T, B, C, H // size, W // size]`."""
+        """Spikes `[T, B, C, H, W]` to `[T, B, C, H', W']`."""
         return compute(self._own, Settings(len(s)), [s], []).outputs[0]
+
+
+class SpikingAvgPool2d(_Passing):
+    """Average pooling of spikes, spec: synapses/avgpool2d.py.
+
+    Windows of `n` inputs give their sums where `n` is no power of two: the layer behind it takes an `input_max` that is
+    `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
+    """
+
+    def __init__(self, size: PerAxis) -> None:
+        super().__init__(AvgPool2d(size))
+
+
+class SpikingMaxPool2d(_Passing):
+    """Max pooling of spikes, spec: synapses/maxpool2d.py."""
+
+    def __init__(self, size: PerAxis) -> None:
+        super().__init__(MaxPool2d(size))
+
+
+class SpikingGlobalAvgPool(_Passing):
+    """Average pooling over all rows and columns, as `SpikingAvgPool2d` of their number."""
+
+    def __init__(self) -> None:
+        super().__init__(GlobalAvgPool())
+
+
+class SpikingUpsample2d(_Passing):
+    """Rows and columns of spikes repeated, spec: synapses/upsample2d.py."""
+
+    def __init__(self, factor: PerAxis) -> None:
+        super().__init__(Upsample2d(factor))
 
 
 class Sequential(torch.nn.Sequential):
@@ -489,10 +524,12 @@ class Sequential(torch.nn.Sequential):
     ) -> None:
         super().__init__(*layers)
         values = Values(tuple(input_shape), input_exponent, input_max, pending=psp)
+        self._divisors: list[int] = []
         for place, layer in enumerate(layers):
             what = f"layer {place}, {str(layer).partition('(')[0]}"
-            if not isinstance(layer, (_Spiking, Neurons, SpikingAvgPool2d)):
+            if not isinstance(layer, (_Spiking, Neurons, _Passing)):
                 raise NetworkError(f"{what}, is none of stsbp_torch, so nothing is known of what it makes")
+            self._divisors.append(values.divisor)
             try:
                 values = layer.infer(values)
             except SpecError as error:
@@ -516,11 +553,12 @@ class Sequential(torch.nn.Sequential):
         potentials: dict[str, torch.Tensor] = {}
         after: State = {}
         for place, layer in enumerate(self):
-            if isinstance(layer, SpikingAvgPool2d):
+            if isinstance(layer, _Passing):
                 s = layer(s)
                 continue
             own = None if state is None else {"neurons": state.get(f"{place}.neurons", ())}
-            found = layer(s, steps, precision=precision, checked=place > 0, state=own, full=full)
+            gain = 1 / self._divisors[place]
+            found = layer(s, steps, gain=gain, precision=precision, checked=place > 0, state=own, full=full)
             s = found.spikes if full else found
             if full:
                 potentials |= {f"{place}.{name}": u for name, u in found.potentials.items()}

@@ -14,19 +14,18 @@ _ZERO = np.float32(0)
 
 
 @cached_njit(parallel=True)
-def forward(s: AnyArray, out: Float32, size: int) -> None:
-    """Fill `out` `[n, H // size, W // size, C]` with the means of the windows of `s` `[n, H, W, C]`."""
+def forward(s: AnyArray, out: Float32, rows: int, columns: int, scale: np.float32) -> None:
+    """Fill `out` `[n, H // rows, W // columns, C]` with `scale` times the sums of the windows of `s` `[n, H, W, C]`."""
     frames, height, width, channels = out.shape
-    scale = np.float32(1 / (size * size))
     for f in prange(frames):
         for y in range(height):
             for x in range(width):
                 row = out[f, y, x]
                 for c in range(channels):
                     row[c] = _ZERO
-                for i in range(size):
-                    for j in range(size):
-                        spikes = s[f, y * size + i, x * size + j]
+                for i in range(rows):
+                    for j in range(columns):
+                        spikes = s[f, y * rows + i, x * columns + j]
                         for c in range(channels):
                             row[c] += np.float32(spikes[c])
                 for c in range(channels):
@@ -34,17 +33,15 @@ def forward(s: AnyArray, out: Float32, size: int) -> None:
 
 
 @cached_njit(parallel=True)
-def backward(d: Float32, out: Float32, size: int) -> None:
-    """Fill `out` `[n, H, W, C]` with the errors `d` `[n, H // size, W // size, C]` divided by `size^2`, else zero."""
+def backward(d: Float32, out: Float32, rows: int, columns: int, scale: np.float32) -> None:
+    """Fill `out` `[n, H, W, C]` with `scale` times the errors `d` `[n, H // rows, W // columns, C]`, else zero."""
     frames, height, width, channels = out.shape
-    scale = np.float32(1 / (size * size))
-    rows, columns = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
             for x in range(width):
                 row = out[f, y, x]
-                if y // size < rows and x // size < columns:
-                    error = d[f, y // size, x // size]
+                if y // rows < d.shape[1] and x // columns < d.shape[2]:
+                    error = d[f, y // rows, x // columns]
                     for c in range(channels):
                         row[c] = error[c] * scale
                 else:

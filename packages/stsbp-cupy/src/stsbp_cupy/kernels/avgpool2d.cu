@@ -1,23 +1,24 @@
-// Average pooling over size x size windows and its adjoint, channels-last: stsbp_spec/synapses/avgpool2d.py.
-// Both are exact: spikes add to small integers, and `scale` = size^-2 is a power of two.
+// Average pooling over windows and its adjoint, channels-last: stsbp_spec/synapses/avgpool2d.py.
+// Both are exact: spikes add to small integers, and `scale` is a power of two.
 #include "contract.cuh"
 
 template <int W, class T>
 __device__ __forceinline__ void forward(
-    const T* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width, int size,
-    float scale) {
+    const T* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width, int window_rows,
+    int window_columns, float scale) {
     const long long first = thread_index() * W;
     if (first >= count) return;
-    const int rows = height / size, columns = width / size;
+    const int rows = height / window_rows, columns = width / window_columns;
     const int c = first % channels;
     const long long position = first / channels;
     const int x = position % columns;
     const int y = position / columns % rows;
     const long long frame = position / columns / rows;
     Lanes<float, W> sum = {};
-    for (int i = 0; i < size; ++i) {
-        for (int j = 0; j < size; ++j) {
-            const long long from = ((frame * height + y * size + i) * width + x * size + j) * channels + c;
+    for (int i = 0; i < window_rows; ++i) {
+        for (int j = 0; j < window_columns; ++j) {
+            const long long place = (frame * height + y * window_rows + i) * width + x * window_columns + j;
+            const long long from = place * channels + c;
             const Lanes<T, W> value = load<W>(s + from);
 #pragma unroll
             for (int lane = 0; lane < W; ++lane) {
@@ -32,35 +33,35 @@ __device__ __forceinline__ void forward(
 
 extern "C" __global__ void avgpool2d_u8(
     const unsigned char* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width,
-    int size, float scale, int lanes) {
+    int window_rows, int window_columns, float scale, int lanes) {
     if (lanes == 4) {
-        forward<4>(s, out, count, channels, height, width, size, scale);
+        forward<4>(s, out, count, channels, height, width, window_rows, window_columns, scale);
     } else {
-        forward<1>(s, out, count, channels, height, width, size, scale);
+        forward<1>(s, out, count, channels, height, width, window_rows, window_columns, scale);
     }
 }
 
 extern "C" __global__ void avgpool2d_f32(
     const float* __restrict__ s, float* __restrict__ out, long long count, int channels, int height, int width,
-    int size, float scale, int lanes) {
+    int window_rows, int window_columns, float scale, int lanes) {
     if (lanes == 4) {
-        forward<4>(s, out, count, channels, height, width, size, scale);
+        forward<4>(s, out, count, channels, height, width, window_rows, window_columns, scale);
     } else {
-        forward<1>(s, out, count, channels, height, width, size, scale);
+        forward<1>(s, out, count, channels, height, width, window_rows, window_columns, scale);
     }
 }
 
 template <int W>
 __device__ __forceinline__ void backward(
-    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int size,
-    float scale) {
+    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int window_rows,
+    int window_columns, float scale) {
     const long long first = thread_index() * W;
     if (first >= count) return;
-    const int rows = height / size, columns = width / size;
+    const int rows = height / window_rows, columns = width / window_columns;
     const int c = first % channels;
     const long long position = first / channels;
-    const int x = position % width / size;
-    const int y = position / width % height / size;
+    const int x = position % width / window_columns;
+    const int y = position / width % height / window_rows;
     const long long frame = position / width / height;
     Lanes<float, W> value = {};
     // Rows and columns that fill no window receive zero.
@@ -73,11 +74,11 @@ __device__ __forceinline__ void backward(
 }
 
 extern "C" __global__ void avgpool2d_backward(
-    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int size,
-    float scale, int lanes) {
+    const float* __restrict__ d, float* __restrict__ ds, long long count, int channels, int height, int width, int window_rows,
+    int window_columns, float scale, int lanes) {
     if (lanes == 4) {
-        backward<4>(d, ds, count, channels, height, width, size, scale);
+        backward<4>(d, ds, count, channels, height, width, window_rows, window_columns, scale);
     } else {
-        backward<1>(d, ds, count, channels, height, width, size, scale);
+        backward<1>(d, ds, count, channels, height, width, window_rows, window_columns, scale);
     }
 }

@@ -12,23 +12,26 @@ __all__ = ["backward", "forward"]
 
 
 def forward(rt: Runtime, pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-    """Means of windows, `[T, B, C, H // size, W // size]`; the residual is the input's shape in memory order."""
+    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`; the residual is the input's shape in memory."""
     s = memory(rt, s if s.dtype == np.uint8 else s.astype(np.float32))
     *lead, height, width, channels = s.shape
-    out = rt.empty((*lead, height // pool.size, width // pool.size, channels), np.float32)
+    rows, columns = pool.sizes
+    out = rt.empty((*lead, height // rows, width // columns, channels), np.float32)
     lanes = lanes_of(channels, s, out)
     name = "avgpool2d_u8" if s.dtype == np.uint8 else "avgpool2d_f32"
     scale = 2.0**-pool.exponent
-    rt.launch(name, out.size // lanes, s, out, out.size, channels, height, width, pool.size, scale, lanes)
+    rt.launch(name, out.size // lanes, s, out, out.size, channels, height, width, rows, columns, scale, lanes)
     return logical(rt, out), s.shape
 
 
 def backward(rt: Runtime, pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    """Each input receives its window's error divided by `size^2`; dropped rows and columns receive zero."""
+    """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
     d = memory(rt, d)
     ds = rt.empty(shape, np.float32)
     height, width, channels = shape[-3:]
     lanes = lanes_of(channels, d, ds)
-    scale = 2.0**-pool.exponent
-    rt.launch("avgpool2d_backward", ds.size // lanes, d, ds, ds.size, channels, height, width, pool.size, scale, lanes)
+    rt.launch(
+        "avgpool2d_backward", ds.size // lanes,
+        d, ds, ds.size, channels, height, width, *pool.sizes, 2.0**-pool.exponent, lanes,
+    )  # fmt: skip
     return logical(rt, ds)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -23,10 +24,12 @@ from stsbp_spec.grid import WeightGrid
 from stsbp_spec.optim.adamw import gradient_squares
 from stsbp_spec.printers import numpy_function
 from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.avgpool2d import Pool2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
 
 __all__ = [
+    "RULES",
     "NumpyBackend",
     "Residuals",
     "by_group",
@@ -37,8 +40,10 @@ __all__ = [
     "linear_backward",
     "linear_forward",
     "of_groups",
+    "of_windows",
     "pool_backward",
     "pool_forward",
+    "pool_windows",
     "recur",
     "unfold",
     "weight_rows",
@@ -169,21 +174,71 @@ def linear_backward(
     return ds, dw
 
 
+def pool_windows(pool: Pool2d, s: AnyArray) -> AnyArray:
+    """Windows `[..., H // rows, W // columns, rows, columns]` of `[..., H, W]`."""
+    (*lead, h, w), (rows, columns) = s.shape, pool.sizes
+    whole = s[..., : h // rows * rows, : w // columns * columns]
+    return whole.reshape(*lead, h // rows, rows, w // columns, columns).swapaxes(-3, -2)
+
+
+def of_windows(windows: AnyArray, shape: Shape) -> AnyArray:
+    """Adjoint of `pool_windows`, of `shape` `[..., H, W]`: what was in no window is zero."""
+    *lead, height, width, rows, columns = windows.shape
+    whole = windows.swapaxes(-3, -2).reshape(*lead, height * rows, width * columns)
+    out = np.zeros(shape, windows.dtype)
+    out[..., : whole.shape[-2], : whole.shape[-1]] = whole
+    return out
+
+
 def pool_forward(pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Shape]:
-    """Means of windows, `[T, B, C, H // size, W // size]`; the residual is the input's shape."""
-    k = pool.size
-    *lead, h, w = s.shape
-    windows = s[..., : h // k * k, : w // k * k].reshape(*lead, h // k, k, w // k, k)
-    return windows.sum(axis=(-3, -1), dtype=np.float32) * np.float32(2.0**-pool.exponent), s.shape
+    """Means or sums of windows, `[T, B, C, H // rows, W // columns]`; the residual is the input's shape."""
+    sums: Float32 = pool_windows(pool, s).sum(axis=(-2, -1), dtype=np.float32)
+    return sums * np.float32(2.0**-pool.exponent), s.shape
 
 
 def pool_backward(pool: AvgPool2d, shape: Shape, d: Float32) -> Float32:
-    """Each input receives its window's error divided by `size^2`; dropped rows and columns receive zero."""
-    k = pool.size
-    ds = np.zeros(shape, np.float32)
-    spread = np.repeat(np.repeat(d * np.float32(2.0**-pool.exponent), k, axis=-2), k, axis=-1)
-    ds[..., : spread.shape[-2], : spread.shape[-1]] = spread
-    return ds
+    """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
+    each = (d * np.float32(2.0**-pool.exponent))[..., None, None]
+    return of_windows(np.broadcast_to(each, (*d.shape, *pool.sizes)), shape)
+
+
+def max_forward(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[Shape, AnyArray]]:
+    """The largest of windows; residuals are the input's shape and the number of each window's first largest input."""
+    windows = pool_windows(pool, s)
+    windows = windows.reshape(*windows.shape[:-2], pool.area)
+    first = windows.argmax(axis=-1)[..., None]
+    return np.take_along_axis(windows, first, axis=-1)[..., 0], (s.shape, first)
+
+
+def max_backward(pool: MaxPool2d, residuals: tuple[Shape, AnyArray], d: Float32) -> Float32:
+    """The first largest input of a window receives its error."""
+    shape, first = residuals
+    each = np.where(np.arange(pool.area) == first, d[..., None], np.float32(0))
+    return of_windows(each.reshape(*d.shape, *pool.sizes), shape)
+
+
+def up_forward(up: Upsample2d, s: AnyArray) -> tuple[AnyArray, None]:
+    """Each input as often as rows and columns are repeated."""
+    rows, columns = up.factors
+    return s.repeat(rows, axis=-2).repeat(columns, axis=-1), None
+
+
+def up_backward(up: Upsample2d, residuals: None, d: Float32) -> Float32:
+    """The sum of each block's errors, row by row."""
+    rows, columns = up.factors
+    blocks = (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns))
+    total: Float32 = reduce(np.add, blocks)
+    return total
+
+
+def flat_forward(flatten: Flatten, s: AnyArray) -> tuple[AnyArray, Shape]:
+    """`[T, B, N]`; the residual is the input's shape."""
+    return s.reshape(*s.shape[:2], -1), s.shape
+
+
+def flat_backward(flatten: Flatten, shape: Shape, d: Float32) -> Float32:
+    """The same numbers in the input's shape."""
+    return d.reshape(shape)
 
 
 def recur(
@@ -218,10 +273,13 @@ def recur(
     return found
 
 
-_RULES: Mapping[type[Op], Rule[AnyArray]] = {
+RULES: Mapping[type[Op], Rule[AnyArray]] = {
     Conv2d: Rule(conv_forward, conv_backward),
     Linear: Rule(linear_forward, linear_backward),
     AvgPool2d: Rule(pool_forward, pool_backward),
+    MaxPool2d: Rule(max_forward, max_backward),
+    Upsample2d: Rule(up_forward, up_backward),
+    Flatten: Rule(flat_forward, flat_backward),
 }
 
 
@@ -251,7 +309,7 @@ class NumpyBackend(AbstractBackend[AnyArray]):
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
-        return _RULES
+        return RULES
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
         return random.keep_mask(seed, layer, step, shape, rate, first)

@@ -20,7 +20,20 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF
 from stsbp_spec.neurons.plif import PLIF
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, Add, AvgPool2d, BatchNorm, Conv2d, Dropout, OneToOne
+from stsbp_spec.synapses import (
+    PSP,
+    Add,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Dropout,
+    Flatten,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
+from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.typing import AnyArray, Shape
 
 __all__ = ["Literal", "LiteralRun"]
@@ -217,7 +230,7 @@ class Literal:
                 pending = place.inputs[0].pending
                 entered = read[0] if pending is None else self.psp(pending, read[0])  # Eq. (3a)
                 run.entered[node.name] = entered
-                w = weights[node.shares or node.name]
+                w = weights[node.shares or node.name] * self._undivided(place)
                 run.values[node.name] = [self.product(node.op, w, x) for x in entered]
                 if node.op.norm is not None:
                     run.values[node.name] = self._normalised(place, weights, w, read[0], entered).forward()
@@ -226,6 +239,11 @@ class Literal:
             else:
                 run.values[node.name] = [self.through(node.op, *each) for each in zip(*read, strict=True)]
         return run
+
+    def _undivided(self, place: Place) -> Any:
+        """What takes back the division of a pooling: sums that are normalised are those of the spikes."""
+        assert isinstance(place.node.op, Weighted)
+        return self.number(1 if place.node.op.norm is None else place.inputs[0].divisor)
 
     def _normalised(
         self,
@@ -359,8 +377,8 @@ class Literal:
                 each = self._back_through_neurons(place, weights, run, above, gradients)
                 below = [each] * len(node.inputs)
             elif isinstance(node.op, Weighted):
-                w, entered, pending = weights[node.shares or node.name], run.entered[node.name], place.inputs[0].pending
-                direct = None
+                w = weights[node.shares or node.name] * self._undivided(place)
+                entered, pending, direct = run.entered[node.name], place.inputs[0].pending, None
                 if node.op.norm is not None:
                     (edge,) = node.inputs
                     raw = self.delayed(run.values[edge.source], edge.delay)
@@ -374,7 +392,7 @@ class Literal:
                     found = [self.adjoint(node.op, w, x, d) for x, d in zip(raw, direct, strict=True)]
                     total = total + sum(term for term, _ in found)
                     entering = [d + more for d, (_, more) in zip(entering, found, strict=True)]
-                _more(gradients, node.shares or node.name, total)
+                _more(gradients, node.shares or node.name, total * self._undivided(place))
                 below = [entering]
             else:
                 read = [self.delayed(run.values[e.source], e.delay) for e in node.inputs]
@@ -499,25 +517,53 @@ class Literal:
         """What an operation without weights makes of its inputs in one step."""
         if isinstance(op, Add):
             return sum(x[1:], x[0])
+        (s,) = x
+        if isinstance(op, Passing):
+            op = op.at(s.shape[1:])
         if isinstance(op, AvgPool2d):
-            k = op.size
-            b, c, h, w = x[0].shape
-            windows = x[0][:, :, : h // k * k, : w // k * k].reshape(b, c, h // k, k, w // k, k)
-            means: AnyArray = windows.sum(axis=(3, 5)) / self.number(k * k)
+            means: AnyArray = np.stack(self.in_windows(op, s)).sum(axis=0) / self.number(op.area)
             return means
+        if isinstance(op, MaxPool2d):
+            largest: AnyArray = np.stack(self.in_windows(op, s)).max(axis=0)
+            return largest
+        if isinstance(op, Upsample2d):
+            return np.kron(s, np.ones(op.factors, int)).astype(s.dtype)
+        if isinstance(op, Flatten):
+            return s.reshape(len(s), -1)
         if isinstance(op, Dropout):
-            return x[0]
+            return s
         raise TypeError(f"no literal form of {op!r}")
+
+    @staticmethod
+    def in_windows(pool: Pool2d, x: AnyArray) -> list[AnyArray]:
+        """Views of `x` `[B, C, H, W]`: of each place in a window, row by row, the inputs that stand there."""
+        rows, columns = pool.sizes
+        height, width = x.shape[2] // rows * rows, x.shape[3] // columns * columns
+        return [x[:, :, i:height:rows, j:width:columns] for i in range(rows) for j in range(columns)]
 
     def through_adjoint(self, op: Op, x: list[AnyArray], d: AnyArray) -> list[AnyArray]:
         """Errors of the inputs `x` from that of the output."""
-        if isinstance(op, AvgPool2d):
-            k = op.size
-            spread = np.repeat(np.repeat(d, k, axis=2), k, axis=3) / self.number(k * k)
-            below = self.array(np.zeros(x[0].shape))
-            below[:, :, : spread.shape[2], : spread.shape[3]] = spread
-            return [below]
-        return [d] * len(x)
+        if isinstance(op, Passing):
+            op = op.at(x[0].shape[1:])
+        if isinstance(op, Flatten):
+            return [d.reshape(x[0].shape)]
+        below = self.array(np.zeros(x[0].shape))
+        if isinstance(op, Upsample2d):
+            rows, columns = op.factors
+            for b, c, y, z in np.ndindex(d.shape):
+                below[b, c, y // rows, z // columns] += d[b, c, y, z]
+        elif isinstance(op, AvgPool2d):
+            for view in self.in_windows(op, below):
+                view[...] = d / self.number(op.area)
+        elif isinstance(op, MaxPool2d):
+            # The first of the largest: whoever comes later and is as large gets nothing.
+            largest, taken = self.through(op, x[0]), np.zeros(d.shape, bool)
+            for view, value in zip(self.in_windows(op, below), self.in_windows(op, x[0]), strict=True):
+                view[...] = np.where((value == largest) & ~taken, d, view)
+                taken |= value == largest
+        else:
+            return [d] * len(x)
+        return [below]
 
     def product(self, op: Weighted, w: AnyArray, x: AnyArray) -> AnyArray:
         """`W a`, `[B, ...]`."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -32,19 +33,20 @@ from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import (
+    RULES,
     by_group,
     chunks,
     conv_forward,
     fold,
     linear_forward,
     of_groups,
-    pool_forward,
     recur,
     unfold,
     weight_rows,
 )
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Linear, batchnorm
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, Upsample2d, batchnorm
+from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
@@ -744,22 +746,21 @@ class _Trace:
 
 
 def _before(block: Block, s: AnyArray, dropout: tuple[int, int] | None) -> _Trace:
-    undo: list[Callable[[Float64], Float64]] = []
-    shape = block.input_shape
-    for place, layer in enumerate(block.before):
-        if isinstance(layer, AvgPool2d):
-            s, residual = pool_forward(layer, s)
-            undo.append(_unpool(layer, residual))
+    undo: list[Callable[[Near], Near]] = []
+    for place, (layer, shape) in enumerate(block.entering):
+        if not isinstance(layer, Dropout):
+            rule = RULES[type(layer)]
+            s, residuals = rule.forward(layer, s)
+            undo.append(partial(_undone, layer, residuals))
         elif dropout is not None and layer.rate > 0:
             seed, step = dropout
             mask = keep_mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
             s = s * mask
-            undo.append(lambda x, mask=mask: x * mask)  # type: ignore[misc]
-        shape = layer.output_shape(shape)
+            undo.append(lambda d, mask=mask: d.each(lambda x: x * mask))  # type: ignore[misc]
 
     def back(d: Near) -> Near:
         for adjoint in reversed(undo):
-            d = d.each(adjoint)
+            d = adjoint(d)
             tiny = np.where(d.largest > 0, TINY, 0)
             d = replace(d, error=d.error + tiny, spread=d.spread + tiny)
         return d
@@ -767,13 +768,17 @@ def _before(block: Block, s: AnyArray, dropout: tuple[int, int] | None) -> _Trac
     return _Trace(s, back)
 
 
-def _unpool(layer: AvgPool2d, shape: tuple[int, ...]) -> Callable[[Float64], Float64]:
-    def adjoint(d: Float64) -> Float64:
-        spread = np.repeat(np.repeat(d * 2.0**-layer.exponent, layer.size, axis=-2), layer.size, axis=-1)
-        rest = [(0, n - m) for n, m in zip(shape, spread.shape, strict=True)]
-        return np.pad(spread, rest)
+def _undone(layer: Passing, residuals: Any, d: Near) -> Near:
+    """Adjoint of an operation without weights."""
+    if isinstance(layer, Upsample2d):
+        return _block_sums(layer, d)
+    return d.each(lambda x: RULES[type(layer)].backward(layer, residuals, x))
 
-    return adjoint
+
+def _block_sums(up: Upsample2d, d: Near) -> Near:
+    """Sums of the blocks of an upsampling; each addition rounds once."""
+    rows, columns = up.factors
+    return reduce(_add, (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns)))
 
 
 def gradients(
@@ -829,7 +834,7 @@ def gradients(
         below, found[block.name] = synapse_backward(
             block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
         )
-        alike = math.prod(layer.size**2 for layer in block.before if isinstance(layer, AvgPool2d))
+        alike = math.prod(layer.area for layer, _ in block.entering if isinstance(layer, AvgPool2d))
         g = None if below is None else trace.back(below)
     return found
 
@@ -849,8 +854,7 @@ def _kept(
 
 
 def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
-    gain = block.input.gain if dropout is not None and block.synapse.norm is None else 1.0
-    return exact_filter(block.psp, gain, biased=block.synapse.bias)
+    return exact_filter(block.psp, block.sums.factor(training=dropout is not None), biased=block.synapse.bias)
 
 
 def _stack(steps: Sequence[Near]) -> Near:

@@ -34,6 +34,7 @@ class Add(Op):
                 ("shape", first.shape, values.shape),
                 ("synapse", first.pending, values.pending),
                 ("factor of dropout", first.gain, values.gain),
+                ("divisor of pooled sums", first.divisor, values.divisor),
             ):
                 if one != other:
                     raise SpecError(f"Add takes inputs of one {what}, got {one} and {other}")

@@ -1,54 +1,104 @@
 """Average pooling of spikes over non-overlapping windows; a linear map, so it may stand before the PSP filter.
 
-Forward: the mean of each `size x size` window; rows and columns that fill no window are dropped. Backward: each input
-of a window receives the window's error divided by `size^2`. Both are exact because `size` is a power of two: pooled
-spikes are multiples of `size^-2`.
+Of windows whose rows and columns are powers of two: the mean of each, exact in binary, since pooled spikes are
+multiples of one over their size. Of any others: the sum of each, and the division is a factor that is multiplied after
+the weights, into the gain of the PSP filter (`Values.filter`), as dropout's is; unlike that it is there in evaluation
+too. Rows and columns that fill no window are dropped.
+
+Backward: each input of a window receives the window's error, divided by the size of the window where its mean was
+taken.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from stsbp_spec.errors import ExactnessError, SpecError
-from stsbp_spec.synapses.base import Op, Values
+from stsbp_spec.errors import SpecError
+from stsbp_spec.synapses.axes import PerAxis, both, per_axis
+from stsbp_spec.synapses.base import Passing, Values
 from stsbp_spec.typing import Shape
-from stsbp_spec.values import whole
 
-__all__ = ["AvgPool2d"]
+__all__ = ["AvgPool2d", "GlobalAvgPool", "Pool2d"]
 
 
 @dataclass(frozen=True)
-class AvgPool2d(Op):
+class Pool2d(Passing):
+    """Pooling with stride equal to the window.
+
+    Args:
+        size: rows and columns of the window, an integer or a pair.
+    """
+
+    size: PerAxis
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", per_axis("a pooling window", self.size, 1))
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Rows and columns of the window."""
+        return both(self.size)
+
+    @property
+    def area(self) -> int:
+        """Inputs of a window."""
+        rows, columns = self.sizes
+        return rows * columns
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`(C, H // rows, W // columns)`; raises `SpecError` where the window does not fit."""
+        if len(shape) != 3:
+            raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
+        (c, h, w), (rows, columns) = shape, self.sizes
+        if h < rows or w < columns:
+            raise SpecError(f"the window, {rows}x{columns}, is larger than its input, {h}x{w}")
+        return (c, h // rows, w // columns)
+
+
+@dataclass(frozen=True)
+class AvgPool2d(Pool2d):
     """Average pooling with stride equal to the window.
 
     Args:
-        size: rows and columns of the window, a power of two.
+        size: rows and columns of the window, an integer or a pair.
     """
 
-    size: int
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", whole("a pooling window", self.size, 1))
-        if self.size & (self.size - 1):
-            raise ExactnessError(
-                f"means over {self.size}x{self.size} windows are not exact in binary; take a power of two (P2, P4)"
-            )
-
     def infer(self, *inputs: Values) -> Values:
-        """Means, in finer units."""
+        """Means, in finer units, or sums, which are still to be divided."""
         values = self.spikes(inputs)
-        return replace(values, shape=self.output_shape(values.shape), exponent=values.exponent + self.exponent)
+        return replace(
+            values,
+            shape=self.output_shape(values.shape),
+            exponent=values.exponent + self.exponent,
+            maximum=values.maximum * self.divisor,
+            divisor=values.divisor * self.divisor,
+        )
 
-    def output_shape(self, shape: Shape) -> Shape:
-        """`(C, H // size, W // size)`; raises `SpecError` where the window does not fit."""
-        if len(shape) != 3:
-            raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
-        c, h, w = shape
-        if min(h, w) < self.size:
-            raise SpecError(f"the window, {self.size}x{self.size}, is larger than its input, {h}x{w}")
-        return (c, h // self.size, w // self.size)
+    @property
+    def divisor(self) -> int:
+        """What the sums of windows are still to be divided by; 1 where their means are taken."""
+        return self.area if self.area & (self.area - 1) else 1
 
     @property
     def exponent(self) -> int:
-        """Fraction bits that pooling adds: `size^2 = 2^exponent`."""
-        return 2 * (self.size.bit_length() - 1)
+        """Fraction bits that pooling adds: `area = 2^exponent`; of sums 0."""
+        return self.area.bit_length() - 1 if self.divisor == 1 else 0
+
+
+@dataclass(frozen=True)
+class GlobalAvgPool(Passing):
+    """Average pooling over all rows and columns, to `(C, 1, 1)`."""
+
+    def at(self, shape: Shape) -> AvgPool2d:
+        """The pooling of an input of `shape` `(C, H, W)`."""
+        if len(shape) != 3:
+            raise SpecError(f"pooling needs an input (C, H, W), got {shape}")
+        return AvgPool2d((shape[1], shape[2]))
+
+    def infer(self, *inputs: Values) -> Values:
+        """As `AvgPool2d`."""
+        return self.at(self.spikes(inputs).shape).infer(*inputs)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`(C, 1, 1)`; raises `SpecError` where there are no rows and columns."""
+        return self.at(shape).output_shape(shape)

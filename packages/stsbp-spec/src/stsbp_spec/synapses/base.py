@@ -18,7 +18,7 @@ from stsbp_spec.synapses.psp import IDENTITY, PSP, SynapticFilter
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import integer, shown
 
-__all__ = ["Op", "Values", "Weighted", "normalisation", "weight_bits"]
+__all__ = ["Op", "Passing", "Values", "Weighted", "normalisation", "weight_bits"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Values:
         static: whether one array serves all steps (images).
         pending: synapse of the neurons they come from, which is applied after the weights; None: none.
         gain: factor of training that has not been applied yet, the `1/(1 - rate)` of dropout.
+        divisor: what they are still to be divided by, in training and evaluation: the sizes of pooling windows whose
+            sums were taken.
         weighted: whether they are sums of weights, of either sign; unit and maximum are then those of what was added.
         biased: whether a bias is still to be added to the sums.
     """
@@ -42,6 +44,7 @@ class Values:
     static: bool = False
     pending: PSP | None = None
     gain: float = 1.0
+    divisor: int = 1
     weighted: bool = False
     biased: bool = False
 
@@ -50,9 +53,13 @@ class Values:
         """`b` with all values at most `2^b` units."""
         return math.ceil(math.log2(self.maximum)) + self.exponent
 
+    def factor(self, *, training: bool) -> float:
+        """What has not been applied yet: in training the gain, and always the division."""
+        return (self.gain if training else 1.0) / self.divisor
+
     def filter(self, *, training: bool) -> SynapticFilter:
-        """The pending synapse, in training with the gain, and the bias before it."""
-        gain = self.gain if training else 1.0
+        """The pending synapse with the factor that has not been applied yet, and the bias before it."""
+        gain = self.factor(training=training)
         if self.biased:
             plain = IDENTITY if self.pending is None else self.pending.filter()
             return Biased(plain, type(IDENTITY.gain)(gain))
@@ -84,6 +91,18 @@ class Op(ABC):
         if values.weighted:
             raise SpecError(f"{type(self).__name__} takes spikes, and its input are weighted sums; put Neurons between")
         return values
+
+
+class Passing(Op):
+    """An operation on spikes, without weights and neurons: what may stand before weights."""
+
+    @abstractmethod
+    def output_shape(self, shape: Shape) -> Shape:
+        """Shape of the output for an input of `shape`; raises `SpecError` where it does not fit."""
+
+    def at(self, shape: Shape) -> Passing:
+        """The operation as backends know it, for an input of `shape`."""
+        return self
 
 
 class Weighted(Op):
@@ -121,9 +140,9 @@ class Weighted(Op):
                 f"the sums of {summands} {what} cannot be exact in float32, "
                 f"even with {MIN_WEIGHT_BITS}-bit weights; pool or convolve first"
             )
-        # Normalised sums have no gain any more: it is in their statistics.
-        gain = values.gain if self.norm is None else 1.0
-        return replace(values, shape=shape, weighted=True, biased=self.bias, gain=gain)
+        sums = replace(values, shape=shape, weighted=True, biased=self.bias)
+        # Normalised sums have no factor any more: the gain is in their statistics, and a division changes nothing.
+        return sums if self.norm is None else replace(sums, gain=1.0, divisor=1)
 
 
 def normalisation(value: object, *, bias: bool) -> BatchNorm | None:

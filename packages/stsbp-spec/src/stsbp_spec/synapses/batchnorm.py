@@ -6,9 +6,10 @@ its one frame, `n = B H W`),
     a = scale F g / s,   s = sqrt(g^2 var + eps),   mean = sum z / n,   var = sum (z - mean)^2 / n
 
 `g` is the gain of training in front of the weights, dropout's `1/(1 - rate)`: with it, statistics are those of `g z`,
-and the filter after `y` has none. `F` is 1, or the threshold times a number (tdBN, Zheng et al. 2021), so that `y` has
-the width of a threshold. Evaluation takes running averages of `g mean` and `g^2 var` (the biased variance),
-`r = (1 - momentum) r + momentum x` after each update, and no gain.
+and the filter after `y` has none. Behind a pooling by sums (avgpool2d.py) `z` are the sums, which are not divided. `F`
+is 1, or the threshold times a number (tdBN, Zheng et al. 2021), so that `y` has the width of a threshold. Evaluation
+takes running averages of `g mean` and `g^2 var` (the biased variance), `r = (1 - momentum) r + momentum x` after each
+update, and no gain.
 
 Forward. `z` is an integer `k` in units of `2^-exponent`, below `2^24` (grid.py), so `sum k` and `sum k^2`, the squares
 in two pieces of 24 bits, are sums of integers: exact in int64 in any order, over any number of processes (`moments`).

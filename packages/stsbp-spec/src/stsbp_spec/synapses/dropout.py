@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from stsbp_spec.errors import SpecError
-from stsbp_spec.synapses.base import Op, Values
+from stsbp_spec.synapses.base import Passing, Values
 from stsbp_spec.typing import Shape
 from stsbp_spec.values import real
 
@@ -21,7 +21,7 @@ MAX_BEFORE = 16
 
 
 @dataclass(frozen=True)
-class Dropout(Op):
+class Dropout(Passing):
     """Dropout, its mask constant over the time steps of a sample.
 
     Args:

@@ -22,15 +22,15 @@ from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES
 from stsbp_spec.backend import NeuronResiduals
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.graph import Projection
+from stsbp_spec.graph import Op, Place, Projection
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.plan import Chain, Drops, Population, Weights
 from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import AnyArray, Precision, Shape
+from stsbp_spec.typing import Precision, Shape
 
-from stsbp_torch.layout import empty, end_to_end, laid_out, view
+from stsbp_torch.layout import empty, end_to_end, flat_frames, laid_out, view
 from stsbp_torch.neurons.fused_cpu import beside_u, numbers
 from stsbp_torch.synapses import avgpool2d, conv2d, conv2d_bytes, dropout
 
@@ -70,7 +70,7 @@ class Input(NamedTuple):
 
     def density(self) -> float:
         """Share of non-zero values after the pooling, from a sample of frames, dropout left out."""
-        frames = _frames(self.s)
+        frames = flat_frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
 
     def doubled(self) -> torch.Tensor:
@@ -131,7 +131,7 @@ class DeferredError(Deferred[torch.Tensor]):
         support = needed.support(neuron)
         if support is None:
             return 1.0
-        frames = _frames(u)
+        frames = flat_frames(u)
         return needed.share(support, frames, self.given.size, max(1, len(frames) // _SAMPLED))
 
     def needed(self, u: torch.Tensor, neuron: NeuronModel) -> torch.Tensor:
@@ -140,7 +140,7 @@ class DeferredError(Deferred[torch.Tensor]):
         assert support is not None
         below = empty(self._shape(), torch.float32, u.device)
         wq, size = self.wq.numpy(), self.given.size
-        needed.error(support, self.block.conv, wq, _frames(u), size, _frames(self.dz), _frames(below))
+        needed.error(support, self.block.conv, wq, flat_frames(u), size, flat_frames(self.dz), flat_frames(below))
         return below
 
     def dense(self) -> torch.Tensor:
@@ -156,13 +156,28 @@ def fuse(chain: tuple[Step[torch.Tensor], ...]) -> Step[torch.Tensor] | None:
     population, weights = chain[-1], chain[-2] if len(chain) > 1 else None
     if not (isinstance(weights, Weights) and type(population) is Population):
         return None
-    places, needed = tuple(part.places[0] for part in chain), chain[0].needed
-    ops = [type(place.node.op) for place in places[:-2]]
     conv, static = weights.projection.synapse, weights.projection.input.static
-    simple = sorted(ops, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
+    known = chain[_known_from(chain[:-2]) :]
+    kinds = [type(part.places[0].node.op) for part in known[:-2]]
+    simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
-        return SparseBlock(places, needed, chain, weights.projection, population, conv)
-    return Block(places, needed, chain, weights.projection, population)
+        return SparseBlock(*_places(known), known, weights.projection, population, conv)
+    return Block(*_places(chain), chain, weights.projection, population)
+
+
+def _known_from(before: tuple[Step[torch.Tensor], ...]) -> int:
+    """Where the kernels' own pooling and dropout begin, after the last step that is something else."""
+    others = (i for i, part in enumerate(before, 1) if not (isinstance(part, Drops) or _halves(part.places[0].node.op)))
+    return max(others, default=0)
+
+
+def _halves(op: Op) -> bool:
+    """Whether this is a pooling of the kernels: means of square windows."""
+    return isinstance(op, AvgPool2d) and isinstance(op.size, int) and op.divisor == 1
+
+
+def _places(chain: tuple[Step[torch.Tensor], ...]) -> tuple[tuple[Place, ...], tuple[bool, ...]]:
+    return tuple(part.places[0] for part in chain), chain[0].needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +196,7 @@ class Block(Chain[torch.Tensor]):
         if isinstance(error, PooledError):
             error = error.array()
         pool = self.places[0].node.op
-        if not (isinstance(pool, AvgPool2d) and self.needed[0]):
+        if not (isinstance(pool, AvgPool2d) and _halves(pool) and self.needed[0]):
             return (yield from super().backward(run, residuals, error, precision))
         back = yield from self.back_to(1, run, residuals, error, precision)
         (below,) = back.errors
@@ -271,7 +286,7 @@ class SparseBlock(Block):
         for part in self.parts:
             op = part.places[0].node.op
             if isinstance(op, AvgPool2d):
-                size = op.size
+                size, _ = op.sizes
             elif isinstance(part, Drops) and (mask := part.mask(run, s.shape[1])) is not None:
                 masked = 1 if size == 1 else 2
         return Input(s, size, mask, masked)
@@ -347,7 +362,7 @@ class SparseBlock(Block):
         The third is what each neuron adds to the gradients of learned numbers, by name.
         """
         equations, u = neuron_equations(filter, self.neurons.op.model), residuals.kept["u"]
-        above, pooled = (ds.d, ds.pool.size) if isinstance(ds, PooledError) else (ds, 1)
+        above, pooled = (ds.d, ds.pool.sizes[0]) if isinstance(ds, PooledError) else (ds, 1)
         dz = empty(tuple(u.shape) if need_error else (0,) * 5, torch.float32, u.device)
         terms = dict(zip(equations.terms, end_to_end(len(equations.terms), (1, *u.shape[1:]), u.device), strict=True))
         dw = kernels.backward(
@@ -355,9 +370,3 @@ class SparseBlock(Block):
             numbers(residuals.learned), numbers(terms), need_weights=need_weights,
         )  # fmt: skip
         return dz, torch.empty(0) if dw is None else torch.from_numpy(dw), terms
-
-
-def _frames(x: torch.Tensor) -> AnyArray:
-    """`[T, B, C, H, W]` as `[T B, H, W, C]`, without a copy."""
-    frames = view(x)
-    return frames.reshape(-1, *frames.shape[2:])

@@ -13,8 +13,7 @@ import numpy as np
 from stsbp_spec.backend import Batch
 from stsbp_spec.encoders.packed import Inputs, unpacked
 from stsbp_spec.network import NetworkSpec
-from stsbp_spec.synapses.avgpool2d import AvgPool2d
-from stsbp_spec.synapses.conv2d import Conv2d
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, MaxPool2d, Upsample2d
 from stsbp_spec.typing import Float32
 
 if TYPE_CHECKING:
@@ -69,9 +68,15 @@ def _output(network: NetworkSpec, parameters: dict[str, Any], x: torch.Tensor) -
 
     function = torch.nn.functional
     for block in network.blocks:
-        for layer in block.before:
+        for layer, _ in block.entering:
             if isinstance(layer, AvgPool2d):
-                x = function.avg_pool2d(x, layer.size)
+                x = function.avg_pool2d(x, layer.sizes)
+            elif isinstance(layer, MaxPool2d):
+                x = function.max_pool2d(x, layer.sizes)
+            elif isinstance(layer, Upsample2d):
+                x = function.interpolate(x, scale_factor=tuple(map(float, layer.factors)), mode="nearest")
+            elif isinstance(layer, Flatten):
+                x = x.flatten(1)
         w = parameters[block.name]
         if isinstance(block.synapse, Conv2d):
             conv = block.synapse

@@ -8,18 +8,22 @@ is the same at every step. The updates of the neurons are counted in neither.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.graph import Input, Neurons, Projection
 from stsbp_spec.network import Block, NetworkSpec
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.reference.backend import RULES
+from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.base import Op, Passing
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import Int64
+from stsbp_spec.typing import AnyArray, Int64, Shape
 
 from stsbp.datasets import Split
 from stsbp.training.build import Task
 
-__all__ = ["MOST_SAMPLES", "fan_out", "synaptic_operations"]
+__all__ = ["MOST_SAMPLES", "fan_out", "spikes_of", "synaptic_operations"]
 
 MOST_SAMPLES = 200
 _BATCH = 10
@@ -28,28 +32,55 @@ _BATCH = 10
 def fan_out(network: NetworkSpec, block: Block) -> dict[str, Int64]:
     """Weights of a block that a spike of each neuron meets, by the names of the populations (or input) it reads.
 
-    Each `[C, H, W]` or `[N]`; pooling, dropout and sums in between pass a spike on.
+    Each `[C, H, W]` or `[N]`; pooling, dropout and sums in between pass a spike on. What a max pooling makes are spikes
+    of their own: it stands for what it reads.
     """
     graph, found = network.graph, dict[str, Int64]()
     nodes = {node.name: node for node in graph.nodes}
 
     def back(name: str, reached: Int64) -> None:
         node = nodes[name]
-        if isinstance(node.op, (Input, Neurons)):
+        if isinstance(node.op, (Input, Neurons, MaxPool2d)):
             found[name] = found.get(name, 0) + reached
             return
         for edge in node.inputs:
-            below = reached
-            if isinstance(node.op, AvgPool2d):
-                whole = reached.repeat(node.op.size, axis=1).repeat(node.op.size, axis=2)
-                # Rows and columns that fill no window reach nothing.
-                below = np.zeros(graph.values[edge.source].shape, dtype=np.int64)
-                below[:, : whole.shape[1], : whole.shape[2]] = whole
-            back(edge.source, below)
+            back(edge.source, _below(node.op, graph.values[edge.source].shape, reached))
 
     for projection in (block, *([] if block.recurrent is None else [block.recurrent])):
         back(nodes[projection.name].inputs[0].source, _reached(projection))
     return found
+
+
+def _below(op: Op, shape: Shape, reached: Int64) -> Int64:
+    """What each input of an operation, `shape`, reaches where each output reaches so much."""
+    if isinstance(op, Passing):
+        op = op.at(shape)
+    if isinstance(op, AvgPool2d):
+        rows, columns = op.sizes
+        whole = reached.repeat(rows, axis=1).repeat(columns, axis=2)
+        # Rows and columns that fill no window reach nothing.
+        below = np.zeros(shape, dtype=np.int64)
+        below[:, : whole.shape[1], : whole.shape[2]] = whole
+        return below
+    if isinstance(op, Upsample2d):
+        rows, columns = op.factors
+        blocks = reached.reshape(shape[0], shape[1], rows, shape[2], columns)
+        return np.asarray(blocks.sum(axis=(2, 4)), np.int64)
+    return reached.reshape(shape)
+
+
+def spikes_of(network: NetworkSpec, name: str, fired: Mapping[str, AnyArray]) -> AnyArray:
+    """What a node of `fan_out` passes on, `[T, B, ...]`, from the spikes of populations and the input; undropped."""
+    if name in fired:
+        return fired[name]
+    (node,) = (node for node in network.graph.nodes if node.name == name)
+    inputs = [spikes_of(network, edge.source, fired) for edge in node.inputs]
+    if isinstance(node.op, (Add, Dropout)):
+        return sum(inputs[1:], inputs[0])
+    assert isinstance(node.op, Passing)
+    op = node.op.at(inputs[0].shape[2:])
+    passed: AnyArray = RULES[type(op)].forward(op, *inputs)[0]
+    return passed
 
 
 def _reached(projection: Projection) -> Int64:
@@ -99,5 +130,6 @@ def synaptic_operations(task: Task, state: TrainState, split: Split, most: int =
         sources |= {block.population: layers[block.name].spikes for block in network.blocks}
         for name, of_sources in fans.items():
             for source, fan in of_sources.items():
-                totals[name] += int((sources[source].sum(axis=(0, 1), dtype=np.int64) * fan).sum())
+                spikes = spikes_of(network, source, sources).sum(axis=(0, 1), dtype=np.float64)
+                totals[name] += int((spikes * fan).sum())
     return {name: total / len(chosen) for name, total in totals.items()}

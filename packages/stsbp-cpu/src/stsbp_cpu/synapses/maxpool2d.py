@@ -1,0 +1,50 @@
+"""synapses/maxpool2d.py of the spec, over arrays in memory order `[T B, H, W, C]`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import prange
+from stsbp_spec.typing import AnyArray, Float32, Int32
+
+from stsbp_cpu.compiling import cached_njit
+
+__all__ = ["backward", "forward"]
+
+_ZERO = np.float32(0)
+
+
+@cached_njit(parallel=True)
+def forward(s: AnyArray, out: AnyArray, first: Int32, rows: int, columns: int) -> None:
+    """Fill `out` and `first` `[n, H // rows, W // columns, C]`: the largest input of each window, and its number."""
+    frames, height, width, channels = out.shape
+    for f in prange(frames):
+        for y in range(height):
+            for x in range(width):
+                largest, number = out[f, y, x], first[f, y, x]
+                for c in range(channels):
+                    largest[c] = s[f, y * rows, x * columns, c]
+                    number[c] = 0
+                for place in range(1, rows * columns):
+                    inputs = s[f, y * rows + place // columns, x * columns + place % columns]
+                    for c in range(channels):
+                        if inputs[c] > largest[c]:
+                            largest[c] = inputs[c]
+                            number[c] = place
+
+
+@cached_njit(parallel=True)
+def backward(d: Float32, first: Int32, out: Float32, rows: int, columns: int) -> None:
+    """Fill `out` `[n, H, W, C]`: of each window the input with the number `first` has its error `d`, others zero."""
+    frames, height, width, channels = out.shape
+    for f in prange(frames):
+        for y in range(height):
+            for x in range(width):
+                row = out[f, y, x]
+                if y // rows < d.shape[1] and x // columns < d.shape[2]:
+                    error, number = d[f, y // rows, x // columns], first[f, y // rows, x // columns]
+                    place = y % rows * columns + x % columns
+                    for c in range(channels):
+                        row[c] = error[c] if number[c] == place else _ZERO
+                else:
+                    for c in range(channels):
+                        row[c] = _ZERO

@@ -1,0 +1,21 @@
+"""synapses/flatten.py: the order of memory, channels last, becomes the spec's."""
+
+from __future__ import annotations
+
+from stsbp_spec.synapses.flatten import Flatten
+from stsbp_spec.typing import Shape
+
+from stsbp_cupy.runtime import Array, Runtime, logical, memory
+
+__all__ = ["backward", "forward"]
+
+
+def forward(rt: Runtime, flatten: Flatten, s: Array) -> tuple[Array, Shape]:
+    """`[T, B, N]`; the residual is the input's shape."""
+    flat: Array = rt.xp.ascontiguousarray(s).reshape(*s.shape[:2], -1)
+    return flat, s.shape
+
+
+def backward(rt: Runtime, flatten: Flatten, shape: Shape, d: Array) -> Array:
+    """The same numbers in the input's shape."""
+    return logical(rt, memory(rt, d.reshape(shape)))

@@ -1,0 +1,22 @@
+"""synapses/flatten.py of the spec in JAX: channels come first in the flat axis, as everywhere."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from stsbp_spec.typing import Shape
+
+__all__ = ["backward", "flatten"]
+
+
+def flatten(s: Array) -> Array:
+    """Spikes `[T, B, H, W, C]` as `[T, B, C H W]`; those with one axis as they are."""
+    return (jnp.moveaxis(s, -1, 2) if s.ndim == 5 else s).reshape(*s.shape[:2], -1)
+
+
+def backward(shape: Shape, d: Array) -> Array:
+    """The same numbers as `shape`, `[T, B, H, W, C]` or `[T, B, N]`."""
+    if len(shape) != 5:
+        return d
+    t, b, h, w, c = shape
+    return jnp.moveaxis(d.reshape(t, b, c, h, w), 2, -1)

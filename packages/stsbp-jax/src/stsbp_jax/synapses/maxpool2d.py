@@ -1,0 +1,54 @@
+"""synapses/maxpool2d.py of the spec in JAX, channels-last."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.synapses.maxpool2d import MaxPool2d
+from stsbp_spec.typing import Shape
+
+from stsbp_jax.synapses.avgpool2d import of_windows, views
+
+__all__ = ["backward", "forward", "maxpool2d"]
+
+
+def forward(pool: MaxPool2d, s: Array) -> tuple[Array, Array]:
+    """The largest of windows, in the type of `s`, and the number of each one's first largest input, int32."""
+    largest, *others = views(pool, s)
+    first = jnp.zeros(largest.shape, np.int32)
+    for number, view in enumerate(others, start=1):
+        larger = view > largest
+        largest, first = jnp.where(larger, view, largest), jnp.where(larger, np.int32(number), first)
+    return largest, first
+
+
+def backward(pool: MaxPool2d, shape: Shape, first: Array, d: Array) -> Array:
+    """The first largest input of a window receives its error, all others of `shape` `[T, B, H, W, C]` zero."""
+    rows, columns = pool.sizes
+    t, b, h, w, c = d.shape
+    numbers = np.arange(pool.area, dtype=np.int32).reshape(rows, 1, columns, 1)
+    each = jnp.where(first[:, :, :, None, :, None] == numbers, d[:, :, :, None, :, None], np.float32(0))
+    return of_windows(shape, each.reshape(t, b, h * rows, w * columns, c))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
+    """Max pooling of spikes `[T, B, H, W, C]`; a window's error goes to its first largest input, row by row."""
+    return forward(pool, s)[0]
+
+
+def _ahead(pool: MaxPool2d, s: Array) -> tuple[Array, tuple[Array, Array]]:
+    largest, first = forward(pool, s)
+    return largest, (first, s)
+
+
+def _back(pool: MaxPool2d, residuals: tuple[Array, Array], d: Array) -> tuple[Array]:
+    first, s = residuals
+    return (backward(pool, s.shape, first, d),)
+
+
+maxpool2d.defvjp(_ahead, _back)

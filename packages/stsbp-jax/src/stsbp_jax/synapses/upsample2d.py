@@ -1,0 +1,34 @@
+"""synapses/upsample2d.py of the spec in JAX, channels-last."""
+
+from __future__ import annotations
+
+from functools import partial, reduce
+from operator import add
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from stsbp_spec.synapses.upsample2d import Upsample2d
+
+__all__ = ["backward", "forward", "upsample2d"]
+
+
+def forward(up: Upsample2d, s: Array) -> Array:
+    """`[T, B, H rows, W columns, C]`, in the type of `s`."""
+    rows, columns = up.factors
+    return jnp.repeat(jnp.repeat(s, rows, axis=2), columns, axis=3)
+
+
+def backward(up: Upsample2d, d: Array) -> Array:
+    """The sum of each block's errors, row by row."""
+    rows, columns = up.factors
+    return reduce(add, (d[:, :, i::rows, j::columns] for i in range(rows) for j in range(columns)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def upsample2d(up: Upsample2d, s: Array) -> Array:
+    """Rows and columns of spikes `[T, B, H, W, C]` repeated; its adjoint adds in the spec's order."""
+    return forward(up, s)
+
+
+upsample2d.defvjp(lambda up, s: (forward(up, s), None), lambda up, _, d: (backward(up, d),))

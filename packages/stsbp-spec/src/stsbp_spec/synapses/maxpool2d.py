@@ -1,0 +1,31 @@
+"""Max pooling over non-overlapping windows: of spikes whether any neuron of the window spiked, of counts the largest.
+
+It pools spikes, before the weights and the PSP filter; it is not the maximum of potentials, which would not commute
+with the filter. Rows and columns that fill no window are dropped.
+
+Backward: the first input of a window, row by row, that is as large as any receives the window's error, all others zero;
+of a silent window that is its first one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.base import Values
+
+__all__ = ["MaxPool2d"]
+
+
+@dataclass(frozen=True)
+class MaxPool2d(Pool2d):
+    """Max pooling with stride equal to the window.
+
+    Args:
+        size: rows and columns of the window, an integer or a pair.
+    """
+
+    def infer(self, *inputs: Values) -> Values:
+        """Some of the same values."""
+        values = self.spikes(inputs)
+        return replace(values, shape=self.output_shape(values.shape))

@@ -1,0 +1,46 @@
+"""Upsampling of spikes by repetition (nearest neighbour): each becomes a block of `factor` rows and columns.
+
+Backward: each input receives the sum of its block's errors, row by row; each addition is rounded to float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from stsbp_spec.errors import SpecError
+from stsbp_spec.synapses.axes import PerAxis, both, per_axis
+from stsbp_spec.synapses.base import Passing, Values
+from stsbp_spec.typing import Shape
+
+__all__ = ["Upsample2d"]
+
+
+@dataclass(frozen=True)
+class Upsample2d(Passing):
+    """Repetition of rows and columns.
+
+    Args:
+        factor: how often each row and column is repeated, an integer or a pair.
+    """
+
+    factor: PerAxis
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", per_axis("a factor of upsampling", self.factor, 1))
+
+    @property
+    def factors(self) -> tuple[int, int]:
+        """How often each row and each column is repeated."""
+        return both(self.factor)
+
+    def infer(self, *inputs: Values) -> Values:
+        """The same values, more often."""
+        values = self.spikes(inputs)
+        return replace(values, shape=self.output_shape(values.shape))
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """`(C, H rows, W columns)`; raises `SpecError` where the input has no rows and columns."""
+        if len(shape) != 3:
+            raise SpecError(f"upsampling needs an input (C, H, W), got {shape}")
+        (c, h, w), (rows, columns) = shape, self.factors
+        return (c, h * rows, w * columns)

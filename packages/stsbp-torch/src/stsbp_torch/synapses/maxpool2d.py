@@ -1,0 +1,60 @@
+"""synapses/maxpool2d.py of the spec: the first largest input of each window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from stsbp_cpu.synapses import maxpool2d
+from stsbp_spec.synapses.maxpool2d import MaxPool2d
+from stsbp_spec.typing import Shape
+
+from stsbp_torch.layout import empty, flat_frames, laid_out
+
+__all__ = ["Residuals", "backward", "forward"]
+
+
+class Residuals(NamedTuple):
+    """The number of each window's first largest input, row by row, int32, and the input's shape."""
+
+    first: torch.Tensor
+    shape: Shape
+
+
+def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Residuals]:
+    """The largest of windows, in the type of `s`."""
+    s = laid_out(s)
+    shape = (*s.shape[:2], *pool.output_shape(tuple(s.shape[2:])))
+    first = empty(shape, torch.int32, s.device)
+    if fused:
+        largest = empty(shape, s.dtype, s.device)
+        maxpool2d.forward(flat_frames(s), flat_frames(largest), flat_frames(first), *pool.sizes)
+        return largest, Residuals(first, tuple(s.shape))
+    views = _views(pool, s)
+    largest = next(views).clone()
+    first.zero_()
+    for number, view in enumerate(views, start=1):
+        larger = view > largest
+        largest, first = torch.where(larger, view, largest), torch.where(larger, number, first)
+    return laid_out(largest), Residuals(first, tuple(s.shape))
+
+
+def backward(pool: MaxPool2d, residuals: Residuals, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
+    """The first largest input of a window receives its error, all others zero."""
+    d = laid_out(d)
+    ds = empty(residuals.shape, torch.float32, d.device)
+    if fused:
+        maxpool2d.backward(flat_frames(d), flat_frames(residuals.first), flat_frames(ds), *pool.sizes)
+        return ds
+    ds.zero_()
+    for number, view in enumerate(_views(pool, ds)):
+        view.copy_(torch.where(residuals.first == number, d, 0.0))
+    return ds
+
+
+def _views(pool: MaxPool2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Of each place in a window, row by row, the inputs that stand there."""
+    rows, columns = pool.sizes
+    height, width = x.shape[3] // rows * rows, x.shape[4] // columns * columns
+    return (x[:, :, :, i:height:rows, j:width:columns] for i in range(rows) for j in range(columns))
