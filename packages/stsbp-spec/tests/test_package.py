@@ -47,6 +47,12 @@ PUBLIC = [
     "load_backend",
     "open_backend",
     "parse_surrogate",
+    "Branches",
+    "Flatten",
+    "GlobalAvgPool",
+    "MaxPool2d",
+    "OneToOne",
+    "Upsample2d",
 ]
 
 

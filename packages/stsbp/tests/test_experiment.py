@@ -21,7 +21,7 @@ from stsbp.datasets.digits import read_digits
 from stsbp.experiment import run as experiment_run
 from stsbp.experiment.run import with_validation
 from stsbp.experiment.table import markdown
-from stsbp.training.operations import fan_out, max_pooled
+from stsbp.training.operations import fan_out, spikes_of
 from stsbp_spec import NetworkSpec
 from stsbp_spec.network import Block
 from stsbp_spec.reference.backend import RULES
@@ -373,9 +373,11 @@ def test_a_spike_reaches_recurrent_weights_and_through_branches_what_stands_afte
 @pytest.mark.parametrize("notation", ["M2x3-6C3p1{groups=2}-3", "U2x1-D0.5-M3-U1x2-4C2s2-3", "M2-F-5-3", "U3-7-3"])
 def test_operations_behind_max_pooling_and_upsampling_are_those_of_their_output(notation: str) -> None:
     """Weights of 1 add up what spikes meet."""
-    block = NetworkSpec.parse(notation, input_shape=(2, 9, 13)).blocks[0]
+    network = NetworkSpec.parse(notation, input_shape=(2, 9, 13))
+    block = network.blocks[0]
     spikes = (np.random.default_rng(1).random((4, 3, *block.input_shape)) < 0.2).astype(np.uint8)
-    counted = (max_pooled(block, spikes).sum(axis=(0, 1)) * fan_out(block)).sum()
+    ((source, fan),) = fan_out(network, block).items()
+    counted = (spikes_of(network, source, {"input": spikes}).sum(axis=(0, 1)) * fan).sum()
     entered = spikes
     for layer, _ in block.entering:
         entered = entered if isinstance(layer, Dropout) else RULES[type(layer)].forward(layer, entered)[0]

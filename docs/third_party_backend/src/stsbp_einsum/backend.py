@@ -21,7 +21,8 @@ from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.printers import LANGUAGES, compiled
 from stsbp_spec.rules import Rule
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.avgpool2d import Pool2d
 from stsbp_spec.typing import AnyArray, Coding, Float32, Precision, Shape, UInt8
 
 __all__ = ["EinsumBackend"]
@@ -90,17 +91,48 @@ def _convolution_back(
     return padded[..., above : above + height, left : left + width].astype(np.float32), dw
 
 
+def _windows(op: Pool2d, s: Float32) -> Float32:
+    (i, j), (height, width) = op.sizes, s.shape[3:]
+    whole = s[..., : height // i * i, : width // j * j]
+    return whole.reshape(*s.shape[:3], height // i, i, width // j, j)
+
+
+def _whole(windows: Float32, shape: Shape) -> Float32:
+    t, b, c, rows, i, columns, j = windows.shape
+    ds = np.zeros(shape, np.float32)
+    ds[..., : rows * i, : columns * j] = windows.reshape(t, b, c, rows * i, columns * j)
+    return ds
+
+
 def _pooling(op: AvgPool2d, s: Float32) -> tuple[Float32, Shape]:
-    k, (rows, columns) = op.size, (n // op.size for n in s.shape[3:])
-    windows = s[..., : rows * k, : columns * k].reshape(*s.shape[:3], rows, k, columns, k)
-    return np.einsum("tbcyixj->tbcyx", windows) * np.float32(2.0**-op.exponent), s.shape
+    return np.einsum("tbcyixj->tbcyx", _windows(op, s)) * np.float32(2.0**-op.exponent), s.shape
 
 
 def _pooling_back(op: AvgPool2d, shape: Shape, d: Float32) -> Float32:
-    ds = np.zeros(shape, np.float32)
-    each = (d * np.float32(2.0**-op.exponent)).repeat(op.size, axis=3).repeat(op.size, axis=4)
-    ds[..., : each.shape[3], : each.shape[4]] = each
-    return ds
+    return _whole(np.einsum("tbcyx,ij->tbcyixj", d, np.full(op.sizes, 2.0**-op.exponent, np.float32)), shape)
+
+
+def _max_pooling(op: MaxPool2d, s: Float32) -> tuple[Float32, tuple[AnyArray, Shape]]:
+    windows = _windows(op, s).swapaxes(4, 5)  # rows and columns of a window come last
+    flat = windows.reshape(*windows.shape[:5], op.area)
+    return flat.max(-1), (flat.argmax(-1), s.shape)
+
+
+def _max_pooling_back(op: MaxPool2d, left: tuple[AnyArray, Shape], d: Float32) -> Float32:
+    first, shape = left
+    chosen = np.equal(np.arange(op.area).reshape(op.sizes), first[..., None, None])
+    return _whole(np.where(chosen, d[..., None, None], np.float32(0)).swapaxes(4, 5), shape)
+
+
+def _upsampling(op: Upsample2d, s: Float32) -> tuple[Float32, None]:
+    return np.kron(s, np.ones(op.factors, np.float32)), None
+
+
+def _upsampling_back(op: Upsample2d, left: None, d: Float32) -> Float32:
+    rows, columns = op.factors
+    # One addition after the other: an einsum promises no order.
+    first, *others = (d[..., i::rows, j::columns] for i in range(rows) for j in range(columns))
+    return sum(others, first)
 
 
 @cache
@@ -141,6 +173,9 @@ class EinsumBackend(AbstractBackend):
             Linear: Rule(_full, _full_back),
             Conv2d: Rule(_convolution, _convolution_back),
             AvgPool2d: Rule(_pooling, _pooling_back),
+            MaxPool2d: Rule(_max_pooling, _max_pooling_back),
+            Upsample2d: Rule(_upsampling, _upsampling_back),
+            Flatten: Rule(lambda op, s: (s.reshape(*s.shape[:2], -1), s.shape), lambda op, shape, d: d.reshape(shape)),
         }
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Float32:

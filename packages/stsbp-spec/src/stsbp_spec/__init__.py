@@ -11,7 +11,18 @@ from stsbp_spec.neurons import ALIF, IF, LIF, NeuronModel
 from stsbp_spec.optim import AdamW
 from stsbp_spec.registry import installed_backends, load_backend, open_backend
 from stsbp_spec.surrogates import SURROGATES, Surrogate, parse_surrogate
-from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Dropout, Linear, OneToOne
+from stsbp_spec.synapses import (
+    PSP,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    Linear,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
 
 __version__ = version("stsbp-spec")
 
@@ -31,10 +42,13 @@ __all__ = [
     "Conv2d",
     "Device",
     "Dropout",
+    "Flatten",
+    "GlobalAvgPool",
     "Hamming",
     "LayerRun",
     "Linear",
     "Loss",
+    "MaxPool2d",
     "NetworkSpec",
     "NeuronModel",
     "OneToOne",
@@ -42,6 +56,7 @@ __all__ = [
     "SpikeCount",
     "SpikingLayer",
     "Surrogate",
+    "Upsample2d",
     "ValueAndGrad",
     "VanRossum",
     "initial_weights",

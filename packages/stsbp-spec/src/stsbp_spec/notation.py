@@ -385,8 +385,8 @@ class _Parser:
         match = self._LAYER.match(token)
         if match is None:
             known = (
-                "16C3 (convolution), 256 (full connection), P2 (average pooling), M2 (max pooling), G (pooling over "
-                "all), U2 (upsampling), F (flattening), D0.2 (dropout), [16C3]+ (branches)"
+                "16C3 (convolution), 256 (full connection), P2, M2, G (pooling), U2 (upsampling), F (flattening), "
+                "D0.2 (dropout), [16C3]+ (branches)"
             )
             raise self.fail(f"unknown layer {shown(token)}; known forms: {known}", start, len(token))
         self.check_digits(match, start)
