@@ -189,6 +189,8 @@ CHECKS = (
         for kind in ("float32", "float64")
         for loss in (None, "van-rossum")
     ),
+    *(_check(case, quick=True) for case in (bits.GEOMETRY, bits.GEOMETRY_DIRECT)),
+    _check(bits.GEOMETRY, "van-rossum", quick=False, dropout=(3, 5)),
     *(_check(bits.LEARNED, loss, quick=loss is None) for loss in (None, "van-rossum")),
     _check(bits.NORMALISED, quick=True),
     _check(bits.NORMALISED, "van-rossum", quick=False, dropout=(3, 5)),

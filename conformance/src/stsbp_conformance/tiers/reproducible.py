@@ -129,7 +129,7 @@ CHECKS = (
         for loss in LOSSES
     ),
     _gradient_check(bits.GEOMETRY, "van-rossum", (3, 5), quick=True),
-    _gradient_check(bits.GEOMETRY_DIRECT, "hamming", None, quick=True),
+    _gradient_check(bits.GEOMETRY_DIRECT, "hamming", None, quick=False),
     _gradient_check(bits.LEARNED, "van-rossum", (3, 5), quick=True),
     *(
         _gradient_check(case, "van-rossum", dropout, quick=case is bits.NORMALISED and dropout is None)
