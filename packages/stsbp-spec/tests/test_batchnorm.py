@@ -317,6 +317,9 @@ _KINDS = {
     "events": NetworkSpec.parse(
         "3C3p1bn-P2-5bn{factor=0.4,eps=0.01}", input_shape=(2, 5, 6), outputs=3, neuron=LIF(3, 5 / 3, 0.4, Arctan())
     ),
+    "sums": NetworkSpec.parse(
+        "3C3p1bn-P3x2-5bn{eps=0.1}", input_shape=(2, 5, 6), outputs=3, neuron=LIF(3, 5 / 3, 0.4, Arctan())
+    ),
     "direct": NetworkSpec.parse(
         "3C3s2bn-5bn", input_shape=(2, 5, 6), outputs=3, coding="direct", neuron=LIF(3, 5 / 3, 0.4, Arctan())
     ),
@@ -388,8 +391,9 @@ def test_literal_gradient_against_torch_autograd(kind: str) -> None:
     s = torch.from_numpy(np.stack(frames))
     for block in network.blocks:
         flat = s.flatten(0, 1)
-        if any(isinstance(layer, AvgPool2d) for layer in block.before):
-            flat = torch.nn.functional.avg_pool2d(flat, 2)
+        for layer in block.before:
+            assert isinstance(layer, AvgPool2d)
+            flat = torch.nn.functional.avg_pool2d(flat, layer.sizes) * layer.divisor
         synapse, neuron = block.synapse, block.neuron
         if isinstance(synapse, Conv2d):
             (stride, _), (padding, _) = synapse.strides, synapse.paddings
