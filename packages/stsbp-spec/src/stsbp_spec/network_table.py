@@ -82,8 +82,10 @@ def _times(shape: Shape) -> str:
 
 
 def _learned(block: Block) -> dict[str, Shape]:
-    """Shapes of what the neurons of a block learn, by name."""
-    return {name: x.shape(block.output_shape) for name, x in block.learned.items()}
+    """Shapes of what a block learns besides its weights, by name."""
+    norm = block.synapse.norm
+    learned = {**block.learned, **({} if norm is None else norm.learned())}
+    return {name: x.shape(block.output_shape) for name, x in learned.items()}
 
 
 def described(graph: Network, layers: Sequence[Layer], blocks: Sequence[Block]) -> str:

@@ -92,6 +92,7 @@ def borrowed_weights(network: NetworkSpec, config: RunConfig) -> dict[str, Float
     saved = _start(config)
     prefix = "weight/"
     own = {f"{prefix}{name}": parameter.shape for name, parameter in network.parameters.items()}
+    own |= {f"{prefix}{name}": x.shape for name, x in network.statistics.items()}
     its = {name: x.shape for name, x in saved.tensors.items() if name.startswith(prefix)}
     problems = [
         f"  {name.removeprefix(prefix)}: {_shape(its.get(name))} there, {_shape(own.get(name))} here"
