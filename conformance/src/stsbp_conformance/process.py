@@ -29,7 +29,7 @@ from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
 from stsbp_conformance.tiers.bits import LENGTHS, NORMALISED_DIRECT
 
-__all__ = ["CASES", "NORMALISED", "UPDATES", "Trained", "main", "started"]
+__all__ = ["CASES", "NORMALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
 _PATIENCE = 900.0
 """Seconds in which processes must have compiled and trained, on a busy machine too."""
@@ -41,6 +41,16 @@ NORMALISED = NetworkCase(
     steps=7,
     batch=7,
     lengths=(7, 2, 5, 7, 1, 6, 3),
+)
+
+RECURRENT = NetworkCase(
+    "recurrence and branches, 6 samples with lengths",
+    NetworkSpec.parse("7R{delay=1}-[7{neuron=plif}]+-D0.3", input_shape=(9,), outputs=4, neuron=LIF(3.0, 5 / 3, 0.4)),
+    steps=6,
+    batch=6,
+    gain=3.0,
+    density=0.3,
+    lengths=(6, 2, 4, 6, 1, 3),
 )
 
 CASES = (
@@ -61,8 +71,9 @@ CASES = (
     LENGTHS,
     NORMALISED,
     NORMALISED_DIRECT,
+    RECURRENT,
 )
-_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming")
+_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum")
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
 

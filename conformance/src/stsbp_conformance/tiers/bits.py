@@ -39,6 +39,8 @@ __all__ = [
     "ONE_STEP",
     "READOUT",
     "REAL",
+    "RECURRENT",
+    "RECURRENT_DIRECT",
     "SMALL",
 ]
 
@@ -258,6 +260,34 @@ NORMALISED_DIRECT = NetworkCase(
     batch=3,
 )
 
+# A population that reads frames and its own filtered spikes; a delayed branch beside its input, behind one dropout; two
+# projections that share a filter in evaluation, and not in training, where one of them has the factor of the dropout.
+RECURRENT = NetworkCase(
+    "recurrence, branches, delays",
+    NetworkSpec.parse(
+        "3C3R3p1-P2-[3C1{delay=2}]+-D0.25-6R", input_shape=(2, 6, 5), outputs=4, neuron=LIF(3, 5 / 3, 0.4)
+    ),
+    steps=8,
+    batch=3,
+    gain=3.0,
+    density=0.3,
+)
+# After an image; with biases, what neurons learn, an adaptation and a synapse that rises in the recurrence.
+RECURRENT_DIRECT = NetworkCase(
+    "direct, recurrent neurons of other models",
+    NetworkSpec.parse(
+        "3C3R1s2b-7R{neuron=plif,reset=subtract}b"
+        "-6{recurrent=one-to-one,recurrent_bits=5,delay=1,neuron=alif,tau_s=3,tau_rise=2}",
+        input_shape=(3, 8, 7),
+        outputs=4,
+        coding="direct",
+        neuron=LIF(3, 5 / 3, 0.4),
+    ),
+    steps=6,
+    batch=3,
+    gain=3.0,
+)
+
 _QUICK = (
     *SMALL,
     GEOMETRY,
@@ -272,6 +302,7 @@ _QUICK = (
     FLOOR,
     HUGE,
     NORMALISED,
+    RECURRENT,
 )
 LENGTHS = NetworkCase(
     "samples of 9, 2 and 6 steps",
@@ -294,7 +325,18 @@ READOUT = NetworkCase(
 )
 """Of tiers 2 and 5: its losses are those of `fast` precision alone, and its outputs no spikes."""
 
-CASES = (*_QUICK, NORMALISED_DIRECT, *NMNIST, NMNIST_LONG, *REAL, *CIFAR10_TAUS, CIFAR10, CIFAR10_WIDE, NINE_LAYERS)
+CASES = (
+    *_QUICK,
+    NORMALISED_DIRECT,
+    RECURRENT_DIRECT,
+    *NMNIST,
+    NMNIST_LONG,
+    *REAL,
+    *CIFAR10_TAUS,
+    CIFAR10,
+    CIFAR10_WIDE,
+    NINE_LAYERS,
+)
 
 
 def _check(case: NetworkCase) -> Check:

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.encoders import PackedFrames
-from stsbp_spec.equations import loss_padding
+from stsbp_spec.equations import loss_padding, neuron_equations
 from stsbp_spec.grid import CEILING, FLOOR, SMALLEST_NORMAL, round_to_grid
 from stsbp_spec.lengths import inside
 from stsbp_spec.losses import LOSSES, OF_POTENTIALS
 from stsbp_spec.network import Block, NetworkSpec, SpikingLayer
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.optim import AdamW
+from stsbp_spec.plan import Sum, rule_of
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import PSP, AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
+from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d, OneToOne, Upsample2d, batchnorm
 from stsbp_spec.synapses.base import Passing
+from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.trainer import zeroed_numbers
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
@@ -385,6 +387,138 @@ def _running_coefficients(backend: AbstractBackend, compared: Compared) -> None:
     _of_channels(backend, compared, "coefficients", found, NUMPY.of_channels(batchnorm.of_running, *arrays, norm=norm))
 
 
+def _sample_grid(dz: Float32, bits: int) -> Body:
+    """Against the error grid of each sample alone."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        found = backend.numpy(backend.sample_grid(backend.asarray(dz.copy()), bits))
+        alone = [NUMPY.error_grid(dz[:, [b]], bits)[0] for b in range(dz.shape[1])]
+        compared.equal("errors", found, np.concatenate(alone, axis=1))
+
+    return body
+
+
+def _of_other_sizes(shape: Shape, seed: int) -> Float32:
+    """Errors `[1, B, ...]` of which every second sample's are 2^40 times smaller."""
+    x: Float32 = normal(shape, seed) * np.exp(4 * normal(shape, seed + 1))
+    x[:, 1::2] *= np.float32(2.0**-40)
+    return x
+
+
+def _over_time(shape: Shape) -> Body:
+    """What a walk through time is made of, of arrays `[T, ...]`."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        s, x = spikes(shape, 0.4, 60), normal(shape, 61)
+        for steps in (1, -2, len(s), -len(s) - 2):
+            found = backend.shifted(backend.asarray(s), steps)
+            compared.equal(f"spikes, {steps} steps", values(backend, found, np.uint8), NUMPY.shifted(s, steps))
+            found = backend.shifted(backend.asarray(x), steps)
+            compared.equal(f"errors, {steps} steps", backend.numpy(found), NUMPY.shifted(x, steps))
+        for what, array, dtype in (("spikes", s, np.uint8), ("errors", x, np.float32)):
+            found = backend.joined([backend.asarray(part.copy()) for part in (array[:2], array[2:3], array[3:])])
+            compared.equal(f"{what}, joined", values(backend, found, dtype), array)
+        native = tuple(backend.asarray(x).shape)
+        compared.equal("zeros", values(backend, backend.zeros(native), np.float32), np.zeros(shape, np.float32))
+        compared.equal("silence", values(backend, backend.silence(native), np.uint8), np.zeros(shape, np.uint8))
+        one = normal((1, *shape[1:]), 62)
+
+        def step(carried: tuple[Any, ...], read: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            total = backend.plus(backend.plus(carried[0], read["x"]), read["one"])
+            return (total,), {"before": carried[0], "total": total}
+
+        for reverse in (False, True):
+            inputs = {"x": backend.asarray(x), "one": backend.asarray(one)}
+            (last,), made = backend.scan(step, (backend.zeros((1, *native[1:])),), inputs, len(x), reverse=reverse)
+            order, total = range(len(x))[:: -1 if reverse else 1], np.zeros_like(one)
+            before, after = np.zeros_like(x), np.zeros_like(x)
+            for t in order:
+                before[t], total = total[0], total + x[[t]] + one
+                after[t] = total[0]
+            way = "backwards" if reverse else "forwards"
+            compared.equal(f"what is carried, {way}", backend.numpy(made["before"]), before)
+            compared.equal(f"what is made, {way}", backend.numpy(made["total"]), after)
+            compared.equal(f"what is left, {way}", backend.numpy(last), total)
+
+    return body
+
+
+def _sum_of_branches(backend: AbstractBackend, compared: Compared) -> None:
+    """Spikes, and means of them, which have another type."""
+    shape = (5, 2, 3, 4, 3)
+    a, b = spikes(shape, 0.4, 63), spikes(shape, 0.6, 64) * np.uint8(127)
+    means = round_to_grid(np.abs(normal(shape, 65)) % np.float32(1), 4)
+    for what, branches in {
+        "two": (a, b),
+        "three": (b, a, b),
+        "means": (a, means),
+        "means first": (means, b, a),
+    }.items():
+        way = Sum((), ()).forward(None, *(backend.asarray(x.copy()) for x in branches))  # type: ignore[arg-type]
+        found = _returned(way)[0]
+        expected = np.add.reduce([x.astype(np.float32) for x in branches])
+        compared.equal(what, values(backend, found, np.float32), expected)
+
+
+def _returned(way: Generator[Any, Any, Any]) -> Any:
+    """What a way through a step finds that asks for nothing."""
+    try:
+        next(way)
+    except StopIteration as end:
+        return end.value
+    raise Mismatch("the step asks for something of the whole batch")
+
+
+def _one_to_one(backend: AbstractBackend, compared: Compared) -> None:
+    synapse, lead, n = OneToOne(weight_bits=5), (4, 3), 37
+    s, w = spikes((*lead, n), 0.4, 66), round_to_grid(normal((n, 1), 67), 3)
+    rule, expected_rule = rule_of(backend, synapse), rule_of(NUMPY, synapse)
+    z, native = rule.forward(synapse, backend.asarray(s), backend.asarray(w))
+    compared.equal("z", values(backend, z, np.float32), s * w[:, 0])
+    _, residuals = expected_rule.forward(synapse, s, w)
+    for precision, errors in (("reproducible", round_to_grid(normal(s.shape, 68), 12)), ("fast", normal(s.shape, 69))):
+        ds, dw = expected_rule.backward(synapse, residuals, errors, precision=precision, need_input=True)
+        found = rule.backward(synapse, native, backend.asarray(errors), precision=precision, need_input=True)
+        compared.equal(f"ds, {precision}", backend.numpy(found[0]), ds)
+        compared.equal(f"dW, {precision}", values(backend, found[1], np.float64), dw)
+        compared.equal(f"dW by hand, {precision}", dw[:, 0], (s * errors.astype(np.float64)).sum(axis=(0, 1)))
+    options = {"precision": "reproducible", "need_input": True, "need_weights": False}
+    alone = rule.backward(synapse, native, backend.asarray(errors), **options)
+    compared.equal("ds alone", backend.numpy(alone[0]), ds)
+    compared.true("dW is None when not asked for", alone[1] is None)
+
+
+def _population(
+    neuron: NeuronModel, filters: tuple[SynapticFilter, ...], static: tuple[bool, ...], shape: Shape
+) -> Body:
+    """Neurons of `shape` `[T, B, ...]` that read several projections."""
+
+    def body(backend: AbstractBackend, compared: Compared) -> None:
+        equations, steps = neuron_equations(filters, neuron, static), shape[0]
+        zs = [
+            normal((1 if still else steps, *shape[1:]), 70 + j) * np.float32(neuron.threshold)
+            for j, still in enumerate(static)
+        ]
+        learned = {name: np.abs(normal((shape[2],), 80)) % np.float32(0.5) for name in equations.learned}
+        s, residuals = NUMPY.population_forward(equations, zs, steps, learned)
+        native_learned = {name: backend.asarray(x.copy()) for name, x in learned.items()}
+        native_s, native = backend.population_forward(
+            equations, [backend.asarray(z.copy()) for z in zs], steps, native_learned
+        )
+        compared.equal("potentials", backend.numpy(backend.neuron_potentials(native)), residuals.kept["u"])
+        compared.equal("spikes", values(backend, native_s, np.uint8), s)
+        ds = normal(shape, 81)
+        errors, terms = NUMPY.population_backward(equations, residuals, ds, static)
+        found, native_terms = backend.population_backward(equations, native, backend.asarray(ds.copy()), static)
+        for j, (got, expected) in enumerate(zip(found, errors, strict=True)):
+            compared.equal(f"dL/dz of projection {j + 1}", backend.numpy(got), expected)
+        compared.same("what is learned", sorted(native_terms), sorted(terms))
+        for name, term in terms.items():
+            compared.equal(f"terms of {name}", backend.numpy(native_terms[name]), term)
+
+    return body
+
+
 def _gradient_norm(backend: AbstractBackend, compared: Compared) -> None:
     wide = normal((7, 131), 19) * np.exp(3 * normal((7, 131), 20))
     for what, gradients in {
@@ -649,6 +783,37 @@ CHECKS = (
     pair_check("batch normalisation, sums that need pieces", _batchnorm((3, 2, 5, 11, 12), 1 / 0.7)),
     pair_check("batch normalisation, full connection", _batchnorm((7, 5, 33), 1.0)),
     pair_check("batch normalisation, running statistics", _running_coefficients),
+    pair_check("sample grid, samples of other sizes", _sample_grid(_of_other_sizes((1, 5, 33), 57), 24)),
+    pair_check("sample grid, images, 33 bits", _sample_grid(_of_other_sizes((1, 4, 3, 5, 4), 57), 33)),
+    pair_check("sample grid, near the floor", _sample_grid(normal((1, 7, 9), 41) * np.float32(2.0**-101), 24)),
+    pair_check("sample grid, large errors", _sample_grid(normal((1, 3, 9), 41) * np.float32(2.0**125), 17)),
+    pair_check("sample grid, ties", _sample_grid(_with_ties((1, 3, 40)), 8)),
+    pair_check("time, spikes of neurons", _over_time((5, 3, 7))),
+    pair_check("time, spikes of channels", _over_time((6, 2, 3, 4, 5))),
+    pair_check("sum of branches", _sum_of_branches),
+    pair_check("one weight a neuron", _one_to_one),
+    pair_check(
+        "three synapses",
+        _population(LIF(3, 2, 0.5), (_FILTERS[3.0], _FILTERS[5 / 3], PSP(4.0, 1.5).filter()), (False,) * 3, (9, 2, 23)),
+    ),
+    pair_check(
+        "one synapse of two projections, another one between",
+        _population(
+            ALIF(3, 2, 0.5, reset="subtract"),
+            (_FILTERS[3.0], _FILTERS[2.0], _FILTERS[3.0]),
+            (False,) * 3,
+            (9, 2, 3, 4, 5),
+        ),
+    ),
+    pair_check(
+        "an image beside frames, biases",
+        _population(
+            PLIF(3, 2, 0.5, per="channel"),
+            (Biased(IDENTITY, np.float32(1)), Biased(_FILTERS[5 / 3], np.float32(1.25))),
+            (True, False),
+            (8, 3, 4, 3, 3),
+        ),
+    ),
     pair_check("gradient norm", _gradient_norm),
     *(pair_check(f"AdamW, {name}", _adamw(*parameters)) for name, parameters in _OPTIMIZERS.items()),
     pair_check("spike rate", _spike_rate),

@@ -1,8 +1,9 @@
 """Tier 8: a batch in parts, micro-batches and several processes: the bits of the whole.
 
 Every part of a step that hangs on the whole batch is in these cases: dropout masks, the factor 1/B, error grids, what
-neurons learn, statistics of batch normalisation, clipping by the norm, and what a step reports. Slices are even, uneven
-and empty. Processes are real ones (process.py), connected by what the backend connects them with.
+neurons learn, statistics of batch normalisation, clipping by the norm, and what a step reports; and the grids of a
+recurrence, which do not. Slices are even, uneven and empty. Processes are real ones (process.py), connected by what the
+backend connects them with.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stsbp_spec.registry import installed_backends, load_backend
 from stsbp_conformance import process, reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Check, Compared, Unavailable, Verdict
-from stsbp_conformance.process import CASES, NORMALISED, UPDATES
+from stsbp_conformance.process import CASES, NORMALISED, RECURRENT, UPDATES
 from stsbp_conformance.tiers.bits import LENGTHS, NORMALISED_DIRECT
 from stsbp_conformance.tiers.reproducible import OPTIMIZER
 
@@ -72,7 +73,8 @@ def _processes(size: int, updates: int, *, quick: bool) -> Check:
 
 
 _IN_MICRO_BATCHES = (
-    (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1)
+    (CASES[0], 3), (CASES[0], 1), (CASES[1], 1), (LENGTHS, 2), (NORMALISED, 3), (NORMALISED, 1), (NORMALISED_DIRECT, 1),
+    (RECURRENT, 3), (RECURRENT, 1),
 )  # fmt: skip
 
 CHECKS = (

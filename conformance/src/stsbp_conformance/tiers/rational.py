@@ -157,6 +157,11 @@ _NETWORKS = {
     "bias": _parse("5b-3b", _WIDE, input_shape=(6,)),
     "bias, direct coding": _parse("2C3s2b-3", _TRIANGLE, input_shape=(2, 5, 5), coding="direct"),
     "bias, three layers": _parse("3C2b-P2-4b-3", LIF(2, 2, 0.5, Rectangle(2), reset="subtract"), input_shape=(1, 5, 5)),
+    "recurrence": _parse(
+        "5{recurrent=one-to-one}-3R", ALIF(2, 2, 0.5, Rectangle(2), tau_a=2, beta=0.5), input_shape=(6,)
+    ),
+    "recurrent convolution, direct coding": _parse("2C3R1s2b-3", _WIDE, input_shape=(2, 5, 5), coding="direct"),
+    "branches, delays, recurrence": _parse("4-[4{delay=1}]+-3R{delay=1}", _WIDE, input_shape=(6,)),
 }
 
 # Steps and seed of each loss. Seeds were searched for cases in which every layer spikes in 10 to 90 % of its chances,
@@ -184,6 +189,9 @@ _CHOSEN = {
     "bias": {"van-rossum": (4, 1), "hamming": (4, 1), "spike-count": (4, 1)},
     "bias, direct coding": {"van-rossum": (3, 77), "hamming": (4, 106), "spike-count": (4, 250)},
     "bias, three layers": {"van-rossum": (4, 2), "hamming": (4, 2), "spike-count": (4, 2)},
+    "recurrence": {"van-rossum": (4, 16), "hamming": (4, 4), "spike-count": (4, 4)},
+    "recurrent convolution, direct coding": {"van-rossum": (4, 40), "hamming": (4, 1), "spike-count": (4, 40)},
+    "branches, delays, recurrence": {"van-rossum": (4, 16), "hamming": (4, 16), "spike-count": (4, 16)},
 }
 
 CASES = tuple(

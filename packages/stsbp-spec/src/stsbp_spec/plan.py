@@ -24,7 +24,7 @@ from stsbp_spec.synapses.one_to_one import PRODUCT, OneToOne
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision, Shape
 
-__all__ = ["Chain", "Plan", "Segment", "plan"]
+__all__ = ["Chain", "Plan", "Segment", "Sum", "plan", "rule_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -556,7 +556,7 @@ def _plan(backend: Pairs[Any], network: Network, of_input: bool, fused: bool) ->
     for place in network.places:
         node = place.node
         if node.name in loops:
-            own[node.name] = Weights((place,), (False,), backend, _rule(backend, node.op), projections[node.name])
+            own[node.name] = Weights((place,), (False,), backend, rule_of(backend, node.op), projections[node.name])
             continue
         needed = tuple(trained[edge.source] for edge in node.inputs if edge.source not in loops)
         trained[node.name] = isinstance(node.op, Weighted) or any(needed) or (of_input and isinstance(node.op, Input))
@@ -595,7 +595,7 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
     if isinstance(op, Passing):
         (values,) = place.inputs
         op = op.at(values.shape)
-    rule = _rule(backend, op)
+    rule = rule_of(backend, op)
     if projection is not None:
         weights = Weights((place,), needed, backend, rule, projection)
         norm = projection.synapse.norm
@@ -603,7 +603,12 @@ def _single(backend: Pairs[Any], place: Place, needed: tuple[bool, ...], project
     return ByRule((place,), needed, op, rule)
 
 
-def _rule(backend: Pairs[Any], op: Op) -> Rule[Any]:
+def rule_of(backend: Pairs[Any], op: Op) -> Rule[Any]:
+    """The rule of an operation: the backend's own, or one made of equations that every backend runs.
+
+    Raises:
+        BackendError: there is none.
+    """
     return _one_to_one(backend) if type(op) is OneToOne else backend.rule(op)
 
 
