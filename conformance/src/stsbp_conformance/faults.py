@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from stsbp_spec import grid
+from stsbp_spec import grid, rules
 from stsbp_spec.adjoint import substituted
 from stsbp_spec.backend import Batch, NeuronResiduals, RunResult, ValueAndGrad
 from stsbp_spec.encoders.packed import Inputs, PackedFrames
-from stsbp_spec.equations import Constants
+from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.errors import NumericError
 from stsbp_spec.expr import Expr, Names, Recurrence, constant, ordered, snap, sqrt, variable, where
 from stsbp_spec.graph import Op, Projection
@@ -30,12 +30,14 @@ from stsbp_spec.losses import LOSSES, Hamming, Loss, SpikeCount, VanRossum
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars, norm_exponent
+from stsbp_spec.plan import Chain, Sum
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend, of_windows, pool_windows, recur
-from stsbp_spec.rules import Rule
+from stsbp_spec.rules import Fusion, Rule, Run, Step
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
 from stsbp_spec.synapses.bias import Biased
+from stsbp_spec.synapses.one_to_one import PRODUCT
 from stsbp_spec.synapses.psp import Filter, FilterAdjoint, FilterStep, SecondOrderFilter, SynapticFilter
 from stsbp_spec.trainer import StepResult, Trainer, TrainState
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int64, Precision, Shape, UInt8
@@ -402,6 +404,162 @@ class LearnedSumOtherOrder(NumpyBackend):
             for name, x in _unsummed(super().recur, recurrence, *args, **options).items()
             if name != "dz"
         }
+
+
+class RecurrenceOfTheSameStep(NumpyBackend):
+    """A recurrence reads the spikes of the step itself."""
+
+    def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
+        def at_once(before: tuple[AnyArray, ...], read: dict[str, AnyArray]) -> Any:
+            (spikes, *_), _ = step(before, read)
+            return step((spikes, *before[1:]), read)
+
+        return super().scan(step if reverse else at_once, carried, inputs, steps, reverse=reverse)
+
+
+class RecurrenceStepLate(NumpyBackend):
+    """A recurrence reads the spikes of two steps before."""
+
+    late: ClassVar[bool] = False
+    """Whether it is the way back that is wrong."""
+
+    def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
+        if reverse != self.late:
+            return super().scan(step, carried, inputs, steps, reverse=reverse)
+
+        def later(before: tuple[AnyArray, ...], read: dict[str, AnyArray]) -> Any:
+            waiting, first, *states = before
+            (found, *after), made = step((first, *states), read)
+            return (found, waiting, *after), made
+
+        (_, *last), made = super().scan(later, (carried[0], *carried), inputs, steps, reverse=reverse)
+        return tuple(last), made
+
+
+class RecurrentErrorStepLate(RecurrenceStepLate):
+    """What a recurrence sends back arrives a step further back than it should."""
+
+    late = True
+
+
+class RecurrentErrorDropped(NumpyBackend):
+    """Nothing goes back through a recurrence."""
+
+    def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
+        def alone(before: tuple[AnyArray, ...], read: dict[str, AnyArray]) -> Any:
+            return step((np.zeros_like(before[0]), *before[1:]), read)
+
+        return super().scan(alone if reverse else step, carried, inputs, steps, reverse=reverse)
+
+
+class RecurrentGradientOfTheSameStep(NumpyBackend):
+    """The gradient of recurrent weights takes the spikes of the step itself."""
+
+    def shifted(self, x: AnyArray, steps: int) -> AnyArray:
+        return x if steps == 1 else super().shifted(x, steps)
+
+
+class SampleGridOfTheBatch(NumpyBackend):
+    """What a recurrence sends back is rounded on one grid for all samples."""
+
+    def sample_grid(self, dz: AnyArray, bits: int) -> AnyArray:
+        return grid.error_grid(dz, bits)[0]
+
+
+class NoSampleGrid(NumpyBackend):
+    """What a recurrence sends back is not rounded."""
+
+    def sample_grid(self, dz: AnyArray, bits: int) -> AnyArray:
+        return dz
+
+
+class DelayStepLonger(NumpyBackend):
+    """Delays of two steps and more are a step longer."""
+
+    def shifted(self, x: AnyArray, steps: int) -> AnyArray:
+        return super().shifted(x, steps + 1 if steps > 1 else steps - 1 if steps < -1 else steps)
+
+
+class DelayWrapsAround(NumpyBackend):
+    """What is delayed beyond the last step is read at the first ones."""
+
+    def shifted(self, x: AnyArray, steps: int) -> AnyArray:
+        return np.roll(x, steps, axis=0)
+
+
+class DelayedErrorNotMovedBack(NumpyBackend):
+    """The error of a delayed edge stays at the step in which it was read."""
+
+    def shifted(self, x: AnyArray, steps: int) -> AnyArray:
+        return x if steps < 0 else super().shifted(x, steps)
+
+
+class _OtherSum(NumpyBackend):
+    """Sums of branches by `step`."""
+
+    step: ClassVar[type[Sum[AnyArray]]]
+
+    @property
+    def fusions(self) -> Sequence[Fusion[AnyArray]]:
+        return (self.fused,)
+
+    def fused(self, chain: tuple[Step[AnyArray], ...]) -> Step[AnyArray] | None:
+        first, *rest = chain
+        if not isinstance(first, Sum):
+            return None
+        parts = (self.step(first.places, first.needed), *rest)
+        return Chain(tuple(part.places[0] for part in parts), first.needed, parts)
+
+
+class _FirstBranch(Sum[AnyArray]):
+    def forward(self, run: Run[AnyArray], *inputs: AnyArray) -> Any:
+        return super().forward(run, *inputs[:-1])
+
+
+class _FirstError(Sum[AnyArray]):
+    def backward(self, run: Run[AnyArray], residuals: Any, error: Any, precision: Precision) -> Any:
+        yield from ()
+        return rules.Back((error, *(None for _ in self.needed[1:])), {}, {})
+
+
+class LastBranchDropped(_OtherSum):
+    """A sum leaves out its last branch."""
+
+    step = _FirstBranch
+
+
+class ErrorOfOneBranch(_OtherSum):
+    """The error of a sum goes to its first branch alone."""
+
+    step = _FirstError
+
+
+class ProjectionsSwapped(NumpyBackend):
+    """Of several projections the last comes through the filter of the first, and so on."""
+
+    def population_forward(self, equations: NeuronEquations, zs: Sequence[AnyArray], *rest: Any) -> Any:
+        return super().population_forward(equations, zs[::-1], *rest)
+
+
+class CurrentsAddedFromTheLast(_Miswritten):
+    """Of three projections the currents are added from the last to the first."""
+
+    way = "forward"
+
+    def rewrite(self, x: Expr) -> Expr | None:
+        first = x.args[0].args[0] if x.op == "add" and x.args[0].op == "snap" else None
+        if first is None or first.op != "add" or any(term.op != "snap" for term in first.args):
+            return None
+        return first.args[0] + snap(first.args[1] + x.args[1])
+
+
+class OneToOneOfTheNextNeuron(NumpyBackend):
+    """One weight a neuron, the next one's."""
+
+    def recur(self, recurrence: Recurrence, constants: Constants, inputs: Any, *args: Any, **options: Any) -> Any:
+        if recurrence.name == PRODUCT.name:
+            inputs = {**inputs, "w": np.roll(inputs["w"], 1, axis=-1)}
+        return super().recur(recurrence, constants, inputs, *args, **options)
 
 
 class _Late(Biased):

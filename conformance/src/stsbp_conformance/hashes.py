@@ -241,6 +241,14 @@ def _network_cases() -> Iterable[Case]:
     )
     case = NetworkCase("batch normalisation", normalised, 8, 3, gain=2.5, density=0.2, seed=133)
     yield _network(case, "van-rossum")
+    recurrent = NetworkSpec.parse(
+        "3C3R3p1-[3C1{delay=2}]+-D0.2-P2-7Rb{neuron=plif,reset=subtract}-6{recurrent=one-to-one,tau_s=3}",
+        input_shape=(2, 6, 6),
+        outputs=4,
+        neuron=LIF(5, 5 / 3, 0.4, FastSigmoid(3.0)),
+    )
+    case = NetworkCase("recurrence, branches, delays", recurrent, 8, 3, gain=3.0, density=0.3, seed=134)
+    yield _network(case, "van-rossum")
 
 
 # Pairs.

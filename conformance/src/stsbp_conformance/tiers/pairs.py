@@ -25,7 +25,19 @@ from stsbp_spec.optim import AdamW
 from stsbp_spec.plan import Sum, rule_of
 from stsbp_spec.reference import roundoff
 from stsbp_spec.surrogates import SURROGATES, FastSigmoid, Logistic, Rectangle, Surrogate, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, BatchNorm, Conv2d, Flatten, Linear, MaxPool2d, OneToOne, Upsample2d, batchnorm
+from stsbp_spec.synapses import (
+    IDENTITY,
+    PSP,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+    batchnorm,
+)
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import SynapticFilter
