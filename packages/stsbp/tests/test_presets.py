@@ -27,7 +27,8 @@ def test_settings_are_those_of_the_documented_results() -> None:
         "sequences",
     )
     own = {f"{name} {loss}": dict(preset(name, loss)) for name in sets for loss in LOSSES}
-    named = {name: [found.dataset, dict(found.settings)] for name, found in PRESETS.items()}
+    published = {name: found for name, found in PRESETS.items() if found.published is not None}
+    named = {name: [found.dataset, dict(found.settings)] for name, found in published.items()}
     digest = hashlib.sha256(json.dumps([own, named], sort_keys=True).encode()).hexdigest()
     assert digest == "94ac993015e863748bac1ab07d3fed408e7a4abf4261459649261a07a56d159f"
 

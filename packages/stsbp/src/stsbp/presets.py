@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class NamedPreset:
-    """The settings of a published experiment.
+    """The settings of a published experiment, or of a published network.
 
     Attributes:
         dataset: the data set that it was published on.
@@ -100,6 +100,12 @@ _NO_AUGMENTATION: dict[str, Setting] = {
     "augment_elastic": 0.0,
 }
 _TSSL_REMARK = "trained by this project's rule, surrogate and initial weights; pixels enter as x / 256, not normalised"
+_NOT_MEASURED = "not measured here; the published figure is in the source"
+_SEW_STAGE = "-[{0}C3p1s2bn-{0}C3p1bn|{0}C1s2bn]+-[{0}C3p1bn-{0}C3p1bn]+"
+_SEW_RESNET18 = "64C3p1bn" + 2 * "-[64C3p1bn-64C3p1bn]+" + "".join(map(_SEW_STAGE.format, (128, 256, 512))) + "-G"
+_PLIF_NET = 2 * "256C3bn-256C3bn-256C3bn-M2-" + "D0.5-2048-D0.5-100"
+_VGG = "64C3bn-128C3bn-P2-256C3bn-256C3bn-P2-512C3bn-512C3bn-P2-512C3bn-512C3bn-P2"
+_IMAGES: dict[str, Setting] = {"padding": "same", "augment_shift": 4, "augment_flip": True, "batch_size": 50}
 
 
 def _named() -> dict[str, NamedPreset]:
@@ -174,6 +180,47 @@ def _named() -> dict[str, NamedPreset]:
             {**_TSSL_CIFAR10, "net": "128C3-256C3-P2-512C3-P2-1024C3-512C3-1024-512"},
             Published(91.41, f"{_FULL_CIFAR10}, T = 5, 150 epochs"),
             remark=_TSSL_REMARK,
+        ),
+        NamedPreset(
+            "cifar10-sew-resnet18",
+            "cifar10",
+            "Fang et al. 2021, NeurIPS (SEW-ResNet-18, ADD), with the first layers that CIFAR-10 takes",
+            {**_IMAGES, "net": _SEW_RESNET18, "steps": 4},
+            similar=("images",),
+            remark=f"published on ImageNet; {_NOT_MEASURED}",
+        ),
+        NamedPreset(
+            "cifar10-plif",
+            "cifar10",
+            "Fang et al. 2021, ICCV (PLIF-net)",
+            {**_IMAGES, "net": _PLIF_NET, "neuron": "plif", "tau_m": 2.0, "steps": 8},
+            similar=("images",),
+            remark=f"ten outputs instead of a hundred that vote; {_NOT_MEASURED}",
+        ),
+        NamedPreset(
+            "cifar10-vgg-tdbn",
+            "cifar10",
+            "Zheng et al. 2021, AAAI (tdBN), on a VGG of eight convolutions",
+            {**_IMAGES, "net": _VGG, "steps": 6},
+            similar=("images",),
+            remark="tdBN's factor is the threshold, here 1, so it is batch normalisation as it stands "
+            f"({{factor=0.5}} halves it); {_NOT_MEASURED}",
+        ),
+        NamedPreset(
+            "shd-recurrent",
+            "shd",
+            "Cramer et al. 2020, IEEE TNNLS (Heidelberg Spiking Digits), one recurrent layer",
+            {"net": "128R", "steps": 100},
+            similar=("fsdd", "ssc"),
+            remark=_NOT_MEASURED,
+        ),
+        NamedPreset(
+            "shd-delays",
+            "shd",
+            "after Hammouamri et al. 2024, ICLR (delays in feed-forward networks)",
+            {"net": "[128|128{delay=6}|128{delay=12}|128{delay=18}]+-[128|128{delay=6}|128{delay=12}]+", "steps": 100},
+            similar=("fsdd", "ssc"),
+            remark=f"delays are learned there, and fixed here; {_NOT_MEASURED}",
         ),
     )
     return {entry.name: entry for entry in presets}
