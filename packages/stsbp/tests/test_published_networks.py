@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from stsbp.presets import PRESETS
 from stsbp_spec import LOSSES, Batch, NetworkSpec, ValueAndGrad, initial_weights, open_backend
-from stsbp_spec.neurons import LIF, NEURONS
-from stsbp_spec.typing import Float32
+from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.typing import Coding, Float32, Shape
 
 # Input shape and coding; a stride or a pooling for each halving of the image.
-SMALL = {
+SMALL: dict[str, tuple[Shape, Coding]] = {
     "cifar10-sew-resnet18": ((3, 8, 8), "direct"),
     "cifar10-plif": ((3, 8, 8), "direct"),
     "cifar10-vgg-tdbn": ((3, 16, 16), "direct"),
@@ -33,7 +33,7 @@ def narrow(net: str) -> str:
 def network_of(name: str) -> NetworkSpec:
     settings = PRESETS[name].settings
     shape, coding = SMALL[name]
-    neuron = NEURONS[str(settings.get("neuron", "lif"))](tau_m=3.0, tau_s=2.0, threshold=LIF().threshold)
+    neuron = parse_neuron(f"{settings.get('neuron', 'lif')}:tau_m=3:tau_s=2")
     return NetworkSpec.parse(
         narrow(str(settings["net"])), input_shape=shape, outputs=4, coding=coding, padding="same", neuron=neuron
     )
