@@ -33,7 +33,7 @@ def narrow(net: str) -> str:
 def network_of(name: str) -> NetworkSpec:
     settings = PRESETS[name].settings
     shape, coding = SMALL[name]
-    neuron = parse_neuron(f"{settings.get('neuron', 'lif')}:tau_m=3:tau_s=2")
+    neuron = parse_neuron(str(settings.get("neuron", "lif")), {"tau_m": 3.0, "tau_s": 2.0})
     return NetworkSpec.parse(
         narrow(str(settings["net"])), input_shape=shape, outputs=4, coding=coding, padding="same", neuron=neuron
     )
