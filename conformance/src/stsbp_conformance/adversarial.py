@@ -42,11 +42,12 @@ class AdversarialCase(NetworkCase):
     def weights(self) -> dict[str, Float32]:
         """Master weights."""
         drawn = super().weights()
+        weights = {name: drawn[name] for name in self.network.weight_shapes}
         if self.weight is not None:
-            return {name: np.full_like(w, self.weight) for name, w in drawn.items()}
+            return drawn | {name: np.full_like(w, self.weight) for name, w in weights.items()}
         if self.grid is not None:
             unit = np.float32(2.0**-self.grid)
-            return {name: np.rint(w / unit) * unit for name, w in drawn.items()}
+            return drawn | {name: np.rint(w / unit) * unit for name, w in weights.items()}
         return drawn
 
     def inputs(self) -> UInt8:

@@ -1,11 +1,12 @@
 """A search for networks that break the bound of `fast` gradients.
 
-    python -m stsbp_conformance.search --cases 1000 --backend torch [--device D] [--first SEED]
+    python -m stsbp_conformance.search --cases 1000 --backend torch [--device D] [--first SEED] [--normalised]
 
 Draws small networks, many of them with what makes rounding errors large: peaked surrogates, potentials held at the
 threshold or on an edge, constant weights and inputs, errors that are equal or take each other away. Prints the largest
 distance as a part of its bound for both kinds of potentials, and as a part of the older `4 u sqrt(n) max |float64|`;
-exits with an error where a bound is left. A seed draws the same network everywhere.
+exits with an error where a bound is left. A seed draws the same network everywhere; `--normalised` puts batch
+normalisation behind all hidden weights, by running statistics or, of every second seed, by those of the batch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _OVERFLOW = 1e30
 """The bound says nothing where float32 may overflow; networks whose gradients reach this are left out."""
 
 
-def drawn_case(seed: int) -> tuple[AdversarialCase, str | None]:
+def drawn_case(seed: int, *, normalised: bool = False) -> tuple[AdversarialCase, str | None]:
     """A network of a seed, and the loss whose error enters it (None: cotangents)."""
     rng = np.random.default_rng(seed)
 
@@ -61,6 +62,8 @@ def drawn_case(seed: int) -> tuple[AdversarialCase, str | None]:
         if images
         else one_of("6", "12-8", "7-7-7-7")
     )
+    if normalised:
+        notation = "-".join(token if token[0] in "PD" else f"{token}bn" for token in notation.split("-"))
     network = NetworkSpec.parse(
         notation,
         input_shape=(int(rng.integers(1, 4)), 9, 8) if images else (int(rng.integers(1, 12)),),
@@ -95,7 +98,7 @@ def former_ratio(case: NetworkCase, name: str, distance: AnyArray, near: Near) -
     `n`: the summands of one weight's gradient and of every data gradient above it.
     """
     blocks = case.network.blocks
-    (block,) = (b for b in blocks if b.name == name)
+    (block,) = (b for b in blocks if b.name == name.partition(".")[0])
     n = case.batch * (1 if block.static else case.steps) * block.synapse.summands(block.synapse_shape)[1]
     n += sum(b.synapse.summands(b.synapse_shape)[2] for b in blocks[block.index + 1 :])
     largest = float(np.max(np.abs(near.value)))
@@ -103,17 +106,21 @@ def former_ratio(case: NetworkCase, name: str, distance: AnyArray, near: Near) -
 
 
 def ratios(
-    backend: AbstractBackend, case: NetworkCase, loss: str | None, potentials: Potentials
+    backend: AbstractBackend,
+    case: NetworkCase,
+    loss: str | None,
+    potentials: Potentials,
+    dropout: tuple[int, int] | None = None,
 ) -> tuple[float, float, float] | None:
     """The largest distance as a part of its bound, as a multiple of its spread, and as a part of the former bound.
 
     None: the gradients may overflow.
     """
-    near = gradients.near_gradients(case, loss, potentials)
+    near = gradients.near_gradients(case, loss, potentials, dropout)
     if not all(np.abs(x.value).max() < _OVERFLOW for x in near.values()):
         return None
     try:
-        got = gradients.computed(backend, case, loss)
+        got = gradients.computed(backend, case, loss, dropout)
     except NumericError:
         return None
     found = (0.0, 0.0, 0.0)
@@ -137,6 +144,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first one (default 0)")
     parser.add_argument("--backend", default="numpy", help="which backend computes the gradients (default numpy)")
     parser.add_argument("--device", help="of the backend")
+    parser.add_argument("--normalised", action="store_true", help="with batch normalisation")
     options = parser.parse_args()
     backend = load_backend(options.backend)(options.device)
     kinds: tuple[Potentials, ...] = ("float32", "float64")
@@ -146,12 +154,13 @@ def main() -> None:
         for cached in (reference.run, reference.data, gradients.float64_gradients, gradients.near_gradients):
             cached.cache_clear()
         try:
-            case, loss = drawn_case(seed)
+            case, loss = drawn_case(seed, normalised=options.normalised)
         except SpecError:
             left_out += 1
             continue
         for potentials in kinds:
-            found = ratios(backend, case, loss, potentials)
+            dropout = (seed, 0) if options.normalised and seed % 2 else None
+            found = ratios(backend, case, loss, potentials, dropout)
             if found is None:
                 left_out += 1
                 break

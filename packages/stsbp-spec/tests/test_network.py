@@ -129,6 +129,7 @@ _NEURONS = st.builds(
         st.floats(0.01, 100),
     ),
 )
+_NORMS = st.builds(BatchNorm, st.floats(0.01, 1), st.floats(1e-12, 1), st.floats(0.01, 100))
 _LAYERS: st.SearchStrategy[Layer] = st.one_of(
     st.builds(
         SpikingLayer,
@@ -150,6 +151,7 @@ _LAYERS: st.SearchStrategy[Layer] = st.one_of(
         ),
         _NEURONS,
     ),
+    st.builds(SpikingLayer, st.builds(Conv2d, st.just(3), st.just(1), norm=_NORMS), _NEURONS),
     st.builds(AvgPool2d, st.sampled_from([1, 2, 3, (1, 2), (3, 1)])),
     st.builds(MaxPool2d, st.sampled_from([1, 2, (2, 1)])),
     st.builds(Upsample2d, st.sampled_from([1, 2, (1, 3)])),
@@ -177,7 +179,8 @@ def _recurrent(channels: int) -> st.SearchStrategy[Conv2d]:
 _KEEPING: st.SearchStrategy[Layer] = st.recursive(
     st.builds(
         SpikingLayer,
-        st.builds(Conv2d, st.just(4), st.just(3), padding=st.just(1), bias=st.booleans()),
+        st.builds(Conv2d, st.just(4), st.just(3), padding=st.just(1), bias=st.booleans())
+        | st.builds(Conv2d, st.just(4), st.just(3), padding=st.just(1), norm=_NORMS),
         st.builds(LIF, st.floats(1, 100)),
         recurrent=st.none() | _recurrent(4),
         delay=st.integers(0, 3),

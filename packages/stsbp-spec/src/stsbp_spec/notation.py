@@ -217,7 +217,11 @@ def _geometry_keys(conv: Conv2d) -> list[str]:
 def _norm_keys(norm: BatchNorm) -> list[str]:
     """The keys of batch normalisation in notation, without what it is by default."""
     found = {name: getattr(norm, name) for name in _NORM}
-    return [f"{name}={value}" for name, value in found.items() if value != getattr(BatchNorm(), name)]
+    return [
+        f"{name}={np.format_float_positional(value, trim='-')}"
+        for name, value in found.items()
+        if value != getattr(BatchNorm(), name)
+    ]
 
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
