@@ -210,14 +210,20 @@ def test_float64_does_not_leak_into_the_callers_trace() -> None:
 def test_example_of_the_page_runs_and_learns() -> None:
     pytest.importorskip("optax")
     page = Path(__file__).parents[3] / "docs" / "jax.md"
-    code, _ = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    code, more, _ = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
-    exec(compile(code, str(page), "exec"), names)
+    for block in (code, more):
+        exec(compile(block, str(page), "exec"), names)
+    assert np.array_equal(
+        names["output"].spikes[0], names["apply"](names["recurrent"], names["own"], names["sounds"], 20)[-1]
+    )
+    assert np.abs(names["slope"]["linear1.recurrent"]).max() > 0
     assert names["losses"][-1] < 0.5 * names["losses"][0]
 
 
 def test_public_names() -> None:
     assert sorted(stsbp_jax.__all__) == [
+        "Output",
         "apply",
         "avgpool2d",
         "clip_to_domain",
@@ -262,7 +268,9 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
 
 def test_a_network_that_ends_with_a_readout_is_refused() -> None:
     network = NetworkSpec.parse("6", input_shape=(9,), outputs=3, output_neuron=Readout())
-    with pytest.raises(SpecError, match=r"apply gives spikes, and the network 6-3 ends with a readout.*trainer"):
+    with pytest.raises(
+        SpecError, match=r"the network 6-3 ends with a readout.* full=True, and take the potentials of linear2"
+    ):
         apply(network, dict(initial_weights(network, 0)), np.zeros((2, 1, 9), np.uint8), 2)
 
 

@@ -7,7 +7,7 @@ Images are channels-last in the layer functions, `[T, B, H, W, C]`, and as the s
 from importlib.metadata import version
 
 from stsbp_jax.losses import distance
-from stsbp_jax.network import apply, clip_to_domain, snap_weights
+from stsbp_jax.network import Output, apply, clip_to_domain, snap_weights
 from stsbp_jax.neurons.lif import lif
 from stsbp_jax.random import keep_mask
 from stsbp_jax.synapses.avgpool2d import avgpool2d
@@ -21,6 +21,6 @@ from stsbp_jax.synapses.upsample2d import upsample2d
 __version__ = version("stsbp-jax")
 
 __all__ = [
-    "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "keep_mask", "lif", "linear", "maxpool2d",
-    "psp", "snap_weights", "upsample2d",
+    "Output", "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "keep_mask", "lif", "linear",
+    "maxpool2d", "psp", "snap_weights", "upsample2d",
 ]  # fmt: skip

@@ -52,6 +52,7 @@ from stsbp_jax.random import keep_mask
 from stsbp_jax.recurrence import recur
 from stsbp_jax.sharding import SpreadGradients, SpreadOutput, guarded
 from stsbp_jax.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
+from stsbp_jax.varying import alike
 
 __all__ = ["PAIRS", "JaxBackend"]
 
@@ -242,7 +243,7 @@ class JaxBackend(AbstractBackend[Array]):
             return after, {name: x[0] for name, x in made.items()}
 
         found: tuple[tuple[Array, ...], dict[str, Array]] = jax.lax.scan(
-            at, carried, moving, length=steps, reverse=reverse
+            at, alike(carried, inputs), moving, length=steps, reverse=reverse
         )
         return found
 
@@ -361,6 +362,18 @@ class _Operations(JaxBackend):
     @property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
         return _TRACED_RULES
+
+    def scan(
+        self,
+        step: Callable[[tuple[Array, ...], dict[str, Array]], tuple[tuple[Array, ...], dict[str, Array]]],
+        carried: tuple[Array, ...],
+        inputs: Mapping[str, Array],
+        steps: int,
+        *,
+        reverse: bool = False,
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        with wide():
+            return super().scan(step, carried, inputs, steps, reverse=reverse)
 
     def totals(self, x: Array, count: int) -> Array:
         return _total(x, count)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from stsbp_spec.checks import check_precision, check_spikes
-from stsbp_spec.errors import ShapeError
+from stsbp_spec.checks import check_precision
+from stsbp_spec.errors import ShapeError, SpecError
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.network import Block, NetworkSpec
 from stsbp_spec.synapses import Conv2d, Linear
@@ -23,11 +24,11 @@ from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid
 from stsbp_jax.checks import on_grid
-from stsbp_jax.segments import Settings, compute, pieces
+from stsbp_jax.segments import Piece, Settings, State, compute, pieces
 from stsbp_jax.synapses.conv2d import conv2d
 from stsbp_jax.synapses.linear import linear
 
-__all__ = ["apply", "clip_to_domain", "snap_weights"]
+__all__ = ["Output", "apply", "clip_to_domain", "snap_weights"]
 
 _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
@@ -68,6 +69,23 @@ def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[s
     return clipped
 
 
+class Output(NamedTuple):
+    """What `apply` makes in full.
+
+    Attributes:
+        spikes: of the last layer, float32 `[T, B, N]`.
+        potentials: membrane potentials of each population by the names of the network, `[T, B, ...]`; a loss of them
+            has gradients.
+        state: for the call with the steps after these. No gradient goes back through it.
+        statistics: running statistics of batch normalisation after the batch, in training; none otherwise.
+    """
+
+    spikes: Array
+    potentials: dict[str, Array]
+    state: State
+    statistics: dict[str, Array]
+
+
 def apply(
     network: NetworkSpec,
     weights: Mapping[str, ArrayLike],
@@ -76,7 +94,9 @@ def apply(
     *,
     dropout: tuple[ArrayLike, ArrayLike] | None = None,
     precision: Precision = "fast",
-) -> Array:
+    state: State | None = None,
+    full: bool = False,
+) -> Any:
     """Output spikes of a network; differentiable in `weights`, and in `inputs` where they are float32.
 
     Args:
@@ -89,18 +109,30 @@ def apply(
         steps: `T`.
         dropout: `(seed, step)` of the masks, numbers or uint32 scalars; None: evaluation.
         precision: of the backward pass.
+        state: of the steps before, from the `Output` of a call; None: at rest.
+        full: return an `Output`, with the potentials of every population, the state and running statistics.
 
     Returns:
-        Spikes, float32 `[T, B, N]`. Inside a jit nothing can be raised: inputs that are refused outside, and weights
-        for which no grid fits, make them NaN.
+        Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit nothing can be raised: inputs that are refused
+        outside, and weights for which no grid fits, make them NaN.
 
     Raises:
         ShapeError: an input lies off its grid, or the inputs do not fit the network and `steps`.
-        SpecError: there is no such precision, a layer is normalised over batches, or the last one is a readout.
+        SpecError: there is no such precision; the network ends with a readout, or is normalised and trains, and what it
+            gives besides spikes is not asked for.
         NumericError: an input is not finite.
     """
     check_precision(network, precision)
-    check_spikes(network, "apply")
+    if network.has_readout and not full:
+        raise SpecError(
+            f"the network {network} ends with a readout, which has no spikes: call apply with full=True, and take the "
+            f"potentials of {network.blocks[-1].name}"
+        )
+    if network.graph.normalised and dropout is not None and not full:
+        raise SpecError(
+            "training moves the running statistics of batch normalisation: call apply with full=True, and keep "
+            "`{**weights, **output.statistics}`"
+        )
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
     if shape[lead:] != network.input_shape or 0 in shape or steps < 1:
@@ -118,9 +150,36 @@ def apply(
         s = on_grid("apply", inputs, 8, entering.maximum)[None]
     values = {graph.nodes[0].name: jnp.moveaxis(s, 2, -1) if s.ndim == 5 else s}
     seed, step = (jnp.asarray(x, np.uint32) for x in dropout or (0, 0))
-    settings = Settings(steps, dropout is not None, precision)
+    settings = Settings(steps, dropout is not None, precision, full or state is not None)
+    names = {block.population: block.name for block in network.blocks}
+    output = Output(values[graph.nodes[0].name], {}, {}, {})
     for piece in pieces(graph):
         own = {name: jnp.asarray(weights[name]) for name in piece.parameters}
         read = tuple(values[name] for name in piece.segment.sources)
-        values |= compute(piece, settings, read, own, (seed, step)).outputs
-    return values[graph.nodes[-1].name]
+        made = compute(piece, settings, read, own, (seed, step), _checked(piece, state, read[0].shape[1]))
+        values |= made.outputs
+        output.potentials.update({names[name]: _channels_first(u) for name, u in made.potentials.items()})
+        output.state.update(made.state)
+        output.statistics.update(made.statistics)
+    spikes = values[graph.nodes[-1].name]
+    return output._replace(spikes=spikes) if full else spikes
+
+
+def _channels_first(x: Array) -> Array:
+    """`[T, B, H, W, C]` as `[T, B, C, H, W]`, others as they are."""
+    return jnp.moveaxis(x, -1, 2) if x.ndim == 5 else x
+
+
+def _checked(piece: Piece, state: State | None, batch: int) -> State:
+    """What is of a segment in a state; nothing of None."""
+    if state is None:
+        return {}
+    for name in piece.states:
+        if name not in state:
+            raise ShapeError(f"the state has nothing of {name}: it is of another network")
+        for x in state[name]:
+            if np.ndim(x) < 2 or np.shape(x)[1] != batch:
+                raise ShapeError(
+                    f"the state is of arrays [1, B, ...] with B = {batch} as the inputs, got {np.shape(x)}"
+                )
+    return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}

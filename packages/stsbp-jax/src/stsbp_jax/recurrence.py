@@ -23,6 +23,7 @@ from stsbp_spec.expr import Recurrence, variable
 from stsbp_spec.printers import LANGUAGES, compiled
 
 from stsbp_jax.grid import ZERO, Rounding, divide, snap, square_root
+from stsbp_jax.varying import alike
 
 __all__ = ["recur"]
 
@@ -68,7 +69,7 @@ def recur(
 
     flat = [x.reshape(len(x), -1) for x in arrays]
     moving = [None if len(x) == 1 else x for x in flat]
-    rest = jnp.zeros(flat[0].shape[1:], np.float32)
+    rest = alike(jnp.zeros(flat[0].shape[1:], np.float32), flat)
 
     def at(carried: Any, values: list[Array | None]) -> Any:
         states, totals = carried

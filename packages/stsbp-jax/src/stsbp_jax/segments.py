@@ -10,32 +10,48 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from stsbp_spec.collective import Part
 from stsbp_spec.graph import Network, Neurons, Place, Projection
-from stsbp_spec.passes import Trace, back_through, through, together
+from stsbp_spec.passes import Trace, after, back_through, through, together
 from stsbp_spec.plan import Plan, Segment, plan
 from stsbp_spec.rules import Deferred, Run
+from stsbp_spec.synapses.batchnorm import moved
 from stsbp_spec.typing import Precision
 
 from stsbp_jax import grid
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import in_domain
+from stsbp_jax.varying import alike
 
-__all__ = ["Made", "Piece", "Settings", "compute", "pieces"]
+__all__ = ["Made", "Piece", "Settings", "State", "compute", "pieces"]
+
+
+State: TypeAlias = dict[str, tuple[Array, ...]]
+"""What enters the steps after those of a call: of each population its spikes of the last step and the states of filters
+and neurons, of each delayed edge what it still carries, by name, `[1, B, ...]` or `[delay, B, ...]`, channels-last."""
 
 
 class Settings(NamedTuple):
-    """How a segment is computed: `T`, with the gains and masks of training or without, and the way back's precision."""
+    """How a segment is computed.
+
+    Attributes:
+        steps: `T`.
+        training: with the gains and masks of training, or without.
+        precision: of the way back.
+        full: whether states enter and leave, and potentials leave.
+    """
 
     steps: int
     training: bool
     precision: Precision
+    full: bool
 
 
 class Made(NamedTuple):
@@ -43,11 +59,15 @@ class Made(NamedTuple):
 
     Attributes:
         outputs: of the nodes that others read, float32 by name.
-        statistics: of the batch, by which sums were normalised.
+        potentials: of its population, by its name, in `full`.
+        statistics: running statistics after the batch, by name, in training.
+        state: `passes.after`, in `full`. No gradient goes through it, nor through the statistics.
     """
 
     outputs: dict[str, Array]
+    potentials: dict[str, Array]
     statistics: dict[str, Array]
+    state: State
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,15 @@ class Piece:
                 found += place.parameters.values()
         return tuple(dict.fromkeys(found))
 
+    @cached_property
+    def states(self) -> tuple[str, ...]:
+        """Names in the state that it leaves."""
+        found: list[str] = []
+        for step in self.segment.steps:
+            found += [f"{s}>{step.name}" for s, delay in zip(step.sources, step.delays, strict=True) if delay]
+            found += [step.name] if step.fires else []
+        return tuple(found)
+
 
 def pieces(network: Network) -> list[Piece]:
     """The segments of a network, in order."""
@@ -128,6 +157,7 @@ def compute(
     inputs: tuple[Array, ...],
     weights: Mapping[str, Array],
     masks: tuple[Array, Array],
+    state: State,
 ) -> Made:
     """What a segment makes; differentiable in inputs and weights.
 
@@ -135,45 +165,68 @@ def compute(
         piece: the segment.
         settings: how.
         inputs: in the order of `piece.segment.sources`, `[1 or T, B, ...]`, channels-last.
-        weights: master weights by the names of `piece.parameters`.
+        weights: master weights and running statistics by the names of `piece.parameters`.
         masks: `(seed, step)` of dropout, uint32.
+        state: of the steps before; what is missing begins at rest.
     """
-    return _segment(piece, settings, inputs, dict(weights), masks)
+    own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
+    return _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
+
+
+_Given: TypeAlias = tuple[tuple[Array, ...], dict[str, Array], tuple[Array, Array], State]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _segment(
-    piece: Piece, settings: Settings, inputs: tuple[Array, ...], weights: dict[str, Array], masks: tuple[Array, Array]
+    piece: Piece,
+    settings: Settings,
+    inputs: tuple[Array, ...],
+    weights: dict[str, Array],
+    masks: tuple[Array, Array],
+    state: State,
 ) -> Made:
-    return _ahead(piece, settings, inputs, weights, masks)[0]
+    return _ahead(piece, settings, (inputs, weights, masks, state))[0]
 
 
-def _ahead(
-    piece: Piece, settings: Settings, inputs: tuple[Array, ...], weights: dict[str, Array], masks: tuple[Array, Array]
-) -> tuple[Made, Any]:
-    segment, batch = piece.segment, inputs[0].shape[1]
+def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
+    inputs, weights, masks, state = given
+    segment, batch = piece.walk(fused=not settings.full).segments[piece.index], inputs[0].shape[1]
     on_grid = _on_grid(piece, weights)
-    run = _run(settings, on_grid, masks, batch)
-    given = dict(zip(segment.sources, inputs, strict=True))
-    ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, given)])
-    statistics = {
-        name: x
-        for step in segment.steps
-        if step.normalises and settings.training
-        for name, x in step.statistics(residuals[step.name]).items()
-    }
+    run = _run(settings, on_grid, masks, batch, state)
+    values = dict(zip(segment.sources, inputs, strict=True))
+    ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, values)])
+    potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
         # Inside a jit nothing can be raised: what is not finite is seen in the spikes.
-        finite = jnp.isfinite(PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name])))
-        made[name] = jnp.where(finite, made[name].astype(np.float32), np.float32(np.nan))
+        u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
+        made[name] = jnp.where(jnp.isfinite(u), made[name].astype(np.float32), np.float32(np.nan))
+        potentials = {name: u} if settings.full else {}
     outputs = {name: x.astype(np.float32) for name, x in made.items()}
-    return Made(outputs, statistics), (_Left.of((residuals, on_grid)), masks)
+    later = after(segment, residuals) if settings.full else {}
+    statistics = _moved(piece, segment, residuals, weights) if settings.training else {}
+    return Made(outputs, potentials, statistics, later), (_Left.of((residuals, on_grid)), masks)
 
 
-def _run(settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int) -> Run[Array]:
+def _moved(
+    piece: Piece, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Running statistics after a batch."""
+    norms = {projection.name: projection.synapse.norm for projection in piece.projections}
+    found: dict[str, Array] = {}
+    for step in segment.steps:
+        if step.normalises:
+            for name, x in step.statistics(residuals[step.name]).items():
+                found[name] = PAIRS.of_channels(moved, before[name], x, norm=norms[name.rpartition(".")[0]])
+    return found
+
+
+def _run(
+    settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
+) -> Run[Array]:
     # The backend takes masks of traced numbers too.
     dropout: Any = masks if settings.training else None
-    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch))
+    before = state if settings.full else None
+    return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
 
 
 def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
@@ -190,25 +243,37 @@ def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
     return found
 
 
+def _ahead_of_values(piece: Piece, settings: Settings, *given: Any) -> tuple[Made, Any]:
+    values: Any = jax.tree.map(lambda x: x.value, given, is_leaf=lambda x: isinstance(x, CustomVJPPrimal))
+    return _ahead(piece, settings, values)
+
+
 def _back(piece: Piece, settings: Settings, kept: Any, cotangents: Made) -> tuple[Any, ...]:
     left, masks = kept
     residuals, on_grid = left.whole()
-    segment = piece.segment
-    errors = cotangents.outputs
-    batch = next(iter(errors.values())).shape[1]
-    run = _run(settings, on_grid, masks, batch)
-    trace = Trace(PAIRS, piece.walk(), run, next(iter(errors.values())), {}, lambda _: residuals, {})
-    waiting: dict[str, list[Any]] = {name: [errors[name]] for name in segment.left}
+    walk = piece.walk(fused=not settings.full)
+    segment = walk.segments[piece.index]
+    errors = {name: x for name, x in cotangents.outputs.items() if not isinstance(x, SymbolicZero)}
+    for name, x in cotangents.potentials.items():
+        if not isinstance(x, SymbolicZero):
+            residuals[name] = residuals[name]._replace(error=x)
+            errors.setdefault(name, jnp.zeros_like(x))
+    if not errors:
+        return (None,) * len(segment.sources), dict.fromkeys(piece.parameters), (None, None), None
+    some = next(iter(errors.values()))
+    run = _run(settings, on_grid, masks, some.shape[1], {})
+    trace = Trace(PAIRS, walk, run, some, {}, lambda _: residuals, {})
+    waiting: dict[str, list[Any]] = {name: [errors[name]] for name in segment.left if name in errors}
     (found,) = together(PAIRS, run, [back_through(trace, segment, waiting, settings.precision)])
     found = {name: PAIRS.rounded(x) for name, x in {**found, **trace.whole}.items()}
     for projection in piece.projections:
         if projection.shares is not None and (own := found.pop(projection.name, None)) is not None:
             found[projection.shares] = found[projection.shares] + own if projection.shares in found else own
     below = tuple(_total(waiting.get(name, [])) for name in segment.sources)
-    return below, {name: found.get(name) for name in piece.parameters}, (None, None)
+    return below, {name: found.get(name) for name in piece.parameters}, (None, None), None
 
 
-_segment.defvjp(_ahead, _back)
+_segment.defvjp(_ahead_of_values, _back, symbolic_zeros=True)
 
 
 def _total(errors: list[Any]) -> Array | None:

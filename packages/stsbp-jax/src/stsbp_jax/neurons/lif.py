@@ -18,6 +18,7 @@ from stsbp_spec.typing import Precision
 
 from stsbp_jax.backend import PAIRS
 from stsbp_jax.checks import check_finite, in_domain
+from stsbp_jax.varying import alike
 
 __all__ = ["lif"]
 
@@ -65,7 +66,7 @@ def lif(
     given = {
         name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
     }
-    return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, z, given)
+    return _lif(neuron, filter, steps, z.shape[0] == 1 and steps > 1, precision, *alike((z, given)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))

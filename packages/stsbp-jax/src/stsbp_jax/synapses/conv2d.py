@@ -16,6 +16,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.grid import rounded, wide
+from stsbp_jax.varying import alike
 
 __all__ = ["backward", "conv2d", "forward"]
 
@@ -148,12 +149,11 @@ def _backward(
 
     n = _chunks(steps * batch, np.dtype(dtype).itemsize * height * width * conv.area * c)
     at = (s.reshape(n, -1, h, w, c), dz.reshape(n, -1, height, width, channels))
-    dw, ds = lax.scan(chunk, jnp.zeros(rows.mT.shape, dtype), at)
+    dw, ds = lax.scan(chunk, alike(jnp.zeros(rows.mT.shape, dtype), at, rows), at)
     shaped = dw.reshape(channels, *conv.kernels, -1).transpose(0, 3, 1, 2)
     return None if ds is None else ds.reshape(s.shape), shaped if need_weights else None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> Array:
     """Convolution of spikes, `z = W * s`; differentiable in `s` and `w`.
 
@@ -166,6 +166,11 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     Returns:
         float32 `[T, B, H', W', C']`.
     """
+    return _conv2d(conv, *alike((s, w)), precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision) -> Array:
     return forward(conv, s, w)
 
 
@@ -181,4 +186,4 @@ def _conv2d_backward(
     return ds, rounded(dw)
 
 
-conv2d.defvjp(_conv2d_forward, _conv2d_backward)
+_conv2d.defvjp(_conv2d_forward, _conv2d_backward)

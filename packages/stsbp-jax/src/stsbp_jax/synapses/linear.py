@@ -15,6 +15,7 @@ from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
 from stsbp_jax.grid import rounded, wide
+from stsbp_jax.varying import alike
 
 __all__ = ["backward", "forward", "linear"]
 
@@ -79,7 +80,6 @@ def _backward(
     return ds, dw
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") -> Array:
     """Full connection of spikes, `z = W s`; differentiable in `s` and `w`.
 
@@ -92,6 +92,11 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
     Returns:
         float32 `[T, B, units]`.
     """
+    return _linear(linear, *alike((s, w)), precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def _linear(linear: Linear, s: Array, w: Array, precision: Precision) -> Array:
     return forward(linear, s, w)
 
 
@@ -107,4 +112,4 @@ def _linear_backward(
     return ds, rounded(dw)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
