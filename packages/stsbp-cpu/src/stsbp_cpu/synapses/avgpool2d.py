@@ -36,12 +36,14 @@ def forward(s: AnyArray, out: Float32, rows: int, columns: int, scale: np.float3
 def backward(d: Float32, out: Float32, rows: int, columns: int, scale: np.float32) -> None:
     """Fill `out` `[n, H, W, C]` with `scale` times the errors `d` `[n, H // rows, W // columns, C]`, else zero."""
     frames, height, width, channels = out.shape
+    down, across = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
+            above = y // rows
             for x in range(width):
-                row = out[f, y, x]
-                if y // rows < d.shape[1] and x // columns < d.shape[2]:
-                    error = d[f, y // rows, x // columns]
+                row, left = out[f, y, x], x // columns
+                if above < down and left < across:
+                    error = d[f, above, left]
                     for c in range(channels):
                         row[c] = error[c] * scale
                 else:

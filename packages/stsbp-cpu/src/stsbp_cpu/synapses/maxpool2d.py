@@ -36,13 +36,15 @@ def forward(s: AnyArray, out: AnyArray, first: Int32, rows: int, columns: int) -
 def backward(d: Float32, first: Int32, out: Float32, rows: int, columns: int) -> None:
     """Fill `out` `[n, H, W, C]`: of each window the input with the number `first` has its error `d`, others zero."""
     frames, height, width, channels = out.shape
+    down, across = d.shape[1], d.shape[2]
     for f in prange(frames):
         for y in range(height):
+            above = y // rows
             for x in range(width):
-                row = out[f, y, x]
-                if y // rows < d.shape[1] and x // columns < d.shape[2]:
-                    error, number = d[f, y // rows, x // columns], first[f, y // rows, x // columns]
-                    place = y % rows * columns + x % columns
+                row, left = out[f, y, x], x // columns
+                if above < down and left < across:
+                    error, number = d[f, above, left], first[f, above, left]
+                    place = (y - above * rows) * columns + x - left * columns
                     for c in range(channels):
                         row[c] = error[c] if number[c] == place else _ZERO
                 else:

@@ -68,10 +68,11 @@ static inline double atomicAdd(double* p, double value) {
     return old;
 }
 
-// cuLaunchKernel's protocol: pointers to the arguments, one for each parameter of the kernel.
-template <class... A, std::size_t... I>
+// cuLaunchKernel's protocol: pointers to the arguments, one for each parameter of the kernel. The kernel is a constant, so
+// that the loop takes it into itself.
+template <auto kernel, class... A, std::size_t... I>
 static inline void host_launch(
-    void (*kernel)(A...), unsigned int grid, unsigned int block, void** arguments, std::index_sequence<I...>) {
+    void (*)(A...), unsigned int grid, unsigned int block, void** arguments, std::index_sequence<I...>) {
     const auto run = [=](A... values) {
         gridDim.x = grid;
         blockDim.x = block;
@@ -86,13 +87,13 @@ static inline void host_launch(
     run(*static_cast<A*>(arguments[I])...);
 }
 
-template <class... A>
-static inline void host_launch(void (*kernel)(A...), unsigned int grid, unsigned int block, void** arguments) {
-    host_launch(kernel, grid, block, arguments, std::index_sequence_for<A...>{});
+template <auto kernel, class... A>
+static inline void host_launch(void (*like)(A...), unsigned int grid, unsigned int block, void** arguments) {
+    host_launch<kernel>(like, grid, block, arguments, std::index_sequence_for<A...>{});
 }
 
 #define STSBP_HOST_ENTRY(name)                                                                       \
     extern "C" __attribute__((visibility("default"))) void host_##name(                              \
         unsigned int grid, unsigned int block, void** arguments) {                                   \
-        host_launch(name, grid, block, arguments);                                                   \
+        host_launch<name>(name, grid, block, arguments);                                             \
     }

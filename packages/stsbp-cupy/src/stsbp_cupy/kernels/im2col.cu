@@ -15,9 +15,10 @@ struct HalfBits {
     }
 };
 
+// `own` are the channels of a group.
 struct Geometry {
     int channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows, stride_columns,
-        padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames;
+        padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames;
 };
 
 // A row of a window, [kernel columns, C], is one run of memory in the frame, so the column and the channel count as one;
@@ -27,8 +28,7 @@ __device__ __forceinline__ void unfold(
     const From* __restrict__ s, To* __restrict__ columns, unsigned int count, const Geometry& g, Convert convert) {
     const unsigned int thread = thread_index();
     if (thread >= count / W) return;
-    const unsigned int own = g.channels / g.groups;
-    const unsigned int run = g.kernel_columns * own / W;
+    const unsigned int run = g.kernel_columns * g.own / W;
     int within = thread % run * W;
     unsigned int rest = thread / run;
     const int i = rest % g.kernel_rows;
@@ -37,10 +37,10 @@ __device__ __forceinline__ void unfold(
     rest /= g.row_length;
     const int y = static_cast<int>(rest % g.rows) * g.stride_rows + i * g.dilation_rows - g.padding_rows;
     long long frame = rest / g.rows;
-    if (g.dilation_columns > 1 || g.groups > 1) {
+    if (g.dilation_columns > 1 || g.own < g.channels) {
         const int group = static_cast<int>(frame / g.frames);
         frame -= static_cast<long long>(group) * g.frames;
-        within = within / own * g.dilation_columns * g.channels + group * own + within % own;
+        within = within / g.own * g.dilation_columns * g.channels + group * g.own + within % g.own;
     }
     const int x = column * g.channels + within;
     Lanes<From, W> value = {};
@@ -69,40 +69,40 @@ __device__ __forceinline__ void unfold_lanes(
 extern "C" __global__ void im2col_u8_f32(
     const unsigned char* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, Plain<float>());
 }
 
 extern "C" __global__ void im2col_f32_f32(
     const float* __restrict__ s, float* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, Plain<float>());
 }
 
 extern "C" __global__ void im2col_u8_f64(
     const unsigned char* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, Plain<double>());
 }
 
 extern "C" __global__ void im2col_f32_f64(
     const float* __restrict__ s, double* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, Plain<double>());
 }
 
@@ -110,20 +110,20 @@ extern "C" __global__ void im2col_f32_f64(
 extern "C" __global__ void im2col_u8_f16(
     const unsigned char* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, HalfBits());
 }
 
 extern "C" __global__ void im2col_f32_f16(
     const float* __restrict__ s, unsigned short* __restrict__ columns, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     unfold_lanes(s, columns, count, g, lanes, HalfBits());
 }
 
@@ -137,16 +137,15 @@ __device__ __forceinline__ void fold(
     const unsigned int thread = thread_index();
     if (thread >= count / W) return;
     const unsigned int runs = g.channels / W;
-    const int own = g.channels / g.groups;
     int c = thread % runs * W;
     unsigned int rest = thread / runs;
     const int x = static_cast<int>(rest % g.width) + g.padding_columns;
     rest /= g.width;
     const int y = static_cast<int>(rest % g.height) + g.padding_rows;
     long long frame = rest / g.height;
-    if (g.groups > 1) {
-        frame += static_cast<long long>(c / own) * g.frames;
-        c %= own;
+    if (g.own < g.channels) {
+        frame += static_cast<long long>(c / g.own) * g.frames;
+        c %= g.own;
     }
     T sum[W] = {};
     for (int i = 0; i < g.kernel_rows; ++i) {
@@ -159,7 +158,7 @@ __device__ __forceinline__ void fold(
             if (across < 0 || across % g.stride_columns != 0 || column >= g.row_length) continue;
             const long long window = (frame * g.rows + row) * g.row_length + column;
             const long long tap = (window * g.kernel_rows + i) * g.kernel_columns + j;
-            const Lanes<T, W> value = load<W>(columns + tap * own + c);
+            const Lanes<T, W> value = load<W>(columns + tap * g.own + c);
 #pragma unroll
             for (int lane = 0; lane < W; ++lane) sum[lane] = add(sum[lane], value.x[lane]);
         }
@@ -173,10 +172,10 @@ __device__ __forceinline__ void fold(
 extern "C" __global__ void col2im_f32(
     const float* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     if (lanes == 4) {
         fold<4>(columns, ds, count, g);
     } else {
@@ -188,10 +187,10 @@ extern "C" __global__ void col2im_f32(
 extern "C" __global__ void col2im_f64(
     const double* __restrict__ columns, float* __restrict__ ds, unsigned int count, int channels, int height, int width, int rows,
     int row_length, int kernel_rows, int kernel_columns, int stride_rows, int stride_columns, int padding_rows,
-    int padding_columns, int dilation_rows, int dilation_columns, int groups, int frames, int lanes) {
+    int padding_columns, int dilation_rows, int dilation_columns, int own, int frames, int lanes) {
     const Geometry g{
         channels, height, width, rows, row_length, kernel_rows, kernel_columns, stride_rows,
-        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, groups, frames};
+        stride_columns, padding_rows, padding_columns, dilation_rows, dilation_columns, own, frames};
     if (lanes == 2) {
         fold<2>(columns, ds, count, g);
     } else {

@@ -29,7 +29,7 @@ def _geometry(conv: Conv2d, frames: Array) -> tuple[int, ...]:
     height, width, channels = frames.shape[1:]
     _, rows, columns = conv.output_shape((channels, height, width))
     axes = (*conv.kernels, *conv.strides, *conv.paddings, *conv.dilations)
-    return (channels, height, width, rows, columns, *axes, conv.groups, len(frames))
+    return (channels, height, width, rows, columns, *axes, channels // conv.groups, len(frames))
 
 
 def _chunks(rt: Runtime, conv: Conv2d, frames: Array, itemsize: int) -> Iterator[tuple[slice, slice]]:
