@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from stsbp_spec.backend import Batch
+from stsbp_spec.errors import NetworkError
 from stsbp_spec.graph import Neurons, Op, Place, Weighted
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES, Hamming, Loss
@@ -445,3 +446,49 @@ def test_literal_float64_against_torch_autograd(kind: str, tau: str, loss: str) 
     for name, gradient in literal.backward(LOSSES[loss], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
         assert np.abs(found[name] - gradient).max() <= 1e-13 * np.abs(gradient).max()
+
+
+_TWO_POOLINGS = """
+[[node]]
+name = "conv1"
+weights = "4C3p1"
+from = "input"
+[[node]]
+name = "below"
+neurons = ""
+from = "conv1"
+[[node]]
+name = "sums"
+layer = "P3"
+from = "below"
+[[node]]
+name = "largest"
+layer = "M3"
+from = "below"
+[[node]]
+name = "linear1"
+weights = "5"
+from = "sums"
+[[node]]
+name = "linear2"
+weights = "5b"
+from = "largest"
+[[node]]
+name = "output"
+neurons = ""
+from = ["linear1", "linear2"]
+"""
+
+
+def test_projections_into_one_population_have_their_own_division() -> None:
+    network = NetworkSpec.parse(_TWO_POOLINGS, input_shape=(2, 9, 8), neuron=LIF(3, 5 / 3, 0.5))
+    literal, batch = Literal(network), _batch(network)
+    run, weights, targets = _literal(literal, _on_grid(network), batch)
+    found = NUMPY.value_and_grad(network, LOSSES["van-rossum"], _on_grid(network), batch, precision="reproducible")
+    assert np.array_equal(found.spikes, np.stack(run.values["output"]))
+    assert 0.05 < found.spikes.mean() < 0.9
+    for name, gradient in literal.backward(LOSSES["van-rossum"], weights, run, targets).items():
+        assert np.abs(gradient).max() > 0
+        assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max()
+    with pytest.raises(NetworkError, match="Add takes inputs of one divisor of pooled sums, got 9 and 1"):
+        NetworkSpec.parse("4C3p1-[P3|M3]+-5", input_shape=(2, 9, 9))
