@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,24 +224,20 @@ def test_example_of_the_page_runs_and_learns() -> None:
 
 
 def test_public_names() -> None:
+    """All of them are there, and none is loaded before it is asked for."""
     assert sorted(stsbp_jax.__all__) == [
-        "Output",
-        "apply",
-        "avgpool2d",
-        "clip_to_domain",
-        "conv2d",
-        "distance",
-        "flatten",
-        "keep_mask",
-        "lif",
-        "linear",
-        "maxpool2d",
-        "psp",
-        "snap_weights",
-        "upsample2d",
-    ]
+        "ALIF", "Hamming", "IF", "JaxBackend", "LIF", "NetworkSpec", "Output", "PLIF", "PSP", "SpikeCount", "VanRossum",
+        "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "initial_weights", "keep_mask", "lif",
+        "linear", "maxpool2d", "psp", "snap_weights", "upsample2d",
+    ]  # fmt: skip
     for name in stsbp_jax.__all__:
         assert getattr(stsbp_jax, name).__doc__
+        assert name in dir(stsbp_jax)
+    with pytest.raises(AttributeError, match="has no attribute 'Lif'"):
+        _ = stsbp_jax.Lif
+    code = "import sys, stsbp_jax; print([m for m in ('jax', 'stsbp_spec') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("steps", [STEPS - 1, STEPS + 1, 0])

@@ -1,26 +1,57 @@
 """stsbp in JAX: the backend `jax`, and its layers as pure differentiable functions for ordinary JAX code.
 
 Images are channels-last in the layer functions, `[T, B, H, W, C]`, and as the spec lays them out, `[T, B, C, H, W]`, at
-`apply`. Weights have the spec's shapes everywhere.
+`apply`. Weights have the spec's shapes everywhere. What stands here is loaded when it is asked for.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-from stsbp_jax.losses import distance
-from stsbp_jax.network import Output, apply, clip_to_domain, snap_weights
-from stsbp_jax.neurons.lif import lif
-from stsbp_jax.random import keep_mask
-from stsbp_jax.synapses.avgpool2d import avgpool2d
-from stsbp_jax.synapses.conv2d import conv2d
-from stsbp_jax.synapses.flatten import flatten
-from stsbp_jax.synapses.linear import linear
-from stsbp_jax.synapses.maxpool2d import maxpool2d
-from stsbp_jax.synapses.psp import psp
-from stsbp_jax.synapses.upsample2d import upsample2d
+if TYPE_CHECKING:
+    from stsbp_spec import ALIF, IF, LIF, PSP, Hamming, NetworkSpec, SpikeCount, VanRossum, initial_weights
+    from stsbp_spec.neurons import PLIF
+
+    from stsbp_jax.backend import JaxBackend
+    from stsbp_jax.losses import distance
+    from stsbp_jax.network import Output, apply, clip_to_domain, snap_weights
+    from stsbp_jax.neurons.lif import lif
+    from stsbp_jax.random import keep_mask
+    from stsbp_jax.synapses.avgpool2d import avgpool2d
+    from stsbp_jax.synapses.conv2d import conv2d
+    from stsbp_jax.synapses.flatten import flatten
+    from stsbp_jax.synapses.linear import linear
+    from stsbp_jax.synapses.maxpool2d import maxpool2d
+    from stsbp_jax.synapses.psp import psp
+    from stsbp_jax.synapses.upsample2d import upsample2d
 
 __version__ = version("stsbp-jax")
 
 __all__ = [
-    "Output", "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "keep_mask", "lif", "linear",
-    "maxpool2d", "psp", "snap_weights", "upsample2d",
+    "ALIF", "IF", "LIF", "PLIF", "PSP", "Hamming", "JaxBackend", "NetworkSpec", "Output", "SpikeCount", "VanRossum",
+    "apply", "avgpool2d", "clip_to_domain", "conv2d", "distance", "flatten", "initial_weights", "keep_mask", "lif",
+    "linear", "maxpool2d", "psp", "snap_weights", "upsample2d",
 ]  # fmt: skip
+
+_HOMES = {
+    "stsbp_jax.backend": ("JaxBackend",),
+    "stsbp_jax.losses": ("distance",),
+    "stsbp_jax.network": ("Output", "apply", "clip_to_domain", "snap_weights"),
+    "stsbp_jax.neurons.lif": ("lif",),
+    "stsbp_jax.random": ("keep_mask",),
+    "stsbp_spec.neurons": ("ALIF", "IF", "LIF", "PLIF"),
+    "stsbp_spec": ("PSP", "Hamming", "NetworkSpec", "SpikeCount", "VanRossum", "initial_weights"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the module that has it; synapses have modules of their own names."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOME.get(name, f"stsbp_jax.synapses.{name}")), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
