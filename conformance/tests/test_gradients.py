@@ -11,6 +11,7 @@ from stsbp_conformance.reference import NUMPY
 from stsbp_conformance.search import drawn_case, ratios
 from stsbp_conformance.tiers import bits, gradients
 from stsbp_spec.losses import LOSSES
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF
 from stsbp_spec.reference.roundoff import Near, Potentials
 from stsbp_spec.surrogates import Rectangle
@@ -42,13 +43,37 @@ def test_adversarial_cases_stay_within_the_bound_and_leave_the_former(name: str,
 @pytest.mark.parametrize("loss", [*LOSSES, None])
 @pytest.mark.parametrize(
     "case",
-    [bits.SMALL[1], bits.MODELS, bits.LEARNED, *bits.MODELS_DIRECT, bits.DIRECT, bits.COUNTS, bits.FLOOR],
+    [
+        bits.SMALL[1],
+        bits.MODELS,
+        bits.LEARNED,
+        *bits.MODELS_DIRECT,
+        bits.DIRECT,
+        bits.COUNTS,
+        bits.FLOOR,
+        bits.RECURRENT,
+        bits.RECURRENT_DIRECT,
+    ],
     ids=lambda case: case.id,
 )
 def test_the_error_analysis_has_the_values_of_the_literal_form(case: NetworkCase, loss: str | None) -> None:
     literal = gradients.float64_gradients(case, loss)
     for name, near in gradients.analysed(case, loss, "float32", None).items():
         assert np.abs(near.value - literal[name]).max() <= 1e-13 * np.abs(literal[name]).max(), name
+
+
+@pytest.mark.parametrize(("steps", "least", "most"), [(10, 1e-6, 1e-5), (100, 1.0, 1e5)])
+def test_the_bound_of_a_recurrence_grows_with_time_and_its_spread_does_not(
+    steps: int, least: float, most: float
+) -> None:
+    network = NetworkSpec.parse("20R", input_shape=(30,), outputs=5, neuron=LIF(8, 4, 0.4))
+    case = NetworkCase("recurrence over time", network, steps, 4, gain=1.5)
+    near, got = gradients.near_gradients(case, None)["linear1"], gradients.computed(NUMPY, case, None)["linear1"]
+    largest, distance = np.abs(near.value).max(), np.abs(got - near.value)
+    assert least < np.median(near.bound) / largest < most
+    assert np.median(near.spread) / largest < 1e-5
+    assert largest_ratio(distance, near.bound)[0] <= 1
+    assert largest_ratio(distance, near.spread)[0] < 1
 
 
 def test_potentials_stand_on_edges_and_thresholds() -> None:
@@ -82,9 +107,9 @@ def test_the_factor_through_the_reset_exceeds_1_at_every_step(name: str) -> None
     assert growth > 1.02
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_drawn_networks_stay_within_the_bound(seed: int) -> None:
-    case, loss = drawn_case(seed)
+@pytest.mark.parametrize(("seed", "graphs"), [*((s, False) for s in range(24)), *((s, True) for s in range(12))])
+def test_drawn_networks_stay_within_the_bound(seed: int, graphs: bool) -> None:
+    case, loss = drawn_case(seed, graphs=graphs)
     kinds: tuple[Potentials, ...] = ("float32", "float64")
     for potentials in kinds:
         found = ratios(NUMPY, case, loss, potentials)

@@ -1,6 +1,6 @@
 """A search for networks that break the bound of `fast` gradients.
 
-    python -m stsbp_conformance.search --cases 1000 --backend torch [--device D] [--first SEED] [--normalised]
+    python -m stsbp_conformance.search --cases 1000 --backend torch [--device D] [--first SEED] [--normalised|--graphs]
 
 Draws small networks, many of them with what makes rounding errors large: peaked surrogates, potentials held at the
 threshold or on an edge, constant weights and inputs, errors that are equal or take each other away. Prints the largest
@@ -40,8 +40,23 @@ _OVERFLOW = 1e30
 """The bound says nothing where float32 may overflow; networks whose gradients reach this are left out."""
 
 
-def drawn_case(seed: int, *, normalised: bool = False) -> tuple[AdversarialCase, str | None]:
-    """A network of a seed, and the loss whose error enters it (None: cotangents)."""
+_GRAPHS = {
+    "3C3p1-P2-6": "3C3R3p1-P2-6R",
+    "4C2s2-5": "4C2R1s2-[4C1b]+-5R{reset=subtract}",
+    "P2-3C3-P2-4": "P2-3C3{delay=1}-[3C1|3C3R1p1]+-P2-4{recurrent=one-to-one}",
+    "3C2-D0.25-4C2p1-5": "3C2R3b-D0.25-4C2p1-5R{delay=2,neuron=alif}",
+    "6": "6R",
+    "12-8": "12R-8R{neuron=if,tau_s=7,tau_rise=2}",
+    "7-7-7-7": "7-[7R{delay=1}|7-7]+-7R{neuron=alif,reset=subtract}-7{recurrent=one-to-one}",
+}
+"""What is drawn in their place with `graphs`."""
+
+
+def drawn_case(seed: int, *, normalised: bool = False, graphs: bool = False) -> tuple[AdversarialCase, str | None]:
+    """A network of a seed, and the loss whose error enters it (None: cotangents).
+
+    `normalised`: with batch normalisation; `graphs`: with recurrence, branches and delays.
+    """
     rng = np.random.default_rng(seed)
 
     def one_of(*choices: Any) -> Any:
@@ -65,7 +80,7 @@ def drawn_case(seed: int, *, normalised: bool = False) -> tuple[AdversarialCase,
     if normalised:
         notation = "-".join(token if token[0] in "PD" else f"{token}bn" for token in notation.split("-"))
     network = NetworkSpec.parse(
-        notation,
+        _GRAPHS[notation] if graphs else notation,
         input_shape=(int(rng.integers(1, 4)), 9, 8) if images else (int(rng.integers(1, 12)),),
         outputs=int(rng.integers(1, 5)),
         coding="direct" if direct else "events",
@@ -123,13 +138,13 @@ def ratios(
         got = gradients.computed(backend, case, loss, dropout)
     except NumericError:
         return None
-    found = (0.0, 0.0, 0.0)
+    found, layers = (0.0, 0.0, 0.0), {block.name for block in case.network.blocks}
     for name, expected in near.items():
         distance = np.abs(got[name].astype(np.float64) - expected.value)
         each = (
             largest_ratio(distance, expected.bound)[0],
             largest_ratio(distance, expected.spread)[0],
-            former_ratio(case, name, distance, expected),
+            former_ratio(case, name, distance, expected) if name in layers else 0.0,
         )
         found = tuple(map(max, found, each))  # type: ignore[assignment]
     return found
@@ -144,7 +159,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first one (default 0)")
     parser.add_argument("--backend", default="numpy", help="which backend computes the gradients (default numpy)")
     parser.add_argument("--device", help="of the backend")
-    parser.add_argument("--normalised", action="store_true", help="with batch normalisation")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--normalised", action="store_true", help="with batch normalisation")
+    kind.add_argument("--graphs", action="store_true", help="with recurrence, branches and delays")
     options = parser.parse_args()
     backend = load_backend(options.backend)(options.device)
     kinds: tuple[Potentials, ...] = ("float32", "float64")
@@ -154,7 +171,7 @@ def main() -> None:
         for cached in (reference.run, reference.data, gradients.float64_gradients, gradients.near_gradients):
             cached.cache_clear()
         try:
-            case, loss = drawn_case(seed, normalised=options.normalised)
+            case, loss = drawn_case(seed, normalised=options.normalised, graphs=options.graphs)
         except SpecError:
             left_out += 1
             continue

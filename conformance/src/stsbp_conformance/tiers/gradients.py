@@ -197,6 +197,9 @@ CHECKS = (
     _check(bits.NORMALISED_DIRECT, "hamming", quick=True, dropout=(3, 5)),
     *(_check(case, quick=False, potentials="float64") for case in (bits.NORMALISED, bits.NORMALISED_DIRECT)),
     *(_check(case, quick=case is bits.MODELS_DIRECT[-1]) for case in bits.MODELS_DIRECT),
+    _check(bits.RECURRENT, "van-rossum", quick=True, dropout=(3, 5)),
+    _check(bits.RECURRENT, quick=False),
+    *(_check(bits.RECURRENT_DIRECT, quick=False, potentials=kind) for kind in ("float32", "float64")),
     *(
         _check(case, loss, quick=True, potentials=potentials)
         for case, loss in adversarial.CASES

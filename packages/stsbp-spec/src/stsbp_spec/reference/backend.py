@@ -199,7 +199,7 @@ def pool_forward(pool: AvgPool2d, s: AnyArray) -> tuple[Float32, Shape]:
 def pool_backward(pool: AvgPool2d, shape: Shape, d: Float32) -> Float32:
     """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
     rows, columns = pool.sizes
-    ds = np.zeros(shape, np.float32)
+    ds = np.zeros(shape, d.dtype)
     spread = np.repeat(np.repeat(d * np.float32(2.0**-pool.exponent), rows, axis=-2), columns, axis=-1)
     ds[..., : spread.shape[-2], : spread.shape[-1]] = spread
     return ds

@@ -27,27 +27,28 @@ import numpy as np
 from stsbp_spec.backend import LayerRun
 from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.expr import Expr, Recurrence, ordered
+from stsbp_spec.graph import Input, Network, Neurons, Place, Projection, Weighted
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.losses import Hamming, Loss, SpikeCount, VanRossum
-from stsbp_spec.network import Block, NetworkSpec
+from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.random import keep_mask
 from stsbp_spec.reference.backend import (
     RULES,
+    NumpyBackend,
     by_group,
     chunks,
-    conv_forward,
     fold,
-    linear_forward,
     of_groups,
     recur,
     unfold,
     weight_rows,
 )
 from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Triangle
-from stsbp_spec.synapses import IDENTITY, PSP, AvgPool2d, Conv2d, Dropout, Linear, Upsample2d, batchnorm
-from stsbp_spec.synapses.base import Passing
+from stsbp_spec.synapses import IDENTITY, PSP, Add, AvgPool2d, Conv2d, Dropout, Linear, OneToOne, Upsample2d, batchnorm
+from stsbp_spec.synapses.base import Passing, Values
 from stsbp_spec.synapses.bias import Biased
+from stsbp_spec.synapses.dropout import substream
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Float32, Float64, UInt8
 
@@ -60,8 +61,10 @@ __all__ = [
     "exact_filter",
     "gamma",
     "gradients",
+    "input_errors",
     "learned_gradients",
     "loss_error",
+    "membrane_potentials",
     "neuron_backward",
     "neuron_forward",
     "synapse_backward",
@@ -349,22 +352,26 @@ def learned_gradients(
     if not equations.terms:
         return {}
     found = _run(equations.backward, _constants(equations, filter), {**kept, "g": g}, spikes)
-    gradients, learned = {}, {**filter.like.learned(), **neuron.learned()}
-    for name, output in equations.terms.items():
-        (count,) = learned[name].shape(spikes.shape[2:])
+    learned = {**filter.like.learned(), **neuron.learned()}
+    return {
+        name: _total(_over_time(found[output]), *learned[name].shape(spikes.shape[2:]))
+        for name, output in equations.terms.items()
+    }
 
-        def total(x: Float64, count: int = count) -> Float64:
-            added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
-            return added
 
-        each = _over_time(found[output])
-        value, error = total(each.value), total(each.error)
-        # n numbers added in float64, in any order: off by at most n 2^-53 of their magnitudes. Then rounded once.
-        error = error + each.value.size * 2.0**-53 * total(each.largest)
-        error = error + U * (np.abs(value) + error) + TINY
-        spread = _root(np.sqrt(total(np.square(each.spread))), U * value) + TINY
-        gradients[name] = Near(value, error, spread)
-    return gradients
+def _total(each: Near, count: int) -> Near:
+    """`each` `[B, C, ...]` added in float64 over all axes but that of `C`, or all (`count` 1), and rounded once."""
+
+    def total(x: Float64) -> Float64:
+        added: Float64 = np.moveaxis(x, 1, 0).reshape(count, -1).sum(axis=1)
+        return added
+
+    value, error = total(each.value), total(each.error)
+    # n numbers, in any order: off by at most n 2^-53 of their magnitudes.
+    error = error + each.value.size * 2.0**-53 * total(each.largest)
+    error = error + U * (np.abs(value) + error) + TINY
+    spread = _root(np.sqrt(total(np.square(each.spread))), U * value) + TINY
+    return Near(value, error, spread)
 
 
 def _constants(equations: NeuronEquations, filter: Filtering) -> dict[str, Near]:
@@ -555,12 +562,20 @@ def synapse_backward(
     dw = _sum(n, *sums).each(lambda x: x.reshape(wq.shape))
     if not need_input:
         return None, dw
+    return input_errors(synapse, s.shape[2:], wq, dz), dw
+
+
+def input_errors(synapse: Conv2d | Linear, shape: tuple[int, ...], wq: Float32, dz: Near) -> Near:
+    """`W^T dz`, `[T, B, ...]` of inputs of `shape`, sums in any order."""
+    value, error, size, variance, squares = (
+        x.reshape(-1, *x.shape[2:]) for x in (dz.value, dz.error, dz.largest, np.square(dz.spread), np.square(dz.value))
+    )
     w = wq.astype(np.float64)
     matrices = (w, np.abs(w), np.abs(w), w * w, w * w)
     fields = (value, error, size, variance, squares)
-    below = [_input_sums(synapse, *pair, s.shape[2:]) for pair in zip(matrices, fields, strict=True)]
-    ds = _sum(synapse.summands(s.shape[2:])[2], *below)
-    return ds.each(lambda x: x.reshape(s.shape)), dw
+    below = [_input_sums(synapse, *pair, shape) for pair in zip(matrices, fields, strict=True)]
+    ds = _sum(synapse.summands(shape)[2], *below)
+    return ds.each(lambda x: x.reshape(*dz.value.shape[:2], *shape))
 
 
 def _sum(
@@ -712,17 +727,17 @@ def _rounded(a: Near) -> Near:
 
 
 def _normalised(
-    block: Block, z: Float32, wq: Mapping[str, AnyArray], dropout: tuple[int, int] | None
+    projection: Projection, z: Float32, wq: Mapping[str, AnyArray], dropout: tuple[int, int] | None
 ) -> _Normalised | None:
-    """What normalises the sums `z` of a block; None: nothing does."""
-    norm = block.synapse.norm
+    """What normalises the sums `z` of weights; None: nothing does."""
+    norm = projection.synapse.norm
     if norm is None:
         return None
     training, (scale, mean, variance) = (
         dropout is not None,
-        (wq[f"{block.name}.{name}"].astype(np.float64) for name in ("scale", "mean", "variance")),
+        (wq[f"{projection.name}.{name}"].astype(np.float64) for name in ("scale", "mean", "variance")),
     )
-    gain = block.input.gain if training else 1.0
+    gain = projection.input.gain if training else 1.0
     if training:
         axes = tuple(axis for axis in range(z.ndim) if axis != 2)
         mean, variance = z.mean(axes, dtype=np.float64), z.var(axes, dtype=np.float64)
@@ -730,42 +745,11 @@ def _normalised(
     stretch = norm.factor * gain / np.sqrt(s2)
     narrow = {"mean": mean, "a": scale * stretch}
     numbers = {name: _rounded(exact(x)) for name, x in narrow.items()}
-    unit = 2.0 ** -int(wq[f"{block.name}.exponent"][0])
+    unit = 2.0 ** -int(wq[f"{projection.name}.exponent"][0])
     return _Normalised(z, numbers, mean, stretch, gain * gain / s2, unit, training)
 
 
 # The whole network.
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """What met a block's weights, `[1 or T, B, ...]`, and how to go back through pooling and dropout."""
-
-    s: AnyArray
-    back: Callable[[Near], Near]
-
-
-def _before(block: Block, s: AnyArray, dropout: tuple[int, int] | None) -> _Trace:
-    undo: list[Callable[[Near], Near]] = []
-    for place, (layer, shape) in enumerate(block.entering):
-        if not isinstance(layer, Dropout):
-            rule = RULES[type(layer)]
-            s, residuals = rule.forward(layer, s)
-            undo.append(partial(_undone, layer, residuals))
-        elif dropout is not None and layer.rate > 0:
-            seed, step = dropout
-            mask = keep_mask(seed, block.dropout_substream(place), step, (s.shape[1], *shape), layer.rate)
-            s = s * mask
-            undo.append(lambda d, mask=mask: d.each(lambda x: x * mask))  # type: ignore[misc]
-
-    def back(d: Near) -> Near:
-        for adjoint in reversed(undo):
-            d = adjoint(d)
-            tiny = np.where(d.largest > 0, TINY, 0)
-            d = replace(d, error=d.error + tiny, spread=d.spread + tiny)
-        return d
-
-    return _Trace(s, back)
 
 
 def _undone(layer: Passing, residuals: Any, d: Near) -> Near:
@@ -782,7 +766,7 @@ def _block_sums(up: Upsample2d, d: Near) -> Near:
 
 
 def gradients(
-    network: NetworkSpec,
+    network: NetworkSpec | Network,
     wq: Mapping[str, Float32],
     inputs: UInt8,
     layers: Mapping[str, LayerRun],
@@ -797,64 +781,312 @@ def gradients(
         network: the network.
         wq: weights on their grid, what else was learned, statistics and exponents, by name: `trainer.on_grid`.
         inputs: `[B, ...]` (direct) or `[T, B, ...]` (events), uint8.
-        layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`).
+        layers: spikes and potentials of the float32 forward pass, by layer name (`AbstractBackend.run`); of a graph, by
+            the names of its populations.
         error: `dL/do` of the output: `loss_error`, or `exact` cotangents.
         potentials: which ones float64 stands on; with `float64` only the spikes of `layers` are used.
         dropout: `(seed, step)` of the masks that the forward pass used.
     """
-    s: AnyArray = inputs if network.coding == "events" else inputs[None].astype(np.float32) * np.float32(2.0**-8)
-    traces, kept, norms = {}, {}, dict[str, _Normalised]()
-    for block in network.blocks:
-        run = layers[block.name]
-        trace = traces[block.name] = _before(block, s, dropout)
-        forward: Any = conv_forward if isinstance(block.synapse, Conv2d) else linear_forward
-        z = forward(block.synapse, trace.s, wq[block.name])[0]
-        if (norm := _normalised(block, z, wq, dropout)) is not None:
-            norms[block.name] = norm
-        if potentials == "float32":
-            kept[block.name] = {name: exact(x) for name, x in _kept(block, run, z, wq, dropout).items()}
-        else:
-            if norm is not None:
-                z = norm.forward(wq[f"{block.name}.shift"])
-            learned = {name: wq[f"{block.name}.{name}"] for name in block.learned}
-            kept[block.name] = neuron_forward(block.neuron, _filter(block, dropout), z, run.spikes, learned)
-        s = run.spikes
-    found: dict[str, Near] = {}
-    g: Near | None = error
-    alike = 1
-    for block in reversed(network.blocks):
-        assert g is not None
-        trace, spikes = traces[block.name], layers[block.name].spikes
-        static = len(trace.s) == 1 and len(spikes) > 1
-        own = block.neuron, _filter(block, dropout), kept.pop(block.name), spikes, g
-        found |= {f"{block.name}.{name}": x for name, x in learned_gradients(*own).items()}
-        dz = neuron_backward(*own, static=static)
-        if block.name in norms:
-            dz, found[f"{block.name}.scale"], found[f"{block.name}.shift"] = norms.pop(block.name).backward(dz)
-        below, found[block.name] = synapse_backward(
-            block.synapse, trace.s, wq[block.name], dz, need_input=block.index > 0, alike=alike
+    return _forward(network, wq, inputs, layers, potentials, dropout).backward(error)
+
+
+def membrane_potentials(
+    network: NetworkSpec | Network, wq: Mapping[str, Float32], inputs: UInt8, layers: Mapping[str, LayerRun]
+) -> dict[str, Near]:
+    """Potentials of each population in a float64 simulation with the spikes of `layers`: see `gradients`."""
+    walk = _forward(network, wq, inputs, layers, "float64", None)
+    return {name: kept["u"] for name, kept in walk.kept.items()}
+
+
+def _forward(
+    network: NetworkSpec | Network,
+    wq: Mapping[str, Float32],
+    inputs: UInt8,
+    layers: Mapping[str, LayerRun],
+    potentials: Potentials,
+    dropout: tuple[int, int] | None,
+) -> _Walk:
+    if isinstance(network, NetworkSpec):
+        graph, runs = network.graph, {block.population: layers[block.name] for block in network.blocks}
+    else:
+        graph, runs = network, {**layers}
+    walk = _Walk(graph, wq, runs, potentials, dropout)
+    coding = next(node.op.coding for node in graph.nodes if isinstance(node.op, Input))
+    walk.forward(NumpyBackend().encode(inputs, coding))
+    return walk
+
+
+class _Walk:
+    """Through a network and back; `reference/literal.py` goes the same way.
+
+    Attributes:
+        values: what each node makes, exact, `[1 or T, B, ...]`.
+        read: what each of the weights met.
+        kept: what the neurons of each population keep for the way back.
+        back: by node without weights, from the error of its output to that of its input.
+    """
+
+    def __init__(
+        self,
+        graph: Network,
+        wq: Mapping[str, Float32],
+        runs: Mapping[str, LayerRun],
+        potentials: Potentials,
+        dropout: tuple[int, int] | None,
+    ) -> None:
+        if any(node.shares is not None for node in graph.nodes):
+            raise TypeError("no error analysis of weights that several nodes use")
+        self.graph, self.wq, self.runs, self.potentials, self.dropout = graph, wq, runs, potentials, dropout
+        self.projections = {projection.name: projection for projection in graph.projections}
+        self.own = {name for names in graph.recurrent.values() for name in names}
+        self.values: dict[str, AnyArray] = {}
+        self.read: dict[str, AnyArray] = {}
+        self.norms: dict[str, _Normalised] = {}
+        self.kept: dict[str, dict[str, Near]] = {}
+        self.back: dict[str, Callable[[Near], Near]] = {}
+
+    @property
+    def training(self) -> bool:
+        return self.dropout is not None
+
+    def forward(self, inputs: AnyArray) -> None:
+        """Exact values of all nodes, from the spikes of the float32 forward pass."""
+        for place in self.graph.places:
+            node, op = place.node, place.node.op
+            if node.name in self.own:
+                continue
+            read = [_shifted(self.values[e.source], e.delay) for e in node.inputs if e.source not in self.own]
+            if isinstance(op, Input):
+                self.values[node.name] = inputs
+            elif isinstance(op, Weighted):
+                self._meet(node.name, *read)
+            elif isinstance(op, Neurons):
+                for name in self.graph.recurrent.get(node.name, ()):
+                    self._meet(name, _shifted(self.runs[node.name].spikes, 1))
+                self.kept[node.name] = self._keep(place)
+                self.values[node.name] = self.runs[node.name].spikes
+            elif isinstance(op, Add):
+                self.values[node.name] = reduce(np.add, read)
+            else:
+                (s,) = read
+                self.values[node.name], self.back[node.name] = self._passed(place, s)
+
+    def _meet(self, name: str, s: AnyArray) -> None:
+        """Sums of weights."""
+        projection, self.read[name] = self.projections[name], s
+        synapse = projection.synapse
+        if isinstance(synapse, OneToOne):
+            self.values[name] = s * self.wq[name][:, 0]
+            return
+        z = RULES[type(synapse)].forward(synapse, s, self.wq[name])[0]
+        norm = _normalised(projection, z, self.wq, self.dropout)
+        if norm is not None:
+            self.norms[name] = norm
+        self.values[name] = z
+
+    def _passed(self, place: Place, s: AnyArray) -> tuple[AnyArray, Callable[[Near], Near]]:
+        op = place.node.op
+        assert isinstance(op, Passing)
+        if isinstance(op, Dropout):
+            if self.dropout is None or op.rate == 0:
+                return s, _as_it_is
+            (seed, step), stream = self.dropout, substream(place.layer, place.position)
+            mask = keep_mask(seed, stream, step, (s.shape[1], *place.output.shape), op.rate)
+            return s * mask, lambda d: _tiny(d.each(lambda x: x * mask))
+        known = op.at(place.inputs[0].shape)
+        made, residuals = RULES[type(known)].forward(known, s)
+        return made, lambda d: _tiny(_undone(known, residuals, d))
+
+    def _keep(self, place: Place) -> dict[str, Near]:
+        """What the way back reads of a population: from float32's potentials, or from a float64 simulation."""
+        op, run = place.node.op, self.runs[place.node.name]
+        assert isinstance(op, Neurons)
+        sources = [edge.source for edge in place.node.inputs]
+        equations, constants = _of_population(place, training=self.training)
+        zs = [self.values[source] for source in sources]
+        learned = {name: self.wq[parameter] for name, parameter in place.parameters.items()}
+        each = {free: _spread(learned[name], run.spikes) for name, free in equations.learned.items()}
+        if self.potentials == "float32":
+            if equations.kept == ("u",):
+                found = {"u": run.potentials}
+            elif any(source in self.norms for source in sources):
+                raise TypeError(
+                    f"no error analysis of {op.model.name} after batch normalisation on float32's potentials"
+                )
+            else:
+                given = dict(zip(equations.inputs, zs, strict=True))
+                found = recur(equations.forward, equations.constants, {**given, **each}, len(run.spikes))
+            return {name: exact(x) for name, x in ({name: found[name] for name in equations.kept} | each).items()}
+        near = [
+            self.norms[source].forward(self.wq[f"{source}.shift"]) if source in self.norms else exact(z)
+            for source, z in zip(sources, zs, strict=True)
+        ]
+        if len(near) == 1:
+            return neuron_forward(op.model, _filtering(place.inputs[0], self.training), near[0], run.spikes, learned)
+        simulated = _run(
+            equations.forward,
+            constants,
+            {**dict(zip(equations.inputs, near, strict=True)), **{name: exact(x) for name, x in each.items()}},
+            run.spikes,
         )
-        alike = math.prod(layer.area for layer, _ in block.entering if isinstance(layer, AvgPool2d))
-        g = None if below is None else trace.back(below)
+        return {name: simulated[name] for name in equations.kept} | {name: exact(x) for name, x in each.items()}
+
+    def backward(self, error: Near) -> dict[str, Near]:
+        """Gradients by name. Errors of what several nodes read are added in the order of the nodes."""
+        waiting, found = {self.graph.nodes[-1].name: [error]}, dict[str, Near]()
+        trained = self._trained()
+        for place in reversed(self.graph.places):
+            node, op = place.node, place.node.op
+            errors = waiting.pop(node.name, [])
+            if not errors or isinstance(op, Input):
+                continue
+            d = reduce(_add, reversed(errors))
+            edges = [edge for edge in node.inputs if edge.source not in self.own]
+            below: Sequence[Near | None]
+            if isinstance(op, Neurons):
+                below = self._through_neurons(place, d, found)
+            elif isinstance(op, Weighted):
+                below = [self._through_weights(node.name, d, found, need_input=trained[edges[0].source])]
+            elif isinstance(op, Add):
+                below = [d] * len(edges)
+            else:
+                below = [self.back[node.name](d)]
+            for edge, each in reversed([*zip(edges, below, strict=True)]):
+                if each is not None and trained[edge.source]:
+                    waiting.setdefault(edge.source, []).append(each.each(partial(_shifted, steps=-edge.delay)))
+        return found
+
+    def _trained(self) -> dict[str, bool]:
+        """Of each node whether weights stand in it or before it."""
+        found = dict[str, bool]()
+        for place in self.graph.places:
+            name, edges = place.node.name, place.node.inputs
+            below = any(found.get(edge.source, False) for edge in edges)
+            found[name] = isinstance(place.node.op, Weighted) or below
+        return found
+
+    def _through_weights(self, name: str, dz: Near, found: dict[str, Near], *, need_input: bool) -> Near | None:
+        """Back through weights; their gradient goes to `found`."""
+        synapse, s, w = self.projections[name].synapse, self.read[name], self.wq[name]
+        if name in self.norms:
+            dz, found[f"{name}.scale"], found[f"{name}.shift"] = self.norms[name].backward(dz)
+        if isinstance(synapse, OneToOne):
+            terms = dz.each(lambda x: x * s)
+            flat = terms.each(lambda x: x.reshape(1, -1, len(w)).swapaxes(1, 2))
+            found[name] = _total(flat, len(w)).each(lambda x: x.reshape(w.shape))
+            return _one_to_one(w, dz) if need_input else None
+        assert isinstance(synapse, (Conv2d, Linear))
+        (population,) = self.graph.readers[name]
+        alike = self._alike(population)
+        below, found[name] = synapse_backward(synapse, s, w, dz, need_input=need_input, alike=alike)
+        return below
+
+    def _alike(self, name: str) -> int:
+        """Neighbours to which the pooling behind a node sends nearly the same error."""
+        most = 1
+        for reader in self.graph.readers[name]:
+            (place,) = (each for each in self.graph.places if each.node.name == reader)
+            op = place.node.op
+            if isinstance(op, Passing):
+                known = op.at(place.inputs[0].shape)
+                area = known.area if isinstance(known, AvgPool2d) else 1
+                most = max(most, area * self._alike(reader))
+        return most
+
+    def _through_neurons(self, place: Place, g: Near, found: dict[str, Near]) -> list[Near]:
+        """Back through a population: errors of its inputs from elsewhere."""
+        op, spikes = place.node.op, self.runs[place.node.name].spikes
+        assert isinstance(op, Neurons)
+        kept, loops = self.kept.pop(place.node.name), self.graph.recurrent.get(place.node.name, ())
+        sources = [edge.source for edge in place.node.inputs]
+        static = [values.static and len(spikes) > 1 for values in place.inputs]
+        if len(place.inputs) == 1:
+            own = op.model, _filtering(place.inputs[0], self.training), kept, spikes, g
+            found |= {place.parameters[name]: x for name, x in learned_gradients(*own).items()}
+            return [neuron_backward(*own, static=static[0])]
+        equations, constants = _of_population(place, training=self.training)
+        summed = tuple(sorted({error for error, still in zip(equations.errors, static, strict=True) if still}))
+        one, states = equations.backward_step(summed)
+        none = exact(np.zeros((1, *spikes.shape[1:])))
+        back, after = none, dict.fromkeys(states, none)
+        steps: dict[str, list[Near]] = {name: [] for name in equations.errors if name not in summed}
+        for t in reversed(range(len(spikes))):
+            at = {name: x if len(x.value) == 1 else x[t : t + 1] for name, x in kept.items()}
+            made = _run(one, constants, {**at, "g": g[t : t + 1], "back": back, **after}, spikes[t : t + 1])
+            after = dict(zip(states, [made[name] for name in [*made][len(made) - len(states) :]], strict=True))
+            for name, errors in steps.items():
+                errors.append(made[name])
+            sent = [self._sent_back(name, made[equations.errors[sources.index(name)]]) for name in loops]
+            back = reduce(_add, sent, none)
+        moving = {name: _joined(errors[::-1]) for name, errors in steps.items()}
+        names = (*summed, *equations.terms.values())
+        totals = dict(zip(names, [*after.values()][len(after) - len(names) :], strict=True))
+        for name, output in equations.terms.items():
+            (count,) = place.learned[name].shape(place.output.shape)
+            found[place.parameters[name]] = _total(totals[output][0], count)
+        each = {**moving, **{name: totals[name] for name in summed}}
+        for name in loops:
+            self._through_weights(name, each[equations.errors[sources.index(name)]], found, need_input=False)
+        return [each[error] for source, error in zip(sources, equations.errors, strict=True) if source not in loops]
+
+    def _sent_back(self, name: str, dz: Near) -> Near:
+        """`V^T dz` of one step, `[1, B, ...]`."""
+        projection, w = self.projections[name], self.wq[name]
+        if isinstance(projection.synapse, OneToOne):
+            return _one_to_one(w, dz)
+        assert isinstance(projection.synapse, (Conv2d, Linear))
+        return input_errors(projection.synapse, projection.input.shape, w, dz)
+
+
+def _one_to_one(w: Float32, dz: Near) -> Near:
+    each = exact(w[:, 0])
+    return _multiply(Near(*(np.broadcast_to(x, dz.value.shape) for x in (each.value, each.error, each.spread))), dz)
+
+
+def _as_it_is(d: Near) -> Near:
+    return d
+
+
+def _tiny(d: Near) -> Near:
+    """What underflow can move."""
+    tiny = np.where(d.largest > 0, TINY, 0)
+    return replace(d, error=d.error + tiny, spread=d.spread + tiny)
+
+
+def _shifted(x: AnyArray, steps: int) -> AnyArray:
+    """`Pairs.shifted`."""
+    if steps == 0:
+        return x
+    found, count = np.zeros_like(x), max(0, len(x) - abs(steps))
+    if steps > 0:
+        found[len(x) - count :] = x[:count]
+    else:
+        found[:count] = x[len(x) - count :]
     return found
 
 
-def _kept(
-    block: Block, run: LayerRun, z: Float32, wq: Mapping[str, Float32], dropout: tuple[int, int] | None
-) -> dict[str, Float32]:
-    """What float32's way back reads of its forward pass: the potentials of `run`, and what else the model asks for."""
-    equations = neuron_equations(block.filter(training=dropout is not None), block.neuron)
-    each = {free: _spread(wq[f"{block.name}.{name}"], run.spikes) for name, free in equations.learned.items()}
-    if equations.kept == ("u",):
-        return {"u": run.potentials} | each
-    if block.synapse.norm is not None:
-        raise TypeError(f"no error analysis of {block.neuron.name} after batch normalisation on float32's potentials")
-    found = recur(equations.forward, equations.constants, {"z": z, **each}, len(run.spikes))
-    return {name: found[name] for name in equations.kept} | each
+def _filtering(values: Values, training: bool) -> Filtering:
+    return exact_filter(values.pending, values.factor(training=training), biased=values.biased)
 
 
-def _filter(block: Block, dropout: tuple[int, int] | None) -> Filtering:
-    return exact_filter(block.psp, block.sums.factor(training=dropout is not None), biased=block.synapse.bias)
+def _of_population(place: Place, *, training: bool) -> tuple[NeuronEquations, dict[str, Near]]:
+    """The equations of neurons that read several projections, and how far float32's constants are from wide ones."""
+    op, inputs = place.node.op, place.inputs
+    assert isinstance(op, Neurons)
+    filters = tuple(values.filter(training=training) for values in inputs)
+    equations = neuron_equations(filters, op.model, tuple(values.static for values in inputs))
+    of_filters = [
+        constant
+        for values, name, error in zip(inputs, equations.inputs, equations.errors, strict=True)
+        for constant in (_filtering(values, training).constants if error == f"d{name}" else ())
+    ]
+    constants = {name: _constant(value) for name, value in equations.wide.items()}
+    return equations, constants | dict(zip(equations.forward.parameters, of_filters, strict=False))
+
+
+def _joined(steps: Sequence[Near]) -> Near:
+    """Steps `[1, B, ...]` one after the other."""
+    return Near(*(np.concatenate([getattr(x, name) for x in steps]) for name in ("value", "error", "spread")))
 
 
 def _stack(steps: Sequence[Near]) -> Near:
