@@ -284,7 +284,8 @@ def test_the_top_of_the_package_is_light_and_complete() -> None:
     assert run.stdout.strip() == "[]"
     assert sorted(stsbp_torch.__all__) == [
         "ALIF", "Hamming", "IF", "LIF", "Network", "NetworkSpec", "Neurons", "PLIF", "PSP", "Sequential", "SpikeCount",
-        "SpikingAvgPool2d", "SpikingConv2d", "SpikingLinear", "TorchBackend", "VanRossum", "__version__", "spike_loss",
+        "SpikingAvgPool2d", "SpikingConv2d", "SpikingGlobalAvgPool", "SpikingLinear", "SpikingMaxPool2d",
+        "SpikingUpsample2d", "TorchBackend", "VanRossum", "__version__", "spike_loss",
     ]  # fmt: skip
     for name in stsbp_torch.__all__:
         assert getattr(stsbp_torch, name) is not None
