@@ -425,11 +425,13 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
     )
     dz, _ = NUMPY.neuron_backward(ops["neurons2"].model, network.values["linear2"].filter(training=False), top, error)
     projections = {each.name: each for each in network.projections}
+    zeroed: dict[str, AnyArray] = {}
 
     def on_grid(name: str, dz: AnyArray) -> AnyArray:
         if precision == "fast":
             return dz
-        return NUMPY.error_grid(dz, projections[name].error_bits(frames=len(dz) * BATCH))[0]
+        found, zeroed[name] = NUMPY.error_grid(dz, projections[name].error_bits(frames=len(dz) * BATCH))
+        return found
 
     def gradient(name: str, of: Any, dz: AnyArray) -> tuple[AnyArray, AnyArray]:
         ds, dw = rule.backward(ops[name], of, on_grid(name, dz), precision=precision, need_input=True)
@@ -452,6 +454,7 @@ def recurrent(precision: Precision, coding: Coding = "events", memory: Memory = 
     (of_z, errors), terms = NUMPY.population_backward(equations, left, plus(g, back), static)
     for name, of, each in (("linear1", of_input, of_z), ("linear1.recurrent", of_own, errors)):
         assert gradient(name, of, each)[1].tobytes() == gradients[name].tobytes(), name
+    same(trace.zeroed, zeroed)
     for name, x in terms.items():
         expected = NUMPY.learned_gradient(x, len(gradients[f"linear1.{name}"]), precision)
         assert np.array_equal(expected, gradients[f"linear1.{name}"]), name
