@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numba import config, set_num_threads
+from stsbp_cpu import recurrence as kernel
 from stsbp_spec import Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.equations import neuron_equations
+from stsbp_spec.expr import Recurrence, exp, variable
 from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.plan import Recurrent, plan
 from stsbp_spec.surrogates import Triangle
@@ -17,6 +20,7 @@ from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Coding
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.neurons.recurrent_cpu import FusedRecurrent
+from stsbp_torch.recurrence import OFTEN
 
 FUSED, PLAIN = TorchBackend("cpu"), TorchBackend("cpu:eager")
 LIF_ = LIF(3, 5 / 3, 0.4)
@@ -62,6 +66,28 @@ def found(backend: TorchBackend, net: NetworkSpec, precision: Any, samples: int,
 def _net(case: str) -> NetworkSpec:
     notation, neuron, _, _, coding = CASES[case]
     return NetworkSpec.parse(notation, input_shape=(11,), outputs=4, neuron=neuron, coding=coding)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_equation_that_is_run_often_is_compiled_and_its_bits_stay(
+    exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, d = variable("x"), variable("d")
+    states, outputs = {"d": x - 0.7 * d}, {"y": x * d if exact else exp(d), "o": d > x}
+    equation = Recurrence(f"often_{exact}", (), ("x",), states, outputs)
+    taken = list[Recurrence]()
+
+    def noted(recurrence: Recurrence, *rest: Any) -> None:
+        taken.append(recurrence)
+        run(recurrence, *rest)
+
+    run = kernel.recur
+    monkeypatch.setattr(kernel, "recur", noted)
+    given = {"x": torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))}
+    made = [FUSED.recur(equation, {}, given, 5, summed=("y",)) for _ in range(OFTEN + 3)]
+    assert len(taken) == (3 if exact else 0)
+    for each in made[1:]:
+        assert all(torch.equal(array, each[name]) for name, array in made[0].items())
 
 
 def test_the_kernel_is_taken() -> None:

@@ -39,6 +39,7 @@ SOURCES = (
     "stsbp_cpu.optim.adamw",
     "stsbp_cpu.populations",
     "stsbp_cpu.printed",
+    "stsbp_cpu.recurrence",
     "stsbp_cpu.reductions",
     "stsbp_cpu.sparse.kernels",
     "stsbp_cpu.sparse.needed",

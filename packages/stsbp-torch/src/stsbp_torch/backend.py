@@ -36,7 +36,7 @@ from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch import bits, plain
 from stsbp_torch.layout import empty, laid_out, logical, rows
-from stsbp_torch.recurrence import recur
+from stsbp_torch.recurrence import recur, recur_often
 from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["TorchBackend"]
@@ -156,7 +156,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         summed: tuple[str, ...] = (),
     ) -> dict[str, torch.Tensor]:
         if self.torch_device.type == "cpu":
-            return recur(recurrence, constants, inputs, steps, summed=summed)
+            run = recur_often if self.fused else recur
+            return run(recurrence, constants, inputs, steps, summed=summed)
         from stsbp_torch import fused_cuda
 
         return fused_cuda.recur(recurrence, constants, inputs, steps, summed=summed)

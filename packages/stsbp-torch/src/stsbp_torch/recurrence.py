@@ -1,7 +1,12 @@
-"""Equations over time, one step after the other in plain tensor expressions, on any device."""
+"""Equations over time, one step after the other in plain tensor expressions, on any device.
+
+On the CPU an equation that is run again and again is compiled (stsbp_cpu/recurrence.py): that takes half a second, and
+gives the same bits.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -12,9 +17,13 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, compiled
 
-from stsbp_torch.layout import empty
+from stsbp_torch.layout import empty, laid_out, rows
 
-__all__ = ["recur"]
+__all__ = ["recur", "recur_often"]
+
+OFTEN = 4
+"""Runs of an equation after which it is compiled."""
+_runs = Counter[Recurrence]()
 
 
 @cache
@@ -66,3 +75,33 @@ def recur(
             else:
                 whole[t] = output
     return found
+
+
+def recur_often(
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, torch.Tensor],
+    steps: int,
+    *,
+    summed: tuple[str, ...],
+) -> dict[str, torch.Tensor]:
+    """`recur` on the CPU, compiled where that pays; only what is exact, since `exp` has other last bits elsewhere."""
+    _runs[recurrence] += 1
+    if _runs[recurrence] <= OFTEN or not _exact(recurrence):
+        return recur(recurrence, constants, inputs, steps, summed=summed)
+    from stsbp_cpu import recurrence as kernel
+
+    given = (inputs[name].detach() for name in recurrence.inputs)
+    arrays = [laid_out(x if x.dtype is torch.uint8 else x.float()) for x in given]
+    found = {}
+    for name, x in recurrence.outputs.items():
+        dtype = torch.uint8 if x.is_condition else torch.float32
+        found[name] = empty((1 if name in summed else steps, *arrays[0].shape[1:]), dtype, arrays[0].device)
+    made = {name: rows(x).numpy() for name, x in found.items()}
+    kernel.recur(recurrence, constants, [rows(x).numpy() for x in arrays], made, steps, summed)
+    return found
+
+
+@cache
+def _exact(recurrence: Recurrence) -> bool:
+    return recurrence.exact

@@ -1,0 +1,129 @@
+"""Any equation of the spec over time, on arrays of floats and bytes: the loop over T inside, states in the cache.
+
+The loop is compiled once; it takes the address of an equation's step (printed.py) and those of the arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, float32, int64, prange, types
+from numba.extending import intrinsic
+from stsbp_spec.equations import Constants
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.typing import AnyArray, Float32, Int64
+
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.printed import called, run, step
+from stsbp_cpu.threads import threads_for
+
+__all__ = ["recur"]
+
+_CHUNK = 512
+_ROWS = float32[:, ::1]
+_STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
+stepped = called(_STEP)
+"""Calls, in a kernel, what `_step` returns."""
+
+
+def recur(
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Sequence[AnyArray],
+    outputs: Mapping[str, AnyArray],
+    steps: int,
+    summed: tuple[str, ...] = (),
+) -> None:
+    """`AbstractBackend.recur`.
+
+    Args:
+        recurrence, constants, steps, summed: see there.
+        inputs: in the order of the equation's, float32 or uint8 `[1 or steps, M]`, contiguous.
+        outputs: filled; by name, float32 or, of conditions, uint8, `[steps, M]`, of what is `summed` `[1, M]`.
+    """
+    added = np.array([name in summed for name in recurrence.outputs])
+    p = np.array([constants[name] for name in recurrence.parameters], np.float32)
+    made = [outputs[name] for name in recurrence.outputs]
+    size = inputs[0].shape[1]
+    with threads_for(size * steps):
+        _recur(
+            _step(recurrence), p, _table(inputs), _table(made), added, len(recurrence.states), steps, size,
+            recurrence.reverse,
+        )  # fmt: skip
+
+
+def _table(arrays: Sequence[AnyArray]) -> Int64:
+    """Of each array its address, how far one step is from the next in bytes, and the size of an element, `[., 3]`."""
+    each = [(x.ctypes.data, x.strides[0] if len(x) > 1 else 0, x.itemsize) for x in arrays]
+    return np.array(each, np.int64).reshape(-1, 3)
+
+
+@cache
+def _step(recurrence: Recurrence) -> int:
+    arrays = [run("given", i) for i in range(len(recurrence.inputs))]
+    return step(recurrence, _STEP, [*arrays, *(run("made", i) for i in range(len(recurrence.outputs)))], "states")
+
+
+def _at(kind: Any) -> Any:
+    """What makes, in a kernel, a pointer to `kind` of an address."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pointer(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> ir.Value:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(types.int64), generate
+
+    return pointer
+
+
+_floats, _bytes = _at(types.float32), _at(types.uint8)
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _recur(
+    step: int, p: Float32, sources: Int64, targets: Int64, added: AnyArray, states: int, steps: int, size: int,
+    reverse: bool,
+) -> None:  # fmt: skip
+    """`sources` and `targets` are what `_table` makes; `added` says which of these are sums over the steps."""
+    for chunk in prange((size + _CHUNK - 1) // _CHUNK):
+        low = chunk * _CHUNK
+        n = min(_CHUNK, size - low)
+        s = np.zeros((states, n), np.float32)
+        given, made = np.zeros((len(sources), n), np.float32), np.zeros((len(targets), n), np.float32)
+        totals = np.zeros((len(targets), n), np.float32)
+        for number in range(steps):
+            t = steps - 1 - number if reverse else number
+            for i in range(len(sources)):
+                at = sources[i, 0] + t * sources[i, 1] + low * sources[i, 2]
+                if sources[i, 2] == 1:
+                    spikes = carray(_bytes(at), n)
+                    for j in range(n):
+                        given[i, j] = spikes[j]
+                elif number == 0 or sources[i, 1] != 0:
+                    values = carray(_floats(at), n)
+                    for j in range(n):
+                        given[i, j] = values[j]
+            stepped(step, p, given, s, made, n)
+            for k in range(len(targets)):
+                at = targets[k, 0] + t * targets[k, 1] + low * targets[k, 2]
+                if added[k]:
+                    for j in range(n):
+                        totals[k, j] += made[k, j]
+                elif targets[k, 2] == 1:
+                    spikes = carray(_bytes(at), n)
+                    for j in range(n):
+                        spikes[j] = np.uint8(made[k, j])
+                else:
+                    values = carray(_floats(at), n)
+                    for j in range(n):
+                        values[j] = made[k, j]
+        for k in range(len(targets)):
+            if added[k]:
+                values = carray(_floats(targets[k, 0] + low * targets[k, 2]), n)
+                for j in range(n):
+                    values[j] = totals[k, j]
