@@ -1,7 +1,9 @@
 """norse: `LIFCell`, which has a synaptic current, in a loop over time.
 
 `norse.torch.LIF` does the same, but takes `input[t]` in its loop, and PyTorch gives each of these a gradient of the
-whole sequence: its backward pass grows with the square of T.
+whole sequence: its backward pass grows with the square of T. So does `LIFRecurrent`. A recurrent layer is `LIFCell` on
+the sum of the input's and the own spikes' projections, so that the input's is one product over all steps, which
+`LIFRecurrentCell` does not offer; mode `cell` takes `LIFRecurrentCell`, input weights and all, compiled.
 """
 
 from __future__ import annotations
@@ -11,40 +13,84 @@ from typing import Any
 import norse.torch as norse
 import torch
 from problem import Problem
-from torch_network import Peer, TorchNetwork
+from torch_network import Peer, TorchNetwork, recurrent_weights
 
 __all__ = ["build"]
 
 
 class Neurons(torch.nn.Module):
-    """`norse.torch.LIFCell` over a sequence."""
+    """`norse.torch.LIFCell` over a sequence; `own` are the weights of their own spikes, if they read them."""
 
-    def __init__(self, problem: Problem, mode: str) -> None:
+    def __init__(self, problem: Problem, mode: str, own: torch.nn.Linear | None) -> None:
         super().__init__()
-        parameters: Any = norse.LIFParameters(
-            tau_syn_inv=torch.tensor(1 / problem.tau_s),
-            tau_mem_inv=torch.tensor(1 / problem.tau_m),
-            v_th=torch.tensor(problem.threshold),
-            alpha=torch.tensor(3.0),
-        )
-        cell = norse.LIFCell(p=parameters, dt=1.0)
-        self.cell = torch.compile(cell) if mode == "step" else cell
+        step = Step(norse.LIFCell(p=parameters(problem), dt=1.0), own)
+        self.step = torch.compile(step) if mode == "step" else step
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Spikes of `z`, time first."""
-        spikes, state = [], None
+        spikes, state = [torch.zeros_like(z[0])], None
         for now in z.unbind():
+            s, state = self.step(now, spikes[-1], state)
+            spikes.append(s)
+        return torch.stack(spikes[1:])
+
+
+class Step(torch.nn.Module):
+    """One step of neurons."""
+
+    def __init__(self, cell: torch.nn.Module, own: torch.nn.Linear | None) -> None:
+        super().__init__()
+        self.cell, self.own = cell, own
+
+    def forward(self, now: torch.Tensor, before: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """Spikes and state from the input and the spikes of the step before."""
+        found: tuple[torch.Tensor, Any] = self.cell(now if self.own is None else now + self.own(before), state)
+        return found
+
+
+class Cell(torch.nn.Module):
+    """`norse.torch.LIFRecurrentCell` over a sequence."""
+
+    def __init__(self, problem: Problem, gain: float) -> None:
+        super().__init__()
+        w, own = (torch.from_numpy(problem.weights[problem.layers[0][key]]) * gain for key in ("weight", "recurrent"))
+        cell = norse.LIFRecurrentCell(
+            w.shape[1], w.shape[0], parameters(problem), input_weights=w, recurrent_weights=own, autapses=True, dt=1.0
+        )
+        self.cell = torch.compile(cell)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Spikes from the input, time first."""
+        spikes, state = [], None
+        for now in x.unbind():
             s, state = self.cell(now, state)
             spikes.append(s)
         return torch.stack(spikes)
 
 
+def parameters(problem: Problem) -> Any:
+    """Of all neurons."""
+    return norse.LIFParameters(
+        tau_syn_inv=torch.tensor(1 / problem.tau_s),
+        tau_mem_inv=torch.tensor(1 / problem.tau_m),
+        v_th=torch.tensor(problem.threshold),
+        alpha=torch.tensor(3.0),
+    )
+
+
 def build(problem: Problem, mode: str) -> Peer:
     """The membrane takes `1/tau_m` of its current, which the weights make up for."""
     gain = problem.tau_m / problem.tau_s
+
+    def neurons(number: int) -> torch.nn.Module:
+        own = recurrent_weights(problem, number, gain)
+        if mode == "cell" and own is not None:
+            return Cell(problem, gain)
+        return Neurons(problem, "step" if mode == "cell" else mode, own)
+
     return Peer(
         problem,
-        lambda compiled: TorchNetwork(problem, lambda _: Neurons(problem, mode), gain=gain, compiled=compiled),
-        mode,
+        lambda compiled: TorchNetwork(problem, neurons, gain=gain, compiled=compiled, joint=mode == "cell"),
+        "step" if mode == "cell" else mode,
         ("norse",),
     )

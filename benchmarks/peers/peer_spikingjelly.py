@@ -1,26 +1,38 @@
-"""spikingjelly: `SynapseFilter` in front of the weights and `LIFNode`, both multi-step."""
+"""spikingjelly: `SynapseFilter` in front of the weights and `LIFNode`, both multi-step.
+
+A recurrent layer is a `LinearRecurrentContainer`, which projects input and own spikes in one product a step; what comes
+back has no filter there.
+"""
 
 from __future__ import annotations
 
 import torch
 from problem import Problem
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
-from torch_network import Peer, TorchNetwork
+from torch_network import Peer, TorchNetwork, recurrent_weights
 
 __all__ = ["build"]
 
 
-def neurons(problem: Problem) -> torch.nn.Module:
+def neurons(problem: Problem, number: int, gain: float) -> torch.nn.Module:
     """LIF neurons with hard reset."""
+    own = recurrent_weights(problem, number, gain)
     node: torch.nn.Module = neuron.LIFNode(
         tau=problem.tau_m,
         decay_input=False,
         v_threshold=problem.threshold,
         v_reset=0.0,
         surrogate_function=surrogate.ATan(),
-        step_mode="m",
+        step_mode="m" if own is None else "s",
     )
-    return node
+    if own is None:
+        return node
+    w = torch.from_numpy(problem.weights[problem.layers[number]["weight"]])
+    if w.shape[0] != w.shape[1]:
+        raise SystemExit("its container has as many neurons as inputs")
+    made: torch.nn.Module = layer.LinearRecurrentContainer(node, *w.shape, bias=False, step_mode="m")
+    made.rc.weight = torch.nn.Parameter(torch.cat([w, own.weight.detach()], 1))  # type: ignore[union-attr]
+    return made
 
 
 def build(problem: Problem, mode: str) -> Peer:
@@ -31,10 +43,11 @@ def build(problem: Problem, mode: str) -> Peer:
         problem,
         lambda compiled: TorchNetwork(
             problem,
-            lambda _: neurons(problem),
+            lambda number: neurons(problem, number, 1 / problem.tau_s),
             gain=1 / problem.tau_s,
             before=lambda _: filtered(problem, compiled),
             compiled=compiled,
+            joint=True,
         ),
         mode,
         ("spikingjelly",),

@@ -16,6 +16,10 @@ from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
 from stsbp_spec.backend import Batch
 from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.losses import VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.neurons import LIF
+from stsbp_spec.optim import AdamW
 from stsbp_spec.registry import open_backend
 
 __all__ = ["build"]
@@ -47,6 +51,34 @@ class Own:
         return {"spike_rates": list(self.rates.values())}
 
 
-def build(problem: Problem, mode: str) -> Own:
+class Network:
+    """A training step of the network that `setup` says; modes are a backend's name, with `=DEVICE` after it."""
+
+    def __init__(self, problem: Problem, mode: str) -> None:
+        name, _, device = mode.partition("=")
+        backend = open_backend(name, device or None)
+        neuron = LIF(problem.tau_m, problem.tau_s, problem.threshold)
+        (_, _, inputs), words = problem.inputs.shape, problem.setup
+        network = NetworkSpec.parse(words["network"], input_shape=(inputs,), outputs=words["outputs"], neuron=neuron)
+        targets = encode_repeat(problem.labels, words["outputs"], problem.steps)
+        batch = Batch(problem.inputs, targets)
+        self.trainer = backend.trainer(network, VanRossum(), AdamW(lr=problem.lr), precision=words["precision"])
+        self.state = self.trainer.init(problem.weights)
+        self.batch = batch
+        packages = ("stsbp", name)
+        self.versions = {package: importlib.metadata.version(package) for package in packages}
+        layers = backend.run(network, problem.weights, batch.inputs, problem.steps).layers
+        self.rates = [round(float(np.mean(found.spikes)), 5) for found in layers.values()]
+
+    def step(self) -> None:
+        """Forward, loss, backward, update; numbers of the step have been read when it returns."""
+        self.state, _ = self.trainer.step(self.state, self.batch)
+
+    def check(self) -> dict[str, Any]:
+        """See `Own`."""
+        return {"spike_rates": self.rates}
+
+
+def build(problem: Problem, mode: str) -> Own | Network:
     """See the module."""
-    return Own(problem, mode)
+    return (Network if "network" in problem.setup else Own)(problem, mode)

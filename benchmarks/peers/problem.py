@@ -21,9 +21,11 @@ class Problem:
     """A network and a batch.
 
     Attributes:
-        layers: in order; `kind` is `conv` (`stride`, `padding`, `weight`), `linear` (`weight`) or `pool` (`size`).
+        layers: in order; `kind` is `conv` (`stride`, `padding`, `weight`), `linear` (`weight`), `recurrent` (`weight`,
+            `recurrent`: of the neurons' own spikes of the step before) or `pool` (`size`).
         weights: float32, by the name that `weight` gives.
-        inputs: uint8, frames `[T, B, C, H, W]`, or images `[B, C, H, W]` that are shown at each of T steps.
+        inputs: uint8, frames `[T, B, C, H, W]` or `[T, B, N]`, or images `[B, C, H, W]` that are shown at each of T
+            steps.
         labels: class numbers `[B]`.
         steps: T.
         tau_m, tau_s, threshold: of every layer.
@@ -49,7 +51,7 @@ class Problem:
 
     @property
     def frames(self) -> npt.NDArray[np.uint8]:
-        """Inputs of every step, `[T, B, C, H, W]`."""
+        """Inputs of every step, `[T, B, C, H, W]` or `[T, B, N]`."""
         return np.ascontiguousarray(np.repeat(self.inputs[None], self.steps, 0)) if self.direct else self.inputs
 
     @property

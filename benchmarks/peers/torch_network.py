@@ -18,7 +18,7 @@ import torch
 from problem import Problem
 from torch.nn import functional
 
-__all__ = ["Peer", "TorchNetwork"]
+__all__ = ["Peer", "TorchNetwork", "recurrent_weights"]
 
 # Layers of different shapes share the code of their neurons: by default the ninth shape would run uncompiled.
 torch._dynamo.config.recompile_limit = 256
@@ -36,6 +36,7 @@ class TorchNetwork(torch.nn.Module):
         before: makes what stands between spikes and the next weights, where the library's filter stands there.
         batch_first: whether time is the second axis of what the neurons see.
         compiled: whether the neurons are compiled.
+        joint: whether the neurons of a recurrent layer have its weights of the input in them, and see the input.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class TorchNetwork(torch.nn.Module):
         before: Factory | None = None,
         batch_first: bool = False,
         compiled: bool = False,
+        joint: bool = False,
     ) -> None:
         super().__init__()
-        self.layers, self.batch_first = problem.layers, batch_first
+        self.layers, self.batch_first, self.joint = problem.layers, batch_first, joint
         self.steps, self.batch = problem.steps, len(problem.labels)
         self.weights = torch.nn.ParameterDict()
         self.neurons, self.before = torch.nn.ModuleList(), torch.nn.ModuleList()
@@ -62,7 +64,8 @@ class TorchNetwork(torch.nn.Module):
             w = torch.from_numpy(problem.weights[layer["weight"]]) * own
             if w.ndim == 4:
                 w = w.contiguous(memory_format=torch.channels_last)
-            self.weights[layer["weight"]] = torch.nn.Parameter(w)
+            if not (joint and layer["kind"] == "recurrent"):
+                self.weights[layer["weight"]] = torch.nn.Parameter(w)
             made = neuron(number)
             self.neurons.append(torch.compile(made) if compiled else made)  # type: ignore[arg-type]
             if before is not None:
@@ -78,18 +81,29 @@ class TorchNetwork(torch.nn.Module):
             if layer["kind"] == "pool":
                 x = functional.avg_pool2d(x, layer["size"])
                 continue
-            w = self.weights[layer["weight"]]
             if number > 0 and len(self.before) > 0:
                 x = merged(self.before[number](unmerged(x, lead)))
             if layer["kind"] == "conv":
+                w = self.weights[layer["weight"]]
                 x = functional.conv2d(x, w, stride=layer["stride"], padding=layer["padding"])
-            else:
-                x = functional.linear(x.flatten(1), w)
+            elif not (self.joint and layer["kind"] == "recurrent"):
+                x = functional.linear(x.flatten(1), self.weights[layer["weight"]])
             s = self.neurons[number](unmerged(x, lead))
             spikes.append(s)
             x = merged(s)
             number += 1
         return spikes[-1], spikes
+
+
+def recurrent_weights(problem: Problem, number: int, gain: float) -> torch.nn.Linear | None:
+    """Through which the neurons of the layer of that number read their own spikes; None: they do not."""
+    layer = [layer for layer in problem.layers if layer["kind"] != "pool"][number]
+    if layer["kind"] != "recurrent":
+        return None
+    w = torch.from_numpy(problem.weights[layer["recurrent"]]) * gain
+    own = torch.nn.Linear(*w.shape, bias=False)
+    own.weight = torch.nn.Parameter(w)
+    return own
 
 
 def unmerged(x: torch.Tensor, lead: tuple[int, int]) -> torch.Tensor:
