@@ -134,7 +134,13 @@ class Worker:
 
 
 def compare(
-    problem: Problem, wanted: list[tuple[Path, str, str]], *, rounds: int, logs: Path, patience: float = 600.0
+    problem: Problem,
+    wanted: list[tuple[Path, str, str]],
+    *,
+    rounds: int,
+    logs: Path,
+    patience: float = 600.0,
+    clock: str = "seconds",
 ) -> list[dict[str, Any]]:
     """Time a step of each `(python, name, mode)`, in turn, and return a record of each.
 
@@ -144,6 +150,7 @@ def compare(
         rounds: timed rounds; every worker has warmed up before.
         logs: folder of what the processes print.
         patience: seconds in which a worker must have compiled and warmed up.
+        clock: `seconds`, or `processor_seconds` of all its threads.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
@@ -167,7 +174,7 @@ def compare(
         for number in range(rounds + 1):
             for worker in [worker for worker in alive if worker.problem is None]:
                 try:
-                    seconds = worker.ask("step")["seconds"]
+                    seconds = worker.ask("step")[clock]
                 except (BrokenPipeError, json.JSONDecodeError):
                     worker.problem = f"ended while it was timed, exit code {worker.process.wait()}; out of memory?"
                     continue

@@ -74,6 +74,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS), help="which of them")
     parser.add_argument("--modes", nargs="*", help="of each peer; default: those that may be its fastest")
     parser.add_argument("--patience", type=float, default=900, help="seconds for a library to compile and warm up")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor time, steadier on a busy machine; give each one thread (OMP_NUM_THREADS=1 and "
+        "NUMBA_NUM_THREADS=1), since threads that wait use it too",
+    )
     options = parser.parse_args(arguments)
     here = Path(sys.executable)
     wanted = [(here, "stsbp", mode) for mode in options.own]
@@ -84,11 +91,15 @@ def main(arguments: list[str] | None = None) -> None:
     problem = make_problem(*sizes, options.precision)
     logs = (options.out or Path("recurrent")).parent / "logs"
     loads = [os.getloadavg()[0]]
-    records = compare(problem, wanted, rounds=options.rounds, patience=options.patience, logs=logs)
+    clock = {"wall": "seconds", "cpu": "processor_seconds"}[options.clock]
+    records = compare(problem, wanted, rounds=options.rounds, patience=options.patience, logs=logs, clock=clock)
     loads.append(os.getloadavg()[0])
     title = "T={} B={}, {} inputs, {} neurons".format(*sizes)
-    print(f"\n{title}, {options.precision}, load {loads[0]:.1f} before and {loads[1]:.1f} after\n\n{table(records)}")
-    settings: dict[str, Any] = {"rounds": options.rounds, "precision": options.precision, "load": loads}
+    print(
+        f"\n{title}, {options.precision}, {options.clock} clock, load {loads[0]:.1f} before and {loads[1]:.1f} after\n\n{table(records)}"
+    )
+    settings: dict[str, Any] = {name: getattr(options, name) for name in ("rounds", "precision", "clock")}
+    settings |= {"load": loads, "threads": os.environ.get("OMP_NUM_THREADS")}
     report = {"format": 1, "machine": describe(open_backend("numpy"), settings), "size": title, "records": records}
     write_report(report, options.out)
 

@@ -15,12 +15,14 @@ from stsbp_spec.expr import Recurrence, exp, variable
 from stsbp_spec.neurons import ALIF, LIF, PLIF, NeuronModel
 from stsbp_spec.plan import Recurrent, plan
 from stsbp_spec.surrogates import Triangle
+from stsbp_spec.synapses import Linear
 from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Coding
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.neurons.recurrent_cpu import FusedRecurrent
 from stsbp_torch.recurrence import OFTEN
+from stsbp_torch.synapses import linear
 
 FUSED, PLAIN = TorchBackend("cpu"), TorchBackend("cpu:eager")
 LIF_ = LIF(3, 5 / 3, 0.4)
@@ -114,6 +116,20 @@ def test_bits_are_those_of_the_steps_on_plain_tensors(case: str, threads: int) -
         assert np.count_nonzero(x) > 0 or steps == 1, name
     rates = [float(x.mean()) for name, x in expected.items() if name.endswith("spikes")]
     assert 0.03 < rates[0] < 0.97
+
+
+def test_bits_stay_where_spikes_are_few_enough_to_choose_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "SPARSE_BELOW", 2)
+    monkeypatch.setattr(linear, "FRAMES", 1)
+    monkeypatch.setattr(linear, "UNITS", 1)
+    net = NetworkSpec.parse("6C3-P2-13Rd0.3-17", input_shape=(2, 8, 8), outputs=4, neuron=LIF_)
+    assert linear.left(Linear(3), torch.zeros(1, 1, 5, dtype=torch.uint8), torch.ones(3, 5), fused=True).flat.dtype is (
+        torch.uint8
+    )
+    got, expected = (found(backend, net, "reproducible", 5, 9) for backend in (FUSED, PLAIN))
+    for name, x in expected.items():
+        assert np.array_equal(got[name], x), name
+        assert np.count_nonzero(x) > 0, name
 
 
 @pytest.mark.parametrize("case", ["dense", "bias, direct coding", "one-to-one"])

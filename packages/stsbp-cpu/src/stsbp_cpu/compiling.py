@@ -48,6 +48,7 @@ SOURCES = (
     "stsbp_cpu.synapses.batchnorm",
     "stsbp_cpu.synapses.conv2d_bytes",
     "stsbp_cpu.synapses.dropout",
+    "stsbp_cpu.synapses.linear",
     "stsbp_cpu.synapses.maxpool2d",
     "stsbp_cpu.vectors",
 )

@@ -124,7 +124,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         fused = self._on_cpu
         return {
             Conv2d: Rule(conv2d.forward, conv2d.backward),
-            Linear: Rule(linear.forward, linear.backward),
+            Linear: Rule(partial(linear.forward, fused=fused), linear.backward),
             AvgPool2d: Rule(partial(avgpool2d.forward, fused=fused), partial(avgpool2d.backward, fused=fused)),
             MaxPool2d: Rule(partial(maxpool2d.forward, fused=fused), partial(maxpool2d.backward, fused=fused)),
             Upsample2d: Rule(upsample2d.forward, upsample2d.backward),

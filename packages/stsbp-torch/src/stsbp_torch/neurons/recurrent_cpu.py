@@ -60,8 +60,9 @@ class FusedRecurrent(Recurrent[torch.Tensor]):
         return backward_all(self.equations[run.training], residuals, error, static, self._loop(run), bits)
 
     def left(self, loop: Weights[torch.Tensor], spikes: torch.Tensor, w: torch.Tensor) -> Any:
-        if type(loop.projection.synapse) is Linear:
-            return linear.left(spikes, w)
+        synapse = loop.projection.synapse
+        if type(synapse) is Linear:
+            return linear.left(synapse, spikes, w, fused=True)
         return super().left(loop, spikes, w)
 
     def _loop(self, run: Run[torch.Tensor]) -> Loop:

@@ -1,10 +1,15 @@
-"""synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input."""
+"""synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input.
+
+On the CPU, `fused`, few spikes are not multiplied but choose the rows that are added (stsbp_cpu/synapses/linear.py):
+the same bits forward and in `reproducible` precision.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from stsbp_cpu.synapses import linear as sparse
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
@@ -14,8 +19,15 @@ from stsbp_torch.synapses.conv2d import exact_math
 __all__ = ["Residuals", "backward", "forward", "left"]
 
 
+SPARSE_BELOW, FRAMES, UNITS = 0.2, 1024, 64
+"""Share of non-zero inputs below which, and frames and units from which that is faster, of 256 inputs and units."""
+
+
 class Residuals(NamedTuple):
-    """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape."""
+    """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
+
+    The rows are float32, or uint8 where they are few spikes.
+    """
 
     flat: torch.Tensor
     w: torch.Tensor
@@ -37,19 +49,27 @@ def _spec_order(w: torch.Tensor, shape: Shape) -> torch.Tensor:
     return w.view(len(w), h, width, c).permute(0, 3, 1, 2).reshape(len(w), -1)
 
 
-def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tensor, Residuals]:
+def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Residuals]:
     """`z = W s`, `[T, B, N]`."""
-    residuals = left(s, wq)
-    with exact_math():
-        z = residuals.flat @ residuals.w.T
+    residuals = left(linear, s, wq, fused=fused)
+    if residuals.flat.dtype is torch.uint8:
+        z = torch.empty((len(residuals.flat), linear.units))
+        sparse.forward(residuals.flat.numpy(), residuals.w.detach().numpy(), z.numpy())
+    else:
+        with exact_math():
+            z = residuals.flat @ residuals.w.T
     return z.view(*s.shape[:2], linear.units), residuals
 
 
-def left(s: torch.Tensor, wq: torch.Tensor) -> Residuals:
+def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> Residuals:
     """What the way back reads."""
-    s = laid_out(s.float())
     shape = tuple(s.shape)
-    return Residuals(rows(s).view(shape[0] * shape[1], -1), _memory_order(wq, shape), shape)
+    w, frames = _memory_order(wq, shape), shape[0] * shape[1]
+    if fused and s.dtype is torch.uint8 and frames >= FRAMES and linear.units >= UNITS:
+        flat = rows(laid_out(s)).view(frames, -1)
+        if sparse.present(flat.numpy()) < SPARSE_BELOW:
+            return Residuals(flat, w, shape)
+    return Residuals(rows(laid_out(s.float())).view(frames, -1), w, shape)
 
 
 def backward(
@@ -65,10 +85,17 @@ def backward(
     flat, w, shape = residuals
     error = dz.reshape(-1, linear.units)
     if precision == "reproducible":
-        error, flat, w = error.double(), flat.double(), w.double()
+        error = error.double()
+    dw = below = None
     with exact_math():
-        dw = _spec_order(error.T @ flat, shape) if need_weights else None
-        below = (error @ w).float() if need_input else None
+        if need_weights:
+            if flat.dtype is torch.uint8:
+                found = torch.from_numpy(sparse.gradient(flat.numpy(), error.detach().numpy()))
+            else:
+                found = error.T @ flat.to(error.dtype)
+            dw = _spec_order(found, shape)
+        if need_input:
+            below = (error @ w.to(error.dtype)).float()
     ds = None
     if below is not None:
         if len(shape) == 5:
