@@ -95,9 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     records = compare(problem, wanted, rounds=options.rounds, patience=options.patience, logs=logs, clock=clock)
     loads.append(os.getloadavg()[0])
     title = "T={} B={}, {} inputs, {} neurons".format(*sizes)
-    print(
-        f"\n{title}, {options.precision}, {options.clock} clock, load {loads[0]:.1f} before and {loads[1]:.1f} after\n\n{table(records)}"
-    )
+    print(f"\n{title}, {options.precision}, {options.clock} clock, load {loads[0]:.1f} and, after, {loads[1]:.1f}\n")
+    print(table(records))
     settings: dict[str, Any] = {name: getattr(options, name) for name in ("rounds", "precision", "clock")}
     settings |= {"load": loads, "threads": os.environ.get("OMP_NUM_THREADS")}
     report = {"format": 1, "machine": describe(open_backend("numpy"), settings), "size": title, "records": records}
