@@ -415,9 +415,7 @@ class Recurrent(Population[Array]):
         precision: Precision,
     ) -> tuple[Mapping[str, Array], Mapping[str, Array]]:
         """All steps back: errors by the names of `equations.errors`, of `static` their sums, and what is learned's."""
-        backend, (_, own) = self.backend, self._at
-        of_potentials = "gu" in residuals.kept
-        equations = self.resumable[run.training].of_potentials if of_potentials else self.equations[run.training]
+        backend, equations, (_, own) = self.backend, self.way_back(run, residuals), self._at
         shape = error.shape[1:]
         one, states = equations.backward_step(static)
         moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
@@ -446,6 +444,10 @@ class Recurrent(Population[Array]):
         summed = (*static, *equations.terms)
         sums = dict(zip(summed, last[len(last) - len(summed) :], strict=True))
         return errors | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}
+
+    def way_back(self, run: Run[Array], residuals: NeuronResiduals[Array]) -> NeuronEquations:
+        """By which equations `propagate` goes: others where there are errors of potentials."""
+        return self.resumable[run.training].of_potentials if "gu" in residuals.kept else self.equations[run.training]
 
     def left(self, loop: Weights[Array], spikes: Array, w: Array) -> Any:
         """What the rule of the recurrent weights leaves of `spikes`."""

@@ -57,7 +57,7 @@ class FusedRecurrent(Recurrent[torch.Tensor]):
         precision: Precision,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         bits = self.loops[0].projection.sample_error_bits if precision == "reproducible" else 0
-        return backward_all(self.equations[run.training], residuals, error, static, self._loop(run), bits)
+        return backward_all(self.way_back(run, residuals), residuals, error, static, self._loop(run), bits)
 
     def left(self, loop: Weights[torch.Tensor], spikes: torch.Tensor, w: torch.Tensor) -> Any:
         synapse = loop.projection.synapse
