@@ -51,19 +51,39 @@ def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
             result = method(*args, **kwargs)
-            parts = result if isinstance(result, tuple) else (result,)
-            synchronise(*(x for x in parts if hasattr(x, "shape")))
+            waited_for(result)
             spent[name] += time.perf_counter() - began
             return result
 
         return call
+
+    def timed_way(name: str, method: Any) -> Any:
+        @wraps(method)
+        def call(*args: Any) -> Any:
+            way, answer = method(*args), None
+            while True:
+                began = time.perf_counter()
+                try:
+                    asked = way.send(answer)
+                except StopIteration as end:
+                    waited_for(end.value)
+                    spent[name] += time.perf_counter() - began
+                    return end.value
+                spent[name] += time.perf_counter() - began
+                answer = yield asked
+
+        return call
+
+    def waited_for(result: Any) -> None:
+        parts = result if isinstance(result, tuple) else (result,)
+        synchronise(*(x for x in parts if hasattr(x, "shape")))
 
     for name in PARTS:
         setattr(backend, name, timed(name, getattr(backend, name)))
     for step in steps:
         for way in ("forward", "backward"):
             # A step is frozen data; its methods are shadowed for this process alone.
-            object.__setattr__(step, way, timed(f"{step.name} {way}", getattr(step, way)))
+            object.__setattr__(step, way, timed_way(f"{step.name} {way}", getattr(step, way)))
 
 
 def measure(name: str, device: str | None, case: str, *, rounds: int, scale: float, data_dir: Path | None) -> None:
