@@ -381,7 +381,7 @@ def test_training_outlives_the_reader_of_its_progress(tmp_path: Path) -> None:
         ("stsbp train --test-on nmnist-", ["nmnist-sim"]),
         ("stsbp evaluate run --on mo", ["motor"]),
         ("stsbp experiment digi", ["digits", "digits-events"]),
-        ("stsbp experiment cifar10-tssl-1 --dataset cif", ["cifar10"]),
+        ("stsbp experiment cifar10-tssl-1 --dataset cif", ["cifar10-dvs", "cifar10"]),
         ("stsbp train --preset nmnist-h", ["nmnist-hamming"]),
         ("stsbp presets cifar10-tssl-", ["cifar10-tssl-1", "cifar10-tssl-2"]),
         ("stsbp --backend num", ["numpy"]),
