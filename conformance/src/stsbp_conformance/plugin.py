@@ -51,6 +51,7 @@ class Matrix:
 
 _MATRIX = pytest.StashKey[Matrix]()
 _VERDICT = pytest.StashKey[Any]()
+_CHECKS = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -154,6 +155,11 @@ def stsbp_backend(request: pytest.FixtureRequest) -> AbstractBackend:
     return backend
 
 
+_MANY_CHECKS = 50
+"""After which a backend forgets what it compiled: a process may map 65,530 regions of memory on Linux, and each
+program takes several."""
+
+
 @pytest.fixture
 def run_check(request: pytest.FixtureRequest, stsbp_backend: AbstractBackend) -> Callable[[Check], None]:
     """Runs a check on the backend under test and keeps its verdict for the matrix."""
@@ -164,6 +170,9 @@ def run_check(request: pytest.FixtureRequest, stsbp_backend: AbstractBackend) ->
     def run(check: Check) -> None:
         if type(stsbp_backend) is NumpyBackend and check.by_reference and not check.quick:
             pytest.skip("numpy is what the others are compared with; it runs the small cases of this tier")
+        request.config.stash[_CHECKS] = checks = request.config.stash.get(_CHECKS, 0) + 1
+        if checks % _MANY_CHECKS == 0:
+            stsbp_backend.forget()
         try:
             request.node.stash[_VERDICT] = check.run(stsbp_backend)
         except Unavailable as reason:

@@ -80,6 +80,7 @@ class JaxBackend(AbstractBackend[Array]):
 
     _alone: Collective[Array]
     _collective: Collective[Array]
+    _forgotten: float = 0.0
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -149,7 +150,12 @@ class JaxBackend(AbstractBackend[Array]):
 
     @property
     def compile_seconds(self) -> float:
-        return sum(compiled.seconds for compiled in self._compiled.values())
+        return self._forgotten + sum(compiled.seconds for compiled in self._compiled.values())
+
+    def forget(self) -> None:
+        self._forgotten = self.compile_seconds
+        self._compiled.clear()
+        jax.clear_caches()  # type: ignore[no-untyped-call]
 
     def check_precision(self, precision: Precision) -> None:
         if precision == "reproducible" and self._device.platform == "tpu":

@@ -162,6 +162,9 @@ class Pairs(ABC, Generic[Array]):
         """Time spent in compiling what `compiled` was given, so far; no later call contains it."""
         return 0.0
 
+    def forget(self) -> None:
+        """Give back the memory of what was compiled; what is needed again is compiled again."""
+
     # What follows from it; a backend may override these with something faster.
     def unpack(self, frames: PackedFrames) -> Array:
         """Frames `[T, B, ...]` of zeros and ones from bits, as `encode` gives them; a device best does it itself."""
