@@ -56,8 +56,8 @@ def operations(
 ) -> dict[str, Any]:
     """Pieces of work of one block on random spikes."""
     conv, neuron, (entering,) = step.conv, step.neurons.op.model, step.places[0].inputs
-    pool = next((place.node.op.size for place in step.places if isinstance(place.node.op, AvgPool2d)), 1)
-    one = 1 - (1 - density) ** (1 / pool**2)
+    area = next((place.node.op.area for place in step.places if isinstance(place.node.op, AvgPool2d)), 1)
+    one = 1 - (1 - density) ** (1 / area)
     random = np.random.default_rng(1)
     frames = (random.random((steps, batch, *entering.shape), np.float32) < one).astype(np.uint8)
     s = backend.asarray(frames)

@@ -57,7 +57,7 @@ class Cell(torch.nn.Module):
         cell = norse.LIFRecurrentCell(
             w.shape[1], w.shape[0], parameters(problem), input_weights=w, recurrent_weights=own, autapses=True, dt=1.0
         )
-        self.cell = torch.compile(cell)
+        self.cell: Any = torch.compile(cell)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Spikes from the input, time first."""

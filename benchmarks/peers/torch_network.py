@@ -101,7 +101,7 @@ def recurrent_weights(problem: Problem, number: int, gain: float) -> torch.nn.Li
     if layer["kind"] != "recurrent":
         return None
     w = torch.from_numpy(problem.weights[layer["recurrent"]]) * gain
-    own = torch.nn.Linear(*w.shape, bias=False)
+    own = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
     own.weight = torch.nn.Parameter(w)
     return own
 
