@@ -178,7 +178,6 @@ class _Part:
         return {self.free[name]: float(value) for name, value in given.items()}
 
 
-@cache
 def neuron_equations(
     filter: SynapticFilter | tuple[SynapticFilter, ...],
     neuron: NeuronModel,
@@ -194,13 +193,21 @@ def neuron_equations(
         static: of several, whether one input serves all steps; such a one shares no filter with one that changes.
         of_potentials: whether the way back, which is then always derived, reads `gu = dL/du` too.
     """
+    filters = filter if isinstance(filter, tuple) else (filter,)
+    apart = static if len(filters) > 1 and static else (False,) * len(filters)
+    return _neuron_equations(filters, neuron, apart, of_potentials)
+
+
+@cache
+def _neuron_equations(
+    filters: tuple[SynapticFilter, ...], neuron: NeuronModel, static: tuple[bool, ...], of_potentials: bool
+) -> NeuronEquations:
     name = neuron.written()["neuron"]
     what, surrogate = f"the neuron {name}", neuron.surrogate
-    filters = filter if isinstance(filter, tuple) else (filter,)
     if not filters:
         raise SpecError(f"{what}: there is nothing that it reads")
     inputs = tuple("z" if j == 0 else f"z{j + 1}" for j in range(len(filters)))
-    kinds = [*zip(filters, static or (False,) * len(filters), strict=True)]
+    kinds = [*zip(filters, static, strict=True)]
     shared = [j if each.learned() else kinds.index(kinds[j]) for j, each in enumerate(filters)]
     errors = tuple(f"d{inputs[j]}" for j in shared)
     taken = {*inputs, *errors, "u", "o", "g", "gu", "h", "current", "back"}
