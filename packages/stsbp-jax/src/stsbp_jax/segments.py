@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from stsbp_spec.collective import Part
-from stsbp_spec.graph import Network, Neurons, Place, Projection
+from stsbp_spec.graph import Network, Neurons, Projection
 from stsbp_spec.passes import Trace, after, back_through, through, together
 from stsbp_spec.plan import Plan, Segment, plan
 from stsbp_spec.rules import Deferred, Run
@@ -87,15 +87,9 @@ class Piece:
         return self.walk().segments[self.index]
 
     @cached_property
-    def _places(self) -> list[Place]:
-        return [place for step in self.segment.steps for place in step.places]
-
-    @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """Weights in it, those of a recurrence among them."""
-        names = {place.node.name for place in self._places}
-        names |= {loop for name in names for loop in self.network.recurrent.get(name, ())}
-        return tuple(projection for projection in self.network.projections if projection.name in names)
+        return self.segment.projections(self.network)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
@@ -106,7 +100,7 @@ class Piece:
             norm = projection.synapse.norm
             if norm is not None:
                 found += [f"{projection.name}.{own}" for own in (*norm.learned(), *norm.initial(1))]
-        for place in self._places:
+        for place in self.segment.places:
             if isinstance(place.node.op, Neurons):
                 found += place.parameters.values()
         return tuple(dict.fromkeys(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, reduce
 from typing import Any, Generic, NamedTuple
@@ -236,24 +236,24 @@ class Population(Step[Array]):
     @cached_property
     def equations(self) -> tuple[NeuronEquations, NeuronEquations]:
         """Of evaluation and of training."""
-        inputs = self.places[0].inputs
-        static = tuple(values.static for values in inputs)
-        evaluation, training = (
-            neuron_equations(tuple(values.filter(training=each) for values in inputs), self.op.model, static)
-            for each in (False, True)
-        )
+        evaluation, training = (neuron_equations(each, self.op.model, self._static) for each in self._every)
         return evaluation, training
 
     @cached_property
     def resumable(self) -> tuple[ResumableEquations, ResumableEquations]:
         """The same where states enter and leave."""
-        inputs = self.places[0].inputs
-        static = tuple(values.static for values in inputs)
-        evaluation, training = (
-            resumable_equations(tuple(values.filter(training=each) for values in inputs), self.op.model, static)
-            for each in (False, True)
-        )
+        evaluation, training = (resumable_equations(each, self.op.model, self._static) for each in self._every)
         return evaluation, training
+
+    @property
+    def _every(self) -> Iterator[tuple[SynapticFilter, ...]]:
+        """Filters of all inputs, of evaluation and of training."""
+        inputs = self.places[0].inputs
+        return (tuple(values.filter(training=training) for values in inputs) for training in (False, True))
+
+    @property
+    def _static(self) -> tuple[bool, ...]:
+        return tuple(values.static for values in self.places[0].inputs)
 
     def learned(self, run: Run[Array]) -> dict[str, Array]:
         """What the neurons learned, by the model's names."""
@@ -390,9 +390,8 @@ class Recurrent(Population[Array]):
         static = {equations.errors[j] for j in elsewhere if values[j].static and run.steps > 1}
         errors, terms = self.propagate(run, residuals, error, tuple(sorted(static)), precision)
         gradients = yield from self.gradients(run, terms, precision)
-        zeroed, earlier = dict[str, Array](), self.backend.shifted(residuals.spikes, 1)
-        if first is not None:
-            earlier = self.backend.joined([first, residuals.spikes[:-1]])
+        zeroed, spikes = dict[str, Array](), residuals.spikes
+        earlier = self.backend.shifted(spikes, 1) if first is None else self.backend.joined([first, spikes[:-1]])
         for j, loop in zip(own, self.loops, strict=True):
             left = self.left(loop, earlier, run.weights[loop.name])
             found = yield from loop.backward(run, left, errors[equations.errors[j]], precision)
@@ -507,6 +506,17 @@ class Segment(Generic[Array]):
     sources: tuple[str, ...]
     done: tuple[str, ...]
     left: tuple[str, ...]
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The nodes of its steps, in order."""
+        return tuple(place for step in self.steps for place in step.places)
+
+    def projections(self, network: Network) -> tuple[Projection, ...]:
+        """Weights of `network` in it, those of a recurrence among them."""
+        names = {place.node.name for place in self.places}
+        names |= {loop for name in names for loop in network.recurrent.get(name, ())}
+        return tuple(projection for projection in network.projections if projection.name in names)
 
     @property
     def population(self) -> str | None:

@@ -21,7 +21,7 @@ import torch
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NumericError, ShapeError, SpecError
-from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Place, Projection, Values, Weighted
+from stsbp_spec.graph import Edge, Input, Network, Neurons, Node, Op, Projection, Values, Weighted
 from stsbp_spec.neurons.stored import as_text
 from stsbp_spec.passes import Trace, after, back_through, through, together
 from stsbp_spec.plan import Population, Segment, plan
@@ -116,22 +116,16 @@ class Piece:
         return plan(_backend("cpu"), self.network, fused=False).segments[self.index]
 
     @cached_property
-    def _places(self) -> list[Place]:
-        return [place for step in self.segment.steps for place in step.places]
-
-    @cached_property
     def projections(self) -> tuple[Projection, ...]:
         """Weights in it, those of a recurrence among them."""
-        names = {place.node.name for place in self._places}
-        names |= {loop for name in names for loop in self.network.recurrent.get(name, ())}
-        return tuple(projection for projection in self.network.projections if projection.name in names)
+        return self.segment.projections(self.network)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the network's parameters in it."""
         found: list[str] = []
         by_name = {projection.name: projection.parameter for projection in self.projections}
-        for place in self._places:
+        for place in self.segment.places:
             name, op = place.node.name, place.node.op
             if isinstance(op, Weighted):
                 found += [by_name[name], *(f"{name}.{own}" for own in ({} if op.norm is None else op.norm.learned()))]
@@ -143,7 +137,7 @@ class Piece:
     @cached_property
     def statistics(self) -> tuple[str, ...]:
         """Names of its running statistics."""
-        names = {place.node.name for place in self._places}
+        names = {place.node.name for place in self.segment.places}
         return tuple(name for name in self.network.statistics if name.rpartition(".")[0] in names)
 
     @cached_property
