@@ -34,6 +34,7 @@ from stsbp_spec.synapses import (
     Upsample2d,
 )
 from stsbp_spec.synapses.batchnorm import BatchNorm
+from stsbp_spec.synapses.dropout import substream
 
 _NMNIST = {"input_shape": (2, 34, 34), "outputs": 10}
 
@@ -646,7 +647,7 @@ def test_masks_of_one_step_never_share_bits() -> None:
     network = NetworkSpec.parse("-".join(["-".join([*["D0.5"] * 16, "3"])] * 40), input_shape=(3,))
     first, last = network.blocks[0], replace(network.blocks[-1], index=MAX_LAYERS - 1)
     keys = [
-        (Stream.DROPOUT + 256 * block.dropout_substream(place)) % 2**32
+        (Stream.DROPOUT + 256 * substream(block.index, place)) % 2**32
         for block in (*network.blocks, last)
         for place in range(16)
     ]
@@ -665,7 +666,7 @@ def test_masks_of_ordinary_networks_stay_as_they_were() -> None:
         shape = block.input_shape
         for place, layer in enumerate(block.before):
             if isinstance(layer, Dropout):
-                streams.append(block.dropout_substream(place))
+                streams.append(substream(block.index, place))
                 digest.update(keep_mask(7, streams[-1], 5, (2, *shape), layer.rate).tobytes())
             shape = layer.output_shape(shape)
     assert streams == [0, 16, 18, 32, 33]

@@ -33,7 +33,6 @@ __all__ = [
     "check_output",
     "check_part",
     "check_precision",
-    "check_spikes",
     "check_weights",
 ]  # fmt: skip
 
@@ -99,15 +98,6 @@ def check_output(network: NetworkSpec, loss: Loss) -> None:
         raise SpecError(
             f"the network {network} ends with a readout, which has no spikes, and the loss {loss.name} reads spikes; "
             "take the loss cross-entropy, or output neurons that spike"
-        )
-
-
-def check_spikes(network: NetworkSpec, what: str) -> None:
-    """Raise `SpecError` where a network ends with a readout: `what` gives spikes."""
-    if network.has_readout:
-        raise SpecError(
-            f"{what} gives spikes, and the network {network} ends with a readout, which has none; train it with "
-            "backend.trainer(...), and run it with backend.run(...)"
         )
 
 

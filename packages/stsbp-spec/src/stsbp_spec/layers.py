@@ -12,7 +12,6 @@ from stsbp_spec.learned import Learned
 from stsbp_spec.neurons import LIF, NeuronModel
 from stsbp_spec.synapses.base import Passing
 from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.synapses.dropout import substream
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.synapses.one_to_one import OneToOne
 from stsbp_spec.synapses.psp import PSP, SynapticFilter
@@ -139,10 +138,6 @@ class Block(Projection):
     def psp(self) -> PSP | None:
         """Synaptic filter of the layer below; None: inputs enter unfiltered."""
         return self.input.pending
-
-    def dropout_substream(self, place: int) -> int:
-        """The `layer` of `random.keep_mask` for the dropout at `before[place]`."""
-        return substream(self.index, place)
 
     def filter(self, *, training: bool) -> SynapticFilter:
         """Filter after the weights, with the factor of dropout in training."""

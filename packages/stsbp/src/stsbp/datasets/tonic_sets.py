@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from stsbp_spec.encoders import EventBinning
@@ -37,13 +37,6 @@ _SENSORS = {"NCALTECH101": (240, 180, 2)}
 _ARCHIVES = (".zip", ".gz", ".tar", ".md5")
 _MOST = 16 * GIGABYTE
 """Bytes of a file; SSC's largest has 3 GB."""
-
-
-class _Split(NamedTuple):
-    """One part of a data set as tonic gives it: an object with samples, and the order in which they are taken."""
-
-    source: Any
-    order: list[int]
 
 
 def _tonic() -> Any:
