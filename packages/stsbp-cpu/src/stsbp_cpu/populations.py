@@ -21,6 +21,7 @@ from stsbp_spec.typing import Float32, Float64, Int32, Int64, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all, values
+from stsbp_cpu.sparse.spikes import list_present
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES, sum_scaled
 
@@ -217,7 +218,7 @@ def _backward(
                 if own >= 0 and t > 0:
                     if bits > 0:
                         _round(below[own], bits)
-                    counts[c] = _list(below[own], places[c], scales[c])
+                    counts[c] = list_present(below[own], places[c], scales[c])
             if own >= 0 and t > 0:
                 _send_back(v, places, scales, counts, members, back, exact)
         for c in range(members):
@@ -242,17 +243,6 @@ def _round(x: Float32, bits: int) -> None:
     scale, unit = np.float32(math.ldexp(1.0, exponent)), np.float32(math.ldexp(1.0, -exponent))
     for i in range(len(x)):
         x[i] = np.rint(x[i] * scale) * unit
-
-
-@cached_njit()
-def _list(x: Float32, places: Int32, scales: Float32) -> int:
-    """List what is not zero of `[N]`; returns how many."""
-    count = 0
-    for i in range(len(x)):
-        places[count] = i
-        scales[count] = x[i]
-        count += x[i] != 0
-    return count
 
 
 @cached_njit()

@@ -21,7 +21,8 @@ from stsbp_spec.grid import FLOOR
 from stsbp_spec.kernel_cache import digest
 from stsbp_spec.printers import LANGUAGES, lines
 
-from stsbp_torch.layout import empty, laid_out, rows
+from stsbp_torch.layout import laid_out, rows
+from stsbp_torch.recurrence import outputs_of
 
 __all__ = ["BLOCK", "kernel", "recur", "text"]
 
@@ -96,10 +97,7 @@ def recur(
     """`AbstractBackend.recur`."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
-    found = {
-        name: empty((1 if name in summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
-        for name, x in recurrence.outputs.items()
-    }
+    found = outputs_of(recurrence, steps, shape, device, summed)
     numbers = torch.tensor(np.array([constants[name] for name in recurrence.parameters], np.float32), device=device)
     count = shape.numel()
     static = frozenset(name for name, x in arrays.items() if len(x) == 1)

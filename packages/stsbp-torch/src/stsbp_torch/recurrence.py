@@ -19,7 +19,7 @@ from stsbp_spec.printers import LANGUAGES, compiled
 
 from stsbp_torch.layout import empty, laid_out, rows
 
-__all__ = ["recur", "recur_often"]
+__all__ = ["outputs_of", "recur", "recur_often"]
 
 OFTEN = 4
 """Runs of an equation after which it is compiled."""
@@ -47,6 +47,16 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
     return compiled(recurrence, LANGUAGES["torch"], words)
 
 
+def outputs_of(
+    recurrence: Recurrence, steps: int, shape: torch.Size, device: torch.device, summed: tuple[str, ...]
+) -> dict[str, torch.Tensor]:
+    """Uninitialised tensors for the outputs of `AbstractBackend.recur`, of `shape` without the steps."""
+    return {
+        name: empty((1 if name in summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
+        for name, x in recurrence.outputs.items()
+    }
+
+
 def recur(
     recurrence: Recurrence,
     constants: Constants,
@@ -61,12 +71,9 @@ def recur(
     arrays = [inputs[name] for name in recurrence.inputs]
     shape, device = arrays[0].shape[1:], arrays[0].device
     states: Any = [torch.zeros((), device=device).expand(shape) for _ in recurrence.states]
-    found = {}
-    for name, x in recurrence.outputs.items():
-        dtype = torch.uint8 if x.is_condition else torch.float32
-        found[name] = empty((1 if name in summed else steps, *shape), dtype, device)
-        if name in summed:
-            found[name].zero_()
+    found = outputs_of(recurrence, steps, shape, device, summed)
+    for name in summed:
+        found[name].zero_()
     for t in reversed(range(steps)) if recurrence.reverse else range(steps):
         states, outputs = step(*parameters, *(x[t % len(x)].float() for x in arrays), *states)
         for (name, whole), output in zip(found.items(), outputs, strict=True):
@@ -93,10 +100,7 @@ def recur_often(
 
     given = (inputs[name].detach() for name in recurrence.inputs)
     arrays = [laid_out(x if x.dtype is torch.uint8 else x.float()) for x in given]
-    found = {}
-    for name, x in recurrence.outputs.items():
-        dtype = torch.uint8 if x.is_condition else torch.float32
-        found[name] = empty((1 if name in summed else steps, *arrays[0].shape[1:]), dtype, arrays[0].device)
+    found = outputs_of(recurrence, steps, arrays[0].shape[1:], arrays[0].device, summed)
     made = {name: rows(x).numpy() for name, x in found.items()}
     kernel.recur(recurrence, constants, [rows(x).numpy() for x in arrays], made, steps, summed)
     return found

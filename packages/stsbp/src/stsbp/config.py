@@ -427,20 +427,24 @@ _MOST_BRACKETS = 100
 _STRING_OR_COMMENT = re.compile(r"""\"(?:[^"\\]|\\.)*"?|'[^']*'?|#.*""")
 
 
+def _read_text(path: Path | str, kind: str) -> str:
+    try:
+        return read_regular(Path(path), _LARGEST_TOML).decode("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {kind} {path}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
+
+
 def read_toml(path: Path) -> Source:
     """Settings of a TOML file.
 
     Raises:
         ConfigError: it cannot be read, is too large or is not TOML; names the line.
     """
-    try:
-        text = read_regular(path, _LARGEST_TOML).decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"there is no configuration file {path}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8: {error}") from error
+    text = _read_text(path, "configuration file")
     # What tomllib needs too much time, memory or depth for; settings are flat.
     bare = [_STRING_OR_COMMENT.sub("", line) for line in text.splitlines()]
     for number, line in enumerate(bare, 1):
@@ -466,14 +470,7 @@ def network_text(net: str) -> str:
     """
     if not net.endswith(".toml"):
         return net
-    try:
-        text = read_regular(Path(net), _LARGEST_TOML).decode("utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"there is no file of a network {net}") from None
-    except OSError as error:
-        raise ConfigError(f"cannot read {net}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{net} is not a text file in UTF-8: {error}") from error
+    text = _read_text(net, "file of a network")
     if not is_nodes(text):
         raise ConfigError(f"{net} is no file of nodes: it begins with [[node]] (docs/networks.md)")
     return text

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
-from stsbp_spec.typing import Float32, Int32, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 
-__all__ = ["NO_MASK", "density", "list_by_channel", "list_spikes"]
+__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes"]
 
 NO_MASK = np.ones((1, 1, 1), np.uint8)
 """Stands for a dropout mask where there is none."""
 
 _ZERO = np.float32(0)
+
+
+@cached_njit()
+def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
+    """List what is not zero of a run `[n]`, spikes or errors, into arrays no shorter; returns how many."""
+    count = 0
+    for i in range(len(x)):
+        places[count] = i
+        values[count] = x[i]
+        count += x[i] != 0
+    return count
 
 
 @cached_njit()

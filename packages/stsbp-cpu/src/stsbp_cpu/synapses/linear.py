@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 from numba import prange
-from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
+from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.sparse.spikes import density
+from stsbp_cpu.sparse.spikes import density, list_present
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
 
@@ -43,17 +43,6 @@ def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
     return np.ascontiguousarray(total[:, :units].T)
 
 
-@cached_njit()
-def _list(frame: UInt8, places: Int32, values: Float32) -> int:
-    """List what is not zero of `[inputs]`; returns how many."""
-    count = 0
-    for i in range(len(frame)):
-        places[count] = i
-        values[count] = frame[i]
-        count += frame[i] != 0
-    return count
-
-
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
     frames, inputs = s.shape
@@ -63,7 +52,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
         places, values = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, np.float32)
         own = np.empty(wide, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = _list(s[f], places, values)
+            count = list_present(s[f], places, values)
             own[:] = _ZERO
             sum_scaled(own, 0, flat, places, wide, 0, values, 0, count, wide // LANES)
             for j in range(units):
@@ -83,7 +72,7 @@ def _gradient(s: UInt8, dz: Float32, sums: Float32) -> None:
         for low in range(first, last, _BLOCK):
             high = min(low + _BLOCK, last)
             for f in range(low, high):
-                count = _list(s[f], places, values)
+                count = list_present(s[f], places, values)
                 for j in range(units):
                     error[j] = dz[f, j]
                 for k in range(count):
@@ -102,7 +91,7 @@ def _exact_gradient(s: UInt8, dz: AnyArray, sums: AnyArray) -> None:
         total = sums[thread]
         total[:] = 0.0
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = _list(s[f], places, values)
+            count = list_present(s[f], places, values)
             error = dz[f]
             for k in range(count):
                 own, value = total[places[k]], np.float64(values[k])
