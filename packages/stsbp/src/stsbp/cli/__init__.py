@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "Train a network on a data set.",
     "evaluate": "Accuracy, loss and spike rates of a trained network.",
     "predict": "Classes of images, recordings or arrays.",
+    "export": "A trained network as NIR, ONNX or C.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
     "datasets": "List data sets and what they need.",

@@ -1,0 +1,48 @@
+"""`stsbp export`: a trained network as a file for other programs."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import Choice, say
+from stsbp.interop.program import About, program
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["FORMS", "command"]
+
+FORMS = {
+    "nir": "stsbp.interop.nir_file",
+    "onnx": "stsbp.interop.onnx_file",
+    "c": "stsbp.interop.c_source",
+}
+"""What a network can leave as, and the module whose `write(program, about, out)` writes it; it returns what to say."""
+
+
+@click.command("export", short_help=COMMANDS["export"])
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="What to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; of c: a folder.")
+@click.option(
+    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
+)
+def command(run: Path, form: str, out: Path, checkpoint: str) -> None:
+    """Write the trained network in the folder RUN for other programs.
+
+    nir: a graph in the Neuromorphic Intermediate Representation. onnx: standard operators, for onnxruntime. c: one
+    header and one source in C99, without allocation. Spikes are those of stsbp, to the bit; what a form cannot say is
+    refused by name.
+    """
+    # Imported here: what trains is not needed to show the help.
+    from stsbp_spec.reference.backend import NumpyBackend
+
+    from stsbp.training.trained import load_trained
+
+    trained = load_trained(RunFolder(run), checkpoint, NumpyBackend())
+    about = About(run.name, trained.info["sha256"], trained.settings.steps, trained.names)
+    made = program(trained.network, trained.weights)
+    for line in importlib.import_module(FORMS[form]).write(made, about, out):
+        say(line)

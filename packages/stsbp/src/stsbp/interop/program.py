@@ -1,0 +1,163 @@
+"""What a trained network computes in evaluation, as data: weights on their grids, equations, and their numbers.
+
+Whatever leaves (c_source.py, onnx_file.py, nir_file.py) is written from this, so that no exporter knows a neuron: a
+population's step is an expression (stsbp_spec/expr.py), as it is for every backend. A network of float32 master
+weights computes with weights on a grid, and with running statistics; here both have been applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from stsbp_spec.equations import Constants, neuron_equations
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Neurons, Node, Place, Projection
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.synapses.batchnorm import Wide, of_running
+from stsbp_spec.trainer import on_grid
+from stsbp_spec.typing import Float32
+
+__all__ = ["About", "Normalised", "Population", "Program", "Weights", "program"]
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of the run that it was made of, beside the network.
+
+    Attributes:
+        name: of the run.
+        checkpoint: SHA-256 of the checkpoint's weights.
+        steps: `T` of training.
+        classes: their names, in the order of the output neurons; none where labels are spike trains.
+    """
+
+    name: str
+    checkpoint: str
+    steps: int
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """Batch normalisation by running statistics: `synapses.batchnorm.FORWARD` with these numbers.
+
+    Attributes:
+        mean, a, shift: of each channel, float32 `[C]`.
+    """
+
+    mean: Float32
+    a: Float32
+    shift: Float32
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A node with weights.
+
+    Attributes:
+        projection: geometry, and what meets the weights: multiples of `2^-projection.input.exponent`.
+        values: the weights on their grid, float32, output axis first.
+        exponent: they are whole multiples of `2^-exponent`, of at most 11 bits and a sign.
+        norm: what normalises their sums; None: nothing.
+    """
+
+    projection: Projection
+    values: Float32
+    exponent: int
+    norm: Normalised | None
+
+    @property
+    def integers(self) -> np.ndarray[tuple[int, ...], np.dtype[np.int16]]:
+        """The weights in units of `2^-exponent`, of the shape of `values`."""
+        return np.rint(np.ldexp(self.values.astype(np.float64), self.exponent)).astype(np.int16)
+
+    @property
+    def sum_exponent(self) -> int:
+        """Their sums are whole multiples of `2^-sum_exponent`, below `2^24` of them."""
+        return self.exponent + self.projection.input.exponent
+
+
+@dataclass(frozen=True)
+class Population:
+    """A node of neurons: one step of the synaptic filters before them and of themselves.
+
+    Attributes:
+        place: the node, and what its edges carry.
+        step: from sums of weights, one input an edge, to the potential `u` and the spike `o`; states are zero before
+            the first step.
+        constants: the parameters of `step`, float32.
+        sums: inputs of `step` that are sums of weights, in the order of the node's inputs.
+        learned: its other inputs: numbers that were learned, the same at every step, `[C]` or `[1]`.
+    """
+
+    place: Place
+    step: Recurrence
+    constants: Constants
+    sums: tuple[str, ...]
+    learned: Mapping[str, Float32]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A trained network.
+
+    Attributes:
+        network: the network; its nodes in their order: `network.graph.nodes`.
+        weights: nodes with weights, by name.
+        populations: nodes of neurons, by name.
+    """
+
+    network: NetworkSpec
+    weights: Mapping[str, Weights]
+    populations: Mapping[str, Population]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes, each after what it reads, but for a population that reads itself through weights after it."""
+        return self.network.graph.nodes
+
+    @cached_property
+    def recurrent(self) -> frozenset[str]:
+        """Names of the weights through which populations read themselves, one step later."""
+        return frozenset(name for names in self.network.graph.recurrent.values() for name in names)
+
+
+def program(network: NetworkSpec, weights: Mapping[str, Float32]) -> Program:
+    """What a network computes with these master weights, learned numbers and statistics (`Trained.weights`).
+
+    Raises:
+        NumericError: a weight is not finite, or too large.
+        ExactnessError: the sums of a layer cannot be exact.
+    """
+    backend = NumpyBackend()
+    found, grids = on_grid(backend, network, weights)
+    graph = network.graph
+    nodes: dict[str, Weights] = {}
+    for projection in graph.projections:
+        name, norm = projection.name, projection.synapse.norm
+        normalised = None
+        if norm is not None:
+            mean, variance, scale, shift = (found[f"{name}.{each}"] for each in ("mean", "variance", "scale", "shift"))
+            by = of_running(Wide(), mean, variance, scale, norm=norm)
+            normalised = Normalised(by.mean, by.a, shift)
+        nodes[name] = Weights(projection, found[name], grids[name].exponent, normalised)
+    populations = {
+        place.node.name: _population(place, found) for place in graph.places if isinstance(place.node.op, Neurons)
+    }
+    return Program(network, nodes, populations)
+
+
+def _population(place: Place, weights: Mapping[str, Float32]) -> Population:
+    op = place.node.op
+    assert isinstance(op, Neurons)
+    filters = tuple(values.filter(training=False) for values in place.inputs)
+    equations = neuron_equations(filters, op.model, tuple(values.static for values in place.inputs))
+    forward = equations.forward
+    step = forward.changed(outputs={name: forward.outputs[name] for name in ("u", "o")})
+    constants = {name: equations.constants[name] for name in step.parameters}
+    learned = {free: weights[place.parameters[name]] for name, free in equations.learned.items()}
+    return Population(place, step, constants, equations.inputs, learned)

@@ -1,0 +1,149 @@
+"""Small networks that hold every layer and every neuron there is: what exporters must get right, to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from stsbp_spec import NetworkSpec, initial_weights, open_backend
+from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.results import RunResult
+from stsbp_spec.typing import Coding, Float32, Shape, UInt8
+
+STEPS, SAMPLES, OUTPUTS = 9, 3, 4
+IMAGE, VECTOR = (2, 8, 8), (12,)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A network as `NetworkSpec.parse` reads it."""
+
+    net: str
+    input_shape: Shape = VECTOR
+    coding: Coding = "events"
+    neuron: str = "lif"
+    padding: str = "valid"
+    tau_m: float = 3.0
+    tau_s: float = 5 / 3
+    tau_rise: float = 0.0
+
+
+NODES = """\
+[[node]]
+name = "a"
+weights = "6"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = ["a"]
+
+[[node]]
+name = "late"
+weights = "6"
+from = [{node = "fires", delay = 2}]
+
+[[node]]
+name = "skip"
+weights = "6b"
+from = "input"
+
+[[node]]
+name = "both"
+neurons = "neuron=alif"
+from = ["late", "skip"]
+
+[[node]]
+name = "again"
+weights = "6"
+weights_of = "late"
+from = "both"
+
+[[node]]
+name = "third"
+neurons = "neuron=plif,per=channel"
+from = ["again"]
+
+[[node]]
+name = "out"
+weights = "4"
+from = "third"
+
+[[node]]
+name = "output"
+neurons = ""
+from = ["out"]
+"""
+
+SMALL: dict[str, Small] = {
+    "full": Small("10"),
+    "bias": Small("10b-8"),
+    "soft reset": Small("10", neuron="lif:reset=subtract"),
+    "if": Small("10", neuron="if"),
+    "alif": Small("10", neuron="alif"),
+    "plif": Small("10-8{neuron=plif,per=channel}", neuron="plif"),
+    "no filter": Small("10", tau_s=1.0),
+    "second order": Small("10", tau_s=4.0, tau_rise=1.5),
+    "dropout": Small("10d0.2"),
+    "delay": Small("10-8{delay=3}"),
+    "branches": Small("[10|10{delay=1}]+-6"),
+    "recurrent": Small("10R"),
+    "one to one": Small("10{recurrent=one-to-one}"),
+    "convolution": Small("4C3p1-6C3s2", IMAGE),
+    "recurrent convolution": Small("4C3R3p1", IMAGE),
+    "geometry": Small("4C3x1p1x0-4C3p2{dilation=2}-8C3p1{groups=4}", IMAGE),
+    "average pooling": Small("4C3p1-P2-6C3p1-P3", IMAGE),
+    "average pooling by 3": Small("4C3p1-P3-6", IMAGE),
+    "max pooling": Small("4C3p1-M2-6", IMAGE),
+    "upsampling": Small("4C3p1-P2-U2-4C3", IMAGE),
+    "normalised": Small("4C3p1bn-P2-10", IMAGE),
+    "residual": Small("4C3p1bn-[4C3p1bn-4C3p1bn]+-P2", IMAGE),
+    "image": Small("4C3p1-P2-10", (3, 8, 8), "direct"),
+    "image, bias": Small("4C3p1b-P2-10", (3, 8, 8), "direct"),
+    "image, normalised": Small("4C3p1bn-P2-10", (3, 8, 8), "direct"),
+    "image vector": Small("10", VECTOR, "direct"),
+    "nodes": Small(NODES),
+    "readout": Small("10-4{neuron=readout}"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network with weights, inputs uint8 `[T, B, ...]` or `[B, ...]`, and what the reference makes of them."""
+
+    network: NetworkSpec
+    weights: dict[str, Float32]
+    inputs: UInt8
+    run: RunResult
+
+
+@cache
+def case(name: str) -> Case:
+    """The network of `SMALL`, its hidden layers firing; statistics, biases and other learned numbers drawn."""
+    small = SMALL[name]
+    neuron = parse_neuron(small.neuron, {"tau_m": small.tau_m, "tau_s": small.tau_s, "tau_rise": small.tau_rise})
+    network = NetworkSpec.parse(
+        small.net,
+        input_shape=small.input_shape,
+        outputs=OUTPUTS,
+        coding=small.coding,
+        padding=small.padding,
+        neuron=neuron,
+    )
+    rng = np.random.default_rng(len(name) + 7)
+    weights = initial_weights(network, 5, 3.0)
+    for key, values in weights.items():
+        kind = key.rpartition(".")[2]
+        if kind in ("bias", "shift", "mean"):
+            weights[key] = rng.normal(0, 0.2, values.shape).astype(np.float32)
+        elif kind in ("scale", "variance"):
+            weights[key] = rng.uniform(0.5, 1.5, values.shape).astype(np.float32)
+        elif kind == "decay":
+            weights[key] = rng.uniform(0.3, 0.9, values.shape).astype(np.float32)
+    if small.coding == "direct":
+        inputs = rng.integers(0, 256, (SAMPLES, *small.input_shape), dtype=np.uint8)
+    else:
+        inputs = (rng.random((STEPS, SAMPLES, *small.input_shape)) < 0.4).astype(np.uint8)
+    return Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
