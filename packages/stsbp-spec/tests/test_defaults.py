@@ -15,16 +15,20 @@ from stsbp_spec.surrogates import Arctan, FastSigmoid, Logistic, Rectangle, Surr
 from stsbp_spec.synapses import PSP, Conv2d, Dropout, Linear
 
 DEFAULTS: dict[type, dict[str, object]] = {
-    LIF: {"tau_m": 8, "tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0},
-    IF: {"tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0},
+    LIF: {
+        "tau_m": 8, "tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0,
+        "psp_gain": "normalised",
+    },
+    IF: {"tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0, "psp_gain": "normalised"},
     ALIF: {
         "tau_m": 8, "tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0, "tau_a": 20,
-        "beta": 1.6,
+        "beta": 1.6, "psp_gain": "normalised",
     },
     PLIF: {
         "tau_m": 8, "tau_s": 4, "threshold": 1, "surrogate": Arctan(2), "reset": "zero", "tau_rise": 0, "per": "layer",
+        "psp_gain": "normalised",
     },
-    PSP: {"tau_s": 4, "tau_rise": 0},
+    PSP: {"tau_s": 4, "tau_rise": 0, "gain": "normalised"},
     Arctan: {"alpha": 2},
     FastSigmoid: {"beta": 2},
     Logistic: {"width": 0.25},

@@ -13,6 +13,7 @@ from stsbp_spec.backend import Batch
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.errors import NetworkError, SpecError
 from stsbp_spec.expr import Expr, Names, named, snap, spike, where
+from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import LOSSES
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.neurons import ALIF, IF, LIF, NEURONS, PLIF, NeuronModel, parse_neuron
@@ -35,11 +36,13 @@ MODELS: list[NeuronModel] = [
     ALIF(3, 2, 0.5, tau_a=4),
     ALIF(3, 2, 0.5, tau_a=4, beta=0.7, reset="subtract"),
     LIF(3, 4, 0.4, tau_rise=2),
+    LIF(3, 2, 0.9, psp_gain="unit"),
+    ALIF(3, 4, 0.4, tau_a=4, tau_rise=2, psp_gain="unit"),
     ALIF(3, 4, 0.3, tau_a=4, tau_rise=1),
     PLIF(3, 2, 0.5),
     PLIF(3, 2, 0.5, reset="subtract", per="channel"),
 ]
-each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{n.reset}-{n.tau_rise:g}")
+each_model = pytest.mark.parametrize("neuron", MODELS, ids=lambda n: f"{n.name}-{n.reset}-{n.tau_rise:g}-{n.psp_gain}")
 
 
 def _problem(neuron: NeuronModel, seed: int = 0) -> tuple[NetworkSpec, dict[str, AnyArray], Batch]:
@@ -195,8 +198,8 @@ class Stranger(NeuronModel):
 
 def test_every_model_has_the_parameters_of_all() -> None:
     kind: Any = Stranger
-    strange = kind(tau_s=5, threshold=0.25, surrogate=Rectangle(0.5), tau_rise=2)
-    assert (strange.tau_s, strange.threshold, strange.psp) == (5.0, 0.25, PSP(5, 2))
+    strange = kind(tau_s=5, threshold=0.25, surrogate=Rectangle(0.5), tau_rise=2, psp_gain="unit")
+    assert (strange.tau_s, strange.threshold, strange.psp) == (5.0, 0.25, PSP(5, 2, "unit"))
     assert kind(4.0).k == 4.0
     assert kind() == kind(3.0, 4.0, 0.0, 1.0, Arctan())
     with pytest.raises(SpecError, match="threshold must be a finite number above 0"):
@@ -274,7 +277,7 @@ def test_neurons_are_read_from_text(text: str, neuron: NeuronModel) -> None:
         ("alfi", "unknown neuron 'alfi' \\(did you mean alif\\?\\); known: lif, if, alif, plif"),
         (
             "if:tau_m=3",
-            "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset, tau_rise",
+            "the neuron 'if' has no parameter 'tau_m'; it has: tau_s, threshold, surrogate, reset, tau_rise, psp_gain",
         ),
         ("lif:reset", "expected key=value, got 'reset'"),
         ("lif:reset=", "expected key=value, got 'reset='"),
@@ -371,3 +374,17 @@ def test_a_filter_that_spikes_is_refused() -> None:
 def test_a_rise_that_is_none_is_refused(rise: float) -> None:
     with pytest.raises(SpecError, match="tau_rise"):
         LIF(3, 4, 1.0, tau_rise=rise)
+
+
+@pytest.mark.parametrize("rise", [0, 2])
+def test_both_gains_of_a_synapse_begin_alike(rise: float) -> None:
+    normalised, unit = (
+        initial_weights(
+            NetworkSpec.parse("6", input_shape=(5,), outputs=3, neuron=LIF(3, 4, tau_rise=rise, psp_gain=g)), 1
+        )
+        for g in ("normalised", "unit")
+    )
+    assert np.array_equal(normalised["linear1"], unit["linear1"])
+    assert np.allclose(normalised["linear2"], unit["linear2"] * (4 - rise), rtol=1e-6)
+    with pytest.raises(SpecError, match="'normalised' or 'unit', got 'one'"):
+        PSP(3, gain="one")

@@ -51,7 +51,7 @@ _GRAPHS = {
     "recurrent images": "4C3R3s2p1b-P2-12Rb-5",
     "recurrent models": (
         "4C3R1s2{neuron=alif,tau_s=4,tau_rise=2}-8R{neuron=plif,reset=subtract,per=channel}b"
-        "-7{recurrent=one-to-one,neuron=if,reset=subtract}-5R{neuron=alif,reset=subtract}"
+        "-7{recurrent=one-to-one,neuron=if,reset=subtract}-5R{neuron=alif,reset=subtract,psp_gain=unit}"
     ),
     "branches": "4C3p1-[4C3p1-4C3p1]+-P2-[8|7-8]+-5",
     "delays": "4C3p1{delay=2}-[4C3p1|4C1{delay=1}-4C3p1]+-P2-8R{delay=3}-5",
@@ -347,8 +347,8 @@ def _torch_gradients(
         if filter is None:
             return s
         if not filter.tau_rise:
-            return exponential(filter.tau_s, 1 / filter.tau_s, s)
-        factor = 1 / (filter.tau_s - filter.tau_rise)
+            return exponential(filter.tau_s, 1 if filter.gain == "unit" else 1 / filter.tau_s, s)
+        factor = 1 if filter.gain == "unit" else 1 / (filter.tau_s - filter.tau_rise)
         slow, quick = (exponential(tau, factor, s) for tau in (filter.tau_s, filter.tau_rise))
         return [x - y for x, y in zip(slow, quick, strict=True)]
 

@@ -120,7 +120,7 @@ def test_evaluation_mode_drops_nothing() -> None:
 
 def test_printed_modules_show_their_sizes() -> None:
     spec = NetworkSpec.parse("6C5s2p1-P2", input_shape=(2, 18, 18), outputs=10, neuron=LIFSpec(3, 5 / 3, 0.5))
-    lif = "tau_m=3, tau_s=1.66667, threshold=0.5, surrogate=arctan:alpha=2, reset=zero, tau_rise=0"
+    lif = "tau_m=3, tau_s=1.66667, threshold=0.5, surrogate=arctan:alpha=2, reset=zero, tau_rise=0, psp_gain=normalised"
     assert str(Network(spec, seed=4)).splitlines() == [
         "Network(",
         "  6C5p1s2-P2-10, events, precision=fast, seed=4",

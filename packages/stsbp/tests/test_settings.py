@@ -53,7 +53,7 @@ AMOUNTS = {
 OTHERS = {
     "net": "256", "padding": "valid", "loss": "van-rossum", "loss_model": "", "label_pattern": "1",
     "undesired_pattern": "0", "neuron": "lif", "neuron_model": "", "surrogate": "arctan", "surrogate_model": "",
-    "own_lengths": False,
+    "own_lengths": False, "psp_gain": "normalised",
     "saccades": "all", "stabilise": False, "init_from": "", "init_sha256": "", "schedule": "cosine",
     "precision": "fast", "test": True, "test_on": "", "augment_flip": False, "data_dir": "", "download": False,
     "skip_malformed": False, "memory": "full", "tensorboard": False,

@@ -94,7 +94,7 @@ MODELS = NetworkCase(
     "every neuron model",
     NetworkSpec.parse(
         "6C3p1{neuron=alif,tau_a=5}-P2-8C3s2p1{reset=subtract}-D0.25"
-        "-24{neuron=if,tau_s=3,tau_rise=2}-16{neuron=alif,reset=subtract}",
+        "-24{neuron=if,tau_s=3,tau_rise=2}-16{neuron=alif,reset=subtract,psp_gain=unit}",
         input_shape=(2, 11, 12),
         outputs=5,
         neuron=LIF(tau_m=3, tau_s=5 / 3, threshold=0.5),

@@ -1,8 +1,9 @@
 """Initial weights: Kaiming-uniform from the counter-based generator, the same bits on every machine.
 
-`W = gain sqrt(6 / fan_in) (2 v - 1)`, `v` uniform in (0, 1), so that the standard deviation is `gain sqrt(2 / fan_in)`
-(He et al. 2015). Computed in float64 and rounded once. What neurons learn begins at the value that their model gives,
-running statistics of batch normalisation at mean 0 and variance 1.
+`W = gain sqrt(6 / fan_in) (2 v - 1) / area`, `v` uniform in (0, 1), so that the standard deviation is
+`gain sqrt(2 / fan_in)` (He et al. 2015). `area` is that of a spike's potential: 1, unless the gain of the synapse is
+`unit` (synapses/psp.py), so that both gains begin alike. Computed in float64 and rounded once. What neurons learn
+begins at the value that their model gives, running statistics of batch normalisation at mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN)
     for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)
         bound = gain * math.sqrt(6 / each.fan_in) * (RECURRENT_GAIN if each.name in own else 1.0)
+        if each.input.pending is not None and each.synapse.norm is None:
+            bound /= each.input.pending.area
         weights[each.name] = (bound * (2 * v - 1)).astype(np.float32).reshape(each.weight_shape)
     for name, parameter in network.parameters.items():
         if parameter.learned is not None:

@@ -226,7 +226,7 @@ def _norm_keys(norm: BatchNorm) -> list[str]:
 
 def _neuron_keys(neuron: NeuronModel) -> list[str]:
     """The keys of a neuron in notation, without what a plain LIF neuron need not say."""
-    plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0"}
+    plain = {"neuron": LIF.name, "reset": "zero", "tau_rise": "0.0", "psp_gain": "normalised"}
     return [f"{key}={value}" for key, value in neuron.written().items() if plain.get(key) != value]
 
 

@@ -137,6 +137,9 @@ class RunConfig(BaseModel):
         le=1e9,
         description="Time constant of a potential's rise, below --tau-s; 0 disables the rise.",
     )
+    psp_gain: Literal["normalised", "unit"] = Field(
+        "normalised", description="What a spike adds to a potential: so much that its area is 1, or 1."
+    )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field(
         "arctan",
@@ -363,7 +366,7 @@ SECTIONS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Network": (
             *("net", "padding", "dropout", "neuron", "neuron_model"),
-            *("tau_m", "tau_s", "tau_rise", "threshold", "surrogate", "surrogate_model"),
+            *("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold", "surrogate", "surrogate_model"),
             *("window_ms", "bin_ms", "own_lengths", "saccades", "stabilise", "input_tau_s"),
             *("weight_bits", "init_gain", "init_rate", "init_from", "init_sha256"),
         ),
@@ -404,7 +407,7 @@ RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _LATER = frozenset(
     {
         *("augment_rotate", "augment_scale", "augment_shear", "augment_elastic", "augment_cutout", "test_on"),
-        *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise"),
+        *("init_rate", "init_from", "init_sha256", "test", "neuron", "neuron_model", "tau_rise", "psp_gain"),
         *("loss_model", "surrogate_model"),
         *(name for names in RECORDING_SETTINGS.values() for name in names),
     }

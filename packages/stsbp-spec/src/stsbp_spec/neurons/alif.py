@@ -33,6 +33,7 @@ class ALIF(NeuronModel):
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
         tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
+        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
         tau_a: time constant of the adaptation in steps, at least 1.
         beta: how far a neuron that spikes at every step raises its threshold in the end; above 0.
     """
@@ -48,6 +49,7 @@ class ALIF(NeuronModel):
     tau_rise: float = 0.0
     tau_a: float = parameter(20.0, steps)
     beta: float = parameter(1.6, above_zero)
+    psp_gain: str = "normalised"
 
     def constants(self) -> Mapping[str, float | np.float32]:
         decay = 1 - 1 / self.tau_a

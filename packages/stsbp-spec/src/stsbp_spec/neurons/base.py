@@ -18,14 +18,14 @@ from stsbp_spec.grid import FLOOR
 from stsbp_spec.learned import Learned
 from stsbp_spec.stored import placeholders
 from stsbp_spec.surrogates import SURROGATES, Arctan, Surrogate
-from stsbp_spec.synapses.psp import PSP, rise_time, time_constant
+from stsbp_spec.synapses.psp import GAINS, PSP, rise_time, time_constant
 from stsbp_spec.values import real, shown
 
 __all__ = ["Adjoint", "Learned", "NeuronModel", "Step", "above_zero", "choice", "parameter", "steps"]
 
 Check = Callable[[str, Any], Any]
 
-_EVERY = ("tau_s", "tau_rise", "threshold", "surrogate")
+_EVERY = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
 """Parameters of every model."""
 
 
@@ -70,6 +70,7 @@ class NeuronModel(ABC):
         states: names of the states, which are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         tau_rise: time constant of that filter's rise; 0: it rises at once.
+        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
         threshold: of a neuron at rest, above 0; reports draw it.
         surrogate: derivative of the spike in the backward pass.
     """
@@ -81,6 +82,7 @@ class NeuronModel(ABC):
 
     tau_s: float = 4.0
     tau_rise: float = 0.0
+    psp_gain: str = "normalised"
     threshold: float = 1.0
     surrogate: Surrogate = Arctan()
 
@@ -146,7 +148,7 @@ class NeuronModel(ABC):
     @cached_property
     def psp(self) -> PSP:
         """The filter of this layer's output spikes."""
-        return PSP(self.tau_s, self.tau_rise)
+        return PSP(self.tau_s, self.tau_rise, self.psp_gain)
 
 
 def _written(value: Any) -> str:
@@ -195,4 +197,10 @@ def _surrogate(name: str, value: object) -> Surrogate:
     return value
 
 
-_CHECKS: dict[str, Check] = {"tau_s": steps, "tau_rise": rise_time, "threshold": above_zero, "surrogate": _surrogate}
+_CHECKS: dict[str, Check] = {
+    "tau_s": steps,
+    "tau_rise": rise_time,
+    "psp_gain": choice(*GAINS),
+    "threshold": above_zero,
+    "surrogate": _surrogate,
+}

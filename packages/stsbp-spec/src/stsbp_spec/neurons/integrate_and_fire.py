@@ -30,6 +30,7 @@ class IF(NeuronModel):
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
         tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
+        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
     """
 
     name: ClassVar[str] = "if"
@@ -40,6 +41,7 @@ class IF(NeuronModel):
     surrogate: Surrogate = field(default_factory=Arctan)
     reset: str = parameter("zero", choice("zero", "subtract"))
     tau_rise: float = 0.0
+    psp_gain: str = "normalised"
 
     def constants(self) -> Mapping[str, float | np.float32]:
         return {"vth": self.threshold}

@@ -35,6 +35,7 @@ class PLIF(NeuronModel):
         surrogate: derivative of the spike in the backward pass.
         reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
         tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
+        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
         per: one `decay` for each `layer`, or for each `channel` (of a full connection: for each neuron).
     """
 
@@ -48,6 +49,7 @@ class PLIF(NeuronModel):
     reset: str = parameter("zero", choice("zero", "subtract"))
     tau_rise: float = 0.0
     per: str = parameter("layer", choice("layer", "channel"))
+    psp_gain: str = "normalised"
 
     def constants(self) -> Mapping[str, float | np.float32]:
         return {"vth": self.threshold}

@@ -30,7 +30,7 @@ class Readout(NeuronModel):
 
     Args:
         tau_m: membrane time constant in steps, at least 1.
-        tau_s, threshold, surrogate, tau_rise: as every model has them; of spikes that never come.
+        tau_s, threshold, surrogate, tau_rise, psp_gain: as every model has them; of spikes that never come.
     """
 
     name: ClassVar[str] = "readout"
@@ -42,6 +42,7 @@ class Readout(NeuronModel):
     threshold: float = 1.0
     surrogate: Surrogate = field(default_factory=Arctan)
     tau_rise: float = 0.0
+    psp_gain: str = "normalised"
 
     def constants(self) -> Mapping[str, float | np.float32]:
         return {"km": 1 - 1 / self.tau_m, "never": np.finfo(np.float32).max}

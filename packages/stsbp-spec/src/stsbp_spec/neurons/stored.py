@@ -59,6 +59,8 @@ def as_text(neuron: NeuronModel) -> str:
     if back is not None:
         roots |= {"current": back.current, **{f"d.{name}": x for name, x in back.carried.items()}}
         roots |= {f"l.{name}": x for name, x in back.learned.items()}
+    # Texts from before there was one have none.
+    plain = ("psp_gain",) if neuron.psp_gain == "normalised" else ()
     data = {
         "name": neuron.name,
         "states": list(neuron.states),
@@ -67,7 +69,8 @@ def as_text(neuron: NeuronModel) -> str:
         "learned": {name: [x.initial.hex(), x.low.hex(), x.high.hex(), x.per] for name, x in neuron.learned().items()},
         "surrogate": described(surrogate),
         **written({"tau_s": neuron.tau_s, "tau_rise": neuron.tau_rise, "threshold": neuron.threshold}),
-        "parameters": {each.name: str(getattr(neuron, each.name)) for each in fields(neuron)},  # type: ignore[arg-type]
+        "parameters": {each.name: str(getattr(neuron, each.name)) for each in fields(neuron) if each.name not in plain},  # type: ignore[arg-type]
+        **({} if plain else {"psp_gain": neuron.psp_gain}),
         **nodes_of(roots),
     }
     return dumped(data)
@@ -88,6 +91,7 @@ class _Data:
             }
             self.tau_s, self.threshold = number(data["tau_s"]), number(data["threshold"])
             self.tau_rise = number(data["tau_rise"])
+            self.psp_gain = word(data.get("psp_gain", "normalised"))
             self.parameters = texts(data["parameters"])
             roots = {"u", "spike", "slope", *(f"s.{name}" for name in self.states)}
             if self.carried:
@@ -126,6 +130,7 @@ class StoredNeuron(NeuronModel):
     text: str = ""
     tau_s: float = field(default=4.0, init=False, compare=False)
     tau_rise: float = field(default=0.0, init=False, compare=False)
+    psp_gain: str = field(default="normalised", init=False, compare=False)
     threshold: float = field(default=1.0, init=False, compare=False)
     surrogate: Surrogate = field(default_factory=lambda: _UNSET, init=False, compare=False)
 
@@ -133,6 +138,7 @@ class StoredNeuron(NeuronModel):
         data = self.data
         object.__setattr__(self, "tau_s", steps("tau_s", data.tau_s))
         object.__setattr__(self, "tau_rise", rise_time("tau_rise", data.tau_rise))
+        object.__setattr__(self, "psp_gain", data.psp_gain)
         _ = self.psp
         object.__setattr__(self, "threshold", above_zero("threshold", data.threshold))
         object.__setattr__(self, "surrogate", data.surrogate)

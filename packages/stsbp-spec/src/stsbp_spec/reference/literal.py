@@ -490,9 +490,11 @@ class Literal:
     def _filter(self, psp: PSP) -> tuple[Any, Any, Any]:
         """Decay, factor and the decay of the rise."""
         ks, cs = self.decay(psp.tau_s)
-        if not psp.tau_rise:
-            return ks, cs, self.number(0)
-        return ks, self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise)), self.decay(psp.tau_rise)[0]
+        kr = self.number(0)
+        if psp.tau_rise:
+            cs = self.number(1) / (self.number(psp.tau_s) - self.number(psp.tau_rise))
+            kr = self.decay(psp.tau_rise)[0]
+        return ks, self.number(1) if psp.gain == "unit" else cs, kr
 
     def psp(self, psp: PSP, s: list[AnyArray]) -> list[AnyArray]:
         """Eq. (3a), or the difference of two such filters."""

@@ -272,10 +272,10 @@ def exact_filter(psp: PSP | None, gain: float = 1.0, *, biased: bool = False) ->
     if psp is None:
         return Filtering((exact(0.0), _constant(gain)), IDENTITY)
     decay = _constant(1 - 1 / psp.tau_s)
+    factor = _constant(gain if psp.gain == "unit" else gain / (psp.tau_s - psp.tau_rise))
     if psp.tau_rise:
-        rise, slow = _constant(1 - 1 / psp.tau_rise), psp.tau_s - psp.tau_rise
-        return Filtering((decay, rise, _constant(gain / slow)), PSP(3.0, 2.0).filter())
-    return Filtering((decay, _constant(gain / psp.tau_s)), IDENTITY)
+        return Filtering((decay, _constant(1 - 1 / psp.tau_rise), factor), PSP(3.0, 2.0).filter())
+    return Filtering((decay, factor), IDENTITY)
 
 
 def _is_plain(neuron: NeuronModel, filter: Filtering) -> bool:

@@ -1,5 +1,9 @@
 """Postsynaptic potential (PSP), Eq. (3a): `a_t = k_s a_{t-1} + c_s o_t`, `k_s = 1 - 1/tau_s`, `c_s = 1/tau_s`.
 
+So every potential has the area 1, as in the paper (`normalised`). Many simulators let a spike raise it by 1 instead
+(`unit`): `c_s = 1`, so that nothing stands between weights and current, and a network can go there and come back with
+its weights as they are.
+
 With `tau_rise` the potential rises before it decays, as the difference of two exponentials (`SecondOrderFilter`).
 
 The filter is linear and the same for every neuron of a layer, so it commutes with the weights:
@@ -24,9 +28,9 @@ from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Expr, Names, named, snap, unsnapped
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.learned import Learned
-from stsbp_spec.values import real
+from stsbp_spec.values import real, shown
 
-__all__ = ["IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SecondOrderFilter", "SynapticFilter"]
+__all__ = ["GAINS", "IDENTITY", "PSP", "Filter", "FilterAdjoint", "FilterStep", "SecondOrderFilter", "SynapticFilter"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,9 @@ class SecondOrderFilter(SynapticFilter):
         return FilterStep({"a": a, "b": b}, named("i", snap(a - b)))
 
 
+GAINS = ("normalised", "unit")
+"""What a spike adds to a potential: so much that its area is 1, or 1."""
+
 IDENTITY = Filter(np.float32(0), np.float32(1))
 """No filter: how direct-coded images and event frames enter the first layer (line 2)."""
 
@@ -123,33 +130,43 @@ class PSP:
     Args:
         tau_s: synaptic time constant in steps, at least 1 (1: the potential is the spike itself).
         tau_rise: time constant of its rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
+        gain: `normalised`, a potential of area 1, or `unit`, of which a spike adds 1 (of each exponential).
     """
 
     tau_s: float = 4.0
     tau_rise: float = 0.0
+    gain: str = "normalised"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tau_s", time_constant("tau_s", self.tau_s))
         object.__setattr__(self, "tau_rise", rise_time("tau_rise", self.tau_rise))
         if self.tau_rise >= self.tau_s:
             raise SpecError(f"tau_rise must be below tau_s, {self.tau_s:g}, got {self.tau_rise:g}")
+        if self.gain not in GAINS:
+            raise SpecError(f"the gain of a synapse is {' or '.join(map(repr, GAINS))}, got {shown(self.gain)}")
 
     def __repr__(self) -> str:
         rise = f", tau_rise={self.tau_rise!r}" if self.tau_rise else ""
-        return f"PSP(tau_s={self.tau_s!r}{rise})"
+        gain = "" if self.gain == "normalised" else f", gain={self.gain!r}"
+        return f"PSP(tau_s={self.tau_s!r}{rise}{gain})"
 
     @property
     def first_order(self) -> PSP:
-        """The same without the rise: what the van Rossum distance measures with."""
+        """The same without the rise, normalised: what the van Rossum distance measures with."""
         return PSP(self.tau_s)
 
+    @property
+    def area(self) -> float:
+        """What a spike's potential adds up to over all steps; 1 where it is normalised."""
+        return 1.0 if self.gain == "normalised" else self.tau_s - self.tau_rise
+
     def filter(self, gain: float = 1.0) -> SynapticFilter:
-        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout); of a constant 1 it makes `gain`."""
+        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout); of a constant 1 it makes `gain area`."""
         decay = np.float32(1 - 1 / self.tau_s)
+        factor = np.float32(gain if self.gain == "unit" else gain / (self.tau_s - self.tau_rise))
         if not self.tau_rise:
-            return Filter(decay, np.float32(gain / self.tau_s))
-        rise, slow = np.float32(1 - 1 / self.tau_rise), self.tau_s - self.tau_rise
-        return SecondOrderFilter(decay, rise, np.float32(gain / slow))
+            return Filter(decay, factor)
+        return SecondOrderFilter(decay, np.float32(1 - 1 / self.tau_rise), factor)
 
 
 def rise_time(name: str, value: object) -> float:

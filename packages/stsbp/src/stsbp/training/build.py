@@ -63,7 +63,7 @@ __all__ = [
 
 _VALIDATION_SUBSTREAM = 2
 
-_OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "threshold")
+_OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
 """Settings that are parameters of neurons."""
 
 TOLERANCE = 1
