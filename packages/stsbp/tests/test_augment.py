@@ -152,3 +152,18 @@ def test_values_are_moved_and_never_mixed() -> None:
     for before, after in zip(x, y, strict=True):
         colours = {tuple(c) for c in before.reshape(3, -1).T} | {(0, 0, 0)}
         assert {tuple(c) for c in after.reshape(3, -1).T} <= colours
+
+
+@pytest.mark.parametrize(
+    "how", [Augmentation(shift=2), Augmentation(rotate=20, scale=0.2, elastic=2.0, cutout=3)], ids=["shift", "bend"]
+)
+def test_frames_of_a_row_of_neurons_move_as_a_picture_of_steps_and_neurons(how: Augmentation) -> None:
+    frames = (np.random.default_rng(4).random((11, 3, 9)) < 0.4).astype(np.uint8)
+    numbers = np.array([5, 9, 2])
+    moved = augment(frames, numbers, seed=1, epoch=2, how=how)
+    pictures = augment(frames.transpose(1, 0, 2)[:, None], numbers, seed=1, epoch=2, how=how)
+    assert np.array_equal(moved, pictures[:, 0].transpose(1, 0, 2))
+    assert moved.shape == frames.shape
+    assert not np.array_equal(moved, frames)
+    bits = augment(PackedFrames.of(frames), numbers, seed=1, epoch=2, how=how)
+    assert np.array_equal(bits.unpacked(), moved)

@@ -3,7 +3,8 @@ same on every backend and after every resumption.
 
 Every pixel of the result takes the value of the nearest pixel of its source: values are moved, never mixed, so frames
 stay 0/1 or counts and images stay bytes. All frames of a sample move together. What leaves the field is lost, what
-enters is zero. Only + - * / and floor in float32 decide where a pixel comes from, so every machine moves it from the
+enters is zero. Frames of a row of neurons, `[T, B, N]`, move as one picture of T rows and N columns: in time and from
+neuron to neuron. Only + - * / and floor in float32 decide where a pixel comes from, so every machine moves it from the
 same place.
 """
 
@@ -31,7 +32,7 @@ class Augmentation:
     """How far samples are distorted; each amount is the largest, drawn uniformly between it and its negative.
 
     Args:
-        shift: pixels along both axes.
+        shift: pixels along both axes; of frames of a row of neurons, steps and neurons.
         flip: whether half of the samples are reflected left to right.
         rotate: degrees, below 180.
         scale: relative change of height and width, each drawn by itself, below 1.
@@ -62,7 +63,7 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
     """Distort each sample.
 
     Args:
-        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]`, the latter also as bits.
+        inputs: images `[B, C, H, W]` or frames `[T, B, C, H, W]` or `[T, B, N]`, frames also as bits.
         indices: the samples' numbers, `[B]`.
         seed, epoch: of the draw.
         how: what is done.
@@ -72,6 +73,8 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
     """
     if not how.moves:
         return inputs
+    if len(inputs.shape) == 3:
+        return _as_pictures(inputs, indices, seed, epoch, how)
     height, width = inputs.shape[-2:]
     rows, columns = _sources(indices, seed, epoch, how, height, width)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
@@ -83,6 +86,14 @@ def augment(inputs: Inputs, indices: Int64, *, seed: int, epoch: int, how: Augme
     frames = inputs if inputs.ndim == 5 else inputs[None]
     moved = np.moveaxis(_moved(np.moveaxis(frames, 2, -1), source, inside), -1, 2)
     return moved if inputs.ndim == 5 else moved[0]
+
+
+def _as_pictures(inputs: Inputs, indices: Int64, seed: int, epoch: int, how: Augmentation) -> Inputs:
+    """Frames `[T, B, N]` as pictures `[B, 1, T, N]`."""
+    if isinstance(inputs, PackedFrames):
+        return PackedFrames.of(augment(inputs.unpacked(), indices, seed=seed, epoch=epoch, how=how))
+    pictures = augment(inputs.swapaxes(0, 1)[:, None], indices, seed=seed, epoch=epoch, how=how)
+    return np.ascontiguousarray(pictures[:, 0].swapaxes(0, 1))
 
 
 def _moved(pixels: UInt8, source: Int64, inside: AnyArray) -> UInt8:

@@ -506,6 +506,16 @@ def updates_per_epoch(config: RunConfig, samples: int) -> int:
     return math.ceil(samples / config.batch_size)
 
 
+def _check_moved(inputs: Inputs) -> None:
+    """Raise `ConfigError` unless inputs of a row of neurons may move in time and from neuron to neuron."""
+    if inputs.coding == "direct":
+        raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
+    if inputs.sequences:
+        raise ConfigError(
+            "inputs of a row of neurons move in time, and labels that are spike trains would stay: leave augment_* out"
+        )
+
+
 def build_task(
     config: RunConfig, inputs: Inputs, backend: AbstractBackend, samples: int = 1, group: Group | None = None
 ) -> Task:
@@ -520,13 +530,13 @@ def build_task(
 
     Raises:
         SpecError: settings do not go together, for example a surrogate that reproducible precision refuses.
-        ConfigError: augmentation is asked for where inputs are no pictures.
+        ConfigError: augmentation is asked for where inputs are no pictures and cannot move in time.
     """
     augmentation = Augmentation(
         **{field.name: getattr(config, f"augment_{field.name}") for field in dataclasses.fields(Augmentation)}
     )
     if len(inputs.shape) != 3 and augmentation.moves:
-        raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
+        _check_moved(inputs)
     network = build_network(config, inputs)
     loss = build_loss(config)
     if loss.of_potentials and inputs.sequences:
