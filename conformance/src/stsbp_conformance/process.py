@@ -27,7 +27,7 @@ from stsbp_spec.typing import AnyArray
 from stsbp_conformance import reference
 from stsbp_conformance.cases import NetworkCase
 from stsbp_conformance.check import Mismatch
-from stsbp_conformance.tiers.bits import LENGTHS, NORMALISED_DIRECT
+from stsbp_conformance.tiers.bits import GEOMETRY, LENGTHS, NORMALISED_DIRECT
 
 __all__ = ["CASES", "NORMALISED", "RECURRENT", "UPDATES", "Trained", "main", "started"]
 
@@ -72,8 +72,9 @@ CASES = (
     NORMALISED,
     NORMALISED_DIRECT,
     RECURRENT,
+    GEOMETRY,
 )
-_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum")
+_LOSSES = ("van-rossum", "hamming", "spike-count", "van-rossum", "hamming", "van-rossum", "hamming")
 UPDATES = {case.id: loss for case, loss in zip(CASES, _LOSSES, strict=True)}
 """The loss with which each case is trained."""
 
