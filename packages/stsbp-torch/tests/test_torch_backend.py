@@ -201,3 +201,21 @@ def test_no_product_takes_a_reduced_precision_of_the_process(device: str) -> Non
         TorchBackend(device).value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
     assert set(products.seen) == {"mm", "convolution", "convolution_backward"}
     assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_a_step_leaves_the_precision_of_the_process_as_it_was_also_after_an_error() -> None:
+    net = NetworkSpec.parse("5C3s2-12", input_shape=(2, 11, 12), outputs=5)
+
+    def failing(backend: Any) -> None:
+        assert _ONEDNN.matmul.fp32_precision == "ieee"
+        raise ZeroDivisionError
+
+    backend = TorchBackend("cpu")
+    with pytest.raises(ZeroDivisionError):
+        backend.compiled(failing)()
+    assert _ONEDNN.matmul.fp32_precision == "bf16"
+    with _Products() as products:
+        backend.value_and_grad(net, VanRossum(), initial_weights(net, 1, 2.0), batch(net, 5, 3, 1))
+    assert all(precisions == {"ieee"} for precisions in products.seen.values()), products.seen
+    assert _ONEDNN.matmul.fp32_precision == "bf16"

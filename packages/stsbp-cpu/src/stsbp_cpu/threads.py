@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from numba import get_num_threads, set_num_threads
 
 __all__ = ["get_num_threads", "threads_for"]
@@ -12,12 +9,19 @@ __all__ = ["get_num_threads", "threads_for"]
 _WORTH = 32768
 
 
-@contextmanager
-def threads_for(elements: int) -> Iterator[None]:
+class threads_for:
     """As many threads as so many elements are worth: to wake one takes longer than thousands of additions."""
-    threads = get_num_threads()
-    set_num_threads(max(1, min(threads, elements // _WORTH)))
-    try:
-        yield
-    finally:
-        set_num_threads(threads)
+
+    __slots__ = ("_before", "_worth")
+
+    def __init__(self, elements: int) -> None:
+        self._worth = max(1, elements // _WORTH)
+
+    def __enter__(self) -> None:
+        self._before = get_num_threads()
+        if self._worth < self._before:
+            set_num_threads(self._worth)
+
+    def __exit__(self, *_: object) -> None:
+        if self._worth < self._before:
+            set_num_threads(self._before)

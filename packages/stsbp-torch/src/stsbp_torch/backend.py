@@ -7,10 +7,10 @@ Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expr
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten,
 __all__ = ["TorchBackend"]
 
 _NONE: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+Result = TypeVar("Result")
 
 
 class TorchBackend(AbstractBackend[torch.Tensor]):
@@ -332,6 +334,13 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         new_w, new_m, new_v = (torch.empty_like(w) for _ in range(3))
         adamw.update(scalars, *(x.reshape(-1).numpy() for x in (w, g.contiguous(), m, v, new_w, new_m, new_v)))
         return new_w, new_m, new_v
+
+    def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
+        def run(*given: Any) -> Result:
+            with conv2d.exact_math():
+                return function(self, *fixed, *given)
+
+        return run
 
     def within(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return laid_out(x.masked_fill(inside.view(*inside.shape, *(1,) * (x.ndim - 2)) == 0, 0))

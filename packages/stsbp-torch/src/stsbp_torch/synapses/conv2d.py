@@ -9,6 +9,7 @@ sums are exact.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -32,12 +33,24 @@ class Residuals(NamedTuple):
     wq: torch.Tensor
 
 
+class _Here(threading.local):
+    """Whether this thread is within `exact_math` already: a whole step is, so that its operations need not look."""
+
+    exact = False
+
+
+_here = _Here()
+
+
 @contextmanager
 def exact_math() -> Iterator[None]:
     """Full float32 precision in matrix products and convolutions, whatever the user's process asked for.
 
     `torch.autocast` too is off.
     """
+    if _here.exact:
+        yield
+        return
     backends: Any = torch.backends
     switches: list[tuple[Any, str, str]] = [
         (backends.mkldnn.matmul, "fp32_precision", "ieee"),
@@ -53,8 +66,10 @@ def exact_math() -> Iterator[None]:
         with ExitStack() as off:
             for each in casting:
                 off.enter_context(each)
+            _here.exact = True
             yield
     finally:
+        _here.exact = False
         for (owner, name, _), value in zip(switches, before, strict=True):
             setattr(owner, name, value)
 
