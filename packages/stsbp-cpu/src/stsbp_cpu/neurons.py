@@ -22,7 +22,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all", "values"]
+__all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all", "values"]
 
 _CHUNK, _SHORT_CHUNK = 1024, 512
 """Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
@@ -31,6 +31,8 @@ _PAST = 2**24
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
 """Numbers of neurons that learn none."""
+NONE_KEPT = np.empty((0, 1, 1), np.float32)
+"""What neurons keep besides the potential, where that is nothing."""
 _RUN, _ROWS, _KEPT = float32[::1], float32[:, ::1], float32[:, :, ::1]
 _FIRE = {
     "p": _RUN, "z": _RUN, "states": _ROWS, "u": _RUN, "spikes": uint8[::1], "kept": _KEPT, "at": int64,
@@ -118,8 +120,7 @@ def forward(
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
-    p = values(equation, equations.constants)
-    _forward(fire(equation), p, z, len(equation.states), u, spikes, kept, learned)
+    _forward(fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned)
 
 
 def backward(
@@ -142,8 +143,17 @@ def backward(
         terms: filled with what each neuron adds to the gradients of what is learned, over all steps, float32 `[P, M]`.
     """
     equation = equations.summing
-    step, p = propagate(equation, len(equations.terms)), values(equation, equations.constants)
-    _backward(step, p, u, kept, ds, len(equation.states), dz, learned, terms)
+    _backward(
+        propagate(equation, len(equations.terms)),
+        equations.summing_numbers,
+        u,
+        kept,
+        ds,
+        len(equation.states),
+        dz,
+        learned,
+        terms,
+    )
 
 
 @cached_njit(parallel=True, error_model="numpy")

@@ -20,7 +20,7 @@ from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import AHEAD, STEP, Loss, LossStep
 from stsbp_spec.neurons.base import Adjoint, NeuronModel, Step
 from stsbp_spec.synapses.psp import PSP, FilterAdjoint, FilterStep, SynapticFilter
-from stsbp_spec.typing import AnyArray, Int64, Shape
+from stsbp_spec.typing import AnyArray, Float32, Int64, Shape
 
 __all__ = [
     "COUNT",
@@ -82,6 +82,16 @@ class NeuronEquations:
     def summing(self) -> Recurrence:
         """`backward` with the sums of `terms` over the steps as its last states, in place of these outputs."""
         return self.backward.summing(self.terms.values()) if self.terms else self.backward
+
+    @cached_property
+    def forward_numbers(self) -> Float32:
+        """The parameters of `forward`, in its order."""
+        return np.array([self.constants[name] for name in self.forward.parameters], np.float32)
+
+    @cached_property
+    def summing_numbers(self) -> Float32:
+        """The parameters of `summing`, in its order."""
+        return np.array([self.constants[name] for name in self.summing.parameters], np.float32)
 
     @cached_property
     def forward_step(self) -> Recurrence:

@@ -38,6 +38,8 @@ def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tenso
 
 def end_to_end(count: int, shape: Shape, device: torch.device) -> list[torch.Tensor]:
     """Uninitialised float32 tensors of logical `shape` that lie one after the other."""
+    if count < 2:
+        return [empty(shape, torch.float32, device) for _ in range(count)]
     memory, steps = empty((count * shape[0], *shape[1:]), torch.float32, device), shape[0]
     return [memory[i * steps : (i + 1) * steps] for i in range(count)]
 

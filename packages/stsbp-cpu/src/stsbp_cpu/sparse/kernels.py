@@ -22,7 +22,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated, values
+from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
 from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
 
@@ -68,7 +68,7 @@ def forward(
     equation = equations.forward
     _forward(
         fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes, kept,
-        values(equation, equations.constants), len(equation.states), learned, get_num_threads(),
+        equations.forward_numbers, len(equation.states), learned, get_num_threads(),
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def backward(
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
         propagate(equation, len(equations.terms)), *given, kernel, padding, u, kept, ds, pooled, dz, sums,
-        values(equation, equations.constants), len(equation.states), learned, terms, threads,
+        equations.summing_numbers, len(equation.states), learned, terms, threads,
     )  # fmt: skip
     if not need_weights:
         return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from stsbp_cpu import neurons, populations
+from stsbp_cpu.neurons import NONE_KEPT, NOTHING
 from stsbp_cpu.populations import Loop
 from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.results import NeuronResiduals
@@ -18,12 +19,16 @@ __all__ = ["backward", "backward_all", "beside_u", "forward", "forward_all", "nu
 
 def beside_u(kept: Mapping[str, torch.Tensor]) -> Float32:
     """What a forward pass keeps besides the potential, `[K, T, M]`."""
+    if len(kept) == 1:
+        return NONE_KEPT
     array: Float32 = joined([x for name, x in kept.items() if name != "u"]).numpy()
     return array
 
 
 def numbers(each: Mapping[str, torch.Tensor]) -> Float32:
     """Laid-out `[1, ...]` for each learned number as `[P, M]`."""
+    if not each:
+        return NOTHING
     array: Float32 = joined([*each.values()])[:, 0].numpy()
     return array
 
