@@ -1,0 +1,64 @@
+"""`stsbp export --to onnx`: a trained network as an ONNX model, the extra `onnx`.
+
+The model is made by onnx_model.py, which needs the library; here it is looked for, and the file written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stsbp.errors import ConfigError, printable
+from stsbp.files import OutputKind
+from stsbp.interop.program import About, Program
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+__all__ = ["MODEL", "write"]
+
+MODEL = OutputKind("an ONNX model of stsbp", re.compile(rb"\x08.\x12\x05stsbp", re.DOTALL))
+"""What an export may replace: the version of the format and the producer stand first."""
+
+
+def write(program: Program, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
+    """Write the network as an ONNX model; returns what to say of it.
+
+    Args:
+        program, about: the network, and what the file says of its run.
+        out: the file.
+        layers: whether spikes and potentials of hidden layers are outputs too.
+        states: whether states are inputs and outputs, so that a call goes on where another one ended.
+
+    Raises:
+        ConfigError: onnx is not installed, or the network is too large for a file.
+        FileError: the file cannot be written, or something else is there.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise ConfigError('--to onnx needs the library onnx; install it with: python -m pip install "stsbp[onnx]"')
+    # Imported here: it needs onnx.
+    from stsbp.interop.onnx_model import OPSET, model
+
+    MODEL.place(out)
+    made = model(program, about, layers=layers, states=states)
+    data = made.SerializeToString()
+    MODEL.write(out, data)
+    lines = [f"{printable(str(out))}: {len(data):,} bytes, standard operators of opset {OPSET}"]
+    for what, values in (("reads", made.graph.input), ("gives", made.graph.output)):
+        lines += [f"{what} {_typed(each)}" for each in values]
+    inexact = [name for name, population in program.populations.items() if not population.step.exact]
+    for name in inexact:
+        lines.append(f"{name}: exp is not exact, its last bits differ between programs, and so may the spikes")
+    return lines
+
+
+def _typed(value: ValueInfoProto) -> str:
+    """`spikes uint8 [T, B, 10]`."""
+    from onnx import TensorProto
+
+    tensor = value.type.tensor_type
+    dims = ", ".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim)
+    kind = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32")
+    return f"{value.name} {kind} [{dims}]" if dims else f"{value.name} {kind}"

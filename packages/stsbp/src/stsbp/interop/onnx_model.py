@@ -1,0 +1,357 @@
+"""A trained network as an ONNX model: standard operators that compute what stsbp computes, to the bit.
+
+Weights meet the spikes of all steps at once, outside of time; each population is a `Scan` over the steps, whose body is
+its equation, operator by operator. So what follows the sums of weights stands in another graph, and no optimiser folds
+a factor or a bias into the weights, which would round differently. The weights of a recurrence are inside of the loop,
+and their sums are one of its states: they leave the body, and enter it at the next step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from stsbp_spec import CONTRACT_VERSION
+from stsbp_spec.expr import Recurrence, constant, where
+from stsbp_spec.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.printers import LANGUAGES, definition
+from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, OneToOne, Upsample2d
+from stsbp_spec.synapses.base import Passing, Weighted
+from stsbp_spec.synapses.batchnorm import FORWARD
+from stsbp_spec.typing import Float32, Shape
+
+import stsbp
+from stsbp.errors import ConfigError, printable
+from stsbp.interop.onnx_nodes import Nodes, Step, tensor
+from stsbp.interop.program import About, Population, Program, Weights
+
+__all__ = ["OPSET", "model"]
+
+OPSET = 13
+"""Version of the operators."""
+
+_IR_VERSION = 7
+"""Version of the file format, that of opset 13."""
+
+_MOST_BYTES = 2**31 - 2**24
+"""Of weights in one file: protocol buffers end at 2 GB."""
+
+_FLOAT, _UINT8, _INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64
+_END = np.iinfo(np.int64).max
+"""Of a slice: that of the axis."""
+
+
+def model(program: Program, about: About, *, layers: bool = False, states: bool = False) -> ModelProto:
+    """The network as a model, checked, with the shapes of all values.
+
+    Args:
+        program, about: the network, and what the model says of its run.
+        layers: whether spikes and potentials of hidden layers are outputs too.
+        states: whether states are inputs and outputs.
+
+    Raises:
+        ConfigError: a layer is none that can be exported, or the weights do not fit a file.
+    """
+    sizes = {name: weights.values.nbytes for name, weights in program.weights.items()}
+    if sum(sizes.values()) > _MOST_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise ConfigError(
+            f"the weights of the network have {sum(sizes.values()):,} bytes, {largest} alone {sizes[largest]:,}, and "
+            f"an ONNX file holds {_MOST_BYTES:,}"
+        )
+    made = helper.make_model(
+        _Exporter(program, layers, states).graph(),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="stsbp",
+        producer_version=stsbp.__version__,
+    )
+    said = {
+        "run": printable(about.name),
+        "checkpoint_sha256": about.checkpoint,
+        "classes": json.dumps(about.classes),
+        "steps": str(about.steps),
+        "contract_version": str(CONTRACT_VERSION),
+        "network": program.network.notation,
+        "input_max": str(program.network.input_max),
+    }
+    helper.set_model_props(made, said)
+    made = onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True, data_prop=True)
+    onnx.checker.check_model(made, full_check=True)
+    return made
+
+
+@dataclass
+class _Value:
+    """What a node gives, float32, and how it is called in the model.
+
+    Attributes:
+        name: of the node.
+        shape: of a sample and step.
+        static: whether one array serves all steps.
+        frames: `[T, B, ...]`, static `[B, ...]`; empty where only `rows` have been made ...
+        rows: ... `[T * B, ...]`, static `[B, ...]`, which convolutions and pooling take, or the other way round.
+    """
+
+    name: str
+    shape: Shape
+    static: bool
+    frames: str = ""
+    rows: str = ""
+
+
+class _Exporter:
+    """Makes the graph of a network, node by node."""
+
+    def __init__(self, program: Program, layers: bool, states: bool) -> None:
+        self.program, self.layers, self.states = program, layers, states
+        self.direct = program.network.coding == "direct"
+        self.nodes = Nodes()
+        self.values: dict[str, _Value] = {}
+        self.inputs: list[ValueInfoProto] = []
+        self.outputs: list[ValueInfoProto] = []
+        self.before: list[ValueInfoProto] = []
+        self.after: list[ValueInfoProto] = []
+
+    def graph(self) -> GraphProto:
+        """The whole network."""
+        for place in self.program.network.graph.places:
+            if place.node.name not in self.program.recurrent:
+                self.values[place.node.name] = self._value(place)
+        inputs, outputs = [*self.inputs, *self.before], [*self.outputs, *self.after]
+        return self.nodes.graph("stsbp", inputs, outputs, "Spikes and potentials are those of stsbp, bit for bit.")
+
+    def _value(self, place: Place) -> _Value:
+        node, op = place.node, place.node.op
+        if isinstance(op, Input):
+            return self._input(place)
+        if isinstance(op, Neurons):
+            return self._population(place, self.program.populations[node.name])
+        read = [self._read(edge) for edge in node.inputs]
+        if isinstance(op, Dropout):
+            return read[0]
+        made = _Value(node.name, place.output.shape, read[0].static)
+        if isinstance(op, Weighted):
+            self._weighted(made, op, read[0], self.program.weights[node.name])
+        elif isinstance(op, Add):
+            made.frames = self.nodes.add("Sum", [self._frames(each) for each in read], made.name, f"{made.name}/values")
+        elif isinstance(op, Flatten):
+            made.frames = self._flat(read[0])
+        elif isinstance(op, Passing):
+            made.rows = self._window(made.name, op.at(read[0].shape), read[0])
+        else:
+            raise _unknown(made.name, op)
+        return made
+
+    def _input(self, place: Place) -> _Value:
+        name, shape, values = place.node.name, place.output.shape, f"{place.node.name}/values"
+        if not self.direct:
+            self.inputs.append(tensor("frames", _UINT8, "T", "B", *shape))
+            return _Value(name, shape, False, self.nodes.add("Cast", ["frames"], name, values, to=_FLOAT))
+        self.inputs += [tensor("images", _UINT8, "B", *shape), tensor("steps", _INT64)]
+        pixels = self.nodes.add("Cast", ["images"], f"{name}/pixels", to=_FLOAT)
+        unit = self.nodes.constant(f"{name}/unit", np.array(2.0**-place.output.exponent, np.float32))
+        return _Value(name, shape, True, self.nodes.add("Mul", [pixels, unit], name, values))
+
+    def _weighted(self, made: _Value, op: Weighted, read: _Value, weights: Weights) -> None:
+        name = made.name
+        if isinstance(op, Conv2d):
+            made.rows = self._sums(self.nodes, weights, self._rows(read), f"{name}/sums")
+        else:
+            x = self._flat(read) if isinstance(op, Linear) else self._frames(read)
+            made.frames = self._sums(self.nodes, weights, x, f"{name}/sums")
+        if (norm := weights.norm) is not None:
+            z, prefix = self._frames(made), f"{name}/norm."
+            numbers = {"mean": norm.mean, "a": norm.a, "shift": norm.shift}
+            given = {k: self.nodes.constant(f"{prefix}{k}", _spread(x, made.shape)) for k, x in numbers.items()}
+            made.frames = Step(self.nodes, prefix, FORWARD, {"z": z, **given}, given.values()).outputs["y"]
+
+    def _sums(self, nodes: Nodes, weights: Weights, x: str, output: str) -> str:
+        """Sums of weights of `x`: exact, so that the order in which they are added does not matter."""
+        name, op, values = weights.projection.name, weights.projection.synapse, weights.values
+        said: dict[str, Any] = {"doc_string": f"{op}, multiples of 2^-{weights.exponent}"}
+        if isinstance(op, Conv2d):
+            w, (above, left) = nodes.constant(f"{name}/weights", values), op.paddings
+            said |= {"kernel_shape": op.kernels, "strides": op.strides, "pads": (above, left, above, left)}
+            return nodes.add("Conv", [x, w], name, output, dilations=op.dilations, group=op.groups, **said)
+        if isinstance(op, Linear):
+            return nodes.add("MatMul", [x, nodes.constant(f"{name}/weights", values.T)], name, output, **said)
+        if isinstance(op, OneToOne):
+            return nodes.add("Mul", [x, nodes.constant(f"{name}/weights", values.reshape(-1))], name, output, **said)
+        raise _unknown(name, op)
+
+    def _window(self, name: str, op: Passing, read: _Value) -> str:
+        """What is computed of windows or pixels of `[n, C, H, W]`."""
+        x, output, said = self._rows(read), f"{name}/values", {"doc_string": str(op)}
+        if isinstance(op, Upsample2d):
+            scales = self.nodes.constant(f"{name}/scales", np.array([1, 1, *op.factors], np.float32))
+            said |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
+            return self.nodes.add("Resize", [x, "", scales], name, output, **said)
+        if not isinstance(op, (AvgPool2d, MaxPool2d)):
+            raise _unknown(name, op)
+        sizes = {"kernel_shape": op.sizes, "strides": op.sizes}
+        if isinstance(op, MaxPool2d):
+            return self.nodes.add("MaxPool", [x], name, output, **sizes, **said)
+        if op.divisor == 1:
+            return self.nodes.add("AveragePool", [x], name, output, **sizes, **said)
+        # Sums, which are divided after the weights: a mean of such windows would be rounded.
+        ones = self.nodes.constant(f"{name}/ones", np.ones((read.shape[0], 1, *op.sizes), np.float32))
+        return self.nodes.add("Conv", [x, ones], name, output, group=read.shape[0], **sizes, **said)
+
+    # Neurons: a loop over the steps.
+
+    def _population(self, place: Place, population: Population) -> _Value:
+        name, shape, step = place.node.name, place.output.shape, population.step
+        body, prefix = Nodes(), f"{name}."
+        numbers = {k: body.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
+        numbers |= {k: body.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
+        given = {k: f"{prefix}{k}" for k in (*population.sums, *step.states)}
+        carried = {state: f"{name}/{state}" for state in step.states}
+        sequences: dict[str, str] = {}
+        for z, edge in zip(population.sums, place.node.inputs, strict=True):
+            if edge.source in self.program.recurrent:
+                carried[z] = edge.source
+            elif (read := self._read(edge)).static:
+                given[z] = self._frames(read)
+            else:
+                sequences[given[z]] = self._frames(read)
+
+        made = Step(body, prefix, _unsigned(step), given | numbers, numbers.values())
+        spikes = body.add("Cast", [made.outputs["o"]], f"{prefix}o/float", to=_FLOAT)
+        new = dict(made.states)
+        for z, source in carried.items():
+            if z not in new:
+                new[z] = self._sums(body, self.program.weights[source], spikes, f"{source}/sums")
+        last = place.node is self.program.network.graph.nodes[-1]
+        shown = {"u": "potentials" if last else f"{name}/potentials"} if last or self.layers else {}
+        like = given[population.sums[0]]
+        results = [made.result(new[k], like, f"{given[k]}/next") for k in carried]
+        results += [made.result(made.outputs[k], like, f"{prefix}{k}/out") for k in shown]
+        results.append(made.result(spikes, like, f"{prefix}o/out"))
+        enter = [tensor(x, _FLOAT, "B", *shape) for x in (*(given[k] for k in carried), *sequences)]
+        if not sequences:
+            sequences[f"{prefix}t/step"] = self._time()
+            enter.append(tensor(f"{prefix}t/step", _INT64))
+        graph = body.graph(f"{name}/step", enter, [tensor(x, _FLOAT, "B", *shape) for x in results], "")
+        before = [self._carried(each, shape) for each in carried.values()]
+        spikes = f"{name}/frames"
+        outputs = [*(f"{each}/after" for each in carried.values()), *shown.values(), spikes]
+        said = {"doc_string": definition(step, LANGUAGES["numpy"]), "num_scan_inputs": len(sequences)}
+        self.nodes.add("Scan", [*before, *sequences.values()], name, *outputs, body=graph, **said)
+        for potentials in shown.values():
+            fired = "spikes" if last else f"{name}/spikes"
+            self.nodes.add("Cast", [spikes], f"{name}/uint8", fired, to=_UINT8)
+            self.outputs.append(tensor(fired, _UINT8, "T", "B", *shape))
+            self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
+        return _Value(name, shape, False, spikes)
+
+    def _carried(self, state: str, shape: Shape) -> str:
+        """A state before the first step: zeros, unless they are given."""
+        if self.states:
+            return self._given(state, "B", *shape)
+        return self.nodes.add("ConstantOfShape", [self._whole(shape, static=True)], f"zeros/{_by(shape)}")
+
+    def _given(self, state: str, *dims: int | str) -> str:
+        """A value before the first step, which is an input, and after the last step an output."""
+        self.before.append(tensor(f"{state}/before", _FLOAT, *dims))
+        self.after.append(tensor(f"{state}/after", _FLOAT, *dims))
+        return f"{state}/before"
+
+    def _time(self) -> str:
+        """Numbers of the steps, `[T]`: for a population that reads the same at all of them."""
+        first, one = (self.nodes.constant(f"time/{x}", np.array(x, np.int64)) for x in (0, 1))
+        return self.nodes.add("Range", [first, "steps", one], "time")
+
+    # What a node reads, in the form that it takes.
+
+    def _read(self, edge: Edge) -> _Value:
+        read = self.values[edge.source]
+        return self._delayed(read, edge.delay) if edge.delay else read
+
+    def _delayed(self, read: _Value, delay: int) -> _Value:
+        """Zeros, or what the states bring, then the frames but for the last `delay`."""
+        frames, name, (nodes, axis) = self._frames(read), f"{read.name}@-{delay}", (self.nodes, "delay/axis")
+        made = _Value(name, read.shape, False, f"{name}/frames")
+        since = nodes.integers(f"{name}/since", -delay)
+        if self.states and name not in self.nodes.nodes:
+            whole = nodes.add("Concat", [self._given(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
+            end, zero = nodes.integers("delay/end", _END), nodes.integers(axis, 0)
+            nodes.add("Slice", [whole, since, end, zero], f"{name}/rest", f"{name}/after")
+        elif not self.states:
+            pads = nodes.integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
+            nodes.add("Pad", [frames, pads], f"{name}/whole")
+        nodes.add("Slice", [f"{name}/whole", nodes.integers(axis, 0), since], name, made.frames)
+        return made
+
+    def _frames(self, value: _Value) -> str:
+        if not value.frames and value.static:
+            value.frames = value.rows
+        elif not value.frames:
+            shape = self._whole(value.shape, static=False)
+            value.frames = self.nodes.add("Reshape", [value.rows, shape], f"{value.name}/frames")
+        return value.frames
+
+    def _rows(self, value: _Value) -> str:
+        if not value.rows and value.static:
+            value.rows = value.frames
+        elif not value.rows:
+            shape = self.nodes.integers(f"rows/{_by(value.shape)}", -1, *value.shape)
+            value.rows = self.nodes.add("Reshape", [value.frames, shape], f"{value.name}/rows")
+        return value.rows
+
+    def _flat(self, value: _Value) -> str:
+        """`[T, B, N]`, static `[B, N]`."""
+        if len(value.shape) == 1:
+            return self._frames(value)
+        shape = self._whole((math.prod(value.shape),), static=value.static)
+        return self.nodes.add("Reshape", [value.frames or value.rows, shape], f"{value.name}/flat")
+
+    # Shapes: T and B are known when the model runs.
+
+    def _whole(self, shape: Shape, *, static: bool) -> str:
+        """`[T, B, ...]`, static `[B, ...]`, as a value of the model."""
+        rest = self.nodes.integers(f"shape/{_by(shape)}", *shape)
+        lead, name = (self._batch(), "B") if static else (self._steps_and_batch(), "TxB")
+        return self.nodes.add("Concat", [lead, rest], f"shape/{name}x{_by(shape)}", axis=0)
+
+    def _batch(self) -> str:
+        """`[B]`."""
+        axis = 0 if self.direct else 1
+        shape = self.nodes.add("Shape", [self.inputs[0].name], "shape/input")
+        return self._part(shape, axis, axis + 1, "shape/B")
+
+    def _steps_and_batch(self) -> str:
+        """`[T, B]`."""
+        if not self.direct:
+            return self._part(self.nodes.add("Shape", ["frames"], "shape/input"), 0, 2, "shape/TxB")
+        steps = self.nodes.add("Reshape", ["steps", self.nodes.integers("shape/1", 1)], "shape/T")
+        return self.nodes.add("Concat", [steps, self._batch()], "shape/TxB", axis=0)
+
+    def _part(self, value: str, start: int, end: int, name: str) -> str:
+        """`value[start:end]`."""
+        ends = [self.nodes.integers(f"slice/{x}", x) for x in (start, end)]
+        return self.nodes.add("Slice", [value, *ends], name)
+
+
+def _by(shape: Shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def _spread(x: Float32, shape: Shape) -> Float32:
+    """Numbers of channels, `[C]`, or of all, `[1]`, so that they meet values of `shape`."""
+    return x.reshape(-1, *[1] * (len(shape) - 1))
+
+
+def _unsigned(step: Recurrence) -> Recurrence:
+    """The equation with potentials whose zeros are +0, as stsbp gives them; a snapped one has no others."""
+    u = step.outputs["u"]
+    return step if u.op == "snap" else step.changed(outputs={**step.outputs, "u": where(constant(0) >= abs(u), 0, u)})
+
+
+def _unknown(name: str, op: Op) -> ConfigError:
+    return ConfigError(f"{name}: no ONNX operators are known for {type(op).__name__}; the network cannot be exported")

@@ -1,0 +1,130 @@
+"""Nodes of an ONNX graph, and equations as nodes: each operation of an expression is an operator, rounded once.
+
+No operator here does two things, and the form of some keeps optimisers from making one of two (docs/deploy.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from stsbp_spec.expr import Expr, Recurrence, merged
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.printers import new_state
+from stsbp_spec.typing import AnyArray
+
+__all__ = ["Nodes", "Step", "tensor"]
+
+_OPERATORS = {
+    "add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "neg": "Neg", "abs": "Abs", "sqrt": "Sqrt", "exp": "Exp",
+    "lt": "Less", "ge": "GreaterOrEqual", "spike": "GreaterOrEqual", "where": "Where",
+}  # fmt: skip
+"""Operations of expressions, but for `snap`."""
+
+
+def tensor(name: str, kind: TensorProto.DataType, *dims: int | str) -> ValueInfoProto:
+    """An input or output of a graph."""
+    return helper.make_tensor_value_info(name, kind, dims)
+
+
+@dataclass
+class Nodes:
+    """Nodes and constants of a graph, in order."""
+
+    nodes: dict[str, NodeProto] = field(default_factory=dict)
+    constants: dict[str, TensorProto] = field(default_factory=dict)
+
+    def constant(self, name: str, values: AnyArray) -> str:
+        """A constant, made once; returns its name."""
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(values), name)
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        """A constant list of integers, made once; returns its name."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def add(self, op: str, inputs: Sequence[str], name: str, *outputs: str, **attributes: Any) -> str:
+        """A node, made once, whose output has its name unless others are given; returns the first output's name."""
+        outputs = outputs or (name,)
+        if name not in self.nodes:
+            self.nodes[name] = helper.make_node(op, inputs, outputs, name=name, **attributes)
+        return outputs[0]
+
+    def graph(
+        self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto], doc: str
+    ) -> GraphProto:
+        """All of them."""
+        constants = [*self.constants.values()]
+        return helper.make_graph([*self.nodes.values()], name, inputs, outputs, constants, doc_string=doc)
+
+
+class Step:
+    """One step of an equation among the nodes of a graph.
+
+    Args:
+        nodes: where its operators are added.
+        prefix: of the names of all values.
+        equation: the equation.
+        values: names of its parameters, inputs and states in the graph.
+        constants: names of those values that are constants of the graph; all others have one shape.
+
+    Attributes:
+        states, outputs: names of the values of the new states and the outputs, by their names.
+    """
+
+    def __init__(
+        self, nodes: Nodes, prefix: str, equation: Recurrence, values: Mapping[str, str], constants: Iterable[str]
+    ) -> None:
+        self._nodes, self._prefix, self._states = nodes, prefix, equation.states
+        self._constants, self._taken = {*constants}, {*values.values()}
+        found: list[str] = []
+        operations, of = merged(equation.roots)
+        for x, operands in operations:
+            found.append(values[str(x.name)] if x.op == "variable" else self._value(x, [found[i] for i in operands]))
+        self.states = {name: found[of[id(x)]] for name, x in equation.states.items()}
+        self.outputs = {name: found[of[id(x)]] for name, x in equation.outputs.items()}
+
+    def _value(self, x: Expr, operands: Sequence[str]) -> str:
+        if x.op == "constant":
+            return self._number(x.value)
+        name = self._free(x.name or x.op)
+        if self._constants.issuperset(operands):
+            self._constants.add(name)
+        return self._operation(x.op, operands, name)
+
+    def _operation(self, op: str, operands: Sequence[str], name: str) -> str:
+        add = self._nodes.add
+        if op == "snap":
+            magnitude = add("Abs", operands, f"{name}/abs")
+            small = add("Less", [magnitude, self._number(FLOOR)], f"{name}/small")
+            return add("Where", [small, self._number(0.0), *operands], name)
+        if op == "div" and operands[0] in self._constants:
+            # onnxruntime takes (1/b) c for c/b, which rounds once and not twice; it does not see through -(-1/b).
+            opposite = add("Neg", operands[:1], f"{name}/opposite")
+            return add("Neg", [add("Div", [opposite, operands[1]], f"{name}/quotient")], name)
+        return add(_OPERATORS[op], operands, name)
+
+    def _number(self, value: float) -> str:
+        said = "floor" if value == FLOOR else repr(value)
+        name = self._nodes.constant(f"{self._prefix}{said}", np.array(value, np.float32))
+        self._constants.add(name)
+        return name
+
+    def _free(self, wanted: str) -> str:
+        wanted = new_state(wanted) if wanted in self._states else wanted
+        name, number = f"{self._prefix}{wanted}", 1
+        while name in self._taken:
+            number += 1
+            name = f"{self._prefix}{wanted}{number}"
+        self._taken.add(name)
+        return name
+
+    def result(self, value: str, like: str, name: str) -> str:
+        """A value as an output of the graph, of the shape of `like`."""
+        if value in self._constants:
+            return self._nodes.add("Expand", [value, self._nodes.add("Shape", [like], f"{like}/shape")], name)
+        return self._nodes.add("Identity", [value], name)
