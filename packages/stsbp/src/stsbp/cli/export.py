@@ -12,7 +12,7 @@ from stsbp.cli.common import Choice, say
 from stsbp.interop.program import About, program
 from stsbp.training.run_folder import RunFolder
 
-__all__ = ["FORMS", "command"]
+__all__ = ["FORMS", "OPTIONS", "command"]
 
 FORMS = {
     "nir": "stsbp.interop.nir_file",
@@ -20,6 +20,9 @@ FORMS = {
     "c": "stsbp.interop.c_source",
 }
 """What a network can leave as, and the module whose `write(program, about, out)` writes it; it returns what to say."""
+
+OPTIONS = {"onnx": ("layers", "states")}
+"""Flags of a form, which its `write` takes as keywords."""
 
 
 @click.command("export", short_help=COMMANDS["export"])
@@ -29,13 +32,19 @@ FORMS = {
 @click.option(
     "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
 )
-def command(run: Path, form: str, out: Path, checkpoint: str) -> None:
+@click.option("--layers", is_flag=True, help="onnx: spikes and potentials of hidden layers are outputs too.")
+@click.option("--states", is_flag=True, help="onnx: states are inputs and outputs, to go on from call to call.")
+def command(run: Path, form: str, out: Path, checkpoint: str, **flags: bool) -> None:
     """Write the trained network in the folder RUN for other programs.
 
     nir: a graph in the Neuromorphic Intermediate Representation. onnx: standard operators, for onnxruntime. c: one
     header and one source in C99, without allocation. Spikes are those of stsbp, to the bit; what a form cannot say is
     refused by name.
     """
+    given = [name for name, value in flags.items() if value]
+    for name in given:
+        if name not in OPTIONS.get(form, ()):
+            raise click.UsageError(f"--{name} does not go with --to {form}.")
     # Imported here: what trains is not needed to show the help.
     from stsbp_spec.reference.backend import NumpyBackend
 
@@ -44,5 +53,5 @@ def command(run: Path, form: str, out: Path, checkpoint: str) -> None:
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend())
     about = About(run.name, trained.info["sha256"], trained.settings.steps, trained.names)
     made = program(trained.network, trained.weights)
-    for line in importlib.import_module(FORMS[form]).write(made, about, out):
+    for line in importlib.import_module(FORMS[form]).write(made, about, out, **dict.fromkeys(given, True)):
         say(line)

@@ -44,6 +44,8 @@ _MOST_BYTES = 2**31 - 2**24
 _FLOAT, _UINT8, _INT64 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64
 _END = np.iinfo(np.int64).max
 """Of a slice: that of the axis."""
+_TIME = "/t"
+"""The number of a step, where nothing else says that there is one; no name in an equation is like it."""
 
 
 def model(program: Program, about: About, *, layers: bool = False, states: bool = False) -> ModelProto:
@@ -105,6 +107,21 @@ class _Value:
     rows: str = ""
 
 
+@dataclass
+class _Entering:
+    """What enters the loop of a population, by its names in the equation.
+
+    Attributes:
+        fixed: values that are the same at all steps, of the graph outside.
+        carried: what is carried from step to step, by the name that it has outside: states, sums of a recurrence.
+        sequences: values of the graph outside of which each step takes one.
+    """
+
+    fixed: dict[str, str]
+    carried: dict[str, str]
+    sequences: dict[str, str]
+
+
 class _Exporter:
     """Makes the graph of a network, node by node."""
 
@@ -133,14 +150,14 @@ class _Exporter:
         if isinstance(op, Neurons):
             return self._population(place, self.program.populations[node.name])
         read = [self._read(edge) for edge in node.inputs]
-        if isinstance(op, Dropout):
+        if type(op) is Dropout:
             return read[0]
         made = _Value(node.name, place.output.shape, read[0].static)
         if isinstance(op, Weighted):
             self._weighted(made, op, read[0], self.program.weights[node.name])
-        elif isinstance(op, Add):
+        elif type(op) is Add:
             made.frames = self.nodes.add("Sum", [self._frames(each) for each in read], made.name, f"{made.name}/values")
-        elif isinstance(op, Flatten):
+        elif type(op) is Flatten:
             made.frames = self._flat(read[0])
         elif isinstance(op, Passing):
             made.rows = self._window(made.name, op.at(read[0].shape), read[0])
@@ -160,39 +177,40 @@ class _Exporter:
 
     def _weighted(self, made: _Value, op: Weighted, read: _Value, weights: Weights) -> None:
         name = made.name
-        if isinstance(op, Conv2d):
+        if type(op) is Conv2d:
             made.rows = self._sums(self.nodes, weights, self._rows(read), f"{name}/sums")
         else:
-            x = self._flat(read) if isinstance(op, Linear) else self._frames(read)
+            x = self._flat(read) if type(op) is Linear else self._frames(read)
             made.frames = self._sums(self.nodes, weights, x, f"{name}/sums")
         if (norm := weights.norm) is not None:
             z, prefix = self._frames(made), f"{name}/norm."
             numbers = {"mean": norm.mean, "a": norm.a, "shift": norm.shift}
             given = {k: self.nodes.constant(f"{prefix}{k}", _spread(x, made.shape)) for k, x in numbers.items()}
             made.frames = Step(self.nodes, prefix, FORWARD, {"z": z, **given}, given.values()).outputs["y"]
+            made.rows = ""
 
     def _sums(self, nodes: Nodes, weights: Weights, x: str, output: str) -> str:
         """Sums of weights of `x`: exact, so that the order in which they are added does not matter."""
         name, op, values = weights.projection.name, weights.projection.synapse, weights.values
         said: dict[str, Any] = {"doc_string": f"{op}, multiples of 2^-{weights.exponent}"}
-        if isinstance(op, Conv2d):
+        if type(op) is Conv2d:
             w, (above, left) = nodes.constant(f"{name}/weights", values), op.paddings
             said |= {"kernel_shape": op.kernels, "strides": op.strides, "pads": (above, left, above, left)}
             return nodes.add("Conv", [x, w], name, output, dilations=op.dilations, group=op.groups, **said)
-        if isinstance(op, Linear):
+        if type(op) is Linear:
             return nodes.add("MatMul", [x, nodes.constant(f"{name}/weights", values.T)], name, output, **said)
-        if isinstance(op, OneToOne):
+        if type(op) is OneToOne:
             return nodes.add("Mul", [x, nodes.constant(f"{name}/weights", values.reshape(-1))], name, output, **said)
         raise _unknown(name, op)
 
     def _window(self, name: str, op: Passing, read: _Value) -> str:
         """What is computed of windows or pixels of `[n, C, H, W]`."""
         x, output, said = self._rows(read), f"{name}/values", {"doc_string": str(op)}
-        if isinstance(op, Upsample2d):
+        if type(op) is Upsample2d:
             scales = self.nodes.constant(f"{name}/scales", np.array([1, 1, *op.factors], np.float32))
             said |= {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor", "mode": "nearest"}
             return self.nodes.add("Resize", [x, "", scales], name, output, **said)
-        if not isinstance(op, (AvgPool2d, MaxPool2d)):
+        if type(op) is not AvgPool2d and type(op) is not MaxPool2d:
             raise _unknown(name, op)
         sizes = {"kernel_shape": op.sizes, "strides": op.sizes}
         if isinstance(op, MaxPool2d):
@@ -206,55 +224,69 @@ class _Exporter:
     # Neurons: a loop over the steps.
 
     def _population(self, place: Place, population: Population) -> _Value:
-        name, shape, step = place.node.name, place.output.shape, population.step
-        body, prefix = Nodes(), f"{name}."
-        numbers = {k: body.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
-        numbers |= {k: body.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
-        given = {k: f"{prefix}{k}" for k in (*population.sums, *step.states)}
-        carried = {state: f"{name}/{state}" for state in step.states}
-        sequences: dict[str, str] = {}
+        name, shape, last = place.node.name, place.output.shape, place.node is self.program.network.graph.nodes[-1]
+        potentials = "potentials" if last else f"{name}/potentials"
+        entering = self._entering(place, population)
+        body = self._body(place, population, entering, potentials=last or self.layers)
+        made = _Value(name, shape, False, f"{name}/frames")
+        outputs = [f"{state}/after" for state in entering.carried.values()] + [made.frames]
+        before = [self._carried(state, shape) for state in entering.carried.values()]
+        read = [*before, *entering.sequences.values()]
+        said = {"doc_string": definition(population.step, LANGUAGES["numpy"])}
+        count = {"num_scan_inputs": len(entering.sequences)}
+        if not (last or self.layers):
+            self.nodes.add("Scan", read, name, *outputs, body=body, **count, **said)
+            return made
+        self.nodes.add("Scan", read, name, *outputs, potentials, body=body, **count, **said)
+        spikes = "spikes" if last else f"{name}/spikes"
+        self.nodes.add("Cast", [made.frames], f"{name}/uint8", spikes, to=_UINT8)
+        self.outputs.append(tensor(spikes, _UINT8, "T", "B", *shape))
+        self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
+        return made
+
+    def _entering(self, place: Place, population: Population) -> _Entering:
+        """What a population reads, and where it comes from."""
+        name = place.node.name
+        found = _Entering({}, {state: f"{name}/{state}" for state in population.step.states}, {})
         for z, edge in zip(population.sums, place.node.inputs, strict=True):
             if edge.source in self.program.recurrent:
-                carried[z] = edge.source
+                found.carried[z] = edge.source
             elif (read := self._read(edge)).static:
-                given[z] = self._frames(read)
+                found.fixed[z] = self._frames(read)
             else:
-                sequences[given[z]] = self._frames(read)
+                found.sequences[z] = self._frames(read)
+        if not found.sequences:
+            found.sequences[_TIME] = self._time()
+        return found
 
-        made = Step(body, prefix, _unsigned(step), given | numbers, numbers.values())
-        spikes = body.add("Cast", [made.outputs["o"]], f"{prefix}o/float", to=_FLOAT)
-        new = dict(made.states)
-        for z, source in carried.items():
-            if z not in new:
-                new[z] = self._sums(body, self.program.weights[source], spikes, f"{source}/sums")
-        last = place.node is self.program.network.graph.nodes[-1]
-        shown = {"u": "potentials" if last else f"{name}/potentials"} if last or self.layers else {}
+    def _body(self, place: Place, population: Population, entering: _Entering, *, potentials: bool) -> GraphProto:
+        """One step: carried values and elements of sequences to carried values, spikes and potentials."""
+        name, shape, nodes = place.node.name, place.output.shape, Nodes()
+        prefix = f"{name}."
+        constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
+        constants |= {k: nodes.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
+        given = {k: f"{prefix}{k}" for k in (*entering.carried, *entering.sequences)} | entering.fixed
+        step = Step(nodes, prefix, _unsigned(population.step), given | constants, constants.values())
+        spikes = nodes.add("Cast", [step.outputs["o"]], f"{prefix}o/float", to=_FLOAT)
+        results = {k: step.states[k] for k in population.step.states}
+        for z in [k for k in entering.carried if k not in results]:
+            source = entering.carried[z]
+            results[z] = self._sums(nodes, self.program.weights[source], spikes, f"{source}/sums")
+        results["o"] = spikes
+        if potentials:
+            results["u"] = step.outputs["u"]
         like = given[population.sums[0]]
-        results = [made.result(new[k], like, f"{given[k]}/next") for k in carried]
-        results += [made.result(made.outputs[k], like, f"{prefix}{k}/out") for k in shown]
-        results.append(made.result(spikes, like, f"{prefix}o/out"))
-        enter = [tensor(x, _FLOAT, "B", *shape) for x in (*(given[k] for k in carried), *sequences)]
-        if not sequences:
-            sequences[f"{prefix}t/step"] = self._time()
-            enter.append(tensor(f"{prefix}t/step", _INT64))
-        graph = body.graph(f"{name}/step", enter, [tensor(x, _FLOAT, "B", *shape) for x in results], "")
-        before = [self._carried(each, shape) for each in carried.values()]
-        spikes = f"{name}/frames"
-        outputs = [*(f"{each}/after" for each in carried.values()), *shown.values(), spikes]
-        said = {"doc_string": definition(step, LANGUAGES["numpy"]), "num_scan_inputs": len(sequences)}
-        self.nodes.add("Scan", [*before, *sequences.values()], name, *outputs, body=graph, **said)
-        for potentials in shown.values():
-            fired = "spikes" if last else f"{name}/spikes"
-            self.nodes.add("Cast", [spikes], f"{name}/uint8", fired, to=_UINT8)
-            self.outputs.append(tensor(fired, _UINT8, "T", "B", *shape))
-            self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
-        return _Value(name, shape, False, spikes)
+        leaving = [step.result(value, like, f"{prefix}{k}/next") for k, value in results.items()]
+        enter = [tensor(given[k], _FLOAT, "B", *shape) for k in (*entering.carried, *entering.sequences) if k != _TIME]
+        if _TIME in given:
+            enter.append(tensor(given[_TIME], _INT64))
+        return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
 
     def _carried(self, state: str, shape: Shape) -> str:
         """A state before the first step: zeros, unless they are given."""
         if self.states:
             return self._given(state, "B", *shape)
-        return self.nodes.add("ConstantOfShape", [self._whole(shape, static=True)], f"zeros/{_by(shape)}")
+        return self.nodes.add("ConstantOfShape", [self._whole(shape, static=True)], f"/zeros/{_by(shape)}")
 
     def _given(self, state: str, *dims: int | str) -> str:
         """A value before the first step, which is an input, and after the last step an output."""
@@ -264,8 +296,8 @@ class _Exporter:
 
     def _time(self) -> str:
         """Numbers of the steps, `[T]`: for a population that reads the same at all of them."""
-        first, one = (self.nodes.constant(f"time/{x}", np.array(x, np.int64)) for x in (0, 1))
-        return self.nodes.add("Range", [first, "steps", one], "time")
+        first, one = (self.nodes.constant(f"/time/{x}", np.array(x, np.int64)) for x in (0, 1))
+        return self.nodes.add("Range", [first, "steps", one], "/time")
 
     # What a node reads, in the form that it takes.
 
@@ -274,18 +306,19 @@ class _Exporter:
         return self._delayed(read, edge.delay) if edge.delay else read
 
     def _delayed(self, read: _Value, delay: int) -> _Value:
-        """Zeros, or what the states bring, then the frames but for the last `delay`."""
-        frames, name, (nodes, axis) = self._frames(read), f"{read.name}@-{delay}", (self.nodes, "delay/axis")
+        """Zeros, or what is given, and then the frames but for the last `delay`."""
+        name, add, integers = f"{read.name}@-{delay}", self.nodes.add, self.nodes.integers
         made = _Value(name, read.shape, False, f"{name}/frames")
-        since = nodes.integers(f"{name}/since", -delay)
-        if self.states and name not in self.nodes.nodes:
-            whole = nodes.add("Concat", [self._given(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
-            end, zero = nodes.integers("delay/end", _END), nodes.integers(axis, 0)
-            nodes.add("Slice", [whole, since, end, zero], f"{name}/rest", f"{name}/after")
-        elif not self.states:
-            pads = nodes.integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
-            nodes.add("Pad", [frames, pads], f"{name}/whole")
-        nodes.add("Slice", [f"{name}/whole", nodes.integers(axis, 0), since], name, made.frames)
+        if name in self.nodes.nodes:
+            return made
+        frames, axis, since = self._frames(read), integers("/axis", 0), integers(f"{name}/since", -delay)
+        if self.states:
+            whole = add("Concat", [self._given(name, delay, "B", *read.shape), frames], f"{name}/whole", axis=0)
+            add("Slice", [whole, since, integers("/end", _END), axis], f"{name}/rest", f"{name}/after")
+        else:
+            pads = integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
+            whole = add("Pad", [frames, pads], f"{name}/whole")
+        add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames)
         return made
 
     def _frames(self, value: _Value) -> str:
@@ -300,7 +333,7 @@ class _Exporter:
         if not value.rows and value.static:
             value.rows = value.frames
         elif not value.rows:
-            shape = self.nodes.integers(f"rows/{_by(value.shape)}", -1, *value.shape)
+            shape = self.nodes.integers(f"/rows/{_by(value.shape)}", -1, *value.shape)
             value.rows = self.nodes.add("Reshape", [value.frames, shape], f"{value.name}/rows")
         return value.rows
 
@@ -315,26 +348,26 @@ class _Exporter:
 
     def _whole(self, shape: Shape, *, static: bool) -> str:
         """`[T, B, ...]`, static `[B, ...]`, as a value of the model."""
-        rest = self.nodes.integers(f"shape/{_by(shape)}", *shape)
+        rest = self.nodes.integers(f"/shape/{_by(shape)}", *shape)
         lead, name = (self._batch(), "B") if static else (self._steps_and_batch(), "TxB")
-        return self.nodes.add("Concat", [lead, rest], f"shape/{name}x{_by(shape)}", axis=0)
+        return self.nodes.add("Concat", [lead, rest], f"/shape/{name}x{_by(shape)}", axis=0)
 
     def _batch(self) -> str:
         """`[B]`."""
         axis = 0 if self.direct else 1
-        shape = self.nodes.add("Shape", [self.inputs[0].name], "shape/input")
-        return self._part(shape, axis, axis + 1, "shape/B")
+        shape = self.nodes.add("Shape", [self.inputs[0].name], "/shape/input")
+        return self._part(shape, axis, axis + 1, "/shape/B")
 
     def _steps_and_batch(self) -> str:
         """`[T, B]`."""
         if not self.direct:
-            return self._part(self.nodes.add("Shape", ["frames"], "shape/input"), 0, 2, "shape/TxB")
-        steps = self.nodes.add("Reshape", ["steps", self.nodes.integers("shape/1", 1)], "shape/T")
-        return self.nodes.add("Concat", [steps, self._batch()], "shape/TxB", axis=0)
+            return self._part(self.nodes.add("Shape", ["frames"], "/shape/input"), 0, 2, "/shape/TxB")
+        steps = self.nodes.add("Reshape", ["steps", self.nodes.integers("/shape/1", 1)], "/shape/T")
+        return self.nodes.add("Concat", [steps, self._batch()], "/shape/TxB", axis=0)
 
     def _part(self, value: str, start: int, end: int, name: str) -> str:
         """`value[start:end]`."""
-        ends = [self.nodes.integers(f"slice/{x}", x) for x in (start, end)]
+        ends = [self.nodes.integers(f"/slice/{x}", x) for x in (start, end)]
         return self.nodes.add("Slice", [value, *ends], name)
 
 

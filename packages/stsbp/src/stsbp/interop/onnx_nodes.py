@@ -50,8 +50,9 @@ class Nodes:
     def add(self, op: str, inputs: Sequence[str], name: str, *outputs: str, **attributes: Any) -> str:
         """A node, made once, whose output has its name unless others are given; returns the first output's name."""
         outputs = outputs or (name,)
-        if name not in self.nodes:
-            self.nodes[name] = helper.make_node(op, inputs, outputs, name=name, **attributes)
+        made = helper.make_node(op, inputs, outputs, name=name, **attributes)
+        there = self.nodes.setdefault(name, made)
+        assert there == made, name
         return outputs[0]
 
     def graph(

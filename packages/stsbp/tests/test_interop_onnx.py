@@ -1,0 +1,354 @@
+"""`stsbp export --to onnx`: standard operators, and in onnxruntime the bits of the reference."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pytest
+from click.testing import Result
+from small_networks import IMAGE, SAMPLES, SMALL, STEPS, VECTOR, Case, Small, case
+from stsbp.errors import ConfigError, FileError
+from stsbp.interop.onnx_file import write
+from stsbp.interop.program import About, program
+from stsbp_spec import CONTRACT_VERSION, NetworkSpec, initial_weights, open_backend
+from stsbp_spec.expr import OPERATIONS, Expr, Names, exp, ordered, spike, sqrt, unsnapped, where
+from stsbp_spec.neurons.base import NeuronModel, Step
+from stsbp_spec.typing import AnyArray
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+MISSING = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
+ABOUT = About("a run", "5a", STEPS, ("yes", "no"))
+
+
+def made(each: Case, **how: bool) -> ModelProto:
+    from stsbp.interop.onnx_model import model
+
+    return model(program(each.network, each.weights), ABOUT, **how)
+
+
+def session(model: ModelProto, level: str = "ORT_ENABLE_ALL", threads: int = 1, optimised: Path | None = None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def fed(network: NetworkSpec, inputs: AnyArray, steps: int) -> dict[str, AnyArray]:
+    return {"frames": inputs} if network.coding == "events" else {"images": inputs, "steps": np.array(steps)}
+
+
+def ran(session: Any, feed: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    return dict(zip([each.name for each in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def same(one: AnyArray, other: AnyArray) -> bool:
+    """Whether arrays are of one type and shape, and equal to the bit."""
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def differing(each: Case, found: Mapping[str, AnyArray], hidden: bool = True) -> list[str]:
+    """Values of the model that are not the reference's, to the bit."""
+    wrong, blocks = [], each.network.blocks
+    for block in blocks if hidden else blocks[-1:]:
+        run, before = each.run.layers[block.name], "" if block is blocks[-1] else f"{block.population}/"
+        for name, expected in (("spikes", run.spikes), ("potentials", run.potentials)):
+            if not same(found[f"{before}{name}"], expected):
+                wrong.append(f"{before}{name}")
+    return wrong
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_onnxruntime_gives_every_layers_bits_at_every_level_of_optimisation(name: str) -> None:
+    each = case(name)
+    model, feed = made(each, layers=True), fed(each.network, each.inputs, STEPS)
+    for level in LEVELS:
+        assert differing(each, ran(session(model, level), feed)) == [], level
+    assert differing(each, ran(session(model, threads=2), feed)) == []
+
+
+@pytest.mark.parametrize("name", ["alif", "delay", "recurrent convolution", "residual", "image, bias", "nodes"])
+def test_the_reference_of_onnx_gives_the_same_bits(name: str) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    each = case(name)
+    evaluator = ReferenceEvaluator(made(each, layers=True))
+    found = dict(zip(evaluator.output_names, evaluator.run(None, fed(each.network, each.inputs, STEPS)), strict=True))
+    assert differing(each, found) == []
+
+
+def operators(graph: GraphProto) -> Iterator[Any]:
+    """Nodes of a graph and of the loops in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from operators(attribute.g)
+
+
+def kinds(graph: GraphProto) -> Counter[str]:
+    return Counter(f"{node.domain}.{node.op_type}".lstrip(".") for node in operators(graph))
+
+
+def constants(graph: GraphProto) -> Iterator[tuple[str, AnyArray]]:
+    """Names and float32 constants of a graph and of the loops in it."""
+    from onnx import TensorProto, numpy_helper
+
+    for each in graph.initializer:
+        if each.data_type == TensorProto.FLOAT:
+            yield each.name, numpy_helper.to_array(each)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from constants(attribute.g)
+
+
+LAYOUT = "com.microsoft.nchwc"
+"""Operators of onnxruntime for convolutions and pooling whose channels lie in blocks."""
+
+
+def nonzero(values: AnyArray) -> bytes:
+    """Numbers that are not zero, in order of size: of weights in any layout."""
+    return np.sort(values[values != 0], axis=None).tobytes()
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("name", SMALL)
+def test_the_optimiser_leaves_weights_and_arithmetic_alone(name: str, level: str, tmp_path: Path) -> None:
+    import onnx
+
+    each = case(name)
+    model = made(each)
+    session(model, level, optimised=tmp_path / "optimised.onnx")
+    optimised = onnx.load(tmp_path / "optimised.onnx").graph
+    before, after = kinds(model.graph), kinds(optimised)
+    # Harmless: layouts, and names of results.
+    for op in ("Conv", "AveragePool", "MaxPool"):
+        after[op] += after.pop(f"{LAYOUT}.{op}", 0)
+    for op in (f"{LAYOUT}.ReorderInput", f"{LAYOUT}.ReorderOutput"):
+        after.pop(op, None)
+    del before["Identity"]
+    after.pop("Identity", None)
+    # So is a factor of 2^-8, of the bytes of an image, within a product of matrices.
+    if fused := [node for node in operators(optimised) if node.op_type == "FusedMatMul"]:
+        assert each.network.coding == "direct"
+        assert [a.f for node in fused for a in node.attribute if a.name == "alpha"] == [2.0**-8]
+        del after["com.microsoft.FusedMatMul"]
+        after.update(["MatMul", "Mul"])
+    # And factors of 1, which are left out.
+    ones = {name for name, x in constants(model.graph) if x.size == 1 and x == 1}
+    by_one = sum(node.op_type == "Mul" and not ones.isdisjoint(node.input) for node in operators(model.graph))
+    assert before["Mul"] - by_one <= after.pop("Mul") <= before.pop("Mul")
+    assert +after == +before
+    assert all(len(node.input) == 2 for node in operators(optimised) if node.op_type in ("Conv", "MatMul"))
+    there = {nonzero(x) for _, x in constants(optimised)}
+    assert {nonzero(weights.values) for weights in program(each.network, each.weights).weights.values()} <= there
+
+
+@pytest.mark.parametrize("name", ["delay", "recurrent", "residual", "image"])
+@pytest.mark.parametrize(("steps", "samples"), [(1, 1), (2, 5), (13, 1)])
+def test_steps_and_samples_are_free(name: str, steps: int, samples: int) -> None:
+    small, network = case(name), case(name).network
+    rng = np.random.default_rng(3)
+    lead = (samples,) if network.coding == "direct" else (steps, samples)
+    inputs = rng.integers(0, 2 if network.coding == "events" else 256, (*lead, *network.input_shape), dtype=np.uint8)
+    run = open_backend("numpy").run(network, small.weights, inputs, steps)
+    each = Case(network, small.weights, inputs, run)
+    assert differing(each, ran(session(made(each)), fed(network, inputs, steps)), hidden=False) == []
+
+
+def zeros(session: Any, samples: int) -> dict[str, AnyArray]:
+    """States before the first step."""
+    shapes = {each.name: each.shape for each in session.get_inputs() if each.name.endswith("/before")}
+    return {
+        name: np.zeros([samples if dim == "B" else dim for dim in shape], np.float32) for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_stream_gives_what_one_call_gives(name: str, length: int) -> None:
+    each = case(name)
+    stream = session(made(each, layers=True, states=True))
+    states, found = zeros(stream, SAMPLES), list[dict[str, AnyArray]]()
+    for first in range(0, STEPS, length):
+        part = each.inputs if each.network.coding == "direct" else each.inputs[first : first + length]
+        found.append(ran(stream, {**fed(each.network, part, min(length, STEPS - first)), **states}))
+        states = {f"{k.removesuffix('/after')}/before": x for k, x in found[-1].items() if k.endswith("/after")}
+    whole = {k: np.concatenate([x[k] for x in found]) for k in found[0] if not k.endswith("/after")}
+    assert differing(each, whole) == []
+
+
+# Networks that the small ones leave out.
+
+IMAGE_AND_SPIKES = """\
+[[node]]
+name = "still"
+weights = "6"
+from = "input"
+
+[[node]]
+name = "a"
+neurons = ""
+from = ["still"]
+
+[[node]]
+name = "moves"
+weights = "6"
+from = [{node = "a", delay = 1}]
+
+[[node]]
+name = "again"
+weights = "6"
+from = [{node = "spikes", delay = 1}]
+
+[[node]]
+name = "spikes"
+neurons = ""
+from = ["moves", "still", "again"]
+
+[[node]]
+name = "twice"
+add = true
+from = [{node = "a", delay = 1}, {node = "a", delay = 3}, "spikes"]
+
+[[node]]
+name = "frames"
+weights = "4"
+from = "twice"
+
+[[node]]
+name = "potentials"
+neurons = ""
+from = [{node = "frames", delay = 2}]
+"""
+"""Populations that read an image beside spikes and themselves, one edge twice, sums with a delay, awkward names."""
+
+NORMALISED_LATER = """\
+[[node]]
+name = "conv"
+weights = "4C3bn"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = [{node = "conv", delay = 2}]
+
+[[node]]
+name = "out"
+weights = "4"
+from = "fires"
+
+[[node]]
+name = "output"
+neurons = ""
+from = "out"
+"""
+"""Before the first sums come zeros, not normalised ones."""
+
+MORE = {
+    "image and recurrence": Small("10R", VECTOR, "direct"),
+    "image and spikes": Small(IMAGE_AND_SPIKES, VECTOR, "direct"),
+    "normalised sums, later": Small(NORMALISED_LATER, IMAGE),
+    "one neuron": Small("1", (1,)),
+    "global pooling by 25": Small("4C3p1-G-5", (2, 5, 5)),
+    "pooled image": Small("P3-4C2-P2x1-U2-F-7", (2, 9, 9), "direct"),
+    "upsampling by 41": Small("2C3-U41x3-P41x3-4", (1, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("states", [False, True])
+@pytest.mark.parametrize("name", MORE)
+def test_what_the_small_networks_leave_out(name: str, states: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SMALL, name, MORE[name])
+    each = case(name)
+    for level in LEVELS:
+        opened = session(made(each, layers=True, states=states), level)
+        feed = fed(each.network, each.inputs, STEPS) | zeros(opened, SAMPLES)
+        assert differing(each, ran(opened, feed)) == [], level
+
+
+# Neurons of one's own: every operation of an expression, and what optimisers might make of it.
+
+
+@dataclass(frozen=True)
+class Odd(NeuronModel):
+    """Every operation, a potential that is a state and may be -0, and a state that is a number."""
+
+    name: ClassVar[str] = "odd"
+    states: ClassVar[tuple[str, ...]] = ("m", "fixed")
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"vth": self.threshold, "one": 1.0, "k": 1 / 3}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        # 1/x * y is not y/x.
+        slow = (1 / (1 + abs(i))) * (i - s.m) + (p.one / (2 + abs(s.m))) * (s.m * p.k)
+        new = where(slow < 0, -sqrt(abs(slow)), slow / 3 + s.fixed)
+        m = unsnapped(where(abs(i) >= 0.3, new, -(s.fixed * 0)))
+        return Step(s.m, spike(s.m, p.vth * 0.2), {"m": m, "fixed": p.k + 0 * p.vth})
+
+
+@dataclass(frozen=True)
+class Exponential(NeuronModel):
+    """Not exact."""
+
+    name: ClassVar[str] = "exponential"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def constants(self) -> Mapping[str, float | np.float32]:
+        return {"vth": self.threshold}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = s.m + i
+        return Step(u, spike(u, p.vth), {"m": exp(-abs(u))})
+
+
+def of_neuron(neuron: NeuronModel) -> Case:
+    network = NetworkSpec.parse("8C3p1-10", input_shape=IMAGE, outputs=4, neuron=neuron)
+    inputs = (np.random.default_rng(2).random((STEPS, SAMPLES, *IMAGE)) < 0.4).astype(np.uint8)
+    weights = initial_weights(network, 5, 3.0)
+    return Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
+
+
+def test_every_operation_of_an_expression_is_exact() -> None:
+    each = of_neuron(Odd())
+    used = {
+        x.op
+        for population in program(each.network, each.weights).populations.values()
+        for x in ordered(population.step.roots)
+    }
+    assert used >= {*OPERATIONS} - {"exp", "unsnapped"}
+    potentials = each.run.layers["conv1"].potentials
+    assert 0.1 < (potentials[1:] == 0).mean() < 0.9, "zeros of either sign"
+    for level in LEVELS:
+        assert (
+            differing(each, ran(session(made(each, layers=True), level), fed(each.network, each.inputs, STEPS))) == []
+        )
+
+
+def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
+    each = of_neuron(Exponential())
+    lines = write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
+    said = [line for line in lines if "exp is not exact" in line]
+    assert [line.partition(":")[0] for line in said] == ["neurons1", "neurons2", "neurons3"]
+    found = ran(session(made(each)), fed(each.network, each.inputs, STEPS))
+    assert np.allclose(found["potentials"][0], each.run.layers["linear3"].potentials[0], atol=1e-5)
+    exact = case("full")
+    assert not any(
+        "exp is not exact" in line for line in write(program(exact.network, exact.weights), ABOUT, tmp_path / "it.onnx")
+    )
