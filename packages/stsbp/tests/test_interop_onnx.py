@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
+import stsbp as package
 from click.testing import Result
 from small_networks import IMAGE, SAMPLES, SMALL, STEPS, VECTOR, Case, Small, case
 from stsbp.errors import ConfigError, FileError
 from stsbp.interop.onnx_file import write
 from stsbp.interop.program import About, program
-from stsbp_spec import CONTRACT_VERSION, NetworkSpec, initial_weights, open_backend
+from stsbp_spec import CONTRACT_VERSION, PSP, NetworkSpec, initial_weights, open_backend
 from stsbp_spec.expr import OPERATIONS, Expr, Names, exp, ordered, spike, sqrt, unsnapped, where
+from stsbp_spec.graph import Edge, Neurons, Node
+from stsbp_spec.neurons import LIF
 from stsbp_spec.neurons.base import NeuronModel, Step
+from stsbp_spec.results import RunResult
+from stsbp_spec.synapses import Flatten, Linear
 from stsbp_spec.typing import AnyArray
 
 if TYPE_CHECKING:
@@ -27,6 +33,12 @@ if TYPE_CHECKING:
 
 MISSING = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+
+
+def installed(package: str) -> tuple[int, ...]:
+    """The version of a package."""
+    return tuple(int(part) for part in importlib.metadata.version(package).split(".")[:2])
+
 
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
 ABOUT = About("a run", "5a", STEPS, ("yes", "no"))
@@ -82,6 +94,7 @@ def test_onnxruntime_gives_every_layers_bits_at_every_level_of_optimisation(name
     assert differing(each, ran(session(model, threads=2), feed)) == []
 
 
+@pytest.mark.skipif(not MISSING and installed("onnx") < (1, 22), reason="onnx before 1.22 loses states of a Scan")
 @pytest.mark.parametrize("name", ["alif", "delay", "recurrent convolution", "residual", "image, bias", "nodes"])
 def test_the_reference_of_onnx_gives_the_same_bits(name: str) -> None:
     from onnx.reference import ReferenceEvaluator
@@ -342,13 +355,133 @@ def test_every_operation_of_an_expression_is_exact() -> None:
 
 
 def test_what_is_not_exact_is_said(tmp_path: Path) -> None:
-    each = of_neuron(Exponential())
-    lines = write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
-    said = [line for line in lines if "exp is not exact" in line]
-    assert [line.partition(":")[0] for line in said] == ["neurons1", "neurons2", "neurons3"]
-    found = ran(session(made(each)), fed(each.network, each.inputs, STEPS))
-    assert np.allclose(found["potentials"][0], each.run.layers["linear3"].potentials[0], atol=1e-5)
-    exact = case("full")
-    assert not any(
-        "exp is not exact" in line for line in write(program(exact.network, exact.weights), ABOUT, tmp_path / "it.onnx")
+    def said(each: Case) -> list[str]:
+        lines = write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
+        return [line for line in lines if line.startswith("neurons")]
+
+    exponential = of_neuron(Exponential())
+    assert [line[:22] for line in said(exponential)] == [f"neurons{i}: exp is not e" for i in (1, 2, 3)]
+    assert [line[:23] for line in said(of_neuron(Odd()))] == [f"neurons{i}: sqrt is exact" for i in (1, 2, 3)]
+    assert said(case("full")) == []
+    found = ran(session(made(exponential)), fed(exponential.network, exponential.inputs, STEPS))
+    assert np.allclose(found["potentials"][0], exponential.run.layers["linear3"].potentials[0], atol=1e-5)
+
+
+def test_counts_of_events_and_a_filter_of_the_input() -> None:
+    network = NetworkSpec.parse("10", input_shape=VECTOR, outputs=4, input_psp=PSP(3.0, 1.5), input_max=200)
+    inputs = np.random.default_rng(2).integers(0, 201, (STEPS, SAMPLES, *VECTOR), dtype=np.uint8)
+    weights = {name: x / np.float32(64) for name, x in initial_weights(network, 5, 3.0).items()}
+    each = Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
+    assert 0.02 < each.run.layers["linear1"].spikes.mean() < 0.95
+    assert differing(each, ran(session(made(each, layers=True)), fed(network, inputs, STEPS))) == []
+
+
+# The file.
+
+
+def test_the_model_says_what_it_is() -> None:
+    each = case("recurrent convolution")
+    model = made(each, states=True)
+    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
+    assert {node.domain for node in operators(model.graph)} == {""}
+    names = [node.name for node in operators(model.graph)]
+    assert len({*names}) == len(names)
+    assert {node.name for node in each.network.graph.nodes} <= {*names}
+    said = {each.key: each.value for each in model.metadata_props}
+    assert NetworkSpec.parse(said.pop("network"), input_shape=IMAGE) == each.network
+    assert json.loads(said.pop("classes")) == ["yes", "no"]
+    assert said == {
+        "run": "a run",
+        "checkpoint_sha256": "5a",
+        "steps": str(STEPS),
+        "contract_version": str(CONTRACT_VERSION),
+        "input_max": "1",
+    }
+    documents = {node.name: node.doc_string for node in operators(model.graph)}
+    assert "i = snap(k * i + c * z)" in documents["neurons2"]
+    assert documents["conv1.recurrent"].startswith("Conv2d(channels=4")
+    found = {each.name: each.type.tensor_type.shape.dim for each in model.graph.value_info}
+    shapes = {name: [dim.dim_param or dim.dim_value for dim in dims] for name, dims in found.items()}
+    assert shapes["conv1/sums"][1:] == [4, 8, 8]
+    assert shapes["conv1/frames"] == shapes["neurons1/frames"] == ["T", "B", 4, 8, 8]
+    assert shapes["linear2/sums"] == ["T", "B", 4]
+
+
+def test_names_of_others_do_no_harm(tmp_path: Path) -> None:
+    each, about = case("image"), About("a\udcff\x00\n", "5a", 3, ("\ud800", "'\""))
+    write(program(each.network, each.weights), about, tmp_path / "it.onnx")
+    import onnx
+
+    said = {each.key: each.value for each in onnx.load(tmp_path / "it.onnx").metadata_props}
+    assert said["run"] == "a\\xff\\x00\\x0a"
+    assert tuple(json.loads(said["classes"])) == about.classes
+
+
+def test_an_unknown_layer_is_refused_by_name() -> None:
+    class Own(Flatten):
+        """A layer of somebody's own."""
+
+    nodes = (
+        Node("mine", Own(), (Edge("input"),)),
+        Node("out", Linear(4), (Edge("mine"),)),
+        Node("output", Neurons(LIF()), (Edge("out"),)),
     )
+    network = NetworkSpec(IMAGE, nodes=nodes)
+    each = Case(network, initial_weights(network, 5, 3.0), np.zeros(1, np.uint8), RunResult({}, {}))
+    with pytest.raises(ConfigError, match="mine: no ONNX operators are known for Own"):
+        made(each)
+
+
+def test_weights_that_fill_no_file_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.interop.onnx_model._MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match="linear2 alone 4,096, and an ONNX file holds 1,000"):
+        made(case("recurrent convolution"))
+
+
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    each, out = case("full"), tmp_path / "it.onnx"
+    found = program(each.network, each.weights)
+    out.write_bytes(b"\x08\x07\x12\x07pytorch")
+    with pytest.raises(FileError, match="is there already and is not an ONNX model of stsbp"):
+        write(found, ABOUT, out)
+    assert out.read_bytes() == b"\x08\x07\x12\x07pytorch"
+    out.unlink()
+    write(found, ABOUT, out)
+    before = out.read_bytes()
+    write(found, ABOUT, out, states=True)
+    assert out.read_bytes() != before
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    each = case("full")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'pip install "stsbp\[onnx\]"'):
+        write(program(each.network, each.weights), ABOUT, tmp_path / "it.onnx")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_command_exports_what_the_run_predicts(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    import onnx
+
+    run, out = tmp_path / "run", tmp_path / "deep" / "it.onnx"
+    assert train_tiny(run).exit_code == 0
+    done = stsbp("export", run, "--to", "onnx", "--out", out, "--layers", "--states")
+    assert done.exit_code == 0, done.output
+    assert "reads images uint8 [B, 1, 8, 8]\nreads steps int64\n" in done.output
+    assert "gives spikes uint8 [T, B, 10]\ngives potentials float32 [T, B, 10]\n" in done.output
+    trained = package.load_run(run, backend="numpy")
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    opened = session(onnx.load(out))
+    found = ran(opened, {**fed(trained.network, images, 3), **zeros(opened, 5)})
+    assert same(found["spikes"], trained.predict(images).spikes)
+    said = {each.key: each.value for each in onnx.load(out).metadata_props}
+    assert (said["run"], said["checkpoint_sha256"]) == ("run", trained.info["sha256"])
+    assert json.loads(said["classes"]) == list("0123456789")
+
+
+def test_options_of_one_form_are_no_options_of_another(stsbp: Callable[..., Result]) -> None:
+    done = stsbp("export", "run", "--to", "c", "--out", "it", "--states")
+    assert done.exit_code == 2
+    assert "--states does not go with --to c" in done.output

@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stsbp_spec.expr import ordered
+
 from stsbp.errors import ConfigError, printable
 from stsbp.files import OutputKind
 from stsbp.interop.program import About, Program
@@ -21,6 +23,13 @@ __all__ = ["MODEL", "write"]
 
 MODEL = OutputKind("an ONNX model of stsbp", re.compile(rb"\x08.\x12\x05stsbp", re.DOTALL))
 """What an export may replace: the version of the format and the producer stand first."""
+
+
+_INEXACT = {
+    "exp": "exp is not exact: its last bits differ between programs, and so may the spikes",
+    "sqrt": "sqrt is exact where it is rounded correctly: in onnxruntime from version 1.21 on",
+}
+"""What is said of an operation."""
 
 
 def write(program: Program, about: About, out: Path, *, layers: bool = False, states: bool = False) -> list[str]:
@@ -48,9 +57,9 @@ def write(program: Program, about: About, out: Path, *, layers: bool = False, st
     lines = [f"{printable(str(out))}: {len(data):,} bytes, standard operators of opset {OPSET}"]
     for what, values in (("reads", made.graph.input), ("gives", made.graph.output)):
         lines += [f"{what} {_typed(each)}" for each in values]
-    inexact = [name for name, population in program.populations.items() if not population.step.exact]
-    for name in inexact:
-        lines.append(f"{name}: exp is not exact, its last bits differ between programs, and so may the spikes")
+    for name, population in program.populations.items():
+        used = {x.op for x in ordered(population.step.roots)}
+        lines += [f"{name}: {said}" for op, said in _INEXACT.items() if op in used]
     return lines
 
 

@@ -112,7 +112,8 @@ class _Entering:
     """What enters the loop of a population, by its names in the equation.
 
     Attributes:
-        fixed: values that are the same at all steps, of the graph outside.
+        fixed: values of the graph outside that are the same at all steps. They are carried too: onnxruntime 1.20 ends
+            the process where a loop reads a convolution from outside.
         carried: what is carried from step to step, by the name that it has outside: states, sums of a recurrence.
         sequences: values of the graph outside of which each step takes one.
     """
@@ -132,6 +133,8 @@ class _Exporter:
         self.values: dict[str, _Value] = {}
         self.inputs: list[ValueInfoProto] = []
         self.outputs: list[ValueInfoProto] = []
+        self.shapes: dict[str, ValueInfoProto] = {}
+        """Of values of which the library infers none, or one without T."""
         self.before: list[ValueInfoProto] = []
         self.after: list[ValueInfoProto] = []
 
@@ -140,8 +143,10 @@ class _Exporter:
         for place in self.program.network.graph.places:
             if place.node.name not in self.program.recurrent:
                 self.values[place.node.name] = self._value(place)
-        inputs, outputs = [*self.inputs, *self.before], [*self.outputs, *self.after]
-        return self.nodes.graph("stsbp", inputs, outputs, "Spikes and potentials are those of stsbp, bit for bit.")
+        doc = "Spikes and potentials are those of stsbp, bit for bit."
+        made = self.nodes.graph("stsbp", [*self.inputs, *self.before], [*self.outputs, *self.after], doc)
+        made.value_info.extend(self.shapes.values())
+        return made
 
     def _value(self, place: Place) -> _Value:
         node, op = place.node, place.node.op
@@ -228,16 +233,16 @@ class _Exporter:
         potentials = "potentials" if last else f"{name}/potentials"
         entering = self._entering(place, population)
         body = self._body(place, population, entering, potentials=last or self.layers)
-        made = _Value(name, shape, False, f"{name}/frames")
-        outputs = [f"{state}/after" for state in entering.carried.values()] + [made.frames]
+        made = _Value(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
+        outputs = [*(f"{state}/after" for state in entering.carried.values()), *(f"{name}/{z}" for z in entering.fixed)]
         before = [self._carried(state, shape) for state in entering.carried.values()]
-        read = [*before, *entering.sequences.values()]
+        read = [*before, *entering.fixed.values(), *entering.sequences.values()]
         said = {"doc_string": definition(population.step, LANGUAGES["numpy"])}
         count = {"num_scan_inputs": len(entering.sequences)}
         if not (last or self.layers):
-            self.nodes.add("Scan", read, name, *outputs, body=body, **count, **said)
+            self.nodes.add("Scan", read, name, *outputs, made.frames, body=body, **count, **said)
             return made
-        self.nodes.add("Scan", read, name, *outputs, potentials, body=body, **count, **said)
+        self.nodes.add("Scan", read, name, *outputs, made.frames, potentials, body=body, **count, **said)
         spikes = "spikes" if last else f"{name}/spikes"
         self.nodes.add("Cast", [made.frames], f"{name}/uint8", spikes, to=_UINT8)
         self.outputs.append(tensor(spikes, _UINT8, "T", "B", *shape))
@@ -265,19 +270,20 @@ class _Exporter:
         prefix = f"{name}."
         constants = {k: nodes.constant(f"{prefix}{k}", np.array(x)) for k, x in population.constants.items()}
         constants |= {k: nodes.constant(f"{prefix}{k}", _spread(x, shape)) for k, x in population.learned.items()}
-        given = {k: f"{prefix}{k}" for k in (*entering.carried, *entering.sequences)} | entering.fixed
+        read = (*entering.carried, *entering.fixed, *entering.sequences)
+        given = {k: f"{prefix}{k}" for k in read}
         step = Step(nodes, prefix, _unsigned(population.step), given | constants, constants.values())
         spikes = nodes.add("Cast", [step.outputs["o"]], f"{prefix}o/float", to=_FLOAT)
         results = {k: step.states[k] for k in population.step.states}
         for z in [k for k in entering.carried if k not in results]:
             source = entering.carried[z]
             results[z] = self._sums(nodes, self.program.weights[source], spikes, f"{source}/sums")
-        results["o"] = spikes
+        results |= {z: given[z] for z in entering.fixed} | {"o": spikes}
         if potentials:
             results["u"] = step.outputs["u"]
         like = given[population.sums[0]]
         leaving = [step.result(value, like, f"{prefix}{k}/next") for k, value in results.items()]
-        enter = [tensor(given[k], _FLOAT, "B", *shape) for k in (*entering.carried, *entering.sequences) if k != _TIME]
+        enter = [tensor(given[k], _FLOAT, "B", *shape) for k in read if k != _TIME]
         if _TIME in given:
             enter.append(tensor(given[_TIME], _INT64))
         return nodes.graph(f"{name}/step", enter, [tensor(value, _FLOAT, "B", *shape) for value in leaving], "")
@@ -318,7 +324,9 @@ class _Exporter:
         else:
             pads = integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
             whole = add("Pad", [frames, pads], f"{name}/whole")
-        add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames)
+        self._shaped(
+            add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames), read.shape, static=False
+        )
         return made
 
     def _frames(self, value: _Value) -> str:
@@ -326,7 +334,8 @@ class _Exporter:
             value.frames = value.rows
         elif not value.frames:
             shape = self._whole(value.shape, static=False)
-            value.frames = self.nodes.add("Reshape", [value.rows, shape], f"{value.name}/frames")
+            frames = self.nodes.add("Reshape", [value.rows, shape], f"{value.name}/frames")
+            value.frames = self._shaped(frames, value.shape, static=False)
         return value.frames
 
     def _rows(self, value: _Value) -> str:
@@ -341,8 +350,15 @@ class _Exporter:
         """`[T, B, N]`, static `[B, N]`."""
         if len(value.shape) == 1:
             return self._frames(value)
-        shape = self._whole((math.prod(value.shape),), static=value.static)
-        return self.nodes.add("Reshape", [value.frames or value.rows, shape], f"{value.name}/flat")
+        whole = (math.prod(value.shape),)
+        shape = self._whole(whole, static=value.static)
+        flat = self.nodes.add("Reshape", [value.frames or value.rows, shape], f"{value.name}/flat")
+        return self._shaped(flat, whole, static=value.static)
+
+    def _shaped(self, name: str, shape: Shape, *, static: bool) -> str:
+        """`name`, of whose value the model says `[T, B, ...]`, static `[B, ...]`."""
+        self.shapes[name] = tensor(name, _FLOAT, *("B",) if static else ("T", "B"), *shape)
+        return name
 
     # Shapes: T and B are known when the model runs.
 
