@@ -183,6 +183,17 @@ def test_steps_and_samples_are_free(name: str, steps: int, samples: int) -> None
     assert differing(each, ran(session(made(each)), fed(network, inputs, steps)), hidden=False) == []
 
 
+@pytest.mark.parametrize("name", ["full", "second order", "normalised"])
+def test_what_fades_becomes_zero_as_soon(name: str) -> None:
+    each = case(name)
+    inputs = np.concatenate([each.inputs[:1], np.zeros((400, *each.inputs.shape[1:]), np.uint8)])
+    run = open_backend("numpy").run(each.network, each.weights, inputs, len(inputs))
+    faded = Case(each.network, each.weights, inputs, run)
+    if name != "normalised":
+        assert [np.abs(layer.potentials[-1]).max() for layer in run.layers.values()] == [0.0] * len(run.layers)
+    assert differing(faded, ran(session(made(faded, layers=True)), fed(each.network, inputs, len(inputs)))) == []
+
+
 def zeros(session: Any, samples: int) -> dict[str, AnyArray]:
     """States before the first step."""
     shapes = {each.name: each.shape for each in session.get_inputs() if each.name.endswith("/before")}
@@ -384,7 +395,9 @@ def test_the_model_says_what_it_is() -> None:
     model = made(each, states=True)
     assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 13)]
     assert {node.domain for node in operators(model.graph)} == {""}
+    assert model.ir_version == 7
     names = [node.name for node in operators(model.graph)]
+    assert {"neurons1.new_i", "neurons1.u"} <= {*names}
     assert len({*names}) == len(names)
     assert {node.name for node in each.network.graph.nodes} <= {*names}
     said = {each.key: each.value for each in model.metadata_props}
@@ -471,6 +484,8 @@ def test_the_command_exports_what_the_run_predicts(
     assert done.exit_code == 0, done.output
     assert "reads images uint8 [B, 1, 8, 8]\nreads steps int64\n" in done.output
     assert "gives spikes uint8 [T, B, 10]\ngives potentials float32 [T, B, 10]\n" in done.output
+    assert "gives neurons1/spikes uint8 [T, B, 12]\n" in done.output
+    assert "reads neurons1/m/before float32 [B, 12]\n" in done.output
     trained = package.load_run(run, backend="numpy")
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
     opened = session(onnx.load(out))

@@ -50,7 +50,6 @@ def write(program: Program, about: About, out: Path, *, layers: bool = False, st
     # Imported here: it needs onnx.
     from stsbp.interop.onnx_model import OPSET, model
 
-    MODEL.place(out)
     made = model(program, about, layers=layers, states=states)
     data = made.SerializeToString()
     MODEL.write(out, data)

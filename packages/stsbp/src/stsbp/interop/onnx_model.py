@@ -192,7 +192,6 @@ class _Exporter:
             numbers = {"mean": norm.mean, "a": norm.a, "shift": norm.shift}
             given = {k: self.nodes.constant(f"{prefix}{k}", _spread(x, made.shape)) for k, x in numbers.items()}
             made.frames = Step(self.nodes, prefix, FORWARD, {"z": z, **given}, given.values()).outputs["y"]
-            made.rows = ""
 
     def _sums(self, nodes: Nodes, weights: Weights, x: str, output: str) -> str:
         """Sums of weights of `x`: exact, so that the order in which they are added does not matter."""
