@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import io
 import json
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -498,5 +502,30 @@ def test_the_command_exports_what_the_run_predicts(
 
 def test_options_of_one_form_are_no_options_of_another(stsbp: Callable[..., Result]) -> None:
     done = stsbp("export", "run", "--to", "c", "--out", "it", "--states")
-    assert done.exit_code == 2
-    assert "--states does not go with --to c" in done.output
+    assert done.exit_code == 1
+    assert "--states is for --to onnx alone, got --to c" in done.output
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "deploy.md"
+
+
+@pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the packages")
+def test_the_pages_blocks_run_one_after_the_other(
+    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("\n## ONNX\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"^```(sh|python)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
+    assert [kind for kind, _ in blocks] == ["sh", "python", "python", "sh", "python"]
+    # The page takes the default; here the numpy backend alone need be there.
+    monkeypatch.setattr("stsbp_spec.registry.default_backend", lambda: "numpy")
+    names: dict[str, Any] = {}
+    for kind, block in blocks:
+        if kind == "sh":
+            for line in block.splitlines():
+                small = ["--limit", 50] if " train " in line else []
+                assert stsbp(*shlex.split(line)[1:], *small).exit_code == 0, line
+        else:
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(block, str(PAGE), "exec"), names)
+    assert names["spikes"].shape == names["potentials"].shape == (8, 3, 10)
+    assert names["spikes"].any()

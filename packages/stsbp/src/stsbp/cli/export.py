@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import click
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, say
+from stsbp.errors import ConfigError
 from stsbp.interop.program import About, program
 from stsbp.training.run_folder import RunFolder
 
@@ -21,8 +23,8 @@ FORMS = {
 }
 """What a network can leave as, and the module whose `write(program, about, out)` writes it; it returns what to say."""
 
-OPTIONS = {"onnx": ("layers", "states")}
-"""Flags of a form, which its `write` takes as keywords."""
+OPTIONS = {"layers": "onnx", "states": "onnx"}
+"""Options that one form alone has, and which; its `write` takes them as keywords."""
 
 
 @click.command("export", short_help=COMMANDS["export"])
@@ -32,19 +34,23 @@ OPTIONS = {"onnx": ("layers", "states")}
 @click.option(
     "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
 )
-@click.option("--layers", is_flag=True, help="onnx: spikes and potentials of hidden layers are outputs too.")
-@click.option("--states", is_flag=True, help="onnx: states are inputs and outputs, to go on from call to call.")
-def command(run: Path, form: str, out: Path, checkpoint: str, **flags: bool) -> None:
+@click.option(
+    "--layers", is_flag=True, default=None, help="onnx: spikes and potentials of hidden layers are outputs too."
+)
+@click.option(
+    "--states", is_flag=True, default=None, help="onnx: states are inputs and outputs, to go on from call to call."
+)
+def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Write the trained network in the folder RUN for other programs.
 
     nir: a graph in the Neuromorphic Intermediate Representation. onnx: standard operators, for onnxruntime. c: one
     header and one source in C99, without allocation. Spikes are those of stsbp, to the bit; what a form cannot say is
     refused by name.
     """
-    given = [name for name, value in flags.items() if value]
+    given = {name: value for name, value in options.items() if value is not None}
     for name in given:
-        if name not in OPTIONS.get(form, ()):
-            raise click.UsageError(f"--{name} does not go with --to {form}.")
+        if OPTIONS[name] != form:
+            raise ConfigError(f"--{name} is for --to {OPTIONS[name]} alone, got --to {form}")
     # Imported here: what trains is not needed to show the help.
     from stsbp_spec.reference.backend import NumpyBackend
 
@@ -53,5 +59,5 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **flags: bool) -> 
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend())
     about = About(run.name, trained.info["sha256"], trained.settings.steps, trained.names)
     made = program(trained.network, trained.weights)
-    for line in importlib.import_module(FORMS[form]).write(made, about, out, **dict.fromkeys(given, True)):
+    for line in importlib.import_module(FORMS[form]).write(made, about, out, **given):
         say(line)
