@@ -229,23 +229,24 @@ class _Exporter:
 
     def _population(self, place: Place, population: Population) -> _Value:
         name, shape, last = place.node.name, place.output.shape, place.node is self.program.network.graph.nodes[-1]
-        potentials = "potentials" if last else f"{name}/potentials"
-        entering = self._entering(place, population)
-        body = self._body(place, population, entering, potentials=last or self.layers)
         made = _Value(name, shape, False, self._shaped(f"{name}/frames", shape, static=False))
-        outputs = [*(f"{state}/after" for state in entering.carried.values()), *(f"{name}/{z}" for z in entering.fixed)]
+        entering, is_output = self._entering(place, population), last or self.layers
         before = [self._carried(state, shape) for state in entering.carried.values()]
-        read = [*before, *entering.fixed.values(), *entering.sequences.values()]
-        said = {"doc_string": definition(population.step, LANGUAGES["numpy"])}
-        count = {"num_scan_inputs": len(entering.sequences)}
-        if not (last or self.layers):
-            self.nodes.add("Scan", read, name, *outputs, made.frames, body=body, **count, **said)
-            return made
-        self.nodes.add("Scan", read, name, *outputs, made.frames, potentials, body=body, **count, **said)
-        spikes = "spikes" if last else f"{name}/spikes"
-        self.nodes.add("Cast", [made.frames], f"{name}/uint8", spikes, to=_UINT8)
-        self.outputs.append(tensor(spikes, _UINT8, "T", "B", *shape))
-        self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
+        after = [*(f"{state}/after" for state in entering.carried.values()), *(f"{name}/{z}" for z in entering.fixed)]
+        spikes, potentials = ("spikes", "potentials") if last else (f"{name}/spikes", f"{name}/potentials")
+        self.nodes.add(
+            "Scan",
+            [*before, *entering.fixed.values(), *entering.sequences.values()],
+            name,
+            *[*after, made.frames, potentials][: None if is_output else -1],
+            body=self._body(place, population, entering, potentials=is_output),
+            num_scan_inputs=len(entering.sequences),
+            doc_string=definition(population.step, LANGUAGES["numpy"]),
+        )
+        if is_output:
+            self.nodes.add("Cast", [made.frames], f"{name}/uint8", spikes, to=_UINT8)
+            self.outputs.append(tensor(spikes, _UINT8, "T", "B", *shape))
+            self.outputs.append(tensor(potentials, _FLOAT, "T", "B", *shape))
         return made
 
     def _entering(self, place: Place, population: Population) -> _Entering:
@@ -323,9 +324,8 @@ class _Exporter:
         else:
             pads = integers(f"{name}/pads", delay, *[0] * (2 * len(read.shape) + 3))
             whole = add("Pad", [frames, pads], f"{name}/whole")
-        self._shaped(
-            add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames), read.shape, static=False
-        )
+        add("Slice", [whole, integers("/start", 0), since, axis], name, made.frames)
+        self._shaped(made.frames, read.shape, static=False)
         return made
 
     def _frames(self, value: _Value) -> str:
