@@ -33,7 +33,7 @@ CPU = "packages/stsbp-cpu"  # kernels, which the torch backend needs
 BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TORCH = (CPU, BACKENDS["torch"])
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
-ONNX = ("onnx>=1.18", "onnxruntime>=1.20")
+ONNX = ("onnx>=1.22", "onnxruntime>=1.21")
 ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26", *ONNX)
 PEERS = {
     "spikingjelly": ("spikingjelly==2.0.0", "torch"),
