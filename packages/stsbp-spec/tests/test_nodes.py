@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_spec import LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer
+from stsbp_spec import LIF, LOSSES, Batch, Linear, NetworkSpec, OneToOne, SpikingLayer, initial_weights
 from stsbp_spec.errors import NetworkError
 from stsbp_spec.graph import Edge, Neurons, Node, Projection
 from stsbp_spec.nodes import is_nodes, parse_nodes, written_nodes
@@ -263,3 +263,41 @@ def test_shared_weights_have_the_sum_of_the_gradients_of_their_uses() -> None:
     two = NUMPY.value_and_grad(apart, LOSSES["hamming"], both, batch, precision="reproducible").gradients
     assert np.array_equal(one["conv1"], two["conv1"] + two["again"])
     assert all(np.array_equal(one[name], two[name]) for name in one if name != "conv1")
+
+
+def test_populations_that_read_the_same_sums_are_layers_of_their_own() -> None:
+    network = NetworkSpec.parse(
+        """
+        [[node]]
+        name = "sums"
+        weights = "5"
+        from = "input"
+        [[node]]
+        name = "slow"
+        neurons = "tau_m=9"
+        from = "sums"
+        [[node]]
+        name = "quick"
+        neurons = "tau_m=2"
+        from = "sums"
+        [[node]]
+        name = "both"
+        add = true
+        from = ["slow", "quick"]
+        [[node]]
+        name = "out"
+        weights = "3"
+        from = "both"
+        [[node]]
+        name = "output"
+        neurons = ""
+        from = "out"
+        """,
+        input_shape=(4,),
+    )
+    assert [block.name for block in network.blocks] == ["sums", "quick", "out"]
+    assert [block.parameter for block in network.blocks] == ["sums", "sums", "out"]
+    inputs = (np.random.default_rng(0).random((9, 2, 4)) < 0.5).astype(np.uint8)
+    layers = NUMPY.run(network, initial_weights(network, 0, 3.0), inputs, 9).layers
+    assert list(layers) == ["sums", "quick", "out"]
+    assert not np.array_equal(layers["sums"].potentials, layers["quick"].potentials)

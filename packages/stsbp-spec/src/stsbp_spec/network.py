@@ -327,6 +327,7 @@ class _Builder:
 def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> Iterator[Block]:
     """A block of each population: with the first of its projections, and with the recurrent one where there is one."""
     edges = {node.name: node.inputs[0].source for node in graph.nodes if node.inputs}
+    taken = set[str]()
     for index, node in enumerate(node for node in graph.nodes if isinstance(node.op, Neurons)):
         own = graph.recurrent.get(node.name, ())
         first = next(projections[edge.source] for edge in node.inputs if edge.source not in own)
@@ -335,10 +336,13 @@ def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> I
             message = "the first projection of neurons is a convolution or a full connection"
             raise NetworkError(message, node=node.name)
         assert isinstance(node.op, Neurons)
-        where = first.name, index, synapse, first.input
+        # Sums that several populations read give the first of them their name.
+        name, shares = (node.name, first.parameter) if first.name in taken else (first.name, first.shares)
+        taken.add(name)
+        where = name, index, synapse, first.input
         layer = SpikingLayer(synapse, node.op.model)
         recurrent = projections[own[0]] if own else None
-        yield Block(*where, (), layer, node.name, graph.values[edges[first.name]].shape, recurrent, shares=first.shares)
+        yield Block(*where, (), layer, node.name, graph.values[edges[first.name]].shape, recurrent, shares=shares)
 
 
 def _input_shape(shape: object) -> Shape:
