@@ -13,7 +13,8 @@ What neurons learn (`LEARNED_UPDATE`) does not decay, and ends in its domain:
     w = snap(low if w < low, high if w > high, else w)
 
 `c1 = 1/(1-beta1^n)`, `c2 = 1/(1-beta2^n)` with `n = step + 1`, `decay = 1 - lr weight_decay`, `rate = lr`. The square
-root and the division are the correctly rounded ones of IEEE 754.
+root and the division are the correctly rounded ones of IEEE 754; powers and the schedule's cosine are rounded once as
+well (`stsbp_spec.elementary`), since those of a C library differ between processors.
 
 The norm for clipping must not depend on the order of its sum: gradients are rounded to `b` bits below the power of two
 above their maximum and their squares added as integers (`gradient_norm`).
@@ -27,6 +28,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from stsbp_spec.elementary import cosine, power
 from stsbp_spec.errors import SpecError
 from stsbp_spec.expr import Names, Recurrence, named, snap, sqrt, unsnapped, variable, where
 from stsbp_spec.grid import ceil_log2, error_exponent, largest_error, magnitude
@@ -145,8 +147,8 @@ class AdamW:
             return self.lr
         span = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / span)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (self.final_fraction + (1 - self.final_fraction) * cosine)
+        falling = 0.5 * (1 + cosine(math.pi * progress))
+        return self.lr * (self.final_fraction + (1 - self.final_fraction) * falling)
 
     def scalars(self, step: int, clip: np.float32) -> AdamWScalars:
         """The constants of update `step`, the clipping factor among them."""
@@ -157,8 +159,8 @@ class AdamW:
             one_minus_beta1=np.float32(1 - self.beta1),
             beta2=np.float32(self.beta2),
             one_minus_beta2=np.float32(1 - self.beta2),
-            c1=np.float32(1 / (1 - self.beta1**n)),
-            c2=np.float32(1 / (1 - self.beta2**n)),
+            c1=np.float32(1 / (1 - power(self.beta1, n))),
+            c2=np.float32(1 / (1 - power(self.beta2, n))),
             eps=np.float32(self.eps),
             decay=np.float32(1 - rate * self.weight_decay),
             rate=np.float32(rate),

@@ -1,0 +1,32 @@
+"""Powers and cosines of float64 numbers, rounded once: the same bits on every machine.
+
+A C library's `pow` and `cos` are not: the last bit differs between processors with and without a fused multiply-add,
+and between libraries. Here integers and decimal numbers of 40 digits are computed with, the same everywhere.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+
+__all__ = ["cosine", "power"]
+
+_DECIMAL = Context(prec=40, rounding=ROUND_HALF_EVEN, traps=[])
+_BITS = 192
+
+
+def power(x: float, n: int) -> float:
+    """`x^n`, for `0 <= x <= 1` and `n >= 1`."""
+    return float(_DECIMAL.copy().power(Decimal(x), n))
+
+
+def cosine(x: float) -> float:
+    """`cos x`, for `|x| <= pi`: its Taylor series in units of `2^-192`."""
+    top, bottom = x.as_integer_ratio()
+    square = (top * top << _BITS) // (bottom * bottom)
+    total = term = 1 << _BITS
+    k = 0
+    while term:
+        k += 2
+        term = term * square // (k * (k - 1)) >> _BITS
+        total += term if k % 4 == 0 else -term
+    return total / (1 << _BITS)
