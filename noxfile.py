@@ -150,6 +150,12 @@ def triton(session: nox.Session) -> None:
 
 
 @nox.session
+def arm(session: nox.Session) -> None:
+    """Compare the stored hashes on an emulated Arm processor (Debian; 2 GB, half an hour): -- [ARGUMENTS OF arm.py]."""
+    session.run("python", "tools/arm.py", *session.posargs)
+
+
+@nox.session
 def mutation(session: nox.Session) -> None:
     """Break the sources in one place at a time; a test must notice (an hour): -- [--seed S --random N --only PATH]."""
     install(session, *everything(session), tools=(*ALL_TEST_TOOLS, TRITON))
