@@ -30,7 +30,7 @@ __all__ = ["QUICK", "environment", "main", "missing", "wanted"]
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (*sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")), ROOT / "conformance")
-QUICK = ("-m", "stsbp_conformance.hashes", "numpy", "torch=cpu", "torch=cpu:eager", "cupy=host", "jax", "--quick")
+QUICK = ("-m", "stsbp_conformance.hashes", "numpy", "torch=cpu", "torch=cpu:eager", "cupy=host", "--quick")
 COMPILER = "aarch64-linux-gnu-g++"
 TOOLS = {
     "apt-get": "apt",
