@@ -14,6 +14,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import Batch, Device, LayerRun, NeuronResiduals, RunResult, ValueAndGrad
+from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import Trainer, run, value_and_grad
 from stsbp_spec.typing import Array, Float32, Memory, Precision, UInt8
 
@@ -82,6 +83,10 @@ class AbstractBackend(Pairs[Array]):
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
         """Run a network without dropout and return every layer's spikes and membrane potentials, numpy in and out."""
         return run(self, network, weights, inputs, steps)
+
+    def stream(self, network: NetworkSpec, weights: dict[str, Float32], samples: int = 1) -> Stream[Array]:
+        """The same step by step, for inputs that come one after the other: see `Stream`."""
+        return Stream(self, network, weights, samples)
 
     def trainer(
         self,

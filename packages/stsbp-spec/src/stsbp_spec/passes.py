@@ -69,6 +69,11 @@ class Trace(Generic[Array]):
         step = segment.steps[-1]
         return self.backend.neuron_potentials(step.population(self.residuals(segment)[step.name]))
 
+    def after(self) -> dict[str, tuple[Array, ...]]:
+        """What enters the steps after these, of a run that has something `before`."""
+        left = (after(segment, self.residuals(segment)) for segment in self.plan.segments)
+        return {name: arrays for each in left for name, arrays in each.items()}
+
     def populations(self) -> Iterator[tuple[str, NeuronResiduals[Array]]]:
         """What each population left, with the name of its node, before a backward pass."""
         for segment in self.plan.segments:
@@ -84,10 +89,11 @@ def forward_pass(
     steps: int,
     dropout: tuple[int, int] | None,
     memory: Memory = "full",
+    before: Mapping[str, tuple[Array, ...]] | None = None,
 ) -> Trace[Array]:
     """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`; arguments: see `forward_passes`."""
     part = Part(0, x.shape[1], x.shape[1])
-    (trace,) = forward_passes(backend, network, wq, [x], steps, dropout, [part], Alone(), memory)
+    (trace,) = forward_passes(backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before)
     return trace
 
 
@@ -102,6 +108,7 @@ def forward_passes(
     collective: Collective[Array],
     memory: Memory,
     inside: Sequence[Array | None] | None = None,
+    before: Mapping[str, tuple[Array, ...]] | None = None,
 ) -> list[Trace[Array]]:
     """Run the network on parts of a batch.
 
@@ -116,13 +123,14 @@ def forward_passes(
         collective: who has the other samples.
         memory: `low`: keep one bit a spike; the backward pass runs each segment again when it comes to it.
         inside: of each part, which steps of its samples are no padding: `rules.Run`.
+        before: what the steps before these left, of one part, with memory `full`: `rules.Run`.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
-    walk, way = plan(backend, network), _lean_way if memory == "low" else _way
+    walk, way = plan(backend, network, fused=before is None), _lean_way if memory == "low" else _way
     each = inside or [None] * len(parts)
-    runs = [Run(wq, steps, dropout, part, collective, own) for part, own in zip(parts, each, strict=True)]
+    runs = [Run(wq, steps, dropout, part, collective, own, before) for part, own in zip(parts, each, strict=True)]
     return together(backend, runs[0], [way(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)])
 
 

@@ -18,7 +18,7 @@ from stsbp_spec.pairs import Pairs
 from stsbp_spec.passes import Trace, backward_passes, forward_pass, forward_passes
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["Gradients", "gradients", "output", "states", "update"]
+__all__ = ["Gradients", "gradients", "output", "resumed", "states", "update"]
 
 
 class Gradients(NamedTuple, Generic[Array]):
@@ -129,8 +129,24 @@ def states(
     backend: Pairs[Array], network: NetworkSpec, steps: int, wq: dict[str, Array], x: Array
 ) -> list[tuple[Array, Array]]:
     """Spikes and membrane potentials of each block without dropout."""
-    trace = forward_pass(backend, network.graph, wq, x, steps, None)
-    return [(trace.spikes[name], backend.neuron_potentials(left)) for name, left in trace.populations()]
+    return _states(forward_pass(backend, network.graph, wq, x, steps, None))
+
+
+def resumed(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    steps: int,
+    wq: dict[str, Array],
+    x: Array,
+    before: Mapping[str, tuple[Array, ...]],
+) -> tuple[list[tuple[Array, Array]], dict[str, tuple[Array, ...]]]:
+    """`states` of steps after others, which left `before` (none: from rest), and what these leave."""
+    trace = forward_pass(backend, network.graph, wq, x, steps, None, before=before)
+    return _states(trace), trace.after()
+
+
+def _states(trace: Trace[Array]) -> list[tuple[Array, Array]]:
+    return [(trace.spikes[name], trace.backend.neuron_potentials(left)) for name, left in trace.populations()]
 
 
 def _output(network: NetworkSpec, trace: Trace[Array]) -> Array:

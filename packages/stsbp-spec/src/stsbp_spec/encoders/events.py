@@ -85,6 +85,35 @@ class EventBinning:
 
     def frames(self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> UInt8:
         """Frames `[T, C, H, W]` of one recording, its events as in `bin_events`."""
+        return bin_events(
+            *self._shown(x, y, p, t),
+            shape=(self.polarities, self.height, self.width),
+            steps=self.steps,
+            window_us=self.window_us,
+            start_us=self.start_us,
+            binary=self.binary,
+        )
+
+    def step_of(self, t: int) -> int:
+        """The step of an event at `t` of a stream, whose steps go on after the window; negative: before the first.
+
+        Raises:
+            SpecError: the window ends with the last event, which a stream does not know.
+        """
+        if self.window_us is None:
+            raise SpecError("event binning: a stream has no last event for its window to end with; give a window_us")
+        return (t - self.start_us) * self.steps // self.window_us
+
+    def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:
+        """Add events to the frame `[C, H, W]` of their step, in place; all of them at once give that of `frames`."""
+        x, y, p, t = self._shown(x, y, p, t)
+        more = bin_events(x, y, p, np.zeros_like(t), shape=frame.shape, steps=1, window_us=1, binary=self.binary)[0]
+        frame[...] = np.maximum(frame, more) if self.binary else np.minimum(frame.astype(np.int64) + more, 255)
+
+    def _shown(
+        self, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray
+    ) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+        """Events that are not dropped, where they are shown."""
         _check_events(x, y, p, t, self.height, self.width)
         if self.first_saccade:
             kept = t < self.saccade_us
@@ -93,17 +122,7 @@ class EventBinning:
             x, y = stabilise_events(x, y, t, saccade_us=self.saccade_us)
             kept = (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
             x, y, p, t = x[kept], y[kept], p[kept], t[kept]
-        return bin_events(
-            x,
-            y,
-            p,
-            t,
-            shape=(self.polarities, self.height, self.width),
-            steps=self.steps,
-            window_us=self.window_us,
-            start_us=self.start_us,
-            binary=self.binary,
-        )
+        return x, y, p, t
 
 
 def stabilise_events(x: AnyArray, y: AnyArray, t: AnyArray, *, saccade_us: int = SACCADE_US) -> tuple[Int64, Int64]:

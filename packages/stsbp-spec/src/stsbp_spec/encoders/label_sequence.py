@@ -22,9 +22,9 @@ def _check_pattern(field: str, pattern: str) -> None:
         raise SpecError(f"label code: {field} must be a pattern of the digits 0 and 1 such as '01', got {pattern!r}")
 
 
-def _train(pattern: str, steps: int) -> UInt8:
-    """`pattern` repeated to `[T]`; the last repetition may be cut."""
-    return np.resize(np.array([int(digit) for digit in pattern], dtype=np.uint8), steps)
+def _train(pattern: str, steps: int, first: int = 0) -> UInt8:
+    """`pattern` repeated to `[T]`, from its step `first` on; the last repetition may be cut."""
+    return np.resize(np.roll(np.array([int(digit) for digit in pattern], dtype=np.uint8), -first), steps)
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ class LabelCode:
                 "train, so that no class differs from another; choose two different patterns"
             )
 
-    def sequences(self, classes: int, steps: int) -> UInt8:
+    def sequences(self, classes: int, steps: int, first: int = 0) -> UInt8:
         """The label sequence of every class, `[K, T, N]` uint8 with `N = K`: row `k` is the target for class `k`.
+
+        With `first` its steps from there on, where the patterns may be alike.
 
         Raises:
             SpecError: `classes` or `steps` is below 1, or `steps` ends before the two patterns differ.
         """
         if classes < 1 or steps < 1:
             raise SpecError(f"a label code needs at least 1 class and 1 step, got {classes} classes and {steps} steps")
-        desired, undesired = _train(self.desired, steps), _train(self.undesired, steps)
-        if np.array_equal(desired, undesired):
+        desired, undesired = (_train(each, steps, first) for each in (self.desired, self.undesired))
+        if first == 0 and np.array_equal(desired, undesired):
             raise SpecError(
                 f"label code: the patterns {self.desired!r} and {self.undesired!r} do not differ within {steps} steps; "
                 "use more steps or other patterns"

@@ -451,6 +451,14 @@ class Task:
         code = LabelCode() if self.network.has_readout else self.config.label_code
         return encode_repeat(labels, len(self.inputs.classes), self.config.steps, code)
 
+    def distances_after(self, steps: int) -> LabelDistances | ReadoutDistances:
+        """`distances` of outputs `[T, B, N]` whose label sequences began so many steps before."""
+        if steps == 0 or isinstance(self.distances, ReadoutDistances):
+            return self.distances
+        config, psp = self.config, self.network.output_psp
+        classes = len(self.inputs.classes)
+        return LabelDistances(config.label_code, classes, config.steps, self.trainer.loss, psp, steps)
+
     def score(
         self,
         spikes: AnyArray,

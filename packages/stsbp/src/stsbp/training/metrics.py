@@ -36,12 +36,13 @@ class LabelDistances:
 
     The same numbers as `stsbp_spec.decoders.distances`, up to rounding, at a cost that does not grow with the number of
     classes: a label code has two patterns, so each neuron is compared with both, and class `k` takes the desired
-    pattern's distance at neuron `k` and the undesired one's everywhere else.
+    pattern's distance at neuron `k` and the undesired one's everywhere else. Outputs begin with step `first` of the
+    sequences.
     """
 
-    def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP) -> None:
+    def __init__(self, code: LabelCode, classes: int, steps: int, loss: Loss, psp: PSP, first: int = 0) -> None:
         # The patterns are the same whatever the number of classes, and K sequences of K neurons are many.
-        self._patterns = code.sequences(2, steps)[0, :, :, None, None]
+        self._patterns = code.sequences(2, steps, first)[0, :, :, None, None]
         self._loss = loss
         self._psp = psp
 

@@ -10,11 +10,13 @@ import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.checks import check_inputs, check_lengths
 from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.errors import ShapeError
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
 from stsbp_spec.network import NetworkSpec
+from stsbp_spec.stream import Stream
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import Float32, Float64, Int64, UInt8
+from stsbp_spec.typing import AnyArray, Float32, Float64, Int64, UInt8
 
 from stsbp.config import RunConfig
 from stsbp.datasets import Dataset, Split
@@ -143,6 +145,37 @@ class Trained:
         )
         distances = None if self.task.inputs.sequences else self.task.distances(spikes, lengths)
         return Predicted(spikes, self.names, distances, lengths)
+
+    def decode(self, spikes: AnyArray, first: int = 0) -> Predicted:
+        """What output spikes `[T, B, N]` say, of at most `settings.steps` steps of a `stream`.
+
+        Args:
+            spikes: of the steps, one after the other; of a network that ends with a readout its potentials.
+            first: number of the first of them in the stream, with whose step 0 the label sequences began.
+
+        Raises:
+            ShapeError: they are no outputs of this network, or of more steps.
+        """
+        steps, outputs = self.settings.steps, self.network.outputs
+        if spikes.ndim != 3 or not 1 <= len(spikes) <= steps or spikes.shape[1] < 1 or spikes.shape[2] != outputs:
+            raise ShapeError(f"outputs are [T, B, N] with T from 1 to {steps} and N = {outputs}, got {spikes.shape}")
+        samples = spikes.shape[1]
+        whole = np.zeros((steps, samples, outputs), spikes.dtype)
+        whole[: len(spikes)] = spikes
+        lengths = None if len(spikes) == steps else np.full(samples, len(spikes))
+        distances = None if self.task.inputs.sequences else self.task.distances_after(first)(whole, lengths)
+        return Predicted(whole, self.names, distances, lengths)
+
+    def stream(self, samples: int = 1) -> Stream[Any]:
+        """The network step by step, for so many inputs side by side: the bits of `predict`, whenever they come.
+
+        `.step(frames)` takes uint8 `[B, C, H, W]` or `[B, N]` and gives the output spikes `[B, N]`; `.layers` has all
+        spikes and potentials of that step, `.reset()` begins anew.
+
+        Raises:
+            SpecError: there are no samples.
+        """
+        return self.backend.stream(self.network, self.weights, samples)
 
     def samples(self, data: Data, split: str) -> Split:
         """A split of the data that the run was trained on.
