@@ -103,7 +103,8 @@ class Stream(Generic[Array]):
         return self._backend.encode(whole, network.coding)
 
     def _spikes(self, x: Array) -> UInt8:
-        return self._backend.numpy(x)[0].astype(np.uint8)
+        spikes: UInt8 = self._backend.numpy(x)[0].astype(np.uint8)
+        return spikes
 
     def _potentials(self, x: Array) -> Float32:
         return unsigned_zeros(self._backend.numpy(x)[0])

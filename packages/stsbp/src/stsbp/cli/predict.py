@@ -1,4 +1,4 @@
-"""`stsbp predict`: classes of single files."""
+"""`stsbp predict`: classes of single files, or of a stream of events."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -18,6 +19,7 @@ from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.streaming import UNITS, Asked, follow
 from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
 from stsbp.datasets.fsdd import hear
 from stsbp.datasets.image_folder import MOST as MOST_OF_IMAGE
@@ -39,7 +41,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 
 @click.command("predict", short_help=COMMANDS["predict"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @click.option(
     "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
 )
@@ -47,18 +49,39 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
 )
 @threads_option("Processor threads.  [default: that of the run]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file or a step.")
+@click.option(
+    "--stream",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Read events as they come, from FILE or standard input, and print spikes at once.",
+)
+@click.option(
+    "--time-unit",
+    type=Choice(list(UNITS)),
+    help="Of a stream.  [default: us, or step where steps have no time]",
+)
+@click.option("--from-first", is_flag=True, help="Let the time of a stream count from its first event.")
+@click.option(
+    "--clock", is_flag=True, help="End a step of a stream when its time has passed, without a later event too."
+)
+@click.option("--steps", type=click.IntRange(1), help="Steps of a stream.  [default: to its end, at least the run's]")
+@click.option("--every", type=click.IntRange(1), metavar="STEPS", help="Print class and figures of a stream so often.")
 @click.pass_obj
 def command(
     options: Globals,
+    /,
     run: Path,
     files: tuple[Path, ...],
     checkpoint: str,
     draw: Path | None,
     threads: int | None,
     as_json: bool,
+    stream: str | None,
+    **of_stream: Any,
 ) -> None:
-    """Classify FILEs with the network in the folder RUN.
+    """Classify FILEs with the network in the folder RUN, or follow a stream of events.
 
     Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), sounds as those
     of fsdd (.wav), or numpy arrays
@@ -67,7 +90,18 @@ def command(
     label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
     steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
     potentials.
+
+    With --stream: events as lines of text, t x y p, or t n for spike trains; the output spikes of a step are printed
+    when an event of a later step has come. At the end the class of the last steps, and how long spikes took.
     """
+    if stream is not None:
+        _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
+        return
+    if not files:
+        raise click.UsageError("Missing argument 'FILE...', or the option '--stream'.")
+    if given := [name for name, value in of_stream.items() if value]:
+        listed = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(f"{listed}: of a stream alone; give --stream as well")
     if draw is not None and any(real(draw) == real(path) for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that is to be read; choose another name")
     if draw is not None:
@@ -119,6 +153,25 @@ def command(
         equal = int(equally_near(distance[None]).sum())
         if equal > 1:
             click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
+
+
+def _follow(
+    options: Globals,
+    run: Path,
+    checkpoint: str,
+    threads: int | None,
+    files: tuple[Path, ...],
+    draw: Path | None,
+    asked: Asked,
+) -> None:
+    if files or draw is not None:
+        raise ConfigError("--stream goes without FILEs and --draw; give one of them")
+    folder = RunFolder(run)
+    config = folder.read_config()
+    limit_threads(config.threads if threads is None else threads)
+    code = follow(load_trained(folder, checkpoint, choose_backend(options)), asked)
+    if code:
+        click.get_current_context().exit(code)
 
 
 def _batch(samples: list[UInt8], inputs: Inputs, steps: int) -> tuple[UInt8, Int64 | None]:

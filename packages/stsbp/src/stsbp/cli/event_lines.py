@@ -1,0 +1,118 @@
+"""Events as lines of text, in the pieces in which they come through a pipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from stsbp_spec.values import shown
+
+from stsbp.errors import DataError
+
+__all__ = ["LATEST", "LONGEST_LINE", "Event", "EventLines"]
+
+Event = tuple[int, ...]
+"""Time, then the other columns."""
+LONGEST_LINE = 4096
+"""Bytes of a line."""
+LATEST = 2**62
+"""Microseconds before which all events are."""
+_TIME = re.compile(rb"(\d{1,30})(?:\.(\d*))?")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NAMES = {"time": "t", "timestamp": "t", "polarity": "p", "neuron": "n"}
+
+
+class EventLines:
+    """Reads events such as `t x y p`, separated by spaces or commas, time in a unit of `10^digits` microseconds.
+
+    Empty lines and those that begin with # are skipped. The first other line may name the columns in another order.
+
+    Args:
+        sizes: how many values, from 0, each column but the time has.
+        digits: of the unit; what a time has after so many decimal places is cut off.
+        name: of the file, in messages.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], digits: int, name: str) -> None:
+        self._sizes, self._digits, self.name = dict(sizes), digits, name
+        self._order = self._columns = ["t", *sizes]
+        self._rest, self._number, self._begun = b"", 0, False
+        self._last, self._last_word = 0, b""
+
+    @property
+    def where(self) -> str:
+        """The line that was read last."""
+        return f"{self.name}, line {self._number}"
+
+    def events(self, data: bytes) -> Iterator[Event]:
+        """Events of the lines that end in `data`.
+
+        Raises:
+            DataError: a line is no event, or its time is before that of the line before; the lines before it are read.
+        """
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield from self._event(line)
+        if len(self._rest) > LONGEST_LINE:
+            yield from self._event(self._rest)
+
+    def end(self) -> Iterator[Event]:
+        """The event of a last line that does not end; raises as `events` does."""
+        rest, self._rest = self._rest, b""
+        yield from self._event(rest)
+
+    def _event(self, line: bytes) -> Iterator[Event]:
+        self._number += 1
+        if len(line) > LONGEST_LINE:
+            raise DataError(f"{self.where} has more than {LONGEST_LINE:,} bytes: {self._shown(line)}")
+        line = line.removeprefix(_BYTE_ORDER_MARK) if self._number == 1 else line
+        words = line.replace(b",", b" ").split()
+        if not words or words[0].startswith(b"#"):
+            return
+        if not self._begun:
+            self._begun = True
+            if words[0][:1].isalpha():
+                self._name_columns(line, words)
+                return
+        if len(words) != len(self._columns):
+            raise self._no_event(line)
+        found = dict(zip(self._order, words, strict=True))
+        t = self._time(line, found["t"])
+        if t < self._last:
+            before, after = (word.decode() for word in (self._last_word, found["t"]))
+            raise DataError(f"{self.where}: time runs backwards, to {after} after {before}")
+        self._last, self._last_word = t, found["t"]
+        yield t, *(self._place(line, name, found[name]) for name in self._sizes)
+
+    def _time(self, line: bytes, word: bytes) -> int:
+        if (parts := _TIME.fullmatch(word)) is None:
+            raise self._no_event(line)
+        whole, after = parts.groups(b"")
+        t = int(whole + after[: self._digits].ljust(self._digits, b"0"))
+        if t >= LATEST:
+            raise DataError(f"{self.where}: the time {word.decode()} is too large")
+        return t
+
+    def _place(self, line: bytes, name: str, word: bytes) -> int:
+        if not word.isdigit():
+            raise self._no_event(line)
+        # Python reads no number of more than 4,300 digits.
+        value, size = int(word[-LONGEST_LINE:]), self._sizes[name]
+        if value >= size:
+            raise DataError(f"{self.where}: {name} is {shown(value)}, and the network reads 0 to {size - 1}")
+        return value
+
+    def _name_columns(self, line: bytes, words: list[bytes]) -> None:
+        given = [word.decode(errors="backslashreplace").lower() for word in words]
+        self._order = [_NAMES.get(name, name) for name in given]
+        if sorted(self._order) != sorted(self._columns):
+            raise self._no_event(line)
+
+    def _no_event(self, line: bytes) -> DataError:
+        return DataError(
+            f"{self.where} is no event: {self._shown(line)}; a line has the numbers {' '.join(self._columns)}, with "
+            "spaces or commas between them, and the first line may name them in another order"
+        )
+
+    def _shown(self, line: bytes) -> str:
+        return shown(line.rstrip(b"\r").decode(errors="backslashreplace"))

@@ -1,0 +1,187 @@
+"""Where a stream of events comes from: a pipe, a file of lines, a recording; and how waiting for it is given up."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from stsbp.cli.event_lines import Event, EventLines
+from stsbp.datasets.nmnist import MOST, read_recording
+from stsbp.errors import DataError
+from stsbp.files import read_regular
+from stsbp.interrupts import PATIENCE
+
+__all__ = ["Pipe", "Recording", "Sink", "Source", "Stop"]
+
+_PIECE = 4096
+"""Bytes that are read at once."""
+Found = TypeVar("Found")
+
+
+class Stop:
+    """The handler of signals: what is being done is finished; a second signal, later, interrupts it.
+
+    Attributes:
+        number: of the first signal; 0: none came.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._heard, self._waits = -PATIENCE, False
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._heard < PATIENCE:
+            return
+        self._heard = now
+        again, self.number = self.number != 0, self.number or number
+        if self._waits or again:
+            raise KeyboardInterrupt
+
+    def unless(self, wait: Callable[[], Found]) -> Found | None:
+        """What `wait` gives, which takes nothing with it when it is given up; None where a signal comes."""
+        try:
+            self._waits = True
+            return None if self.number else wait()
+        except KeyboardInterrupt:
+            return None
+        finally:
+            self._waits = False
+
+
+class Sink(Protocol):
+    """What events go to."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it takes no more."""
+
+    @property
+    def deadline(self) -> float | None:
+        """The time of `time.perf_counter` at which `tick` is to be called; None: never."""
+
+    def take(self, event: Event, read: float) -> None:
+        """Take an event that was read at this time."""
+
+    def tick(self, now: float) -> None:
+        """So late is it."""
+
+    def waited(self, since: float, until: float) -> None:
+        """Between these times there was nothing to do."""
+
+
+class Source(Protocol):
+    """Gives events until they end, or the sink is done."""
+
+    @property
+    def where(self) -> str:
+        """The event that was given last, in messages."""
+
+    def feed(self, sink: Sink) -> None:
+        """Give them to `sink`; `DataError` where one cannot be read."""
+
+
+class Recording:
+    """A recording in the format of N-MNIST.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        DataError: it cannot be read, or is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            content = read_regular(Path(path), MOST)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        x, y, p, t = read_recording(content, Path(path))
+        self.times, self._path = t, path
+        self._events: list[Event] = [tuple(event) for event in np.stack([t, x, y, p], axis=1).tolist()]
+
+    @property
+    def where(self) -> str:
+        return self._path
+
+    def feed(self, sink: Sink) -> None:
+        now = time.perf_counter()
+        sink.waited(now, now)
+        for event in self._events:
+            if sink.done:
+                return
+            sink.take(event, time.perf_counter())
+
+
+class Pipe:
+    """Lines from a file, a pipe or, as `-`, standard input, as they come."""
+
+    def __init__(self, path: str, lines: EventLines, stop: Stop) -> None:
+        self._path, self._lines, self._stop = path, lines, stop
+
+    @property
+    def where(self) -> str:
+        return self._lines.where
+
+    def feed(self, sink: Sink) -> None:
+        with self._opened() as descriptor:
+            while (data := self._read(descriptor, sink)) is not None:
+                read = time.perf_counter()
+                for event in self._lines.events(data):
+                    sink.take(event, read)
+                    if sink.done:
+                        return
+                if sink.deadline is not None:
+                    sink.tick(read)
+        if not sink.done:
+            for event in self._lines.end():
+                sink.take(event, time.perf_counter())
+
+    @contextmanager
+    def _opened(self) -> Iterator[int | None]:
+        """The file's descriptor; None where a signal came before it could be opened."""
+        if self._path == "-":
+            yield 0
+            return
+        try:
+            # A named pipe is open when there is somebody who writes.
+            descriptor = self._stop.unless(lambda: os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot read {self._path}: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            yield descriptor
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _read(self, descriptor: int | None, sink: Sink) -> bytes | None:
+        """What is there next; nothing where the sink's deadline comes first; None at the end, also that of the sink."""
+        if descriptor is None or sink.done:
+            return None
+        begin, deadline = time.perf_counter(), sink.deadline
+        timeout = None if deadline is None else max(0.0, deadline - begin)
+        ready = self._stop.unless(lambda: _ready(descriptor, timeout))
+        sink.waited(begin, time.perf_counter())
+        if not ready:
+            return None if ready is None else b""
+        try:
+            return os.read(descriptor, _PIECE) or None
+        except OSError as error:
+            raise DataError(f"cannot read {self._lines.name}: {error.strerror or error}") from error
+
+
+def _ready(descriptor: int, timeout: float | None) -> bool:
+    """Wait until there is something to read, or the file has ended."""
+    if sys.platform == "win32":
+        # There pipes cannot be waited for: reading itself waits.
+        return True
+    return bool(select.select([descriptor], [], [], timeout)[0])

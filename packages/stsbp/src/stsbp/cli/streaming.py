@@ -1,0 +1,360 @@
+"""`stsbp predict --stream`: events come in, spikes go out, step by step."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from stsbp_spec.encoders import EventBinning
+from stsbp_spec.typing import AnyArray
+
+from stsbp.cli.common import say
+from stsbp.cli.event_lines import Event, EventLines
+from stsbp.cli.event_sources import Pipe, Recording, Source, Stop
+from stsbp.datasets.registry import info_of
+from stsbp.errors import ConfigError, DataError
+from stsbp.interrupts import handled_by
+from stsbp.training.build import decoders
+from stsbp.training.trained import Trained
+
+__all__ = ["UNITS", "Asked", "follow"]
+
+UNITS = {"us": 0, "ms": 3, "s": 6, "step": 0}
+"""Units of time, and the power of ten that one is in microseconds; `step`: a step of the network."""
+_TOGETHER = 4096
+"""Events that are kept before they are binned."""
+_LONGEST_GAP = 2**20
+"""Steps without an event: more are taken for another clock."""
+_KEPT = 10_000
+"""Steps whose times are kept."""
+_WARM_UP = 8
+"""Steps after which backends have compiled what they run."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks of a stream.
+
+    Attributes:
+        source: a file, or `-` for standard input.
+        time_unit: one of `UNITS`; None: microseconds, or steps where the run's data are no recordings.
+        from_first: whether time counts from the first event.
+        clock: whether a step also ends when its time has passed.
+        steps: how many there are; None: as many as the source has.
+        every: steps after which class and figures are printed each time; None: at the end alone.
+        as_json: whether lines are JSON.
+    """
+
+    source: str
+    time_unit: str | None = None
+    from_first: bool = False
+    clock: bool = False
+    steps: int | None = None
+    every: int | None = None
+    as_json: bool = False
+
+
+class _Times:
+    """Seconds that something took in each step: quantiles of the last 10,000, the largest of all."""
+
+    def __init__(self) -> None:
+        self._kept, self._largest = deque[float](maxlen=_KEPT), 0.0
+
+    def add(self, seconds: float) -> None:
+        self._kept.append(seconds)
+        self._largest = max(self._largest, seconds)
+
+    def figures(self) -> dict[str, float] | None:
+        """In milliseconds; None: there are none."""
+        if not self._kept:
+            return None
+        median, most = np.quantile(np.array(self._kept), [0.5, 0.95]).tolist()
+        values = {"median": median, "p95": most, "max": self._largest}
+        return {name: round(1000 * seconds, 3) for name, seconds in values.items()}
+
+
+class _Live:
+    """The steps of a stream; a `Sink` of events.
+
+    Args:
+        run: the network.
+        binning: of its events.
+        step_s: seconds that a step lasts in the stream; None: time is counted in steps.
+        asked: what to print, and when to end.
+        limit: steps after which it is done; None: none.
+        source: says where an event is, in messages.
+        stop: whether a signal came.
+    """
+
+    def __init__(
+        self,
+        run: Trained,
+        binning: EventBinning,
+        step_s: float | None,
+        asked: Asked,
+        limit: int | None,
+        source: Source,
+        stop: Stop,
+    ) -> None:
+        self._run, self._binning, self._step_s, self._asked = run, binning, step_s, asked
+        self._limit, self._source, self._stop = limit, source, stop
+        self._stream = run.stream()
+        for _ in range(_WARM_UP):
+            self._stream.step()
+        self._stream.reset()
+        self._names = run.names or tuple(map(str, range(run.network.outputs)))
+        self._recent = deque[AnyArray](maxlen=run.settings.steps)
+        # The open step: its frame, events that are not in it yet, and when the last one was read.
+        self._frame = np.zeros(binning.shape, np.uint8)
+        self._events: list[Event] = []
+        self._read: float | None = None
+        # The time of the stream, and of this process, at which it began.
+        self._origin: int | None = None
+        self._zero = 0.0
+        self._latency, self._compute = _Times(), _Times()
+        self._slow = self._late = 0
+        self._begun: float | None = None
+        self._idle = 0.0
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return self._stream.steps
+
+    @property
+    def done(self) -> bool:
+        return self._stop.number != 0 or self.steps == self._limit
+
+    @property
+    def deadline(self) -> float | None:
+        return None if self._origin is None or not self._asked.clock else self._zero + self._end(self.steps) / 1e6
+
+    def take(self, event: Event, read: float) -> None:
+        t, *place = event
+        if self._origin is None:
+            self._origin = t if self._asked.from_first else 0
+            self._zero = read - (t - self._origin) / 1e6
+        t -= self._origin
+        step = self._binning.step_of(t)
+        if step - self.steps > _LONGEST_GAP:
+            raise DataError(
+                f"{self._source.where}: {step - self.steps:,} steps are without events before this one; choose another "
+                "--time-unit, or let time count --from-first"
+            )
+        while self.steps < step and not self.done:
+            self._end_step()
+        if not self.done:
+            self._late += step < self.steps
+            self._events.append((t, *place))
+            self._read = read
+            if len(self._events) == _TOGETHER:
+                self._bin()
+
+    def tick(self, now: float) -> None:
+        while not self.done and self.deadline is not None and now >= self.deadline:
+            self._end_step()
+
+    def waited(self, since: float, until: float) -> None:
+        if self._begun is None:
+            self._begun = until
+        else:
+            self._idle += until - since
+
+    def close(self, least: int) -> None:
+        """There are no more events: the open step ends, and silence follows up to `least` steps."""
+        if self._read is not None or self.steps == 0:
+            least = max(least, self.steps + 1)
+        while self.steps < least and not self.done:
+            self._end_step()
+
+    def report(self) -> None:
+        """Print the class of the last steps, as many as the run was trained with, and the figures."""
+        figures, decoded = self._figures(), self._decoded()
+        if self._asked.as_json:
+            click.echo(json.dumps({"steps": self.steps, **decoded, **figures}))
+            return
+        if decoded:
+            by, by_count = decoders(self._run.network)
+            say(
+                f"{decoded['class']} by {by}, {decoded['class_spike_count']} by {by_count}, of the last "
+                f"{len(self._recent)} steps"
+            )
+            say("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in decoded["distances"].items()))
+        click.echo(_told(self.steps, self._step_s, figures))
+
+    def _end_step(self) -> None:
+        number, begin = self.steps, time.perf_counter()
+        self._bin()
+        frame = self._frame.reshape(1, *self._run.network.input_shape)
+        (made,) = self._stream.step(frame)
+        self._compute.add(time.perf_counter() - begin)
+        self._recent.append(made)
+        self._print(number, made)
+        printed = time.perf_counter()
+        if self._read is not None:
+            self._latency.add(printed - self._read)
+        self._slow += self._step_s is not None and printed - begin > self._step_s
+        self._frame[...] = 0
+        self._read = None
+        if self._asked.every is not None and self.steps % self._asked.every == 0:
+            self.report()
+
+    def _bin(self) -> None:
+        if self._events:
+            t, *place = np.array(self._events, np.int64).T
+            # A spike train is a row of a picture.
+            x, y, p = place if len(place) == 3 else (place[0], np.zeros_like(t), np.zeros_like(t))
+            self._binning.add(self._frame, x, y, p, t)
+            self._events.clear()
+
+    def _end(self, step: int) -> int:
+        """The first microsecond after a step."""
+        assert self._binning.window_us is not None
+        return -(-(step + 1) * self._binning.window_us // self._binning.steps)
+
+    def _print(self, number: int, made: AnyArray) -> None:
+        readout = self._run.network.has_readout
+        fired = [] if readout else np.flatnonzero(made).tolist()
+        if self._asked.as_json:
+            line: dict[str, Any] = {"step": number}
+            if self._step_s is not None:
+                line["time_us"] = self._end(number)
+            line |= {"potentials": made.tolist()} if readout else {"spikes": fired}
+            if self._run.names and not readout:
+                line["classes"] = [self._names[n] for n in fired]
+            click.echo(json.dumps(line))
+        elif readout or fired:
+            at = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
+            most = int(made.argmax())
+            text = f"{self._names[most]} {made[most]:.3f}" if readout else ", ".join(self._names[n] for n in fired)
+            say(f"{number:>6}{at}  {text}")
+
+    def _decoded(self) -> dict[str, Any]:
+        """Classes and distances; nothing where there are none."""
+        if not self._recent or not self._run.names:
+            return {}
+        found = self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
+        assert found.distances is not None
+        return {
+            "class": found.classes[0],
+            "class_spike_count": found.names[int(found.counted[0])],
+            "distances": dict(zip(found.names, np.round(found.distances[0], 6).tolist(), strict=True)),
+        }
+
+    def _figures(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        busy = max(1e-9, now - (now if self._begun is None else self._begun) - self._idle)
+        timed = (
+            {}
+            if self._step_s is None
+            else {
+                "times_real_time": round(self.steps * self._step_s / busy, 2),
+                "slow_steps": self._slow,
+            }
+        )
+        return {
+            "latency_ms": self._latency.figures(),
+            "compute_ms": self._compute.figures(),
+            "steps_per_second": round(self.steps / busy, 1),
+            **timed,
+            "late_events": self._late,
+        }
+
+
+def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
+    """The figures as lines of text."""
+    if steps == 0:
+        return "0 steps"
+    lines = [f"{steps:,} steps, {figures['steps_per_second']:,} a second"]
+    if step_s is not None:
+        kept_up = "kept up" if figures["times_real_time"] >= 1 else "did not keep up"
+        lines[0] += f": {kept_up} with real time ({figures['times_real_time']:g} times as fast)"
+        if figures["slow_steps"]:
+            lines.append(f"  {figures['slow_steps']:,} steps took longer than the {1000 * step_s:g} ms that one lasts")
+    for name, what in (("latency_ms", "from a step's last event to its spikes"), ("compute_ms", "to compute a step")):
+        if figures[name] is not None:
+            median, most, largest = figures[name].values()
+            lines.append(f"  {what}: median {median:.3f}, 95 % {most:.3f}, max {largest:.3f} ms")
+    if figures["late_events"]:
+        lines.append(f"  {figures['late_events']:,} events came after the time of their step, and are in a later one")
+    return "\n".join(lines)
+
+
+def _unit(run: Trained, asked: Asked) -> str:
+    """The unit of time.
+
+    Raises:
+        ConfigError: the run reads no events, or the unit does not fit it.
+    """
+    if run.network.coding == "direct":
+        raise ConfigError(
+            "--stream reads events, and this run reads images: name image files (stsbp predict RUN FILE...), or show "
+            "one after the other from Python (run.stream())"
+        )
+    timed = info_of(run.settings.dataset).recordings
+    unit = asked.time_unit or ("us" if timed else "step")
+    if unit != "step" and not timed:
+        raise ConfigError(f"--time-unit {unit}: the steps of {run.settings.dataset} have no duration; leave it out")
+    if unit == "step" and (run.settings.stabilise or run.settings.saccades == "first"):
+        raise ConfigError("--time-unit step: the run undoes or cuts saccades, whose times are in microseconds")
+    if unit == "step" and asked.clock:
+        raise ConfigError("--clock: a step has no duration where time is counted in steps")
+    if asked.clock and sys.platform == "win32":
+        raise ConfigError("--clock: this system cannot wait for a pipe and a time together")
+    return unit
+
+
+def _check_recording(asked: Asked, unit: str, *, camera: bool) -> None:
+    """Raise `ConfigError` where a recording in the format of N-MNIST does not fit run and options."""
+    if not camera:
+        raise ConfigError(f"{asked.source}: a recording is for networks that read events of a camera")
+    if asked.clock or unit != "us":
+        raise ConfigError(f"{asked.source}: a recording has a time of its own; leave --clock and --time-unit out")
+
+
+def follow(run: Trained, asked: Asked) -> int:
+    """Read events until they end, print spikes as they come, then the class and the figures.
+
+    Returns:
+        The exit code: 0, or 128 and the number of the signal that ended it.
+
+    Raises:
+        ConfigError: the run reads no events, or what is asked does not fit it.
+        DataError: the source cannot be read, or holds what is no event; the steps before are printed.
+    """
+    shape, config, unit = run.network.input_shape, run.settings, _unit(run, asked)
+    camera = len(shape) == 3
+    polarities, height, width = shape if camera else (1, 1, *shape)
+    binning = replace(config.binning, polarities=polarities, height=height, width=width)
+    if unit == "step":
+        binning = replace(binning, window_us=binning.steps)
+    assert binning.window_us is not None
+    step_s = None if unit == "step" else binning.window_us / binning.steps / 1e6
+    least, limit, stop = asked.steps or (1 if config.own_lengths else config.steps), asked.steps, Stop()
+    with handled_by(stop):
+        source: Source
+        if Path(asked.source).suffix.lower() == ".bin":
+            _check_recording(asked, unit, camera=camera)
+            source = Recording(asked.source)
+            limit = least = asked.steps or (binning.length(source.times) if config.own_lengths else config.steps)
+        else:
+            name = "standard input" if asked.source == "-" else asked.source
+            sizes = {"x": width, "y": height, "p": 2} if camera else {"n": width}
+            lasts = f"; a step is {1000 * step_s:g} ms" if step_s is not None else ""
+            say(f"{name}: lines of t {' '.join(sizes)}, time in {unit}{lasts}", err=True)
+            source = Pipe(asked.source, EventLines(sizes, UNITS[unit], name), stop)
+        live = _Live(run, binning, step_s, asked, limit, source, stop)
+        source.feed(live)
+        live.close(least)
+        live.report()
+    if stop.number:
+        click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)
+    return 128 + stop.number if stop.number else 0

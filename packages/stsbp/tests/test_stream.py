@@ -1,0 +1,659 @@
+"""Networks step by step: `run.stream()` on every backend, and `stsbp predict --stream` on files and pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import stsbp as package
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_networks import SMALL, STEPS, case
+from stsbp.cli import cli
+from stsbp.cli.event_lines import LATEST, LONGEST_LINE, Event, EventLines
+from stsbp.errors import DataError, printable
+from stsbp.training.trained import Trained
+from stsbp_spec import open_backend
+from stsbp_spec.errors import NumericError, ShapeError, SpecError
+from stsbp_spec.registry import installed_backends
+from stsbp_spec.typing import AnyArray
+
+Stsbp = Callable[..., Result]
+SOME = ("branches", "recurrent", "nodes", "readout", "image, normalised")
+ELSEWHERE = [
+    *(("torch", None, name) for name in SOME),
+    *(("torch", "cpu:eager", name) for name in SOME[:2]),
+    *(("cupy", "host", name) for name in SOME[:3]),
+    ("jax", "cpu", "delay"),
+]
+"""Backend, device and network; numpy goes through all."""
+TINY = (
+    *("--net", "16", "--steps", "6", "--bin-ms", "50", "--epochs", "12", "--batch-size", "8", "--holdout", "8"),
+    *("--lr", "0.02", "--init-gain", "3", "--label-pattern", "011"),
+)
+CLASSES = ("left", "right", "\u00e9", "x y")
+BIN_US = 50_000
+
+
+def inputs_of(name: str, t: int, samples: slice = slice(None)) -> AnyArray | None:
+    """What enters a network of `SMALL` at a step."""
+    inputs = case(name).inputs
+    if SMALL[name].coding == "events":
+        return inputs[t, samples]
+    return inputs[samples] if t == 0 else None
+
+
+def check(name: str, backend: str, device: str | None) -> None:
+    each = case(name)
+    output = each.run.layers[each.network.blocks[-1].name]
+    expected = output.potentials if each.network.has_readout else output.spikes
+    stream = open_backend(backend, device).stream(each.network, each.weights, 3)
+    for _ in range(2):
+        for t in range(STEPS):
+            assert stream.steps == t
+            made = stream.step(inputs_of(name, t))
+            assert (made.dtype, made.shape) == (expected.dtype, expected[t].shape)
+            assert made.tobytes() == expected[t].tobytes()
+            layers = stream.layers
+            assert list(layers) == list(each.run.layers)
+            for layer, whole in each.run.layers.items():
+                assert layers[layer].spikes.tobytes() == whole.spikes[t].tobytes()
+                assert layers[layer].potentials.tobytes() == whole.potentials[t].tobytes()
+        stream.reset()
+        assert (stream.steps, stream.layers) == (0, {})
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_steps_have_the_bits_of_one_pass(name: str) -> None:
+    check(name, "numpy", None)
+
+
+@pytest.mark.parametrize(("backend", "device", "name"), ELSEWHERE)
+def test_steps_have_the_bits_of_one_pass_on_other_backends(backend: str, device: str | None, name: str) -> None:
+    if backend not in installed_backends():
+        pytest.skip(f"{backend} is not installed")
+    check(name, backend, device)
+
+
+def test_samples_side_by_side_are_those_alone() -> None:
+    each = case("recurrent")
+    numpy = open_backend("numpy")
+    together = numpy.stream(each.network, each.weights, 3)
+    alone = [numpy.stream(each.network, each.weights) for _ in range(3)]
+    for t in range(STEPS):
+        made = together.step(inputs_of("recurrent", t))
+        for b, stream in enumerate(alone):
+            assert np.array_equal(stream.step(inputs_of("recurrent", t, slice(b, b + 1)))[0], made[b])
+
+
+def test_no_inputs_are_no_events_and_the_image_of_before() -> None:
+    numpy = open_backend("numpy")
+    events, images = case("delay"), case("image")
+    silent, quiet = (numpy.stream(events.network, events.weights) for _ in range(2))
+    for x in (events.inputs[0, :1], None, None, events.inputs[1, :1], None):
+        zeros = np.zeros((1, 12), np.uint8) if x is None else x
+        assert np.array_equal(silent.step(x), quiet.step(zeros))
+    again, shown = (numpy.stream(images.network, images.weights) for _ in range(2))
+    first, second = images.inputs[:1], images.inputs[1:2]
+    for x, y in ((first, first), (None, first), (second, second), (None, second)):
+        again.step(x)
+        shown.step(y)
+        for name, layer in shown.layers.items():
+            assert again.layers[name].potentials.tobytes() == layer.potentials.tobytes()
+    again.reset()
+    with pytest.raises(ShapeError, match="takes one, uint8"):
+        again.step()
+
+
+@pytest.mark.parametrize("wrong", [(12,), (2, 12), (1, 11), (1, 1, 12)])
+def test_a_refused_step_changes_nothing(wrong: tuple[int, ...]) -> None:
+    each = case("recurrent")
+    stream = open_backend("numpy").stream(each.network, each.weights)
+    stream.step(each.inputs[0, :1])
+    before = stream.layers["linear1"].potentials
+    refused: list[Any] = [
+        np.zeros(wrong, np.uint8),
+        np.zeros((1, 12), np.float32),
+        np.full((1, 12), 2, np.uint8),
+        [0] * 12,
+    ]
+    for x in refused:
+        with pytest.raises(ShapeError):
+            stream.step(x)
+    assert stream.steps == 1
+    assert np.array_equal(stream.layers["linear1"].potentials, before)
+    assert np.array_equal(stream.step(each.inputs[1, :1])[0], each.run.layers["linear2"].spikes[1, 0])
+
+
+def test_streams_that_cannot_be() -> None:
+    each, numpy = case("full"), open_backend("numpy")
+    for samples in (0, -1, True, 1.5):
+        with pytest.raises(SpecError, match="at least 1 sample"):
+            numpy.stream(each.network, each.weights, samples)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="must have the layers"):
+        numpy.stream(each.network, {})
+    with pytest.raises(NumericError, match="linear1"):
+        numpy.stream(each.network, {**each.weights, "linear1": each.weights["linear1"] * np.float32("nan")})
+
+
+# The command line.
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STSBP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def trained(folder: Path, *words: Any) -> Path:
+    result = CliRunner().invoke(cli, ["--backend", "numpy", "train", *map(str, words), "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def drawn(seed: int, count: int = 500, end: int = 6 * BIN_US) -> AnyArray:
+    """Events `[n, 4]` of a camera: t, x, y, p in the order of time; the class is seed modulo 4."""
+    rng = np.random.default_rng(seed)
+    t = np.sort(rng.integers(0, end, count))
+    return np.stack([t, rng.integers(0, 34, count), rng.integers(0, 8, count) + 8 * (seed % 4), t % 2], axis=1)
+
+
+@pytest.fixture(scope="module")
+def recordings(cache: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data set of recordings."""
+    path = tmp_path_factory.mktemp("data") / "recordings.npz"
+    samples = [drawn(100 + n) for n in range(40)]
+    columns = dict(zip("txyp", np.concatenate(samples).T, strict=True))
+    labels, classes = np.arange(40) % 4, np.array(CLASSES)
+    np.savez(path, sample=np.repeat(np.arange(40), 500), labels=labels, classes=classes, sensor=[34, 34], **columns)
+    return f"events:{path}"
+
+
+@pytest.fixture(scope="module")
+def camera(recordings: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that reads events of a camera, 6 steps of 50 ms."""
+    return trained(tmp_path_factory.mktemp("runs") / "camera", recordings, *TINY)
+
+
+@pytest.fixture(scope="module")
+def motor(cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that reads and gives spike trains, of steps without duration."""
+    words = ("--net", "6R{delay=2}", "--epochs", 2, "--limit", 20, "--steps", 25)
+    return trained(tmp_path_factory.mktemp("runs") / "motor", "motor", *words)
+
+
+@pytest.fixture(scope="module")
+def run(camera: Path) -> Trained:
+    return package.load_run(camera, backend="numpy")
+
+
+def text(events: AnyArray, separator: str = " ") -> str:
+    return "".join(separator.join(map(str, event)) + "\n" for event in events.tolist())
+
+
+def frames_of(run: Trained, events: AnyArray) -> AnyArray:
+    t, x, y, p = events.T
+    return run.settings.binning.frames(x, y, p, t)
+
+
+def lines_of(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 4096])
+def test_a_stream_is_what_predict_makes_of_its_frames(
+    stsbp: Stsbp, camera: Path, run: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr("stsbp.cli.event_sources._PIECE", piece)
+    # So that the events of a step are binned in several goes.
+    monkeypatch.setattr("stsbp.cli.streaming._TOGETHER", 100)
+    events = drawn(1)
+    (tmp_path / "a.txt").write_text(text(events))
+    *steps, end = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json"))
+    frames = frames_of(run, events)
+    found = run.predict(frames[:, None])
+    assert found.spikes.any()
+    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in found.spikes[:, 0]]
+    assert [line["time_us"] for line in steps] == [BIN_US * (t + 1) for t in range(6)]
+    assert all(line["classes"] == [run.names[n] for n in line["spikes"]] for line in steps)
+    assert end["class"] == found.classes[0]
+    assert end["class_spike_count"] == found.names[found.counted[0]]
+    np.save(tmp_path / "a.npy", frames)
+    (expected,) = lines_of(stsbp("predict", camera, "a.npy", "--json"))
+    assert end["distances"] == expected["distances"]
+    assert end["steps"] == 6
+
+
+def test_text_names_the_classes_that_spike_and_says_how_long_it_took(
+    stsbp: Stsbp, camera: Path, run: Trained, tmp_path: Path
+) -> None:
+    events = drawn(2)
+    (tmp_path / "a.txt").write_text(text(events))
+    result = stsbp("predict", camera, "--stream", "a.txt")
+    assert result.exit_code == 0
+    spikes = run.predict(frames_of(run, events)[:, None]).spikes[:, 0]
+    expected = [
+        f"{t:>6}{50.0 * (t + 1):>14.3f} ms  {', '.join(run.names[n] for n in np.flatnonzero(o))}"
+        for t, o in enumerate(spikes)
+        if o.any()
+    ]
+    assert len(expected) > 2
+    lines = result.stdout.splitlines()
+    assert lines[: len(expected)] == expected
+    assert " by nearest label sequence, " in lines[len(expected)]
+    assert lines[len(expected)].endswith("of the last 6 steps")
+    assert lines[len(expected) + 1].startswith("  distances: left ")
+    assert lines[len(expected) + 2].startswith("6 steps, ")
+    assert " with real time (" in lines[len(expected) + 2]
+    assert [line.split(":")[0].strip() for line in lines[len(expected) + 3 :]][-2:] == [
+        "from a step's last event to its spikes",
+        "to compute a step",
+    ]
+    assert "a.txt: lines of t x y p, time in us; a step is 50 ms" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("unit", "write"),
+    [
+        ("us", lambda t, x, y, p: f"{t},{x},{y},{p}\r\n"),
+        ("ms", lambda t, x, y, p: f"# a comment\n\n  {t // 1000}.{t % 1000:03d}9 {x}\t{y} {p}\n"),
+        ("s", lambda t, x, y, p: f"{t // 10**6}.{t % 10**6:06d} {x} {y} {p}\n"),
+    ],
+)
+def test_units_separators_and_empty_lines(
+    stsbp: Stsbp, camera: Path, tmp_path: Path, unit: str, write: Callable[..., str]
+) -> None:
+    events = drawn(3)
+    (tmp_path / "a.txt").write_text(text(events))
+    (tmp_path / "b.txt").write_bytes("".join(write(*event) for event in events.tolist()).encode())
+    one, other = (
+        lines_of(stsbp("predict", camera, "--stream", name, "--json", *words))[:-1]
+        for name, words in (("a.txt", ()), ("b.txt", ("--time-unit", unit)))
+    )
+    assert one == other
+    assert any(line["spikes"] for line in one)
+
+
+@pytest.mark.parametrize("header", ["x,y,p,t", "\ufeffX Y polarity timestamp"])
+def test_the_first_line_may_name_the_columns(stsbp: Stsbp, camera: Path, tmp_path: Path, header: str) -> None:
+    events = drawn(4)
+    (tmp_path / "a.txt").write_text(text(events))
+    (tmp_path / "b.csv").write_text(header + "\n" + text(events[:, [1, 2, 3, 0]], ","), encoding="utf-8")
+    one, other = (lines_of(stsbp("predict", camera, "--stream", name, "--json"))[:-1] for name in ("a.txt", "b.csv"))
+    assert one == other
+
+
+def test_time_may_count_from_the_first_event(stsbp: Stsbp, camera: Path, refused: Any, tmp_path: Path) -> None:
+    events = drawn(5)
+    events[:, 0] -= events[0, 0]
+    (tmp_path / "a.txt").write_text(text(events))
+    events[:, 0] += 1_700_000_000_000_000
+    (tmp_path / "b.txt").write_text(text(events))
+    one = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json"))[:-1]
+    assert lines_of(stsbp("predict", camera, "--stream", "b.txt", "--json", "--from-first"))[:-1] == one
+    refused(
+        stsbp("predict", camera, "--stream", "b.txt"),
+        "b.txt, line 1: 34,000,000,000 steps are without events before this one",
+        "--from-first",
+    )
+
+
+def test_a_stream_goes_on_after_the_window_of_the_run(stsbp: Stsbp, camera: Path, run: Trained, tmp_path: Path) -> None:
+    """Classes are those of the last steps, whose label sequences have gone on since the first."""
+    events = drawn(6, 900, 10 * BIN_US)
+    (tmp_path / "a.txt").write_text(text(events))
+    *steps, end = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json"))
+    stream = run.stream()
+    t, x, y, p = events.T
+    made = []
+    for step in range(10):
+        inside = t // BIN_US == step
+        frame = np.zeros((2, 34, 34), np.uint8)
+        frame[p[inside], y[inside], x[inside]] = 1
+        made.append(stream.step(frame[None]))
+    assert [line["spikes"] for line in steps] == [np.flatnonzero(o).tolist() for o in made]
+    decoded = run.decode(np.stack(made[4:]), 4)
+    assert decoded.distances is not None
+    assert list(end["distances"].values()) == np.round(decoded.distances[0], 6).tolist()
+    sequences = run.settings.label_code.sequences(4, 10)[:, 4:, None]
+    by_hand = [run.loss.distances(decoded.spikes, each, run.network.output_psp)[0] for each in sequences]
+    assert np.allclose(decoded.distances[0], by_hand, rtol=1e-6)
+
+
+def test_decode_refuses_what_is_no_output(run: Trained) -> None:
+    short = run.decode(np.zeros((2, 3, 4), np.uint8))
+    assert short.lengths is not None
+    assert short.lengths.tolist() == [2, 2, 2]
+    for shape in ((7, 1, 4), (0, 1, 4), (6, 4), (6, 1, 3), (6, 0, 4)):
+        with pytest.raises(ShapeError, match="T from 1 to 6 and N = 4"):
+            run.decode(np.zeros(shape, np.uint8))
+
+
+def test_so_many_steps_and_no_more(stsbp: Stsbp, camera: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(drawn(7, end=8 * BIN_US)) + "this is never read\n")
+    (tmp_path / "empty.txt").write_text("")
+    whole = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json", "--steps", 5))
+    assert [line.get("step") for line in whole] == [0, 1, 2, 3, 4, None]
+    for words, count in (((), 6), (("--steps", 9), 9), (("--steps", 2), 2)):
+        *steps, end = lines_of(stsbp("predict", camera, "--stream", "empty.txt", "--json", *words))
+        assert len(steps) == end["steps"] == count
+        assert end["latency_ms"] is None
+        assert end["compute_ms"]["max"] >= end["compute_ms"]["p95"] >= end["compute_ms"]["median"] > 0
+
+
+def test_every_so_many_steps_class_and_figures(stsbp: Stsbp, camera: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(drawn(8)))
+    lines = lines_of(stsbp("predict", camera, "--stream", "a.txt", "--json", "--every", 2))
+    assert [line.get("steps") for line in lines] == [None, None, 2, None, None, 4, None, None, 6, 6]
+    assert all("class" in line for line in lines if "steps" in line)
+
+
+def test_spike_trains_count_time_in_steps(stsbp: Stsbp, refused: Any, motor: Path, tmp_path: Path) -> None:
+    run = package.load_run(motor, backend="numpy")
+    rng = np.random.default_rng(0)
+    frames = (rng.random((25, 43)) < 0.1).astype(np.uint8)
+    (tmp_path / "a.txt").write_text("".join(f"{t} {n}\n" for t, n in zip(*np.nonzero(frames), strict=True)))
+    *steps, end = lines_of(stsbp("predict", motor, "--stream", "a.txt", "--json"))
+    spikes = run.predict(frames[:, None]).spikes[:, 0]
+    assert spikes.any()
+    assert steps == [{"step": t, "spikes": np.flatnonzero(o).tolist()} for t, o in enumerate(spikes)]
+    assert "class" not in end
+    assert "times_real_time" not in end
+    result = stsbp("predict", motor, "--stream", "a.txt")
+    assert "lines of t n, time in step\n" in result.stderr
+    assert "25 steps, " in result.stdout
+    refused(stsbp("predict", motor, "--stream", "a.txt", "--time-unit", "us"), "the steps of motor have no duration")
+    refused(stsbp("predict", motor, "--stream", "a.txt", "--clock"), "--clock")
+    refused(stsbp("predict", motor, "--stream", "a.bin"), "a.bin")
+
+
+def test_a_readout_prints_potentials(stsbp: Stsbp, recordings: str, tmp_path: Path) -> None:
+    words = ("--loss", "cross-entropy", "--net", "16-4{neuron=readout}", *TINY[2:])
+    folder = trained(tmp_path / "run", recordings, *words)
+    run = package.load_run(folder, backend="numpy")
+    events = drawn(9)
+    (tmp_path / "a.txt").write_text(text(events))
+    *steps, end = lines_of(stsbp("predict", folder, "--stream", "a.txt", "--json"))
+    found = run.predict(frames_of(run, events)[:, None])
+    assert [np.float32(line["potentials"]).tobytes() for line in steps] == [u.tobytes() for u in found.spikes[:, 0]]
+    assert end["class"] == found.classes[0]
+    first = stsbp("predict", folder, "--stream", "a.txt").stdout.splitlines()[0]
+    most = int(found.spikes[0, 0].argmax())
+    assert first == f"     0        50.000 ms  {run.names[most]} {found.spikes[0, 0, most]:.3f}"
+
+
+def recorded(events: AnyArray) -> bytes:
+    """Events in the format of N-MNIST."""
+    return b"".join(bytes([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]) for t, x, y, p in events.tolist())
+
+
+@pytest.mark.parametrize("words", [(), ("--own-lengths",), ("--saccades", "first", "--stabilise")])
+def test_a_recording_is_streamed_as_it_is_predicted(
+    stsbp: Stsbp, refused: Any, cache: None, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    pytest.importorskip("tonic", reason="tonic reads recordings")
+    for n in range(40):
+        (tmp_path / f"NMNIST/Train/{n % 4}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"NMNIST/Train/{n % 4}/{n + 1:05}.bin").write_bytes(recorded(drawn(100 + n)))
+    folder = trained(tmp_path / "run", "nmnist", "--data-dir", tmp_path, *TINY, *words)
+    # Longer than the window, and shorter.
+    for name, end in (("long.BIN", 7 * BIN_US), ("short.bin", 4 * BIN_US)):
+        events = drawn(10, 900, end)
+        (tmp_path / name).write_bytes(recorded(events))
+        (tmp_path / f"{name}.txt").write_text(text(events))
+        *_, end_line = lines_of(stsbp("predict", folder, "--stream", name, "--json"))
+        (expected,) = lines_of(stsbp("predict", folder, name, "--json"))
+        assert end_line["distances"] == expected["distances"]
+        assert end_line["steps"] == (4 if words == ("--own-lengths",) and name == "short.bin" else 6)
+        if name == "short.bin":
+            assert (
+                lines_of(stsbp("predict", folder, "--stream", f"{name}.txt", "--json"))[-1]["distances"]
+                == (expected["distances"])
+            )
+    refused(stsbp("predict", folder, "--stream", "short.bin", "--clock"), "a recording has a time of its own")
+    refused(stsbp("predict", folder, "--stream", "no.bin"), "cannot read no.bin: No such file")
+
+
+@pytest.mark.data
+def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera: Path) -> None:
+    pytest.importorskip("tonic", reason="tonic reads recordings")
+    files = sorted(Path(os.environ.get("STSBP_DATA", "nowhere")).glob("NMNIST/T*/*/*.bin"))[::100]
+    if not files:
+        pytest.skip("needs NMNIST in STSBP_DATA")
+    expected = lines_of(stsbp("predict", camera, *files, "--json"))
+    for file, each in zip(files, expected, strict=True):
+        end = lines_of(stsbp("predict", camera, "--stream", file, "--json"))[-1]
+        assert (end["class"], end["class_spike_count"]) == (each["class"], each["class_spike_count"])
+        assert end["distances"] == each["distances"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("abc", "line 4 is no event: 'abc'; a line has the numbers t x y p"),
+        ("70000 1 2", "line 4 is no event: '70000 1 2'"),
+        ("70000 1 2 1 1", "line 4 is no event"),
+        ("70000 1 -2 1", "line 4 is no event: '70000 1 -2 1'"),
+        ("-70000 1 2 1", "line 4 is no event"),
+        ("7e4 1 2 1", "line 4 is no event"),
+        ("70000 1.5 2 1", "line 4 is no event"),
+        ("70000 1_0 2 1", "line 4 is no event"),
+        ("70000 \u0661 2 1", "line 4 is no event"),
+        ("70000 34 2 1", "line 4: x is 34, and the network reads 0 to 33"),
+        ("70000 1 34 1", "line 4: y is 34, and the network reads 0 to 33"),
+        ("70000 1 2 2", "line 4: p is 2, and the network reads 0 to 1"),
+        (f"70000 {'9' * 4000} 2 1", "and the network reads 0 to 33"),
+        ("59999 1 2 1", "line 4: time runs backwards, to 59999 after 60000"),
+        (f"{'9' * 29} 1 2 1", "line 4: the time 99999999999999999999999999999 is too large"),
+        ("70000 \x1b[31m1\x07 2 1", "line 4 is no event: '70000 \\x1b[31m1\\x07 2 1'"),
+        ("x" * 5000, "line 4 has more than 4,096 bytes"),
+        ("60000000000 1 2 1", "1,199,999 steps are without events before this one"),
+    ],
+)
+def test_a_line_that_is_no_event_ends_the_stream_after_the_steps_before_it(
+    stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path, line: str, said: str
+) -> None:
+    (tmp_path / "a.txt").write_text(f"t x y p\n10 1 2 1\n60000 1 2 1\n{line}\n", encoding="utf-8")
+    result = stsbp("predict", camera, "--stream", "a.txt", "--json")
+    refused(result, f"Error: a.txt, {said}" if said.startswith("line") else said)
+    assert [json.loads(made)["step"] for made in result.stdout.splitlines()] == [0]
+
+
+def test_columns_are_named_once_and_all_of_them(stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path) -> None:
+    for content in ("x y p\n", "t x y p q\n", "t t x y\n", "0 1 2 1\nt x y p\n"):
+        (tmp_path / "a.txt").write_text(content)
+        refused(stsbp("predict", camera, "--stream", "a.txt"), "is no event", "may name them in another order")
+
+
+def test_options_that_do_not_go_together(
+    stsbp: Stsbp, refused: Any, camera: Path, train_tiny: Callable[..., Result], tmp_path: Path
+) -> None:
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--", "b.npy"), "--stream goes without FILEs")
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--draw", "a.html"), "--stream goes without FILEs")
+    refused(stsbp("predict", camera), "Missing argument 'FILE...', or the option '--stream'", code=2)
+    refused(stsbp("predict", camera, "a.npy", "--clock", "--time-unit", "s"), "--clock, --time-unit: of a stream alone")
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--steps", 0), "--steps", code=2)
+    refused(stsbp("predict", camera, "--stream", "nothing.txt"), "cannot read nothing.txt: No such file or directory")
+    refused(stsbp("predict", camera, "--stream", tmp_path), "Is a directory")
+    refused(stsbp("predict", camera, "--stream", "a\0b"), "cannot read")
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--time-unit", "step", "--clock"), "--clock")
+    assert train_tiny(tmp_path / "digits").exit_code == 0
+    refused(stsbp("predict", tmp_path / "digits", "--stream", "a.txt"), "this run reads images", "run.stream()")
+
+
+LINE = st.one_of(
+    st.binary(max_size=30),
+    st.text(max_size=20).map(lambda s: s.encode("utf-8", "surrogatepass")),
+    st.tuples(*[st.integers(-2, 40)] * 4).map(lambda row: b" ".join(b"%d" % n for n in row)),
+    st.tuples(st.floats(0, 1e6), *[st.integers(0, 1)] * 3).map(lambda row: ",".join(map(str, row)).encode()),
+    st.sampled_from([b"t,x,y,p", b"p y x t", b"#", b"", b"\r", b"\xef\xbb\xbf0 0 0 0", b"\0", b"9" * 5000]),
+)
+
+
+def read_in(pieces: list[bytes]) -> tuple[list[Event], str]:
+    lines, found = EventLines({"x": 34, "y": 34, "p": 2}, 3, "a"), list[Event]()
+    try:
+        for piece in pieces:
+            found += lines.events(piece)
+        found += lines.end()
+    except DataError as error:
+        return found, str(error)
+    return found, ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(LINE, max_size=8), st.lists(st.integers(0, 200), max_size=6))
+def test_any_lines_in_any_pieces(lines: list[bytes], cuts: list[int]) -> None:
+    """What is read does not hang on the pieces in which it comes; whatever it is, only `DataError` ends it."""
+    content = b"\n".join(lines)
+    places = [0, *sorted(min(cut, len(content)) for cut in cuts), len(content)]
+    whole, complaint = read_in([content])
+    assert read_in([content[a:b] for a, b in pairwise(places)]) == (whole, complaint)
+    assert printable(complaint) == complaint
+    assert len(complaint) < 500
+    assert [event[0] for event in whole] == sorted(event[0] for event in whole)
+    assert all(0 <= t < LATEST and 0 <= x < 34 and 0 <= y < 34 and p in (0, 1) for t, x, y, p in whole)
+
+
+def test_a_line_is_as_long_as_it_may_be() -> None:
+    for spaces, fine in ((LONGEST_LINE - 7, True), (LONGEST_LINE - 6, False)):
+        found, complaint = read_in([b"1 2 3 1" + b" " * spaces + b"\n"])
+        assert (found == [(1000, 2, 3, 1)], complaint == "") == (fine, fine)
+
+
+# Pipes and time.
+
+
+class Talk:
+    """A process of `stsbp predict RUN --stream`, which is given lines and whose lines are read."""
+
+    def __init__(self, run: Path, *words: str) -> None:
+        command = [sys.executable, "-m", "stsbp", "--backend", "numpy", "predict", str(run), "--json", *words]
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = subprocess.Popen(command, text=True, bufsize=1, **pipes)
+
+    def say(self, *lines: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines))
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        found: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return found
+
+    def ready(self) -> None:
+        """Wait until it says what it reads."""
+        assert self.process.stderr is not None
+        while "lines of" not in self.process.stderr.readline():
+            pass
+
+    def end(self) -> tuple[list[dict[str, Any]], str, int]:
+        output, errors = self.process.communicate(timeout=60)
+        return [json.loads(line) for line in output.splitlines()], errors, self.process.returncode
+
+
+@pytest.fixture
+def talk(camera: Path) -> Iterator[Callable[..., Talk]]:
+    begun: list[Talk] = []
+
+    def begin(*words: str) -> Talk:
+        begun.append(Talk(camera, *words))
+        return begun[-1]
+
+    yield begin
+    for each in begun:
+        with contextlib.suppress(OSError, ValueError):
+            each.process.kill()
+            each.process.communicate()
+
+
+def test_spikes_come_before_the_events_end(talk: Callable[..., Talk], run: Trained) -> None:
+    process, events = talk("--stream"), drawn(11)
+    expected = [np.flatnonzero(o).tolist() for o in run.predict(frames_of(run, events)[:, None]).spikes[:, 0]]
+    lines = text(events).splitlines()
+    for step in range(6):
+        own = [line for line, event in zip(lines, events.tolist(), strict=True) if event[0] // BIN_US == step]
+        process.say(own[0])
+        if step > 0:
+            # The step before ended with this event; nothing later has been sent.
+            heard = process.hear()
+            assert (heard["step"], heard["spikes"]) == (step - 1, expected[step - 1])
+        process.say(*own[1:])
+    (last, end), errors, code = process.end()
+    assert (last["step"], last["spikes"], end["steps"], code) == (5, expected[5], 6, 0)
+    assert "Error" not in errors
+
+
+def test_with_the_clock_a_step_ends_when_its_time_has_passed(talk: Callable[..., Talk]) -> None:
+    process = talk("--stream", "--clock")
+    process.ready()
+    begin = time.monotonic()
+    process.say("1000 1 2 1")
+    made = [process.hear() for _ in range(4)]
+    took = time.monotonic() - begin
+    assert [line["step"] for line in made] == [0, 1, 2, 3]
+    assert took > 0.19
+    # It comes too late for its step, and is in the one that is open.
+    process.say("2000 5 6 0")
+    *_, end = process.end()[0]
+    assert end["late_events"] == 1
+    assert end["steps"] >= 6
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_stream_with_its_figures(talk: Callable[..., Talk], number: signal.Signals, code: int) -> None:
+    process = talk("--stream")
+    process.say("1000 1 2 1", "60000 1 2 1")
+    assert process.hear()["step"] == 0
+    process.process.send_signal(number)
+    lines, errors, returned = process.end()
+    assert returned == code
+    assert [line["steps"] for line in lines] == [1]
+    assert f"{number.name}: stopped after 1 steps" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_reader_that_goes_away_ends_a_stream(camera: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(text(drawn(12, 20_000, 2000 * BIN_US)))
+    call = f"{sys.executable} -m stsbp --backend numpy predict {camera} --stream --json < {tmp_path / 'a.txt'}"
+    command = f"{call} | head -2; echo ${{PIPESTATUS[0]}}"
+    found = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    *lines, code = found.stdout.splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    assert code == "141"
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="the system does not tell how much memory a process took")
+def test_memory_does_not_grow_with_the_steps(motor: Path, tmp_path: Path) -> None:
+    """Recurrence and delays carry states; an event a step in the beginning, then silence."""
+    took: dict[int, int] = {}
+    for steps in (1000, 100_000):
+        (tmp_path / "a.txt").write_text("".join(f"{t} {t % 43}\n" for t in range(steps // 10)))
+        words = ["predict", str(motor), "--stream", str(tmp_path / "a.txt"), "--steps", str(steps)]
+        command = [sys.executable, "-m", "stsbp", "--backend", "numpy", *words]
+        with (tmp_path / "out").open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert f"\n{steps:,} steps, " in (tmp_path / "out").read_text()
+        took[steps] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    # Less than 40 bytes a step.
+    assert took[100_000] - took[1000] < 4 * 2**20
