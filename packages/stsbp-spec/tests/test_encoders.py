@@ -72,6 +72,14 @@ def test_label_code_refuses_steps_that_end_before_the_patterns_differ() -> None:
         LabelCode().sequences(0, 3)
 
 
+@pytest.mark.parametrize("first", [1, 2, 4, 11])
+def test_label_code_goes_on_from_any_step(first: int) -> None:
+    code = LabelCode("0011", "010")
+    assert np.array_equal(code.sequences(3, 5, first), code.sequences(3, 5 + first)[:, first:])
+    # The patterns may be alike there.
+    assert not LabelCode("1000", "0").sequences(2, 3, 1).any()
+
+
 def test_encode_repeat_gathers_the_class_sequences() -> None:
     labels, code = np.array([2, 0, 2, 1]), LabelCode("01", "0")
     target = encode_repeat(labels, 3, 6, code)
@@ -203,6 +211,42 @@ def test_event_binning_is_the_same_as_bin_events() -> None:
     assert binning.shape == (1, 5, 6)
     assert np.array_equal(binning.frames(*events), expected)
     assert hash(binning) == hash(EventBinning(3, 400, 50, 1, 5, 6, False))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize(
+    "binning",
+    [
+        EventBinning(7, 900, 50, 1, 5, 6),
+        EventBinning(7, 900, 0, 2, 5, 6, first_saccade=True, saccade_us=400),
+        EventBinning(7, 900, 0, 2, 5, 6, stabilise=True, saccade_us=300),
+    ],
+)
+def test_events_one_step_after_the_other_give_the_frames_of_all(binning: EventBinning, binary: bool) -> None:
+    binning = replace(binning, binary=binary)
+    events = _events(2, 900, 1000)
+    steps = np.array([binning.step_of(t) for t in events[-1].tolist()])
+    assert (steps == (events[-1] - binning.start_us) * 7 // 900).all()
+    assert steps.max() == 7
+    for step, expected in enumerate(binning.frames(*events)):
+        frame = np.zeros(binning.shape, np.uint8)
+        own = np.flatnonzero(steps == step)
+        for some in (own[: len(own) // 2], own[len(own) // 2 :], own[:0]):
+            binning.add(frame, *(column[some] for column in events))
+        assert np.array_equal(frame, expected)
+
+
+def test_counts_of_a_stream_are_clipped_at_255() -> None:
+    zeros, frame = np.zeros(200, np.int64), np.zeros((2, 34, 34), np.uint8)
+    for expected in (200, 255):
+        EventBinning(binary=False).add(frame, zeros, zeros, zeros, zeros)
+        assert frame[0, 0, 0] == frame.max() == expected
+
+
+def test_a_stream_wants_a_window() -> None:
+    with pytest.raises(SpecError, match="a stream has no last event"):
+        EventBinning(window_us=None).step_of(0)
+    assert EventBinning(steps=2**20, window_us=2**40).step_of(2**70) == 2**50
 
 
 def test_event_binning_takes_what_is_as_large_as_it_may_be() -> None:

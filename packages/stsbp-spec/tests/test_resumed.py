@@ -62,6 +62,21 @@ def test_passes_over_chunks_of_time_have_the_bits_of_one(notation: str, neuron: 
     assert all(fired.values()), fired
 
 
+@pytest.mark.parametrize("notation", NOTATIONS)
+def test_a_stream_has_the_bits_of_a_run(notation: str) -> None:
+    spec = NetworkSpec.parse(notation, input_shape=(2, 4, 4), outputs=3, neuron=LIF(3, 5 / 3))
+    weights = initial_weights(spec, 1, 6.0)
+    x = (np.random.default_rng(0).random((STEPS, BATCH, 2, 4, 4)) < 0.4).astype(np.uint8)
+    layers = NUMPY.run(spec, weights, x, STEPS).layers
+    stream = NUMPY.stream(spec, weights, BATCH)
+    for t in range(STEPS):
+        assert np.array_equal(stream.step(x[t]), layers[spec.blocks[-1].name].spikes[t])
+        for name, layer in stream.layers.items():
+            assert layer.spikes.tobytes() == layers[name].spikes[t].tobytes()
+            assert layer.potentials.tobytes() == layers[name].potentials[t].tobytes()
+    assert stream.steps == STEPS
+
+
 @pytest.mark.parametrize("neuron", [LIF(3, 2), LIF(3, 2, reset="subtract"), ALIF(3, 2), PLIF(3, 2)], ids=str)
 def test_errors_of_potentials_go_back_as_those_of_spikes_do(neuron: NeuronModel) -> None:
     """An error `h` times that of a spike is the same at its potential; without any the way back is the plain one's."""

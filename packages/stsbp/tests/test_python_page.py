@@ -32,7 +32,7 @@ def test_the_pages_blocks_run_one_after_the_other(
     (command,), blocks = (
         re.findall(rf"^```{kind}\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for kind in ("sh", "python")
     )
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     assert stsbp(*shlex.split(command)[1:]).exit_code == 0
     # The page takes the default; here the numpy backend alone need be there.
     monkeypatch.setattr("stsbp_spec.registry.default_backend", lambda: "numpy")
