@@ -13,9 +13,11 @@ from typing import Any
 import click
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.collective import Rendezvous
+from stsbp_spec.decoders import equally_near
 from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import default_backend, load_backend, open_backend
 from stsbp_spec.rendezvous import found
+from stsbp_spec.typing import Float64
 from stsbp_spec.values import shown
 
 from stsbp.cli import TYPED, Globals
@@ -35,6 +37,7 @@ __all__ = [
     "parse_shape",
     "processes",
     "say",
+    "say_distances",
     "stop_after",
     "threads_option",
 ]
@@ -49,6 +52,17 @@ _LONGEST_SHAPE = 100
 def say(text: str, *, nl: bool = True, err: bool = False) -> None:
     """Print lines that hold names of others, without their control characters."""
     click.echo(printable(text, lines=True), nl=nl, err=err)
+
+
+def say_distances(names: Iterable[str], distances: Float64) -> None:
+    """Print the distances `[K]` to the label sequences, and how many are equally near, where several are."""
+    say(
+        "  distances: "
+        + "  ".join(f"{printable(name)} {value:.3f}" for name, value in zip(names, distances, strict=True))
+    )
+    equal = int(equally_near(distances[None]).sum())
+    if equal > 1:
+        click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
 
 
 class Finite(click.FloatRange):

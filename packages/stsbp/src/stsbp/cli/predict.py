@@ -13,12 +13,11 @@ from typing import Any
 
 import click
 import numpy as np
-from stsbp_spec.decoders import equally_near
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, choose_backend, limit_threads, say, say_distances, threads_option
 from stsbp.cli.streaming import UNITS, Asked, follow
 from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
 from stsbp.datasets.fsdd import hear
@@ -135,24 +134,14 @@ def command(
                 lines = (f"  {neuron:>4}  {' '.join(map(str, times)) or '-'}" for neuron, times in enumerate(trains))
                 say("\n".join([f"{printable(str(path))}: steps at which each output neuron spikes", *lines]))
         return
-    rows = zip(files, found.nearest.tolist(), found.counted.tolist(), found.distances, strict=True)
-    for path, nearest, counted, distance in rows:
-        named = dict(zip(inputs.classes, np.round(distance, 6).tolist(), strict=True))
+    for sample, path in enumerate(files):
+        record = found.record(sample)
         if as_json:
-            result = {
-                "file": str(path),
-                "class": inputs.classes[nearest],
-                "class_spike_count": inputs.classes[counted],
-                "distances": named,
-            }
-            click.echo(json.dumps(result))
+            click.echo(json.dumps({"file": str(path), **record}))
             continue
-        read, by_count = (printable(inputs.classes[number]) for number in (nearest, counted))
+        read, by_count = printable(record["class"]), printable(record["class_spike_count"])
         say(f"{printable(str(path))}: {read} (by {decoders(trained.network)[1]} {by_count})")
-        say("  distances: " + "  ".join(f"{printable(name)} {value:.3f}" for name, value in named.items()))
-        equal = int(equally_near(distance[None]).sum())
-        if equal > 1:
-            click.echo(f"  {equal} label sequences are equally far: the lowest class is the answer")
+        say_distances(found.names, found.distances[sample])
 
 
 def _follow(

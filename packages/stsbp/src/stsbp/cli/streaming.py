@@ -16,14 +16,14 @@ import numpy as np
 from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import AnyArray
 
-from stsbp.cli.common import say
+from stsbp.cli.common import say, say_distances
 from stsbp.cli.event_lines import Event, EventLines
 from stsbp.cli.event_sources import Pipe, Recording, Source, Stop
 from stsbp.datasets.registry import info_of
-from stsbp.errors import ConfigError, DataError
+from stsbp.errors import ConfigError, DataError, printable
 from stsbp.interrupts import handled_by
 from stsbp.training.build import decoders
-from stsbp.training.trained import Trained
+from stsbp.training.trained import Predicted, Trained
 
 __all__ = ["UNITS", "Asked", "follow"]
 
@@ -110,7 +110,7 @@ class _Live:
         for _ in range(_WARM_UP):
             self._stream.step()
         self._stream.reset()
-        self._names = run.names or tuple(map(str, range(run.network.outputs)))
+        self._shown = [printable(name) for name in run.names or map(str, range(run.network.outputs))]
         self._recent = deque[AnyArray](maxlen=run.settings.steps)
         # The open step: its frame, events that are not in it yet, and when the last one was read.
         self._frame = np.zeros(binning.shape, np.uint8)
@@ -121,6 +121,7 @@ class _Live:
         self._zero = 0.0
         self._latency, self._compute = _Times(), _Times()
         self._slow = self._late = 0
+        self._reported = -1
         self._begun: float | None = None
         self._idle = 0.0
 
@@ -169,25 +170,27 @@ class _Live:
             self._idle += until - since
 
     def close(self, least: int) -> None:
-        """There are no more events: the open step ends, and silence follows up to `least` steps."""
+        """There are no more events: the open step ends, silence follows up to `least` steps, and all is told."""
         if self._read is not None or self.steps == 0:
             least = max(least, self.steps + 1)
         while self.steps < least and not self.done:
             self._end_step()
+        if self._reported != self.steps:
+            self._report()
 
-    def report(self) -> None:
+    def _report(self) -> None:
         """Print the class of the last steps, as many as the run was trained with, and the figures."""
-        figures, decoded = self._figures(), self._decoded()
+        self._reported = self.steps
+        figures, found = self._figures(), self._decoded()
+        record = {} if found is None else found.record(0)
         if self._asked.as_json:
-            click.echo(json.dumps({"steps": self.steps, **decoded, **figures}))
+            click.echo(json.dumps({"steps": self.steps, **record, **figures}))
             return
-        if decoded:
+        if found is not None and found.distances is not None:
             by, by_count = decoders(self._run.network)
-            say(
-                f"{decoded['class']} by {by}, {decoded['class_spike_count']} by {by_count}, of the last "
-                f"{len(self._recent)} steps"
-            )
-            say("  distances: " + "  ".join(f"{name} {value:.3f}" for name, value in decoded["distances"].items()))
+            nearest, counted = printable(record["class"]), printable(record["class_spike_count"])
+            say(f"{nearest} by {by}, {counted} by {by_count}, of the last {len(self._recent)} steps")
+            say_distances(found.names, found.distances[0])
         click.echo(_told(self.steps, self._step_s, figures))
 
     def _end_step(self) -> None:
@@ -205,7 +208,7 @@ class _Live:
         self._frame[...] = 0
         self._read = None
         if self._asked.every is not None and self.steps % self._asked.every == 0:
-            self.report()
+            self._report()
 
     def _bin(self) -> None:
         if self._events:
@@ -229,44 +232,31 @@ class _Live:
                 line["time_us"] = self._end(number)
             line |= {"potentials": made.tolist()} if readout else {"spikes": fired}
             if self._run.names and not readout:
-                line["classes"] = [self._names[n] for n in fired]
+                line["classes"] = [self._run.names[n] for n in fired]
             click.echo(json.dumps(line))
         elif readout or fired:
             at = "" if self._step_s is None else f"{self._end(number) / 1000:>14.3f} ms"
             most = int(made.argmax())
-            text = f"{self._names[most]} {made[most]:.3f}" if readout else ", ".join(self._names[n] for n in fired)
+            text = f"{self._shown[most]} {made[most]:.3f}" if readout else ", ".join(self._shown[n] for n in fired)
             say(f"{number:>6}{at}  {text}")
 
-    def _decoded(self) -> dict[str, Any]:
-        """Classes and distances; nothing where there are none."""
+    def _decoded(self) -> Predicted | None:
+        """What the last steps say; None: there are no classes, or no steps."""
         if not self._recent or not self._run.names:
-            return {}
-        found = self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
-        assert found.distances is not None
-        return {
-            "class": found.classes[0],
-            "class_spike_count": found.names[int(found.counted[0])],
-            "distances": dict(zip(found.names, np.round(found.distances[0], 6).tolist(), strict=True)),
-        }
+            return None
+        return self._run.decode(np.stack(self._recent)[:, np.newaxis], self.steps - len(self._recent))
 
     def _figures(self) -> dict[str, Any]:
         now = time.perf_counter()
         busy = max(1e-9, now - (now if self._begun is None else self._begun) - self._idle)
-        timed = (
-            {}
-            if self._step_s is None
-            else {
-                "times_real_time": round(self.steps * self._step_s / busy, 2),
-                "slow_steps": self._slow,
-            }
-        )
-        return {
+        found: dict[str, Any] = {
             "latency_ms": self._latency.figures(),
             "compute_ms": self._compute.figures(),
             "steps_per_second": round(self.steps / busy, 1),
-            **timed,
-            "late_events": self._late,
         }
+        if self._step_s is not None:
+            found |= {"times_real_time": round(self.steps * self._step_s / busy, 2), "slow_steps": self._slow}
+        return found | {"late_events": self._late}
 
 
 def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
@@ -354,7 +344,6 @@ def follow(run: Trained, asked: Asked) -> int:
         live = _Live(run, binning, step_s, asked, limit, source, stop)
         source.feed(live)
         live.close(least)
-        live.report()
     if stop.number:
         click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)
     return 128 + stop.number if stop.number else 0

@@ -67,6 +67,15 @@ class Predicted:
         """Names of the `nearest` classes, one a sample."""
         return [self.names[number] for number in self.nearest.tolist()]
 
+    def record(self, sample: int) -> dict[str, Any]:
+        """Classes of a sample by either decoder, and its distance to each class, as JSON; raises as `nearest` does."""
+        distances = np.round(self._distances[sample], 6).tolist()
+        return {
+            "class": self.names[int(self.nearest[sample])],
+            "class_spike_count": self.names[int(self.counted[sample])],
+            "distances": dict(zip(self.names, distances, strict=True)),
+        }
+
     @property
     def sequences(self) -> list[list[list[int]]]:
         """Steps at which each output neuron spikes, a list for each neuron of each sample."""
