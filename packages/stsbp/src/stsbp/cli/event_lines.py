@@ -14,7 +14,7 @@ __all__ = ["LATEST", "LONGEST_LINE", "Event", "EventLines"]
 Event = tuple[int, ...]
 """Time, then the other columns."""
 LONGEST_LINE = 4096
-"""Bytes of a line."""
+"""Bytes of a line; Python reads numbers of 4,300 digits."""
 LATEST = 2**62
 """Microseconds before which all events are."""
 _TIME = re.compile(rb"(\d{1,30})(?:\.(\d*))?")
@@ -96,8 +96,7 @@ class EventLines:
     def _place(self, line: bytes, name: str, word: bytes) -> int:
         if not word.isdigit():
             raise self._no_event(line)
-        # Python reads no number of more than 4,300 digits.
-        value, size = int(word[-LONGEST_LINE:]), self._sizes[name]
+        value, size = int(word), self._sizes[name]
         if value >= size:
             raise DataError(f"{self.where}: {name} is {shown(value)}, and the network reads 0 to {size - 1}")
         return value

@@ -171,7 +171,7 @@ class _Live:
 
     def close(self, least: int) -> None:
         """There are no more events: the open step ends, silence follows up to `least` steps, and all is told."""
-        if self._read is not None or self.steps == 0:
+        if self._read is not None:
             least = max(least, self.steps + 1)
         while self.steps < least and not self.done:
             self._end_step()
