@@ -34,6 +34,7 @@ from stsbp_spec.plan import Chain, Sum
 from stsbp_spec.printers import LANGUAGES, Language, compiled
 from stsbp_spec.reference.backend import NumpyBackend, of_windows, pool_windows, recur
 from stsbp_spec.rules import Fusion, Rule, Run, Step
+from stsbp_spec.stream import Stream
 from stsbp_spec.surrogates import SURROGATES, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d, batchnorm
 from stsbp_spec.synapses.bias import Biased
@@ -1235,6 +1236,30 @@ class CountsPaddedSteps(NumpyBackend):
 
     def within(self, x: AnyArray, inside: UInt8) -> AnyArray:
         return x
+
+
+class StatesLost(NumpyBackend):
+    """A network that goes on begins each step at rest."""
+
+    def stream(self, *arguments: Any) -> Stream[AnyArray]:
+        return _forgetting(super().stream(*arguments), lambda name: True)
+
+
+class DelayedSpikesLost(NumpyBackend):
+    """A network that goes on forgets what is under way on its delayed edges."""
+
+    def stream(self, *arguments: Any) -> Stream[AnyArray]:
+        return _forgetting(super().stream(*arguments), lambda name: ">" in name)
+
+
+def _forgetting(stream: Stream[AnyArray], forgotten: Callable[[str], bool]) -> Stream[AnyArray]:
+    go_on = stream._go_on
+
+    def run(x: AnyArray, before: Mapping[str, Any]) -> Any:
+        return go_on(x, {name: kept for name, kept in before.items() if not forgotten(name)})
+
+    stream._go_on = run  # type: ignore[assignment]
+    return stream
 
 
 class ReadoutOfTheLastStep(NumpyBackend):

@@ -356,4 +356,28 @@ def _check(case: NetworkCase) -> Check:
     return Check(2, case.id, run, quick=case in (*_QUICK, READOUT) and case not in MODELS_DIRECT[:-1])
 
 
-CHECKS = tuple(_check(case) for case in (*CASES, READOUT))
+def _stepwise(case: NetworkCase) -> Check:
+    """States enter and leave: one step at a time, with the bits of all steps at once."""
+
+    def run(backend: AbstractBackend) -> Verdict:
+        expected, inputs = reference.run(case), reference.data(case).inputs
+        compared = Compared()
+        stream = backend.stream(case.network, reference.weights(case), case.batch)
+        for _ in range(2):
+            made = []
+            for t in range(case.steps):
+                stream.step(inputs if case.network.coding == "direct" else inputs[t])
+                made.append(stream.layers)
+            for name, layer in expected.layers.items():
+                potentials = np.stack([layers[name].potentials for layers in made])
+                compared.same_bytes(f"{name}: membrane potentials", potentials, layer.potentials)
+                compared.equal(f"{name}: spikes", np.stack([layers[name].spikes for layers in made]), layer.spikes)
+            stream.reset()
+        return compared.verdict()
+
+    return Check(2, f"{case.id}, step by step", run, quick=case in (RECURRENT, LEARNED))
+
+
+_STEPWISE = (RECURRENT, RECURRENT_DIRECT, GEOMETRY, MODELS, LEARNED, NORMALISED, READOUT)
+
+CHECKS = (*(_check(case) for case in (*CASES, READOUT)), *map(_stepwise, _STEPWISE))

@@ -110,7 +110,7 @@ class Piece:
         """Names in the state that it leaves."""
         found: list[str] = []
         for step in self.segment.steps:
-            found += [f"{s}>{step.name}" for s, delay in zip(step.sources, step.delays, strict=True) if delay]
+            found += step.delayed.values()
             found += [step.name] if step.fires else []
         return tuple(found)
 

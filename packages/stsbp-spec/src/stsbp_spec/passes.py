@@ -227,7 +227,7 @@ def through(
         for source, delay in zip(step.sources, step.delays, strict=True):
             x = made[source]
             if delay and run.before is not None:
-                edge = f"{source}>{step.name}"
+                edge = step.delayed[source, delay]
                 (earlier,) = run.before.get(edge) or (backend.joined([x[:1] * 0] * delay),)
                 whole = backend.joined([earlier, x])
                 x, residuals[edge] = whole[: len(x)], whole[len(whole) - delay :]
@@ -246,9 +246,7 @@ def after(segment: Segment[Array], residuals: Mapping[str, Any]) -> dict[str, tu
     """
     found: dict[str, tuple[Array, ...]] = {}
     for step in segment.steps:
-        for source, delay in zip(step.sources, step.delays, strict=True):
-            if delay:
-                found[f"{source}>{step.name}"] = (residuals[f"{source}>{step.name}"],)
+        found |= {edge: (residuals[edge],) for edge in step.delayed.values()}
         if step.fires:
             found[step.name] = residuals[step.name].after
     return found

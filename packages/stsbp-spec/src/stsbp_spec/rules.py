@@ -149,6 +149,12 @@ class Step(ABC, Generic[Array]):
         return tuple(edge.delay for edge in self.places[0].node.inputs)
 
     @property
+    def delayed(self) -> Mapping[tuple[str, int], str]:
+        """How what a delayed edge still carries after a run is called (`Run.before`), by source and delay."""
+        edges = zip(self.sources, self.delays, strict=True)
+        return {(source, delay): f"{source}@{delay}>{self.name}" for source, delay in edges if delay}
+
+    @property
     def fires(self) -> bool:
         """Whether it ends with a population."""
         return isinstance(self.places[-1].node.op, Neurons)

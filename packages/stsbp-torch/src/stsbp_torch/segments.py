@@ -150,7 +150,7 @@ class Piece:
         """Names in the state that it leaves, and how many arrays each has."""
         found: list[tuple[str, int]] = []
         for step in self.segment.steps:
-            found += [(f"{s}>{step.name}", 1) for s, delay in zip(step.sources, step.delays, strict=True) if delay]
+            found += [(edge, 1) for edge in step.delayed.values()]
             if isinstance(step, Population):
                 found.append((step.name, 1 + len(step.resumable[False].plain.forward.states)))
         return tuple(found)

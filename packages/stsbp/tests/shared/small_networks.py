@@ -77,6 +77,33 @@ neurons = ""
 from = ["out"]
 """
 
+TWICE = """\
+[[node]]
+name = "a"
+weights = "9"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = "a"
+
+[[node]]
+name = "again"
+add = true
+from = [{node = "fires", delay = 1}, {node = "fires", delay = 3}, "fires"]
+
+[[node]]
+name = "out"
+weights = "4"
+from = "again"
+
+[[node]]
+name = "output"
+neurons = ""
+from = "out"
+"""
+
 SMALL: dict[str, Small] = {
     "full": Small("10"),
     "bias": Small("10b-8"),
@@ -105,6 +132,7 @@ SMALL: dict[str, Small] = {
     "image, normalised": Small("4C3p1bn-P2-10", (3, 8, 8), "direct"),
     "image vector": Small("10", VECTOR, "direct"),
     "nodes": Small(NODES),
+    "one source, several delays": Small(TWICE),
     "readout": Small("10-4{neuron=readout}"),
 }
 
