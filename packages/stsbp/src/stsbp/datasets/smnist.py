@@ -76,14 +76,18 @@ ROWS = _info(
     name="smnist",
     description="sequential MNIST: a row of the digit each step, 28 steps of 28 neurons, 60,000 + 10,000",
     preset={
-        "net": "256R",
+        "net": "512R",
+        "loss": "cross-entropy",
         "steps": _SIDE,
-        "epochs": 10,
+        "epochs": 30,
         "batch_size": 100,
         "lr": 2e-3,
         "tau_m": 10.0,
         "tau_s": 3.0,
-        "label_pattern": "01",
+        "augment_shift": 1,
+        "augment_elastic": 1.0,
+        "augment_rotate": 8.0,
+        "augment_scale": 0.08,
     },
 )
 """What `stsbp train smnist` trains on, and how by default."""
