@@ -63,6 +63,10 @@ def test_order_of_operations_is_printed_as_it_was_written(x: Expr, text: str) ->
 def test_languages_write_one_rounding_an_operation() -> None:
     x = snap(A * B + C)
     assert _text(x, "cuda") == "const float y_ = snap(__fadd_rn(__fmul_rn(a_, b_), c_));"
+    assert _text(x, "c") == "const float y_ = snap(a_ * b_ + c_);"
+    assert _text(A - (B - C), "c") == "const float y_ = a_ - (b_ - c_);"
+    assert _text(where(spike(A, B), 0, sqrt(C)), "c") == "const float y_ = (a_ >= b_ ? 0.0f : sqrtf(c_));"
+    assert _text(abs(A) * 0.1, "c") == f"const float y_ = fabsf(a_) * {float(np.float32(0.1)).hex()}f;"
     assert _text(x, "jax") == "y = snap(rounded(a * b) + c)"
     assert _text((A - B) * C, "jax") == "y = rounded((a - b) * c)"
     assert _text(A / 3, "triton") == "y = tl.div_rn(a, 3.0)"
@@ -72,9 +76,10 @@ def test_languages_write_one_rounding_an_operation() -> None:
     assert _text(A * -0.5, "cuda") == "const float y_ = __fmul_rn(a_, (-0x1.0000000000000p-1f));"
 
 
-def test_cuda_never_decrements() -> None:
+def test_cuda_and_c_never_decrement() -> None:
     minus = -A
     assert _text(-minus + -constant(-2.0), "cuda") == "const float y_ = __fadd_rn((-(-a_)), (-(-2.0f)));"
+    assert _text(-minus - -constant(-2.0), "c") == "const float y_ = (-(-a_)) - (-(-2.0f));"
 
 
 def test_what_is_used_twice_is_computed_once() -> None:

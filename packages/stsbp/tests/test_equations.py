@@ -85,9 +85,11 @@ def test_a_product_that_wants_a_snap_is_warned_of(
 
 
 def test_each_language_has_functions_of_its_own(stsbp: Callable[..., Result]) -> None:
-    texts = {name: stsbp("equations", "lif", "--as", name).stdout for name in ("cuda", "triton", "numba", "jax")}
+    texts = {name: stsbp("equations", "lif", "--as", name).stdout for name in ("cuda", "triton", "numba", "jax", "c")}
     assert "__device__ lif_forward_result lif_forward(" in texts["cuda"]
     assert "def " not in texts["cuda"]
+    assert "static lif_forward_result lif_forward(" in texts["c"]
+    assert "__device__" not in texts["c"]
     assert texts["triton"].startswith("@triton.jit\ndef lif_forward(")
     assert texts["numba"].startswith("@njit\ndef lif_forward(")
     assert texts["jax"].startswith("def lif_forward(")

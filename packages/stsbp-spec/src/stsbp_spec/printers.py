@@ -20,12 +20,28 @@ from stsbp_spec.expr import Expr, Recurrence, merged
 from stsbp_spec.grid import snap
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["LANGUAGES", "Language", "Line", "definition", "evaluate", "function", "lines", "new_state",
+__all__ = ["LANGUAGES", "Braces", "Language", "Line", "definition", "evaluate", "function", "lines", "new_state",
            "numpy_function", "written_out"]  # fmt: skip
 
 _SUM, _PRODUCT, _SIGN, _ATOM = 1, 2, 3, 4  # how tightly an operation binds
 _DEEPEST_LINE = 32
 """Operations within each other in a line, where parsers know 100 parentheses."""
+
+
+@dataclass(frozen=True)
+class Braces:
+    """How functions of a language of C's family are written: patterns, `{0}` the name of the type of the result.
+
+    Attributes:
+        opened, closed: what stands around the fields of that type.
+        head: what stands before the function's own name.
+        result: `{1}` the values of the fields.
+    """
+
+    opened: str
+    closed: str
+    head: str
+    result: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +56,8 @@ class Language:
         around: patterns for what is written around the result of an operation.
         number, condition: patterns of a line, `{0}` the name, `{1}` the value.
         word: a pattern of how names are written, where some are words of the language itself.
-        decorator: what stands before a function of Python in this language; None: its functions are of C++.
+        decorator: what stands before a function of Python in this language.
+        braces: how its functions are written where they are none of Python.
     """
 
     name: str
@@ -50,7 +67,8 @@ class Language:
     condition: str = "{0} = {1}"
     around: Mapping[str, str] = field(default_factory=dict)
     word: str = "{0}"
-    decorator: str | None = ""
+    decorator: str = ""
+    braces: Braces | None = None
 
 
 _OPERATORS = {"add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}", "neg": "-{0}",
@@ -61,7 +79,7 @@ _CALLS = {"abs": "abs({0})", "sqrt": "sqrt({0})", "exp": "exp({0})", "where": "w
 
 
 def _hex(value: float) -> str:
-    """A float32 constant that C++ reads to the bit."""
+    """A float32 constant that C and C++ read to the bit."""
     text = f"{value.hex()}f" if value != int(value) or abs(value) > 2**20 else f"{value:.1f}f"
     return f"({text})" if text[0] == "-" else text
 
@@ -103,7 +121,17 @@ LANGUAGES: Mapping[str, Language] = MappingProxyType(
             "const float {0} = {1};",
             "const bool {0} = {1};",
             word="{0}_",
-            decorator=None,
+            braces=Braces("struct {0} {{", "}};", "__device__ {0}", "return {{{1}}};"),
+        ),
+        "c": Language(
+            "c",
+            {**_OPERATORS, "neg": "(-{0})", "abs": "fabsf({0})", "sqrt": "sqrtf({0})", "exp": "expf({0})",
+             "where": "({0} ? {1} : {2})"},
+            _hex,
+            "const float {0} = {1};",
+            "const bool {0} = {1};",
+            word="{0}_",
+            braces=Braces("typedef struct {{", "}} {0};", "static {0}", "return ({0}){{{1}}};"),
         ),
     }
 )  # fmt: skip
@@ -208,8 +236,9 @@ def function(recurrence: Recurrence, language: Language) -> str:
 
 @cache
 def definition(recurrence: Recurrence, language: Language) -> str:
-    """A step as a function of its language, for people: that of `function`, or of C++ where that is the language."""
-    if language.decorator is not None:
+    """A step as a function of its language, for people: that of `function`, or one with braces."""
+    braces = language.braces
+    if braces is None:
         return f"{language.decorator}\n{function(recurrence, language)}".lstrip("\n")
     program, word, result = lines(recurrence, language), language.word.format, f"{recurrence.name}_result"
     fields = [f"float {word(new_state(name))};  // after the step" for name in recurrence.states]
@@ -219,10 +248,11 @@ def definition(recurrence: Recurrence, language: Language) -> str:
     rows = [(", ".join(f"float {word(name)}" for name in names), what) for what, names in groups.items() if names]
     arguments = [f"{row}{')' if i == len(rows) else ','}  // {what}" for i, (row, what) in enumerate(rows, 1)]
     values = ", ".join([*program.states.values(), *program.outputs.values()])
-    body = [*(line.text for line in program.lines), f"return {{{values}}};"]
+    body = [*(line.text for line in program.lines), braces.result.format(result, values)]
+    opened, closed, head = (x.format(result) for x in (braces.opened, braces.closed, braces.head))
     parts = [
-        *(f"struct {result} {{", *_indented(fields), "};"),
-        *(f"__device__ {result} {recurrence.name}(", *_indented(arguments), "{", *_indented(body), "}"),
+        *(opened, *_indented(fields), closed),
+        *(f"{head} {recurrence.name}(", *_indented(arguments), "{", *_indented(body), "}"),
     ]
     return "\n".join(parts) + "\n"
 

@@ -35,7 +35,7 @@ _OTHERS = (*SURROGATES, "filter", *LOSSES, "adamw")
     default="numpy",
     show_default=True,
     type=Choice(list(LANGUAGES)),
-    help="Language to print it in: numba is torch on the CPU, triton torch on CUDA, cuda is CuPy.",
+    help="Language to print it in: numba is torch on the CPU, triton torch on CUDA, cuda is CuPy, c what is exported.",
 )
 def command(name: str, language: str) -> None:
     """Show what NAME computes: one step forward and one step back, each operation rounded once, as a backend runs it.
