@@ -160,7 +160,12 @@ def case(name: str) -> Case:
         padding=small.padding,
         neuron=neuron,
     )
-    rng = np.random.default_rng(len(name) + 7)
+    return drawn(network, len(name) + 7)
+
+
+def drawn(network: NetworkSpec, seed: int, steps: int = STEPS, samples: int = SAMPLES) -> Case:
+    """A network with weights, biases and so on, and inputs, all drawn."""
+    rng = np.random.default_rng(seed)
     weights = initial_weights(network, 5, 3.0)
     for key, values in weights.items():
         kind = key.rpartition(".")[2]
@@ -170,8 +175,9 @@ def case(name: str) -> Case:
             weights[key] = rng.uniform(0.5, 1.5, values.shape).astype(np.float32)
         elif kind == "decay":
             weights[key] = rng.uniform(0.3, 0.9, values.shape).astype(np.float32)
-    if small.coding == "direct":
-        inputs = rng.integers(0, 256, (SAMPLES, *small.input_shape), dtype=np.uint8)
+    if network.coding == "direct":
+        inputs = rng.integers(0, 256, (samples, *network.input_shape), dtype=np.uint8)
     else:
-        inputs = (rng.random((STEPS, SAMPLES, *small.input_shape)) < 0.4).astype(np.uint8)
-    return Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, STEPS))
+        fires = rng.random((steps, samples, *network.input_shape)) < 0.4
+        inputs = (fires * rng.integers(1, network.input_max + 1, fires.shape)).astype(np.uint8)
+    return Case(network, weights, inputs, open_backend("numpy").run(network, weights, inputs, steps))

@@ -57,7 +57,7 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     from stsbp.training.trained import load_trained
 
     trained = load_trained(RunFolder(run), checkpoint, NumpyBackend())
-    about = About(run.name, trained.info["sha256"], trained.settings.steps, trained.names)
+    about = About(run.absolute().name, trained.info["sha256"], trained.settings.steps, trained.names)
     made = program(trained.network, trained.weights)
     for line in importlib.import_module(FORMS[form]).write(made, about, out, **given):
         say(line)

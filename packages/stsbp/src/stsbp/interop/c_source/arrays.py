@@ -1,0 +1,90 @@
+"""How values of a network lie in memory: whole numbers in the smallest type that holds them, channels last.
+
+What the caller gives lies as `stsbp` has it, channels first. A vector is an image of one row and one column.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from stsbp_spec.graph import Values
+from stsbp_spec.typing import Shape
+
+from stsbp.interop.c_source.texts import SIZES, loops, times
+
+__all__ = ["Array", "sides"]
+
+
+def sides(shape: Shape) -> tuple[int, int, int]:
+    """Channels, rows and columns of a shape."""
+    return (shape[0], 1, 1) if len(shape) == 1 else (shape[0], shape[1], shape[2])
+
+
+@dataclass(frozen=True)
+class Array:
+    """Values of one step that are no sums of weights.
+
+    Attributes:
+        shape: `(C, H, W)` or `(N,)`.
+        most: the largest value in units of `2^-exponent`.
+        exponent: of their unit.
+        given: whether it is what the caller gave: channels first, and with any bytes in it.
+    """
+
+    shape: Shape
+    most: int
+    exponent: int
+    given: bool = False
+
+    @classmethod
+    def of(cls, values: Values, *, given: bool = False) -> Array:
+        """Of what an edge carries."""
+        return cls(values.shape, round(values.maximum * 2.0**values.exponent), values.exponent, given)
+
+    @property
+    def size(self) -> int:
+        """Values."""
+        return math.prod(self.shape)
+
+    @property
+    def type(self) -> str:
+        """Of a value in C."""
+        return next(name for name in ("uint8_t", "uint16_t", "uint32_t") if self.most < 2 ** (8 * SIZES[name]))
+
+    @property
+    def axes(self) -> list[tuple[str, int]]:
+        """Names and sizes of the axes, as they lie in memory."""
+        if len(self.shape) == 1:
+            return [("c", self.size)]
+        channels, rows, columns = self.shape
+        last = [("y", rows), ("x", columns)]
+        return [("c", channels), *last] if self.given else [*last, ("c", channels)]
+
+    @property
+    def order(self) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+        """For each place in memory the place of its value where channels come first."""
+        places = np.arange(self.size).reshape(sides(self.shape))
+        return (places if self.given else places.transpose(1, 2, 0)).reshape(-1)
+
+    def index(self, **of: str) -> str:
+        """The place in memory of channel `c`, row `y` and column `x`; `of` has texts for some of them."""
+        terms, stride = list[str](), 1
+        for name, size in reversed(self.axes):
+            terms.insert(0, times(of.get(name, name), stride))
+            stride *= size
+        return " + ".join(terms)
+
+    def read(self, pointer: str, index: str) -> str:
+        """A value as an `int32_t`; of what the caller gave none is larger than it may be."""
+        text = f"{pointer}[{index}]"
+        if self.given and self.most == 1:
+            return f"({text} != 0u) ? 1 : 0"
+        if self.given and self.most < 255:
+            return f"({text} > {self.most}u) ? {self.most} : (int32_t){text}"
+        return f"(int32_t){text}"
+
+    def loop(self, *rows: str) -> list[str]:
+        """Loops over all places in memory, each of which becomes what `rows` leave in `v`."""
+        return loops(self.axes, [*rows, f"out[{self.index()}] = ({self.type})v;"])

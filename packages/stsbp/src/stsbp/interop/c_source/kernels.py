@@ -1,0 +1,184 @@
+"""Functions in C of what stands between populations: weights, pooling, upsampling, sums of branches.
+
+Weights are added for values that are not zero, so that a silent input costs one comparison. They lie in the order of
+the outputs that an input reaches, and sums of a convolution have their channels last: what is added is a run of memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from stsbp_spec.graph import Op
+from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.avgpool2d import Pool2d
+from stsbp_spec.synapses.one_to_one import OneToOne
+from stsbp_spec.typing import Shape
+
+from stsbp.interop.c_source.arrays import Array
+from stsbp.interop.c_source.texts import braced, function, loops, over, plus, times
+
+__all__ = ["Table", "ordered", "passes", "sums"]
+
+Integers = np.ndarray[tuple[int, ...], np.dtype[np.int16]]
+
+
+class Table(NamedTuple):
+    """A constant table: its name, and the type of its numbers."""
+
+    name: str
+    type: str
+
+    def row(self, index: str) -> str:
+        """A declaration of `w`, which points into it."""
+        return f"const {self.type} *w = &{self.name}[{index}];"
+
+
+def _in_runs(conv: Conv2d) -> bool:
+    """Whether the outputs that an input reaches through a row of the kernel lie side by side."""
+    return conv.strides[1] == conv.dilations[1] == conv.groups == 1
+
+
+def ordered(op: Op, integers: Integers, source: Array) -> Integers | None:
+    """Weights in the order in which `sums` reads them; None: it knows no such operation."""
+    if isinstance(op, Conv2d):
+        units, per_group, *kernels = integers.shape
+        found = integers.reshape(op.groups, units // op.groups, per_group, *kernels).transpose(0, 2, 3, 4, 1)
+        # An input reaches the first of the outputs through the last column of the kernel.
+        return found[:, :, :, ::-1] if _in_runs(op) else found
+    if isinstance(op, Linear):
+        return integers[:, source.order].T
+    return integers if isinstance(op, OneToOne) else None
+
+
+def sums(op: Op, name: str, weights: Table, source: Array, shape: Shape) -> list[str]:
+    """A function that writes sums of weights, of `shape`, in units of their own.
+
+    Args:
+        op: `Conv2d`, `Linear` or `OneToOne`.
+        name: of the function.
+        weights: what `ordered` makes.
+        source: what meets the weights.
+        shape: of the sums.
+    """
+    size = math.prod(shape)
+    # Of a spike the product is the weight itself.
+    product = "w[k]" if source.most == 1 else "v * w[k]"
+    if isinstance(op, OneToOne):
+        body = [f"const int32_t v = {source.read('in', 'n')};", f"sum[n] = v * {weights.name}[n];"]
+    else:
+        body = ["sum[n] = 0;"]
+    rows = loops([("n", size)], body)
+    if isinstance(op, Conv2d):
+        _, height, width = shape
+        reached = _runs(op, weights, product, width) if _in_runs(op) else _taps(op, weights, product, source, width)
+        rows += _spiking(source, _kernel_rows(op, height, reached))
+    elif isinstance(op, Linear):
+        added = loops([("k", size)], [f"sum[k] += {product};"])
+        body = [f"const int32_t v = {source.read('in', 'n')};"]
+        body += braced("if (v != 0)", [weights.row(times("n", size)), *added])
+        rows += loops([("n", source.size)], body)
+    return function(f"static void {name}(const {source.type} *in, int32_t *sum)", rows)
+
+
+def _spiking(source: Array, rows: Sequence[str]) -> list[str]:
+    """Loops over values `v` that are not zero."""
+    return loops(source.axes, [f"const int32_t v = {source.read('in', source.index())};", *braced("if (v != 0)", rows)])
+
+
+def _kernel_rows(conv: Conv2d, height: int, rows: Sequence[str]) -> list[str]:
+    """A loop over the rows `i` of a kernel through which the input row `y` reaches an output row `row`."""
+    (pad, _), (apart, _), (stride, _) = conv.paddings, conv.dilations, conv.strides
+    body = [
+        f"const int32_t below = {plus('y', pad)} - {times('i', apart)};",
+        *braced(f"if ({_reaches('below', height, stride)})", [f"const int32_t row = {over('below', stride)};", *rows]),
+    ]
+    return loops([("i", conv.kernels[0])], body)
+
+
+def _reaches(place: str, size: int, stride: int) -> str:
+    """Whether a place before striding is one of `size` outputs."""
+    whole = "" if stride == 1 else f" && (({place} % {stride}) == 0)"
+    return f"({place} >= 0) && ({place} < {size * stride}){whole}"
+
+
+def _runs(conv: Conv2d, weights: Table, product: str, width: int) -> list[str]:
+    """Add a row of the kernel at once: its columns, each with all channels, lie as the outputs that they reach."""
+    (rows, columns), pad, units = conv.kernels, conv.paddings[1], conv.channels
+    row = f"({times('c', rows)} + i)"
+    first = f"({times('row', width)} + first)"
+    return [
+        f"const int32_t left = {plus('x', pad - columns + 1)};",
+        "const int32_t first = (left > 0) ? left : 0;",
+        f"const int32_t last = (x < {width - pad}) ? {plus('x', pad)} : {width - 1};",
+        f"const int32_t count = {times('((last - first) + 1)', units)};",
+        weights.row(times(f"({times(row, columns)} + (first - left))", units)),
+        f"int32_t *to = &sum[{times(first, units)}];",
+        *braced("for (int32_t k = 0; k < count; k++)", [f"to[k] += {product};"]),
+    ]
+
+
+def _taps(conv: Conv2d, weights: Table, product: str, source: Array, width: int) -> list[str]:
+    """Add one weight a channel of the group at a time, for each column `j` of the kernel that reaches an output."""
+    (rows, columns), pad, apart, stride = conv.kernels, conv.paddings[1], conv.dilations[1], conv.strides[1]
+    units = conv.channels // conv.groups
+    row, group = f"({times('c', rows)} + i)", over("c", source.shape[0] // conv.groups)
+    first = "" if conv.groups == 1 else f" + {times(group, units)}"
+    place = times(f"({times('row', width)} + {over('beside', stride)})", conv.channels)
+    inner = [
+        weights.row(times(f"({times(row, columns)} + j)", units)),
+        f"int32_t *to = &sum[{place}{first}];",
+        *loops([("k", units)], [f"to[k] += {product};"]),
+    ]
+    body = [
+        f"const int32_t beside = {plus('x', pad)} - {times('j', apart)};",
+        *braced(f"if ({_reaches('beside', width, stride)})", inner),
+    ]
+    return loops([("j", columns)], body)
+
+
+def passes(op: Op, name: str, sources: Sequence[Array], out: Array) -> list[str] | None:
+    """A function that writes what an operation without weights makes; None: it knows no such operation.
+
+    Args:
+        op: pooling, upsampling, flattening or a sum.
+        name: of the function.
+        sources: what it reads.
+        out: what it makes.
+    """
+    first = sources[0]
+    if isinstance(op, GlobalAvgPool):
+        op = op.at(first.shape)
+    if isinstance(op, AvgPool2d):
+        # The mean of a window is its sum in a finer unit.
+        rows = _pooled(op, first, out, "v += one;")
+    elif isinstance(op, MaxPool2d):
+        rows = _pooled(op, first, out, "v = (one > v) ? one : v;")
+    elif isinstance(op, Upsample2d):
+        down, across = op.factors
+        rows = out.loop(f"const int32_t v = {first.read('in', first.index(y=over('y', down), x=over('x', across)))};")
+    elif isinstance(op, Flatten):
+        _, height, width = first.shape
+        place = f"{times('c', height * width)} + {times('y', width)} + x"
+        value = f"const int32_t v = {first.read('in', first.index())};"
+        rows = loops(first.axes, [value, f"out[{place}] = ({out.type})v;"])
+    elif isinstance(op, Add):
+        terms = [
+            times(f"({each.read(f'in{i}', each.index())})", 2 ** (out.exponent - each.exponent))
+            for i, each in enumerate(sources)
+        ]
+        rows = out.loop(f"const int32_t v = {' + '.join(terms)};")
+    else:
+        return None
+    names = [f"in{i}" for i in range(len(sources))] if isinstance(op, Add) else ["in"]
+    given = [f"const {each.type} *{text}" for each, text in zip(sources, names, strict=True)]
+    return function(f"static void {name}({', '.join(given)}, {out.type} *out)", rows)
+
+
+def _pooled(op: Pool2d, source: Array, out: Array, step: str) -> list[str]:
+    rows, columns = op.sizes
+    at = source.index(y=f"({times('y', rows)} + i)", x=f"({times('x', columns)} + j)")
+    window = loops([("i", rows), ("j", columns)], [f"const int32_t one = {source.read('in', at)};", step])
+    return out.loop("int32_t v = 0;", *window)

@@ -1,0 +1,342 @@
+"""A network as functions, tables and a state in C: what lies where, and what a step calls in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf
+from typing import Any
+
+import numpy as np
+from stsbp_spec.graph import Edge, Input, Neurons, Node, Weighted
+from stsbp_spec.grid import EXACT_LIMIT_BITS
+from stsbp_spec.synapses import Dropout, Flatten
+
+from stsbp.errors import ConfigError
+from stsbp.interop.c_source.arrays import Array
+from stsbp.interop.c_source.kernels import Table, ordered, passes, sums
+from stsbp.interop.c_source.steps import BATCHNORM, SNAP, Fire, Sums, elements, reduced
+from stsbp.interop.c_source.texts import SIZES, Names, comment, function, number_type, table
+from stsbp.interop.program import Population, Program
+
+__all__ = ["Layer", "Member", "Module"]
+
+_LARGEST = 2**29
+"""Values of one table or of one field of the state, whose bytes an `int32_t` counts."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A field of the state: an array, or with a count of 0 a number."""
+
+    name: str
+    type: str
+    count: int
+    what: str
+
+    @property
+    def bytes(self) -> int:
+        """Of memory."""
+        return SIZES[self.type] * max(1, self.count)
+
+    @property
+    def text(self) -> str:
+        """As it is declared."""
+        return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {self.what} */"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A population, for who compares layer by layer.
+
+    Attributes:
+        name: of its block.
+        array: how its spikes and potentials lie.
+        spikes, potentials: fields of the state.
+    """
+
+    name: str
+    array: Array
+    spikes: Member
+    potentials: Member
+
+
+@dataclass(frozen=True)
+class _Added:
+    """Weights that are added right before the population that reads them: a call without the place of the sums."""
+
+    call: str
+    sums: Sums
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """What delayed edges read: the values of the last steps, and which of them is overwritten next."""
+
+    past: Member
+    at: Member
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Values of a step."""
+        return self.past.count // self.length
+
+
+class Module:
+    """The parts of a network's source.
+
+    Attributes:
+        traced: fields of the state with the macro `trace` alone.
+        tables: constant tables.
+        functions: of the nodes.
+        begin: statements that compute, once a sample, what is the same at all steps.
+        step: statements of a step.
+        layers: populations in order; the last one is the output.
+        flash: bytes of the tables.
+
+    Args:
+        program: the network.
+        stem: with which all public names begin.
+        trace: the macro under which the potentials of all populations are kept.
+
+    Raises:
+        ConfigError: a node that no C source is written for, or that is too large; the message names it.
+    """
+
+    def __init__(self, program: Program, stem: str, trace: str) -> None:
+        self._program, self._graph, self._stem, self._trace = program, program.network.graph, stem, trace
+        public = ("state", "reset", "begin", "step", "run", "check", "trace", "layer_sizes", "size")
+        self._names = Names(f"{stem}_{each}" for each in public)
+        self._fields, self.traced = list[Member](), list[Member]()
+        self.tables, self.functions = list[str](), list[list[str]]()
+        self.begin, self.step, self.layers = list[str](), list[str](), list[Layer]()
+        self.flash, self._known = 0, dict[tuple[str, bytes], str]()
+        self._arrays, self._pointers = dict[str, Array](), dict[str, str]()
+        self._added, self._rings = dict[str, _Added](), dict[str, _Ring]()
+        self._limits, self._scratch = dict[str, float](), 1
+        self._add_layers()
+        for node in program.nodes:
+            self._add(node)
+        self._fields.append(Member("sums", "int32_t", self._scratch, "sums of weights"))
+        for source, ring in self._rings.items():
+            self._remember(source, ring)
+
+    @property
+    def state(self) -> list[Member]:
+        """Fields of the state, the largest types first, so that nothing lies between them."""
+        return sorted(self._fields, key=lambda member: -SIZES[member.type])
+
+    @property
+    def ram(self) -> int:
+        """Bytes of the state."""
+        return -(-sum(member.bytes for member in self._fields) // 4) * 4
+
+    @property
+    def helpers(self) -> Iterator[list[str]]:
+        """Functions that those of the nodes call."""
+        text = "\n".join(row for rows in self.functions for row in rows)
+        if "snap(" in text or "batchnorm(" in text:
+            yield SNAP
+        if "batchnorm(" in text:
+            yield BATCHNORM
+        if self._rings:
+            earlier = "return (at >= delay) ? (at - delay) : ((at + length) - delay);"
+            yield function("static int32_t past(int32_t at, int32_t delay, int32_t length)", [earlier])
+
+    # What lies where.
+    def _member(self, node: str, what: str, type: str, count: int, text: str, *, traced: bool = False) -> Member:
+        self._check_size(node, count)
+        member = Member(self._names(node, what), type, count, text)
+        (self.traced if traced else self._fields).append(member)
+        return member
+
+    def _check_size(self, node: str, count: int) -> None:
+        if count >= _LARGEST:
+            raise ConfigError(
+                f"{node}: {count:,} numbers are too many for C source, which takes {_LARGEST - 1:,} at most"
+            )
+
+    def _table(self, node: str, what: str, values: np.ndarray[Any, Any]) -> Table:
+        """A constant table; where there is one of the same numbers, that one."""
+        self._check_size(node, values.size)
+        kind = number_type(values)
+        key = (kind, values.astype(np.float32 if kind == "float" else np.int16, order="C").tobytes())
+        if key not in self._known:
+            self._known[key] = self._names(node, what)
+            self.flash += SIZES[kind] * values.size
+            self.tables += [*table(self._known[key], values), ""]
+        return Table(self._known[key], kind)
+
+    @cached_property
+    def _same(self) -> dict[str, Edge]:
+        """What nodes read that only pass it on, in the same memory: dropout, and flattening that moves nothing."""
+        found = dict[str, Edge]()
+        for node in self._program.nodes:
+            if isinstance(node.op, Dropout) or (isinstance(node.op, Flatten) and self._lies_flat(node)):
+                (edge,) = node.inputs
+                before = found.get(edge.source, Edge(edge.source))
+                found[node.name] = Edge(before.source, before.delay + edge.delay)
+        return found
+
+    def _lies_flat(self, node: Node) -> bool:
+        shape = self._graph.values[node.inputs[0].source].shape
+        return len(shape) == 1 or shape[0] == 1 or shape[1] == shape[2] == 1
+
+    def _read(self, edge: Edge) -> Edge:
+        """An edge as one from the node in whose memory its values are."""
+        before = self._same.get(edge.source, Edge(edge.source))
+        return Edge(before.source, before.delay + edge.delay)
+
+    def _array(self, edge: Edge) -> Array:
+        """How what an edge carries lies in memory."""
+        return replace(self._arrays[self._read(edge).source], shape=self._graph.values[edge.source].shape)
+
+    @cached_property
+    def _delays(self) -> dict[str, int]:
+        """The longest delay with which each node is read, but for recurrences."""
+        found = dict[str, int]()
+        for node in self._program.nodes:
+            for edge in node.inputs if node.name not in self._program.recurrent else ():
+                read = self._read(edge)
+                if read.delay:
+                    found[read.source] = max(read.delay, found.get(read.source, 0))
+        return found
+
+    def _pointer(self, edge: Edge, reader: str) -> str:
+        """What an edge carries, in C."""
+        read = self._read(edge)
+        # Weights of a recurrence are added before their population fires: its spikes are those of the step before.
+        if not read.delay or reader in self._program.recurrent:
+            return self._pointers[read.source]
+        ring = self._rings[read.source]
+        return f"&state->{ring.past.name}[past(state->{ring.at.name}, {read.delay}, {ring.length}) * {ring.size}]"
+
+    def _made(self, name: str, pointer: str, type: str, size: int) -> None:
+        """Note where a node's values are, and keep those of earlier steps where an edge reads them."""
+        self._pointers[name] = pointer
+        if length := self._delays.get(name):
+            past = self._member(name, "past", type, length * size, f"{name} of the last {length} steps")
+            at = self._member(name, "at", "int32_t", 0, "which of them is overwritten next")
+            self._rings[name] = _Ring(past, at, length)
+
+    def _remember(self, source: str, ring: _Ring) -> None:
+        """Statements at the end of a step that keep its values."""
+        at, bytes = f"state->{ring.at.name}", f"(size_t){ring.size} * sizeof({ring.past.type})"
+        self.step += [
+            f"(void)memcpy(&state->{ring.past.name}[{at} * {ring.size}], {self._pointers[source]}, {bytes});",
+            f"{at} = ({at} == {ring.length - 1}) ? 0 : ({at} + 1);",
+        ]
+
+    # Nodes.
+    def _add_layers(self) -> None:
+        """Spikes and potentials of all populations: a recurrence reads the spikes before their population comes."""
+        blocks = {block.population: block.name for block in self._program.network.blocks}
+        last = self._program.nodes[-1].name
+        for name, population in self._program.populations.items():
+            array = self._arrays[name] = Array(population.place.output.shape, 1, 0)
+            spikes = self._member(name, "spikes", "uint8_t", array.size, f"{name}: whether each neuron spikes")
+            what = f"{name}: membrane potentials"
+            potentials = self._member(name, "u", "float", array.size, what, traced=name != last)
+            self.layers.append(Layer(blocks[name], array, spikes, potentials))
+            self._pointers[name] = f"state->{spikes.name}"
+
+    def _add(self, node: Node) -> None:
+        if isinstance(node.op, Input):
+            values = self._graph.values[node.name]
+            array = self._arrays[node.name] = Array.of(values, given=True)
+            self._made(node.name, "image" if values.static else "frame", array.type, array.size)
+        elif isinstance(node.op, Neurons):
+            self._add_population(node, self._program.populations[node.name])
+        elif isinstance(node.op, Weighted):
+            self._add_weights(node, node.op)
+        elif node.name not in self._same:
+            self._add_passing(node)
+
+    def _define(self, what: str, text: list[str]) -> None:
+        self.functions.append([f"/* {comment(what)} */", *text])
+
+    def _calls(self, node: Node) -> list[str]:
+        """Where a node is called from."""
+        return self.begin if self._graph.values[node.name].static else self.step
+
+    def _add_passing(self, node: Node) -> None:
+        out, name = Array.of(self._graph.values[node.name]), self._names(node.name, "pass")
+        text = passes(node.op, name, [self._array(edge) for edge in node.inputs], out)
+        if text is None:
+            raise ConfigError(f"{node.name}: there is no C source for {type(node.op).__name__}")
+        self._define(f"{node.name}: {type(node.op).__name__}", text)
+        made = self._member(node.name, "out", out.type, out.size, f"what {node.name} makes")
+        given = ", ".join(self._pointer(edge, node.name) for edge in node.inputs)
+        self._calls(node).append(f"{name}({given}, state->{made.name});")
+        self._arrays[node.name] = out
+        self._made(node.name, f"state->{made.name}", out.type, out.size)
+
+    def _add_weights(self, node: Node, op: Weighted) -> None:
+        weights, (edge,) = self._program.weights[node.name], node.inputs
+        source, values = self._array(edge), self._graph.values[node.name]
+        integers = ordered(op, weights.integers, source)
+        if integers is None:
+            raise ConfigError(f"{node.name}: there is no C source for {type(op).__name__}")
+        name = self._names(node.name, "sum")
+        made = sums(op, name, self._table(node.name, "weights", integers), source, values.shape)
+        self._define(f"{node.name}: sums of weights, in units of 2^-{weights.sum_exponent}", made)
+        norm = [] if weights.norm is None else [(what, getattr(weights.norm, what)) for what in ("mean", "a", "shift")]
+        tables = tuple(self._table(node.name, *each).name for each in norm)
+        limit = inf if norm else 2.0 ** (EXACT_LIMIT_BITS - weights.sum_exponent)
+        found = Sums("state->sums", weights.sum_exponent, tables, limit)
+        added = _Added(f"{name}({self._pointer(edge, node.name)}, ", found)
+        readers = [each for every in self._program.nodes for each in every.inputs if each.source == node.name]
+        if values.static or len(readers) > 1 or readers[0].delay:
+            self._keep(node, added)
+        else:
+            self._added[node.name] = added
+
+    def _keep(self, node: Node, added: _Added) -> None:
+        """Keep sums of weights in the state: for all steps of a sample, for later ones, or for several populations."""
+        shape = self._graph.values[node.name].shape
+        size = Array(shape, 1, 0).size
+        self._scratch = max(self._scratch, size)
+        made = self._member(node.name, "z", "float", size, f"sums of {node.name}")
+        name = self._names(node.name, "keep")
+        norm = bool(added.sums.norm)
+        _, channel = elements(shape, norm, [])
+        body, _ = elements(shape, norm, [f"out[n] = {added.sums.read('sum', channel)};"])
+        text = function(f"static void {name}(const int32_t *sum, float *out)", body)
+        self._define(f"{node.name}: its sums as they are kept", text)
+        pointer, self._limits[node.name] = f"state->{made.name}", added.sums.limit
+        self._calls(node).extend([f"{added.call}state->sums);", f"{name}(state->sums, {pointer});"])
+        self._made(node.name, pointer, "float", size)
+
+    def _add_population(self, node: Node, population: Population) -> None:
+        size, read, used = Array(population.place.output.shape, 1, 0).size, dict[str, Sums](), 0
+        for key, edge in zip(population.sums, node.inputs, strict=True):
+            if (added := self._added.get(edge.source)) is None:
+                read[key] = Sums(self._pointer(edge, node.name), limit=self._limits[edge.source])
+                continue
+            place = f"&state->sums[{used}]"
+            self.step.append(f"{added.call}{place});")
+            read[key] = replace(added.sums, pointer=place)
+            used += size
+        self._scratch = max(self._scratch, used)
+        step = reduced(population, read)
+        if not step.exact:
+            raise ConfigError(
+                f"{node.name}: the neuron's step has exp, whose last bits differ between C libraries; write it without"
+            )
+        fields = {key: self._member(node.name, key, "float", size, f"{node.name}: state {key}") for key in step.states}
+        fire = Fire(
+            population,
+            step,
+            read,
+            {key: self._table(node.name, key, x).name for key, x in population.learned.items() if x.size > 1},
+            {key: f"state->{member.name}" for key, member in fields.items()},
+            self._pointers[node.name],
+            f"state->{self.layers[list(self._program.populations).index(node.name)].potentials.name}",
+            None if node.name == self._program.nodes[-1].name else self._trace,
+        )
+        name = self._names(node.name, "fire")
+        self._define(f"{node.name}: a step of all neurons", fire.text(name, f"{self._stem}_state"))
+        self.step.append(f"{name}(state);")
+        self._made(node.name, self._pointers[node.name], "uint8_t", size)

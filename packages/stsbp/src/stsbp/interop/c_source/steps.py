@@ -1,0 +1,167 @@
+"""Neurons in C: one function a population, which filters its sums, prints the step of its equation, and fires."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+
+from stsbp_spec.adjoint import free_variables, substituted
+from stsbp_spec.expr import Expr, Recurrence, named, ordered, snap
+from stsbp_spec.printers import lines
+from stsbp_spec.synapses.batchnorm import FORWARD
+from stsbp_spec.typing import Shape
+
+from stsbp.interop.c_source.arrays import Array
+from stsbp.interop.c_source.texts import C, function, loops, times
+from stsbp.interop.program import Population
+
+__all__ = ["BATCHNORM", "SNAP", "Fire", "Sums", "elements", "reduced"]
+
+SNAP = ["static float snap(float x)", "{", "    return (fabsf(x) < 0x1p-100f) ? 0.0f : x;", "}"]
+
+
+def _batchnorm() -> list[str]:
+    printed = lines(FORWARD, C)
+    inputs = ", ".join(f"float {C.word.format(name)}" for name in FORWARD.inputs)
+    body = [*(line.text for line in printed.lines), f"return {printed.outputs['y']};"]
+    return function(f"static float batchnorm({inputs})", body)
+
+
+BATCHNORM = _batchnorm()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums of weights as an equation reads them.
+
+    Attributes:
+        pointer: to the first of them, in C; with `exponent` of `int32_t`, else of `float`.
+        exponent: they are in units of `2^-exponent`; None: they are the numbers themselves.
+        norm: tables of mean, factor and shift of each channel, where they are normalised.
+        limit: no magnitude is larger.
+    """
+
+    pointer: str
+    exponent: int | None = None
+    norm: tuple[str, ...] = ()
+    limit: float = inf
+
+    def read(self, name: str, channel: str) -> str:
+        """One of them as a `float`, from the pointer called `name`."""
+        if self.exponent is None:
+            return f"{name}[n]"
+        # Exact: fewer than 2^24 units, times a power of two.
+        number = f"(float){name}[n] * {float(2.0**-self.exponent).hex()}f".replace(".0000000000000p", "p")
+        each = "".join(f", {table}[{channel}]" for table in self.norm)
+        return f"batchnorm({number}{each})" if self.norm else number
+
+
+def elements(shape: Shape, by_channel: bool, rows: Sequence[str]) -> tuple[list[str], str]:
+    """Loops over all neurons `n` of a shape, and what their channel is called."""
+    size = Array(shape, 1, 0).size
+    if len(shape) == 1 or not by_channel:
+        return loops([("n", size)], rows), "n"
+    number = f"const int32_t n = {times('p', shape[0])} + c;"
+    return loops([("p", size // shape[0]), ("c", shape[0])], [number, *rows]), "c"
+
+
+def reduced(population: Population, sums: Mapping[str, Sums]) -> Recurrence:
+    """The step without states that change nothing: those that nothing reads, and those of filters whose decay is 0.
+
+    Of such a filter `i = snap(k i + c z)` remains `snap(c z)`: `k i` is a zero as long as `i` is finite, which it is
+    where `z` is a sum of weights. That is how what is not filtered enters.
+    """
+    step = population.step
+    for name, new in step.states.items():
+        if (product := _fresh(new, name, population, sums)) is not None:
+            lone = snap(product) if new.name is None else named(new.name, snap(product))
+            roots = substituted(step.roots, {id(new): lone})
+            found = dict(zip([*step.states, *step.outputs], roots, strict=True))
+            step = step.changed(
+                states={key: found[key] for key in step.states}, outputs={key: found[key] for key in step.outputs}
+            )
+    while unread := [name for name in step.states if name not in free_variables(step.roots)]:
+        step = step.changed(states={key: x for key, x in step.states.items() if key not in unread})
+    return step
+
+
+def _fresh(new: Expr, state: str, population: Population, sums: Mapping[str, Sums]) -> Expr | None:
+    """`c z` where the new value of a state is `snap(k state + c z)` with `k = 0`, and finite."""
+    if new.op != "snap" or new.args[0].op != "add":
+        return None
+    kept, product = new.args[0].args
+    if (kept.op, product.op) != ("mul", "mul"):
+        return None
+    (k, old), (c, z) = kept.args, product.args
+    constants = population.constants
+    if old.name != state or constants.get(str(k.name)) != 0 or c.name not in constants or z.name not in sums:
+        return None
+    return product if abs(float(constants[str(c.name)])) * sums[str(z.name)].limit < 2.0**127 else None
+
+
+@dataclass(frozen=True)
+class Fire:
+    """The function of a population.
+
+    Attributes:
+        population: the population.
+        sums: what each input of its equation is, by name.
+        learned: tables of learned numbers of each channel, by name.
+        step: its step.
+        states: pointers to the states that `step` reads, by name.
+        spikes: pointer to spikes.
+        potentials: pointer to potentials.
+        traced: the macro under which potentials are kept; None: always.
+    """
+
+    population: Population
+    step: Recurrence
+    sums: Mapping[str, Sums]
+    learned: Mapping[str, str]
+    states: Mapping[str, str]
+    spikes: str
+    potentials: str
+    traced: str | None
+
+    @cached_property
+    def _read(self) -> frozenset[str]:
+        return frozenset(str(x.name) for x in ordered(self.step.roots) if x.op == "variable")
+
+    def text(self, name: str, state: str) -> list[str]:
+        """The function, called `name`; `state` is the type of the state."""
+        population, step, shape = self.population, self.step, self.population.place.output.shape
+        numbers = {key: population.constants[key] for key in step.parameters if key in self._read}
+        numbers |= {key: x.reshape(-1)[0] for key, x in population.learned.items() if x.size == 1}
+        before = [self._declared(key, C.constant(float(x))) for key, x in numbers.items()]
+        used = {key: each for key, each in self.sums.items() if key in self._read}
+        before += [
+            f"const {'float' if each.exponent is None else 'int32_t'} *{key} = {each.pointer};"
+            for key, each in used.items()
+        ]
+        by_channel = bool(self.learned) or any(each.norm for each in self.sums.values())
+        _, channel = elements(shape, by_channel, [])
+        body = [self._declared(key, each.read(key, channel)) for key, each in used.items()]
+        body += [self._declared(key, f"{table}[{channel}]") for key, table in self.learned.items()]
+        body += [self._declared(key, f"{pointer}[n]") for key, pointer in self.states.items()]
+        printed = lines(step, C)
+        body += [line.text for line in printed.lines]
+        body += [f"{pointer}[n] = {printed.states[key]};" for key, pointer in self.states.items()]
+        body += [f"{self.spikes}[n] = (uint8_t)({printed.outputs['o']} ? 1u : 0u);"]
+        body += self._kept(printed.outputs["u"], "\n".join(body))
+        whole, _ = elements(shape, by_channel, body)
+        return function(f"static void {name}({state} *state)", [*before, "", *whole])
+
+    def _declared(self, name: str, value: str) -> str:
+        return C.number.format(C.word.format(name), value)
+
+    def _kept(self, u: str, body: str) -> list[str]:
+        """Statements that keep the potential `u`."""
+        stored = [f"{self.potentials}[n] = {u};"]
+        if self.traced is None:
+            return stored
+        # A compiler warns of a value that nothing reads.
+        unread = ["#else", f"(void){u};"] if len(re.findall(rf"\b{u}\b", body)) == 1 else []
+        return [f"#if defined({self.traced})", *stored, *unread, "#endif"]

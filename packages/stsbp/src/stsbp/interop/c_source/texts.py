@@ -1,0 +1,128 @@
+"""Pieces of C: names, comments, strings, tables of numbers and loops."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from stsbp_spec.printers import LANGUAGES
+
+__all__ = ["SIZES", "C", "Names", "braced", "comment", "function", "identifier", "indented", "loops", "number_type",
+           "over", "plus", "string", "table", "times"]  # fmt: skip
+
+C = LANGUAGES["c"]
+"""The language that equations are printed in."""
+
+SIZES = {"float": 4, "int32_t": 4, "uint32_t": 4, "int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1}
+"""Bytes of the types that are used."""
+
+_LONGEST_STEM = 20
+"""Characters that every compiler tells apart in a name that others link to are 31, and `_step` and others follow."""
+_LONGEST_NAME = 40
+_ROW = 110
+
+
+def identifier(text: str) -> str:
+    """`text` as the beginning of names in C: small letters, digits and _, and a letter first."""
+    plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
+    # The standard library keeps names for itself that begin with these and a letter.
+    if not plain or plain[0].isdigit() or re.match(r"(?:is|to|mem|str|wcs)[a-z]", plain):
+        plain = f"net_{plain}"[:_LONGEST_STEM].strip("_")
+    return plain
+
+
+class Names:
+    """Names within one file, each given once.
+
+    Args:
+        taken: those that are there already.
+    """
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+
+    def __call__(self, node: str, what: str) -> str:
+        """A name for something of a node."""
+        stem = re.sub(r"[^A-Za-z0-9]+", "_", node).strip("_")[:_LONGEST_NAME]
+        if not stem or stem[0].isdigit():
+            stem = f"n{stem}"
+        name, number = f"{stem}_{what}", 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}_{what}_{number}"
+        self._taken.add(name)
+        return name
+
+
+def comment(text: str) -> str:
+    """`text` as it may stand in a comment."""
+    return re.sub(r"[^A-Za-z0-9 .,:;_+=()\[\]{}|@<>^-]+", "_", text)
+
+
+def string(text: str) -> str:
+    """A string literal of the UTF-8 of `text`."""
+    plain = {byte: chr(byte) for byte in range(0x20, 0x7F)} | {ord('"'): '\\"', ord("\\"): "\\\\", ord("?"): "\\?"}
+    written = "".join(plain.get(byte, f"\\{byte:03o}") for byte in text.encode("utf-8", "replace"))
+    return f'"{written}"'
+
+
+def indented(rows: Iterable[str]) -> list[str]:
+    """Lines one level deeper."""
+    return [f"    {row}" if row and not row.startswith("#") else row for row in rows]
+
+
+def braced(head: str, rows: Iterable[str]) -> list[str]:
+    """A block."""
+    return [f"{head} {{", *indented(rows), "}"]
+
+
+def function(head: str, rows: Iterable[str]) -> list[str]:
+    """A function."""
+    return [head, "{", *indented(rows), "}"]
+
+
+def loops(axes: Sequence[tuple[str, int]], rows: Iterable[str]) -> list[str]:
+    """Loops over axes by their names and sizes, the first one outermost."""
+    found = list(rows)
+    for name, size in reversed(axes):
+        found = braced(f"for (int32_t {name} = 0; {name} < {size}; {name}++)", found)
+    return found
+
+
+def times(text: str, factor: int) -> str:
+    """A product with a number that is known."""
+    return text if factor == 1 else f"({text} * {factor})"
+
+
+def over(text: str, divisor: int) -> str:
+    """A quotient, rounded down, of a number that is not negative."""
+    return text if divisor == 1 else f"({text} / {divisor})"
+
+
+def plus(text: str, number: int) -> str:
+    """A sum with a number that is known."""
+    return text if number == 0 else f"({text} {'-' if number < 0 else '+'} {abs(number)})"
+
+
+def number_type(values: np.ndarray[Any, Any]) -> str:
+    """The type of a table of numbers."""
+    if values.dtype == np.float32:
+        return "float"
+    return "int8_t" if not values.size or np.abs(values).max() <= 127 else "int16_t"
+
+
+def table(name: str, values: np.ndarray[Any, Any]) -> list[str]:
+    """A constant table of float32 or of integers, flat."""
+    flat = values.reshape(-1).tolist()
+    texts = [C.constant(x) if values.dtype == np.float32 else str(x) for x in flat]
+    rows, row, width = [], list[str](), 0
+    for text in texts:
+        if width + len(text) + 2 > _ROW:
+            rows.append(f"{', '.join(row)},")
+            row, width = [], 0
+        row.append(text)
+        width += len(text) + 2
+    rows.append(", ".join(row))
+    return [*braced(f"static const {number_type(values)} {name}[{len(flat)}] =", rows)[:-1], "};"]

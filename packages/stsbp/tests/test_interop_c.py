@@ -1,0 +1,450 @@
+"""`stsbp export --to c`: compiled networks against the reference, every layer, step and sample, bit for bit."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from click.testing import Result
+from small_networks import SMALL, Case, case, drawn
+from stsbp import load_run
+from stsbp.errors import ConfigError, FileError
+from stsbp.interop.c_source import Source, source, write
+from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
+from stsbp.interop.c_source.texts import identifier, string
+from stsbp.interop.program import About, program
+from stsbp_spec import NetworkSpec
+from stsbp_spec.expr import Expr, Names, exp, named, snap, spike, sqrt, where
+from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons.base import NeuronModel, Step
+from stsbp_spec.synapses import PSP
+from stsbp_spec.typing import UInt8
+
+GCC = shutil.which("gcc") or ""
+WARNED = ("-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-pedantic", "-Werror")
+PAGE = Path(__file__).parents[3] / "docs" / "deploy.md"
+LIKE_THIS = About("net", "0" * 64, 9, ("one", "two"))
+
+pytestmark = pytest.mark.skipif(not GCC, reason="there is no gcc")
+
+
+@dataclass(frozen=True)
+class Odd(NeuronModel):
+    """Names that are words of C or of the frame, a state that nothing reads, a potential that is not the spike's."""
+
+    name: ClassVar[str] = "odd"
+    states: ClassVar[tuple[str, ...]] = ("spikes", "int", "unread")
+
+    threshold: float = 0.4
+
+    def constants(self) -> dict[str, float]:
+        return {"double": 0.7, "n": self.threshold, "state": -0.3, "unused": 1.0}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(p.double * s.spikes + i))
+        o = spike(sqrt(abs(u)), p.n)
+        drawn = where(u < -abs(p.state), u, -u / (abs(s.int) + 3))
+        return Step(named("free", u - drawn), o, {"spikes": where(o, 0, u), "int": drawn, "unread": u * u})
+
+
+@dataclass(frozen=True)
+class Inexact(NeuronModel):
+    """A neuron that takes an exponential."""
+
+    name: ClassVar[str] = "inexact"
+    states: ClassVar[tuple[str, ...]] = ("m",)
+
+    def constants(self) -> dict[str, float]:
+        return {"vth": self.threshold}
+
+    def step(self, p: Names, s: Names, i: Expr) -> Step:
+        u = named("u", snap(s.m * exp(i)))
+        return Step(u, spike(u, p.vth), {"m": u})
+
+
+def node(name: str, *rows: str) -> str:
+    return "\n".join(["[[node]]", f'name = "{name}"', *rows, ""])
+
+
+SEVERAL = "".join(
+    [
+        node("late", 'weights = "6b"', 'from = [{node = "input", delay = 1}]'),
+        node("a", 'weights = "6bn"', 'from = "input"'),
+        node("one", 'neurons = ""', 'from = ["a", "late"]'),
+        node("two", 'neurons = "neuron=alif"', 'from = ["late", {node = "a", delay = 2}]'),
+        node("drop", 'layer = "D0"', 'from = [{node = "one", delay = 1}]'),
+        node("flat", 'layer = "F"', 'from = "drop"'),
+        node("both", "add = true", 'from = [{node = "flat", delay = 2}, "two", "one"]'),
+        node("third", 'weights = "4"', 'from = "both"'),
+        node("out", 'neurons = ""', 'from = ["third"]'),
+    ]
+)
+IMAGE_TWICE = "".join(
+    [
+        node("int", 'layer = "F"', 'from = "input"'),
+        node("a", 'weights = "6bn"', 'from = "int"'),
+        node("b", 'weights = "6"', 'from = "input"'),
+        node("one", 'neurons = ""', 'from = ["a", "b"]'),
+        node("two", 'neurons = "tau_s=1"', 'from = ["b"]'),
+        node("last", 'weights = "4"', 'from = "one"'),
+        node("again", 'weights = "4"', 'weights_of = "last"', 'from = "two"'),
+        node("out", 'neurons = "neuron=if"', 'from = ["last", "again"]'),
+    ]
+)
+
+
+def network(net: str, shape: tuple[int, ...] = (12,), **more: Any) -> NetworkSpec:
+    settings: dict[str, Any] = {"outputs": 4, "neuron": LIF(3.0, 5 / 3), **more}
+    return NetworkSpec.parse(net, input_shape=shape, **settings)
+
+
+ALONE = {
+    "one neuron": lambda: drawn(network("1", (1,), outputs=1), 3, 1, 1),
+    "no hidden layer": lambda: drawn(network("4", outputs=4), 3, 20, 1),
+    "counts": lambda: drawn(network("10", input_max=255), 5),
+    "few counts": lambda: drawn(network("4C3p1-P2-10", (2, 8, 8), input_max=3), 6),
+    "pooled counts": lambda: drawn(network("P2-M2-4C1-G", (2, 8, 8), input_max=200), 6),
+    "input filter": lambda: drawn(network("4C3-P2-10", (2, 8, 8), input_psp=PSP(3.0, 1.5)), 6),
+    "input and branch": lambda: drawn(network("[2C3p1|P1]+-P2-6", (2, 6, 6), input_psp=PSP(5 / 3)), 6),
+    "several": lambda: drawn(network(SEVERAL), 3, 12),
+    "image twice": lambda: drawn(network(IMAGE_TWICE, (2, 3, 3), coding="direct"), 8),
+    "pooled image": lambda: drawn(network("P2-4C3p1-M2-F-8", (3, 8, 8), coding="direct"), 2),
+    "largest pooling of an image": lambda: drawn(network("P32-8", (2, 32, 32), coding="direct"), 2),
+    "flat image": lambda: drawn(network("F-8-6", (1, 5, 3), coding="direct"), 2),
+    "one dimension": lambda: drawn(network("4C1x5p0x2-P1x2-6C1x3s1x2-U1x2-F-D0.3-8", (2, 1, 20)), 2),
+    "depthwise": lambda: drawn(network("8C3p1-8C3x1p1x0{groups=8}-4C3s2x1p1{dilation=1x2,groups=2}", (2, 7, 9)), 2),
+    "means and largest": lambda: drawn(network("4C3p1-[P2|M2|P2-U1]+-6C3", (2, 8, 8)), 2),
+    "recurrent and delayed": lambda: drawn(network("10R-8R{delay=2}-6{delay=1,recurrent=one-to-one}"), 2),
+    "recurrence of a row": lambda: drawn(network("4C3R1x3p1", (2, 6, 6)), 2),
+    "normalised vector": lambda: drawn(network("10bn-8bn"), 3),
+    "learned by channel": lambda: drawn(network("4C3p1b{neuron=plif,per=channel}-P2-6", (2, 6, 6)), 2),
+    "few bits": lambda: drawn(network("10", weight_bits=4), 3),
+    "odd names": lambda: drawn(network("10-8", neuron=Odd()), 3),
+    "long": lambda: drawn(network("10-8{delay=7}", neuron=LIF(20.0, 9.0)), 3, 60, 1),
+}
+"""What C source alone has to get right: what lies in memory how, and what is kept from step to step."""
+
+
+@cache
+def alone(name: str) -> Case:
+    return ALONE[name]()
+
+
+def made(name: str) -> Case:
+    return case(name) if name in SMALL else alone(name)
+
+
+def exported(name: str) -> Source:
+    each = made(name)
+    return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, steps=9))
+
+
+@dataclass
+class Built:
+    """All networks in a folder, and the program that compares them."""
+
+    folder: Path
+    names: list[str]
+    sources: list[Source] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in self.names:
+            each, found = made(name), exported(name)
+            self.sources.append(found)
+            (self.folder / f"{found.stem}.h").write_text(found.header)
+            (self.folder / f"{found.stem}.c").write_text(found.source)
+            with (self.folder / f"{found.stem}.bin").open("wb") as file:
+                recorded(file, each.network, each.inputs, each.run)
+        assert len({each.stem for each in self.sources}) == len(self.sources)
+        (self.folder / "main.c").write_text(driver(self.sources))
+
+    def run(self, *options: str, compiler: str = GCC, program: str = "all") -> str:
+        """What the program prints, compiled with some options."""
+        files = [f"{each.stem}.c" for each in self.sources]
+        command = [compiler, *options, *macros(self.sources), *files, "main.c", "-o", program, "-lm"]
+        subprocess.run(command, cwd=self.folder, check=True)
+        return subprocess.run([f"./{program}"], cwd=self.folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    return Built(tmp_path_factory.mktemp("c"), [*SMALL, *ALONE])
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Built:
+    return Built(tmp_path, ["full", "second order", "normalised", "odd names"])
+
+
+def has_fused_multiply_add() -> bool:
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and bool(re.search(r"^flags.*\bfma\b", info.read_text(), re.MULTILINE))
+
+
+FMA = pytest.mark.skipif(not has_fused_multiply_add(), reason="this processor has no fused multiply-add of x86")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-O0", "-std=c99", *WARNED, "-fsanitize=undefined,address", "-fno-sanitize-recover=all"),
+        ("-O3", "-std=gnu11", *WARNED, "-march=native"),
+    ],
+    ids=["sanitised", "fast"],
+)
+def test_every_network_computes_what_the_reference_does(built: Built, options: tuple[str, ...]) -> None:
+    found = list(compared(built.run(*options)))
+    assert {each.network for each in found} == {each.stem for each in built.sources}
+    assert [each for each in found if each.spikes_differ or each.potentials_differ] == []
+    layers = [layer for name in built.names for layer in made(name).run.layers.values()]
+    assert [each.values for each in found] == [layer.spikes.size for layer in layers]
+    assert [each.spikes for each in found] == [layer.spikes.sum() for layer in layers]
+
+
+@FMA
+def test_gcc_fuses_nothing_and_what_it_fuses_without_the_pragma_is_seen(few: Built) -> None:
+    options = ("-O3", "-std=gnu11", "-mfma", "-ffp-contract=fast")
+    assert not any(each.potentials_differ for each in compared(few.run(*options)))
+    for each in few.sources:
+        path = few.folder / f"{each.stem}.c"
+        assert each.source.count('"fp-contract=off", ') == 1
+        path.write_text(each.source.replace('"fp-contract=off", ', ""))
+    printed = few.run(*options)
+    assert printed.count('"exact": 0') == len(few.sources)
+    layers = [Compared(**each) for each in map(json.loads, printed.splitlines()) if "layer" in each]
+    assert any(each.potentials_differ for each in layers)
+    with pytest.raises(ValueError, match='"exact": 0'):
+        list(compared(printed))
+
+
+@FMA
+@pytest.mark.skipif(shutil.which("clang") is None, reason="there is no clang")
+def test_clang_fuses_nothing_unless_it_is_told_to_which_is_seen(few: Built) -> None:
+    assert not any(each.potentials_differ for each in compared(few.run("-O3", "-mfma", *WARNED, compiler="clang")))
+    assert '"exact": 1' not in few.run("-O3", "-mfma", "-ffp-contract=fast", compiler="clang")
+
+
+@pytest.mark.parametrize("option", ["-ffast-math", "-fassociative-math", "-mfpmath=387"])
+def test_options_that_change_numbers_do_not_compile(few: Built, option: str) -> None:
+    if option.startswith("-m") and platform.machine() != "x86_64":
+        pytest.skip("an option of x86")
+    more = ["-fno-signed-zeros", "-fno-trapping-math"] if option == "-fassociative-math" else []
+    command = [GCC, "-std=c99", option, *more, "-c", "full.c", "-o", "full.o"]
+    ran = subprocess.run(command, cwd=few.folder, capture_output=True, text=True)
+    assert ran.returncode
+    assert "#error" in ran.stderr
+
+
+def test_header_and_source_of_two_exports_do_not_compile(few: Built) -> None:
+    other = exported_as("full", "full", checkpoint="1" * 64)
+    (few.folder / "full.h").write_text(other.header)
+    ran = subprocess.run([GCC, "-c", "full.c"], cwd=few.folder, capture_output=True, text=True)
+    assert "full.h and full.c are of two exports" in ran.stderr
+
+
+def test_tables_and_state_have_the_sizes_that_are_said(built: Built) -> None:
+    chosen = [each for each in built.sources if each.stem in ("residual", "nodes", "image_twice", "few_bits", "plif")]
+    subprocess.run([GCC, "-std=c99", "-c", *(f"{each.stem}.c" for each in chosen)], cwd=built.folder, check=True)
+    for each in chosen:
+        command = ["nm", "-S", "--defined-only", f"{each.stem}.o"]
+        printed = subprocess.run(command, cwd=built.folder, check=True, capture_output=True, text=True).stdout
+        tables = [line.split()[1] for line in printed.splitlines() if line.split()[2] == "r"]
+        assert sum(int(size, 16) for size in tables) == each.flash
+        assert f"_FLASH_BYTES {each.flash}u" in each.header
+    lines = [f'#include "{each.stem}.h"' for each in built.sources]
+    checks = [
+        f"typedef char s{i}[(sizeof({each.stem}_state) == {each.ram}) ? 1 : -1];"
+        for i, each in enumerate(built.sources)
+    ]
+    text = "\n".join([*lines, *checks, ""])
+    subprocess.run([GCC, "-fsyntax-only", "-x", "c", "-"], cwd=built.folder, input=text, text=True, check=True)
+
+
+def test_what_nothing_reads_takes_no_memory() -> None:
+    # An input that is not filtered keeps no current, and every other one does.
+    assert "float neurons1_m[10]" in exported("full").header
+    assert "neurons1_i" not in exported("full").header
+    assert "float neurons2_i[4]" in exported("full").header
+    assert "float neurons1_a[144]" in exported("input filter").header
+    assert "unread" not in exported("odd names").header
+    # A table serves all who have the same numbers.
+    assert exported("image twice").source.count("static const int16_t last_weights") == 1
+    assert "static const int8_t linear1_weights[120]" in exported("few bits").source
+
+
+class Library:
+    """A network as a shared library."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        found = exported(name)
+        (folder / f"{found.stem}.h").write_text(found.header)
+        (folder / f"{found.stem}.c").write_text(found.source)
+        command = [GCC, "-std=c99", "-O1", "-shared", "-fPIC", f"{found.stem}.c", "-o", f"{found.stem}.so", "-lm"]
+        subprocess.run(command, cwd=folder, check=True)
+        self._whole = getattr(ctypes.CDLL(str(folder / f"{found.stem}.so")), f"{found.stem}_run")
+        self._state, self._outputs = np.empty(found.ram // 4, np.float32), made(name).network.outputs
+
+    def run(self, frames: UInt8, steps: int) -> UInt8:
+        spikes, frames = np.empty((steps, self._outputs), np.uint8), np.ascontiguousarray(frames)
+        pointers = [ctypes.c_void_p(x.ctypes.data) for x in (self._state, frames, spikes)]
+        self._whole(pointers[0], pointers[1], ctypes.c_uint32(steps), pointers[2], None)
+        return spikes
+
+
+def test_bytes_that_are_too_large_count_as_the_largest(tmp_path: Path) -> None:
+    full, few = made("full"), made("few counts")
+    last = list(full.run.layers.values())[-1].spikes
+    assert np.array_equal(Library(tmp_path, "full").run(full.inputs[:, 1] * np.uint8(77), 9), last[:, 1])
+    beyond = np.where(few.inputs == 3, np.uint8(200), few.inputs)
+    assert (beyond != few.inputs).any()
+    last = list(few.run.layers.values())[-1].spikes
+    assert np.array_equal(Library(tmp_path, "few counts").run(beyond[:, 0], 9), last[:, 0])
+
+
+def exported_as(network_name: str, name: str, **more: Any) -> Source:
+    each = made(network_name)
+    return source(program(each.network, each.weights), replace(LIKE_THIS, name=name, **more))
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("digits", "digits"),
+        ("Run 1", "run_1"),
+        ("nmnist-20261126-120000-again", "nmnist_20261126_1200"),
+        ("1st", "net_1st"),
+        ("", "net"),
+        ("Übung", "bung"),
+        ("日本", "net"),
+        ("a*/b", "a_b"),
+        ("s", "s"),
+        ("string", "net_string"),
+        ("e1", "e1"),
+        ("__x__", "x"),
+        ("int", "int"),
+    ],
+)
+def test_names_of_runs_become_names_in_c(name: str, stem: str) -> None:
+    found = exported_as("no hidden layer", name)
+    assert found.stem == identifier(name) == stem
+    assert f"void {stem}_step(" in found.header
+    assert len(f"{stem}_layer_sizes") <= 32
+
+
+def test_text_of_others_cannot_leave_its_place(tmp_path: Path) -> None:
+    wild = 'a*/ int x; /* "\\\n??/ %d \x1b é'
+    hostile = exported_as("full", wild, checkpoint=f'{"0" * 63}"', classes=(wild, "", "??/", "\ud800"))
+    (tmp_path / f"{hostile.stem}.h").write_text(hostile.header)
+    (tmp_path / f"{hostile.stem}.c").write_text(hostile.source)
+    text = f"""
+#include <stdio.h>
+#include "{hostile.stem}.h"
+#include "{hostile.stem}.h"
+int main(void) {{ const char *const all[] = {hostile.stem.upper()}_CLASS_NAMES; fputs(all[0], stdout); return 0; }}
+"""
+    command = [GCC, *WARNED, "-std=c99", f"{hostile.stem}.c", "-x", "c", "-", "-o", "shown", "-lm"]
+    subprocess.run(command, cwd=tmp_path, input=text, text=True, check=True)
+    shown = subprocess.run(["./shown"], cwd=tmp_path, check=True, capture_output=True).stdout
+    assert shown.decode() == wild
+    assert string("a?") == '"a\\?"'
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
+def test_the_header_serves_c_plus_plus(tmp_path: Path) -> None:
+    found = exported("image")
+    (tmp_path / "image.h").write_text(found.header)
+    (tmp_path / "image.c").write_text(found.source)
+    text = '#include "image.h"\nint main() { image_state s; image_begin(&s, nullptr); return image_check(); }\n'
+    (tmp_path / "main.cpp").write_text(text)
+    subprocess.run([GCC, "-std=c99", "-c", "image.c"], cwd=tmp_path, check=True)
+    subprocess.run(["g++", *WARNED, "main.cpp", "image.o", "-o", "linked"], cwd=tmp_path, check=True)
+
+
+def test_a_step_with_an_exponential_is_refused_by_name() -> None:
+    each = drawn(network("6-5{tau_s=2}", neuron=Inexact()), 3)
+    with pytest.raises(ConfigError, match=r"neurons1: the neuron's step has exp"):
+        source(program(each.network, each.weights), LIKE_THIS)
+
+
+def test_what_no_index_reaches_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.interop.c_source.module._LARGEST", 100)
+    with pytest.raises(ConfigError, match=r"linear1: 120 numbers are too many"):
+        exported("full")
+
+
+def test_both_files_are_written_or_none(tmp_path: Path) -> None:
+    each = made("full")
+    given = program(each.network, each.weights), LIKE_THIS
+    out = tmp_path / "there" / "new"
+    assert write(*given, out)[:2] == [str(out / "net.c"), str(out / "net.h")]
+    assert sorted(path.name for path in out.iterdir()) == ["net.c", "net.h"]
+    before = (out / "net.c").read_bytes()
+    write(given[0], replace(LIKE_THIS, checkpoint="1" * 64), out)
+    assert (out / "net.c").read_bytes() != before
+    (out / "net.h").write_text("/* mine */")
+    before = (out / "net.c").read_bytes()
+    with pytest.raises(FileError, match=r"net\.h is there already and is not C source of stsbp export"):
+        write(*given, out)
+    assert (out / "net.c").read_bytes() == before
+    assert sorted(path.name for path in out.iterdir()) == ["net.c", "net.h"]
+    with pytest.raises(FileError, match=r"net\.c is a file, and C source is two of them"):
+        write(*given, out / "net.c")
+
+
+def test_a_full_disk_leaves_the_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = made("full")
+    given = program(each.network, each.weights), LIKE_THIS
+    write(*given, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    real = os.fsync
+    left = [1]
+
+    def full(descriptor: int) -> None:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        real(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FileError, match="the disk is full"):
+        write(given[0], replace(LIKE_THIS, checkpoint="1" * 64), tmp_path)
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_command_writes_what_the_page_shows_and_it_reads_digits(
+    stsbp: Callable[..., Result], train_tiny: Callable[..., Result], refused: Callable[..., None], tmp_path: Path
+) -> None:
+    train_tiny(tmp_path / "digits", "--net", "4C3p1-P2-16", "--steps", 8, "--epochs", 12, "--lr", 0.02)
+    printed = stsbp("export", "digits", "--to", "c", "--out", "firmware")
+    assert printed.exit_code == 0, printed.output
+    header = (tmp_path / "firmware" / "digits.h").read_text()
+    flash, ram = (int(re.findall(rf"DIGITS_{name}_BYTES (\d+)u", header)[0]) for name in ("FLASH", "RAM"))
+    assert f"tables {flash:,} bytes (flash), state {ram:,} bytes (RAM)" in printed.output
+    text = re.findall(r"^```c\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[0]
+    (tmp_path / "firmware" / "main.c").write_text(text)
+    command = [GCC, "-std=c99", *WARNED, "-O2", "digits.c", "main.c", "-o", "reads"]
+    subprocess.run(command, cwd=tmp_path / "firmware", check=True)
+    trained = load_run(tmp_path / "digits", backend="numpy")
+    images = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (6, 1, 8, 8))
+    found = trained.predict(images)
+    for image, number in zip(images, found.counted, strict=True):
+        ran = subprocess.run([tmp_path / "firmware" / "reads"], input=image.tobytes(), capture_output=True, check=True)
+        assert ran.stdout.decode().strip() == found.names[number]
+    assert len(set(found.counted.tolist())) > 1
+    (tmp_path / "firmware" / "digits.c").write_text("mine")
+    refused(stsbp("export", "digits", "--to", "c", "--out", "firmware"), "digits.c", "is not C source of stsbp export")
+    refused(stsbp("export", "digits", "--to", "c", "--out", "firmware/main.c"), "is a file")
