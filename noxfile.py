@@ -46,6 +46,9 @@ TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
+INTEROP: dict[str, tuple[str, ...]] = {"c": (), "onnx": ("onnx>=1.18", "onnxruntime>=1.21")}
+"""Forms of `stsbp export` that `benchmarks/interop_FORM.py` holds against the reference, and what that needs."""
+ARCHIVE = "nmnist-1k.tar.xz"
 DIGITS_FLOOR = 96.0
 """Percent of 359 held-out digits; seeds 0 to 2 reach 98.1 to 98.6."""
 FOREIGN = """\
@@ -259,6 +262,30 @@ def bench_check(session: nox.Session) -> None:
 
 
 @nox.session
+def interop(session: nox.Session) -> None:
+    """Hold what is exported against the reference, in the programs that read it: -- [c|onnx] [RUN... OPTIONS]."""
+    part, *given = session.posargs or ["c"]
+    if part not in INTEROP:
+        session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
+    install(session, SPEC, CLI, *TORCH, tools=INTEROP[part])
+    if not any(Path(word).is_dir() for word in given[:1]):
+        given = [*trained_runs(session), *given]
+    session.run("python", f"benchmarks/interop_{part}.py", *given)
+
+
+def trained_runs(session: nox.Session) -> list[str]:
+    """Runs to export: digits, and N-MNIST where there are recordings."""
+    home = Path(session.create_tmp()).resolve()
+    wanted = {"digits": ["digits"]}
+    if any((data_folder() / name).exists() for name in ("NMNIST", ARCHIVE)):
+        wanted["nmnist"] = ["nmnist", "--data-dir", str(recordings(session)), "--holdout", "100", "--epochs", "6"]
+    for name, words in wanted.items():
+        out = ["--out", str(home / name), "--overwrite"]
+        session.run("stsbp", "--backend", "torch", "train", *words, *out, silent=True)
+    return [str(home / name) for name in wanted]
+
+
+@nox.session
 def nmnist(session: nox.Session) -> None:
     """Train briefly on real N-MNIST recordings ($STSBP_DATA) and require an accuracy: -- [FLOOR IN PERCENT]."""
     folder = recordings(session)
@@ -286,12 +313,17 @@ def experiment(session: nox.Session) -> None:
     session.run("stsbp", "--backend", "torch", "experiment", *session.posargs)
 
 
+def data_folder() -> Path:
+    """The folder of the real data sets, which may not be there."""
+    return Path(os.environ.get("STSBP_DATA") or ROOT.parent / "shared" / "data")
+
+
 def recordings(session: nox.Session) -> Path:
     """The folder that holds NMNIST/, from $STSBP_DATA or ../shared/data; archives are unpacked beside the session."""
-    data = Path(os.environ.get("STSBP_DATA") or ROOT.parent / "shared" / "data")
+    data = data_folder()
     if (data / "NMNIST").is_dir():
         return data
-    archive = data / "nmnist-1k.tar.xz"
+    archive = data / ARCHIVE
     if not archive.is_file():
         session.error(f"no recordings: {data} has neither a folder NMNIST nor {archive.name}; set STSBP_DATA")
     target = Path(session.create_tmp()).resolve()

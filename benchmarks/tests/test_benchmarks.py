@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import platform
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from stsbp.benchmarks import cases, device, kernels
 from stsbp.benchmarks.cases import Case
 from stsbp.benchmarks.result import Report
+from stsbp.cli import cli
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
 from stsbp_spec.collective import Alone
@@ -25,6 +30,7 @@ import beside  # noqa: E402
 import beside_worker  # noqa: E402
 import check  # noqa: E402
 import compare  # noqa: E402
+import interop_c  # noqa: E402
 import metadata  # noqa: E402
 import options  # noqa: E402
 import parts  # noqa: E402
@@ -355,3 +361,33 @@ def test_traffic_counts_what_is_sent_and_how_long_it_takes(monkeypatch: pytest.M
     collective.gather(np.zeros(7, np.uint8))
     assert (traffic.messages, traffic.bytes) == (3, 4 + 48 + 7)
     assert traffic.seconds == 4, "both parts of the sum are timed"
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_exported_c_is_compared_and_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "digits"
+    settings = (
+        "--net",
+        "4C3-P2",
+        "--steps",
+        "4",
+        "--epochs",
+        "1",
+        "--limit",
+        "40",
+        "--holdout",
+        "12",
+        "--out",
+        str(run),
+    )
+    assert CliRunner().invoke(cli, ["--backend", "numpy", "train", "digits", *settings]).exit_code == 0
+    target = f"gcc {platform.machine()} -O2"
+    chosen = ["--samples", "11", "--targets", target, "--rounds", "1", "--beside", "numpy"]
+    chosen += ["--out", str(tmp_path / "report.json")]
+    assert interop_c.main([str(run), *chosen]) == 0
+    printed = capsys.readouterr().out
+    assert f"{target}: 0 spikes and 0 potentials differ" in printed
+    assert re.search(r"^conv1 +256 +0\.\d{4} +0 +0$", printed, re.MULTILINE)
+    report = json.loads((tmp_path / "report.json").read_text())[str(run)]
+    assert report["targets"][target][0]["values"] == 11 * 4 * 256
+    assert set(report["milliseconds"]) == {"C, -O2", "C, -O3", "C, -O3 -march=native", "numpy"}

@@ -24,11 +24,12 @@ from stsbp import load_run
 from stsbp.errors import ConfigError, FileError
 from stsbp.interop.c_source import Source, source, write
 from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
-from stsbp.interop.c_source.texts import identifier, string
+from stsbp.interop.c_source.steps import batchnorm
+from stsbp.interop.c_source.texts import C, identifier, string
 from stsbp.interop.program import About, program
-from stsbp_spec import NetworkSpec
+from stsbp_spec import NetworkSpec, open_backend
 from stsbp_spec.expr import Expr, Names, exp, named, snap, spike, sqrt, where
-from stsbp_spec.neurons import LIF
+from stsbp_spec.neurons import IF, LIF
 from stsbp_spec.neurons.base import NeuronModel, Step
 from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import UInt8
@@ -111,6 +112,13 @@ def network(net: str, shape: tuple[int, ...] = (12,), **more: Any) -> NetworkSpe
     return NetworkSpec.parse(net, input_shape=shape, **settings)
 
 
+def silent_from(net: str, step: int, steps: int, neuron: NeuronModel) -> Case:
+    """A network whose input falls silent, so that states fade below the floor."""
+    each = drawn(network(net, neuron=neuron), 3, steps, 1)
+    each.inputs[step:] = 0
+    return replace(each, run=open_backend("numpy").run(each.network, each.weights, each.inputs, steps))
+
+
 ALONE = {
     "one neuron": lambda: drawn(network("1", (1,), outputs=1), 3, 1, 1),
     "no hidden layer": lambda: drawn(network("4", outputs=4), 3, 20, 1),
@@ -134,6 +142,8 @@ ALONE = {
     "few bits": lambda: drawn(network("10", weight_bits=4), 3),
     "odd names": lambda: drawn(network("10-8", neuron=Odd()), 3),
     "long": lambda: drawn(network("10-8{delay=7}", neuron=LIF(20.0, 9.0)), 3, 60, 1),
+    "silence": lambda: silent_from("10-8", 4, 60, LIF(1.25, 1.2)),
+    "at the threshold": lambda: drawn(network("10-8", neuron=IF(tau_s=1.0, threshold=2.0), weight_bits=2), 3),
 }
 """What C source alone has to get right: what lies in memory how, and what is kept from step to step."""
 
@@ -212,6 +222,26 @@ def test_every_network_computes_what_the_reference_does(built: Built, options: t
     layers = [layer for name in built.names for layer in made(name).run.layers.values()]
     assert [each.values for each in found] == [layer.spikes.size for layer in layers]
     assert [each.spikes for each in found] == [layer.spikes.sum() for layer in layers]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ({"snap": "({0})"}, "silence"),
+        ({"spike": "{0} > {1}"}, "at the threshold"),
+        ({"sub": "{1} - {0}"}, "normalised"),
+        ({"where": "({0} ? {2} : {1})"}, "full"),
+    ],
+)
+def test_an_equation_that_is_printed_wrongly_is_seen(
+    wrong: dict[str, str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any(each.potentials_differ for each in compared(Built(tmp_path, [name]).run()))
+    spoilt = replace(C, operations={**C.operations, **wrong})
+    monkeypatch.setattr("stsbp.interop.c_source.steps.C", spoilt)
+    monkeypatch.setattr("stsbp.interop.c_source.module.BATCHNORM", batchnorm(spoilt))
+    found = list(compared(Built(tmp_path, [name]).run()))
+    assert any(each.potentials_differ for each in found)
 
 
 @FMA

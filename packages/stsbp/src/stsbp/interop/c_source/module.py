@@ -43,7 +43,7 @@ class Member:
     @property
     def text(self) -> str:
         """As it is declared."""
-        return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {self.what} */"
+        return f"{self.type} {self.name}{f'[{self.count}]' if self.count else ''}; /* {comment(self.what)} */"
 
 
 @dataclass(frozen=True)

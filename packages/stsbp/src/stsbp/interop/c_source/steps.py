@@ -10,7 +10,7 @@ from math import inf
 
 from stsbp_spec.adjoint import free_variables, substituted
 from stsbp_spec.expr import Expr, Recurrence, named, ordered, snap
-from stsbp_spec.printers import lines
+from stsbp_spec.printers import Language, lines
 from stsbp_spec.synapses.batchnorm import FORWARD
 from stsbp_spec.typing import Shape
 
@@ -18,19 +18,20 @@ from stsbp.interop.c_source.arrays import Array
 from stsbp.interop.c_source.texts import C, function, loops, times
 from stsbp.interop.program import Population
 
-__all__ = ["BATCHNORM", "SNAP", "Fire", "Sums", "elements", "reduced"]
+__all__ = ["BATCHNORM", "SNAP", "Fire", "Sums", "batchnorm", "elements", "reduced"]
 
 SNAP = ["static float snap(float x)", "{", "    return (fabsf(x) < 0x1p-100f) ? 0.0f : x;", "}"]
 
 
-def _batchnorm() -> list[str]:
-    printed = lines(FORWARD, C)
-    inputs = ", ".join(f"float {C.word.format(name)}" for name in FORWARD.inputs)
+def batchnorm(language: Language) -> list[str]:
+    """The function that normalises a sum."""
+    printed = lines(FORWARD, language)
+    inputs = ", ".join(f"float {language.word.format(name)}" for name in FORWARD.inputs)
     body = [*(line.text for line in printed.lines), f"return {printed.outputs['y']};"]
     return function(f"static float batchnorm({inputs})", body)
 
 
-BATCHNORM = _batchnorm()
+BATCHNORM = batchnorm(C)
 
 
 @dataclass(frozen=True)

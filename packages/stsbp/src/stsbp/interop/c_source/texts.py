@@ -21,7 +21,8 @@ SIZES = {"float": 4, "int32_t": 4, "uint32_t": 4, "int16_t": 2, "uint16_t": 2, "
 _LONGEST_STEM = 20
 """Characters that every compiler tells apart in a name that others link to are 31, and `_step` and others follow."""
 _LONGEST_NAME = 40
-_ROW = 110
+_IN_A_ROW = 16
+"""Numbers of a table."""
 
 
 def identifier(text: str) -> str:
@@ -115,14 +116,8 @@ def number_type(values: np.ndarray[Any, Any]) -> str:
 
 def table(name: str, values: np.ndarray[Any, Any]) -> list[str]:
     """A constant table of float32 or of integers, flat."""
-    flat = values.reshape(-1).tolist()
-    texts = [C.constant(x) if values.dtype == np.float32 else str(x) for x in flat]
-    rows, row, width = [], list[str](), 0
-    for text in texts:
-        if width + len(text) + 2 > _ROW:
-            rows.append(f"{', '.join(row)},")
-            row, width = [], 0
-        row.append(text)
-        width += len(text) + 2
-    rows.append(", ".join(row))
+    flat = values.reshape(-1)
+    written = C.constant if values.dtype == np.float32 else str
+    each = _IN_A_ROW // (2 if values.dtype == np.float32 else 1)
+    rows = [", ".join(map(written, flat[i : i + each].tolist())) + "," for i in range(0, len(flat), each)]
     return [*braced(f"static const {number_type(values)} {name}[{len(flat)}] =", rows)[:-1], "};"]

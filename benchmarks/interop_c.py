@@ -1,0 +1,300 @@
+"""Exported C held against the reference on the held-out samples of runs: `python benchmarks/interop_c.py RUN...`.
+
+A run is exported (`stsbp export RUN --to c`), compiled by every compiler that is here for every target, and run there
+over all samples: natively, for Arm in qemu-user, for Cortex-M on the boards that qemu-system-arm has. Each program
+compares spikes and potentials of all layers, steps and samples with those of the numpy backend, bit by bit, and
+sequences with steps. Printed: a line a target, then a line a layer; then what the compiler's `size` says; then the time
+of a sample, beside that of backends and of onnxruntime, one at a time on one core, in turn, CPU time, medians.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from options import count, guarded, parser_of, write_report
+from stsbp.benchmarks.device import describe
+from stsbp.cli.common import limit_threads
+from stsbp.cli.export import FORMS
+from stsbp.errors import ConfigError
+from stsbp.interop.c_source import Source, source
+from stsbp.interop.c_source.check import Compared, compared, driver, macros, recorded
+from stsbp.interop.program import About, program
+from stsbp.training.build import load_data
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import Trained, load_trained
+from stsbp_spec.decoders import nearest_sequence
+from stsbp_spec.registry import open_backend
+from stsbp_spec.typing import Int64, UInt8
+
+__all__ = ["TARGETS", "Checked", "Target", "check", "layers", "main", "sizes", "timed"]
+
+BOARD = Path(__file__).parent / "cortex_m"
+BATCH = 10
+"""Samples that the reference computes at a time."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A compiler with options, and what runs its programs.
+
+    Attributes:
+        name: as it is printed.
+        compiler: command.
+        options: besides those that every target has.
+        runner: command before the program; none: it runs here.
+        board: of qemu-system-arm; None: it is a program of an operating system.
+    """
+
+    name: str
+    compiler: str
+    options: tuple[str, ...]
+    runner: tuple[str, ...] = ()
+    board: str | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """A command that is not here."""
+        wanted = [self.compiler, *self.runner[:1], *(["qemu-system-arm"] if self.board else [])]
+        return next((name for name in wanted if shutil.which(name) is None), None)
+
+    def compile(self, folder: Path, sources: list[Source]) -> None:
+        """Make the program `check` in the folder."""
+        files = ["main.c", *(f"{each.stem}.c" for each in sources), "-o", "check", "-lm"]
+        if self.board:
+            files += [str(BOARD / "start.c"), "-T", str(BOARD / "mps2.ld"), "--specs=rdimon.specs"]
+        _run([self.compiler, *self.options, *macros(sources), *files], folder)
+
+    def run(self, folder: Path) -> str:
+        """What the program prints."""
+        if self.board is None:
+            return _run([*self.runner, "./check"], folder)
+        semihosting = ["-semihosting-config", "enable=on,target=native"]
+        screen = ["-display", "none", "-monitor", "none", "-serial", "stdio"]
+        return _run(["qemu-system-arm", "-M", self.board, *screen, *semihosting, "-kernel", "check"], folder)
+
+
+def _targets() -> Iterator[Target]:
+    levels = ("-O0", "-O1", "-O2", "-O3")
+    here = platform.machine()
+    for compiler in ("gcc", "clang"):
+        for level in levels:
+            yield Target(f"{compiler} {here} {level}", compiler, ("-std=c99", level))
+        yield Target(f"{compiler} {here} -O3 -march=native, GNU C", compiler, ("-std=gnu11", "-O3", "-march=native"))
+    for level in levels:
+        options = ("-std=gnu11", level, "-static")
+        yield Target(f"gcc aarch64 {level}", "aarch64-linux-gnu-gcc", options, ("qemu-aarch64",))
+    for level in levels:
+        options = ("-std=gnu11", level, "-static")
+        yield Target(f"gcc armv7 {level}", "arm-linux-gnueabihf-gcc", options, ("qemu-arm",))
+    thumb = ("-std=gnu11", "-O3", "-static", "-mthumb", "-mcpu=cortex-a7", "-mfpu=neon-vfpv4")
+    yield Target("gcc armv7 -O3 -mcpu=cortex-a7 (fused multiply-add)", "arm-linux-gnueabihf-gcc", thumb, ("qemu-arm",))
+    cores: dict[str, tuple[str, tuple[str, ...]]] = {
+        "cortex-m0": ("mps2-an385", ()),
+        "cortex-m3": ("mps2-an385", ()),
+        "cortex-m4": ("mps2-an386", ("-mfloat-abi=hard", "-mfpu=fpv4-sp-d16")),
+        "cortex-m7": ("mps2-an500", ("-mfloat-abi=hard", "-mfpu=fpv5-sp-d16")),
+    }
+    for core, (board, unit) in cores.items():
+        every = ("-std=gnu11", "-O2", "-mthumb", f"-mcpu={core}", *unit)
+        yield Target(f"gcc {core} -O2, board {board}", "arm-none-eabi-gcc", every, board=board)
+
+
+TARGETS = tuple(_targets())
+"""Everything that is tried where its compiler is here."""
+
+
+def _run(command: list[str], folder: Path) -> str:
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    if ran.returncode:
+        raise ConfigError(f"{command[0]} ended with {ran.returncode}: {ran.stderr[-2000:]}")
+    return ran.stdout
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of a run.
+
+    Attributes:
+        source: the network in C.
+        samples: how many.
+        accuracy: share of samples whose nearest label sequence is that of their class; None: labels are spike trains.
+        targets: layers by target.
+    """
+
+    source: Source
+    samples: int
+    accuracy: float | None
+    targets: dict[str, list[Compared]]
+
+
+def check(trained: Trained, name: str, inputs: UInt8, labels: Int64, folder: Path, wanted: str) -> Checked:
+    """Export a network into a folder, and compare it on all targets whose name holds `wanted`."""
+    about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
+    made = source(program(trained.network, trained.weights), about)
+    (folder / f"{made.stem}.h").write_text(made.header)
+    (folder / f"{made.stem}.c").write_text(made.source)
+    (folder / "main.c").write_text(driver([made]))
+    right = _record(trained, inputs, labels, folder / f"{made.stem}.bin")
+    found = {}
+    for target in (each for each in TARGETS if wanted in each.name):
+        if (missing := target.missing) is not None:
+            print(f"{target.name}: left out, there is no {missing}")
+            continue
+        began = time.perf_counter()
+        target.compile(folder, [made])
+        rows = found[target.name] = list(compared(target.run(folder)))
+        spikes, potentials = sum(row.spikes_differ for row in rows), sum(row.potentials_differ for row in rows)
+        took = time.perf_counter() - began
+        print(f"{target.name}: {spikes} spikes and {potentials} potentials differ ({took:.0f} s)", flush=True)
+    return Checked(made, len(labels), None if right is None else right / len(labels), found)
+
+
+def _record(trained: Trained, inputs: UInt8, labels: Int64, path: Path) -> int | None:
+    """Write what the reference computes, and return how many samples it reads right."""
+    network, axis = trained.network, 1 if trained.network.coding == "events" else 0
+    right = 0
+    with path.open("wb") as file:
+        # All layers of all samples would need too much memory.
+        for chosen in np.array_split(np.arange(len(labels)), -(-len(labels) // BATCH)):
+            batch = np.take(inputs, chosen, axis)
+            run = trained.backend.run(network, trained.weights, batch, trained.settings.steps)
+            recorded(file, network, batch, run)
+            last = run.layers[network.blocks[-1].name]
+            if not trained.task.inputs.sequences:
+                distances = trained.task.distances(last.potentials if network.has_readout else last.spikes)
+                right += int((nearest_sequence(distances) == labels[chosen]).sum())
+    return None if trained.task.inputs.sequences else right
+
+
+def sizes(made: Source, folder: Path) -> Iterator[str]:
+    """What compilers make of a network: code and tables in bytes, beside what the header says."""
+    for target in TARGETS:
+        size = target.compiler.removesuffix("gcc") + "size"
+        if target.options[1] == "-O2" and "gcc" in target.compiler and not target.missing and shutil.which(size):
+            _run([target.compiler, *target.options, "-c", f"{made.stem}.c", "-o", "size.o"], folder)
+            text, data, bss = _run([size, "size.o"], folder).splitlines()[1].split()[:3]
+            used = f"text {int(text):,}, data {data}, bss {bss}"
+            yield f"{target.name}: {used}; of it tables {made.flash:,}; state {made.ram:,}"
+
+
+def timed(
+    run: Path, trained: Trained, made: Source, inputs: UInt8, folder: Path, rounds: int, beside: Sequence[str]
+) -> dict[str, float]:
+    """Milliseconds of CPU time a sample, in turn: compiled C, and backends or onnxruntime beside it."""
+    steps, axis = trained.settings.steps, 1 if trained.network.coding == "events" else 0
+    samples = [np.ascontiguousarray(np.take(inputs, [b], axis)) for b in range(inputs.shape[axis])]
+    work: dict[str, Callable[[UInt8], object]] = {}
+    for options in ("-O2", "-O3", "-O3 -march=native"):
+        name, library = f"C, {options}", folder / f"timed{len(work)}.so"
+        _run(
+            ["gcc", "-std=c99", *options.split(), "-shared", "-fPIC", f"{made.stem}.c", "-o", str(library), "-lm"],
+            folder,
+        )
+        work[name] = _called(library, made, steps, trained.network.outputs)
+    for other in beside:
+        work[other] = _in_onnxruntime(trained, folder) if other == "onnxruntime" else _predicted(run, other, steps)
+    found: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(rounds + 1):
+        for name, call in work.items():
+            began = time.process_time()
+            for sample in samples:
+                call(sample)
+            # The first turn compiles kernels and fills caches.
+            if turn:
+                found[name].append(1000 * (time.process_time() - began) / len(samples))
+    return {name: median(each) for name, each in found.items()}
+
+
+def _called(library: Path, made: Source, steps: int, outputs: int) -> Callable[[UInt8], object]:
+    whole = getattr(ctypes.CDLL(str(library)), f"{made.stem}_run")
+    state, spikes = np.zeros(made.ram // 4, np.float32), np.zeros((steps, outputs), np.uint8)
+
+    def call(sample: UInt8) -> object:
+        state_, sample_, spikes_ = (ctypes.c_void_p(x.ctypes.data) for x in (state, sample, spikes))
+        return whole(state_, sample_, steps, spikes_, None)
+
+    return call
+
+
+def _predicted(run: Path, backend: str, steps: int) -> Callable[[UInt8], object]:
+    other = load_trained(RunFolder(run), "last", open_backend(backend))
+    return lambda sample: other.task.trainer.predict(other.state, sample, steps)
+
+
+def _in_onnxruntime(trained: Trained, folder: Path) -> Callable[[UInt8], object]:
+    runtime: Any = importlib.import_module("onnxruntime")
+    about = About("run", trained.info["sha256"], trained.settings.steps, trained.names)
+    path = folder / "run.onnx"
+    importlib.import_module(FORMS["onnx"]).write(program(trained.network, trained.weights), about, path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    first, *others = (each.name for each in session.get_inputs())
+    steps = dict.fromkeys(others, np.array(trained.settings.steps))
+    return lambda sample: session.run(None, {first: sample, **steps})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line, compare, print tables, write JSON; 1 where something differs."""
+    parser = parser_of(__doc__, "rounds", "out", rounds=5)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a trained run")
+    parser.add_argument("--data-dir", help="folder of the data set, where it is not where the run found it")
+    parser.add_argument("--samples", type=count, default=10**9, help="test samples at most")
+    parser.add_argument("--targets", default="", metavar="TEXT", help="only targets whose name holds this")
+    what = "backends, and onnxruntime, whose times stand beside those of C; default: torch"
+    parser.add_argument("--beside", nargs="*", default=["torch"], help=what)
+    chosen = parser.parse_args(arguments)
+    limit_threads(1)
+    backend = open_backend("numpy")
+    report: dict[str, Any] = describe(backend, {"runs": [str(run) for run in chosen.runs]})
+    wrong = 0
+    for run in chosen.runs:
+        trained = load_trained(RunFolder(run), "last", backend)
+        split = trained.samples(load_data(trained.settings, None, chosen.data_dir, True), "test")
+        first = np.arange(min(len(split), chosen.samples))
+        inputs, labels = split.inputs(first), split.labels[first]
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            print(f"\n{run}: {trained.network}, {len(labels)} samples, T = {trained.settings.steps}")
+            found = check(trained, run.name, inputs, labels, folder, chosen.targets)
+            print(*layers(trained, found), *sizes(found.source, folder), sep="\n")
+            times = timed(run, trained, found.source, inputs, folder, chosen.rounds, chosen.beside)
+        for what, milliseconds in times.items():
+            print(f"{what}: {milliseconds:.3f} ms a sample")
+        rows = {target: [asdict(row) for row in each] for target, each in found.targets.items()}
+        wrong += sum(row["spikes_differ"] + row["potentials_differ"] for each in rows.values() for row in each)
+        report[str(run)] = {"targets": rows, "accuracy": found.accuracy, "milliseconds": times}
+    write_report(report, chosen.out)
+    return 1 if wrong else 0
+
+
+def layers(trained: Trained, found: Checked) -> Iterator[str]:
+    """A table of the layers: how often they fire, and the most that differs on any target."""
+    yield "layer        neurons  spikes a neuron and step  spikes that differ  potentials that differ"
+    for number, block in enumerate(trained.network.blocks):
+        rows = [each[number] for each in found.targets.values()]
+        if not rows:
+            continue
+        neurons = rows[0].values // (found.samples * trained.settings.steps)
+        worst = max(row.spikes_differ for row in rows), max(row.potentials_differ for row in rows)
+        rate = rows[0].spikes / rows[0].values
+        yield f"{block.name:<12} {neurons:>7,}  {rate:>24.4f}  {worst[0]:>18}  {worst[1]:>22}"
+    if found.accuracy is not None:
+        yield f"accuracy {100 * found.accuracy:.2f} % of {found.samples} samples"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
