@@ -150,7 +150,7 @@ def _spikingjelly_cubalif(p: Numbers, dt: float, i: Float32, v: Float32, x: Floa
 def _spikingjelly_lif(p: Numbers, dt: float, i: Float32, v: Float32, x: Float32) -> Stepped:
     tau, rest = _float32(p["tau"] / dt), _float32(p["v_reset"])
     decays_input = _close(p["r"], 1.0)
-    u: Float32 = v + (x - (v - rest)) / tau if decays_input else v - (v - rest) / tau + x
+    u = _float32(v + (x - (v - rest)) / tau if decays_input else v - (v - rest) / tau + x)
     return _spikingjelly_reset(p, i, u)
 
 
@@ -434,7 +434,7 @@ _SPYX = Reading(
     otherwise="left out, without a word",
     notes=(
         "Decays are cut to between 0 and 1: with a dt larger than the time constants all of them are 0.",
-        "A chain of nodes only, from one called input to one called output: of several edges out of a node it goes one.",
+        "A chain of nodes only, from one called input to one called output; of several edges out of a node, one.",
         "Images are channels-last, and what is flattened is flattened in that order; dilation and groups are ignored.",
         "Reading and running are one call, from_nir.",
     ),
