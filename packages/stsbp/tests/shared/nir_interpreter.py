@@ -31,9 +31,8 @@ def run(graph: Any, inputs: Float32, dt: float) -> dict[str, tuple[Float32, Floa
         for name in order:
             node, kind = graph.nodes[name], type(graph.nodes[name]).__name__
             read = [made.get(source, before.get(source)) for source, end in graph.edges if end == name]
-            x = frame if kind == "Input" else np.float32(0)
-            for each in read:
-                x = x if each is None else x + each
+            x = sum((each for each in read if each is not None), start=frame if kind == "Input" else np.float32(0))
+            x = np.asarray(x, np.float32)
             if kind in _NEURONS or kind == "CubaLI":
                 made[name], u = _stepped(node, kind, dt, states, name, x)
                 potentials, spikes = found.setdefault(name, ([], []))
@@ -49,16 +48,24 @@ def run(graph: Any, inputs: Float32, dt: float) -> dict[str, tuple[Float32, Floa
 
 
 def _order(graph: Any) -> list[str]:
-    """Nodes, each after what it reads, but for the weights through which a population reads itself."""
-    waiting, done = dict.fromkeys(graph.nodes), dict[str, None]()
-    reads = {name: [source for source, end in graph.edges if end == name] for name in graph.nodes}
-    neurons = {name for name, node in graph.nodes.items() if type(node).__name__ in (*_NEURONS, "CubaLI")}
+    """Nodes, each after what it reads, but for what depends on itself."""
+    reads = {name: {source for source, end in graph.edges if end == name} for name in graph.nodes}
+    before: dict[str, set[str]] = {}
+    for name in graph.nodes:
+        found, new = set[str](), set(reads[name])
+        while new:
+            found |= new
+            new = set().union(*(reads[each] for each in new)) - found
+        before[name] = found
+    waiting, done = list(graph.nodes), list[str]()
     while waiting:
-        ready = [name for name in waiting if all(source in done for source in reads[name])]
-        # Of a loop the population comes first: it has something else to read.
-        ready = ready or [name for name in waiting if name in neurons and any(each in done for each in reads[name])]
-        done[ready[0]] = waiting.pop(ready[0])
-    return [*done]
+        missing = {name: reads[name] - {*done} for name in waiting}
+        ready = [name for name in waiting if not missing[name]]
+        # Of a loop the node comes first that reads something else, and what it misses depends on it.
+        loops = (name for name in waiting if reads[name] & {*done} and all(name in before[x] for x in missing[name]))
+        done.append(ready[0] if ready else next(loops))
+        waiting.remove(done[-1])
+    return done
 
 
 def _stepped(
