@@ -62,18 +62,6 @@ def test_other_factors_say_how_far_weights_move() -> None:
     assert 0 < np.abs(found.layers["linear2"].potentials - own).max() < 0.02
 
 
-LAST = """\
-
-[[node]]
-name = "c"
-weights = "4"
-from = "more"
-
-[[node]]
-name = "output"
-neurons = ""
-from = ["c"]
-"""
 SHARED = """\
 [[node]]
 name = "a"
@@ -87,21 +75,30 @@ from = ["a"]
 
 [[node]]
 name = "b"
-weights = "4"
+weights = "12"
 weights_of = "a"
 from = "fires"
 
 [[node]]
-name = "output"
+name = "again"
 neurons = ""
 from = ["b"]
+
+[[node]]
+name = "c"
+weights = "4"
+from = "again"
+
+[[node]]
+name = "output"
+neurons = ""
+from = ["c"]
 """
 
 
 def test_shared_weights_need_one_factor() -> None:
-    small = Small(SHARED.replace('"4"', '"12"').replace('name = "output"', 'name = "more"') + LAST)
-    with pytest.raises(ConfigError, match="b shares the weights of a, and would need them times 0.6"):
-        converted(case_of(small, 3), small, "unit")
+    with pytest.raises(ConfigError, match=r"b shares the weights of a, and would need them times 0\.6"):
+        converted(case_of(Small(SHARED), 3), Small(SHARED), "unit")
 
 
 def test_the_command(train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path) -> None:

@@ -151,9 +151,8 @@ class _Writer:
     def add(self, name: str, made: Made, sources: Sequence[str]) -> str:
         """A node and its edges; its name."""
         if len(set(sources)) < len(sources):
-            raise ConfigError(
-                f"{name} cannot be written: it reads a node twice, and NIR has one edge between two nodes"
-            )
+            twice = next(each for each in sources if sources.count(each) > 1)
+            raise ConfigError(f"{name} cannot be written: it reads {twice} twice, and NIR has one edge between nodes")
         self.nodes[name] = made
         self.edges += [(source, name) for source in sources]
         return name
@@ -316,8 +315,8 @@ class _Writer:
         decays = {filter.decay for filter, _ in currents}
         if len(decays) > 1:
             raise ConfigError(
-                f"{name} cannot be written: it reads {_listed(edges)} through synapses of different tau_s, and a neuron "
-                "of NIR has one; an input filter (input_tau_s) of the same, or tau_s=1, makes them alike"
+                f"{name} cannot be written: it reads {_listed(edges)} through synapses of different tau_s, and a "
+                "neuron of NIR has one; an input filter (input_tau_s) of the same, or tau_s=1, makes them alike"
             )
         if len(currents) > 1:
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
