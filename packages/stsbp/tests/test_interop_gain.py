@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,13 @@ def converted(each: Case, small: Small, gain: str) -> tuple[NetworkSpec, dict[st
     return network, weights, [str(change) for change in changes]
 
 
-@pytest.mark.parametrize("name", ["full", "bias", "normalised", "recurrent", "image, bias", "second order", "nodes"])
+OTHERS = {"bias later": Small("10-8b"), "normalised later": Small("4C3p1-6C3p1bn-P2", (2, 8, 8))}
+
+
+@pytest.mark.parametrize("name", ["full", *OTHERS, "recurrent", "image", "second order", "nodes"])
 def test_powers_of_two_keep_every_bit(name: str) -> None:
     tau_s = 5.5 if name == "second order" else 4.0
-    small = Small(**{**vars(SMALL[name]), "tau_s": tau_s})
+    small = replace({**SMALL, **OTHERS}[name], tau_s=tau_s)
     each = case_of(small, 3)
     network, weights, said = converted(each, small, "unit")
     found = open_backend("numpy").run(network, weights, each.inputs, 9)
@@ -45,8 +49,7 @@ def test_powers_of_two_keep_every_bit(name: str) -> None:
         assert np.array_equal(found.layers[layer].potentials, own.potentials), layer
     assert any("times 0.25, exactly" in line for line in said)
     assert all("rounded" not in line for line in said)
-    if name != "image, bias":
-        assert said[0].endswith("as it was")
+    assert said[0].endswith("as it was")
 
 
 def test_other_factors_say_how_far_weights_move() -> None:

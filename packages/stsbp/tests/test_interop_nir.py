@@ -21,7 +21,7 @@ from stsbp.interop.nir_file import write
 from stsbp.interop.nir_graph import NO_LEAK
 from stsbp.interop.nir_readings import READINGS
 from stsbp.interop.program import About, program
-from stsbp_spec import initial_weights
+from stsbp_spec import initial_weights, open_backend
 from stsbp_spec.network import NetworkSpec
 
 nir = pytest.importorskip("nir", reason="files of NIR need the library nir")
@@ -113,6 +113,7 @@ def test_small_networks_have_the_same_spikes_and_potentials(name: str, tmp_path:
     graph, lines = written(case(name), tmp_path / "a.nir")
     assert all(count == distance == 0 for _, count, distance in differs(case(name), graph)), differs(case(name), graph)
     assert "to the bit" in lines[-1]
+    assert any("neurons2: its neurons differ in tau_mem" in line for line in lines) is (name == "plif")
 
 
 @pytest.mark.parametrize("name", FILTERED)
@@ -284,7 +285,7 @@ def test_folding_a_power_of_two_rounds_nothing(tmp_path: Path) -> None:
 
 
 def test_geometry_is_written_as_nir_checks_it(tmp_path: Path) -> None:
-    each = case_of(Small("4C3x5p1x2s2x1-4C3x1p1x0{dilation=2x1}-8C3p1{groups=4}", (2, 9, 11)), 5)
+    each = case_of(Small("4C3x5p1x2s2x1-4C3x1p1x0{dilation=2}-8C3p1{groups=4}", (2, 9, 11)), 5)
     graph, _ = written(each, tmp_path / "a.nir")
     shapes = [graph.nodes[name].weight.shape for name in ("conv1", "conv2", "conv3")]
     assert shapes == [(4, 2, 5, 5), (4, 4, 3, 3), (8, 4, 3, 3)]
@@ -309,6 +310,144 @@ def test_names_and_delays(tmp_path: Path) -> None:
     assert np.array_equal(graph.nodes["a_b"].weight, graph.nodes["a_c"].weight)
     assert any("Delay" in line for line in lines)
     assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+
+
+TWO = """\
+[[node]]
+name = "a"
+weights = "10"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = ["a"]
+
+[[node]]
+name = "b"
+weights = "8"
+from = "fires"
+
+[[node]]
+name = "c"
+weights = "8"
+from = "fires"
+
+[[node]]
+name = "both"
+neurons = ""
+from = ["b", "c"]
+
+[[node]]
+name = "both_gain"
+weights = "4"
+from = "both"
+
+[[node]]
+name = "last"
+neurons = ""
+from = ["both_gain"]
+"""
+
+
+def test_two_sums_have_no_order(tmp_path: Path) -> None:
+    each = case_of(Small(TWO), 4)
+    weights = {**each.weights, "b": each.weights["b"] * np.float32(2.0**-20)}
+    each = Case(each.network, weights, each.inputs, open_backend("numpy").run(each.network, weights, each.inputs, 9))
+    graph, lines = written(each, tmp_path / "a.nir")
+    assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+    assert "to the bit" in lines[-1]
+    # A name that the network has itself.
+    assert graph.nodes["both_gain"].weight.shape == (4, 8)
+    assert graph.nodes["both_gain_"].weight.shape == (8, 8)
+
+
+def test_biases_have_currents_of_their_own(tmp_path: Path) -> None:
+    text = TWO.replace('weights = "8"', 'weights = "8b"')
+    each = case_of(Small(text), 4)
+    with pytest.raises(ConfigError, match="both: the currents of b and c are added before the synapse"):
+        written(each, tmp_path / "a.nir")
+    each = case_of(Small(text, tau_s=1.0), 4)
+    graph, _ = written(each, tmp_path / "b.nir")
+    assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+
+
+def test_three_currents_of_their_own_are_refused(tmp_path: Path) -> None:
+    text = DELAYED.replace('weights = "8"', 'weights = "8b"')
+    each = case_of(Small(text, tau_s=1.0), 4)
+    with pytest.raises(ConfigError, match="sums: its currents are added in any order"):
+        written(each, tmp_path / "a.nir")
+
+
+POOLED = """\
+[[node]]
+name = "small"
+layer = "P3"
+from = "input"
+
+[[node]]
+name = "a"
+weights = "4C1"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = ["a"]
+
+[[node]]
+name = "pooled"
+layer = "P3"
+from = "fires"
+
+[[node]]
+name = "b"
+weights = "4C1"
+from = "small"
+
+[[node]]
+name = "c"
+weights = "4C1"
+from = "pooled"
+
+[[node]]
+name = "both"
+neurons = ""
+from = ["b", "c"]
+
+[[node]]
+name = "d"
+weights = "4"
+from = "both"
+
+[[node]]
+name = "last"
+neurons = ""
+from = ["d"]
+"""
+
+
+def test_an_image_has_a_current_of_its_own(tmp_path: Path) -> None:
+    each = case_of(Small(POOLED, (2, 9, 9), "direct", tau_s=1.0), 4)
+    graph, _ = written(each, tmp_path / "a.nir")
+    assert {"both_gain1", "both_gain2"} <= set(graph.nodes)
+    assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+
+
+@pytest.mark.parametrize("net", ["10R", "10Rb", "10b{recurrent=one-to-one}"])
+def test_recurrence_without_synapses_beside_an_image(net: str, tmp_path: Path) -> None:
+    each = case_of(Small(net, (12,), "direct", tau_s=1.0), 4)
+    graph, _ = written(each, tmp_path / "a.nir")
+    assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+
+
+def test_a_gain_that_would_make_weights_vanish_keeps_its_node(tmp_path: Path) -> None:
+    each = case_of(Small("10", tau_s=2.0**60), 4)
+    weights = {**each.weights, "linear2": each.weights["linear2"] * np.float32(2.0**-80)}
+    write(program(each.network, weights), About("r", "0" * 64, 9), tmp_path / "a.nir")
+    graph = nir.read(tmp_path / "a.nir")
+    assert np.array_equal(graph.nodes["linear2_gain"].weight, np.eye(4, dtype=np.float32) * np.float32(2.0**-60))
+    assert np.array_equal(graph.nodes["linear2"].weight, program(each.network, weights).weights["linear2"].values)
 
 
 def test_a_node_that_reads_another_one_twice_is_refused(tmp_path: Path) -> None:
@@ -360,7 +499,7 @@ def test_decays_that_no_time_constant_has_are_refused(tmp_path: Path) -> None:
 def test_other_files_are_not_replaced(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "theirs.h5", "w") as file:
-        file.create_dataset("measured", data=np.zeros(3))
+        file.create_dataset("version", data=np.zeros(3))
     (tmp_path / "text").write_text("mine")
     for name in ("theirs.h5", "text"):
         before = (tmp_path / name).read_bytes()

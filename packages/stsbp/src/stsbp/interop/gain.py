@@ -84,8 +84,6 @@ def with_gain(
         normed = projection.synapse.norm is not None
         names = [f"{projection.name}.{each}" for each in ("scale", "shift")] if normed else [projection.name]
         moved = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
-        if (bias := f"{projection.name}.bias") in weights:
-            moved = max(moved, _moved(weights[bias], found[bias], ratio))
         changes.append(Change(projection.name, ratio, moved))
     return found, changes
 

@@ -45,7 +45,6 @@ def write(
     form = Form(dt, fold, threshold_below, pooling)
     nir = library()
     graph = graph_of(program, form)
-    place = NIR_FILE.place(out)
     nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
     untyped = any("type_check" in note for note in graph.notes)
     metadata = {
@@ -61,7 +60,7 @@ def write(
     made = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=not untyped)
     file = io.BytesIO()
     nir.write(file, made)
-    NIR_FILE.write(place, file.getvalue())
+    NIR_FILE.write(out, file.getvalue())
     return _said(out, form, graph)
 
 

@@ -318,18 +318,20 @@ class _Writer:
                 f"{name} cannot be written: it reads {_listed(edges)} through synapses of different tau_s, and a "
                 "neuron of NIR has one; an input filter (input_tau_s) of the same, or tau_s=1, makes them alike"
             )
-        if len(currents) > 1:
+        apart = len(currents) > 1
+        # A synapse that forgets all does the same to a sum and to its parts.
+        if apart and any(decays):
             self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
         sources: list[str] = []
         for number, (filter, ends) in enumerate(currents, start=1):
             if len(ends) > 2 and not self.adds_exactly(place):
                 self.rounds(f"{name}: what it reads is added in any order")
             if not (self.form.fold or _is_power_of_two(filter.gain)):
-                gain = _Stage("gain", np.full(shape[0], filter.gain))
-                ends = (
-                    self.add_beside(f"{own}_gain{number if len(currents) > 1 else ''}", _diagonal(gain, shape), ends),
-                )
+                gain = _diagonal(_Stage("gain", np.full(shape[0], filter.gain)), shape)
+                ends = (self.add_beside(f"{own}_gain{number if apart else ''}", gain, ends),)
             sources += ends
+        if apart and len(sources) > 2:
+            self.rounds(f"{name}: its currents are added in any order")
         self.add(own, self.neurons(found, decays.pop()), sources)
 
     def rounds(self, what: str) -> None:
@@ -446,17 +448,21 @@ def _is_power_of_two(x: AnyArray | np.float32) -> bool:
 
 def _merged(stages: list[_Stage], stage: _Stage) -> list[_Stage]:
     """Stages and one more, which goes into the last of them where that rounds nothing."""
-    if stage.multiply is None or (stage.multiply == 1).all():
-        return stages if stage.add is None or not stage.add.any() else [*stages, stage]
+    if stage.multiply is None:
+        return [*stages, stage] if stage.add is not None and stage.add.any() else stages
     last = stages[-1]
     if stage.add is None and _is_power_of_two(stage.multiply):
         multiply = _numbers(last.multiply, len(stage.multiply), 1)
         scaled = multiply * _along(stage.multiply, multiply)
         added = None if last.add is None else last.add * stage.multiply
-        kept = np.array_equal(scaled / _along(stage.multiply, multiply), multiply)
-        if kept and (added is None or last.add is None or np.array_equal(added / stage.multiply, last.add)):
+        if _is_normal(scaled, multiply) and (added is None or last.add is None or _is_normal(added, last.add)):
             return [*stages[:-1], replace(last, multiply=scaled, add=added)]
     return [*stages, stage]
+
+
+def _is_normal(scaled: Float32, values: Float32) -> bool:
+    """Whether no number became zero, or so small that it loses bits, or that some libraries take it for zero."""
+    return np.array_equal(np.abs(scaled) >= np.finfo(np.float32).tiny, values != 0)
 
 
 def _diagonal(stage: _Stage, shape: Shape) -> Made:
@@ -495,17 +501,11 @@ def _seconds(decays: Float32, dt: float, what: str) -> Float64:
     """
     with np.errstate(divide="ignore"):
         steps = np.minimum(1 / (1 - decays.astype(np.float64)), NO_LEAK)
-    found = steps * dt
-    for _ in range(_NEIGHBOURS):
-        off = (1 - dt / found).astype(np.float32) - decays
-        if not off.any():
-            return found
-        found = np.where(off == 0, found, np.nextafter(found, np.where(off < 0, np.inf, 0)))
-    raise ConfigError(
-        f"{what} cannot be written: with steps of {dt:g} s no time constant in float64 has the decay "
-        f"{decays[off != 0].flat[0]:.9g} in float32; another --dt may have one"
-    )
-
-
-_NEIGHBOURS = 8
-"""Neighbouring numbers that are tried for a time constant."""
+    seconds = steps * dt
+    off = (1 - dt / seconds).astype(np.float32) != decays
+    if off.any():
+        raise ConfigError(
+            f"{what} cannot be written: no time constant in float64 has the decay {decays[off].flat[0]:.9g}, which is "
+            "too near 0"
+        )
+    return seconds
