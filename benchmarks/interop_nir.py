@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from stsbp.interop.nir_file import write
 from stsbp.interop.nir_graph import Form, graph_of
 from stsbp.interop.program import About, Program, program
 from stsbp.training.build import load_data
-from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec import open_backend
+from stsbp_spec.graph import Neurons
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 HERE = Path(__file__).parent
@@ -34,16 +36,19 @@ from small_networks import SMALL, Small, case_of  # noqa: E402
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
     "below": {"threshold_below": True},
-    "sum": {"pooling": "sum"},
-    "sum, below": {"pooling": "sum", "threshold_below": True},
+    "sum": {"pool": "sum"},
+    "sum, below": {"pool": "sum", "threshold_below": True},
     "fold": {"fold": True},
 }
+NEURONS = ("CubaLIF", "CubaLI", "IF")
+EXACT = ("spikingjelly", "norse", "snntorch")
+"""Importers that can compute the same, and are given all small networks."""
 TAUS = ((2, 2), (4, 8), (3, 5), (5 / 3, 7), (2.5, 3), (10, 20))
 RUNS: dict[str, list[str]] = {
     "digits": ["digits", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3"],
-    "digits, normalised": ["digits", "--tau-m", "5", "--tau-s", "3", "--epochs", "5"],
-    "digits, full": ["digits", "--net", "64", "--psp-gain", "unit", "--tau-m", "2.5", "--tau-s", "3", "--epochs", "5"],
-    "digits, IF": ["digits", "--net", "64", "--neuron", "if", "--tau-s", "1", "--epochs", "5"],
+    "digits, normalised": ["digits", "--tau-m", "5", "--tau-s", "3"],
+    "digits, full": ["digits", "--net", "64", "--psp-gain", "unit", "--tau-m", "2.5", "--tau-s", "3"],
+    "digits, IF": ["digits", "--net", "64", "--neuron", "if", "--tau-s", "1"],
     "nmnist": ["nmnist", "--psp-gain", "unit", "--holdout", "100", "--epochs", "3"],
 }
 """What is trained, by the name of the case."""
@@ -62,23 +67,26 @@ def small_cases() -> dict[str, Small]:
     return found
 
 
-def reference(
-    network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int, names: dict[str, str]
-) -> dict[str, AnyArray]:
-    """Spikes and potentials after each reset of every population, by the names that NIR has for them."""
-    backend, parts = open_backend("torch"), []
+def reference(made: Program, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
+    """Spikes and potentials after each reset of every population, by the names that NIR has for them.
+
+    And how many potentials met the threshold exactly.
+    """
+    network, backend, parts = made.network, open_backend("torch"), []
     axis = 1 if network.coding == "events" else 0
-    count = inputs.shape[axis]
-    for first in range(0, count, 20):
-        some = np.take(inputs, range(first, min(first + 20, count)), axis)
+    for first in range(0, inputs.shape[axis], 20):
+        some = np.take(inputs, range(first, min(first + 20, inputs.shape[axis])), axis)
         parts.append(backend.run(network, weights, some, steps))
-    found: dict[str, AnyArray] = {}
-    populations = [place.node.name for place in network.graph.places if place.node.name in names]
-    for population, layer in zip(populations, parts[0].layers, strict=True):
+    found: dict[str, AnyArray] = {"ties": np.array(0)}
+    names = [name for name, node in graph_of(made, Form()).nodes.items() if node.kind in NEURONS]
+    for name, layer, population in zip(names, parts[0].layers, made.populations.values(), strict=True):
         spikes = np.concatenate([part.layers[layer].spikes for part in parts], 1)
         potentials = np.concatenate([part.layers[layer].potentials for part in parts], 1)
-        found[f"spikes/{names[population]}"] = spikes
-        found[f"left/{names[population]}"] = np.where(spikes == 1, np.float32(0), potentials)
+        op = population.place.node.op
+        assert isinstance(op, Neurons)
+        found["ties"] += (potentials == np.float32(op.model.threshold)).sum()
+        found[f"spikes/{name}"] = spikes
+        found[f"left/{name}"] = np.where(spikes == 1, np.float32(0), potentials)
     return found
 
 
@@ -92,13 +100,10 @@ def prepare(
             write(made, about, folder / f"{name}.nir", **options)
         except ConfigError as error:
             return str(error)
-    names = {population: population.replace(".", "_") for population in made.populations}
-    names |= {"output": "output_"} if "output" in names else {}
-    assert set(names.values()) <= set(graph_of(made, Form()).nodes)
-    found = reference(made.network, weights, inputs, about.steps, names)
+    found = reference(made, weights, inputs, about.steps)
     given = {"inputs": inputs, "direct": np.array(made.network.coding == "direct"), "steps": np.array(about.steps)}
     given |= {} if labels is None else {"labels": labels}
-    np.savez(folder / "reference.npz", **given, **found)
+    np.savez(folder / "reference.npz", allow_pickle=False, **given, **found)
     return None
 
 
@@ -146,24 +151,48 @@ def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
 
 
 def table(peer: str, report: dict[str, Any]) -> str:
-    """Rows of Markdown."""
-    lines = [
-        f"\n### {peer} {report['version']}\n",
-        "| case | form | differing spikes | of | potentials that differ | largest distance | accuracy, ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        if "problem" in row:
-            lines.append(f"| {row['case']} | {row['form']} | {row['problem']} | | | | |")
-            continue
-        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}, {row['own_accuracy']:.2%}"
-        lines.append(
-            f"| {row['case']} | {row['form']} | {row['differing']} | {row['spikes']} | {row['potentials']} | "
-            f"{row['distance']:.3g} | {accuracy} |"
-        )
-    lines += ["", "| population | differing spikes | of | at the threshold |", "|---|---|---|---|"]
-    lines += [f"| {row['node']} | {row['differing']} | {row['spikes']} | {row['ties']} |" for row in report["readings"]]
+    """Rows of Markdown: runs one by one, small networks together, and single populations."""
+    head = (
+        "case",
+        "file",
+        "differing spikes",
+        "of",
+        "rate",
+        "ties",
+        "differing potentials",
+        "distance",
+        "accuracy, ours",
+    )
+    lines = [f"\n### {peer} {report['version']}, nir {report['nir']}\n", _row(head), _row(["---"] * len(head))]
+    runs = [row for row in report["rows"] if row["case"] in RUNS or "tau" in row["case"]]
+    small = [row for row in report["rows"] if row["case"] not in RUNS]
+    for row in runs:
+        if row["case"] in RUNS or peer not in EXACT:
+            lines.append(_row(_of_run(row)))
+    for form in dict.fromkeys(row["form"] for row in small):
+        of_form = [row for row in small if row["form"] == form]
+        ran = [row for row in of_form if "problem" not in row]
+        sums = {key: sum(row[key] for row in ran) for key in ("differing", "spikes", "ties", "potentials")}
+        distance = max((row["distance"] for row in ran), default=0.0)
+        counts = (sums["differing"], sums["spikes"], "", sums["ties"], sums["potentials"], f"{distance:.2g}", "")
+        lines.append(_row([f"{len(ran)} small networks", form, *counts]))
+        lines += [f"  {row['case']}: {row['problem']}" for row in of_form if "problem" in row]
+    lines += ["", _row(["population", "differing spikes", "of", "at the threshold"]), _row(["---"] * 4)]
+    lines += [_row([row[key] for key in ("node", "differing", "spikes", "ties")]) for row in report["readings"]]
     return "\n".join(lines)
+
+
+def _of_run(row: dict[str, Any]) -> list[object]:
+    if "problem" in row:
+        return [row["case"], row["form"], row["problem"]]
+    accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}, {row['own_accuracy']:.2%}"
+    counts = [row[key] for key in ("differing", "spikes")]
+    rest = [f"{row['rate']:.3f}", row["ties"], row["potentials"], f"{row['distance']:.2g}", accuracy]
+    return [row["case"], row["form"], *counts, *rest]
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
 if __name__ == "__main__":

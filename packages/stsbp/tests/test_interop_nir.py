@@ -234,7 +234,7 @@ def test_integrate_and_fire(tmp_path: Path) -> None:
 def test_sums_of_windows(tmp_path: Path) -> None:
     each = case("average pooling")
     means, _ = written(each, tmp_path / "a.nir")
-    sums, _ = written(each, tmp_path / "b.nir", pooling="sum")
+    sums, _ = written(each, tmp_path / "b.nir", pool="sum")
     assert [type(means.nodes[name]).__name__ for name in ("pool2_0", "pool3_0")] == ["AvgPool2d", "SumPool2d"]
     assert [type(sums.nodes[name]).__name__ for name in ("pool2_0", "pool3_0")] == ["SumPool2d", "SumPool2d"]
     assert np.array_equal(means.nodes["conv2"].weight, sums.nodes["conv2"].weight * 4)
@@ -245,7 +245,7 @@ def test_sums_of_windows(tmp_path: Path) -> None:
 def test_sums_of_windows_meet_no_others(tmp_path: Path) -> None:
     each = case_of(Small("4C3p1-[P2|4C3p1s2]+-6", (2, 8, 8)), 2)
     with pytest.raises(ConfigError, match=r"add3\.\d.*--pool mean"):
-        written(each, tmp_path / "a.nir", pooling="sum")
+        written(each, tmp_path / "a.nir", pool="sum")
     graph, _ = written(each, tmp_path / "a.nir")
     assert all(count == distance == 0 for _, count, distance in differs(each, graph))
 
@@ -536,4 +536,4 @@ def test_the_command(train_tiny: Callable[..., Result], stsbp: Callable[..., Res
     for option in (("--dt", 1), ("--fold",), ("--threshold-below",), ("--pool", "sum")):
         result = stsbp("export", tmp_path / "run", "--to", "c", "--out", tmp_path / "c", *option)
         assert result.exit_code != 0
-        assert f"{option[0]} is for --to nir alone" in result.output
+        assert f"{option[0]} is for --to nir alone, got --to c" in result.output

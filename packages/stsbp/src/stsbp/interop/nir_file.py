@@ -29,20 +29,21 @@ def write(
     dt: float = Form.dt,
     fold: bool = False,
     threshold_below: bool = False,
-    pooling: str = Form.pooling,
+    pool: str = Form.pooling,
 ) -> list[str]:
     """Write a network as a graph of NIR; the lines to be printed.
 
     Args:
         program, about: the network, and the run that it is of.
         out: the file.
-        dt, fold, threshold_below, pooling: see `Form`.
+        dt, fold, threshold_below: see `Form`.
+        pool: its `pooling`.
 
     Raises:
         ConfigError: NIR cannot say a part of the network, or the library is missing.
         FileError: the file cannot be written, or something else is there.
     """
-    form = Form(dt, fold, threshold_below, pooling)
+    form = Form(dt, fold, threshold_below, pool)
     nir = library()
     graph = graph_of(program, form)
     nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
