@@ -34,13 +34,30 @@ BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TORCH = (CPU, BACKENDS["torch"])
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 ONNX = ("onnx>=1.22", "onnxruntime>=1.21")
-ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26", *ONNX)
+ALL_TEST_TOOLS = (
+    *TEST_TOOLS,
+    "optax>=0.2.4",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+    "hatchling>=1.26",
+    *ONNX,
+    "nir>=1.0.8",
+)
 PEERS = {
     "spikingjelly": ("spikingjelly==2.0.0", "torch"),
     "snntorch": ("snntorch==1.0.0", "numpy", "torch"),
     "norse": ("norse==1.1.0", "torch"),
     "sinabs": ("sinabs==3.1.3", "torch"),
     "spyx": ("spyx==1.0.0", "jax"),
+}
+NIR = ("nir==1.0.8", "nirtorch==2.6")
+NIR_PEERS = {
+    "spikingjelly": ("spikingjelly==2.0.0", "torch", *NIR),
+    "norse": ("norse==1.1.0", "torch", *NIR),
+    "snntorch": ("snntorch==1.0.0", "torch", *NIR),
+    "spyx": ("spyx==1.0.0", "jax", NIR[0]),
+    "sinabs": ("sinabs==3.1.3", "torch"),  # brings the older nir that it asks for
+    "rockpool": ("rockpool==3.1.0", "torch", *NIR),
 }
 TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
@@ -252,6 +269,24 @@ def bench_peers(session: nox.Session) -> None:
         python = str(envs / name / "bin" / "python")
         session.run(python, "-m", "pip", "install", "--quiet", *wanted, external=True)
     session.run("python", "benchmarks/compare.py", "--envs", str(envs), *session.posargs)
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """What other libraries make of exported networks, each in its own environment (half an hour): -- nir [NAMES]."""
+    part, *names = session.posargs or ["nir"]
+    if part != "nir" or not set(names) <= set(NIR_PEERS):
+        session.error(f"name a part: nir, and importers of it: {', '.join(NIR_PEERS)}")
+    install(session, SPEC, CLI, *TORCH, tools=("virtualenv", "nir>=1.0.8"))
+    data, arguments = recordings(session), list[str]()
+    for name in names or NIR_PEERS:
+        environment = ROOT / ".nox" / "interop" / name
+        python = str(environment / "bin" / "python")
+        session.run("virtualenv", "--quiet", str(environment))
+        session.run(python, "-m", "pip", "install", "--quiet", *NIR_PEERS[name], external=True)
+        arguments += ["--peer", f"{name}={python}"]
+    folder = Path(session.create_tmp()) / "nir"
+    session.run("python", "benchmarks/interop_nir.py", str(folder), "--data-dir", str(data), *arguments)
 
 
 @nox.session

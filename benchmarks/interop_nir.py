@@ -31,7 +31,7 @@ from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "packages" / "stsbp" / "tests" / "shared"))
-from small_networks import SMALL, Small, case_of  # noqa: E402
+from small_networks import SMALL, Small, case_of  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
 
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -44,6 +44,13 @@ NEURONS = ("CubaLIF", "CubaLI", "IF")
 EXACT = ("spikingjelly", "norse", "snntorch")
 """Importers that can compute the same, and are given all small networks."""
 TAUS = ((2, 2), (4, 8), (3, 5), (5 / 3, 7), (2.5, 3), (10, 20))
+SAME = {"spikingjelly": "plain", "snntorch": "below"}
+"""Files with which every spike and every potential is to be ours."""
+NOT_READ = {
+    "spikingjelly": ("plif", "delay", "branches", "readout"),
+    "snntorch": ("if", "digits, IF", "delay", "branches", "readout"),
+}
+"""Cases that they refuse."""
 RUNS: dict[str, list[str]] = {
     "digits": ["digits", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3"],
     "digits, normalised": ["digits", "--tau-m", "5", "--tau-s", "3"],
@@ -140,6 +147,7 @@ def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
         reason = prepare(folder / "small" / name, About(name, "0" * 64, steps), made, each.weights, each.inputs, None)
         cases[name] = reason
     print("not written:\n" + "\n".join(f"  {name}: {reason}" for name, reason in cases.items() if reason))
+    wrong: list[str] = []
     for peer in peers:
         name, _, python = peer.partition("=")
         there = [case for case, reason in cases.items() if reason is None]
@@ -147,7 +155,26 @@ def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
         asked = [str(folder), name, nir_readings.__file__, json.dumps([case for case in there if case in RUNS])]
         worker = [python, str(HERE / "interop_nir_peer.py"), *asked, json.dumps([c for c in there if c not in RUNS])]
         subprocess.run([*worker, str(report)], check=True)
-        print(table(name, json.loads(report.read_text())))
+        found = json.loads(report.read_text())
+        print(table(name, found), flush=True)
+        wrong += unexpected(name, found)
+    if wrong:
+        print("\nnot as docs/nir.md has it:", *wrong, sep="\n  ")
+        sys.exit(1)
+
+
+def unexpected(peer: str, report: dict[str, Any]) -> list[str]:
+    """Where an importer that computes the same did not, and where a library did not what we say of it."""
+    problems = [
+        f"{peer}, {row['case']}: {row}"
+        for row in report["rows"]
+        if SAME.get(peer) == row["form"]
+        and row["case"] not in NOT_READ[peer]
+        and (row.get("problem") or row["differing"] or row["potentials"])
+    ]
+    # The exponential functions of numpy and torch differ in their last bits.
+    said = report["readings"] if peer != "rockpool" else []
+    return problems + [f"{peer}, {row['node']}: {row}" for row in said if row["differing"]]
 
 
 def table(peer: str, report: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from stsbp.interop.nir_readings import READINGS, Float32, Float64, simulate
@@ -96,6 +98,20 @@ def test_snntorch_scales_the_threshold() -> None:
     x = np.array([[1.5], [1.0]], np.float32)
     _, spikes = simulate(READINGS["snntorch"].neurons["LIF"], numbers, DT, x)
     assert spikes[:, 0].tolist() == [0, 1]
+
+
+def test_the_documentation_has_the_same_readings() -> None:
+    page = Path(__file__).parents[3] / "docs" / "nir.md"
+    if not page.is_file():
+        pytest.skip("the documentation is not beside the packages")
+    text = page.read_text(encoding="utf-8").replace("`", "")
+    for name, reading in READINGS.items():
+        assert f"| {name} {reading.version} |" in text
+        if (neuron := reading.neurons.get("CubaLIF")) is not None:
+            row = next(line for line in text.splitlines() if line.startswith(f"| {name} {reading.version} |"))
+            assert f"| {' '.join(neuron.update.split())} |" in " ".join(row.split())
+            assert f"| {neuron.spike}, {neuron.reset} |" in row
+            assert all(parameter in row.split("|")[-2] for parameter in neuron.ignores)
 
 
 def test_readings_name_what_they_read() -> None:
