@@ -362,6 +362,17 @@ def test_two_sums_have_no_order(tmp_path: Path) -> None:
     assert graph.nodes["both_gain_"].weight.shape == (8, 8)
 
 
+def test_sums_of_weights_are_delayed(tmp_path: Path) -> None:
+    text = TWO.replace('from = ["b", "c"]', 'from = ["b", {node = "c", delay = 2}]')
+    each = case_of(Small(text), 4)
+    graph, _ = written(each, tmp_path / "a.nir")
+    assert graph.nodes["c_delay2"].delay.shape == (8,)
+    assert all(count == distance == 0 for _, count, distance in differs(each, graph))
+    biased = text.replace('"c"\nweights = "8"', '"c"\nweights = "8b"')
+    with pytest.raises(ConfigError, match="both cannot be written: it reads c with a delay and a bias"):
+        written(case_of(Small(biased), 4), tmp_path / "a.nir", fold=True)
+
+
 def test_biases_have_currents_of_their_own(tmp_path: Path) -> None:
     text = TWO.replace('weights = "8"', 'weights = "8b"')
     each = case_of(Small(text), 4)

@@ -47,7 +47,6 @@ def write(
     nir = library()
     graph = graph_of(program, form)
     nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
-    untyped = any("type_check" in note for note in graph.notes)
     metadata = {
         "writer": f"stsbp {stsbp.__version__}",
         "contract": CONTRACT_VERSION,
@@ -58,7 +57,7 @@ def write(
         "dt": dt,
         "notes": "\n".join((*graph.rounded, *graph.notes)),
     }
-    made = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=not untyped)
+    made = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
     file = io.BytesIO()
     nir.write(file, made)
     NIR_FILE.write(out, file.getvalue())

@@ -83,12 +83,14 @@ class Graph:
 
     Attributes:
         nodes, edges: of the graph.
+        typed: whether nir takes all shapes for right.
         rounded: what rounds otherwise than in the network, a line each; none: nothing does.
         notes: what else somebody who reads the graph has to know.
     """
 
     nodes: Mapping[str, Made]
     edges: tuple[tuple[str, str], ...]
+    typed: bool
     rounded: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -123,12 +125,14 @@ class _Writer:
             for parameter, values in zip(each.place.parameters.values(), each.learned.values(), strict=True)
         }
         self.names = _names(self.places)
+        self.taken = {*_RESERVED, *self.names.values()}
         self.nodes: dict[str, Made] = {}
         self.edges: list[tuple[str, str]] = []
         self.ends: dict[str, tuple[str, ...]] = {}
         """The nodes of NIR whose sum is what a node of the network makes ..."""
         self.exponents: dict[str, int] = {}
         """... times 2 to the power of this."""
+        self.typed = True
         self.rounded: list[str] = []
         self.notes: list[str] = []
 
@@ -146,7 +150,8 @@ class _Writer:
             else:
                 self.passing(place)
         self.add("output", Made("Output", {"output_type": np.array(place.output.shape)}), self.ends[name])
-        return Graph(self.nodes, tuple(self.edges), tuple(self.rounded), tuple(dict.fromkeys(self.notes)))
+        notes = tuple(dict.fromkeys(self.notes))
+        return Graph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
 
     def add(self, name: str, made: Made, sources: Sequence[str]) -> str:
         """A node and its edges; its name."""
@@ -159,7 +164,7 @@ class _Writer:
 
     def add_beside(self, name: str, made: Made, sources: Sequence[str]) -> str:
         """A node that the network does not have, under a name that no other one has."""
-        while name in self.nodes or name in _RESERVED or name in self.names.values():
+        while name in self.nodes or name in self.taken:
             name += "_"
         return self.add(name, made, sources)
 
@@ -287,6 +292,7 @@ class _Writer:
         if (op.kernels[0] - op.kernels[1]) % 2 == 0:
             values, paddings = _square(values, op)
         else:
+            self.typed = False
             self.notes.append(
                 f"{name}: nir 1.0.8 takes every kernel as square, and this one is {op.kernels[0]}x{op.kernels[1]}: "
                 "nir.read needs type_check=False"
@@ -345,6 +351,11 @@ class _Writer:
         found: dict[object, tuple[Filter, tuple[str, ...]]] = {}
         for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
             filter = values.filter(training=False)
+            if edge.delay and filter.learned() and edge.source not in self.program.recurrent:
+                raise ConfigError(
+                    f"{place.node.name} cannot be written: it reads {edge.source} with a delay and a bias, which is "
+                    "there from the first step on"
+                )
             key: object = number if filter.learned() else (filter, values.static)
             plain = filter.filter if isinstance(filter, Biased) else filter
             assert isinstance(plain, Filter)
@@ -420,10 +431,12 @@ _REFUSED: Mapping[type[Op], str] = {
 def _names(names: Iterable[str]) -> dict[str, str]:
     """Nodes of the network as NIR's: without dots, which nirtorch makes underlines of, and none twice."""
     found: dict[str, str] = {}
+    taken = {*_RESERVED}
     for name in names:
         own = name.replace(".", "_")
-        while own in _RESERVED or own in found.values():
+        while own in taken:
             own += "_"
+        taken.add(own)
         found[name] = own
     return found
 
