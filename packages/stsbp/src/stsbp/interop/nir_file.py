@@ -83,10 +83,10 @@ def _said(out: Path, form: Form, graph: Graph) -> list[str]:
     lines = [f"{out}: {len(graph.nodes)} nodes and {len(graph.edges)} edges, a step of {form.dt:g} s", *graph.notes]
     if graph.rounded:
         return [*lines, *graph.rounded, "so spikes can differ from those of the run"]
-    compared = "v > v_threshold, with thresholds one float32 lower" if form.threshold_below else "v >= v_threshold"
+    compared = "v > v_threshold, as snntorch" if form.threshold_below else "v >= v_threshold, as spikingjelly"
     return [
         *lines,
-        "spikes and potentials are those of the run, to the bit, where an importer computes "
-        "i = i (1 - dt/tau_syn) + x, v = v (1 - dt/tau_mem) + i in float32 and spikes where "
-        f"{compared}; docs/nir.md says what each importer does",
+        "spikes and potentials are those of the run, to the bit, in importers that compute",
+        "  i = i (1 - dt/tau_syn) + x, v = v (1 - dt/tau_mem) + i",
+        f"in float32 and spike where {compared} does; of others: docs/nir.md",
     ]
