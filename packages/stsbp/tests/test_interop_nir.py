@@ -259,7 +259,7 @@ def test_folded_networks_say_what_is_rounded(name: str, tmp_path: Path) -> None:
     assert extra
     assert set(folded.nodes) == set(exact.nodes) - extra
     assert lines[-1] == "so spikes can differ from those of the run"
-    assert any("folded into the weights" in line for line in lines)
+    assert any("folded into weights and bias" in line for line in lines)
     assert 0 < max(distance for *_, distance in differs(each, folded)) < 1e-5
     assert "folded" in folded.metadata["notes"]
 
