@@ -280,7 +280,7 @@ class _Writer:
         values = exact.astype(np.float32)
         off = np.abs(values - exact).max(initial=0)
         self.rounded.append(
-            f"{name}: {', '.join(stage.name for stage in stages[1:])} folded into weights and bias, so that sums round; "
+            f"{name}: {', '.join(stage.name for stage in stages[1:])} folded into weights and bias; sums round, and "
             f"weights are rounded by up to {off:.2g}, the largest of them is {np.abs(exact).max(initial=0):.3g}"
         )
         return [_Stage("weights", values, added.astype(np.float32))]
