@@ -46,10 +46,8 @@ EXACT = ("spikingjelly", "norse", "snntorch")
 TAUS = ((2, 2), (4, 8), (3, 5), (5 / 3, 7), (2.5, 3), (10, 20))
 SAME = {"spikingjelly": "plain", "snntorch": "below"}
 """Files with which every spike and every potential is to be ours."""
-NOT_READ = {
-    "spikingjelly": ("plif", "delay", "branches", "readout"),
-    "snntorch": ("if", "digits, IF", "delay", "branches", "readout"),
-}
+UNREAD = ("delay", "branches", "one source, several delays", "readout")
+NOT_READ = {"spikingjelly": ("plif", *UNREAD), "snntorch": ("if", "digits, IF", *UNREAD)}
 """Cases that they refuse."""
 RUNS: dict[str, list[str]] = {
     "digits": ["digits", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3"],
