@@ -34,7 +34,15 @@ BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
 TORCH = (CPU, BACKENDS["torch"])
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 ONNX = ("onnx>=1.22", "onnxruntime>=1.21")
-ALL_TEST_TOOLS = (*TEST_TOOLS, "optax>=0.2.4", "matplotlib>=3.8", "tensorboard>=2.16", "hatchling>=1.26", *ONNX)
+ALL_TEST_TOOLS = (
+    *TEST_TOOLS,
+    "optax>=0.2.4",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+    "hatchling>=1.26",
+    *ONNX,
+    "nir>=1.0.8",
+)
 PEERS = {
     "spikingjelly": ("spikingjelly==2.0.0", "torch"),
     "snntorch": ("snntorch==1.0.0", "numpy", "torch"),
@@ -42,11 +50,24 @@ PEERS = {
     "sinabs": ("sinabs==3.1.3", "torch"),
     "spyx": ("spyx==1.0.0", "jax"),
 }
+NIR = ("nir==1.0.8", "nirtorch==2.6")
+NIR_PEERS = {
+    "spikingjelly": ("spikingjelly==2.0.0", "torch", *NIR),
+    "norse": ("norse==1.1.0", "torch", *NIR),
+    "snntorch": ("snntorch==1.0.0", "torch", *NIR),
+    "spyx": ("spyx==1.0.0", "jax", NIR[0]),
+    "sinabs": ("sinabs==3.1.3", "torch"),  # brings the older nir that it asks for
+    "rockpool": ("rockpool==3.1.0", "torch", *NIR),
+}
 TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
-INTEROP: dict[str, tuple[str, ...]] = {"c": (), "onnx": ("onnx>=1.18", "onnxruntime>=1.21")}
+INTEROP: dict[str, tuple[str, ...]] = {
+    "c": (),
+    "onnx": ("onnx>=1.18", "onnxruntime>=1.21"),
+    "nir": ("nir>=1.0.8", "virtualenv"),
+}
 """Forms of `stsbp export` that `benchmarks/interop_FORM.py` holds against the reference, and what that needs."""
 ARCHIVE = "nmnist-1k.tar.xz"
 DIGITS_FLOOR = 96.0
@@ -263,14 +284,33 @@ def bench_check(session: nox.Session) -> None:
 
 @nox.session
 def interop(session: nox.Session) -> None:
-    """Hold what is exported against the reference, in the programs that read it: -- [c|onnx] [RUN... OPTIONS]."""
+    """Hold what is exported against the reference, in the programs that read it: -- [c|onnx|nir] [RUN... OPTIONS].
+
+    Each importer of NIR has an environment of its own (half an hour): -- nir [NAMES].
+    """
     part, *given = session.posargs or ["c"]
     if part not in INTEROP:
         session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
     install(session, SPEC, CLI, *TORCH, tools=INTEROP[part])
-    if not any(Path(word).is_dir() for word in given[:1]):
+    if part == "nir":
+        given = importers(session, given)
+    elif not any(Path(word).is_dir() for word in given[:1]):
         given = [*trained_runs(session), *given]
     session.run("python", f"benchmarks/interop_{part}.py", *given)
+
+
+def importers(session: nox.Session, names: Sequence[str]) -> list[str]:
+    """Environments of importers of NIR, those with these names or all; the arguments of benchmarks/interop_nir.py."""
+    if unknown := [name for name in names if name not in NIR_PEERS]:
+        session.error(f"there is no importer {unknown[0]}; there are: {', '.join(NIR_PEERS)}")
+    found = [str(Path(session.create_tmp()).resolve() / "nir"), "--data-dir", str(recordings(session))]
+    for name in names or NIR_PEERS:
+        environment = ROOT / ".nox" / "importers" / name
+        python = str(environment / "bin" / "python")
+        session.run("virtualenv", "--quiet", str(environment))
+        session.run(python, "-m", "pip", "install", "--quiet", *NIR_PEERS[name], external=True)
+        found += ["--peer", f"{name}={python}"]
+    return found
 
 
 def trained_runs(session: nox.Session) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from stsbp_spec import NetworkSpec, initial_weights, open_backend
+from stsbp_spec import PSP, NetworkSpec, initial_weights, open_backend
 from stsbp_spec.neurons import parse_neuron
 from stsbp_spec.results import RunResult
 from stsbp_spec.typing import Coding, Float32, Shape, UInt8
@@ -27,6 +27,7 @@ class Small:
     tau_m: float = 3.0
     tau_s: float = 5 / 3
     tau_rise: float = 0.0
+    input_tau_s: float = 0.0
 
 
 NODES = """\
@@ -150,7 +151,11 @@ class Case:
 @cache
 def case(name: str) -> Case:
     """The network of `SMALL`, its hidden layers firing; statistics, biases and other learned numbers drawn."""
-    small = SMALL[name]
+    return case_of(SMALL[name], len(name) + 7)
+
+
+def case_of(small: Small, seed: int = 0, steps: int = STEPS, samples: int = SAMPLES) -> Case:
+    """Any network, likewise."""
     neuron = parse_neuron(small.neuron, {"tau_m": small.tau_m, "tau_s": small.tau_s, "tau_rise": small.tau_rise})
     network = NetworkSpec.parse(
         small.net,
@@ -159,8 +164,9 @@ def case(name: str) -> Case:
         coding=small.coding,
         padding=small.padding,
         neuron=neuron,
+        input_psp=PSP(small.input_tau_s, gain=neuron.psp_gain) if small.input_tau_s else None,
     )
-    return drawn(network, len(name) + 7)
+    return drawn(network, seed, steps, samples)
 
 
 def drawn(network: NetworkSpec, seed: int, steps: int = STEPS, samples: int = SAMPLES) -> Case:

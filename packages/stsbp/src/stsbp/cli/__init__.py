@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "Accuracy, loss and spike rates of a trained network.",
     "predict": "Classes of images, recordings or arrays.",
     "export": "A trained network as NIR, ONNX or C.",
+    "convert": "A trained network with another gain of its synapses.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
     "datasets": "List data sets and what they need.",

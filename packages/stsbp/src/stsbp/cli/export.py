@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, say
+from stsbp.cli.common import Choice, Finite, say
 from stsbp.errors import ConfigError
 from stsbp.interop.program import About, program
 from stsbp.training.run_folder import RunFolder
@@ -23,7 +23,10 @@ FORMS = {
 }
 """What a network can leave as, and the module whose `write(program, about, out)` writes it; it returns what to say."""
 
-OPTIONS = {"layers": "onnx", "states": "onnx"}
+OPTIONS = {
+    **dict.fromkeys(("layers", "states"), "onnx"),
+    **dict.fromkeys(("dt", "fold", "threshold_below", "pool"), "nir"),
+}
 """Options that one form alone has, and which; its `write` takes them as keywords."""
 
 
@@ -40,6 +43,20 @@ OPTIONS = {"layers": "onnx", "states": "onnx"}
 @click.option(
     "--states", is_flag=True, default=None, help="onnx: states are inputs and outputs, to go on from call to call."
 )
+@click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: what a step lasts.  [default: 0.0001]")
+@click.option(
+    "--fold",
+    is_flag=True,
+    default=None,
+    help="nir: gains, biases and normalisation go into the weights, rounded; spikes can differ.",
+)
+@click.option(
+    "--threshold-below",
+    is_flag=True,
+    default=None,
+    help="nir: thresholds are the next float32 below, for importers that spike above the threshold only.",
+)
+@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: what average pooling becomes.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Write the trained network in the folder RUN for other programs.
 
@@ -50,7 +67,7 @@ def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) ->
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:
         if OPTIONS[name] != form:
-            raise ConfigError(f"--{name} is for --to {OPTIONS[name]} alone, got --to {form}")
+            raise ConfigError(f"--{name.replace('_', '-')} is for --to {OPTIONS[name]} alone, got --to {form}")
     # Imported here: what trains is not needed to show the help.
     from stsbp_spec.reference.backend import NumpyBackend
 

@@ -1,0 +1,224 @@
+"""What every importer of NIR makes of exported networks: `python benchmarks/interop_nir.py FOLDER --peer NAME=PYTHON`.
+
+Trains small runs into FOLDER (those that are there are taken as they are), exports each as the importers read it best,
+and runs it with our own reference over the samples held out. Each peer, in an environment of its own (PYTHON), runs the
+files with interop_nir_peer.py. Printed: one table of runs, one of small networks, one of single populations, where each
+library is compared with what `stsbp.interop.nir_readings` says of it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import stsbp
+from stsbp.errors import ConfigError
+from stsbp.interop import nir_readings
+from stsbp.interop.nir_file import write
+from stsbp.interop.nir_graph import Form, graph_of
+from stsbp.interop.program import About, Program, program
+from stsbp.training.build import load_data
+from stsbp_spec import open_backend
+from stsbp_spec.graph import Neurons
+from stsbp_spec.typing import AnyArray, Float32, UInt8
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "packages" / "stsbp" / "tests" / "shared"))
+from small_networks import SMALL, Small, case_of  # type: ignore[import-not-found,unused-ignore]  # noqa: E402
+
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "below": {"threshold_below": True},
+    "sum": {"pool": "sum"},
+    "sum, below": {"pool": "sum", "threshold_below": True},
+    "fold": {"fold": True},
+}
+NEURONS = ("CubaLIF", "CubaLI", "IF")
+EXACT = ("spikingjelly", "norse", "snntorch")
+"""Importers that can compute the same, and are given all small networks."""
+TAUS = ((2, 2), (4, 8), (3, 5), (5 / 3, 7), (2.5, 3), (10, 20))
+SAME = {"spikingjelly": "plain", "snntorch": "below"}
+"""Files with which every spike and every potential is to be ours."""
+UNREAD = ("delay", "branches", "one source, several delays", "readout")
+NOT_READ = {"spikingjelly": ("plif", *UNREAD), "snntorch": ("if", "digits, IF", *UNREAD)}
+"""Cases that they refuse."""
+RUNS: dict[str, list[str]] = {
+    "digits": ["digits", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3"],
+    "digits, normalised": ["digits", "--tau-m", "5", "--tau-s", "3"],
+    "digits, full": ["digits", "--net", "64", "--psp-gain", "unit", "--tau-m", "2.5", "--tau-s", "3"],
+    "digits, IF": ["digits", "--net", "64", "--neuron", "if", "--tau-s", "1"],
+    "nmnist": ["nmnist", "--psp-gain", "unit", "--holdout", "100", "--epochs", "3"],
+}
+"""What is trained, by the name of the case."""
+
+
+def small_cases() -> dict[str, Small]:
+    """Small networks: all that there are, both gains and several time constants, and recurrence that NIR can say."""
+    found = dict(SMALL)
+    for tau_m, tau_s in TAUS:
+        for gain in ("unit", "normalised"):
+            found[f"tau {tau_m:.3g}, {tau_s}, {gain}"] = Small(
+                "40-20", (40,), tau_m=tau_m, tau_s=tau_s, neuron=f"lif:psp_gain={gain}", input_tau_s=tau_s
+            )
+    for name in ("recurrent", "one to one", "recurrent convolution"):
+        found[f"{name}, filtered input"] = replace(SMALL[name], input_tau_s=SMALL[name].tau_s)
+    return found
+
+
+def reference(made: Program, weights: dict[str, Float32], inputs: UInt8, steps: int) -> dict[str, AnyArray]:
+    """Spikes and potentials after each reset of every population, by the names that NIR has for them.
+
+    And how many potentials met the threshold exactly.
+    """
+    network, backend, parts = made.network, open_backend("torch"), []
+    axis = 1 if network.coding == "events" else 0
+    for first in range(0, inputs.shape[axis], 20):
+        some = np.take(inputs, range(first, min(first + 20, inputs.shape[axis])), axis)
+        parts.append(backend.run(network, weights, some, steps))
+    found: dict[str, AnyArray] = {"ties": np.array(0)}
+    names = [name for name, node in graph_of(made, Form()).nodes.items() if node.kind in NEURONS]
+    for name, layer, population in zip(names, parts[0].layers, made.populations.values(), strict=True):
+        spikes = np.concatenate([part.layers[layer].spikes for part in parts], 1)
+        potentials = np.concatenate([part.layers[layer].potentials for part in parts], 1)
+        op = population.place.node.op
+        assert isinstance(op, Neurons)
+        found["ties"] += (potentials == np.float32(op.model.threshold)).sum()
+        found[f"spikes/{name}"] = spikes
+        found[f"left/{name}"] = np.where(spikes == 1, np.float32(0), potentials)
+    return found
+
+
+def prepare(
+    folder: Path, about: About, made: Program, weights: dict[str, Float32], inputs: UInt8, labels: AnyArray | None
+) -> str | None:
+    """Files of a case, and what our reference makes of it; a reason where NIR cannot say it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, options in FORMS.items():
+        try:
+            write(made, about, folder / f"{name}.nir", **options)
+        except ConfigError as error:
+            return str(error)
+    found = reference(made, weights, inputs, about.steps)
+    given = {"inputs": inputs, "direct": np.array(made.network.coding == "direct"), "steps": np.array(about.steps)}
+    given |= {} if labels is None else {"labels": labels}
+    np.savez(folder / "reference.npz", allow_pickle=False, **given, **found)
+    return None
+
+
+def trained_case(name: str, folder: Path, data: str | None) -> str | None:
+    """A run and the samples that it has not seen."""
+    run, options = folder / "run", list(RUNS[name])
+    if not (run / "last.json").is_file():
+        where = ["--data-dir", data] if data is not None and options[0] == "nmnist" else []
+        command = [sys.executable, "-m", "stsbp", "train", *options, *where, "--threads", "1", "--out", str(run)]
+        subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    trained = stsbp.load_run(run)
+    split = trained.samples(load_data(trained.settings, None, data if "nmnist" in name else None, True), "test")
+    every = np.arange(len(split))
+    about = About(name, trained.info["sha256"], trained.settings.steps, trained.names)
+    made = program(trained.network, trained.weights)
+    return prepare(folder, about, made, trained.weights, split.inputs(every), split.labels[every])
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--peer", "peers", multiple=True, help="NAME=PYTHON: an importer, and the interpreter that has it.")
+@click.option("--data-dir", help="Folder that holds NMNIST/; without it, no recordings.")
+def main(folder: Path, peers: tuple[str, ...], data_dir: str | None) -> None:
+    """Export, run and compare."""
+    cases = {}
+    for name in RUNS:
+        if name == "nmnist" and data_dir is None:
+            continue
+        cases[name] = trained_case(name, folder / "runs" / name, data_dir)
+    for name, small in small_cases().items():
+        each = case_of(small, steps=9 if name in SMALL else 60, samples=3 if name in SMALL else 8)
+        steps = len(each.inputs) if each.network.coding == "events" else 9
+        made = program(each.network, each.weights)
+        reason = prepare(folder / "small" / name, About(name, "0" * 64, steps), made, each.weights, each.inputs, None)
+        cases[name] = reason
+    print("not written:\n" + "\n".join(f"  {name}: {reason}" for name, reason in cases.items() if reason))
+    wrong: list[str] = []
+    for peer in peers:
+        name, _, python = peer.partition("=")
+        there = [case for case, reason in cases.items() if reason is None]
+        report = folder / f"{name}.json"
+        asked = [str(folder), name, nir_readings.__file__, json.dumps([case for case in there if case in RUNS])]
+        worker = [python, str(HERE / "interop_nir_peer.py"), *asked, json.dumps([c for c in there if c not in RUNS])]
+        subprocess.run([*worker, str(report)], check=True)
+        found = json.loads(report.read_text())
+        print(table(name, found), flush=True)
+        wrong += unexpected(name, found)
+    if wrong:
+        print("\nnot as docs/nir.md has it:", *wrong, sep="\n  ")
+        sys.exit(1)
+
+
+def unexpected(peer: str, report: dict[str, Any]) -> list[str]:
+    """Where an importer that computes the same did not, and where a library did not what we say of it."""
+    problems = [
+        f"{peer}, {row['case']}: {row}"
+        for row in report["rows"]
+        if SAME.get(peer) == row["form"]
+        and row["case"] not in NOT_READ[peer]
+        and (row.get("problem") or row["differing"] or row["potentials"])
+    ]
+    # The exponential functions of numpy and torch differ in their last bits.
+    said = report["readings"] if peer != "rockpool" else []
+    return problems + [f"{peer}, {row['node']}: {row}" for row in said if row["differing"]]
+
+
+def table(peer: str, report: dict[str, Any]) -> str:
+    """Rows of Markdown: runs one by one, small networks together, and single populations."""
+    head = (
+        "case",
+        "file",
+        "differing spikes",
+        "of",
+        "rate",
+        "ties",
+        "differing potentials",
+        "distance",
+        "accuracy, ours",
+    )
+    lines = [f"\n### {peer} {report['version']}, nir {report['nir']}\n", _row(head), _row(["---"] * len(head))]
+    runs = [row for row in report["rows"] if row["case"] in RUNS or "tau" in row["case"]]
+    small = [row for row in report["rows"] if row["case"] not in RUNS]
+    for row in runs:
+        if row["case"] in RUNS or peer not in EXACT:
+            lines.append(_row(_of_run(row)))
+    for form in dict.fromkeys(row["form"] for row in small):
+        of_form = [row for row in small if row["form"] == form]
+        ran = [row for row in of_form if "problem" not in row]
+        sums = {key: sum(row[key] for row in ran) for key in ("differing", "spikes", "ties", "potentials")}
+        distance = max((row["distance"] for row in ran), default=0.0)
+        counts = (sums["differing"], sums["spikes"], "", sums["ties"], sums["potentials"], f"{distance:.2g}", "")
+        lines.append(_row([f"{len(ran)} small networks", form, *counts]))
+        lines += [f"  {row['case']}: {row['problem']}" for row in of_form if "problem" in row]
+    lines += ["", _row(["population", "differing spikes", "of", "at the threshold"]), _row(["---"] * 4)]
+    lines += [_row([row[key] for key in ("node", "differing", "spikes", "ties")]) for row in report["readings"]]
+    return "\n".join(lines)
+
+
+def _of_run(row: dict[str, Any]) -> list[object]:
+    if "problem" in row:
+        return [row["case"], row["form"], row["problem"]]
+    accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}, {row['own_accuracy']:.2%}"
+    counts = [row[key] for key in ("differing", "spikes")]
+    rest = [f"{row['rate']:.3f}", row["ties"], row["potentials"], f"{row['distance']:.2g}", accuracy]
+    return [row["case"], row["form"], *counts, *rest]
+
+
+def _row(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    main()

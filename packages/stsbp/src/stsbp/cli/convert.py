@@ -1,0 +1,92 @@
+"""`stsbp convert`: a trained network with another gain of its synapses."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import Choice, say
+from stsbp.errors import ConfigError, FileError
+from stsbp.interop.gain import with_gain
+from stsbp.training import checkpoint
+from stsbp.training.metrics import Sums
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["command"]
+
+_NOT_TRAINED = {
+    "epoch": 0,
+    "batch": 0,
+    "finished": False,
+    "best": None,
+    "metrics_bytes": 0,
+    "sums": asdict(Sums()),
+    "window": asdict(Sums()),
+}
+"""Where a run is that has come no further than its first update."""
+_OF_FILE = ("format", "file", "sha256", "tensors", "step")
+"""What a checkpoint says of its own file."""
+
+
+@click.command("convert", short_help=COMMANDS["convert"])
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--psp-gain",
+    required=True,
+    type=Choice(["normalised", "unit"]),
+    help="What a spike adds to a potential: so much that its area is 1, or 1.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
+@click.option(
+    "--checkpoint", "name", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
+)
+def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
+    """Make a run of the trained network in the folder RUN, with another gain of its synapses.
+
+    Weights are multiplied so that currents stay. Spikes stay, to the bit, where all factors are powers of two; else
+    weights are rounded to their grid again. The moments of the optimiser are dropped: stsbp train --resume begins with
+    the first epoch.
+    """
+    # Imported here: what trains is not needed to show the help.
+    from stsbp_spec.reference.backend import NumpyBackend
+
+    from stsbp.training.build import build_task
+    from stsbp.training.trained import load_trained
+
+    trained = load_trained(RunFolder(run), name, NumpyBackend())
+    folder = RunFolder(out)
+    if not folder.is_free:
+        raise FileError(f"{out} exists and is not empty; choose another --out")
+    folder.check_writable()
+    config = trained.settings.model_copy(update={"psp_gain": psp_gain})
+    task = build_task(config, trained.task.inputs, trained.backend)
+    fixed = [p.name for p in task.network.graph.projections if p.sums.pending and p.sums.pending.gain != psp_gain]
+    if fixed:
+        raise ConfigError(
+            f"the settings of {run} say psp_gain of {', '.join(fixed)} by themselves, in net or neuron; change it there"
+        )
+    weights, changes = with_gain(trained.network, task.network, trained.weights)
+    info = {
+        **trained.info,
+        **_NOT_TRAINED,
+        "config": config.digest(),
+        "epochs": config.epochs,
+        "network": task.network.notation,
+        "backend": trained.backend.name,
+    }
+    with folder.lock():
+        if not folder.is_free:
+            raise FileError(f"another process has begun a run in {out} meanwhile; choose another --out")
+        folder.write_config(config)
+        folder.note_start(trained.backend, sys.argv, 0)
+        tensors = task.trainer.export_state(task.trainer.init(weights))
+        checkpoint.save(folder.files, "last", tensors, {k: x for k, x in info.items() if k not in _OF_FILE}, step=0)
+    for change in changes:
+        say(str(change))
+    same = all(change.moved == 0 for change in changes)
+    say("spikes and potentials are those of the run, to the bit" if same else "spikes can differ from those of the run")
+    say("the moments of the optimiser are dropped")

@@ -1,0 +1,105 @@
+"""Weights for another gain of the synapses: `psp_gain`, `normalised` as in the paper, or `unit`.
+
+A spike adds `c w` to a current, `c = 1/tau_s` with the first (`1/(tau_s - tau_rise)` with a rise), 1 with the second.
+So weights times the ratio of both give the same currents, but for rounding: weights lie on a grid. Where the ratio is a
+power of two the grid moves with them and every bit stays. What is normalised has the ratio in its scale and its shift,
+where it rounds as any float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from stsbp_spec.equations import Constants
+from stsbp_spec.graph import Place
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.trainer import on_grid
+from stsbp_spec.typing import Float32
+
+from stsbp.errors import ConfigError
+
+__all__ = ["Change", "with_gain"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of the weights of a projection.
+
+    Attributes:
+        name: of the projection.
+        ratio: what its weights are multiplied by.
+        moved: how far they are from that on their grid, at most, in units of the largest of them.
+    """
+
+    name: str
+    ratio: float
+    moved: float
+
+    def __str__(self) -> str:
+        if self.ratio == 1:
+            return f"{self.name}: as it was"
+        if self.moved == 0:
+            return f"{self.name}: times {self.ratio:.9g}, exactly"
+        return f"{self.name}: times {self.ratio:.9g}, rounded by up to {self.moved:.2g} of its largest weight"
+
+
+def with_gain(
+    old: NetworkSpec, new: NetworkSpec, weights: Mapping[str, Float32]
+) -> tuple[dict[str, Float32], list[Change]]:
+    """What a network needs to compute as another one does, from which it differs in the gain of its synapses.
+
+    Args:
+        old: the network that the weights are of.
+        new: the same with another gain.
+        weights: everything that is learned, and statistics, by name.
+
+    Returns:
+        The same for `new`, and what became of each projection.
+
+    Raises:
+        ConfigError: a projection shares its weights with one whose ratio is another.
+    """
+    found, ratios = dict(weights), dict[str, float]()
+    for projection in new.graph.projections:
+        before, after = (_gain(_place(each, projection.name)) for each in (old, new))
+        ratio, owner = float(before) / float(after), projection.parameter
+        if ratios.setdefault(owner, ratio) != ratio:
+            raise ConfigError(
+                f"{projection.name} shares the weights of {owner}, and would need them times {ratio:.9g}, which "
+                f"{owner} needs times {ratios[owner]:.9g}"
+            )
+        norm = projection.synapse.norm is not None
+        names = [f"{projection.name}.{each}" for each in (("scale", "shift") if norm else ("bias",))]
+        for name in [*([] if norm else [owner]), *names]:
+            if name in weights:
+                found[name] = (weights[name].astype(np.float64) * ratio).astype(np.float32)
+        ratios[projection.name] = ratio
+    grids = [on_grid(NumpyBackend(), network, dict(x))[0] for network, x in ((old, weights), (new, found))]
+    changes = []
+    for projection in new.graph.projections:
+        ratio = ratios[projection.name]
+        normed = projection.synapse.norm is not None
+        names = [f"{projection.name}.{each}" for each in ("scale", "shift")] if normed else [projection.name]
+        moved = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
+        changes.append(Change(projection.name, ratio, moved))
+    return found, changes
+
+
+def _place(network: NetworkSpec, name: str) -> Place:
+    return next(place for place in network.graph.places if place.node.name == name)
+
+
+def _gain(place: Place) -> np.float32:
+    """What a spike adds, for a weight of 1."""
+    filter = place.output.filter(training=False)
+    constants: Constants = filter.constants()  # type: ignore[assignment]
+    return np.float32(constants["c"])
+
+
+def _moved(before: Float32, after: Float32, ratio: float) -> float:
+    wanted = before.astype(np.float64) * ratio
+    largest = np.abs(wanted).max(initial=0)
+    return float(np.abs(after - wanted).max(initial=0) / largest) if largest else 0.0

@@ -1,0 +1,92 @@
+"""A trained network as a file in the Neuromorphic Intermediate Representation (NIR): nir_graph.py as HDF5."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from stsbp_spec.grid import CONTRACT_VERSION
+
+import stsbp
+from stsbp.errors import ConfigError, printable
+from stsbp.files import OutputKind
+from stsbp.interop.nir_graph import Form, Graph, graph_of
+from stsbp.interop.program import About, Program
+
+__all__ = ["NIR_FILE", "write"]
+
+NIR_FILE = OutputKind("a file of NIR", re.compile(rb"\x89HDF\r\n\x1a\n(?=.*version\0)(?=.*node\0)", re.DOTALL))
+
+
+def write(
+    program: Program,
+    about: About,
+    out: Path,
+    *,
+    dt: float = Form.dt,
+    fold: bool = False,
+    threshold_below: bool = False,
+    pool: str = Form.pooling,
+) -> list[str]:
+    """Write a network as a graph of NIR; the lines to be printed.
+
+    Args:
+        program, about: the network, and the run that it is of.
+        out: the file.
+        dt, fold, threshold_below: see `Form`.
+        pool: its `pooling`.
+
+    Raises:
+        ConfigError: NIR cannot say a part of the network, or the library is missing.
+        FileError: the file cannot be written, or something else is there.
+    """
+    form = Form(dt, fold, threshold_below, pool)
+    nir = library()
+    graph = graph_of(program, form)
+    nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
+    metadata = {
+        "writer": f"stsbp {stsbp.__version__}",
+        "contract": CONTRACT_VERSION,
+        "run": printable(about.name),
+        "checkpoint_sha256": about.checkpoint,
+        "classes": json.dumps(about.classes),
+        "steps": about.steps,
+        "dt": dt,
+        "notes": "\n".join((*graph.rounded, *graph.notes)),
+    }
+    made = nir.NIRGraph(nodes, list(graph.edges), metadata=metadata, type_check=graph.typed)
+    file = io.BytesIO()
+    nir.write(file, made)
+    NIR_FILE.write(out, file.getvalue())
+    return _said(out, form, graph)
+
+
+def library() -> Any:
+    """The library nir.
+
+    Raises:
+        ConfigError: it is not installed, or too old.
+    """
+    try:
+        import nir
+    except ImportError as error:
+        raise ConfigError(f'files of NIR need the library nir ({error}): pip install "stsbp[nir]"') from error
+    if "v_reset" not in nir.CubaLIF.__dataclass_fields__:
+        raise ConfigError(f'nir {nir.version} is too old for files of NIR: pip install "stsbp[nir]"')
+    return nir
+
+
+def _said(out: Path, form: Form, graph: Graph) -> list[str]:
+    lines = [f"{out}: {len(graph.nodes)} nodes and {len(graph.edges)} edges, a step of {form.dt:g} s", *graph.notes]
+    if graph.rounded:
+        return [*lines, *graph.rounded, "so spikes can differ from those of the run"]
+    compared = "v > v_threshold, as snntorch" if form.threshold_below else "v >= v_threshold, as spikingjelly"
+    return [
+        *lines,
+        "spikes and potentials are those of the run, to the bit, in importers that compute",
+        "  i = i (1 - dt/tau_syn) + x, v = v (1 - dt/tau_mem) + i",
+        f"in float32 and spike where {compared} does; of others: docs/nir.md",
+    ]

@@ -1,0 +1,524 @@
+"""A trained network in the words of NIR: nodes with their numbers, and edges. nir_file.py makes a file of them.
+
+An importer that computes `i = i (1 - dt/tau_syn) + x`, `v = v (1 - dt/tau_mem) + i` in float32, and spikes where
+`v >= v_threshold`, gets the network's own spikes and potentials, to the bit (nir_readings.py; spikingjelly does). For
+this, whatever rounds here stands in a node of its own, which rounds as often: between weights `W` and neurons follow,
+as full connections or 1x1 convolutions with nothing off the diagonal,
+
+    -mean   a   shift       batch normalisation, (z - mean) a + shift
+    b                       a bias
+    c                       the gain of the synapse, where it is not 1; with the division of pooled sums
+
+since a sum of one product and zeros rounds once. A factor that is a power of two goes into what stands before it, which
+rounds nothing. With `fold` all of this goes into `W` and its bias, which are rounded once: fewer nodes, other bits.
+
+nir 1.0.8 takes the input channels of a convolution from its weights, and the columns of its kernel from the rows. So
+groups are written as one convolution with zeros between them, and a kernel is widened to a square by zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from stsbp_spec.graph import Edge, Input, Neurons, Op, Place
+from stsbp_spec.grid import EXACT_LIMIT_BITS
+from stsbp_spec.neurons import ALIF, IF, LIF, PLIF, Readout
+from stsbp_spec.synapses import (
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    GlobalAvgPool,
+    MaxPool2d,
+    OneToOne,
+    Upsample2d,
+)
+from stsbp_spec.synapses.bias import Biased
+from stsbp_spec.synapses.psp import Filter, SynapticFilter
+from stsbp_spec.typing import AnyArray, Float32, Float64, Shape
+
+from stsbp.errors import ConfigError
+from stsbp.interop.program import Population, Program, Weights
+
+__all__ = ["NO_LEAK", "Form", "Graph", "Made", "graph_of"]
+
+NO_LEAK = 2.0**60
+"""Time constant in steps, finite as NIR asks for it, of which `1 - 1/tau` is 1 in float64."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a network is to be written.
+
+    Attributes:
+        dt: seconds of a step.
+        fold: whether gains, biases and normalisation go into the weights.
+        threshold_below: whether thresholds are the next float32 below, for importers that spike where
+            `v > v_threshold`.
+        pooling: `mean` or `sum`: what a window whose size is a power of two becomes.
+    """
+
+    dt: float = 1e-4
+    fold: bool = False
+    threshold_below: bool = False
+    pooling: str = "mean"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A node: the name of NIR's class, and its parameters."""
+
+    kind: str
+    numbers: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes by name, edges, and what is to be said of them.
+
+    Attributes:
+        nodes, edges: of the graph.
+        typed: whether nir takes all shapes for right.
+        rounded: what rounds otherwise than in the network, a line each; none: nothing does.
+        notes: what else somebody who reads the graph has to know.
+    """
+
+    nodes: Mapping[str, Made]
+    edges: tuple[tuple[str, str], ...]
+    typed: bool
+    rounded: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def graph_of(program: Program, form: Form) -> Graph:
+    """A network as NIR says it.
+
+    Raises:
+        ConfigError: NIR cannot say a part of it; the message names the part and its parameter.
+    """
+    return _Writer(program, form).graph()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """`x multiply + add` of each channel, float32 `[C]`; None: as it is."""
+
+    name: str
+    multiply: Float32 | None = None
+    add: Float32 | None = None
+
+
+class _Writer:
+    """The nodes of NIR, one node of the network after the other."""
+
+    def __init__(self, program: Program, form: Form) -> None:
+        self.program, self.form = program, form
+        self.places = {place.node.name: place for place in program.network.graph.places}
+        self.learned = {
+            parameter: values
+            for each in program.populations.values()
+            for parameter, values in zip(each.place.parameters.values(), each.learned.values(), strict=True)
+        }
+        self.names = _names(self.places)
+        self.taken = {*_RESERVED, *self.names.values()}
+        self.nodes: dict[str, Made] = {}
+        self.edges: list[tuple[str, str]] = []
+        self.ends: dict[str, tuple[str, ...]] = {}
+        """The nodes of NIR whose sum is what a node of the network makes ..."""
+        self.exponents: dict[str, int] = {}
+        """... times 2 to the power of this."""
+        self.typed = True
+        self.rounded: list[str] = []
+        self.notes: list[str] = []
+
+    def graph(self) -> Graph:
+        for name, place in self.places.items():
+            op = place.node.op
+            if name in self.program.recurrent:
+                continue
+            if isinstance(op, Input):
+                self.input(place)
+            elif name in self.program.populations:
+                self.population(self.program.populations[name])
+            elif name in self.program.weights:
+                self.weights(place)
+            else:
+                self.passing(place)
+        self.add("output", Made("Output", {"output_type": np.array(place.output.shape)}), self.ends[name])
+        notes = tuple(dict.fromkeys(self.notes))
+        return Graph(self.nodes, tuple(self.edges), self.typed, tuple(self.rounded), notes)
+
+    def add(self, name: str, made: Made, sources: Sequence[str]) -> str:
+        """A node and its edges; its name."""
+        if len(set(sources)) < len(sources):
+            twice = next(each for each in sources if sources.count(each) > 1)
+            raise ConfigError(f"{name} cannot be written: it reads {twice} twice, and NIR has one edge between nodes")
+        self.nodes[name] = made
+        self.edges += [(source, name) for source in sources]
+        return name
+
+    def add_beside(self, name: str, made: Made, sources: Sequence[str]) -> str:
+        """A node that the network does not have, under a name that no other one has."""
+        while name in self.nodes or name in self.taken:
+            name += "_"
+        return self.add(name, made, sources)
+
+    def input(self, place: Place) -> None:
+        op = place.node.op
+        assert isinstance(op, Input)
+        name = self.add("input", Made("Input", {"input_type": np.array(op.shape)}), ())
+        self.ends[place.node.name], self.exponents[place.node.name] = (name,), 0
+        if op.coding == "direct":
+            self.notes.append("input: the bytes of an image / 256, the same ones at every step")
+        else:
+            counts = "spikes, 0 or 1" if op.largest == 1 else f"numbers of events, at most {op.largest}"
+            self.notes.append(f"input: {counts}, a frame a step")
+
+    def read(self, place: Place, edge: Edge) -> tuple[str, ...]:
+        """The nodes of NIR whose sum an edge carries, delayed where it is."""
+        ends = self.ends[edge.source]
+        if not edge.delay or place.node.name in self.program.recurrent:
+            return ends
+        self.notes.append("no importer in the table of docs/nir.md reads Delay")
+        shape = self.places[edge.source].output.shape
+        made = Made("Delay", {"delay": np.full(shape, edge.delay * self.form.dt)})
+        return tuple(self.add_beside(f"{end}_delay{edge.delay}", made, (end,)) for end in ends)
+
+    def passing(self, place: Place) -> None:
+        """Pooling, flattening, dropout and sums of branches."""
+        name, op, edges = place.node.name, place.node.op, place.node.inputs
+        sources = tuple(end for edge in edges for end in self.read(place, edge))
+        exponents = {self.exponents[edge.source] for edge in edges}
+        if len(exponents) > 1:
+            raise ConfigError(f"{name} adds sums of windows of several sizes, with --pool sum; take --pool mean")
+        exponent, shape = exponents.pop(), place.inputs[0].shape
+        if isinstance(op, GlobalAvgPool):
+            op = op.at(shape)
+        if isinstance(op, AvgPool2d):
+            sums = op.divisor != 1 or self.form.pooling == "sum"
+            numbers = {"kernel_size": np.array(op.sizes), "stride": np.array(op.sizes), "padding": np.array((0, 0))}
+            sources = (self.add(self.names[name], Made("SumPool2d" if sums else "AvgPool2d", numbers), sources),)
+            exponent += op.exponent if sums else 0
+        elif isinstance(op, Flatten):
+            sources = self.flat(self.names[name], shape, sources)
+        elif not isinstance(op, (Add, Dropout)):
+            raise ConfigError(f"{name} cannot be written: {_REFUSED.get(type(op), 'NIR has no such node')}")
+        self.ends[name], self.exponents[name] = sources, exponent
+
+    def flat(self, name: str, shape: Shape, sources: tuple[str, ...]) -> tuple[str, ...]:
+        """What is read as one axis."""
+        if len(shape) == 1:
+            return sources
+        numbers = {"input_type": {"input": np.array(shape)}, "start_dim": 0, "end_dim": -1}
+        return (self.add_beside(name, Made("Flatten", numbers), sources),)
+
+    def weights(self, place: Place) -> None:
+        """A projection: its weights, and what normalises their sums or is added to them."""
+        name, (edge,) = place.node.name, place.node.inputs
+        own, shape, op = self.names[name], place.output.shape, place.node.op
+        sources = self.read(place, edge)
+        first, *stages = self.stages(place, self.program.weights[name], self.exponents[edge.source])
+        if isinstance(op, Conv2d):
+            made = self.convolution(name, op, place.inputs[0].shape, first)
+        else:
+            sources = self.flat(f"{own}_flatten", place.inputs[0].shape, sources)
+            made = Made("Affine", {"weight": first.multiply, "bias": _numbers(first.add, shape[0], 0)})
+        end = self.add(own, made, sources)
+        for stage in stages:
+            end = self.add_beside(f"{own}_{stage.name}", _diagonal(stage, shape), (end,))
+        self.ends[name] = (end,)
+
+    def stages(self, place: Place, found: Weights, exponent: int) -> list[_Stage]:
+        """The weights, and what happens to each channel of their sums, as few stages as round no otherwise."""
+        channels = place.output.shape[0]
+        values = np.diag(found.values[:, 0]) if isinstance(place.node.op, OneToOne) else found.values
+        stages = [_Stage("weights", np.ldexp(values, -exponent))]
+        if found.norm is not None:
+            stages += [
+                _Stage("mean", add=-found.norm.mean),
+                _Stage("scale", found.norm.a),
+                _Stage("shift", add=found.norm.shift),
+            ]
+        filter = place.output.filter(training=False)
+        if isinstance(filter, Biased):
+            stages += [
+                _Stage("division", np.full(channels, filter.gain)),
+                _Stage("bias", add=self.learned[f"{place.node.name}.bias"]),
+            ]
+        gain = self.gain(place, filter)
+        if self.form.fold or _is_power_of_two(gain):
+            stages.append(_Stage("gain", np.full(channels, gain)))
+        merged = reduce(_merged, stages[1:], stages[:1])
+        return self.folded(place.node.name, merged) if self.form.fold else merged
+
+    def gain(self, place: Place, filter: SynapticFilter) -> np.float32:
+        """What the filter after weights multiplies their sums by; `ConfigError` for one that NIR cannot say."""
+        if isinstance(filter, Biased):
+            filter = filter.filter
+        if not isinstance(filter, Filter):
+            rise = "" if place.output.pending is None else f", tau_rise={place.output.pending.tau_rise:g}"
+            raise ConfigError(f"{place.node.name} cannot be written: the synapse of NIR's neurons rises at once{rise}")
+        return filter.gain
+
+    def folded(self, name: str, stages: list[_Stage]) -> list[_Stage]:
+        """All stages as weights and a bias, each rounded once."""
+        if len(stages) == 1:
+            return stages
+        first = stages[0]
+        assert first.multiply is not None
+        channels = len(first.multiply)
+        factor, added = np.ones(channels), _numbers(first.add, channels, 0).astype(np.float64)
+        for stage in stages[1:]:
+            multiply = _numbers(stage.multiply, channels, 1).astype(np.float64)
+            factor, added = factor * multiply, added * multiply + _numbers(stage.add, channels, 0)
+        exact = first.multiply.astype(np.float64) * _along(factor, first.multiply)
+        values = exact.astype(np.float32)
+        off = np.abs(values - exact).max(initial=0)
+        self.rounded.append(
+            f"{name}: {', '.join(stage.name for stage in stages[1:])} folded into weights and bias; sums round, and "
+            f"weights are rounded by up to {off:.2g}, the largest of them is {np.abs(exact).max(initial=0):.3g}"
+        )
+        return [_Stage("weights", values, added.astype(np.float32))]
+
+    def convolution(self, name: str, op: Conv2d, shape: Shape, stage: _Stage) -> Made:
+        """A convolution without groups, of a square kernel where rows and columns are both odd or both even."""
+        assert stage.multiply is not None
+        values, paddings = _without_groups(stage.multiply, op.groups), op.paddings
+        if (op.kernels[0] - op.kernels[1]) % 2 == 0:
+            values, paddings = _square(values, op)
+        else:
+            self.typed = False
+            self.notes.append(
+                f"{name}: nir 1.0.8 takes every kernel as square, and this one is {op.kernels[0]}x{op.kernels[1]}: "
+                "nir.read needs type_check=False"
+            )
+        numbers = {
+            "input_shape": shape[1:],
+            "weight": values,
+            "stride": op.strides,
+            "padding": paddings,
+            "dilation": op.dilations,
+            "groups": 1,
+            "bias": _numbers(stage.add, len(values), 0),
+        }
+        return Made("Conv2d", numbers)
+
+    def population(self, found: Population) -> None:
+        """Neurons, and the gain of what they read where that is not in the weights."""
+        place = found.place
+        name, edges = place.node.name, place.node.inputs
+        own, shape = self.names[name], place.output.shape
+        self.ends[name], self.exponents[name] = (own,), 0
+        for edge in edges:
+            if edge.source in self.program.recurrent:
+                self.weights(self.places[edge.source])
+        currents = self.currents(place)
+        decays = {filter.decay for filter, _ in currents}
+        if len(decays) > 1:
+            raise ConfigError(
+                f"{name} cannot be written: it reads {_listed(edges)} through synapses of different tau_s, and a "
+                "neuron of NIR has one; an input filter (input_tau_s) of the same, or tau_s=1, makes them alike"
+            )
+        apart = len(currents) > 1
+        # A synapse that forgets all does the same to a sum and to its parts.
+        if apart and any(decays):
+            self.rounds(f"{name}: the currents of {_listed(edges)} are added before the synapse, not after it")
+        sources: list[str] = []
+        for number, (filter, ends) in enumerate(currents, start=1):
+            if len(ends) > 2 and not self.adds_exactly(place):
+                self.rounds(f"{name}: what it reads is added in any order")
+            if not (self.form.fold or _is_power_of_two(filter.gain)):
+                gain = _diagonal(_Stage("gain", np.full(shape[0], filter.gain)), shape)
+                ends = (self.add_beside(f"{own}_gain{number if apart else ''}", gain, ends),)
+            sources += ends
+        if apart and len(sources) > 2:
+            self.rounds(f"{name}: its currents are added in any order")
+        self.add(own, self.neurons(found, decays.pop()), sources)
+
+    def rounds(self, what: str) -> None:
+        """Something is rounded otherwise than in the network: said with `fold`, refused without."""
+        if not self.form.fold:
+            raise ConfigError(f"{what}: that rounds otherwise, so that spikes can differ; --fold writes it so")
+        self.rounded.append(what)
+
+    def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
+        """The filters of a population, and the nodes of NIR whose sum each of them takes, as equations.py has them."""
+        found: dict[object, tuple[Filter, tuple[str, ...]]] = {}
+        for number, (edge, values) in enumerate(zip(place.node.inputs, place.inputs, strict=True)):
+            filter = values.filter(training=False)
+            if edge.delay and filter.learned() and edge.source not in self.program.recurrent:
+                raise ConfigError(
+                    f"{place.node.name} cannot be written: it reads {edge.source} with a delay and a bias, which is "
+                    "there from the first step on"
+                )
+            key: object = number if filter.learned() else (filter, values.static)
+            plain = filter.filter if isinstance(filter, Biased) else filter
+            assert isinstance(plain, Filter)
+            found[key] = plain, (*found.get(key, (plain, ()))[1], *self.read(place, edge))
+        return [*found.values()]
+
+    def adds_exactly(self, place: Place) -> bool:
+        """Whether the sums that a population reads are whole numbers of one unit, which add in any order."""
+        read = [self.program.weights[edge.source] for edge in place.node.inputs]
+        if any(each.norm is not None or each.projection.sums.biased for each in read):
+            return False
+        exponent = max(each.sum_exponent for each in read)
+        sums = [np.abs(each.values.astype(np.float64)).reshape(len(each.values), -1).sum(1) for each in read]
+        largest = sum(rows * each.projection.input.maximum for rows, each in zip(sums, read, strict=True))
+        return bool(np.ldexp(largest, exponent).max(initial=0) < 2.0**EXACT_LIMIT_BITS)
+
+    def neurons(self, found: Population, decay: np.float32) -> Made:
+        """A population of neurons whose synapses all have `decay`."""
+        place, form = found.place, self.form
+        op, name, shape = place.node.op, place.node.name, place.output.shape
+        assert isinstance(op, Neurons)
+        model = op.model
+        if type(model) not in (LIF, IF, PLIF, Readout):
+            kind = "a threshold that adapts" if isinstance(model, ALIF) else "these equations"
+            raise ConfigError(f"{name} cannot be written: NIR has no neuron with {kind}, neuron={model.name}")
+        if getattr(model, "reset", "zero") != "zero":
+            raise ConfigError(
+                f"{name} cannot be written: a spike of NIR's neurons sets the potential to v_reset, and here it takes "
+                "the threshold off it, reset=subtract"
+            )
+        threshold = np.float32(model.threshold)
+        threshold = np.nextafter(threshold, np.float32(0)) if form.threshold_below else threshold
+        spiking = {"v_threshold": np.full(shape, np.float64(threshold)), "v_reset": np.zeros(shape)}
+        if isinstance(model, IF) and decay == 0:
+            return Made("IF", {"r": np.full(shape, 1 / form.dt), **spiking})
+        leaks = self.leaks(found)
+        tau_mem = np.broadcast_to(_seconds(leaks, form.dt, f"{name}, tau_m"), shape).copy()
+        tau_syn = np.full(shape, _seconds(np.array([decay]), form.dt, f"{name}, tau_s"))
+        numbers = {
+            "tau_mem": tau_mem,
+            "tau_syn": tau_syn,
+            "r": tau_mem / form.dt,
+            "w_in": tau_syn / form.dt,
+            "v_leak": np.zeros(shape),
+        }
+        if isinstance(model, Readout):
+            self.notes.append("no importer in the table of docs/nir.md reads CubaLI")
+            return Made("CubaLI", numbers)
+        if np.unique(leaks).size > 1:
+            self.notes.append(f"{name}: its neurons differ in tau_mem, which spikingjelly refuses")
+        return Made("CubaLIF", {**numbers, **spiking})
+
+    def leaks(self, found: Population) -> Float32:
+        """What a step leaves of the potentials of a population, of the shape of its neurons or `[1, ...]`."""
+        place = found.place
+        assert isinstance(place.node.op, Neurons)
+        model = place.node.op.model
+        if isinstance(model, PLIF):
+            values = self.learned[place.parameters["decay"]]
+            return values.reshape(-1, *[1] * (len(place.output.shape) - 1))
+        return np.array([np.float32(1 - 1 / model.tau_m) if isinstance(model, (LIF, Readout)) else 1], np.float32)
+
+
+_RESERVED = ("input", "output")
+"""What spyx calls the two ends of a graph."""
+
+_REFUSED: Mapping[type[Op], str] = {
+    MaxPool2d: "NIR has no maximum of a window; pool by means",
+    Upsample2d: "NIR has no upsampling",
+}
+
+
+def _names(names: Iterable[str]) -> dict[str, str]:
+    """Nodes of the network as NIR's: without dots, which nirtorch makes underlines of, and none twice."""
+    found: dict[str, str] = {}
+    taken = {*_RESERVED}
+    for name in names:
+        own = name.replace(".", "_")
+        while own in taken:
+            own += "_"
+        taken.add(own)
+        found[name] = own
+    return found
+
+
+def _listed(edges: Iterable[Edge]) -> str:
+    return " and ".join(edge.source for edge in edges)
+
+
+def _numbers(given: Float32 | None, channels: int, value: float) -> Float32:
+    """What a stage has for each channel."""
+    return np.full(channels, value, np.float32) if given is None else given
+
+
+def _along(channels: AnyArray, values: AnyArray) -> AnyArray:
+    """Numbers of channels as they multiply `values`, whose first axis these are."""
+    return channels.reshape(-1, *[1] * (values.ndim - 1))
+
+
+def _is_power_of_two(x: AnyArray | np.float32) -> bool:
+    return bool((np.abs(np.frexp(x)[0]) == 0.5).all())
+
+
+def _merged(stages: list[_Stage], stage: _Stage) -> list[_Stage]:
+    """Stages and one more, which goes into the last of them where that rounds nothing."""
+    if stage.multiply is None:
+        return [*stages, stage] if stage.add is not None and stage.add.any() else stages
+    last = stages[-1]
+    if stage.add is None and _is_power_of_two(stage.multiply):
+        multiply = _numbers(last.multiply, len(stage.multiply), 1)
+        scaled = multiply * _along(stage.multiply, multiply)
+        added = None if last.add is None else last.add * stage.multiply
+        if _is_normal(scaled, multiply) and (added is None or last.add is None or _is_normal(added, last.add)):
+            return [*stages[:-1], replace(last, multiply=scaled, add=added)]
+    return [*stages, stage]
+
+
+def _is_normal(scaled: Float32, values: Float32) -> bool:
+    """Whether no number became zero, or so small that it loses bits, or that some libraries take it for zero."""
+    return np.array_equal(np.abs(scaled) >= np.finfo(np.float32).tiny, values != 0)
+
+
+def _diagonal(stage: _Stage, shape: Shape) -> Made:
+    """A stage as weights: a full connection, or a convolution with a kernel of one pixel."""
+    channels = shape[0]
+    weight = np.diag(_numbers(stage.multiply, channels, 1))
+    numbers: dict[str, Any] = {"weight": weight, "bias": _numbers(stage.add, channels, 0)}
+    numbers["metadata"] = {"stsbp": stage.name}
+    if len(shape) == 1:
+        return Made("Affine", numbers)
+    ones = {"stride": (1, 1), "dilation": (1, 1), "padding": (0, 0), "groups": 1}
+    return Made("Conv2d", {**numbers, **ones, "input_shape": shape[1:], "weight": weight[..., None, None]})
+
+
+def _without_groups(values: Float32, groups: int) -> Float32:
+    """A convolution in groups as one with zeros between them."""
+    outputs, inputs, *kernel = values.shape
+    found = np.zeros((groups, outputs // groups, groups, inputs, *kernel), np.float32)
+    each = np.arange(groups)
+    found[each, :, each] = values.reshape(groups, outputs // groups, inputs, *kernel)
+    return found.reshape(outputs, groups * inputs, *kernel)
+
+
+def _square(values: Float32, op: Conv2d) -> tuple[Float32, tuple[int, int]]:
+    """A kernel with as many zeros around it as make it square, and the padding that goes with it."""
+    more = [(max(op.kernels) - size) // 2 for size in op.kernels]
+    paddings = [pad + extra * step for pad, extra, step in zip(op.paddings, more, op.dilations, strict=True)]
+    return np.pad(values, [(0, 0), (0, 0), *((extra, extra) for extra in more)]), (paddings[0], paddings[1])
+
+
+def _seconds(decays: Float32, dt: float, what: str) -> Float64:
+    """Time constants in seconds of which `1 - dt / tau`, in float64 and rounded once, gives `decays` again.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    with np.errstate(divide="ignore"):
+        steps = np.minimum(1 / (1 - decays.astype(np.float64)), NO_LEAK)
+    seconds = steps * dt
+    off = (1 - dt / seconds).astype(np.float32) != decays
+    if off.any():
+        raise ConfigError(
+            f"{what} cannot be written: no time constant in float64 has the decay {decays[off].flat[0]:.9g}, which is "
+            "too near 0"
+        )
+    return seconds

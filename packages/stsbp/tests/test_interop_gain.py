@@ -1,0 +1,141 @@
+"""`stsbp convert` and `stsbp.interop.gain`: a network with another gain of its synapses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stsbp as package
+from click.testing import Result
+from small_networks import SMALL, Case, Small, case_of
+from stsbp.errors import ConfigError
+from stsbp.interop.gain import with_gain
+from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec.neurons import parse_neuron
+from stsbp_spec.typing import Float32
+
+
+def converted(each: Case, small: Small, gain: str) -> tuple[NetworkSpec, dict[str, Float32], list[str]]:
+    """The same network with another gain, its weights, and what is said of it."""
+    numbers = {"tau_m": small.tau_m, "tau_s": small.tau_s, "tau_rise": small.tau_rise, "psp_gain": gain}
+    network = NetworkSpec.parse(
+        small.net,
+        input_shape=small.input_shape,
+        outputs=each.network.outputs,
+        coding=small.coding,
+        padding=small.padding,
+        neuron=parse_neuron(small.neuron, numbers),
+    )
+    weights, changes = with_gain(each.network, network, each.weights)
+    return network, weights, [str(change) for change in changes]
+
+
+OTHERS = {"bias later": Small("10-8b"), "normalised later": Small("4C3p1-6C3p1bn-P2", (2, 8, 8))}
+
+
+@pytest.mark.parametrize("name", ["full", *OTHERS, "recurrent", "image", "second order", "nodes"])
+def test_powers_of_two_keep_every_bit(name: str) -> None:
+    tau_s = 5.5 if name == "second order" else 4.0
+    small = replace({**SMALL, **OTHERS}[name], tau_s=tau_s)
+    each = case_of(small, 3)
+    network, weights, said = converted(each, small, "unit")
+    found = open_backend("numpy").run(network, weights, each.inputs, 9)
+    for layer, own in each.run.layers.items():
+        assert np.array_equal(found.layers[layer].spikes, own.spikes), layer
+        assert np.array_equal(found.layers[layer].potentials, own.potentials), layer
+    assert any("times 0.25, exactly" in line for line in said)
+    assert all("rounded" not in line for line in said)
+    assert said[0].endswith("as it was")
+
+
+def test_other_factors_say_how_far_weights_move() -> None:
+    small = SMALL["full"]
+    each = case_of(small, 3)
+    network, weights, said = converted(each, small, "unit")
+    assert said[0] == "linear1: as it was"
+    assert said[1].startswith("linear2: times 0.6")
+    assert "rounded by up to" in said[1]
+    assert np.allclose(weights["linear2"], each.weights["linear2"] * 0.6, rtol=1e-6)
+    found = open_backend("numpy").run(network, weights, each.inputs, 9)
+    own = each.run.layers["linear2"].potentials
+    assert 0 < np.abs(found.layers["linear2"].potentials - own).max() < 0.02
+
+
+SHARED = """\
+[[node]]
+name = "a"
+weights = "12"
+from = "input"
+
+[[node]]
+name = "fires"
+neurons = ""
+from = ["a"]
+
+[[node]]
+name = "b"
+weights = "12"
+weights_of = "a"
+from = "fires"
+
+[[node]]
+name = "again"
+neurons = ""
+from = ["b"]
+
+[[node]]
+name = "c"
+weights = "4"
+from = "again"
+
+[[node]]
+name = "output"
+neurons = ""
+from = ["c"]
+"""
+
+
+def test_shared_weights_need_one_factor() -> None:
+    with pytest.raises(ConfigError, match=r"b shares the weights of a, and would need them times 0\.6"):
+        converted(case_of(Small(SHARED), 3), Small(SHARED), "unit")
+
+
+def test_the_command(train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    run, new = tmp_path / "run", tmp_path / "new"
+    assert train_tiny(run, "--tau-s", 4, "--epochs", 2).exit_code == 0
+    result = stsbp("convert", run, "--psp-gain", "unit", "--out", new)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[-4:] == [
+        "linear1: as it was",
+        "linear2: times 0.25, exactly",
+        "spikes and potentials are those of the run, to the bit",
+        "the moments of the optimiser are dropped",
+    ]
+    one, other = package.load_run(run), package.load_run(new)
+    assert other.settings.psp_gain == "unit"
+    assert np.array_equal(other.weights["linear2"] * 4, one.weights["linear2"])
+    inputs = np.random.default_rng(0).integers(0, 256, (4, 1, 8, 8), dtype=np.uint8)
+    assert np.array_equal(one.predict(inputs).spikes, other.predict(inputs).spikes)
+    info = json.loads((new / "last.json").read_text())
+    assert (info["step"], info["epoch"]) == (0, 0)
+    assert not any(np.any(x) for name, x in other.task.trainer.export_state(other.state).items() if "adamw" in name)
+    result = stsbp("train", "--resume", new)
+    assert result.exit_code == 0, result.output
+    assert "epoch 2/2" in result.output
+    assert stsbp("convert", run, "--psp-gain", "unit", "--out", new).exit_code != 0
+
+
+def test_settings_that_name_the_gain_themselves_are_refused(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--net", "12{psp_gain=unit}-6", "--epochs", 1).exit_code == 0
+    result = stsbp("convert", run, "--psp-gain", "normalised", "--out", tmp_path / "new")
+    assert result.exit_code != 0
+    assert "say psp_gain of linear2" in result.output
+    assert not (tmp_path / "new").exists()
