@@ -28,6 +28,7 @@ COMMANDS = {
     "export": "A trained network as NIR, ONNX or C.",
     "convert": "A trained network with another gain of its synapses.",
     "import": "A network in a NIR file as a run, to evaluate and to train.",
+    "nir-check": "What each program would make of a NIR file.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
     "datasets": "List data sets and what they need.",
