@@ -232,8 +232,20 @@ SAME: dict[str, tuple[Graph, Shape]] = {
     "branches": (branches(), (5,)),
     "convolution": (picture(conv(4, 2), lif((4, 6, 6)), 144), IMAGE),
     "convolution, bias": (picture(conv(4, 2, bias=full(4, 1)[:, 0]), lif(()), 144), IMAGE),
+    "an input_shape": (picture(conv(4, 2, input_shape=np.array([6, 6])), lif(()), 144), IMAGE),
     "geometry": (picture(conv(4, 2, (3, 1), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), lif(()), 72), IMAGE),
     "groups": (picture(conv(4, 1, groups=2), lif(()), 144), IMAGE),
+    "scale of channels, groups": (
+        picture(
+            conv(4, 2),
+            lif(()),
+            144,
+            scale={"type": "Scale", "scale": varied((4, 1, 1))},
+            c=conv(4, 2, groups=2),
+            m=lif(()),
+        ),
+        IMAGE,
+    ),
     "thresholds of channels": (
         picture(conv(4, 2), lif((4, 6, 6), v_threshold=np.broadcast_to(varied((4, 1, 1)), (4, 6, 6))), 144),
         IMAGE,
@@ -343,6 +355,15 @@ def test_what_is_multiplied_is_said() -> None:
     assert found.notes == (("conv", "its bias is zero everywhere, and left out"),)
 
 
+def test_what_is_one_but_for_rounding_multiplies_nothing() -> None:
+    bias = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    made = simple(lif(4, r=np.full(4, 2 * (1 + 5e-7))), more={"type": "Affine", "weight": np.eye(4), "bias": bias})
+    found = import_graph(made, (5,), CHOICES)
+    assert found.weights["a"].tobytes() == full(4, 5).tobytes()
+    assert found.weights["a.bias"].tobytes() == bias.tobytes()
+    assert not found.notes
+
+
 def test_sums_of_windows_are_means_and_larger_weights() -> None:
     found = import_graph(SAME["sums of 3x2"][0], IMAGE, CHOICES)
     assert np.array_equal(found.weights["b"], full(3, 24, 1) * 6)
@@ -444,7 +465,7 @@ def test_names_are_such_that_a_network_takes_them() -> None:
 
 def test_weights_before_a_convolution_in_one_dimension() -> None:
     how = {"stride": 1, "padding": "same", "dilation": 1, "groups": 1, "bias": np.zeros(3)}
-    line = {"type": "Conv1d", "weight": full(3, 6).reshape(3, 2, 3), **how}
+    line = {"type": "Conv1d", "weight": full(3, 6).reshape(3, 2, 3), "input_shape": 7, **how}
     nodes = {**ends((2, 7), 3), "conv": line, "n": lif((3, 7)), "flat": {"type": "Flatten"}}
     nodes |= {"b": {"type": "Linear", "weight": full(3, 21, 1)}, "last": lif(3)}
     made = graph(nodes, chain("input", "conv", "n", "flat", "b", "last", "output"))
@@ -698,6 +719,18 @@ PICTURES: dict[str, tuple[Graph, str]] = {
         r"node conv .*: what scales it differs within a channel",
     ),
     "taus of places": (picture(conv(4, 2), lif((4, 6, 6), varied((4, 6, 6))), 144), "differs within a channel"),
+    "another input_shape": (
+        picture(conv(4, 2, input_shape=np.array([6, 7])), lif(()), 144),
+        r"node conv \(Conv2d\): input_shape is \[6, 7\], and it reads what has the shape \[2, 6, 6\]",
+    ),
+    "several groups": (
+        picture(conv(4, 2, groups=np.ones(5)), lif(()), 144),
+        "groups is 5 numbers, and must be a whole",
+    ),
+    "input_shape of many": (
+        picture(conv(4, 2, input_shape=np.full(9, 6)), lif(()), 144),
+        r"input_shape is \[6, 6, 6\]",
+    ),
     "no flattening": (
         graph(
             {**ends(IMAGE, 3), "b": {"type": "Linear", "weight": full(3, 72)}, "last": lif(3)},

@@ -63,6 +63,10 @@ def test_weights_spikes_and_potentials_come_back(name: str, dt: float, tmp_path:
         assert np.array_equal(own.spikes, other.spikes)
         assert own.potentials.tobytes() == other.potentials.tobytes()
     assert any(layer.spikes.any() for layer in case.run.layers.values())
+    for key, values in case.weights.items():
+        if key.endswith((".bias", ".decay")) and np.unique(values).size > 1:
+            same = key.replace(".", "_").replace("_bias", ".bias").replace("_decay", ".decay")
+            assert found.weights[same].tobytes() == values.tobytes(), key
     written = program(case.network, case.weights).weights
     for key, weights in written.items():
         # Kernels are made square, and groups are written with zeros between them.

@@ -113,8 +113,8 @@ def test_the_synapse_of_the_input_is_a_setting(
 def test_images_have_no_synapse(stsbp: Callable[..., Result], tmp_path: Path) -> None:
     ends = {"input": {"type": "Input", "shape": [64]}, "output": {"type": "Output", "shape": [10]}}
     made = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
-    for neurons, code in ((lif, 0), (cuba, 1)):
-        file = written(tmp_path / "images.nir", {**made, "n": neurons(10)}, chain("input", "a", "n", "output"))
+    for neurons, code in ((lif(10, r=np.ones(10)), 0), (cuba(10), 1)):
+        file = written(tmp_path / "images.nir", {**made, "n": neurons}, chain("input", "a", "n", "output"))
         result = stsbp("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", f"run{code}")
         assert result.exit_code == code, result.output
     assert "read the input through a synapse of 4 steps, and images have none; take events as data" in result.stderr

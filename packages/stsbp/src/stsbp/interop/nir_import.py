@@ -61,7 +61,7 @@ class Imported:
     """A network, but for its input.
 
     Attributes:
-        nodes: of the graph, without the input; the last one is the output.
+        nodes: of the graph, without the input, in any order.
         weights: every parameter by its name.
         input_shape: of one input, `(C, H, W)` or `(N,)`.
         input_psp: the synapse of the input; None: it enters as it is.
@@ -185,12 +185,10 @@ class _Import:
         if self.readers[end.name]:
             raise fail(end, "something reads it")
         self.walk(source)
-        output = self.output(end)
+        self.check_output(end)
         synapses = self.synapses()
         for name, population in self.populations.items():
             self.emit(name, population, synapses)
-        # The output is the last node.
-        self.nodes.sort(key=lambda node: node.name == output)
         shape = self.signals[source.name].shape if self.data_shape is None else self.data_shape
         return Imported(tuple(self.nodes), self.weights, shape, synapses["input"], tuple(self.notes))
 
@@ -328,6 +326,10 @@ class _Import:
         if needs != parameters.values.shape:
             has = f"weight has the shape {list(parameters.values.shape)}"
             raise fail(node, f"{has}, and an input of shape {list(shape)} needs {list(needs)}")
+        if isinstance(given := node.values.get("input_shape"), np.ndarray):
+            declared = given.reshape(-1)[:3].tolist()
+            if declared != [*shape[-given.size :]] or not given.size:
+                raise fail(node, f"input_shape is {declared}, and it reads what has the shape {list(shape)}")
         return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
 
     def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
@@ -369,8 +371,8 @@ class _Import:
         spread = channels if isinstance(channels, float) else channels[:, None, None]
         return _Signal((_Term(name, 0, spread * times),), output)
 
-    def output(self, node: GraphNode) -> str:
-        """The name of the last node: the neurons that the output reads, or a readout of the sums that it reads."""
+    def check_output(self, node: GraphNode) -> None:
+        """Raise `DataError` unless neurons are the output; of the sums of weights that it reads, make a readout."""
         if not self.inputs[node.name]:
             raise fail(node, "it reads nothing")
         signal = self.entering(node)
@@ -378,12 +380,11 @@ class _Import:
             (term, *others) = signal.terms
             if others or term.delay or not is_one(term.both) or term.source not in self.population_names:
                 raise fail(node, "it does not read the spikes of one population as they are")
-            return term.source
+            return
         own, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
         self.origins[own] = self.likes[own] = own
         self.populations[node.name] = _Population(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
         self.notes.append((node.name, "it reads weighted sums, which a readout of them gives, without leak"))
-        return own
 
     @property
     def population_names(self) -> set[str]:

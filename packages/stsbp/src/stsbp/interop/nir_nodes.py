@@ -362,7 +362,7 @@ def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
 def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
     number = float(found.flat[0])
     if found.size != 1 or number != round(number) or not least <= number < _LONGEST_AXIS:
-        given = f"{number:g}" if found.size == 1 else shown(found.tolist())
+        given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
         raise fail(node, f"{key} is {given}, and must be a whole number of at least {least}")
     return round(number)
 
