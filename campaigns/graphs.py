@@ -224,10 +224,13 @@ def _mutated(rng: random.Random, graph: Tree) -> Tree:
     """A graph with a few changes."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         nodes, edges = graph["nodes"], graph["edges"]
+        if not nodes:
+            break
         change = rng.randrange(10)
         name = rng.choice(sorted(nodes))
         node = nodes[name]
-        if isinstance(node, dict) and isinstance(node.get("nodes"), dict) and node.get("edges") and rng.random() < 0.5:
+        inside = isinstance(node, dict) and isinstance(node.get("nodes"), dict)
+        if inside and isinstance(node.get("edges"), list) and rng.random() < 0.5:
             _mutated(rng, node)
         elif change < 4 and isinstance(node, dict) and node:
             key = rng.choice(sorted(node))
@@ -252,8 +255,6 @@ def _mutated(rng: random.Random, graph: Tree) -> Tree:
             for _ in range(rng.choice((1, 2, 40))):
                 inner = _graph({**_ends([_IN], _OUT), "g": inner}, [("input", "g"), ("g", "output")])
             graph["nodes"], graph["edges"] = inner["nodes"], inner["edges"]
-        if not graph["nodes"]:
-            break
     return graph
 
 

@@ -20,7 +20,7 @@ from stsbp_spec.errors import NetworkError
 from stsbp_spec.graph import Neurons
 from stsbp_spec.nodes import written_nodes
 from stsbp_spec.results import RunResult
-from stsbp_spec.synapses import PSP, AvgPool2d, OneToOne
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, OneToOne
 from stsbp_spec.typing import Float64, Shape, UInt8
 
 STEP, STEPS, SAMPLES = 1e-3, 12, 3
@@ -202,6 +202,13 @@ def branches() -> Graph:
     return graph(nodes, edges)
 
 
+def with_input() -> Graph:
+    """Weights that read the input and the spikes of neurons that read it."""
+    nodes = {**ends((4,), 3), "a": {"type": "Linear", "weight": full(4, 4)}, "n": lif(4)}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": lif(3)}
+    return graph(nodes, [*chain("input", "a", "n", "b", "last", "output"), ("input", "b")])
+
+
 def varied(shape: Shape, low: int = 1) -> Any:
     """Powers of two that differ from neuron to neuron."""
     return 2.0 ** (np.arange(int(np.prod(shape))).reshape(shape) % 3 + low - 1)
@@ -225,6 +232,11 @@ SAME: dict[str, tuple[Graph, Shape]] = {
     "scale before neurons": (simple(lif(4), scale={"type": "Scale", "scale": varied((4,))}), (5,)),
     "diagonal after weights": (simple(lif(4), more={"type": "Linear", "weight": np.diag(varied((4,)))}), (5,)),
     "delay after weights": (simple(lif(4), late={"type": "Delay", "delay": np.full(4, 3e-3)}), (5,)),
+    "bias, r = 1": (
+        simple(lif(4, r=np.ones(4)), more={"type": "Affine", "weight": np.eye(4), "bias": full(4, 1, 9)[:, 0]}),
+        (5,),
+    ),
+    "the input and spikes": (with_input(), (4,)),
     "recurrence": (recurrent(lif(4)), (5,)),
     "recurrence, CubaLIF": (recurrent(cuba(4)), (5,)),
     "recurrence with a bias": (recurrent(lif(4), type="Affine", bias=full(4, 1, 8)[:, 0]), (5,)),
@@ -441,6 +453,17 @@ def test_weights_that_two_populations_read_are_shared_or_apart() -> None:
     assert np.array_equal(found.weights["a_2"], full(4, 5) / 2)
 
 
+def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
+    scale = {"type": "Scale", "scale": np.array([1.0, 2]).reshape(2, 1, 1)}
+    nodes = {**ends((2, 8192, 8192), 3), "scale": scale, "flat": {"type": "Flatten"}}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4)}, "last": lif(3)}
+    made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
+    with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
+        import_graph(made, (2, 8192, 8192), CHOICES)
+    with pytest.raises(DataError, match=r"shape is .*, which is none of a picture or of a row"):
+        import_graph(made, None, CHOICES)
+
+
 def test_names_that_become_one_are_numbered_in_a_moment() -> None:
     """There may be as many as a file has nodes."""
     nodes = {
@@ -475,6 +498,17 @@ def test_weights_before_a_convolution_in_one_dimension() -> None:
     spikes, _ = Interpreter(as_numbers).run(frames((2, 1, 7)))
     assert np.array_equal(result.layers["b"].spikes, spikes["last"])
     assert import_graph(made, None, CHOICES).input_shape == (2, 1, 7)
+    numbers = {**line, "padding": np.array([1]), "stride": np.array(2), "input_shape": np.array([7])}
+    (node,) = (
+        node
+        for node in import_graph(
+            graph({**nodes, "conv": numbers, "n": lif(()), "b": {"type": "Linear", "weight": full(3, 12)}}, made.edges),
+            (2, 1, 7),
+            CHOICES,
+        ).nodes
+        if node.name == "conv"
+    )
+    assert node.op == Conv2d(3, (1, 3), (1, 2), (0, 1))
 
 
 @pytest.mark.parametrize(
@@ -502,6 +536,11 @@ def test_shape_of_inputs(declared: Shape, shape: Shape | None, read: Shape) -> N
     assert found.input_shape == (read if shape is None else shape)
     batch = [text for name, text in found.notes if name == "input"]
     assert len(batch) == (len(declared) > 1 and declared[0] in (4, 7) and shape is not None)
+
+
+def test_a_time_constant_that_is_a_step_but_for_rounding_is_one() -> None:
+    found = import_graph(simple(lif(4, 1 - 5e-7)), (5,), CHOICES)
+    assert [node.op.model.written()["tau_m"] for node in found.nodes if isinstance(node.op, Neurons)] == ["1.0", "2.0"]
 
 
 def test_step_that_a_graph_points_to() -> None:
@@ -609,6 +648,10 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
     "scales": (
         between("a", "n", s={"type": "Scale", "scale": varied((7,))}),
         r"scale has the shape \[7\], and neurons have",
+    ),
+    "more outputs than sums": (
+        between("b", "last", more={"type": "Linear", "weight": np.eye(4, 3)}),
+        r"node more \(Linear\): it reads weighted sums",
     ),
     "weights after weights": (
         between("a", "n", more={"type": "Linear", "weight": full(4, 4)}),

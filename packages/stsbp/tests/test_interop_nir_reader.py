@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -326,9 +328,17 @@ def test_without_h5py_the_extra_is_named(file: Path, monkeypatch: pytest.MonkeyP
         read_graph(file)
 
 
-def test_modules_of_the_working_folder_are_not_imported(
+def answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Let this code stand for the process that reads."""
+    script = tmp_path / "child.py"
+    script.write_text(code)
+    monkeypatch.setattr(nir_child, "__file__", str(script))
+
+
+def test_modules_beside_it_and_in_the_working_folder_are_not_imported(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answered(monkeypatch, tmp_path, Path(nir_child.__file__).read_text())
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     for name in ("h5py", "numpy", "json", "io"):
@@ -337,11 +347,11 @@ def test_modules_of_the_working_folder_are_not_imported(
     assert not (tmp_path / "imported").exists()
 
 
-def answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
-    """Let this code stand for the process that reads."""
-    script = tmp_path / "child.py"
-    script.write_text(code)
-    monkeypatch.setattr(nir_child, "__file__", str(script))
+def test_hdf5_loads_no_filters(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "import json, os\nprint(json.dumps({'refused': 'plugins ' + os.environ['HDF5_PLUGIN_PRELOAD']}))"
+    answered(monkeypatch, tmp_path, said)
+    with pytest.raises(DataError, match="plugins ::"):
+        read_graph(file)
 
 
 ANSWERS = {
@@ -366,6 +376,17 @@ def test_a_process_that_fails_is_an_error_that_names_the_file(
     assert str(file) in str(error.value)
 
 
+def test_a_process_that_says_too_much_and_stays_is_ended(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered(monkeypatch, tmp_path, "import time\nprint('[' * 2000, flush=True)\ntime.sleep(60)")
+    monkeypatch.setattr(nir_reader, "_MOST_HEADER", 1000)
+    began = time.monotonic()
+    with pytest.raises(DataError, match="ended without a word"):
+        read_graph(file)
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.parametrize("code", ["import time\ntime.sleep(60)", "print('{}')\nimport time\ntime.sleep(60)"])
 def test_a_process_that_hangs_is_ended(code: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answered(monkeypatch, tmp_path, code.replace("print('{}')", "print('{}', flush=True)"))
@@ -377,12 +398,11 @@ def test_a_process_that_hangs_is_ended(code: str, file: Path, tmp_path: Path, mo
 def test_a_process_that_computes_for_too_long_is_ended(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = Path(nir_child.__file__).read_text()
-    answered(
-        monkeypatch, tmp_path, source.replace("    output, reader =", "    while True: pass\n    output, reader =")
-    )
-    with pytest.raises(DataError, match=r"takes more than 2(\.\d+)? seconds"):
-        read_graph(file, Limits(seconds=2))
+    busy = "from stsbp.interop.nir_child import limit\nlimit(1 << 32, 1)\nwhile True: pass"
+    assert subprocess.run([sys.executable, "-c", busy]).returncode == -signal.SIGXCPU
+    answered(monkeypatch, tmp_path, "import os, signal\nos.kill(os.getpid(), signal.SIGXCPU)")
+    with pytest.raises(DataError, match=r"takes more than 60 seconds"):
+        read_graph(file)
 
 
 NODE = {"path": ["a"], "kind": "Linear", "values": {"weight": {"dtype": "<f4", "shape": [2], "count": 2, "at": 0}}}

@@ -6,7 +6,6 @@ Euler in float64, a spike where `v > v_threshold`.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from stsbp.errors import DataError
 from stsbp.interop.nir_import import import_graph
 from stsbp.interop.nir_nodes import Choices, NeuronParameters, fail, numbers, read_neurons, read_node
 from stsbp.interop.nir_reader import Graph, GraphNode
-from stsbp.interop.nir_readings import READINGS, NeuronReading, Reading, simulate
+from stsbp.interop.nir_readings import READINGS, NeuronReading, simulate
 
 __all__ = ["IMPORTERS", "OWN", "Check", "Verdict", "check"]
 
@@ -127,7 +126,7 @@ def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]
     yield OWN, _own_verdict(node, choices, driven)
     for name, reading in READINGS.items():
         if node.kind in reading.neurons:
-            yield name, _simulated(reading, reading.neurons[node.kind], driven)
+            yield name, _simulated(reading.neurons[node.kind], driven)
         else:
             yield name, Verdict(LEFT_OUT, reading.otherwise)
 
@@ -147,13 +146,12 @@ def _reason(error: DataError) -> str:
     return str(error).partition("): ")[2] or str(error)
 
 
-def _simulated(importer: Reading, reading: NeuronReading, driven: _Driven) -> Verdict:
+def _simulated(reading: NeuronReading, driven: _Driven) -> Verdict:
     """What an importer makes of neurons: what it asks for, then how they spike."""
-    own = driven.dt if importer.dt_given or math.isnan(importer.dt) else importer.dt
-    unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, own)]
+    unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, driven.dt)]
     if unmet:
         return Verdict(REFUSED, f"it asks for {'; '.join(unmet)}")
-    u, spikes = simulate(reading, driven.few, own, driven.x)
+    u, spikes = simulate(reading, driven.few, driven.dt, driven.x)
     how = f"{reading.update}; a spike where {reading.spike}; then {reading.reset}"
     return driven.compare(u, spikes, how if not reading.ignores else f"{how}; ignores {', '.join(reading.ignores)}")
 
