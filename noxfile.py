@@ -238,7 +238,7 @@ def third_party(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Throw hostile inputs at readers and command line for two minutes: -- [--cases N] [--kind K] [--replay FILE]."""
-    install(session, SPEC, CLI)
+    install(session, SPEC, CLI, tools=("nir>=1.0.8",))
     session.run("python", "-m", "campaigns.fuzz", *session.posargs)
 
 

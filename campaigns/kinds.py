@@ -60,6 +60,7 @@ from stsbp_spec.synapses import PSP
 from campaigns import mutate
 from campaigns.calls import Complaint
 from campaigns.cases import Case, Kind
+from campaigns.graphs import Graphs
 from campaigns.mutate import NUMBERS, TEXTS, mutated_bytes, mutated_json, mutated_text, number_text
 from campaigns.worlds import PICTURES, RASTERS, RECORDINGS, World, recording
 
@@ -1110,5 +1111,6 @@ class Options(Kind):
 
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (Events(), Notation(), Models(), Toml(), Arrays(), Images(), Checkpoints(), Options())
+    kind.name: kind
+    for kind in (Events(), Notation(), Models(), Toml(), Arrays(), Images(), Graphs(), Checkpoints(), Options())
 }

@@ -1,6 +1,6 @@
 """The command line `stsbp`. This module imports nothing heavier than click, so that `stsbp --help` is quick.
 
-A command is a module of this package with a function `command`; it is imported when it is called.
+A command is a module of this package with a function `command` (`_module`); it is imported when it is called.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import keyword
 import os
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ COMMANDS = {
     "predict": "Classes of images, recordings or arrays.",
     "export": "A trained network as NIR, ONNX or C.",
     "convert": "A trained network with another gain of its synapses.",
+    "import": "A network in a NIR file as a run, to evaluate and to train.",
+    "nir-check": "What each program would make of a NIR file.",
     "report": "A run as one HTML file to look at.",
     "compare": "Lay runs side by side.",
     "datasets": "List data sets and what they need.",
@@ -69,6 +72,12 @@ class _Failure(click.ClickException):
         self.exit_code: int = error.exit_code  # type: ignore[misc]
 
 
+def _module(name: str) -> str:
+    """The module of a command: `nir-check` is in nir_check.py, and `import`, a word of Python's own, in import_.py."""
+    module = name.replace("-", "_")
+    return f"{module}_" if keyword.iskeyword(module) else module
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -76,7 +85,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"stsbp.cli.{cmd_name}").command
+        command = importlib.import_module(f"stsbp.cli.{_module(cmd_name)}").command
         assert isinstance(command, click.Command)
         return command
 

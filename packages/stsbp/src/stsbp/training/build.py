@@ -381,6 +381,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         NetworkError: the notation is malformed or does not fit the data; points at the token.
     """
     neuron, loss = build_neuron(config), build_loss(config)
+    filtered = config.input_tau_s > 0 and inputs.coding == "events"
     return NetworkSpec.parse(
         config.net,
         input_shape=inputs.shape,
@@ -391,7 +392,7 @@ def build_network(config: RunConfig, inputs: Inputs) -> NetworkSpec:
         output_neuron=Readout(config.tau_m) if loss.of_potentials else None,
         weight_bits=config.weight_bits,
         dropout=config.dropout,
-        input_psp=PSP(config.input_tau_s) if config.input_tau_s and inputs.coding == "events" else None,
+        input_psp=PSP(config.input_tau_s, gain=config.psp_gain) if filtered else None,
     )
 
 

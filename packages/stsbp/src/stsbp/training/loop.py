@@ -13,7 +13,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from stsbp_spec.errors import NumericError, ShapeError
 from stsbp_spec.grid import CONTRACT_VERSION
 from stsbp_spec.random import Stream, permutation
 from stsbp_spec.trainer import StepResult, TrainState
-from stsbp_spec.typing import AnyArray, Int64
+from stsbp_spec.typing import AnyArray, Float32, Int64
 
 from stsbp import records
 from stsbp.errors import CheckpointError
@@ -49,6 +49,7 @@ __all__ = [
     "Outcome",
     "StopRequest",
     "Stopped",
+    "begin_with",
     "import_checkpoint",
     "stop_on_signals",
     "stop_together",
@@ -186,6 +187,17 @@ def train(
     return kind(task, data, folder, reporter, stop, resume).run()
 
 
+def begin_with(weights: Mapping[str, Float32], task: Task, data: Data, folder: RunFolder, reporter: Reporter) -> None:
+    """Write the checkpoint of a run that begins with these weights, and train nothing; within its folder's lock.
+
+    Raises:
+        FileError: it could not be written.
+    """
+    loop = _Loop(task, data, folder, reporter, StopRequest(), None, weights)
+    with contextlib.closing(loop.metrics):
+        loop.save()
+
+
 class _Loop:
     def __init__(
         self,
@@ -195,7 +207,9 @@ class _Loop:
         reporter: Reporter,
         stop: StopRequest,
         resume: Checkpoint | None,
+        weights: Mapping[str, Float32] | None = None,
     ) -> None:
+        self.first = weights
         self.task, self.data, self.folder, self.reporter, self.stop = task, data, folder, reporter, stop
         self.config = task.config
         self.batches = updates_per_epoch(self.config, len(data.train))
@@ -222,7 +236,8 @@ class _Loop:
     def begin(self, resume: Checkpoint | None) -> tuple[int, int]:
         """Set the state and the position; returns the updates done and how much of the records stays."""
         if resume is None:
-            self.state = self.task.trainer.init(first_weights(self.task, self.data.train))
+            first = first_weights(self.task, self.data.train) if self.first is None else dict(self.first)
+            self.state = self.task.trainer.init(first)
             self.tell_start(0)
             return 0, 0
         folder, saved = self.folder, checkpoint.progress_of(resume, self.folder.path)

@@ -1,0 +1,109 @@
+"""Networks that other libraries export, imported: `python benchmarks/import_nir.py FOLDER --peer NAME=PYTHON ...`.
+
+Each peer, in an environment of its own (PYTHON), writes small networks with its own exporter and records what they do
+(import_nir_peer.py). Each file is imported as a run whose data set are these recordings, inputs and output spikes, is
+compared with them, and is trained for an epoch. Printed: a row a network. `--paper REPOSITORY`, a checkout of
+github.com/neuromorphs/NIR, takes the paper's LIF neuron and the traces of it that simulators recorded.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+from stsbp import load_run
+from stsbp.datasets.npz import read_arrays
+
+HERE = Path(__file__).parent
+ABOVE = "--threshold-above"
+HOW: dict[str, tuple[str, ...]] = {
+    "spikingjelly LIFNode": ("--dt", "1e-4"),
+    "spikingjelly LIFNode, decay_input, bias": ("--dt", "1e-4"),
+    "spikingjelly CUBALIFNode": ("--dt", "1e-4"),
+    "norse LIFBoxCell": ("--dt", "1e-3", ABOVE),
+    "norse LIFCell": ("--dt", "1e-3", ABOVE),
+    "snntorch Leaky": ("--dt", "1e-4", ABOVE),
+    "snntorch Synaptic": ("--dt", "1e-4", ABOVE),
+    "snntorch RLeaky": ("--dt", "1e-4", ABOVE),
+    "snntorch Leaky, its own reset": ("--dt", "1e-4", ABOVE, "--reset", "subtract"),
+}
+"""Options of `stsbp import`, by the name of the network."""
+
+
+def stsbp(*arguments: str | Path) -> str:
+    """The command line on the numpy backend; what it prints."""
+    command = [sys.executable, "-m", "stsbp", "--backend", "numpy", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+
+
+def row(folder: Path, name: str) -> str:
+    """A network imported, compared and trained."""
+    file, data, run = folder / f"{name}.nir", folder / f"{name}.npz", folder / f"{name} run"
+    arrays = read_arrays(data)
+    steps = str(arrays["inputs"].shape[1])
+    settings = ("--steps", steps, "--epochs", "1", "--batch-size", "5", "--holdout", "5")
+    said = stsbp("import", file, "--dataset", f"sequences:{data}", "--out", run, *HOW[name], *settings)
+    found = load_run(run, backend="numpy").predict(arrays["inputs"].transpose(1, 0, 2)).spikes.transpose(1, 0, 2)
+    differ, spikes = int((found != arrays["targets"]).sum()), int(arrays["targets"].sum())
+    before, _, after = (
+        stsbp("evaluate", run, "--json", "--tolerance", "0", "--split", "train"),
+        stsbp("train", "--resume", run),
+        stsbp("evaluate", run, "--json", "--tolerance", "0", "--split", "train"),
+    )
+    figures = [f"{json.loads(each)['loss']:.4f}" for each in (before, after)]
+    grid = "no" if "lie on the grid" in said else "yes"
+    cells = (name, " ".join(HOW[name]), f"{differ} of {found.size:,}", f"{spikes:,}", grid, *figures)
+    return f"| {' | '.join(cells)} |"
+
+
+def paper(folder: Path, repository: Path) -> Iterator[str]:
+    """The paper's LIF neuron, `paper/01_lif/lif_norse.nir`, on its own input, beside the traces of simulators."""
+    lif = repository / "paper" / "01_lif"
+    traces = {path.stem.removeprefix("lif_"): np.loadtxt(path, delimiter=",") for path in sorted(lif.glob("lif_*.csv"))}
+    inputs = (traces["norse"][:, :1] > 0).astype(np.uint8)
+    spikes = (traces["exact"][:, 2:] > 0).astype(np.uint8)
+    data = folder / "paper.npz"
+    np.savez(data, inputs=np.stack([inputs] * 2), targets=np.stack([spikes] * 2))
+    for reset in ("zero", "subtract"):
+        run = folder / f"paper, {reset}"
+        settings = ("--dt", "1e-4", "--reset", reset, "--steps", str(len(inputs)), "--epochs", "1", "--holdout", "1")
+        stsbp("import", lif / "lif_norse.nir", "--dataset", f"sequences:{data}", "--out", run, *settings)
+        trained = load_run(run, backend="numpy")
+        (layer,) = trained.backend.run(trained.network, trained.weights, inputs[:, None], len(inputs)).layers.values()
+        fired, u = layer.spikes.reshape(-1) > 0, layer.potentials.reshape(-1)
+        left = np.where(fired, 0 if reset == "zero" else u - trained.network.blocks[0].neuron.threshold, u)
+        yield f"stsbp, --reset {reset}: spikes at {np.flatnonzero(fired).tolist()}"
+        for name, trace in traces.items():
+            away = float(np.abs(left - trace[:, 1]).max())
+            at = np.flatnonzero(trace[:, 2] > 0).tolist()
+            yield f"  {name}: spikes at {at}, potentials after resets {away:.2g} away"
+        stsbp("train", "--resume", run)
+        yield f"  trained for an epoch: {json.loads(stsbp('evaluate', run, '--json'))['f1']:.0%} of spike times"
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--paper", "repository", type=click.Path(path_type=Path), help="A checkout of the repository of NIR.")
+@click.option("--peer", "peers", multiple=True, metavar="NAME=PYTHON", help="A library's environment.")
+def main(folder: Path, repository: Path | None, peers: tuple[str, ...]) -> None:
+    """Import what other libraries export."""
+    folder.mkdir(parents=True)
+    for peer in peers:
+        name, _, python = peer.partition("=")
+        command = [python, str(HERE / "import_nir_peer.py"), name, str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for line in paper(folder, repository) if repository is not None else ():
+        click.echo(line)
+    click.echo("| network | options | other spikes | spikes | weights rounded | loss | after an epoch |")
+    click.echo("|---|---|---|---|---|---|---|")
+    for name in (name for name in HOW if (folder / f"{name}.nir").exists()):
+        click.echo(row(folder, name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""`stsbp import`: a network in a file of another program as a run, to evaluate and to train further."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from stsbp_spec.errors import NetworkError
+from stsbp_spec.grid import FLOOR
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.nodes import written_nodes
+from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.trainer import on_grid
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import Choice, Finite, say
+from stsbp.cli.settings import SettingsCommand, complete_data_set, given_settings, settings
+from stsbp.config import RunConfig, Source, absolute, read_toml, resolve
+from stsbp.errors import ConfigError, DataError, FileError
+from stsbp.interop.nir_import import Imported, import_graph, likely_step
+from stsbp.interop.nir_nodes import Choices
+from stsbp.interop.nir_reader import Graph, read_graph
+from stsbp.training.build import Data, build_loss, build_neuron, build_task, load_data
+from stsbp.training.initial import pinned
+from stsbp.training.loop import begin_with
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+
+__all__ = ["OF_THE_FILE", "command", "said_step"]
+
+OF_THE_FILE = (
+    *("net", "padding", "dropout", "neuron", "neuron_model", "tau_m", "tau_rise", "psp_gain", "threshold"),
+    *("input_tau_s", "init_gain", "init_rate", "init_from", "init_sha256"),
+)
+"""Settings that are not asked for: what they say is in the file."""
+
+
+@click.command("import", cls=SettingsCommand, short_help=COMMANDS["import"])
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option(
+    "--dataset",
+    metavar="DATASET",
+    help="Data set that the network is for, unless --config names one.",
+    shell_complete=complete_data_set,
+)
+@click.option(
+    "--dt",
+    type=Finite(0, 1e9, min_open=True),
+    metavar="SECONDS",
+    help="Seconds of a step: time constants are in seconds.",
+)
+@click.option(
+    "--reset",
+    default="zero",
+    show_default=True,
+    type=Choice(["zero", "subtract"]),
+    help="What a spike leaves of a potential: NIR says zero, and some programs mean subtract.",
+)
+@click.option(
+    "--threshold-above",
+    is_flag=True,
+    help="Take the next float32 above each threshold: for files of programs that spike where v > v_threshold.",
+)
+@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
+@settings
+def command(
+    file: Path,
+    out: Path,
+    dataset: str | None,
+    dt: float | None,
+    reset: str,
+    threshold_above: bool,
+    config_file: Path | None,
+    **flags: Any,
+) -> None:
+    """Make a run of the network in FILE, a graph in the Neuromorphic Intermediate Representation.
+
+    The run has not been trained: stsbp evaluate and stsbp predict take it as it is, stsbp train --resume trains it, and
+    stsbp train --init-from begins another run with its weights. What a file does not say (data set, label sequences,
+    loss, steps, training) comes from the preset of the data set, then --config, then the options. What it asks for and
+    cannot be done is an error that names the node.
+    """
+    given = given_settings(flags)
+    if typed := [f"--{name.replace('_', '-')}" for name in OF_THE_FILE if name in given]:
+        raise ConfigError(f"{', '.join(typed)}: what the network is, and its weights, is in {file}; leave it out")
+    if dataset is not None:
+        given["dataset"] = dataset
+    sources = ([read_toml(config_file)] if config_file is not None else []) + [Source("command line", given)]
+    folder = RunFolder(out)
+    if not folder.is_free:
+        raise FileError(f"{out} exists and is not empty; choose another --out")
+    folder.check_writable()
+    graph = read_graph(file)
+    own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
+    config = pinned(absolute(resolve(sources).model_copy(update=own)))
+    surrogate = build_neuron(config).surrogate
+    choices = Choices(_step_of(graph, file, dt), reset, config.tau_s, surrogate, config.weight_bits, threshold_above)
+    show = reporter()
+    try:
+        data = load_data(config, show.loading)
+        for note in data.dataset.notes:
+            show.note(note)
+        built = _built(file, graph, config, data, choices)
+        task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
+        lines = [*_said(built)]
+        with folder.lock():
+            if not folder.is_free:
+                raise FileError(f"another process has begun a run in {out} meanwhile; choose another --out")
+            folder.write_config(built.config)
+            folder.note_start(task.backend, sys.argv, 0)
+            begin_with(built.imported.weights, task, data, folder, show)
+    finally:
+        show.close()
+    for line in lines:
+        say(line)
+    name = click.format_filename(out)
+    then = (["stsbp", "evaluate", name], ["stsbp", "train", "--resume", name])
+    say(f"run {name}: {', '.join(map(shlex.join, then))}")
+
+
+@dataclass(frozen=True)
+class _Built:
+    """A graph as a network for some data, and the settings of a run of it."""
+
+    imported: Imported
+    network: NetworkSpec
+    config: RunConfig
+
+
+def said_step(graph: Graph) -> float | None:
+    """Seconds of a step that a file's own metadata say; None: they do not."""
+    said = graph.metadata.get("dt")
+    known = isinstance(said, np.ndarray) and said.size == 1 and 0 < said.flat[0] < 1e9
+    return float(said.flat[0]) if isinstance(said, np.ndarray) and known else None
+
+
+def _step_of(graph: Graph, file: Path, dt: float | None) -> float:
+    """Seconds of a step: those that were given, or those that the file's own metadata say.
+
+    Raises:
+        ConfigError: nothing says it.
+    """
+    if dt is not None:
+        return dt
+    if (said := said_step(graph)) is not None:
+        return said
+    likely = likely_step(graph)
+    hint = "" if likely is None else f"; its neurons have r = tau/dt with --dt {likely:g}"
+    raise ConfigError(f"{file} does not say how long a step is: give --dt SECONDS{hint}")
+
+
+def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Choices) -> _Built:
+    """The network of a graph for some data, and the settings of a run of it.
+
+    Raises:
+        DataError: a node of the graph cannot be read.
+        ConfigError: the network and the data, or the loss, do not go together.
+    """
+    inputs = data.inputs
+    try:
+        found = import_graph(graph, inputs.shape, choices)
+        if found.input_psp is not None and inputs.coding == "direct":
+            synapse = f"a synapse of {found.input_psp.tau_s:g} steps"
+            raise DataError(f"its neurons read the input through {synapse}, and images have none; take events as data")
+        network = NetworkSpec(inputs.shape, (), inputs.coding, found.input_psp, nodes=found.nodes)
+    except (DataError, NetworkError) as error:
+        raise DataError(f"{file}: {error}") from error
+    if network.outputs != inputs.outputs:
+        raise ConfigError(f"{file} has {network.outputs} outputs, and {config.dataset} has {inputs}")
+    if network.has_readout != build_loss(config).of_potentials:
+        what = "potentials, for --loss cross-entropy" if network.has_readout else "spikes, for a loss of spikes"
+        raise ConfigError(f"{file} ends with {what}; --loss {config.loss} is none of these")
+    own: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
+    if found.input_psp is not None:
+        own |= {"input_tau_s": found.input_psp.tau_s, "psp_gain": found.input_psp.gain}
+    return _Built(found, network, config.model_copy(update=own))
+
+
+def _said(built: _Built) -> Iterator[str]:
+    """What is to be said of an import, and how far the weights are from those of the file."""
+    for name, what in built.imported.notes:
+        yield f"{name}: {what}"
+    weights = built.imported.weights
+    rounded, _ = on_grid(NumpyBackend(), built.network, dict(weights))
+    moved = {
+        projection.name: float(np.abs(rounded[projection.name] - w).max(initial=0) / max(np.abs(w).max(), FLOOR))
+        for projection in built.network.graph.projections
+        for w in [weights[projection.parameter]]
+    }
+    name = max(moved, key=lambda each: moved[each])
+    if moved[name]:
+        yield (
+            f"rounding to {built.network.graph.projections[0].synapse.weight_bits} bits moves weights by up to "
+            f"{moved[name]:.2g} of the largest of their layer ({name}): spikes may differ from those of other programs"
+        )
+    else:
+        yield "the weights lie on the grid as they are"

@@ -1,0 +1,135 @@
+"""`stsbp nir-check`: what each program that reads NIR would make of a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from stsbp_spec.values import listed
+
+from stsbp.cli import COMMANDS
+from stsbp.cli.common import Choice, Finite, say
+from stsbp.cli.import_ import said_step
+from stsbp.errors import DataError
+from stsbp.interop.nir_check import IMPORTERS, OWN, Check, check
+from stsbp.interop.nir_import import likely_step
+from stsbp.interop.nir_nodes import Choices
+from stsbp.interop.nir_reader import Graph, read_graph
+from stsbp.interop.nir_readings import READINGS
+
+__all__ = ["command"]
+
+_MOST_ROWS = 200
+_LONGEST = 24
+"""Characters of a name in the table."""
+
+
+@click.command("nir-check", short_help=COMMANDS["nir-check"])
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--dt",
+    type=Finite(0, 1e9, min_open=True),
+    metavar="SECONDS",
+    help="Seconds of a step, where the file does not say it.  [default: that with r = tau/dt, or 0.0001]",
+)
+@click.option(
+    "--expect",
+    multiple=True,
+    type=Choice(IMPORTERS),
+    metavar="IMPORTER",
+    help="Leave with an error unless this one does all that the file says; may be repeated.",
+)
+@click.option("--notes", is_flag=True, help="Say what else is to be known of each program.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, as_json: bool) -> None:
+    """Show what each program that reads NIR would make of the graph in FILE, node by node.
+
+    same: neurons spike as by NIR's own equations, on currents that are tried; scaled: with potentials in other units;
+    others: at other steps; read: a node without neurons is read; refused: the program refuses the graph; left out: it
+    has no such node.
+    """
+    graph = read_graph(file)
+    step, why = _step(graph, dt)
+    found = check(graph, Choices(step))
+    if as_json:
+        click.echo(json.dumps(_record(file, graph, found)))
+    else:
+        for line in _lines(file, graph, found, why, notes=notes):
+            say(line)
+    if failed := [name for name in expect if not found.faithful(name)]:
+        raise DataError(f"{file}: {', '.join(failed)} would not do all that it says")
+
+
+def _step(graph: Graph, dt: float | None) -> tuple[float, str]:
+    """Seconds of a step, and who says so."""
+    if dt is not None:
+        return dt, "as asked for"
+    if (said := said_step(graph)) is not None:
+        return said, "as the file says"
+    likely = likely_step(graph)
+    return (1e-4, "which is usual; the file does not say it") if likely is None else (likely, "with which r = tau/dt")
+
+
+def _record(file: Path, graph: Graph, found: Check) -> dict[str, object]:
+    nodes = [
+        {
+            "name": name,
+            "kind": graph.nodes[name].kind,
+            "importers": {each: vars(verdict) for each, verdict in verdicts.items()},
+        }
+        for name, verdicts in found.nodes.items()
+    ]
+    return {
+        "file": str(file),
+        "version": graph.version,
+        "dt": found.dt,
+        "nodes": nodes,
+        "edges": graph.edges,
+        "refused_as_a_whole": found.whole,
+        "faithful": [name for name in IMPORTERS if found.faithful(name)],
+    }
+
+
+def _lines(file: Path, graph: Graph, found: Check, why: str, *, notes: bool) -> Iterator[str]:
+    version = f", written by nir {graph.version}" if graph.version else ""
+    yield f"{file}: {len(graph.nodes):,} nodes and {len(graph.edges):,} edges{version}; a step of {found.dt:g} s, {why}"
+    rows = [("node", "kind", *IMPORTERS)]
+    for name, verdicts in list(found.nodes.items())[:_MOST_ROWS]:
+        shown = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+        rows.append((shown, graph.nodes[name].kind[:_LONGEST], *(verdicts[each].word for each in IMPORTERS)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+    if len(found.nodes) > _MOST_ROWS:
+        yield f"... and {len(found.nodes) - _MOST_ROWS:,} nodes more"
+    for importer in IMPORTERS:
+        yield ""
+        yield from _about(importer, found, notes=notes)
+
+
+def _about(importer: str, found: Check, *, notes: bool) -> Iterator[str]:
+    """An importer's name, and why it does what it does: each reason once, with the nodes that it is of."""
+    reasons: dict[str, list[str]] = {}
+    for name, verdict in ((name, verdicts[importer]) for name, verdicts in found.nodes.items()):
+        if not verdict.faithful:
+            much = f" ({verdict.much})" if verdict.much else ""
+            reasons.setdefault(f"{verdict.word}: {verdict.why}", []).append(f"{name}{much}")
+    if importer == OWN:
+        yield f"{OWN}: stsbp import, a step of {found.dt:g} s"
+        if found.whole:
+            reasons[f"refused: {found.whole}"] = ["the graph"]
+    else:
+        reading = READINGS[importer]
+        own = found.dt if reading.dt_given else reading.dt
+        step = "a step of its own" if math.isnan(own) else f"a step of {own:g} s"
+        call = reading.call.replace("dt=1e-4", f"dt={own:g}")
+        yield f"{importer} {reading.version}: {call}, {step}"
+    if not reasons:
+        yield "  does all that the file says"
+    for reason, names in reasons.items():
+        yield f"  {listed(names)} {reason}"
+    if notes and importer != OWN:
+        yield from (f"  ({note})" for note in READINGS[importer].notes)

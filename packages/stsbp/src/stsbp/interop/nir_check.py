@@ -1,0 +1,270 @@
+"""What each importer of NIR makes of a graph, node by node: of neurons by running them as it does (nir_readings.py).
+
+Neurons are fed the same random currents, strong enough that they spike, and compared with NIR's own equations: forward
+Euler in float64, a spike where `v > v_threshold`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from stsbp_spec.errors import StsbpError
+from stsbp_spec.graph import Input, Network, Node
+from stsbp_spec.neurons import LIF, PLIF
+from stsbp_spec.typing import Float32, Float64
+
+from stsbp.errors import DataError
+from stsbp.interop.nir_import import import_graph
+from stsbp.interop.nir_nodes import Choices, NeuronParameters, fail, numbers, read_neurons, read_node
+from stsbp.interop.nir_reader import Graph, GraphNode
+from stsbp.interop.nir_readings import READINGS, NeuronReading, simulate
+
+__all__ = ["IMPORTERS", "OWN", "Check", "Verdict", "check"]
+
+OWN = "stsbp"
+IMPORTERS = (OWN, *READINGS)
+"""By name, as a check has them."""
+SAME, SCALED, OTHERS, UNKNOWN = "same", "scaled", "others", "unknown"
+"""What becomes of neurons: they spike as by NIR's equations; likewise, with potentials in other units; at other steps;
+nothing made them spike."""
+READ, REFUSED, LEFT_OUT = "read", "refused", "left out"
+"""A node without neurons is read; an importer refuses the graph; the node is not in what it makes of it."""
+
+_STEPS = 120
+_MOST_NEURONS = 32
+_SCALED = 1e-3
+"""Distance of potentials in thresholds from which they are in other units."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an importer makes of a node.
+
+    Attributes:
+        word: one of the seven above.
+        why: in more words.
+        much: how many steps have other spikes, where there are any.
+    """
+
+    word: str
+    why: str = ""
+    much: str = ""
+
+    @property
+    def faithful(self) -> bool:
+        """Whether the node does what NIR's equations say."""
+        return self.word in (SAME, SCALED, READ)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the importers make of a graph.
+
+    Attributes:
+        dt: seconds of a step.
+        nodes: a verdict by importer for each node, by its name, from the input on.
+        whole: why stsbp reads no such graph though it reads every node; "": it does.
+    """
+
+    dt: float
+    nodes: Mapping[str, Mapping[str, Verdict]]
+    whole: str
+
+    def faithful(self, importer: str) -> bool:
+        """Whether an importer reads every node as NIR's equations say."""
+        return all(verdicts[importer].faithful for verdicts in self.nodes.values()) and not (
+            importer == OWN and self.whole
+        )
+
+
+def check(graph: Graph, choices: Choices) -> Check:
+    """Look at a graph as each importer does, with steps of `choices.dt` where it lets one choose."""
+    # Numbers of strangers overflow; what comes of them is compared all the same.
+    with np.errstate(all="ignore"):
+        nodes = {name: dict(_verdicts(graph.nodes[name], choices)) for name in _from_the_input(graph)}
+    whole = ""
+    if all(verdicts[OWN].faithful for verdicts in nodes.values()):
+        try:
+            found = import_graph(graph, None, choices)
+            Network((Node("input", Input(found.input_shape, "events", found.input_psp)), *found.nodes))
+        except StsbpError as error:
+            whole = str(error)
+    return Check(choices.dt, nodes, whole)
+
+
+def _from_the_input(graph: Graph) -> Iterator[str]:
+    """Names of nodes, each as soon as something leads to it from an input; then all others."""
+    readers: dict[str, list[str]] = {}
+    for source, reader in graph.edges:
+        readers.setdefault(source, []).append(reader)
+    found = {name: None for name, node in graph.nodes.items() if node.kind == "Input"}
+    waiting = deque(found)
+    while waiting:
+        for name in readers.get(waiting.popleft(), ()):
+            if name not in found:
+                found[name] = None
+                waiting.append(name)
+    yield from (found | dict.fromkeys(graph.nodes))
+
+
+def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]]:
+    """What each importer makes of a node."""
+    if node.kind not in _NUMBERS:
+        yield OWN, _own_verdict(node, choices)
+        for name, reading in READINGS.items():
+            yield name, Verdict(READ) if node.kind in reading.layers else Verdict(LEFT_OUT, reading.otherwise)
+        return
+    try:
+        driven = _Driven(node, choices.dt)
+    except DataError as error:
+        yield from ((name, Verdict(REFUSED, _reason(error))) for name in IMPORTERS)
+        return
+    yield OWN, _own_verdict(node, choices, driven)
+    for name, reading in READINGS.items():
+        if node.kind in reading.neurons:
+            yield name, _simulated(reading.neurons[node.kind], driven)
+        else:
+            yield name, Verdict(LEFT_OUT, reading.otherwise)
+
+
+def _own_verdict(node: GraphNode, choices: Choices, driven: _Driven | None = None) -> Verdict:
+    try:
+        read_node(node, choices)
+    except DataError as error:
+        return Verdict(REFUSED, _reason(error))
+    if driven is None:
+        return Verdict(READ)
+    return driven.compare(*_own_run(read_neurons(driven.some(node), choices), driven.x), "")
+
+
+def _reason(error: DataError) -> str:
+    """What an error says after the name of the node."""
+    return str(error).partition("): ")[2] or str(error)
+
+
+def _simulated(reading: NeuronReading, driven: _Driven) -> Verdict:
+    """What an importer makes of neurons: what it asks for, then how they spike."""
+    unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, driven.dt)]
+    if unmet:
+        return Verdict(REFUSED, f"it asks for {'; '.join(unmet)}")
+    u, spikes = simulate(reading, driven.few, driven.dt, driven.x)
+    how = f"{reading.update}; a spike where {reading.spike}; then {reading.reset}"
+    return driven.compare(u, spikes, how if not reading.ignores else f"{how}; ignores {', '.join(reading.ignores)}")
+
+
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "CubaLIF": ("tau_mem", "tau_syn", "r", "w_in", "v_leak", "v_threshold", "v_reset"),
+    "LIF": ("tau", "r", "v_leak", "v_threshold", "v_reset"),
+    "IF": ("r", "v_threshold", "v_reset"),
+}
+"""Neurons that are run, and their parameters."""
+_DEFAULTS = {"v_reset": 0.0, "w_in": 1.0}
+
+
+class _Driven:
+    """Neurons and the currents that they are fed, and what NIR's equations make of both.
+
+    Attributes:
+        dt: seconds of a step.
+        numbers: every parameter, of one shape; one neuron where all are alike.
+        few: of at most 32 of them.
+        x: currents, float32 `[T, N]`.
+        u, spikes: potentials before resets, and spikes, float64 `[T, N]`.
+    """
+
+    def __init__(self, node: GraphNode, dt: float) -> None:
+        self.dt = dt
+        given = {key: self.given(node, key) for key in _NUMBERS[node.kind]}
+        if all(not any(values.strides) or (values == values.flat[0]).all() for values in given.values()):
+            self.numbers = {key: values.reshape(-1)[:1].copy() for key, values in given.items()}
+            self.picked = np.zeros(_MOST_NEURONS // 4, np.int64)
+        else:
+            try:
+                full = np.broadcast_arrays(*given.values())
+            except ValueError:
+                raise fail(node, "its parameters have different shapes") from None
+            self.numbers = {key: np.array(values) for key, values in zip(given, full, strict=True)}
+            self.picked = np.unique(np.linspace(0, full[0].size - 1, _MOST_NEURONS).astype(np.int64))
+        self.few = {key: values.reshape(-1)[self.picked] for key, values in self.numbers.items()}
+        self.x = self.currents()
+        self.u, self.spikes = self.run()
+
+    @staticmethod
+    def given(node: GraphNode, key: str) -> Float64:
+        """A parameter, or what it is where it is left out."""
+        return numbers(node, key) if key in node.values or key not in _DEFAULTS else np.array(_DEFAULTS[key])
+
+    def some(self, node: GraphNode) -> GraphNode:
+        """The neurons that are run as a node of their own."""
+        return replace(node, values=dict(self.few))
+
+    def factors(self) -> tuple[Float64, Float64, Float64, Float64]:
+        """Of NIR's equations a step: decay and gain of the synapse, decay and gain of the potential."""
+        p, dt = self.few, self.dt
+        one = np.ones(len(self.picked))
+        tau = p.get("tau_mem", p.get("tau"))
+        synapse = (1 - dt / p["tau_syn"], p["w_in"] * dt / p["tau_syn"]) if "tau_syn" in p else (0 * one, one)
+        membrane = (one, p["r"] * dt) if tau is None else (1 - dt / tau, p["r"] * dt / tau)
+        return (*synapse, *membrane)
+
+    def currents(self) -> Float32:
+        """Random currents, with which potentials come to the threshold in ten steps or so."""
+        k, c, km, g = self.factors()
+        i = v = np.zeros(len(self.picked))
+        for _ in range(10):
+            i = k * i + c
+            v = km * v + g * i
+        p = self.few
+        leak = p.get("v_leak", 0.0)
+        level = 1.2 * (p["v_threshold"] - np.minimum(leak, 0)) / v
+        level = np.where(np.isfinite(level), level, 0)
+        drawn = np.random.default_rng(0).random((2, _STEPS, len(self.picked)))
+        return np.asarray(level * 4 * drawn[0] * (drawn[1] < 0.5), np.float32)
+
+    def run(self) -> tuple[Float64, Float64]:
+        """NIR's equations by forward Euler."""
+        p = self.few
+        k, c, km, g = self.factors()
+        leak = p["v_leak"] * (1 - km) if "v_leak" in p else 0.0
+        i = v = np.zeros(len(self.picked))
+        potentials, spikes = [], []
+        for x in self.x.astype(np.float64):
+            i = k * i + c * x
+            u = km * v + g * i + leak
+            o = u > p["v_threshold"]
+            v = np.where(o, p["v_reset"], u)
+            potentials.append(u)
+            spikes.append(o)
+        return np.stack(potentials), np.stack(spikes).astype(np.float64)
+
+    def compare(self, u: Float32, spikes: Float32, how: str) -> Verdict:
+        """What an importer's potentials and spikes are, beside these."""
+        differ, fired = int((spikes != self.spikes).sum()), int(self.spikes.sum())
+        if not fired:
+            return Verdict(UNKNOWN, "they do not spike here")
+        if differ:
+            return Verdict(OTHERS, how, f"{differ} of {self.spikes.size:,} steps differ, {fired} have a spike")
+        away = float(np.abs((u - self.u) / self.few["v_threshold"]).max())
+        return Verdict(SAME, how) if away <= _SCALED else Verdict(SCALED, how)
+
+
+def _own_run(p: NeuronParameters, x: Float32) -> tuple[Float32, Float32]:
+    """Potentials and spikes of neurons that are reset to zero, as they are read here."""
+    model: Any = p.model
+    leak = 1 - 1 / model.tau_m if isinstance(model, (LIF, PLIF)) else 1.0
+    km = np.asarray(leak if p.decay is None else p.decay, np.float32)
+    k, c = np.float32(1 - 1 / p.tau_s), np.asarray(p.w_in * p.gain / p.tau_s, np.float32)
+    i = m = np.zeros(x.shape[1:], np.float32)
+    potentials, spikes = [], []
+    for now in x:
+        i = k * i + c * now
+        u = m + i
+        o = u >= np.float32(model.threshold)
+        m = np.where(o, np.float32(0), km * u)
+        potentials.append(u)
+        spikes.append(o)
+    return np.stack(potentials), np.stack(spikes).astype(np.float32)

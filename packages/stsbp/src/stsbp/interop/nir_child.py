@@ -1,0 +1,228 @@
+"""A process of its own that reads a NIR file: HDF5 is read by C code, which a hostile file may crash or keep busy.
+
+Run as a script by nir_reader.py, with the file as standard input and limits as arguments. To standard output goes one
+line of JSON, then the bytes of all arrays; it imports h5py and numpy alone. Nothing in a file leads to another one:
+soft and external links, external and virtual storage and filters that HDF5 would load are refused. Where a file is
+refused, the line says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+MOST_OBJECTS = 1 << 18
+"""Groups and arrays of a file."""
+DEEPEST = 32
+"""Graphs within graphs."""
+MOST_EDGES = 1 << 18
+LONGEST_TEXT = 1000
+"""Characters of a name or a text."""
+FILTERS = frozenset((1, 2, 3, 32000))
+"""Of HDF5: gzip, shuffle, fletcher32, lzf."""
+NUMBERS = "biuf"
+"""Kinds of numpy's types that arrays may have, of at most 8 bytes."""
+
+
+ALIGNED = 8
+"""Each array begins at a multiple of so many bytes."""
+
+
+class Refused(Exception):
+    """Why a file is not read, in words that follow the name of the file."""
+
+
+def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int) -> None:
+    """Read the file on standard input and write what it says.
+
+    Args:
+        most_of_one: bytes of an array.
+        most_of_all: bytes of all arrays that are handed back.
+        most_memory, most_seconds: see `limit`.
+    """
+    import h5py
+    import numpy as np
+
+    limit(most_memory, most_seconds)
+    output, reader = sys.stdout.buffer, _Reader(h5py, np, most_of_one, most_of_all)
+    try:
+        with h5py.File(io.BytesIO(sys.stdin.buffer.read()), "r") as file:
+            found = reader.file(file)
+    except Refused as error:
+        found, reader.arrays = {"refused": str(error)}, []
+    except MemoryError:
+        found, reader.arrays = {"refused": "it takes more memory to read than it may"}, []
+    except Exception as error:
+        # Whatever HDF5 says of a damaged file.
+        found, reader.arrays = {"refused": f"it is no HDF5 file that can be read: {error}"[:300]}, []
+    output.write(json.dumps(found).encode() + b"\n")
+    for array in reader.arrays:
+        output.write(array.tobytes().ljust(-(-array.nbytes // ALIGNED) * ALIGNED, b"\0"))
+
+
+def limit(most_memory: int, most_seconds: int) -> None:
+    """Let this process have so many bytes more than it has, and so many seconds of a processor."""
+    try:
+        import resource
+    except ImportError:
+        # Windows.
+        return
+    with open("/proc/self/statm", encoding="ascii") if os.path.exists("/proc/self/statm") else io.StringIO("0") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    for what, most, grace in (
+        (resource.RLIMIT_AS, used + most_memory, 0),
+        # At the soft limit it is told by a signal of its own.
+        (resource.RLIMIT_CPU, most_seconds, 5),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        soft, hard = (most, most + grace) if hard == resource.RLIM_INFINITY else (min(most, hard), hard)
+        # Some systems know a limit and do not take it.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(what, (soft, hard))
+
+
+class _Reader:
+    """What is read of a file, as JSON values, and its arrays."""
+
+    def __init__(self, h5py: Any, np: Any, most_of_one: int, most_of_all: int) -> None:
+        self.h5py, self.np, self.most, self.left, self.at = h5py, np, most_of_one, most_of_all, 0
+        self.arrays: list[Any] = []
+        self.seen: set[Any] = set()
+        self.nodes: list[dict[str, Any]] = []
+        self.graphs: list[dict[str, Any]] = []
+
+    def file(self, file: Any) -> dict[str, Any]:
+        """The whole graph: nodes and graphs in lists, each with the names that lead to it."""
+        members = dict(self.members(file, "the file"))
+        if "node" not in members:
+            raise Refused("it is no NIR graph: it has no group 'node'")
+        version = self.text(members["version"], "version") if "version" in members else ""
+        self.node([], members["node"])
+        return {"version": version, "nodes": self.nodes, "graphs": self.graphs}
+
+    def members(self, group: Any, where: str) -> Iterator[tuple[str, Any]]:
+        """Names and objects of a group, each of which no other name leads to."""
+        if not isinstance(group, self.h5py.Group):
+            raise Refused(f"{where} is no group")
+        for name in group:
+            if len(name) > LONGEST_TEXT:
+                raise Refused(f"a name in {where} has {len(name):,} characters, more than {LONGEST_TEXT:,}")
+            if not isinstance(group.get(name, getlink=True), self.h5py.HardLink):
+                raise Refused(f"{where} has a link, {name!r}, to somewhere else")
+            found = group[name]
+            info = self.h5py.h5o.get_info(found.id)
+            if (info.fileno, info.addr) in self.seen:
+                raise Refused(f"{name!r} in {where} is there under another name as well")
+            self.seen.add((info.fileno, info.addr))
+            if len(self.seen) > MOST_OBJECTS:
+                raise Refused(f"it has more than {MOST_OBJECTS:,} groups and arrays")
+            yield name, found
+
+    def node(self, path: list[str], group: Any) -> None:
+        """A node, or a graph and its nodes."""
+        where = "/".join(path) or "the graph"
+        members = dict(self.members(group, where))
+        if "type" not in members:
+            raise Refused(f"{where} has no type")
+        kind = self.text(members.pop("type"), f"the type of {where}")
+        metadata = members.pop("metadata", None)
+        if kind != "NIRGraph":
+            if not path:
+                raise Refused(f"it is a {kind!r}, not a NIRGraph")
+            values = {name: self.value(each, f"{where}, {name}") for name, each in members.items()}
+            self.nodes.append({"path": path, "kind": kind, "values": values})
+            return
+        if len(path) >= DEEPEST:
+            raise Refused(f"it has graphs in more than {DEEPEST} others")
+        if "nodes" not in members or "edges" not in members:
+            raise Refused(f"{where} is a NIRGraph without nodes or edges")
+        edges = self.edges(members["edges"], where)
+        self.graphs.append({"path": path, "edges": edges, "metadata": self.metadata(metadata, where)})
+        for name, each in self.members(members["nodes"], f"the nodes of {where}"):
+            self.node([*path, name], each)
+
+    def metadata(self, group: Any, where: str) -> dict[str, Any]:
+        """Single numbers and short texts; other metadata are left alone."""
+        found: dict[str, Any] = {}
+        if group is not None:
+            for name, each in self.members(group, f"the metadata of {where}"):
+                if isinstance(each, self.h5py.Dataset) and each.shape == ():
+                    try:
+                        value = self.value(each, name)
+                    except Refused:
+                        continue
+                    found[name] = value
+        return found
+
+    def text(self, found: Any, where: str) -> str:
+        """A text."""
+        value = self.value(found, where)
+        if "text" not in value:
+            raise Refused(f"{where} is no text")
+        return str(value["text"])
+
+    def value(self, found: Any, where: str) -> dict[str, Any]:
+        """A text, or where an array lies among all arrays; of one that has the same number everywhere, that number."""
+        self.check(found, where)
+        if self.h5py.check_string_dtype(found.dtype) is not None:
+            if found.shape != () or found.dtype.itemsize > LONGEST_TEXT * 4:
+                raise Refused(f"{where} is no short text")
+            return {"text": _text(found[()], where)}
+        if found.dtype.kind not in NUMBERS or found.dtype.itemsize > 8 or found.dtype.shape:
+            raise Refused(f"{where} has the type {str(found.dtype)[:40]}, and not numbers of at most 8 bytes")
+        np = self.np
+        if int(found.dtype.itemsize) * int(found.size) > self.most:
+            raise Refused(f"{where} has the shape {list(found.shape)}, which takes more bytes than it may")
+        array = np.asarray(found[()]).astype(found.dtype.newbyteorder("<"), order="C", copy=False)
+        shape = list(array.shape)
+        if array.size and bool((array == array.flat[0]).all()):
+            array = array.reshape(-1)[:1].copy()
+        at, self.at = self.at, self.at - (-array.nbytes // ALIGNED) * ALIGNED
+        self.left -= array.nbytes
+        if self.left < 0:
+            raise Refused("its arrays have more bytes than they may")
+        self.arrays.append(array)
+        return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": at}
+
+    def check(self, found: Any, where: str) -> None:
+        """Raise `Refused` unless an array lies in this file, as plain data."""
+        if not isinstance(found, self.h5py.Dataset):
+            raise Refused(f"{where} is no array")
+        if found.external is not None or found.is_virtual:
+            raise Refused(f"{where} lies in another file")
+        if found.shape is None:
+            raise Refused(f"{where} is empty")
+        plist = found.id.get_create_plist()
+        filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+        if filters - FILTERS:
+            raise Refused(f"{where} is packed by a filter, {min(filters - FILTERS)}, that is not read")
+
+    def edges(self, found: Any, where: str) -> list[list[str]]:
+        """Pairs of names."""
+        where = f"the edges of {where}"
+        self.check(found, where)
+        if found.size == 0:
+            return []
+        if self.h5py.check_string_dtype(found.dtype) is None or found.ndim != 2 or found.shape[1] != 2:
+            raise Refused(f"{where} are no pairs of names")
+        if len(found) > MOST_EDGES or found.dtype.itemsize > LONGEST_TEXT * 4:
+            raise Refused(f"{where} are {len(found):,}, more than {MOST_EDGES:,}, or of long names")
+        return [[_text(name, where) for name in pair] for pair in found[()].tolist()]
+
+
+def _text(value: Any, where: str) -> str:
+    """A text of HDF5, its bytes as UTF-8."""
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    if len(text) > LONGEST_TEXT:
+        raise Refused(f"{where} has {len(text):,} characters, more than {LONGEST_TEXT:,}")
+    return text
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

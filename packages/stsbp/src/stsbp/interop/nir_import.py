@@ -1,0 +1,636 @@
+"""From a NIR graph to a network with weights; nir_nodes.py reads its nodes one by one.
+
+A graph has no steps, and gives the synapse to the neurons that receive; here it belongs to those that send. So all that
+reads the spikes of some neurons must have one `tau_syn`. An edge back is a recurrence, one step late. What multiplies
+currents is multiplied into the weights before them, and pooling passes it on. Whatever a graph asks for and is not done
+here is an error that names node and parameter.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from stsbp_spec.errors import SpecError
+from stsbp_spec.graph import Edge, Neurons, Node
+from stsbp_spec.grid import CEILING
+from stsbp_spec.neurons import Readout
+from stsbp_spec.synapses import PSP, Add, Linear, OneToOne
+from stsbp_spec.synapses.base import Weighted
+from stsbp_spec.typing import Float32, Float64, Shape
+
+from stsbp.errors import DataError
+from stsbp.interop.nir_nodes import (
+    NEAR,
+    NEURONS,
+    POOLS,
+    WEIGHTS,
+    Choices,
+    Factor,
+    NeuronParameters,
+    WeightParameters,
+    diagonal,
+    fail,
+    is_one,
+    read_delay,
+    read_neurons,
+    read_node,
+    read_pool,
+    read_scale,
+    read_weights,
+)
+from stsbp.interop.nir_reader import Graph, GraphNode
+
+__all__ = ["Imported", "import_graph", "likely_step"]
+
+_OF_PARAMETERS = ("bias", "decay", "scale", "shift", "mean", "variance")
+"""Last parts of names of parameters that are no weights."""
+_LONGEST_NAME = 80
+_MOST_NUMBERS = 1 << 26
+"""Of an input that the graph alone has declared, and of what is flattened with factors of its own."""
+_FULL = ("Linear", "Affine")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A network, but for its input.
+
+    Attributes:
+        nodes: of the graph, without the input, in any order.
+        weights: every parameter by its name.
+        input_shape: of one input, `(C, H, W)` or `(N,)`.
+        input_psp: the synapse of the input; None: it enters as it is.
+        notes: what was changed on the way: a name of a node, and what.
+    """
+
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, Float32]
+    input_shape: Shape
+    input_psp: PSP | None
+    notes: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Term:
+    """`after (factor z + bias)`, `z` the output of a node, `delay` steps late; each one number or of the shape of `z`.
+
+    Of spikes there are no biases.
+    """
+
+    source: str
+    delay: int = 0
+    factor: Factor = 1.0
+    bias: Factor = 0.0
+    after: Factor = 1.0
+
+    def times(self, factor: Factor) -> _Term:
+        """The same, multiplied."""
+        return replace(self, after=self.after * factor)
+
+    def plus(self, bias: Factor) -> _Term:
+        """The same, and a bias."""
+        return replace(self, factor=self.factor * self.after, bias=self.bias * self.after + bias, after=1.0)
+
+    @property
+    def both(self) -> Factor:
+        """What `z` is multiplied by."""
+        return self.factor * self.after
+
+
+@dataclass(frozen=True)
+class _Signal:
+    """What a node of the graph makes: a sum of terms, of spikes, or of what weights make of them."""
+
+    terms: tuple[_Term, ...]
+    shape: Shape
+    weighted: bool = False
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """Weights of the graph, and what they read: an edge, and a factor of the input's shape."""
+
+    node: GraphNode
+    parameters: WeightParameters
+    edge: Edge
+    columns: Factor
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class _Population:
+    """Neurons of the graph, and the weighted sums that they read."""
+
+    node: GraphNode
+    parameters: NeuronParameters
+    signal: _Signal
+
+
+def import_graph(graph: Graph, shape: Shape | None, choices: Choices) -> Imported:
+    """Read a graph for inputs of `shape`, `(C, H, W)` or `(N,)`; None: those that the graph declares.
+
+    Raises:
+        DataError: a node cannot be read, or stands where it cannot; names it.
+    """
+    # What is not finite ends in an error that names the node.
+    with np.errstate(all="ignore"):
+        return _Import(graph, shape, choices).run()
+
+
+def likely_step(graph: Graph) -> float | None:
+    """The `dt` with which all currents enter potentials as they are, `r = tau/dt`; None where there is no such one."""
+    found: set[float] = set()
+    for node in graph.nodes.values():
+        tau, r = node.values.get("tau_mem", node.values.get("tau")), node.values.get("r")
+        if isinstance(tau, np.ndarray) and isinstance(r, np.ndarray) and tau.size and r.size and not is_one(r):
+            with np.errstate(all="ignore"):
+                found.add(float(f"{np.float64(tau.flat[0]) / np.float64(r.flat[0]):.5g}"))
+    only = found.pop() if len(found) == 1 else math.nan
+    return only if math.isfinite(only) and only > 0 else None
+
+
+class _Import:
+    def __init__(self, graph: Graph, shape: Shape | None, choices: Choices) -> None:
+        self.graph, self.data_shape, self.choices = graph, shape, choices
+        self.inputs: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        self.readers: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        for source, reader in graph.edges:
+            self.inputs[reader].append(source)
+            self.readers[source].append(reader)
+        self.taken = {"input": 1}
+        """Names of nodes, and the last number that was put after each."""
+        self.names = {name: self.free(_plain(name)) for name, node in graph.nodes.items() if node.kind != "Input"}
+        self.signals: dict[str, _Signal] = {}
+        self.projections: dict[str, _Projection] = {}
+        self.populations: dict[str, _Population] = {}
+        self.origins = {"input": "input"}
+        """One of the neurons whose spikes a node carries, through pooling and sums ..."""
+        self.likes = {"input": "input"}
+        """... and another one whose spikes are added to theirs, so that all go through one synapse: see `like`."""
+        self.divisors: dict[str, int] = {}
+        """What the sums of windows that a node carries are divided by after the weights; of others 1."""
+        self.nodes: list[Node] = []
+        self.weights: dict[str, Float32] = {}
+        self.notes: list[tuple[str, str]] = []
+
+    def run(self) -> Imported:
+        for node in self.graph.nodes.values():
+            read_node(node, self.choices)
+        source, end = self.only("Input"), self.only("Output")
+        if self.readers[end.name]:
+            raise fail(end, "something reads it")
+        self.walk(source)
+        self.check_output(end)
+        synapses = self.synapses()
+        for name, population in self.populations.items():
+            self.emit(name, population, synapses)
+        shape = self.signals[source.name].shape if self.data_shape is None else self.data_shape
+        return Imported(tuple(self.nodes), self.weights, shape, synapses["input"], tuple(self.notes))
+
+    def only(self, kind: str) -> GraphNode:
+        """The only node of a kind."""
+        found = [node for node in self.graph.nodes.values() if node.kind == kind]
+        if len(found) != 1:
+            raise DataError(f"a graph here has one {kind}, and this one has {len(found)}")
+        return found[0]
+
+    def walk(self, start: GraphNode) -> None:
+        """Go from the input to everything: first to know the shapes of all neurons, then with their spikes known."""
+        if self.inputs[start.name]:
+            raise fail(start, "it reads something")
+        shapes = self.shapes(start)
+        for name, node in self.graph.nodes.items():
+            if node.kind == "Output":
+                continue
+            if name not in shapes:
+                raise fail(node, "nothing comes to it from the input")
+            if not self.readers[name]:
+                raise fail(node, "nothing reads it")
+        neurons = [name for name in shapes if self.graph.nodes[name].kind in NEURONS]
+        self.signals[start.name] = _Signal((_Term("input"),), shapes[start.name])
+        for name in neurons:
+            own = self.names[name]
+            self.signals[name] = _Signal((_Term(own),), shapes[name])
+            self.origins[own] = self.likes[own] = own
+        waiting = {name: len(sources) for name, sources in self.inputs.items()}
+        ready = deque(reader for name in self.signals for reader in self.readers[name])
+        while ready:
+            name = ready.popleft()
+            waiting[name] -= 1
+            if not waiting[name] and name in shapes and name not in self.signals:
+                self.signals[name] = self.signal(self.graph.nodes[name])
+                ready.extend(self.readers[name])
+        late, path = next((name for name in shapes if name not in self.signals), None), set[str]()
+        while late is not None:
+            if late in path:
+                raise fail(self.graph.nodes[late], "it reads itself without neurons between")
+            path.add(late)
+            late = next(name for name in self.inputs[late] if name not in self.signals)
+        for name in neurons:
+            node, signal = self.graph.nodes[name], self.entering(self.graph.nodes[name])
+            if not signal.weighted:
+                raise fail(node, "it reads spikes without weights between; put Linear or Affine before it")
+            self.populations[name] = _Population(node, read_neurons(node, self.choices), signal)
+
+    def shapes(self, start: GraphNode) -> dict[str, Shape]:
+        """The shape of what each node makes that the input leads to, but for outputs."""
+        found = {start.name: self.input_shape(start)}
+        ready = deque([start.name])
+        while ready:
+            source = ready.popleft()
+            for name in self.readers[source]:
+                node = self.graph.nodes[name]
+                if name not in found and node.kind != "Output":
+                    found[name] = _shape_after(node, found[source])
+                    ready.append(name)
+        return found
+
+    def input_shape(self, node: GraphNode) -> Shape:
+        """The shape of inputs, which the data have the last word on."""
+        found = node.values.get("shape")
+        if not isinstance(found, np.ndarray) or found.ndim > 1 or found.dtype.kind not in "iu" or found.size > 8:
+            raise fail(node, "shape is no list of whole numbers")
+        declared = tuple(int(each) for each in found.reshape(-1))
+        if any(not 1 <= each < 10**9 for each in declared):
+            raise fail(node, f"shape is {list(declared)}, and must be of numbers from 1 on")
+        data, sizes = self.data_shape, _squeezed(declared)
+        if data is None:
+            line = any(self.graph.nodes[name].kind == "Conv1d" for name in self.readers[node.name])
+            plain = {1: sizes, 2: (sizes[0], 1, sizes[-1]) if line else (1, *sizes), 3: sizes}
+            shape = declared if len(declared) in (1, 3) else plain.get(len(sizes))
+            if shape is None or math.prod(shape) > _MOST_NUMBERS:
+                raise fail(node, f"shape is {list(declared)}, which is none of a picture or of a row")
+            return shape
+        if sizes == _squeezed(data):
+            return data
+        flat = (math.prod(data),)
+        if sizes == flat:
+            return flat
+        for shape in (data, flat):
+            if declared[-len(shape) :] == shape:
+                many = list(declared[: -len(shape)])
+                self.notes.append((node.name, f"shape is {list(declared)}: {many} are taken for samples or steps"))
+                return shape
+        raise fail(node, f"shape is {list(declared)}, and the data have the shape {list(data)}")
+
+    def entering(self, node: GraphNode) -> _Signal:
+        """The sum of all that a node reads."""
+        signals = [self.signals[name] for name in self.inputs[node.name]]
+        first = signals[0]
+        for each in signals:
+            if each.shape != first.shape:
+                raise fail(node, f"it reads what has the shapes {list(first.shape)} and {list(each.shape)}")
+            if each.weighted != first.weighted:
+                raise fail(node, "it reads both spikes and weighted sums")
+        return replace(first, terms=tuple(term for signal in signals for term in signal.terms))
+
+    def signal(self, node: GraphNode) -> _Signal:
+        """What a node makes of what it reads."""
+        entering = self.entering(node)
+        if node.kind == "Identity":
+            return entering
+        if node.kind == "Scale":
+            factor = _spread(node, "scale", read_scale(node), entering.shape)
+            return replace(entering, terms=tuple(term.times(factor) for term in entering.terms))
+        if node.kind == "Delay":
+            steps = read_delay(node, self.choices)
+            if any(np.any(term.bias) for term in entering.terms):
+                raise fail(node, "what it delays has a bias, which is there from the first step on")
+            return replace(entering, terms=tuple(replace(term, delay=term.delay + steps) for term in entering.terms))
+        if entering.weighted and node.kind in WEIGHTS:
+            return self.after_weights(node, entering)
+        if entering.weighted and len(entering.shape) > 1:
+            raise fail(node, "it reads weighted sums; put neurons before it")
+        if node.kind == "Flatten":
+            flat = (math.prod(entering.shape),)
+            if entering.weighted:
+                return entering
+            factors = [_flattened(node, term.both, entering.shape) for term in entering.terms]
+            terms = (replace(each, factor=x, after=1.0) for each, x in zip(entering.terms, factors, strict=True))
+            return replace(entering, terms=tuple(terms), shape=flat)
+        edge, factor = self.edge(node, entering)
+        if node.kind in POOLS:
+            return self.pooled(node, entering.shape, edge, factor)
+        parameters = read_weights(node)
+        shape = _line(entering.shape, node) if node.kind == "Conv1d" else entering.shape
+        if isinstance(parameters.op, Linear) and len(_squeezed(shape)) > 1:
+            raise fail(node, f"it reads what has the shape {list(shape)}; put Flatten before it")
+        self.projections[node.name] = _Projection(node, parameters, edge, factor, shape)
+        output = _shape_after(node, shape)
+        needs = parameters.op.weight_shape(shape)
+        if needs != parameters.values.shape:
+            has = f"weight has the shape {list(parameters.values.shape)}"
+            raise fail(node, f"{has}, and an input of shape {list(shape)} needs {list(needs)}")
+        if isinstance(given := node.values.get("input_shape"), np.ndarray):
+            declared = given.reshape(-1)[:3].tolist()
+            if declared != [*shape[-given.size :]] or not given.size:
+                raise fail(node, f"input_shape is {declared}, and it reads what has the shape {list(shape)}")
+        return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
+
+    def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
+        """Weights that multiply each channel of weighted sums by a number, and may add one."""
+        parameters = read_weights(node)
+        own = diagonal(parameters)
+        if own is None or len(own) != entering.shape[0] or (len(entering.shape) == 1) != (node.kind in _FULL):
+            raise fail(node, "it reads weighted sums; put neurons before it")
+        factor = _spread(node, "weight", own, entering.shape)
+        first, *others = (term.times(factor) for term in entering.terms)
+        if parameters.bias is not None:
+            first = first.plus(_biases(node, parameters, entering.shape))
+        return replace(entering, terms=(first, *others))
+
+    def edge(self, node: GraphNode, signal: _Signal) -> tuple[Edge, Factor]:
+        """What reads some spikes: of several a sum, which all must enter with one factor."""
+        first, *others = signal.terms
+        if not others:
+            return Edge(first.source, first.delay), first.both
+        if not all(np.array_equal(each.both, first.both) for each in others):
+            raise fail(node, "it adds spikes that are scaled by different factors")
+        name = self.free(f"{self.names[node.name]}.sum")
+        self.nodes.append(Node(name, Add(), tuple(Edge(each.source, each.delay) for each in signal.terms)))
+        self.origins[name] = self.origins[first.source]
+        for each in others:
+            self.likes[self.like(each.source)] = self.like(first.source)
+        self.divisors[name] = self.divisors.get(first.source, 1)
+        return Edge(name), first.both
+
+    def pooled(self, node: GraphNode, shape: Shape, edge: Edge, factor: Factor) -> _Signal:
+        """Means of windows."""
+        pool, times = read_pool(node)
+        output = _shape_after(node, shape)
+        channels = _per_channel(node, "what scales its input", factor, shape)
+        name = self.names[node.name]
+        self.nodes.append(Node(name, pool, (edge,)))
+        self.origins[name] = self.origins[edge.source]
+        self.divisors[name] = self.divisors.get(edge.source, 1) * pool.divisor
+        spread = channels if isinstance(channels, float) else channels[:, None, None]
+        return _Signal((_Term(name, 0, spread * times),), output)
+
+    def check_output(self, node: GraphNode) -> None:
+        """Raise `DataError` unless neurons are the output; of the sums of weights that it reads, make a readout."""
+        if not self.inputs[node.name]:
+            raise fail(node, "it reads nothing")
+        signal = self.entering(node)
+        if not signal.weighted:
+            (term, *others) = signal.terms
+            if others or term.delay or not is_one(term.both) or term.source not in self.population_names:
+                raise fail(node, "it does not read the spikes of one population as they are")
+            return
+        own, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
+        self.origins[own] = self.likes[own] = own
+        self.populations[node.name] = _Population(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
+        self.notes.append((node.name, "it reads weighted sums, which a readout of them gives, without leak"))
+
+    @property
+    def population_names(self) -> set[str]:
+        """Of nodes here that are neurons."""
+        return {self.names[name] for name in self.populations}
+
+    def like(self, source: str) -> str:
+        """The neurons that stand for all whose spikes go through the synapse of what a node carries."""
+        name = self.origins[source]
+        while (other := self.likes[name]) != name:
+            self.likes[name] = self.likes[other]
+            name = other
+        return name
+
+    def synapses(self) -> dict[str, PSP | None]:
+        """The synapse of the input and of each population's spikes, by their names here."""
+        reads: dict[str, _Population] = {}
+        gains: dict[str, set[tuple[float, int]]] = {}
+        unit: set[str] = set()
+        for population in self.populations.values():
+            own = population.parameters.tau_s
+            for term in population.signal.terms:
+                source, times = self.projections[term.source].edge.source, self.times(population, term)
+                origin, divisor = self.like(source), self.divisors.get(source, 1)
+                other = reads.setdefault(origin, population)
+                if abs(own - (its := other.parameters.tau_s)) > NEAR * its:
+                    through = f"a synapse of {own:g} steps, and {other.node.name} through one of {its:g}"
+                    why = "here a synapse belongs to the neurons that send"
+                    raise fail(population.node, f"it reads the spikes of {origin} through {through}; {why}")
+                gain = float(np.float32(np.asarray(times).flat[0] / own / divisor))
+                gains.setdefault(origin, set()).add((gain, divisor))
+                if own > 1 and not is_one(times):
+                    unit.add(origin)
+        found: dict[str, PSP | None] = {}
+        for name in ("input", *self.population_names):
+            origin = self.like(name)
+            tau_s = reads[origin].parameters.tau_s if origin in reads else self.choices.tau_s
+            if origin in unit:
+                found[name] = PSP(tau_s, gain="unit")
+            else:
+                found[name] = PSP(_with_gain(tau_s, gains.get(origin, set())))
+        alone = [name for name in self.likes if self.like(name) == self.like("input")] == ["input"]
+        return found | ({"input": None} if alone and found["input"] == PSP(1.0) else {})
+
+    def times(self, population: _Population, term: _Term, *, bias: bool = False) -> Factor:
+        """What multiplies weights, or the bias after them, besides the gain `1/tau_s` of a synapse."""
+        node, shape, parameters = population.node, population.signal.shape, population.parameters
+        gain = _spread(node, "r, tau or v_threshold", parameters.gain, shape)
+        w_in = _spread(node, "w_in", parameters.w_in, shape)
+        columns = self.projections[term.source].columns
+        before = term.factor * columns if isinstance(columns, float) else term.factor
+        return term.after * gain * w_in * (1.0 if bias else before)
+
+    def emit(self, name: str, population: _Population, synapses: Mapping[str, PSP | None]) -> None:
+        """The nodes of a population and of the weights before it, and their parameters."""
+        own, parameters = self.names[name], population.parameters
+        plain: list[Edge] = []
+        back: list[Edge] = []
+        for term in population.signal.terms:
+            projection = self.projections[term.source]
+            edge = replace(projection.edge, delay=projection.edge.delay + term.delay)
+            itself = edge.source == own
+            if itself and edge.delay:
+                raise fail(population.node, f"it reads itself through {term.source} with a delay besides")
+            psp = synapses[self.origins[edge.source]]
+            tau_s = 1.0 if psp is None or psp.gain == "normalised" else psp.tau_s
+            if itself:
+                back.append(self.put(projection, replace(edge, delay=1), term, population, tau_s))
+            else:
+                plain.append(self.put(projection, edge, term, population, tau_s))
+        if not plain:
+            raise fail(population.node, "it reads nothing but itself")
+        # What reads its own spikes comes last.
+        inputs = (*plain, *back)
+        model: Any = parameters.model
+        psp = synapses[own]
+        assert psp is not None
+        model = replace(model, tau_s=psp.tau_s, psp_gain=psp.gain)
+        if parameters.decay is not None:
+            decay = _per_channel(population.node, "tau", parameters.decay, population.signal.shape)
+            shape = population.signal.shape[:1]
+            self.weights[f"{inputs[0].source}.decay"] = np.broadcast_to(decay, shape).astype(np.float32)
+        self.nodes.append(Node(own, Neurons(model), inputs))
+
+    def put(self, projection: _Projection, edge: Edge, term: _Term, population: _Population, tau_s: float) -> Edge:
+        """A node with weights, and its parameters; what multiplies them is divided by `tau_s`."""
+        node, parameters, shape = projection.node, projection.parameters, population.signal.shape
+        rows = _per_channel(node, "what scales it", self.times(population, term) / tau_s, shape)
+        op: Weighted = replace(parameters.op, bias=bool(np.any(term.bias)), weight_bits=self.choices.weight_bits)
+        values = _scaled(projection, rows)
+        own = diagonal(parameters)
+        if own is not None and edge.source == self.names[population.node.name] and len(shape) == 1 and not op.bias:
+            op = OneToOne(weight_bits=self.choices.weight_bits)
+            values = np.diagonal(values)[:, None].copy()
+        first = self.names[node.name]
+        again = first in self.weights
+        name = self.free(first) if again else first
+        shares = first if again and np.array_equal(values, self.weights[first]) else None
+        if shares is None:
+            self.weights[name] = values
+        if op.bias:
+            times = self.times(population, term, bias=True) / tau_s
+            found = term.bias if is_one(times) else term.bias * times
+            bias = np.broadcast_to(_per_channel(node, "bias", found, shape), shape[:1]).astype(np.float32)
+            if not (np.abs(bias) < CEILING).all():
+                raise fail(node, "bias is too large, 2^100 or more")
+            self.weights[f"{name}.bias"] = bias
+        self.nodes.append(Node(name, op, (edge,), shares))
+        columns = 1.0 if isinstance(projection.columns, float) else projection.columns
+        for factor, where in ((rows, f"between it and {population.node.name}"), (columns, "before it")):
+            if not is_one(factor):
+                self.notes.append((node.name, f"its weights are multiplied by {_range(factor)}, for what is {where}"))
+        if "bias" in node.values and not op.bias:
+            self.notes.append((node.name, "its bias is zero everywhere, and left out"))
+        return Edge(name)
+
+    def free(self, name: str) -> str:
+        """A name that no node has yet, as like this one as can be; from now on one has it."""
+        found = name
+        while found in self.taken:
+            self.taken[name] += 1
+            found = f"{name}_{self.taken[name]}"
+        self.taken[found] = 1
+        return found
+
+
+def _with_gain(tau_s: float, gains: set[tuple[float, int]]) -> float:
+    """The time constant of a normalised synapse with decay and gains of the file, in float32, where there is one.
+
+    A file says decay and gains, `1/tau_s` over a divisor, apart, each rounded: `1/tau_s` may lie anywhere in what
+    rounds to all of them.
+    """
+    decay = np.float32(1 - 1 / tau_s)
+
+    def fits(found: float) -> bool:
+        return np.float32(1 - 1 / found) == decay and all(np.float32(1 / d / found) == gain for gain, d in gains)
+
+    if fits(tau_s):
+        return tau_s
+    ends = [(1 - _between(decay, np.inf), 1 - _between(decay, 0))]
+    ends += [(d * _between(np.float32(gain), 0), d * _between(np.float32(gain), np.inf)) for gain, d in gains]
+    found = 2 / (max(low for low, _ in ends) + min(high for _, high in ends))
+    return found if found >= 1 and fits(found) else tau_s
+
+
+def _between(x: np.float32, to: float) -> float:
+    """The number halfway from a float32 to the next one in a direction."""
+    return (float(x) + float(np.nextafter(x, np.float32(to)))) / 2
+
+
+def _plain(name: str) -> str:
+    """A name of letters, digits, _ and . that is not like one of a parameter, `conv1.bias`."""
+    found = re.sub(r"[^A-Za-z0-9_.]", "_", name)[:_LONGEST_NAME] or "node"
+    before, dot, last = found.rpartition(".")
+    return f"{before}_{last}" if dot and last in _OF_PARAMETERS else found
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(each for each in shape if each > 1) or (1,)
+
+
+def _shape_after(node: GraphNode, shape: Shape) -> Shape:
+    """The shape of what a node makes of an input of `shape`."""
+    try:
+        if node.kind in WEIGHTS:
+            return read_weights(node).op.output_shape(shape)
+        if node.kind in POOLS:
+            return read_pool(node)[0].output_shape(shape)
+    except SpecError as error:
+        raise fail(node, str(error)) from None
+    return (math.prod(shape),) if node.kind == "Flatten" else shape
+
+
+def _line(shape: Shape, node: GraphNode) -> Shape:
+    """The shape of the input of a 1-d convolution, `(C, 1, L)`."""
+    if len(shape) != 3 or shape[1] != 1:
+        raise fail(node, f"it reads what has the shape {list(shape)}; here inputs of 1-d convolutions are (C, 1, L)")
+    return shape
+
+
+def _flattened(node: GraphNode, factor: Factor, shape: Shape) -> Factor:
+    if isinstance(factor, float):
+        return factor
+    if math.prod(shape) > _MOST_NUMBERS:
+        raise fail(node, f"it flattens {math.prod(shape):,} numbers, which are scaled by different factors")
+    return np.broadcast_to(factor, shape).reshape(-1)
+
+
+def _biases(node: GraphNode, parameters: WeightParameters, shape: Shape) -> Factor:
+    """The bias of some weights as an array of the shape of their output; 0 where there is none."""
+    return 0.0 if parameters.bias is None else _spread(node, "bias", parameters.bias, shape)
+
+
+def _spread(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
+    """One number, or an array that broadcasts to `shape`, whose numbers belong to those of a signal."""
+    found = np.asarray(values, np.float64)
+    if (found == found.flat[0]).all():
+        return float(found.flat[0])
+    if found.size == math.prod(shape):
+        return found.reshape(shape)
+    kept = found.reshape(found.shape[next(i for i, size in enumerate(found.shape) if size > 1) :])
+    if kept.shape == shape[:1]:
+        kept = kept.reshape(-1, *(1,) * (len(shape) - 1))
+    try:
+        np.broadcast_to(kept, shape)
+    except ValueError:
+        raise fail(node, f"{what} has the shape {list(found.shape)}, and neurons have {list(shape)}") from None
+    return kept
+
+
+def _per_channel(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
+    """One number, or one for each channel, `[C]`; of a row of neurons one each."""
+    found = _spread(node, what, values, shape)
+    if isinstance(found, float):
+        return found
+    rows = found.reshape(len(found) if found.ndim == len(shape) else 1, -1)
+    if not (rows == rows[:, :1]).all():
+        raise fail(node, f"{what} differs within a channel, whose neurons share their weights")
+    return np.broadcast_to(rows[:, 0], shape[:1])
+
+
+def _scaled(projection: _Projection, rows: Factor) -> Float32:
+    """Weights times factors of their rows and columns."""
+    node, parameters, columns = projection.node, projection.parameters, projection.columns
+    found = parameters.values
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if not isinstance(columns, float):
+            found = found * _of_columns(projection)
+        if not is_one(rows):
+            found = found * np.reshape(rows, (-1, *(1,) * (found.ndim - 1)))
+        made: Float32 = np.ascontiguousarray(found, np.float32)
+    if not (np.abs(made) < CEILING).all():
+        raise fail(node, "weight is too large, 2^100 or more")
+    return made
+
+
+def _of_columns(projection: _Projection) -> Float64:
+    """The factors of the inputs as they stand in the weights, `[out, in, ...]`."""
+    op, shape, columns = projection.parameters.op, projection.shape, projection.columns
+    if isinstance(op, Linear):
+        return np.broadcast_to(columns, shape).reshape(1, -1)
+    channels = np.broadcast_to(_per_channel(projection.node, "what scales its input", columns, shape), shape[:1])
+    parts = channels.reshape(op.groups, -1)
+    return np.repeat(parts, op.channels // op.groups, axis=0)[:, :, None, None]
+
+
+def _range(factor: Factor) -> str:
+    low, high = float(np.min(factor)), float(np.max(factor))
+    return f"{low:.6g}" if low == high else f"{low:.6g} to {high:.6g}"

@@ -1,0 +1,398 @@
+"""Nodes of a NIR graph, one by one: what the parameters of each come to here, or why they cannot be read.
+
+With `dt` seconds a step and `s` what enters it, a `CubaLIF` is read as
+
+    i = (1 - dt/tau_syn) i + (w_in dt/tau_syn) s
+    v = (1 - dt/tau_mem) v + (r dt/tau_mem) i,    a spike where v >= v_threshold
+
+and a `LIF` without the first line. The factors of `s` and `i` go into the weights before them; so do thresholds that
+differ from neuron to neuron, as a potential that rests at 0 and is reset to 0 may be counted in thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from stsbp_spec.errors import SpecError
+from stsbp_spec.graph import MAX_DELAY
+from stsbp_spec.neurons import IF, LIF, PLIF, NeuronModel, Readout
+from stsbp_spec.surrogates import Surrogate
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Linear
+from stsbp_spec.typing import AnyArray, Float64
+from stsbp_spec.values import shown
+
+from stsbp.errors import DataError
+from stsbp.interop.nir_reader import GraphNode
+
+__all__ = [
+    "KINDS",
+    "NEAR",
+    "NEURONS",
+    "POOLS",
+    "WEIGHTS",
+    "Choices",
+    "Factor",
+    "NeuronParameters",
+    "WeightParameters",
+    "diagonal",
+    "fail",
+    "is_one",
+    "numbers",
+    "read_delay",
+    "read_neurons",
+    "read_node",
+    "read_pool",
+    "read_scale",
+    "read_weights",
+]
+
+NEURONS = ("LIF", "CubaLIF", "IF", "Threshold", "LI", "CubaLI", "I")
+WEIGHTS = ("Linear", "Affine", "Conv1d", "Conv2d")
+POOLS = ("AvgPool2d", "SumPool2d")
+KINDS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        kind: frozenset(keys.split())
+        for kind, keys in {
+            "Input": "shape",
+            "Output": "shape",
+            "Identity": "shape",
+            "Linear": "weight",
+            "Affine": "weight bias",
+            "Conv1d": "weight bias stride padding dilation groups input_shape",
+            "Conv2d": "weight bias stride padding dilation groups input_shape",
+            "AvgPool2d": "kernel_size stride padding",
+            "SumPool2d": "kernel_size stride padding",
+            "Flatten": "start_dim end_dim input_type",
+            "Scale": "scale",
+            "Delay": "delay",
+            "LIF": "tau r v_leak v_threshold v_reset",
+            "CubaLIF": "tau_mem tau_syn r v_leak v_threshold v_reset w_in",
+            "IF": "r v_threshold v_reset",
+            "Threshold": "threshold",
+            "LI": "tau r v_leak",
+            "CubaLI": "tau_mem tau_syn r v_leak w_in",
+            "I": "r",
+        }.items()
+    }
+)
+"""Every kind of node that is read, and its parameters."""
+
+NEAR = 1e-6
+"""Relative distance up to which numbers of a file, often of float32, are taken for equal."""
+_LEAKLESS, _ENDLESS, _LONGEST = 2.0**25, 2.0**40, 2.0**100
+"""Time constants in steps: from the first one on a decay is 1 in float32, the second one is that of an integrator, and
+none is longer than the third."""
+_LONGEST_AXIS = 10**9
+
+_Made = TypeVar("_Made")
+Factor: TypeAlias = float | Float64
+"""The same for all numbers of a signal, or one for each."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How a graph is read where NIR leaves it open.
+
+    Attributes:
+        dt: seconds of a step.
+        reset: what a spike leaves of a potential, as of `LIF`.
+        tau_s: synaptic time constant of the output's spikes in steps, which no graph says.
+        surrogate: of all neurons.
+        weight_bits: of all weights.
+        above: whether thresholds become the next float32 above, for files of programs that spike where
+            `v > v_threshold`, as NIR has it.
+    """
+
+    dt: float
+    reset: str = "zero"
+    tau_s: float = 4.0
+    surrogate: Surrogate = field(default_factory=lambda: LIF().surrogate)
+    weight_bits: int = 12
+    above: bool = False
+
+
+@dataclass(frozen=True)
+class NeuronParameters:
+    """What the parameters of neurons come to.
+
+    Attributes:
+        model: the neurons, but for the synapse of their spikes.
+        decay: of the potential, where it differs from neuron to neuron.
+        tau_s: time constant in steps of the synapse that they read through; 1: there is none.
+        w_in: what enters the synapse is multiplied by `w_in / tau_s` ...
+        gain: ... and what leaves it by `gain`.
+    """
+
+    model: NeuronModel
+    decay: Float64 | None
+    tau_s: float
+    w_in: Factor
+    gain: Factor
+
+
+@dataclass(frozen=True)
+class WeightParameters:
+    """Weights: their geometry, `[out, in, ...]`, and `[out]` what is added; None where it is zero everywhere."""
+
+    op: Conv2d | Linear
+    values: AnyArray
+    bias: Float64 | None
+
+
+def fail(node: GraphNode, text: str) -> DataError:
+    """The error of a node."""
+    return DataError(f"node {node.name or '(no name)'} ({node.kind}): {text}")
+
+
+def read_node(node: GraphNode, choices: Choices) -> None:
+    """Read a node for itself, whatever stands around it.
+
+    Raises:
+        DataError: it cannot be read; names it and the parameter.
+    """
+    if node.kind not in KINDS:
+        raise fail(node, f"no such kind of node is known; known: {', '.join(KINDS)}")
+    if unknown := sorted(node.values.keys() - KINDS[node.kind]):
+        raise fail(node, f"it has the parameter {shown(unknown[0])}, which no {node.kind} has")
+    if node.kind in NEURONS:
+        read_neurons(node, choices)
+    elif node.kind in WEIGHTS:
+        read_weights(node)
+    elif node.kind in POOLS:
+        read_pool(node)
+    elif node.kind == "Delay":
+        read_delay(node, choices)
+    elif node.kind == "Scale":
+        read_scale(node)
+
+
+def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
+    """Neurons, or integrators that a network ends with.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    known = KINDS[node.kind]
+    for key in ("v_leak", "v_reset"):
+        if key in known and not (key == "v_reset" and key not in node.values):
+            _check_zero(node, key)
+    tau_s: float = 1.0
+    w_in: Factor = 1.0
+    if "tau_syn" in known:
+        tau_s = _only(node, "tau_syn", _steps(node, "tau_syn", choices))
+        w_in = numbers(node, "w_in") if "w_in" in node.values else 1.0
+    gain: Factor = numbers(node, "r") if "r" in known else 1.0
+    membrane = next((key for key in ("tau", "tau_mem") if key in known), None)
+    tau = _steps(node, membrane, choices) if membrane is not None else np.ones(1)
+    gain = gain * choices.dt if node.kind in ("IF", "I") else _product(node, gain, 1 / tau)
+    if node.kind in ("LI", "CubaLI", "I"):
+        tau_m = _ENDLESS if membrane is None else _only(node, membrane, tau)
+        return NeuronParameters(_made(node, lambda: Readout(tau_m)), None, tau_s, w_in, gain)
+    threshold = numbers(node, "threshold" if node.kind == "Threshold" else "v_threshold")
+    if not (threshold > 0).all():
+        raise fail(node, f"a threshold is {threshold.min():g}, and must be above 0, where potentials rest")
+    level = float(threshold.flat[0])
+    if not _is_uniform(threshold):
+        gain, level = _product(node, gain, 1 / threshold), 1.0
+    if choices.above:
+        level = float(np.nextafter(np.float32(level), np.float32(np.inf)))
+    common: dict[str, Any] = {"threshold": level, "surrogate": choices.surrogate, "reset": choices.reset}
+    tau_m, decay = float(tau.flat[0]), None
+    if node.kind == "IF" or (tau >= _LEAKLESS).all():
+        model: NeuronModel = _made(node, lambda: IF(**common))
+    elif _is_uniform(tau):
+        model = _made(node, lambda: LIF(tau_m, **common))
+    else:
+        model, decay = _made(node, lambda: PLIF(tau_m, per="channel", **common)), 1 - 1 / tau
+    return NeuronParameters(model, decay, tau_s, w_in, gain)
+
+
+def read_weights(node: GraphNode) -> WeightParameters:
+    """Weights of a full connection or a convolution, a 1-d one with kernels of one row.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    values = _array(node, "weight")
+    axes = {"Conv1d": 3, "Conv2d": 4}.get(node.kind, 2)
+    if values.ndim != axes or not values.size:
+        raise fail(node, f"weight has the shape {list(values.shape)}, and must have {axes} axes, none of them empty")
+    bias = numbers(node, "bias") if "bias" in KINDS[node.kind] else None
+    if bias is not None:
+        given = _array(node, "bias").shape
+        if given not in ((len(values),), ()):
+            raise fail(node, f"bias has the shape {list(given)}, and weight has {len(values)} outputs")
+        bias = np.broadcast_to(bias, len(values)) if bias.any() else None
+    if axes == 2:
+        return WeightParameters(_made(node, lambda: Linear(len(values), bias=bias is not None)), values, bias)
+    if axes == 3:
+        values = values[:, :, None, :]
+    kernels = values.shape[2:]
+    stride, dilation = (_pair(node, key, 1, axes == 3) for key in ("stride", "dilation"))
+    groups = _count(node, "groups", _array(node, "groups"), 1)
+    padding = _padding(node, kernels, stride, dilation, axes == 3)
+
+    def made() -> Conv2d:
+        how: dict[str, Any] = {"dilation": dilation, "groups": groups, "bias": bias is not None}
+        return Conv2d(len(values), kernels, stride, padding, **how)
+
+    return WeightParameters(_made(node, made), values, bias)
+
+
+def diagonal(parameters: WeightParameters) -> Float64 | None:
+    """What each channel alone is multiplied by, `[C]`; None where the weights do more."""
+    op, values = parameters.op, parameters.values
+    if isinstance(op, Conv2d):
+        if not (op.square and op.kernel == 1 and op.stride == 1 and op.padding == 0):
+            return None
+        values = values[:, :, 0, 0]
+    if values.shape[0] != values.shape[1]:
+        return None
+    found = np.diagonal(values)
+    return found.astype(np.float64) if np.count_nonzero(values) == np.count_nonzero(found) else None
+
+
+def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
+    """Pooling, and what its means are multiplied by.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    size = _pair(node, "kernel_size", 1)
+    if _pair(node, "stride", 1) != size:
+        raise fail(node, f"stride is not kernel_size, {list(size)}: pooling here is over windows beside each other")
+    if any(_pair(node, "padding", 0)):
+        raise fail(node, "padding is not 0, and pooling has none here")
+    pool = _made(node, lambda: AvgPool2d(size))
+    return pool, float(pool.area) if node.kind == "SumPool2d" else 1.0
+
+
+def read_delay(node: GraphNode, choices: Choices) -> int:
+    """Steps of a delay.
+
+    Raises:
+        DataError: it is no number of steps, or not the same for all.
+    """
+    steps = _only(node, "delay", numbers(node, "delay")) / choices.dt
+    if not (0 <= steps <= MAX_DELAY and abs(steps - round(steps)) <= NEAR * max(1.0, steps)):
+        most = f"a whole number of them, at most {MAX_DELAY:,}"
+        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, and must be {most}")
+    return round(steps)
+
+
+def read_scale(node: GraphNode) -> Factor:
+    """A factor.
+
+    Raises:
+        DataError: it is not finite.
+    """
+    return numbers(node, "scale")
+
+
+def is_one(factor: Factor) -> bool:
+    """Whether nothing is multiplied."""
+    return bool(np.all(np.abs(np.asarray(factor) - 1) <= NEAR))
+
+
+def _array(node: GraphNode, key: str) -> AnyArray:
+    """A parameter that is numbers, as they are in the file, all of them finite."""
+    if key not in node.values:
+        raise fail(node, f"it has no {key}")
+    found = node.values[key]
+    if not isinstance(found, np.ndarray) or not found.size:
+        raise fail(node, f"{key} is {shown(found) if isinstance(found, str) else 'empty'}, and must be numbers")
+    # Of what is the same everywhere, however large it is, one number is looked at.
+    if not np.isfinite(found if any(found.strides) else found.flat[:1]).all():
+        raise fail(node, f"{key} is not finite")
+    return found
+
+
+def numbers(node: GraphNode, key: str) -> Float64:
+    """A parameter of a node in float64; one number, where it is the same everywhere.
+
+    Raises:
+        DataError: it is missing, or not finite.
+    """
+    found = _array(node, key)
+    return (found if any(found.strides) else found.flat[:1].reshape(())).astype(np.float64, copy=False)
+
+
+def _check_zero(node: GraphNode, key: str) -> None:
+    found = numbers(node, key)
+    if found.any():
+        other = found.flat[int(np.argmax(found != 0))]
+        raise fail(node, f"{key} is {other:g}, and must be 0: potentials rest at 0 here, and are reset to it")
+
+
+def _steps(node: GraphNode, key: str, choices: Choices) -> Float64:
+    """A time constant in steps, at least 1."""
+    steps = numbers(node, key) / choices.dt
+    if not (steps >= 1 - NEAR).all():
+        least = f"{key} is {steps.min() * choices.dt:g} s"
+        raise fail(node, f"{least}, which is less than a step of {choices.dt:g} s; give another --dt")
+    if not (steps <= _LONGEST).all():
+        raise fail(node, f"{key} is {steps.max() * choices.dt:g} s, which is more than 2^100 steps")
+    return np.maximum(steps, 1.0)
+
+
+def _is_uniform(values: Float64) -> bool:
+    first = values.flat[0]
+    return bool((np.abs(values - first) <= NEAR * abs(first)).all())
+
+
+def _only(node: GraphNode, key: str, values: Float64) -> float:
+    """The number that is the same for all neurons."""
+    if not _is_uniform(values):
+        most = f"{values.min():g} to {values.max():g}"
+        raise fail(node, f"{key} differs from neuron to neuron, {most}, and must be the same for all")
+    return float(values.flat[0])
+
+
+def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
+    try:
+        return first * second
+    except ValueError:
+        raise fail(node, "its parameters have different shapes") from None
+
+
+def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
+    number = float(found.flat[0])
+    if found.size != 1 or number != round(number) or not least <= number < _LONGEST_AXIS:
+        given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
+        raise fail(node, f"{key} is {given}, and must be a whole number of at least {least}")
+    return round(number)
+
+
+def _pair(node: GraphNode, key: str, least: int, line: bool = False) -> tuple[int, int]:
+    """Numbers of rows and columns; of a 1-d convolution only the latter are given."""
+    found = _array(node, key).reshape(-1)
+    if found.size not in (1, 1 if line else 2):
+        raise fail(node, f"{key} has {found.size:,} numbers")
+    sizes = [_count(node, key, each, least) for each in np.split(found, found.size)]
+    return (least, sizes[0]) if line else (sizes[0], sizes[-1])
+
+
+def _padding(
+    node: GraphNode, kernels: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], line: bool
+) -> tuple[int, int]:
+    text = node.values.get("padding")
+    if not isinstance(text, str):
+        return _pair(node, "padding", 0, line)
+    if text == "valid":
+        return (0, 0)
+    reach = [down * (kernel - 1) for down, kernel in zip(dilation, kernels, strict=True)]
+    if text != "same" or stride != (1, 1) or any(each % 2 for each in reach):
+        what = "with odd kernels and a stride of 1" if text == "same" else "'same', 'valid' or numbers"
+        raise fail(node, f"padding is {shown(text)}, which is read {what} only")
+    return (reach[0] // 2, reach[1] // 2)
+
+
+def _made(node: GraphNode, make: Callable[[], _Made]) -> _Made:
+    try:
+        return make()
+    except SpecError as error:
+        raise fail(node, str(error)) from None

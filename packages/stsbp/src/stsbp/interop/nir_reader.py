@@ -1,0 +1,244 @@
+"""A NIR graph as data, read from a file that anybody may have made.
+
+HDF5 is read in a process of its own (nir_child.py), within limits of memory, time and size. What it hands back, JSON
+and the bytes of arrays, is checked here: a crash or a hang over there is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, BinaryIO, TypeAlias
+
+import numpy as np
+from pydantic import Field
+from stsbp_spec.typing import AnyArray
+from stsbp_spec.values import shown
+
+from stsbp import records
+from stsbp.errors import DataError
+from stsbp.files import GIGABYTE, MEGABYTE, open_regular
+from stsbp.interop import nir_child
+
+__all__ = ["Graph", "GraphNode", "Limits", "read_graph"]
+
+_IDENTITY = "Identity"
+"""Kind of what was the input or the output of a graph within a graph."""
+
+
+PLAIN, PACKED = 64 * MEGABYTE, 128
+"""Bytes of numbers that any file may unpack to, and how many more for each of its bytes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reading a file may take.
+
+    Attributes:
+        file: bytes of the file.
+        arrays: bytes of an array, and of all whose numbers are not the same everywhere; of these there are at most
+            `PLAIN` and `PACKED` times the bytes of the file, which is more than numbers are packed by.
+        memory: bytes that the process which reads it may take besides.
+        seconds: by the clock, and one more for every 8 MiB of the file; of a processor half as many.
+    """
+
+    file: int = GIGABYTE
+    arrays: int = GIGABYTE
+    memory: int = 4 * GIGABYTE
+    seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class GraphNode:
+    """A node.
+
+    Attributes:
+        name: the names that lead to it, through graphs in graphs, with dots between them.
+        kind: `LIF`, `Affine`, ...; `Identity` of the inputs and outputs of a graph in a graph.
+        values: its parameters, as they are in the file: arrays (closed to writing) and texts.
+    """
+
+    name: str
+    kind: str
+    values: Mapping[str, AnyArray | str]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph without graphs in it.
+
+    Attributes:
+        nodes: by name, in the order of the file.
+        edges: names of nodes, each reads the one before it; in the order of the file.
+        version: of nir that wrote it; "" where the file does not say it.
+        metadata: single numbers and texts that the file has about the graph.
+    """
+
+    nodes: Mapping[str, GraphNode]
+    edges: tuple[tuple[str, str], ...]
+    version: str = ""
+    metadata: Mapping[str, AnyArray | str] = field(default_factory=dict)
+
+
+_Path: TypeAlias = tuple[str, ...]
+_Name = Annotated[str, Field(max_length=nir_child.LONGEST_TEXT)]
+_Count = Annotated[int, Field(ge=0, lt=2**40)]
+
+
+class _Value(records.Record):
+    text: _Name | None = None
+    dtype: Annotated[str, Field(pattern="^<[biuf][1248]$")] = "<f4"
+    shape: Annotated[list[_Count], Field(max_length=32)] = Field(default_factory=list)
+    count: _Count = 0
+    at: Annotated[int, Field(ge=0, lt=2**40, multiple_of=nir_child.ALIGNED)] = 0
+
+
+class _Node(records.Record):
+    path: Annotated[list[_Name], Field(min_length=1, max_length=nir_child.DEEPEST + 1)]
+    kind: _Name
+    values: dict[_Name, _Value]
+
+
+class _Graph(records.Record):
+    path: Annotated[list[_Name], Field(max_length=nir_child.DEEPEST)]
+    edges: list[Annotated[list[_Name], Field(min_length=2, max_length=2)]]
+    metadata: dict[_Name, _Value]
+
+
+class _File(records.Record):
+    version: _Name
+    nodes: list[_Node]
+    graphs: Annotated[list[_Graph], Field(min_length=1)]
+
+
+def read_graph(path: Path, limits: Limits | None = None) -> Graph:
+    """Read a file, and take graphs in graphs apart.
+
+    Raises:
+        DataError: it cannot be read, is no NIR graph, or takes more than the limits to read; or h5py is not installed.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise DataError('NIR files are HDF5, which needs h5py: pip install "stsbp[nir]"')
+    limits = limits or Limits()
+    try:
+        with open_regular(path, limits.file) as file:
+            header, data = _handed_back(path, file, limits)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        found = records.parse(header)
+        if isinstance(found, dict) and set(found) == {"refused"}:
+            raise DataError(f"not read as a NIR graph: {found['refused']}")
+        return _flattened(records.read(_File, found), data)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except (ValueError, LookupError) as error:
+        why = records.why(error) if isinstance(error, ValueError) else "its parts do not fit together"
+        raise DataError(f"{path} is not read as a NIR graph: {why}") from error
+
+
+def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, bytes]:
+    """What the other process says of a file: a line of JSON, and bytes."""
+    command = [sys.executable, "-P", nir_child.__file__]
+    size = os.fstat(file.fileno()).st_size
+    most, seconds = min(limits.arrays, PLAIN + PACKED * size), limits.seconds + size / (8 * MEGABYTE)
+    numbers = (limits.arrays, most, limits.memory, max(1, int(seconds / 2)))
+    # With what stands between arrays.
+    most += nir_child.ALIGNED * nir_child.MOST_OBJECTS
+    # HDF5 would load filters that a file names from a folder of the system; OpenBLAS takes memory for each thread.
+    environment = {**os.environ, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *map(str, numbers)],
+        stdin=file,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        with process.stdout as output:
+            header = output.readline(_MOST_HEADER)
+            data = output.read(most + 1) if header.endswith(b"\n") else b""
+    finally:
+        timer.cancel()
+        process.kill()
+        code = process.wait()
+        timer.join()
+    ended = -code if code < 0 else 0
+    if late.is_set() or ended == getattr(signal, "SIGXCPU", -1):
+        raise DataError(f"{path} is not read as a NIR graph: it takes more than {seconds:.3g} seconds to read")
+    if not header.endswith(b"\n") or len(data) > most:
+        how = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
+        raise DataError(f"{path} is not read as a NIR graph: the process that read it ended without a word{how}")
+    return header, data
+
+
+_MOST_HEADER = 256 * MEGABYTE
+
+
+def _value(value: _Value, data: bytes) -> AnyArray | str:
+    """A text, or an array that lies in `data`."""
+    if value.text is not None:
+        return value.text
+    dtype, size = np.dtype(value.dtype), math.prod(value.shape)
+    if value.count not in (size, min(size, 1)):
+        raise ValueError("an array has another size than its shape")
+    if value.at + value.count * dtype.itemsize > len(data):
+        raise ValueError("an array is missing")
+    found = np.frombuffer(data, dtype, value.count, value.at)
+    return found.reshape(value.shape) if value.count == size else np.broadcast_to(found, value.shape)
+
+
+def _flattened(file: _File, data: bytes) -> Graph:
+    """All nodes in one graph: an edge to a graph leads to its input, one from it comes from its output."""
+    graphs = {tuple(graph.path): graph for graph in file.graphs}
+    ends: dict[_Path, dict[str, list[_Path]]] = {path: {"Input": [], "Output": []} for path in graphs}
+    names: dict[_Path, str] = {}
+    nodes: dict[str, GraphNode] = {}
+    same: dict[str, int] = {}
+    for node in file.nodes:
+        path, within = tuple(node.path), tuple(node.path[:-1])
+        ends[within].get(node.kind, []).append(path)
+        name = joined = ".".join(path)
+        while name in nodes:
+            same[joined] = same.get(joined, 1) + 1
+            name = f"{joined}_{same[joined]}"
+        names[path] = name
+        kind = _IDENTITY if within and node.kind in ("Input", "Output") else node.kind
+        nodes[name] = GraphNode(name, kind, {key: _value(value, data) for key, value in node.values.items()})
+
+    def end(path: _Path, which: str, edge: str) -> str:
+        if path in names:
+            return names[path]
+        found = ends[path][which] if path in graphs else []
+        if len(found) != 1:
+            what = f"is a graph with {len(found)} nodes {which}" if path in graphs else "is not there"
+            raise DataError(f"{edge}: {'.'.join(path)} {what}")
+        return names[found[0]]
+
+    edges: dict[tuple[str, str], None] = {}
+    for outer, graph in graphs.items():
+        for source, reader in graph.edges:
+            said = f"the edge from {shown(source)} to {shown(reader)}"
+            edge = end((*outer, source), "Output", said), end((*outer, reader), "Input", said)
+            if edge in edges:
+                raise DataError(f"{said} is there twice")
+            edges[edge] = None
+    metadata = {key: _value(value, data) for key, value in graphs[()].metadata.items()}
+    return Graph(nodes, tuple(edges), file.version, metadata)

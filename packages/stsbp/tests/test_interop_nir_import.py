@@ -1,0 +1,799 @@
+"""From NIR graphs to networks: what they compute, beside an interpreter of NIR's equations, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from nir_files import chain, cuba, full, graph, inputs, lif, readers
+from stsbp.errors import DataError
+from stsbp.interop.nir_import import Imported, import_graph, likely_step
+from stsbp.interop.nir_nodes import KINDS as NODES
+from stsbp.interop.nir_nodes import Choices
+from stsbp.interop.nir_reader import Graph
+from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec.errors import NetworkError
+from stsbp_spec.graph import Neurons
+from stsbp_spec.nodes import written_nodes
+from stsbp_spec.results import RunResult
+from stsbp_spec.synapses import PSP, AvgPool2d, Conv2d, OneToOne
+from stsbp_spec.typing import Float64, Shape, UInt8
+
+STEP, STEPS, SAMPLES = 1e-3, 12, 3
+CHOICES = Choices(STEP, tau_s=3.0)
+
+
+def ends(inputs: Shape, outputs: int) -> dict[str, Any]:
+    return {"input": {"type": "Input", "shape": inputs}, "output": {"type": "Output", "shape": [outputs]}}
+
+
+def simple(neurons: dict[str, Any], inputs: int = 5, outputs: int = 4, **between: Any) -> Graph:
+    """Weights, what is between, neurons; and weights and LIF neurons after them."""
+    nodes = {**ends((inputs,), 3), "a": {"type": "Linear", "weight": full(outputs, inputs)}, **between, "n": neurons}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, outputs, 1)}, "last": lif(3)}
+    return graph(nodes, chain("input", "a", *between, "n", "b", "last", "output"))
+
+
+def network_of(found: Imported, shape: Shape) -> NetworkSpec:
+    return NetworkSpec(shape, (), "events", found.input_psp, nodes=found.nodes)
+
+
+def frames(shape: Shape) -> UInt8:
+    return (np.random.default_rng(5).random((STEPS, SAMPLES, *shape)) < 0.5).astype(np.uint8)
+
+
+def run(made: Graph, shape: Shape, choices: Choices = CHOICES) -> tuple[Imported, RunResult]:
+    """The network of a graph, run on the reference backend."""
+    found = import_graph(made, shape, choices)
+    network = network_of(found, shape)
+    read = NetworkSpec.parse(written_nodes(network.graph.nodes), input_shape=shape, input_psp=found.input_psp)
+    assert read.graph == network.graph
+    assert {name: x.shape for name, x in found.weights.items()} == {n: p.shape for n, p in network.parameters.items()}
+    assert all(x.dtype == np.float32 for x in found.weights.values())
+    return found, open_backend("numpy").run(network, dict(found.weights), frames(shape), STEPS)
+
+
+def convolved(x: Any, p: Mapping[str, Any]) -> Any:
+    """A convolution by its definition, `[B, C, H, W]`."""
+    w, groups = np.asarray(p["weight"], np.float64), int(p["groups"])
+    (sy, sx), (py, px), (dy, dx) = (np.broadcast_to(p[key], 2) for key in ("stride", "padding", "dilation"))
+    x = np.pad(x, ((0, 0), (0, 0), (py, py), (px, px)))
+    outputs, each, rows, columns = w.shape
+    height = (x.shape[2] - dy * (rows - 1) - 1) // sy + 1
+    width = (x.shape[3] - dx * (columns - 1) - 1) // sx + 1
+    found = np.zeros((len(x), outputs, height, width))
+    for c in range(outputs):
+        first = c // (outputs // groups) * each
+        for i in range(rows):
+            for j in range(columns):
+                part = x[:, first : first + each, i * dy :: sy, j * dx :: sx][:, :, :height, :width]
+                found[:, c] += (w[c, :, i, j, None, None] * part).sum(1)
+    return found + np.asarray(p["bias"]).reshape(1, -1, 1, 1)
+
+
+def pooled(x: Any, p: Mapping[str, Any]) -> Any:
+    """Sums of windows."""
+    (rows, columns), (b, c, h, w) = p["kernel_size"], x.shape
+    cut = x[:, :, : h // rows * rows, : w // columns * columns]
+    return cut.reshape(b, c, h // rows, rows, w // columns, columns).sum((3, 5))
+
+
+def _stacked(steps: list[dict[str, Float64]]) -> dict[str, Float64]:
+    return {name: np.stack([each[name] for each in steps]) for name in steps[0]}
+
+
+class Interpreter:
+    """NIR's equations by forward Euler, in float64; a spike where `v >= v_threshold`.
+
+    An edge back, from neurons, carries their spikes of the step before.
+    """
+
+    neurons = ("LIF", "CubaLIF", "IF", "Threshold", "LI", "CubaLI", "I")
+
+    def __init__(self, made: Graph, reset: str = "zero") -> None:
+        self.graph, self.reset = made, reset
+        self.state: dict[str, Any] = {}
+        self.before: dict[str, Float64] = {}
+        self.late: dict[str, list[Float64]] = {}
+        self.order: list[str] = []
+        waiting = list(made.nodes)
+        populations = {name for name, node in made.nodes.items() if node.kind in self.neurons}
+        while waiting:
+            known = [n for n in waiting if all(each in self.order for each in inputs(made, n))]
+            missing = {n: {each for each in inputs(made, n) if each not in self.order} for n in waiting}
+            # Weights between neurons and themselves.
+            back = [n for n in waiting if missing[n] <= populations & {*readers(made, n)}]
+            self.order.append((known or back)[0])
+            waiting.remove(self.order[-1])
+
+    def run(self, x: UInt8) -> tuple[dict[str, Float64], dict[str, Float64]]:
+        """What each node gives, and potentials of neurons, `[T, B, ...]`."""
+        outputs: list[dict[str, Float64]] = []
+        potentials: list[dict[str, Float64]] = []
+        for frame in x.astype(np.float64):
+            now: dict[str, Float64] = {}
+            u: dict[str, Float64] = {}
+            for name in self.order:
+                read = [now[each] if each in now else self.before.get(each, 0.0) for each in inputs(self.graph, name)]
+                now[name] = self.step(name, sum(read[1:], read[0]) if read else frame, u)
+            self.before = now
+            outputs.append(now)
+            potentials.append(u)
+        return _stacked(outputs), _stacked(potentials)
+
+    def step(self, name: str, x: Any, u: dict[str, Float64]) -> Any:
+        node = self.graph.nodes[name]
+        kind, p = node.kind, dict[str, Any](node.values)
+        if kind in ("Input", "Output", "Identity"):
+            return x
+        if kind in ("Linear", "Affine"):
+            weight = np.asarray(p["weight"], np.float64)
+            return (x if np.ndim(x) else np.zeros((SAMPLES, weight.shape[1]))) @ weight.T + p.get("bias", 0.0)
+        if kind == "Conv1d":
+            line = {key: (value, p[key]) for key, value in (("stride", 1), ("padding", 0), ("dilation", 1))}
+            return convolved(x, {**p, **line, "weight": p["weight"][:, :, None]})
+        if kind == "Conv2d":
+            return convolved(x, p)
+        if kind in ("AvgPool2d", "SumPool2d"):
+            return pooled(x, p) / (p["kernel_size"].prod() if kind == "AvgPool2d" else 1)
+        if kind == "Flatten":
+            return x.reshape(len(x), -1)
+        if kind == "Scale":
+            return x * p["scale"]
+        if kind == "Delay":
+            kept = self.late.setdefault(name, [])
+            kept.append(x)
+            return kept[-1 - round(p["delay"].flat[0] / STEP)] if len(kept) > p["delay"].flat[0] / STEP else 0 * x
+        return self.neuron(name, kind, p, x, u)
+
+    def neuron(self, name: str, kind: str, p: dict[str, Any], x: Any, u: dict[str, Float64]) -> Any:
+        i, v = self.state.get(name, (0.0, 0.0))
+        i = i + STEP / p["tau_syn"] * (p["w_in"] * x - i) if "tau_syn" in p else x
+        tau = p.get("tau_mem", p.get("tau"))
+        if kind == "Threshold":
+            u[name] = i
+        else:
+            u[name] = v + (STEP * p["r"] * i if tau is None else STEP / tau * (p["r"] * i - v))
+        level = p.get("v_threshold", p.get("threshold", np.inf))
+        spikes = u[name] >= level
+        self.state[name] = i, np.where(spikes, 0 if self.reset == "zero" else u[name] - level, u[name])
+        return spikes.astype(np.float64)
+
+
+IMAGE = (2, 6, 6)
+
+
+def conv(outputs: int, inputs: int, kernel: Any = (3, 3), **other: Any) -> dict[str, Any]:
+    weight = full(outputs, inputs * int(np.prod(kernel)), outputs).reshape(outputs, inputs, *kernel)
+    plain = {"stride": 1, "padding": 1, "dilation": 1, "groups": 1, "bias": np.zeros(outputs)}
+    return {"type": "Conv2d", "weight": weight, **plain, **other}
+
+
+def pool(kind: str, *size: int) -> dict[str, Any]:
+    return {"type": kind, "kernel_size": np.array(size), "stride": np.array(size), "padding": np.array([0, 0])}
+
+
+def picture(first: dict[str, Any], neurons: dict[str, Any], size: int, **after: Any) -> Graph:
+    """A convolution, its neurons, what comes after them, and three LIF neurons."""
+    nodes = {**ends(IMAGE, 3), "conv": first, "n": neurons, **after, "flat": {"type": "Flatten"}}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, size, 1)}, "last": lif(3)}
+    return graph(nodes, chain("input", "conv", "n", *after, "flat", "b", "last", "output"))
+
+
+def recurrent(neurons: dict[str, Any], **own: Any) -> Graph:
+    """Neurons that read themselves, the edge back before the others."""
+    nodes = {**ends((5,), 3), "a": {"type": "Affine", "weight": full(4, 5), "bias": full(4, 1)[:, 0]}, "n": neurons}
+    nodes |= {"r": {"type": "Linear", "weight": full(4, 4, 7), **own}}
+    last = cuba(3) if neurons["type"] == "CubaLIF" else lif(3)
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": last}
+    return graph(nodes, [("r", "n"), ("n", "r"), *chain("input", "a", "n", "b", "last", "output")])
+
+
+def branches() -> Graph:
+    """Two populations whose spikes are added, one of them late, and weights of both."""
+    nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": lif(4), "m": lif(4, 4.0)}
+    nodes |= {"c": {"type": "Linear", "weight": full(4, 4, 2)}, "b": {"type": "Linear", "weight": full(3, 4, 1)}}
+    nodes |= {"d": {"type": "Linear", "weight": full(3, 4, 4)}, "last": lif(3)}
+    edges = [*chain("input", "a", "n", "c", "m", "b", "last", "output"), ("n", "b"), ("n", "d"), ("d", "last")]
+    return graph(nodes, edges)
+
+
+def with_input() -> Graph:
+    """Weights that read the input and the spikes of neurons that read it."""
+    nodes = {**ends((4,), 3), "a": {"type": "Linear", "weight": full(4, 4)}, "n": lif(4)}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": lif(3)}
+    return graph(nodes, [*chain("input", "a", "n", "b", "last", "output"), ("input", "b")])
+
+
+def varied(shape: Shape, low: int = 1) -> Any:
+    """Powers of two that differ from neuron to neuron."""
+    return 2.0 ** (np.arange(int(np.prod(shape))).reshape(shape) % 3 + low - 1)
+
+
+SAME: dict[str, tuple[Graph, Shape]] = {
+    "LIF, r = tau/dt": (simple(lif(4)), (5,)),
+    "LIF, r = 1": (simple(lif(4, r=np.ones(4))), (5,)),
+    "LIF, numbers that are none of an array": (simple(lif(())), (5,)),
+    "LIF, v_reset left out": (simple({k: v for k, v in lif(4).items() if k != "v_reset"}), (5,)),
+    "LIF, other threshold": (simple(lif(4, v_threshold=np.full(4, 0.75))), (5,)),
+    "LIF, thresholds": (simple(lif(4, v_threshold=varied((4,)) / 2)), (5,)),
+    "LIF, r": (simple(lif(4, r=varied((4,), 0))), (5,)),
+    "LIF, taus": (simple(lif(4, varied((4,)))), (5,)),
+    "CubaLIF, unit gain": (simple(cuba(4)), (5,)),
+    "CubaLIF, w_in = 1": (simple(cuba(4, w_in=np.ones(4))), (5,)),
+    "CubaLIF, w_in": (simple(cuba(4, w_in=varied((4,)))), (5,)),
+    "CubaLIF, no leak": (simple(cuba(4, 2.0**30)), (5,)),
+    "IF": (simple({"type": "IF", "r": np.full(4, 500.0), "v_threshold": np.ones(4)}), (5,)),
+    "Threshold": (simple({"type": "Threshold", "threshold": np.full(4, 0.5)}), (5,)),
+    "scale before neurons": (simple(lif(4), scale={"type": "Scale", "scale": varied((4,))}), (5,)),
+    "diagonal after weights": (simple(lif(4), more={"type": "Linear", "weight": np.diag(varied((4,)))}), (5,)),
+    "delay after weights": (simple(lif(4), late={"type": "Delay", "delay": np.full(4, 3e-3)}), (5,)),
+    "bias, r = 1": (
+        simple(lif(4, r=np.ones(4)), more={"type": "Affine", "weight": np.eye(4), "bias": full(4, 1, 9)[:, 0]}),
+        (5,),
+    ),
+    "the input and spikes": (with_input(), (4,)),
+    "recurrence": (recurrent(lif(4)), (5,)),
+    "recurrence, CubaLIF": (recurrent(cuba(4)), (5,)),
+    "recurrence with a bias": (recurrent(lif(4), type="Affine", bias=full(4, 1, 8)[:, 0]), (5,)),
+    "recurrence, one to one": (recurrent(lif(4), weight=np.diag(full(4, 1, 7)[:, 0])), (5,)),
+    "branches": (branches(), (5,)),
+    "convolution": (picture(conv(4, 2), lif((4, 6, 6)), 144), IMAGE),
+    "convolution, bias": (picture(conv(4, 2, bias=full(4, 1)[:, 0]), lif(()), 144), IMAGE),
+    "an input_shape": (picture(conv(4, 2, input_shape=np.array([6, 6])), lif(()), 144), IMAGE),
+    "geometry": (picture(conv(4, 2, (3, 1), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), lif(()), 72), IMAGE),
+    "groups": (picture(conv(4, 1, groups=2), lif(()), 144), IMAGE),
+    "scale of channels, groups": (
+        picture(
+            conv(4, 2),
+            lif(()),
+            144,
+            scale={"type": "Scale", "scale": varied((4, 1, 1))},
+            c=conv(4, 2, groups=2),
+            m=lif(()),
+        ),
+        IMAGE,
+    ),
+    "thresholds of channels": (
+        picture(conv(4, 2), lif((4, 6, 6), v_threshold=np.broadcast_to(varied((4, 1, 1)), (4, 6, 6))), 144),
+        IMAGE,
+    ),
+    "taus of channels": (picture(conv(4, 2), lif((4, 1, 1), varied((4, 1, 1))), 144), IMAGE),
+    "means": (picture(conv(4, 2), lif(()), 36, pool=pool("AvgPool2d", 2, 2)), IMAGE),
+    "sums": (picture(conv(4, 2), lif(()), 36, pool=pool("SumPool2d", 2, 2)), IMAGE),
+    "sums of 3x2": (picture(conv(4, 2), lif(()), 24, pool=pool("SumPool2d", 3, 2)), IMAGE),
+    "scale after neurons": (
+        picture(conv(4, 2), lif(()), 144, scale={"type": "Scale", "scale": varied((4, 6, 6))}),
+        IMAGE,
+    ),
+    "scale of channels, pool": (
+        picture(
+            conv(4, 2), lif(()), 36, scale={"type": "Scale", "scale": varied((4, 1, 1))}, pool=pool("SumPool2d", 2, 2)
+        ),
+        IMAGE,
+    ),
+    "delay after neurons": (
+        picture(conv(4, 2), lif(()), 144, late={"type": "Delay", "delay": np.full((4, 6, 6), 2e-3)}),
+        IMAGE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_spikes_and_potentials_are_those_of_the_equations(name: str) -> None:
+    made, shape = SAME[name]
+    found, result = run(made, shape)
+    spikes, potentials = Interpreter(made).run(frames(shape))
+    for node in found.nodes:
+        if isinstance(node.op, Neurons):
+            layer, expected = result.layers[node.inputs[0].source], spikes[node.name]
+            assert 0.02 < layer.spikes.mean() < 0.98, node.name
+            assert np.array_equal(layer.spikes.reshape(expected.shape), expected), node.name
+            # Where thresholds differ, potentials are counted in them.
+            level = np.asarray(made.nodes[node.name].values.get("v_threshold", 1.0))
+            unit = 1.0 if (level == level.flat[0]).all() else level
+            own = layer.potentials.reshape(expected.shape)
+            np.testing.assert_allclose(own, potentials[node.name] / unit, rtol=1e-5, atol=1e-6)
+
+
+def test_neurons_are_the_models_that_they_are() -> None:
+    of = {"IF": SAME["IF"], "PLIF": SAME["LIF, taus"], "LIF": SAME["Threshold"]}
+    for name, (made, shape) in of.items():
+        (neurons,) = (node for node in import_graph(made, shape, CHOICES).nodes if node.name == "n")
+        assert isinstance(neurons.op, Neurons)
+        assert type(neurons.op.model).__name__ == name
+    without = import_graph(SAME["CubaLIF, no leak"][0], (5,), CHOICES)
+    assert [type(node.op.model).__name__ for node in without.nodes if isinstance(node.op, Neurons)] == ["IF", "LIF"]
+
+
+def test_learned_decays_are_those_of_the_file() -> None:
+    found = import_graph(SAME["LIF, taus"][0], (5,), CHOICES)
+    assert found.weights["a.decay"].tolist() == [0, 0.5, 0.75, 0]
+    found = import_graph(SAME["taus of channels"][0], IMAGE, CHOICES)
+    assert found.weights["conv.decay"].tolist() == [0, 0.5, 0.75, 0]
+
+
+def test_the_gain_of_a_synapse_is_what_leaves_the_weights_as_they_are() -> None:
+    for name, gain in (("CubaLIF, unit gain", "unit"), ("CubaLIF, w_in = 1", "normalised")):
+        made, shape = SAME[name]
+        found = import_graph(made, shape, CHOICES)
+        assert found.input_psp == PSP(4.0, gain=gain)
+        assert np.array_equal(found.weights["a"], made.nodes["a"].values["weight"])
+        assert not found.notes
+
+
+def test_a_normalised_synapse_has_decay_and_gain_of_the_file() -> None:
+    """Both are rounded for themselves; 7/2 steps have the decay 5/7 and the gain 2/7."""
+    decay, gain = np.float32(5 / 7), np.float32(2 / 7)
+    neurons = cuba(4, tau_syn=1 / (1 - float(decay)))
+    made = simple(neurons, gain={"type": "Affine", "weight": np.eye(4, dtype=np.float32) * gain, "bias": np.zeros(4)})
+    found = import_graph(made, (5,), CHOICES)
+    assert found.input_psp is not None
+    assert found.input_psp.filter() == PSP(7 / 2).filter()
+    assert found.input_psp.filter() != PSP(1 / (1 - float(decay))).filter()
+    assert np.array_equal(found.weights["a"], full(4, 5))
+
+
+def test_each_synapse_has_a_gain_of_its_own() -> None:
+    nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": cuba(4)}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "last": cuba(3, tau_syn=3.0, w_in=np.ones(3))}
+    found = import_graph(graph(nodes, chain("input", "a", "n", "b", "last", "output")), (5,), CHOICES)
+    models = [node.op.model for node in found.nodes if isinstance(node.op, Neurons)]
+    assert found.input_psp == PSP(4.0, gain="unit")
+    assert [model.psp for model in models] == [PSP(3.0), PSP(CHOICES.tau_s)]
+
+
+def test_spikes_that_are_added_go_through_one_synapse() -> None:
+    made = branches()
+    nodes = {**made.nodes, **graph({"last": cuba(3), "m": cuba(4)}, []).nodes}
+    found, result = run(Graph(nodes, made.edges), (5,))
+    models = {node.name: node.op.model for node in found.nodes if isinstance(node.op, Neurons)}
+    assert models["n"].psp == models["m"].psp == PSP(4.0, gain="unit")
+    spikes, _ = Interpreter(Graph(nodes, made.edges)).run(frames((5,)))
+    assert np.array_equal(result.layers["b"].spikes, spikes["last"])
+
+
+def test_what_is_multiplied_is_said() -> None:
+    found = import_graph(SAME["LIF, r = 1"][0], (5,), CHOICES)
+    assert found.notes == (("a", "its weights are multiplied by 0.5, for what is between it and n"),)
+    assert np.array_equal(found.weights["a"], full(4, 5) / 2)
+    found = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
+    assert ("b", "its weights are multiplied by 4 to 16, for what is before it") in found.notes
+    found = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
+    assert found.notes == (("conv", "its bias is zero everywhere, and left out"),)
+
+
+def test_what_is_one_but_for_rounding_multiplies_nothing() -> None:
+    bias = np.random.default_rng(0).normal(size=4).astype(np.float32)
+    made = simple(lif(4, r=np.full(4, 2 * (1 + 5e-7))), more={"type": "Affine", "weight": np.eye(4), "bias": bias})
+    found = import_graph(made, (5,), CHOICES)
+    assert found.weights["a"].tobytes() == full(4, 5).tobytes()
+    assert found.weights["a.bias"].tobytes() == bias.tobytes()
+    assert not found.notes
+
+
+def test_sums_of_windows_are_means_and_larger_weights() -> None:
+    found = import_graph(SAME["sums of 3x2"][0], IMAGE, CHOICES)
+    assert np.array_equal(found.weights["b"], full(3, 24, 1) * 6)
+    assert next(node for node in found.nodes if node.name == "pool").op == AvgPool2d((3, 2))
+
+
+def test_the_threshold_may_be_the_next_number_above() -> None:
+    made, shape = SAME["LIF, r = tau/dt"]
+    found = import_graph(made, shape, replace(CHOICES, above=True))
+    (_, last) = (node.op.model for node in found.nodes if isinstance(node.op, Neurons))
+    assert np.float32(last.threshold) == np.nextafter(np.float32(1), np.float32(2))
+    quarters = graph({"a": {"type": "Linear", "weight": np.ones((4, 5)) / 4}}, []).nodes
+    ties = Graph({**made.nodes, **quarters}, made.edges)
+    spikes = [run(ties, shape, choices)[1].layers["a"].spikes for choices in (CHOICES, replace(CHOICES, above=True))]
+    assert spikes[1].sum() < spikes[0].sum()
+
+
+def test_a_spike_may_take_the_threshold_off() -> None:
+    made, shape = SAME["LIF, r = tau/dt"]
+    _, result = run(made, shape, replace(CHOICES, reset="subtract"))
+    spikes, _ = Interpreter(made, "subtract").run(frames(shape))
+    assert np.array_equal(result.layers["a"].spikes, spikes["n"])
+    assert not np.array_equal(spikes["n"], Interpreter(made).run(frames(shape))[0]["n"])
+
+
+READOUTS: dict[str, dict[str, Any]] = {
+    "LI": {key: value for key, value in lif(3).items() if key in NODES["LI"]} | {"type": "LI"},
+    "CubaLI": {key: value for key, value in cuba(3).items() if key in NODES["CubaLI"]} | {"type": "CubaLI"},
+    "I": {"type": "I", "r": np.full(3, 1000.0)},
+}
+
+
+@pytest.mark.parametrize("kind", [*READOUTS, "none"])
+def test_integrators_at_the_end_are_a_readout(kind: str) -> None:
+    nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": cuba(4)}
+    nodes |= {"b": {"type": "Affine", "weight": full(3, 4, 1), "bias": full(3, 1, 2)[:, 0]}}
+    nodes["n"] = cuba(4) if kind == "CubaLI" else lif(4)
+    last = {"last": READOUTS[kind]} if kind != "none" else {}
+    made = graph({**nodes, **last}, chain("input", "a", "n", "b", *last, "output"))
+    found, result = run(made, (5,))
+    assert network_of(found, (5,)).has_readout
+    spikes, potentials = Interpreter(made).run(frames((5,)))
+    expected = spikes["b"] if kind == "none" else potentials["last"]
+    np.testing.assert_allclose(result.layers["b"].potentials, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_to_one_recurrence_stays_one() -> None:
+    found = import_graph(SAME["recurrence, one to one"][0], (5,), CHOICES)
+    (node,) = (node for node in found.nodes if node.name == "r")
+    assert isinstance(node.op, OneToOne)
+    assert np.array_equal(found.weights["r"], full(4, 1, 7))
+
+
+def test_a_recurrence_comes_after_the_other_weights() -> None:
+    found = import_graph(SAME["recurrence"][0], (5,), CHOICES)
+    (node,) = (node for node in found.nodes if node.name == "n")
+    assert [(edge.source, edge.delay) for edge in node.inputs] == [("a", 0), ("r", 0)]
+    assert [edge.delay for node in found.nodes if node.name == "r" for edge in node.inputs] == [1]
+
+
+def test_weights_that_two_populations_read_are_shared_or_apart() -> None:
+    nodes = {**ends((5,), 3), "a": {"type": "Linear", "weight": full(4, 5)}, "n": lif(4), "m": lif(4, 4.0)}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4, 1)}, "c": {"type": "Linear", "weight": full(3, 4, 2)}}
+    nodes["last"] = lif(3)
+    edges = [*chain("input", "a", "n", "b", "last", "output"), ("a", "m"), *chain("m", "c", "last")]
+    found, result = run(graph(nodes, edges), (5,))
+    spikes, _ = Interpreter(graph(nodes, edges)).run(frames((5,)))
+    assert np.array_equal(result.layers["a_2"].spikes, spikes["m"])
+    assert [node.shares for node in found.nodes if node.name == "a_2"] == ["a"]
+    nodes["m"] = lif(4, 4.0, r=np.full(4, 2.0))
+    found, result = run(graph(nodes, edges), (5,))
+    spikes, _ = Interpreter(graph(nodes, edges)).run(frames((5,)))
+    assert np.array_equal(result.layers["a_2"].spikes, spikes["m"])
+    assert [node.shares for node in found.nodes if node.name == "a_2"] == [None]
+    assert np.array_equal(found.weights["a_2"], full(4, 5) / 2)
+
+
+def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
+    scale = {"type": "Scale", "scale": np.array([1.0, 2]).reshape(2, 1, 1)}
+    nodes = {**ends((2, 8192, 8192), 3), "scale": scale, "flat": {"type": "Flatten"}}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 4)}, "last": lif(3)}
+    made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
+    with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
+        import_graph(made, (2, 8192, 8192), CHOICES)
+    with pytest.raises(DataError, match=r"shape is .*, which is none of a picture or of a row"):
+        import_graph(made, None, CHOICES)
+
+
+def test_names_that_become_one_are_numbered_in_a_moment() -> None:
+    """There may be as many as a file has nodes."""
+    nodes = {
+        **ends((5,), 5),
+        **{"é" * 80 + chr(0x4E00 + number): {"type": "Scale", "scale": 1.0} for number in range(20_000)},
+    }
+    names = [name for name in nodes if name not in ("input", "output")]
+    began = time.process_time()
+    with pytest.raises(DataError, match="it does not read the spikes of one population"):
+        import_graph(graph(nodes, chain("input", *names, "output")), (5,), CHOICES)
+    assert time.process_time() - began < 10
+
+
+def test_names_are_such_that_a_network_takes_them() -> None:
+    made, shape = SAME["LIF, r = tau/dt"]
+    names = {"a": "a.bias", "n": "né\x1b[31m", "b": "b" * 200, "last": "né\x1b[32m", "input": "x", "output": "input"}
+    nodes = {names[name]: replace(node, name=names[name]) for name, node in made.nodes.items()}
+    found = import_graph(Graph(nodes, tuple((names[a], names[b]) for a, b in made.edges)), shape, CHOICES)
+    assert [node.name for node in found.nodes] == ["a_bias", "n___31m", "b" * 80, "n___32m"]
+    assert network_of(found, shape).parameters.keys() == found.weights.keys()
+
+
+def test_weights_before_a_convolution_in_one_dimension() -> None:
+    how = {"stride": 1, "padding": "same", "dilation": 1, "groups": 1, "bias": np.zeros(3)}
+    line = {"type": "Conv1d", "weight": full(3, 6).reshape(3, 2, 3), "input_shape": 7, **how}
+    nodes = {**ends((2, 7), 3), "conv": line, "n": lif((3, 7)), "flat": {"type": "Flatten"}}
+    nodes |= {"b": {"type": "Linear", "weight": full(3, 21, 1)}, "last": lif(3)}
+    made = graph(nodes, chain("input", "conv", "n", "flat", "b", "last", "output"))
+    found, result = run(made, (2, 1, 7))
+    assert found.weights["conv"].shape == (3, 2, 1, 3)
+    as_numbers = graph({**nodes, "conv": {**line, "padding": 1}, "n": lif((3, 1, 7))}, made.edges)
+    spikes, _ = Interpreter(as_numbers).run(frames((2, 1, 7)))
+    assert np.array_equal(result.layers["b"].spikes, spikes["last"])
+    assert import_graph(made, None, CHOICES).input_shape == (2, 1, 7)
+    numbers = {**line, "padding": np.array([1]), "stride": np.array(2), "input_shape": np.array([7])}
+    (node,) = (
+        node
+        for node in import_graph(
+            graph({**nodes, "conv": numbers, "n": lif(()), "b": {"type": "Linear", "weight": full(3, 12)}}, made.edges),
+            (2, 1, 7),
+            CHOICES,
+        ).nodes
+        if node.name == "conv"
+    )
+    assert node.op == Conv2d(3, (1, 3), (1, 2), (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("declared", "shape", "read"),
+    [
+        ((5,), (5,), (5,)),
+        ((1, 5), (5,), (5,)),
+        ((5,), (1, 1, 5), (1, 1, 5)),
+        ((6,), (1, 2, 3), (6,)),
+        ((7, 6), (1, 2, 3), (6,)),
+        ((7, 3, 5), (5,), (5,)),
+        ((1, 1, 2, 3), (1, 2, 3), (1, 2, 3)),
+        ((4, 1, 2, 3), (1, 2, 3), (1, 2, 3)),
+        ((2, 3), None, (1, 2, 3)),
+        ((4, 2, 3), None, (4, 2, 3)),
+        ((1, 4, 2, 3), None, (4, 2, 3)),
+        ((1, 1, 6), None, (1, 1, 6)),
+    ],
+)
+def test_shape_of_inputs(declared: Shape, shape: Shape | None, read: Shape) -> None:
+    units = int(np.prod(read))
+    nodes = {**ends(declared, 3), "flat": {"type": "Flatten"}, "b": {"type": "Linear", "weight": full(3, units)}}
+    made = graph({**nodes, "last": lif(3)}, chain("input", "flat", "b", "last", "output"))
+    found = import_graph(made, shape, CHOICES)
+    assert found.input_shape == (read if shape is None else shape)
+    batch = [text for name, text in found.notes if name == "input"]
+    assert len(batch) == (len(declared) > 1 and declared[0] in (4, 7) and shape is not None)
+
+
+def test_a_time_constant_that_is_a_step_but_for_rounding_is_one() -> None:
+    found = import_graph(simple(lif(4, 1 - 5e-7)), (5,), CHOICES)
+    assert [node.op.model.written()["tau_m"] for node in found.nodes if isinstance(node.op, Neurons)] == ["1.0", "2.0"]
+
+
+def test_step_that_a_graph_points_to() -> None:
+    assert likely_step(SAME["LIF, r = tau/dt"][0]) == pytest.approx(1e-3)
+    assert likely_step(SAME["LIF, r = 1"][0]) == pytest.approx(1e-3)
+    assert likely_step(simple({"type": "IF", "r": np.ones(4), "v_threshold": np.ones(4)})) == pytest.approx(1e-3)
+    assert likely_step(simple(lif(4, 3.0, r=np.full(4, 6.0)))) is None
+
+
+def changed(name: str, **values: Any) -> Callable[[], Graph]:
+    """The simple graph with other values of a node; None takes one away."""
+
+    def make() -> Graph:
+        made = simple(cuba(4))
+        node = made.nodes[name]
+        new = {**node.values, **{key: np.asarray(x) if not isinstance(x, str) else x for key, x in values.items()}}
+        kept = {key: x for key, x in new.items() if values.get(key, 0) is not None}
+        return Graph({**made.nodes, name: replace(node, values=kept)}, made.edges)
+
+    return make
+
+
+def made_of(kind: str, name: str = "n", **values: Any) -> Callable[[], Graph]:
+    def make() -> Graph:
+        made = simple(cuba(4))
+        node = graph({name: {"type": kind, **values}}, []).nodes[name]
+        return Graph({**made.nodes, name: node}, made.edges)
+
+    return make
+
+
+def connected(*edges: tuple[str, str], **more: Any) -> Callable[[], Graph]:
+    def make() -> Graph:
+        made = simple(lif(4))
+        return Graph({**made.nodes, **graph(more, []).nodes}, (*made.edges, *edges))
+
+    return make
+
+
+def between(first: str, second: str, *names: str, **nodes: Any) -> Callable[[], Graph]:
+    """The simple graph with nodes between two others."""
+
+    def make() -> Graph:
+        made = simple(lif(4))
+        edges = [*(edge for edge in made.edges if edge != (first, second)), *chain(first, *nodes, second)]
+        return Graph({**made.nodes, **graph(nodes, []).nodes}, tuple(edges))
+
+    return make
+
+
+REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
+    "v_leak": (changed("n", v_leak=[0, 0, 1.5, 0]), r"node n \(CubaLIF\): v_leak is 1.5, and must be 0"),
+    "v_reset": (changed("n", v_reset=np.full(4, -0.5)), r"node n \(CubaLIF\): v_reset is -0.5, and must be 0"),
+    "v_threshold": (changed("n", v_threshold=[1, 1, 0, 1]), "a threshold is 0, and must be above 0"),
+    "tau_syn": (changed("n", tau_syn=varied((4,)) * 1e-3), "tau_syn differs from neuron to neuron, 1 to 4"),
+    "tau_mem below a step": (changed("n", tau_mem=np.full(4, 5e-4)), "tau_mem is 0.0005 s, which is less than a step"),
+    "tau_mem negative": (changed("n", tau_mem=np.full(4, -1.0)), "tau_mem is -1 s, which is less than a step"),
+    "tau_mem endless": (changed("n", tau_mem=np.full(4, np.inf)), "tau_mem is not finite"),
+    "r is no number": (changed("n", r="x"), "r is 'x', and must be numbers"),
+    "r is nan": (changed("n", r=np.full(4, np.nan)), "r is not finite"),
+    "no r": (changed("n", r=np.zeros((0,))), "r is empty, and must be numbers"),
+    "r of others": (changed("n", r=varied((3,))), "its parameters have different shapes"),
+    "more": (changed("n", beta=1.0), "it has the parameter 'beta', which no CubaLIF has"),
+    "other kind": (
+        made_of("ALIF", tau=1.0),
+        r"node n \(ALIF\): no such kind of node is known; known: Input, .*CubaLIF",
+    ),
+    "missing": (made_of("LIF", tau=np.full(4, 1.0)), r"node n \(LIF\): it has no v_leak"),
+    "LI within": (made_of("LI", tau=np.ones(4), r=np.ones(4), v_leak=np.zeros(4)), "a readout has no spikes"),
+    "weights of another shape": (
+        changed("a", weight=full(4, 7)),
+        r"weight has the shape \[4, 7\], and an input .* \[4, 5\]",
+    ),
+    "weights of three axes": (
+        changed("a", weight=np.ones((2, 4, 5))),
+        r"weight has the shape \[2, 4, 5\], and must have 2",
+    ),
+    "weights too large": (changed("a", weight=np.full((4, 5), 1e35)), "node a .*: weight is too large, 2.100 or more"),
+    "weights beyond float32": (changed("a", weight=np.full((4, 5), 1e200)), "node a .*: weight is too large"),
+    "bias of another shape": (made_of("Affine", "a", weight=full(4, 5), bias=np.ones(3)), r"bias has the shape \[3\]"),
+    "bias too large": (made_of("Affine", "a", weight=full(4, 5), bias=np.full(4, 1e31)), "bias is too large"),
+    "delay of half a step": (
+        between("a", "n", late={"type": "Delay", "delay": np.full(4, 1.5e-3)}),
+        r"node late \(Delay\): delay is 1.5 steps of 0.001 s",
+    ),
+    "delay without end": (between("a", "n", late={"type": "Delay", "delay": np.full(4, 1e308)}), "delay is inf steps"),
+    "long delay": (between("a", "n", late={"type": "Delay", "delay": np.full(4, 65.537)}), "at most 65,536"),
+    "r that is too large": (changed("n", r=np.full(4, 1e300), w_in=np.full(4, 1e300)), "node a .* is too large"),
+    "tau_mem that is too large": (
+        changed("n", tau_mem=np.full(4, 1e308)),
+        "tau_mem is inf s, which is more than",
+    ),
+    "thresholds that are too small": (changed("n", v_threshold=[1e-300, 1, 1, 1]), "node a .* is too large"),
+    "delays": (between("a", "n", late={"type": "Delay", "delay": varied((4,)) * 1e-3}), "delay differs from neuron to"),
+    "delay below zero": (between("a", "n", late={"type": "Delay", "delay": np.full(4, -1e-3)}), "delay is -1 steps"),
+    "delay of a bias": (
+        between(
+            "a",
+            "n",
+            more={"type": "Affine", "weight": np.eye(4), "bias": np.ones(4)},
+            late={"type": "Delay", "delay": np.full(4, 1e-3)},
+        ),
+        r"node late \(Delay\): what it delays has a bias",
+    ),
+    "scales": (
+        between("a", "n", s={"type": "Scale", "scale": varied((7,))}),
+        r"scale has the shape \[7\], and neurons have",
+    ),
+    "more outputs than sums": (
+        between("b", "last", more={"type": "Linear", "weight": np.eye(4, 3)}),
+        r"node more \(Linear\): it reads weighted sums",
+    ),
+    "weights after weights": (
+        between("a", "n", more={"type": "Linear", "weight": full(4, 4)}),
+        "it reads weighted sums",
+    ),
+    "neurons after neurons": (
+        between("b", "last", m=lif(3), o=lif(3)),
+        r"node o \(LIF\): it reads spikes without weights",
+    ),
+    "the output reads more": (connected(("n", "output")), r"node output \(Output\): it reads"),
+    "the output is read": (connected(("output", "a")), r"node output \(Output\): something reads it"),
+    "the input reads": (connected(("n", "input")), r"node input \(Input\): it reads something"),
+    "two inputs": (connected(("x", "a"), x={"type": "Input", "shape": [5]}), "one Input, and this one has 2"),
+    "nothing reads it": (
+        connected(("input", "x"), x={"type": "Linear", "weight": full(2, 5)}),
+        r"node x \(Linear\): nothing reads it",
+    ),
+    "from nowhere": (
+        connected(("x", "n"), x={"type": "Linear", "weight": full(4, 5)}),
+        r"node x .* nothing comes to it",
+    ),
+    "no neurons in a circle": (
+        connected(*chain("n", "x", "y", "x"), ("y", "b"), **{key: {"type": "Scale", "scale": 1.0} for key in "xy"}),
+        r"node [xy] \(Scale\): it reads itself without neurons between",
+    ),
+    "populations in a circle": (
+        connected(("last", "x"), ("x", "n"), x={"type": "Linear", "weight": full(4, 3)}),
+        "node .*: it reads itself through",
+    ),
+    "a recurrence that is late": (
+        connected(
+            ("n", "d"),
+            ("d", "x"),
+            ("x", "n"),
+            d={"type": "Delay", "delay": 1e-3},
+            x={"type": "Linear", "weight": full(4, 4)},
+        ),
+        r"node n \(LIF\): it reads itself through x with a delay besides",
+    ),
+    "shapes that are added": (connected(("input", "b")), r"node b .*: it reads what has the shapes"),
+    "sums and spikes": (connected(("n", "n")), r"node n \(LIF\): it reads both spikes and weighted sums"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_read_is_refused_by_name(name: str) -> None:
+    make, message = REFUSED[name]
+    with pytest.raises((DataError, NetworkError), match=message):
+        network_of(import_graph(make(), (5,), CHOICES), (5,))
+
+
+def test_synapses_that_differ_are_refused() -> None:
+    made = recurrent(cuba(4))
+    nodes = {
+        **made.nodes,
+        "last": replace(made.nodes["last"], values={**made.nodes["last"].values, "tau_syn": np.full(3, 2e-3)}),
+    }
+    message = r"node last \(CubaLIF\): it reads the spikes of n through a synapse of 2 steps, and n through one of 4"
+    with pytest.raises(DataError, match=message):
+        import_graph(Graph(nodes, made.edges), (5,), CHOICES)
+
+
+PICTURES: dict[str, tuple[Graph, str]] = {
+    "pooling that overlaps": (
+        picture(conv(4, 2), lif(()), 36, pool={**pool("AvgPool2d", 2, 2), "stride": np.array([1, 1])}),
+        r"node pool \(AvgPool2d\): stride is not kernel_size",
+    ),
+    "pooling with padding": (
+        picture(conv(4, 2), lif(()), 36, pool={**pool("SumPool2d", 2, 2), "padding": np.array([1, 0])}),
+        r"node pool \(SumPool2d\): padding is not 0",
+    ),
+    "windows that are too large": (
+        picture(conv(4, 2), lif(()), 36, pool=pool("AvgPool2d", 9, 9)),
+        "window, 9x9, is larger",
+    ),
+    "no windows": (
+        picture(conv(4, 2), lif(()), 36, pool=pool("AvgPool2d", 0, 2)),
+        "kernel_size is 0, and must be a whole",
+    ),
+    "pooling of sums": (
+        graph(
+            {
+                **ends(IMAGE, 3),
+                "conv": conv(4, 2),
+                "pool": pool("AvgPool2d", 2, 2),
+                "n": lif(()),
+                "flat": {"type": "Flatten"},
+            }
+            | {"b": {"type": "Linear", "weight": full(3, 36)}, "last": lif(3)},
+            chain("input", "conv", "pool", "n", "flat", "b", "last", "output"),
+        ),
+        r"node pool \(AvgPool2d\): it reads weighted sums; put neurons before it",
+    ),
+    "padding of another word": (picture(conv(4, 2, padding="full"), lif(()), 144), "padding is 'full', which is read"),
+    "padding of even kernels": (
+        picture(conv(4, 2, (2, 2), padding="same"), lif(()), 144),
+        "padding is 'same', .* odd kernels",
+    ),
+    "a stride of a half": (picture(conv(4, 2, stride=0.5), lif(()), 144), "stride is 0.5, and must be a whole number"),
+    "three strides": (picture(conv(4, 2, stride=np.ones(3)), lif(()), 144), "stride has 3 numbers"),
+    "groups that do not divide": (picture(conv(4, 2, groups=3), lif(()), 144), "node conv .*groups"),
+    "channels of another number": (
+        picture(conv(4, 3), lif(()), 144),
+        r"weight has the shape \[4, 3, 3, 3\], and an input",
+    ),
+    "thresholds of places": (
+        picture(conv(4, 2), lif((4, 6, 6), v_threshold=varied((4, 6, 6))), 144),
+        r"node conv .*: what scales it differs within a channel",
+    ),
+    "taus of places": (picture(conv(4, 2), lif((4, 6, 6), varied((4, 6, 6))), 144), "differs within a channel"),
+    "another input_shape": (
+        picture(conv(4, 2, input_shape=np.array([6, 7])), lif(()), 144),
+        r"node conv \(Conv2d\): input_shape is \[6, 7\], and it reads what has the shape \[2, 6, 6\]",
+    ),
+    "several groups": (
+        picture(conv(4, 2, groups=np.ones(5)), lif(()), 144),
+        "groups is 5 numbers, and must be a whole",
+    ),
+    "input_shape of many": (
+        picture(conv(4, 2, input_shape=np.full(9, 6)), lif(()), 144),
+        r"input_shape is \[6, 6, 6\]",
+    ),
+    "no flattening": (
+        graph(
+            {**ends(IMAGE, 3), "b": {"type": "Linear", "weight": full(3, 72)}, "last": lif(3)},
+            chain("input", "b", "last", "output"),
+        ),
+        r"node b \(Linear\): it reads what has the shape \[2, 6, 6\]; put Flatten before it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_that_cannot_be_read_are_refused_by_name(name: str) -> None:
+    made, message = PICTURES[name]
+    with pytest.raises((DataError, NetworkError), match=message):
+        network_of(import_graph(made, IMAGE, CHOICES), IMAGE)
+
+
+@pytest.mark.parametrize("declared", [[7], [[5]], [0], [-1, 5], [2.5], [2, 3, 4, 6]])
+def test_shapes_of_inputs_that_do_not_fit_are_refused(declared: Any) -> None:
+    made = changed("input", shape=np.asarray(declared))()
+    for shape in ((5,), None):
+        with pytest.raises(DataError, match=r"node (input|a) \("):
+            import_graph(made, shape, CHOICES)

@@ -1,0 +1,126 @@
+"""Out and in: a network that is written for NIR and read back has the same weights, spikes and potentials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from small_networks import SMALL, Case, Small, case_of
+from stsbp import load_run
+from stsbp.interop.nir_file import write
+from stsbp.interop.nir_import import Imported, import_graph
+from stsbp.interop.nir_nodes import Choices
+from stsbp.interop.nir_reader import read_graph
+from stsbp.interop.program import About, program
+from stsbp_spec import NetworkSpec, open_backend
+from stsbp_spec.results import RunResult
+
+pytest.importorskip("nir")
+
+STEPS = 9
+EXACT = (
+    *("full", "bias", "if", "plif", "no filter", "dropout", "delay", "branches", "convolution", "geometry"),
+    *("average pooling", "average pooling by 3", "image", "image, bias", "image vector", "readout"),
+)
+"""Small networks that NIR can say; the others are refused by name, or have batch normalisation."""
+FILTERED = ("recurrent", "one to one", "recurrent convolution")
+"""Those that NIR can say where their input goes through the same synapse."""
+CASES = {
+    **{name: SMALL[name] for name in EXACT},
+    **{name: Small(**{**vars(SMALL[name]), "input_tau_s": SMALL[name].tau_s}) for name in FILTERED},
+    **{
+        f"{gain}, tau_s = {tau_s:.3g}": Small("10-8", neuron=f"lif:psp_gain={gain}", tau_s=tau_s, input_tau_s=tau_s)
+        for gain in ("unit", "normalised")
+        for tau_s in (2.0, 3.5, 10.0)
+    },
+}
+
+
+def came_back(case: Case, path: Path, **how: Any) -> tuple[Imported, RunResult]:
+    """A network that was written and read, run on the same inputs."""
+    write(program(case.network, case.weights), About("run", "0" * 64, STEPS), path, **how)
+    graph = read_graph(path)
+    dt = graph.metadata["dt"]
+    assert isinstance(dt, np.ndarray)
+    found = import_graph(graph, case.network.input_shape, Choices(float(dt)))
+    network = NetworkSpec(case.network.input_shape, (), case.network.coding, found.input_psp, nodes=found.nodes)
+    return found, open_backend("numpy").run(network, dict(found.weights), case.inputs, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "dt"),
+    [*((name, 1e-4) for name in CASES), *((name, dt) for name in ("average pooling", "plif") for dt in (1.0, 3e-3))],
+)
+def test_weights_spikes_and_potentials_come_back(name: str, dt: float, tmp_path: Path) -> None:
+    case = case_of(CASES[name], len(name))
+    found, result = came_back(case, tmp_path / "graph.nir", dt=dt)
+    for own, other in zip(case.run.layers.values(), result.layers.values(), strict=True):
+        assert np.array_equal(own.spikes, other.spikes)
+        assert own.potentials.tobytes() == other.potentials.tobytes()
+    assert any(layer.spikes.any() for layer in case.run.layers.values())
+    for key, values in case.weights.items():
+        if key.endswith((".bias", ".decay")) and np.unique(values).size > 1:
+            same = key.replace(".", "_").replace("_bias", ".bias").replace("_decay", ".decay")
+            assert found.weights[same].tobytes() == values.tobytes(), key
+    written = program(case.network, case.weights).weights
+    for key, weights in written.items():
+        # Kernels are made square, and groups are written with zeros between them.
+        if name != "geometry":
+            back = found.weights[key.replace(".", "_")]
+            scale = np.unique(back[weights.values != 0] / weights.values[weights.values != 0])
+            assert scale.size == 1, key
+            assert np.frexp(scale[0])[0] == 0.5, key
+            assert np.array_equal(back, weights.values * scale[0]), key
+
+
+@pytest.mark.parametrize("gain", ["unit", "normalised"])
+def test_weights_come_back_as_they_are_but_for_a_gain_that_is_a_power_of_two(gain: str, tmp_path: Path) -> None:
+    for tau_s, factor in ((2.0, 0.5), (3.5, 1.0)):
+        case = case_of(CASES[f"{gain}, tau_s = {tau_s:.3g}"])
+        found, _ = came_back(case, tmp_path / "graph.nir")
+        for key, weights in program(case.network, case.weights).weights.items():
+            expected = weights.values * (factor if gain == "normalised" else 1.0)
+            assert np.array_equal(found.weights[key], expected), key
+
+
+def test_twice_out_and_in_is_as_once(tmp_path: Path) -> None:
+    case = case_of(CASES["bias"])
+    found, _ = came_back(case, tmp_path / "one.nir")
+    network = NetworkSpec(case.network.input_shape, (), "events", found.input_psp, nodes=found.nodes)
+    again = Case(network, dict(found.weights), case.inputs, case.run)
+    second, result = came_back(again, tmp_path / "two.nir")
+    assert second.weights.keys() == found.weights.keys()
+    assert all(np.array_equal(x, second.weights[name]) for name, x in found.weights.items())
+    assert [layer.spikes.tobytes() for layer in result.layers.values()] == [
+        layer.spikes.tobytes() for layer in case.run.layers.values()
+    ]
+
+
+def test_batch_normalisation_comes_back_as_weights(tmp_path: Path) -> None:
+    case = case_of(SMALL["normalised"])
+    found, _ = came_back(case, tmp_path / "graph.nir")
+    assert "conv1.bias" in found.weights
+    assert any(name == "conv1" and "multiplied" in text for name, text in found.notes)
+
+
+def test_a_run_goes_out_and_comes_in(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert train_tiny(tmp_path / "run", "--psp-gain", "unit", "--tau-m", "5", "--tau-s", "3").exit_code == 0
+    assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
+    result = stsbp("import", "run.nir", "--config", "run/config.toml", "--out", "back")
+    assert result.exit_code == 0, result.output
+    assert "the weights lie on the grid as they are" in result.stdout
+    shown = [stsbp("evaluate", name, "--json") for name in ("run", "back")]
+    first, second = (json.loads(each.stdout) for each in shown)
+    for key in ("loss", "accuracy", "accuracy_spike_count", "confusion"):
+        assert first[key] == second[key]
+    images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    first, second = (load_run(name, backend="numpy").predict(images).spikes for name in ("run", "back"))
+    assert np.array_equal(first, second)
+    assert stsbp("nir-check", "run.nir", "--expect", "stsbp", "--expect", "spikingjelly").exit_code == 0

@@ -1,0 +1,370 @@
+"""`stsbp import` and `stsbp nir-check`: from a file to a run that is evaluated and trained, and a table of programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from nir_files import chain, cuba, full, graph, lif, written
+from safetensors.numpy import load
+from stsbp import load_run
+from stsbp.config import RunConfig
+from stsbp.interop.nir_check import IMPORTERS, check
+from stsbp.interop.nir_nodes import Choices
+from stsbp.interop.nir_readings import READINGS, simulate
+
+pytest.importorskip("h5py")
+
+ENDS = {"input": {"type": "Input", "shape": [6]}, "output": {"type": "Output", "shape": [3]}}
+EDGES = chain("input", "a", "n", "b", "last", "output")
+
+
+def nodes(neurons: Callable[..., dict[str, Any]] = lif) -> dict[str, Any]:
+    weights = {"a": {"type": "Linear", "weight": full(5, 6)}, "b": {"type": "Linear", "weight": full(3, 5, 1)}}
+    return {**ENDS, **weights, "n": neurons(5), "last": neurons(3)}
+
+
+@pytest.fixture
+def rasters(tmp_path: Path) -> str:
+    """A data set of spike trains, six in and three out."""
+    rng = np.random.default_rng(0)
+    inputs, targets = ((rng.random((10, 8, n)) < 0.4).astype(np.uint8) for n in (6, 3))
+    np.savez(tmp_path / "rasters.npz", inputs=inputs, targets=targets)
+    return f"sequences:{tmp_path / 'rasters.npz'}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return written(tmp_path / "graph.nir", nodes(), EDGES, metadata={"dt": 1e-3})
+
+
+@pytest.fixture
+def imported(stsbp: Callable[..., Result], file: Path, rasters: str) -> Callable[..., Result]:
+    def call(*arguments: Any, of: Path = file) -> Result:
+        usual = ("--dataset", rasters, "--out", "run", "--steps", "8", "--epochs", "1", "--batch-size", "4")
+        return stsbp("import", of, *usual, *arguments)
+
+    return call
+
+
+def weights_of(run: Path) -> dict[str, Any]:
+    tensors = load((run / json.loads((run / "last.json").read_text())["file"]).read_bytes())
+    return {name.removeprefix("weight/"): x for name, x in tensors.items() if name.startswith("weight/")}
+
+
+def test_a_run_is_evaluated_and_trained(stsbp: Callable[..., Result], imported: Callable[..., Result]) -> None:
+    result = imported()
+    assert result.exit_code == 0, result.output
+    assert "the weights lie on the grid as they are" in result.stdout
+    assert "run run: stsbp evaluate run, stsbp train --resume run" in result.stdout
+    before = weights_of(Path("run"))
+    assert np.array_equal(before["a"], full(5, 6))
+    assert np.array_equal(before["b"], full(3, 5, 1))
+    assert stsbp("evaluate", "run").exit_code == 0
+    assert stsbp("train", "--config", "run/config.toml", "--init-from", "run", "--out", "other").exit_code == 0
+    resumed = stsbp("train", "--resume", "run")
+    assert resumed.exit_code == 0, resumed.output
+    assert "continuing run after update 0" in resumed.stderr
+    for name, x in weights_of(Path("run")).items():
+        assert not np.array_equal(x, before[name]), name
+        assert np.array_equal(x, weights_of(Path("other"))[name]), name
+
+
+def test_the_network_computes_what_the_file_says(imported: Callable[..., Result], rasters: str) -> None:
+    assert imported().exit_code == 0
+    run = load_run("run", backend="numpy")
+    x = (np.random.default_rng(3).random((8, 2, 6)) < 0.4).astype(np.float32)
+    reading, spikes = READINGS["spikingjelly"].neurons["LIF"], x
+    for weights, neurons in ((full(5, 6), lif(5)), (full(3, 5, 1), lif(3))):
+        given = {key: np.asarray(value) for key, value in neurons.items() if key != "type"}
+        _, spikes = simulate(reading, given, 1e-3, spikes @ weights.T)
+    assert np.array_equal(run.predict(x.astype(np.uint8)).spikes, spikes)
+    assert 0 < spikes.mean() < 1
+
+
+def test_settings_are_those_of_the_file_or_are_asked_for(imported: Callable[..., Result]) -> None:
+    assert imported("--tau-s", "7", "--surrogate", "triangle", "--weight-bits", "9", "--lr", "0.5").exit_code == 0
+    run = load_run("run", backend="numpy")
+    assert (run.settings.lr, run.settings.neuron, run.settings.input_tau_s) == (0.5, "lif", 0.0)
+    (first, last) = run.network.blocks
+    assert (last.neuron.tau_s, first.neuron.tau_s) == (7.0, 1.0)
+    assert {str(block.neuron.surrogate) for block in run.network.blocks} == {"triangle:width=1"}
+    assert {block.synapse.weight_bits for block in run.network.blocks} == {9}
+
+
+def test_the_synapse_of_the_input_is_a_setting(
+    imported: Callable[..., Result], tmp_path: Path, stsbp: Callable[..., Result]
+) -> None:
+    file = written(tmp_path / "cuba.nir", nodes(cuba), EDGES)
+    assert imported("--dt", "1e-3", of=file).exit_code == 0
+    run = load_run("run", backend="numpy")
+    assert (run.settings.input_tau_s, run.settings.psp_gain) == (4.0, "unit")
+    assert np.array_equal(run.weights["a"], full(5, 6))
+    result = stsbp("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", "other")
+    assert result.exit_code == 1
+    assert not Path("other").exists()
+
+
+def test_images_have_no_synapse(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    ends = {"input": {"type": "Input", "shape": [64]}, "output": {"type": "Output", "shape": [10]}}
+    made = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
+    for neurons, code in ((lif(10, r=np.ones(10)), 0), (cuba(10), 1)):
+        file = written(tmp_path / "images.nir", {**made, "n": neurons}, chain("input", "a", "n", "output"))
+        result = stsbp("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", f"run{code}")
+        assert result.exit_code == code, result.output
+    assert "read the input through a synapse of 4 steps, and images have none; take events as data" in result.stderr
+    assert load_run("run0", backend="numpy").network.input_shape == (1, 8, 8)
+
+
+def test_a_readout_is_for_a_loss_of_potentials(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    ends = {"input": {"type": "Input", "shape": [64]}, "output": {"type": "Output", "shape": [10]}}
+    made = {**ends, "a": {"type": "Linear", "weight": full(10, 64)}}
+    file = written(tmp_path / "readout.nir", made, chain("input", "a", "output"))
+    command = ("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", "run")
+    result = stsbp(*command)
+    assert result.exit_code == 1
+    assert "ends with potentials, for --loss cross-entropy; --loss van-rossum is none of these" in result.stderr
+    assert stsbp(*command, "--loss", "cross-entropy").exit_code == 0
+    spiking = written(tmp_path / "spiking.nir", {**made, "n": lif(10)}, chain("input", "a", "n", "output"))
+    result = stsbp("import", spiking, *command[2:-1], "other", "--loss", "cross-entropy")
+    assert result.exit_code == 1
+    assert "ends with spikes" in result.stderr
+
+
+def test_rounding_to_the_grid_is_said(imported: Callable[..., Result], tmp_path: Path) -> None:
+    odd = np.linspace(-1, 1, 30, dtype=np.float32).reshape(5, 6)
+    file = written(tmp_path / "odd.nir", {**nodes(), "a": {"type": "Linear", "weight": odd}}, EDGES)
+    result = imported("--dt", "1e-3", "--weight-bits", "4", of=file)
+    # Steps of 1/4 or 1/8: the largest distance is half of one.
+    assert "rounding to 4 bits moves weights by up to 0.1" in result.stdout
+    assert "of the largest of their layer (a): spikes may differ from those of other programs" in result.stdout
+    assert np.array_equal(weights_of(Path("run"))["a"], odd)
+
+
+def test_what_is_multiplied_is_said(imported: Callable[..., Result], tmp_path: Path) -> None:
+    file = written(tmp_path / "one.nir", {**nodes(), "n": lif(5, r=np.ones(5))}, EDGES)
+    result = imported("--dt", "1e-3", of=file)
+    assert "a: its weights are multiplied by 0.5, for what is between it and n" in result.stdout
+
+
+def test_the_step_is_asked_for_where_the_file_does_not_say_it(imported: Callable[..., Result], tmp_path: Path) -> None:
+    file = written(tmp_path / "plain.nir", nodes(), EDGES)
+    result = imported(of=file)
+    assert result.exit_code == 1
+    assert "give --dt SECONDS; its neurons have r = tau/dt with --dt 0.001" in result.stderr
+    for said in (0.0, -1.0, np.nan, [1e-3, 1e-3], "x"):
+        file = written(tmp_path / "said.nir", nodes(), EDGES, metadata={"dt": said})
+        assert "does not say how long a step is" in imported(of=file).stderr
+    assert imported("--dt", "1e-3", of=file).exit_code == 0
+
+
+def test_a_given_step_comes_before_that_of_the_file(imported: Callable[..., Result]) -> None:
+    assert imported("--dt", "5e-4").exit_code == 0
+    assert load_run("run", backend="numpy").network.blocks[0].neuron.written()["tau_m"] == "4.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--net", "5"), "--net: what the network is, and its weights, is in"),
+        (("--tau-m", "5", "--init-gain", "2"), "--tau-m, --init-gain: what the network is"),
+        (("--neuron", "if"), "--neuron: what the network is"),
+        (("--psp-gain", "unit"), "--psp-gain: what the network is"),
+        (("--dataset", "digits"), r"shape is [6], and the data have the shape [1, 8, 8]"),
+        (("--dataset", "gone"), "gone"),
+        (("--dt", "1"), "tau is 0.002 s, which is less than a step of 1 s"),
+        (("--loss", "cross-entropy"), "--loss cross-entropy is none of these"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    arguments: tuple[str, ...], message: str, imported: Callable[..., Result]
+) -> None:
+    result = imported(*arguments)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert not Path("run").exists()
+
+
+def test_outputs_of_another_number_are_refused(imported: Callable[..., Result], tmp_path: Path) -> None:
+    other = {**nodes(), "b": {"type": "Linear", "weight": full(4, 5)}, "last": lif(4)}
+    result = imported("--dt", "1e-3", of=written(tmp_path / "four.nir", other, EDGES))
+    assert result.exit_code == 1
+    assert "has 4 outputs, and sequences:" in result.stderr
+    assert "3 target spike trains" in result.stderr
+
+
+def test_an_error_names_the_file(imported: Callable[..., Result], tmp_path: Path) -> None:
+    bad = written(tmp_path / "bad.nir", {**nodes(), "n": lif(5, v_leak=np.ones(5))}, EDGES)
+    result = imported("--dt", "1e-3", of=bad)
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {bad}: node n (LIF): v_leak is 1, and must be 0")
+    alone = written(tmp_path / "alone.nir", {**nodes(), "x": {"type": "Linear", "weight": full(2, 6)}}, EDGES)
+    assert f"{alone}: node x (Linear)" in imported("--dt", "1e-3", of=alone).stderr
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(imported: Callable[..., Result]) -> None:
+    Path("run").mkdir()
+    Path("run/mine").write_text("mine")
+    result = imported()
+    assert result.exit_code == 1
+    assert "run exists and is not empty; choose another --out" in result.stderr
+    assert [path.name for path in Path("run").iterdir()] == ["mine"]
+    Path("run/mine").unlink()
+    assert imported().exit_code == 0
+
+
+def test_settings_may_come_from_a_file(imported: Callable[..., Result], rasters: str) -> None:
+    """Those of the network, which every file of settings of a run has, are left alone."""
+    assert imported("--lr", "0.25").exit_code == 0
+    settings = Path("run/config.toml").read_text().replace('neuron = "lif"', 'neuron = "alif"')
+    Path("settings.toml").write_text(settings)
+    result = imported("--config", "settings.toml", "--out", "other")
+    assert result.exit_code == 0, result.output
+    first, second = (load_run(name, backend="numpy").settings for name in ("run", "other"))
+    assert first == second.model_copy(update={})
+    assert second.neuron == RunConfig.model_fields["neuron"].default
+
+
+def test_thresholds_above(imported: Callable[..., Result]) -> None:
+    assert imported("--threshold-above").exit_code == 0
+    run = load_run("run", backend="numpy")
+    assert {np.float32(block.neuron.threshold) for block in run.network.blocks} == {np.nextafter(np.float32(1), 2)}
+
+
+def test_soft_reset(imported: Callable[..., Result]) -> None:
+    assert imported("--reset", "subtract").exit_code == 0
+    run = load_run("run", backend="numpy")
+    assert {block.neuron.written()["reset"] for block in run.network.blocks} == {"subtract"}
+
+
+CHOICES = Choices(1e-3)
+
+
+def words(neurons: dict[str, Any], choices: Choices = CHOICES) -> dict[str, str]:
+    found = check(graph({"n": neurons}, []), choices)
+    return {name: verdict.word for name, verdict in found.nodes["n"].items()}
+
+
+def test_neurons_are_compared_with_the_equations() -> None:
+    same = {"stsbp": "same", "spikingjelly": "same", "norse": "same", "sinabs": "left out", "spyx": "others"}
+    assert same.items() <= words(cuba(4)).items()
+    # It has a step of its own, and asks for r = tau_mem/dt in it.
+    assert words(cuba(4))["snntorch"] == "refused"
+    tenth = {key: x * 0.1 if key.startswith("tau") else x for key, x in cuba(4).items()}
+    assert words(tenth, Choices(1e-4))["snntorch"] == "same"
+    fast = {**tenth, "w_in": np.full(4, 2.0)}
+    assert {"stsbp": "same", "spikingjelly": "refused", "snntorch": "scaled"}.items() <= words(
+        fast, Choices(1e-4)
+    ).items()
+    assert {"stsbp": "same", "spikingjelly": "same", "norse": "others"}.items() <= words(lif(4)).items()
+    assert words(lif(4, r=np.ones(4)))["norse"] == "same"
+    assert {"stsbp": "scaled", "norse": "same"}.items() <= words(
+        lif(4, r=np.ones(4), v_threshold=np.array([1.0, 2, 1, 2]))
+    ).items()
+    assert {"stsbp": "refused", "norse": "same"}.items() <= words(lif(4, r=np.ones(4), v_leak=np.full(4, 0.25))).items()
+
+
+def test_why_is_said() -> None:
+    found = check(graph({"n": cuba(4, w_in=np.ones(4))}, []), CHOICES).nodes["n"]
+    assert found["spikingjelly"].why == "it asks for w_in = tau_syn / dt"
+    assert found["spyx"].why.endswith("ignores r, w_in, v_leak, v_reset")
+    assert " of 960 steps differ, " in found["spyx"].much
+    assert found["sinabs"].why == READINGS["sinabs"].otherwise
+
+
+def test_neurons_that_nothing_makes_spike_are_not_judged() -> None:
+    assert set(words(lif(4, r=np.zeros(4))).values()) - {"left out", "refused"} == {"unknown"}
+
+
+def test_other_nodes_are_read_or_left_out() -> None:
+    made = graph({"a": {"type": "Linear", "weight": full(2, 2)}, "b": {"type": "Nothing"}, "c": {"type": "Linear"}}, [])
+    found = check(made, CHOICES).nodes
+    assert {name: each.word for name, each in found["a"].items()} == {
+        name: "left out" if name == "sinabs" else "read" for name in IMPORTERS
+    }
+    assert found["b"]["stsbp"].word == "refused"
+    assert {found["b"][name].word for name in READINGS} == {"left out"}
+    assert found["c"]["stsbp"].why == "it has no weight"
+
+
+def test_numbers_that_no_program_reads_are_refused_for_all() -> None:
+    for odd in (lif(4, r=np.arange(1.0, 4)), lif(4, v_leak=np.full(4, np.nan)), {"type": "LIF"}):
+        assert set(words(odd).values()) == {"refused"}
+
+
+def test_a_graph_that_is_no_network_of_stsbp(file: Path) -> None:
+    made = graph(nodes(), [*EDGES, ("n", "a")])
+    found = check(made, CHOICES)
+    assert "node a (Linear)" in found.whole
+    assert not found.faithful("stsbp")
+    assert check(graph(nodes(), EDGES), CHOICES).faithful("stsbp")
+
+
+def test_the_table_of_programs(stsbp: Callable[..., Result], file: Path) -> None:
+    result = stsbp("nir-check", file)
+    assert result.exit_code == 0, result.output
+    first, header, *rows = result.stdout.splitlines()
+    assert first == f"{file}: 6 nodes and 5 edges, written by nir 1.0.8; a step of 0.001 s, as the file says"
+    assert header.split() == ["node", "kind", *IMPORTERS]
+    table = {row.split()[0]: row.split()[1:] for row in rows[:6]}
+    assert list(table) == ["input", "a", "n", "b", "last", "output"]
+    assert table["n"][:3] == ["LIF", "same", "same"]
+    assert "stsbp: stsbp import, a step of 0.001 s" in rows
+    assert "  does all that the file says" in rows
+    assert any(row.startswith("  n (") and "others: " in row for row in rows)
+    assert not any(row.startswith("  (") for row in rows)
+    assert "  (An IF leaks" in stsbp("nir-check", file, "--notes").stdout
+
+
+def test_the_table_as_json(stsbp: Callable[..., Result], file: Path) -> None:
+    found = json.loads(stsbp("nir-check", file, "--json").stdout)
+    assert (found["dt"], found["version"], found["refused_as_a_whole"]) == (1e-3, "1.0.8", "")
+    assert {"stsbp", "spikingjelly"} <= set(found["faithful"])
+    assert [node["name"] for node in found["nodes"]] == ["input", "a", "n", "b", "last", "output"]
+    assert found["nodes"][2]["importers"]["stsbp"]["word"] == "same"
+    assert found["edges"] == [list(edge) for edge in EDGES]
+
+
+def test_a_program_may_be_expected_to_do_all(stsbp: Callable[..., Result], file: Path) -> None:
+    assert stsbp("nir-check", file, "--expect", "stsbp", "--expect", "spikingjelly").exit_code == 0
+    result = stsbp("nir-check", file, "--expect", "spyx", "--expect", "stsbp", "--expect", "norse")
+    assert result.exit_code == 1
+    assert f"Error: {file}: spyx, norse would not do all that it says" in result.stderr
+    assert "node" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "of", "step"),
+    [
+        (("--dt", "5e-4"), {"dt": 1e-3}, "a step of 0.0005 s, as asked for"),
+        ((), {}, "a step of 0.001 s, with which r = tau/dt"),
+    ],
+)
+def test_the_step_of_a_check(
+    arguments: tuple[str, ...], of: dict[str, float], step: str, stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    file = written(tmp_path / "graph.nir", nodes(), EDGES, **({"metadata": of} if of else {}))
+    assert step in stsbp("nir-check", file, *arguments).stdout
+    usual = written(tmp_path / "usual.nir", {**nodes(), "n": lif(5, r=np.full(5, 7.0))}, EDGES)
+    assert "a step of 0.0001 s, which is usual; the file does not say it" in stsbp("nir-check", usual).stdout
+
+
+def test_many_nodes_and_long_names_are_cut(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    names = [f"{i}" + "x" * 900 for i in range(260)]
+    made: dict[str, Any] = {**ENDS, **{name: {"type": "Scale", "scale": 1.0} for name in names}}
+    file = written(tmp_path / "many.nir", made, chain("input", *names, "output"))
+    result = stsbp("nir-check", file, "--dt", "1")
+    assert result.exit_code == 0
+    assert "... and 62 nodes more" in result.stdout
+    assert len(result.stdout) < 50_000
+
+
+def test_a_check_refuses_what_is_no_graph(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "x.nir").write_bytes(b"x" * 100)
+    result = stsbp("nir-check", tmp_path / "x.nir")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"Error: {tmp_path / 'x.nir'}: not read as a NIR graph")
