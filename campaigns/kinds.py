@@ -283,7 +283,7 @@ class Models(Kind):
         for recurrence in recurrences:
             for name, language in LANGUAGES.items():
                 text = definition(recurrence, language)
-                if name != "cuda":
+                if name not in ("c", "cuda"):
                     compile(text, name, "exec")
             shown = function(recurrence, LANGUAGES["numpy"])
             if len(shown) > 2_000_000:
