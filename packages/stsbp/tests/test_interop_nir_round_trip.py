@@ -124,3 +124,18 @@ def test_a_run_goes_out_and_comes_in(
     first, second = (load_run(name, backend="numpy").predict(images).spikes for name in ("run", "back"))
     assert np.array_equal(first, second)
     assert stsbp("nir-check", "run.nir", "--expect", "stsbp", "--expect", "spikingjelly").exit_code == 0
+
+
+def test_a_file_of_a_run_says_its_steps_itself(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    assert train_tiny(tmp_path / "run", "--steps", "5").exit_code == 0
+    assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
+    result = stsbp("import", "run.nir", "--dataset", "digits", "--out", "back")
+    assert result.exit_code == 0, result.output
+    assert "run.nir is of a run of stsbp, 'run', trained with 5 steps" in result.stdout
+    assert load_run("back", backend="numpy").settings.steps == 5
+    assert stsbp("import", "run.nir", "--dataset", "digits", "--steps", "6", "--out", "longer").exit_code == 0
+    assert load_run("longer", backend="numpy").settings.steps == 6
+    missing = stsbp("import", "run.nir", "--out", "none")
+    assert (missing.exit_code, "give --dataset, for example --dataset digits" in missing.stderr) == (1, True)

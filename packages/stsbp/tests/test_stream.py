@@ -479,7 +479,7 @@ def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera
         ("abc", "line 4 is no event: 'abc'; a line has the numbers t x y p"),
         ("70000 1 2", "line 4 is no event: '70000 1 2'"),
         ("70000 1 2 1 1", "line 4 is no event"),
-        ("70000 1 -2 1", "line 4 is no event: '70000 1 -2 1'"),
+        ("70000 1 -2 1", "line 4: y is -2, and the network reads 0 to 33"),
         ("-70000 1 2 1", "line 4 is no event"),
         ("7e4 1 2 1", "line 4 is no event"),
         ("70000 1.5 2 1", "line 4 is no event"),
@@ -698,3 +698,17 @@ def test_memory_does_not_grow_with_the_steps(motor: Path, tmp_path: Path) -> Non
         took[steps] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     # Less than 40 bytes a step.
     assert took[100_000] - took[1000] < 4 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"5 1 2 -1\n", "p is -1, and the network reads 0 to 1"),
+        (b"5 1 2 x\n", "p or polarity"),
+        (b"a b\n", "timestamp"),
+    ],
+)
+def test_a_line_that_is_no_event_says_what_would_be_one(line: bytes, said: str) -> None:
+    lines = EventLines({"x": 8, "y": 8, "p": 2}, 0, "events")
+    with pytest.raises(DataError, match=said):
+        list(lines.events(line))

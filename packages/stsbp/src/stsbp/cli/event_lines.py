@@ -94,9 +94,12 @@ class EventLines:
         return t
 
     def _place(self, line: bytes, name: str, word: bytes) -> int:
+        size = self._sizes[name]
         if not word.isdigit():
+            if word[:1] in b"+-" and word[1:].isdigit():
+                raise DataError(f"{self.where}: {name} is {shown(int(word))}, and the network reads 0 to {size - 1}")
             raise self._no_event(line)
-        value, size = int(word), self._sizes[name]
+        value = int(word)
         if value >= size:
             raise DataError(f"{self.where}: {name} is {shown(value)}, and the network reads 0 to {size - 1}")
         return value
@@ -110,7 +113,8 @@ class EventLines:
     def _no_event(self, line: bytes) -> DataError:
         return DataError(
             f"{self.where} is no event: {self._shown(line)}; a line has the numbers {' '.join(self._columns)}, with "
-            "spaces or commas between them, and the first line may name them in another order"
+            "spaces, tabs or commas between them, and the first line may name them in another order (t or time or "
+            "timestamp, x, y, p or polarity, n or neuron)"
         )
 
     def _shown(self, line: bytes) -> str:

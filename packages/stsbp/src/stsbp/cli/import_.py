@@ -17,6 +17,7 @@ from stsbp_spec.network import NetworkSpec
 from stsbp_spec.nodes import written_nodes
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.trainer import on_grid
+from stsbp_spec.values import shown
 
 from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, Finite, say
@@ -87,6 +88,8 @@ def command(
     loss, steps, training) comes from the preset of the data set, then --config, then the options. What it asks for and
     cannot be done is an error that names the node.
     """
+    if dataset is None and config_file is None:
+        raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")
     given = given_settings(flags)
     if typed := [f"--{name.replace('_', '-')}" for name in OF_THE_FILE if name in given]:
         raise ConfigError(f"{', '.join(typed)}: what the network is, and its weights, is in {file}; leave it out")
@@ -98,8 +101,9 @@ def command(
         raise FileError(f"{out} exists and is not empty; choose another --out")
     folder.check_writable()
     graph = read_graph(file)
+    of_run, noted = _of_a_run(graph, file)
     own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
-    config = pinned(absolute(resolve(sources).model_copy(update=own)))
+    config = pinned(absolute(resolve([Source(str(file), of_run), *sources]).model_copy(update=own)))
     surrogate = build_neuron(config).surrogate
     choices = Choices(_step_of(graph, file, dt), reset, config.tau_s, surrogate, config.weight_bits, threshold_above)
     show = reporter()
@@ -109,7 +113,7 @@ def command(
             show.note(note)
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
-        lines = [*_said(built)]
+        lines = [*noted, *_said(built)]
         with folder.lock():
             if not folder.is_free:
                 raise FileError(f"another process has begun a run in {out} meanwhile; choose another --out")
@@ -139,6 +143,18 @@ def said_step(graph: Graph) -> float | None:
     said = graph.metadata.get("dt")
     known = isinstance(said, np.ndarray) and said.size == 1 and 0 < said.flat[0] < 1e9
     return float(said.flat[0]) if isinstance(said, np.ndarray) and known else None
+
+
+def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The steps that a file of `stsbp export` says its run was trained with, as a setting, and what to say of it."""
+    steps, run = graph.metadata.get("steps"), graph.metadata.get("run")
+    if not (isinstance(steps, np.ndarray) and steps.size == 1 and steps.dtype.kind in "iu"):
+        return {}, []
+    name = shown(run) if isinstance(run, str) else "without a name"
+    return {"steps": int(steps.flat[0])}, [
+        f"{file} is of a run of stsbp, {name}, trained with {int(steps.flat[0])} steps; its label sequences, loss and "
+        "--tau-s come with --config and the config.toml of that run"
+    ]
 
 
 def _step_of(graph: Graph, file: Path, dt: float | None) -> float:

@@ -333,7 +333,8 @@ def _steps(node: GraphNode, key: str, choices: Choices) -> Float64:
     steps = numbers(node, key) / choices.dt
     if not (steps >= 1 - NEAR).all():
         least = f"{key} is {steps.min() * choices.dt:g} s"
-        raise fail(node, f"{least}, which is less than a step of {choices.dt:g} s; give another --dt")
+        less = f"{least}, which is less than a step of {choices.dt:g} s"
+        raise fail(node, f"{less}; leave --dt out where the file says it, or give another")
     if not (steps <= _LONGEST).all():
         raise fail(node, f"{key} is {steps.max() * choices.dt:g} s, which is more than 2^100 steps")
     return np.maximum(steps, 1.0)

@@ -80,7 +80,7 @@ def model(program: Program, about: About, *, layers: bool = False, states: bool 
         "steps": str(about.steps),
         "contract_version": str(CONTRACT_VERSION),
         "network": program.network.notation,
-        "input_max": str(program.network.input_max),
+        "input_max": str(255 if program.network.coding == "direct" else program.network.input_max),
     }
     helper.set_model_props(made, said)
     made = onnx.shape_inference.infer_shapes(made, check_type=True, strict_mode=True, data_prop=True)
