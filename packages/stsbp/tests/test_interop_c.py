@@ -362,6 +362,8 @@ def exported_as(network_name: str, name: str, **more: Any) -> Source:
         ("a*/b", "a_b"),
         ("s", "s"),
         ("string", "net_string"),
+        ("math", "net_math"),
+        ("Float", "net_float"),
         ("e1", "e1"),
         ("__x__", "x"),
         ("int", "int"),

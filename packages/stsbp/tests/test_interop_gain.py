@@ -139,3 +139,16 @@ def test_settings_that_name_the_gain_themselves_are_refused(
     assert result.exit_code != 0
     assert "say psp_gain of linear2" in result.output
     assert not (tmp_path / "new").exists()
+
+
+def test_a_bias_that_is_rounded_is_said_though_the_weights_are_not() -> None:
+    """3/8 times weights of few bits is exact, and times a bias it is not."""
+    small = Small("10b-4b", tau_s=8 / 3)
+    each = case_of(small, 3)
+    rng = np.random.default_rng(0)
+    weights = {
+        name: x if name.endswith(".bias") else rng.choice([-1, 1, 0.5, -0.5], x.shape).astype(np.float32)
+        for name, x in each.weights.items()
+    }
+    _, _, said = converted(replace(each, weights=weights), small, "unit")
+    assert "rounded by up to" in said[1]

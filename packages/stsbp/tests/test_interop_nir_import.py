@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from nir_files import chain, cuba, full, graph, inputs, lif, readers
 from stsbp.errors import DataError
+from stsbp.interop.nir_check import check
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import KINDS as NODES
 from stsbp.interop.nir_nodes import Choices
@@ -797,3 +798,43 @@ def test_shapes_of_inputs_that_do_not_fit_are_refused(declared: Any) -> None:
     for shape in ((5,), None):
         with pytest.raises(DataError, match=r"node (input|a) \("):
             import_graph(made, shape, CHOICES)
+
+
+def test_sums_do_not_double_without_end() -> None:
+    nodes: dict[str, Any] = {"input": {"type": "Input", "shape": np.array([4])}}
+    edges, last = list[tuple[str, str]](), "input"
+    for k in range(40):
+        nodes |= {f"{each}{k}": {"type": "Scale", "scale": np.array(1.0)} for each in "abc"}
+        edges += [(last, f"a{k}"), (last, f"b{k}"), (f"a{k}", f"c{k}"), (f"b{k}", f"c{k}")]
+        last = f"c{k}"
+    nodes |= {"w": {"type": "Linear", "weight": full(3, 4)}, "n": lif(3), "output": {"type": "Output", "shape": [3]}}
+    with pytest.raises(DataError, match=r"node c8 .*: it reads a sum of 512 terms, more than 256"):
+        import_graph(graph(nodes, [*edges, *chain(last, "w", "n", "output")]), (4,), Choices(1e-3))
+
+
+def test_parameters_of_two_shapes_make_no_larger_one() -> None:
+    outer = lif(3) | {"tau": np.linspace(3e-3, 4e-3, 5000)[:, None], "r": np.linspace(3, 4, 5000)[None, :]}
+    nodes = {
+        "input": {"type": "Input", "shape": np.array([4])},
+        "w": {"type": "Linear", "weight": full(3, 4)},
+        "n": outer,
+        "output": {"type": "Output", "shape": np.array([3])},
+    }
+    made = graph(nodes, chain("input", "w", "n", "output"))
+    with pytest.raises(DataError, match="its parameters have different shapes"):
+        import_graph(made, (4,), Choices(1e-3))
+    assert check(made, Choices(1e-3)).nodes["n"]["stsbp"].word == "refused"
+
+
+def test_a_network_has_so_many_weights_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stsbp.interop.nir_import._MOST_WEIGHTS", 20)
+    nodes = {
+        "input": {"type": "Input", "shape": np.array([4])},
+        "w": {"type": "Linear", "weight": full(3, 4)},
+        "n": lif(3),
+        "v": {"type": "Linear", "weight": full(3, 3)},
+        "m": lif(3),
+        "output": {"type": "Output", "shape": np.array([3])},
+    }
+    with pytest.raises(DataError, match=r"node v .*too many weights, 21 with those of this node, more than 20"):
+        import_graph(graph(nodes, chain(*nodes)), (4,), Choices(1e-3))

@@ -139,3 +139,22 @@ def test_a_file_of_a_run_says_its_steps_itself(
     assert load_run("longer", backend="numpy").settings.steps == 6
     missing = stsbp("import", "run.nir", "--out", "none")
     assert (missing.exit_code, "give --dataset, for example --dataset digits" in missing.stderr) == (1, True)
+
+
+def test_a_file_of_others_is_not_replaced(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    import h5py
+
+    assert train_tiny(tmp_path / "run").exit_code == 0
+    for _ in range(2):
+        assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
+    own = Path("run.nir").read_bytes()
+    with h5py.File("run.nir", "a") as file:
+        del file["node/metadata/writer"]
+    theirs = Path("run.nir").read_bytes()
+    result = stsbp("export", "run", "--to", "nir", "--out", "run.nir")
+    assert (result.exit_code, "stsbp did not write it: it is not replaced" in result.stderr) == (1, True)
+    assert Path("run.nir").read_bytes() == theirs
+    Path("run.nir").write_bytes(own[:2000])
+    assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 1

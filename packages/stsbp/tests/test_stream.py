@@ -712,3 +712,13 @@ def test_a_line_that_is_no_event_says_what_would_be_one(line: bytes, said: str) 
     lines = EventLines({"x": 8, "y": 8, "p": 2}, 0, "events")
     with pytest.raises(DataError, match=said):
         list(lines.events(line))
+
+
+def test_a_stream_does_not_share_what_it_was_given() -> None:
+    each = case("bias")
+    weights = {name: x.copy() for name, x in each.weights.items()}
+    stream = open_backend("numpy").stream(each.network, weights, 3)
+    for x in weights.values():
+        x[...] = 5
+    assert np.array_equal(stream.step(each.inputs[0]), each.run.layers["linear3"].spikes[0])
+    assert np.array_equal(stream.layers["linear1"].potentials, each.run.layers["linear1"].potentials[0])

@@ -48,7 +48,7 @@ class Stream(Generic[Array]):
         if (number := integer(samples)) is None or number < 1:
             raise SpecError(f"a stream has at least 1 sample, got {shown(samples)}")
         self._backend, self._network, self._samples = backend, network, number
-        native = {name: backend.asarray(w) for name, w in weights.items()}
+        native = {name: backend.asarray(w.copy()) for name, w in weights.items()}
         self._go_on = partial(backend.compiled(resumed, network, 1), on_grid(backend, network, native)[0])
         self.reset()
 

@@ -119,8 +119,8 @@ def _about(importer: str, found: Check, *, notes: bool) -> Iterator[str]:
             reasons.setdefault(f"{verdict.word}: {verdict.why}", []).append(f"{name}{much}")
     if importer == OWN:
         yield f"{OWN}: stsbp import, a step of {found.dt:g} s"
-        yield "  spikes where v >= v_threshold; where NIR says v > v_threshold potentials that meet it differ: import with"
-        yield "  --threshold-above, and export with --threshold-below for snntorch and norse"
+        yield "  spikes where v >= v_threshold, and NIR says v > v_threshold, which differs where a potential meets it:"
+        yield "  import with --threshold-above, and export with --threshold-below for snntorch and norse"
         if found.whole:
             reasons[f"refused: {found.whole}"] = ["the graph"]
     else:

@@ -31,7 +31,7 @@ class Change:
     Attributes:
         name: of the projection.
         ratio: what its weights are multiplied by.
-        moved: how far they are from that on their grid, at most, in units of the largest of them.
+        moved: how far they, and its biases, are from that, at most, in units of the largest of them.
     """
 
     name: str
@@ -82,7 +82,8 @@ def with_gain(
     for projection in new.graph.projections:
         ratio = ratios[projection.name]
         normed = projection.synapse.norm is not None
-        names = [f"{projection.name}.{each}" for each in ("scale", "shift")] if normed else [projection.name]
+        own = [f"{projection.name}.{each}" for each in (("scale", "shift") if normed else ("bias",))]
+        names = [name for name in ([] if normed else [projection.name]) + own if name in grids[0]]
         moved = max(_moved(grids[0][name], grids[1][name], ratio) for name in names)
         changes.append(Change(projection.name, ratio, moved))
     return found, changes

@@ -19,7 +19,7 @@ from stsbp_spec.typing import Float32, Float64
 
 from stsbp.errors import DataError
 from stsbp.interop.nir_import import import_graph
-from stsbp.interop.nir_nodes import Choices, NeuronParameters, fail, numbers, read_neurons, read_node
+from stsbp.interop.nir_nodes import Choices, NeuronParameters, fail, numbers, one_of_them, read_neurons, read_node
 from stsbp.interop.nir_reader import Graph, GraphNode
 from stsbp.interop.nir_readings import READINGS, NeuronReading, simulate
 
@@ -183,10 +183,9 @@ class _Driven:
             self.numbers = {key: values.reshape(-1)[:1].copy() for key, values in given.items()}
             self.picked = np.zeros(_MOST_NEURONS // 4, np.int64)
         else:
-            try:
-                full = np.broadcast_arrays(*given.values())
-            except ValueError:
-                raise fail(node, "its parameters have different shapes") from None
+            if not one_of_them([values.shape for values in given.values()]):
+                raise fail(node, "its parameters have different shapes")
+            full = np.broadcast_arrays(*given.values())
             self.numbers = {key: np.array(values) for key, values in zip(given, full, strict=True)}
             self.picked = np.unique(np.linspace(0, full[0].size - 1, _MOST_NEURONS).astype(np.int64))
         self.few = {key: values.reshape(-1)[self.picked] for key, values in self.numbers.items()}

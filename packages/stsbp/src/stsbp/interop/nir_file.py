@@ -11,14 +11,16 @@ from typing import Any
 from stsbp_spec.grid import CONTRACT_VERSION
 
 import stsbp
-from stsbp.errors import ConfigError, printable
+from stsbp.errors import ConfigError, DataError, FileError, printable
 from stsbp.files import OutputKind
 from stsbp.interop.nir_graph import Form, Graph, graph_of
+from stsbp.interop.nir_reader import read_graph
 from stsbp.interop.program import About, Program
 
 __all__ = ["NIR_FILE", "write"]
 
-NIR_FILE = OutputKind("a file of NIR", re.compile(rb"\x89HDF\r\n\x1a\n(?=.*version\0)(?=.*node\0)", re.DOTALL))
+NIR_FILE = OutputKind("a file of NIR", re.compile(rb"\x89HDF\r\n\x1a\n"))
+_WRITER = "stsbp "
 
 
 def write(
@@ -45,10 +47,11 @@ def write(
     """
     form = Form(dt, fold, threshold_below, pool)
     nir = library()
+    _check_own(out)
     graph = graph_of(program, form)
     nodes = {name: getattr(nir, made.kind)(**made.numbers) for name, made in graph.nodes.items()}
     metadata = {
-        "writer": f"stsbp {stsbp.__version__}",
+        "writer": f"{_WRITER}{stsbp.__version__}",
         "contract": CONTRACT_VERSION,
         "run": printable(about.name),
         "checkpoint_sha256": about.checkpoint,
@@ -62,6 +65,22 @@ def write(
     nir.write(file, made)
     NIR_FILE.write(out, file.getvalue())
     return _said(out, form, graph)
+
+
+def _check_own(out: Path) -> None:
+    """Raise `FileError` where `out` is a file that no export wrote."""
+    place = NIR_FILE.place(out)
+    if not place.is_file() or not place.stat().st_size:
+        return
+    try:
+        writer = read_graph(place).metadata.get("writer")
+    except DataError:
+        writer = None
+    if not (isinstance(writer, str) and writer.startswith(_WRITER)):
+        raise FileError(
+            f"{out} is there already and stsbp did not write it: it is not replaced. Choose another name, or remove it "
+            "first"
+        )
 
 
 def library() -> Any:

@@ -51,6 +51,10 @@ __all__ = ["Imported", "import_graph", "likely_step"]
 _OF_PARAMETERS = ("bias", "decay", "scale", "shift", "mean", "variance")
 """Last parts of names of parameters that are no weights."""
 _LONGEST_NAME = 80
+_MOST_TERMS = 256
+"""Of a sum, each weights and what they read."""
+_MOST_WEIGHTS = 1 << 28
+"""Of a network: 1 GB."""
 _MOST_NUMBERS = 1 << 26
 """Of an input that the graph alone has declared, and of what is flattened with factors of its own."""
 _FULL = ("Linear", "Affine")
@@ -176,6 +180,8 @@ class _Import:
         """What the sums of windows that a node carries are divided by after the weights; of others 1."""
         self.nodes: list[Node] = []
         self.weights: dict[str, Float32] = {}
+        self.unfolded = 0
+        """Weights so far, those that are the same everywhere among them."""
         self.notes: list[tuple[str, str]] = []
 
     def run(self) -> Imported:
@@ -287,6 +293,9 @@ class _Import:
                 raise fail(node, f"it reads what has the shapes {list(first.shape)} and {list(each.shape)}")
             if each.weighted != first.weighted:
                 raise fail(node, "it reads both spikes and weighted sums")
+        # They double where what went two ways comes together again.
+        if (number := sum(len(signal.terms) for signal in signals)) > _MOST_TERMS:
+            raise fail(node, f"it reads a sum of {number:,} terms, more than {_MOST_TERMS:,}")
         return replace(first, terms=tuple(term for signal in signals for term in signal.terms))
 
     def signal(self, node: GraphNode) -> _Signal:
@@ -474,6 +483,10 @@ class _Import:
         node, parameters, shape = projection.node, projection.parameters, population.signal.shape
         rows = _per_channel(node, "what scales it", self.times(population, term) / tau_s, shape)
         op: Weighted = replace(parameters.op, bias=bool(np.any(term.bias)), weight_bits=self.choices.weight_bits)
+        self.unfolded += projection.parameters.values.size
+        if self.unfolded > _MOST_WEIGHTS:
+            many = f"{self.unfolded:,} with those of this node, more than {_MOST_WEIGHTS:,}"
+            raise fail(projection.node, f"the network has too many weights, {many}")
         values = _scaled(projection, rows)
         own = diagonal(parameters)
         if own is not None and edge.source == self.names[population.node.name] and len(shape) == 1 and not op.bias:

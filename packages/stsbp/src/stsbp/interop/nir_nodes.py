@@ -11,6 +11,7 @@ differ from neuron to neuron, as a potential that rests at 0 and is reset to 0 m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -42,6 +43,7 @@ __all__ = [
     "fail",
     "is_one",
     "numbers",
+    "one_of_them",
     "read_delay",
     "read_neurons",
     "read_node",
@@ -353,11 +355,20 @@ def _only(node: GraphNode, key: str, values: Float64) -> float:
     return float(values.flat[0])
 
 
-def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
+def one_of_them(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether arrays of these shapes go together without one that is larger than all of them."""
     try:
-        return first * second
+        together = math.prod(np.broadcast_shapes(*shapes))
     except ValueError:
-        raise fail(node, "its parameters have different shapes") from None
+        return False
+    return together <= max(map(math.prod, shapes))
+
+
+def _product(node: GraphNode, first: Factor, second: Factor) -> Factor:
+    shapes = [np.shape(each) for each in (first, second)]
+    if not one_of_them(shapes):
+        raise fail(node, "its parameters have different shapes")
+    return first * second
 
 
 def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:

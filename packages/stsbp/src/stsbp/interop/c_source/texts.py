@@ -25,11 +25,24 @@ _IN_A_ROW = 16
 """Numbers of a table."""
 
 
+_HEADERS = frozenset(
+    {
+        *("assert", "complex", "ctype", "errno", "fenv", "float", "inttypes", "iso646", "limits", "locale", "math"),
+        *("setjmp", "signal", "stdalign", "stdarg", "stdatomic", "stdbit", "stdbool", "stdckdint", "stddef", "stdint"),
+        *("stdio", "stdlib", "stdnoreturn", "string", "tgmath", "threads", "time", "uchar", "wchar", "wctype"),
+        *("dirent", "dlfcn", "fcntl", "glob", "grp", "netdb", "poll", "pthread", "pwd", "sched", "search", "semaphore"),
+        *("spawn", "tar", "termios", "unistd", "utime"),
+    }
+)
+"""Headers of the library of C, and of POSIX."""
+
+
 def identifier(text: str) -> str:
     """`text` as the beginning of names in C: small letters, digits and _, and a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:_LONGEST_STEM].strip("_")
     # The standard library keeps names for itself that begin with these and a letter.
-    if not plain or plain[0].isdigit() or re.match(r"(?:is|to|mem|str|wcs)[a-z]", plain):
+    # A header of such a name would be taken for the library's own.
+    if not plain or plain[0].isdigit() or plain in _HEADERS or re.match(r"(?:is|to|mem|str|wcs)[a-z]", plain):
         plain = f"net_{plain}"[:_LONGEST_STEM].strip("_")
     return plain
 
