@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def norse() -> Made:
         weights = (torch.nn.Linear(INPUTS, HIDDEN), torch.nn.Linear(HIDDEN, OUTPUTS))
         net = on_grid(nt.SequentialState(weights[0], neurons(HIDDEN), weights[1], neurons(OUTPUTS)), 4)
         # Its exporter writes dt / tau_mem_inv: with dt=1 these are seconds.
-        yield name, net, lambda frame, net=net: nt.to_nir(net, frame, dt=1.0), run
+        yield name, net, partial(nt.to_nir, net, dt=1.0), run
 
 
 def snntorch() -> Made:
@@ -144,7 +145,7 @@ def snntorch() -> Made:
         ),
     }
     for name, net in nets.items():
-        yield name, net, lambda frame, net=net: export_to_nir(net, frame, ignore_dims=[0]), run
+        yield name, net, partial(export_to_nir, net, ignore_dims=[0]), run
 
 
 def main(library: str, folder: Path) -> None:
