@@ -152,7 +152,7 @@ class Step(ABC, Generic[Array]):
     def delayed(self) -> Mapping[tuple[str, int], str]:
         """How what a delayed edge still carries after a run is called (`Run.before`), by source and delay."""
         edges = zip(self.sources, self.delays, strict=True)
-        return {(source, delay): f"{source}@{delay}>{self.name}" for source, delay in edges if delay}
+        return {(source, delay): f"{source}>{self.name}@{delay}" for source, delay in edges if delay}
 
     @property
     def fires(self) -> bool:

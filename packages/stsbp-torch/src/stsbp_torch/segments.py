@@ -157,15 +157,8 @@ class Piece:
 
     def shape_of_state(self, name: str) -> tuple[int, Shape]:
         """How many steps an array of a state has, and the shape of a sample's."""
-        source, _, reader = name.partition(">")
-        delays = [
-            edge.delay
-            for node in self.network.nodes
-            if node.name == reader
-            for edge in node.inputs
-            if edge.source == source
-        ]
-        return max([1, *delays]), self.network.values[source].shape
+        source, _, edge = name.partition(">")
+        return int(edge.rpartition("@")[2]) if edge else 1, self.network.values[source].shape
 
 
 @dataclass(frozen=True)
