@@ -215,7 +215,8 @@ def _changed(rng: random.Random, value: Any) -> Any:
         return {"a": array}
     if change == 7 and array.size and array.dtype.kind == "f":
         array = array.copy()
-        array.flat[rng.randrange(array.size)] *= rng.choice((-1, 0, 2, 1e-30, 1e30, np.nan))
+        with np.errstate(all="ignore"):
+            array.flat[rng.randrange(array.size)] *= rng.choice((-1, 0, 2, 1e-30, 1e30, np.nan))
         return array
     return rng.choice((0, 1, -1, 2**62, 1e-300, float("nan"), True))
 
