@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from numba import njit
 from numba.core.errors import TypingError
-from stsbp_cpu.neurons import fire, fired, values
+from stsbp_cpu.neurons import fire, fired
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import LIF
 from stsbp_spec.synapses import PSP
 from stsbp_spec.typing import AnyArray
 
 EQUATIONS = neuron_equations(PSP(3).filter(), LIF(4))
-STEP, P = fire(EQUATIONS.forward), values(EQUATIONS.forward, EQUATIONS.constants)
+STEP, P = fire(EQUATIONS.forward), EQUATIONS.forward_numbers
 
 
 @njit  # type: ignore[untyped-decorator]

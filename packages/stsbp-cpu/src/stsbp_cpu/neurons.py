@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 from numba import float32, int64, prange, uint8
-from stsbp_spec.equations import Constants, NeuronEquations
+from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.typing import Float32, UInt8
 
@@ -22,7 +22,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all", "values"]
+__all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all"]
 
 _CHUNK, _SHORT_CHUNK = 1024, 512
 """Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
@@ -101,11 +101,6 @@ def _learned(count: int) -> tuple[str, ...]:
     return tuple(run("learned", i, "place") for i in range(count))
 
 
-def values(equation: Recurrence, constants: Constants) -> Float32:
-    """The parameters of an equation, in its order."""
-    return np.array([constants[name] for name in equation.parameters], np.float32)
-
-
 def forward(
     equations: NeuronEquations, z: Float32, u: Float32, spikes: UInt8, kept: Float32, learned: Float32 = NOTHING
 ) -> None:
@@ -143,17 +138,8 @@ def backward(
         terms: filled with what each neuron adds to the gradients of what is learned, over all steps, float32 `[P, M]`.
     """
     equation = equations.summing
-    _backward(
-        propagate(equation, len(equations.terms)),
-        equations.summing_numbers,
-        u,
-        kept,
-        ds,
-        len(equation.states),
-        dz,
-        learned,
-        terms,
-    )
+    step, states = propagate(equation, len(equations.terms)), len(equation.states)
+    _backward(step, equations.backward_numbers, u, kept, ds, states, dz, learned, terms)
 
 
 @cached_njit(parallel=True, error_model="numpy")

@@ -20,7 +20,7 @@ from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR
 from stsbp_spec.typing import Float32, Float64, Int32, Int64, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all, values
+from stsbp_cpu.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
 from stsbp_cpu.sparse.spikes import list_present
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES, sum_scaled
@@ -72,7 +72,7 @@ def forward(
     order[moving + still] = np.arange(len(moving) + len(still))
     given = (_stacked([zs[j] for j in moving], neurons), _stacked([zs[j] for j in still], neurons)[:, 0])
     of_spikes = _padded(own.weights.T if len(own.weights) > 1 else own.weights)
-    step, p = fire_all(equation, len(zs)), values(equation, equations.constants)
+    step, p = fire_all(equation, len(zs)), equations.forward_numbers
     _forward(step, p, *given, order, own.at, of_spikes, _run(loop), len(equation.states), u, spikes, kept, learned)
 
 
@@ -98,7 +98,7 @@ def backward(
     chunks = -(-u.shape[1] // _run(loop))
     together = 1 if loop is None else max(1, min(_TOGETHER, chunks // get_num_threads()))
     step = propagate_all(equation, len(equations.terms), recurrent=loop is not None)
-    p, states = values(equation, equations.constants), len(equation.states)
+    p, states = equations.backward_numbers, len(equation.states)
     _backward(step, p, u, kept, ds, row, _padded(own.weights), bits, _run(loop), together, states, dz, sums, learned)
 
 

@@ -46,7 +46,7 @@ def recur(
         outputs: filled; by name, float32 or, of conditions, uint8, `[steps, M]`, of what is `summed` `[1, M]`.
     """
     added = np.array([name in summed for name in recurrence.outputs])
-    p = np.array([constants[name] for name in recurrence.parameters], np.float32)
+    p = recurrence.numbers(constants)
     made = [outputs[name] for name in recurrence.outputs]
     size = inputs[0].shape[1]
     with threads_for(size * steps):

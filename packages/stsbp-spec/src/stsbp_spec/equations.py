@@ -86,12 +86,12 @@ class NeuronEquations:
     @cached_property
     def forward_numbers(self) -> Float32:
         """The parameters of `forward`, in its order."""
-        return np.array([self.constants[name] for name in self.forward.parameters], np.float32)
+        return self.forward.numbers(self.constants)
 
     @cached_property
-    def summing_numbers(self) -> Float32:
-        """The parameters of `summing`, in its order."""
-        return np.array([self.constants[name] for name in self.summing.parameters], np.float32)
+    def backward_numbers(self) -> Float32:
+        """The parameters of `backward`, in its order, whatever is added over the steps."""
+        return self.backward.numbers(self.constants)
 
     @cached_property
     def forward_step(self) -> Recurrence:

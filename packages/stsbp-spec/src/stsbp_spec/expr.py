@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from stsbp_spec.errors import SpecError
+from stsbp_spec.typing import Float32
 from stsbp_spec.values import real, shown
 
 __all__ = [
@@ -324,6 +325,10 @@ class Recurrence:
         for name, x in self.states.items():
             if x.is_condition:
                 raise SpecError(f"{self.name}: the state {name} is a condition; write where({name}, 1, 0)")
+
+    def numbers(self, constants: Mapping[str, np.float32]) -> Float32:
+        """The values of its parameters, in their order."""
+        return np.array([constants[name] for name in self.parameters], np.float32)
 
     def changed(self, **fields: Any) -> Recurrence:
         """The same with other fields. What they hold is taken as it is: `dataclasses.replace` would snap it anew."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
 
@@ -148,7 +149,7 @@ class Step(ABC, Generic[Array]):
         """How many steps before they are read, each of `sources`."""
         return tuple(edge.delay for edge in self.places[0].node.inputs)
 
-    @property
+    @cached_property
     def delayed(self) -> Mapping[tuple[str, int], str]:
         """How what a delayed edge still carries after a run is called (`Run.before`), by source and delay."""
         edges = zip(self.sources, self.delays, strict=True)

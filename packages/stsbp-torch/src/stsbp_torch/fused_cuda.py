@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -98,7 +97,7 @@ def recur(
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = outputs_of(recurrence, steps, shape, device, summed)
-    numbers = torch.tensor(np.array([constants[name] for name in recurrence.parameters], np.float32), device=device)
+    numbers = torch.tensor(recurrence.numbers(constants), device=device)
     count = shape.numel()
     static = frozenset(name for name, x in arrays.items() if len(x) == 1)
     kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](

@@ -93,7 +93,7 @@ def backward(
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
         propagate(equation, len(equations.terms)), *given, kernel, padding, u, kept, ds, pooled, dz, sums,
-        equations.summing_numbers, len(equation.states), learned, terms, threads,
+        equations.backward_numbers, len(equation.states), learned, terms, threads,
     )  # fmt: skip
     if not need_weights:
         return None
