@@ -29,6 +29,7 @@ __all__ = [
     "MOST_PROCESSES",
     "Choice",
     "Finite",
+    "checkpoint_option",
     "choose_backend",
     "completes",
     "deadline_in",
@@ -97,6 +98,12 @@ def completes(*groups: Iterable[str]) -> Callable[[click.Context, click.Paramete
 def threads_option(text: str, **more: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The option `--threads` with a help text."""
     return click.option("--threads", type=click.IntRange(0, MOST_THREADS), help=text, **more)
+
+
+def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option `--checkpoint`, whose value is given as `checkpoint` unless it has another name."""
+    kind = Choice(["last", "best"])
+    return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
 
 
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, say
-from stsbp.errors import ConfigError, FileError
+from stsbp.cli.common import Choice, checkpoint_option, say
+from stsbp.errors import ConfigError
 from stsbp.interop.gain import with_gain
 from stsbp.training import checkpoint
 from stsbp.training.metrics import Sums
@@ -41,9 +40,7 @@ _OF_FILE = ("format", "file", "sha256", "tensors", "step")
     help="What a spike adds to a potential: so much that its area is 1, or 1.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
-@click.option(
-    "--checkpoint", "name", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
-)
+@checkpoint_option("name")
 def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     """Make a run of the trained network in the folder RUN, with another gain of its synapses.
 
@@ -59,9 +56,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
 
     trained = load_trained(RunFolder(run), name, NumpyBackend())
     folder = RunFolder(out)
-    if not folder.is_free:
-        raise FileError(f"{out} exists and is not empty; choose another --out")
-    folder.check_writable()
+    folder.check_new()
     config = trained.settings.model_copy(update={"psp_gain": psp_gain})
     task = build_task(config, trained.task.inputs, trained.backend)
     fixed = [p.name for p in task.network.graph.projections if p.sums.pending and p.sums.pending.gain != psp_gain]
@@ -78,11 +73,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
         "network": task.network.notation,
         "backend": trained.backend.name,
     }
-    with folder.lock():
-        if not folder.is_free:
-            raise FileError(f"another process has begun a run in {out} meanwhile; choose another --out")
-        folder.write_config(config)
-        folder.note_start(trained.backend, sys.argv, 0)
+    with folder.begun(config, trained.backend):
         tensors = task.trainer.export_state(task.trainer.init(weights))
         checkpoint.save(folder.files, "last", tensors, {k: x for k, x in info.items() if k not in _OF_FILE}, step=0)
     for change in changes:

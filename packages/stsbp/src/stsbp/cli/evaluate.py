@@ -10,7 +10,16 @@ import click
 from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, limit_threads, meeting, processes, say, threads_option
+from stsbp.cli.common import (
+    Choice,
+    checkpoint_option,
+    choose_backend,
+    limit_threads,
+    meeting,
+    processes,
+    say,
+    threads_option,
+)
 from stsbp.cli.settings import complete_data_set
 from stsbp.config import RunConfig, absolute
 from stsbp.datasets.registry import info_of, named_path
@@ -28,9 +37,7 @@ __all__ = ["command"]
 
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
-)
+@checkpoint_option()
 @click.option(
     "--split",
     default="test",

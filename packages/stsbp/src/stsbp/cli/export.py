@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from stsbp.cli import COMMANDS
-from stsbp.cli.common import Choice, Finite, say
+from stsbp.cli.common import Choice, Finite, checkpoint_option, say
 from stsbp.errors import ConfigError
 from stsbp.interop.program import About, program
 from stsbp.training.run_folder import RunFolder
@@ -34,9 +34,7 @@ OPTIONS = {
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="What to write.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; of c: a folder.")
-@click.option(
-    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
-)
+@checkpoint_option()
 @click.option(
     "--layers", is_flag=True, default=None, help="onnx: spikes and potentials of hidden layers are outputs too."
 )

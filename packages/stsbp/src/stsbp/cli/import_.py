@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from stsbp.cli import COMMANDS
 from stsbp.cli.common import Choice, Finite, say
 from stsbp.cli.settings import SettingsCommand, complete_data_set, given_settings, settings
 from stsbp.config import RunConfig, Source, absolute, read_toml, resolve
-from stsbp.errors import ConfigError, DataError, FileError
+from stsbp.errors import ConfigError, DataError
 from stsbp.interop.nir_import import Imported, import_graph, likely_step
 from stsbp.interop.nir_nodes import Choices
 from stsbp.interop.nir_reader import Graph, read_graph
@@ -97,9 +96,7 @@ def command(
         given["dataset"] = dataset
     sources = ([read_toml(config_file)] if config_file is not None else []) + [Source("command line", given)]
     folder = RunFolder(out)
-    if not folder.is_free:
-        raise FileError(f"{out} exists and is not empty; choose another --out")
-    folder.check_writable()
+    folder.check_new()
     graph = read_graph(file)
     of_run, noted = _of_a_run(graph, file)
     own = {name: RunConfig.model_fields[name].default for name in OF_THE_FILE}
@@ -114,11 +111,7 @@ def command(
         built = _built(file, graph, config, data, choices)
         task = build_task(built.config, data.inputs, NumpyBackend(), len(data.train))
         lines = [*noted, *_said(built)]
-        with folder.lock():
-            if not folder.is_free:
-                raise FileError(f"another process has begun a run in {out} meanwhile; choose another --out")
-            folder.write_config(built.config)
-            folder.note_start(task.backend, sys.argv, 0)
+        with folder.begun(built.config, task.backend):
             begin_with(built.imported.weights, task, data, folder, show)
     finally:
         show.close()

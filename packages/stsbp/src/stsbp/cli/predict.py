@@ -17,7 +17,15 @@ from stsbp_spec.encoders import EventBinning
 from stsbp_spec.typing import Int64, UInt8
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, limit_threads, say, say_distances, threads_option
+from stsbp.cli.common import (
+    Choice,
+    checkpoint_option,
+    choose_backend,
+    limit_threads,
+    say,
+    say_distances,
+    threads_option,
+)
 from stsbp.cli.streaming import UNITS, Asked, follow
 from stsbp.datasets.fsdd import MOST as MOST_OF_SOUND
 from stsbp.datasets.fsdd import hear
@@ -41,9 +49,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.command("predict", short_help=COMMANDS["predict"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
-@click.option(
-    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
-)
+@checkpoint_option()
 @click.option(
     "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
 )

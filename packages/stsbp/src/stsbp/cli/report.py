@@ -9,7 +9,7 @@ import numpy as np
 from stsbp_spec.encoders.packed import unpacked
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
 from stsbp.errors import DataError
 from stsbp.files import real
 from stsbp.report.collect import Sample, choose, look, survey
@@ -26,9 +26,7 @@ __all__ = ["command"]
 @click.command("report", short_help=COMMANDS["report"])
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The file.  [default: RUN.html]")
-@click.option(
-    "--checkpoint", default="last", show_default=True, type=Choice(["last", "best"]), help="Checkpoint to read."
-)
+@checkpoint_option()
 @click.option(
     "--split",
     type=Choice(["test", "validation", "train"]),

@@ -120,6 +120,30 @@ class RunFolder:
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}; choose another --out") from error
 
+    def check_new(self) -> None:
+        """Fail early where a run that replaces nothing cannot begin.
+
+        Raises:
+            FileError: there is something in the folder, or it cannot be made or written.
+        """
+        if not self.is_free:
+            raise FileError(f"{self.path} exists and is not empty; choose another --out")
+        self.check_writable()
+
+    @contextlib.contextmanager
+    def begun(self, config: RunConfig, backend: AbstractBackend) -> Iterator[None]:
+        """Begin a run that has not been trained: its settings and its start; within, its checkpoint is written.
+
+        Raises:
+            FileError: something has come into the folder since `check_new`, or it cannot be written.
+        """
+        with self.lock():
+            if not self.is_free:
+                raise FileError(f"another process has begun a run in {self.path} meanwhile; choose another --out")
+            self.write_config(config)
+            self.note_start(backend, sys.argv, 0)
+            yield
+
     def check_writable(self) -> None:
         """Fail early where a folder cannot be made or written.
 
