@@ -344,6 +344,7 @@ def follow(run: Trained, asked: Asked) -> int:
         live = _Live(run, binning, step_s, asked, limit, source, stop)
         source.feed(live)
         live.close(least)
-    if stop.number:
-        click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)
+        # Said while the handler is there: a terminal and a shell may both send a signal, and the second is none more.
+        if stop.number:
+            click.echo(f"{signal.Signals(stop.number).name}: stopped after {live.steps} steps", err=True)
     return 128 + stop.number if stop.number else 0
