@@ -20,6 +20,7 @@ from stsbp.benchmarks.cases import CASES, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.timing import interleaved
 from stsbp.training.build import build_network
+from stsbp_cpu import block as sparse
 from stsbp_spec.collective import Part
 from stsbp_spec.init import initial_weights
 from stsbp_spec.passes import together
@@ -27,7 +28,6 @@ from stsbp_spec.plan import plan
 from stsbp_spec.registry import open_backend
 from stsbp_spec.rules import Run
 from stsbp_spec.synapses import AvgPool2d
-from stsbp_torch.sparse import block as sparse
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
 PAIRS = (
@@ -90,7 +90,7 @@ def operations(
         # Potentials of the layer below: near the threshold as often as its neurons spike here.
         below = backend.asarray(np.where(frames > 0, np.float32(neuron.threshold), np.float32(-9)))
         work["error needed"] = lambda: deferred.needed(below, neuron)
-        work["error dense"] = deferred.dense
+        work["error dense"] = deferred.all
     if conv2d_bytes.usable(conv, step.projection.input.shape, int(step.projection.input.maximum * given.size**2)):
         work["forward bytes"] = lambda: by(True)
     return work

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from stsbp_cpu import block as sparse
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import COUNT, neuron_equations
@@ -22,9 +23,8 @@ from stsbp_spec.rules import Run
 from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import PSP, AvgPool2d
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.layout import end_to_end, joined, rows
+from stsbp_torch.layout import TENSORS, rows
 from stsbp_torch.nn import Neurons
-from stsbp_torch.sparse import block as sparse
 
 REFERENCE = NumpyBackend()
 FILTER = PSP(4, 2).filter(1.25)  # two states
@@ -125,7 +125,7 @@ def test_sparse_blocks_fire_and_propagate_the_same_bits(neuron: NeuronModel, cha
     above: torch.Tensor | sparse.PooledError = ds
     if pool > 1:
         layer = AvgPool2d(pool)
-        above = sparse.PooledError(ds, layer, tuple(spikes.shape))
+        above = sparse.PooledError(TENSORS, ds, layer, tuple(spikes.shape))
         ds = backend.rule(layer).backward(layer, tuple(spikes.shape), ds)
     dz, _, terms = step.propagate(given, residuals, above, FILTER, need_error=True, need_weights=True)
     below, adding = backend.neuron_backward(neuron, FILTER, left, ds)
@@ -152,16 +152,16 @@ def test_the_module_takes_any_neuron() -> None:
 
 
 def test_kept_values_are_joined_without_a_copy_where_they_lie_together() -> None:
-    tensors = end_to_end(3, (2, 3, 4, 5, 6), torch.device("cpu"))
+    tensors = TENSORS.end_to_end(3, (2, 3, 4, 5, 6))
     for i, x in enumerate(tensors):
         x.fill_(i)
-    whole = joined(tensors)
+    whole = TENSORS.joined(tensors)
     assert whole.shape == (3, 2, 360)
-    assert whole.data_ptr() == tensors[0].data_ptr()
-    assert [float(x) for x in whole.mean(dim=(1, 2))] == [0, 1, 2]
+    assert whole.ctypes.data == tensors[0].data_ptr()
+    assert [float(x.mean()) for x in whole] == [0, 1, 2]
     for apart in ([tensors[0], tensors[2]], [tensors[0], tensors[1].clone(), tensors[2]], tensors[::-1]):
-        assert torch.equal(joined(apart), torch.stack([rows(x) for x in apart]))
-    assert joined([]).shape[0] == 0
+        assert np.array_equal(TENSORS.joined(apart), np.stack([rows(x).numpy() for x in apart]))
+    assert TENSORS.joined([]).shape[0] == 0
 
 
 def test_numbers_of_an_equation_that_meet_are_float32(backend: TorchBackend) -> None:

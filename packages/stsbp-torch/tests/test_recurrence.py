@@ -9,6 +9,9 @@ import pytest
 import torch
 from numba import config, set_num_threads
 from stsbp_cpu import recurrence as kernel
+from stsbp_cpu.recurrence import OFTEN
+from stsbp_cpu.recurrent import FusedRecurrent
+from stsbp_cpu.sparse import linear as sparse
 from stsbp_spec import Batch, NetworkSpec, VanRossum, initial_weights
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.expr import Recurrence, exp, variable
@@ -20,8 +23,6 @@ from stsbp_spec.synapses.bias import Biased
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import AnyArray, Coding
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.neurons.recurrent_cpu import FusedRecurrent
-from stsbp_torch.recurrence import OFTEN
 from stsbp_torch.synapses import linear
 
 FUSED, PLAIN = TorchBackend("cpu"), TorchBackend("cpu:eager")
@@ -119,9 +120,9 @@ def test_bits_are_those_of_the_steps_on_plain_tensors(case: str, threads: int) -
 
 
 def test_bits_stay_where_spikes_are_few_enough_to_choose_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "SPARSE_BELOW", 2)
-    monkeypatch.setattr(linear, "FRAMES", 1)
-    monkeypatch.setattr(linear, "UNITS", 1)
+    monkeypatch.setattr(sparse, "SPARSE_BELOW", 2)
+    monkeypatch.setattr(sparse, "FRAMES", 1)
+    monkeypatch.setattr(sparse, "UNITS", 1)
     net = NetworkSpec.parse("6C3-P2-13Rd0.3-17", input_shape=(2, 8, 8), outputs=4, neuron=LIF_)
     assert linear.left(Linear(3), torch.zeros(1, 1, 5, dtype=torch.uint8), torch.ones(3, 5), fused=True).flat.dtype is (
         torch.uint8

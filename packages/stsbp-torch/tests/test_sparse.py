@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stsbp_cpu import block as sparse
 from stsbp_cpu.sparse import needed
 from stsbp_spec.backend import Batch, ValueAndGrad
 from stsbp_spec.collective import Part
@@ -22,7 +23,7 @@ from stsbp_spec.surrogates import Rectangle, Surrogate, Triangle
 from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Float32, Precision
 from stsbp_torch.backend import TorchBackend
-from stsbp_torch.sparse import block as sparse
+from stsbp_torch.layout import TENSORS
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
 KINDS = {
@@ -196,8 +197,8 @@ def test_density_counts_what_is_left_behind_the_pooling() -> None:
     s[1, 1, 2, 0, 1] = 3
     s[1, 1, 2, 1, 0] = 1
     s[2, 0, 0, 4, 4] = 1  # a row that a window of 2 does not reach
-    assert sparse.Input(s, 1, None, 0).density() == 3 / s.numel()
-    assert sparse.Input(s, 2, None, 0).density() == 1 / (3 * 2 * 4 * 2 * 3)
+    assert sparse.Input(s, 1, None, 0).density(TENSORS) == 3 / s.numel()
+    assert sparse.Input(s, 2, None, 0).density(TENSORS) == 1 / (3 * 2 * 4 * 2 * 3)
 
 
 def test_the_share_of_spikes_chooses_the_kernels() -> None:

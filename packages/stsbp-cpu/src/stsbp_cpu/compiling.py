@@ -35,6 +35,7 @@ _FORMAT = "1"
 SOURCES = (
     "stsbp_spec.grid",
     "stsbp_cpu.compiling",
+    "stsbp_cpu.dense",
     "stsbp_cpu.neurons",
     "stsbp_cpu.optim.adamw",
     "stsbp_cpu.populations",
@@ -42,13 +43,14 @@ SOURCES = (
     "stsbp_cpu.recurrence",
     "stsbp_cpu.reductions",
     "stsbp_cpu.sparse.kernels",
+    "stsbp_cpu.sparse.linear",
     "stsbp_cpu.sparse.needed",
     "stsbp_cpu.sparse.spikes",
     "stsbp_cpu.synapses.avgpool2d",
     "stsbp_cpu.synapses.batchnorm",
+    "stsbp_cpu.synapses.conv2d",
     "stsbp_cpu.synapses.conv2d_bytes",
     "stsbp_cpu.synapses.dropout",
-    "stsbp_cpu.synapses.linear",
     "stsbp_cpu.synapses.maxpool2d",
     "stsbp_cpu.vectors",
 )

@@ -5,6 +5,7 @@ The loop is compiled once; it takes the address of an equation's step (printed.p
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -15,19 +16,57 @@ from numba import carray, float32, int64, prange, types
 from numba.extending import intrinsic
 from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
-from stsbp_spec.typing import AnyArray, Float32, Int64
+from stsbp_spec.typing import AnyArray, Array, Float32, Int64
 
 from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.layout import Layout
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.threads import threads_for
 
-__all__ = ["recur"]
+__all__ = ["OFTEN", "pays", "recur", "recur_of"]
 
+OFTEN = 4
+"""Runs of an equation after which it is compiled: that takes half a second."""
+_runs: Counter[Recurrence] = Counter()
 _CHUNK = 512
 _ROWS = float32[:, ::1]
 _STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
 stepped = called(_STEP)
 """Calls, in a kernel, what `_step` returns."""
+
+
+def pays(recurrence: Recurrence) -> bool:
+    """Whether an equation that is run once more is better compiled.
+
+    Only what is exact may be, since `exp` has other last bits elsewhere.
+    """
+    _runs[recurrence] += 1
+    return _runs[recurrence] > OFTEN and _exact(recurrence)
+
+
+@cache
+def _exact(recurrence: Recurrence) -> bool:
+    return recurrence.exact
+
+
+def recur_of(
+    layout: Layout[Array],
+    recurrence: Recurrence,
+    constants: Constants,
+    inputs: Mapping[str, Array],
+    steps: int,
+    summed: tuple[str, ...] = (),
+) -> dict[str, Array]:
+    """`AbstractBackend.recur` of a library's own arrays, float32 or uint8."""
+    arrays = [layout.laid_out(inputs[name]) for name in recurrence.inputs]
+    shape = tuple(arrays[0].shape[1:])
+    found = {
+        name: layout.empty((1 if name in summed else steps, *shape), np.uint8 if x.is_condition else np.float32)
+        for name, x in recurrence.outputs.items()
+    }
+    made = {name: layout.rows(x) for name, x in found.items()}
+    recur(recurrence, constants, [layout.rows(x) for x in arrays], made, steps, summed)
+    return found
 
 
 def recur(

@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "dot", "fetch", "fetch_to_write", "stream", "sum_scaled"]
+__all__ = ["LANES", "add_scaled", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream", "sum_scaled"]
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
@@ -31,14 +31,29 @@ def _vector(builder: Any, pointer: Any, index: Any) -> Any:
     return builder.bitcast(builder.gep(pointer, [index]), _VECTOR.as_pointer())
 
 
-def _spread(builder: Any, x: Any) -> Any:
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
+def lanes_of(itemsize: int) -> int:
+    """Numbers of so many bytes in a vector."""
+    return 4 * LANES // itemsize
+
+
+def _spread(builder: Any, x: Any, lanes: int = LANES) -> Any:
+    undefined = ir.Constant(ir.VectorType(x.type, lanes), ir.Undefined)
     one = builder.insert_element(undefined, x, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
 def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.fadd(builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
+
+
+def _across(builder: Any, x: Any) -> Any:
+    """The sum of a vector: halves upon halves, which is what processors have instructions for."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + width) % LANES for i in range(LANES)])
+        x = builder.fadd(x, builder.shuffle_vector(x, x, order))
+    return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -87,13 +102,7 @@ def _dot(
         values = [builder.load(total) for total in sums]
         while len(values) > 1:
             values = [builder.fadd(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
-        # Halves upon halves, which is what processors have instructions for.
-        x, width = values[0], LANES
-        while width > 1:
-            width //= 2
-            order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + width) % LANES for i in range(LANES)])
-            x = builder.fadd(x, builder.shuffle_vector(x, x, order))
-        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+        return _across(builder, values[0])
 
     integer = types.intp
     return types.float32(x, integer, integer, y, integer, integer, integer, integer, together), generate
@@ -262,3 +271,103 @@ def sum_scaled(
         v += 2
     if vectors - v >= 1:
         _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 1)
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _products(
+    typing_context: Any, y: Any, at: Any, y_place: Any, x: Any, start: Any, x_row: Any, x_column: Any, x_place: Any,
+    w: Any, first: Any, w_row: Any, w_column: Any, rows: Any, columns: Any, together: Any, vectors: Any,
+) -> Any:  # fmt: skip
+    """`products` of a constant number of places `together` and of `vectors`, whose sums all stay in registers."""
+    places, count = together.literal_value, vectors.literal_value
+    lanes = lanes_of(y.dtype.bitwidth // 8)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.VectorType(context.get_value_type(y.dtype), lanes)
+
+        def run(pointer: Any, index: Any, v: int) -> Any:
+            """Vector `v` from an index on."""
+            place = builder.gep(pointer, [builder.add(index, ir.Constant(index.type, lanes * v))])
+            return builder.bitcast(place, kind.as_pointer())
+
+        yp, xp, wp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 8))
+        _, at, y_place, _, start, x_row, x_column, x_place, _, first, w_row, w_column, rows, columns, *_ = arguments
+        word = at.type
+        targets = [
+            [run(yp, place, v) for v in range(count)]
+            for place in (builder.add(at, builder.mul(y_place, ir.Constant(word, p))) for p in range(places))
+        ]
+        sums = [[cgutils.alloca_once(builder, kind) for _ in range(count)] for _ in range(places)]
+        for own, into in zip(sums, targets, strict=True):
+            for total, target in zip(own, into, strict=True):
+                builder.store(builder.load(target, align=4), total)
+        shifts = [builder.mul(x_place, ir.Constant(word, p)) for p in range(places)]
+        with cgutils.for_range(builder, rows) as row:
+            x_at = builder.add(start, builder.mul(row.index, x_row))
+            w_at = builder.add(first, builder.mul(row.index, w_row))
+            starts = [builder.gep(xp, [builder.add(x_at, shift)]) for shift in shifts]
+            with cgutils.for_range(builder, columns) as column:
+                w_now = builder.add(w_at, builder.mul(column.index, w_column))
+                x_now = builder.mul(column.index, x_column)
+                loaded = [builder.load(run(wp, w_now, v), align=4) for v in range(count)]
+                for begin, own in zip(starts, sums, strict=True):
+                    factor = _spread(builder, builder.load(builder.gep(begin, [x_now])), lanes)
+                    for source, total in zip(loaded, own, strict=True):
+                        builder.store(_multiply_add(builder, factor, source, builder.load(total)), total)
+        for own, into in zip(sums, targets, strict=True):
+            for total, target in zip(own, into, strict=True):
+                builder.store(builder.load(total), target, align=4)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(y, n, n, x, n, n, n, n, w, n, n, n, n, n, together, vectors), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def products(
+    y: AnyArray, at: int, y_place: int, x: AnyArray, start: int, x_row: int, x_step: int, x_place: int,
+    w: AnyArray, first: int, w_row: int, w_step: int, rows: int, steps: int, places: int, vectors: int,
+) -> None:  # fmt: skip
+    """Many sums of products side by side: the middle of a convolution, of a product of matrices and of their adjoints.
+
+    `y[at + p y_place + j]` += sum over `r < rows`, `c < steps` of `x[start + p x_place + r x_row + c x_step]` times
+    `w[first + r w_row + c w_step + j]`, for `p < places` and `j` below so many
+    whole vectors of 64 bytes. All arrays are 1-d and contiguous, of one type, float32 or float64.
+    """
+    lanes = 64 // y.itemsize
+    v = 0
+    while v < vectors:
+        width = 4 if vectors - v >= 4 else (2 if vectors - v >= 2 else 1)
+        p = 0
+        while p < places:
+            to, of, by, left = at + p * y_place + lanes * v, start + p * x_place, first + lanes * v, places - p
+            if width == 4:
+                if left >= 6:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 6, 4)
+                    p += 6
+                elif left >= 2:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 2, 4)
+                    p += 2
+                else:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 4)
+                    p += 1
+            elif width == 2:
+                if left >= 8:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 8, 2)
+                    p += 8
+                elif left >= 2:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 2, 2)
+                    p += 2
+                else:
+                    _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 2)
+                    p += 1
+            elif left >= 8:
+                _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 8, 1)
+                p += 8
+            elif left >= 4:
+                _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 4, 1)
+                p += 4
+            else:
+                _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 1)
+                p += 1
+        v += width

@@ -18,8 +18,8 @@ __all__ = ["API", "GROUP", "KNOWN_BACKENDS", "default_backend", "installed_backe
 API = 1
 """Version of the interface of backends (backend.py, pairs.py, rules.py); the one a backend is for is its `api`."""
 GROUP = "stsbp.backends"
-KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax"}
-"""Package of each backend of this project."""
+KNOWN_BACKENDS = {"torch": "stsbp-torch", "cupy": "stsbp-cupy", "jax": "stsbp-jax", "cpu": "stsbp-cpu"}
+"""Package of each backend of this project; the first of them that is installed is the default."""
 
 
 def installed_backends() -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def default_backend() -> str:
-    """The backend of who asks for none: torch where it is installed, else the first installed one.
+    """The backend of who asks for none: the first of `KNOWN_BACKENDS` that is installed, else any.
 
     Raises:
         BackendError: none is installed.
@@ -36,7 +36,7 @@ def default_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
-    return "torch" if "torch" in installed else installed[0]
+    return next((name for name in KNOWN_BACKENDS if name in installed), installed[0])
 
 
 def load_backend(name: str) -> type[AbstractBackend]:

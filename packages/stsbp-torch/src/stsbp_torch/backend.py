@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from stsbp_cpu import reductions
+from stsbp_cpu import block, fused, recurrent, reductions
 from stsbp_cpu.compiling import announce
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
@@ -35,7 +35,8 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch import bits, plain
-from stsbp_torch.layout import empty, laid_out, logical, rows
+from stsbp_torch.dense import DENSE
+from stsbp_torch.layout import TENSORS, empty, laid_out, logical, rows
 from stsbp_torch.recurrence import recur, recur_often
 from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
@@ -137,10 +138,11 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def fusions(self) -> Sequence[Fusion[torch.Tensor]]:
         if not self._on_cpu:
             return ()
-        from stsbp_torch.neurons import recurrent_cpu
-        from stsbp_torch.sparse import block
+        return self._fusions
 
-        return block.fuse, recurrent_cpu.fuse
+    @cached_property
+    def _fusions(self) -> Sequence[Fusion[torch.Tensor]]:
+        return block.fusion(DENSE), recurrent.fusion(TENSORS, partial(linear.left, fused=True))
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
         return dropout.mask(seed, layer, step, shape, rate, first, self.torch_device)
@@ -174,11 +176,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
             return super().neuron_forward(neuron, filter, z, steps, learned)
-        from stsbp_torch.neurons import fused_cpu
-
         equations = neuron_equations(filter, neuron)
         each = self.spread_all(equations, learned, tuple(z.shape[1:]))
-        spikes, kept = fused_cpu.forward(equations, laid_out(z), steps, each)
+        spikes, kept = fused.forward(TENSORS, equations, z, steps, each)
         return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
 
     def neuron_backward(
@@ -186,9 +186,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not self._on_cpu:
             return super().neuron_backward(neuron, filter, residuals, ds)
-        from stsbp_torch.neurons import fused_cpu
-
-        return fused_cpu.backward(neuron_equations(filter, neuron), residuals, laid_out(ds))
+        return fused.backward(TENSORS, neuron_equations(filter, neuron), residuals, ds)
 
     def population_forward(
         self,
@@ -199,10 +197,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
             return super().population_forward(equations, zs, steps, learned)
-        from stsbp_torch.neurons import fused_cpu
-
         each = self.spread_all(equations, learned, tuple(zs[0].shape[1:]))
-        spikes, kept = fused_cpu.forward_all(equations, zs, steps, each)
+        spikes, kept = fused.forward_all(TENSORS, equations, zs, steps, each)
         return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
     def population_backward(
@@ -210,10 +206,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if not self._on_cpu:
             return super().population_backward(equations, residuals, ds, static)
-        from stsbp_torch.neurons import fused_cpu
-
         summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
-        errors, terms = fused_cpu.backward_all(equations, residuals, ds, summed)
+        errors, terms = fused.backward_all(TENSORS, equations, residuals, ds, summed)
         return tuple(errors[name] for name in equations.errors), terms
 
     def zeros(self, shape: Shape) -> torch.Tensor:

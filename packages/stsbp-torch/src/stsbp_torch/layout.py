@@ -6,12 +6,12 @@ are plain contiguous ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+import numpy as np
 import torch
+from stsbp_cpu.layout import Layout
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["empty", "end_to_end", "flat_frames", "frames", "joined", "laid_out", "logical", "rows", "view"]
+__all__ = ["TENSORS", "empty", "flat_frames", "frames", "laid_out", "logical", "rows", "view"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
@@ -34,26 +34,6 @@ def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tenso
         return torch.empty(shape, dtype=dtype, device=device)
     t, b, c, h, w = shape
     return torch.empty((t, b, h, w, c), dtype=dtype, device=device).permute(_TO_LOGICAL)
-
-
-def end_to_end(count: int, shape: Shape, device: torch.device) -> list[torch.Tensor]:
-    """Uninitialised float32 tensors of logical `shape` that lie one after the other."""
-    if count < 2:
-        return [empty(shape, torch.float32, device) for _ in range(count)]
-    memory, steps = empty((count * shape[0], *shape[1:]), torch.float32, device), shape[0]
-    return [memory[i * steps : (i + 1) * steps] for i in range(count)]
-
-
-def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Laid-out float32 tensors as `[K, T, M]`, without a copy where they are `end_to_end`."""
-    parts = [rows(x) for x in tensors]
-    if not parts:
-        return torch.empty((0, 1, 1))
-    first = parts[0]
-    starts = {x.data_ptr() - i * 4 * first.numel() for i, x in enumerate(parts)}
-    if len(starts) == 1 and len({x.untyped_storage().data_ptr() for x in parts}) == 1:
-        return first.as_strided((len(parts), *first.shape), (first.numel(), *first.stride()))
-    return torch.stack(parts)
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
@@ -79,3 +59,30 @@ def view(x: torch.Tensor) -> AnyArray:
     memory = x.permute(_TO_MEMORY) if x.ndim == 5 else x
     array: AnyArray = memory.detach().numpy()
     return array
+
+
+_CPU = torch.device("cpu")
+_TYPES: dict[type[np.generic], torch.dtype] = {np.float32: torch.float32, np.uint8: torch.uint8, np.int32: torch.int32}
+
+
+class _Tensors(Layout[torch.Tensor]):
+    """How the kernels of stsbp_cpu get at tensors."""
+
+    def empty(self, shape: Shape, dtype: type[np.generic]) -> torch.Tensor:
+        return empty(shape, _TYPES[dtype], _CPU)
+
+    def laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        return laid_out(x)
+
+    def view(self, x: torch.Tensor) -> AnyArray:
+        return view(x)
+
+    def of(self, memory: AnyArray) -> torch.Tensor:
+        return logical(torch.from_numpy(memory))
+
+    def is_bytes(self, x: torch.Tensor) -> bool:
+        return x.dtype is torch.uint8
+
+
+TENSORS = _Tensors()
+"""Of tensors on the CPU."""

@@ -1,29 +1,24 @@
 """Equations over time, one step after the other in plain tensor expressions, on any device.
 
-On the CPU an equation that is run again and again is compiled (stsbp_cpu/recurrence.py): that takes half a second, and
-gives the same bits.
+On the CPU an equation that is run again and again is compiled (stsbp_cpu/recurrence.py), which gives the same bits.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
 import torch
+from stsbp_cpu import recurrence as kernel
 from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, compiled
 
-from stsbp_torch.layout import empty, laid_out, rows
+from stsbp_torch.layout import TENSORS, empty
 
 __all__ = ["outputs_of", "recur", "recur_often"]
-
-OFTEN = 4
-"""Runs of an equation after which it is compiled."""
-_runs = Counter[Recurrence]()
 
 
 @cache
@@ -93,19 +88,8 @@ def recur_often(
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
     """`recur` on the CPU, compiled where that pays; only what is exact, since `exp` has other last bits elsewhere."""
-    _runs[recurrence] += 1
-    if _runs[recurrence] <= OFTEN or not _exact(recurrence):
+    if not kernel.pays(recurrence):
         return recur(recurrence, constants, inputs, steps, summed=summed)
-    from stsbp_cpu import recurrence as kernel
-
-    given = (inputs[name].detach() for name in recurrence.inputs)
-    arrays = [laid_out(x if x.dtype is torch.uint8 else x.float()) for x in given]
-    found = outputs_of(recurrence, steps, arrays[0].shape[1:], arrays[0].device, summed)
-    made = {name: rows(x).numpy() for name, x in found.items()}
-    kernel.recur(recurrence, constants, [rows(x).numpy() for x in arrays], made, steps, summed)
-    return found
-
-
-@cache
-def _exact(recurrence: Recurrence) -> bool:
-    return recurrence.exact
+    given = {name: inputs[name].detach() for name in recurrence.inputs}
+    arrays = {name: x if x.dtype is torch.uint8 else x.float() for name, x in given.items()}
+    return kernel.recur_of(TENSORS, recurrence, constants, arrays, steps, summed)

@@ -1,99 +1,92 @@
-"""A full connection that meets few spikes: these choose the rows of the weights, and of their gradient.
+"""synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input.
 
-Sums on the weight grid are exact, so those of the forward pass have the bits of any matrix product.
+Few spikes are not multiplied but choose the rows that are added (sparse/linear.py): the same bits forward and in
+`reproducible` precision.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
-from numba import prange
-from stsbp_spec.typing import AnyArray, Float32, UInt8
+from stsbp_spec.synapses.linear import Linear
+from stsbp_spec.typing import AnyArray, Float32, Precision, Shape
 
-from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.sparse.spikes import density, list_present
-from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
+from stsbp_cpu import dense
+from stsbp_cpu.layout import NUMPY, empty_memory
+from stsbp_cpu.sparse import linear as sparse
 
-__all__ = ["forward", "gradient", "present"]
-
-_SAMPLED, _BLOCK = 32, 256
-"""Frames that are looked at for their density, and those whose gradient is added up before it meets that of others."""
-_ZERO = np.float32(0)
+__all__ = ["Residuals", "backward", "forward", "left"]
 
 
-def present(s: UInt8) -> float:
-    """Share of non-zero inputs, `[F, inputs]`, from a sample of the frames."""
-    return float(density(s[:, None, None], 1, max(1, len(s) // _SAMPLED)))
+class Residuals(NamedTuple):
+    """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
+
+    The rows are float32, or uint8 where they are few spikes.
+    """
+
+    flat: AnyArray
+    w: Float32
+    shape: Shape
 
 
-def forward(s: UInt8, w: Float32, z: Float32) -> None:
-    """Fill `z`, `[F, units]`, with the sums of spikes or event counts `[F, inputs]` and weights `[units, inputs]`."""
-    units, inputs = w.shape
-    rows = np.zeros((inputs, -(-units // LANES) * LANES), np.float32)
-    rows[:, :units] = w.T
-    _forward(s, rows, z, get_num_threads())
+def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]:
+    """`z = W s`, `[T, B, N]`."""
+    residuals = left(linear, s, wq)
+    flat, w, _ = residuals
+    if flat.dtype == np.uint8:
+        z = empty_memory((len(flat), linear.units), np.float32)
+        sparse.forward(flat, w, z)
+    else:
+        z = dense.product(flat, w.T)
+    return z.reshape(*s.shape[:2], linear.units), residuals
 
 
-def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
-    """Gradient of the weights `[units, inputs]`, of the type of the errors `[F, units]`, float32 or float64."""
-    units, inputs = dz.shape[1], s.shape[1]
-    sums = np.empty((get_num_threads(), inputs, -(-units // LANES) * LANES), dz.dtype)
-    (_gradient if dz.dtype == np.float32 else _exact_gradient)(s, dz, sums)
-    total = sums[0] if len(sums) == 1 else sums.sum(0)
-    return np.ascontiguousarray(total[:, :units].T)
+def left(linear: Linear, s: AnyArray, wq: Float32) -> Residuals:
+    """What the way back reads."""
+    s = NUMPY.laid_out(s)
+    flat = NUMPY.view(s).reshape(s.shape[0] * s.shape[1], -1)
+    w = _memory_order(wq, s.shape)
+    if flat.dtype == np.uint8 and sparse.pays(flat, linear.units):
+        return Residuals(flat, w, s.shape)
+    return Residuals(flat.astype(np.float32, copy=False), w, s.shape)
 
 
-@cached_njit(parallel=True, error_model="numpy")
-def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
-    frames, inputs = s.shape
-    units, wide = z.shape[1], rows.shape[1]
-    flat = rows.reshape(-1)
-    for thread in prange(threads):
-        places, values = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, np.float32)
-        own = np.empty(wide, np.float32)
-        for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = list_present(s[f], places, values)
-            own[:] = _ZERO
-            sum_scaled(own, 0, flat, places, wide, 0, values, 0, count, wide // LANES)
-            for j in range(units):
-                z[f, j] = own[j]
+def backward(
+    linear: Linear,
+    residuals: Residuals,
+    dz: Float32,
+    *,
+    precision: Precision,
+    need_input: bool,
+    need_weights: bool = True,
+) -> tuple[Float32 | None, AnyArray | None]:
+    """`(ds, dW)` from `dz` `[T, B, N]`; products in float64 for `reproducible`, where every sum is exact."""
+    flat, w, shape = residuals
+    dtype = np.float64 if precision == "reproducible" else np.float32
+    error = dz.reshape(-1, linear.units).astype(dtype, copy=False)
+    ds = dw = None
+    if need_weights:
+        few = flat.dtype == np.uint8
+        rows = sparse.gradient(flat, error).T if few else dense.product_of_rows(flat.astype(dtype, copy=False), error)
+        dw = _spec_order(rows, shape)
+    if need_input:
+        below = dense.product(error, w.astype(dtype, copy=False)).astype(np.float32, copy=False)
+        (steps, batch), each = shape[:2], NUMPY.view(np.broadcast_to(np.float32(0), (1, 1, *shape[2:]))).shape[2:]
+        ds = NUMPY.of(below.reshape(steps, batch, *each))
+    return ds, dw
 
 
-@cached_njit(parallel=True, error_model="numpy")
-def _gradient(s: UInt8, dz: Float32, sums: Float32) -> None:
-    threads, inputs, wide = sums.shape
-    frames, units = dz.shape
-    for thread in prange(threads):
-        places, values = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, np.float32)
-        error, part = np.zeros(wide, np.float32), np.zeros(inputs * wide, np.float32)
-        total = sums[thread].reshape(-1)
-        total[:] = _ZERO
-        first, last = thread * frames // threads, (thread + 1) * frames // threads
-        for low in range(first, last, _BLOCK):
-            high = min(low + _BLOCK, last)
-            for f in range(low, high):
-                count = list_present(s[f], places, values)
-                for j in range(units):
-                    error[j] = dz[f, j]
-                for k in range(count):
-                    add_scaled(part, places[k] * wide, error, 0, values[k], wide // LANES)
-            for j in range(len(total)):
-                total[j] += part[j]
-                part[j] = _ZERO
+def _memory_order(w: Float32, shape: Shape) -> Float32:
+    """Weights whose columns are `(C, H, W)` with columns `(H, W, C)`."""
+    if len(shape) != 5:
+        return w
+    return np.ascontiguousarray(w.reshape(len(w), *shape[2:]).transpose(0, 2, 3, 1)).reshape(len(w), -1)
 
 
-@cached_njit(parallel=True, error_model="numpy")
-def _exact_gradient(s: UInt8, dz: AnyArray, sums: AnyArray) -> None:
-    threads, inputs, _ = sums.shape
-    frames, units = dz.shape
-    for thread in prange(threads):
-        places, values = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, np.float32)
-        total = sums[thread]
-        total[:] = 0.0
-        for f in range(thread * frames // threads, (thread + 1) * frames // threads):
-            count = list_present(s[f], places, values)
-            error = dz[f]
-            for k in range(count):
-                own, value = total[places[k]], np.float64(values[k])
-                for j in range(units):
-                    own[j] += value * error[j]
+def _spec_order(rows: AnyArray, shape: Shape) -> AnyArray:
+    """Rows `[inputs, N]` in memory order as weights `[N, inputs]`."""
+    if len(shape) != 5:
+        return np.ascontiguousarray(rows.T)
+    c, h, width = shape[2:]
+    return np.ascontiguousarray(rows.reshape(h, width, c, -1).transpose(3, 2, 0, 1)).reshape(rows.shape[1], -1)

@@ -1,6 +1,6 @@
 """synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input.
 
-On the CPU, `fused`, few spikes are not multiplied but choose the rows that are added (stsbp_cpu/synapses/linear.py):
+On the CPU, `fused`, few spikes are not multiplied but choose the rows that are added (stsbp_cpu/sparse/linear.py):
 the same bits forward and in `reproducible` precision.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from stsbp_cpu.synapses import linear as sparse
+from stsbp_cpu.sparse import linear as sparse
 from stsbp_spec.synapses.linear import Linear
 from stsbp_spec.typing import Precision, Shape
 
@@ -17,10 +17,6 @@ from stsbp_torch.layout import laid_out, rows
 from stsbp_torch.synapses.conv2d import exact_math
 
 __all__ = ["Residuals", "backward", "forward", "left"]
-
-
-SPARSE_BELOW, FRAMES, UNITS = 0.2, 1024, 64
-"""Share of non-zero inputs below which, and frames and units from which that is faster, of 256 inputs and units."""
 
 
 class Residuals(NamedTuple):
@@ -65,9 +61,9 @@ def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> R
     """What the way back reads."""
     shape = tuple(s.shape)
     w, frames = _memory_order(wq, shape), shape[0] * shape[1]
-    if fused and s.dtype is torch.uint8 and frames >= FRAMES and linear.units >= UNITS:
+    if fused and s.dtype is torch.uint8:
         flat = rows(laid_out(s)).view(frames, -1)
-        if sparse.present(flat.numpy()) < SPARSE_BELOW:
+        if sparse.pays(flat.numpy(), linear.units):
             return Residuals(flat, w, shape)
     return Residuals(rows(laid_out(s.float())).view(frames, -1), w, shape)
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from stsbp_cpu.synapses import maxpool2d
+from stsbp_cpu import pooling
 from stsbp_spec.synapses.maxpool2d import MaxPool2d
 from stsbp_spec.typing import Shape
 
-from stsbp_torch.layout import empty, flat_frames, laid_out
+from stsbp_torch.layout import TENSORS, empty, laid_out
 
 __all__ = ["Residuals", "backward", "forward"]
 
@@ -28,9 +28,7 @@ def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Ten
     shape = (*s.shape[:2], *pool.output_shape(tuple(s.shape[2:])))
     first = empty(shape, torch.int32, s.device)
     if fused:
-        largest = empty(shape, s.dtype, s.device)
-        maxpool2d.forward(flat_frames(s), flat_frames(largest), flat_frames(first), *pool.sizes)
-        return largest, Residuals(first, tuple(s.shape))
+        return pooling.largest(TENSORS, pool, s, first), Residuals(first, tuple(s.shape))
     views = _views(pool, s)
     largest = next(views).clone()
     first.zero_()
@@ -42,12 +40,9 @@ def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Ten
 
 def backward(pool: MaxPool2d, residuals: Residuals, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
     """The first largest input of a window receives its error, all others zero."""
-    d = laid_out(d)
-    ds = empty(residuals.shape, torch.float32, d.device)
     if fused:
-        maxpool2d.backward(flat_frames(d), flat_frames(residuals.first), flat_frames(ds), *pool.sizes)
-        return ds
-    ds.zero_()
+        return pooling.largest_backward(TENSORS, pool, residuals.first, residuals.shape, d)
+    ds = empty(residuals.shape, torch.float32, d.device).zero_()
     for number, view in enumerate(_views(pool, ds)):
         view.copy_(torch.where(residuals.first == number, d, 0.0))
     return ds

@@ -1,0 +1,264 @@
+"""The backend of the kernels alone: numba and numpy, no framework.
+
+Its arrays are numpy's, logical `[T, B, C, H, W]`, channels last in memory (layout.py).
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numba
+import numpy as np
+from stsbp_spec import grid, host
+from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
+from stsbp_spec.collective import Collective, Rendezvous
+from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
+from stsbp_spec.errors import BackendError
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.graph import Op, Projection
+from stsbp_spec.grid import WeightGrid
+from stsbp_spec.memory import keep_freed_memory
+from stsbp_spec.neurons.base import NeuronModel
+from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.reference import backend as reference
+from stsbp_spec.rules import Fusion, Rule
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.psp import SynapticFilter
+from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UInt8
+
+from stsbp_cpu import block, fused, pooling, recurrent, reductions
+from stsbp_cpu import recurrence as over_time
+from stsbp_cpu.compiling import announce
+from stsbp_cpu.layout import NUMPY, empty_memory
+from stsbp_cpu.optim import adamw
+from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
+
+__all__ = ["CpuBackend"]
+
+_NONE: Mapping[str, AnyArray] = MappingProxyType({})
+
+
+class _Dense(block.Dense[AnyArray]):
+    """Convolutions by dense.py."""
+
+    layout = NUMPY
+
+    def forward(self, conv: Conv2d, s: AnyArray, wq: AnyArray) -> AnyArray:
+        return conv2d.forward(conv, s, wq)[0]
+
+    def backward(
+        self, conv: Conv2d, s: AnyArray, wq: AnyArray, dz: AnyArray, *, need_input: bool
+    ) -> tuple[AnyArray | None, AnyArray]:
+        below, dw = conv2d.backward(conv, conv2d.Residuals(s, wq), dz, precision="fast", need_input=need_input)
+        assert dw is not None
+        return below, dw
+
+    def input_error(self, conv: Conv2d, wq: AnyArray, dz: AnyArray, shape: Shape) -> AnyArray:
+        return conv2d.input_error(conv, wq, dz, shape)
+
+    def left(self, s: AnyArray, wq: AnyArray) -> conv2d.Residuals:
+        return conv2d.Residuals(s, wq)
+
+
+class CpuBackend(AbstractBackend[AnyArray]):
+    """The kernels of stsbp_cpu and numpy."""
+
+    name: ClassVar[str] = "cpu"
+    api: ClassVar[int] = 1
+
+    @classmethod
+    def devices(cls) -> tuple[Device, ...]:
+        threads = f"{numba.get_num_threads()} threads"
+        return (
+            Device(
+                "cpu", f"numba {numba.__version__} kernels, numpy {np.__version__}, {threads}, {platform.machine()}"
+            ),
+        )
+
+    def open(self, device: str | None) -> str:
+        if device not in (None, "cpu"):
+            raise BackendError(f"backend 'cpu' has the device cpu only, got {device!r}; use --device cpu")
+        keep_freed_memory()
+        announce()
+        return "cpu"
+
+    def asarray(self, x: AnyArray) -> AnyArray:
+        return NUMPY.laid_out(x) if x.ndim == 5 else np.ascontiguousarray(x)
+
+    def numpy(self, x: AnyArray) -> AnyArray:
+        return x
+
+    def encode(self, inputs: UInt8, coding: Coding) -> AnyArray:
+        if coding == "events":
+            return self.asarray(inputs)
+        return self.asarray(inputs[None].astype(np.float32) * np.float32(2.0**-8))
+
+    def pack_spikes(self, s: AnyArray) -> Any:
+        return np.packbits(NUMPY.rows(NUMPY.laid_out(s)).reshape(-1)), s.shape
+
+    def unpack_spikes(self, packed: Any) -> AnyArray:
+        bits, shape = packed
+        s = NUMPY.empty(shape, np.uint8)
+        memory = NUMPY.view(s)
+        memory[...] = np.unpackbits(bits, count=s.size).reshape(memory.shape)
+        return s
+
+    @cached_property
+    def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
+        return {
+            Conv2d: Rule(conv2d.forward, conv2d.backward),
+            Linear: Rule(linear.forward, linear.backward),
+            AvgPool2d: Rule(
+                lambda pool, s: (pooling.average(NUMPY, pool, s), s.shape),
+                lambda pool, shape, d: pooling.average_backward(NUMPY, pool, shape, d),
+            ),
+            MaxPool2d: Rule(_largest, lambda pool, left, d: pooling.largest_backward(NUMPY, pool, left[0], left[1], d)),
+            Upsample2d: reference.RULES[Upsample2d],
+            Flatten: reference.RULES[Flatten],
+        }
+
+    @cached_property
+    def fusions(self) -> Sequence[Fusion[AnyArray]]:
+        return block.fusion(_Dense()), recurrent.fusion(NUMPY, linear.left)
+
+    def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> AnyArray:
+        made = dropout.mask(seed, layer, step, shape, rate, first)
+        return made.transpose(0, 3, 1, 2) if made.ndim == 4 else made
+
+    def dropout(self, mask: AnyArray, s: AnyArray) -> AnyArray:
+        return s * mask
+
+    def recur(
+        self,
+        recurrence: Recurrence,
+        constants: Constants,
+        inputs: Mapping[str, AnyArray],
+        steps: int,
+        *,
+        summed: tuple[str, ...] = (),
+    ) -> dict[str, AnyArray]:
+        if not over_time.pays(recurrence):
+            return reference.recur(recurrence, constants, inputs, steps, summed=summed)
+        given = {name: x if x.dtype == np.uint8 else x.astype(np.float32, copy=False) for name, x in inputs.items()}
+        return over_time.recur_of(NUMPY, recurrence, constants, given, steps, summed)
+
+    def neuron_forward(
+        self,
+        neuron: NeuronModel,
+        filter: SynapticFilter,
+        z: AnyArray,
+        steps: int,
+        learned: Mapping[str, AnyArray] = _NONE,
+    ) -> tuple[AnyArray, NeuronResiduals[AnyArray]]:
+        equations = neuron_equations(filter, neuron)
+        each = self.spread_all(equations, learned, z.shape[1:])
+        spikes, kept = fused.forward(NUMPY, equations, z, steps, each)
+        return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[AnyArray], ds: AnyArray
+    ) -> tuple[AnyArray, dict[str, AnyArray]]:
+        return fused.backward(NUMPY, neuron_equations(filter, neuron), residuals, ds)
+
+    def population_forward(
+        self, equations: NeuronEquations, zs: Sequence[AnyArray], steps: int, learned: Mapping[str, AnyArray]
+    ) -> tuple[AnyArray, NeuronResiduals[AnyArray]]:
+        each = self.spread_all(equations, learned, zs[0].shape[1:])
+        spikes, kept = fused.forward_all(NUMPY, equations, zs, steps, each)
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+    def population_backward(
+        self, equations: NeuronEquations, residuals: NeuronResiduals[AnyArray], ds: AnyArray, static: Sequence[bool]
+    ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:
+        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
+        errors, terms = fused.backward_all(NUMPY, equations, residuals, ds, summed)
+        return tuple(errors[name] for name in equations.errors), terms
+
+    def zeros(self, shape: Shape) -> AnyArray:
+        return _filled(shape, np.float32)
+
+    def silence(self, shape: Shape) -> AnyArray:
+        return _filled(shape, np.uint8)
+
+    def spread(self, values: AnyArray, shape: Shape) -> AnyArray:
+        return NUMPY.laid_out(super().spread(values, shape))
+
+    def moments(self, z: AnyArray, exponent: AnyArray) -> AnyArray:
+        return batchnorm.moments(_channels_last(z), int(exponent[0]))
+
+    def error_moments(self, dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
+        return batchnorm.error_moments(_channels_last(dy), _channels_last(z), int(exponent[0]))
+
+    def channelwise(
+        self, recurrence: Recurrence, arrays: Mapping[str, AnyArray], numbers: Mapping[str, AnyArray]
+    ) -> AnyArray:
+        (first, *_) = arrays.values()
+        out = NUMPY.empty(first.shape, np.float32)
+        batchnorm.normalised(
+            recurrence, {k: _channels_last(x) for k, x in arrays.items()}, numbers, _channels_last(out)
+        )
+        return out
+
+    def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+        rows = np.ascontiguousarray(w).reshape(len(w), -1)
+        wq, made = grid.fit_weight_grid(
+            reductions.largest(rows.reshape(-1)),
+            lambda exponent: reductions.round_rows(rows, exponent),
+            summands=rows.shape[1],
+            weight_bits=projection.synapse.weight_bits,
+            input_exponent=projection.input.exponent,
+            input_max=projection.input.maximum,
+            layer=projection.name,
+        )
+        return np.zeros_like(w) if wq is None else wq.reshape(w.shape), made
+
+    def largest_error(self, dz: Float32) -> Int32:
+        return np.array([reductions.largest_bits(_flat(dz))], np.int32)
+
+    def error_grid(self, dz: Float32, bits: int, largest: AnyArray | None = None) -> tuple[Float32, Int64]:
+        dz = NUMPY.laid_out(dz)
+        most = grid.magnitude(int((self.largest_error(dz) if largest is None else largest)[0]))
+        out = NUMPY.empty(dz.shape, np.float32)
+        return out, reductions.round_errors(_flat(dz), bits, most, _flat(out))
+
+    def gradient_squares(self, gradients: Sequence[Float32]) -> Int64:
+        return reductions.gradient_squares([np.ascontiguousarray(g).reshape(-1) for g in gradients])
+
+    def spike_count(self, s: UInt8) -> AnyArray:
+        return np.asarray(reductions.count(_flat(s)))
+
+    def adamw(
+        self, scalars: AdamWScalars, w: Float32, g: Float32, m: Float32, v: Float32
+    ) -> tuple[Float32, Float32, Float32]:
+        new = tuple(empty_memory(w.shape, np.float32) for _ in range(3))
+        adamw.update(
+            scalars, *(np.ascontiguousarray(x).reshape(-1) for x in (w, g, m, v)), *(x.reshape(-1) for x in new)
+        )
+        return new[0], new[1], new[2]
+
+    def join(self, rendezvous: Rendezvous) -> Collective[AnyArray]:
+        return host.join(rendezvous)
+
+
+def _largest(pool: MaxPool2d, s: AnyArray) -> tuple[AnyArray, tuple[AnyArray, Shape]]:
+    first = NUMPY.empty((*s.shape[:2], *pool.output_shape(s.shape[2:])), np.int32)
+    return pooling.largest(NUMPY, pool, s, first), (first, s.shape)
+
+
+def _filled(shape: Shape, dtype: type[np.generic]) -> AnyArray:
+    made = NUMPY.empty(shape, dtype)
+    made.fill(0)
+    return made
+
+
+def _flat(x: AnyArray) -> AnyArray:
+    return NUMPY.view(NUMPY.laid_out(x)).reshape(-1)
+
+
+def _channels_last(x: AnyArray) -> AnyArray:
+    """`[T, B, C, ...]` as it lies, `[n, C]`."""
+    return NUMPY.view(NUMPY.laid_out(x)).reshape(-1, x.shape[2])

@@ -1,0 +1,229 @@
+"""Convolutions and products of matrices, float32 and float64, for what is not sparse.
+
+Nothing is unfolded: a row of the window is one run of memory, in a frame with columns of zeros at its sides. The sums
+of many places and channels stay in registers (`vectors.products`). On the weight grid they are exact; elsewhere their
+order is the same on any number of threads, but for the gradient of a convolution, whose frames the threads share.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from stsbp_spec.typing import AnyArray, Float32, Shape
+
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.layout import empty_memory
+from stsbp_cpu.threads import get_num_threads
+from stsbp_cpu.vectors import lanes_of, products
+
+__all__ = ["convolve", "gradient", "input_error", "product", "product_of_rows"]
+
+_ROWS, _DEPTH = 48, 256
+"""Of a block of a product of matrices: its result stays in the first-level cache, the other factor near."""
+
+
+def convolve(
+    s: AnyArray, w: Float32, out: Float32, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int
+) -> None:
+    """Fill `out` `[n, H', W', C']` with the convolution of `s` `[n, H, W, C]`.
+
+    Args:
+        s: float32 or bytes.
+        w: weights `[rows, columns C, C']`.
+        out: what is filled.
+        kernels: rows and columns of the window.
+        edges: rows and columns of zeros on each side.
+        strides: of rows and columns.
+        rows_apart: dilation of the rows.
+    """
+    _convolve(s, _in_vectors(w), out, kernels[1], *edges, *strides, rows_apart)
+
+
+def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int) -> AnyArray:
+    """Gradient of the weights, `[rows, columns C, C']`, from `dz` `[n, H', W', C']`, in its type; see `convolve`."""
+    rows, columns = kernels
+    size, channels = columns * s.shape[3], dz.shape[3]
+    sums = np.zeros((get_num_threads(), rows, size, _in_whole(channels, dz.dtype)), dz.dtype)
+    _gradient(s, dz, sums, *edges, *strides, rows_apart)
+    total: AnyArray = sums.sum(0)[..., :channels]
+    return total
+
+
+def input_error(
+    dz: AnyArray, w: AnyArray, ds: Float32, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int
+) -> None:
+    """Fill `ds` `[n, H, W, C]`, float32, with the adjoint of the convolution.
+
+    Args:
+        dz: `[n, H', W', C']`, in whose type sums are taken.
+        w: weights `[rows, C', columns C]`, in the same type.
+        ds: what is filled.
+        kernels, edges, strides, rows_apart: see `convolve`.
+    """
+    _input_error(dz, _in_vectors(w), ds, kernels[1], *edges, *strides, rows_apart)
+
+
+def product(a: AnyArray, b: AnyArray) -> AnyArray:
+    """`a b`, `[n, k]` times `[k, m]`, of one type."""
+    columns = b.shape[1]
+    wide = _in_vectors(b[None])[0]
+    out = empty_memory((len(a), columns), a.dtype.type)
+    _product(np.ascontiguousarray(a), wide, out)
+    return out
+
+
+def product_of_rows(a: AnyArray, b: AnyArray) -> AnyArray:
+    """`a^T b`, `[n, k]` and `[n, m]` to `[k, m]`, of one type."""
+    columns, wide = b.shape[1], _in_vectors(b[None])[0]
+    sums = np.zeros((a.shape[1], wide.shape[1]), a.dtype)
+    _product_of_rows(np.ascontiguousarray(a), wide, sums)
+    return sums[:, :columns]
+
+
+def _in_whole(channels: int, dtype: np.dtype[Any]) -> int:
+    """So many channels in whole vectors."""
+    lanes = lanes_of(dtype.itemsize)
+    return -(-channels // lanes) * lanes
+
+
+def _in_vectors(w: AnyArray) -> AnyArray:
+    """The last axis with zeros up to whole vectors."""
+    channels = w.shape[2]
+    padded = np.zeros((*w.shape[:2], _in_whole(channels, w.dtype)), w.dtype)
+    padded[..., :channels] = w
+    return padded
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _product(a: AnyArray, b: AnyArray, out: AnyArray) -> None:
+    n, columns = out.shape
+    depth, wide = b.shape
+    lanes = 64 // a.itemsize
+    flat, source = b.reshape(-1), a.reshape(-1)
+    for block in prange((n + _ROWS - 1) // _ROWS):
+        low = block * _ROWS
+        rows = min(_ROWS, n - low)
+        own = np.zeros((rows, wide), a.dtype)
+        for k in range(0, depth, _DEPTH):
+            products(
+                own.reshape(-1), 0, wide, source, low * depth + k, 0, 1, depth, flat, k * wide, 0, wide, 1,
+                min(_DEPTH, depth - k), rows, wide // lanes,
+            )  # fmt: skip
+        for i in range(rows):
+            for c in range(columns):
+                out[low + i, c] = own[i, c]
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _product_of_rows(a: AnyArray, b: AnyArray, sums: AnyArray) -> None:
+    n, count = a.shape
+    wide = b.shape[1]
+    lanes = 64 // a.itemsize
+    flat, source, target = b.reshape(-1), a.reshape(-1), sums.reshape(-1)
+    for block in prange((count + _ROWS - 1) // _ROWS):
+        low = block * _ROWS
+        rows = min(_ROWS, count - low)
+        for k in range(0, n, _DEPTH):
+            products(
+                target, low * wide, wide, source, k * count + low, 0, count, 1, flat, k * wide, 0, wide, 1,
+                min(_DEPTH, n - k), rows, wide // lanes,
+            )  # fmt: skip
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _convolve(
+    s: AnyArray, w: Float32, out: Float32, columns: int, above: int, left: int, down: int, across: int, apart: int
+) -> None:
+    frames, height, width, channels = out.shape
+    rows, run, wide = w.shape
+    lanes = 64 // w.itemsize
+    size, flat = s.shape[3], w.reshape(-1)
+    line = (s.shape[2] + 2 * left) * size
+    for f in prange(frames):
+        source, own = _with_sides(s[f], left, w).reshape(-1), np.zeros((height, width, wide), w.dtype)
+        target = own.reshape(-1)
+        for i in range(rows):
+            for y in range(height):
+                row = y * down - above + i * apart
+                if 0 <= row < s.shape[1]:
+                    products(
+                        target, y * width * wide, wide, source, row * line, 0, 1, across * size, flat, i * run * wide,
+                        0, wide, 1, run, width, wide // lanes,
+                    )  # fmt: skip
+        for y in range(height):
+            for x in range(width):
+                for c in range(channels):
+                    out[f, y, x, c] = own[y, x, c]
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _gradient(
+    s: AnyArray, dz: AnyArray, sums: AnyArray, above: int, left: int, down: int, across: int, apart: int
+) -> None:
+    """Add to `sums` `[threads, rows, columns C, C' in whole vectors]`."""
+    frames, height, width, channels = dz.shape
+    threads, rows, run, wide = sums.shape
+    lanes = 64 // sums.itemsize
+    size = s.shape[3]
+    line = (s.shape[2] + 2 * left) * size
+    for thread in prange(threads):
+        error, total = np.zeros((height, width, wide), dz.dtype), sums[thread].reshape(-1)
+        for f in range(thread * frames // threads, (thread + 1) * frames // threads):
+            source = _with_sides(s[f], left, dz).reshape(-1)
+            for y in range(height):
+                for x in range(width):
+                    for c in range(channels):
+                        error[y, x, c] = dz[f, y, x, c]
+            for i in range(rows):
+                # Rows of the output whose window has its row `i` in the frame.
+                first = max(0, (above - i * apart + down - 1) // down)
+                last = min(height, (s.shape[1] + above - i * apart + down - 1) // down)
+                row = first * down - above + i * apart
+                products(
+                    total, i * run * wide, wide, source, row * line, down * line, across * size, 1, error.reshape(-1),
+                    first * width * wide, width * wide, wide, max(0, last - first), width, run, wide // lanes,
+                )  # fmt: skip
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _input_error(
+    dz: AnyArray, w: AnyArray, ds: Float32, columns: int, above: int, left: int, down: int, across: int, apart: int
+) -> None:
+    frames, height, width, channels = dz.shape
+    rows, _, wide = w.shape
+    lanes = 64 // w.itemsize
+    size, flat = ds.shape[3], w.reshape(-1)
+    run = columns * size
+    for f in prange(frames):
+        source, own = dz[f].reshape(-1), np.empty((width, wide), dz.dtype)
+        total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left) * size), dz.dtype)
+        for i in range(rows):
+            for y in range(height):
+                row = y * down - above + i * apart
+                if 0 <= row < ds.shape[1]:
+                    own[:] = 0
+                    products(
+                        own.reshape(-1), 0, wide, source, y * width * channels, 0, 1, channels, flat,
+                        i * channels * wide, 0, wide, 1, channels, width, wide // lanes,
+                    )  # fmt: skip
+                    line = total[row]
+                    for x in range(width):
+                        to, part = line[x * across * size :], own[x]
+                        for q in range(run):
+                            to[q] += part[q]
+        for y in range(ds.shape[1]):
+            ds[f, y].reshape(-1)[:] = total[y, left * size : (left + ds.shape[2]) * size]
+
+
+@cached_njit()
+def _with_sides(s: AnyArray, left: int, like: AnyArray) -> AnyArray:
+    """A frame `[H, W, C]` in the type of `like`, with columns of zeros on both sides."""
+    height, width, channels = s.shape
+    x = np.zeros((height, width + 2 * left, channels), like.dtype)
+    for y in range(height):
+        for place in range(width):
+            for c in range(channels):
+                x[y, place + left, c] = s[y, place, c]
+    return x

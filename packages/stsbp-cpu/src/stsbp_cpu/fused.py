@@ -1,0 +1,88 @@
+"""Neurons and the filter before them by the fused kernels, in the memory of a library's own arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from stsbp_spec.equations import NeuronEquations
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.typing import Array
+
+from stsbp_cpu import neurons, populations
+from stsbp_cpu.layout import Layout, beside_u, numbers
+from stsbp_cpu.populations import Loop
+
+__all__ = ["backward", "backward_all", "forward", "forward_all"]
+
+
+def forward(
+    layout: Layout[Array], equations: NeuronEquations, z: Array, steps: int, learned: Mapping[str, Array]
+) -> tuple[Array, dict[str, Array]]:
+    """Spikes `[T, ...]` and what the way back reads, from `z`, `[1 or T, ...]`.
+
+    `learned` is `NeuronResiduals.learned`.
+    """
+    shape = (steps, *z.shape[1:])
+    kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
+    spikes = layout.empty(shape, np.uint8)
+    given, u, fired = (layout.rows(x) for x in (layout.laid_out(z), kept["u"], spikes))
+    neurons.forward(equations, given, u, fired, beside_u(layout, kept), numbers(layout, learned))
+    return spikes, kept
+
+
+def backward(
+    layout: Layout[Array], equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array
+) -> tuple[Array, dict[str, Array]]:
+    """`Pairs.neuron_backward`."""
+    kept, (steps, *shape) = residuals.kept, ds.shape
+    dz = layout.empty((1 if residuals.static else steps, *shape), np.float32)
+    terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
+    error, below = layout.rows(layout.laid_out(ds)), layout.rows(dz)
+    of_learned = numbers(layout, residuals.learned), numbers(layout, terms)
+    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, kept), error, below, *of_learned)
+    return dz, terms
+
+
+def forward_all(
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    zs: Sequence[Array | None],
+    steps: int,
+    learned: Mapping[str, Array],
+    loop: Loop | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """`forward` of neurons that read several inputs, of which None is that of `loop`."""
+    first = next(z for z in zs if z is not None)
+    shape = (steps, *first.shape[1:])
+    kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
+    spikes = layout.empty(shape, np.uint8)
+    given = [None if z is None else layout.rows(layout.laid_out(z)) for z in zs]
+    u, fired = layout.rows(kept["u"]), layout.rows(spikes)
+    populations.forward(equations, given, u, fired, beside_u(layout, kept), numbers(layout, learned), loop)
+    return spikes, kept
+
+
+def backward_all(
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    residuals: NeuronResiduals[Array],
+    ds: Array,
+    static: Sequence[str],
+    loop: Loop | None = None,
+    bits: int = 0,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Errors of the inputs by the names of `equations.errors`, of `static` their sums; and `backward`'s terms.
+
+    `loop` and `bits`: see `populations.backward`.
+    """
+    kept, shape = residuals.kept, tuple(ds.shape)
+    moving = [name for name in dict.fromkeys(equations.errors) if name not in static]
+    summed = [*static, *equations.terms]
+    of_steps = dict(zip(moving, layout.end_to_end(len(moving), shape), strict=True))
+    sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
+    populations.backward(
+        equations, tuple(static), layout.rows(kept["u"]), beside_u(layout, kept), layout.rows(layout.laid_out(ds)),
+        layout.joined([*of_steps.values()]), numbers(layout, sums), numbers(layout, residuals.learned), loop, bits,
+    )  # fmt: skip
+    return of_steps | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}

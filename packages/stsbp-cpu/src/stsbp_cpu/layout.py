@@ -1,0 +1,127 @@
+"""Memory layout: logical `[T, B, C, H, W]`, in memory `[T, B, H, W, C]` (channels last); `[T, B, N]` as it is.
+
+The kernels take numpy arrays in the order of memory. What is made of several kernels (fused.py, block.py) serves arrays
+of any library in the CPU's memory, which says by a `Layout` how the kernels get at them.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
+
+import numpy as np
+from stsbp_spec.typing import AnyArray, Array, Float32, Shape
+
+from stsbp_cpu.neurons import NONE_KEPT, NOTHING
+
+__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "numbers"]
+
+_TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
+_LINE = 64
+
+
+class Layout(ABC, Generic[Array]):
+    """How the kernels get at arrays of a library, without a copy."""
+
+    @abstractmethod
+    def empty(self, shape: Shape, dtype: type[np.generic]) -> Array:
+        """An uninitialised array of logical `shape`, laid out."""
+
+    @abstractmethod
+    def laid_out(self, x: Array) -> Array:
+        """`x` itself where it lies in memory as described above, else a copy that does."""
+
+    @abstractmethod
+    def view(self, x: Array) -> AnyArray:
+        """The memory of a laid-out array as a numpy array, `[T, B, H, W, C]`, `[T, B, N]`, ..."""
+
+    @abstractmethod
+    def of(self, memory: AnyArray) -> Array:
+        """Inverse of `view`."""
+
+    def is_bytes(self, x: Array) -> bool:
+        """Whether `x` is of spikes or event counts, uint8."""
+        return self.view(x).dtype == np.uint8
+
+    def rows(self, x: Array) -> AnyArray:
+        """A laid-out array as `[T, M]`, one row per step."""
+        memory = self.view(x)
+        return memory.reshape(len(memory), -1)
+
+    def frames(self, x: Array) -> AnyArray:
+        """A laid-out `[T, B, C, H, W]` as `[T B, H, W, C]`."""
+        memory = self.view(x)
+        return memory.reshape(-1, *memory.shape[2:])
+
+    def end_to_end(self, count: int, shape: Shape) -> list[Array]:
+        """Uninitialised float32 arrays of logical `shape` that lie one after the other."""
+        if count < 2:
+            return [self.empty(shape, np.float32) for _ in range(count)]
+        memory: Any = self.empty((count * shape[0], *shape[1:]), np.float32)
+        return [memory[i * shape[0] : (i + 1) * shape[0]] for i in range(count)]
+
+    def joined(self, arrays: Sequence[Array]) -> Float32:
+        """Laid-out float32 arrays as `[K, T, M]`, without a copy where they lie one after the other."""
+        parts = [self.rows(x) for x in arrays]
+        if not parts:
+            return NONE_KEPT
+        first = parts[0]
+        if len(parts) == 1:
+            return first[None]
+        if len({_address(x) - i * first.nbytes for i, x in enumerate(parts)}) == 1:
+            strides = (first.nbytes, *first.strides)
+            return np.lib.stride_tricks.as_strided(first, (len(parts), *first.shape), strides)
+        return np.stack(parts)
+
+
+def _address(x: AnyArray) -> int:
+    address: int = x.__array_interface__["data"][0]
+    return address
+
+
+def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
+    """An uninitialised numpy array that begins at a cache line."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -_address(memory) % _LINE
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+class _Numpy(Layout[AnyArray]):
+    """Of numpy arrays."""
+
+    def empty(self, shape: Shape, dtype: type[np.generic]) -> AnyArray:
+        if len(shape) != 5:
+            return empty_memory(shape, dtype)
+        t, b, c, h, w = shape
+        return empty_memory((t, b, h, w, c), dtype).transpose(_TO_LOGICAL)
+
+    def laid_out(self, x: AnyArray) -> AnyArray:
+        memory = x.transpose(_TO_MEMORY) if x.ndim == 5 else x
+        if memory.flags.c_contiguous:
+            return x
+        copy = self.empty(x.shape, x.dtype.type)
+        copy[...] = x
+        return copy
+
+    def view(self, x: AnyArray) -> AnyArray:
+        return x.transpose(_TO_MEMORY) if x.ndim == 5 else x
+
+    def of(self, memory: AnyArray) -> AnyArray:
+        return memory.transpose(_TO_LOGICAL) if memory.ndim == 5 else memory
+
+
+NUMPY = _Numpy()
+"""Of numpy arrays."""
+
+
+def beside_u(layout: Layout[Array], kept: Mapping[str, Array]) -> Float32:
+    """What a forward pass keeps besides the potential, `[K, T, M]`."""
+    return NONE_KEPT if len(kept) == 1 else layout.joined([x for name, x in kept.items() if name != "u"])
+
+
+def numbers(layout: Layout[Array], each: Mapping[str, Array]) -> Float32:
+    """Laid-out `[1, ...]` for each learned number as `[P, M]`."""
+    return layout.joined([*each.values()])[:, 0] if each else NOTHING

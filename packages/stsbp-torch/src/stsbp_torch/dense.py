@@ -1,0 +1,49 @@
+"""What of a block is not sparse, on the CPU (stsbp_cpu/block.py): torch's convolutions of floats and of bytes."""
+
+from __future__ import annotations
+
+import torch
+from stsbp_cpu.block import Dense, Input
+from stsbp_cpu.synapses.conv2d_bytes import doubled
+from stsbp_spec.synapses import Conv2d
+from stsbp_spec.typing import Shape
+
+from stsbp_torch.layout import TENSORS, empty, laid_out, view
+from stsbp_torch.synapses import conv2d, conv2d_bytes
+
+__all__ = ["DENSE"]
+
+
+class _Dense(Dense[torch.Tensor]):
+    """Convolutions by oneDNN."""
+
+    layout = TENSORS
+
+    def forward(self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> torch.Tensor:
+        return conv2d.forward(conv, s, wq)[0]
+
+    def backward(
+        self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor, dz: torch.Tensor, *, need_input: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        below, dw = conv2d.backward(conv, self.left(s, wq), dz, precision="fast", need_input=need_input)
+        assert dw is not None
+        return below, dw
+
+    def input_error(self, conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
+        return conv2d.input_error(conv, wq, dz, shape)
+
+    def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Residuals:
+        return conv2d.Residuals(laid_out(s.float()), wq)
+
+    def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
+        return conv2d_bytes.usable(conv, shape, largest)
+
+    def of_bytes(self, conv: Conv2d, given: Input[torch.Tensor], wq: torch.Tensor) -> torch.Tensor:
+        t, b, c, h, w = given.s.shape
+        bytes_ = empty((t, b, 2 * c, h // given.size, w // given.size), torch.uint8, given.s.device)
+        s, size, mask, masked = given.arrays(TENSORS)
+        doubled(s, mask, masked, size, view(bytes_))
+        return conv2d_bytes.forward(conv, bytes_, wq, 1 / given.size**2)
+
+
+DENSE = _Dense()

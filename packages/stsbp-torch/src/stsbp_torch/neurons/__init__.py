@@ -1,1 +1,0 @@
-"""Neuron kernels."""
