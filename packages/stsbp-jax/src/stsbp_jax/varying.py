@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax import lax
+from stsbp_spec.typing import Shape
 
-__all__ = ["alike"]
+__all__ = ["alike", "result_like"]
 
 Tree = TypeVar("Tree")
 
@@ -26,6 +28,14 @@ def alike(tree: Tree, *others: Any) -> Tree:
         return tree
     found: Tree = jax.tree.map(lambda x: _spread(x, every - _axes(x)), tree)
     return found
+
+
+def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...]) -> jax.ShapeDtypeStruct:
+    """Type of a result of a call whose arguments, all `alike`, it varies with."""
+    kind: Any = jax.typeof(arrays[0]) if arrays else None
+    # Names of one thing, the first since jax 0.10.
+    varies = {name: getattr(kind, name) for name in ("manual_axis_type", "vma") if hasattr(kind, name)}
+    return jax.ShapeDtypeStruct(shape, dtype, **dict([*varies.items()][:1]))
 
 
 def _axes(x: Any) -> frozenset[Any]:

@@ -1,0 +1,233 @@
+"""Functions of numpy arrays as part of JAX's programs on the CPU, called by XLA in its own memory without a copy.
+
+`jax.pure_callback` does the same, but copies arrays, and takes longer for a call than many kernels do. XLA's handlers
+in other languages are native functions; here one Python function is the handler of all calls (entry.py). It has the GIL,
+so that two calls never run at once, whatever XLA does: kernels of numba may count on that.
+
+A function runs on threads of XLA's, or on the thread that called the program. It must not call JAX, and must not keep the
+arrays it was given: their memory is XLA's again when it returns.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from traceback import clear_frames
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from stsbp_spec.errors import ShapeError
+from stsbp_spec.typing import AnyArray, Shape
+
+from stsbp_jax.entry import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
+from stsbp_jax.varying import alike, result_like
+
+__all__ = ["Making", "empty", "host_call", "original_errors", "wanted"]
+
+_NAME = "stsbp_host"
+_KEPT = 16
+"""So many errors are kept at most."""
+_LINE = 64
+"""Bytes of a cache line."""
+
+_lock = threading.Lock()
+_sites: dict[int, Site] = {}
+_numbers: dict[Hashable, int] = {}
+# No number of another process: JAX may keep compiled programs on the disk, and finds none there that has such a number.
+_next_number = count(secrets.randbits(40) << 22)
+_is_open = False
+
+_errors: dict[int, BaseException] = {}
+_next_error = count(1)
+_TICKET = re.compile(r"\[host call (\d+)\]")
+
+
+def host_call(
+    function: Callable[..., None],
+    results: Sequence[jax.ShapeDtypeStruct],
+    *arrays: Any,
+    fixed: tuple[Hashable, ...] = (),
+) -> tuple[Array, ...]:
+    """What `function(*fixed, *arrays, out=[...])` writes into arrays of the shapes and dtypes of `results`, on the CPU.
+
+    JAX may call it any number of times, or never, and takes it to have no other effect. `vmap` calls it for each element.
+
+    Args:
+        function: of numpy arrays, those of `out` uninitialised. JAX's programs keep it for ever. Functions that are equal
+            compute the same and have one entry, so that tracing again adds none.
+        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64).
+        arrays: arguments, of the same dtypes; they reach `function` closed to writing.
+        fixed: further arguments, which are the same in each call of a program.
+
+    Raises:
+        BackendError: jaxlib is of a version whose calls are not known here.
+        ShapeError: a dtype is none of the above.
+    """
+    _open()
+    given: tuple[Array, ...] = alike(tuple(jnp.asarray(x) for x in arrays))
+    memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in each) for each in (given, results))
+    for memory in (*memories[0], *memories[1]):
+        if memory.dtype not in CODES:
+            known = ", ".join(dtype.name for dtype in CODES)
+            raise ShapeError(f"a call of the host takes and gives arrays of {known}, not {memory.dtype}")
+    if not results:
+        return ()
+    types = [result_like(memory.shape, memory.dtype, given) for memory in memories[1]]
+    call: Any = jax.ffi.ffi_call(_NAME, types, vmap_method="sequential")
+    return tuple(call(*given, number=np.int64(_number(function, fixed, *memories))))
+
+
+def _open() -> None:
+    global _is_open
+    with _lock:
+        if not _is_open:
+            open_door(_NAME, _sites, _told)
+            _is_open = True
+
+
+def _number(
+    function: Callable[..., None],
+    fixed: tuple[Hashable, ...],
+    arguments: tuple[Memory, ...],
+    results: tuple[Memory, ...],
+) -> int:
+    key = (function, fixed, arguments, results)
+    with _lock:
+        if key not in _numbers:
+            number = next(_next_number)
+            _sites[number] = Site(
+                lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results
+            )
+            _numbers[key] = number
+        return _numbers[key]
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """Message and code of an error for XLA; the error itself is kept for `original_errors`."""
+    number = next(_next_error)
+    _forget_arrays(error)
+    _errors[number] = error
+    for old in [*_errors][:-_KEPT]:
+        _errors.pop(old, None)
+    code = INTERNAL
+    if isinstance(error, MemoryError):
+        code = RESOURCE_EXHAUSTED
+    elif isinstance(error, KeyboardInterrupt):
+        code = CANCELLED
+    try:
+        text = str(error)
+    except Exception:
+        text = "(without a message)"
+    return f"[host call {number}] {type(error).__name__}: {text}", code
+
+
+def _forget_arrays(error: BaseException) -> None:
+    """Empties the frames of tracebacks, whose arrays lie in memory that is about to be XLA's again."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            clear_frames(each.__traceback__)
+            pending += [each.__cause__, each.__context__]
+
+
+@contextmanager
+def original_errors() -> Iterator[None]:
+    """Raises what a function of the host raised, where JAX raises an error of its own in its place.
+
+    JAX does so where a result is waited for, so that is what belongs into this context.
+    """
+    original = None
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        found = _TICKET.search(str(error))
+        original = _errors.get(int(found[1])) if found else None
+        if original is None:
+            raise
+    if original is not None:
+        raise original from original.__cause__
+
+
+class _Wanted(threading.local):
+    """Arrays of results that nobody has yet taken."""
+
+    arrays: Sequence[AnyArray] = ()
+
+
+_wanted = _Wanted()
+
+
+@contextmanager
+def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
+    """Within it `empty` gives these arrays, each once, on this thread; within a further one, that one's."""
+    before = _wanted.arrays
+    _wanted.arrays = list(arrays)
+    try:
+        yield
+    finally:
+        _wanted.arrays = before
+
+
+def empty(shape: Shape, dtype: Any) -> AnyArray:
+    """An uninitialised array: one that is `wanted`, of this shape and dtype, else new memory at a cache line."""
+    kind = np.dtype(dtype)
+    arrays = _wanted.arrays
+    for i, x in enumerate(arrays):
+        if x.shape == shape and x.dtype == kind:
+            _wanted.arrays = [*arrays[:i], *arrays[i + 1 :]]
+            return x
+    size = math.prod(shape) * kind.itemsize
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Making:
+    """A function that makes its results, as one for `host_call`.
+
+    What it takes from `empty` is, where shapes and dtypes match, the memory of the results; what lies elsewhere in the
+    end is copied.
+
+    Args:
+        function: gives a sequence of arrays.
+    """
+
+    function: Callable[..., Sequence[AnyArray]]
+
+    def __call__(self, *arguments: Any, out: Sequence[AnyArray]) -> None:
+        with wanted(out):
+            found = self.function(*arguments)
+        _put(found, out)
+
+
+def _put(found: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
+    """Copies arrays into those of `out` that they are not; each may lie in the memory of any."""
+    made, promised = [(x.shape, x.dtype) for x in found], [(x.shape, x.dtype) for x in out]
+    if made != promised:
+        raise ShapeError(f"a function of the host gave {_listed(made)} instead of {_listed(promised)}")
+    elsewhere = [(x, target) for x, target in zip(found, out, strict=True) if not _is_same(x, target)]
+    # All are read before the first is written.
+    safe = [x.copy() if any(np.may_share_memory(x, y) for y in out) else x for x, _ in elsewhere]
+    for x, (_, target) in zip(safe, elsewhere, strict=True):
+        target[...] = x
+
+
+def _is_same(x: AnyArray, target: AnyArray) -> bool:
+    return x is target or (x.strides == target.strides and x.ctypes.data == target.ctypes.data)
+
+
+def _listed(arrays: list[tuple[Shape, Any]]) -> str:
+    return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in arrays) or "nothing"
