@@ -122,8 +122,13 @@ class CpuBackend(AbstractBackend[AnyArray]):
         }
 
     @cached_property
+    def dense(self) -> block.Dense[AnyArray]:
+        """Its convolutions of what is not sparse."""
+        return _Dense()
+
+    @cached_property
     def fusions(self) -> Sequence[Fusion[AnyArray]]:
-        return block.fusion(_Dense()), recurrent.fusion(NUMPY, linear.left)
+        return block.fusion(self.dense), recurrent.fusion(NUMPY, linear.left)
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> AnyArray:
         made = dropout.mask(seed, layer, step, shape, rate, first)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, NamedTuple
 
 import numpy as np
@@ -253,7 +253,11 @@ class SparseBlock(Block[Array]):
         (s,) = inputs
         if not self.dense.layout.is_bytes(s) or s.shape[1] < get_num_threads():
             return (yield from super().forward(run, s))
-        wq, given = run.weights[self.projection.name], self.given(run, s)
+        return (yield from self.ahead(run, self.given(run, s)))
+
+    def ahead(self, run: Run[Array], given: Input[Array]) -> Ahead[Array]:
+        """`forward`, which asks for nothing."""
+        wq = run.weights[self.projection.name]
         density = given.density(self.dense.layout)
         kind = self.kind(given, density)
         if kind == "sparse":
@@ -265,12 +269,20 @@ class SparseBlock(Block[Array]):
             spikes, neurons = yield from self.neurons.forward(run, z)
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
+    def is_sparse(self, given: Input[Array]) -> bool:
+        """`Residuals.sparse`."""
+        return given.density(self.dense.layout) < GRADIENT_BELOW
+
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         if not isinstance(residuals, Residuals):
             return (yield from super().backward(run, residuals, error, precision))
         error = self.taken(residuals, error)
         if precision == "reproducible":
             return (yield from super().backward(run, self.by_parts(residuals), error, precision))
+        return (yield from self.back(run, residuals, error))
+
+    def back(self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]) -> Exchange[Array]:
+        """`backward`, `fast`, which asks for nothing."""
         given, wq, sparse, neurons = residuals
         filter, (need_input,) = self.neurons.filters[run.training], self.needed
         need_below = need_input and not self.may_defer
@@ -288,7 +300,7 @@ class SparseBlock(Block[Array]):
             found = self.below(given, below)
         elif need_input:
             found = DeferredError(self, given, wq, dz)
-        learned = yield from self.neurons.gradients(run, terms, precision)
+        learned = yield from self.neurons.gradients(run, terms, "fast")
         return Back((found,), {self.projection.name: dw, **learned}, {})
 
     def population(self, residuals: Any) -> NeuronResiduals[Array]:
@@ -308,16 +320,32 @@ class SparseBlock(Block[Array]):
             return "sparse"
         return "bytes" if of_bytes else "floats"
 
+    @cached_property
+    def pool(self) -> AvgPool2d | None:
+        """The pooling before the convolution; None: none."""
+        ops = (place.node.op for place in self.places)
+        return next((op for op in ops if isinstance(op, AvgPool2d)), None)
+
+    @cached_property
+    def window(self) -> int:
+        """Size of its windows; 1: none."""
+        return 1 if self.pool is None else self.pool.sizes[0]
+
+    @cached_property
+    def masked(self) -> int:
+        """Where its dropout stands: see `Input`."""
+        for place in self.places[:-2]:
+            if isinstance(place.node.op, Dropout):
+                return 1 if place is self.places[0] else 2
+        return 0
+
     def given(self, run: Run[Array], s: Array) -> Input[Array]:
         """What the block takes from the spikes of the block below."""
-        size, mask, masked = 1, None, 0
+        mask = None
         for part in self.parts:
-            op = part.places[0].node.op
-            if isinstance(op, AvgPool2d):
-                size, _ = op.sizes
-            elif isinstance(part, Drops) and (mask := part.mask(run, s.shape[1])) is not None:
-                masked = 1 if size == 1 else 2
-        return Input(s, size, mask, masked)
+            if isinstance(part, Drops):
+                mask = part.mask(run, s.shape[1])
+        return Input(self.dense.layout.laid_out(s), self.window, mask, 0 if mask is None else self.masked)
 
     def sums(self, given: Input[Array], wq: Array, *, of_bytes: bool) -> Array:
         """Weighted sums by a convolution of bytes, or of floats."""
@@ -347,10 +375,9 @@ class SparseBlock(Block[Array]):
         """The error of the spikes below from that of the input of the convolution."""
         if given.mask is not None and given.masked == 2:
             below = self._dropped(given.mask, below)
-        pool = next((place.node.op for place in self.places if isinstance(place.node.op, AvgPool2d)), None)
-        if pool is None:
+        if self.pool is None:
             return below if given.mask is None else self._dropped(given.mask, below)
-        pooled = PooledError(self.dense.layout, below, pool, tuple(given.s.shape))
+        pooled = PooledError(self.dense.layout, below, self.pool, tuple(given.s.shape))
         if given.masked != 1:
             return pooled
         assert given.mask is not None

@@ -7,8 +7,10 @@ of any library in the CPU's memory, which says by a `Layout` how the kernels get
 from __future__ import annotations
 
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic
 
 import numpy as np
@@ -16,7 +18,7 @@ from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_cpu.neurons import NONE_KEPT, NOTHING
 
-__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "numbers"]
+__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "numbers", "wanted"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 _LINE = 64
@@ -81,8 +83,33 @@ def _address(x: AnyArray) -> int:
     return address
 
 
+class _Wanted(threading.local):
+    """Arrays of results that nobody has taken yet."""
+
+    arrays: Sequence[AnyArray] = ()
+
+
+_wanted = _Wanted()
+
+
+@contextmanager
+def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
+    """Within it `empty_memory` gives these arrays, each once, on this thread; within a further one, that one's."""
+    before = _wanted.arrays
+    _wanted.arrays = list(arrays)
+    try:
+        yield
+    finally:
+        _wanted.arrays = before
+
+
 def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    """An uninitialised numpy array that begins at a cache line."""
+    """An uninitialised array: one that is `wanted`, of this shape and dtype, else new memory at a cache line."""
+    arrays = _wanted.arrays
+    for i, x in enumerate(arrays):
+        if x.shape == shape and x.dtype == dtype:
+            _wanted.arrays = [*arrays[:i], *arrays[i + 1 :]]
+            return x
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -_address(memory) % _LINE

@@ -14,7 +14,7 @@ from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.threads import threads_for
 
-__all__ = ["count", "gradient_squares", "largest", "largest_bits", "round_errors", "round_rows"]
+__all__ = ["count", "counts", "gradient_squares", "largest", "largest_bits", "round_errors", "round_rows"]
 
 _CHUNK = 65536
 _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
@@ -45,6 +45,25 @@ def count(spikes: UInt8) -> int:
     """Number of spikes, zeros and ones, in `[M]`."""
     with threads_for(spikes.size // 8):
         return int(_count(spikes))
+
+
+@cached_njit(parallel=True)
+def _counts(spikes: UInt8, found: Int32) -> None:
+    for b in prange(len(found)):
+        total = np.int32(0)
+        for t in range(len(spikes)):
+            row = spikes[t, b]
+            for j in range(len(row)):
+                total += row[j]
+        found[b] = total
+
+
+def counts(spikes: UInt8) -> Int32:
+    """Number of spikes, zeros and ones, of each sample of `[T, B, M]`, int32 `[B]`."""
+    found = np.empty(spikes.shape[1], np.int32)
+    with threads_for(spikes.size // 8):
+        _counts(spikes, found)
+    return found
 
 
 @cached_njit(parallel=True)

@@ -1,5 +1,8 @@
 """The JAX backend: the spec's operations on JAX's arrays, and functions of them that are compiled whole.
 
+On the CPU the operations are calls of stsbp_cpu's kernels (on_cpu.py); on other devices, and on the device `cpu:xla`,
+they are XLA's own.
+
 Images lie channels-last, `[T, B, H, W, C]`, behind `asarray`, `encode` and `numpy`. Nothing changes the user's
 configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`). With several processes JAX's
 handler of SIGTERM is off (collective.py).
@@ -10,30 +13,36 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from stsbp_cpu.compiling import announce
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
 from stsbp_spec.encoders.packed import PackedFrames
-from stsbp_spec.equations import Constants
+from stsbp_spec.equations import Constants, NeuronEquations
 from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
 from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
+from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.programs import gradients, output
-from stsbp_spec.rules import Rule
+from stsbp_spec.results import NeuronResiduals
+from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
+from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Precision, Shape, UInt8
 
+from stsbp_jax import on_cpu
 from stsbp_jax.collective import JaxCollective, connect, together
 from stsbp_jax.compiling import Compiled, OneByOne
 from stsbp_jax.grid import (
@@ -58,6 +67,9 @@ __all__ = ["PAIRS", "JaxBackend"]
 
 _PLATFORMS = ("cpu", "gpu", "tpu")
 _ALL = ":all"
+_XLA = "cpu:xla"
+
+_NONE: Mapping[str, Array] = MappingProxyType({})
 
 _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
 
@@ -73,7 +85,10 @@ def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 class JaxBackend(AbstractBackend[Array]):
-    """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ...; `gpu:all`: on all of this process."""
+    """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ...; `gpu:all`: on all of this process.
+
+    `cpu:xla` is the CPU without kernels, for comparison: what is compiled is what other devices run.
+    """
 
     name: ClassVar[str] = "jax"
     api: ClassVar[int] = 1
@@ -81,6 +96,7 @@ class JaxBackend(AbstractBackend[Array]):
     _alone: Collective[Array]
     _collective: Collective[Array]
     _forgotten: float = 0.0
+    _on_cpu: bool
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -91,9 +107,12 @@ class JaxBackend(AbstractBackend[Array]):
             except RuntimeError as error:
                 found.append(Device(platform, f"jax {jax.__version__}", problem=_why(platform, error)))
                 continue
+            kernels = ", stsbp_cpu's kernels" if platform == "cpu" else ""
             for i, device in enumerate(present):
                 name = platform if i == 0 else f"{platform}:{i}"
-                found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}"))
+                found.append(Device(name, f"jax {jax.__version__} on {device.device_kind}{kernels}"))
+            if platform == "cpu":
+                found.append(Device(_XLA, f"jax {jax.__version__}, XLA's own code"))
             if len(present) > 1:
                 found.append(Device(platform + _ALL, f"jax {jax.__version__} on these {len(present)} together"))
         return tuple(found)
@@ -103,13 +122,17 @@ class JaxBackend(AbstractBackend[Array]):
             # XLA's worker threads take the memory.
             keep_freed_memory(one_pool=True)
         try:
-            self._devices: list[Any] = jax.local_devices()[:1] if device is None else _find(device)
+            found = "cpu" if device == _XLA else device
+            self._devices: list[Any] = jax.local_devices()[:1] if found is None else _find(found)
         except (RuntimeError, LookupError) as error:
             usable = ", ".join(d.name for d in self.devices() if d.problem is None) or "none"
             raise BackendError(
                 f"backend 'jax' cannot use the device {device or 'of its choice'!r}: {error}; usable here: {usable}"
             ) from error
         self._device = self._devices[0]
+        self._on_cpu = self._device.platform == "cpu" and device != _XLA
+        if self._on_cpu:
+            announce()
         self._alone = Alone() if len(self._devices) == 1 else JaxCollective([self._devices], 0)
         self._collective = self._alone
         self._compiled: dict[Hashable, _Program] = {}
@@ -196,7 +219,11 @@ class JaxBackend(AbstractBackend[Array]):
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
-        return _RULES
+        return {**_RULES, **on_cpu.RULES} if self._on_cpu else _RULES
+
+    @property
+    def fusions(self) -> Sequence[Fusion[Array]]:
+        return (on_cpu.fuse,) if self._on_cpu else ()
 
     def dropout_mask(
         self,
@@ -207,6 +234,9 @@ class JaxBackend(AbstractBackend[Array]):
         rate: float,
         first: int | Array = 0,
     ) -> Array:
+        if self._on_cpu:
+            given = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step, first))
+            return on_cpu.dropout_mask(tuple(given), layer, tuple(shape), rate)
         # Within what is compiled these are traced words already.
         words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
         if isinstance(first, int) and first == 0:
@@ -229,8 +259,53 @@ class JaxBackend(AbstractBackend[Array]):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
+        if self._on_cpu:
+            return on_cpu.recur(recurrence, constants, inputs, steps, summed)
         found: dict[str, Array] = _recur(recurrence, dict(constants), dict(inputs), steps, summed=summed)
         return found
+
+    def neuron_forward(
+        self,
+        neuron: NeuronModel,
+        filter: SynapticFilter,
+        z: Array,
+        steps: int,
+        learned: Mapping[str, Array] = _NONE,
+    ) -> tuple[Array, NeuronResiduals[Array]]:
+        if self._on_cpu and on_cpu.fits(z):
+            return on_cpu.neuron_forward(neuron, filter, z, steps, learned)
+        return super().neuron_forward(neuron, filter, z, steps, learned)
+
+    def neuron_backward(
+        self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        if self._on_cpu and on_cpu.fits(ds):
+            return on_cpu.neuron_backward(neuron, filter, residuals, ds)
+        return super().neuron_backward(neuron, filter, residuals, ds)
+
+    def population_forward(
+        self, equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
+    ) -> tuple[Array, NeuronResiduals[Array]]:
+        if self._on_cpu and on_cpu.fits(zs[0]):
+            return on_cpu.population_forward(equations, zs, steps, learned)
+        return super().population_forward(equations, zs, steps, learned)
+
+    def population_backward(
+        self, equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
+    ) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        if self._on_cpu and on_cpu.fits(ds):
+            return on_cpu.population_backward(equations, residuals, ds, static)
+        return super().population_backward(equations, residuals, ds, static)
+
+    def adamw(self, scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+        if self._on_cpu:
+            return on_cpu.adamw(scalars, w, g, m, v)
+        return super().adamw(scalars, w, g, m, v)
+
+    def channelwise(self, recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
+        if self._on_cpu:
+            return on_cpu.channelwise(recurrence, arrays, numbers)
+        return super().channelwise(recurrence, arrays, numbers)
 
     def scan(
         self,
@@ -268,6 +343,8 @@ class JaxBackend(AbstractBackend[Array]):
         return jnp.concatenate([nothing, x[: len(x) - count]] if steps >= 0 else [x[count:], nothing])
 
     def sample_grid(self, dz: Array, bits: int) -> Array:
+        if self._on_cpu:
+            return on_cpu.sample_grid(dz, bits)
         result: Array = _sample_grid(dz, bits)
         return result
 
@@ -279,14 +356,20 @@ class JaxBackend(AbstractBackend[Array]):
         return sums
 
     def moments(self, z: Array, exponent: Array) -> Array:
+        if self._on_cpu:
+            return on_cpu.moments(z, exponent)
         sums: Array = _moments(z, exponent)
         return sums
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
+        if self._on_cpu:
+            return on_cpu.error_moments(dy, z, exponent)
         sums: Array = _error_moments(dy, z, exponent)
         return sums
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        if self._on_cpu:
+            return on_cpu.of_channels(function, *arrays, **fixed)
         with wide():
             return _of_channels(function, tuple(sorted(fixed.items())), *arrays)
 
@@ -332,18 +415,26 @@ class JaxBackend(AbstractBackend[Array]):
         ]
 
     def largest_error(self, dz: Array) -> Array:
+        if self._on_cpu:
+            return on_cpu.largest_error(dz)
         result: Array = _largest_error(dz)
         return result
 
     def error_grid(self, dz: Array, bits: int, largest: Array | None = None) -> tuple[Array, Array]:
+        if self._on_cpu:
+            return on_cpu.error_grid(dz, bits, largest)
         result: tuple[Array, Array] = _error_grid(dz, bits, largest)
         return result
 
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
+        if self._on_cpu:
+            return on_cpu.gradient_squares(gradients)
         result: Array = _gradient_squares(tuple(gradients))
         return result
 
     def spike_count(self, s: Array) -> Array:
+        if self._on_cpu:
+            return on_cpu.spike_count(s)
         result: Array = _spike_count(s)
         return result
 
@@ -364,10 +455,15 @@ class _Operations(JaxBackend):
         self._compiled, self._alone, self._collective = {}, Alone(), Alone()
         return "any"
 
+    @cached_property
+    def _on_cpu(self) -> bool:  # type: ignore[override]
+        """Whether JAX computes on the CPU; asked when the first function is traced, not when this is imported."""
+        return jax.default_backend() == "cpu"
+
     # What opens float64 is no function of its own here: mapped by a caller, it would be mapped without float64.
     @property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
-        return _TRACED_RULES
+        return {**_TRACED_RULES, **on_cpu.RULES} if self._on_cpu else _TRACED_RULES
 
     def scan(
         self,
@@ -385,12 +481,14 @@ class _Operations(JaxBackend):
         return _total(x, count)
 
     def moments(self, z: Array, exponent: Array) -> Array:
-        return batchnorm.moments(z, exponent)
+        return on_cpu.moments(z, exponent) if self._on_cpu else batchnorm.moments(z, exponent)
 
     def error_moments(self, dy: Array, z: Array, exponent: Array) -> Array:
-        return batchnorm.error_moments(dy, z, exponent)
+        return on_cpu.error_moments(dy, z, exponent) if self._on_cpu else batchnorm.error_moments(dy, z, exponent)
 
     def of_channels(self, function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
+        if self._on_cpu:
+            return on_cpu.of_channels(function, *arrays, **fixed)
         with wide():
             return _channels(function, tuple(fixed.items()), *arrays)
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from ctypes import c_char, c_int, c_int32, c_int64, c_size_t, c_uint32
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import ffi
 from llvmlite import binding, ir
@@ -144,12 +143,12 @@ class _Buffers:
                 was = f"a Buffer of {buffer.struct_size} bytes, {buffer.rank} axes and type {buffer.dtype}"
                 raise BackendError(_unknown(f"{was} for {dtype} {list(shape)}"))
             # XLA compiles for these shapes, and keeps to them: the first call shows that both mean the same.
-            if not self._checked and (dims := (c_int64 * rank).from_address(buffer.dims)[:] if rank else []) != [*shape]:
+            if not self._checked and (dims := (c_int64 * rank).from_address(buffer.dims)[:] if rank else []) != [
+                *shape
+            ]:
                 raise BackendError(_unknown(f"axes {dims} for {list(shape)}"))
             # An empty array may have no address.
             x: AnyArray = np.ndarray(shape, dtype, memory.from_address(buffer.data) if buffer.data else b"")
-            if not self._writable:
-                x.flags.writeable = False
             found.append(x)
         self._checked = True
         return found
@@ -347,9 +346,7 @@ _kept: list[Any] = []
 """What XLA may call for ever."""
 
 
-def open_door(
-    name: str, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]]
-) -> None:
+def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]]) -> None:
     """Registers the target `name` with XLA.
 
     Args:

@@ -10,7 +10,6 @@ arrays it was given: their memory is XLA's again when it returns.
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 import threading
@@ -25,19 +24,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from stsbp_cpu.layout import wanted
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_jax.entry import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
 from stsbp_jax.varying import alike, result_like
 
-__all__ = ["Making", "empty", "host_call", "original_errors", "wanted"]
+__all__ = ["Making", "host_call", "original_errors"]
 
 _NAME = "stsbp_host"
 _KEPT = 16
 """So many errors are kept at most."""
-_LINE = 64
-"""Bytes of a cache line."""
 
 _lock = threading.Lock()
 _sites: dict[int, Site] = {}
@@ -104,9 +102,7 @@ def _number(
     with _lock:
         if key not in _numbers:
             number = next(_next_number)
-            _sites[number] = Site(
-                lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results
-            )
+            _sites[number] = Site(lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results)
             _numbers[key] = number
         return _numbers[key]
 
@@ -160,45 +156,11 @@ def original_errors() -> Iterator[None]:
         raise original from original.__cause__
 
 
-class _Wanted(threading.local):
-    """Arrays of results that nobody has yet taken."""
-
-    arrays: Sequence[AnyArray] = ()
-
-
-_wanted = _Wanted()
-
-
-@contextmanager
-def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
-    """Within it `empty` gives these arrays, each once, on this thread; within a further one, that one's."""
-    before = _wanted.arrays
-    _wanted.arrays = list(arrays)
-    try:
-        yield
-    finally:
-        _wanted.arrays = before
-
-
-def empty(shape: Shape, dtype: Any) -> AnyArray:
-    """An uninitialised array: one that is `wanted`, of this shape and dtype, else new memory at a cache line."""
-    kind = np.dtype(dtype)
-    arrays = _wanted.arrays
-    for i, x in enumerate(arrays):
-        if x.shape == shape and x.dtype == kind:
-            _wanted.arrays = [*arrays[:i], *arrays[i + 1 :]]
-            return x
-    size = math.prod(shape) * kind.itemsize
-    memory = np.empty(size + _LINE, np.uint8)
-    start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(kind).reshape(shape)
-
-
 @dataclass(frozen=True)
 class Making:
     """A function that makes its results, as one for `host_call`.
 
-    What it takes from `empty` is, where shapes and dtypes match, the memory of the results; what lies elsewhere in the
+    What it takes from stsbp_cpu's `empty_memory` is, where shapes and dtypes match, the memory of the results; what lies elsewhere in the
     end is copied.
 
     Args:
