@@ -29,9 +29,9 @@ nox.options.sessions = ["lint", "typing", "tests"]
 ROOT = Path(__file__).parent
 SPEC, CLI, CONFORMANCE = "packages/stsbp-spec", "packages/stsbp", "conformance"
 SUITE = f"{CONFORMANCE}/tests/test_suite.py"
-CPU = "packages/stsbp-cpu"  # kernels, which the torch backend needs
-BACKENDS = {name: f"packages/stsbp-{name}" for name in ("torch", "jax", "cupy")}
-TORCH = (CPU, BACKENDS["torch"])
+BACKENDS = {name: f"packages/stsbp-{name}" for name in ("cpu", "torch", "jax", "cupy")}
+TORCH = (BACKENDS["cpu"], BACKENDS["torch"])
+JAX = (BACKENDS["cpu"], BACKENDS["jax"])
 TEST_TOOLS = ("pytest>=8.2", "hypothesis>=6.100")
 ONNX = ("onnx>=1.22", "onnxruntime>=1.21")
 ALL_TEST_TOOLS = (
@@ -63,6 +63,7 @@ TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
 FRAMEWORKS = ("torch", "jax", "cupy")
+"""What a deployment of one backend brings none of the others of."""
 INTEROP: dict[str, tuple[str, ...]] = {
     "c": (),
     "onnx": ("onnx>=1.18", "onnxruntime>=1.21"),
@@ -100,7 +101,7 @@ def extras(folder: str, folders: Sequence[str]) -> tuple[str, ...]:
 
 def everything(session: nox.Session) -> list[str]:
     """Folders of all packages; backends and the suite only where this checkout has them."""
-    folders = [SPEC, CLI, CPU, *BACKENDS.values(), CONFORMANCE]
+    folders = [SPEC, CLI, *BACKENDS.values(), CONFORMANCE]
     found = [folder for folder in folders if (ROOT / folder / "pyproject.toml").is_file()]
     if missing := [folder for folder in folders if folder not in found]:
         session.warn(f"not in this checkout: {', '.join(missing)}")
@@ -374,10 +375,10 @@ def recordings(session: nox.Session) -> Path:
 
 
 @nox.session
-@nox.parametrize("backend", ["numpy", "torch", "jax"], ids=["numpy", "torch", "jax"])
+@nox.parametrize("backend", ["numpy", "cpu", "torch", "jax"], ids=["numpy", "cpu", "torch", "jax"])
 def min_versions(session: nox.Session, backend: str) -> None:
     """Test with the lowest supported version of every direct dependency: -- [PACKAGES TO LEAVE FREE]."""
-    folders = [SPEC, *{"numpy": (CLI,), "torch": TORCH, "jax": (BACKENDS["jax"],)}[backend]]
+    folders = [SPEC, *{"numpy": (CLI,), "cpu": (BACKENDS["cpu"],), "torch": TORCH, "jax": JAX}[backend]]
     pins = lowest(folders)
     for name in session.posargs:
         pins.pop(name, None)
@@ -424,7 +425,7 @@ def only(session: nox.Session, name: str, home: Path, dist: Path) -> str:
     session.run("virtualenv", "--quiet", "--clear", str(home))
     python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
     # By file name, so that nothing of the same name is taken from an index.
-    parts = {"numpy": [], "torch": ["stsbp_cpu", "stsbp_torch"]}
+    parts = {"numpy": [], "torch": ["stsbp_cpu", "stsbp_torch"], "jax": ["stsbp_cpu", "stsbp_jax"]}
     wanted = ["stsbp", "stsbp_spec", *parts.get(name, [f"stsbp_{name}"])]
     wheels = [str(next(dist.glob(f"{package}-*.whl"))) for package in wanted]
     session.run(python, "-m", "pip", "install", "--quiet", *wheels, external=True)

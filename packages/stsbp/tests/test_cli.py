@@ -119,7 +119,14 @@ def test_backends_says_what_is_not_installed_or_broken(
 
 
 @pytest.mark.parametrize(
-    ("installed", "chosen"), [(["numpy", "torch"], "torch"), (["cupy", "jax"], "cupy"), (["numpy"], "numpy")]
+    ("installed", "chosen"),
+    [
+        (["cpu", "numpy", "torch"], "torch"),
+        (["cupy", "jax"], "cupy"),
+        (["cpu", "jax", "numpy"], "jax"),
+        (["cpu", "numpy"], "cpu"),
+        (["another", "numpy"], "another"),
+    ],
 )
 def test_default_backend(installed: list[str], chosen: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     from stsbp.cli import Globals, common

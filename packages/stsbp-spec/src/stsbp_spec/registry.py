@@ -28,7 +28,7 @@ def installed_backends() -> tuple[str, ...]:
 
 
 def default_backend() -> str:
-    """The backend of who asks for none: the first of `KNOWN_BACKENDS` that is installed, else any.
+    """The backend of who asks for none: the first of `KNOWN_BACKENDS` that is installed, else any but the reference.
 
     Raises:
         BackendError: none is installed.
@@ -36,7 +36,8 @@ def default_backend() -> str:
     installed = installed_backends()
     if not installed:
         raise BackendError("no backend is installed; install one with: python -m pip install stsbp-torch")
-    return next((name for name in KNOWN_BACKENDS if name in installed), installed[0])
+    ours = (name for name in KNOWN_BACKENDS if name in installed)
+    return next(ours, next((name for name in installed if name != "numpy"), "numpy"))
 
 
 def load_backend(name: str) -> type[AbstractBackend]:
