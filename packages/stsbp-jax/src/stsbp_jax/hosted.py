@@ -1,11 +1,11 @@
 """Functions of numpy arrays as part of JAX's programs on the CPU, called by XLA in its own memory without a copy.
 
-`jax.pure_callback` does the same, but copies arrays, and takes longer for a call than many kernels do. XLA's handlers
-in other languages are native functions; here one Python function is the handler of all calls (entry.py). It has the GIL,
-so that two calls never run at once, whatever XLA does: kernels of numba may count on that.
+`jax.pure_callback` does the same, but copies arrays, and takes longer for a call than many kernels do. Here one handler
+of XLA's, written in Python, runs all functions (entry.py). It holds the GIL, so that two of them run at once only where
+one lets go of it, and kernels of numba that do not never meet.
 
-A function runs on threads of XLA's, or on the thread that called the program. It must not call JAX, and must not keep the
-arrays it was given: their memory is XLA's again when it returns.
+A function runs on a thread of XLA's, or on the one that called the program. It must not call JAX, and must not keep the
+arrays that it was given: their memory is XLA's again when it returns.
 """
 
 from __future__ import annotations
@@ -57,16 +57,17 @@ def host_call(
     *arrays: Any,
     fixed: tuple[Hashable, ...] = (),
 ) -> tuple[Array, ...]:
-    """What `function(*fixed, *arrays, out=[...])` writes into arrays of the shapes and dtypes of `results`, on the CPU.
+    """What `function(*fixed, *arrays, out=[...])` writes into the arrays of `out`, on the CPU.
 
-    JAX may call it any number of times, or never, and takes it to have no other effect. `vmap` calls it for each element.
+    JAX takes it to have no other effect, and calls it as often as it likes. `vmap` calls it for each element.
 
     Args:
-        function: of numpy arrays, those of `out` uninitialised. JAX's programs keep it for ever. Functions that are equal
-            compute the same and have one entry, so that tracing again adds none.
-        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64).
-        arrays: arguments, of the same dtypes; they reach `function` closed to writing.
-        fixed: further arguments, which are the same in each call of a program.
+        function: of numpy arrays, whole and in the order of their axes, those of `out` uninitialised. It is kept for
+            ever, as a program may call it whenever it runs. What is equal, with equal `fixed`, must do the same: it is
+            kept once.
+        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64) of `out`.
+        arrays: of the same dtypes; they reach `function` closed to writing.
+        fixed: arguments that are the same in each call of a program.
 
     Raises:
         BackendError: jaxlib is of a version whose calls are not known here.
@@ -104,9 +105,7 @@ def _number(
     with _lock:
         if key not in _numbers:
             number = next(_next_number)
-            _sites[number] = Site(
-                lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results
-            )
+            _sites[number] = Site(lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results)
             _numbers[key] = number
         return _numbers[key]
 
@@ -144,14 +143,14 @@ def _forget_arrays(error: BaseException) -> None:
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raises what a function of the host raised, where JAX raises an error of its own in its place.
+    """Raises what a function of the host raised, where JAX raises a JaxRuntimeError or a ValueError in its place.
 
-    JAX does so where a result is waited for, so that is what belongs into this context.
+    JAX does so where a program is called or where its results are waited for, so both belong into this context.
     """
     original = None
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         found = _TICKET.search(str(error))
         original = _errors.get(int(found[1])) if found else None
         if original is None:
@@ -191,7 +190,8 @@ def empty(shape: Shape, dtype: Any) -> AnyArray:
     size = math.prod(shape) * kind.itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(kind).reshape(shape)
+    found: AnyArray = memory[start : start + size].view(kind).reshape(shape)
+    return found
 
 
 @dataclass(frozen=True)

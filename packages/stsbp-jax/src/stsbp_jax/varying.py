@@ -35,7 +35,9 @@ def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...
     kind: Any = jax.typeof(arrays[0]) if arrays else None
     # Names of one thing, the first since jax 0.10.
     varies = {name: getattr(kind, name) for name in ("manual_axis_type", "vma") if hasattr(kind, name)}
-    return jax.ShapeDtypeStruct(shape, dtype, **dict([*varies.items()][:1]))
+    struct: Any = jax.ShapeDtypeStruct
+    result: jax.ShapeDtypeStruct = struct(shape, dtype, **dict([*varies.items()][:1]))
+    return result
 
 
 def _axes(x: Any) -> frozenset[Any]:
