@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import importlib.util
 import os
 import re
 import signal
@@ -16,7 +18,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numba
 import numpy as np
 import pytest
 from jax import lax
@@ -230,6 +231,12 @@ def test_equal_functions_have_one_number() -> None:
     assert len(hosted._sites) == before
     jax.jit(lambda x: host_call(Adding(1), [struct(4)], x))(numbers(4))
     assert len(hosted._sites) == before + 1
+
+
+def test_numbers_of_other_functions_and_shapes_are_others() -> None:
+    places = [(scaled, 3, 0), (copied, 3, 0), (scaled, 4, 0), (scaled, 3, 1), (Adding(1), 3, 0)]
+    assert len({hosted._number_of(*place) for place in places}) == len(places)
+    assert hosted._number_of(scaled, 3, 0) == hosted._number_of(scaled, 3, 0)
 
 
 def test_arguments_and_results_are_not_kept() -> None:
@@ -451,48 +458,6 @@ def test_equal_makers_have_one_number() -> None:
     assert len(hosted._sites) == before
 
 
-@numba.njit(parallel=True)  # type: ignore[untyped-decorator]
-def summed(x: AnyArray, y: AnyArray) -> None:
-    """Rows in parallel, so that a meeting of two calls is seen."""
-    for i in numba.prange(x.shape[0]):
-        total = np.float32(0)
-        for j in range(x.shape[1]):
-            total += x[i, j]
-        y[i] = total
-
-
-def summed_by_host(x: AnyArray, out: Sequence[AnyArray]) -> None:
-    summed(x, out[0])
-
-
-def test_threads_and_kernels_do_not_meet() -> None:
-    given = [np.full((64, 100), i + 1, np.float32) for i in range(3)]
-    result = np.empty(64, np.float32)
-    summed(given[0], result)
-
-    def step(x: Any, _: Any) -> Any:
-        (rows,) = host_call(summed_by_host, [struct(64)], x)
-        return x + rows[:, None] * np.float32(0), rows
-
-    program = jax.jit(lambda x: lax.scan(step, x, None, length=20)[1])
-    failures: list[Any] = []
-
-    def through_jax(x: AnyArray) -> None:
-        try:
-            for _ in range(10):
-                assert (np.asarray(program(x)) == x.sum(axis=1)).all()
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=through_jax, args=(x,)) for x in given[:2]]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        summed(given[2], result)
-        assert (result == given[2].sum(axis=1)).all()
-    assert not failures
-
-
 HEADER = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
 
 
@@ -534,6 +499,19 @@ def test_structures_that_are_smaller_than_their_fields_are_not_read(name: str, m
         done(called(numbers(3), numbers(3)))
 
 
+def test_a_callback_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyboardInterrupt("between two lines")
+
+    lost: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: lost.append(found.exc_type))
+    memory = entry.Memory((3,), np.dtype(np.float32))
+    entry.open_door("stsbp_test", {5: entry.Site(fails, (), (memory,))}, fails)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the call was interrupted"):
+        done(jax.ffi.ffi_call("stsbp_test", struct(3))(number=np.int64(5)))
+    assert lost == [KeyboardInterrupt]
+
+
 BEGIN = """
 import atexit, os, signal, sys, threading, time
 import jax, jax.numpy as jnp, numpy as np
@@ -552,9 +530,9 @@ def long(x):
 """Of a process, with a program that calls the host for seconds."""
 
 
-def process(text: str, **environment: str) -> subprocess.Popen[str]:
+def process(text: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-c", BEGIN + text],
+        [sys.executable, "-X", "faulthandler", "-c", BEGIN + text, *arguments],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -562,9 +540,9 @@ def process(text: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def said(text: str, **environment: str) -> str:
+def said(text: str, *arguments: str, **environment: str) -> str:
     """What a process writes, without a word on its standard error."""
-    started = process(text, **environment)
+    started = process(text, *arguments, **environment)
     try:
         out, err = started.communicate(timeout=60)
     finally:
@@ -591,6 +569,19 @@ def test_interpreter_ends_while_a_program_calls_the_host(dropped: str) -> None:
     assert said(text) == "True\nlate"
 
 
+def test_a_call_that_has_begun_is_finished_before_the_interpreter_ends() -> None:
+    text = """
+begun = threading.Event()
+def slow(x, out):
+    begun.set()
+    time.sleep(0.5)
+    os.write(1, b"finished ")
+y = jax.jit(lambda x: host_call(slow, S, jax.lax.fori_loop(0, 100, lambda i, x: jnp.tanh(x @ x), x)))(x)
+begun.wait()
+"""
+    assert said(LATE + text) == "finished late"
+
+
 def test_who_waits_while_the_interpreter_ends_is_told() -> None:
     text = """
 def last():
@@ -607,20 +598,10 @@ while calls < 3: time.sleep(0.01)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
-def test_a_child_of_a_process_with_calls_ends() -> None:
+def test_a_child_does_not_wait_for_calls_of_its_parent() -> None:
     text = """
 import warnings
 warnings.simplefilter("ignore")
-y = jax.jit(long)(x)
-while calls < 3: time.sleep(0.01)
-if (child := os.fork()) == 0:
-    # Those of this package alone: what JAX registered may wait for its threads.
-    (close,) = closing
-    close()
-    os._exit(3)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    record = """
 closing = []
 register = atexit.register
 def registered(function, *arguments):
@@ -628,11 +609,24 @@ def registered(function, *arguments):
         closing.append(function)
     return register(function, *arguments)
 atexit.register = registered
-host_call(plus, S, x)
+begun = threading.Event()
+def slow(x, out):
+    begun.set()
+    time.sleep(1)
+program = jax.jit(lambda x: host_call(slow, S, x))
+threading.Thread(target=program, args=(x,)).start()
+begun.wait()
+if (child := os.fork()) == 0:
+    # Nothing of JAX's, which may wait for threads that a child has not.
+    (close,) = closing
+    close()
+    os._exit(3)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    assert said(record + text) == "3\n"
+    assert said(text) == "3\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_children_of_multiprocessing_are_unharmed() -> None:
     text = """
 import multiprocessing, warnings
@@ -675,16 +669,67 @@ except KeyboardInterrupt:
     assert time.monotonic() - begin < 8
 
 
-def test_programs_on_the_disk_are_not_taken_for_others(tmp_path: Path) -> None:
+def test_programs_on_the_disk_are_found_by_the_same_and_not_taken_for_others(tmp_path: Path) -> None:
     text = """
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
-def times(x, out):
-    np.multiply(x, {0}, out=out[0])
-print(np.asarray(jax.jit(lambda x: host_call(times, S, x)[0])(x))[0, 0])
+def scaled(by, x, out):
+    np.multiply(x, by, out=out[0])
+x = np.ones((100, 100), np.float32)
+for by in ({0}):
+    f = lambda x: host_call(scaled, S, x, fixed=(by,))[0]
+    print(np.asarray(jax.jit(f)(x))[0, 0])
 """
-    folder = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
-    assert [said(text.format(by), **folder) for by in (2, 3)] == ["2.0\n", "3.0\n"]
+    folder = str(tmp_path)
+    for factors, programs in (("2, 3", 2), ("2, 3", 2), ("3, 2, 4", 3)):
+        assert said(text.format(factors), JAX_COMPILATION_CACHE_DIR=folder).split() == [
+            f"{number}.0" for number in factors.split(", ")
+        ]
+        assert len(list(tmp_path.glob("jit_*-cache"))) == programs
+
+
+KERNELS = """
+import contextlib, numba
+from stsbp_jax.hosted import one_at_a_time
+@numba.njit(parallel=True)
+def summed(x, y):
+    for i in numba.prange(x.shape[0]):
+        total = np.float32(0)
+        for j in range(x.shape[1]):
+            total += x[i, j]
+        y[i] = total
+def of_host(x, out):
+    summed(x, out[0])
+def step(x, _):
+    (rows,) = host_call(of_host, [jax.ShapeDtypeStruct((64,), np.float32)], x)
+    return x + rows[:, None] * np.float32(0), rows
+program = jax.jit(lambda x: jax.lax.scan(step, x, None, length=50)[1])
+given = [np.full((64, 1000), i + 1, np.float32) for i in range(3)]
+right = []
+def through_jax(x):
+    right.extend((np.asarray(program(x)) == x.sum(axis=1)).all() for _ in range(10))
+threads = [threading.Thread(target=through_jax, args=(x,)) for x in given[:2]]
+for thread in threads:
+    thread.start()
+beside = one_at_a_time if sys.argv[1] == "workqueue" else contextlib.nullcontext()
+result = np.empty(64, np.float32)
+while any(thread.is_alive() for thread in threads):
+    with beside:
+        summed(given[2], result)
+    right.append((result == given[2].sum(axis=1)).all())
+print(all(right), len(right) > 20, numba.threading_layer())
+"""
+"""Two threads run programs with parallel kernels, and a third runs them itself."""
+
+
+@pytest.mark.parametrize("layer", ["omp", "tbb", "workqueue"])
+def test_threads_with_calls_and_kernels_do_not_meet(layer: str) -> None:
+    asked = {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"}
+    if layer != "workqueue" and importlib.util.find_spec(f"numba.np.ufunc.{layer}pool") is None:
+        pytest.skip(f"numba has no layer {layer} here")
+    if layer == "tbb" and ctypes.util.find_library("tbb") is None:
+        pytest.skip("no tbb here")
+    assert said(KERNELS, layer, **asked) == f"True True {layer}\n"
 
 
 def test_devices_of_shard_map_each_call_the_host() -> None:

@@ -1,8 +1,8 @@
 """Functions of numpy arrays as part of JAX's programs on the CPU, called by XLA in its own memory without a copy.
 
-`jax.pure_callback` does the same, but copies arrays, and takes longer for a call than many kernels do. Here one handler
-of XLA's, written in Python, runs all functions (entry.py). It holds the GIL, so that two of them run at once only where
-one lets go of it, and kernels of numba that do not never meet.
+`jax.pure_callback` does the same, but copies arrays, and a call of it takes longer than many kernels do. Here one
+handler of XLA's, written in Python, runs all functions (entry.py), one at a time: XLA may call from several threads at once,
+and parallel kernels of numba, which let go of the GIL, must not meet where its threading layer is `workqueue`.
 
 A function runs on a thread of XLA's, or on the one that called the program. It must not call JAX, and must not keep the
 arrays that it was given: their memory is XLA's again when it returns.
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from traceback import clear_frames
 from typing import Any
@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.kernel_cache import digest
 from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_jax.entry import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
 from stsbp_jax.varying import alike, result_like
 
-__all__ = ["Making", "empty", "host_call", "original_errors", "wanted"]
+__all__ = ["Making", "empty", "host_call", "one_at_a_time", "original_errors", "wanted"]
 
 _NAME = "stsbp_host"
 _KEPT = 16
@@ -39,11 +40,13 @@ _KEPT = 16
 _LINE = 64
 """Bytes of a cache line."""
 
+one_at_a_time = threading.RLock()
+"""Held while a function of the host runs. Other threads that run parallel kernels of numba want it too, where numba's
+threading layer is `workqueue`: it ends the process when two of them meet."""
+
 _lock = threading.Lock()
 _sites: dict[int, Site] = {}
 _numbers: dict[Hashable, int] = {}
-# No number of another process: JAX may keep compiled programs on the disk, and finds none there that has such a number.
-_next_number = count(secrets.randbits(40) << 22)
 _is_open = False
 
 _errors: dict[int, BaseException] = {}
@@ -104,10 +107,26 @@ def _number(
     key = (function, fixed, arguments, results)
     with _lock:
         if key not in _numbers:
-            number = next(_next_number)
-            _sites[number] = Site(lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results)
+            number = _number_of(function, arguments, results, len(_numbers))
+            _sites[number] = Site(partial(_run, function, fixed), arguments, results)
             _numbers[key] = number
         return _numbers[key]
+
+
+def _number_of(function: Any, *place: Any) -> int:
+    """The same in each process that traces the same programs, so that JAX finds them among those it keeps on the disk.
+
+    A process that traces others does not take one of theirs for its own.
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return int(digest(name, *map(repr, place))[:15], 16)
+
+
+def _run(
+    function: Callable[..., None], fixed: tuple[Hashable, ...], arrays: Sequence[AnyArray], out: Sequence[AnyArray]
+) -> None:
+    with one_at_a_time:
+        function(*fixed, *arrays, out=out)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
