@@ -13,10 +13,13 @@ import atexit
 import ctypes
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
-from ctypes import c_char, c_int, c_int32, c_int64, c_size_t, c_uint32
-from typing import Any, NamedTuple
+from ctypes import c_char, c_int32, c_int64, c_size_t, c_uint32
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jax import ffi
@@ -24,7 +27,7 @@ from llvmlite import binding, ir
 from stsbp_spec.errors import BackendError
 from stsbp_spec.typing import AnyArray, Shape
 
-__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "open_door"]
+__all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "open_door"]
 
 CANCELLED, RESOURCE_EXHAUSTED, INTERNAL = 1, 8, 13
 """Codes of errors."""
@@ -40,74 +43,171 @@ CODES: Mapping[np.dtype[Any], int] = {
 }
 """XLA's number of each dtype that a call may have."""
 
-MAJOR, MINORS = 0, range(1, 4)
-"""Versions of the interface that have the structures below: jaxlib 0.7.2 is of 0.1, jaxlib 0.10.2 of 0.3."""
-
 _METADATA = 1
 """Type of the extension that asks which version a handler was made for."""
+_BUFFER = 1
+"""Type of an argument or a result."""
 _SCALAR = 3
 """Type of an attribute that is one number."""
 _DONE = 1
 """Status of a call whose results are there; 0: nobody has answered; else the address of an error."""
 
-_BEGIN: list[tuple[str, Any]] = [("struct_size", c_size_t), ("extension_start", c_size_t)]
+_MAJOR = 0
+"""Of the version of the interface; the minor one was 1 in jaxlib 0.7.2 and is 5 in jaxlib 0.12.0."""
+_NUMBERS = {
+    "Extension_Metadata": _METADATA,
+    "ArgType_BUFFER": _BUFFER,
+    "RetType_BUFFER": _BUFFER,
+    "AttrType_SCALAR": _SCALAR,
+    "Error_Code_CANCELLED": CANCELLED,
+    "Error_Code_RESOURCE_EXHAUSTED": RESOURCE_EXHAUSTED,
+    "Error_Code_INTERNAL": INTERNAL,
+    **dict(
+        zip(
+            (f"DataType_{name}" for name in ("PRED", "S32", "S64", "U8", "U32", "F32", "F64")),
+            CODES.values(),
+            strict=True,
+        )
+    ),
+}
+"""What names of the header, after `XLA_FFI_`, stand for."""
+
+# Pointers are whole numbers in these structures, 0 for null. Each is read as far as it stands here.
+_Fields = list[tuple[str, Any]]
+_BEGIN: _Fields = [("struct_size", c_size_t), ("extension_start", c_size_t)]
+
+
+class Extension(ctypes.Structure):
+    _fields_: ClassVar[_Fields] = [("struct_size", c_size_t), ("type", c_int32), ("next", c_size_t)]
 
 
 class Version(ctypes.Structure):
-    """Pointers are whole numbers in all of these structures, 0 for null."""
-
-    _fields_ = [*_BEGIN, ("major_version", c_int), ("minor_version", c_int)]
+    _fields_: ClassVar[_Fields] = [*_BEGIN, ("major_version", c_int32), ("minor_version", c_int32)]
 
 
 class Api(ctypes.Structure):
-    """The first of XLA's functions, of more."""
-
-    _fields_ = [*_BEGIN, ("api_version", Version), ("internal_api", c_size_t), ("XLA_FFI_Error_Create", c_size_t)]
+    _fields_: ClassVar[_Fields] = [
+        *_BEGIN, ("api_version", Version), ("internal_api", c_size_t), ("XLA_FFI_Error_Create", c_size_t)
+    ]  # fmt: skip
 
 
 class ErrorCreateArgs(ctypes.Structure):
-    _fields_ = [*_BEGIN, ("message", ctypes.c_char_p), ("errc", c_int32)]
+    _fields_: ClassVar[_Fields] = [*_BEGIN, ("message", c_size_t), ("errc", c_int32)]
 
 
 class Buffer(ctypes.Structure):
-    _fields_ = [*_BEGIN, ("dtype", c_int32), ("data", c_size_t), ("rank", c_int64), ("dims", c_size_t)]
+    _fields_: ClassVar[_Fields] = [
+        *_BEGIN, ("dtype", c_int32), ("data", c_size_t), ("rank", c_int64), ("dims", c_size_t)
+    ]  # fmt: skip
 
 
 class Args(ctypes.Structure):
-    _fields_ = [*_BEGIN, ("size", c_int64), ("types", c_size_t), ("args", c_size_t)]
+    _fields_: ClassVar[_Fields] = [*_BEGIN, ("size", c_int64), ("types", c_size_t), ("args", c_size_t)]
 
 
 class Rets(ctypes.Structure):
-    _fields_ = [*_BEGIN, ("size", c_int64), ("types", c_size_t), ("rets", c_size_t)]
+    _fields_: ClassVar[_Fields] = [*_BEGIN, ("size", c_int64), ("types", c_size_t), ("rets", c_size_t)]
 
 
 class Attrs(ctypes.Structure):
-    _fields_ = [*_BEGIN, ("size", c_int64), ("types", c_size_t), ("names", c_size_t), ("attrs", c_size_t)]
+    _fields_: ClassVar[_Fields] = [
+        *_BEGIN, ("size", c_int64), ("types", c_size_t), ("names", c_size_t), ("attrs", c_size_t)
+    ]  # fmt: skip
 
 
 class Scalar(ctypes.Structure):
-    _fields_ = [("dtype", c_int32), ("value", c_size_t)]
+    _fields_: ClassVar[_Fields] = [("dtype", c_int32), ("value", c_size_t)]
 
 
 class CallFrame(ctypes.Structure):
-    """Up to the field where its size ends."""
-
-    _fields_ = [*_BEGIN, ("api", c_size_t), ("ctx", c_size_t), ("stage", c_int32), ("args", Args), ("rets", Rets),
-                ("attrs", Attrs)]  # fmt: skip
-
-
-class ExtensionBase(ctypes.Structure):
-    _fields_ = [("struct_size", c_size_t), ("type", c_int32), ("next", c_size_t)]
-
-
-class MetadataExtension(ctypes.Structure):
-    _fields_ = [("extension_base", ExtensionBase), ("metadata", c_size_t)]
+    _fields_: ClassVar[_Fields] = [
+        *_BEGIN, ("api", c_size_t), ("ctx", c_size_t), ("stage", c_int32), ("args", Args), ("rets", Rets),
+        ("attrs", Attrs),
+    ]  # fmt: skip
 
 
 class Metadata(ctypes.Structure):
-    """Later versions have one more field, which XLA fills itself."""
+    _fields_: ClassVar[_Fields] = [("struct_size", c_size_t), ("api_version", Version), ("traits", c_uint32)]
 
-    _fields_ = [("struct_size", c_size_t), ("api_version", Version), ("traits", c_uint32)]
+
+class MetadataExtension(ctypes.Structure):
+    _fields_: ClassVar[_Fields] = [("extension_base", Extension), ("metadata", c_size_t)]
+
+
+_STRUCTURES: Mapping[str, type[ctypes.Structure]] = {
+    "XLA_FFI_Api": Api,
+    "XLA_FFI_Api_Version": Version,
+    "XLA_FFI_Args": Args,
+    "XLA_FFI_Attrs": Attrs,
+    "XLA_FFI_Buffer": Buffer,
+    "XLA_FFI_CallFrame": CallFrame,
+    "XLA_FFI_Error_Create_Args": ErrorCreateArgs,
+    "XLA_FFI_Metadata": Metadata,
+    "XLA_FFI_Metadata_Extension": MetadataExtension,
+    "XLA_FFI_Rets": Rets,
+    "XLA_FFI_Scalar": Scalar,
+}
+_TYPES: Mapping[str, Any] = {
+    **_STRUCTURES,
+    "XLA_FFI_Extension_Base": Extension,
+    "XLA_FFI_InternalExtension": Extension,
+    "XLA_FFI_DataType": c_int32,
+    "XLA_FFI_Error_Code": c_int32,
+    "XLA_FFI_ExecutionStage": c_int32,
+    "XLA_FFI_Handler_Traits": c_uint32,
+    "int": c_int32,
+    "int64_t": c_int64,
+    "size_t": c_size_t,
+}
+"""The header's types; whatever is a pointer is a `c_size_t`."""
+
+
+def _size(structure: type[ctypes.Structure]) -> int:
+    """As XLA counts: to the end of the last field."""
+    last: Any = getattr(structure, structure._fields_[-1][0])
+    size: int = last.offset + last.size
+    return size
+
+
+_ARGS, _ATTRS, _BUFFER_SIZE, _FRAME, _RETS = map(_size, (Args, Attrs, Buffer, CallFrame, Rets))
+
+
+def interface(header: str) -> tuple[int, int]:
+    """Version of the interface that a header, `xla/ffi/api/c_api.h`, describes.
+
+    Raises:
+        BackendError: it has not the structures above.
+    """
+    text = re.sub(r"//.*", "", header)
+    versions = dict(re.findall(r"^#define XLA_FFI_API_(MAJOR|MINOR) (\d+)\s*$", text, re.MULTILINE))
+    found = int(versions.get("MAJOR", -1)), int(versions.get("MINOR", -1))
+    if found[0] != _MAJOR:
+        raise BackendError(_unknown(f"its version is {found[0]}.{found[1]} in place of {_MAJOR}.*"))
+    numbers = {name: int(number) for name, number in re.findall(r"\bXLA_FFI_(\w+) = (\d+)", text)}
+    for name, number in _NUMBERS.items():
+        if numbers.get(name) != number:
+            raise BackendError(_unknown(f"XLA_FFI_{name} is {numbers.get(name)} in place of {number}"))
+    for name, structure in _STRUCTURES.items():
+        body = re.search(rf"\bstruct {name} {{(.*?)}}", text, re.DOTALL)
+        fields = [_field(line) for line in (body[1] if body else "").split(";") if line.strip()]
+        if fields[: len(structure._fields_)] != structure._fields_:
+            raise BackendError(_unknown(f"{name} is {' '.join(field for field, _ in fields) or 'not there'}"))
+    return found
+
+
+def _field(line: str) -> tuple[str, Any]:
+    """Name and type of a field, without its semicolon."""
+    if function := re.search(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", line):
+        return function[1], c_size_t
+    *kind, name = line.replace("*", " * ").split()
+    return name, c_size_t if "*" in kind else _TYPES.get(" ".join(kind))
+
+
+def _unknown(what: str) -> str:
+    return (
+        f"jaxlib {version('jaxlib')} has an interface to functions of the host that stsbp-jax does not know: {what}; "
+        "jaxlib 0.7.2 to 0.12.0 are known to work"
+    )
 
 
 class Memory(NamedTuple):
@@ -120,37 +220,31 @@ class Memory(NamedTuple):
 class _Buffers:
     """Arrays of a site."""
 
-    __slots__ = ("_checked", "_each", "_pointers", "_writable")
+    __slots__ = ("_each", "_pointers")
 
-    def __init__(self, memories: tuple[Memory, ...], writable: bool) -> None:
+    def __init__(self, memories: tuple[Memory, ...]) -> None:
         self._pointers = c_size_t * len(memories)
         self._each = [
-            (CODES[dtype], len(shape), shape, dtype, c_char * (math.prod(shape) * dtype.itemsize))
+            (shape, dtype, CODES[dtype], [*shape], c_int64 * len(shape), c_char * (math.prod(shape) * dtype.itemsize))
             for shape, dtype in memories
         ]
-        self._writable = writable
-        self._checked = False
 
     def views(self, size: int, addresses: int) -> list[AnyArray]:
         """Arrays in XLA's memory."""
         if size != len(self._each):
-            raise BackendError(_unknown(f"{size} arrays where {len(self._each)} were promised"))
+            raise BackendError(_unknown(f"{size} arrays in place of {len(self._each)}"))
         found: list[AnyArray] = []
-        pointers = self._pointers.from_address(addresses) if size else ()
-        for pointer, (code, rank, shape, dtype, memory) in zip(pointers, self._each, strict=True):
+        pointers: Any = self._pointers.from_address(addresses)
+        for pointer, (shape, dtype, code, axes, dims, memory) in zip(pointers, self._each, strict=True):
             buffer = Buffer.from_address(pointer)
-            if buffer.struct_size != _BUFFER or buffer.dtype != code or buffer.rank != rank:
-                was = f"a Buffer of {buffer.struct_size} bytes, {buffer.rank} axes and type {buffer.dtype}"
-                raise BackendError(_unknown(f"{was} for {dtype} {list(shape)}"))
-            # XLA compiles for these shapes, and keeps to them: the first call shows that both mean the same.
-            if not self._checked and (dims := (c_int64 * rank).from_address(buffer.dims)[:] if rank else []) != [
-                *shape
-            ]:
-                raise BackendError(_unknown(f"axes {dims} for {list(shape)}"))
-            # An empty array may have no address.
-            x: AnyArray = np.ndarray(shape, dtype, memory.from_address(buffer.data) if buffer.data else b"")
+            if buffer.struct_size < _BUFFER_SIZE or buffer.dtype != code or buffer.rank != len(shape):
+                was = f"a Buffer of {buffer.struct_size} bytes, type {buffer.dtype} and {buffer.rank} axes"
+                raise BackendError(_unknown(f"{was} in place of {dtype} {axes}"))
+            if dims.from_address(buffer.dims)[:] != axes:
+                raise BackendError(_unknown(f"axes {dims.from_address(buffer.dims)[:]} in place of {axes}"))
+            place: Any = memory.from_address(buffer.data)
+            x: AnyArray = np.ndarray(shape, dtype, place)
             found.append(x)
-        self._checked = True
         return found
 
 
@@ -158,7 +252,7 @@ class Site:
     """A place of a program that calls the host, or several alike.
 
     Args:
-        call: takes the arrays of its arguments, closed to writing, and of its results.
+        call: takes the arrays of its arguments, into which it must not write, and of its results.
         arguments, results: what they are.
     """
 
@@ -171,33 +265,13 @@ class Site:
         results: tuple[Memory, ...],
     ) -> None:
         self._call = call
-        self._arguments, self._results = _Buffers(arguments, writable=False), _Buffers(results, writable=True)
+        self._arguments, self._results = _Buffers(arguments), _Buffers(results)
 
     def run(self, frame: CallFrame) -> None:
         args, rets = frame.args, frame.rets
-        if args.struct_size != _SIZES[Args] or rets.struct_size != _SIZES[Rets]:
+        if args.struct_size < _ARGS or rets.struct_size < _RETS:
             raise BackendError(_unknown(f"Args and Rets of {args.struct_size} and {rets.struct_size} bytes"))
         self._call(self._arguments.views(args.size, args.args), self._results.views(rets.size, rets.rets))
-
-
-def _size(struct: type[ctypes.Structure]) -> int:
-    """Of the fields of a structure, as XLA counts: without what fills it up to a multiple of 8."""
-    last: Any = getattr(struct, struct._fields_[-1][0])
-    size: int = last.offset + last.size
-    return size
-
-
-_BUFFER = _size(Buffer)
-_SIZES = {struct: _size(struct) for struct in (Args, Attrs, CallFrame, ErrorCreateArgs, Rets)}
-
-
-def _unknown(what: str) -> str:
-    import jaxlib
-
-    return (
-        f"jaxlib {jaxlib.__version__} calls the host in a way that stsbp-jax does not know: {what}; it knows versions "
-        f"{MAJOR}.{MINORS[0]} to {MAJOR}.{MINORS[-1]} of XLA's interface, which jaxlib 0.7.2 to 0.10.2 have"
-    )
 
 
 class _Door:
@@ -206,46 +280,39 @@ class _Door:
     Args:
         sites: by the number that is the one attribute of a call.
         told: message and code of what a call raised.
+        version: of the interface, as XLA is told it.
     """
 
-    def __init__(self, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]]) -> None:
-        self._sites, self._told = sites, told
-        self.problem: str | None = _unknown("it asks for no version")
-        self.create: Any = None
+    def __init__(
+        self, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]], version: tuple[int, int]
+    ) -> None:
+        self._sites, self._told, self._version = sites, told, version
 
     def enter(self, address: int, status: int) -> None:
         """Answers a call of XLA's; `address` is of its frame, `status` of a number for the outcome."""
+        frame = CallFrame.from_address(address)
         try:
-            frame = CallFrame.from_address(address)
             if frame.extension_start:
                 self._introduce(frame)
+            elif frame.struct_size < _FRAME:
+                raise BackendError(_unknown(f"a CallFrame of {frame.struct_size} bytes"))
             else:
                 self._site(frame.attrs).run(frame)
             outcome = _DONE
         except BaseException as error:
-            outcome = self._error(*self._told(error))
+            outcome = _error(frame, *self._told(error))
         c_size_t.from_address(status).value = outcome
 
     def _introduce(self, frame: CallFrame) -> None:
-        """Says that this handler is of XLA's own version, and finds out whether that is so."""
+        """Says which version this handler is for, before XLA accepts it."""
         extension = MetadataExtension.from_address(frame.extension_start)
-        if extension.extension_base.type != _METADATA:
-            return
-        api = Api.from_address(frame.api)
-        version = api.api_version
-        said = Metadata.from_address(extension.metadata)
-        said.api_version.major_version, said.api_version.minor_version = version.major_version, version.minor_version
-        said.traits = 0
-        if version.major_version != MAJOR or version.minor_version not in MINORS:
-            self.problem = _unknown(f"version {version.major_version}.{version.minor_version}")
-        elif frame.struct_size != _SIZES[CallFrame]:
-            self.problem = _unknown(f"a CallFrame of {frame.struct_size} bytes")
-        else:
-            create = ctypes.CFUNCTYPE(c_size_t, ctypes.POINTER(ErrorCreateArgs))
-            self.create, self.problem = create(api.XLA_FFI_Error_Create), None
+        if extension.extension_base.type == _METADATA:
+            said = Metadata.from_address(extension.metadata)
+            said.api_version.major_version, said.api_version.minor_version = self._version
+            said.traits = 0
 
     def _site(self, attrs: Attrs) -> Site:
-        if attrs.struct_size != _SIZES[Attrs]:
+        if attrs.struct_size < _ATTRS:
             raise BackendError(_unknown(f"Attrs of {attrs.struct_size} bytes"))
         if attrs.size != 1 or c_int32.from_address(attrs.types).value != _SCALAR:
             raise BackendError(_unknown(f"{attrs.size} attributes"))
@@ -258,10 +325,17 @@ class _Door:
                 "a program that another process compiled calls functions of that process; compile it here"
             ) from None
 
-    def _error(self, message: str, code: int) -> int:
-        text = message.replace("\0", "").encode(errors="replace")
-        address: int = self.create(ErrorCreateArgs(_SIZES[ErrorCreateArgs], 0, text, code))
-        return address
+
+def _error(frame: CallFrame, message: str, code: int) -> int:
+    """Address of an error, which is XLA's."""
+    text = message.replace("\0", "").encode(errors="replace")
+    create = _CREATE(Api.from_address(frame.api).XLA_FFI_Error_Create)
+    memory = ctypes.create_string_buffer(text)
+    address: int = create(ErrorCreateArgs(_size(ErrorCreateArgs), 0, ctypes.addressof(memory), code))
+    return address
+
+
+_CREATE = ctypes.CFUNCTYPE(c_size_t, ctypes.POINTER(ErrorCreateArgs))
 
 
 class _Native(NamedTuple):
@@ -319,7 +393,7 @@ def _compiled(callback: int) -> _Native:
 
     builder.position_at_end(unanswered)
     create = pointed(pointed(frame, CallFrame.api.offset), Api.XLA_FFI_Error_Create.offset)
-    values = [word(_SIZES[ErrorCreateArgs]), word(0), builder.ptrtoint(text, word), word(CANCELLED)]
+    values = [word(_size(ErrorCreateArgs)), word(0), builder.ptrtoint(text, word), word(CANCELLED)]
     arguments = builder.alloca(word, len(values))
     for i, value in enumerate(values):
         builder.store(value, builder.gep(arguments, [word(i)]))
@@ -357,14 +431,17 @@ def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseExceptio
     Raises:
         BackendError: jaxlib calls handlers in a way that is not known here.
     """
-    door = _Door(sites, told)
+    header = Path(ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
+    try:
+        known = interface(header.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BackendError(_unknown(f"its header cannot be read ({error})")) from error
+    door = _Door(sites, told, known)
     callback = ctypes.CFUNCTYPE(None, c_size_t, c_size_t)(door.enter)
     native = _compiled(ctypes.cast(callback, ctypes.c_void_p).value or 0)
     _kept.append(callback)
     inside, shut = c_int64.from_address(native.inside), c_int64.from_address(native.shut)
-    ffi.register_ffi_target(name, ffi.pycapsule(native.handler), platform="cpu")
-    if door.problem is not None:
-        raise BackendError(door.problem)
+    ffi.register_ffi_target(name, ffi.pycapsule(native.handler), platform="cpu")  # type: ignore[no-untyped-call]
 
     def close() -> None:
         shut.value = 1

@@ -1,21 +1,21 @@
 """Functions of numpy arrays as part of JAX's programs on the CPU, called by XLA in its own memory without a copy.
 
-`jax.pure_callback` does the same, but copies arrays, and takes longer for a call than many kernels do. XLA's handlers
-in other languages are native functions; here one Python function is the handler of all calls (entry.py). It has the GIL,
-so that two calls never run at once, whatever XLA does: kernels of numba may count on that.
+`jax.pure_callback` does the same, but copies arrays, and a call of it takes longer than many kernels do. Here one
+handler of XLA's, written in Python, runs all functions (entry.py), one at a time: XLA may call from several threads at
+once, and parallel kernels of numba, which let go of the GIL, must not meet where its threading layer is `workqueue`.
 
-A function runs on threads of XLA's, or on the thread that called the program. It must not call JAX, and must not keep the
-arrays it was given: their memory is XLA's again when it returns.
+A function runs on a thread of XLA's, or on the one that called the program. It must not call JAX, and must not keep the
+arrays that it was given: their memory is XLA's again when it returns.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from traceback import clear_frames
 from typing import Any
@@ -26,22 +26,25 @@ import numpy as np
 from jax import Array
 from stsbp_cpu.layout import wanted
 from stsbp_spec.errors import ShapeError
+from stsbp_spec.kernel_cache import digest
 from stsbp_spec.typing import AnyArray, Shape
 
 from stsbp_jax.entry import CANCELLED, CODES, INTERNAL, RESOURCE_EXHAUSTED, Memory, Site, open_door
 from stsbp_jax.varying import alike, result_like
 
-__all__ = ["Making", "host_call", "original_errors"]
+__all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
 
 _NAME = "stsbp_host"
 _KEPT = 16
 """So many errors are kept at most."""
 
+one_at_a_time = threading.RLock()
+"""Held while a function of the host runs. Other threads that run parallel kernels of numba want it too, where numba's
+threading layer is `workqueue`: it ends the process when two of them meet."""
+
 _lock = threading.Lock()
 _sites: dict[int, Site] = {}
 _numbers: dict[Hashable, int] = {}
-# No number of another process: JAX may keep compiled programs on the disk, and finds none there that has such a number.
-_next_number = count(secrets.randbits(40) << 22)
 _is_open = False
 
 _errors: dict[int, BaseException] = {}
@@ -55,16 +58,18 @@ def host_call(
     *arrays: Any,
     fixed: tuple[Hashable, ...] = (),
 ) -> tuple[Array, ...]:
-    """What `function(*fixed, *arrays, out=[...])` writes into arrays of the shapes and dtypes of `results`, on the CPU.
+    """What `function(*fixed, *arrays, out=[...])` writes into the arrays of `out`, on the CPU.
 
-    JAX may call it any number of times, or never, and takes it to have no other effect. `vmap` calls it for each element.
+    JAX takes it to have no other effect, and calls it as often as it likes. `vmap` calls it for each element.
 
     Args:
-        function: of numpy arrays, those of `out` uninitialised. JAX's programs keep it for ever. Functions that are equal
-            compute the same and have one entry, so that tracing again adds none.
-        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64).
-        arrays: arguments, of the same dtypes; they reach `function` closed to writing.
-        fixed: further arguments, which are the same in each call of a program.
+        function: of numpy arrays, whole and in the order of their axes, those of `out` uninitialised. It is kept for
+            ever, as a program may call it whenever it runs. What is equal, with equal `fixed`, must do the same: it is
+            kept once.
+        results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64) of `out`.
+        arrays: of the same dtypes; `function` must not write into them. They are not closed to writing, for which numba
+            would compile every kernel once more.
+        fixed: arguments that are the same in each call of a program.
 
     Raises:
         BackendError: jaxlib is of a version whose calls are not known here.
@@ -101,10 +106,26 @@ def _number(
     key = (function, fixed, arguments, results)
     with _lock:
         if key not in _numbers:
-            number = next(_next_number)
-            _sites[number] = Site(lambda arrays, out: function(*fixed, *arrays, out=out), arguments, results)
+            number = _number_of(function, arguments, results, len(_numbers))
+            _sites[number] = Site(partial(_run, function, fixed), arguments, results)
             _numbers[key] = number
         return _numbers[key]
+
+
+def _number_of(function: Any, *place: Any) -> int:
+    """The same in each process that traces the same programs, so that JAX finds them among those it keeps on the disk.
+
+    A process that traces others does not take one of theirs for its own.
+    """
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return int(digest(name, *map(repr, place))[:15], 16)
+
+
+def _run(
+    function: Callable[..., None], fixed: tuple[Hashable, ...], arrays: Sequence[AnyArray], out: Sequence[AnyArray]
+) -> None:
+    with one_at_a_time:
+        function(*fixed, *arrays, out=out)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -140,14 +161,14 @@ def _forget_arrays(error: BaseException) -> None:
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raises what a function of the host raised, where JAX raises an error of its own in its place.
+    """Raises what a function of the host raised, where JAX raises a JaxRuntimeError or a ValueError in its place.
 
-    JAX does so where a result is waited for, so that is what belongs into this context.
+    JAX does so where a program is called or where its results are waited for, so both belong into this context.
     """
     original = None
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         found = _TICKET.search(str(error))
         original = _errors.get(int(found[1])) if found else None
         if original is None:
@@ -160,8 +181,8 @@ def original_errors() -> Iterator[None]:
 class Making:
     """A function that makes its results, as one for `host_call`.
 
-    What it takes from stsbp_cpu's `empty_memory` is, where shapes and dtypes match, the memory of the results; what lies elsewhere in the
-    end is copied.
+    What it takes from stsbp_cpu's `empty_memory` is, where shapes and dtypes match, the memory of the results. What
+    lies elsewhere in the end is copied.
 
     Args:
         function: gives a sequence of arrays.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from stsbp_spec.typing import Shape
 
 __all__ = ["alike", "result_like"]
@@ -32,10 +33,16 @@ def alike(tree: Tree, *others: Any) -> Tree:
 
 def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...]) -> jax.ShapeDtypeStruct:
     """Type of a result of a call whose arguments, all `alike`, it varies with."""
-    kind: Any = jax.typeof(arrays[0]) if arrays else None
-    # Names of one thing, the first since jax 0.10.
-    varies = {name: getattr(kind, name) for name in ("manual_axis_type", "vma") if hasattr(kind, name)}
-    return jax.ShapeDtypeStruct(shape, dtype, **dict([*varies.items()][:1]))
+    struct: Any = jax.ShapeDtypeStruct
+    varies: dict[str, Any] = {}
+    if arrays and _axes(arrays[0]):
+        kind: Any = jax.typeof(arrays[0])
+        name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+        spec: Any = PartitionSpec
+        # The axes are looked up in the mesh.
+        varies = {name: getattr(kind, name), "sharding": NamedSharding(kind.sharding.mesh, spec())}
+    result: jax.ShapeDtypeStruct = struct(shape, dtype, **varies)
+    return result
 
 
 def _axes(x: Any) -> frozenset[Any]:
