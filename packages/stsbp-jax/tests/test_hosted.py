@@ -295,17 +295,22 @@ def test_an_error_without_words_is_raised_too() -> None:
 def test_errors_keep_their_causes_and_no_arrays() -> None:
     views: list[Any] = []
 
+    def first(x: AnyArray) -> None:
+        view = x[1:]
+        views.append(weakref.ref(view))
+        raise KeyError("first")
+
     def failing(x: AnyArray, out: Sequence[AnyArray]) -> None:
         views.append(weakref.ref(x))
         try:
-            raise KeyError("first")
+            first(x)
         except KeyError as error:
             raise NumericError("second") from error
 
     with pytest.raises(NumericError) as caught, original_errors():
         host_call(failing, [struct(3)], numbers(3))[0].block_until_ready()
     assert isinstance(caught.value.__cause__, KeyError)
-    assert [view() for view in views] == [None]
+    assert [view() for view in views] == [None, None]
 
 
 def test_other_errors_pass_and_old_ones_are_forgotten() -> None:
@@ -346,6 +351,30 @@ def test_a_program_of_another_process_is_refused() -> None:
             done(program(numbers(3)))
     finally:
         hosted._sites.update(kept)
+
+
+@pytest.mark.parametrize(
+    ("result", "arguments", "more", "message"),
+    [
+        (struct(4), [numbers(3)], {}, r"axes \[4\] in place of \[3\]"),
+        (struct(3), [numbers(2)], {}, r"axes \[2\] in place of \[3\]"),
+        (struct(1, 3), [numbers(3)], {}, r"and 2 axes in place of float32 \[3\]"),
+        (struct(3, dtype=np.int32), [numbers(3)], {}, r"type 4 and 1 axes in place of float32 \[3\]"),
+        (struct(3), [], {}, "0 arrays in place of 1"),
+        (struct(3), [numbers(3)] * 2, {}, "2 arrays in place of 1"),
+        (struct(3), [numbers(3)], {"more": np.int64(1)}, "2 attributes"),
+        (struct(3), [numbers(3)], {"number": "a text"}, "1 attributes"),
+    ],
+)
+def test_arrays_that_a_site_was_not_made_for_are_not_touched(
+    result: Any, arguments: list[Any], more: dict[str, Any], message: str
+) -> None:
+    (memory,) = memories = (entry.Memory((3,), np.dtype(np.float32)),)
+    assert host_call(scaled, [struct(*memory.shape)], numbers(3), fixed=(7.0,))
+    attributes = {"number": np.int64(hosted._numbers[scaled, (7.0,), memories, memories]), **more}
+    call: Any = jax.ffi.ffi_call("stsbp_host", result)
+    with pytest.raises(BackendError, match=message), original_errors():
+        done(call(*arguments, **attributes))
 
 
 def test_empty_gives_what_is_wanted_once() -> None:
@@ -440,7 +469,16 @@ def test_a_function_that_makes_its_results(function: Callable[[AnyArray], list[A
     assert [y.tolist() for y in out] == [(x + 1).tolist(), (x + 2).tolist()]
 
 
-def test_results_of_others_shapes_are_refused() -> None:
+def test_results_are_copied_only_where_they_lie_otherwise() -> None:
+    x = np.arange(9, dtype=np.float32).reshape(3, 3)
+    target = x.copy()
+    hosted._put([target.T], [target])
+    assert (target == x.T).all()
+    target.flags.writeable = False
+    hosted._put([target[:].reshape(9).reshape(3, 3)], [target])
+
+
+def test_results_of_other_shapes_are_refused() -> None:
     x = np.arange(6, dtype=np.float32)
     promised = [struct(6), struct(6, dtype=np.uint8)]
     message = r"gave float32\[6\], float32\[6\] instead of float32\[6\], uint8\[6\]$"
@@ -735,13 +773,14 @@ def test_threads_with_calls_and_kernels_do_not_meet(layer: str) -> None:
 
 def test_devices_of_shard_map_each_call_the_host() -> None:
     text = """
-from functools import partial
 from jax.sharding import Mesh, PartitionSpec as P
+from stsbp_jax.varying import _axes
 mesh = Mesh(np.array(jax.devices()), ("d",))
 def each(x, w, out):
     np.multiply(x, w, out=out[0])
 def program(x, w):
-    (y,) = host_call(each, [jax.ShapeDtypeStruct(x.shape, x.dtype)], x, w)
+    (y,) = host_call(each, [jax.ShapeDtypeStruct(x.shape, x.dtype)], w, x)
+    print(*_axes(y))
     return y, jax.lax.psum(y.sum(), "d")
 x = jnp.arange(12, dtype=np.float32).reshape(6, 2)
 w = jnp.asarray([[2, 3]], np.float32)
@@ -751,4 +790,4 @@ for checked in (True, False):
     print((np.asarray(y) == np.asarray(x) * np.asarray(w)).all(), float(total))
 """
     flags = "--xla_force_host_platform_device_count=3"
-    assert said(text, XLA_FLAGS=flags) == "True 168.0\nTrue 168.0\n"
+    assert said(text, XLA_FLAGS=flags) == "d\nTrue 168.0\n\nTrue 168.0\n"
