@@ -27,7 +27,9 @@ from stsbp_spec.surrogates import FastSigmoid, Surrogate
 from stsbp_spec.synapses import IDENTITY, Conv2d
 
 NEURON = LIF(tau_m=3.0, tau_s=5 / 3)
-NUMPY, JAX = NumpyBackend(), JaxBackend()
+NUMPY = NumpyBackend()
+JAX = JaxBackend("cpu:xla" if jax.default_backend() == "cpu" else None)
+"""XLA's own code: what it makes of sums and products is seen here."""
 
 
 def differing_bits(a: Any, b: Any) -> int:

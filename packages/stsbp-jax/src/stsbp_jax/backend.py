@@ -11,6 +11,7 @@ handler of SIGTERM is off (collective.py).
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property, partial, reduce
@@ -458,7 +459,7 @@ class _Operations(JaxBackend):
     @cached_property
     def _on_cpu(self) -> bool:  # type: ignore[override]
         """Whether JAX computes on the CPU; asked when the first function is traced, not when this is imported."""
-        return jax.default_backend() == "cpu"
+        return jax.default_backend() == "cpu" and os.environ.get("STSBP_JAX_KERNELS", "1") != "0"
 
     # What opens float64 is no function of its own here: mapped by a caller, it would be mapped without float64.
     @property

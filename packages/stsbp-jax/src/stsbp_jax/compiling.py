@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from stsbp_jax.hosted import original_errors
+
 __all__ = ["Compiled", "OneByOne"]
 
 _log = logging.getLogger("stsbp_jax")
@@ -40,7 +42,8 @@ class Compiled:
             seconds = time.perf_counter() - start
             self.seconds += seconds
             _log.info("compiled %s in %.1f s", self._what, seconds)
-        return self._programs[key](*args)
+        with original_errors():
+            return self._programs[key](*args)
 
 
 class OneByOne:

@@ -6,6 +6,7 @@ sparse block is one call each way, which chooses by its input how to compute, as
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +36,7 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Precision, Shape
 
 from stsbp_jax.grid import wide
-from stsbp_jax.hosted import Making, host_call
+from stsbp_jax.hosted import Making, host_call, one_at_a_time
 
 __all__ = [
     "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fuse", "gradient_squares",
@@ -61,8 +62,40 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
     given, of_given = jax.tree.flatten(arrays)
     wanted, of_wanted = jax.tree.flatten(results)
     with wide():
-        made = host_call(_MAKING, wanted, *given, fixed=(function, fixed, of_given))
+        if (device := _where(given)) is not None:
+            with one_at_a_time:
+                found = _make(function, fixed, of_given, *map(_opened_memory, given))
+            made = [jax.device_put(x, device[0]) for x in found]
+        else:
+            made = list(host_call(_MAKING, wanted, *given, fixed=(function, fixed, of_given)))
     return jax.tree.unflatten(of_wanted, made)
+
+
+def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
+    """To which device the results of an operation belong that is run by itself (None in a tuple: to no certain one).
+
+    None: its arguments are traced, or on several devices.
+    """
+    places: set[Any] = set()
+    committed = False
+    for x in arrays:
+        if isinstance(x, jax.core.Tracer):
+            return None
+        if isinstance(x, Array):
+            places |= x.devices()
+            committed |= x.committed
+    if len(places) != 1:
+        return None
+    return (places.pop() if committed else None,)
+
+
+def _opened_memory(x: Any) -> AnyArray:
+    """An array's memory, not closed to writing, for which numba would compile every kernel once more."""
+    found = np.asarray(x)
+    if found.flags.writeable or not found.nbytes:
+        return found
+    memory: Any = (ctypes.c_char * found.nbytes).from_address(found.ctypes.data)
+    return np.ndarray(found.shape, found.dtype, memory)
 
 
 def _make(function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray) -> list[AnyArray]:
@@ -71,6 +104,19 @@ def _make(function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, 
 
 
 _MAKING = Making(_make)
+
+
+class _Same:
+    """Equations, which have no hash, as an argument that is the same in each call: they equal themselves alone."""
+
+    def __init__(self, value: NeuronEquations) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _like(shape: Shape, dtype: Any = np.float32) -> Any:
@@ -261,14 +307,14 @@ def population_forward(
     """`Pairs.population_forward`."""
     results = _fired(equations, (steps, *zs[0].shape[1:]))
     given = tuple(z.astype(np.float32) for z in zs)
-    spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(equations, steps))
+    spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(_Same(equations), steps))
     return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
 
 def _fire_all(
-    equations: NeuronEquations, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
+    equations: _Same, steps: int, zs: tuple[AnyArray, ...], learned: dict[str, AnyArray]
 ) -> tuple[AnyArray, dict[str, AnyArray], dict[str, AnyArray]]:
-    spikes, left = _cpu().population_forward(equations, zs, steps, learned)
+    spikes, left = _cpu().population_forward(equations.value, zs, steps, learned)
     return spikes, left.kept, dict(left.learned)
 
 
@@ -281,16 +327,16 @@ def population_backward(
     results = errors, {name: _like(once) for name in equations.terms}
     arrays = (residuals.kept, dict(residuals.learned), ds.astype(np.float32))
     found: tuple[tuple[Array, ...], dict[str, Array]] = _call(
-        _propagate_all, results, *arrays, fixed=(equations, tuple(static))
+        _propagate_all, results, *arrays, fixed=(_Same(equations), tuple(static))
     )
     return found
 
 
 def _propagate_all(
-    equations: NeuronEquations, static: tuple[bool, ...], kept: dict[str, AnyArray], each: dict[str, AnyArray],
+    equations: _Same, static: tuple[bool, ...], kept: dict[str, AnyArray], each: dict[str, AnyArray],
     ds: AnyArray,
 ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:  # fmt: skip
-    return _cpu().population_backward(equations, NeuronResiduals(kept, ds, False, each), ds, static)
+    return _cpu().population_backward(equations.value, NeuronResiduals(kept, ds, False, each), ds, static)
 
 
 # The contract, batch normalisation, dropout, the update.
@@ -395,7 +441,7 @@ def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], 
 
 def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) -> Array:
     """`Pairs.dropout_mask`; `words` are seed, step and first sample, uint32, traced or not."""
-    kept = (shape[0], *shape[2:], shape[1]) if len(shape) == _IMAGES - 1 else shape
+    kept = (shape[0], *shape[2:], shape[1])
     given = tuple(jnp.asarray(x, np.uint32) for x in words)
     made: Array = _call(_mask, _like(kept, np.uint8), given, fixed=(layer, shape, rate))
     return jnp.moveaxis(made, -1, 1)

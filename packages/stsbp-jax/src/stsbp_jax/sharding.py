@@ -6,6 +6,7 @@ samples at their ends, whose error is zero and whose spikes nobody sees.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,10 +23,12 @@ from stsbp_spec.host import connection
 from stsbp_spec.programs import Gradients, gradients, output
 
 from stsbp_jax.compiling import Compiled
+from stsbp_jax.hosted import original_errors
 
 __all__ = ["AXES", "EVERYWHERE", "PROCESSES", "Spread", "SpreadGradients", "SpreadOutput", "guarded", "pieces_of_all"]
 
 AXES = ("process", "device")
+_STATUS = re.compile("[A-Z_]+: ")
 
 _spec: Any = PartitionSpec
 EVERYWHERE = _spec()
@@ -37,14 +40,17 @@ FIRST, SECOND = _spec(AXES), _spec(None, AXES)
 
 @contextmanager
 def guarded(collective: Collective[Any]) -> Iterator[None]:
-    """`host.connection` for what JAX raises when other processes are gone."""
+    """`host.connection` for what JAX raises when other processes are gone; and what functions of the host raised."""
     try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if collective.size == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        with original_errors():
+            yield
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # A program that is run at once raises a ValueError, which begins as XLA's errors do.
+        of_xla = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
+        if collective.size == 1 or not of_xla or "RESOURCE_EXHAUSTED" in str(error):
             raise
         with connection(collective):
-            raise
+            raise RuntimeError(str(error)) from error
 
 
 def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[Part, ...]]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 from stsbp_cpu.block import Dense, Input
-from stsbp_cpu.layout import NUMPY
-from stsbp_cpu.synapses import conv2d as kernels
 from stsbp_cpu.synapses.conv2d_bytes import doubled
 from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Shape
@@ -14,7 +12,6 @@ from stsbp_torch.layout import TENSORS, empty, laid_out, view
 from stsbp_torch.synapses import conv2d, conv2d_bytes
 
 __all__ = ["DENSE"]
-OWN = True
 
 
 class _Dense(Dense[torch.Tensor]):
@@ -33,9 +30,6 @@ class _Dense(Dense[torch.Tensor]):
         return below, dw
 
     def input_error(self, conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
-        if OWN and kernels.plain(conv):
-            numpy_shape = shape
-            return TENSORS.of(NUMPY.view(kernels.input_error(conv, wq.detach().numpy(), dz.detach().numpy(), numpy_shape)))
         return conv2d.input_error(conv, wq, dz, shape)
 
     def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Residuals:

@@ -126,6 +126,10 @@ def _side_by_side(widths: list[int], room: int | None) -> list[list[int]]:
     return groups
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _table(found: list[dict[str, Any]], columns: int | None) -> str:
     """The runs side by side, as many as fit into the columns of a terminal, and below them the next ones."""
     names = [real(Path(fact["run"])).name for fact in found]
@@ -135,9 +139,11 @@ def _table(found: list[dict[str, Any]], columns: int | None) -> str:
     for key in RunConfig.model_fields:
         values = [fact["settings"][key] for fact in found]
         if key == "dataset" or any(value != values[0] for value in values):
-            # Of a digest, as much as tells runs apart; of the data of a class, a digest.
+            # Of a digest, as much as tells runs apart; of the data of a class, and of a network's nodes, a digest.
             if key in _MODELS:
-                values = [value and hashlib.sha256(value.encode()).hexdigest() for value in values]
+                values = [value and _digest(value) for value in values]
+            elif key == "net":
+                values = [f"nodes {_digest(value)[:12]}" if "\n" in value else value for value in values]
             short = key == "init_sha256" or key in _MODELS
             cells = [str(value)[:12] if short else str(value) for value in values]
             rows.append((key, _short(cells) if key in PATHS and columns is not None else cells))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ OF_THE_FILE = (
     help="Take the next float32 above each threshold: for files of programs that spike where v > v_threshold.",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
-@settings
+@partial(settings, hidden=OF_THE_FILE)
 def command(
     file: Path,
     out: Path,

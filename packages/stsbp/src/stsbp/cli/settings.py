@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, get_args
 
 import click
@@ -72,19 +72,20 @@ def given_settings(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if ctx.get_parameter_source(key) != ParameterSource.DEFAULT}
 
 
-def settings(function: Callable[..., None]) -> Callable[..., None]:
-    """Add an option for every setting but the data set, section by section."""
+def settings(function: Callable[..., None], hidden: Collection[str] = ()) -> Callable[..., None]:
+    """Add an option for every setting but the data set, section by section; of those `hidden` help pages are silent."""
     for name in reversed([name for names in SECTIONS.values() for name in names]):
         field = RunConfig.model_fields[name]
         flag, kind = "--" + name.replace("_", "-"), field.annotation
         shown = f"{field.description}  [default: {field.default}]" if field.default != "" else field.description
+        known: dict[str, Any] = {"help": shown, "hidden": name in hidden}
         if kind is bool:
-            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=shown)
+            option = click.option(f"{flag}/--no-{flag[2:]}", name, default=None, **known)
         elif name == "loss":
-            option = click.option(flag, name, type=_Loss(list(OWN[name].known)), help=shown)
+            option = click.option(flag, name, type=_Loss(list(OWN[name].known)), **known)
         elif choices := get_args(kind):
-            option = click.option(flag, name, type=Choice(choices), help=shown)
+            option = click.option(flag, name, type=Choice(choices), **known)
         else:
-            option = click.option(flag, name, type=kind, help=shown, shell_complete=_COMPLETE.get(name))
+            option = click.option(flag, name, type=kind, shell_complete=_COMPLETE.get(name), **known)
         function = option(function)
     return function

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
 from stsbp_spec.checks import check_inputs, check_lengths
-from stsbp_spec.decoders import nearest_sequence, spike_count
+from stsbp_spec.decoders import equally_near, nearest_sequence, spike_count
 from stsbp_spec.errors import ShapeError
 from stsbp_spec.lengths import without_padding
 from stsbp_spec.losses.base import Loss
@@ -68,12 +68,17 @@ class Predicted:
         return [self.names[number] for number in self.nearest.tolist()]
 
     def record(self, sample: int) -> dict[str, Any]:
-        """Classes of a sample by either decoder, and its distance to each class, as JSON; raises as `nearest` does."""
+        """Classes of a sample by either decoder, its distance to each class, and which are the nearest, as JSON.
+
+        Raises as `nearest` does.
+        """
         distances = np.round(self._distances[sample], 6).tolist()
+        near = equally_near(self._distances[sample : sample + 1])[0]
         return {
             "class": self.names[int(self.nearest[sample])],
             "class_spike_count": self.names[int(self.counted[sample])],
             "distances": dict(zip(self.names, distances, strict=True)),
+            "equally_near": [name for name, one in zip(self.names, near, strict=True) if one],
         }
 
     @property

@@ -1,0 +1,137 @@
+"""Kernels of stsbp_cpu in JAX's programs: the bits of XLA's own code, which other devices run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from stsbp_jax import apply, on_cpu
+from stsbp_jax.backend import PAIRS, JaxBackend
+from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec import plan as plans
+from stsbp_spec.neurons import PLIF
+from stsbp_spec.rules import Deferred
+from stsbp_spec.surrogates import Triangle
+from stsbp_spec.typing import AnyArray, Coding, Precision
+
+KERNELS, XLA = JaxBackend("cpu"), JaxBackend("cpu:xla")
+NARROW = LIF(3, threshold=0.4, surrogate=Triangle(0.5))
+NETWORKS: dict[str, tuple[str, Coding, Any]] = {
+    "blocks that defer": ("16C3p1-P2-16C3p1-32C3", "events", NARROW),
+    "pooling and dropout": ("12C3-P2-D0.3-16C3-D0.2-P2", "events", LIF(2, threshold=0.4)),
+    "geometry": ("6C3s2p1-8C3p1{groups=2}-M2-U2-7", "events", LIF(2, threshold=0.4)),
+    "learned, direct": ("8C3p1b-P2-8C3-20b", "direct", PLIF(2, threshold=0.4)),
+    "normalised": ("8C3p1bn-P2-16C3bn", "events", LIF(2, threshold=0.4)),
+    "recurrent": ("6C3-P2-13R-9{recurrent=one-to-one}", "events", LIF(2, threshold=0.1)),
+}
+
+
+def _case(name: str) -> tuple[NetworkSpec, dict[str, AnyArray], Batch[Any]]:
+    notation, coding, neuron = NETWORKS[name]
+    network = NetworkSpec.parse(notation, input_shape=(2, 10, 10), outputs=4, coding=coding, neuron=neuron)
+    rng = np.random.default_rng(len(name))
+    if coding == "events":
+        inputs = (rng.random((6, 5, 2, 10, 10)) < 0.3).astype(np.uint8)
+    else:
+        inputs = rng.integers(0, 256, (5, 2, 10, 10), dtype=np.uint8)
+    return network, initial_weights(network, 1), Batch(inputs, (rng.random((6, 5, 4)) < 0.3).astype(np.uint8))
+
+
+@contextmanager
+def _by(kernels: bool) -> Iterator[None]:
+    """`apply` and the layer functions by kernels, or by XLA's own code."""
+
+    def forget() -> None:
+        plans._plan.cache_clear()
+        jax.clear_caches()  # type: ignore[no-untyped-call]
+
+    before = PAIRS._on_cpu
+    vars(PAIRS)["_on_cpu"] = kernels
+    forget()
+    try:
+        yield
+    finally:
+        vars(PAIRS)["_on_cpu"] = before
+        forget()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("precision", ["reproducible", "fast"])
+def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -> None:
+    network, weights, batch = _case(name)
+    given = (network, VanRossum(), weights, batch)
+    ours, theirs = (b.value_and_grad(*given, precision=precision, dropout=(3, 4)) for b in (KERNELS, XLA))
+    assert ours.spikes.any()
+    assert np.array_equal(ours.spikes, theirs.spikes)
+    for key, x in theirs.gradients.items():
+        assert x.any(), key
+        if precision == "reproducible":
+            assert ours.gradients[key].tobytes() == x.tobytes(), key
+        else:
+            assert np.abs(ours.gradients[key] - x).max() <= 2e-5 * np.abs(x).max(), key
+
+
+@pytest.mark.parametrize("name", ["blocks that defer", "pooling and dropout", "learned, direct", "recurrent"])
+def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str) -> None:
+    network, weights, batch = _case(name)
+    steps = len(batch.targets)
+
+    def objective(weights: Any, inputs: Any) -> Any:
+        spikes = apply(network, weights, inputs, steps, dropout=(3, 4), precision="reproducible")
+        return jnp.square(spikes - 0.25).sum(), spikes
+
+    slope = jax.grad(objective, has_aux=True)
+    both = jnp.stack([jnp.asarray(batch.inputs), jnp.asarray(batch.inputs[::-1].copy())])
+    ways: dict[str, Any] = {
+        "by itself": lambda: slope(weights, batch.inputs),
+        "compiled": lambda: jax.jit(slope)(weights, batch.inputs),
+        "mapped": lambda: jax.jit(jax.vmap(slope, in_axes=(None, 0)))(weights, both),
+    }
+    for way in ways.values():
+        found: list[Any] = []
+        for kernels in (True, False):
+            with _by(kernels):
+                found.append(jax.tree.leaves(way()))
+        assert any(np.asarray(x).any() for x in found[0])
+        for ours, theirs in zip(*found, strict=True):
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_blocks_are_one_call_each_way_and_hand_errors_on_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, weights, batch = _case("blocks that defer")
+    calls: list[str] = []
+    call = on_cpu._call
+
+    def counted(function: Any, *rest: Any, **fixed: Any) -> Any:
+        calls.append(function.__name__)
+        return call(function, *rest, **fixed)
+
+    monkeypatch.setattr(on_cpu, "_call", counted)
+    handed: list[Any] = []
+    apart = on_cpu._taken_apart
+
+    def noted(error: Any) -> Any:
+        handed.append(error)
+        return apart(error)
+
+    monkeypatch.setattr(on_cpu, "_taken_apart", noted)
+    fresh = JaxBackend("cpu")
+    fresh.value_and_grad(network, VanRossum(), weights, batch, precision="fast", dropout=None)
+    assert calls.count("_block_ahead") == calls.count("_block_back") == 3
+    assert sum(isinstance(error, Deferred) for error in handed) == 2
+
+
+def test_operations_by_themselves_stay_where_their_arguments_are() -> None:
+    device = jax.devices()[0]
+    s = jnp.ones((2, 3, 4), jnp.uint8)
+    free = PAIRS.psp_forward(LIF(2).psp, s)
+    assert not free.committed
+    bound = PAIRS.psp_forward(LIF(2).psp, jax.device_put(s, device))
+    assert bound.committed
+    assert bound.devices() == {device}
+    assert np.array_equal(free, bound)
