@@ -30,6 +30,7 @@ import beside  # noqa: E402
 import beside_worker  # noqa: E402
 import check  # noqa: E402
 import compare  # noqa: E402
+import host_calls  # noqa: E402
 import interop_c  # noqa: E402
 import metadata  # noqa: E402
 import options  # noqa: E402
@@ -391,3 +392,9 @@ def test_exported_c_is_compared_and_timed(tmp_path: Path, capsys: pytest.Capture
     report = json.loads((tmp_path / "report.json").read_text())[str(run)]
     assert report["targets"][target][0]["values"] == 11 * 4 * 256
     assert set(report["milliseconds"]) == {"C, -O2", "C, -O3", "C, -O3 -march=native", "numpy"}
+
+
+def test_calls_of_the_host_are_timed() -> None:
+    found = host_calls.times(rounds=1, large=10)
+    assert [len(each.seconds) for each in found.values()] == 7 * [10] + 3 * [1]
+    assert list(found)[-3:] == ["call, large", "pure_callback, large", "numpy alone, large"]

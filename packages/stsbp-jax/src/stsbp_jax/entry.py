@@ -451,6 +451,7 @@ def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseExceptio
     def alone() -> None:
         inside.value = 0
 
-    # The threads that were inside are not there in a child.
-    os.register_at_fork(after_in_child=alone)
+    if hasattr(os, "register_at_fork"):
+        # The threads that were inside are not there in a child.
+        os.register_at_fork(after_in_child=alone)
     atexit.register(close)

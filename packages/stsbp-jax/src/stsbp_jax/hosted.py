@@ -76,7 +76,7 @@ def host_call(
         ShapeError: a dtype is none of the above.
     """
     _open()
-    given: tuple[Array, ...] = alike(tuple(jnp.asarray(x) for x in arrays))
+    given: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
     memories = tuple(tuple(Memory(tuple(x.shape), np.dtype(x.dtype)) for x in each) for each in (given, results))
     for memory in (*memories[0], *memories[1]):
         if memory.dtype not in CODES:
