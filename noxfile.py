@@ -123,6 +123,10 @@ def tests(session: nox.Session) -> None:
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
     paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
     session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
+    if SUITE.startswith(tuple(session.posargs[-1:] if chosen else [""])):
+        # XLA's own code compiles for long: of its column the tiers that show its rounding.
+        of_xla = ["--backend", "jax", "--device", "jax=cpu:xla", "-k", "tier1 or tier2"]
+        session.run("python", "-m", "pytest", "-q", SUITE, "--conformance-quick", *of_xla)
 
 
 def devices(session: nox.Session) -> list[str]:
@@ -131,7 +135,7 @@ def devices(session: nox.Session) -> list[str]:
         return []
     if not compiler():
         session.warn("no C++ compiler: the tests of the cupy backend on its device host will be skipped")
-    names = ["torch=cpu", "torch=cpu:eager", *(["cupy=host"] if compiler() else [])]
+    names = ["torch=cpu", "torch=cpu:eager", "jax=cpu", *(["cupy=host"] if compiler() else [])]
     return [word for name in names for word in ("--device", name)]
 
 
@@ -158,6 +162,14 @@ def conformance(session: nox.Session) -> None:
     arguments = list(session.posargs) or ["--conformance-json", "build/conformance.json"]
     (ROOT / "build").mkdir(exist_ok=True)
     session.run("python", "-m", "pytest", SUITE, *devices(session), *arguments)
+
+
+@nox.session
+def xla(session: nox.Session) -> None:
+    """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec, two tiers of it: -- [PYTEST ARGUMENTS]."""
+    install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)
+    arguments = list(session.posargs) or ["--conformance-quick", "-k", "tier1 or tier2"]
+    session.run("python", "-m", "pytest", SUITE, "--backend", "jax", "--device", "jax=cpu:xla", *arguments)
 
 
 @nox.session

@@ -76,7 +76,7 @@ def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -
             assert np.abs(ours.gradients[key] - x).max() <= 2e-5 * np.abs(x).max(), key
 
 
-@pytest.mark.parametrize("name", ["blocks that defer", "pooling and dropout", "learned, direct", "recurrent"])
+@pytest.mark.parametrize("name", ["pooling and dropout", "recurrent"])
 def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str) -> None:
     network, weights, batch = _case(name)
     steps = len(batch.targets)
@@ -88,7 +88,6 @@ def test_apply_has_the_bits_of_xlas_own_code_however_it_is_transformed(name: str
     slope = jax.grad(objective, has_aux=True)
     both = jnp.stack([jnp.asarray(batch.inputs), jnp.asarray(batch.inputs[::-1].copy())])
     ways: dict[str, Any] = {
-        "by itself": lambda: slope(weights, batch.inputs),
         "compiled": lambda: jax.jit(slope)(weights, batch.inputs),
         "mapped": lambda: jax.jit(jax.vmap(slope, in_axes=(None, 0)))(weights, both),
     }
@@ -135,3 +134,14 @@ def test_operations_by_themselves_stay_where_their_arguments_are() -> None:
     assert bound.committed
     assert bound.devices() == {device}
     assert np.array_equal(free, bound)
+
+
+def test_results_of_operations_by_themselves_have_memory_of_their_own() -> None:
+    x = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
+    same = on_cpu._call(_given_back, on_cpu._like(x.shape), x)
+    assert same.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
+    assert np.array_equal(same, x)
+
+
+def _given_back(x: AnyArray) -> AnyArray:
+    return x

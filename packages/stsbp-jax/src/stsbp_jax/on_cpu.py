@@ -63,9 +63,12 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
     wanted, of_wanted = jax.tree.flatten(results)
     with wide():
         if (device := _where(given)) is not None:
+            memories = [_opened_memory(x) for x in given]
             with one_at_a_time:
-                found = _make(function, fixed, of_given, *map(_opened_memory, given))
-            made = [jax.device_put(x, device[0]) for x in found]
+                found = _make(function, fixed, of_given, *memories)
+            # An array of JAX's may take a numpy array's memory over, which must not be that of another one.
+            own = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in found)
+            made = [jax.device_put(x, device[0]) for x in own]
         else:
             made = list(host_call(_MAKING, wanted, *given, fixed=(function, fixed, of_given)))
     return jax.tree.unflatten(of_wanted, made)
