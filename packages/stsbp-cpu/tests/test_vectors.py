@@ -53,8 +53,8 @@ def test_a_scaled_run_is_added(vectors: int) -> None:
     assert np.array_equal(y, expected)
 
 
-@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "not aligned"])
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 50])
+@pytest.mark.parametrize("offset", [0, 1, 9, 15])
+@pytest.mark.parametrize("length", [1, 7, 15, 16, 17, 31, 50])
 def test_what_is_written_past_the_caches_arrives(length: int, offset: int) -> None:
     memory = np.zeros(200, np.float32)
     start = (-memory.ctypes.data % 64) // 4 + offset

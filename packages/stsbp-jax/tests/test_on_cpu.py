@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_jax import apply, on_cpu
 from stsbp_jax.backend import PAIRS, JaxBackend
 from stsbp_spec import LIF, Batch, NetworkSpec, VanRossum, initial_weights
@@ -145,3 +146,18 @@ def test_results_of_operations_by_themselves_have_memory_of_their_own() -> None:
 
 def _given_back(x: AnyArray) -> AnyArray:
     return x
+
+
+@pytest.mark.parametrize("threads", [1, get_num_threads()])
+def test_kernels_of_a_program_take_the_threads_of_whoever_made_it(threads: int) -> None:
+    before = get_num_threads()
+    set_num_threads(threads)
+    try:
+        found = jax.jit(lambda x: on_cpu._call(_threads, on_cpu._like((1,), np.int32), x))(np.zeros(1, np.float32))
+    finally:
+        set_num_threads(before)
+    assert int(found[0]) == threads
+
+
+def _threads(x: AnyArray) -> AnyArray:
+    return np.array([get_num_threads()], np.int32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from numba import get_num_threads, set_num_threads
 
-__all__ = ["get_num_threads", "threads_for"]
+__all__ = ["get_num_threads", "set_num_threads", "threads_for"]
 
 _WORTH = 32768
 

@@ -148,12 +148,13 @@ def _stream(typing_context: Any, y: Any, x: Any, vectors: Any) -> Any:
 @njit  # type: ignore[untyped-decorator]
 def stream(y: Float32, x: Float32) -> None:
     """`y[:] = x`, 1-d: what is not read again soon need not enter the caches, nor be read before it is written."""
-    vectors = len(y) // LANES
-    if y.ctypes.data % 64 == 0:
-        _stream(y, x, vectors)
-    else:
-        vectors = 0
-    for j in range(LANES * vectors, len(y)):
+    # What stands before the first whole line, and after the last one, is written as usual.
+    head = min(len(y), (-y.ctypes.data % 64) // 4)
+    vectors = (len(y) - head) // LANES
+    for j in range(head):
+        y[j] = x[j]
+    _stream(y[head:], x[head:], vectors)
+    for j in range(head + LANES * vectors, len(y)):
         y[j] = x[j]
 
 

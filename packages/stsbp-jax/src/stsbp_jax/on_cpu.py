@@ -21,7 +21,7 @@ from stsbp_cpu.backend import CpuBackend
 from stsbp_cpu.layout import NUMPY
 from stsbp_cpu.recurrent import FusedRecurrent
 from stsbp_cpu.synapses import conv2d, dropout, linear
-from stsbp_cpu.threads import get_num_threads
+from stsbp_cpu.threads import get_num_threads, set_num_threads
 from stsbp_spec.collective import Part
 from stsbp_spec.equations import Constants, NeuronEquations, neuron_equations
 from stsbp_spec.expr import Recurrence
@@ -70,7 +70,7 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
             own = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in found)
             made = [jax.device_put(x, device[0]) for x in own]
         else:
-            made = list(host_call(_MAKING, wanted, *given, fixed=(function, fixed, of_given)))
+            made = list(host_call(_MAKING, wanted, *given, fixed=(get_num_threads(), function, fixed, of_given)))
     return jax.tree.unflatten(of_wanted, made)
 
 
@@ -101,12 +101,18 @@ def _opened_memory(x: Any) -> AnyArray:
     return np.ndarray(found.shape, found.dtype, memory)
 
 
+def _make_on(threads: int, *rest: Any) -> list[AnyArray]:
+    """`_make` on a thread of XLA's, with as many threads of numba's as the thread has that made the program."""
+    set_num_threads(threads)
+    return _make(*rest)
+
+
 def _make(function: Callable[..., Any], fixed: tuple[Hashable, ...], tree: Any, *memories: AnyArray) -> list[AnyArray]:
     found = function(*fixed, *jax.tree.unflatten(tree, [NUMPY.of(x) for x in memories]))
     return [NUMPY.view(NUMPY.laid_out(x)) for x in jax.tree.leaves(found)]
 
 
-_MAKING = Making(_make)
+_MAKING = Making(_make_on)
 
 
 class _Same:
