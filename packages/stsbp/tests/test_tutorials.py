@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,14 +61,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def cases() -> Iterator[object]:
-    """Every page; the quick one is among all tests, the others are for `nox -s notebooks`."""
-    for page in PAGES:
-        yield pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.tutorial)
+# The quick one is among all tests, the others are for `nox -s notebooks`.
+CASES = [pytest.param(page, id=page.stem, marks=() if page.stem == QUICK else pytest.mark.tutorial) for page in PAGES]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", cases())
+@pytest.mark.parametrize("page", CASES)
 def test_tutorial_runs_from_top_to_bottom(page: Path, cache: Path, tmp_path: Path) -> None:
     program = script(page)
     named = {*re.findall(r"(?:import|from) (\w+)", program), *re.findall(r"stsbp_(torch|jax)", program), "torch"}
