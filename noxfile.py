@@ -59,6 +59,7 @@ NIR_PEERS = {
     "sinabs": ("sinabs==3.1.3", "torch"),  # brings the older nir that it asks for
     "rockpool": ("rockpool==3.1.0", "torch", *NIR),
 }
+DOCS = ("sphinx>=8.1", "myst-nb>=1.2", "furo>=2024.8.6", "latex2mathml>=3.77", "matplotlib>=3.8", "optax>=0.2.4")
 TRITON = "triton>=3; platform_system == 'Linux'"
 RUFF, MYPY = "ruff>=0.17,<0.18", "mypy>=2.4,<2.5"  # what they accept changes with the version
 SCHEMAS = "check-jsonschema>=0.33,<1"  # brings the schemas of workflow and citation files along
@@ -215,7 +216,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check types with mypy --strict, package by package."""
     folders = everything(session)
-    install(session, *folders, tools=(*ALL_TEST_TOOLS, MYPY, "nox"))
+    install(session, *folders, tools=(*ALL_TEST_TOOLS, *DOCS, MYPY, "types-docutils", "nox"))
     failed = []
     # Tests of two packages may have the same file name, so each package is a run of its own.
     for paths in [
@@ -223,6 +224,7 @@ def typing(session: nox.Session) -> None:
         ["benchmarks"],
         ["campaigns"],
         ["noxfile.py", "experiments"],
+        ["docs/extensions", "docs/pictures"],
         ["tools"],
     ]:
         try:
@@ -235,10 +237,17 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into build/docs; a broken link is an error."""
-    session.install("sphinx>=8.1", "myst-parser>=4", "furo>=2024.8.6")
+    """Build the documentation into build/docs, notebooks executed; every warning is an error (minutes)."""
+    install(session, *everything(session), tools=DOCS)
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "build/docs", *session.posargs)
     session.log("open build/docs/index.html")
+
+
+@nox.session
+def notebooks(session: nox.Session) -> None:
+    """Run the tutorials from top to bottom, each in a folder of its own (minutes): -- [-k NAME]."""
+    install(session, *everything(session), tools=(*TEST_TOOLS, *DOCS))
+    session.run("python", "-m", "pytest", "packages/stsbp/tests/test_tutorials.py", "-m", "", *session.posargs)
 
 
 @nox.session

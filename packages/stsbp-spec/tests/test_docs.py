@@ -10,7 +10,8 @@ import pytest
 from stsbp_spec import installed_backends
 
 ROOT = Path(__file__).parents[3]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("[at]*/*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 NAMED_FILE = re.compile(r"`((?:packages|conformance|benchmarks|experiments|docs)/[\w./-]*\w)`")
 
 

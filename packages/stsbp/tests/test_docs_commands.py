@@ -15,7 +15,8 @@ from stsbp.cli.experiment import _configs
 from stsbp.config import RunConfig, Source, named_preset, resolve
 
 ROOT = Path(__file__).parents[3]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), *TUTORIALS, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def written() -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 from stsbp.training import loop, progress
-from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted
+from stsbp.training.progress import Course, Pace, PlainReporter, TerminalReporter, fitted, reporter
 from stsbp_spec.trainer import Trainer
 
 Call = Callable[..., Result]
@@ -228,3 +228,24 @@ def test_evaluations_are_those_of_every_epoch_and_of_the_last(every: int, sample
         data=SimpleNamespace(splits=lambda: splits), config=SimpleNamespace(test_every=every, epochs=4)
     )
     assert [loop._Loop.evaluations(run, epochs) for epochs in range(5)] == samples
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("given", "kind"),
+    [({}, TerminalReporter), ({"TERM": "dumb"}, PlainReporter), ({"JPY_PARENT_PID": "1"}, PlainReporter)],
+)
+def test_lines_are_redrawn_where_a_terminal_can(
+    given: dict[str, str], kind: type[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    show = reporter(_Terminal())
+    show.close()
+    assert type(show) is kind

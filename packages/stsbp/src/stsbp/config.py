@@ -108,25 +108,26 @@ class RunConfig(BaseModel):
     dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
     net: str = Field(
         "256",
-        description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml, of nodes.",
+        description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml with nodes.",
     )
-    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions without one of their own.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers without their own.")
+    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions that name none.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers that name none.")
     loss: str = Field(
         "van-rossum",
-        description="Distance between output and target spike trains: van-rossum, hamming, spike-count; cross-entropy, "
-        "cross-entropy-max of a readout's potentials; or a class of "
-        "your own, module:Class.",
+        description="Loss: van-rossum, hamming or spike-count of the output spike trains; cross-entropy or "
+        "cross-entropy-max of a readout's potentials; or a class of your own, module:Class.",
     )
-    loss_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")
-    label_pattern: str = Field("1", description="Pattern that the labelled neuron is to repeat, for example 01.")
-    undesired_pattern: str = Field("0", description="Pattern that every other output neuron is to repeat.")
+    loss_model: str = Field("", description="Equations of such a class as data; written into a run by stsbp.")
+    label_pattern: str = Field(
+        "1", description="Pattern that the neuron of the labelled class should repeat, for example 01."
+    )
+    undesired_pattern: str = Field("0", description="Pattern that every other output neuron should repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     neuron: str = Field(
         "lif",
         description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, plif, or a class of your own, module:Class.",
     )
-    neuron_model: str = Field("", description="That class's equations as data, which a run keeps in its place.")
+    neuron_model: str = Field("", description="Equations of such a class as data; written into a run by stsbp.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -135,26 +136,28 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e9,
-        description="Time constant of a potential's rise, below --tau-s; 0 disables the rise.",
+        description="Time constant with which a synaptic potential rises, below --tau-s; 0 lets it rise at once.",
     )
     psp_gain: Literal["normalised", "unit"] = Field(
-        "normalised", description="What a spike adds to a potential: so much that its area is 1, or 1."
+        "normalised", description="Size of a synaptic potential: normalised gives it the area 1, unit the height 1."
     )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field(
         "arctan",
         description="Surrogate derivative: arctan, triangle:width=0.5, ..., or a class of your own, module:Class.",
     )
-    surrogate_model: str = Field("", description="That class's equation as data, which a run keeps in its place.")
+    surrogate_model: str = Field("", description="Equation of such a class as data; written into a run by stsbp.")
     window_ms: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="Milliseconds of a recording that the steps share; 0 takes 300, or the first saccade.",
+        description="Milliseconds of a recording that are cut into the steps; 0 takes 300, or the first saccade.",
     )
-    bin_ms: float = Field(0.0, ge=0, le=1e6, description="Milliseconds of a step instead; 0 leaves it to --window-ms.")
-    own_lengths: bool = Field(False, description="Let a recording have the steps up to its end, and no more.")
-    saccades: Literal["all", "first"] = Field("all", description="Saccades of a recording that are kept.")
+    bin_ms: float = Field(
+        0.0, ge=0, le=1e6, description="Milliseconds of one step, in place of --window-ms; 0 uses --window-ms."
+    )
+    own_lengths: bool = Field(False, description="End each sample where its recording ends, instead of padding it.")
+    saccades: Literal["all", "first"] = Field("all", description="Which saccades of a recording to keep.")
     stabilise: bool = Field(False, description="Undo the motion of a recording's saccades.")
     input_tau_s: float = Field(
         0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0 disables the filter."
@@ -162,31 +165,35 @@ class RunConfig(BaseModel):
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
-        "", description="Begin with the weights of another run: RUN, RUN:last or RUN:best; the optimiser is new."
+        "", description="Start from the weights of another run: RUN, RUN:last or RUN:best; the optimiser starts anew."
     )
     init_sha256: str = Field(
-        "", pattern="^([0-9a-f]{64})?$", description="SHA-256 that the file of those weights must have; a run keeps it."
+        "",
+        pattern="^([0-9a-f]{64})?$",
+        description="Required SHA-256 of the file with those weights; written into a run by stsbp.",
     )
     init_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Enlarge initial weights until each layer fires at least so often a step; 0 disables it.",
+        description="Enlarge initial weights until each layer spikes at this rate per neuron and step; 0 disables it.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
-    batch_size: int = Field(50, ge=1, le=10**9, description="Samples of one update.")
+    batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning rate after the warm-up.")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Course of the learning rate after the warm-up."
+    )
     warmup: float = Field(
         0.0, ge=0, le=1e6, description="Epochs (or a part of one) over which the learning rate rises."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible: the same bits on every backend, somewhat slower."
+        "fast", description="reproducible gives the same bits on every backend and is slower."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of initial weights, order of samples and dropout.")
-    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed of the choice of held-out and limited samples.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the initial weights, the order of samples and dropout.")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed that chooses held-out and limited samples.")
     limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0 takes all.")
     holdout: int = Field(
         0,
@@ -194,12 +201,12 @@ class RunConfig(BaseModel):
         le=10**9,
         description="Hold this many training samples out as the test set; 0 leaves it to the data set.",
     )
-    test: bool = Field(True, description="Have a test set; without one, no training samples are held out for it.")
+    test: bool = Field(True, description="Test, and hold samples out for that where the data have no test set.")
     test_on: str = Field(
         "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
     )
     validation: int = Field(
-        0, ge=0, le=10**9, description="Training samples kept to choose the best checkpoint; 0 keeps none."
+        0, ge=0, le=10**9, description="Keep this many training samples to choose the best checkpoint; 0 keeps none."
     )
     image_size: int = Field(
         0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0 disables resizing."
@@ -208,14 +215,14 @@ class RunConfig(BaseModel):
         1,
         ge=0,
         le=10**9,
-        description="Test every so many epochs; 0 tests at the end only. The test set chooses nothing.",
+        description="Test after every N epochs; 0 tests at the end only. The test set chooses nothing.",
     )
     augment_shift: int = Field(
         0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random; 0 disables it."
     )
     augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
     augment_rotate: float = Field(
-        0.0, ge=0, lt=180, description="Turn each training sample by up to so many degrees; 0 disables it."
+        0.0, ge=0, lt=180, description="Turn each training sample by up to this many degrees; 0 disables it."
     )
     augment_scale: float = Field(
         0.0,
@@ -232,25 +239,25 @@ class RunConfig(BaseModel):
     augment_cutout: int = Field(
         0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample; 0 disables it."
     )
-    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every so many updates.")
-    data_dir: str = Field("", description="Folder of the data set; else the one that STSBP_DATA names.")
-    download: bool = Field(False, description="Fetch what is missing of the data set.")
-    skip_malformed: bool = Field(False, description="Leave malformed files out and say so, instead of stopping.")
+    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics after every N updates.")
+    data_dir: str = Field("", description="Folder of the data set; without it the folder that STSBP_DATA names.")
+    download: bool = Field(False, description="Fetch missing files of the data set.")
+    skip_malformed: bool = Field(False, description="Skip malformed files with a warning, instead of stopping.")
     threads: int = Field(
         0,
         ge=0,
         le=MOST_THREADS,
-        description="Processor threads; 0 lets the libraries choose. In fast precision last bits depend on them.",
+        description="Processor threads; 0 lets the libraries choose. The last bits of fast precision depend on them.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low: keep one bit a spike and compute each layer twice; the numbers stay the same.",
+        description="low saves memory and takes longer: each layer is computed twice, with the same numbers.",
     )
     micro_batch: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Compute so many samples of a batch at a time, for batches that do not fit; 0 takes all.",
+        description="Compute this many samples of a batch at a time, to save memory; 0 takes all.",
     )
     tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")

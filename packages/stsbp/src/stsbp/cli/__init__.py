@@ -23,14 +23,14 @@ __all__ = ["COMMANDS", "TYPED", "Globals", "cli", "main"]
 
 COMMANDS = {
     "train": "Train a network on a data set.",
-    "evaluate": "Accuracy, loss and spike rates of a trained network.",
-    "predict": "Classes of images, recordings or arrays.",
-    "export": "A trained network as NIR, ONNX or C.",
-    "convert": "A trained network with another gain of its synapses.",
-    "import": "A network in a NIR file as a run, to evaluate and to train.",
-    "nir-check": "What each program would make of a NIR file.",
-    "report": "A run as one HTML file to look at.",
-    "compare": "Lay runs side by side.",
+    "evaluate": "Test a trained network: accuracy, loss and spike rates.",
+    "predict": "Classify images, recordings or arrays.",
+    "export": "Write a trained network as NIR, ONNX or C.",
+    "convert": "Copy a run with another gain of its synapses.",
+    "import": "Make a run of the network in a NIR file.",
+    "nir-check": "Show what each program would make of a NIR file.",
+    "report": "Write a run as one HTML file.",
+    "compare": "Show runs side by side.",
     "datasets": "List data sets and what they need.",
     "presets": "List published experiments and their settings.",
     "experiment": "Train a preset with several seeds and write a table.",
@@ -188,7 +188,7 @@ def _complete_backend(_ctx: click.Context, _param: click.Parameter, incomplete: 
 @click.option(
     "--backend",
     metavar="NAME",
-    help="What computes: see `stsbp backends`.  [default: torch if installed]",
+    help="Backend that computes: see `stsbp backends`.  [default: torch if installed]",
     shell_complete=_complete_backend,
 )
 @click.option("--device", metavar="NAME", help="Device of the backend, for example cpu or cuda.")

@@ -19,7 +19,7 @@ __all__ = ["command"]
     default=1.0,
     show_default=True,
     type=Finite(0, 1, min_open=True),
-    help="Factor of neurons, batches and copies, to try it; floors hold at 1.",
+    help="Size of the measurement, for a trial; floors hold at 1.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Timed rounds.")
 @click.option(
@@ -45,11 +45,12 @@ def command(
 ) -> None:
     """Measure the backend against the floors of this machine.
 
-    kernels: the fused LIF pair against a copy of memory. step: whole training steps of two networks against the same
-    networks with identity neurons, their memory, and start-up times. data: whether loading holds up the step.
+    kernels compares the fused LIF pair with a copy of memory. step compares whole training steps of two networks with
+    the same networks without neurons, and measures memory and start-up times. data shows whether loading slows the step
+    down.
 
-    All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the load
-    average is in the report. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
+    All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the report
+    has the load average. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step

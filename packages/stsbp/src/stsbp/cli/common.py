@@ -147,7 +147,7 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
     raise BackendError(
         f"rank {rendezvous.rank} of {rendezvous.size} finds no GPU of its own: --device cuda takes one for each "
         f"process, and this is number {rendezvous.local_rank} on a machine where there are {len(there)} GPUs; where "
-        "the launcher does not say it, LOCAL_RANK is to be the number among the processes of the machine"
+        "the launcher does not say it, set LOCAL_RANK to the number of the process on its machine"
     )
 
 
@@ -169,7 +169,7 @@ stop_after = click.option(
     "--stop-after",
     type=Finite(0, 1e9, min_open=True),
     metavar="MINUTES",
-    help="Save and exit with code 75 after so many minutes.",
+    help="Save and exit with code 75 after this many minutes.",
 )
 """The option of commands that train: for machines that are lent for a while."""
 
@@ -188,12 +188,12 @@ def processes(function: Callable[..., Any]) -> Callable[..., Any]:
             default=60.0,
             show_default=True,
             metavar="SECONDS",
-            help="End all processes where one does nothing new for so long.",
+            help="End all processes if one of them makes no progress for this long.",
         ),
         click.option(
             "--processes",
             type=click.IntRange(1, MOST_PROCESSES),
-            help="Share the work among so many processes on this machine.  [default: those of a launcher, or 1]",
+            help="Share the work among this many processes on this machine.  [default: those of a launcher, or 1]",
         ),
     ):
         function = option(function)

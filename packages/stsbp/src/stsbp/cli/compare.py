@@ -40,11 +40,11 @@ _LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "t
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Lay RUNs side by side: settings in which they differ, results, spike rates, time.
+    """Show RUNs side by side: the settings in which they differ, results, spike rates, time.
 
-    Only the records of the runs are read; no data set and no backend is needed. Of several RUNs, what is there but is
-    no run, such as a report beside them, is left out with a remark. Runs that do not fit side by side into a terminal
-    follow below; a file or a pipe gets them all in one table, with paths in full.
+    Only the records of the runs are read, so no data set and no backend is needed. If you name several RUNs, files and
+    folders among them that are no runs, such as reports, are left out with a remark. A terminal shows as many runs side
+    by side as fit, and the others below; a file or a pipe gets one table, with full paths.
     """
     found = [facts(run) for run in _chosen(runs)]
     if as_json:

@@ -37,16 +37,16 @@ _OF_FILE = ("format", "file", "sha256", "tensors", "step")
     "--psp-gain",
     required=True,
     type=Choice(["normalised", "unit"]),
-    help="What a spike adds to a potential: so much that its area is 1, or 1.",
+    help="Size of a synaptic potential: normalised gives it the area 1, unit the height 1.",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
 @checkpoint_option("name")
 def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
-    """Make a run of the trained network in the folder RUN, with another gain of its synapses.
+    """Copy the run in the folder RUN, with another gain of its synapses.
 
-    Weights are multiplied so that currents stay. Spikes stay, to the bit, where all factors are powers of two; else
-    weights are rounded to their grid again. The moments of the optimiser are dropped: stsbp train --resume begins with
-    the first epoch.
+    Weights are multiplied so that the currents stay the same. The spikes stay the same, to the bit, if all factors are
+    powers of two; otherwise the weights are rounded to their grid again. The state of the optimiser is dropped, so
+    stsbp train --resume starts with the first epoch.
     """
     # Imported here: what trains is not needed to show the help.
     from stsbp_spec.reference.backend import NumpyBackend

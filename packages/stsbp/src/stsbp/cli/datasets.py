@@ -24,9 +24,9 @@ __all__ = ["command"]
 @click.argument("name", required=False, shell_complete=complete_data_set)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a data set.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the data sets, or show one: what it needs, and the settings that stsbp train NAME takes by default.
+    """List the data sets, or show one: what it needs, and the settings that stsbp train NAME uses by default.
 
-    Data sets of other packages are those of the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
+    Data sets of other packages are found by the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
     """
     if name is not None:
         info = info_of(name)

@@ -45,11 +45,11 @@ __all__ = ["command"]
     type=Choice(["test", "validation", "train"]),
     help="Samples to evaluate.",
 )
-@click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
+@click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
 @click.option(
     "--on",
     metavar="DATASET",
-    help="The test samples of another data set; all, if it has no test set.",
+    help="Evaluate another data set: its test samples, or all if it has no test set.",
     shell_complete=complete_data_set,
 )
 @click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
@@ -57,7 +57,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"Steps that a spike may be away from its target, where labels are spike trains.  [default: {TOLERANCE}]",
+    help=f"How many steps a spike may be off, where labels are spike trains.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes

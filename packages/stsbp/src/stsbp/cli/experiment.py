@@ -45,9 +45,9 @@ __all__ = ["command"]
 @click.command("experiment", cls=SettingsCommand, short_help=COMMANDS["experiment"])
 @click.argument("name", shell_complete=complete_experiment)
 @click.option(
-    "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="How many, from --seed upwards."
+    "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="Number of seeds, counted from --seed."
 )
-@click.option("--dataset", help="Another data set that the preset fits.", shell_complete=complete_data_set)
+@click.option("--dataset", help="Data set to use in place of the preset's.", shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -56,7 +56,7 @@ __all__ = ["command"]
     type=click.IntRange(1, MOST_PROCESSES),
     default=1,
     show_default=True,
-    help="Train so many seeds side by side, each in a process of its own.",
+    help="Train this many seeds at the same time, each in a process of its own.",
 )
 @stop_after
 @processes
@@ -76,10 +76,11 @@ def command(
 ) -> None:
     """Train the preset NAME (see stsbp presets; or a data set) with several seeds and write a table.
 
-    What was stopped, by Ctrl-C or by a kill, goes on when the same command is given again; with more --seeds it adds
-    them. A tenth of the training samples chooses the epoch that is reported, or as many as --validation says (0: the
-    last epoch is reported); the test set chooses nothing. All options of stsbp train may change the preset, and the
-    table says so. It is printed, and written to experiment.md and experiment.json in the folder.
+    If the command is stopped or killed, give it again and it goes on; with more --seeds it adds them.
+
+    A tenth of the training samples chooses the epoch that is reported. --validation sets another number; with 0 the
+    last epoch is reported. The test set chooses nothing. All options of stsbp train may change the preset, and the
+    table says so. The table is printed, and written to experiment.md and experiment.json in the folder.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

@@ -32,35 +32,39 @@ OPTIONS = {
 
 @click.command("export", short_help=COMMANDS["export"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="What to write.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; of c: a folder.")
+@click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Form of the network.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; for c a folder.")
 @checkpoint_option()
 @click.option(
-    "--layers", is_flag=True, default=None, help="onnx: spikes and potentials of hidden layers are outputs too."
+    "--layers", is_flag=True, default=None, help="onnx: make spikes and potentials of hidden layers outputs too."
 )
 @click.option(
-    "--states", is_flag=True, default=None, help="onnx: states are inputs and outputs, to go on from call to call."
+    "--states",
+    is_flag=True,
+    default=None,
+    help="onnx: make states inputs and outputs, so that a call can go on from the one before.",
 )
-@click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: what a step lasts.  [default: 0.0001]")
+@click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: duration of a step.  [default: 0.0001]")
 @click.option(
     "--fold",
     is_flag=True,
     default=None,
-    help="nir: gains, biases and normalisation go into the weights, rounded; spikes can differ.",
+    help="nir: put gains, biases and normalisation into the weights, rounded; spikes can differ.",
 )
 @click.option(
     "--threshold-below",
     is_flag=True,
     default=None,
-    help="nir: thresholds are the next float32 below, for importers that spike above the threshold only.",
+    help="nir: lower each threshold by one float32, for importers that spike only above the threshold.",
 )
-@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: what average pooling becomes.  [default: mean]")
+@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: write average pooling as this.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Write the trained network in the folder RUN for other programs.
 
-    nir: a graph in the Neuromorphic Intermediate Representation. onnx: standard operators, for onnxruntime. c: one
-    header and one source in C99, without allocation. Spikes are those of stsbp, to the bit; what a form cannot say is
-    refused by name.
+    nir is a graph in the Neuromorphic Intermediate Representation. onnx is a model of standard operators, for
+    onnxruntime. c is one header and one source in C99 that allocates no memory.
+
+    The spikes are those of stsbp, to the bit. What a form cannot express is an error that names it.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:

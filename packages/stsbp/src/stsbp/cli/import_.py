@@ -55,19 +55,19 @@ OF_THE_FILE = (
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Seconds of a step: time constants are in seconds.",
+    help="Duration of a step, since NIR has time constants in seconds.",
 )
 @click.option(
     "--reset",
     default="zero",
     show_default=True,
     type=Choice(["zero", "subtract"]),
-    help="What a spike leaves of a potential: NIR says zero, and some programs mean subtract.",
+    help="Reset after a spike: NIR says zero, and some programs mean subtract.",
 )
 @click.option(
     "--threshold-above",
     is_flag=True,
-    help="Take the next float32 above each threshold: for files of programs that spike where v > v_threshold.",
+    help="Raise each threshold by one float32, for files of programs that spike only where v > v_threshold.",
 )
 @click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
 @partial(settings, hidden=OF_THE_FILE)
@@ -83,10 +83,12 @@ def command(
 ) -> None:
     """Make a run of the network in FILE, a graph in the Neuromorphic Intermediate Representation.
 
-    The run has not been trained: stsbp evaluate and stsbp predict take it as it is, stsbp train --resume trains it, and
-    stsbp train --init-from begins another run with its weights. What a file does not say (data set, label sequences,
-    loss, steps, training) comes from the preset of the data set, then --config, then the options. What it asks for and
-    cannot be done is an error that names the node.
+    stsbp evaluate and stsbp predict use the run as it is, stsbp train --resume trains it, and stsbp train --init-from
+    starts another run from its weights.
+
+    A file does not say everything: data set, label sequences, loss, steps and training come from the preset of the data
+    set, then from --config, then from the options. If a file asks for something that stsbp cannot do, the error names
+    the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")

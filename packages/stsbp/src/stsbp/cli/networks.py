@@ -27,10 +27,10 @@ __all__ = ["command"]
     default="valid",
     show_default=True,
     type=Choice(["valid", "same"]),
-    help="Padding of convolutions without one of their own.",
+    help="Padding of convolutions that name none.",
 )
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
-@click.option("--dropout", default=0.0, show_default=True, type=float, help="Rate after every hidden layer.")
+@click.option("--dropout", default=0.0, show_default=True, type=float, help="Dropout rate after every hidden layer.")
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the network as a graph."
 )
@@ -44,11 +44,11 @@ def command(
     dropout: float,
     plot_file: Path | None,
 ) -> None:
-    """Show the network NOTATION, for example 12C5-P2-64C5-P2, or of the file FILE.toml, as a table.
+    """Show the network NOTATION, for example 12C5-P2-64C5-P2, or the one in the file FILE.toml, as a table.
 
-    Shapes, parameters, multiply-adds of one step, and the exactness headroom: how many bits the largest possible sum of
-    a layer stays below what float32 adds exactly, whatever the weights; where it is negative, training watches the real
-    weights and takes fewer bits when it must.
+    The table has shapes, parameters, multiply-adds of one step, and the exactness headroom. That is how many bits lie
+    between the largest possible sum of a layer and the largest sum that float32 adds exactly. If it is negative,
+    training watches the real weights and uses fewer bits when it must.
     """
     network = NetworkSpec.parse(
         network_text(notation),

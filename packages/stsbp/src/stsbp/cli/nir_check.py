@@ -33,23 +33,23 @@ _LONGEST = 24
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Seconds of a step, where the file does not say it.  [default: that with r = tau/dt, or 0.0001]",
+    help="Duration of a step, if the file does not name it.  [default: that with r = tau/dt, or 0.0001]",
 )
 @click.option(
     "--expect",
     multiple=True,
     type=Choice(IMPORTERS),
     metavar="IMPORTER",
-    help="Leave with an error unless this one does all that the file says; may be repeated.",
+    help="Fail unless this importer does all that the file says; may be repeated.",
 )
-@click.option("--notes", is_flag=True, help="Say what else is to be known of each program.")
+@click.option("--notes", is_flag=True, help="Add notes on each program.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, as_json: bool) -> None:
     """Show what each program that reads NIR would make of the graph in FILE, node by node.
 
-    same: neurons spike as by NIR's own equations, on currents that are tried; scaled: with potentials in other units;
-    others: at other steps; read: a node without neurons is read; refused: the program refuses the graph; left out: it
-    has no such node.
+    same: the neurons spike as NIR's own equations say, on currents that are tried. scaled: they do, with potentials in
+    other units. others: they spike at other steps. read: a node without neurons is read. refused: the program refuses
+    the graph. left out: the program has no such node.
     """
     graph = read_graph(file)
     step, why = _step(graph, dt)

@@ -65,14 +65,20 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.option(
     "--time-unit",
     type=Choice(list(UNITS)),
-    help="Of a stream.  [default: us, or step where steps have no time]",
+    help="Unit of the times in a stream.  [default: us, or step where steps have no time]",
 )
-@click.option("--from-first", is_flag=True, help="Let the time of a stream count from its first event.")
+@click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
 @click.option(
-    "--clock", is_flag=True, help="End a step of a stream when its time has passed, without a later event too."
+    "--clock", is_flag=True, help="End a step of a stream when its time has passed, even without a later event."
 )
-@click.option("--steps", type=click.IntRange(1), help="Steps of a stream.  [default: to its end, at least the run's]")
-@click.option("--every", type=click.IntRange(1), metavar="STEPS", help="Print class and figures of a stream so often.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    help="Number of steps to follow a stream.  [default: to its end, at least the run's]",
+)
+@click.option(
+    "--every", type=click.IntRange(1), metavar="STEPS", help="Print class and figures of a stream after every N steps."
+)
 @click.pass_obj
 def command(
     options: Globals,
@@ -88,16 +94,16 @@ def command(
 ) -> None:
     """Classify FILEs with the network in the folder RUN, or follow a stream of events.
 
-    Images (jpg, png, bmp; resized to the network's input), recordings in the format of N-MNIST (.bin), sounds as those
-    of fsdd (.wav), or numpy arrays
-    (.npy, uint8: [C, H, W] or [H, W] for images, [T, C, H, W] for event frames, which may have fewer steps than the
-    network was trained with). Printed: the class of the nearest
-    label sequence, and the distance to that of each class in the metric of the loss. Where labels are spike trains: the
-    steps at which each output neuron spikes. --draw writes a page with input, output raster, distances and membrane
-    potentials.
+    A FILE is an image (jpg, png, bmp; it is resized to the network's input), a recording in the format of N-MNIST
+    (.bin), a sound like those of fsdd (.wav), or a numpy array (.npy, uint8: [C, H, W] or [H, W] for an image, [T, C,
+    H, W] for event frames, which may have fewer steps than the network was trained with).
 
-    With --stream: events as lines of text, t x y p, or t n for spike trains; the output spikes of a step are printed
-    when an event of a later step has come. At the end the class of the last steps, and how long spikes took.
+    For each FILE the class of the nearest label sequence is printed, and the distance to the label sequence of every
+    class, as the loss measures it. If labels are spike trains, the steps are printed at which each output neuron
+    spikes. --draw writes a page with the input, the output raster, the distances and the membrane potentials.
+
+    --stream reads events as lines of text: t x y p, or t n for spike trains. The output spikes of a step are printed as
+    soon as an event of a later step has come. At the end come the class of the last steps and how long spikes took.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
@@ -108,7 +114,7 @@ def command(
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(f"{listed}: of a stream alone; give --stream as well")
     if draw is not None and any(real(draw) == real(path) for path in files):
-        raise ConfigError(f"--draw {draw} would replace the file that is to be read; choose another name")
+        raise ConfigError(f"--draw {draw} would replace the file that it reads; choose another name")
     if draw is not None:
         # Imported here, as below: only this option needs it.
         from stsbp.report.page import PAGE

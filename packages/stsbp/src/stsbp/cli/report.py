@@ -25,15 +25,17 @@ __all__ = ["command"]
 
 @click.command("report", short_help=COMMANDS["report"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="The file.  [default: RUN.html]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="File to write.  [default: RUN.html]")
 @checkpoint_option()
 @click.option(
     "--split",
     type=Choice(["test", "validation", "train"]),
     help="Samples to run.  [default: test, else validation, else train]",
 )
-@click.option("--data-dir", help="Folder of the data set, where it is not where the run found it.")
-@click.option("--samples/--no-samples", default=True, help="Run the samples; without, the data set is not read.")
+@click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
+@click.option(
+    "--samples/--no-samples", default=True, help="Run samples and draw them; --no-samples does without the data set."
+)
 @threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
 def command(
@@ -46,11 +48,11 @@ def command(
     samples: bool,
     threads: int | None,
 ) -> None:
-    """Write what can be seen of the run in the folder RUN into one HTML file that needs no network.
+    """Write one HTML file that shows the run in the folder RUN, and needs no network connection.
 
-    Learning curves, confusion matrix, samples read right and wrong with their rasters and membrane potentials, spike
-    rates, exactness headroom, settings, environment, and the command that made it. A run that is still training can be
-    looked at as well.
+    It holds learning curves, the confusion matrix, samples that were read right and wrong with their rasters and
+    membrane potentials, spike rates, exactness headroom, settings, environment, and the command that made the run. A
+    run may still be training.
     """
     place = run if run.name not in ("", "..") else real(run)
     path = place.parent / f"{place.name}.html" if out is None else out

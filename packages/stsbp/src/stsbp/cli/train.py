@@ -82,11 +82,12 @@ def command(
 ) -> None:
     """Train a network on DATASET.
 
-    DATASET is a name of stsbp datasets, or names files of your own: folder:PATH images, events:PATH recordings of
-    events, sequences:PATH rasters.
+    DATASET is a name that stsbp datasets lists, or it names files of your own: folder:PATH for images, events:PATH for
+    recordings of events, sequences:PATH for rasters of spikes.
 
-    Settings come from the preset of the data set, then --preset, then --config, then the options below. The defaults
-    shown are those without a preset; --show-config shows what a run would take.
+    Settings come from the preset of the data set, then from --preset, then from --config, then from the options below;
+    later ones win. The defaults shown are those without a preset. --show-config prints the settings that a run would
+    use.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

@@ -106,8 +106,8 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "CIFAR-10 needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with --download, "
-            "is to hold) its files"
+            "CIFAR-10 needs a data folder: name the one that holds its files with --data-dir or STSBP_DATA; with "
+            "--download, name a folder to put them into"
         )
     binary, images = _binary_root(data_dir), _image_root(data_dir)
     if request.download and binary is None and images is None:

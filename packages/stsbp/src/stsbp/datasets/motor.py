@@ -1,4 +1,4 @@
-"""Gaits of a walking machine: what it is to do comes as spikes, what the joints are to do leaves as spikes.
+"""Gaits of a walking machine: commands enter as spikes, and commands for the joints leave as spikes.
 
 A four-legged machine has a hip and a knee a leg. A joint follows a periodic angle; its two output neurons say "up" and
 "down": one spikes at the step at which the angle crosses one of its levels on the way up, the other on the way down

@@ -178,8 +178,8 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "N-MNIST needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with --download, "
-            "is to hold) NMNIST/Train/"
+            "N-MNIST needs a data folder: name the one that holds NMNIST/Train/ with --data-dir or STSBP_DATA; with "
+            "--download, name a folder to put them into"
         )
     parts = ("Test", "Train") if request.only_test else ("Train",)
     root = _root(data_dir, *parts)

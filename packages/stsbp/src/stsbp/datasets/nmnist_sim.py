@@ -127,7 +127,7 @@ def load(request: Request) -> Dataset:
     data_dir = request.data_dir
     if data_dir is None:
         raise DataError(
-            "nmnist-sim needs MNIST: give the folder that holds (or, with --download, is to hold) its idx files"
+            "nmnist-sim needs MNIST: give the folder of its idx files, or with --download a folder to put them into"
         )
     if request.download and None in (mnist.find(data_dir, "train"), mnist.find(data_dir, "t10k")):
         mnist.download(data_dir)

@@ -1,4 +1,4 @@
-"""The classic spike-pattern task: fixed input rasters are to call fixed output rasters, spike by spike.
+"""The classic spike-pattern task: fixed input rasters call up fixed output rasters, spike by spike.
 
 Input rasters are random. Target rasters are random trains (`patterns`), or show the letters S, T, B and P, one a
 pattern (`patterns-image`). It is a task of memory and timing: the test set is the training set.
@@ -70,7 +70,9 @@ def load(request: Request) -> Dataset:
     if steps < 20:
         raise DataError(f"the patterns need at least 20 steps, got {steps}: give --steps 50")
     if request.holdout is not None:
-        raise DataError("the patterns are to be remembered, so their test set is the training set: leave holdout out")
+        raise DataError(
+            "the network should remember the patterns, so the test set is the training set: leave holdout out"
+        )
     image = request.name == "patterns-image"
     shape = (PATTERNS, steps, INPUTS)
     rasters = uniform(request.seed, Stream.SIMULATION, int(np.prod(shape))).reshape(shape) < INPUT_RATE
@@ -97,7 +99,7 @@ _PRESET: dict[str, Setting] = {
 
 RASTERS = DatasetInfo(
     name="patterns",
-    description="4 random rasters that are to call 4 random rasters, spike by spike, 64 -> 10 neurons, no download",
+    description="answer 4 random rasters with 4 other random rasters, spike by spike, 64 -> 10 neurons, no download",
     coding="events",
     load=load,
     preset=_PRESET,
@@ -109,7 +111,7 @@ RASTERS = DatasetInfo(
 
 LETTERS = DatasetInfo(
     name="patterns-image",
-    description="4 random rasters that are to call 4 letters drawn with spikes, 64 -> 10 neurons, no download",
+    description="answer 4 random rasters with 4 letters drawn with spikes, 64 -> 10 neurons, no download",
     coding="events",
     load=load,
     preset=_PRESET,

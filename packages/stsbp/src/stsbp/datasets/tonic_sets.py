@@ -244,8 +244,8 @@ def load(request: Request) -> Dataset:
     kind = _class_of(_NAMES.get(base, request.argument))
     if request.data_dir is None:
         raise DataError(
-            f"{kind.__name__} needs a data folder: name with --data-dir or STSBP_DATA the one that holds (or, with "
-            f"--download, is to hold) {kind.__name__}/"
+            f"{kind.__name__} needs a data folder: name the one that holds {kind.__name__}/ with --data-dir or "
+            "STSBP_DATA; with --download, name a folder to put it into"
         )
     both = "test" in _parts(kind)
     train: Split

@@ -88,7 +88,7 @@ class Reading:
         neurons: kinds of neurons that it reads.
         layers: other kinds of nodes that it reads.
         otherwise: what becomes of a node of another kind.
-        notes: what else is to be known.
+        notes: what else is known.
     """
 
     name: str

@@ -6,6 +6,7 @@ Lines fit the terminal, or 80 columns: what matters least is left out first.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -351,7 +352,12 @@ def reporter(file: IO[str] | None = None) -> Reporter:
     """The reporter that fits `file` (by default standard error)."""
     file = sys.stderr if file is None else file
     # None: standard error was closed before the process began.
-    return TerminalReporter(file) if file is not None and file.isatty() else PlainReporter(file)
+    return TerminalReporter(file) if file is not None and file.isatty() and _moves() else PlainReporter(file)
+
+
+def _moves() -> bool:
+    """Whether the terminal can redraw a line; a notebook's cell is one that cannot (Jupyter names its parent)."""
+    return os.environ.get("TERM") != "dumb" and "JPY_PARENT_PID" not in os.environ
 
 
 def shown_by(group: Group) -> Reporter:
