@@ -1,9 +1,10 @@
 """stsbp, the dense floor and the other libraries of the field on the same training step, taken in turn.
 
 `python benchmarks/compare.py --envs FOLDER` (`nox -s bench_peers` makes the environments). Each library lives in a
-process of its own, in its own environment, and makes one step when it is told to; while it waits it uses no
-processor. Only what passes the checks of its worker (spikes are 0 and 1, the first layer is neither silent nor
-saturated, time is really stepped) is timed.
+process of its own, in its own environment, and makes a step when it is told to: several a turn, of which the first is
+not counted, since it wakes threads and brings memory back. While it waits it uses no processor. Only what passes the
+checks of its worker (spikes are 0 and 1, the first layer is neither silent nor saturated, time is really stepped) is
+timed.
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ def compare(
     logs: Path,
     patience: float = 600.0,
     clock: str = "seconds",
+    turn: int = 5,
+    work: str = "training",
 ) -> list[dict[str, Any]]:
     """Time a step of each `(python, name, mode)`, in turn, and return a record of each.
 
@@ -151,6 +154,8 @@ def compare(
         logs: folder of what the processes print.
         patience: seconds in which a worker must have compiled and warmed up.
         clock: `seconds`, or `processor_seconds` of all its threads.
+        turn: steps of each in a turn that are counted, after one that is not; their mean is one time.
+        work: `training` or `prediction`.
     """
     logs.mkdir(parents=True, exist_ok=True)
     workers: list[Worker] = []
@@ -162,7 +167,7 @@ def compare(
             environment = {**os.environ, **ALLOCATOR}
             if name == "stsbp":  # what its backend asks for; the others are faster with threads that spin for a while
                 environment["OMP_WAIT_POLICY"] = "PASSIVE"
-            command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(path)]
+            command = [str(python), str(HERE / "peers" / "worker.py"), name, mode, str(path), work]
             log = logs / f"{problem.setup['case']}-{name}-{mode}.log"
             worker = Worker.start(command, environment, name, mode, log)
             worker.wait(patience)
@@ -174,13 +179,13 @@ def compare(
         for number in range(rounds + 1):
             for worker in [worker for worker in alive if worker.problem is None]:
                 try:
-                    seconds = worker.ask("step")[clock]
+                    each = [float(worker.ask("step")[clock]) for _ in range(1 + turn)]
                 except (BrokenPipeError, json.JSONDecodeError):
                     worker.problem = f"ended while it was timed, exit code {worker.process.wait()}; out of memory?"
                     continue
                 time.sleep(0.02)  # its threads may spin for some milliseconds more
-                if number > 0:  # what lay in the caches is gone after the wait for the others
-                    worker.seconds.append(seconds)
+                if number > 0:
+                    worker.seconds.append(sum(each[1:]) / turn)
         records = [record(worker, len(problem.labels)) for worker in workers]
         for worker in alive:
             worker.stop()
@@ -237,11 +242,16 @@ def main(arguments: list[str] | None = None) -> None:
         "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
     )
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--turn", type=int, default=5, help="steps of each in a turn")
+    parser.add_argument(
+        "--work", choices=["training", "prediction"], default="training", help="what a step is: see worker.py"
+    )
     parser.add_argument("--patience", type=float, default=600, help="seconds for a library to compile and warm up")
     options = parser.parse_args(arguments)
     report: dict[str, Any] = {"format": 1, "machine": {}, "cases": []}
     chosen = {
-        name: getattr(options, name) for name in ("rounds", "scale", "device", "own", "peers", "modes", "patience")
+        name: getattr(options, name)
+        for name in ("rounds", "scale", "device", "own", "peers", "modes", "patience", "turn", "work")
     }
     settings = {**chosen, "allocator": ALLOCATOR}
     report["machine"] = describe(open_backend("numpy"), settings)
@@ -250,14 +260,16 @@ def main(arguments: list[str] | None = None) -> None:
             CASES[name], scale=options.scale, data_dir=options.data_dir, device=options.device
         )
         here = Path(sys.executable)
-        wanted = [(here, "stsbp", mode) for mode in ("floor", *options.own)]
+        floor = ["floor"] if options.work == "training" else []
+        wanted = [(here, "stsbp", mode) for mode in (*floor, *options.own)]
         for peer in options.peers:
             python = here if options.here else options.envs / peer / "bin" / "python"
             wanted += [(python, peer, mode) for mode in (["plain"] if peer == "spyx" else options.modes)]
         began = time.perf_counter()
         records = compare(
-            problem, wanted, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs"
-        )
+            problem, wanted, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs",
+            turn=options.turn, work=options.work,
+        )  # fmt: skip
         case = CASES[name]
         size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
         took = time.perf_counter() - began

@@ -173,6 +173,13 @@ class Peer:
             torch.cuda.synchronize()
 
     @torch.no_grad()
+    def predict(self) -> None:
+        """Forward, without what a backward pass needs."""
+        self.spikes(self.frames)
+        if self.frames.is_cuda:
+            torch.cuda.synchronize()
+
+    @torch.no_grad()
     def check(self) -> dict[str, Any]:
         """Rates of every layer, and that time is really stepped.
 

@@ -1,8 +1,8 @@
 """One peer in its own process: it is told to make a step, makes it, and says how long that took.
 
-`python worker.py PEER MODE PROBLEM.npz`. On standard output a line of JSON that says it is ready (versions, spike
-rates, what the checks found), then one line for each line `step`, `memory` on standard input. While it waits it uses
-no processor.
+`python worker.py PEER MODE PROBLEM.npz [WORK]`: a step is one of training, or, where the work is `prediction`, a
+forward pass of the batch. On standard output a line of JSON that says it is ready (versions, spike rates, what the
+checks found), then one line for each line `step`, `memory` on standard input. While it waits it uses no processor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 WARMUP = 5
 
 
-def main(peer: str, mode: str, path: str) -> None:
+def main(peer: str, mode: str, path: str, work: str = "training") -> None:
     """Serve until standard input ends."""
     # What a library prints must not come between the lines of the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -29,9 +29,10 @@ def main(peer: str, mode: str, path: str) -> None:
 
     model = importlib.import_module(f"peer_{peer}").build(Problem.read(Path(path)), mode)
     checks: dict[str, Any] = model.check() if hasattr(model, "check") else {}
+    step = model.step if work == "training" else model.predict
     began = time.perf_counter()
     for _ in range(WARMUP):
-        model.step()
+        step()
     ready = {"versions": model.versions, "checks": checks, "warmup_seconds": time.perf_counter() - began}
     print(json.dumps(ready), file=answers)
     for line in sys.stdin:
@@ -39,7 +40,7 @@ def main(peer: str, mode: str, path: str) -> None:
             print(json.dumps({"peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}), file=answers)
             continue
         began, own = time.perf_counter(), time.process_time()
-        model.step()
+        step()
         taken = {"seconds": time.perf_counter() - began, "processor_seconds": time.process_time() - own}
         print(json.dumps(taken), file=answers)
 
