@@ -43,7 +43,7 @@ class Printer(NamedTuple):
 PRINTERS = {
     # Of numba: in double precision, which holds the product of two float32.
     "torch": Printer("cpu", "stsbp_cpu.printed", ("lines", "function"), "float32({0} * 1.0 * {1} + {2} * 1.0)"),
-    "jax": Printer("cpu", "stsbp_jax.recurrence", ("compiled",), None),
+    "jax": Printer("cpu:xla", "stsbp_jax.recurrence", ("compiled",), None),
     "cupy": Printer("host", "stsbp_cupy.recurrence", ("lines",), "__builtin_fmaf({0}, {1}, {2})"),
 }
 """By backend; numpy's printer is among the faults of `faults.py`."""
