@@ -19,7 +19,7 @@ __all__ = ["draw", "main", "sentences"]
 ROOT = Path(__file__).parents[1]
 GENERATED = {"docs/conformance.md"}
 FEWEST_WORDS = 6
-_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z*`\[\"(])")
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`\[\"(])")
 
 
 def sentences(root: Path = ROOT) -> list[tuple[str, str]]:
