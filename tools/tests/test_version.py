@@ -45,8 +45,8 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_every_copy_in_this_checkout_follows() -> None:
     assert version.problems(ROOT) == []
-    # Seven packages, a pin of the spec in six and of the kernels in one, three extras, the citation.
-    assert len(list(version.copies(ROOT))) == 7 + 6 + 1 + 3 + 1
+    # Seven packages, a pin of the spec in six and of the kernels in two, three extras, the citation.
+    assert len(list(version.copies(ROOT))) == 7 + 6 + 2 + 3 + 1
 
 
 def test_a_new_version_is_written_into_every_copy(checkout: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
-from stsbp_cpu.layout import NUMPY, empty_memory, wanted
+from stsbp_cpu.layout import NUMPY, empty_memory, numbers, wanted
 
 
 def test_new_arrays_begin_at_a_cache_line() -> None:
@@ -57,3 +57,9 @@ def test_wanted_arrays_are_given_once_and_only_where_they_fit() -> None:
         assert empty_memory((2, 3), np.float32) is b
         assert empty_memory((2, 3), np.float32) is not b
     assert empty_memory((2, 3), np.float32) is not a
+
+
+def test_numbers_are_in_the_order_of_their_names_whatever_the_order_of_the_mapping() -> None:
+    each = {name: np.full((1, 2, 3), value, np.float32) for name, value in (("b", 2), ("a", 1))}
+    assert numbers(NUMPY, ("b", "a"), each)[:, 0].tolist() == [2, 1]
+    assert numbers(NUMPY, ("b", "a"), dict(sorted(each.items())))[:, 0].tolist() == [2, 1]

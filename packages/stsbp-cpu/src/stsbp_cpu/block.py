@@ -30,7 +30,7 @@ from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Precision, Shape
 
 from stsbp_cpu import pooling
-from stsbp_cpu.layout import Layout, beside_u, numbers
+from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.sparse import kernels, needed
 from stsbp_cpu.sparse.spikes import NO_MASK, density
 from stsbp_cpu.threads import get_num_threads
@@ -397,7 +397,7 @@ class SparseBlock(Block[Array]):
         each = self.neurons.backend.spread_all(equations, learned, shape[1:])
         kernels.forward(
             self.conv, equations, given.arrays(layout), layout.view(wq), layout.view(kept["u"]), layout.view(spikes),
-            beside_u(layout, kept), numbers(layout, each),
+            beside_u(layout, equations, kept), learned_numbers(layout, equations, each),
         )  # fmt: skip
         return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
@@ -421,8 +421,8 @@ class SparseBlock(Block[Array]):
         dz = layout.empty(shape if need_error else (0,) * 5, np.float32)
         terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape[1:])), strict=True))
         dw = kernels.backward(
-            self.conv, equations, given.arrays(layout), layout.view(u), beside_u(layout, residuals.kept),
-            layout.view(layout.laid_out(above)), pooled, layout.view(dz), numbers(layout, residuals.learned),
-            numbers(layout, terms), need_weights=need_weights,
+            self.conv, equations, given.arrays(layout), layout.view(u), beside_u(layout, equations, residuals.kept),
+            layout.view(layout.laid_out(above)), pooled, layout.view(dz), learned_numbers(layout, equations, residuals.learned),
+            numbers(layout, equations.terms, terms), need_weights=need_weights,
         )  # fmt: skip
         return dz, layout.of(np.empty(0, np.float32) if dw is None else dw), terms

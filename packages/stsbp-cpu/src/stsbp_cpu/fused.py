@@ -10,7 +10,7 @@ from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array
 
 from stsbp_cpu import neurons, populations
-from stsbp_cpu.layout import Layout, beside_u, numbers
+from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.populations import Loop
 
 __all__ = ["backward", "backward_all", "forward", "forward_all"]
@@ -27,7 +27,14 @@ def forward(
     kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
     spikes = layout.empty(shape, np.uint8)
     given, u, fired = (layout.rows(x) for x in (layout.laid_out(z), kept["u"], spikes))
-    neurons.forward(equations, given, u, fired, beside_u(layout, kept), numbers(layout, learned))
+    neurons.forward(
+        equations,
+        given,
+        u,
+        fired,
+        beside_u(layout, equations, kept),
+        learned_numbers(layout, equations, learned),
+    )
     return spikes, kept
 
 
@@ -39,8 +46,8 @@ def backward(
     dz = layout.empty((1 if residuals.static else steps, *shape), np.float32)
     terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
     error, below = layout.rows(layout.laid_out(ds)), layout.rows(dz)
-    of_learned = numbers(layout, residuals.learned), numbers(layout, terms)
-    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, kept), error, below, *of_learned)
+    of_learned = learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms)
+    neurons.backward(equations, layout.rows(kept["u"]), beside_u(layout, equations, kept), error, below, *of_learned)
     return dz, terms
 
 
@@ -59,7 +66,15 @@ def forward_all(
     spikes = layout.empty(shape, np.uint8)
     given = [None if z is None else layout.rows(layout.laid_out(z)) for z in zs]
     u, fired = layout.rows(kept["u"]), layout.rows(spikes)
-    populations.forward(equations, given, u, fired, beside_u(layout, kept), numbers(layout, learned), loop)
+    populations.forward(
+        equations,
+        given,
+        u,
+        fired,
+        beside_u(layout, equations, kept),
+        learned_numbers(layout, equations, learned),
+        loop,
+    )
     return spikes, kept
 
 
@@ -82,7 +97,8 @@ def backward_all(
     of_steps = dict(zip(moving, layout.end_to_end(len(moving), shape), strict=True))
     sums = dict(zip(summed, layout.end_to_end(len(summed), (1, *shape[1:])), strict=True))
     populations.backward(
-        equations, tuple(static), layout.rows(kept["u"]), beside_u(layout, kept), layout.rows(layout.laid_out(ds)),
-        layout.joined([*of_steps.values()]), numbers(layout, sums), numbers(layout, residuals.learned), loop, bits,
+        equations, tuple(static), layout.rows(kept["u"]), beside_u(layout, equations, kept),
+        layout.rows(layout.laid_out(ds)), layout.joined([*of_steps.values()]), numbers(layout, summed, sums),
+        learned_numbers(layout, equations, residuals.learned), loop, bits,
     )  # fmt: skip
     return of_steps | {name: sums[name] for name in static}, {name: sums[name] for name in equations.terms}

@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic
 
 import numpy as np
+from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_cpu.neurons import NONE_KEPT, NOTHING
 
-__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "numbers", "wanted"]
+__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "wanted"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 _LINE = 64
@@ -144,11 +145,17 @@ NUMPY = _Numpy()
 """Of numpy arrays."""
 
 
-def beside_u(layout: Layout[Array], kept: Mapping[str, Array]) -> Float32:
-    """What a forward pass keeps besides the potential, `[K, T, M]`."""
-    return NONE_KEPT if len(kept) == 1 else layout.joined([x for name, x in kept.items() if name != "u"])
+def beside_u(layout: Layout[Array], equations: NeuronEquations, kept: Mapping[str, Array]) -> Float32:
+    """What a forward pass keeps besides the potential, `[K, T, M]`, in the order of the equations."""
+    names = [name for name in equations.kept if name != "u"]
+    return layout.joined([kept[name] for name in names])
 
 
-def numbers(layout: Layout[Array], each: Mapping[str, Array]) -> Float32:
-    """Laid-out `[1, ...]` for each learned number as `[P, M]`."""
-    return layout.joined([*each.values()])[:, 0] if each else NOTHING
+def learned_numbers(layout: Layout[Array], equations: NeuronEquations, each: Mapping[str, Array]) -> Float32:
+    """`NeuronResiduals.learned` as `[P, M]`, in the order of the equations."""
+    return numbers(layout, equations.learned.values(), each)
+
+
+def numbers(layout: Layout[Array], names: Iterable[str], each: Mapping[str, Array]) -> Float32:
+    """Laid-out `[1, ...]` by name as `[P, M]`, in the order of `names`."""
+    return layout.joined([each[name] for name in names])[:, 0] if each else NOTHING
