@@ -422,7 +422,8 @@ class SparseBlock(Block[Array]):
         terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape[1:])), strict=True))
         dw = kernels.backward(
             self.conv, equations, given.arrays(layout), layout.view(u), beside_u(layout, equations, residuals.kept),
-            layout.view(layout.laid_out(above)), pooled, layout.view(dz), learned_numbers(layout, equations, residuals.learned),
-            numbers(layout, equations.terms, terms), need_weights=need_weights,
+            layout.view(layout.laid_out(above)), pooled, layout.view(dz),
+            learned_numbers(layout, equations, residuals.learned), numbers(layout, equations.terms, terms),
+            need_weights=need_weights,
         )  # fmt: skip
         return dz, layout.of(np.empty(0, np.float32) if dw is None else dw), terms
