@@ -689,7 +689,9 @@ def slow(x, out):
 
 @pytest.mark.parametrize("dispatch", ["True", "False"])
 def test_ctrl_c_stops_a_long_call(dispatch: str) -> None:
+    # A process in the background of a script is started with SIGINT ignored.
     text = f"""
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_cpu_enable_async_dispatch", {dispatch})
 {SLOW}
 try:
