@@ -61,8 +61,10 @@ def _by(kernels: bool) -> Iterator[None]:
         forget()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("precision", ["reproducible", "fast"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [*((name, "reproducible") for name in NETWORKS), ("blocks that defer", "fast"), ("pooling and dropout", "fast")],
+)
 def test_steps_have_the_bits_of_xlas_own_code(name: str, precision: Precision) -> None:
     network, weights, batch = _case(name)
     given = (network, VanRossum(), weights, batch)
