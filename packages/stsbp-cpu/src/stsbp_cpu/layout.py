@@ -146,9 +146,11 @@ NUMPY = _Numpy()
 
 
 def beside_u(layout: Layout[Array], equations: NeuronEquations, kept: Mapping[str, Array]) -> Float32:
-    """What a forward pass keeps besides the potential, `[K, T, M]`, in the order of the equations."""
-    names = [name for name in equations.kept if name != "u"]
-    return layout.joined([kept[name] for name in names])
+    """What is kept besides the potential, and its error where the way back reads one, `[K, T, M]`.
+
+    All of it is in the order in which the way back of the equations reads it.
+    """
+    return layout.joined([kept[name] for name in equations.backward.inputs if name != "u" and name in kept])
 
 
 def learned_numbers(layout: Layout[Array], equations: NeuronEquations, each: Mapping[str, Array]) -> Float32:
