@@ -26,7 +26,8 @@ nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_merge_streams = True
-suppress_warnings = ["misc.highlighting_failure"]  # the lexer of notebooks knows no commands of several lines
+# The lexer of notebooks knows no commands of several lines, and there is none where the notebooks are not run.
+suppress_warnings = ["misc.highlighting_failure", "myst-nb.lexer"]
 os.environ["MATPLOTLIBRC"] = str(HERE / "pictures" / "matplotlibrc")
 os.environ.pop("STSBP_DATA", None)  # the published pages show what a reader without data sees
 os.environ.update(NO_COLOR="1", COLUMNS="100", PYTHONWARNINGS="ignore:IProgress")  # tqdm asks for a widget
