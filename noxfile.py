@@ -124,10 +124,14 @@ def tests(session: nox.Session) -> None:
     chosen = any(Path(arg.split("::")[0]).exists() for arg in session.posargs)
     paths = [] if chosen else [*everything(session), "benchmarks", "campaigns", "tools"]
     session.run("python", "-m", "pytest", *paths, "--conformance-quick", *devices(session), *session.posargs)
-    if SUITE.startswith(tuple(session.posargs[-1:] if chosen else [""])):
-        # XLA's own code compiles for long: of its column the tiers that show its rounding.
-        of_xla = ["--backend", "jax", "--device", "jax=cpu:xla", "-k", "tier1 or tier2"]
-        session.run("python", "-m", "pytest", "-q", SUITE, "--conformance-quick", *of_xla)
+    if not chosen:
+        of_xla(session)
+
+
+def of_xla(session: nox.Session, *arguments: str) -> None:
+    """Hold XLA's own code against the spec. It compiles for long: by default the two tiers that show its rounding."""
+    chosen = arguments or ("--conformance-quick", "-k", "tier1 or tier2")
+    session.run("python", "-m", "pytest", SUITE, "--backend", "jax", "--device", "jax=cpu:xla", *chosen)
 
 
 def devices(session: nox.Session) -> list[str]:
@@ -169,8 +173,7 @@ def conformance(session: nox.Session) -> None:
 def xla(session: nox.Session) -> None:
     """Hold what JAX runs on GPUs and TPUs, XLA's own code, against the spec, two tiers of it: -- [PYTEST ARGUMENTS]."""
     install(session, SPEC, *JAX, CONFORMANCE, tools=TEST_TOOLS)
-    arguments = list(session.posargs) or ["--conformance-quick", "-k", "tier1 or tier2"]
-    session.run("python", "-m", "pytest", SUITE, "--backend", "jax", "--device", "jax=cpu:xla", *arguments)
+    of_xla(session, *session.posargs)
 
 
 @nox.session
