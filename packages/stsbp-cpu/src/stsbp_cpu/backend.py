@@ -159,29 +159,22 @@ class CpuBackend(AbstractBackend[AnyArray]):
         steps: int,
         learned: Mapping[str, AnyArray] = _NONE,
     ) -> tuple[AnyArray, NeuronResiduals[AnyArray]]:
-        equations = neuron_equations(filter, neuron)
-        each = self.spread_all(equations, learned, z.shape[1:])
-        spikes, kept = fused.forward(NUMPY, equations, z, steps, each)
-        return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+        return fused.neuron_forward(self, NUMPY, neuron_equations(filter, neuron), z, steps, learned)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[AnyArray], ds: AnyArray
     ) -> tuple[AnyArray, dict[str, AnyArray]]:
-        return fused.backward(NUMPY, neuron_equations(filter, neuron), residuals, ds)
+        return fused.neuron_backward(NUMPY, neuron_equations(filter, neuron), residuals, ds)
 
     def population_forward(
         self, equations: NeuronEquations, zs: Sequence[AnyArray], steps: int, learned: Mapping[str, AnyArray]
     ) -> tuple[AnyArray, NeuronResiduals[AnyArray]]:
-        each = self.spread_all(equations, learned, zs[0].shape[1:])
-        spikes, kept = fused.forward_all(NUMPY, equations, zs, steps, each)
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        return fused.population_forward(self, NUMPY, equations, zs, steps, learned)
 
     def population_backward(
         self, equations: NeuronEquations, residuals: NeuronResiduals[AnyArray], ds: AnyArray, static: Sequence[bool]
     ) -> tuple[tuple[AnyArray, ...], dict[str, AnyArray]]:
-        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
-        errors, terms = fused.backward_all(NUMPY, equations, residuals, ds, summed)
-        return tuple(errors[name] for name in equations.errors), terms
+        return fused.population_backward(NUMPY, equations, residuals, ds, static)
 
     def zeros(self, shape: Shape) -> AnyArray:
         return _filled(shape, np.float32)
@@ -209,17 +202,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
         return out
 
     def weight_grid(self, projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
-        rows = np.ascontiguousarray(w).reshape(len(w), -1)
-        wq, made = grid.fit_weight_grid(
-            reductions.largest(rows.reshape(-1)),
-            lambda exponent: reductions.round_rows(rows, exponent),
-            summands=rows.shape[1],
-            weight_bits=projection.synapse.weight_bits,
-            input_exponent=projection.input.exponent,
-            input_max=projection.input.maximum,
-            layer=projection.name,
-        )
-        return np.zeros_like(w) if wq is None else wq.reshape(w.shape), made
+        return reductions.weight_grid(projection, w)
 
     def largest_error(self, dz: Float32) -> Int32:
         return np.array([reductions.largest_bits(_flat(dz))], np.int32)

@@ -79,7 +79,7 @@ class Dense(ABC, Generic[Array]):
         return False
 
     def of_bytes(self, conv: Conv2d, given: Input[Array], wq: Array) -> Array:
-        """`z` by a convolution of bytes."""
+        """`z` by a convolution of bytes; called only where `takes_bytes` said yes, whose owner computes this too."""
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from stsbp_spec.equations import NeuronEquations
+from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array
 
@@ -13,10 +14,53 @@ from stsbp_cpu import neurons, populations
 from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.populations import Loop
 
-__all__ = ["backward", "backward_all", "forward", "forward_all"]
+__all__ = [
+    "backward_all", "forward_all", "neuron_backward", "neuron_forward", "population_backward", "population_forward",
+]  # fmt: skip
 
 
-def forward(
+def neuron_forward(
+    backend: Pairs[Array],
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    z: Array,
+    steps: int,
+    learned: Mapping[str, Array],
+) -> tuple[Array, NeuronResiduals[Array]]:
+    """`Pairs.neuron_forward` of `backend`."""
+    each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
+    spikes, kept = _forward(layout, equations, z, steps, each)
+    return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+
+
+def population_forward(
+    backend: Pairs[Array],
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    zs: Sequence[Array],
+    steps: int,
+    learned: Mapping[str, Array],
+) -> tuple[Array, NeuronResiduals[Array]]:
+    """`Pairs.population_forward` of `backend`."""
+    each = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
+    spikes, kept = forward_all(layout, equations, zs, steps, each)
+    return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+
+def population_backward(
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    residuals: NeuronResiduals[Array],
+    ds: Array,
+    static: Sequence[bool],
+) -> tuple[tuple[Array, ...], dict[str, Array]]:
+    """`Pairs.population_backward`."""
+    summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
+    errors, terms = backward_all(layout, equations, residuals, ds, summed)
+    return tuple(errors[name] for name in equations.errors), terms
+
+
+def _forward(
     layout: Layout[Array], equations: NeuronEquations, z: Array, steps: int, learned: Mapping[str, Array]
 ) -> tuple[Array, dict[str, Array]]:
     """Spikes `[T, ...]` and what the way back reads, from `z`, `[1 or T, ...]`.
@@ -38,7 +82,7 @@ def forward(
     return spikes, kept
 
 
-def backward(
+def neuron_backward(
     layout: Layout[Array], equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array
 ) -> tuple[Array, dict[str, Array]]:
     """`Pairs.neuron_backward`."""
@@ -59,7 +103,7 @@ def forward_all(
     learned: Mapping[str, Array],
     loop: Loop | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """`forward` of neurons that read several inputs, of which None is that of `loop`."""
+    """All steps of neurons that read several inputs, of which None is that of `loop`."""
     first = next(z for z in zs if z is not None)
     shape = (steps, *first.shape[1:])
     kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
@@ -87,7 +131,7 @@ def backward_all(
     loop: Loop | None = None,
     bits: int = 0,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Errors of the inputs by the names of `equations.errors`, of `static` their sums; and `backward`'s terms.
+    """Errors of the inputs by the names of `equations.errors`, of `static` their sums; and `neuron_backward`'s terms.
 
     `loop` and `bits`: see `populations.backward`.
     """

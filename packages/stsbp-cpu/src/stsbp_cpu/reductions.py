@@ -7,14 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 from numba import prange
-from stsbp_spec.grid import SMALLEST_NORMAL, error_exponent, magnitude
+from stsbp_spec.graph import Projection
+from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, error_exponent, fit_weight_grid, magnitude
 from stsbp_spec.optim.adamw import norm_exponent
 from stsbp_spec.typing import Float32, Int32, Int64, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.threads import threads_for
 
-__all__ = ["count", "counts", "gradient_squares", "largest", "largest_bits", "round_errors", "round_rows"]
+__all__ = [
+    "count",
+    "counts",
+    "gradient_squares",
+    "largest",
+    "largest_bits",
+    "round_errors",
+    "round_rows",
+    "weight_grid",
+]
 
 _CHUNK = 65536
 _BYTE, _EIGHT = np.uint64(255), np.uint64(8)
@@ -136,6 +146,21 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
     with threads_for(w.size):
         _round_rows(w, np.float32(2.0**exponent), np.float32(2.0**-exponent), wq, above, below)
     return wq, math.ldexp(float(max(above.max(), -below.min())), -exponent)
+
+
+def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
+    """`Pairs.weight_grid` of `[out, ...]`."""
+    rows = np.ascontiguousarray(w).reshape(len(w), -1)
+    wq, made = fit_weight_grid(
+        largest(rows.reshape(-1)),
+        lambda exponent: round_rows(rows, exponent),
+        summands=rows.shape[1],
+        weight_bits=projection.synapse.weight_bits,
+        input_exponent=projection.input.exponent,
+        input_max=projection.input.maximum,
+        layer=projection.name,
+    )
+    return np.zeros(w.shape, np.float32) if wq is None else wq.reshape(w.shape), made
 
 
 @cached_njit(parallel=True)

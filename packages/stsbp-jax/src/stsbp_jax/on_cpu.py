@@ -39,7 +39,8 @@ from stsbp_jax.grid import wide
 from stsbp_jax.hosted import Making, host_call, one_at_a_time
 
 __all__ = [
-    "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fuse", "gradient_squares",
+    "RULES", "adamw", "channelwise", "dropout_mask", "error_grid", "error_moments", "fits", "fuse",
+    "gradient_squares",
     "largest_error", "moments", "neuron_backward", "neuron_forward", "of_channels", "population_backward",
     "population_forward", "recur", "sample_grid", "spike_count",
 ]  # fmt: skip
@@ -148,38 +149,44 @@ def _wide_or_not(precision: Precision) -> type[np.floating]:
     return np.float64 if precision == "reproducible" else np.float32
 
 
-def _of_weights(kind: str) -> Rule[Array]:
-    def forward(op: Any, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
-        shape = op.output_shape(_logical(s.shape)[2:]) if kind == "conv2d" else (op.units,)
-        z = _call(_ahead, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(kind, op))
-        return z, (s, wq)
-
-    def backward(
-        op: Any, left: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
-    ) -> tuple[Array | None, Array | None]:
-        s, wq = left
-        ds = _like(s.shape) if need_input else None
-        dw = _like(wq.shape, _wide_or_not(precision)) if need_weights else None
-        found: tuple[Array | None, Array | None] = _call(
-            _back, (ds, dw), s, wq, dz, fixed=(kind, op, precision, need_input, need_weights)
-        )
-        return found
-
-    return Rule(forward, backward)
+def _forward_weights(op: Any, s: Array, wq: Array) -> tuple[Array, tuple[Array, Array]]:
+    shape = op.output_shape(_logical(s.shape)[2:])
+    z: Array = _call(_ahead, _like(_memory((*s.shape[:2], *shape))), s, wq, fixed=(op,))
+    return z, (s, wq)
 
 
-def _ahead(kind: str, op: Any, s: AnyArray, wq: AnyArray) -> AnyArray:
-    return conv2d.forward(op, s, wq)[0] if kind == "conv2d" else linear.forward(op, s, wq)[0]
+def _backward_weights(
+    op: Any, left: tuple[Array, Array], dz: Array, precision: Precision, need_input: bool, need_weights: bool = True
+) -> tuple[Array | None, Array | None]:
+    s, wq = left
+    ds = _like(s.shape) if need_input else None
+    dw = _like(wq.shape, _wide_or_not(precision)) if need_weights else None
+    found: tuple[Array | None, Array | None] = _call(
+        _back, (ds, dw), s, wq, dz, fixed=(op, precision, need_input, need_weights)
+    )
+    return found
+
+
+def _ahead(op: Op, *arrays: AnyArray) -> AnyArray:
+    found: AnyArray = _cpu().rule(op).forward(op, *arrays)[0]
+    return found
 
 
 def _back(
-    kind: str, op: Any, precision: Precision, need_input: bool, need_weights: bool, s: AnyArray, wq: AnyArray,
-    dz: AnyArray,
-) -> tuple[AnyArray | None, AnyArray | None]:  # fmt: skip
-    needs: dict[str, Any] = {"precision": precision, "need_input": need_input, "need_weights": need_weights}
-    if kind == "conv2d":
-        return conv2d.backward(op, conv2d.Residuals(s, wq), dz, **needs)
-    return linear.backward(op, linear.left(op, s, wq), dz, **needs)
+    op: Op, precision: Precision, need_input: bool, need_weights: bool, s: AnyArray, wq: AnyArray, dz: AnyArray
+) -> tuple[AnyArray | None, AnyArray | None]:
+    left = _LEFT[type(op)](op, s, wq)
+    found: tuple[AnyArray | None, AnyArray | None] = (
+        _cpu().rule(op).backward(op, left, dz, precision=precision, need_input=need_input, need_weights=need_weights)
+    )
+    return found
+
+
+_LEFT: Mapping[type[Op], Callable[..., Any]] = {
+    Conv2d: lambda _, s, wq: conv2d.Residuals(s, wq),
+    Linear: linear.left,
+}
+"""What the forward pass of weights leaves, without its sums."""
 
 
 def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
@@ -187,12 +194,7 @@ def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
 
 
 def _average(pool: AvgPool2d, s: Array) -> tuple[Array, Shape]:
-    return _call(_average_ahead, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
-
-
-def _average_ahead(pool: AvgPool2d, s: AnyArray) -> AnyArray:
-    found: AnyArray = _cpu().rule(pool).forward(pool, s)[0]
-    return found
+    return _call(_ahead, _like(_pooled(pool, s)), s, fixed=(pool,)), s.shape
 
 
 def _average_back(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
@@ -228,8 +230,8 @@ def _unmax(pool: MaxPool2d, shape: Shape, first: AnyArray, d: AnyArray) -> AnyAr
 
 
 RULES: Mapping[type[Op], Rule[Array]] = {
-    Conv2d: _of_weights("conv2d"),
-    Linear: _of_weights("linear"),
+    Conv2d: Rule(_forward_weights, _backward_weights),
+    Linear: Rule(_forward_weights, _backward_weights),
     AvgPool2d: Rule(_average, _average_back),
     MaxPool2d: Rule(_largest, _largest_back),
 }

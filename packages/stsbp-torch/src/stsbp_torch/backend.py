@@ -176,17 +176,14 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
             return super().neuron_forward(neuron, filter, z, steps, learned)
-        equations = neuron_equations(filter, neuron)
-        each = self.spread_all(equations, learned, tuple(z.shape[1:]))
-        spikes, kept = fused.forward(TENSORS, equations, z, steps, each)
-        return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+        return fused.neuron_forward(self, TENSORS, neuron_equations(filter, neuron), z, steps, learned)
 
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals, ds: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not self._on_cpu:
             return super().neuron_backward(neuron, filter, residuals, ds)
-        return fused.backward(TENSORS, neuron_equations(filter, neuron), residuals, ds)
+        return fused.neuron_backward(TENSORS, neuron_equations(filter, neuron), residuals, ds)
 
     def population_forward(
         self,
@@ -197,18 +194,14 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> tuple[torch.Tensor, NeuronResiduals[torch.Tensor]]:
         if not self._on_cpu:
             return super().population_forward(equations, zs, steps, learned)
-        each = self.spread_all(equations, learned, tuple(zs[0].shape[1:]))
-        spikes, kept = fused.forward_all(TENSORS, equations, zs, steps, each)
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        return fused.population_forward(self, TENSORS, equations, zs, steps, learned)
 
     def population_backward(
         self, equations: NeuronEquations, residuals: NeuronResiduals, ds: torch.Tensor, static: Sequence[bool]
     ) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
         if not self._on_cpu:
             return super().population_backward(equations, residuals, ds, static)
-        summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
-        errors, terms = fused.backward_all(TENSORS, equations, residuals, ds, summed)
-        return tuple(errors[name] for name in equations.errors), terms
+        return fused.population_backward(TENSORS, equations, residuals, ds, static)
 
     def zeros(self, shape: Shape) -> torch.Tensor:
         return empty(shape, torch.float32, self.torch_device).zero_()
@@ -271,17 +264,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if not self._on_cpu:
             (found,) = plain.weight_grids((projection,), (w,), self.read)
             return found
-        rows_ = w.detach().contiguous().view(len(w), -1).numpy()
-        wq, made = grid.fit_weight_grid(
-            reductions.largest(rows_.reshape(-1)),
-            lambda exponent: reductions.round_rows(rows_, exponent),
-            summands=rows_.shape[1],
-            weight_bits=projection.synapse.weight_bits,
-            input_exponent=projection.input.exponent,
-            input_max=projection.input.maximum,
-            layer=projection.name,
-        )
-        return torch.zeros_like(w) if wq is None else torch.from_numpy(wq).view(w.shape), made
+        wq, made = reductions.weight_grid(projection, w.detach().numpy())
+        return torch.from_numpy(wq), made
 
     def weight_grids(
         self, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
