@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from typing import Any, ClassVar, Generic, NamedTuple
 
 import numpy as np
-from stsbp_spec.equations import neuron_equations
+from stsbp_spec.equations import NeuronEquations, neuron_equations
 from stsbp_spec.graph import Op, Place, Projection
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.plan import Chain, Drops, Population, Weights
@@ -27,9 +27,9 @@ from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Run, Step
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
 from stsbp_spec.synapses.psp import SynapticFilter
-from stsbp_spec.typing import Array, Precision, Shape
+from stsbp_spec.typing import Array, Float32, Precision, Shape
 
-from stsbp_cpu import pooling
+from stsbp_cpu import fused, pooling
 from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.sparse import kernels, needed
 from stsbp_cpu.sparse.spikes import NO_MASK, density
@@ -251,14 +251,15 @@ class SparseBlock(Block[Array]):
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         (s,) = inputs
-        if not self.dense.layout.is_bytes(s) or s.shape[1] < get_num_threads():
+        if not self.dense.layout.is_bytes(s):
             return (yield from super().forward(run, s))
-        return (yield from self.ahead(run, self.given(run, s)))
+        given = self.given(run, s)
+        return (yield from self.ahead(run, given)) if run.keeps else (self.spikes_alone(run, given), None)
 
     def ahead(self, run: Run[Array], given: Input[Array]) -> Ahead[Array]:
         """`forward`, which asks for nothing."""
         wq = run.weights[self.projection.name]
-        density = given.density(self.dense.layout)
+        density = self.density(given)
         kind = self.kind(given, density)
         if kind == "sparse":
             spikes, neurons = self.fire(
@@ -269,9 +270,25 @@ class SparseBlock(Block[Array]):
             spikes, neurons = yield from self.neurons.forward(run, z)
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
+    def spikes_alone(self, run: Run[Array], given: Input[Array]) -> Array:
+        """The spikes of `ahead`, where no way back follows: potentials are not written."""
+        wq, layout, learned = run.weights[self.projection.name], self.dense.layout, self.neurons.learned(run)
+        equations = neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
+        kind = self.kind(given, self.density(given))
+        if kind != "sparse":
+            z = self.sums(given, wq, of_bytes=kind == "bytes")
+            return fused.spikes_alone(self.neurons.backend, layout, equations, z, run.steps, learned)
+        u = np.empty((0, given.s.shape[1], *self._rows_first()), np.float32)
+        return self._fired(given, wq, equations, run.steps, learned, u, fused.nothing_kept(equations))[0]
+
+    def density(self, given: Input[Array]) -> float:
+        """`Input.density`, raised where threads would have no sample: the sparse kernels share samples among them."""
+        spread = max(1, get_num_threads() / given.s.shape[1])
+        return spread * given.density(self.dense.layout)
+
     def is_sparse(self, given: Input[Array]) -> bool:
         """`Residuals.sparse`."""
-        return given.density(self.dense.layout) < GRADIENT_BELOW
+        return self.density(given) < GRADIENT_BELOW
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         if not isinstance(residuals, Residuals):
@@ -391,15 +408,29 @@ class SparseBlock(Block[Array]):
     ) -> tuple[Array, NeuronResiduals[Array]]:
         """Spikes and residuals by the sparse kernels."""
         equations, layout = neuron_equations(filter, self.neurons.op.model), self.dense.layout
-        shape = (steps, given.s.shape[1], *self.projection.output_shape)
-        kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
+        kept = fused.kept_arrays(layout, equations, (steps, given.s.shape[1], *self.projection.output_shape))
+        beside = beside_u(layout, equations, kept)
+        spikes, each = self._fired(given, wq, equations, steps, learned, layout.view(kept["u"]), beside)
+        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+
+    def _fired(
+        self, given: Input[Array], wq: Array, equations: NeuronEquations, steps: int, learned: Mapping[str, Array],
+        u: Float32, kept: Float32,
+    ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
+        """Spikes by the sparse kernels, which fill `u` and `kept`, and learned numbers of each element."""
+        layout, shape = self.dense.layout, (steps, given.s.shape[1], *self.projection.output_shape)
         spikes = layout.empty(shape, np.uint8)
         each = self.neurons.backend.spread_all(equations, learned, shape[1:])
         kernels.forward(
-            self.conv, equations, given.arrays(layout), layout.view(wq), layout.view(kept["u"]), layout.view(spikes),
-            beside_u(layout, equations, kept), learned_numbers(layout, equations, each),
+            self.conv, equations, given.arrays(layout), layout.view(wq), u, layout.view(spikes), kept,
+            learned_numbers(layout, equations, each),
         )  # fmt: skip
-        return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
+        return spikes, each
+
+    def _rows_first(self) -> Shape:
+        """Shape of the output in memory, `(H', W', C')`."""
+        channels, *places = self.projection.output_shape
+        return (*places, channels)
 
     def propagate(
         self,

@@ -8,15 +8,19 @@ import numpy as np
 from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.results import NeuronResiduals
-from stsbp_spec.typing import Array
+from stsbp_spec.typing import Array, Float32, Shape
 
 from stsbp_cpu import neurons, populations
 from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
 from stsbp_cpu.populations import Loop
 
 __all__ = [
-    "backward_all", "forward_all", "neuron_backward", "neuron_forward", "population_backward", "population_forward",
+    "NO_POTENTIALS", "backward_all", "forward_all", "kept_arrays", "neuron_backward", "neuron_forward",
+    "nothing_kept", "population_backward", "population_forward", "spikes_alone",
 ]  # fmt: skip
+
+NO_POTENTIALS = np.empty((0, 0), np.float32)
+"""In place of potentials that nothing reads."""
 
 
 def neuron_forward(
@@ -29,8 +33,32 @@ def neuron_forward(
 ) -> tuple[Array, NeuronResiduals[Array]]:
     """`Pairs.neuron_forward` of `backend`."""
     each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
-    spikes, kept = _forward(layout, equations, z, steps, each)
+    kept = kept_arrays(layout, equations, (steps, *z.shape[1:]))
+    spikes = _fire(layout, equations, z, layout.rows(kept["u"]), beside_u(layout, equations, kept), steps, each)
     return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
+
+
+def spikes_alone(
+    backend: Pairs[Array],
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    z: Array,
+    steps: int,
+    learned: Mapping[str, Array],
+) -> Array:
+    """The spikes of `neuron_forward`, where no way back follows."""
+    each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
+    return _fire(layout, equations, z, NO_POTENTIALS, nothing_kept(equations), steps, each)
+
+
+def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape) -> dict[str, Array]:
+    """Uninitialised arrays for what the way back reads, of `shape` `[T, B, ...]`, by name."""
+    return dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
+
+
+def nothing_kept(equations: NeuronEquations) -> Float32:
+    """In place of what is kept besides potentials: `[K, 1, 0]`."""
+    return np.empty((len(equations.kept) - 1, 1, 0), np.float32)
 
 
 def population_forward(
@@ -60,26 +88,23 @@ def population_backward(
     return tuple(errors[name] for name in equations.errors), terms
 
 
-def _forward(
-    layout: Layout[Array], equations: NeuronEquations, z: Array, steps: int, learned: Mapping[str, Array]
-) -> tuple[Array, dict[str, Array]]:
-    """Spikes `[T, ...]` and what the way back reads, from `z`, `[1 or T, ...]`.
+def _fire(
+    layout: Layout[Array],
+    equations: NeuronEquations,
+    z: Array,
+    u: Float32,
+    kept: Float32,
+    steps: int,
+    learned: Mapping[str, Array],
+) -> Array:
+    """Spikes `[T, ...]` from `z`, `[1 or T, ...]`; `u` and `kept` as `neurons.forward` fills them.
 
     `learned` is `NeuronResiduals.learned`.
     """
-    shape = (steps, *z.shape[1:])
-    kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
-    spikes = layout.empty(shape, np.uint8)
-    given, u, fired = (layout.rows(x) for x in (layout.laid_out(z), kept["u"], spikes))
-    neurons.forward(
-        equations,
-        given,
-        u,
-        fired,
-        beside_u(layout, equations, kept),
-        learned_numbers(layout, equations, learned),
-    )
-    return spikes, kept
+    spikes = layout.empty((steps, *z.shape[1:]), np.uint8)
+    of_learned = learned_numbers(layout, equations, learned)
+    neurons.forward(equations, layout.rows(layout.laid_out(z)), u, layout.rows(spikes), kept, of_learned)
+    return spikes
 
 
 def neuron_backward(
@@ -106,7 +131,7 @@ def forward_all(
     """All steps of neurons that read several inputs, of which None is that of `loop`."""
     first = next(z for z in zs if z is not None)
     shape = (steps, *first.shape[1:])
-    kept = dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
+    kept = kept_arrays(layout, equations, shape)
     spikes = layout.empty(shape, np.uint8)
     given = [None if z is None else layout.rows(layout.laid_out(z)) for z in zs]
     u, fired = layout.rows(kept["u"]), layout.rows(spikes)

@@ -109,7 +109,7 @@ def forward(
     Args:
         equations: of both.
         z: weighted inputs, float32 `[1 or T, M]`; of one step: the same at every step.
-        u: filled with the potentials, float32 `[T, M]`.
+        u: filled with the potentials, float32 `[T, M]`; `[0, M]`: they and what is kept besides them are not wanted.
         spikes: filled with zeros and ones, uint8 `[T, M]`.
         kept: filled with what the way back reads besides `u`: `equations.kept[1:]`, float32 `[K, T, M]`.
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
@@ -147,8 +147,9 @@ def _forward(
     step: int, p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32
 ) -> None:
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
-    steps, neurons = u.shape
-    past = u.size >= _PAST
+    steps, neurons = spikes.shape
+    wanted = len(u) > 0
+    past = u.size >= _PAST or not wanted
     length = _CHUNK if past else _SHORT_CHUNK
     chunks = (neurons + length - 1) // length
     for chunk in prange(chunks):
@@ -170,7 +171,7 @@ def _forward(
             u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
             at = 0 if past else t * neurons + low
             fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, at, learned, low, high - low)
-            if past:
+            if past and wanted:
                 stream(u[t, low:high], own)
                 for k in range(len(kept)):
                     stream(kept[k, t, low:high], own_kept[k, 0])

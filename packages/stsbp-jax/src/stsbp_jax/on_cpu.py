@@ -625,7 +625,7 @@ class _Block(Chain[Array]):
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         (s,) = inputs
-        if s.dtype != np.uint8 or s.shape[1] < get_num_threads():
+        if s.dtype != np.uint8:
             return (yield from super().forward(run, s))
         conv, (steps, batch) = self.cpu.projection, (run.steps, s.shape[1])
         shape = _memory((steps, batch, *conv.output_shape))
@@ -634,8 +634,11 @@ class _Block(Chain[Array]):
             if isinstance(part, Drops) and (found := part.mask(run, batch)) is not None:
                 mask = jnp.moveaxis(found, 1, -1)
         weights = {name: run.weights[name] for name in self._read}
+        fixed = (self.cpu, run.training, steps)
+        if not run.keeps:
+            return _call(_block_spikes, _like(shape, np.uint8), weights, s, mask, fixed=fixed), None
         results = _fired(self.neurons.equations[run.training], shape)
-        spikes, kept, each = _call(_block_ahead, results, weights, s, mask, fixed=(self.cpu, run.training, steps))
+        spikes, kept, each = _call(_block_ahead, results, weights, s, mask, fixed=fixed)
         neurons = NeuronResiduals(kept, spikes, static=False, learned=each)
         return spikes, _Left(s, mask, run.weights[conv.name], neurons)
 
@@ -720,6 +723,13 @@ def _block_ahead(
     run = _of_cpu(weights, steps, training, s.shape[1])
     spikes, left = _finished(step.ahead(run, _entering(step, s, mask)))
     return spikes, left.neurons.kept, dict(left.neurons.learned)
+
+
+def _block_spikes(
+    step: block.SparseBlock[AnyArray], training: bool, steps: int, weights: dict[str, AnyArray], s: AnyArray,
+    mask: AnyArray | None,
+) -> AnyArray:  # fmt: skip
+    return step.spikes_alone(_of_cpu(weights, steps, training, s.shape[1]), _entering(step, s, mask))
 
 
 def _block_back(

@@ -90,10 +90,14 @@ def forward_pass(
     dropout: tuple[int, int] | None,
     memory: Memory = "full",
     before: Mapping[str, tuple[Array, ...]] | None = None,
+    *,
+    keeps: bool = True,
 ) -> Trace[Array]:
     """Run the network on encoded inputs of a whole batch, `[1 or T, B, ...]`; arguments: see `forward_passes`."""
     part = Part(0, x.shape[1], x.shape[1])
-    (trace,) = forward_passes(backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before)
+    (trace,) = forward_passes(
+        backend, network, wq, [x], steps, dropout, [part], Alone(), memory, before=before, keeps=keeps
+    )
     return trace
 
 
@@ -109,6 +113,8 @@ def forward_passes(
     memory: Memory,
     inside: Sequence[Array | None] | None = None,
     before: Mapping[str, tuple[Array, ...]] | None = None,
+    *,
+    keeps: bool = True,
 ) -> list[Trace[Array]]:
     """Run the network on parts of a batch.
 
@@ -124,13 +130,16 @@ def forward_passes(
         memory: `low`: keep one bit a spike; the backward pass runs each segment again when it comes to it.
         inside: of each part, which steps of its samples are no padding: `rules.Run`.
         before: what the steps before these left, of one part, with memory `full`: `rules.Run`.
+        keeps: whether a backward pass may follow; if not, the traces know of no residuals but the last segment's.
 
     Raises:
         BackendError: the backend has no rule for an operation.
     """
     walk, way = plan(backend, network, fused=before is None), _lean_way if memory == "low" else _way
     each = inside or [None] * len(parts)
-    runs = [Run(wq, steps, dropout, part, collective, own, before) for part, own in zip(parts, each, strict=True)]
+    runs = [
+        Run(wq, steps, dropout, part, collective, own, before, keeps) for part, own in zip(parts, each, strict=True)
+    ]
     return together(backend, runs[0], [way(backend, walk, run, x) for run, x in zip(runs, inputs, strict=True)])
 
 
@@ -142,7 +151,7 @@ def _way(
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
         made, found = yield from through(backend, segment, run, values)
-        residuals.update(found)
+        residuals = residuals | found if run.keeps else found
         statistics.update(_statistics(segment, found))
         spikes.update({name: value for name, value in made.items() if name == segment.population})
         values = _passed_on(segment, values, made)

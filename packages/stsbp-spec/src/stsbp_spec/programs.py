@@ -121,7 +121,7 @@ def output(
     Of a network that ends with a readout its potentials in place of spikes.
     `inside`, uint8 `[T, B]`: 0 at padded steps, where no spikes are counted; None: there are none.
     """
-    trace = forward_pass(backend, network.graph, wq, x, steps, None)
+    trace = forward_pass(backend, network.graph, wq, x, steps, None, keeps=False)
     return _output(network, trace), _counts(backend, trace, inside)
 
 

@@ -55,6 +55,8 @@ class Run(Generic[Array]):
             are then `weights["frames"]`, an integer `[1]`, where sums are normalised.
         before: what the steps before these left (`passes.after`); those that are missing begin at rest. None: all begin
             at rest, and leave nothing.
+        keeps: whether a backward pass may follow. If not, a step need not keep what only that reads; the potentials of
+            the population at the end are kept all the same.
     """
 
     weights: Mapping[str, Array]
@@ -64,6 +66,7 @@ class Run(Generic[Array]):
     collective: Collective[Array] = field(default_factory=Alone)
     inside: Array | None = None
     before: Mapping[str, tuple[Array, ...]] | None = None
+    keeps: bool = True
 
     @property
     def training(self) -> bool:

@@ -60,7 +60,8 @@ def forward(
         equations: of the neurons and the filter before them.
         given: what enters the block.
         wq: weights on their grid, `[C', C, kernel, kernel]`.
-        u: filled with the potentials, float32 `[T, B, H', W', C']`.
+        u: filled with the potentials, float32 `[T, B, H', W', C']`; `[0, B, H', W', C']`: they and what is kept besides
+            them are not wanted.
         spikes: filled with zeros and ones, uint8 `[T, B, H', W', C']`.
         kept: filled with what the way back reads besides `u`, float32 `[K, T, B H' W' C']`.
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, B H' W' C']`.
@@ -68,7 +69,7 @@ def forward(
     equation = equations.forward
     _forward(
         fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes, kept,
-        equations.forward_numbers, len(equation.states), learned, get_num_threads(),
+        equations.forward_numbers, len(equation.states), learned, min(get_num_threads(), given.s.shape[1]),
     )  # fmt: skip
 
 
@@ -88,7 +89,8 @@ def backward(
         terms: filled with what each neuron adds to the gradients of what is learned, float32 `[P, B H' W' C']`.
         need_weights: else the gradient is None.
     """
-    equation, channels, run, threads = equations.summing, given.s.shape[4], _run(conv), get_num_threads()
+    equation, channels, run = equations.summing, given.s.shape[4], _run(conv)
+    threads = min(get_num_threads(), given.s.shape[1])
     (kernel, _), (padding, _) = conv.kernels, conv.paddings
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
@@ -156,6 +158,7 @@ def _forward(
     for thread in prange(threads):
         z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
         state = np.empty((rows_out, states, line), np.float32)
+        own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
         counts = np.empty(width * channels, np.int32)
         places = np.empty(rows * columns * channels + 1, np.int32)
         values = np.empty(rows * columns * channels + 1, np.float32)
@@ -194,12 +197,12 @@ def _forward(
                                     add_scaled(z, at, w, row * run, values[n], run // LANES)
                 for y in range(rows_out):
                     at = y * wide * channels_out + margin
-                    out, fires = u[t, b, y].reshape(-1), spikes[t, b, y].reshape(-1)
-                    place = (b * rows_out + y) * line
-                    fired(
-                        step, p, z[at : at + line], state[y], out, fires, kept, t * neurons + place, learned, place,
-                        line,
-                    )  # fmt: skip
+                    fires, place = spikes[t, b, y].reshape(-1), (b * rows_out + y) * line
+                    if len(u) > 0:
+                        out, kept_now, to = u[t, b, y].reshape(-1), kept, t * neurons + place
+                    else:
+                        out, kept_now, to = own_u, own_kept, 0
+                    fired(step, p, z[at : at + line], state[y], out, fires, kept_now, to, learned, place, line)
 
 
 @cached_njit(parallel=True, error_model="numpy")

@@ -24,7 +24,7 @@ from stsbp.datasets import Split, load
 from stsbp.datasets.base import ArraySplit
 from stsbp.training.build import Inputs, Task, build_task
 
-__all__ = ["CASES", "Case", "Resident", "Step", "prepare"]
+__all__ = ["CASES", "LARGE", "Case", "Resident", "Step", "prepare"]
 
 _BATCHES = 4
 
@@ -70,6 +70,9 @@ class Case:
 
 
 _TEN = tuple("0123456789")
+_PICTURES = Inputs((3, 32, 32), "direct", _TEN)
+_TWENTY = "-P2-".join(["-".join(["32C3"] * 7), "-".join(["64C3"] * 6), "-".join(["64C3"] * 6)])
+"""19 convolutions, and the full connection of the outputs."""
 CASES = {
     case.name: case
     for case in (
@@ -89,13 +92,29 @@ CASES = {
             "cifar10",
             "digits",
             "32C3-64C3-P2-128C3-P2-128C3-256",
-            Inputs((3, 32, 32), "direct", _TEN),
+            _PICTURES,
             5,
             50,
         ),
     )
 }
-"""Networks by name."""
+"""Networks by name: those that `stsbp benchmark` times."""
+LARGE = {
+    case.name: case
+    for case in (
+        Case(
+            "TSSL-1",
+            "cifar10",
+            "digits",
+            "96C3-256C3-P2-384C3-P2-384C3-256C3-1024-1024",
+            _PICTURES,
+            5,
+            50,
+        ),
+        Case("depth-20", "cifar10", "digits", _TWENTY, _PICTURES, 5, 50),
+    )
+}
+"""Further ones, which take gigabytes and seconds: the first CIFAR-10 network of TSSL-BP, and one of 20 layers."""
 
 
 @dataclass(frozen=True)
