@@ -64,7 +64,7 @@ def operations(
     wq, _ = backend.weight_grid(step.projection, backend.asarray(weights))
     run = Run({step.projection.name: wq}, steps, (0, 0), Part(0, batch, batch))
     given, filter = step.given(run, s), step.neurons.filters[run.training]
-    floats = conv2d.Residuals(step.floats(given)[0], wq)
+    floats = step.dense.left(step.floats(given)[0], wq)
     learned = step.neurons.learned(run)
     spikes, neurons = step.fire(given, wq, filter, steps, learned)
     ds = backend.asarray(random.standard_normal(tuple(spikes.shape), np.float32))

@@ -19,8 +19,9 @@ def test_sums_and_gradients(frames: int, inputs: int, units: int, threads: int) 
     z = np.full((frames, units), 9, np.float32)
     set_num_threads(threads)
     try:
-        linear.forward(s, w, z)
-        fast, exact = linear.gradient(s, dz), linear.gradient(s, dz.astype(np.float64))
+        linear.forward(s, linear.rows_of(w, (1, frames, inputs)), z)
+        found = (linear.gradient(s, errors) for errors in (dz, dz.astype(np.float64)))
+        fast, exact = (linear.weights_of(rows, units, (1, frames, inputs)) for rows in found)
     finally:
         set_num_threads(config.NUMBA_NUM_THREADS)
     assert np.array_equal(z, s.astype(np.float64) @ w.T.astype(np.float64))
@@ -28,6 +29,18 @@ def test_sums_and_gradients(frames: int, inputs: int, units: int, threads: int) 
     assert [fast.dtype.name, exact.dtype.name] == ["float32", "float64"]
     assert np.array_equal(exact, expected)
     assert np.abs(fast - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("units", [1, 16, 37])
+def test_weights_by_input_are_in_the_order_of_memory(units: int) -> None:
+    shape = (1, 1, 3, 5, 7)
+    w = np.random.default_rng(2).standard_normal((units, 105)).astype(np.float32)
+    rows = linear.rows_of(w, shape)
+    assert rows.shape == (105, -(-units // 16) * 16)
+    assert np.array_equal(rows[:, :units], w.reshape(units, 3, 5, 7).transpose(2, 3, 1, 0).reshape(105, units))
+    assert not rows[:, units:].any()
+    assert np.array_equal(linear.weights_of(rows, units, shape), w)
+    assert np.array_equal(linear.weights_of(rows.astype(np.float64), units, shape), w)
 
 
 def test_the_share_of_spikes_is_of_a_sample() -> None:

@@ -39,12 +39,14 @@ from stsbp_cpu.vectors import LANES
 __all__ = ["Block", "DeferredError", "Dense", "Input", "PooledError", "Residuals", "SparseBlock", "fusion"]
 
 FORWARD_BELOW = {
-    ("gather", "bytes"): 0.03,
+    ("gather", "tiles"): 0.03,
+    ("gather", "bytes"): 0.1,
     ("gather", "floats"): 0.4,
-    ("scatter", "bytes"): 0.17,
+    ("scatter", "tiles"): 0.17,
+    ("scatter", "bytes"): 0.35,
     ("scatter", "floats"): 0.2,
 }
-GRADIENT_BELOW = 0.3
+GRADIENT_BELOW = 0.45
 ERROR_BELOW = {"narrow": 0.4, "wide": 0.18}
 """Densities below which the sparse kernels are faster than oneDNN's: `benchmarks/crossover.py` measures them."""
 _SAMPLED = 32
@@ -53,10 +55,12 @@ _SAMPLED = 32
 class Dense(ABC, Generic[Array]):
     """How a library convolves, on its own arrays.
 
-    `layout` is that of its arrays.
+    `layout` is that of its arrays, `bytes_by` what multiplies bytes: `tiles` of the processor (AMX), or its vectors
+    (`bytes`).
     """
 
     layout: Layout[Array]
+    bytes_by: str = "bytes"
 
     @abstractmethod
     def forward(self, conv: Conv2d, s: Array, wq: Array) -> Array:
@@ -266,7 +270,7 @@ class SparseBlock(Block[Array]):
                 given, wq, self.neurons.filters[run.training], run.steps, self.neurons.learned(run)
             )
         else:
-            z = self.sums(given, wq, of_bytes=kind == "bytes")
+            z = self.sums(given, wq, of_bytes=kind != "floats")
             spikes, neurons = yield from self.neurons.forward(run, z)
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
@@ -276,7 +280,7 @@ class SparseBlock(Block[Array]):
         equations = neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
         kind = self.kind(given, self.density(given))
         if kind != "sparse":
-            z = self.sums(given, wq, of_bytes=kind == "bytes")
+            z = self.sums(given, wq, of_bytes=kind != "floats")
             return fused.spikes_alone(self.neurons.backend, layout, equations, z, run.steps, learned)
         u = np.empty((0, given.s.shape[1], *self._rows_first()), np.float32)
         return self._fired(given, wq, equations, run.steps, learned, u, fused.nothing_kept(equations))[0]
@@ -329,13 +333,14 @@ class SparseBlock(Block[Array]):
         return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
     def kind(self, given: Input[Array], density: float) -> str:
-        """How the block is computed: `sparse`, `bytes` or `floats`."""
+        """How the block is computed: `sparse`, `floats`, or by a convolution of bytes, `Dense.bytes_by`."""
         largest = int(self.projection.input.maximum * given.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
         order = "gather" if kernels.gathers(self.conv) else "scatter"
-        if density < FORWARD_BELOW[order, "bytes" if of_bytes else "floats"]:
+        dense = self.dense.bytes_by if of_bytes else "floats"
+        if density < FORWARD_BELOW[order, dense]:
             return "sparse"
-        return "bytes" if of_bytes else "floats"
+        return dense
 
     @cached_property
     def pool(self) -> AvgPool2d | None:

@@ -6,6 +6,8 @@ its addition may be fused into one rounding or not; on the weight grid both are 
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream", "sum_scaled"]
+__all__ = [
+    "LANES", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream",
+    "sum_scaled",
+]  # fmt: skip
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_UNDER_WAY = 8
+"""Additions that a processor has under way at a time: it begins two in a cycle, and each takes four."""
 
 
 def _pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -54,6 +61,14 @@ def _across(builder: Any, x: Any) -> Any:
         order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [(i + width) % LANES for i in range(LANES)])
         x = builder.fadd(x, builder.shuffle_vector(x, x, order))
     return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+
+@njit  # type: ignore[untyped-decorator]
+def at_a_line(count: int) -> Float32:
+    """`count` uninitialised float32 values that begin at a multiple of 64 bytes, so that no vector crosses a line."""
+    memory = np.empty(count + LANES, np.float32)
+    first = (-memory.ctypes.data % 64) // 4
+    return memory[first : first + count]
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -203,36 +218,55 @@ def _sum_scaled(
     high: Any,
     vectors: Any,
 ) -> Any:
-    """`sum_scaled` over a constant number of `vectors`: so many registers hold the sums."""
+    """`sum_scaled` over a constant number of `vectors`, whose sums stay in registers.
+
+    Few vectors are summed in several rows of registers, one for each of so many entries of the list that are added at
+    a time: an addition has to wait for the one before it in its register.
+    """
     count = vectors.literal_value
+    rows = max(1, _UNDER_WAY // count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         yp, xp, placed, scaled = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 3, 6))
         _, at, _, _, stride, shift, _, low, high, _ = arguments
         word = at.type
         targets = [_vector(builder, yp, builder.add(at, ir.Constant(word, LANES * v))) for v in range(count)]
-        first = [builder.load(target, align=4) for target in targets]
-        before = builder.block
-        head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
-        builder.branch(head)
-        builder.position_at_end(head)
-        n = builder.phi(word)
-        n.add_incoming(low, before)
-        sums = [builder.phi(_VECTOR) for _ in range(count)]
-        for total, value in zip(sums, first, strict=True):
-            total.add_incoming(value, before)
-        builder.cbranch(builder.icmp_signed("<", n, high), body, done)
-        builder.position_at_end(body)
-        place = builder.sext(builder.load(builder.gep(placed, [n])), word)
-        start = builder.add(builder.mul(place, stride), shift)
-        factor = _spread(builder, builder.load(builder.gep(scaled, [n])))
-        for v, total in enumerate(sums):
-            source = builder.load(_vector(builder, xp, builder.add(start, ir.Constant(word, LANES * v))), align=4)
-            total.add_incoming(_multiply_add(builder, factor, source, total), body)
-        n.add_incoming(builder.add(n, ir.Constant(word, 1)), body)
-        builder.branch(head)
-        builder.position_at_end(done)
-        for total, target in zip(sums, targets, strict=True):
+        zero = ir.Constant(_VECTOR, [0.0] * LANES)
+        sums = [[builder.load(target, align=4) for target in targets], *([zero] * count for _ in range(rows - 1))]
+
+        def loop(start: Any, end: Any, sums: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
+            """Add entries, as many at a time as there are rows of `sums`, while there are so many before `end`."""
+            before = builder.block
+            head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
+            builder.branch(head)
+            builder.position_at_end(head)
+            n = builder.phi(word)
+            n.add_incoming(start, before)
+            totals = [[builder.phi(_VECTOR) for _ in row] for row in sums]
+            for phi, value in zip(chain(*totals), chain(*sums), strict=True):
+                phi.add_incoming(value, before)
+            next_n = builder.add(n, ir.Constant(word, len(sums)))
+            builder.cbranch(builder.icmp_signed("<=", next_n, end), body, done)
+            builder.position_at_end(body)
+            for i, row in enumerate(totals):
+                entry = builder.add(n, ir.Constant(word, i))
+                place = builder.sext(builder.load(builder.gep(placed, [entry])), word)
+                first = builder.add(builder.mul(place, stride), shift)
+                factor = _spread(builder, builder.load(builder.gep(scaled, [entry])))
+                for v, phi in enumerate(row):
+                    at_v = builder.add(first, ir.Constant(word, LANES * v))
+                    source = builder.load(_vector(builder, xp, at_v), align=4)
+                    phi.add_incoming(_multiply_add(builder, factor, source, phi), body)
+            n.add_incoming(next_n, body)
+            builder.branch(head)
+            builder.position_at_end(done)
+            return n, totals
+
+        n, sums = loop(low, high, sums)
+        if rows > 1:
+            together = [reduce(builder.fadd, column) for column in zip(*sums, strict=True)]
+            n, sums = loop(n, high, [together])
+        for total, target in zip(sums[0], targets, strict=True):
             builder.store(total, target, align=4)
         return context.get_dummy_value()
 
@@ -255,12 +289,15 @@ def sum_scaled(
 ) -> None:
     """`y[at + j] += sum of scales[n] * x[stride * places[n] + shift + j]`, n from `low` to `high`, `j < 16 vectors`.
 
-    All arrays are 1-d and contiguous. The sums stay in registers over the whole list, 16 vectors at a time.
+    All arrays are 1-d and contiguous. The sums stay in registers over the whole list, up to 24 vectors at a time.
     """
     v = 0
-    while vectors - v >= 16:
-        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 16)
-        v += 16
+    while vectors - v >= 24:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 24)
+        v += 24
+    if vectors - v >= 12:
+        _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 12)
+        v += 12
     if vectors - v >= 8:
         _sum_scaled(y, at + LANES * v, x, places, stride, shift + LANES * v, scales, low, high, 8)
         v += 8

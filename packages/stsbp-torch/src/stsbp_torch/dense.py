@@ -19,6 +19,10 @@ class _Dense(Dense[torch.Tensor]):
 
     layout = TENSORS
 
+    @property
+    def bytes_by(self) -> str:  # type: ignore[override]
+        return "tiles" if torch.cpu._is_amx_tile_supported() else "bytes"
+
     def forward(self, conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> torch.Tensor:
         return conv2d.forward(conv, s, wq)[0]
 

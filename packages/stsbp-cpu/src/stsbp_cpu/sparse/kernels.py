@@ -22,15 +22,18 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.layout import empty_memory
 from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
-from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
+from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, sum_scaled
 
 __all__ = ["GATHER_CHANNELS", "Given", "backward", "forward", "gathers", "mirrored"]
 
 GATHER_CHANNELS = 32
 """Output channels from which the forward pass gathers."""
 _ZERO = np.float32(0)
+_NEAR = 64 * 2**10
+"""Bytes of errors that stay near while the spikes of all channels choose among them."""
 
 
 class Given(NamedTuple):
@@ -121,9 +124,13 @@ def _run(conv: Conv2d) -> int:
 def _packed(conv: Conv2d, wq: Float32) -> Float32:
     """Weights in the order of the forward kernel, 1-d."""
     if gathers(conv):
-        return wq.transpose(2, 3, 1, 0).reshape(-1)
+        ordered = wq.transpose(2, 3, 1, 0)
+        packed = empty_memory(ordered.shape, np.float32)
+        packed[...] = ordered
+        return packed.reshape(-1)
     rows, columns = conv.kernels
-    packed = np.zeros((wq.shape[1], rows, _run(conv)), np.float32)
+    packed = empty_memory((wq.shape[1], rows, _run(conv)), np.float32)
+    packed[:, :, columns * conv.channels :] = 0
     packed[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
     return packed.reshape(-1)
 
@@ -156,10 +163,10 @@ def _forward(
     margin = 0 if gathered else (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
     for thread in prange(threads):
-        z = np.empty(rows_out * wide * channels_out + LANES, np.float32)
+        z = at_a_line(rows_out * wide * channels_out + LANES)
         state = np.empty((rows_out, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        counts = np.empty(width * channels, np.int32)
+        row_in = np.empty(2 * width * channels, np.float32)
         places = np.empty(rows * columns * channels + 1, np.int32)
         values = np.empty(rows * columns * channels + 1, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
@@ -167,7 +174,7 @@ def _forward(
             state[:] = _ZERO
             own = mask[b % len(mask)]
             for t in range(steps):
-                list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
+                list_spikes(s[t, b], size, own, masked, row_in, places, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -231,20 +238,19 @@ def _backward(
     wide = columns + kernel - 1
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    band = max(1, _NEAR // (4 * wide * channels_out))
     for thread in prange(threads):
-        error = np.zeros(rows_out * wide * channels_out + LANES, np.float32)
+        error = at_a_line(rows_out * wide * channels_out + LANES)
+        error[:] = _ZERO
         state = np.empty((rows_out, states, line), np.float32)
         above = np.zeros(line, np.float32)
-        counts = np.empty(width * channels, np.int32)
-        places = np.empty(rows * columns * channels + 1, np.int32)
-        values = np.empty(rows * columns * channels + 1, np.float32)
-        starts = np.empty(rows * columns + 1, np.int32)
-        cells = np.empty(rows * columns * channels, np.int32)
-        cell_values = np.empty(rows * columns * channels, np.float32)
+        row_in = np.empty(2 * width * channels, np.float32)
+        cells = np.empty((channels, rows * columns + 1), np.int32)
+        values = np.empty((channels, rows * columns + 1), np.float32)
         ends = np.empty((channels, rows), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
-        part = np.empty(len(gradient), np.float32)
+        part = at_a_line(len(gradient))
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
             state[:] = _ZERO
             part[:] = _ZERO
@@ -270,23 +276,21 @@ def _backward(
                             whole[j] = out[j]
                 if len(dw) == 0:
                     continue
-                list_spikes(s[t, b], size, own, masked, counts, places, values, starts)
-                list_by_channel(columns, channels, wide, places, values, starts, cells, cell_values, ends)
-                begin = 0
-                for channel in range(channels):
-                    for q in range(kernel):
-                        # Spikes whose output row y + padding - q exists.
-                        low, high = max(0, q - padding), min(rows, rows_out - padding + q)
-                        if low >= high:
-                            continue
-                        first = ends[channel, low - 1] if low > 0 else begin
-                        if first < ends[channel, high - 1]:
-                            sum_scaled(
-                                part, (channel * kernel + q) * run, error, cells, channels_out,
-                                (padding - q) * wide * channels_out, cell_values, first, ends[channel, high - 1],
-                                run // LANES,
-                            )  # fmt: skip
-                    begin = ends[channel, rows - 1]
+                list_by_channel(s[t, b], size, own, masked, row_in, wide, cells, values, ends)
+                for q in range(kernel):
+                    # Spikes whose output row y + padding - q exists; so many rows at a time that those of the
+                    # error stay near while all channels read them.
+                    bottom = min(rows, rows_out - padding + q)
+                    for low in range(max(0, q - padding), bottom, band):
+                        high = min(bottom, low + band)
+                        for channel in range(channels):
+                            first = ends[channel, low - 1] if low > 0 else channel * cells.shape[1]
+                            if first < ends[channel, high - 1]:
+                                sum_scaled(
+                                    part, (channel * kernel + q) * run, error, cells.reshape(-1), channels_out,
+                                    (padding - q) * wide * channels_out, values.reshape(-1), first,
+                                    ends[channel, high - 1], run // LANES,
+                                )  # fmt: skip
             for y in range(rows_out):
                 place = (b * rows_out + y) * line
                 for k in range(len(terms)):

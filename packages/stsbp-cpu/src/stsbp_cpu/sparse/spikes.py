@@ -29,7 +29,7 @@ def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
 
 @cached_njit()
 def list_spikes(
-    frame: UInt8, size: int, mask: UInt8, masked: int, row: Int32, places: Int32, values: Float32, starts: Int32
+    frame: UInt8, size: int, mask: UInt8, masked: int, row: Float32, places: Int32, values: Float32, starts: Int32
 ) -> int:
     """List the non-zero inputs of a frame in the order of memory; returns their number.
 
@@ -38,101 +38,97 @@ def list_spikes(
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: after it.
-        row: scratch, `[W C]`.
+        row: scratch, `[2 W C]`.
         places: filled with `x C + c`.
         values: filled with the pooled values.
         starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
     """
     height, width, channels = frame.shape
     rows, columns = height // size, width // size
-    scale = np.float32(1 / (size * size))
     n = 0
     for y in range(rows):
-        if size == 1:
-            pixels = frame[y].reshape(-1)
-            for j in range(columns * channels):
-                row[j] = pixels[j]
-        else:
-            _pool_row(frame, y, size, mask, masked, row)
-        if masked == 2 or (masked == 1 and size == 1):
-            kept = mask[y].reshape(-1)
-            for j in range(columns * channels):
-                row[j] *= kept[j]
+        _entering_row(frame, y, size, mask, masked, row)
         for x in range(columns):
             starts[y * columns + x] = n
             for j in range(x * channels, (x + 1) * channels):
                 places[n] = j
-                values[n] = np.float32(row[j]) * scale
-                n += row[j] != 0
+                values[n] = row[j]
+                n += row[j] > _ZERO
     starts[rows * columns] = n
     return n
 
 
 @cached_njit()
-def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Int32) -> None:
-    """Sums of the windows of one row, `[W // size * C]`, of the inputs that dropout keeps; `row` holds `[W, C]`."""
+def list_by_channel(
+    frame: UInt8, size: int, mask: UInt8, masked: int, row: Float32, wide: int, cells: Int32, values: Float32,
+    ends: Int32,
+) -> None:  # fmt: skip
+    """List the non-zero inputs of a frame channel by channel, each in the order of memory.
+
+    Args:
+        frame, size, mask, masked, row: see `list_spikes`.
+        wide: width of the padded rows that `cells` count.
+        cells: filled with `y wide + x` of each spike, `[C, H // size * (W // size) + 1]`.
+        values: filled with their pooled values, likewise.
+        ends: filled with the end of the list after each row, `[C, H // size]`, counted in the flat `cells`.
+    """
+    channels, rows = ends.shape
+    columns, room = frame.shape[1] // size, cells.shape[1]
+    flat, kept = cells.reshape(-1), values.reshape(-1)
+    for y in range(rows):
+        _entering_row(frame, y, size, mask, masked, row)
+        for c in range(channels):
+            n = ends[c, y - 1] if y > 0 else c * room
+            for x in range(columns):
+                value = row[x * channels + c]
+                flat[n] = y * wide + x
+                kept[n] = value
+                n += value > _ZERO
+            ends[c, y] = n
+
+
+@cached_njit()
+def _entering_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Float32) -> None:
+    """One row of a frame after pooling and dropout, `[W // size * C]`; `row` holds `[2 W C]`."""
     width, channels = frame.shape[1:]
-    row[:] = 0
+    run = width // size * channels
+    if size == 1:
+        pixels = frame[y].reshape(-1)
+        for j in range(run):
+            row[j] = pixels[j]
+    else:
+        _pool_row(frame, y, size, mask, masked, row)
+    if masked == 2 or (masked == 1 and size == 1):
+        kept = mask[y].reshape(-1)
+        for j in range(run):
+            row[j] *= np.float32(kept[j])
+
+
+@cached_njit()
+def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Float32) -> None:
+    """Means of the windows of one row, `[W // size * C]`, of the inputs that dropout keeps; `row` holds `[2 W C]`."""
+    width, channels = frame.shape[1:]
+    scale = np.float32(1 / (size * size))
+    sums = row[width * channels :]
+    sums[:] = _ZERO
     for i in range(size):
         pixels = frame[y * size + i].reshape(-1)
         if masked == 1:
             kept = mask[y * size + i].reshape(-1)
             for j in range(width * channels):
-                row[j] += np.int32(pixels[j]) * np.int32(kept[j])
+                sums[j] += np.float32(pixels[j] * kept[j])
         else:
             for j in range(width * channels):
-                row[j] += pixels[j]
+                sums[j] += np.float32(pixels[j])
     for x in range(width // size):
+        out = row[x * channels : (x + 1) * channels]
+        out[:] = _ZERO
+        for j in range(size):
+            one = sums[(x * size + j) * channels : (x * size + j + 1) * channels]
+            for c in range(channels):
+                out[c] += one[c]
         for c in range(channels):
-            total = np.int32(0)
-            for j in range(size):
-                total += row[(x * size + j) * channels + c]
-            row[x * channels + c] = total
-
-
-@cached_njit()
-def list_by_channel(
-    columns: int,
-    channels: int,
-    wide: int,
-    places: Int32,
-    values: Float32,
-    starts: Int32,
-    cells: Int32,
-    cell_values: Float32,
-    ends: Int32,
-) -> None:
-    """Order a list by channel, then by place.
-
-    Args:
-        columns, channels: of the frame.
-        wide: width of the padded rows that `cells` count.
-        places, values, starts: what `list_spikes` filled.
-        cells: filled with `y wide + x` of each spike.
-        cell_values: filled with their values.
-        ends: filled with the end of the list of each channel and row, `[C, H]`.
-    """
-    rows = ends.shape[1]
-    for c in range(channels):
-        for y in range(rows):
-            ends[c, y] = 0
-    for y in range(rows):
-        for n in range(starts[y * columns], starts[(y + 1) * columns]):
-            ends[places[n] % channels, y] += 1
-    begin = 0
-    for c in range(channels):
-        for y in range(rows):
-            count = ends[c, y]
-            ends[c, y] = begin
-            begin += count
-    for y in range(rows):
-        for n in range(starts[y * columns], starts[(y + 1) * columns]):
-            x = places[n] // channels
-            c = places[n] - x * channels
-            to = ends[c, y]
-            ends[c, y] = to + 1
-            cells[to] = y * wide + x
-            cell_values[to] = values[n]
+            out[c] *= scale
 
 
 @cached_njit()

@@ -22,7 +22,7 @@ __all__ = ["Residuals", "backward", "forward", "left"]
 class Residuals(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
-    The rows are float32, or uint8 where they are few spikes.
+    The rows are float32, or uint8 where they are few spikes; the weights are then `sparse.rows_of` them.
     """
 
     flat: AnyArray
@@ -46,10 +46,9 @@ def left(linear: Linear, s: AnyArray, wq: Float32) -> Residuals:
     """What the way back reads."""
     s = NUMPY.laid_out(s)
     flat = NUMPY.view(s).reshape(s.shape[0] * s.shape[1], -1)
-    w = _memory_order(wq, s.shape)
     if flat.dtype == np.uint8 and sparse.pays(flat, linear.units):
-        return Residuals(flat, w, s.shape)
-    return Residuals(flat.astype(np.float32, copy=False), w, s.shape)
+        return Residuals(flat, sparse.rows_of(wq, s.shape), s.shape)
+    return Residuals(flat.astype(np.float32, copy=False), _memory_order(wq, s.shape), s.shape)
 
 
 def backward(
@@ -66,11 +65,13 @@ def backward(
     dtype = np.float64 if precision == "reproducible" else np.float32
     error = dz.reshape(-1, linear.units).astype(dtype, copy=False)
     ds = dw = None
-    if need_weights:
-        few = flat.dtype == np.uint8
-        rows = sparse.gradient(flat, error).T if few else dense.product_of_rows(flat.astype(dtype, copy=False), error)
-        dw = _spec_order(rows, shape)
+    few = flat.dtype == np.uint8
+    if need_weights and few:
+        dw = sparse.weights_of(sparse.gradient(flat, error), linear.units, shape)
+    elif need_weights:
+        dw = _spec_order(dense.product_of_rows(flat.astype(dtype, copy=False), error), shape)
     if need_input:
+        w = w[:, : linear.units].T if few else w
         below = dense.product(error, w.astype(dtype, copy=False)).astype(np.float32, copy=False)
         (steps, batch), each = shape[:2], NUMPY.view(np.broadcast_to(np.float32(0), (1, 1, *shape[2:]))).shape[2:]
         ds = NUMPY.of(below.reshape(steps, batch, *each))

@@ -22,7 +22,7 @@ __all__ = ["Residuals", "backward", "forward", "left"]
 class Residuals(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
-    The rows are float32, or uint8 where they are few spikes.
+    The rows are float32, or uint8 where they are few spikes; the weights are then `sparse.rows_of` them.
     """
 
     flat: torch.Tensor
@@ -60,12 +60,12 @@ def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -
 def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> Residuals:
     """What the way back reads."""
     shape = tuple(s.shape)
-    w, frames = _memory_order(wq, shape), shape[0] * shape[1]
+    frames = shape[0] * shape[1]
     if fused and s.dtype is torch.uint8:
         flat = rows(laid_out(s)).view(frames, -1)
         if sparse.pays(flat.numpy(), linear.units):
-            return Residuals(flat, w, shape)
-    return Residuals(rows(laid_out(s.float())).view(frames, -1), w, shape)
+            return Residuals(flat, torch.from_numpy(sparse.rows_of(wq.detach().numpy(), shape)), shape)
+    return Residuals(rows(laid_out(s.float())).view(frames, -1), _memory_order(wq, shape), shape)
 
 
 def backward(
@@ -83,14 +83,15 @@ def backward(
     if precision == "reproducible":
         error = error.double()
     dw = below = None
+    few = flat.dtype is torch.uint8
     with exact_math():
-        if need_weights:
-            if flat.dtype is torch.uint8:
-                found = torch.from_numpy(sparse.gradient(flat.numpy(), error.detach().numpy()))
-            else:
-                found = error.T @ flat.to(error.dtype)
-            dw = _spec_order(found, shape)
+        if need_weights and few:
+            found = sparse.gradient(flat.numpy(), error.detach().numpy())
+            dw = torch.from_numpy(sparse.weights_of(found, linear.units, shape))
+        elif need_weights:
+            dw = _spec_order(error.T @ flat.to(error.dtype), shape)
         if need_input:
+            w = w[:, : linear.units].T if few else w
             below = (error @ w.to(error.dtype)).float()
     ds = None
     if below is not None:
