@@ -249,10 +249,10 @@ def test_the_key_depends_on_all_that_compiles(
     owner: Any, name: str, other: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codegen = _kernel().targetctx.codegen()
-    before = compiling._folder(codegen)
-    assert before is compiling._folder(codegen)
+    before = compiling.folder_of(codegen)
+    assert before is compiling.folder_of(codegen)
     monkeypatch.setattr(owner, name, other)
-    assert compiling._folder(codegen) is not before
+    assert compiling.folder_of(codegen) is not before
 
 
 def test_the_key_depends_on_the_processor(cache: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_key_depends_on_the_processor(cache: Path) -> None:
         ("x86_64-linux", "skylake", "+avx512f"),
         ("x86_64-linux", "znver4", ""),
     ]
-    assert len({compiling._folder(Codegen(*machine)) for machine in machines}) == 3
+    assert len({compiling.folder_of(Codegen(*machine)) for machine in machines}) == 3
 
 
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:

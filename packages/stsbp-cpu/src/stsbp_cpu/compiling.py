@@ -27,7 +27,7 @@ from numba.core.compiler import Compiler, CompileResult
 from numba.core.serialize import dumps
 from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_file, kernel_folder, source_digest
 
-__all__ = ["SOURCES", "announce", "cached_njit", "printed_njit"]
+__all__ = ["SOURCES", "announce", "cached_njit", "folder_of", "printed_njit"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "1"
@@ -76,7 +76,7 @@ def _sources_now() -> str | None:
         return None
 
 
-def _folder(codegen: Any) -> KernelFolder | None:
+def folder_of(codegen: Any) -> KernelFolder | None:
     """Where kernels of these sources for this processor are; `codegen` is numba's, of the processor."""
     sources = _sources()
     if sources is None:
@@ -98,7 +98,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
-        folder = _folder(target_context.codegen())
+        folder = folder_of(target_context.codegen())
         found = None if folder is None else folder.read(self._file(sig))
         if found is None:
             return None
@@ -111,7 +111,7 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         parts = data._asdict()
         if parts["library"].has_dynamic_globals or not all(lifted.can_cache for lifted in parts["lifted"]):
             return
-        folder = _folder(data.codegen)
+        folder = folder_of(data.codegen)
         # A package that was replaced while this process ran: what is compiled may be of the old or of the new one.
         if folder is not None and _sources_now() == _sources():
             folder.write(self._file(sig), dumps((sig, data._reduce())))
@@ -215,7 +215,7 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         dispatcher = event.data["dispatcher"]
         if not self.said and dispatcher.py_func.__module__.startswith("stsbp_cpu."):
             self.said = True
-            folder = _folder(dispatcher.targetctx.codegen())
+            folder = folder_of(dispatcher.targetctx.codegen())
             later = "; later runs load them from the disk" if folder is not None and folder.kept else ""
             _LOG.warning("compiling the kernels for this processor%s", later)
 

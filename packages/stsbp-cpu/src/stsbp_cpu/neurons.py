@@ -1,8 +1,8 @@
 """Neurons and the filter before them as fused CPU kernels: the loop over T inside, states in the first-level cache.
 
 Neurons are cut into chunks that the threads share; a chunk's states stay in cache while the steps stream through it, so
-memory moves each array once. A chunk's next step lies elsewhere in memory, where the processor does not look ahead by
-itself, so each step asks for the next one's lines before it computes. Nothing is fused or reordered: `fastmath` is off,
+memory moves each array once. How long a chunk is, and whether its next step's lines are asked for before this one is
+computed, is chosen for the processor at hand (manner.py). Nothing is fused or reordered: `fastmath` is off,
 every scalar is a float32. `fire` and `propagate` are one step of each pass, on one run of neurons, as the equation is
 printed; sparse/kernels.py uses them too. The loops around them are compiled once and take their addresses: what a
 model of one's own adds is its steps, a second or two of compiling.
@@ -10,7 +10,7 @@ model of one's own adds is its steps, a second or two of compiling.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numba import float32, int64, prange, uint8
@@ -19,15 +19,12 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.manner import in_best_manner
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
 __all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all"]
 
-_CHUNK, _SHORT_CHUNK = 1024, 512
-"""Neurons; the best of 256 to 16,384 on an Intel Xeon with 48 KB of first-level cache, writing past it and into it."""
-_PAST = 2**24
-"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes."""
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
 """Numbers of neurons that learn none."""
@@ -115,7 +112,8 @@ def forward(
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
-    _forward(fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned)
+    given = fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned
+    in_best_manner("forward", u.size, spikes.shape[1], partial(_forward, *given))
 
 
 def backward(
@@ -139,18 +137,19 @@ def backward(
     """
     equation = equations.summing
     step, states = propagate(equation, len(equations.terms)), len(equation.states)
-    _backward(step, equations.backward_numbers, u, kept, ds, states, dz, learned, terms)
+    given = step, equations.backward_numbers, u, kept, ds, states, dz, learned, terms
+    in_best_manner("backward", u.size, u.shape[1], partial(_backward, *given))
 
 
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
-    step: int, p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32
-) -> None:
+    step: int, p: Float32, z: Float32, states: int, u: Float32, spikes: UInt8, kept: Float32, learned: Float32,
+    length: int, ahead: bool, past: bool,
+) -> None:  # fmt: skip
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`, from `z`, `[1 or T, M]`, and `learned`, `[P, M]`."""
     steps, neurons = spikes.shape
     wanted = len(u) > 0
-    past = u.size >= _PAST or not wanted
-    length = _CHUNK if past else _SHORT_CHUNK
+    beside = past or not wanted
     chunks = (neurons + length - 1) // length
     for chunk in prange(chunks):
         low = chunk * length
@@ -159,19 +158,19 @@ def _forward(
         own = np.empty(high - low, np.float32)
         own_kept = np.empty((len(kept), 1, high - low), np.float32)
         for t in range(steps):
-            if t + 1 < steps:
+            if ahead and t + 1 < steps:
                 if z.shape[0] > 1:
                     fetch(z[t + 1, low:high])
-                if not past:
+                if not beside:
                     fetch_to_write(u[t + 1, low:high])
                     for k in range(len(kept)):
                         fetch_to_write(kept[k, t + 1, low:high])
                 fetch_to_write(spikes[t + 1, low:high])
             zt = z[t if z.shape[0] > 1 else 0, low:high]
-            u_t, kept_t = (own, own_kept) if past else (u[t, low:high], kept)
-            at = 0 if past else t * neurons + low
+            u_t, kept_t = (own, own_kept) if beside else (u[t, low:high], kept)
+            at = 0 if beside else t * neurons + low
             fired(step, p, zt, s, u_t, spikes[t, low:high], kept_t, at, learned, low, high - low)
-            if past and wanted:
+            if beside and wanted:
                 stream(u[t, low:high], own)
                 for k in range(len(kept)):
                     stream(kept[k, t, low:high], own_kept[k, 0])
@@ -180,38 +179,37 @@ def _forward(
 @cached_njit(parallel=True, error_model="numpy")
 def _backward(
     step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, states: int, dz: Float32, learned: Float32,
-    terms: Float32,
+    terms: Float32, length: int, ahead: bool, past: bool,
 ) -> None:  # fmt: skip
     """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
 
     From `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
     """
     steps, neurons = u.shape
-    chunks = (neurons + _CHUNK - 1) // _CHUNK
+    chunks = (neurons + length - 1) // length
     static = dz.shape[0] == 1 and steps > 1
     for chunk in prange(chunks):
-        low = chunk * _CHUNK
-        high = min(neurons, low + _CHUNK)
+        low = chunk * length
+        high = min(neurons, low + length)
         s = np.zeros((states, high - low), np.float32)
         own = np.empty(high - low, np.float32)
         total = np.zeros(high - low, np.float32)
         for back in range(steps):
             t = steps - 1 - back
-            if t > 0:
+            if ahead and t > 0:
                 fetch(u[t - 1, low:high])
                 fetch(ds[t - 1, low:high])
                 for k in range(len(kept)):
                     fetch(kept[k, t - 1, low:high])
             at = t * neurons + low
-            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, at, learned, low, own, high - low)
+            out = own if static or past else dz[t, low:high]
+            propagated(step, p, u[t, low:high], ds[t, low:high], s, kept, at, learned, low, out, high - low)
             if static:
                 for j in range(high - low):
                     total[j] += own[j]
-            else:
+            elif past:
                 stream(dz[t, low:high], own)
         if static:
-            out = dz[0, low:high]
-            for j in range(high - low):
-                out[j] = total[j]
+            dz[0, low:high] = total
         for k in range(len(terms)):
             terms[k, low:high] = s[states - len(terms) + k]
