@@ -22,6 +22,8 @@ __all__ = ["convolve", "gradient", "input_error", "product", "product_of_rows"]
 
 _ROWS, _DEPTH = 48, 256
 """Of a block of a product of matrices: its result stays in the first-level cache, the other factor near."""
+_BAND = 8192
+"""Sums of the rows of a frame that are taken together, while they stay in the first-level cache."""
 
 
 def convolve(
@@ -196,23 +198,26 @@ def _input_error(
     lanes = 64 // w.itemsize
     size, flat = ds.shape[3], w.reshape(-1)
     run = columns * size
+    band = max(1, min(height, _BAND // (width * wide)))
     for f in prange(frames):
-        source, own = dz[f].reshape(-1), np.empty((width, wide), dz.dtype)
+        source, own = dz[f].reshape(-1), np.empty((band * width, wide), dz.dtype)
         total = np.zeros((ds.shape[1], (ds.shape[2] + 2 * left) * size), dz.dtype)
-        for i in range(rows):
-            for y in range(height):
-                row = y * down - above + i * apart
-                if 0 <= row < ds.shape[1]:
-                    own[:] = 0
-                    products(
-                        own.reshape(-1), 0, wide, source, y * width * channels, 0, 1, channels, flat,
-                        i * channels * wide, 0, wide, 1, channels, width, wide // lanes,
-                    )  # fmt: skip
-                    line = total[row]
-                    for x in range(width):
-                        to, part = line[x * across * size :], own[x]
-                        for q in range(run):
-                            to[q] += part[q]
+        for low in range(0, height, band):
+            count = min(band, height - low)
+            for i in range(rows):
+                own[:] = 0
+                products(
+                    own.reshape(-1), 0, wide, source, low * width * channels, 0, 1, channels, flat,
+                    i * channels * wide, 0, wide, 1, channels, count * width, wide // lanes,
+                )  # fmt: skip
+                for y in range(count):
+                    row = (low + y) * down - above + i * apart
+                    if 0 <= row < ds.shape[1]:
+                        line = total[row]
+                        for x in range(width):
+                            to, part = line[x * across * size :], own[y * width + x]
+                            for q in range(run):
+                                to[q] += part[q]
         for y in range(ds.shape[1]):
             ds[f, y].reshape(-1)[:] = total[y, left * size : (left + ds.shape[2]) * size]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from stsbp_cpu.block import Dense, Input
+from stsbp_cpu.layout import NUMPY
+from stsbp_cpu.synapses import conv2d as own
 from stsbp_cpu.synapses.conv2d_bytes import doubled
+from stsbp_cpu.vectors import LANES
 from stsbp_spec.synapses import Conv2d
 from stsbp_spec.typing import Shape
 
@@ -15,7 +19,7 @@ __all__ = ["DENSE"]
 
 
 class _Dense(Dense[torch.Tensor]):
-    """Convolutions by oneDNN."""
+    """Convolutions by oneDNN, but for the error of few channels."""
 
     layout = TENSORS
 
@@ -34,7 +38,11 @@ class _Dense(Dense[torch.Tensor]):
         return below, dw
 
     def input_error(self, conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
-        return conv2d.input_error(conv, wq, dz, shape)
+        if shape[2] >= LANES or not own.is_plain(conv):
+            return conv2d.input_error(conv, wq, dz, shape)
+        # Few channels leave parts of oneDNN's vectors empty; these are filled by a whole row of the window.
+        memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
+        return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
 
     def left(self, s: torch.Tensor, wq: torch.Tensor) -> conv2d.Residuals:
         return conv2d.Residuals(laid_out(s.float()), wq)

@@ -19,7 +19,7 @@ from stsbp_cpu import dense
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import NUMPY
 
-__all__ = ["Residuals", "backward", "forward", "input_error"]
+__all__ = ["Residuals", "backward", "forward", "input_error", "is_plain"]
 
 _CHUNK_BYTES = 4 * 2**20
 """Of unfolded windows: they stay in a second-level cache or close to it."""
@@ -37,7 +37,7 @@ def forward(conv: Conv2d, s: AnyArray, wq: Float32) -> tuple[Float32, Residuals]
     s = NUMPY.laid_out(s)
     z = NUMPY.empty((*s.shape[:2], *conv.output_shape(s.shape[2:])), np.float32)
     frames, sums = NUMPY.frames(s), NUMPY.frames(z)
-    if _plain(conv):
+    if is_plain(conv):
         dense.convolve(frames, wq.transpose(2, 3, 1, 0).reshape(conv.kernels[0], -1, len(wq)), sums, *_geometry(conv))
         return z, Residuals(s, wq)
     rows = _weight_rows(conv, wq).swapaxes(-1, -2)
@@ -60,7 +60,7 @@ def backward(
     s, wq = residuals
     frames, errors = NUMPY.frames(NUMPY.laid_out(s)), NUMPY.frames(NUMPY.laid_out(dz))
     dtype = np.float64 if precision == "reproducible" else np.float32
-    if _plain(conv):
+    if is_plain(conv):
         ds = _input_error(conv, wq, dz, s.shape, dtype) if need_input else None
         if not need_weights:
             return ds, None
@@ -85,7 +85,7 @@ def backward(
 
 def input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape) -> Float32:
     """`ds` of `shape` alone, `fast`."""
-    if not _plain(conv):
+    if not is_plain(conv):
         nothing = np.broadcast_to(np.float32(0), shape)
         ds, _ = backward(conv, Residuals(nothing, wq), dz, precision="fast", need_input=True, need_weights=False)
         assert ds is not None
@@ -101,7 +101,7 @@ def _input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape, dtype: ty
     return ds
 
 
-def _plain(conv: Conv2d) -> bool:
+def is_plain(conv: Conv2d) -> bool:
     """Whether a row of the window is one run of memory."""
     return conv.groups == 1 and conv.dilations[1] == 1
 
