@@ -33,7 +33,8 @@ from stsbp_spec.reference.backend import NumpyBackend
 def same(equation, constants, inputs, steps, summed=()):
     expected = NumpyBackend().recur(equation, constants, inputs, steps, summed=summed)
     given = {name: torch.from_numpy(x) for name, x in inputs.items()}
-    found = fused_cuda.recur(equation, constants, given, steps, summed=summed)
+    parameters = torch.from_numpy(equation.numbers(constants))
+    found = fused_cuda.recur(equation, parameters, given, steps, summed=summed)
     for name, x in expected.items():
         assert x.tobytes() == found[name].numpy().tobytes(), (equation.name, name, summed)
     return expected

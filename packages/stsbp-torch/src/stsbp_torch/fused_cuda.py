@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.kernel_cache import digest
@@ -87,21 +87,22 @@ def kernel(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ..
 
 def recur(
     recurrence: Recurrence,
-    constants: Constants,
+    parameters: torch.Tensor,
     inputs: Mapping[str, torch.Tensor],
     steps: int,
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`AbstractBackend.recur`."""
+    """`AbstractBackend.recur`; `parameters` are its constants on the device (`recurrence.sent`)."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = outputs_of(recurrence, steps, shape, device, summed)
-    numbers = torch.tensor(recurrence.numbers(constants), device=device)
     count = shape.numel()
     static = frozenset(name for name, x in arrays.items() if len(x) == 1)
-    kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
-        numbers, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
-        _BLOCK=BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
+    # Triton launches on torch's current device.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
+            parameters, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
+            _BLOCK=BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
     return found

@@ -12,12 +12,33 @@ import numpy as np
 import torch
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, WeightGrid, fit_weight_grid, magnitude
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["error_grid", "gradient_squares", "largest_error", "sample_grid", "weight_grids"]
+__all__ = ["Names", "error_grid", "gradient_squares", "largest_error", "readout_error", "sample_grid", "weight_grids"]
 
 _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
+
+
+class Names:
+    """torch's functions by numpy's names and arguments, as losses/cross_entropy.py calls them."""
+
+    inf = math.inf
+    where = staticmethod(torch.where)
+    exp = staticmethod(torch.exp)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def cumsum(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        return torch.cumsum(x, axis)
+
+    def max(self, x: torch.Tensor, axis: int, keepdims: bool = False) -> torch.Tensor:
+        return torch.amax(x, axis, keepdims)
+
+    def arange(self, count: int) -> torch.Tensor:
+        return torch.arange(count, device=self._device)
 
 
 def _magnitude(x: torch.Tensor) -> torch.Tensor:
@@ -67,6 +88,18 @@ def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     scale, _ = _unit(largest, norm_bits(sum(g.numel() for g in gradients)))
     units = [(g * scale).round_().long() for g in gradients]
     return torch.stack([largest.long(), torch.stack([(x * x).sum() for x in units]).sum()])
+
+
+def readout_error(
+    loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None
+) -> torch.Tensor:
+    """`Pairs.readout_error` where the potentials are."""
+    if inside is None:
+        within = torch.ones((*u.shape[:2], 1), dtype=torch.bool, device=u.device)
+    else:
+        within = inside[..., None] > 0
+    found: torch.Tensor = loss.error(u.double(), targets, batch, within, Names(u.device))
+    return found.float()
 
 
 def weight_grids(
