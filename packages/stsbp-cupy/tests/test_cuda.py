@@ -167,13 +167,16 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
             return SimpleNamespace(launch=lambda: None)
 
     cublas = module(
-        "cublas", gemmEx=gemm_ex, getVersion=lambda handle: 130001, CUBLAS_COMPUTE_32F=1000, CUBLAS_COMPUTE_64F=1001, CUBLAS_OP_N=0, CUBLAS_OP_T=1,
-        CUBLAS_GEMM_DEFAULT=-1,
+        "cublas", gemmEx=gemm_ex, getVersion=lambda handle: 130001, CUBLAS_COMPUTE_32F=1000, CUBLAS_COMPUTE_64F=1001,
+        CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_GEMM_DEFAULT=-1,
     )  # fmt: skip
     nvrtc = module("nvrtc", getVersion=lambda: (12, 9), getSupportedArchs=lambda: (75, 80, 90))
     properties = {"name": b"Stand-in", "totalGlobalMem": 2**33, "major": 9, "minor": 0}
     runtime = SimpleNamespace(
-        deviceSynchronize=lambda: None, getDeviceCount=count, CUDARuntimeError=RuntimeError_, getDeviceProperties=lambda index: properties
+        deviceSynchronize=lambda: None,
+        getDeviceCount=count,
+        CUDARuntimeError=RuntimeError_,
+        getDeviceProperties=lambda index: properties,
     )
     device = module("device", get_cublas_handle=lambda: 7)
     one = SimpleNamespace(use=lambda: None, compute_capability="90")
@@ -299,7 +302,7 @@ class Cublas:
     def cublasGemmEx(self, handle: Any, *arguments: Any) -> int:
         assert handle.value == 11
         # A kind of number that does not hold an address would have cut it.
-        assert [kind for kind in map(type, arguments)] == [
+        assert list(map(type, arguments)) == [
             *[ctypes.c_int] * 5, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 2, ctypes.c_void_p,
             *[ctypes.c_int] * 2, *[ctypes.c_void_p] * 2, *[ctypes.c_int] * 4,
         ]  # fmt: skip
@@ -324,7 +327,12 @@ def test_a_captured_step_has_the_bits_of_the_reference(
 ) -> None:  # fmt: skip
     library = Cublas()
     found: list[str] = []
-    monkeypatch.setattr(graphs, "_load", lambda name: found.append(name) or library)
+
+    def load(name: str) -> Cublas:
+        found.append(name)
+        return library
+
+    monkeypatch.setattr(graphs, "_load", load)
     monkeypatch.setattr(graphs.CupyGraphs, "WARM", 0)
     monkeypatch.setenv("STSBP_CUDA_GRAPHS", "1")
     backend = CupyBackend("cuda")
@@ -371,7 +379,7 @@ def test_what_cannot_be_captured_is_told_and_leaves_the_device_as_it_was(
     assert isinstance(backend.rt, cuda.CudaRuntime)
     assert backend.rt.recorded_gemm is None
     monkeypatch.setattr(graphs, "_load", ctypes.cdll.LoadLibrary)
-    with pytest.raises(BackendError, match="CUDA graphs: libcublas.so.13 is not found"):
+    with pytest.raises(BackendError, match=r"CUDA graphs: libcublas\.so\.13 is not found"):
         CupyBackend("cuda")
 
 

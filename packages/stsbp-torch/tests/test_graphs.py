@@ -17,7 +17,7 @@ from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.neurons import PLIF
 from stsbp_spec.replay import SWITCH, Graphs, wanted
-from stsbp_spec.typing import Memory, Precision
+from stsbp_spec.typing import Coding, Memory, Precision
 from stsbp_torch import bits, graphs, plain, recurrence
 from stsbp_torch.backend import TorchBackend
 from stsbp_torch.synapses import batchnorm, conv2d
@@ -25,11 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Recording(TorchDispatchMode):
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps each operation of torch's with the tensors it read and made."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,6 +48,7 @@ class Recording(TorchDispatchMode):
 class StandIn(Graphs[torch.Tensor]):
     """Records on the CPU."""
 
+    RECORDED = graphs.TorchGraphs.RECORDED
     twin, copy = graphs.TorchGraphs.twin, graphs.TorchGraphs.copy
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
@@ -90,12 +91,12 @@ def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 class Case:
     net: str
     shape: tuple[int, ...] = (2, 10, 10)
-    coding: str = "events"
+    coding: Coding = "events"
     precision: Precision = "reproducible"
     memory: Memory = "full"
     micro_batch: int | None = None
     padded: bool = False
-    neuron: Any = LIF(3, 5 / 3)
+    neuron: Any = field(default_factory=lambda: LIF(3, 5 / 3))
     loss: Any = field(default_factory=VanRossum)
 
     STEPS: ClassVar[int] = 4
@@ -166,7 +167,7 @@ def test_recorded_steps_have_the_bits_of_steps(name: str) -> None:
     backend = recording_backend()
     found = train(backend, case, batches)
     assert backend.graphs is not None
-    assert backend.graphs.count == 2  # gradients and update
+    assert backend.graphs.count == 3  # gradients, update, the weights' first grids
     assert found == train(Eager("cpu:eager"), case, batches)
 
 
@@ -177,8 +178,8 @@ def test_two_runs_share_a_recording_and_not_their_state() -> None:
     backend = recording_backend()
     trainer = backend.trainer(case.network, case.loss, AdamW(lr=0.01), precision="reproducible")
     states = [trainer.init(initial_weights(case.network, seed, 2.0)) for seed in (1, 2)]
-    for batches in zip(first, second, strict=True):
-        states = [trainer.step(state, batch)[0] for state, batch in zip(states, batches, strict=True)]
+    for pair in zip(first, second, strict=True):
+        states = [trainer.step(state, batch)[0] for state, batch in zip(states, pair, strict=True)]
     alone = Eager("cpu:eager").trainer(case.network, case.loss, AdamW(lr=0.01), precision="reproducible")
     for seed, batches, state in ((1, first, states[0]), (2, second, states[1])):
         expected = alone.init(initial_weights(case.network, seed, 2.0))
@@ -187,7 +188,7 @@ def test_two_runs_share_a_recording_and_not_their_state() -> None:
         found, wanted_ = trainer.export_state(state), alone.export_state(expected)
         assert {n: x.tobytes() for n, x in found.items()} == {n: x.tobytes() for n, x in wanted_.items()}
     assert backend.graphs is not None
-    assert backend.graphs.count == 2
+    assert backend.graphs.count == 3
 
 
 @pytest.mark.usefixtures("by_torch")
@@ -214,13 +215,15 @@ def test_potentials_of_a_readout_give_the_error_of_the_reference() -> None:
         for padding in (None, inside):
             arrays = [u, targets, *([] if padding is None else [padding])]
             given = [torch.from_numpy(x) for x in arrays]
-            found = Eager("cpu:eager").readout_error(loss, given[0], given[1], 4, *(given[2:] or [None]))
+            found = Eager("cpu:eager").readout_error(
+                loss, given[0], given[1], 4, given[2] if padding is not None else None
+            )
             within = np.ones((6, 4, 1), bool) if padding is None else padding[..., None] > 0
             expected = loss.error(u.astype(np.float64), targets, 4, within, np)
             np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
-class NoHost(TorchDispatchMode):
+class NoHost(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that read or make tensors of the CPU, but for numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -235,7 +238,7 @@ class WithoutMemory(StandIn):
     """Computes once more on the device `meta`, and keeps to it."""
 
     def record(self, run: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        with NoHost():
+        with NoHost():  # type: ignore[no-untyped-call]
             made = run()
         return lambda: None, made
 
@@ -272,9 +275,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setitem(sys.modules, "stsbp_torch.fused_cuda", SimpleNamespace(recur=recur))
     monkeypatch.setattr("stsbp_torch.fused_cuda", SimpleNamespace(recur=recur), raising=False)
     monkeypatch.setattr(recurrence, "_sent", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
-    monkeypatch.setattr(
-        recurrence, "_sent_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device)
-    )
+    monkeypatch.setattr(recurrence, "_sent_once", lambda numbers, device: torch.empty(len(numbers) // 4, device=device))
     monkeypatch.setattr(WithoutMemory, "WARM", 0)
     return found
 
@@ -303,8 +304,9 @@ def test_a_recorded_step_keeps_to_the_device(
     monkeypatch.setattr(dropout, "mask", mask)
     weights = {n: backend.asarray(w) for n, w in initial_weights(network, 1).items()}
     wq = dict(weights)
-    for projection in network.graph.projections:
-        wq[projection.name] = weights[projection.parameter]
+    projections = network.graph.projections
+    first = backend.compiled(plain.first_grids, projections)([weights[each.parameter] for each in projections])
+    wq |= {each.name: on_grid for each, (on_grid, _) in zip(projections, first, strict=True)}
     for projection in network.graph.normalised:
         wq[f"{projection.name}.exponent"] = backend.asarray(np.array([3], np.int32))
     whole = Part(0, samples, samples)
@@ -330,7 +332,7 @@ def test_a_recorded_step_keeps_to_the_device(
     new, *_ = backend.compiled(update, network)(scalars, weights, found.values, *moments)
     assert {x.device.type for x in new.values()} == {"meta"}
     assert backend.graphs is not None
-    assert backend.graphs.count == 2
+    assert backend.graphs.count == 3
     assert "adamw" in launches
 
 
@@ -392,6 +394,6 @@ def test_on_a_gpu_recorded_steps_have_the_bits_of_steps(name: str, monkeypatch: 
     backend = TorchBackend("cuda")
     found = train(backend, case, batches)
     assert backend.graphs is not None
-    assert backend.graphs.count == 2
+    assert backend.graphs.count == 3
     monkeypatch.setenv(SWITCH, "0")
     assert found == train(TorchBackend("cuda"), case, batches)

@@ -28,7 +28,7 @@ SWITCH = "STSBP_CUDA_GRAPHS"
 """The environment variable: 1 has CUDA devices record, 0 is the default."""
 
 _CHANGES: Mapping[Callable[..., Any], int] = {gradients: 3, update: 0}
-"""Of what is recorded, which argument holds the numbers of a step: `dropout`, `scalars`."""
+"""Which argument holds the numbers of a step: `dropout`, `scalars`. Other functions have none."""
 
 Result = TypeVar("Result")
 
@@ -49,7 +49,7 @@ class Tape(Generic[Array]):
     """What a recording reads besides its arguments.
 
     Attributes:
-        now: numbers of the step that is computed, `dropout` of `gradients` or `scalars` of `update`.
+        now: numbers of the step that is computed, `dropout` of `gradients` or `scalars` of `update`; else None.
         recording: whether the device records, so that nothing new may be sent to it.
     """
 
@@ -155,9 +155,9 @@ class _Recording(Generic[Array]):
     def __init__(
         self, graphs: Graphs[Array], function: Callable[..., Any], fixed: tuple[Hashable, ...], given: tuple[Any, ...]
     ) -> None:
-        self._graphs, self._now = graphs, _CHANGES[function]
+        self._graphs, self._function = graphs, function
         self._own = [graphs.twin(x) for x in _arrays(given)]
-        self._tape = Tape(graphs, given[self._now])
+        self._tape = Tape(graphs, self._now(given))
         self._take(given)
         arrays = iter(self._own)
         arguments = _with(given, lambda _: next(arrays))
@@ -186,7 +186,7 @@ class _Recording(Generic[Array]):
 
     def __call__(self, given: tuple[Any, ...]) -> Any:
         self._take(given)
-        self._tape.fill(given[self._now])
+        self._tape.fill(self._now(given))
         self._replay()
         copied = list[tuple[Array, Array]]()
 
@@ -198,6 +198,10 @@ class _Recording(Generic[Array]):
         found = _with(self._made, copy)
         self._graphs.copy(copied)
         return found
+
+    def _now(self, given: tuple[Any, ...]) -> Any:
+        place = _CHANGES.get(self._function)
+        return None if place is None else given[place]
 
     def _take(self, given: tuple[Any, ...]) -> None:
         self._graphs.copy(list(zip(_arrays(given), self._own, strict=True)))

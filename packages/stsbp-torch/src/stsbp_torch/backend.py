@@ -26,8 +26,8 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
-from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.losses.cross_entropy import CrossEntropy
+from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.replay import wanted
@@ -291,7 +291,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
-            (found,) = plain.weight_grids((projection,), (w,), self.read)
+            (found,) = self.weight_grids((projection,), (w,))
             return found
         wq, made = reductions.weight_grid(projection, w.detach().numpy())
         return torch.from_numpy(wq), made
@@ -301,7 +301,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> list[tuple[torch.Tensor, WeightGrid]]:
         if self._on_cpu:
             return super().weight_grids(projections, weights)
-        return plain.weight_grids(projections, weights, self.read)
+        first = self.compiled(plain.first_grids, tuple(projections))(list(weights))
+        return plain.weight_grids(projections, weights, first, self.read)
 
     def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:

@@ -1,17 +1,20 @@
 """CUDA graphs of a training step (stsbp_spec/replay.py) by torch.cuda.CUDAGraph; off unless `STSBP_CUDA_GRAPHS=1`.
 
-Not seen running on a GPU yet. All recordings share one pool of memory: they are never run at the same time, and what one
-makes is copied out before another runs.
+Not seen running on a GPU yet. All recordings share one pool of memory: they are never run at the same time, and what
+one makes is copied out before another runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from stsbp_spec.pairs import Pairs
+from stsbp_spec.programs import gradients, update
 from stsbp_spec.replay import Graphs
+
+from stsbp_torch import plain
 
 __all__ = ["TorchGraphs"]
 
@@ -19,13 +22,15 @@ Result = TypeVar("Result")
 
 
 class TorchGraphs(Graphs[torch.Tensor]):
-    """Recordings on a CUDA device."""
+    """Recordings on a CUDA device, of the weights' first grids too, which are many small operations."""
+
+    RECORDED = (gradients, update, plain.first_grids)
 
     def __init__(self, backend: Pairs[torch.Tensor], device: torch.device) -> None:
         super().__init__(backend)
         self._device = device
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream()
+            self._stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
 
     def twin(self, x: torch.Tensor) -> torch.Tensor:
