@@ -212,7 +212,7 @@ def test_times_are_judged_beside_the_expected_ones(tmp_path: Path) -> None:
     (tmp_path / "machine.json").write_text(json.dumps({"gpu": "NVIDIA H100 80GB HBM3, 580"}))
     seen = run.rows("steps", "torch", settings(tmp_path))(tmp_path, 0)
     assert [row["verdict"] for row in seen["rows"]] == ["1.10 x, as expected", "3.00 x, much slower: profile it"]
-    assert seen["seen"] == "1 of 2 times are as expected"
+    assert seen["seen"] == "1 of 2 times as expected"
     assert seen["expected"] == "times on paper of H100 SXM5"
     assert run.rows("steps", "torch", settings(tmp_path))(tmp_path, 1)["verdict"] == "failed"
 
