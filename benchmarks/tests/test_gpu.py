@@ -101,7 +101,7 @@ def test_speeds_of_the_machine_stand_beside_the_assumed_ones() -> None:
 
 
 def settings(out: Path, **fields: Any) -> run.Settings:
-    given = {
+    given: dict[str, Any] = {
         "backends": (("torch", "cuda"), ("cupy", "cuda"), ("jax", "gpu")),
         "scale": 1.0,
         "shrink": 1,
@@ -202,7 +202,7 @@ def test_a_report_of_tests_is_judged(tmp_path: Path) -> None:
 def test_times_are_judged_beside_the_expected_ones(tmp_path: Path) -> None:
     wanted = expected.step(H100, "torch", CASES["N-MNIST"])
     assert wanted.recorded is not None
-    each = {"case": wanted.case, "floor": "", "ratio": None, "detail": {}}
+    each: dict[str, Any] = {"case": wanted.case, "floor": "", "ratio": None, "detail": {}}
     report = [
         {**each, "what": "training step", "seconds": {"median": 1.1 * wanted.seconds}},
         {**each, "what": "training step, recorded", "seconds": {"median": 3 * wanted.recorded}},

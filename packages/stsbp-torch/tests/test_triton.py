@@ -100,8 +100,8 @@ for equation, static, summed in [*cases, (UPDATE, frozenset(), ())]:
     for inexact in ("fma.rn.f32", "mad.f32", "div.full", "div.approx", "sqrt.approx", ".ftz"):
         assert inexact not in ptx, (equation.name, static, summed, inexact)
 for size in ("i32", "i64"):
-    signature = {name: size for name in fused_cuda._keep.arg_names} | {"mask": "*u8", "block": "constexpr"}
-    source = ASTSource(fused_cuda._keep, signature, {"block": fused_cuda.BLOCK})
+    signature = {name: size for name in fused_cuda._keep.arg_names} | {"mask": "*u8"}
+    source = ASTSource(fused_cuda._keep, signature)
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 """
 

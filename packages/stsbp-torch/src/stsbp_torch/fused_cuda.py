@@ -30,6 +30,7 @@ __all__ = ["BLOCK", "keep_mask", "kernel", "recur", "text"]
 
 BLOCK = 256
 _FLOOR = tl.constexpr(FLOOR)
+_WIDTH = tl.constexpr(BLOCK)
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def recur(
 
 
 @triton.jit
-def _rounds(x0, x1, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, d: tl.constexpr):  # type: ignore[no-untyped-def]
+def _rounds(x0, x1, a, b, c, d):  # type: ignore[no-untyped-def]
     """Four rounds of Threefry-2x32 (random.py)."""
     x0 += x1
     x1 = ((x1 << a) | (x1 >> (32 - a))) ^ x0
@@ -126,8 +127,8 @@ def _rounds(x0, x1, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, d: tl.con
 
 
 @triton.jit(do_not_specialize=["count", "before", "area", "channels", "seed", "stream", "step", "threshold"])
-def _keep(mask, count, before, area, channels, seed, stream, step, threshold, block: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+def _keep(mask, count, before, area, channels, seed, stream, step, threshold):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * _WIDTH + tl.arange(0, _WIDTH)
     # Elements count in the order [B, C, H W], and lie channels last.
     pixel = at // channels
     number = before + (pixel // area * channels + at % channels) * area + pixel % area
@@ -154,6 +155,6 @@ def keep_mask(
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         _keep[(triton.cdiv(mask.numel(), BLOCK),)](
             mask, mask.numel(), first * math.prod(shape[1:]), area, channels, check_seed(seed),
-            (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32), block=BLOCK,
+            (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32),
         )  # fmt: skip
     return mask.permute(0, 3, 1, 2) if spatial else mask
