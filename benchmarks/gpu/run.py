@@ -58,7 +58,7 @@ class Command:
         name: of its files in OUT.
         words: program and arguments.
         judge: what it found, from OUT and its exit code: `expected`, `seen` and `verdict`.
-        environment: beside that of this process.
+        environment: beside that of this process; `{minutes}` in it is the time that is left, less what saving takes.
     """
 
     name: str
@@ -280,8 +280,7 @@ def parts(settings: Settings) -> Iterator[Part]:
     if not trial:
         yield Part("conformance", tuple(whole), together=True)
     if settings.data is not None:
-        given = {"MINUTES": "6.5", "OPTIONS": "--epochs 1 --limit 500" if trial else "", "PYTHON": sys.executable}
-        given["BACKEND"] = "@".join(settings.backends[0])
+        given = {"MINUTES": "{minutes}", "PYTHON": sys.executable, "BACKEND": "@".join(settings.backends[0])}
         script = ("bash", "experiments/gpu_cifar10.sh", str(settings.data), str(out / "cifar10"))
         yield Part("cifar10", (Command("cifar10", script, ended_well, given),))
     for backend, device, stem in stems:
@@ -366,7 +365,9 @@ class Call:
         began = time.monotonic()
         with (self.out / f"{command.name}.log").open("w") as log:
             print(shlex.join(command.words), file=log, flush=True)
-            environment = {**os.environ, **shared, **command.environment}
+            minutes = f"{max(0.5, limit / 60 - 1.25):.2f}"
+            own = {name: value.format(minutes=minutes) for name, value in command.environment.items()}
+            environment = {**os.environ, **shared, **own}
             child = subprocess.Popen(command.words, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
             try:
                 code = child.wait(limit)

@@ -165,6 +165,16 @@ def test_what_takes_too_long_is_cut_off_and_begins_again(tmp_path: Path) -> None
     assert not Call.begin(tmp_path, minutes=0.001).run(slow)
 
 
+def test_a_command_knows_how_long_it_may_take(tmp_path: Path) -> None:
+    code = "import os; assert os.environ['MINUTES'] == '2.75', os.environ['MINUTES']"
+    given = Command("timed", run.words("-c", code), run.ended_well, {"MINUTES": "{minutes}"})
+    call = Call.begin(tmp_path, minutes=30)
+    assert call.run(Part("timed", (given,), seconds=240))
+    assert call.found["timed"]["exit"] == 0
+    (cifar,) = (part for part in run.parts(settings(tmp_path, data=tmp_path)) if part.name == "cifar10")
+    assert cifar.commands[0].environment["MINUTES"] == "{minutes}"
+
+
 def test_a_call_says_whether_there_is_more_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
