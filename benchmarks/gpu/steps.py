@@ -65,12 +65,15 @@ def opened(name: str, device: str | None, switch: str) -> AbstractBackend:
 
 def traced(step: Step) -> str:
     """What torch's profiler says of three steps."""
+    import torch
     from torch.profiler import profile
 
     with profile() as found:
         for _ in range(3):
             step()
-    return str(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60))
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    key = f"self_{where}_time_total"
+    return str(found.key_averages().table(sort_by=key, row_limit=40, max_name_column_width=60))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,17 +82,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trace", action="store_true", help="print a table of kernels as well")
     options = parser.parse_args(arguments)
     rows: list[Row] = []
+    warm: list[Step] = []
     for case in CASES.values():
         found, step = measure(options.backend, options.device, case, scale=options.scale, rounds=options.rounds)
         for row in found:
             assert row.timing is not None
             print(f"{row.case}: {row.what} {1e3 * row.timing.median:.3f} ms", flush=True)
         rows += found
-        if options.trace:
-            print(traced(step))
+        warm.append(step)
     if options.out is not None:
         settings = {"scale": options.scale, "rounds": options.rounds}
         Report(describe(open_backend(options.backend, options.device), settings), rows).write(options.out)
+    # At the end, so that nothing is lost if it fails.
+    if options.trace:
+        for step in warm:
+            print(traced(step), flush=True)
 
 
 if __name__ == "__main__":
