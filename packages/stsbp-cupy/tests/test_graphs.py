@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, graphs
+from stsbp_cupy import CupyBackend
+from stsbp_cupy.recurrence import recur
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights
+from stsbp_spec.expr import Recurrence
 from stsbp_spec.losses.cross_entropy import CrossEntropy, CrossEntropyOfMaximum
 from stsbp_spec.neurons import PLIF
-from stsbp_spec.programs import update
+from stsbp_spec.optim.adamw import LEARNED_UPDATE, UPDATE
 from stsbp_spec.reference.backend import NumpyBackend
 from stsbp_spec.replay import Graphs, _arrays
 from stsbp_spec.typing import Memory, Precision
@@ -23,8 +25,6 @@ from stsbp_spec.typing import Memory, Precision
 
 class Again(Graphs[Any]):
     """Records by keeping the function."""
-
-    RECORDED = graphs.CupyGraphs.RECORDED
 
     def twin(self, x: Any) -> Any:
         return np.empty_like(x)
@@ -108,20 +108,22 @@ def test_recorded_steps_have_the_bits_of_steps(name: str) -> None:
     backend.graphs = Again(backend)  # type: ignore[assignment]
     assert train(backend, CASES[name]) == train(CupyBackend("host"), CASES[name])
     assert backend.graphs is not None
-    assert backend.graphs.count == 1  # an update is launched
+    assert backend.graphs.count == 2  # gradients and update
     backend.forget()
     assert backend.graphs.count == 0
 
 
-def test_an_update_is_launched(backend: CupyBackend) -> None:
-    recordings = Again(backend)
-    case = CASES["recurrent"]
-    weights = initial_weights(case.network, 1)
-    zeros = {name: np.zeros_like(w) for name, w in weights.items()}
-    scalars = AdamW().scalars(0, np.float32(1))
-    for _ in range(4):
-        recordings.call(update, (case.network,), (scalars, weights, zeros, zeros, zeros))
-    assert recordings.count == 0
+@pytest.mark.parametrize("update", [UPDATE, LEARNED_UPDATE], ids=["weights", "learned"])
+def test_numbers_in_memory_give_the_bits_of_numbers_by_value(
+    backend: CupyBackend, rng: np.random.Generator, update: Recurrence
+) -> None:
+    scalars = vars(AdamW(weight_decay=0.1).scalars(3, np.float32(0.7))) | {"low": np.float32(-1), "high": np.float32(1)}
+    constants = {name: scalars[name] for name in update.parameters}
+    arrays = {name: abs(rng.standard_normal((1, 701))).astype(np.float32) for name in update.inputs}
+    expected = recur(backend.rt, update, constants, arrays, 1, summed=())
+    numbers = update.numbers(constants)
+    found = recur(backend.rt, update, {}, arrays, 1, summed=(), numbers=numbers)
+    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), CrossEntropyOfMaximum()], ids=lambda loss: loss.name)
@@ -146,7 +148,7 @@ def test_on_a_gpu_recorded_steps_have_the_bits_of_steps(name: str, monkeypatch: 
     backend = CupyBackend("cuda")
     found, results = train(backend, CASES[name])
     assert backend.graphs is not None
-    assert backend.graphs.count == 1
+    assert backend.graphs.count == 2
     monkeypatch.setenv("STSBP_CUDA_GRAPHS", "0")
     expected, as_before = train(CupyBackend("cuda"), CASES[name])
     if CASES[name].precision == "fast":

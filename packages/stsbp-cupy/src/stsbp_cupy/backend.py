@@ -141,7 +141,9 @@ class CupyBackend(AbstractBackend[Array]):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
-        return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
+        tape = None if self.graphs is None else self.graphs.tape
+        numbers = None if tape is None else tape.numbers(recurrence, constants, self.asarray)
+        return recur(self.rt, recurrence, constants, inputs, steps, summed=summed, numbers=numbers)
 
     def zeros(self, shape: Shape) -> Array:
         return self._empty(shape, np.float32)

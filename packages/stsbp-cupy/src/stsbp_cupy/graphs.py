@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from stsbp_spec.errors import BackendError
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.programs import gradients
 from stsbp_spec.replay import Graphs
 
 from stsbp_cupy.cuda import CudaRuntime
@@ -71,9 +70,7 @@ _GEMM: tuple[Any, ...] = (
 
 
 class CupyGraphs(Graphs[Array]):
-    """Recordings on a GPU, of `gradients`; an update's few kernels take their numbers by value and are launched."""
-
-    RECORDED = (gradients,)
+    """Recordings on a GPU."""
 
     def __init__(self, backend: Pairs[Array], rt: CudaRuntime) -> None:
         super().__init__(backend)

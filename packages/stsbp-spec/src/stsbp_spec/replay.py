@@ -17,10 +17,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from stsbp_spec.collective import Alone, Collective
+from stsbp_spec.equations import Constants
 from stsbp_spec.errors import BackendError
+from stsbp_spec.expr import Recurrence
+from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.pairs import Pairs
 from stsbp_spec.programs import gradients, update
-from stsbp_spec.typing import Array
+from stsbp_spec.typing import Array, Float32
 
 __all__ = ["SWITCH", "Graphs", "Tape", "wanted"]
 
@@ -74,6 +77,18 @@ class Tape(Generic[Array]):
             self._graphs.copy([(made, own)])
             self._filled[key] = own, make
         return self._filled[key][0]
+
+    def numbers(self, recurrence: Recurrence, constants: Constants, send: Callable[[Float32], Array]) -> Array | None:
+        """An update's parameters of `recurrence`, on the device, anew before each run; None: it is no update's."""
+        if not isinstance(self.now, AdamWScalars):
+            return None
+        own = {name: x for name, x in constants.items() if not hasattr(self.now, name)}
+
+        def made(scalars: AdamWScalars) -> Array:
+            each = {name: own[name] if name in own else getattr(scalars, name) for name in recurrence.parameters}
+            return send(recurrence.numbers(each))
+
+        return self.filled((recurrence.name, *own.items()), made)
 
     def keep(self, x: Any) -> None:
         """Memory that the recording reads lives as long as the recording."""

@@ -182,18 +182,14 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def _parameters(self, recurrence: Recurrence, constants: Constants) -> torch.Tensor:
         """The constants on the device; for a recording, those of an update where each run finds new ones."""
         tape = None if self.graphs is None else self.graphs.tape
-        if tape is None or not isinstance(tape.now, AdamWScalars):
-            parameters = sent_once(recurrence, constants, self.torch_device)
-            if tape is not None:
-                tape.keep(parameters)
-            return parameters
-        own = {name: x for name, x in constants.items() if not hasattr(tape.now, name)}
-
-        def made(scalars: AdamWScalars) -> torch.Tensor:
-            each = {name: own[name] if name in own else getattr(scalars, name) for name in recurrence.parameters}
-            return sent(recurrence, each, self.torch_device)
-
-        return tape.filled((recurrence.name, *own.items()), made)
+        if tape is None:
+            return sent_once(recurrence.numbers(constants), self.torch_device)
+        changing = tape.numbers(recurrence, constants, partial(sent, device=self.torch_device))
+        if changing is not None:
+            return changing
+        parameters = sent_once(recurrence.numbers(constants), self.torch_device)
+        tape.keep(parameters)
+        return parameters
 
     def neuron_forward(
         self,

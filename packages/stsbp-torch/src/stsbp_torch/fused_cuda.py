@@ -97,7 +97,7 @@ def recur(
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`AbstractBackend.recur`; `parameters` are its constants on the device (`recurrence.sent`)."""
+    """`AbstractBackend.recur`; `parameters` are the numbers of its constants on the device."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = outputs_of(recurrence, steps, shape, device, summed)

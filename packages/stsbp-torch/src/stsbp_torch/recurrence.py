@@ -16,6 +16,7 @@ from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, compiled
+from stsbp_spec.typing import Float32
 
 from stsbp_torch.layout import TENSORS, empty
 
@@ -43,14 +44,14 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
     return compiled(recurrence, LANGUAGES["torch"], words)
 
 
-def sent(recurrence: Recurrence, constants: Constants, device: torch.device) -> torch.Tensor:
-    """A recurrence's parameters on a device, float32; nothing waits for it."""
-    return _sent(recurrence.numbers(constants).tobytes(), device)
+def sent(numbers: Float32, device: torch.device) -> torch.Tensor:
+    """Numbers on a device, float32; nothing waits for it."""
+    return _sent(numbers.tobytes(), device)
 
 
-def sent_once(recurrence: Recurrence, constants: Constants, device: torch.device) -> torch.Tensor:
+def sent_once(numbers: Float32, device: torch.device) -> torch.Tensor:
     """`sent`, but the same numbers are sent once."""
-    return _sent_once(recurrence.numbers(constants).tobytes(), device)
+    return _sent_once(numbers.tobytes(), device)
 
 
 def _sent(numbers: bytes, device: torch.device) -> torch.Tensor:
