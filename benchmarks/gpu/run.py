@@ -1,9 +1,10 @@
 """Everything that wants a GPU, in parts, those first that say most: `benchmarks/gpu/run.sh OUT [PART...]`.
 
 Each part is one or more commands, at once where nothing is timed. What a command found lies in OUT, NAME.log and its
-results; OUT/summary.json has of each what was expected, what was seen and a verdict. A command that has ended well is
-not run again, so a call that was cut off, or that ended with exit code 75, is made again with the same OUT. Exit codes:
-0: all is as expected or only slower; 1: something failed; 75: there is more to do.
+results; OUT/summary.json has of each what was expected, what was seen and a verdict. OUT/results.tar.gz has all of it:
+unpacked into OUT on another machine, a call goes on there. A command that has ended well is not run again, so a call
+that was cut off, or that ended with exit code 75, is made again with the same OUT. Exit codes: 0: nothing failed,
+though something may be slower than expected; 1: something failed; 75: there is more to do.
 
 PART is the beginning of a part's name; without one, all parts run. `--list` shows them, and `--try` runs the commands
 on the processor with small sizes, so that a broken one is found before a GPU is at hand. From the environment:
@@ -24,6 +25,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -390,6 +392,18 @@ class Call:
         scratch.replace(path)
 
 
+def packed(out: Path) -> Path:
+    """All results in one file."""
+    path = out / "results.tar.gz"
+    scratch = path.with_suffix(".new")
+    with tarfile.open(scratch, "w:gz") as tar:
+        for each in sorted(out.iterdir()):
+            if each.suffix in (".json", ".log", ".xml"):
+                tar.add(each, each.name)
+    scratch.replace(path)
+    return path
+
+
 def settings_of(options: argparse.Namespace) -> Settings:
     """From the command line and the environment."""
     given = os.environ.get("BACKENDS") or (
@@ -450,7 +464,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = [call.found.get(command.name) for part in wanted for command in part.commands]
     failed = [command.name for part in wanted for command in part.commands if _failed(call.found.get(command.name))]
     open_ = any(each is None or each["exit"] in (75, 124) for each in verdicts)
-    print(f"results in {settings.out}; failed: {', '.join(failed) or 'nothing'}")
+    print(f"results in {packed(settings.out)}; failed: {', '.join(failed) or 'nothing'}")
     if failed:
         return 1
     return 75 if open_ or not complete else 0

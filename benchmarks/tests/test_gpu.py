@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,8 @@ def test_a_call_says_whether_there_is_more_to_do(
     assert run.main([str(tmp_path), "--try"]) == 75
     assert "failed: nothing" in capsys.readouterr().out
     assert run.main([str(tmp_path), "two", "--try"]) == 0
+    with tarfile.open(tmp_path / "results.tar.gz") as tar:
+        assert tar.getnames() == ["one.log", "summary.json", "two.log"]
     given[0] = Part("one", (command("one", "raise SystemExit(2)"),))
     assert run.main([str(tmp_path), "--try"]) == 1
     with pytest.raises(SystemExit):
