@@ -62,15 +62,38 @@ def train(backend: NumpyBackend, given: list[Batch]) -> dict[str, bytes]:
     return {name: x.tobytes() for name, x in trainer.export_state(state).items()}
 
 
-def test_what_is_recorded_takes_new_arguments() -> None:
+def test_what_is_recorded_takes_new_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, given = Recording(), batches(2, 2, 2, 3, 2, 2)
     # The stand-in computes an update with the scalars of the step that it kept: gradients alone are recorded here.
-    backend.graphs.RECORDED = (Graphs.RECORDED[0],)  # type: ignore[misc]
+    monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
     assert train(backend, given) == train(NumpyBackend(), given)
     assert backend.graphs.count == 1, "batches of 3 came once"
     assert backend.called.count("gradients") == 6
     backend.graphs.forget()
     assert backend.graphs.count == 0
+
+
+def test_what_is_forgotten_must_be_called_often_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, recorded = Recording(), list[int]()
+    monkeypatch.setattr(Again, "LIMIT", 1)
+    monkeypatch.setattr(Again, "WARM", 1)
+    monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
+    own = backend.graphs.record
+
+    def record(run: Callable[[], Any]) -> Any:
+        recorded.append(len(recorded))
+        return own(run)
+
+    monkeypatch.setattr(backend.graphs, "record", record)
+    given = batches(2, 2, 3, 3, 2, 2, 2)
+    found = []
+    trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), precision="reproducible")
+    state = trainer.init(initial_weights(NETWORK, 1, 2.0))
+    for batch in given:
+        state, _ = trainer.step(state, batch)
+        found.append(len(recorded))
+    assert found == [0, 1, 1, 2, 2, 3, 3]
+    assert backend.graphs.count == 1
 
 
 def test_other_functions_run_as_they_are() -> None:

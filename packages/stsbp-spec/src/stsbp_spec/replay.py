@@ -148,7 +148,8 @@ class Graphs(ABC, Generic[Array]):
                 return function(self.backend, *fixed, *given)
             found = self._made[key] = _Recording(self, function, fixed, given)
             if len(self._made) > self.LIMIT:
-                self._made.popitem(last=False)
+                # It must be called often again before it is recorded again.
+                self._calls.pop(self._made.popitem(last=False)[0])
         self._made.move_to_end(key)
         result: Result = found(given)
         return result
