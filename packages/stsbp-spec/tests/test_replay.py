@@ -126,7 +126,7 @@ def test_arrays_are_found_in_what_holds_them() -> None:
     assert [each.tolist() for each in _arrays(doubled)] == [[2], [4, 4], [6, 6, 6]]
     assert doubled[0]["none"] is None
     assert doubled[1][0][1] == 4
-    same = ({"a": a + 1, "none": None}, [(b, 9)], c)
+    same = ({"none": None, "a": a + 1}, [(b, 9)], c)
     assert _form(x) == _form(same), "numbers do not matter"
     for other in (
         ({"a": a, "none": 1}, [(b, 4)], c),

@@ -241,9 +241,9 @@ def _is_array(x: Any) -> bool:
 
 
 def _arrays(x: Any) -> Iterator[Any]:
-    """The arrays in lists, tuples and mappings, in order."""
+    """The arrays in lists, tuples and mappings, in order; of mappings by name, in whatever order they were filled."""
     if isinstance(x, Mapping):
-        x = x.values()
+        x = [part for _, part in sorted(x.items())]
     elif not isinstance(x, list | tuple):
         if _is_array(x):
             yield x
@@ -255,7 +255,7 @@ def _arrays(x: Any) -> Iterator[Any]:
 def _with(x: Any, convert: Callable[[Any], Any]) -> Any:
     """`x` with each array converted, in the order of `_arrays`."""
     if isinstance(x, Mapping):
-        return {name: _with(part, convert) for name, part in x.items()}
+        return {name: _with(part, convert) for name, part in sorted(x.items())}
     if isinstance(x, list):
         return [_with(part, convert) for part in x]
     if isinstance(x, tuple):
@@ -267,7 +267,7 @@ def _with(x: Any, convert: Callable[[Any], Any]) -> Any:
 def _form(x: Any) -> Hashable:
     """Which recording fits: names, shapes and types, and of all else whether it is there."""
     if isinstance(x, Mapping):
-        return tuple((name, _form(part)) for name, part in x.items())
+        return tuple((name, _form(part)) for name, part in sorted(x.items()))
     if isinstance(x, list | tuple):
         return tuple(map(_form, x))
     if _is_array(x):
