@@ -10,19 +10,21 @@ import ctypes
 import itertools
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from stsbp_cupy import CupyBackend, cuda
+from stsbp_cupy import CupyBackend, cuda, graphs
 from stsbp_cupy.cuda import choose_architecture, gemm_layout
 from stsbp_cupy.host import HostRuntime
 from stsbp_cupy.source import Source
 from stsbp_spec import LIF, AdamW, Batch, NetworkSpec, VanRossum, initial_weights, open_backend
 from stsbp_spec.errors import BackendError
 from stsbp_spec.reference.backend import NumpyBackend
+from stsbp_spec.typing import Memory
 
 
 class DeviceArray(np.ndarray[Any, Any]):
@@ -84,6 +86,10 @@ def _gemm_ex(
 def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable[[Source, str], str]]:
     """Modules in CuPy's place, and what takes the place of `cuda._compiled`."""
     host = HostRuntime()
+    streams: list[SimpleNamespace] = []
+
+    def capturing() -> bool:
+        return any(stream.capturing for stream in streams)
 
     class RuntimeError_(RuntimeError):
         pass
@@ -115,22 +121,78 @@ def _stand_in(count: Callable[[], int]) -> tuple[dict[str, ModuleType], Callable
     def on_device(function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *a, **k: np.asarray(function(*a, **k)).view(DeviceArray)
 
+    def asarray(x: Any) -> Any:
+        assert isinstance(x, DeviceArray) or not capturing(), "nothing can be sent while a stream is captured"
+        return np.asarray(x).view(DeviceArray)
+
+    def asnumpy(x: Any) -> Any:
+        assert not capturing(), "nothing can be read while a stream is captured"
+        return np.array(np.asarray(x))
+
+    def together(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Of more than 8 arrays CuPy sends the addresses to the device."""
+
+        def checked(arrays: Any) -> Any:
+            assert len(arrays) <= 8 or not capturing()
+            return np.asarray(function(arrays)).view(DeviceArray)
+
+        return checked
+
+    def gemm_ex(*arguments: Any) -> None:
+        if capturing():
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        _gemm_ex(*arguments)
+
+    class Stream(SimpleNamespace):
+        def __init__(self, non_blocking: bool) -> None:
+            assert non_blocking, "the default stream cannot be captured"
+            super().__init__(ptr=3, capturing=False)
+            streams.append(self)
+
+        def __enter__(self) -> None:
+            pass
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            assert not self.capturing
+
+        def begin_capture(self) -> None:
+            self.capturing = True
+
+        def end_capture(self) -> Any:
+            # What was captured has run already, on the same arrays.
+            self.capturing = False
+            return SimpleNamespace(launch=lambda: None)
+
     cublas = module(
-        "cublas", gemmEx=_gemm_ex, CUBLAS_COMPUTE_32F=1000, CUBLAS_COMPUTE_64F=1001, CUBLAS_OP_N=0, CUBLAS_OP_T=1,
-        CUBLAS_GEMM_DEFAULT=-1,
+        "cublas", gemmEx=gemm_ex, getVersion=lambda handle: 130001, CUBLAS_COMPUTE_32F=1000, CUBLAS_COMPUTE_64F=1001,
+        CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_GEMM_DEFAULT=-1,
     )  # fmt: skip
     nvrtc = module("nvrtc", getVersion=lambda: (12, 9), getSupportedArchs=lambda: (75, 80, 90))
     properties = {"name": b"Stand-in", "totalGlobalMem": 2**33, "major": 9, "minor": 0}
     runtime = SimpleNamespace(
-        getDeviceCount=count, CUDARuntimeError=RuntimeError_, getDeviceProperties=lambda index: properties
+        deviceSynchronize=lambda: None,
+        getDeviceCount=count,
+        CUDARuntimeError=RuntimeError_,
+        getDeviceProperties=lambda index: properties,
     )
     device = module("device", get_cublas_handle=lambda: 7)
     one = SimpleNamespace(use=lambda: None, compute_capability="90")
-    cuda_module = module("cupy.cuda", runtime=runtime, nvrtc=nvrtc, device=device, Device=lambda index: one)
+    cuda_module = module(
+        "cupy.cuda", runtime=runtime, nvrtc=nvrtc, device=device, Device=lambda index: one, Stream=Stream,
+        MemoryPool=lambda: SimpleNamespace(malloc=None), using_allocator=lambda malloc: nullcontext(),
+        alloc=lambda size: SimpleNamespace(ptr=5),
+    )  # fmt: skip
     raw = SimpleNamespace(get_function=Kernel)
-    functions = ("zeros", "asarray", "ascontiguousarray", "moveaxis", "stack", "count_nonzero")
+    functions = (
+        "zeros", "ascontiguousarray", "moveaxis", "count_nonzero", "empty_like", "maximum", "where", "rint",
+        "minimum", "packbits", "unpackbits", "broadcast_to", "sqrt",
+    )  # fmt: skip
     cupy = module(
-        "cupy", cuda=cuda_module, RawModule=lambda path: raw, asnumpy=lambda x: np.array(np.asarray(x)),
+        "cupy", cuda=cuda_module, RawModule=lambda path: raw, asnumpy=asnumpy, asarray=asarray,
+        stack=together(np.stack), concatenate=together(np.concatenate),
         empty=on_device(Guarded.empty), **{name: on_device(getattr(np, name)) for name in functions},
     )  # fmt: skip
     libs = module("cupy_backends.cuda.libs", cublas=cublas)
@@ -215,6 +277,110 @@ def test_stand_in_trains_to_the_bits_of_the_reference(
         reference.trainer(network, VanRossum(), AdamW()).init(initial_weights(network, 1)), batch
     )
     assert result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-6)
+
+
+class Cublas:
+    """The C interface of cuBLAS: every call returns a status, and takes values of ctypes."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def cublasCreate_v2(self, handle: Any) -> int:
+        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = ctypes.c_void_p(11)
+        return 0
+
+    def cublasSetStream_v2(self, handle: Any, stream: Any) -> int:
+        assert (handle.value, stream.value) == (11, 3)
+        self.calls.append("stream")
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle: Any, memory: Any, size: Any) -> int:
+        assert (handle.value, memory.value, size.value) == (11, 5, 32 * 2**20)
+        self.calls.append("workspace")
+        return 0
+
+    def cublasGemmEx(self, handle: Any, *arguments: Any) -> int:
+        assert handle.value == 11
+        # A kind of number that does not hold an address would have cut it.
+        assert list(map(type, arguments)) == [
+            *[ctypes.c_int] * 5, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int] * 2, ctypes.c_void_p,
+            *[ctypes.c_int] * 2, *[ctypes.c_void_p] * 2, *[ctypes.c_int] * 4,
+        ]  # fmt: skip
+        _gemm_ex(7, *(x.value for x in arguments))
+        self.calls.append("gemm")
+        return 0
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("net", "shape", "memory", "micro_batch"),
+    [
+        ("8C5-P2-D0.3-12C3p1s2-20", (2, 18, 18), "full", None),
+        ("4C3bn-M2-6C3bn", (2, 10, 10), "low", None),
+        ("4C3-U2-20", (2, 6, 6), "full", 1),
+        ("12R-10", (7,), "full", None),
+    ],
+)
+def test_a_captured_step_has_the_bits_of_the_reference(
+    reference: NumpyBackend, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch,
+    net: str, shape: tuple[int, ...], memory: Memory, micro_batch: int | None,
+) -> None:  # fmt: skip
+    library = Cublas()
+    found: list[str] = []
+
+    def load(name: str) -> Cublas:
+        found.append(name)
+        return library
+
+    monkeypatch.setattr(graphs, "_load", load)
+    monkeypatch.setattr(graphs.CupyGraphs, "WARM", 0)
+    monkeypatch.setenv("STSBP_CUDA_GRAPHS", "1")
+    backend = CupyBackend("cuda")
+    assert found == ["libcublas.so.13"]
+    assert library.calls == ["stream", "workspace"]
+    network = NetworkSpec.parse(net, input_shape=shape, outputs=10, dropout=0.1, neuron=LIF(3, 5 / 3, 0.5))
+    batch = Batch(
+        (rng.random((12, 3, *shape)) < 0.2).astype(np.uint8), (rng.random((12, 3, 10)) < 0.3).astype(np.uint8)
+    )
+    states = []
+    for b in (backend, reference):
+        trainer = b.trainer(
+            network, VanRossum(), AdamW(), precision="reproducible", seed=3, memory=memory, micro_batch=micro_batch
+        )
+        state, result = trainer.step(trainer.init(initial_weights(network, 1)), batch)
+        states.append((trainer.export_state(state), result.loss, result.rates, result.zeroed))
+    assert states[0][1:] == states[1][1:]
+    for name, value in states[1][0].items():
+        assert states[0][0][name].tobytes() == value.tobytes(), name
+    assert backend.graphs is not None
+    assert backend.graphs.count == 2
+    assert "gemm" in library.calls
+    assert isinstance(backend.rt, cuda.CudaRuntime)
+    assert backend.rt.recorded_gemm is None
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_cannot_be_captured_is_told_and_leaves_the_device_as_it_was(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = Cublas()
+    monkeypatch.setattr(graphs, "_load", lambda name: library)
+    monkeypatch.setattr(graphs.CupyGraphs, "WARM", 0)
+    monkeypatch.setenv("STSBP_CUDA_GRAPHS", "1")
+    backend = CupyBackend("cuda")
+    monkeypatch.setattr(library, "cublasGemmEx", lambda *_: 13)
+    network = NetworkSpec.parse("12", input_shape=(7,), outputs=10)
+    batch = Batch((rng.random((4, 3, 7)) < 0.2).astype(np.uint8), (rng.random((4, 3, 10)) < 0.3).astype(np.uint8))
+    trainer = backend.trainer(network, VanRossum(), AdamW())
+    state = trainer.init(initial_weights(network, 1))
+    for _ in range(2):
+        with pytest.raises(BackendError, match="CUDA graphs: cublasGemmEx returned 13"):
+            trainer.step(state, batch)
+    assert isinstance(backend.rt, cuda.CudaRuntime)
+    assert backend.rt.recorded_gemm is None
+    monkeypatch.setattr(graphs, "_load", ctypes.cdll.LoadLibrary)
+    with pytest.raises(BackendError, match=r"CUDA graphs: libcublas\.so\.13 is not found"):
+        CupyBackend("cuda")
 
 
 @pytest.mark.usefixtures("stand_in")

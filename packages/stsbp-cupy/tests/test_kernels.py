@@ -26,9 +26,9 @@ from stsbp_spec.surrogates import SURROGATES
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
 
 
-def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = ()) -> Source:
+def _printed(recurrence: Recurrence, *, summed: tuple[str, ...] = (), in_memory: bool = False) -> Source:
     dtypes = tuple("uint8" if name in ("o", "target") else "float32" for name in recurrence.inputs)
-    return kernel(recurrence, dtypes, summed)
+    return kernel(recurrence, dtypes, summed, in_memory)
 
 
 def _sources() -> dict[str, Source]:
@@ -47,7 +47,8 @@ def _sources() -> dict[str, Source]:
         passes = loss_equations(loss)
         found |= {} if passes.forward is None else {f"{name}-forward": _printed(passes.forward)}
         found[f"{name}-backward"] = _printed(passes.backward)
-    return found | {"count": _printed(COUNT, summed=("n",)), "adamw": _printed(UPDATE)}
+    updates = {"adamw": _printed(UPDATE), "adamw-recorded": _printed(UPDATE, in_memory=True)}
+    return found | updates | {"count": _printed(COUNT, summed=("n",))}
 
 
 SOURCES = _sources()

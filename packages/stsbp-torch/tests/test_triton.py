@@ -33,7 +33,8 @@ from stsbp_spec.reference.backend import NumpyBackend
 def same(equation, constants, inputs, steps, summed=()):
     expected = NumpyBackend().recur(equation, constants, inputs, steps, summed=summed)
     given = {name: torch.from_numpy(x) for name, x in inputs.items()}
-    found = fused_cuda.recur(equation, constants, given, steps, summed=summed)
+    parameters = torch.from_numpy(equation.numbers(constants))
+    found = fused_cuda.recur(equation, parameters, given, steps, summed=summed)
     for name, x in expected.items():
         assert x.tobytes() == found[name].numpy().tobytes(), (equation.name, name, summed)
     return expected
@@ -63,6 +64,22 @@ for loss in LOSSES.values():
     same(equations.backward, constants, given, steps)
 """
 
+MASKS = """
+import torch
+from stsbp_spec.random import keep_mask
+
+shapes = [(3, 5, 4, 6), (2, 1, 3, 3), (7, 11), (1, 300), (4, 3, 7)]
+numbers = [(0, 0, 0), (1, 1, 1), (2**32 - 1, 70, 2**31), (2**31 + 5, 1000, 2**32 - 1)]
+for shape in shapes:
+    for seed, layer, step in numbers:
+        for rate, first in ((0.3, 0), (0.5, 1), (0.0, 2), (0.999, 3)):
+            expected = keep_mask(seed, layer, step, shape, rate, first)
+            found = fused_cuda.keep_mask(seed, layer, step, shape, rate, first, torch.device("cpu"))
+            assert found.dtype == torch.uint8
+            assert (found.numpy() == expected).all(), (shape, seed, layer, step, rate, first)
+            assert found.ndim != 4 or found.permute(0, 2, 3, 1).is_contiguous()
+"""
+
 PTX = """
 import triton
 from triton.backends.compiler import GPUTarget
@@ -82,6 +99,10 @@ for equation, static, summed in [*cases, (UPDATE, frozenset(), ())]:
     assert "mul.f32" in ptx or "mul.rn.f32" in ptx
     for inexact in ("fma.rn.f32", "mad.f32", "div.full", "div.approx", "sqrt.approx", ".ftz"):
         assert inexact not in ptx, (equation.name, static, summed, inexact)
+for size in ("i32", "i64"):
+    signature = {name: size for name in fused_cuda._keep.arg_names} | {"mask": "*u8"}
+    source = ASTSource(fused_cuda._keep, signature)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
 """
 
 
@@ -98,6 +119,10 @@ def run(code: str, **environment: str) -> None:
 
 def test_interpreted_kernels_have_the_bits_of_the_reference() -> None:
     run(BITS, TRITON_INTERPRET="1")
+
+
+def test_interpreted_masks_of_dropout_are_the_specs() -> None:
+    run(MASKS, TRITON_INTERPRET="1")
 
 
 def test_compiled_kernels_round_each_operation() -> None:

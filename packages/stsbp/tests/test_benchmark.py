@@ -68,6 +68,39 @@ def test_a_timing_reports_median_and_quartiles() -> None:
     assert Timing((2.0,)).to_json() == {"median": 2.0, "low": 2.0, "high": 2.0, "least": 2.0, "runs": 1}
 
 
+@pytest.mark.parametrize(("name", "calls"), [("cpu", 1), ("host", 1), ("cuda", 10), ("cuda:1", 10), ("gpu:0", 10)])
+def test_calls_are_queued_on_a_device_that_works_by_itself(name: str, calls: int) -> None:
+    backend = open_backend("numpy")
+    backend.device = name
+    assert device.queued(backend) == calls
+
+
+def test_a_queue_of_calls_is_timed_and_its_share_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, called = open_backend("numpy"), list[str]()
+
+    def counted(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            called.append(name)
+            return own(*given)
+
+        return call
+
+    for name in ("neuron_forward", "neuron_backward"):
+        monkeypatch.setattr(backend, name, counted(name, getattr(backend, name)))
+    monkeypatch.setattr(kernels, "queued", lambda _: 4)
+    monkeypatch.setattr(kernels, "SIZES", ((2, 30),))
+
+    def once(work: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, Timing]:
+        for run in work.values():
+            run()
+        return {name: Timing((8.0,)) for name in work}
+
+    monkeypatch.setattr(kernels, "interleaved", once)
+    rows = kernels.measure(backend, scale=1.0, rounds=1, tell=silent)
+    assert [row.timing for row in rows] == [Timing((2.0,))] * 3
+    assert (called.count("neuron_forward"), called.count("neuron_backward")) == (1 + 4, 4)
+
+
 def test_the_copy_copies_everything_and_says_how_much() -> None:
     copy, moved = device.copier(open_backend("numpy"), 1001)
     assert moved == 8 * 1001

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, partial, reduce
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend, Device
@@ -18,11 +18,14 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses.cross_entropy import CrossEntropy
+from stsbp_spec.replay import wanted
 from stsbp_spec.rules import Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_cupy import cuda, grid, host, tensor_cores
+from stsbp_cupy.graphs import CupyGraphs
 from stsbp_cupy.optim import gradient_squares
 from stsbp_cupy.recurrence import recur
 from stsbp_cupy.runtime import Array, Runtime, logical, memory
@@ -32,6 +35,8 @@ __all__ = ["CupyBackend"]
 
 _LOG = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 
 class CupyBackend(AbstractBackend[Array]):
     """Raw CUDA kernels, on a GPU (`cuda`, `cuda:1`) or built for the CPU (`host`).
@@ -39,12 +44,14 @@ class CupyBackend(AbstractBackend[Array]):
     Attributes:
         rt: the runtime that the launchers use.
         notes: what opening the device found, for people (the verdict on tensor cores); also logged.
+        graphs: recordings of training steps (graphs.py); None: each kernel is launched by itself.
     """
 
     name: ClassVar[str] = "cupy"
     api: ClassVar[int] = 1
     rt: Runtime
     notes: tuple[str, ...] = ()
+    graphs: CupyGraphs | None = None
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -72,6 +79,8 @@ class CupyBackend(AbstractBackend[Array]):
         if index >= count:
             raise BackendError(f"backend 'cupy' cannot use {name}: CUDA numbers {count} GPU(s) from 0")
         self.rt = cuda.CudaRuntime(index)
+        if wanted():
+            self.graphs = CupyGraphs(self, self.rt)
         wrong = tensor_cores.prove(self.rt)
         self.rt.tensor_cores = wrong is None
         if wrong is None:
@@ -113,7 +122,12 @@ class CupyBackend(AbstractBackend[Array]):
         return {op: Rule(partial(each.forward, self.rt), partial(each.backward, self.rt)) for op, each in every}
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> Array:
-        return dropout.keep_mask(self.rt, seed, layer, step, shape, rate, first)
+        def drawn(now: tuple[int, int]) -> Array:
+            return dropout.keep_mask(self.rt, now[0], layer, now[1], shape, rate, first)
+
+        if self.graphs is not None and self.graphs.tape is not None:
+            return self.graphs.tape.filled(("dropout", layer, shape, rate, first), drawn)
+        return drawn((seed, step))
 
     def dropout(self, mask: Array, s: Array) -> Array:
         return dropout.apply(self.rt, mask, s)
@@ -127,7 +141,9 @@ class CupyBackend(AbstractBackend[Array]):
         *,
         summed: tuple[str, ...] = (),
     ) -> dict[str, Array]:
-        return recur(self.rt, recurrence, constants, inputs, steps, summed=summed)
+        tape = None if self.graphs is None else self.graphs.tape
+        numbers = None if tape is None else tape.numbers(recurrence, constants, self.asarray)
+        return recur(self.rt, recurrence, constants, inputs, steps, summed=summed, numbers=numbers)
 
     def zeros(self, shape: Shape) -> Array:
         return self._empty(shape, np.float32)
@@ -141,7 +157,13 @@ class CupyBackend(AbstractBackend[Array]):
         return logical(self.rt, self.rt.xp.zeros(last, dtype))
 
     def joined(self, arrays: Sequence[Array]) -> Array:
-        return logical(self.rt, self.rt.xp.concatenate([memory(self.rt, x) for x in arrays]))
+        # CuPy's own sends a table of addresses to the device, which no graph can hold.
+        parts = [memory(self.rt, x) for x in arrays]
+        found, first = self.rt.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype), 0
+        for part in parts:
+            found[first : first + len(part)] = part
+            first += len(part)
+        return logical(self.rt, found)
 
     def shifted(self, x: Array, steps: int) -> Array:
         found = self._empty(x.shape, x.dtype)
@@ -183,8 +205,7 @@ class CupyBackend(AbstractBackend[Array]):
         return x.astype(np.float32, copy=False)
 
     def most(self, arrays: Sequence[Array]) -> Array:
-        largest: Array = self.rt.xp.stack(list(arrays)).max(axis=0)
-        return largest
+        return reduce(self.rt.xp.maximum, arrays)
 
     def weight_grid(self, projection: Projection, w: Array) -> tuple[Array, WeightGrid]:
         (found,) = self.weight_grids((projection,), (w,))
@@ -207,6 +228,24 @@ class CupyBackend(AbstractBackend[Array]):
 
     def gradient_squares(self, gradients: Sequence[Array]) -> Array:
         return gradient_squares(self.rt, gradients)
+
+    def readout_error(
+        self, loss: CrossEntropy, u: Array, targets: Array, batch: int, inside: Array | None = None
+    ) -> Array:
+        xp = self.rt.xp
+        within = xp.ones((*u.shape[:2], 1), bool) if inside is None else inside[..., None] > 0
+        found: Array = loss.error(u.astype(np.float64), targets, batch, within, xp)
+        return found.astype(np.float32)
+
+    def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
+        if self.graphs is None:
+            return super().compiled(function, *fixed)
+        graphs = self.graphs
+        return lambda *given: graphs.call(function, fixed, given)
+
+    def forget(self) -> None:
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def within(self, x: Array, inside: Array) -> Array:
         which = inside.reshape(*inside.shape, *(1,) * (x.ndim - 2)) > 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -148,6 +148,10 @@ class CudaRuntime(Runtime):
     Args:
         index: CUDA's number of the device; it becomes the calling thread's current device.
 
+    Attributes:
+        cublas_library: cuBLAS, which CuPy has loaded, as the dynamic linker knows it.
+        recorded_gemm: `cublasGemmEx` after its handle, while a stream is captured (graphs.py); None: by CuPy.
+
     Raises:
         BackendError: the kernels cannot be compiled.
     """
@@ -155,6 +159,7 @@ class CudaRuntime(Runtime):
     warp_size: ClassVar[int] = 32
     reduction_threads: ClassVar[int] = 1024 * _BLOCK
     chunk_bytes: ClassVar[int] = 512 * 2**20
+    recorded_gemm: Callable[..., None] | None = None
 
     def __init__(self, index: int) -> None:
         import cupy
@@ -166,6 +171,10 @@ class CudaRuntime(Runtime):
         cupy.cuda.Device(index).use()
         self._capability = str(cupy.cuda.Device(index).compute_capability)
         super().__init__()
+
+    @property
+    def cublas_library(self) -> str:
+        return f"libcublas.so.{self._cublas.getVersion(self._handle()) // 10000}"
 
     def compiled(self, *sources: Source) -> Iterator[tuple[Entry, Any]]:
         for source in sources:
@@ -186,8 +195,8 @@ class CudaRuntime(Runtime):
         compute = blas.CUBLAS_COMPUTE_64F if out.dtype == np.float64 else blas.CUBLAS_COMPUTE_32F
         alpha, beta = np.array(1.0, out.dtype), np.array(1.0 if accumulate else 0.0, out.dtype)
         operand, result = _CUDA_TYPES[a.dtype.char], _CUDA_TYPES[out.dtype.char]
-        blas.gemmEx(
-            self._handle(),
+        call = self.recorded_gemm or partial(blas.gemmEx, self._handle())
+        call(
             blas.CUBLAS_OP_T if layout.transpose_first else blas.CUBLAS_OP_N,
             blas.CUBLAS_OP_T if layout.transpose_second else blas.CUBLAS_OP_N,
             layout.m, layout.n, layout.k, alpha.ctypes.data,

@@ -59,7 +59,7 @@ _C_TYPES = {"float32": "float", "uint8": "unsigned char"}
 
 
 @cache
-def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...]) -> Source:
+def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, ...], in_memory: bool = False) -> Source:
     """A recurrence as a source with one kernel, which has the source's name.
 
     Its parameters: the number of elements and of steps; for each input its array, and how many elements lie between a
@@ -69,6 +69,7 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, .
         recurrence: what to compute.
         dtypes: of the inputs, `float32` or `uint8`.
         summed: outputs that are added over the steps.
+        in_memory: whether the recurrence's own parameters are an array, float32, in place of numbers.
     """
     program = lines(recurrence, LANGUAGES["cuda"])
     types = {name: _C_TYPES[dtype] for name, dtype in zip(recurrence.inputs, dtypes, strict=True)}
@@ -80,9 +81,11 @@ def kernel(recurrence: Recurrence, dtypes: tuple[str, ...], summed: tuple[str, .
     for name, ctype in types.items():
         parameters += [f"const {ctype}* __restrict__ {name}_in", f"long long {name}_step"]
     parameters += [f"{ctype}* __restrict__ {name}_out" for name, ctype in made.items()]
-    parameters += [f"float {name}_" for name in recurrence.parameters]
+    numbers = [f"float {name}_" for name in recurrence.parameters]
+    parameters += ["const float* __restrict__ numbers"] if in_memory else numbers
 
-    before = [f"float {name}_state[W] = {{}};" for name in states]
+    before = [f"const {each} = numbers[{i}];" for i, each in enumerate(numbers)] if in_memory else []
+    before += [f"float {name}_state[W] = {{}};" for name in states]
     loads = [f"const auto {name}_read = load<W>({name}_in + t * {name}_step + first);" for name in inputs]
     written = {name: f"Lanes<{ctype}, W> {name}_written" for name, ctype in made.items()}
     step = [f"const float {name}_ = {name}_read.x[lane];" for name in inputs]
@@ -132,8 +135,11 @@ def recur(
     steps: int,
     *,
     summed: tuple[str, ...],
+    numbers: Array | None = None,
 ) -> dict[str, Array]:
     """`AbstractBackend.recur`; nothing is copied where the inputs lie in memory alike.
+
+    `numbers` are the constants as an array, float32; None: the kernel takes them by value.
 
     Raises:
         TypeError: an input's shape does not fit the first one's, or its steps; a bug of the caller.
@@ -153,13 +159,13 @@ def recur(
     n = math.prod(shape)
     if not recurrence.states and not summed and all(len(x) == steps for x in arrays):
         n, steps = n * steps, 1  # every step is as any other
-    source = kernel(recurrence, tuple(x.dtype.name for x in arrays), summed)
+    source = kernel(recurrence, tuple(x.dtype.name for x in arrays), summed, numbers is not None)
     rt.load(source)
     lanes = lanes_of(n, *arrays, *outputs.values())
     rt.launch(
         source.name, min(rt.element_threads, n // lanes), n, steps,
         *(value for x in arrays for value in (x, n if len(x) > 1 else 0)), *outputs.values(),
-        *(constants[name] for name in recurrence.parameters), lanes,
+        *([constants[name] for name in recurrence.parameters] if numbers is None else [numbers]), lanes,
     )  # fmt: skip
     return {name: logical(rt, x) for name, x in outputs.items()} if last else outputs
 

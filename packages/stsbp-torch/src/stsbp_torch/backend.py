@@ -26,9 +26,11 @@ from stsbp_spec.errors import BackendError
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.graph import Op, Projection
 from stsbp_spec.grid import WeightGrid
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
+from stsbp_spec.replay import wanted
 from stsbp_spec.rules import Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.psp import SynapticFilter
@@ -36,8 +38,9 @@ from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
 
 from stsbp_torch import bits, plain
 from stsbp_torch.dense import DENSE
+from stsbp_torch.graphs import TorchGraphs
 from stsbp_torch.layout import TENSORS, empty, laid_out, logical, rows
-from stsbp_torch.recurrence import recur, recur_often
+from stsbp_torch.recurrence import recur, recur_often, sent, sent_once
 from stsbp_torch.synapses import avgpool2d, batchnorm, conv2d, dropout, flatten, linear, maxpool2d, upsample2d
 
 __all__ = ["TorchBackend"]
@@ -55,6 +58,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     torch_device: torch.device
     fused: bool
+    graphs: TorchGraphs | None = None
+    """Recordings of training steps on CUDA (graphs.py); None: each kernel is launched by itself."""
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -83,6 +88,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         if int(index or 0) >= torch.cuda.device_count():
             raise BackendError(f"there are {torch.cuda.device_count()} CUDA devices, got {name!r}")
         self.torch_device, self.fused = torch.device("cuda", int(index or 0)), True
+        if wanted():
+            self.graphs = TorchGraphs(self, self.torch_device)
         return f"cuda:{int(index or 0)}"
 
     @property
@@ -145,7 +152,12 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return block.fusion(DENSE), recurrent.fusion(TENSORS, partial(linear.left, fused=True))
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
-        return dropout.mask(seed, layer, step, shape, rate, first, self.torch_device)
+        def drawn(now: tuple[int, int]) -> torch.Tensor:
+            return dropout.mask(now[0], layer, now[1], shape, rate, first, self.torch_device)
+
+        if self.graphs is not None and self.graphs.tape is not None:
+            return self.graphs.tape.filled(("dropout", layer, shape, rate, first), drawn)
+        return drawn((seed, step))
 
     def dropout(self, mask: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         return dropout.apply(mask, s)
@@ -164,7 +176,20 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
             return run(recurrence, constants, inputs, steps, summed=summed)
         from stsbp_torch import fused_cuda
 
-        return fused_cuda.recur(recurrence, constants, inputs, steps, summed=summed)
+        parameters = self._parameters(recurrence, constants)
+        return fused_cuda.recur(recurrence, parameters, inputs, steps, summed=summed)
+
+    def _parameters(self, recurrence: Recurrence, constants: Constants) -> torch.Tensor:
+        """The constants on the device; for a recording, those of an update where each run finds new ones."""
+        tape = None if self.graphs is None else self.graphs.tape
+        if tape is None:
+            return sent_once(recurrence.numbers(constants), self.torch_device)
+        changing = tape.numbers(recurrence, constants, partial(sent, device=self.torch_device))
+        if changing is not None:
+            return changing
+        parameters = sent_once(recurrence.numbers(constants), self.torch_device)
+        tape.keep(parameters)
+        return parameters
 
     def neuron_forward(
         self,
@@ -262,7 +287,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     def weight_grid(self, projection: Projection, w: torch.Tensor) -> tuple[torch.Tensor, WeightGrid]:
         if not self._on_cpu:
-            (found,) = plain.weight_grids((projection,), (w,), self.read)
+            (found,) = self.weight_grids((projection,), (w,))
             return found
         wq, made = reductions.weight_grid(projection, w.detach().numpy())
         return torch.from_numpy(wq), made
@@ -272,7 +297,8 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     ) -> list[tuple[torch.Tensor, WeightGrid]]:
         if self._on_cpu:
             return super().weight_grids(projections, weights)
-        return plain.weight_grids(projections, weights, self.read)
+        first = self.compiled(plain.first_grids, tuple(projections))(list(weights))
+        return plain.weight_grids(projections, weights, first, self.read)
 
     def largest_error(self, dz: torch.Tensor) -> torch.Tensor:
         if not self._on_cpu:
@@ -304,6 +330,13 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         torch.cuda.synchronize(self.torch_device)
         return [x.numpy() for x in found]
 
+    def readout_error(
+        self, loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if self.torch_device.type == "cpu":
+            return super().readout_error(loss, u, targets, batch, inside)
+        return plain.readout_error(loss, u, targets, batch, inside)
+
     def adamw(
         self, scalars: AdamWScalars, w: torch.Tensor, g: torch.Tensor, m: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -316,9 +349,15 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         def run(*given: Any) -> Result:
             with conv2d.exact_math():
+                if self.graphs is not None:
+                    return self.graphs.call(function, fixed, given)
                 return function(self, *fixed, *given)
 
         return run
+
+    def forget(self) -> None:
+        if self.graphs is not None:
+            self.graphs.forget()
 
     def within(self, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
         return laid_out(x.masked_fill(inside.view(*inside.shape, *(1,) * (x.ndim - 2)) == 0, 0))

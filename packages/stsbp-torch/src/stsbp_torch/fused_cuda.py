@@ -1,4 +1,4 @@
-"""Equations over time as fused CUDA kernels (Triton): a lane an element, the loop over T inside.
+"""Equations over time, and masks of dropout, as CUDA kernels (Triton): a lane an element, the loop over T inside.
 
 States stay in registers. Fusion of multiply-adds is off (`enable_fp_fusion=False`), so each operation of the printed
 equation rounds once; divisions and square roots are the correctly rounded ones.
@@ -7,26 +7,30 @@ equation rounds once; divisions and square roots are the correctly rounded ones.
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.kernel_cache import digest
 from stsbp_spec.printers import LANGUAGES, lines
+from stsbp_spec.random import Stream, check_seed
+from stsbp_spec.typing import Shape
 
 from stsbp_torch.layout import laid_out, rows
 from stsbp_torch.recurrence import outputs_of
 
-__all__ = ["BLOCK", "kernel", "recur", "text"]
+__all__ = ["BLOCK", "keep_mask", "kernel", "recur", "text"]
 
 BLOCK = 256
 _FLOOR = tl.constexpr(FLOOR)
+_WIDTH = tl.constexpr(BLOCK)
 
 
 @triton.jit
@@ -87,21 +91,70 @@ def kernel(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ..
 
 def recur(
     recurrence: Recurrence,
-    constants: Constants,
+    parameters: torch.Tensor,
     inputs: Mapping[str, torch.Tensor],
     steps: int,
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`AbstractBackend.recur`."""
+    """`AbstractBackend.recur`; `parameters` are the numbers of its constants on the device."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = outputs_of(recurrence, steps, shape, device, summed)
-    numbers = torch.tensor(recurrence.numbers(constants), device=device)
     count = shape.numel()
     static = frozenset(name for name, x in arrays.items() if len(x) == 1)
-    kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
-        numbers, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
-        _BLOCK=BLOCK, enable_fp_fusion=False,
-    )  # fmt: skip
+    # Triton launches on torch's current device.
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel(recurrence, static, summed)[(triton.cdiv(count, BLOCK),)](
+            parameters, count, steps, *(rows(x) for x in (*arrays.values(), *found.values())),
+            _BLOCK=BLOCK, enable_fp_fusion=False,
+        )  # fmt: skip
     return found
+
+
+@triton.jit
+def _rounds(x0, x1, a, b, c, d):  # type: ignore[no-untyped-def]
+    """Four rounds of Threefry-2x32 (random.py)."""
+    x0 += x1
+    x1 = ((x1 << a) | (x1 >> (32 - a))) ^ x0
+    x0 += x1
+    x1 = ((x1 << b) | (x1 >> (32 - b))) ^ x0
+    x0 += x1
+    x1 = ((x1 << c) | (x1 >> (32 - c))) ^ x0
+    x0 += x1
+    x1 = ((x1 << d) | (x1 >> (32 - d))) ^ x0
+    return x0, x1
+
+
+@triton.jit(do_not_specialize=["count", "before", "area", "channels", "seed", "stream", "step", "threshold"])
+def _keep(mask, count, before, area, channels, seed, stream, step, threshold):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * _WIDTH + tl.arange(0, _WIDTH)
+    # Elements count in the order [B, C, H W], and lie channels last.
+    pixel = at // channels
+    number = before + (pixel // area * channels + at % channels) * area + pixel % area
+    k0, k1 = seed.to(tl.uint32), stream.to(tl.uint32)
+    k2 = k0 ^ k1 ^ 0x1BD11BDA
+    x0, x1 = (number // 2).to(tl.uint32) + k0, step.to(tl.uint32) + k1
+    x0, x1 = _rounds(x0, x1, 13, 15, 26, 6)
+    x0, x1 = _rounds(x0 + k1, x1 + k2 + 1, 17, 29, 16, 24)
+    x0, x1 = _rounds(x0 + k2, x1 + k0 + 2, 13, 15, 26, 6)
+    x0, x1 = _rounds(x0 + k0, x1 + k1 + 3, 17, 29, 16, 24)
+    x0, x1 = _rounds(x0 + k1, x1 + k2 + 4, 13, 15, 26, 6)
+    word = tl.where(number % 2 == 0, x0 + k2, x1 + k0 + 5)
+    tl.store(mask + at, (word.to(tl.int64) >= threshold).to(tl.uint8), mask=at < count)
+
+
+def keep_mask(
+    seed: int, layer: int, step: int, shape: Shape, rate: float, first: int, device: torch.device
+) -> torch.Tensor:
+    """`random.keep_mask` from sample `first` of the batch on, `[B, ...]`, channels last where there are rows."""
+    spatial = len(shape) == 4
+    channels, area = (shape[1], shape[2] * shape[3]) if spatial else (1, math.prod(shape[1:]))
+    lying = (shape[0], *shape[2:], shape[1]) if spatial else shape
+    mask = torch.empty(lying, dtype=torch.uint8, device=device)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        _keep[(triton.cdiv(mask.numel(), BLOCK),)](
+            mask, mask.numel(), first * math.prod(shape[1:]), area, channels, check_seed(seed),
+            (int(Stream.DROPOUT) + 256 * layer) & 0xFFFFFFFF, step & 0xFFFFFFFF, round(rate * 2**32),
+        )  # fmt: skip
+    return mask.permute(0, 3, 1, 2) if spatial else mask

@@ -12,12 +12,42 @@ import numpy as np
 import torch
 from stsbp_spec.graph import Projection
 from stsbp_spec.grid import FINEST_ERROR_EXPONENT, FLOOR, SMALLEST_NORMAL, WeightGrid, fit_weight_grid, magnitude
+from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.optim.adamw import norm_bits
 from stsbp_spec.typing import AnyArray
 
-__all__ = ["error_grid", "gradient_squares", "largest_error", "sample_grid", "weight_grids"]
+__all__ = [
+    "Names",
+    "error_grid",
+    "first_grids",
+    "gradient_squares",
+    "largest_error",
+    "readout_error",
+    "sample_grid",
+    "weight_grids",
+]
 
 _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
+
+
+class Names:
+    """torch's functions by numpy's names and arguments, as losses/cross_entropy.py calls them."""
+
+    inf = math.inf
+    where = staticmethod(torch.where)
+    exp = staticmethod(torch.exp)
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def cumsum(self, x: torch.Tensor, axis: int) -> torch.Tensor:
+        return torch.cumsum(x, axis)
+
+    def max(self, x: torch.Tensor, axis: int, keepdims: bool = False) -> torch.Tensor:
+        return torch.amax(x, axis, keepdims)
+
+    def arange(self, count: int) -> torch.Tensor:
+        return torch.arange(count, device=self._device)
 
 
 def _magnitude(x: torch.Tensor) -> torch.Tensor:
@@ -69,21 +99,43 @@ def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack([largest.long(), torch.stack([(x * x).sum() for x in units]).sum()])
 
 
-def weight_grids(
-    projections: Sequence[Projection],
-    weights: Sequence[torch.Tensor],
-    read: Callable[[Sequence[torch.Tensor]], list[AnyArray]],
-) -> list[tuple[torch.Tensor, WeightGrid]]:
-    """`grid.weight_grid` of several layers, with one wait for the device unless a layer needs a coarser grid."""
-    begun, found = [], []
+def readout_error(
+    loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None
+) -> torch.Tensor:
+    """`Pairs.readout_error` where the potentials are."""
+    if inside is None:
+        within = torch.ones((*u.shape[:2], 1), dtype=torch.bool, device=u.device)
+    else:
+        within = inside[..., None] > 0
+    found: torch.Tensor = loss.error(u.double(), targets, batch, within, Names(u.device))
+    return found.float()
+
+
+def first_grids(
+    backend: object, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Weights on the finest grids that their bits allow; largest magnitudes and partial sums, int64 `[2]`."""
+    found = []
     for projection, w in zip(projections, weights, strict=True):
         bits = projection.synapse.weight_bits
         largest = _magnitude(w)
         q = bits - 1 - _exponent(largest)
         q = q - ((largest.view(torch.float32) * _power_of_two(q)).round() > 2 ** (bits - 1) - 1).int()
         wq, bound = _rounded(w, _power_of_two(q), _power_of_two(-q))
-        begun.append(wq)
-        found.append(torch.stack([largest.long(), bound]))
+        found.append((wq, torch.stack([largest.long(), bound])))
+    return found
+
+
+def weight_grids(
+    projections: Sequence[Projection],
+    weights: Sequence[torch.Tensor],
+    first: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    read: Callable[[Sequence[torch.Tensor]], list[AnyArray]],
+) -> list[tuple[torch.Tensor, WeightGrid]]:
+    """`grid.weight_grid` of several layers from their `first_grids`.
+
+    With one wait for the device, unless a layer needs a coarser grid.
+    """
 
     def fitted(
         projection: Projection, w: torch.Tensor, wq: torch.Tensor, numbers: AnyArray
@@ -109,7 +161,8 @@ def weight_grids(
         )
         return torch.zeros_like(w) if made is None else made, grid
 
-    return [fitted(*each) for each in zip(projections, weights, begun, read(found), strict=True)]
+    numbers = read([each for _, each in first])
+    return [fitted(*each) for each in zip(projections, weights, (wq for wq, _ in first), numbers, strict=True)]
 
 
 def _rounded(

@@ -5,20 +5,22 @@ On the CPU an equation that is run again and again is compiled (stsbp_cpu/recurr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from stsbp_cpu import recurrence as kernel
 from stsbp_spec.equations import Constants
 from stsbp_spec.expr import Recurrence
 from stsbp_spec.grid import FLOOR
 from stsbp_spec.printers import LANGUAGES, compiled
+from stsbp_spec.typing import Float32
 
 from stsbp_torch.layout import TENSORS, empty
 
-__all__ = ["outputs_of", "recur", "recur_often"]
+__all__ = ["outputs_of", "recur", "recur_often", "recur_with", "sent", "sent_once"]
 
 
 @cache
@@ -42,6 +44,24 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
     return compiled(recurrence, LANGUAGES["torch"], words)
 
 
+def sent(numbers: Float32, device: torch.device) -> torch.Tensor:
+    """Numbers on a device, float32; nothing waits for it."""
+    return _sent(numbers.tobytes(), device)
+
+
+def sent_once(numbers: Float32, device: torch.device) -> torch.Tensor:
+    """`sent`, but the same numbers are sent once."""
+    return _sent_once(numbers.tobytes(), device)
+
+
+def _sent(numbers: bytes, device: torch.device) -> torch.Tensor:
+    found = torch.from_numpy(np.frombuffer(numbers, np.float32).copy())
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found
+
+
+_sent_once = lru_cache(maxsize=512)(_sent)
+
+
 def outputs_of(
     recurrence: Recurrence, steps: int, shape: torch.Size, device: torch.device, summed: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
@@ -61,8 +81,20 @@ def recur(
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
     """`AbstractBackend.recur`."""
-    step = _step(recurrence)
     parameters = [_number(float(constants[name])) for name in recurrence.parameters]
+    return recur_with(recurrence, parameters, inputs, steps, summed=summed)
+
+
+def recur_with(
+    recurrence: Recurrence,
+    parameters: Sequence[torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
+    steps: int,
+    *,
+    summed: tuple[str, ...],
+) -> dict[str, torch.Tensor]:
+    """`recur` with the recurrence's parameters as tensors without axes."""
+    step = _step(recurrence)
     arrays = [inputs[name] for name in recurrence.inputs]
     shape, device = arrays[0].shape[1:], arrays[0].device
     states: Any = [torch.zeros((), device=device).expand(shape) for _ in recurrence.states]

@@ -51,10 +51,10 @@ class CrossEntropy(Loss):
     def error(self, u: Any, targets: Any, batch: int, within: Any, xp: Any) -> Any:
         """`dL/du` `[T, B, N]` of samples of a batch of `batch`."""
         v = self.evidence(u, within, xp)
-        p = xp.exp(v - v.max(axis=-1, keepdims=True))
+        p = xp.exp(v - xp.max(v, axis=-1, keepdims=True))
         p = p / p.sum(axis=-1, keepdims=True)
         own = _classes(targets, within, xp)[:, None] == xp.arange(p.shape[-1])
-        return self.spread((p - own) / batch, u, within, xp)
+        return self.spread((p - xp.where(own, 1.0, 0.0)) / batch, u, within, xp)
 
     def of_classes(self, potentials: AnyArray, lengths: Int64 | None = None) -> Float64:
         """The loss that each sample would have for each class, `[B, N]`, of potentials `[T, B, N]`."""
@@ -86,7 +86,7 @@ class CrossEntropyOfMaximum(CrossEntropy):
     name: ClassVar[str] = "cross-entropy-max"
 
     def evidence(self, u: Any, within: Any, xp: Any) -> Any:
-        return xp.where(within, u, -xp.inf).max(axis=0)
+        return xp.max(xp.where(within, u, -xp.inf), axis=0)
 
     def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:
         first = xp.where(within, u, -xp.inf).argmax(axis=0)

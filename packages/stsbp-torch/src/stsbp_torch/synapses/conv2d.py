@@ -79,7 +79,7 @@ def forward(conv: Conv2d, s: torch.Tensor, wq: torch.Tensor) -> tuple[torch.Tens
     s = laid_out(s.float())
     x, w = frames(s), wq.contiguous(memory_format=torch.channels_last)
     with exact_math():
-        if x.is_cuda and _cudnn_is_inexact(conv, x, w):
+        if x.device.type != "cpu" and _cudnn_is_inexact(conv, x, w):
             z = _product(conv, x, w)
         else:
             z = torch.nn.functional.conv2d(x, w, None, conv.strides, conv.paddings, conv.dilations, conv.groups)

@@ -15,17 +15,17 @@ from stsbp_spec.neurons.lif import LIF
 from stsbp_spec.synapses.psp import PSP
 from stsbp_spec.typing import Float32
 
-from stsbp.benchmarks.device import copier, synchronise
+from stsbp.benchmarks.device import copier, queued, synchronise
 from stsbp.benchmarks.result import Row, Tell
-from stsbp.benchmarks.timing import interleaved
+from stsbp.benchmarks.timing import Timing, interleaved
 
-__all__ = ["BACKWARD_BYTES", "FORWARD_BYTES", "SIZES", "measure"]
+__all__ = ["BACKWARD_BYTES", "COPIED", "FORWARD_BYTES", "SIZES", "measure"]
 
 FORWARD_BYTES, BACKWARD_BYTES = 9, 13
 SIZES = ((4, 2_000_000), (25, 2_000_000), (100, 250_000))
 """Steps and neurons."""
 
-_COPIED = 32 * 2**20
+COPIED = 32 * 2**20
 """Floats of the copy: 128 MB each way, more than any cache holds."""
 
 
@@ -43,9 +43,11 @@ def measure(backend: AbstractBackend, *, scale: float, rounds: int, tell: Tell) 
         neurons = max(1, round(full * scale))
         case = f"T={steps} N={neurons}"
         tell(f"LIF neurons, {case}")
-        copy, copied = copier(backend, max(1, round(_COPIED * scale)))
+        copy, copied = copier(backend, max(1, round(COPIED * scale)))
         forward, backward, density = _pair(backend, steps, neurons)
-        times = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
+        taken = interleaved({"copy": copy, "forward": forward, "backward": backward}, rounds=rounds)
+        calls = queued(backend)
+        times = {name: Timing(tuple(x / calls for x in timing.seconds)) for name, timing in taken.items()}
         bandwidth = copied / times["copy"].median
         rows.append(Row("kernels", case, "copy", times["copy"], detail=_moved(copied, times["copy"].median)))
         for name, per_step in (("forward", FORWARD_BYTES), ("backward", BACKWARD_BYTES)):
@@ -61,8 +63,8 @@ def _moved(count: int, seconds: float) -> dict[str, Any]:
 
 
 def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[[], None], Callable[[], None], float]:
-    """Forward and backward on synthetic input at which about one neuron in ten spikes, and that share."""
-    neuron, filter = LIF(tau_m=5.0, tau_s=3.0), PSP(3.0).filter()
+    """`queued` calls forward and backward on synthetic input at which about one neuron in ten spikes; that share."""
+    neuron, filter, calls = LIF(tau_m=5.0, tau_s=3.0), PSP(3.0).filter(), queued(backend)
     z = backend.asarray(_noise(steps, neurons, seed=1, mean=0.3, width=1.4))
     error = backend.asarray(_noise(steps, neurons, seed=2, mean=0.0, width=1.0))
     spikes, residuals = backend.neuron_forward(neuron, filter, z, steps)
@@ -71,9 +73,13 @@ def _pair(backend: AbstractBackend, steps: int, neurons: int) -> tuple[Callable[
 
     # What was computed is dropped before the next call, so that a backend can reuse its memory.
     def forward() -> None:
+        for _ in range(calls - 1):
+            backend.neuron_forward(neuron, filter, z, steps)
         synchronise(backend.neuron_forward(neuron, filter, z, steps)[0])
 
     def backward() -> None:
+        for _ in range(calls - 1):
+            backend.neuron_backward(neuron, filter, residuals, error)
         synchronise(backend.neuron_backward(neuron, filter, residuals, error)[0])
 
     return forward, backward, rate
