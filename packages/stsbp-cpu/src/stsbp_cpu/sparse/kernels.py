@@ -166,7 +166,7 @@ def _forward(
         z = at_a_line(rows_out * wide * channels_out + LANES)
         state = np.empty((rows_out, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        row_in = np.empty(2 * width * channels, np.float32)
+        row_in = np.empty(width * channels, np.float32)
         places = np.empty(rows * columns * channels + 1, np.int32)
         values = np.empty(rows * columns * channels + 1, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
@@ -244,7 +244,7 @@ def _backward(
         error[:] = _ZERO
         state = np.empty((rows_out, states, line), np.float32)
         above = np.zeros(line, np.float32)
-        row_in = np.empty(2 * width * channels, np.float32)
+        row_in = np.empty(width * channels, np.float32)
         cells = np.empty((channels, rows * columns + 1), np.int32)
         values = np.empty((channels, rows * columns + 1), np.float32)
         ends = np.empty((channels, rows), np.int32)

@@ -38,22 +38,24 @@ def list_spikes(
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: after it.
-        row: scratch, `[2 W C]`.
+        row: scratch, `[W C]`.
         places: filled with `x C + c`.
         values: filled with the pooled values.
         starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
     """
     height, width, channels = frame.shape
     rows, columns = height // size, width // size
+    scale, stride = np.float32(1 / (size * size)), size * channels
     n = 0
     for y in range(rows):
         _entering_row(frame, y, size, mask, masked, row)
         for x in range(columns):
             starts[y * columns + x] = n
-            for j in range(x * channels, (x + 1) * channels):
-                places[n] = j
-                values[n] = row[j]
-                n += row[j] > _ZERO
+            for c in range(channels):
+                value = row[x * stride + c]
+                places[n] = x * channels + c
+                values[n] = value * scale
+                n += value > _ZERO
     starts[rows * columns] = n
     return n
 
@@ -74,61 +76,51 @@ def list_by_channel(
     """
     channels, rows = ends.shape
     columns, room = frame.shape[1] // size, cells.shape[1]
+    scale, stride = np.float32(1 / (size * size)), size * channels
     flat, kept = cells.reshape(-1), values.reshape(-1)
     for y in range(rows):
         _entering_row(frame, y, size, mask, masked, row)
         for c in range(channels):
             n = ends[c, y - 1] if y > 0 else c * room
             for x in range(columns):
-                value = row[x * channels + c]
+                value = row[x * stride + c]
                 flat[n] = y * wide + x
-                kept[n] = value
+                kept[n] = value * scale
                 n += value > _ZERO
             ends[c, y] = n
 
 
 @cached_njit()
 def _entering_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Float32) -> None:
-    """One row of a frame after pooling and dropout, `[W // size * C]`; `row` holds `[2 W C]`."""
+    """One row of a frame after pooling and dropout, `[W, C]`: the sum of a window stands at its first column."""
     width, channels = frame.shape[1:]
-    run = width // size * channels
-    if size == 1:
-        pixels = frame[y].reshape(-1)
-        for j in range(run):
-            row[j] = pixels[j]
-    else:
-        _pool_row(frame, y, size, mask, masked, row)
-    if masked == 2 or (masked == 1 and size == 1):
-        kept = mask[y].reshape(-1)
-        for j in range(run):
-            row[j] *= np.float32(kept[j])
-
-
-@cached_njit()
-def _pool_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Float32) -> None:
-    """Means of the windows of one row, `[W // size * C]`, of the inputs that dropout keeps; `row` holds `[2 W C]`."""
-    width, channels = frame.shape[1:]
-    scale = np.float32(1 / (size * size))
-    sums = row[width * channels :]
-    sums[:] = _ZERO
+    run = width * channels
     for i in range(size):
         pixels = frame[y * size + i].reshape(-1)
         if masked == 1:
             kept = mask[y * size + i].reshape(-1)
-            for j in range(width * channels):
-                sums[j] += np.float32(pixels[j] * kept[j])
+            for j in range(run):
+                row[j] = np.float32(pixels[j] * kept[j]) + (row[j] if i > 0 else _ZERO)
+        elif i == 0:
+            for j in range(run):
+                row[j] = np.float32(pixels[j])
         else:
-            for j in range(width * channels):
-                sums[j] += np.float32(pixels[j])
-    for x in range(width // size):
-        out = row[x * channels : (x + 1) * channels]
-        out[:] = _ZERO
-        for j in range(size):
-            one = sums[(x * size + j) * channels : (x * size + j + 1) * channels]
+            for j in range(run):
+                row[j] += np.float32(pixels[j])
+    if size == 2:
+        for j in range(run - channels):
+            row[j] += row[j + channels]
+    elif size > 2:
+        # Not in place all at once: what is added has not been added to.
+        for x in range(width // size):
+            for i in range(1, size):
+                for c in range(channels):
+                    row[x * size * channels + c] += row[(x * size + i) * channels + c]
+    if masked == 2:
+        kept = mask[y].reshape(-1)
+        for x in range(width // size):
             for c in range(channels):
-                out[c] += one[c]
-        for c in range(channels):
-            out[c] *= scale
+                row[x * size * channels + c] *= np.float32(kept[x * channels + c])
 
 
 @cached_njit()
