@@ -31,6 +31,7 @@ from stsbp.training.build import Inputs, build_task
 from stsbp.training.initial import scaled_to_rate
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.init import initial_weights
 from stsbp_spec.memory import kept_bytes
 from stsbp_spec.registry import open_backend
@@ -87,7 +88,7 @@ def one(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds
     """Times of the step on a size, and the most memory that it took besides the batch, in this process."""
     step = make_step(backend, size, memory)
     (batch,) = step.batches
-    step(Batch(batch.inputs[:, :4].copy(), batch.targets[:, :4].copy()))
+    step(Batch(unpacked(batch.inputs)[:, :4].copy(), batch.targets[:, :4].copy()))
     watched = next(iter(step.state.weights.values()))
     before = reset_peak_memory(watched)
     seconds = list[float]()
