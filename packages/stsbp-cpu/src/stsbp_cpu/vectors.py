@@ -15,10 +15,15 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int32
 
-__all__ = ["LANES", "add_scaled", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream", "sum_scaled"]
+__all__ = [
+    "LANES", "NONE", "ONE", "add_scaled", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream",
+    "sum_scaled",
+]  # fmt: skip
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
+NONE, ONE = np.intp(0), np.intp(1)
+"""Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 

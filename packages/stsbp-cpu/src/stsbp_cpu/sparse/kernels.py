@@ -179,8 +179,8 @@ def _forward(
                                 shift = (q * kernel + padding - x) * channels * channels_out
                                 at = (y * columns_out + x) * channels_out
                                 sum_scaled(
-                                    z, at, w, places, channels_out, shift, values, starts[first], starts[last],
-                                    channels_out // LANES,
+                                    z, at, w, places, channels_out, shift, values, np.intp(starts[first]),
+                                    np.intp(starts[last]), channels_out // LANES,
                                 )  # fmt: skip
                 else:
                     for y in range(rows):
@@ -280,8 +280,8 @@ def _backward(
                         if first < ends[channel, high - 1]:
                             sum_scaled(
                                 part, (channel * kernel + q) * run, error, cells, channels_out,
-                                (padding - q) * wide * channels_out, cell_values, first, ends[channel, high - 1],
-                                run // LANES,
+                                (padding - q) * wide * channels_out, cell_values, np.intp(first),
+                                np.intp(ends[channel, high - 1]), run // LANES,
                             )  # fmt: skip
                     begin = ends[channel, rows - 1]
             for y in range(rows_out):

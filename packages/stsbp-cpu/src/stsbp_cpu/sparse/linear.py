@@ -12,7 +12,7 @@ from stsbp_spec.typing import AnyArray, Float32, UInt8
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.sparse.spikes import density, list_present
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, add_scaled, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, add_scaled, sum_scaled
 
 __all__ = ["forward", "gradient", "pays", "present"]
 
@@ -63,7 +63,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             count = list_present(s[f], places, values)
             own[:] = _ZERO
-            sum_scaled(own, 0, flat, places, wide, 0, values, 0, count, wide // LANES)
+            sum_scaled(own, NONE, flat, places, wide, NONE, values, NONE, count, wide // LANES)
             for j in range(units):
                 z[f, j] = own[j]
 
