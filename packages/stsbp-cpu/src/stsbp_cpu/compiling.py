@@ -10,6 +10,7 @@ kernel that is closed over one: numba tells functions apart by their names, in t
 
 from __future__ import annotations
 
+import gc
 import linecache
 import logging
 import pickle
@@ -26,6 +27,7 @@ from numba.core.caching import _Cache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, CompileResult
 from numba.core.compiler_machinery import register_pass
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.core.typed_passes import NativeParforLowering
 from numba.parfors.parfor import Parfor
@@ -104,7 +106,8 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         """Not known before a processor is."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
+        # What code of the disk needs of numba; what compiling needs besides is loaded when something is compiled.
+        rtsys.initialize(target_context)
         folder = folder_for(target_context.codegen())
         if folder is None:
             return None
@@ -215,6 +218,16 @@ class _Kernel(Compiler):  # type: ignore[misc]
         flags = flags.copy()
         flags.no_cfunc_wrapper = True
         super().__init__(typing_context, target_context, library, args, result, flags, locals)
+
+    def compile_extra(self, function: Any) -> Any:
+        # Little of what is made is garbage before the end, and looking for it would take a seventh of the time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile_extra(function)
+        finally:
+            if collecting:
+                gc.enable()
 
     def define_pipelines(self) -> Any:
         pipelines = super().define_pipelines()
