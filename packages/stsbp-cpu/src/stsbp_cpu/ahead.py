@@ -33,6 +33,7 @@ _DTYPES = {"b": uint8, "i": int32, "l": int64, "f": float32, "d": float64, "?": 
 FIRST = (
     "reductions._largest_bits i1",
     "reductions._round_rows f2 f f f2 l1 l1",
+    "sparse.kernels._forward l b5 l b4 l f1 ? l l f5 b5 f3 f1 l f2 l",
     "dense._convolve f4 f3 f4 l l l l l l",
     "neurons._forward l f1 f2 l f2 b2 f3 f2",
     "sparse.spikes.density b4 l l",
@@ -53,7 +54,6 @@ FIRST = (
 argument its type and, of an array, how many axes it has."""
 
 OTHERS = (
-    "sparse.kernels._forward l b5 l b4 l f1 ? l l f5 b5 f3 f1 l f2 l",
     "sparse.linear._forward b2 f2 f2 l",
     "sparse.linear._gradient b2 f2 f3",
     "sparse.linear._exact_gradient b2 d2 d3",
