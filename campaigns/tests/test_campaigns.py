@@ -197,37 +197,44 @@ from campaigns import fuzz, kinds
 from campaigns.worlds import World
 # Recordings need no trained runs beside them, which a world makes for commands.
 fuzz.World = lambda root: World(root, with_runs=False)
-ACTS = (
-    lambda: os.kill(os.getpid(), signal.SIGSEGV),
-    lambda: time.sleep(60),
-    lambda: bytes(8 << 30),
-    lambda: open("/tmp/stsbp-outside", "w"),
-    lambda: os.write(2, b"libpng warning"),
-)
+ACTS = ({acts})
 # Only what is to hang is held to a second, since other work may hold the machine up.
-fuzz.HANG = 1.0
+fuzz.HANG = {hang}
 def planted(content, path):
-    if content.startswith(b"\\0"):
-        ACTS[sum(content) % len(ACTS)]()
+    if (act := sum(content) % 15) < len(ACTS):
+        ACTS[act]()
     return real(content, path)
 real, kinds.read_recording = kinds.read_recording, planted
 tallies, saved = fuzz.fuzz(["events"], cases=60, seconds=60, seed=1, jobs=2, out=folder)
-names = {path.with_suffix(".txt").read_text().splitlines()[0] for path in saved}
+names = {{path.with_suffix(".txt").read_text().splitlines()[0] for path in saved}}
 assert tallies["events"].cases == 60, tallies
 print(*sorted(names), sep="\\n")
 """
 
 
-def test_what_a_worker_does_not_survive_is_found(tmp_path: Path) -> None:
-    done = script(FUZZ, tmp_path)
+@pytest.mark.parametrize(
+    ("acts", "hang", "expected"),
+    [
+        (
+            "lambda: os.kill(os.getpid(), signal.SIGSEGV), lambda: time.sleep(60)",
+            1.0,
+            ["hangs for 1 s", "the process died"],
+        ),
+        (
+            "lambda: bytes(8 << 30), lambda: open('/tmp/stsbp-outside', 'w'), lambda: os.write(2, b'libpng warning')",
+            30.0,
+            [
+                "MemoryError at ",
+                "a write outside of the case's folders",
+                "something was written past Python's streams",
+            ],
+        ),
+    ],
+    ids=["the worker ends", "the worker goes on"],
+)
+def test_what_a_worker_does_not_survive_is_found(acts: str, hang: float, expected: list[str], tmp_path: Path) -> None:
+    done = script(FUZZ.format(acts=acts, hang=hang), tmp_path)
     assert done.returncode == 0, done.stderr
-    expected = [
-        "MemoryError at ",
-        "a write outside of the case's folders",
-        "hangs for 1 s",
-        "something was written past Python's streams",
-        "the process died",
-    ]
     found = done.stdout.splitlines()[-len(expected) :]
     assert all(line.startswith(name) for line, name in zip(found, expected, strict=True)), done.stdout
 

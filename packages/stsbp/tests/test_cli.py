@@ -120,9 +120,7 @@ def test_backends_says_what_is_not_installed_or_broken(
     assert "not installed: python -m pip install stsbp-torch" in text
 
 
-def test_backends_compile_says_what_was_compiled(
-    stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_backends_compile_says_what_was_compiled(stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     from stsbp.cli import backends
 
     answers = {"all": (0, 9), "none": (0, 0), "some": (2, 9)}
