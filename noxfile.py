@@ -134,6 +134,11 @@ def of_xla(session: nox.Session, *arguments: str) -> None:
     session.run("python", "-m", "pytest", SUITE, "--backend", "jax", "--device", "jax=cpu:xla", *chosen)
 
 
+def long_tests(session: nox.Session, *paths: str) -> None:
+    """Tests that `nox -s tests` leaves to sessions of their own, but for one quick case of their kind."""
+    session.run("python", "-m", "pytest", *paths, "-m", "long")
+
+
 def devices(session: nox.Session) -> list[str]:
     """Options that have the suite run on every device of a CPU, unless the caller chose some."""
     if any(arg.startswith(("--backend", "--device")) for arg in session.posargs):
@@ -256,7 +261,9 @@ def notebooks(session: nox.Session) -> None:
 @nox.session
 def third_party(session: nox.Session) -> None:
     """Hold the documentation's worked third-party backend against the spec (minutes): -- [PYTEST ARGUMENTS]."""
-    install(session, SPEC, CONFORMANCE, "docs/third_party_backend", tools=TEST_TOOLS)
+    install(session, SPEC, CONFORMANCE, "docs/third_party_backend", tools=(*TEST_TOOLS, "hatchling>=1.26"))
+    if not session.posargs:
+        long_tests(session, f"{CONFORMANCE}/tests/test_third_party.py")
     session.run("python", "-m", "pytest", "docs/third_party_backend", "--backend", "einsum", *session.posargs)
 
 
@@ -276,8 +283,10 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def processes(session: nox.Session) -> None:
-    """Kill, stop and mislead processes of a run, and see it go on to the same bits: -- [--kills N] [--each N]."""
-    install(session, SPEC, CLI, *TORCH)
+    """Tests on many processes, then kill, stop and mislead those of a run: -- [--kills N] [--each N], campaign only."""
+    install(session, SPEC, CLI, *TORCH, BACKENDS["jax"], tools=TEST_TOOLS)
+    if not session.posargs:
+        long_tests(session, CLI, BACKENDS["jax"], "campaigns")
     session.run("python", "-m", "campaigns.processes", *session.posargs)
 
 
@@ -407,7 +416,7 @@ def min_versions(session: nox.Session, backend: str) -> None:
     for name in session.posargs:
         pins.pop(name, None)
     install(session, *folders, tools=(*TEST_TOOLS, *(f"{name}=={version}" for name, version in pins.items())))
-    session.run("python", "-m", "pytest", *folders, "-m", "not slow")
+    session.run("python", "-m", "pytest", *folders, "-m", "not slow and not long")
 
 
 def lowest(folders: list[str]) -> dict[str, str]:

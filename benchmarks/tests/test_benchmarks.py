@@ -20,6 +20,7 @@ from stsbp.cli import cli
 from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs
 from stsbp_spec.collective import Alone
+from stsbp_spec.kernel_cache import cache_root
 from stsbp_spec.registry import open_backend
 
 BENCHMARKS = Path(__file__).parents[1]
@@ -351,7 +352,8 @@ def test_pairs_are_taken_in_turn_and_refused_where_results_differ(
 
 def test_the_workers_of_two_checkouts_answer(tmp_path: Path) -> None:
     here = BENCHMARKS.parent
-    variables = {name: beside.environment(here, tmp_path / "cache", 1) for name in ("old", "new")}
+    # What other tests have compiled serves both.
+    variables = {name: beside.environment(here, cache_root(), 1) for name in ("old", "new")}
     (row,) = beside.pairs(variables, ["AdamW"], rounds=2, logs=tmp_path)
     assert row["what"] == "AdamW"
     assert row["ratio"]["runs"] == 2

@@ -29,7 +29,10 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(tmp_path_factory.mktemp("stage"))
 
 
-@pytest.mark.parametrize("name", ["connection", "full disk", "data", "sources", "contract"])
+LONG = (pytest.param(name, marks=pytest.mark.long) for name in ("full disk", "data", "sources", "contract"))
+
+
+@pytest.mark.parametrize("name", ["connection", *LONG])
 def test_a_fault_ends_all_and_the_run_goes_on(name: str, stage: Stage) -> None:
     assert stage.trial(name, random.Random(1)) == ""
     assert stage.struck[name] == 1

@@ -37,6 +37,20 @@ def test_stored_hashes(stsbp_backend: AbstractBackend) -> None:
     hashes.compare(f"{stsbp_backend.name}={stsbp_backend.device}", found, stored.cases, "hashes.json")
 
 
+def test_kernels_are_compiled_ahead_for_the_arguments_they_get() -> None:
+    """What `stsbp backends --compile` leaves out, a first run would compile."""
+    ahead = pytest.importorskip("stsbp_cpu.ahead")
+    from stsbp_cpu.backend import CpuBackend
+
+    hashes.compute(CpuBackend(), QUICK)
+    listed: dict[Any, set[Any]] = {}
+    for each in map(ahead.kernel, ahead.FIRST + ahead.OTHERS):
+        listed.setdefault(each.dispatcher, set()).add(each.types)
+    called = {kernel: set(kernel.signatures) for kernel in listed}
+    assert sum(map(len, called.values())) > 10
+    assert all(called[kernel] <= types for kernel, types in listed.items())
+
+
 def test_the_file_has_every_case_and_no_other() -> None:
     stored = hashes.read()
     assert list(stored.cases) == [case.id for case in CASES]

@@ -249,10 +249,10 @@ def test_the_key_depends_on_all_that_compiles(
     owner: Any, name: str, other: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codegen = _kernel().targetctx.codegen()
-    before = compiling.folder_of(codegen)
-    assert before is compiling.folder_of(codegen)
+    before = compiling.folder_for(codegen)
+    assert before is compiling.folder_for(codegen)
     monkeypatch.setattr(owner, name, other)
-    assert compiling.folder_of(codegen) is not before
+    assert compiling.folder_for(codegen) is not before
 
 
 def test_the_key_depends_on_the_processor(cache: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_key_depends_on_the_processor(cache: Path) -> None:
         ("x86_64-linux", "skylake", "+avx512f"),
         ("x86_64-linux", "znver4", ""),
     ]
-    assert len({compiling.folder_of(Codegen(*machine)) for machine in machines}) == 3
+    assert len({compiling.folder_for(Codegen(*machine)) for machine in machines}) == 3
 
 
 def test_two_processes_compile_at_once(tmp_path: Path) -> None:
@@ -281,7 +281,8 @@ def test_two_processes_compile_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(2)
     ]
-    assert [child.communicate()[0].split()[0] for child in children] == ["6", "6"]
+    # One of them compiles, and the other one waits for its code.
+    assert sorted(child.communicate()[0] for child in children) == ["6 0\n", "6 1\n"]
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["6", "1"]
     assert done.stderr == ""
@@ -302,6 +303,31 @@ def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_pat
     assert "choose another folder with the environment variable STSBP_CACHE" in warning
     assert announcement == "compiling the kernels for this processor"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_machine_code_is_made_of_a_parallel_kernel_and_not_of_its_parts(cache: Path) -> None:
+    def filled(x: Any) -> None:
+        for i in numba.prange(len(x)):
+            x[i] = i * 0.5
+
+    filled.__module__ = "stsbp_cpu.vectors"
+    kernel: Any = compiling.cached_njit(parallel=True)(filled)
+    x = np.zeros(1000)
+    engine = kernel.targetctx.codegen()._engine
+    before = set(engine._defined_symbols)
+    kernel(x)
+    assert np.array_equal(x, np.arange(1000) * 0.5)
+    found = {name for name in engine._defined_symbols - before if "parfor_gufunc" in name and "NumbaEnv" not in name}
+    (library,) = (made.library for made in kernel.overloads.values())
+    assert found <= {function.name for function in library.get_defined_functions()}
+
+
+def test_a_kernel_that_failed_is_not_waited_for(cache: Path) -> None:
+    kernel = _kernel()
+    for _ in range(2):
+        with pytest.raises(numba.TypingError):
+            kernel("text", 1)
+    assert _kernel()(1.0, 2.0) == 3.0
 
 
 def test_without_compiling_kernels_are_plain_functions() -> None:

@@ -183,6 +183,7 @@ def expected(name: str) -> Any:
     return json.loads(json.dumps(CASES[name](NumpyBackend(), Alone())))
 
 
+@pytest.mark.long
 def test_three_devices_of_one_process_have_the_bits_of_one() -> None:
     cases = ("events", "pieces")
     (found,) = told_by([start(0, 1, 0, "cpu:all", *cases, devices=3)])
@@ -200,6 +201,7 @@ def test_two_processes_have_the_bits_of_one() -> None:
         assert found["words"] == WORDS_OF_TWO
 
 
+@pytest.mark.long
 def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_one_error() -> None:
     port, cases = free_port(), ("empty", "not finite")
     assert "the gradient of layer linear1 is not finite" in expected("not finite")
@@ -207,12 +209,14 @@ def test_three_processes_have_the_bits_of_one_on_parts_that_are_empty_and_one_er
         assert found == {name: expected(name) for name in cases}
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_each_have_the_bits_of_one() -> None:
     port = free_port()
     for found in told_by([start(rank, 2, port, "cpu:all", "direct", "words", devices=2) for rank in range(2)]):
         assert found == {"direct": expected("direct"), "words": WORDS_OF_TWO}
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_an_error_in_the_others() -> None:
     port = free_port()
     first, *others = [start(rank, 2, port, "cpu", "killed") for rank in range(2)]
@@ -222,6 +226,7 @@ def test_a_process_that_is_killed_is_an_error_in_the_others() -> None:
     assert first.returncode == -signal.SIGKILL
 
 
+@pytest.mark.long
 def test_processes_with_other_numbers_of_devices_are_refused_by_all() -> None:
     port = free_port()
     ends = [start(rank, 2, port, "cpu:all", devices=rank + 1) for rank in range(2)]
@@ -231,6 +236,7 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all() -> None:
         assert "processes have different numbers of cpu devices (rank 0: 1, rank 1: 2); give each as many" in err
 
 
+@pytest.mark.long
 def test_example_of_the_page_runs_in_two_processes() -> None:
     page = (Path(__file__).parents[3] / "docs" / "jax.md").read_text()
     (code,) = (each for each in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "rank=0" in each)

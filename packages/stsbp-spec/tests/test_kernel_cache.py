@@ -448,3 +448,49 @@ def test_processes_that_write_one_file_never_read_half_of_it(root: Path) -> None
     children = [subprocess.Popen([*command, str(n)], stderr=subprocess.PIPE, text=True) for n in range(3)]
     assert [child.communicate()[1] for child in children] == [""] * 3
     assert [child.returncode for child in children] == [0] * 3
+
+
+def test_a_file_is_claimed_by_one_at_a_time(root: Path) -> None:
+    folder = KernelFolder(root / "kernels", "kind", "key")
+    claim = folder.claim("name")
+    assert claim is not None
+    assert folder.claim("name") is None
+    assert not folder.is_free("name")
+    assert folder.is_free("other")
+    timer = threading.Timer(0.2, claim.release)
+    timer.start()
+    second = folder.claim("name", wait=30)
+    timer.join()
+    assert second is not None
+    second.release()
+    assert folder.is_free("name")
+    assert [path for path in (root / "kernels").rglob("*") if path.is_file()] == []
+
+
+CLAIM = """
+import sys, time
+from pathlib import Path
+from stsbp_spec.kernel_cache import KernelFolder
+
+claim = KernelFolder(Path(sys.argv[1]), "kind", "key").claim("name")
+print(claim is not None, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_claim_ends_with_its_process(root: Path) -> None:
+    folder = KernelFolder(root / "kernels", "kind", "key")
+    command = [sys.executable, "-c", CLAIM, str(root / "kernels")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "True\n"
+        assert not folder.is_free("name")
+        child.kill()
+    claim = folder.claim("name", wait=30)
+    assert claim is not None
+    claim.release()
+
+
+def test_nothing_is_claimed_where_nothing_is_kept(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert KernelFolder(tmp_path / "file", "kind", "key").claim("name") is None

@@ -33,16 +33,9 @@ TINY = (
 )
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Decoded samples of all tests here: to make events of the digits takes seconds."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
-def tiny_cases(monkeypatch: pytest.MonkeyPatch, cache: Path) -> dict[str, Case]:
+def tiny_cases(monkeypatch: pytest.MonkeyPatch) -> dict[str, Case]:
     """Networks that take milliseconds."""
-    monkeypatch.setenv("STSBP_CACHE", str(cache))
     named = {case.name: case for case in TINY}
     for module in (cases, step, data, memory):
         monkeypatch.setattr(module, "CASES", named)

@@ -10,6 +10,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -28,6 +29,7 @@ from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
 from stsbp_spec import LOSSES, PSP, NetworkSpec, registry
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode, encode_repeat
+from stsbp_spec.errors import BackendError
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
 
 
@@ -116,6 +118,29 @@ def test_backends_says_what_is_not_installed_or_broken(
     text = stsbp("backends").stdout
     assert "cannot run: backend 'broken' is installed but does not import: ModuleNotFoundError" in text
     assert "not installed: python -m pip install stsbp-torch" in text
+
+
+def test_backends_compile_says_what_was_compiled(stsbp: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    from stsbp.cli import backends
+
+    answers = {"all": (0, 9), "none": (0, 0), "some": (2, 9)}
+
+    def load(name: str) -> Any:
+        if name == "broken":
+            raise BackendError("it does not import")
+        return SimpleNamespace(compile_ahead=lambda: answers[name])
+
+    monkeypatch.setattr(backends, "installed_backends", lambda: ("all", "broken", "none", "some"))
+    monkeypatch.setattr(backends, "load_backend", load)
+    assert stsbp("backends", "--compile").stdout.splitlines() == [
+        "all: 9 kernels, 0 of them compiled",
+        "broken: cannot run: it does not import",
+        "none: no kernels that could be compiled ahead",
+        "some: 9 kernels, 2 of them compiled in 0 s",
+    ]
+    refused = stsbp("backends", "--compile", "--json")
+    assert refused.exit_code == 2
+    assert "give one of them" in refused.stderr
 
 
 @pytest.mark.parametrize(

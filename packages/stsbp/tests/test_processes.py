@@ -95,6 +95,7 @@ def test_three_processes_write_the_run_of_one(
             assert 0 < line["exchange_share"] < 1
 
 
+@pytest.mark.long
 @needs_torch
 def test_stopped_on_two_and_resumed_on_one_and_three(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
@@ -107,6 +108,7 @@ def test_stopped_on_two_and_resumed_on_one_and_three(
     same_run(run, alone)
 
 
+@pytest.mark.long
 @needs_torch
 @needs_backends
 def test_stopped_on_four_and_resumed_on_other_backends(
@@ -121,6 +123,7 @@ def test_stopped_on_four_and_resumed_on_other_backends(
     same_run(run, alone)
 
 
+@pytest.mark.long
 @needs_torch
 def test_evaluation_and_experiment_find_what_one_process_finds(several: Several, alone: Path, tmp_path: Path) -> None:
     one, two = (
@@ -140,6 +143,7 @@ def test_evaluation_and_experiment_find_what_one_process_finds(several: Several,
     assert figures[0] == figures[1] == figures[2]
 
 
+@pytest.mark.long
 @needs_torch
 def test_micro_batches_change_nothing(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
@@ -172,6 +176,7 @@ def begun(several: Several, run: Path, *settings: object) -> tuple[subprocess.Po
     return process, by_rank(process)
 
 
+@pytest.mark.long
 @needs_torch
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 def test_ranks_save_and_end_when_who_started_them_is_killed(several: Several, tmp_path: Path) -> None:
@@ -187,18 +192,22 @@ def test_ranks_save_and_end_when_who_started_them_is_killed(several: Several, tm
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
+KILLED = "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Continue with:"
+
+
 @needs_torch
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks at /proc")
 @pytest.mark.parametrize(
     ("rank", "number", "code", "says"),
     [
-        (1, signal.SIGKILL, 69, "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Continue with:"),
-        (0, signal.SIGKILL, 69, "was ended by signal 9 (SIGKILL); the last checkpoint is untouched. Continue with:"),
-        (1, signal.SIGSTOP, 69, "gave no sign of life for"),
-        (None, signal.SIGINT, 130, "SIGINT: stopped after update"),
-        (1, signal.SIGTERM, 143, "SIGTERM: stopped after update"),
+        pytest.param(1, signal.SIGKILL, 69, KILLED, id="rank 1 killed"),
+        pytest.param(0, signal.SIGKILL, 69, KILLED, id="rank 0 killed", marks=pytest.mark.long),
+        pytest.param(1, signal.SIGSTOP, 69, "gave no sign of life for", id="rank 1 hangs", marks=pytest.mark.long),
+        pytest.param(None, signal.SIGINT, 130, "SIGINT: stopped after update", id="Ctrl-C", marks=pytest.mark.long),
+        pytest.param(
+            1, signal.SIGTERM, 143, "SIGTERM: stopped after update", id="rank 1 terminated", marks=pytest.mark.long
+        ),
     ],
-    ids=["rank 1 killed", "rank 0 killed", "rank 1 hangs", "Ctrl-C", "rank 1 terminated"],
 )
 def test_what_ends_one_ends_all(
     rank: int | None,
@@ -259,6 +268,7 @@ def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 @needs_torch
 def test_ranks_of_another_launcher_write_the_run_of_one(
     several: Several, alone: Path, same_run: Callable[[Path, Path], None], tmp_path: Path
@@ -269,6 +279,7 @@ def test_ranks_of_another_launcher_write_the_run_of_one(
     same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.long
 @needs_torch
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_bug_in_one_keeps_its_traceback(rank: int, several: Several, tmp_path: Path) -> None:
@@ -284,6 +295,7 @@ def test_a_bug_in_one_keeps_its_traceback(rank: int, several: Several, tmp_path:
     assert err.rstrip().endswith("TypeError: 'NoneType' object is not callable")
 
 
+@pytest.mark.long
 @needs_torch
 @needs_backends
 def test_ranks_of_two_backends_write_the_run_of_one(
@@ -294,6 +306,7 @@ def test_ranks_of_two_backends_write_the_run_of_one(
     same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.long
 @needs_torch
 def test_a_port_that_is_taken(several: Several, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -30,9 +30,8 @@ from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, U
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UInt8
 
-from stsbp_cpu import block, fused, pooling, recurrent, reductions
+from stsbp_cpu import ahead, block, fused, pooling, recurrent, reductions
 from stsbp_cpu import recurrence as over_time
-from stsbp_cpu.compiling import announce
 from stsbp_cpu.layout import NUMPY, empty_memory
 from stsbp_cpu.optim import adamw
 from stsbp_cpu.synapses import batchnorm, conv2d, dropout, linear
@@ -79,11 +78,15 @@ class CpuBackend(AbstractBackend[AnyArray]):
             ),
         )
 
+    @classmethod
+    def compile_ahead(cls) -> tuple[int, int]:
+        return ahead.fill()
+
     def open(self, device: str | None) -> str:
         if device not in (None, "cpu"):
             raise BackendError(f"backend 'cpu' has the device cpu only, got {device!r}; use --device cpu")
         keep_freed_memory()
-        announce()
+        ahead.prepare(dense=True)
         return "cpu"
 
     def asarray(self, x: AnyArray) -> AnyArray:

@@ -10,6 +10,7 @@ kernel that is closed over one: numba tells functions apart by their names, in t
 
 from __future__ import annotations
 
+import gc
 import linecache
 import logging
 import pickle
@@ -23,14 +24,21 @@ import numba
 import numpy as np
 from numba.core import config, event
 from numba.core.caching import _Cache
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, CompileResult
+from numba.core.compiler_machinery import register_pass
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
-from stsbp_spec.kernel_cache import KernelFolder, digest, kernel_file, kernel_folder, source_digest
+from numba.core.typed_passes import NativeParforLowering
+from numba.parfors.parfor import Parfor
+from stsbp_spec.kernel_cache import Claim, KernelFolder, digest, kernel_file, kernel_folder, source_digest
 
-__all__ = ["SOURCES", "announce", "cached_njit", "folder_of", "printed_njit"]
+__all__ = ["SOURCES", "announce", "cached_njit", "folder_for", "printed_njit"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "1"
+_PATIENCE = 60.0
+"""Seconds to wait for another process that compiles a kernel; it may be stopped."""
 
 SOURCES = (
     "stsbp_spec.grid",
@@ -76,7 +84,7 @@ def _sources_now() -> str | None:
         return None
 
 
-def folder_of(codegen: Any) -> KernelFolder | None:
+def folder_for(codegen: Any) -> KernelFolder | None:
     """Where kernels of these sources for this processor are; `codegen` is numba's, of the processor."""
     sources = _sources()
     if sources is None:
@@ -91,17 +99,28 @@ class _KernelCache(_Cache):  # type: ignore[misc]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = f"{function.__module__}.{function.__qualname__}"
+        self._claims: dict[str, Claim | None] = {}
 
     @property
     def cache_path(self) -> None:
         """Not known before a processor is."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        target_context.refresh()
-        folder = folder_of(target_context.codegen())
-        found = None if folder is None else folder.read(self._file(sig))
-        if found is None:
+        # What code of the disk needs of numba; what compiling needs besides is loaded when something is compiled.
+        rtsys.initialize(target_context)
+        folder = folder_for(target_context.codegen())
+        if folder is None:
             return None
+        name = self._file(sig)
+        found = folder.read(name)
+        if found is None:
+            # Of several processes that want a kernel, one compiles it.
+            self._release(name)
+            self._claims[name] = folder.claim(name, _PATIENCE)
+            found = folder.read(name)
+            if found is None:
+                return None
+            self._release(name)
         # As safe to unpickle as the machine code in it is to run: `kernel_cache` says who could have written it.
         kept, parts = pickle.loads(found)
         return CompileResult._rebuild(target_context, *parts) if kept == sig else None
@@ -109,12 +128,16 @@ class _KernelCache(_Cache):  # type: ignore[misc]
     def save_overload(self, sig: Any, data: Any) -> None:
         # Code with addresses of this process in it is of no use to another one.
         parts = data._asdict()
-        if parts["library"].has_dynamic_globals or not all(lifted.can_cache for lifted in parts["lifted"]):
-            return
-        folder = folder_of(data.codegen)
+        kept = not parts["library"].has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
+        folder = folder_for(data.codegen) if kept else None
         # A package that was replaced while this process ran: what is compiled may be of the old or of the new one.
         if folder is not None and _sources_now() == _sources():
             folder.write(self._file(sig), dumps((sig, data._reduce())))
+        self._release(self._file(sig))
+
+    def _release(self, name: str) -> None:
+        if claim := self._claims.pop(name, None):
+            claim.release()
 
     def _file(self, sig: Any) -> str:
         return kernel_file(self.name, str(sig))
@@ -129,7 +152,95 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         """Nothing is held back."""
 
 
-class _Distinct(Compiler):  # type: ignore[misc]
+class _Part(JITCodeLibrary):  # type: ignore[misc]
+    """Code that is linked into a kernel and never called by itself.
+
+    Of a parallel loop numba makes four libraries, each linked into the next: the loop's body, two functions around it,
+    and the kernel. It would optimise each of them and make machine code of it; here the kernel alone is, with all that
+    is in it.
+    """
+
+    def finalize(self) -> None:
+        for library in dict.fromkeys(self._linking_libraries):
+            self._reload_init.update(library._reload_init)
+            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
+        self._finalize_dynamic_globals()
+        # numba sets the loop's own variable of Python objects at once, so that must have an address.
+        own = [x for x in self._final_module.global_variables if x.name.startswith("_ZN08NumbaEnv")]
+        self._codegen._add_module(llvmlite.binding.parse_assembly("\n".join(map(str, own))))
+        self._codegen._engine.finalize_object()
+        self._finalized = True
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """0, which numba takes for a function that Python does not call."""
+        self._ensure_finalized()
+        return 0
+
+
+def _library(codegen: Any, name: str) -> JITCodeLibrary:
+    """In place of numba's class of libraries, while it makes a parallel loop."""
+    part = name.startswith("__numba_parfor_gufunc") or "_GufuncWrapper" in name or name == "parallelgufuncwrapper"
+    return (_Part if part else JITCodeLibrary)(codegen, name)
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _ParallelLowering(NativeParforLowering):  # type: ignore[misc]
+    """numba's own, with parts of a kernel made as such."""
+
+    _name = "stsbp_parallel_lowering"
+
+    def run_pass(self, state: Any) -> bool:
+        for block in state.func_ir.blocks.values():
+            for loop in block.body:
+                if isinstance(loop, Parfor):
+                    loop.flags = _uncalled(loop.flags)
+        codegen = state.targetctx.codegen()
+        codegen._library_class = _library
+        try:
+            done: bool = super().run_pass(state)
+        finally:
+            del codegen._library_class
+        return done
+
+
+def _uncalled(flags: Any) -> Any:
+    """Of a function that neither Python nor C calls."""
+    flags = flags.copy()
+    flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    return flags
+
+
+class _Kernel(Compiler):  # type: ignore[misc]
+    """Of functions that Python or other kernels call, C never."""
+
+    def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
+                 locals: Any) -> None:  # fmt: skip
+        flags = flags.copy()
+        flags.no_cfunc_wrapper = True
+        super().__init__(typing_context, target_context, library, args, result, flags, locals)
+
+    def compile_extra(self, function: Any) -> Any:
+        # Little of what is made is garbage before the end, and looking for it would take a seventh of the time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return super().compile_extra(function)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def define_pipelines(self) -> Any:
+        pipelines = super().define_pipelines()
+        for pipeline in pipelines:
+            passes = (
+                (_ParallelLowering if kind is NativeParforLowering else kind, why) for kind, why in pipeline.passes
+            )
+            pipeline.passes = list(passes)
+            pipeline.finalize()
+        return pipelines
+
+
+class _Distinct(_Kernel):
     """Of a function no two of whose arguments share memory, so that its loops become vector code without a look."""
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
@@ -161,7 +272,7 @@ def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable
         if inner:
             _rename(function, f"{function.__name__}_{_short(function.__qualname__, inner)}")
         _sources()
-        made: Any = numba.njit(**options, **({"pipeline_class": _Distinct} if distinct else {}))(function)
+        made: Any = numba.njit(**options, pipeline_class=_Distinct if distinct else _Kernel)(function)
         vars(made)["_cache"] = _KernelCache(function)
         result: Callable[..., R] = made
         return result
@@ -215,7 +326,7 @@ class _Announcement(event.Listener):  # type: ignore[misc]
         dispatcher = event.data["dispatcher"]
         if not self.said and dispatcher.py_func.__module__.startswith("stsbp_cpu."):
             self.said = True
-            folder = folder_of(dispatcher.targetctx.codegen())
+            folder = folder_for(dispatcher.targetctx.codegen())
             later = "; later runs load them from the disk" if folder is not None and folder.kept else ""
             _LOG.warning("compiling the kernels for this processor%s", later)
 

@@ -16,7 +16,7 @@ from stsbp_spec.typing import AnyArray, Float32, Shape
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import empty_memory
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import lanes_of, products
+from stsbp_cpu.vectors import NONE, ONE, lanes_of, products
 
 __all__ = ["convolve", "gradient", "input_error", "product", "product_of_rows"]
 
@@ -110,7 +110,7 @@ def _product(a: AnyArray, b: AnyArray, out: AnyArray) -> None:
         own = np.zeros((rows, wide), a.dtype)
         for k in range(0, depth, _DEPTH):
             products(
-                own.reshape(-1), 0, wide, source, low * depth + k, 0, 1, depth, flat, k * wide, 0, wide, 1,
+                own.reshape(-1), NONE, wide, source, low * depth + k, NONE, ONE, depth, flat, k * wide, NONE, wide, ONE,
                 min(_DEPTH, depth - k), rows, wide // lanes,
             )  # fmt: skip
         for i in range(rows):
@@ -129,7 +129,7 @@ def _product_of_rows(a: AnyArray, b: AnyArray, sums: AnyArray) -> None:
         rows = min(_ROWS, count - low)
         for k in range(0, n, _DEPTH):
             products(
-                target, low * wide, wide, source, k * count + low, 0, count, 1, flat, k * wide, 0, wide, 1,
+                target, low * wide, wide, source, k * count + low, NONE, count, ONE, flat, k * wide, NONE, wide, ONE,
                 min(_DEPTH, n - k), rows, wide // lanes,
             )  # fmt: skip
 
@@ -151,8 +151,8 @@ def _convolve(
                 row = y * down - above + i * apart
                 if 0 <= row < s.shape[1]:
                     products(
-                        target, y * width * wide, wide, source, row * line, 0, 1, across * size, flat, i * run * wide,
-                        0, wide, 1, run, width, wide // lanes,
+                        target, y * width * wide, wide, source, row * line, NONE, ONE, across * size, flat,
+                        i * run * wide, NONE, wide, ONE, run, width, wide // lanes,
                     )  # fmt: skip
         for y in range(height):
             for x in range(width):
@@ -184,7 +184,7 @@ def _gradient(
                 last = min(height, (s.shape[1] + above - i * apart + down - 1) // down)
                 row = first * down - above + i * apart
                 products(
-                    total, i * run * wide, wide, source, row * line, down * line, across * size, 1, error.reshape(-1),
+                    total, i * run * wide, wide, source, row * line, down * line, across * size, ONE, error.reshape(-1),
                     first * width * wide, width * wide, wide, max(0, last - first), width, run, wide // lanes,
                 )  # fmt: skip
 
@@ -207,8 +207,8 @@ def _input_error(
             for i in range(rows):
                 own[:] = 0
                 products(
-                    own.reshape(-1), 0, wide, source, low * width * channels, 0, 1, channels, flat,
-                    i * channels * wide, 0, wide, 1, channels, count * width, wide // lanes,
+                    own.reshape(-1), NONE, wide, source, low * width * channels, NONE, ONE, channels, flat,
+                    i * channels * wide, NONE, wide, ONE, channels, count * width, wide // lanes,
                 )  # fmt: skip
                 for y in range(count):
                     row = (low + y) * down - above + i * apart

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from numba.core.registry import cpu_target
 from stsbp_spec.kernel_cache import KernelFolder
 
-from stsbp_cpu.compiling import folder_of
+from stsbp_cpu.compiling import folder_for
 from stsbp_cpu.threads import get_num_threads
 
 __all__ = ["CHOICES", "TRIED_FROM", "Manner", "in_best_manner"]
@@ -99,7 +99,7 @@ def _shared(manner: Manner, neurons: int, threads: int) -> Manner:
 
 
 def _folder() -> KernelFolder | None:
-    return folder_of(cpu_target.target_context.codegen())
+    return folder_for(cpu_target.target_context.codegen())
 
 
 def _read(key: str) -> Manner | None:

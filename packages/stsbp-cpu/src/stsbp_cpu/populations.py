@@ -23,7 +23,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
 from stsbp_cpu.sparse.spikes import list_present
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, sum_scaled
 
 __all__ = ["Loop", "backward", "forward"]
 
@@ -161,7 +161,9 @@ def _forward(
                     for k in range(count):
                         given[own, places[k]] = weights[places[k]]
                 else:
-                    sum_scaled(given.reshape(-1), own * wide, weights, places, wide, 0, ones, 0, count, wide // LANES)
+                    sum_scaled(
+                        given.reshape(-1), own * wide, weights, places, wide, NONE, ones, NONE, count, wide // LANES
+                    )
             fires = spikes[t, low : low + n]
             fired_all(step, p, given, s, u[t, low : low + n], fires, kept, t * neurons + low, learned, low, n)
             if own >= 0:
@@ -267,7 +269,7 @@ def _send_back(
             if len(exact) == 0:
                 if low < high:
                     sum_scaled(
-                        back.reshape(-1), c * wide, weights, places[c], wide, 0, scales[c], low, high, wide // LANES
+                        back.reshape(-1), c * wide, weights, places[c], wide, NONE, scales[c], low, high, wide // LANES
                     )
             else:
                 total = exact[c]

@@ -86,7 +86,10 @@ def _largest_bits(bits: Int32) -> int:
         for j in range(part.size):
             most = max(most, part[j] & _MAGNITUDE)
         found[chunk] = most
-    return int(found.max()) if chunks else 0
+    largest = np.int32(0)
+    for most in found:
+        largest = max(largest, most)
+    return int(largest)
 
 
 def largest_bits(x: Float32) -> int:

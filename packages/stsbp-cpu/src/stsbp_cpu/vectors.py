@@ -18,12 +18,14 @@ from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int32
 
 __all__ = [
-    "LANES", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "lanes_of", "products", "stream",
-    "sum_scaled",
+    "LANES", "NONE", "ONE", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "lanes_of", "products",
+    "stream", "sum_scaled",
 ]  # fmt: skip
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
+NONE, ONE = np.intp(0), np.intp(1)
+"""Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _UNDER_WAY = 8

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from stsbp_cpu.compiling import announce
+from stsbp_cpu.ahead import fill, prepare
 from stsbp_spec import grid as spec_grid
 from stsbp_spec.backend import AbstractBackend, Device
 from stsbp_spec.collective import Alone, Collective, Rendezvous
@@ -118,6 +118,10 @@ class JaxBackend(AbstractBackend[Array]):
                 found.append(Device(platform + _ALL, f"jax {jax.__version__} on these {len(present)} together"))
         return tuple(found)
 
+    @classmethod
+    def compile_ahead(cls) -> tuple[int, int]:
+        return fill()
+
     def open(self, device: str | None) -> str:
         if device is None or device.startswith("cpu"):
             # XLA's worker threads take the memory.
@@ -133,7 +137,7 @@ class JaxBackend(AbstractBackend[Array]):
         self._device = self._devices[0]
         self._on_cpu = self._device.platform == "cpu" and device != _XLA
         if self._on_cpu:
-            announce()
+            prepare(dense=True)
         self._alone = Alone() if len(self._devices) == 1 else JaxCollective([self._devices], 0)
         self._collective = self._alone
         self._compiled: dict[Hashable, _Program] = {}

@@ -52,6 +52,14 @@ class AbstractBackend(Pairs[Array]):
     def open(self, device: str | None) -> str:
         """Prepare a device and return its name, or raise `BackendError`."""
 
+    @classmethod
+    def compile_ahead(cls) -> tuple[int, int]:
+        """Compile what the first training would compile and later ones load.
+
+        Returns how many kernels were compiled, and how many there are; of a backend that keeps none: 0 and 0.
+        """
+        return 0, 0
+
     # What follows from the pairs; a backend may override these with something faster.
     def value_and_grad(
         self,

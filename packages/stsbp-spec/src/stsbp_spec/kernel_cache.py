@@ -35,7 +35,12 @@ from typing import Any
 
 from stsbp_spec.errors import BackendError
 
-__all__ = ["KernelFolder", "cache_root", "digest", "kernel_file", "kernel_folder", "source_digest"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Claim", "KernelFolder", "cache_root", "digest", "kernel_file", "kernel_folder", "source_digest"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -112,6 +117,24 @@ def kernel_file(name: str, *parts: str, suffix: str = "") -> str:
     return f"{name}-{digest(*parts)}{suffix}"
 
 
+class Claim:
+    """What `KernelFolder.claim` returns; it ends when nobody holds it any more."""
+
+    def __init__(self, file: int, path: Path) -> None:
+        """`file` is the number of an open file at `path`, which is locked."""
+        self._file, self._path = file, path
+
+    def release(self) -> None:
+        """Let others claim the file."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+            os.close(self._file)
+            self._file = -1
+
+    __del__ = release
+
+
 class KernelFolder:
     """Compiled kernels in files, or in a temporary folder where the user has no safe place for them.
 
@@ -158,6 +181,41 @@ class KernelFolder:
         """Keep `data` as `name`, whole or not at all. Where that fails, a warning is all that comes of it."""
         with contextlib.suppress(OSError):
             self._save(name, data + _checksum(name, data))
+
+    def claim(self, name: str, wait: float = 0.0) -> Claim | None:
+        """That this process will write `name`, which no other one claims meanwhile.
+
+        Args:
+            name: of a file.
+            wait: seconds to wait while another process has claimed it.
+
+        Returns:
+            What ends the claim, as the end of the process does; None: another process has claimed it, or nobody can.
+        """
+        if self._path is None or fcntl is None:
+            return None
+        until = time.monotonic() + wait
+        try:
+            # What is left of a process that was killed goes with what else is left.
+            path = self._path / f".{name}.tmp"
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            return None
+        while True:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return Claim(file, path)
+            if time.monotonic() >= until:
+                os.close(file)
+                return None
+            time.sleep(0.01)
+
+    def is_free(self, name: str) -> bool:
+        """Whether no other process has claimed `name`."""
+        claim = self.claim(name)
+        if claim is not None:
+            claim.release()
+        return claim is not None
 
     def built(self, name: str, build: Callable[[Path], object]) -> Path:
         """A file that other programs load: made by `build`, which fills the empty file that it is given, if it is not

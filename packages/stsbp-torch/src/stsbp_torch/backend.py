@@ -14,8 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from stsbp_cpu import block, fused, recurrent, reductions
-from stsbp_cpu.compiling import announce
+from stsbp_cpu import ahead, block, fused, recurrent, reductions
 from stsbp_cpu.optim import adamw
 from stsbp_spec import grid
 from stsbp_spec.backend import AbstractBackend, Device, NeuronResiduals
@@ -71,13 +70,17 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         count = torch.cuda.device_count()
         return (*found, *(Device(f"cuda:{i}", torch.cuda.get_device_name(i)) for i in range(count)))
 
+    @classmethod
+    def compile_ahead(cls) -> tuple[int, int]:
+        return ahead.fill()
+
     def open(self, device: str | None) -> str:
         name = device or "cpu"
         if name in ("cpu", "cpu:eager"):
             self.torch_device, self.fused = torch.device("cpu"), name == "cpu"
             keep_freed_memory()
             if self.fused:
-                announce()
+                ahead.prepare(dense=False)
             return name
         kind, _, index = name.partition(":")
         if kind != "cuda" or (index and not index.isdigit()):

@@ -13,11 +13,11 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.threads import get_num_threads, threads_for
 
-__all__ = ["update"]
+__all__ = ["step_of_update", "update"]
 
 _STEP = dict.fromkeys(("p", "w", "g", "m", "v", "new_w", "new_m", "new_v"), float32[::1]) | {"n": int64}
 updated = called(_STEP)
-"""Calls, in a kernel, what `_step` returns."""
+"""Calls, in a kernel, what `step_of_update` returns."""
 
 
 def update(
@@ -33,11 +33,12 @@ def update(
     """Fill `new_w`, `new_m` and `new_v` from weights, gradient and moments; all `[N]`."""
     p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
     with threads_for(w.size):
-        _update(_step(), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
+        _update(step_of_update(), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
 
 
 @cache
-def _step() -> int:
+def step_of_update() -> int:
+    """The address of the update of one element after the other: see `printed.step`."""
     return step(UPDATE, _STEP, [run(name) for name in (*UPDATE.inputs, *UPDATE.outputs)])
 
 

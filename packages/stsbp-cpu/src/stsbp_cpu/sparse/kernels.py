@@ -189,8 +189,8 @@ def _forward(
                                 shift = (q * kernel + padding - x) * channels * channels_out
                                 at = (y * columns_out + x) * channels_out
                                 sum_scaled(
-                                    z, at, w, places, channels_out, shift, values, starts[first], starts[last],
-                                    channels_out // LANES,
+                                    z, at, w, places, channels_out, shift, values, np.intp(starts[first]),
+                                    np.intp(starts[last]), channels_out // LANES,
                                 )  # fmt: skip
                 else:
                     for y in range(rows):
@@ -288,8 +288,8 @@ def _backward(
                             if first < ends[channel, high - 1]:
                                 sum_scaled(
                                     part, (channel * kernel + q) * run, error, cells.reshape(-1), channels_out,
-                                    (padding - q) * wide * channels_out, values.reshape(-1), first,
-                                    ends[channel, high - 1], run // LANES,
+                                    (padding - q) * wide * channels_out, values.reshape(-1), np.intp(first),
+                                    np.intp(ends[channel, high - 1]), run // LANES,
                                 )  # fmt: skip
             for y in range(rows_out):
                 place = (b * rows_out + y) * line

@@ -15,7 +15,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import empty_memory
 from stsbp_cpu.sparse.spikes import density, list_present
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, sum_scaled
 
 __all__ = ["forward", "gradient", "pays", "present", "rows_of", "weights_of"]
 
@@ -109,7 +109,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             count = list_present(s[f], places, values)
             own[:] = _ZERO
-            sum_scaled(own, 0, flat, places, wide, 0, values, 0, count, wide // LANES)
+            sum_scaled(own, NONE, flat, places, wide, NONE, values, NONE, count, wide // LANES)
             for j in range(units):
                 z[f, j] = own[j]
 

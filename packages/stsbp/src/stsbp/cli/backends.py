@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import click
 from stsbp_spec.errors import BackendError
@@ -15,8 +16,17 @@ __all__ = ["command"]
 
 @click.command("backends", short_help=COMMANDS["backends"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(as_json: bool) -> None:
-    """List every backend, its devices, and why one cannot run."""
+@click.option("--compile", "compiles", is_flag=True, help="Compile the kernels that a first run would compile.")
+def command(as_json: bool, compiles: bool) -> None:
+    """List every backend, its devices, and why one cannot run.
+
+    With --compile, fill the cache of compiled kernels instead, for an image of a container or before many runs begin.
+    """
+    if compiles and as_json:
+        raise click.UsageError("--json prints the list, which --compile leaves out; give one of them")
+    if compiles:
+        _compile()
+        return
     rows: list[dict[str, str | None]] = []
     installed = installed_backends()
     for name in installed:
@@ -42,3 +52,18 @@ def command(as_json: bool) -> None:
         if row["problem"] is not None and row["problem"].startswith("not installed"):
             state = row["problem"]
         click.echo(f"{row['backend']:<{width}}  {row['device'] or '-':<{device}}  {state}")
+
+
+def _compile() -> None:
+    for name in installed_backends():
+        began = time.monotonic()
+        try:
+            compiled, there = load_backend(name).compile_ahead()
+        except BackendError as error:
+            click.echo(f"{name}: cannot run: {error}")
+            continue
+        if there:
+            took = f" in {time.monotonic() - began:.0f} s" if compiled else ""
+            click.echo(f"{name}: {there} kernels, {compiled} of them compiled{took}")
+        else:
+            click.echo(f"{name}: no kernels that could be compiled ahead")

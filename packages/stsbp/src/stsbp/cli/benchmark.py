@@ -13,7 +13,7 @@ __all__ = ["command"]
 
 
 @click.command("benchmark", short_help=COMMANDS["benchmark"])
-@click.argument("group", default="all", type=Choice(["kernels", "step", "data", "all"]))
+@click.argument("group", default="all", type=Choice(["kernels", "step", "startup", "data", "all"]))
 @click.option(
     "--scale",
     default=1.0,
@@ -46,8 +46,8 @@ def command(
     """Measure the backend against the floors of this machine.
 
     kernels compares the fused LIF pair with a copy of memory. step compares whole training steps of two networks with
-    the same networks without neurons, and measures memory and start-up times. data shows whether loading slows the step
-    down.
+    the same networks without neurons, and measures memory and start-up times; startup measures the latter alone. data
+    shows whether loading slows the step down.
 
     All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the report
     has the load average. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
@@ -78,6 +78,7 @@ def command(
         rows += kernels.measure(backend, scale=scale, rounds=rounds, tell=tell)
     if group in ("step", "all"):
         rows += step.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, surrogate=surrogate, tell=tell)
+    if group in ("step", "startup", "all"):
         rows += startup.measure(backend, rounds=rounds, tell=tell)
     if group in ("data", "all"):
         rows += data.measure(backend, scale=scale, rounds=rounds, data_dir=data_dir, tell=tell)

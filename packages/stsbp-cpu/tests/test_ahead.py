@@ -1,0 +1,75 @@
+"""All kernels are compiled ahead, and a process that begins with none gets help."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import stsbp_cpu
+from numba.core.dispatcher import Dispatcher
+from stsbp_cpu import ahead
+
+LINES = ahead.FIRST + ahead.OTHERS
+SMALL = ("reductions._counts b3 i1", "reductions._largest_bits i1")
+
+
+def test_every_parallel_kernel_is_listed() -> None:
+    modules = (importlib.import_module(m.name) for m in pkgutil.walk_packages(stsbp_cpu.__path__, "stsbp_cpu."))
+    there = {x for module in modules for x in vars(module).values() if isinstance(x, Dispatcher)}
+    assert {x for x in there if x.targetoptions.get("parallel")} == {ahead.kernel(line).dispatcher for line in LINES}
+    assert len(set(LINES)) == len(LINES)
+
+
+def test_what_is_filled_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, there = ahead.fill()
+    assert 0 <= compiled <= there == len(LINES)
+    monkeypatch.setattr(ahead, "_start", None)
+    assert ahead.fill() == (0, there)
+
+
+def _files(cache: Path) -> set[str]:
+    """Kernels in a cache."""
+    return {path.name.partition("-")[0] for path in cache.rglob("stsbp_cpu.*")}
+
+
+def _run(cache: Path, program: str) -> str:
+    environment = {**os.environ, "STSBP_CACHE": str(cache)}
+    command = [sys.executable, "-c", f"import os; from stsbp_cpu import ahead; SMALL = {SMALL}\n{program}"]
+    return subprocess.run(command, env=environment, check=True, text=True, capture_output=True).stdout
+
+
+def test_a_helper_compiles_what_is_missing_while_its_parent_is_there(tmp_path: Path) -> None:
+    counts, largest = "stsbp_cpu.reductions._counts", "stsbp_cpu.reductions._largest_bits"
+    _run(tmp_path, "ahead.FIRST = SMALL; ahead.main('1', 'sparse')")
+    assert _files(tmp_path) == set()
+    # What another process is at is left to it.
+    claimed = "folder = ahead._folder(); claim = folder.claim(ahead.kernel(SMALL[0]).file)\n"
+    _run(tmp_path, f"{claimed}ahead.FIRST = SMALL; ahead.main(str(os.getppid()), 'dense')")
+    assert _files(tmp_path) == {largest}
+    _run(tmp_path, "ahead.FIRST, ahead.OTHERS = SMALL[1:], SMALL[:1]; ahead.main(str(os.getppid()), '1', '2')")
+    assert _files(tmp_path) == {counts, largest}
+
+
+def test_one_helper_is_started_where_nothing_is_there(tmp_path: Path) -> None:
+    program = """
+started = []
+class Helper:
+    def terminate(self): started.append("ended")
+    def wait(self): print(*started)
+def start(kind):
+    started.append(kind)
+    return Helper()
+ahead._start, ahead._cores = start, lambda: CORES
+ahead.prepare(dense=True)
+ahead.prepare(dense=True)
+"""
+    assert _run(tmp_path, program.replace("CORES", "2")) == "dense ended\n"
+    assert _run(tmp_path, program.replace("CORES", "1")) == ""
+    assert _run(tmp_path, f"os.environ['STSBP_COMPILE_BESIDE'] = '0'\n{program.replace('CORES', '2')}") == ""
+    _run(tmp_path, "first = ahead.kernel(ahead.FIRST[0]); first.dispatcher.compile(first.types)")
+    assert _run(tmp_path, program.replace("CORES", "2")) == ""
