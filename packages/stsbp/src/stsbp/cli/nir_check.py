@@ -48,13 +48,13 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
     """Show, node by node, how each program that reads NIR would read the graph in FILE.
 
     \b
-    same      the neurons spike as NIR's equations say, for all tried currents
-    scaled    the same, with potentials in other units
-    others    the neurons spike at other steps
-    unknown   nothing made the neurons spike
-    read      a node without neurons is read
-    refused   the program refuses the graph
-    left out  the program has no such node
+    - same: the neurons spike as NIR's equations say, for all tried currents
+    - scaled: the same, with potentials in other units
+    - others: the neurons spike at other steps
+    - unknown: nothing made the neurons spike
+    - read: a node without neurons is read
+    - refused: the program refuses the graph
+    - left out: the program has no such node
     """
     graph = read_graph(file)
     step, why = _step(graph, dt)

@@ -100,8 +100,9 @@ def command(
     - an image (.jpg, .png, .bmp), which is resized to the network's input;
     - a recording in the format of N-MNIST (.bin);
     - a sound like those of the data set fsdd (.wav);
-    - a numpy array of uint8 (.npy): an image [C, H, W] or [H, W], or event
-      frames [T, C, H, W], which may have fewer steps than in training.
+    - a numpy array of uint8 (.npy).
+
+    An array is an image [C, H, W] or [H, W], or event frames [T, C, H, W], which may have fewer steps than in training.
 
     For each FILE the command prints the class of the nearest label sequence, and the distance to the label sequence of
     every class. If labels are spike trains, it prints the steps at which each output neuron spikes. --draw writes a
