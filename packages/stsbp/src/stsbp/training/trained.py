@@ -37,8 +37,8 @@ class Predicted:
     Attributes:
         spikes: output spike trains, uint8 `[T, B, N]`.
         names: names of the classes, in the order of the output neurons; empty if labels are spike trains.
-        distances: distance of each sample to the label sequence of each class, in the metric of the loss, `[B, K]`; None
-            if labels are spike trains.
+        distances: distance of each sample to the label sequence of each class, in the metric of the loss, `[B, K]`.
+            None if labels are spike trains.
         lengths: number of steps of each sample, `[B]`; later spikes mean nothing. None: all steps count.
     """
 
