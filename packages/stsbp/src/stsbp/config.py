@@ -488,7 +488,7 @@ def network_text(net: str) -> str:
         return net
     text = _read_text(net, "file of a network")
     if not is_nodes(text):
-        raise ConfigError(f"{net} is no file of nodes: it begins with [[node]] (docs/networks.md)")
+        raise ConfigError(f"{net} is not a file of nodes; such a file begins with [[node]] (docs/networks.md)")
     return text
 
 

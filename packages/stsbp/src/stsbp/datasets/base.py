@@ -123,7 +123,7 @@ class FrameSplit:
         if (lengths := self.lengths) is None:
             return
         if lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
-            raise DataError(f"{len(self)} samples want as many lengths, got {lengths.dtype} {list(lengths.shape)}")
+            raise DataError(f"{len(self)} samples need as many lengths, got {lengths.dtype} {list(lengths.shape)}")
         if len(self) and not 1 <= lengths.min() <= lengths.max() <= self.steps:
             raise DataError(
                 f"samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got {lengths.min()} to "
@@ -277,10 +277,10 @@ class Progress:
 
 
 def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int = 0) -> Int64:
-    """Choose `count` of the samples with classes `labels` `[n]`, equally many of each class as far as there are.
+    """Choose `count` of the samples with classes `labels` `[n]`, equal numbers of each class as far as possible.
 
-    Samples are drawn in the order of the spec's permutation of stream `SPLIT`, the classes taking turns. Returns their
-    numbers in ascending order, `[count]`; all of them where `count` is n or more.
+    Samples are drawn in the order of the spec's permutation of stream `SPLIT`, from each class in turn. Returns their
+    numbers in ascending order, `[count]`, or all n numbers if `count` is larger.
     """
     order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
     drawn = labels[order]
