@@ -63,7 +63,7 @@ def _text(info: DatasetInfo) -> str:
         info.synopsis,
         f"  {info.description}",
         f"  inputs     {'images' if info.coding == 'direct' else 'spikes'}",
-        f"  test set   {held}{'' if info.default_holdout is None else ' held out, where there is none'}",
+        f"  test set   {held}{'' if info.default_holdout is None else ' held out, if there is none'}",
         f"  files      {_files(info)}",
     ]
     if info.extra is not None:
@@ -80,4 +80,4 @@ def _text(info: DatasetInfo) -> str:
 def _files(info: DatasetInfo) -> str:
     if not info.needs_data_dir:
         return "none needed"
-    return "in --data-dir or STSBP_DATA" + ("; --download fetches them" if info.can_download else "")
+    return "in --data-dir or STSBP_DATA" + ("; --download downloads them" if info.can_download else "")

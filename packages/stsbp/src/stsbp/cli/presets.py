@@ -55,6 +55,6 @@ def _text(found: NamedPreset) -> str:
     if found.published is not None:
         lines.append(f"  published  {found.published.accuracy:.2f} % ({found.published.conditions})")
     fits = ", ".join((found.dataset, *found.similar))
-    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings over those of the data set:"]
+    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings added to those of the data set:"]
     width = max(map(len, found.settings))
     return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in found.settings.items())])

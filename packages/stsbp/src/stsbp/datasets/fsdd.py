@@ -237,8 +237,8 @@ FSDD = DatasetInfo(
     },
     recordings=True,
     options={
-        "without": "a speaker that is left out and tested on",
-        "channels": f"neurons of the ear, 1 to {MOST_CHANNELS}",
+        "without": "the speaker to test on; the others are trained on",
+        "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",
     },
     licence="CC BY-SA 4.0",
 )
