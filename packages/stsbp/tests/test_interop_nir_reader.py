@@ -184,9 +184,9 @@ def within(depth: int) -> Callable[[Path], None]:
 
 WEIGHT, TYPE = "node/nodes/a/weight", "node/nodes/a/type"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no HDF5": (filled(b"x" * 5000), "no HDF5 file that can be read: .*signature"),
-    "empty": (filled(b""), "no HDF5 file that can be read"),
-    "truncated": (lambda path: os.truncate(path, 3000), "no HDF5 file that can be read: .*truncated"),
+    "no HDF5": (filled(b"x" * 5000), "not a readable HDF5 file: .*signature"),
+    "empty": (filled(b""), "not a readable HDF5 file"),
+    "truncated": (lambda path: os.truncate(path, 3000), "not a readable HDF5 file: .*truncated"),
     "no graph": (altered(lambda file: file.__delitem__("node")), "no group 'node'"),
     "a node alone": (
         replaced("node/type", dataset(data="LIF", dtype=h5py.string_dtype())),
@@ -305,7 +305,7 @@ def test_what_is_packed_by_more_than_numbers_are_is_refused(tmp_path: Path, monk
 def test_limit_of_memory(tmp_path: Path) -> None:
     nodes = {**NODES, "a": {"type": "Linear", "weight": np.arange(1 << 22, dtype=np.float32).reshape(2, -1)}}
     file = written(tmp_path / "graph.nir", nodes, EDGES)
-    with pytest.raises(DataError, match=r"takes more memory to read than it may|no HDF5 file that can be read"):
+    with pytest.raises(DataError, match=r"takes more memory to read than it may|not a readable HDF5 file"):
         read_graph(file, Limits(memory=16 << 20))
 
 
