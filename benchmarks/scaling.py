@@ -3,30 +3,40 @@
 `python benchmarks/scaling.py [--backend torch] [--out FILE.json]`. One axis at a time around a base case; the sizes
 of an axis are taken in turn. The exponent is the slope of log time over log size: 1 is linear. `local` exponents
 between neighbours show where a buffer leaves a cache.
+
+`--large` takes other axes, up to 1,000 steps, 1,024 samples and 10 million neurons, and measures memory beside time:
+each size in a process of its own, one after the other, with `--memory full` or `low`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from options import guarded, parser_of, write_report
 from stsbp.benchmarks.cases import Step
-from stsbp.benchmarks.device import describe
-from stsbp.benchmarks.timing import interleaved
+from stsbp.benchmarks.device import describe, peak_memory, reset_peak_memory
+from stsbp.benchmarks.timing import Timing, interleaved
 from stsbp.config import Source, resolve
+from stsbp.errors import StsbpError
 from stsbp.training.build import Inputs, build_task
 from stsbp.training.initial import scaled_to_rate
 from stsbp_spec.backend import AbstractBackend, Batch
 from stsbp_spec.encoders import encode_repeat
+from stsbp_spec.encoders.packed import unpacked
 from stsbp_spec.init import initial_weights
+from stsbp_spec.memory import kept_bytes
 from stsbp_spec.registry import open_backend
 
-__all__ = ["AXES", "exponent", "main", "measure"]
+__all__ = ["AXES", "LARGE", "exponent", "main", "measure", "measure_large"]
 
 BASE = {"T": 20, "B": 20, "C": 16, "depth": 2, "density": 0.05}
 AXES: dict[str, tuple[float, ...]] = {
@@ -37,26 +47,80 @@ AXES: dict[str, tuple[float, ...]] = {
     "density": (0.0125, 0.025, 0.05, 0.1, 0.2),
 }
 """Sizes of each axis: steps, batch, channels (neurons grow with it, weights with its square), layers, input density."""
+LARGE: dict[str, tuple[dict[str, float], tuple[float, ...]]] = {
+    "T": (BASE, (50, 100, 200, 500, 1000)),
+    "B": (BASE, (64, 128, 256, 512, 1024)),
+    "N": (BASE | {"T": 10, "B": 4}, (1e5, 3e5, 1e6, 3e6, 1e7)),
+}
+"""Base and sizes of each axis of `--large`: steps, batch, neurons of all layers (of larger frames, as many weights)."""
+SIDE = 16
+"""Height and width of the frames, in pixels, but on the axis N."""
+_SAMPLES = 80
+"""Of which the rates are taken, at most."""
 RATE = 0.05
 """Spikes per neuron and step of every layer, at least: silent layers would cost next to nothing."""
 
 
-def make_step(backend: AbstractBackend, size: dict[str, float], side: int = 16) -> Step:
-    """A training step on random event frames: `depth` layers of `C` channels, 3 x 3, on `side` x `side` pixels.
+def make_step(backend: AbstractBackend, size: dict[str, float], memory: str = "full") -> Step:
+    """A training step on random event frames: `depth` layers of `C` channels, 3 x 3.
 
-    Weights are scaled until every layer spikes at `RATE`, and hardly move afterwards.
+    They have `SIDE` x `SIDE` pixels, or so many that all layers have about `N` neurons where `size` says so. Weights
+    are scaled until every layer spikes at `RATE`, and hardly move afterwards.
     """
     steps, batch, channels = int(size["T"]), int(size["B"]), int(size["C"])
+    # The pooling takes 4 x 4 pixels.
+    side = SIDE if "N" not in size else max(4, 4 * round(math.sqrt(size["N"] / size["depth"] / channels) / 4))
     net = "-".join([f"{channels}C3p1"] * int(size["depth"]) + ["P4"])
     inputs = Inputs((2, side, side), "events", tuple("0123456789"))
-    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9}
+    chosen = {"dataset": "nmnist", "net": net, "steps": steps, "batch_size": batch, "lr": 1e-9, "memory": memory}
     task = build_task(resolve([Source("benchmark", chosen)]), inputs, backend)
     random = np.random.default_rng(0)
-    frames = (random.random((steps, batch, 2, side, side)) < size["density"]).astype(np.uint8)
+    shape = (batch, 2, side, side)
+    frames = np.stack([random.random(shape, np.float32) < size["density"] for _ in range(steps)]).view(np.uint8)
     labels = np.arange(batch, dtype=np.int64) % 10
     targets = encode_repeat(labels, 10, steps, task.config.label_code)
     weights = initial_weights(task.network, task.config.seed, task.config.init_gain)
-    return Step(task, [Batch(frames, targets)], scaled_to_rate(task, weights, frames, RATE))
+    scaled = scaled_to_rate(task, weights, frames[:, :_SAMPLES], RATE)
+    return Step(task, [Batch(frames, targets)], scaled)
+
+
+def one(backend: AbstractBackend, size: dict[str, float], memory: str, *, rounds: int) -> dict[str, Any]:
+    """Times of the step on a size, and the most memory that it took besides the batch, in this process."""
+    step = make_step(backend, size, memory)
+    (batch,) = step.batches
+    step(Batch(unpacked(batch.inputs)[:, :4].copy(), batch.targets[:, :4].copy()))
+    watched = next(iter(step.state.weights.values()))
+    before = reset_peak_memory(watched)
+    seconds = list[float]()
+    for _ in range(1 + rounds):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    peak = peak_memory(watched)
+    return {
+        "seconds": Timing(tuple(seconds[1:])).to_json(),
+        "peak_bytes": None if peak is None or before is None else peak - before,
+        "kept_bytes": kept_bytes(step.task.network, int(size["T"])) * int(size["B"]),
+        "rates": step.rates,
+    }
+
+
+def measure_large(options: argparse.Namespace, axis: str) -> dict[str, Any]:
+    """Times and memory along an axis of `LARGE`, each size in a process of its own."""
+    base, values = LARGE[axis]
+    found: list[dict[str, Any]] = []
+    for value in values:
+        size = json.dumps(base | {axis: value})
+        command = [sys.executable, __file__, "--backend", options.backend, "--memory", options.memory, "--one", size]
+        command += ["--rounds", str(options.rounds), *(["--device", options.device] if options.device else [])]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}, no message"]
+            raise StsbpError(f"the process that measures {axis} = {value:g} failed: {last[0]}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"{axis} = {value:g}: {found[-1]['seconds']['median']:.3g} s", file=sys.stderr)
+    names = ("seconds", "peak_bytes", "kept_bytes", "rates")
+    return {"axis": axis, "base": base, "values": list(values), **{name: [x[name] for x in found] for name in names}}
 
 
 def exponent(sizes: list[float], seconds: list[float]) -> float:
@@ -75,17 +139,20 @@ def measure(backend: AbstractBackend, axis: str, *, rounds: int, shrink: int = 1
     times = interleaved(work, rounds=rounds, warmup=3)
     medians = [timing.median for timing in times.values()]
     values = list(AXES[axis])
-    local = [
-        math.log(b / a) / math.log(y / x) for a, b, x, y in zip(medians, medians[1:], values, values[1:], strict=False)
-    ]
     return {
         "axis": axis,
         "values": values,
         "seconds": [timing.to_json() for timing in times.values()],
         "rates": [step.rates for step in steps],
         "exponent": exponent(values, medians),
-        "local": local,
+        "local": between(values, medians),
     }
+
+
+def between(sizes: list[float], found: list[float]) -> list[float]:
+    """Exponents between neighbours."""
+    pairs = zip(found, found[1:], sizes, sizes[1:], strict=False)
+    return [math.log(b / a) / math.log(y / x) for a, b, x, y in pairs]
 
 
 def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]:
@@ -95,33 +162,73 @@ def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]
     return float(fixed), float(slope), float(np.abs((fixed + slope * x) / y - 1).max())
 
 
+LARGE_HEAD = (
+    "| axis | value: ms a step | between neighbours | straight line, ms | value: peak MB (x kept) "
+    "| straight line, MB |\n|---|---|---|---|---|---|"
+)
+
+
+def large_table(found: dict[str, Any]) -> str:
+    """A line of Markdown below `LARGE_HEAD`."""
+    axis, values = found["axis"], found["values"]
+    ms = [1e3 * seconds["median"] for seconds in found["seconds"]]
+    local = " ".join(f"{x:.2f}" for x in between(values, ms))
+    times = ", ".join(f"{v:g}: {x:.4g}" for v, x in zip(values, ms, strict=True))
+    peaks, straight = "not known here", ""
+    if None not in found["peak_bytes"]:
+        mb = [peak / 1e6 for peak in found["peak_bytes"]]
+        each = zip(values, mb, found["kept_bytes"], strict=True)
+        peaks = ", ".join(f"{v:g}: {x:.0f} ({1e6 * x / kept:.2f})" for v, x, kept in each)
+        straight = straight_line(axis, values, mb)
+    return f"| {axis} | {times} | {local} | {straight_line(axis, values, ms)} | {peaks} | {straight} |"
+
+
+def straight_line(axis: str, values: list[float], found: list[float]) -> str:
+    """The line through the values, in words."""
+    fixed, slope, worst = line(values, found)
+    return f"{fixed:.3g} + {slope:.3g} {axis}, within {worst:.0%}"
+
+
 HEAD = "| axis | value: ms a step | exponent | between neighbours | straight line, ms |\n|---|---|---|---|---|"
 
 
 def table(found: dict[str, Any]) -> str:
     """A line of Markdown below `HEAD`."""
-    fixed, slope, worst = line(found["values"], [1e3 * s["median"] for s in found["seconds"]])
-    cells = (f"{v:g}: {1e3 * s['median']:.1f}" for v, s in zip(found["values"], found["seconds"], strict=True))
+    ms = [1e3 * s["median"] for s in found["seconds"]]
+    cells = (f"{v:g}: {x:.1f}" for v, x in zip(found["values"], ms, strict=True))
     local = " ".join(f"{x:.2f}" for x in found["local"])
-    return (
-        f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} | "
-        f"{fixed:.3g} + {slope:.3g} {found['axis']}, within {worst:.0%} |"
-    )
+    straight = straight_line(found["axis"], found["values"], ms)
+    return f"| {found['axis']} | {', '.join(cells)} | {found['exponent']:.2f} | {local} | {straight} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure every axis, print a table, write JSON."""
     parser = parser_of(__doc__, "backend", "device", "rounds", "shrink", "out")
-    parser.add_argument("--axes", nargs="*", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--axes", nargs="*", choices=sorted({*AXES, *LARGE}), help="default: all of them")
+    parser.add_argument("--large", action="store_true", help="large sizes, and memory beside time")
+    parser.add_argument("--memory", default="full", choices=["full", "low"], help="with --large: of the training")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    axes: dict[str, Any] = dict(LARGE if options.large else AXES)
+    if unknown := sorted(set(options.axes or axes) - set(axes)):
+        parser.error(f"{', '.join(unknown)}: {'no axis of --large' if options.large else 'an axis of --large alone'}")
+    if not options.large and not options.one and (options.memory == "low"):
+        parser.error("--memory goes with --large")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     backend = open_backend(options.backend, options.device)
+    if options.one:
+        print(json.dumps(one(backend, options.one, options.memory, rounds=options.rounds)))
+        return
     settings = {"rounds": options.rounds, "shrink": options.shrink, "base": BASE, "rate": RATE}
+    settings |= {"memory": options.memory} if options.large else {}
     report: dict[str, Any] = {"format": 1, "machine": describe(backend, settings), "axes": []}
-    print(HEAD)
-    for axis in options.axes:
-        found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
-        print(table(found), flush=True)
+    print(LARGE_HEAD if options.large else HEAD)
+    for axis in options.axes or axes:
+        if options.large:
+            found = measure_large(options, axis)
+        else:
+            found = measure(backend, axis, rounds=options.rounds, shrink=options.shrink)
+        print(large_table(found) if options.large else table(found), flush=True)
         report["axes"].append(found)
     write_report(report, options.out)
 

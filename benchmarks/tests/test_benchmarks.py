@@ -110,6 +110,36 @@ def test_scaling_measures_every_size_of_an_axis(axis: str, monkeypatch: pytest.M
     assert scaling.table(found).count("|") == 6
 
 
+def test_large_sizes_are_measured_with_their_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"T": 4, "B": 2, "C": 2, "depth": 1, "density": 0.1}
+    monkeypatch.setattr(scaling, "LARGE", {"N": (base, (100.0, 500.0))})
+    out = tmp_path / "large.json"
+    scaling.main(
+        ["--large", "--axes", "N", "--backend", "numpy", "--rounds", "1", "--memory", "low", "--out", str(out)]
+    )
+    report = json.loads(out.read_text())
+    (found,) = report["axes"]
+    assert report["machine"]["settings"]["memory"] == "low"
+    # 2 channels of 8 x 8 and of 16 x 16 pixels, and 10 neurons; inputs of 2 channels.
+    kept = [4 * 2 * (2 * side**2 + 5 * (2 * side**2 + 10)) for side in (8, 16)]
+    assert found["kept_bytes"] == kept
+    assert all(seconds["median"] > 0 for seconds in found["seconds"])
+    assert all(rates["conv1"] > 0 for rates in found["rates"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| N | 100: ")
+    assert row.count("|") == scaling.LARGE_HEAD.splitlines()[0].count("|")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--axes", "N"], ["--large", "--axes", "C"], ["--memory", "low"]], ids=["N", "C", "memory"]
+)
+def test_scaling_refuses_what_belongs_to_other_sizes(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        scaling.main(["--backend", "numpy", *arguments])
+
+
 @pytest.fixture
 def tiny_problem(monkeypatch: pytest.MonkeyPatch) -> Problem:
     """A small network on four digits."""

@@ -186,6 +186,23 @@ def test_sums_that_are_exchanged_are_float64_and_not_rounded() -> None:
         assert any((x.astype(np.float32) != x).any() for x in sums)
 
 
+def test_parts_that_go_both_ways_by_themselves_exchange_their_sum_once() -> None:
+    def work(collective: Collective, sums: list[AnyArray]) -> dict[str, AnyArray]:
+        trainer = Trainer(
+            NumpyBackend(), NETWORK, VanRossum(), AdamW(), "fast", 3, micro_batch=2, collective=collective
+        )
+        state, _ = trainer.step(trainer.init(initial_weights(NETWORK, 1, 2.0)), _own(collective, _batch()))
+        assert len(sums) == len(NETWORK.parameters) * (collective.size > 1)
+        return trainer.export_state(state)
+
+    whole = work(Alone(), [])
+    for found in _together(2, lambda collective: work(collective, collective.sums)):
+        for name in NETWORK.parameters:
+            moment = whole[f"adamw.m/{name}"]
+            assert moment.any()
+            np.testing.assert_allclose(found[f"adamw.m/{name}"], moment, rtol=1e-4, atol=1e-6 * np.abs(moment).max())
+
+
 def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
     class Infinite(NumpyBackend):
         def loss_error(self, *arguments: Any) -> AnyArray:

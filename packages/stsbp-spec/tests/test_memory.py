@@ -9,7 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from stsbp_spec.memory import keep_freed_memory
+from stsbp_spec.memory import keep_freed_memory, release_freed_memory
 
 FAULTS = """
 import resource
@@ -24,6 +24,20 @@ for _ in range(4):
 print(kept, faults)
 """
 
+RELEASED = """
+from pathlib import Path
+from stsbp_spec.memory import keep_freed_memory, release_freed_memory
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) // 1024
+
+keep_freed_memory()
+block = bytearray(b"x") * (200 * 2**20)
+del block
+print(resident(), release_freed_memory(), resident())
+"""
+
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is told to keep memory with glibc only")
 def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
@@ -36,6 +50,15 @@ def test_blocks_that_were_freed_are_not_faulted_in_again() -> None:
     (left_alone, many), (kept, few) = found["0"], found["1"]
     assert (left_alone, kept) == ("False", "True")
     assert int(few) < int(many) / 10
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps freed memory here")
+def test_kept_blocks_are_given_back_on_request() -> None:
+    done = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True)
+    before, released, after = done.stdout.split()
+    assert released == "True"
+    assert int(before) > 200
+    assert int(after) < int(before) - 190
 
 
 @pytest.mark.parametrize("one_pool", [False, True])
@@ -66,5 +89,7 @@ def test_an_allocator_that_refuses_a_setting_says_so(monkeypatch: pytest.MonkeyP
     assert not keep_freed_memory()
     monkeypatch.setattr("stsbp_spec.memory.ctypes.CDLL", lambda name: SimpleNamespace())
     assert not keep_freed_memory()
+    assert not release_freed_memory()
     monkeypatch.setattr("stsbp_spec.memory.sys.platform", "darwin")
     assert not keep_freed_memory()
+    assert not release_freed_memory()

@@ -54,8 +54,9 @@ def batches(*samples: int) -> list[Batch]:
     ]
 
 
-def train(backend: NumpyBackend, given: list[Batch]) -> dict[str, bytes]:
-    trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), precision="reproducible")
+def train(backend: NumpyBackend, given: list[Batch], **how: Any) -> dict[str, bytes]:
+    how = {"precision": "reproducible", **how}
+    trainer = backend.trainer(NETWORK, VanRossum(), AdamW(lr=0.01), **how)
     state = trainer.init(initial_weights(NETWORK, 1, 2.0))
     for batch in given:
         state, _ = trainer.step(state, batch)
@@ -71,6 +72,14 @@ def test_what_is_recorded_takes_new_arguments(monkeypatch: pytest.MonkeyPatch) -
     assert backend.called.count("gradients") == 6
     backend.graphs.forget()
     assert backend.graphs.count == 0
+
+
+def test_parts_whose_inputs_are_encoded_late_are_arguments_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, given = Recording(), batches(4, 4, 4, 4, 4)
+    monkeypatch.setattr(Again, "RECORDED", (Graphs.RECORDED[0],))
+    how = {"precision": "fast", "micro_batch": 2}
+    assert train(backend, given, **how) == train(NumpyBackend(), given, **how)
+    assert backend.graphs.count == 1
 
 
 def test_what_is_forgotten_must_be_called_often_again(monkeypatch: pytest.MonkeyPatch) -> None:

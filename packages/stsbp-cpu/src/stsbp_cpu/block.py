@@ -231,9 +231,13 @@ class Block(Chain[Array]):
         if isinstance(error, PooledError):
             error = error.array()
         pool = self.places[0].node.op
-        if not (isinstance(pool, AvgPool2d) and _halves(pool) and self.needed[0]):
-            return (yield from super().backward(run, residuals, error, precision))
-        back = yield from self.back_to(1, run, residuals, error, precision)
+        pooled = isinstance(pool, AvgPool2d) and _halves(pool) and self.needed[0]
+        way = self.back_to(int(pooled), run, residuals, error, precision)
+        del error
+        back = yield from way
+        if not pooled:
+            return back
+        assert isinstance(pool, AvgPool2d)
         (below,) = back.errors
         assert below is not None
         assert not isinstance(below, Deferred)
@@ -299,7 +303,9 @@ class SparseBlock(Block[Array]):
             return (yield from super().backward(run, residuals, error, precision))
         error = self.taken(residuals, error)
         if precision == "reproducible":
-            return (yield from super().backward(run, self.by_parts(residuals), error, precision))
+            way = super().backward(run, self.by_parts(residuals), error, precision)
+            del residuals, error
+            return (yield from way)
         return (yield from self.back(run, residuals, error))
 
     def back(self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]) -> Exchange[Array]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from stsbp_spec.collective import Alone, Collective, Part
@@ -29,6 +30,7 @@ __all__ = [
     "back_through",
     "backward_pass",
     "backward_passes",
+    "backward_sums",
     "forward_pass",
     "forward_passes",
     "through",
@@ -280,28 +282,42 @@ def backward_pass(trace: Trace[Array], ds: Array, precision: Precision) -> dict[
     return backward_passes([trace], [ds], precision)
 
 
-def backward_passes(traces: Sequence[Trace[Array]], errors: Sequence[Array], precision: Precision) -> dict[str, Array]:
+def backward_passes(
+    traces: Sequence[Trace[Array]],
+    errors: Sequence[Array],
+    precision: Precision,
+    before: Mapping[str, Array] = MappingProxyType({}),
+) -> dict[str, Array]:
     """`backward_pass` of a batch whose parts here left `traces`; the other processes have its other parts.
 
-    Gradients are of the whole batch, and the same for every process.
+    Gradients are of the whole batch, and the same for every process. `before`: `backward_sums` of parts here that were
+    gone through earlier.
     """
     backend, walk, collective = traces[0].backend, traces[0].plan, traces[0].run.collective
-    waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
-    del errors
     under_way = dict[str, Callable[[], Array]]()
-    for segment in reversed(walk.segments):
-        ways = [back_through(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
-        found = together(backend, traces[0].run, ways)
-        for name in list(found[0]):
-            own = reduce(backend.plus, [each.pop(name) for each in found])
-            under_way[name] = collective.start_total(own)
-    for trace in traces:
-        trace.zeroed = dict(reversed(trace.zeroed.items()))
+    for name, own in backward_sums(traces, errors, precision):
+        under_way[name] = collective.start_total(backend.plus(before[name], own) if name in before else own)
     of_all = {name: wait() for name, wait in under_way.items()} | traces[0].whole
     gradients = {name: backend.rounded(x) for name, x in of_all.items()}
     for owner, names in walk.uses.items():
         gradients[owner] = reduce(backend.plus, [gradients.pop(name) for name in names])
     return gradients
+
+
+def backward_sums(
+    traces: Sequence[Trace[Array]], errors: Sequence[Array], precision: Precision
+) -> Iterator[tuple[str, Array]]:
+    """What these parts of a batch add to each gradient, by name, not yet rounded, as the way back comes by."""
+    backend, walk = traces[0].backend, traces[0].plan
+    waiting: list[dict[str, list[Array | Deferred[Array]]]] = [{walk.output: [error]} for error in errors]
+    del errors
+    for segment in reversed(walk.segments):
+        ways = [back_through(trace, segment, each, precision) for trace, each in zip(traces, waiting, strict=True)]
+        found = together(backend, traces[0].run, ways)
+        for name in list(found[0]):
+            yield name, reduce(backend.plus, [each.pop(name) for each in found])
+    for trace in traces:
+        trace.zeroed = dict(reversed(trace.zeroed.items()))
 
 
 def back_through(

@@ -471,11 +471,17 @@ class Chain(Step[Array]):
         return self.back_to(0, run, residuals, error, precision)
 
     def back_to(self, first: int, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
-        """`backward` through the parts from the last to the part `first`."""
+        """`backward` through the parts from the last to the part `first`, whose residuals are taken out of the list.
+
+        While a part waits for others, nobody here keeps what it is through with.
+        """
         gradients, zeroed, whole = dict[str, Array](), dict[str, Array](), dict[str, Array]()
         errors: tuple[Any, ...] = (error,)
-        for part, kept in reversed(list(zip(self.parts, residuals, strict=True))[first:]):
-            errors, found, taken, of_all = yield from part.backward(run, kept, errors[0], precision)
+        del error
+        for part in reversed(self.parts[first:]):
+            way = part.backward(run, residuals.pop(), errors[0], precision)
+            del errors
+            errors, found, taken, of_all = yield from way
             gradients.update(found)
             zeroed.update(taken)
             whole.update(of_all)

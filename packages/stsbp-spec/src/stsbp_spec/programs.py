@@ -15,10 +15,10 @@ from stsbp_spec.losses.cross_entropy import CrossEntropy
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.passes import Trace, backward_passes, forward_pass, forward_passes
+from stsbp_spec.passes import Trace, backward_passes, backward_sums, forward_pass, forward_passes
 from stsbp_spec.typing import Array, Memory, Precision
 
-__all__ = ["Gradients", "gradients", "output", "resumed", "states", "update"]
+__all__ = ["Gradients", "apart", "gradients", "output", "resumed", "states", "update"]
 
 
 class Gradients(NamedTuple, Generic[Array]):
@@ -67,23 +67,62 @@ def gradients(
         dropout: `(seed, step)` of the masks; None: no dropout.
         padding: `equations.loss_padding` of each part; None: all samples have `T` steps.
     """
-    steps = len(targets[0])
     each: Sequence[Mapping[str, Array] | None] = [None] * len(parts) if padding is None else padding
-    inside = [None if own is None else own[inside_name(loss)][..., 0] for own in each]
+    groups = [slice(i, i + 1) for i in range(len(parts))] if apart(network, precision) else [slice(None)]
+    made, counts, zeroed, sums = list[Array](), list[list[Array]](), list[dict[str, Array]](), dict[str, Array]()
+    values, statistics = dict[str, Array](), dict[str, Array]()
+    for group in groups:
+        traces, errors, inside = _ahead(
+            backend, network, loss, memory, collective, parts[group], wq, inputs[group], targets[group], dropout,
+            each[group],
+        )  # fmt: skip
+        made += [_output(network, trace) for trace in traces]
+        counts += [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
+        if group is groups[-1]:
+            values = backward_passes(traces, errors, precision, sums)
+        else:
+            for name, own in backward_sums(traces, errors, precision):
+                sums[name] = backend.plus(sums[name], own) if name in sums else own
+        zeroed += [trace.zeroed for trace in traces]
+        statistics = dict(traces[0].statistics)
+        # The next parts have their memory.
+        del traces, errors
+    squares = backend.gradient_squares(list(values.values()))
+    return Gradients(values, squares, made, counts, zeroed, statistics)
+
+
+def apart(network: NetworkSpec, precision: Precision) -> bool:
+    """Whether parts of a batch meet in sums of gradients alone, so that each may go both ways before the next.
+
+    An error grid hangs on the largest error of all samples, and a normalised sum on those of all.
+    """
+    return precision == "fast" and not network.graph.normalised
+
+
+def _ahead(
+    backend: Pairs[Array],
+    network: NetworkSpec,
+    loss: Loss,
+    memory: Memory,
+    collective: Collective[Array],
+    parts: Sequence[Part],
+    wq: dict[str, Array],
+    inputs: Sequence[Array],
+    targets: Sequence[Array],
+    dropout: tuple[int, int] | None,
+    padding: Sequence[Mapping[str, Array] | None],
+) -> tuple[list[Trace[Array]], list[Array], list[Array | None]]:
+    """What parts leave, the errors of their outputs, and which of their steps are no padding."""
+    inside = [None if own is None else own[inside_name(loss)][..., 0] for own in padding]
+    steps, errors = len(targets[0]), list[Array]()
     traces = forward_passes(backend, network.graph, wq, inputs, steps, dropout, parts, collective, memory, inside)
-    errors = list[Array]()
-    made = [_output(network, trace) for trace in traces]
-    for part, trace, target, padded, own in zip(parts, traces, targets, each, inside, strict=True):
+    for part, trace, target, padded, own in zip(parts, traces, targets, padding, inside, strict=True):
         if isinstance(loss, CrossEntropy):
             error = backend.readout_error(loss, trace.potentials(), target, part.batch, own)
         else:
             error = backend.loss_error(loss, network.output_psp, trace.output, target, part.batch, padded)
         errors.append(backend.silenced(error, part.count))
-    values = backward_passes(traces, errors, precision)
-    squares = backend.gradient_squares(list(values.values()))
-    counts = [_counts(backend, trace, own) for trace, own in zip(traces, inside, strict=True)]
-    statistics = dict(traces[0].statistics)
-    return Gradients(values, squares, made, counts, [t.zeroed for t in traces], statistics)
+    return traces, errors, inside
 
 
 def update(

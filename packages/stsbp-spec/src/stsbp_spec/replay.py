@@ -140,6 +140,8 @@ class Graphs(ABC, Generic[Array]):
         """
         if function not in self.RECORDED:
             return function(self.backend, *fixed, *given)
+        # A recording reads arrays of its own, so none is made late.
+        given = tuple([*x] if isinstance(x, Sequence) and not isinstance(x, list | tuple) else x for x in given)
         key = (function, tuple(map(_fixed, fixed)), _form(given))
         found = self._made.get(key)
         if found is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Generic, get_args
+from typing import Generic, get_args, overload
 
 import numpy as np
 
@@ -28,10 +28,11 @@ from stsbp_spec.errors import NumericError, ShapeError, SpecError
 from stsbp_spec.grid import SMALLEST_NORMAL, WeightGrid, ZeroedErrors, unsigned_zeros
 from stsbp_spec.lengths import inside
 from stsbp_spec.losses.base import Loss
+from stsbp_spec.memory import is_much, samples_at_once
 from stsbp_spec.network import NetworkSpec
 from stsbp_spec.optim.adamw import AdamW, clip_factor, norm_of
 from stsbp_spec.pairs import Pairs
-from stsbp_spec.programs import Gradients, gradients, output, states, update
+from stsbp_spec.programs import Gradients, apart, gradients, output, states, update
 from stsbp_spec.random import check_seed
 from stsbp_spec.results import Batch, LayerRun, Prediction, RunResult, StepResult, TrainState, ValueAndGrad
 from stsbp_spec.synapses.batchnorm import running
@@ -58,11 +59,14 @@ class Trainer(Generic[Array]):
         network, loss, optimizer: the network to train, its loss and its optimiser.
         precision: of the backward pass.
         seed: seed of the dropout masks.
-        memory: `low` keeps one bit per spike between the passes and computes each layer twice. The numbers are the
-            same.
-        micro_batch: number of samples that are computed at a time. Both passes go layer by layer over all
-            micro-batches, as with memory `low`. In `reproducible` precision the numbers are the same. None: all
-            samples.
+        memory: `low` computes a batch in parts, as with `micro_batch`, also in `predict`. `memory.samples_at_once`
+            gives their size.
+        micro_batch: number of samples that are computed at a time. None: all samples, or as many as `memory` says.
+            In `fast` precision without normalised sums, each part goes through both passes before the next one, so
+            that only the memory of one part is needed. If memory is `low` and a part keeps much by itself
+            (`memory.is_much`), each of its layers is computed twice. Otherwise both passes go layer by layer over
+            all parts and store one bit per spike in between, and each layer is computed twice. In `reproducible`
+            precision the numbers are the same. In `fast` precision the last bits of gradients depend on the parts.
         collective: processes that train together, each on its part of every batch; None: only this process,
             `Pairs.alone`.
 
@@ -128,9 +132,11 @@ class Trainer(Generic[Array]):
         check_batch(network, batch, self._part)
         if self.loss.of_potentials:
             check_classes(batch)
-        parts = self.collective.pieces(batch.targets.shape[1], self.micro_batch)
+        steps, samples, _ = batch.targets.shape
+        longest = self.collective.parts(samples)[0].count
+        parts = self.collective.pieces(samples, self._at_once(steps, longest))
         dropout = (self.seed, state.step)
-        fixed = (network, self.loss, self.precision, self.memory, self.collective)
+        fixed = (network, self.loss, self.precision, self._between(parts, steps), self.collective)
         found, grids = _gradients(backend, *fixed, parts, state.weights, batch, dropout)
         spikes, norm, rates, zeroed, statistics = _looked_at(
             backend, network, self.collective, parts, found, batch.lengths, f"step {state.step}: "
@@ -148,6 +154,18 @@ class Trainer(Generic[Array]):
             zeroed=zeroed,
         )
         return TrainState(state.step + 1, new | running, m, v), result
+
+    def _at_once(self, steps: int, samples: int) -> int | None:
+        """How many of a process's samples are computed at a time; None: all."""
+        if self.micro_batch is None and self.memory == "low":
+            return samples_at_once(self.network, steps, samples)
+        return self.micro_batch
+
+    def _between(self, parts: Sequence[Part], steps: int) -> Memory:
+        """`low` where one bit a spike is all that is kept between the passes."""
+        if apart(self.network, self.precision):
+            return "low" if self.memory == "low" and is_much(self.network, steps, parts[0].count) else "full"
+        return "low" if len(parts) > 1 else self.memory
 
     def _part(self, batch: int) -> Part:
         return self.collective.parts(batch)[self.collective.rank]
@@ -179,7 +197,7 @@ class Trainer(Generic[Array]):
         wq, _ = on_grid(self.backend, self.network, state.weights)
         own: list[AnyArray] = []
         counts = np.zeros(len(self.network.blocks), np.int64)
-        for piece, x in _pieces(self.network, inputs, part.cut(self.micro_batch or samples)):
+        for piece, x in _pieces(self.network, inputs, part.cut(self._at_once(steps, samples) or samples)):
             made = _encoded(self.backend, self.network, x)
             padding = () if lengths is None else (self.backend.asarray(_inside(lengths, piece, steps)),)
             found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made, *padding)
@@ -330,18 +348,39 @@ def _gradients(
     wq, grids = on_grid(backend, network, weights)
     if batch.lengths is not None and network.graph.normalised:
         wq["frames"] = backend.asarray(np.array([batch.lengths.sum()], np.int32))
-    inputs, targets, padding = list[Array](), list[Array](), list[dict[str, Array]]()
-    for part, x in _pieces(network, batch.inputs, parts):
-        inputs.append(_encoded(backend, network, x))
+    inputs: Sequence[Array] = _Encoded(backend, network, [x for _, x in _pieces(network, batch.inputs, parts)])
+    if len(parts) == 1 or not apart(network, precision):
+        inputs = list(inputs)
+    targets, padding = list[Array](), list[dict[str, Array]]()
+    for part in parts:
         target = batch.targets[:, part.first : part.end] if part.count else np.zeros_like(batch.targets[:, :1])
         targets.append(backend.asarray(target))
         if batch.lengths is not None:
             own = _of_part(batch.lengths, part, len(target))
             found = loss_padding(loss, network.output_psp, own, part.batch, target.shape)
             padding.append({name: backend.asarray(array) for name, array in found.items()})
-    fixed = (network, loss, precision, "low" if len(parts) > 1 else memory, collective, parts)
+    fixed = (network, loss, precision, memory, collective, parts)
     padded = () if batch.lengths is None else (padding,)
     return backend.compiled(gradients, *fixed)(wq, inputs, targets, dropout, *padded), grids
+
+
+class _Encoded(Sequence[Array]):
+    """Inputs of parts of a batch, each encoded when it is asked for."""
+
+    def __init__(self, backend: Pairs[Array], network: NetworkSpec, inputs: Sequence[Inputs]) -> None:
+        self._backend, self._network, self._inputs = backend, network, inputs
+
+    @overload
+    def __getitem__(self, at: int) -> Array: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Array]: ...
+    def __getitem__(self, at: int | slice) -> Array | list[Array]:
+        if isinstance(at, slice):
+            return [_encoded(self._backend, self._network, x) for x in self._inputs[at]]
+        return _encoded(self._backend, self._network, self._inputs[at])
+
+    def __len__(self) -> int:
+        return len(self._inputs)
 
 
 def _of_part(lengths: Int64, part: Part, steps: int) -> Int64:

@@ -72,8 +72,10 @@ Precision: TypeAlias = Literal["fast", "reproducible"]
 gradients are bit-identical on every backend."""
 
 Memory: TypeAlias = Literal["full", "low"]
-"""`full`: the forward pass keeps membrane potentials and spikes for the backward pass. `low`: it keeps one bit a spike,
-and each layer is computed again when the backward pass comes to it; the numbers are the same."""
+"""`full`: the forward pass keeps membrane potentials and spikes of the whole batch for the backward pass. `low`: parts
+of the batch go both ways one after the other, or keep one bit a spike between the passes and compute each layer again
+when the backward pass comes to it (`Trainer`). The numbers are the same, but for last bits of `fast` gradients, which
+are sums over parts. A walk (passes.py) knows the second alone, with the same numbers."""
 
 Coding: TypeAlias = Literal["direct", "events"]
 """`direct`: one uint8 image, value `x / 256`, is the input of every step. `events`: uint8 frames `[T, ...]` enter as

@@ -257,13 +257,13 @@ class RunConfig(BaseModel):
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low saves memory but is slower: each layer is computed twice. The numbers are the same.",
+        description="low saves memory but is slower: a batch is computed in parts, or each layer twice.",
     )
     micro_batch: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Compute this many samples of a batch at a time, to save memory; 0 takes all.",
+        description="Compute this many samples of a batch at a time, to save memory; 0 leaves this to memory.",
     )
     tensorboard: bool = Field(False, description="Also write the metrics for TensorBoard, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
@@ -409,8 +409,8 @@ FREE = frozenset(
     }
 )
 """Settings that say where and how a run is done; a resumed run may change them. They do not change what comes out, but
-for `threads` and `micro_batch`: `fast` precision adds its sums thread by thread and piece by piece, so their last bits
-depend on both."""
+for `threads`, `memory` and `micro_batch`: `fast` precision adds its sums thread by thread and part by part, so their
+last bits depend on them."""
 
 RECORDING_SETTINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"recordings": ("window_ms", "bin_ms", "own_lengths"), "saccades": ("saccades", "stabilise")}

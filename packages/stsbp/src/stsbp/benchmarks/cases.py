@@ -150,6 +150,7 @@ class Step:
         self.weights = weights or initial_weights(task.network, config.seed, config.init_gain)
         self.state = task.trainer.init(self.weights)
         self.result: StepResult | None = None
+        self.batches = batches
         self._batches = cycle(batches)
 
     def __call__(self, batch: Batch[packed.Inputs] | None = None) -> None:

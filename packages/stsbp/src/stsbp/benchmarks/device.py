@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.memory import release_freed_memory
 from stsbp_spec.typing import Float32
 
 from stsbp.threads import cores, thread_count
@@ -162,6 +163,7 @@ def reset_peak_memory(array: Any) -> int | None:
         return int(torch.cuda.memory_allocated(array.device))
     if type(array).__module__.partition(".")[0] == "cupy":
         return int(sys.modules["cupy"].get_default_memory_pool().used_bytes())
+    release_freed_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return _status("VmRSS")

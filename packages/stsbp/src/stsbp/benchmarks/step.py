@@ -6,15 +6,13 @@ Memory is measured in a process of its own (memory.py), where nothing else has b
 from __future__ import annotations
 
 import json
-import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from stsbp_spec.backend import AbstractBackend, Batch
-from stsbp_spec.encoders.packed import Inputs
-from stsbp_spec.network import NetworkSpec
+from stsbp_spec.backend import AbstractBackend
+from stsbp_spec.memory import kept_bytes
 from stsbp_spec.typing import Memory
 
 from stsbp.benchmarks.cases import CASES, Case, Step, prepare
@@ -24,14 +22,7 @@ from stsbp.benchmarks.timing import interleaved
 from stsbp.errors import StsbpError
 from stsbp.training.build import build_task
 
-__all__ = ["kept_bytes", "measure"]
-
-
-def kept_bytes(network: NetworkSpec, batch: Batch[Inputs]) -> int:
-    """What the backward pass needs of the forward pass: u as float32, spikes and inputs as bytes."""
-    frames = batch.targets.shape[0] * batch.targets.shape[1]
-    neurons: int = sum(math.prod(block.output_shape) for block in network.blocks)
-    return math.prod(batch.inputs.shape) + 5 * int(frames) * neurons
+__all__ = ["measure"]
 
 
 def measure(
@@ -80,7 +71,7 @@ def measure(
             rows.append(Row("step", size, "dense floor", floor))
         low = times["low"]
         rows.append(Row("step", size, "step in little memory", low, "step", low.median / times["step"].median))
-        kept = kept_bytes(task.network, data.batches[0])
+        kept = task.config.batch_size * kept_bytes(task.network, case.steps)
         modes: tuple[tuple[Memory, str], ...] = (("full", "memory"), ("low", "little memory"))
         for mode, name in modes:
             tell(f"{name}, {case.name} network")
