@@ -57,7 +57,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"How many steps a spike may be off, where labels are spike trains.  [default: {TOLERANCE}]",
+    help=f"For labels that are spike trains: number of steps that a spike may be off.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
@@ -76,9 +76,11 @@ def command(
     processes: int | None,
     rank_timeout: float,
 ) -> None:
-    """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates.
+    """Evaluate the network in the folder RUN.
 
-    Where labels are spike trains: precision, recall and F1 of spike times, distances, loss, spike rates.
+    If labels are classes, the command prints the accuracy of both decoders, the loss, the spike rates and the confusion
+    matrix. If labels are spike trains, it prints precision, recall and F1 of spike times, the distances to the
+    labels, the loss and the spike rates.
     """
     if on is not None and split != "test":
         raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
