@@ -325,7 +325,9 @@ def interop(session: nox.Session) -> None:
     part, *given = session.posargs or ["c"]
     if part not in INTEROP:
         session.error(f"there is no part {part}; there are: {', '.join(INTEROP)}")
-    install(session, SPEC, CLI, *TORCH, tools=INTEROP[part])
+    install(session, SPEC, CLI, *TORCH, tools=(*TEST_TOOLS, *INTEROP[part]))
+    if part == "c" and not given:
+        long_tests(session, f"{CLI}/tests/test_interop_c.py")
     if part == "nir":
         given = importers(session, given)
     elif not any(Path(word).is_dir() for word in given[:1]):

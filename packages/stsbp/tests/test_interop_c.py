@@ -210,10 +210,11 @@ FMA = pytest.mark.skipif(not has_fused_multiply_add(), reason="this processor ha
 @pytest.mark.parametrize(
     "options",
     [
-        ("-O0", "-std=c99", *WARNED, "-fsanitize=undefined,address", "-fno-sanitize-recover=all"),
-        ("-O3", "-std=gnu11", *WARNED, "-march=native"),
+        pytest.param(
+            ("-O0", "-std=c99", *WARNED, "-fsanitize=undefined,address", "-fno-sanitize-recover=all"), id="sanitised"
+        ),
+        pytest.param(("-O3", "-std=gnu11", *WARNED, "-march=native"), id="fast", marks=pytest.mark.long),
     ],
-    ids=["sanitised", "fast"],
 )
 def test_every_network_computes_what_the_reference_does(built: Built, options: tuple[str, ...]) -> None:
     found = list(compared(built.run(*options)))
