@@ -502,12 +502,23 @@ class Task:
         return Score(None, {"sequence": followed.sums}, losses, followed.distances)
 
     def followed(
-        self, spikes: UInt8, targets: UInt8, tolerance: int = TOLERANCE, lengths: Int64 | None = None
+        self,
+        spikes: UInt8,
+        targets: UInt8,
+        tolerance: int = TOLERANCE,
+        lengths: Int64 | None = None,
+        losses: Float64 | None = None,
     ) -> Followed:
-        """How well output spikes follow their targets, both `[T, B, N]`, whether labels are spike trains or classes."""
+        """How well output spikes follow their targets, both `[T, B, N]`, whether labels are spike trains or classes.
+
+        `losses` `[B]` are the losses of the samples, where they are known already.
+        """
         matches = match_spikes(spikes, targets, tolerance, lengths)
-        psp = self.network.output_psp
-        found = {name: metric.distances(spikes, targets, psp, lengths) for name, metric in _METRICS.items()}
+        known, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
+        found = {
+            name: known[metric] if metric in known else metric.distances(spikes, targets, psp, lengths)
+            for name, metric in _METRICS.items()
+        }
         sums = {name: float(x.sum()) for name, x in matches._asdict().items()}
         return Followed(sums | {name: math.fsum(each) for name, each in found.items()}, found)
 

@@ -86,7 +86,7 @@ def evaluate(
         each_distance = score.distances
         if classes and not task.network.has_readout:
             # Updates do without: they have the loss, and this takes time.
-            follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths)
+            follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths, score.losses)
             each_distance = follows.distances
             followed = {name: followed.get(name, 0) + value for name, value in follows.sums.items()}
         for name, each in each_distance.items():
