@@ -118,13 +118,13 @@ def test_a_disturbed_split_keeps_labels_lengths_and_targets() -> None:
     rasters = np.swapaxes(EVENTS, 0, 1)
     lengths: Int64 = np.array([12, 3, 1, 7, 5])
     split = SequenceSplit(rasters, rasters[:, :, 0, 0], np.arange(5), lengths)
-    other = DisturbedSplit(split, "lost", 0.5)
+    other = DisturbedSplit(split, "added", 0.5)
     some: Int64 = np.array([1, 4])
     assert len(other) == 5
     assert other.labels is split.labels
     assert other.lengths is lengths
     assert np.array_equal(other.targets(some), split.targets(some))
-    expected = disturbed(split.stored(some), some, "lost", 0.5, lengths=lengths[some])
+    expected = disturbed(split.stored(some), some, "added", 0.5, lengths=lengths[some])
     assert np.array_equal(other.inputs(some), unpacked(expected))
     plain = DisturbedSplit(FrameSplit(FrameSplit.store(rasters), np.arange(5), 12), "lost", 0.5)
     assert plain.lengths is None
