@@ -190,7 +190,10 @@ def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) ->
     columns = min(3, len(panels))
     figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
     axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
-    names = [f"{Path(record['run']).name}, {loss}" for record, loss in zip(found, losses, strict=True)]
+    short = [Path(record["run"]).name for record in found]
+    # Seeds of two experiments have the same names.
+    runs = short if len({*short}) == len(short) else [record["run"] for record in found]
+    names = [f"{run}, {loss}" for run, loss in zip(runs, losses, strict=True)]
     for panel in axes[len(panels) :]:
         panel.set_axis_off()
     for panel, what in zip(axes, panels, strict=False):
@@ -207,6 +210,8 @@ def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) ->
         said = {"time": "steps until the decision", "operations": "synaptic operations until the decision"}.get(what)
         if said is None:
             said = f"{what}: {KINDS[next(r['coding'] for r in found if what in r['noise'])][what].text}"
+        if what in ("time", "jitter"):
+            panel.xaxis.get_major_locator().set_params(integer=True)
         panel.set_xlabel(said, fontsize=7)
         panel.set_ylabel("accuracy, %" if timed else "F1, %", fontsize=8)
         panel.tick_params(labelsize=7)
