@@ -204,9 +204,28 @@ def test_the_command_prints_draws_and_gives_json(stsbp: Callable[..., Result], r
     assert [row["amount"] for row in of_trains["noise"]["jitter"]] == [0, 1, 2, 4, 8]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text = stsbp("curves", "run", "--noise", "lost=0.5", "--samples", 10).stdout
-    assert text.startswith(f"run: 10 test samples, after update {of_classes['step']}")
+    assert text.startswith(f"run: 10 test samples of digits, after update {of_classes['step']}")
     assert "accuracy by lost (share of the pixels that are set to 0):" in text
     assert "accuracy by noise" not in text
+
+
+def test_the_command_takes_the_samples_of_other_data(stsbp: Callable[..., Result], tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    for name, count in (("own", 40), ("other", 23)):
+        inputs = (random.random((count, 6, 8)) < 0.3).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", inputs=inputs, labels=np.arange(count) % 3)
+    own = ("sequences:own.npz", "--steps", 6, "--epochs", 3, "--net", 12, "--out", "run")
+    assert stsbp("train", *own).exit_code == 0
+    result = stsbp("curves", "run", "--on", "sequences:other.npz", "--json", "--noise", "lost=1")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    evaluated = json.loads(stsbp("evaluate", "run", "--on", "sequences:other.npz", "--json").stdout)
+    assert (
+        (found["samples"], found["dataset"]) == (23, "sequences:other.npz") == (evaluated["samples"], found["dataset"])
+    )
+    assert found["time"][-1]["accuracy"] == evaluated["accuracy"]
+    assert found["noise"]["lost"][1]["rates"]["linear1"] == 0
+    assert stsbp("curves", "run", "--on", "digits").exit_code == 1
 
 
 def test_the_command_refuses(stsbp: Callable[..., Result], run: Path, refused: Callable[..., None]) -> None:

@@ -13,11 +13,12 @@ import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.settings import complete_data_set
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
 from stsbp.errors import ConfigError
 from stsbp.plots import check_plots, new_figure, save
-from stsbp.training.build import decoders, load_data
+from stsbp.training.build import decoders, load_data, load_test_set
 from stsbp.training.curves import by_noise, over_time
 from stsbp.training.noise import KINDS, parse_noise
 from stsbp.training.progress import reporter
@@ -40,6 +41,12 @@ __all__ = ["command"]
 @click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many of them, spread evenly.  [default: all]")
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
 @click.option(
+    "--on",
+    metavar="DATASET",
+    help="Take another data set: its test samples, or all if it has no test set.",
+    shell_complete=complete_data_set,
+)
+@click.option(
     "--noise",
     "noises",
     multiple=True,
@@ -59,6 +66,7 @@ def command(
     split: str,
     samples: int | None,
     data_dir: str | None,
+    on: str | None,
     noises: tuple[str, ...],
     seed: int,
     batch_size: int | None,
@@ -71,6 +79,8 @@ def command(
     Where labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
     inputs are disturbed more and more. Weights are those of the run: nothing is trained.
     """
+    if on is not None and split != "test":
+        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
     if plot is not None:
         check_plots()
     folders = [RunFolder(run) for run in runs]
@@ -83,11 +93,20 @@ def command(
             trained = load_trained(folder, checkpoint, backend)
             task, coding = trained.task, trained.task.inputs.coding
             asked = dict(parse_noise(text, coding) for text in noises or KINDS[coding])
-            data = load_data(config, show.loading, data_dir, True)
-            chosen = _some(trained.samples(data, split), samples)
+            if on is None:
+                every = trained.samples(load_data(config, show.loading, data_dir, True), split)
+            else:
+                every = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
+            chosen = _some(every, samples)
             size, total = batch_size or config.batch_size, len(chosen)
             record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
-            record |= {"split": split, "samples": total, "coding": coding, "seed": seed}
+            record |= {
+                "split": split,
+                "dataset": on or config.dataset,
+                "samples": total,
+                "coding": coding,
+                "seed": seed,
+            }
             record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network))
             if not task.inputs.sequences:
                 told = partial(_teller(show.loading, f"{run}: time", total), 0)
@@ -144,8 +163,7 @@ def _figure(record: dict[str, Any]) -> str:
 def _text(found: Sequence[dict[str, Any]]) -> str:
     names = [record["run"] for record in found]
     parts = [
-        f"{record['run']}: {record['samples']} {record['split']} samples, after update {record['step']}"
-        for record in found
+        f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}" for r in found
     ]
     timed = [record for record in found if "time" in record]
     if timed:
