@@ -8,6 +8,7 @@ A sentence that has to be read twice is mended. Code, tables of numbers and gene
 from __future__ import annotations
 
 import argparse
+import inspect
 import random
 import re
 import textwrap
@@ -19,7 +20,9 @@ __all__ = ["draw", "main", "sentences"]
 ROOT = Path(__file__).parents[1]
 GENERATED = {"docs/conformance.md"}
 FEWEST_WORDS = 6
-_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z*`\[\"(])")
+_NAMES = "stsbp|numpy|numba|torch|glibc|gloo|cuBLAS|cppcheck|norse|onnx|rockpool|sinabs|snntorch|spikingjelly|spyx"
+_END = re.compile(rf"(?<=[.!?])\s+(?=[A-Z*`\[\"(]|(?:{_NAMES})\b)")
+"""Ends of sentences; the next one may begin with a name in small letters."""
 
 
 def sentences(root: Path = ROOT) -> list[tuple[str, str]]:
@@ -38,7 +41,9 @@ def _of_page(page: Path) -> Iterator[str]:
     text = page.read_text(encoding="utf-8")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
     text = re.sub(r"^(`{3,}).*?^\1[^\n]*$", "", text, flags=re.DOTALL | re.MULTILINE)
-    for block in re.split(r"\n\s*\n|\n(?=[-|#>]|\d+\. )", text):
+    for block in re.split(r"\n\s*\n|\n(?=\s*- |[|#>]|\d+\. )", text):
+        if block.startswith("    "):  # code
+            continue
         block = block.strip()
         if block.startswith("|"):
             cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", block)[1:-1]]
@@ -63,7 +68,10 @@ def _help_texts() -> Iterator[tuple[str, str]]:
     for name in COMMANDS:
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
-        yield name, command.help or ""
+        # A paragraph, or a line of a block that is not wrapped.
+        for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
+            for text in paragraph[2:].splitlines() if paragraph.startswith("\b\n") else [paragraph]:
+                yield name, text
         for option in command.params:
             if isinstance(option, click.Option) and option.help and (name == "train" or option.name not in _shared()):
                 yield name, option.help

@@ -41,6 +41,9 @@ code = "has many words that nobody should read as text"
 | name | a cell that is long enough to be read |
 
 - An item of a list has enough words too.
+  - So does an item of a list within it. numpy begins a sentence in small letters.
+
+    an indented block of code is not read as text
 """
 
 
@@ -56,7 +59,15 @@ def test_sentences_of_a_page_are_its_text(tmp_path: Path) -> None:
         "A second one goes on over a line, with `code that is no word`.",
         "a cell that is long enough to be read",
         "- An item of a list has enough words too.",
+        "- So does an item of a list within it.",
+        "numpy begins a sentence in small letters.",
     ]
+
+
+def test_help_texts_are_split_at_paragraphs_and_lines_of_lists() -> None:
+    found = [text for place, text in sentences.sentences() if place == "stsbp predict --help"]
+    assert "- an image (.jpg, .png, .bmp), which is resized to the network's input;" in found
+    assert not any("\b" in text or "  " in text for text in found)
 
 
 def test_a_seed_draws_the_same_sentences_from_pages_and_help_texts() -> None:

@@ -95,10 +95,10 @@ def main(arguments: list[str] | None = None) -> None:
     if options.faults is not None:
         sections.append(_faults(json.loads(options.faults.read_text(encoding="utf-8"))))
     text = (
-        "Each cell is one case on one backend: equal (every value the same), bound x / y (the largest distance from "
-        "float64 as a part x of its bound, which no correct backend can pass, and as a multiple y of what independent "
-        "roundings add up to), raised (the right error came), FAILED or skipped. Made from data by "
-        "stsbp_conformance.page."
+        "Each cell is one case on one backend. equal: every value is the same. bound x / y: x is the largest distance "
+        "from float64 relative to its bound, which no correct backend exceeds; y is the same distance relative to what "
+        "independent roundings add up to. raised: the right error was raised. The other results are FAILED and "
+        "skipped. stsbp_conformance.page made this page from data."
     )
     make = as_html if options.output.suffix == ".html" else as_markdown
     options.output.write_text(make("Conformance", text, sections), encoding="utf-8")

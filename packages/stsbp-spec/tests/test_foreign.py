@@ -57,12 +57,12 @@ def test_a_class_is_found_in_the_current_folder_which_is_searched_for_that_alone
         ("owned_neurons:Owm", "there is no 'owned_neurons:Owm': the module has no 'Owm' (did you mean Own?)"),
         (
             "owned_neurons:instance",
-            "'owned_neurons:instance' is no neuron model: a class that derives from NeuronModel",
+            "'owned_neurons:instance' is not a neuron model; it must be a class that derives from NeuronModel",
         ),
-        ("owned_neurons:dataclass", "'owned_neurons:dataclass' is no neuron model: a class that derives"),
+        ("owned_neurons:dataclass", "'owned_neurons:dataclass' is not a neuron model; it must be a class that derives"),
         (
             "owned_neurons:Undecorated",
-            "'owned_neurons:Undecorated' is no dataclass; write @dataclass(frozen=True) above",
+            "'owned_neurons:Undecorated' is not a dataclass; write @dataclass(frozen=True) above",
         ),
     ],
 )
@@ -76,7 +76,7 @@ def test_what_is_no_class_for_it_is_refused(text: str, message: str) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_a_class_of_another_kind_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"is no loss or model: a class that derives from Loss or Path"):
+    with pytest.raises(SpecError, match=r"is not a loss or model; it must be a class that derives from Loss or Path"):
         imported("owned_neurons:Own", (Loss, Path), "loss or model")
 
 

@@ -190,11 +190,11 @@ REFUSED = [
     (changed('layer = "P2"', 'layer = "P2"\nweights_of = "conv1"'), "node pool: only weights can be shared"),
     (TEXT.partition('[[node]]\nname = "hidden')[0], "node pool: the output, the last node, are neurons of a full"),
     (TEXT + '[[node]]\nname = "z"\nlayer = "P1"\nfrom = "fires"', "node output: nothing reads it, and it is not the"),
-    (TEXT.replace('"3"', '"3', 1), "the network is no TOML: "),
+    (TEXT.replace('"3"', '"3', 1), "the network is not valid TOML: "),
     (TEXT + "[other]\na = 1", "a network consists of [[node]] tables, got 'node', 'other'"),
     ('[[node]]\nname = "a' + ".a" * 101 + '"', "a line of a network has at most 100 dots"),
-    ("[[node]]\nx = " + "[" * 5000, "the network is no TOML"),
-    ("[[node]]\nx = " + "9" * 5000, "the network is no TOML: a number is too long"),
+    ("[[node]]\nx = " + "[" * 5000, "the network is not valid TOML"),
+    ("[[node]]\nx = " + "9" * 5000, "the network is not valid TOML: a number is too long"),
 ]
 
 

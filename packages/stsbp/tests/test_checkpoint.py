@@ -134,7 +134,7 @@ def test_file_name_cannot_leave_the_folder(saved: Path, tmp_path: Path, forge: C
     inner.mkdir()
     (inner / "last.json").write_bytes((saved / "last.json").read_bytes())
     forge(inner, lambda description: description.update(file=f"../{tensor_file(saved).name}"))
-    with pytest.raises(CheckpointError, match="is no tensor file of the checkpoint 'last'"):
+    with pytest.raises(CheckpointError, match="is not a tensor file of the checkpoint 'last'"):
         checkpoint.load(inner, "last")
 
 

@@ -195,9 +195,9 @@ def test_spikes_come_from_the_cache_and_change_with_what_they_are_made_of(tmp_pa
         ("stereo", r"got 2 of 16 bits"),
         ("width", r"got 1 of 32 bits"),
         ("cut", r"0_ada_5\.wav: its header says 850 samples, and 100 follow"),
-        ("text", r"0_ada_5\.wav is no WAV file"),
-        ("chunk", r"0_ada_5\.wav is no WAV file that can be read: it is cut off"),
-        ("empty", r"0_ada_5\.wav is no WAV file that can be read: it is cut off"),
+        ("text", r"0_ada_5\.wav is not a readable WAV file"),
+        ("chunk", r"0_ada_5\.wav is not a readable WAV file: it is cut off"),
+        ("empty", r"0_ada_5\.wav is not a readable WAV file: it is cut off"),
         ("silent", "its header says 0 samples"),
     ],
 )

@@ -432,7 +432,7 @@ def test_both_files_are_written_or_none(tmp_path: Path) -> None:
         write(*given, out)
     assert (out / "net.c").read_bytes() == before
     assert sorted(path.name for path in out.iterdir()) == ["net.c", "net.h"]
-    with pytest.raises(FileError, match=r"net\.c is a file, and C source is two of them"):
+    with pytest.raises(FileError, match=r"net\.c is a file, but C source consists of two files"):
         write(*given, out / "net.c")
 
 

@@ -184,17 +184,17 @@ def within(depth: int) -> Callable[[Path], None]:
 
 WEIGHT, TYPE = "node/nodes/a/weight", "node/nodes/a/type"
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no HDF5": (filled(b"x" * 5000), "no HDF5 file that can be read: .*signature"),
-    "empty": (filled(b""), "no HDF5 file that can be read"),
-    "truncated": (lambda path: os.truncate(path, 3000), "no HDF5 file that can be read: .*truncated"),
+    "no HDF5": (filled(b"x" * 5000), "not a readable HDF5 file: .*signature"),
+    "empty": (filled(b""), "not a readable HDF5 file"),
+    "truncated": (lambda path: os.truncate(path, 3000), "not a readable HDF5 file: .*truncated"),
     "no graph": (altered(lambda file: file.__delitem__("node")), "no group 'node'"),
     "a node alone": (
         replaced("node/type", dataset(data="LIF", dtype=h5py.string_dtype())),
         "it is a 'LIF', not a NIRGraph",
     ),
     "no type": (altered(lambda file: file.__delitem__(TYPE)), "a has no type"),
-    "type is a number": (replaced(TYPE, dataset(data=1.0)), "the type of a is no text"),
-    "types": (replaced(TYPE, dataset(data=["a", "b"], dtype=h5py.string_dtype())), "the type of a is no short text"),
+    "type is a number": (replaced(TYPE, dataset(data=1.0)), "the type of a is not a text"),
+    "types": (replaced(TYPE, dataset(data=["a", "b"], dtype=h5py.string_dtype())), "the type of a is not a short text"),
     "long type": (
         replaced(TYPE, dataset(data="a" * 2000, dtype=h5py.string_dtype())),
         "the type of a has 2,000 characters, more than 1,000",
@@ -240,13 +240,13 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
         "a, weight has the type complex128, and not numbers",
     ),
     "ragged": (replaced(WEIGHT, dataset((3,), h5py.vlen_dtype(np.float32))), "a, weight has the type object"),
-    "a group": (replaced(WEIGHT, lambda group, name: group.create_group(name)), "a, weight is no array"),
+    "a group": (replaced(WEIGHT, lambda group, name: group.create_group(name)), "a, weight is not an array"),
     "other filter": (
         replaced(WEIGHT, dataset(data=np.zeros(64, "i4"), scaleoffset=3)),
         "a, weight is packed by a filter, 6, that is not read",
     ),
     "deep": (within(40), "it has graphs in more than 32 others"),
-    "an array as node": (altered(lambda file: file["node/nodes"].create_dataset("c", data=1.0)), "c is no group"),
+    "an array as node": (altered(lambda file: file["node/nodes"].create_dataset("c", data=1.0)), "c is not a group"),
 }
 
 
@@ -305,7 +305,7 @@ def test_what_is_packed_by_more_than_numbers_are_is_refused(tmp_path: Path, monk
 def test_limit_of_memory(tmp_path: Path) -> None:
     nodes = {**NODES, "a": {"type": "Linear", "weight": np.arange(1 << 22, dtype=np.float32).reshape(2, -1)}}
     file = written(tmp_path / "graph.nir", nodes, EDGES)
-    with pytest.raises(DataError, match=r"takes more memory to read than it may|no HDF5 file that can be read"):
+    with pytest.raises(DataError, match=r"takes more memory to read than it may|not a readable HDF5 file"):
         read_graph(file, Limits(memory=16 << 20))
 
 
@@ -355,13 +355,13 @@ def test_hdf5_loads_no_filters(file: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 ANSWERS = {
-    "crashes": ("import os\nos.kill(os.getpid(), 11)", r"ended without a word \(SIGSEGV\)"),
-    "says nothing": ("", "ended without a word"),
-    "is interrupted": ("print('{}', end='')", "ended without a word"),
+    "crashes": ("import os\nos.kill(os.getpid(), 11)", r"ended without a message \(SIGSEGV\)"),
+    "says nothing": ("", "ended without a message"),
+    "is interrupted": ("print('{}', end='')", "ended without a message"),
     "says no JSON": ("print('?')", "not read as a NIR graph"),
     "says something else": ("print('[1]')", "not read as a NIR graph"),
     "says too much": ("while True: print('[' * 100)", "not read as a NIR graph"),
-    "hands too much back": ("print('{}')\nwhile True: print('x' * 10**6)", "ended without a word"),
+    "hands too much back": ("print('{}')\nwhile True: print('x' * 10**6)", "ended without a message"),
 }
 
 
@@ -382,7 +382,7 @@ def test_a_process_that_says_too_much_and_stays_is_ended(
     answered(monkeypatch, tmp_path, "import time\nprint('[' * 2000, flush=True)\ntime.sleep(60)")
     monkeypatch.setattr(nir_reader, "_MOST_HEADER", 1000)
     began = time.monotonic()
-    with pytest.raises(DataError, match="ended without a word"):
+    with pytest.raises(DataError, match="ended without a message"):
         read_graph(file)
     assert time.monotonic() - began < 20
 

@@ -101,7 +101,7 @@ def test_the_command_draws_and_prints(stsbp: Callable[..., Result], tmp_path: Pa
     (tmp_path / "nodes.toml").write_text(NODES)
     table = stsbp("networks", tmp_path / "nodes.toml", "--input-shape", "6", "--outputs", 3).stdout
     assert "late    4b{bits=12} <- input@-2" in table
-    for name, message in (("none", "there is no file of a network"), ("wrong", "is no file of nodes")):
+    for name, message in (("none", "there is no file of a network"), ("wrong", "is not a file of nodes")):
         (tmp_path / "wrong.toml").write_text("[a]")
         result = stsbp("networks", tmp_path / f"{name}.toml")
         assert result.exit_code == 1

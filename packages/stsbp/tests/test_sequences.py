@@ -236,7 +236,7 @@ def test_what_is_no_file_of_rasters(own: Callable[..., Path], tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "member.npz", "w") as archive:
         for name in ("inputs", "targets"):
             archive.writestr(name, "no array")
-    with pytest.raises(DataError, match=r"'inputs' in it is no array"):
+    with pytest.raises(DataError, match=r"'inputs' in it is not an array"):
         load(f"sequences:{tmp_path / 'member.npz'}", steps=6)
     (tmp_path / "cut.npz").write_bytes(own().read_bytes()[:-40])
     with pytest.raises(DataError, match=r"cut\.npz is not a file of numpy arrays"):
@@ -248,7 +248,7 @@ def test_few_bytes_that_unpack_to_many_are_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("inputs.npy", bytes(50_000_000))
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=r"'inputs\.npy' in it is no array"):
+        with pytest.raises(DataError, match=r"'inputs\.npy' in it is not an array"):
             load(f"sequences:{tmp_path / 'many.npz'}", steps=6)
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:

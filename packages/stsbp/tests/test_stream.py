@@ -476,22 +476,22 @@ def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("abc", "line 4 is no event: 'abc'; a line has the numbers t x y p"),
-        ("70000 1 2", "line 4 is no event: '70000 1 2'"),
-        ("70000 1 2 1 1", "line 4 is no event"),
+        ("abc", "line 4 is not an event: 'abc'; a line has the numbers t x y p"),
+        ("70000 1 2", "line 4 is not an event: '70000 1 2'"),
+        ("70000 1 2 1 1", "line 4 is not an event"),
         ("70000 1 -2 1", "line 4: y is -2, and the network reads 0 to 33"),
-        ("-70000 1 2 1", "line 4 is no event"),
-        ("7e4 1 2 1", "line 4 is no event"),
-        ("70000 1.5 2 1", "line 4 is no event"),
-        ("70000 1_0 2 1", "line 4 is no event"),
-        ("70000 \u0661 2 1", "line 4 is no event"),
+        ("-70000 1 2 1", "line 4 is not an event"),
+        ("7e4 1 2 1", "line 4 is not an event"),
+        ("70000 1.5 2 1", "line 4 is not an event"),
+        ("70000 1_0 2 1", "line 4 is not an event"),
+        ("70000 \u0661 2 1", "line 4 is not an event"),
         ("70000 34 2 1", "line 4: x is 34, and the network reads 0 to 33"),
         ("70000 1 34 1", "line 4: y is 34, and the network reads 0 to 33"),
         ("70000 1 2 2", "line 4: p is 2, and the network reads 0 to 1"),
         (f"70000 {'9' * 4000} 2 1", "and the network reads 0 to 33"),
         ("59999 1 2 1", "line 4: time runs backwards, to 59999 after 60000"),
         (f"{'9' * 29} 1 2 1", "line 4: the time 99999999999999999999999999999 is too large"),
-        ("70000 \x1b[31m1\x07 2 1", "line 4 is no event: '70000 \\x1b[31m1\\x07 2 1'"),
+        ("70000 \x1b[31m1\x07 2 1", "line 4 is not an event: '70000 \\x1b[31m1\\x07 2 1'"),
         ("x" * 5000, "line 4 has more than 4,096 bytes"),
         ("60000000000 1 2 1", "1,199,999 steps are without events before this one"),
     ],
@@ -508,7 +508,7 @@ def test_a_line_that_is_no_event_ends_the_stream_after_the_steps_before_it(
 def test_columns_are_named_once_and_all_of_them(stsbp: Stsbp, refused: Any, camera: Path, tmp_path: Path) -> None:
     for content in ("x y p\n", "t x y p q\n", "t t x y\n", "0 1 2 1\nt x y p\n"):
         (tmp_path / "a.txt").write_text(content)
-        refused(stsbp("predict", camera, "--stream", "a.txt"), "is no event", "may name them in another order")
+        refused(stsbp("predict", camera, "--stream", "a.txt"), "is not an event", "may name them in another order")
 
 
 def test_options_that_do_not_go_together(

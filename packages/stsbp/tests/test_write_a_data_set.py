@@ -153,7 +153,7 @@ def test_a_name_that_two_packages_have_is_neithers(site: Path) -> None:
 def test_one_data_set_is_shown_with_its_needs_and_settings(stsbp: Call) -> None:
     shown = stsbp("datasets", "nmnist").output
     assert "60,000 + 10,000 recordings" in shown
-    assert "--download fetches them" in shown
+    assert "--download downloads them" in shown
     assert '= "12C5-P2-64C5-P2"' in shown
     assert "none needed" in stsbp("datasets", "patterns").output
     failed = stsbp("datasets", "nmnits")

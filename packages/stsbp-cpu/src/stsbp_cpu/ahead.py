@@ -30,7 +30,7 @@ __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
 
 _DTYPES = {"b": uint8, "i": int32, "l": int64, "f": float32, "d": float64, "?": boolean}
 
-FIRST = (
+FIRST: tuple[str, ...] = (
     "reductions._largest_bits i1",
     "reductions._round_rows f2 f f f2 l1 l1",
     "sparse.kernels._forward l b5 l b4 l f1 ? l l f5 b5 f3 f1 l f2 l",
@@ -53,7 +53,7 @@ FIRST = (
 """Kernels in the order in which a first training step with convolutions calls them: module and name, then of each
 argument its type and, of an array, how many axes it has."""
 
-OTHERS = (
+OTHERS: tuple[str, ...] = (
     "sparse.linear._forward b2 f2 f2 l",
     "sparse.linear._gradient b2 f2 f2 l",
     "sparse.linear._exact_gradient b2 d2 d2 l",

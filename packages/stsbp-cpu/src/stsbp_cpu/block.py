@@ -291,7 +291,7 @@ class SparseBlock(Block[Array]):
 
     def density(self, given: Input[Array]) -> float:
         """`Input.density`, raised where threads would have no sample: the sparse kernels share samples among them."""
-        spread = max(1, get_num_threads() / given.s.shape[1])
+        spread: float = max(1, get_num_threads() / given.s.shape[1])
         return spread * given.density(self.dense.layout)
 
     def is_sparse(self, given: Input[Array]) -> bool:

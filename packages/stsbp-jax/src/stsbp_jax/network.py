@@ -35,10 +35,10 @@ _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def snap_weights(block: Block, w: Array) -> Array:
-    """Weights rounded to their grid, on which sums are exact; the gradient passes unchanged (straight through).
+    """Round weights to their grid, on which sums are exact. The gradient passes unchanged (straight through).
 
-    Inside a jit nothing can be raised: where a weight is not finite, or no grid meets the bound, all of the layer's
-    weights become NaN. Outside, `stsbp_spec.grid.weight_grid` says which.
+    Inside a jit no error can be raised. If a weight is not finite, or no grid meets the bound, all weights of the layer
+    become NaN. Outside of a jit, `stsbp_spec.grid.weight_grid` says what is wrong.
 
     Args:
         block: one of `network.blocks`.
@@ -60,7 +60,7 @@ snap_errors.defvjp(lambda bits, z: (z, None), lambda bits, _, dz: (grid.error_gr
 
 
 def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[str, Array]:
-    """`weights` with what neurons learn brought back between the ends of its domain, as the spec's update does."""
+    """`weights`, with the learned parameters of neurons clipped to their domains, as in the spec's update."""
     clipped = dict(weights)
     for name, parameter in network.parameters.items():
         if (own := parameter.learned) is not None:
@@ -70,14 +70,14 @@ def clip_to_domain(network: NetworkSpec, weights: Mapping[str, Array]) -> dict[s
 
 
 class Output(NamedTuple):
-    """What `apply` makes in full.
+    """The full output of `apply`.
 
     Attributes:
-        spikes: of the last layer, float32 `[T, B, N]`.
-        potentials: membrane potentials of each population by the names of the network, `[T, B, ...]`; a loss of them
-            has gradients.
-        state: for the call with the steps after these. No gradient goes back through it.
-        statistics: running statistics of batch normalisation after the batch, in training; none otherwise.
+        spikes: spikes of the last layer, float32 `[T, B, N]`.
+        potentials: membrane potentials of each population by the names of the network, `[T, B, ...]`; losses may use
+            them.
+        state: the state for the next call. No gradient flows back through it.
+        statistics: running statistics of batch normalisation after the batch in training; empty otherwise.
     """
 
     spikes: Array
@@ -97,29 +97,29 @@ def apply(
     state: State | None = None,
     full: bool = False,
 ) -> Any:
-    """Output spikes of a network; differentiable in `weights`, and in `inputs` where they are float32.
+    """Output spikes of a network; differentiable in `weights`, and in `inputs` if they are float32.
 
     Args:
         network: the network (static under `jit`).
-        weights: master weights and what neurons learned by name, float32, `network.parameters`; weights are rounded to
-            their grids here. Call `clip_to_domain` after each update.
-        inputs: events `[T, B, C, H, W]` or `[T, B, N]`; direct coding: one image for all steps, `[B, C, H, W]` or
-            `[B, N]`, uint8 of value `x / 256`. Events, of any number type, are whole numbers from 0 to
-            `network.input_max`; images that are not uint8 are taken as they are, multiples of 1/256 from 0 to 255/256.
+        weights: master weights and learned parameters of neurons by name, float32, as in `network.parameters`. `apply`
+            rounds weights to their grids. Call `clip_to_domain` after each update.
+        inputs: events `[T, B, C, H, W]` or `[T, B, N]`, or with direct coding one image for all steps, `[B, C, H, W]`
+            or `[B, N]`. Events are integers of any type from 0 to `network.input_max`. Images are uint8 of value
+            `x / 256`, or other types with multiples of 1/256 from 0 to 255/256.
         steps: `T`.
         dropout: `(seed, step)` of the masks, numbers or uint32 scalars; None: evaluation.
         precision: of the backward pass.
-        state: of the steps before, from the `Output` of a call; None: at rest.
-        full: return an `Output`, with the potentials of every population, the state and running statistics.
+        state: state after the previous steps, from the `Output` of a call; None: at rest.
+        full: True returns an `Output` with the potentials of every population, the state and running statistics.
 
     Returns:
-        Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit nothing can be raised: inputs that are refused
-        outside, and weights for which no grid fits, make them NaN.
+        Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit no error can be raised, so inputs that would be
+        refused outside, and weights for which no grid fits, make them NaN.
 
     Raises:
-        ShapeError: an input lies off its grid, or the inputs do not fit the network and `steps`.
-        SpecError: there is no such precision; the network ends with a readout, or is normalised and trains, and what it
-            gives besides spikes is not asked for.
+        ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`.
+        SpecError: there is no such precision; or `full` is False although the network ends with a readout, or is
+            normalised and in training.
         NumericError: an input is not finite.
     """
     check_precision(network, precision)

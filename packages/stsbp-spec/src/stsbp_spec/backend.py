@@ -22,7 +22,7 @@ __all__ = ["AbstractBackend", "Batch", "Device", "LayerRun", "NeuronResiduals", 
 
 
 class AbstractBackend(Pairs[Array]):
-    """A way to compute the spec. Public methods take and return numpy; underscored pairs work on native arrays."""
+    """Base class of backends. Its public methods take and return numpy arrays."""
 
     def __init__(self, device: str | None = None) -> None:
         """Open `device` (None: the backend's default).
@@ -34,9 +34,10 @@ class AbstractBackend(Pairs[Array]):
 
     @classmethod
     def connect(cls, rendezvous: Rendezvous, device: str | None) -> None:
-        """Called in each of several processes before it opens `device`, and `Pairs.join` after it.
+        """Connect several processes. It is called in each process before `device` is opened; `Pairs.join` is called
+        after that.
 
-        For libraries that must know their processes before they look for devices.
+        It is for libraries that must know their processes before they look for devices.
 
         Raises:
             BackendError: the processes did not find each other.
@@ -46,11 +47,11 @@ class AbstractBackend(Pairs[Array]):
     @classmethod
     @abstractmethod
     def devices(cls) -> tuple[Device, ...]:
-        """Devices of this backend, also those that cannot be used here."""
+        """All devices of this backend, including those that cannot be used here."""
 
     @abstractmethod
     def open(self, device: str | None) -> str:
-        """Prepare a device and return its name, or raise `BackendError`."""
+        """Prepare a device and return its name. Raises `BackendError` if that is not possible."""
 
     @classmethod
     def compile_ahead(cls) -> tuple[int, int]:
@@ -71,7 +72,7 @@ class AbstractBackend(Pairs[Array]):
         precision: Precision = "fast",
         dropout: tuple[int, int] | None = None,
     ) -> ValueAndGrad:
-        """Loss, output spikes and gradients of a batch; numpy in and out.
+        """Compute the loss, output spikes and gradients of a batch, as numpy arrays.
 
         Args:
             network: the network.
@@ -89,11 +90,11 @@ class AbstractBackend(Pairs[Array]):
         return value_and_grad(self, network, loss, weights, batch, precision, dropout)
 
     def run(self, network: NetworkSpec, weights: dict[str, Float32], inputs: UInt8, steps: int) -> RunResult:
-        """Run a network without dropout and return every layer's spikes and membrane potentials, numpy in and out."""
+        """Run a network without dropout and return every layer's spikes and membrane potentials, as numpy arrays."""
         return run(self, network, weights, inputs, steps)
 
     def stream(self, network: NetworkSpec, weights: dict[str, Float32], samples: int = 1) -> Stream[Array]:
-        """The same step by step, for inputs that come one after the other: see `Stream`."""
+        """Run a network step by step, for inputs that arrive one after the other: see `Stream`."""
         return Stream(self, network, weights, samples)
 
     def trainer(
@@ -108,5 +109,5 @@ class AbstractBackend(Pairs[Array]):
         micro_batch: int | None = None,
         collective: Collective[Array] | None = None,
     ) -> Trainer[Array]:
-        """The object that the training loop drives: `init`, `step`, `predict`, `export_state`, `import_state`."""
+        """Make a trainer with the methods `init`, `step`, `predict`, `export_state` and `import_state`."""
         return Trainer(self, network, loss, optimizer, precision, seed, memory, micro_batch, collective)

@@ -1,7 +1,7 @@
-"""Every error that stsbp raises on purpose: one base class and a handful of children.
+"""Every error that stsbp raises on purpose: one base class and a few subclasses.
 
 A message says what was expected, what came, and what to do. The command line prints the message of a
-`StsbpError` without a traceback and exits with `exit_code`; anything else is a bug and keeps its traceback.
+`StsbpError` without a traceback and exits with `exit_code`; any other exception is a bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LONGEST_NAME = 100
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Text of others (names of classes and files, settings) as a terminal or a page may show it.
+    """Foreign text (names of classes and files, settings) in a form that a terminal or a page can show.
 
     Control characters become escapes such as `\\x1b`; with `lines`, ends of lines stay.
     """
@@ -52,13 +52,13 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` (did you mean NAME?)` for a message, where a known name is near what was given; else nothing."""
+    """` (did you mean NAME?)` for a message, if a known name is similar to the given one; otherwise an empty text."""
     close = get_close_matches(given, known, n=1) if len(given) <= _LONGEST_NAME else []
     return f" (did you mean {close[0]}?)" if close else ""
 
 
 def legible(text: str) -> str:
-    """A message as it may be shown: printable, its beginning and end where it is long."""
+    """A message that can be shown: printable, and shortened to its beginning and end if it is long."""
     rows = text.split("\n")
     if len(rows) > _FIRST_LINES + _LAST_LINES:
         left_out = f"... ({len(rows) - _FIRST_LINES - _LAST_LINES:,} lines left out) ..."
@@ -73,7 +73,7 @@ def _cut(row: str) -> str:
 
 
 class StsbpError(Exception):
-    """Base class of every error raised on purpose; its message never holds control characters or megabytes."""
+    """Base class of every error raised on purpose; its message is short and contains no control characters."""
 
     exit_code = 1
 
@@ -86,14 +86,14 @@ class SpecError(StsbpError, ValueError):
 
 
 class NetworkError(SpecError):
-    """A network description is malformed or impossible; the message points at the offending token, or names the node.
+    """A network description is malformed or impossible; the message points at the token, or names the node.
 
     Example: `NetworkSpec.parse("12C5-P2-64C55", input_shape=(2, 34, 34), outputs=10)`.
 
     Attributes:
         reason: the message without the place.
         notation, start, length: the text of the network and the place in it.
-        node: name of the node of a network that was built as a graph.
+        node: name of the node, if the network was built as a graph.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ def _excerpt(notation: str, start: int, length: int) -> str:
 
 
 class ExactnessError(SpecError):
-    """The exact-arithmetic bound cannot hold, for example a linear layer with 100,000 inputs on 8-bit images."""
+    """The bound of exact arithmetic cannot be met, for example a linear layer with 100,000 inputs on 8-bit images."""
 
 
 class ExactNetworkError(NetworkError, ExactnessError):
-    """A network whose exactness bound cannot hold."""
+    """The sums of a network cannot be exact."""
 
 
 class ShapeError(StsbpError, ValueError):
@@ -155,4 +155,4 @@ class BackendError(StsbpError):
 
 
 class NumericError(StsbpError, ArithmeticError):
-    """A value stopped being finite, for example after a learning rate of 1e30; the message names step and layer."""
+    """A value is no longer finite, for example after a learning rate of 1e30; the message names step and layer."""

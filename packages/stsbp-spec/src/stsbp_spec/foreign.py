@@ -69,9 +69,11 @@ def imported(text: str, bases: tuple[type[T], ...], what: str) -> type[T]:
         raise SpecError(f"there is no {title}: the module has no {shown(name)}{did_you_mean(name, names)}")
     found = names[name]
     if not isinstance(found, type) or not issubclass(found, bases):
-        raise SpecError(f"{title} is no {what}: a class that derives from {' or '.join(b.__name__ for b in bases)}")
+        raise SpecError(
+            f"{title} is not a {what}; it must be a class that derives from {' or '.join(b.__name__ for b in bases)}"
+        )
     if "__dataclass_fields__" not in vars(found):
-        raise SpecError(f"{title} is no dataclass; write @dataclass(frozen=True) above the class")
+        raise SpecError(f"{title} is not a dataclass; write @dataclass(frozen=True) above the class")
     return found
 
 

@@ -26,7 +26,7 @@ RECURRENT_GAIN = 0.5
 
 
 def initial_weights(network: NetworkSpec, seed: int, gain: float = DEFAULT_GAIN) -> dict[str, Float32]:
-    """Master weights, `[out, ...]`, what else is learned and running statistics, as they begin; float32 by name."""
+    """Initial master weights `[out, ...]`, learned parameters of neurons and running statistics, float32 by name."""
     weights, own = {}, {name for names in network.graph.recurrent.values() for name in names}
     for each in (each for each in network.graph.projections if each.shares is None):
         v = uniform(seed, Stream.INIT, math.prod(each.weight_shape), substream=each.index)

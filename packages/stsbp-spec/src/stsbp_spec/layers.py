@@ -29,10 +29,10 @@ class SpikingLayer:
     """Weights and the neurons after them.
 
     Args:
-        synapse: how the neurons are connected to the layer below, and the bits of the weights.
-        neuron: their parameters.
-        recurrent: how they are connected to their own spikes of the step before; None: not at all.
-        delay: steps that spikes take from the layer below.
+        synapse: the connection to the layer below, and the bits of the weights.
+        neuron: neuron model and its parameters.
+        recurrent: the connection to the layer's own spikes of the previous step; None: none.
+        delay: number of steps that spikes need from the layer below.
     """
 
     synapse: Conv2d | Linear
@@ -73,10 +73,10 @@ def _check_recurrent(own: object) -> None:
 
 @dataclass(frozen=True)
 class Branches:
-    """Parallel branches that read one input, and the sum of what they make (synapses/add.py).
+    """Parallel branches that read the same input, and the sum of their outputs (synapses/add.py).
 
     Args:
-        branches: two or more, each a sequence of layers; an empty one passes the input on.
+        branches: two or more branches, each a sequence of layers; an empty one passes the input on unchanged.
     """
 
     branches: tuple[tuple[Layer, ...], ...]

@@ -1,4 +1,4 @@
-"""Numbers that training moves besides the weights: of neurons (neurons/), of projections (synapses/bias.py)."""
+"""Learned parameters besides the weights: of neurons (neurons/) and of projections (synapses/bias.py)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Learned"]
 
 @dataclass(frozen=True)
 class Learned:
-    """A number of a step that is learned, as the weights are: its gradient is a sum over neurons, samples and steps.
+    """A learned parameter of a step. Its gradient is a sum over neurons, samples and steps.
 
-    An update ends with the number brought back between `low` and `high`. All three are float32, rounded once, and 0 or
-    of a magnitude from 2^-100 to 2^100, so that no library flushes the number.
+    After an update, the parameter is clipped to `low` and `high`. All three numbers are float32, rounded once. Each is
+    0 or has a magnitude from 2^-100 to 2^100, so that no library flushes it.
 
     Args:
-        initial: before the first update.
-        low, high: the domain, both ends in it.
-        per: `layer`, one number for all neurons, or `channel`, one a channel (of a full connection: one a neuron).
+        initial: value before the first update.
+        low, high: ends of the domain; both belong to it.
+        per: `layer`: one number for all neurons. `channel`: one per channel (in a full connection: one per neuron).
     """
 
     initial: float

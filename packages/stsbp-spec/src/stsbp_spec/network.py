@@ -57,13 +57,13 @@ class NetworkSpec:
         input_shape: `(C, H, W)` or `(N,)`.
         layers: from input to output; the last one is a `SpikingLayer` with `Linear` weights.
         coding: `direct` (one uint8 image for all steps, value `x / 256`) or `events` (uint8 frames).
-        input_psp: filter of the input; None: it enters unfiltered.
-        input_max: the largest event count of a frame's pixel, 1 for binary frames.
-        nodes: instead of layers, what stands after the node `input` in a graph; the last one are neurons of a full
-            connection.
+        input_psp: filter of the input; None: the input is not filtered.
+        input_max: the largest event count of a pixel; 1 for binary frames.
+        nodes: instead of layers: the nodes of a graph after the node `input`. The last one must be the neurons of a
+            full connection.
 
     Raises:
-        NetworkError: a layer does not fit its input, or the last layer is no spiking linear one.
+        NetworkError: a layer does not fit its input, or the last layer is not a spiking linear layer.
     """
 
     input_shape: Shape
@@ -132,19 +132,20 @@ class NetworkSpec:
         input_psp: PSP | None = None,
         input_max: int = 1,
     ) -> NetworkSpec:
-        """Read the notation of the papers, for example `"12C5-P2-64C5-P2"`.
+        """Read the notation of papers, for example `"12C5-P2-64C5-P2"`.
 
         Args:
-            notation: see the grammar in this module's docstring.
+            notation: the notation; docs/networks.md has its grammar.
             input_shape: `(C, H, W)` or `(N,)`.
-            outputs: output neurons; a linear layer of this size is appended unless the notation ends with it. A
-                network that is written node by node (nodes.py) must have them.
+            outputs: number of output neurons. A linear layer of this size is appended, unless the notation ends with
+                it. A network that is written node by node (nodes.py) must contain it.
             coding: see the class.
-            padding: of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd kernels).
-            neuron: parameters of layers that do not give their own.
-            output_neuron: of the layer that is appended; None: `neuron`.
-            weight_bits: likewise.
-            dropout: rate after every hidden spiking layer that has no option `d`.
+            padding: padding of convolutions without the option `p`: `"valid"` (none) or `"same"` (`kernel // 2`, odd
+                kernels).
+            neuron: neuron model of layers that do not give their own.
+            output_neuron: neuron model of the layer that is appended; None: `neuron`.
+            weight_bits: bits of the weight grid of layers that do not give their own.
+            dropout: dropout rate after every hidden spiking layer without the option `d`.
             input_psp: see the class.
             input_max: see the class.
 
@@ -185,15 +186,15 @@ class NetworkSpec:
     def graph(self) -> Network:
         """The network as a graph.
 
-        `input`, then of each layer `conv1` and `neurons1`, in between `conv1.recurrent`, or `pool2.0`, `dropout2.1`,
-        and `add3.0` after branches.
+        Its nodes are `input`, and for each layer `conv1` and `neurons1`. Others are `conv1.recurrent`, `pool2.0`,
+        `dropout2.1`, and `add3.0` after branches.
         """
         source = Node("input", Input(self.input_shape, self.coding, self.input_psp, self.input_max))
         return Network((source, *(self.nodes or self._built.nodes)))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """The spiking layers as reports show them; see `Block`."""
+        """The spiking layers, for tables and reports; see `Block`."""
         projections = {projection.name: projection for projection in self.graph.projections}
         if self.nodes:
             return tuple(_blocks_of_nodes(self.graph, projections))
@@ -226,22 +227,22 @@ class NetworkSpec:
 
     @property
     def weight_shapes(self) -> dict[str, Shape]:
-        """Shape of all weights by name."""
+        """Shapes of all weights by name."""
         return {each.name: each.weight_shape for each in self.graph.projections if each.shares is None}
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
-        """What training moves, by name: weights, `conv1`, and what neurons learn, `conv1.decay`."""
+        """All trained parameters by name, such as the weights `conv1` and the decay of neurons, `conv1.decay`."""
         return self.graph.parameters
 
     @property
     def statistics(self) -> Mapping[str, Float32]:
-        """Running statistics before the first update, by name: `conv1.mean`, `conv1.variance`."""
+        """Running statistics before the first update by name, such as `conv1.mean` and `conv1.variance`."""
         return self.graph.statistics
 
     @property
     def notation(self) -> str:
-        """Canonical notation with every parameter spelled out; `parse` reads it back to an equal network."""
+        """Canonical notation with every parameter written out. `parse` reads it back to an equal network."""
         if self.nodes:
             return written_nodes(self.nodes)
         return "-".join(written(layer, full=True) for layer in self.layers)
@@ -258,8 +259,8 @@ class NetworkSpec:
         """The network as text: shapes, parameters, multiply-adds per step, exactness headroom of each layer.
 
         Args:
-            headroom: bits measured on actual weights by layer name (`WeightGrid.headroom`); without it the guaranteed
-                headroom is shown, which holds for any weights of `weight_bits` bits where it is not negative.
+            headroom: headroom in bits, measured on actual weights, by layer name (`WeightGrid.headroom`). Without it
+                the table shows the guaranteed headroom, which holds for any weights of `weight_bits` bits.
         """
         return network_table.table(self.graph, self.layers, self.blocks, headroom)
 

@@ -67,7 +67,7 @@ def parse_nodes(text: str, *, padding: str, neuron: NeuronModel | None, weight_b
     except (ValueError, RecursionError) as error:
         # An integer of more than 4,300 digits is an error of its own, with advice for programmers.
         reason = "a number is too long" if "integer string conversion" in str(error) else str(error)
-        raise NetworkError(f"the network is no TOML: {reason}") from None
+        raise NetworkError(f"the network is not valid TOML: {reason}") from None
     if set(found) != {"node"}:
         raise NetworkError(f"a network consists of [[node]] tables, got {listed(map(shown, found)) or 'nothing'}")
     tables = found["node"]

@@ -171,7 +171,7 @@ class Pairs(ABC, Generic[Array]):
         return self.encode(frames.unpacked(), "events")
 
     def spread(self, values: Array, shape: Shape) -> Array:
-        """Learned numbers `[C]`, or `[1]`, for each element of `shape` `[B, C, ...]`: `[1, B, C, ...]`."""
+        """Learned parameters `[C]` or `[1]`, repeated for each element of `shape` `[B, C, ...]`: `[1, B, C, ...]`."""
         x = self.numpy(values).reshape(1, 1, -1, *(1,) * (len(shape) - 2))
         return self.asarray(np.broadcast_to(x, (1, *shape)))
 
@@ -317,7 +317,7 @@ class Pairs(ABC, Generic[Array]):
         raise BackendError(f"backend {self.name!r} computes in one process only")
 
     def largest_error(self, dz: Array) -> Array:
-        """`grid.largest_error`: native integers `[1]`; the error grid hangs on their maximum over a batch's parts."""
+        """`grid.largest_error`: native integers `[1]`. The error grid depends on their maximum over a batch's parts."""
         return self.asarray(largest_error(self.numpy(dz)))
 
     def neuron_forward(
@@ -334,7 +334,7 @@ class Pairs(ABC, Generic[Array]):
             neuron, filter: what is computed.
             z: weighted spikes.
             steps: `T`.
-            learned: the model's learned numbers by name, each `[1]` or `[C]`.
+            learned: the model's learned parameters by name, each `[1]` or `[C]`.
         """
         equations = neuron_equations(filter, neuron)
         each = self.spread_all(equations, learned, z.shape[1:])
@@ -345,7 +345,8 @@ class Pairs(ABC, Generic[Array]):
     def neuron_backward(
         self, neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
     ) -> tuple[Array, dict[str, Array]]:
-        """`dL/dz`, the shape of `z`, from `dL/do`, and what each element adds to the gradients of learned numbers.
+        """`dL/dz`, with the shape of `z`, from `dL/do`; and the terms of each element for the gradients of learned
+        parameters.
 
         The second, `[1, B, ...]` by name, is added over the steps from the last to the first, in float32.
         """

@@ -1,4 +1,4 @@
-"""What goes into a backend and comes out of it: batches, runs, gradients, results of a step."""
+"""Inputs and outputs of a backend: batches, runs, gradients, results of a step."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Batch(NamedTuple, Generic[In]):
     """Inputs and target spike trains.
 
     Attributes:
-        inputs: uint8; direct coding: images `[B, C, H, W]` of value `x / 256`; events: frames `[T, B, C, H, W]`, or
-            `[T, B, N]`, or frames of zeros and ones as bits (`PackedFrames`).
+        inputs: uint8. With direct coding: images `[B, C, H, W]` of value `x / 256`. With events: frames
+            `[T, B, C, H, W]` or `[T, B, N]`, or frames of zeros and ones as bits (`PackedFrames`).
         targets: target spike trains, uint8 `[T, B, N]`; `T` is the number of steps.
-        lengths: how many steps each sample has, int64 `[B]`, 1 to `T`; its later steps are padding (lengths.py), whose
+        lengths: number of steps of each sample, int64 `[B]`, 1 to `T`. Later steps are padding (lengths.py), and their
             inputs and targets do not matter. None: all samples have `T` steps.
     """
 
@@ -61,7 +61,7 @@ class Device(NamedTuple):
 
 
 class LayerRun(NamedTuple):
-    """Spikes, uint8, and membrane potentials, float32, of one layer: `[T, B, ...]`."""
+    """Spikes (uint8) and membrane potentials (float32) of one layer, both `[T, B, ...]`."""
 
     spikes: UInt8
     potentials: Float32
@@ -79,7 +79,8 @@ class RunResult:
 class ValueAndGrad:
     """Loss of a batch, output spikes `[T, B, N]` uint8, and the gradient of each layer's master weights.
 
-    `zeroed`: what the error grid took from each layer; empty in `fast` precision, which has none.
+    `zeroed` counts the errors of each layer that the error grid zeroed. It is empty in `fast` precision, which has no
+    error grid.
     """
 
     loss: float
@@ -89,13 +90,13 @@ class ValueAndGrad:
 
 
 class NeuronResiduals(NamedTuple, Generic[Array]):
-    """What a forward pass of neurons leaves for the way back: arrays `[T, B, ...]`.
+    """Values of a forward pass of neurons that the backward pass needs: arrays `[T, B, ...]`.
 
     Attributes:
         kept: values that `NeuronEquations.kept` names, the membrane potential `u` among them.
         spikes: uint8.
-        static: whether one `z` served all steps.
-        learned: learned numbers of each element, `[1, B, ...]`, as inputs of the equations.
+        static: whether the same `z` was used for all steps.
+        learned: learned parameters of each element, `[1, B, ...]`, as inputs of the equations.
     """
 
     kept: dict[str, Array]
@@ -105,10 +106,10 @@ class NeuronResiduals(NamedTuple, Generic[Array]):
 
 
 class Resumed(NamedTuple, Generic[Array]):
-    """What neurons leave that went on from given states.
+    """Results of neurons that continued from given states.
 
     Attributes:
-        neurons: for the way back.
+        neurons: values for the backward pass.
         first: spikes of the step before the first, `[1, B, ...]`.
         after: spikes of the last step and states after it, `[1, B, ...]`.
         error: of the potentials, `[T, B, ...]`; None: there is none.
@@ -122,7 +123,7 @@ class Resumed(NamedTuple, Generic[Array]):
 
 @dataclass
 class TrainState(Generic[Array]):
-    """Master weights and optimiser state, native arrays by layer name; opaque to the loop."""
+    """Master weights and optimiser state, as native arrays by layer name. The training loop does not look inside."""
 
     step: int
     weights: dict[str, Array]
@@ -132,12 +133,12 @@ class TrainState(Generic[Array]):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update reports.
+    """The reported figures of one update.
 
     Attributes:
-        spikes: output spike trains before the update, `[T, B, N]` uint8; at padded steps what the states made of them.
-            Of a network that ends with a readout its potentials, float32; so in `ValueAndGrad` and `Prediction`.
-        rates: mean spikes per neuron and step of each layer, padded steps left out.
+        spikes: output spike trains before the update, `[T, B, N]` uint8, including padded steps. For a network that
+            ends with a readout: its potentials, float32. The same holds for `ValueAndGrad` and `Prediction`.
+        rates: mean spikes per neuron and step of each layer, without padded steps.
         grids: weight grid of each layer.
         gradient_norm: global norm before clipping.
         learning_rate: of this update.

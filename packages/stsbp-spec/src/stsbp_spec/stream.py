@@ -22,18 +22,18 @@ __all__ = ["Stream"]
 
 
 class Stream(Generic[Array]):
-    """A network in evaluation that goes on from where its last step ended.
+    """A network in evaluation mode that runs step by step and keeps its state.
 
-    Its memory does not grow with the steps.
+    Its memory does not grow with the number of steps.
 
     Args:
-        backend: computes the steps.
+        backend: the backend that computes.
         network: the network.
         weights: master weights by layer name, as `AbstractBackend.run` takes them.
-        samples: `B`, inputs that go through side by side.
+        samples: `B`, the number of inputs that are computed at once.
 
     Attributes:
-        steps: done since the beginning, or since `reset`.
+        steps: number of steps since the beginning, or since `reset`.
 
     Raises:
         ShapeError: an array of weights has the wrong shape or type.
@@ -53,7 +53,7 @@ class Stream(Generic[Array]):
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew: all neurons at rest, nothing under way on delayed edges, no image."""
+        """Start again: all neurons are at rest, delays are empty, and there is no image."""
         self.steps = 0
         self._before: dict[str, tuple[Array, ...]] = {}
         self._made: list[tuple[Array, Array]] = []
@@ -61,17 +61,17 @@ class Stream(Generic[Array]):
 
     @np.errstate(over="ignore", invalid="ignore")
     def step(self, inputs: UInt8 | None = None) -> AnyArray:
-        """Go on by one step; where it raises, nothing has changed.
+        """Compute one step. If it raises an error, nothing has changed.
 
         Args:
-            inputs: what enters at this step, uint8 `[B, C, H, W]` or `[B, N]`: an event frame, or with direct coding
-                an image. None: no events; the image of the step before.
+            inputs: the input of this step, uint8 `[B, C, H, W]` or `[B, N]`: an event frame, or with direct coding an
+                image. None: no events, or the previous image again.
 
         Returns:
-            Output spikes, uint8 `[B, N]`; of a network that ends with a readout its potentials, float32.
+            Output spikes, uint8 `[B, N]`. For a network that ends with a readout, its potentials, float32.
 
         Raises:
-            ShapeError: the network does not read these inputs, or there has not been an image yet.
+            ShapeError: the inputs do not fit the network, or there has not been an image yet.
         """
         x = self._encoded(inputs)
         self._made, self._before = self._go_on(x, self._before)
@@ -82,7 +82,7 @@ class Stream(Generic[Array]):
 
     @property
     def layers(self) -> dict[str, LayerRun]:
-        """Spikes and potentials of every layer at the last step, `[B, ...]` by name; empty before the first one."""
+        """Spikes and potentials of every layer at the last step, `[B, ...]` by name; empty before the first step."""
         return {
             block.name: LayerRun(self._spikes(spikes), self._potentials(potentials))
             for block, (spikes, potentials) in zip(self._network.blocks, self._made, strict=False)

@@ -52,25 +52,27 @@ __all__ = [
 
 
 class Trainer(Generic[Array]):
-    """Forward, loss, backward, update; one object for a whole training run.
+    """Forward pass, loss, backward pass and update; one object for a whole training run.
 
     Args:
-        backend: computes the pairs.
-        network, loss, optimizer: what is trained.
+        backend: the backend that computes.
+        network, loss, optimizer: the network to train, its loss and its optimiser.
         precision: of the backward pass.
-        seed: of dropout masks.
-        memory: `low`: compute a batch in parts (`memory.samples_at_once`), as with `micro_batch`, in `predict` too.
-        micro_batch: samples that are computed at a time; None: all, or as many as `memory` says. In `fast` precision
-            and without normalised sums each part goes both ways before the next, so that the memory is that of one
-            part; with memory `low` a part that keeps much by itself (`memory.is_much`) has each layer computed twice.
-            Otherwise both passes go layer by layer over all parts, with one bit a spike between them, and each layer
-            is computed twice. The numbers are the same in `reproducible` precision; in `fast` the last bits of
-            gradients hang on the parts.
-        collective: processes that train together, each on its part of every batch; None: this one alone, `Pairs.alone`.
+        seed: seed of the dropout masks.
+        memory: `low` computes a batch in parts, as with `micro_batch`, also in `predict`. `memory.samples_at_once`
+            gives their size.
+        micro_batch: number of samples that are computed at a time. None: all samples, or as many as `memory` says.
+            In `fast` precision without normalised sums, each part goes through both passes before the next one, so
+            that only the memory of one part is needed. If memory is `low` and a part keeps much by itself
+            (`memory.is_much`), each of its layers is computed twice. Otherwise both passes go layer by layer over
+            all parts and store one bit per spike in between, and each layer is computed twice. In `reproducible`
+            precision the numbers are the same. In `fast` precision the last bits of gradients depend on the parts.
+        collective: processes that train together, each on its part of every batch; None: only this process,
+            `Pairs.alone`.
 
     Raises:
-        SpecError: `reproducible` precision with a surrogate that is not exact, a network, loss or optimiser that is
-            none, a seed outside `[0, 2**32)`, a micro-batch of no samples.
+        SpecError: `reproducible` precision with a surrogate that is not exact; a network, loss or optimiser of a wrong
+            type; a seed outside `[0, 2**32)`; or a micro-batch without samples.
     """
 
     def __init__(
@@ -117,14 +119,14 @@ class Trainer(Generic[Array]):
 
     @np.errstate(over="ignore", invalid="ignore")  # what overflows ends in an error that names the layer
     def step(self, state: TrainState[Array], batch: Batch[Inputs]) -> tuple[TrainState[Array], StepResult]:
-        """One update on a batch; the passed state must not be used again (its arrays may be updated in place).
+        """Do one update on a batch. Do not use the passed state again, because its arrays may be updated in place.
 
         The host waits for the device twice: for the weight grids, and before the update for all other numbers.
 
         Args:
-            state: before the update; the same in every process.
-            batch: inputs of this process's part of the batch (`Collective.parts`), of one silent sample where the part
-                is empty; targets of the whole batch. What is returned is that of the whole batch.
+            state: state before the update; the same in every process.
+            batch: inputs of this process's part of the batch (`Collective.parts`), or of one silent sample if the part
+                is empty; targets of the whole batch. The result is that of the whole batch.
         """
         backend, network = self.backend, self.network
         check_batch(network, batch, self._part)
@@ -177,14 +179,15 @@ class Trainer(Generic[Array]):
         batch: int | None = None,
         lengths: Int64 | None = None,
     ) -> Prediction:
-        """Output of the network without dropout; the state is not changed.
+        """Compute the output of the network without dropout. The state is not changed.
 
         Args:
             state: the same in every process.
-            inputs: of this process's part of a batch, as `step` takes them.
+            inputs: inputs of this process's part of a batch, as for `step`.
             steps: `T`.
-            batch: samples of the whole batch, whose output every process returns; None: `inputs` are all.
-            lengths: of the samples of the whole batch, as in `Batch`; only the rates hang on them.
+            batch: number of samples of the whole batch; every process returns the output of all of them. None: `inputs`
+            are the whole batch.
+            lengths: lengths of the samples of the whole batch, as in `Batch`; only the rates depend on them.
         """
         samples = check_inputs(self.network, inputs, steps)
         collective: Collective[Array] = Alone() if batch is None else self.collective
@@ -205,7 +208,8 @@ class Trainer(Generic[Array]):
         return Prediction(whole, _rates(self.network, totals, whole, lengths))
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
-        """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend imports it."""
+        """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
+        it."""
         exported: dict[str, AnyArray] = {"step": np.asarray(state.step, dtype=np.int64)}
         for prefix, arrays in (("weight", state.weights), ("adamw.m", state.m), ("adamw.v", state.v)):
             for name, x in arrays.items():
@@ -216,8 +220,8 @@ class Trainer(Generic[Array]):
         """Inverse of `export_state`.
 
         Raises:
-            ShapeError: names or shapes are not this network's, or the step is no whole number from 0 to 2^32 - 1.
-            NumericError: a moment of the optimiser is none: NaN, or a square below zero.
+            ShapeError: names or shapes do not fit this network, or the step is not an integer from 0 to 2^32 - 1.
+            NumericError: a moment of the optimiser is not valid: NaN, or a square below zero.
         """
         if not isinstance(exported, Mapping):
             raise ShapeError(f"a state must be numpy arrays by name, got {type(exported).__name__}")

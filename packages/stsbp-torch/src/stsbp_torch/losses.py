@@ -33,10 +33,11 @@ def spike_loss(
         loss: the distance.
         spikes, targets: zeros and ones.
         psp: filter of the output layer, `network.output_psp`.
-        lengths: how many steps each sample has, integers `[B]`, 1 to `T`; its later ones are left out. None: all.
+        lengths: number of steps of each sample, integers `[B]`, 1 to `T`; later steps are ignored. None: all samples
+            have `T` steps.
 
     Raises:
-        ShapeError: spikes and targets have different shapes, or one of them is neither 0 nor 1; or lengths are others.
+        ShapeError: spikes and targets have different shapes or values other than 0 and 1, or the lengths do not fit.
         NumericError: one of them is not finite.
     """
     check_loss(loss)

@@ -67,17 +67,17 @@ _HOW_FINE = (
     "input_max how large"
 )
 State: TypeAlias = dict[str, tuple[torch.Tensor, ...]]
-"""What enters the steps after those of a call: of each population its spikes of the last step and the states of filter
-and neurons, of each delayed edge what it still carries, float32 by name, each `[1, B, ...]` or `[delay, B, ...]`."""
+"""The state after the steps of a call, float32 by name. For each population it has the spikes of the last step and the
+states of filter and neurons, `[1, B, ...]`. For each delayed edge it has the spikes on their way, `[delay, B, ...]`."""
 
 
 class Output(NamedTuple):
-    """What a module makes in full.
+    """The full output of a module.
 
     Attributes:
-        spikes: of the last layer, `[T, B, ...]`.
-        potentials: membrane potentials of each population by name, `[T, B, ...]`; a loss of them has gradients.
-        state: for the call with the steps after these. No gradient goes back through it.
+        spikes: spikes of the last layer, `[T, B, ...]`.
+        potentials: membrane potentials of each population by name, `[T, B, ...]`; losses may use them.
+        state: the state for the next call. No gradient flows back through it.
     """
 
     spikes: torch.Tensor
@@ -134,12 +134,13 @@ def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
 class Neurons(torch.nn.Module):
     """Neurons of any model after their synaptic filter, spec: neurons/.
 
-    What the model learns are parameters in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
+    Learned parameters are in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
 
     Args:
         neuron: model and parameters; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
-        channels: `C` of the inputs, of a full connection `N`; only a model that learns a number a channel needs it.
+        channels: `C` of the inputs, or `N` of a full connection. Only models with one learned parameter per channel
+            need it.
     """
 
     def __init__(self, neuron: NeuronModel | None = None, psp: PSP | None = None, channels: int | None = None) -> None:
@@ -161,7 +162,7 @@ class Neurons(torch.nn.Module):
         return handle_of(Layer(((self.neuron.name, NeuronsOp(self.neuron)),), values))
 
     def clip_to_domain(self) -> None:
-        """Bring every learned number back between the ends of its domain, as the spec's update does."""
+        """Clip every learned parameter to its domain, as the spec's update does."""
         for name, x in self.neuron.learned().items():
             _clip(self.learned[name], x)
 
@@ -174,7 +175,7 @@ class Neurons(torch.nn.Module):
         return ", ".join([*values, f"psp={self.psp}"])
 
     def infer(self, values: Values) -> Values:
-        """What the neurons make of weighted sums."""
+        """Description of the neurons' output for weighted sums."""
         return NeuronsOp(self.neuron).infer(values)
 
     def forward(
@@ -195,11 +196,11 @@ class Neurons(torch.nn.Module):
             z: weighted spikes of the layer below, of 32 bits or less.
             steps: `T` of a static input.
             gain: factor of dropout.
-            bias: added to `z` before the filter, `[C]`, of a full connection `[N]`; None: nothing.
-            precision: of the gradients of what is learned.
-            checked: `z` is known to be finite, and is not looked at.
-            state: of the steps before; None: at rest.
-            full: return an `Output`, with potentials and state.
+            bias: added to `z` before the filter, `[C]`, or `[N]` for a full connection; None: no bias.
+            precision: precision of the gradients of learned parameters.
+            checked: True skips the check that `z` is finite.
+            state: state after the previous steps; None: at rest.
+            full: True returns an `Output` with potentials and state.
 
         Raises:
             ShapeError: `steps` is not that of `z`, or the state is none of this module and batch.
@@ -309,7 +310,7 @@ class _Spiking(torch.nn.Module):
         return [self.weight, *([] if self.bias is None else [self.bias]), *self.lif.learned.values()]
 
     def infer(self, values: Values) -> Values:
-        """What the layer makes of its inputs; `SpecError` unless it was told what they are."""
+        """Description of the layer's output for such inputs; `SpecError` if the layer's arguments do not fit them."""
         if values.exponent > self.input_exponent or values.maximum > self.input_max:
             raise SpecError(
                 f"its inputs are multiples of 2^-{values.exponent} up to {values.maximum:g}: give input_exponent="
@@ -339,9 +340,9 @@ class _Spiking(torch.nn.Module):
             steps: `T` of one input for all steps.
             gain: factor of dropout.
             precision: of the backward pass.
-            checked: the inputs are known to be so, and are not looked at.
-            state: of the steps before; None: at rest.
-            full: return an `Output`, with potentials and state.
+            checked: True skips the check of the inputs.
+            state: state after the previous steps; None: at rest.
+            full: True returns an `Output` with potentials and state.
 
         Raises:
             ShapeError: an input is something else, `steps` is not that of the inputs, or the state is of others.
@@ -384,13 +385,14 @@ class SpikingConv2d(_Spiking):
 
     Args:
         in_channels: `C`.
-        channels, kernel, stride, padding, dilation, groups: spec: synapses/conv2d.py.
-        neuron: model of the neurons, the spec's or a module's; None: LIF.
+        channels, kernel, stride, padding, dilation, groups: as for the spec's `Conv2d`.
+        neuron: neuron model, from the spec or as a module; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
-        bias: whether a number a channel is added to the sums.
-        input_exponent: inputs are multiples of `2^-input_exponent` (0: spikes, 2: spikes pooled 2x2, 8: images) ...
-        input_max: ... in `[0, input_max]`.
+        bias: whether there is a bias per channel.
+        input_exponent: inputs are multiples of `2^-input_exponent`: 0 for spikes, 2 for spikes pooled 2x2, 8 for
+            images.
+        input_max: inputs are in `[0, input_max]`.
     """
 
     def __init__(
@@ -461,8 +463,8 @@ class _Passing(torch.nn.Module):
 class SpikingAvgPool2d(_Passing):
     """Average pooling of spikes, spec: synapses/avgpool2d.py.
 
-    Windows of `n` inputs give their sums where `n` is no power of two: the layer behind it takes an `input_max` that is
-    `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
+    If the number `n` of inputs in a window is not a power of two, the output is the sum. The next layer then needs an
+    `input_max` that is `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
     """
 
     def __init__(self, size: PerAxis) -> None:
@@ -477,24 +479,24 @@ class SpikingMaxPool2d(_Passing):
 
 
 class SpikingGlobalAvgPool(_Passing):
-    """Average pooling over all rows and columns, as `SpikingAvgPool2d` of their number."""
+    """Average pooling over all rows and columns, like `SpikingAvgPool2d` with a window of that size."""
 
     def __init__(self) -> None:
         super().__init__(GlobalAvgPool())
 
 
 class SpikingUpsample2d(_Passing):
-    """Rows and columns of spikes repeated, spec: synapses/upsample2d.py."""
+    """Upsampling that repeats rows and columns of spikes, spec: synapses/upsample2d.py."""
 
     def __init__(self, factor: PerAxis) -> None:
         super().__init__(Upsample2d(factor))
 
 
 class Sequential(torch.nn.Sequential):
-    """Layers one after the other, whose bounds are checked when they are put together.
+    """A sequence of layers. Their arguments are checked when the sequence is made.
 
-    Each layer is told what it gets: how fine and how large inputs are, and which synaptic filter they wait for. Here it
-    is compared with what the layer before makes, so that all sums are exact and no filter is forgotten.
+    The arguments of each layer describe its inputs: how fine and how large they are, and their synaptic filter. They
+    are compared with the output of the layer before, so that all sums are exact and no filter is forgotten.
 
         Sequential(
             SpikingConv2d(2, 8, 5, neuron=LIF(8, 4)),
@@ -507,8 +509,8 @@ class Sequential(torch.nn.Sequential):
         layers: of this module.
         input_shape: `(C, H, W)` or `(N,)`.
         input_exponent: inputs are multiples of `2^-input_exponent` ...
-        input_max: ... in `[0, input_max]`.
-        psp: synaptic filter that inputs wait for; None: they enter as they are.
+        input_max: inputs are in `[0, input_max]`.
+        psp: synaptic filter of the inputs; None: they are not filtered.
 
     Raises:
         NetworkError: a layer does not fit what it gets; names the layer, and what to give it.
@@ -545,9 +547,9 @@ class Sequential(torch.nn.Sequential):
         state: State | None = None,
         full: bool = False,
     ) -> Any:
-        """Spikes of the last layer; arguments as those of a layer.
+        """Spikes of the last layer; the arguments are those of a layer.
 
-        In an `Output` potentials and states have the layer's number before their names: `0.neurons`.
+        In an `Output`, the names of potentials and states begin with the number of the layer: `0.neurons`.
         """
         steps = check_steps(s, steps)
         potentials: dict[str, torch.Tensor] = {}
@@ -722,7 +724,7 @@ class Network(torch.nn.Module):
         return {name: found[name] for name in (*self.spec.parameters, *self.spec.statistics)}
 
     def clip_to_domain(self) -> None:
-        """Bring every number that is learned besides the weights back into its domain."""
+        """Clip every learned parameter of the neurons to its domain."""
         for name, x in self.named().items():
             parameter = self.spec.parameters.get(name)
             if parameter is not None and parameter.learned is not None:
@@ -740,20 +742,20 @@ class Network(torch.nn.Module):
     ) -> Any:
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
 
-        In training mode each call draws new dropout masks (`self.step` counts the calls), unless it goes on with a
-        state: that has the masks of the steps before.
+        In training mode each call draws new dropout masks (`self.step` counts the calls). A call with a state uses the
+        masks of the previous steps.
 
         Args:
             inputs: frames or images.
             steps: `T` of images.
-            state: of the steps before, from the `Output` of a call; None: at rest.
-            full: return an `Output`, with the potentials of every population and the state.
+            state: state after the previous steps, from the `Output` of a call; None: at rest.
+            full: True returns an `Output` with the potentials of every population and the state.
 
         Raises:
-            ShapeError: an input is no whole number from 0 to `input_max` (images: 255), `steps` is not theirs, or the
-                state is of another network or batch.
-            SpecError: the parameters are not float32, a state wants a gradient, or the network ends with a readout and
-                its potentials are not asked for.
+            ShapeError: an input is not an integer from 0 to `input_max` (images: 255), `steps` does not fit the inputs,
+                or the state is from another network or batch.
+            SpecError: the parameters are not float32, a state requires a gradient, or the network ends with a readout
+                and `full` is False.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
         if self.spec.has_readout and not full:

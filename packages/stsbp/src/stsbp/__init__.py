@@ -31,21 +31,21 @@ def load_run(
     backend: str | None = None,
     device: str | None = None,
 ) -> Trained:
-    """Read a trained network back from the folder of its run.
+    """Load a trained network from the folder of its run.
 
         run = stsbp.load_run("runs/digits")
         run.predict(images).classes
 
     Args:
         run: the folder that `stsbp train --out` wrote.
-        checkpoint: which of its two.
-        backend: what computes, as `stsbp backends` lists them, whichever one trained the run; None: torch where it is
-            installed, else the first installed one.
-        device: of the backend; None: its default.
+        checkpoint: which of the two checkpoints to load.
+        backend: name of the backend that computes, as `stsbp backends` lists them. It need not be the one that trained
+            the run. None: torch if it is installed, otherwise the first installed backend.
+        device: device of the backend; None: its default.
 
     Raises:
         CheckpointError: there is no such run, or its checkpoint is damaged.
-        BackendError: the backend or the device is not there; the message says why and what would do.
+        BackendError: the backend or the device is not available; the message says why, and what to do.
     """
     # What is heavy is loaded when a run is.
     from pathlib import Path

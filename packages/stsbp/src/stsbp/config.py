@@ -110,16 +110,16 @@ class RunConfig(BaseModel):
         "256",
         description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml with nodes.",
     )
-    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions that name none.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers that name none.")
+    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions that do not name one.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers that do not name one.")
     loss: str = Field(
         "van-rossum",
         description="Loss: van-rossum, hamming or spike-count of the output spike trains; cross-entropy or "
         "cross-entropy-max of a readout's potentials; or a class of your own, module:Class.",
     )
-    loss_model: str = Field("", description="Equations of such a class as data; written into a run by stsbp.")
+    loss_model: str = Field("", description="Equations of your own loss; stsbp writes this setting itself.")
     label_pattern: str = Field(
-        "1", description="Pattern that the neuron of the labelled class should repeat, for example 01."
+        "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
     undesired_pattern: str = Field("0", description="Pattern that every other output neuron should repeat.")
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
@@ -127,7 +127,7 @@ class RunConfig(BaseModel):
         "lif",
         description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, plif, or a class of your own, module:Class.",
     )
-    neuron_model: str = Field("", description="Equations of such a class as data; written into a run by stsbp.")
+    neuron_model: str = Field("", description="Equations of your own neuron; stsbp writes this setting itself.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -136,77 +136,80 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e9,
-        description="Time constant with which a synaptic potential rises, below --tau-s; 0 lets it rise at once.",
+        description="Rise time constant of a synaptic potential in steps, below --tau-s; 0 makes the rise immediate.",
     )
     psp_gain: Literal["normalised", "unit"] = Field(
-        "normalised", description="Size of a synaptic potential: normalised gives it the area 1, unit the height 1."
+        "normalised", description="Scale of a synaptic potential: its area is 1 (normalised) or its height is 1 (unit)."
     )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field(
         "arctan",
         description="Surrogate derivative: arctan, triangle:width=0.5, ..., or a class of your own, module:Class.",
     )
-    surrogate_model: str = Field("", description="Equation of such a class as data; written into a run by stsbp.")
+    surrogate_model: str = Field("", description="Equation of your own surrogate; stsbp writes this setting itself.")
     window_ms: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="Milliseconds of a recording that are cut into the steps; 0 takes 300, or the first saccade.",
+        description="Milliseconds of a recording that are divided into steps; 0 takes 300, or the first saccade.",
     )
     bin_ms: float = Field(
-        0.0, ge=0, le=1e6, description="Milliseconds of one step, in place of --window-ms; 0 uses --window-ms."
+        0.0, ge=0, le=1e6, description="Length of one step in milliseconds, instead of --window-ms; 0 uses --window-ms."
     )
     own_lengths: bool = Field(False, description="End each sample where its recording ends, instead of padding it.")
     saccades: Literal["all", "first"] = Field("all", description="Which saccades of a recording to keep.")
-    stabilise: bool = Field(False, description="Undo the motion of a recording's saccades.")
+    stabilise: bool = Field(False, description="Remove the motion of a recording's saccades.")
     input_tau_s: float = Field(
         0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0 disables the filter."
     )
     weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
-        "", description="Start from the weights of another run: RUN, RUN:last or RUN:best; the optimiser starts anew."
+        "", description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser is reset."
     )
     init_sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="Required SHA-256 of the file with those weights; written into a run by stsbp.",
+        description="SHA-256 that the file of these weights must have; stsbp writes this setting itself.",
     )
     init_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Enlarge initial weights until each layer spikes at this rate per neuron and step; 0 disables it.",
+        description="Enlarge initial weights until each layer has this spike rate per neuron and step; 0 disables it.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
     lr: float = Field(2e-3, gt=0, description="Peak learning rate of AdamW.")
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="Course of the learning rate after the warm-up."
+        "cosine", description="How the learning rate changes after the warm-up."
     )
     warmup: float = Field(
-        0.0, ge=0, le=1e6, description="Epochs (or a part of one) over which the learning rate rises."
+        0.0, ge=0, le=1e6, description="Number of epochs over which the learning rate rises; it may be a fraction."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest norm of the gradient; 0 disables clipping.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible gives the same bits on every backend and is slower."
+        "fast", description="reproducible gives the same bits on every backend, but is slower."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the initial weights, the order of samples and dropout.")
-    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed that chooses held-out and limited samples.")
+    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed that chooses held-out samples and those of --limit.")
     limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0 takes all.")
     holdout: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Hold this many training samples out as the test set; 0 leaves it to the data set.",
+        description="Hold out this many training samples as the test set; 0 uses the test set of the data set.",
     )
-    test: bool = Field(True, description="Test, and hold samples out for that where the data have no test set.")
+    test: bool = Field(True, description="Test the network; hold out samples for this if the data set has no test set.")
     test_on: str = Field(
         "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
     )
     validation: int = Field(
-        0, ge=0, le=10**9, description="Keep this many training samples to choose the best checkpoint; 0 keeps none."
+        0,
+        ge=0,
+        le=10**9,
+        description="Hold out this many training samples to choose the best checkpoint; 0 disables it.",
     )
     image_size: int = Field(
         0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0 disables resizing."
@@ -215,51 +218,54 @@ class RunConfig(BaseModel):
         1,
         ge=0,
         le=10**9,
-        description="Test after every N epochs; 0 tests at the end only. The test set chooses nothing.",
+        description="Test every N epochs; 0 tests only at the end. The test set never chooses a checkpoint.",
     )
     augment_shift: int = Field(
-        0, ge=0, le=1024, description="Move each training sample by up to this many pixels, at random; 0 disables it."
+        0, ge=0, le=1024, description="Shift each training sample by up to this many pixels, at random; 0 disables it."
     )
-    augment_flip: bool = Field(False, description="Reflect half of the training samples left to right, at random.")
+    augment_flip: bool = Field(False, description="Flip a random half of the training samples left to right.")
     augment_rotate: float = Field(
-        0.0, ge=0, lt=180, description="Turn each training sample by up to this many degrees; 0 disables it."
+        0.0, ge=0, lt=180, description="Rotate each training sample by up to this many degrees; 0 disables it."
     )
     augment_scale: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Stretch height and width of each training sample by up to this share; 0 disables it.",
+        description="Stretch height and width of each training sample by up to this fraction; 0 disables it.",
     )
     augment_shear: float = Field(
-        0.0, ge=0, le=1, description="Slant each training sample by up to this share; 0 disables it."
+        0.0, ge=0, le=1, description="Shear each training sample by up to this fraction; 0 disables it."
     )
     augment_elastic: float = Field(
         0.0, ge=0, le=1024, description="Bend each training sample smoothly by up to this many pixels; 0 disables it."
     )
     augment_cutout: int = Field(
-        0, ge=0, le=1024, description="Empty a square of this many pixels in each training sample; 0 disables it."
+        0,
+        ge=0,
+        le=1024,
+        description="Erase a square with this side, in pixels, from each training sample; 0 disables it.",
     )
-    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics after every N updates.")
-    data_dir: str = Field("", description="Folder of the data set; without it the folder that STSBP_DATA names.")
-    download: bool = Field(False, description="Fetch missing files of the data set.")
-    skip_malformed: bool = Field(False, description="Skip malformed files with a warning, instead of stopping.")
+    log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every N updates.")
+    data_dir: str = Field("", description="Folder of the data set; the default is the environment variable STSBP_DATA.")
+    download: bool = Field(False, description="Download missing files of the data set.")
+    skip_malformed: bool = Field(False, description="Skip malformed files with a warning instead of stopping.")
     threads: int = Field(
         0,
         ge=0,
         le=MOST_THREADS,
-        description="Processor threads; 0 lets the libraries choose. The last bits of fast precision depend on them.",
+        description="Processor threads; 0 lets the libraries choose. In fast precision, the last bits depend on this.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low saves memory and takes longer: a batch is computed in parts, or each layer twice.",
+        description="low saves memory but is slower: a batch is computed in parts, or each layer twice.",
     )
     micro_batch: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Compute this many samples of a batch at a time, to save memory; 0 takes what memory says.",
+        description="Compute this many samples of a batch at a time, to save memory; 0 leaves this to memory.",
     )
-    tensorboard: bool = Field(False, description="Write the metrics for TensorBoard as well, into the run's folder.")
+    tensorboard: bool = Field(False, description="Also write the metrics for TensorBoard, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
     @field_validator(*OWN)
@@ -482,7 +488,7 @@ def network_text(net: str) -> str:
         return net
     text = _read_text(net, "file of a network")
     if not is_nodes(text):
-        raise ConfigError(f"{net} is no file of nodes: it begins with [[node]] (docs/networks.md)")
+        raise ConfigError(f"{net} is not a file of nodes; such a file begins with [[node]] (docs/networks.md)")
     return text
 
 

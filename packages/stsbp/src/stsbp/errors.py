@@ -1,4 +1,4 @@
-"""Errors of the command line and of training, children of the one base class of `stsbp_spec.errors`."""
+"""Errors of the command line and of training, subclasses of the base class in `stsbp_spec.errors`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class DataError(StsbpError):
-    """A data set is missing, incomplete or malformed, for example a recording whose time runs backwards."""
+    """A data set is missing, incomplete or malformed, for example a recording whose times decrease."""
 
 
 class CheckpointError(StsbpError):
@@ -30,7 +30,7 @@ class ConfigError(StsbpError):
 
 
 class FileError(StsbpError):
-    """A file cannot be written, for example because the disk is full; what was there before is untouched."""
+    """A file cannot be written, for example because the disk is full; the previous file is unchanged."""
 
 
 def understood(error: BaseException) -> StsbpError | None:

@@ -76,7 +76,7 @@ class CrossEntropy(Loss):
         return {}
 
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        raise SpecError(f"the loss {self.name} couples all neurons of a sample: it is no equation of one neuron")
+        raise SpecError(f"the loss {self.name} couples all neurons of a sample: it is not an equation of one neuron")
 
 
 @dataclass(frozen=True)

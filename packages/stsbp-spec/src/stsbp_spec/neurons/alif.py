@@ -29,13 +29,15 @@ class ALIF(NeuronModel):
     Args:
         tau_m: membrane time constant in steps, at least 1.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
-        threshold: `V_th`, of a neuron that has not spiked; above 0, finite and at least 2^-100 in float32.
+        threshold: `V_th`, the threshold of a neuron that has not spiked; above 0, finite and at least 2^-100 in
+            float32.
         surrogate: derivative of the spike in the backward pass.
-        reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
-        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
-        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
+        reset: reset after a spike: `zero` sets the potential to zero, `subtract` subtracts the threshold.
+        tau_rise: rise time constant of the synaptic filter in steps, from 1 to less than `tau_s`; 0: the rise is
+            immediate.
+        psp_gain: gain of the synaptic filter, `normalised` or `unit` (synapses/psp.py).
         tau_a: time constant of the adaptation in steps, at least 1.
-        beta: how far a neuron that spikes at every step raises its threshold in the end; above 0.
+        beta: increase of the threshold of a neuron that spikes at every step, in the limit; above 0.
     """
 
     name: ClassVar[str] = "alif"

@@ -31,11 +31,11 @@ _EVERY = ("tau_s", "tau_rise", "threshold", "surrogate", "psp_gain")
 
 @dataclass(frozen=True)
 class Step:
-    """What a neuron does in one step.
+    """One step of a neuron.
 
     Attributes:
-        u: its membrane potential.
-        spike: whether it fires: `spike(u, threshold)`.
+        u: the membrane potential.
+        spike: whether it spikes: `spike(u, threshold)`.
         states: the new value of each state.
     """
 
@@ -46,12 +46,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Adjoint:
-    """The way back through one step.
+    """The backward pass through one step.
 
     Attributes:
         current: `dL/di` of the neuron's current.
-        carried: what goes on to the step before, by name.
-        learned: the step's term of the gradient of each learned number, by name.
+        carried: values that are passed on to the previous step, by name.
+        learned: the step's term of the gradient of each learned parameter, by name.
     """
 
     current: Expr
@@ -60,25 +60,25 @@ class Adjoint:
 
 
 class NeuronModel(ABC):
-    """Parameters of a layer of neurons, and what they compute; a subclass is a frozen dataclass.
+    """Parameters and equations of a layer of neurons. A subclass must be a frozen dataclass.
 
-    `step` is all that a model has to say: the way back is derived from it (adjoint.py). Every new state, and every
-    cotangent that leaves a step, is snapped to zero below 2^-100, written or not.
+    A model only needs `step`; the backward pass is derived from it (adjoint.py). Every new state, and every cotangent
+    that leaves a step, is set to zero below 2^-100, even if the model does not write this.
 
     Attributes:
-        name: in notation, settings and messages.
+        name: the name in notation, settings and messages.
         states: names of the states, which are zero before the first step.
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
-        tau_rise: time constant of that filter's rise; 0: it rises at once.
-        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
-        threshold: of a neuron at rest, above 0; reports draw it.
+        tau_rise: rise time constant of the synaptic filter; 0: the rise is immediate.
+        psp_gain: gain of the synaptic filter: `normalised` or `unit` (synapses/psp.py).
+        threshold: threshold of a neuron at rest, above 0; reports draw it.
         surrogate: derivative of the spike in the backward pass.
     """
 
     name: ClassVar[str]
     states: ClassVar[tuple[str, ...]]
     carried: ClassVar[tuple[str, ...]] = ()
-    """Names of what a written `adjoint` carries from step to step."""
+    """Names of the values that a written `adjoint` passes from step to step."""
 
     tau_s: float = 4.0
     tau_rise: float = 0.0
@@ -119,22 +119,22 @@ class NeuronModel(ABC):
 
     @abstractmethod
     def constants(self) -> Mapping[str, float | np.float32]:
-        """The numbers of `step` by name, each rounded once to float32."""
+        """The constants of `step` by name, each rounded once to float32."""
 
     def learned(self) -> Mapping[str, Learned]:
-        """The numbers of `step` that are learned, by name."""
+        """The learned parameters of `step`, by name."""
         return {}
 
     @abstractmethod
     def step(self, p: Names, s: Names, i: Expr) -> Step:
-        """One step: `p` the constants and what is learned, `s` the states before it, `i` the filtered current."""
+        """One step. `p`: constants and learned parameters, `s`: states before the step, `i`: the filtered current."""
 
     def adjoint(self, p: Names, d: Names, u: Expr, g: Expr, h: Callable[[Expr], Expr]) -> Adjoint | None:
-        """The way back, where a model fixes an order of its own; None: it is derived from `step`.
+        """The backward pass, if a model defines its own order; None: it is derived from `step`.
 
         Args:
-            p: the constants, and what is learned.
-            d: what is carried, by the names of `carried`.
+            p: the constants and learned parameters.
+            d: the values that are passed from step to step, by the names of `carried`.
             u: the membrane potential.
             g: `dL/do`.
             h: the surrogate derivative.
@@ -142,7 +142,7 @@ class NeuronModel(ABC):
         return None
 
     def written(self) -> dict[str, str]:
-        """The model's name, as `neuron`, and its parameters, as notation writes them."""
+        """The model's name, as `neuron`, and its parameters, as in the notation."""
         return {"neuron": self.name, **{each.name: _written(getattr(self, each.name)) for each in fields(self)}}  # type: ignore[arg-type]
 
     @cached_property

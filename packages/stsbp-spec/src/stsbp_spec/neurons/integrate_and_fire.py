@@ -28,9 +28,10 @@ class IF(NeuronModel):
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
-        reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
-        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
-        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
+        reset: reset after a spike: `zero` sets the potential to zero, `subtract` subtracts the threshold.
+        tau_rise: rise time constant of the synaptic filter in steps, from 1 to less than `tau_s`; 0: the rise is
+            immediate.
+        psp_gain: gain of the synaptic filter, `normalised` or `unit` (synapses/psp.py).
     """
 
     name: ClassVar[str] = "if"

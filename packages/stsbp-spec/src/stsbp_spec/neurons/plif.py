@@ -33,10 +33,11 @@ class PLIF(NeuronModel):
         tau_s: synaptic time constant of the layer's output spikes in steps, at least 1.
         threshold: `V_th`, above 0; finite and at least 2^-100 in float32.
         surrogate: derivative of the spike in the backward pass.
-        reset: what a spike leaves of the potential: `zero` nothing, `subtract` what is above the threshold.
-        tau_rise: time constant of that filter's rise in steps, from 1 to less than `tau_s`; 0: it rises at once.
-        psp_gain: of that filter: `normalised` or `unit` (synapses/psp.py).
-        per: one `decay` for each `layer`, or for each `channel` (of a full connection: for each neuron).
+        reset: reset after a spike: `zero` sets the potential to zero, `subtract` subtracts the threshold.
+        tau_rise: rise time constant of the synaptic filter in steps, from 1 to less than `tau_s`; 0: the rise is
+            immediate.
+        psp_gain: gain of the synaptic filter, `normalised` or `unit` (synapses/psp.py).
+        per: one `decay` per `layer`, or per `channel` (in a full connection: per neuron).
     """
 
     name: ClassVar[str] = "plif"

@@ -26,9 +26,9 @@ COMMANDS = {
     "evaluate": "Test a trained network: accuracy, loss and spike rates.",
     "predict": "Classify images, recordings or arrays.",
     "export": "Write a trained network as NIR, ONNX or C.",
-    "convert": "Copy a run with another gain of its synapses.",
+    "convert": "Copy a run and change the gain of its synapses.",
     "import": "Make a run of the network in a NIR file.",
-    "nir-check": "Show what each program would make of a NIR file.",
+    "nir-check": "Show how each program would read a NIR file.",
     "curves": "Show accuracy against time, spikes and noise.",
     "report": "Write a run as one HTML file.",
     "compare": "Show runs side by side.",
@@ -36,9 +36,9 @@ COMMANDS = {
     "presets": "List published experiments and their settings.",
     "experiment": "Train a preset with several seeds and write a table.",
     "networks": "Show a network as a table.",
-    "equations": "Show what a neuron, a loss or AdamW computes, as a backend runs it.",
+    "equations": "Show the equations of a neuron, a loss or AdamW, as a backend runs them.",
     "backends": "List backends, their devices, and why one cannot run.",
-    "benchmark": "Measure a backend against the floors of this machine.",
+    "benchmark": "Measure a backend and compare it with the limits of this machine.",
 }
 """Commands in the order of the help page, with their one-line help."""
 

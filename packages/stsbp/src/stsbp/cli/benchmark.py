@@ -19,7 +19,7 @@ __all__ = ["command"]
     default=1.0,
     show_default=True,
     type=Finite(0, 1, min_open=True),
-    help="Size of the measurement, for a trial; floors hold at 1.",
+    help="Size of the measurement. Values below 1 are for a quick trial; the floors are meaningful at 1.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Timed rounds.")
 @click.option(
@@ -43,14 +43,14 @@ def command(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Measure the backend against the floors of this machine.
+    """Measure a backend and compare it with the limits of this machine.
 
-    kernels compares the fused LIF pair with a copy of memory. step compares whole training steps of two networks with
-    the same networks without neurons, and measures memory and start-up times; startup measures the latter alone. data
+    kernels compares the fused LIF pair with copying memory. step compares training steps of two networks with steps
+    of the same networks without neurons, and measures memory and start-up times; startup measures only the latter. data
     shows whether loading slows the step down.
 
-    All times that are compared are taken in turn in one run. Measure on a machine that does nothing else: the report
-    has the load average. Without --data-dir the embedded digits stand in for N-MNIST and CIFAR-10.
+    Times that are compared are measured alternately in one run. Use a machine that does nothing else; the report
+    contains the load average. Without --data-dir the embedded digits replace N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step

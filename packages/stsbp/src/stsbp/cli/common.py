@@ -169,7 +169,7 @@ stop_after = click.option(
     "--stop-after",
     type=Finite(0, 1e9, min_open=True),
     metavar="MINUTES",
-    help="Save and exit with code 75 after this many minutes.",
+    help="After this many minutes, save and exit with code 75.",
 )
 """The option of commands that train: for machines that are lent for a while."""
 

@@ -38,13 +38,13 @@ _LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "t
 
 @click.command("compare", short_help=COMMANDS["compare"])
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each run.")
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show RUNs side by side: the settings in which they differ, results, spike rates, time.
+    """Show RUNs side by side: the settings in which they differ, results, spike rates and times.
 
-    Only the records of the runs are read, so no data set and no backend is needed. If you name several RUNs, files and
-    folders among them that are no runs, such as reports, are left out with a remark. A terminal shows as many runs side
-    by side as fit, and the others below; a file or a pipe gets one table, with full paths.
+    The command reads only the records of the runs, so it needs no data set and no backend. If you name several
+    RUNs, it skips those that are not runs, such as reports, with a note. In a terminal, runs that do not fit side
+    by side are shown below. A file or a pipe gets one table with full paths.
     """
     found = [facts(run) for run in _chosen(runs)]
     if as_json:

@@ -22,11 +22,11 @@ __all__ = ["command"]
 
 @click.command("datasets", short_help=COMMANDS["datasets"])
 @click.argument("name", required=False, shell_complete=complete_data_set)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a data set.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each data set.")
 def command(name: str | None, as_json: bool) -> None:
     """List the data sets, or show one: what it needs, and the settings that stsbp train NAME uses by default.
 
-    Data sets of other packages are found by the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
+    Other packages can add data sets through the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
     """
     if name is not None:
         info = info_of(name)
@@ -63,7 +63,7 @@ def _text(info: DatasetInfo) -> str:
         info.synopsis,
         f"  {info.description}",
         f"  inputs     {'images' if info.coding == 'direct' else 'spikes'}",
-        f"  test set   {held}{'' if info.default_holdout is None else ' held out, where there is none'}",
+        f"  test set   {held}{'' if info.default_holdout is None else ' held out, if there is none'}",
         f"  files      {_files(info)}",
     ]
     if info.extra is not None:
@@ -80,4 +80,4 @@ def _text(info: DatasetInfo) -> str:
 def _files(info: DatasetInfo) -> str:
     if not info.needs_data_dir:
         return "none needed"
-    return "in --data-dir or STSBP_DATA" + ("; --download fetches them" if info.can_download else "")
+    return "in --data-dir or STSBP_DATA" + ("; --download downloads them" if info.can_download else "")

@@ -35,14 +35,20 @@ _OTHERS = (*SURROGATES, "filter", *LOSSES, "adamw")
     default="numpy",
     show_default=True,
     type=Choice(list(LANGUAGES)),
-    help="Language to print it in: numba is torch on the CPU, triton torch on CUDA, cuda is CuPy, c what is exported.",
+    help="Language: numba is for torch and JAX on the CPU, triton for torch on CUDA, cuda for CuPy, c for export.",
 )
 def command(name: str, language: str) -> None:
-    """Show what NAME computes: one step forward and one step back, each operation rounded once, as a backend runs it.
+    """Show what NAME computes in one step forward and one step backward, as a backend runs it.
 
-    NAME is a neuron (lif, lif:reset=subtract, alif:surrogate=triangle), a surrogate derivative (triangle:width=0.5),
-    the synaptic filter (filter), the error of a loss (van-rossum, hamming, spike-count), adamw, or a class of your own
-    (my_module:MyNeuron, my_module:MyLoss:weight=5).
+    Each printed operation rounds once. NAME is one of these:
+
+    \b
+    - a neuron: lif, lif:reset=subtract, alif:surrogate=triangle
+    - a surrogate derivative: triangle:width=0.5
+    - the synaptic filter: filter
+    - a loss: van-rossum, hamming, spike-count
+    - the optimiser: adamw
+    - a class of your own: my_module:MyNeuron, my_module:MyLoss:weight=5
     """
     what = _named(name)
     # What a class of the user's own does may fail.

@@ -58,7 +58,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"How many steps an output spike may be off its target.  [default: {TOLERANCE}]",
+    help=f"Number of steps that an output spike may be off its target.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
@@ -77,10 +77,11 @@ def command(
     processes: int | None,
     rank_timeout: float,
 ) -> None:
-    """Evaluate the network in the folder RUN: accuracy by both decoders, loss, confusion matrix, spike rates.
+    """Evaluate the network in the folder RUN.
 
-    Precision, recall and F1 of spike times and two distances say how well the outputs follow their label sequences, or
-    the target spike trains where those are the labels.
+    If labels are classes, the command prints the accuracy of both decoders, the loss, the spike rates and the confusion
+    matrix. Precision, recall and F1 of spike times and two distances say how well the outputs follow the label
+    sequences, or the target spike trains if those are the labels.
     """
     if on is not None and split != "test":
         raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")

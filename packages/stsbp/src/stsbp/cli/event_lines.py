@@ -112,8 +112,8 @@ class EventLines:
 
     def _no_event(self, line: bytes) -> DataError:
         return DataError(
-            f"{self.where} is no event: {self._shown(line)}; a line has the numbers {' '.join(self._columns)}, with "
-            "spaces, tabs or commas between them, and the first line may name them in another order (t or time or "
+            f"{self.where} is not an event: {self._shown(line)}; a line has the numbers {' '.join(self._columns)} "
+            "with spaces, tabs or commas between them, and the first line may name them in another order (t or time or "
             "timestamp, x, y, p or polarity, n or neuron)"
         )
 

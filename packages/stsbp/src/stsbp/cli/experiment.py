@@ -47,7 +47,7 @@ __all__ = ["command"]
 @click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="Number of seeds, counted from --seed."
 )
-@click.option("--dataset", help="Data set to use in place of the preset's.", shell_complete=complete_data_set)
+@click.option("--dataset", help="Use this data set instead of the preset's.", shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
 @click.option("--overwrite", is_flag=True, help="Replace the runs of an earlier experiment in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
@@ -56,7 +56,7 @@ __all__ = ["command"]
     type=click.IntRange(1, MOST_PROCESSES),
     default=1,
     show_default=True,
-    help="Train this many seeds at the same time, each in a process of its own.",
+    help="Train this many seeds at the same time, each in its own process.",
 )
 @stop_after
 @processes
@@ -74,13 +74,16 @@ def command(
     rank_timeout: float,
     **flags: Any,
 ) -> None:
-    """Train the preset NAME (see stsbp presets; or a data set) with several seeds and write a table.
+    """Train the preset NAME with several seeds and write a table.
 
-    If the command is stopped or killed, give it again and it goes on; with more --seeds it adds them.
+    NAME is a preset of stsbp presets, or a data set. If the command is stopped or killed, repeat it to continue.
+    With a larger --seeds it adds seeds.
 
-    A tenth of the training samples chooses the epoch that is reported. --validation sets another number; with 0 the
-    last epoch is reported. The test set chooses nothing. All options of stsbp train may change the preset, and the
-    table says so. The table is printed, and written to experiment.md and experiment.json in the folder.
+    One tenth of the training samples is held out to choose the epoch whose results are reported. --validation sets
+    another number of samples; with 0 the last epoch is reported. The test set never chooses an epoch.
+
+    All options of stsbp train can change the preset, and the table says so. The table is printed, and written to
+    experiment.md and experiment.json in the folder.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

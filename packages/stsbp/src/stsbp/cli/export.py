@@ -32,39 +32,40 @@ OPTIONS = {
 
 @click.command("export", short_help=COMMANDS["export"])
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Form of the network.")
+@click.option("--to", "form", required=True, type=Choice(list(FORMS)), help="Format to write.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write; for c a folder.")
 @checkpoint_option()
 @click.option(
-    "--layers", is_flag=True, default=None, help="onnx: make spikes and potentials of hidden layers outputs too."
+    "--layers", is_flag=True, default=None, help="onnx: add the spikes and potentials of hidden layers to the outputs."
 )
 @click.option(
     "--states",
     is_flag=True,
     default=None,
-    help="onnx: make states inputs and outputs, so that a call can go on from the one before.",
+    help="onnx: add the states to inputs and outputs, so that a call can continue the previous one.",
 )
 @click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: duration of a step.  [default: 0.0001]")
 @click.option(
     "--fold",
     is_flag=True,
     default=None,
-    help="nir: put gains, biases and normalisation into the weights, rounded; spikes can differ.",
+    help="nir: fold gains, biases and normalisation into the weights. This rounds them, so spikes can differ.",
 )
 @click.option(
     "--threshold-below",
     is_flag=True,
     default=None,
-    help="nir: lower each threshold by one float32, for importers that spike only above the threshold.",
+    help="nir: lower each threshold to the next float32, for importers whose neurons spike only above the threshold.",
 )
-@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: write average pooling as this.  [default: mean]")
+@click.option("--pool", type=Choice(["mean", "sum"]), help="nir: how to write average pooling.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Write the trained network in the folder RUN for other programs.
 
     nir is a graph in the Neuromorphic Intermediate Representation. onnx is a model of standard operators, for
-    onnxruntime. c is one header and one source in C99 that allocates no memory.
+    onnxruntime. c is a header and a source file in C99 that allocate no memory.
 
-    The spikes are those of stsbp, to the bit. What a form cannot express is an error that names it.
+    The exported network gives the same spikes as stsbp, bit for bit. If a format cannot express something, an error
+    names it.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:

@@ -48,28 +48,30 @@ OF_THE_FILE = (
 @click.option(
     "--dataset",
     metavar="DATASET",
-    help="Data set that the network is for, unless --config names one.",
+    help="Data set of the new run; required unless --config names one.",
     shell_complete=complete_data_set,
 )
 @click.option(
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step, since NIR has time constants in seconds.",
+    help="Duration of a step. It is needed because NIR gives time constants in seconds.",
 )
 @click.option(
     "--reset",
     default="zero",
     show_default=True,
     type=Choice(["zero", "subtract"]),
-    help="Reset after a spike: NIR says zero, and some programs mean subtract.",
+    help="Reset after a spike. NIR defines zero, but some programs mean subtract.",
 )
 @click.option(
     "--threshold-above",
     is_flag=True,
-    help="Raise each threshold by one float32, for files of programs that spike only where v > v_threshold.",
+    help="Raise each threshold to the next float32, for files of programs whose neurons spike only if v > v_threshold.",
 )
-@click.option("--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file."
+)
 @partial(settings, hidden=OF_THE_FILE)
 def command(
     file: Path,
@@ -83,12 +85,12 @@ def command(
 ) -> None:
     """Make a run of the network in FILE, a graph in the Neuromorphic Intermediate Representation.
 
-    stsbp evaluate and stsbp predict use the run as it is, stsbp train --resume trains it, and stsbp train --init-from
-    starts another run from its weights.
+    You can use the run directly with stsbp evaluate and stsbp predict. stsbp train --resume trains it further, and
+    stsbp train --init-from starts another run from its weights.
 
-    A file does not say everything: data set, label sequences, loss, steps and training come from the preset of the data
-    set, then from --config, then from the options. If a file asks for something that stsbp cannot do, the error names
-    the node.
+    Such a file does not contain everything. The data set, label sequences, loss, steps and training settings come
+    from the preset of the data set, then from --config, then from the options. If a file asks for something that
+    stsbp cannot do, the error names the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")

@@ -27,7 +27,7 @@ __all__ = ["command"]
     default="valid",
     show_default=True,
     type=Choice(["valid", "same"]),
-    help="Padding of convolutions that name none.",
+    help="Padding of convolutions that do not name one.",
 )
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Dropout rate after every hidden layer.")
@@ -44,11 +44,13 @@ def command(
     dropout: float,
     plot_file: Path | None,
 ) -> None:
-    """Show the network NOTATION, for example 12C5-P2-64C5-P2, or the one in the file FILE.toml, as a table.
+    """Show the network NOTATION as a table.
 
-    The table has shapes, parameters, multiply-adds of one step, and the exactness headroom. That is how many bits lie
-    between the largest possible sum of a layer and the largest sum that float32 adds exactly. If it is negative,
-    training watches the real weights and uses fewer bits when it must.
+    NOTATION is a network such as 12C5-P2-64C5-P2, or a file of nodes FILE.toml.
+
+    The table has shapes, parameters, the multiply-adds of one step, and the exactness headroom. The headroom is the
+    number of bits between the largest possible sum of a layer and the largest sum that float32 adds exactly. If it
+    is negative, training checks the actual weights, and uses fewer bits if necessary.
     """
     network = NetworkSpec.parse(
         network_text(notation),

@@ -33,23 +33,28 @@ _LONGEST = 24
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step, if the file does not name it.  [default: that with r = tau/dt, or 0.0001]",
+    help="Duration of a step, if the file does not give it.  [default: the one with r = tau/dt, or 0.0001]",
 )
 @click.option(
     "--expect",
     multiple=True,
     type=Choice(IMPORTERS),
     metavar="IMPORTER",
-    help="Fail unless this importer does all that the file says; may be repeated.",
+    help="Fail unless this importer follows the file in everything. You can repeat the option.",
 )
-@click.option("--notes", is_flag=True, help="Add notes on each program.")
+@click.option("--notes", is_flag=True, help="Print notes on each program.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, as_json: bool) -> None:
-    """Show what each program that reads NIR would make of the graph in FILE, node by node.
+    """Show, node by node, how each program that reads NIR would read the graph in FILE.
 
-    same: the neurons spike as NIR's own equations say, on currents that are tried. scaled: they do, with potentials in
-    other units. others: they spike at other steps. read: a node without neurons is read. refused: the program refuses
-    the graph. left out: the program has no such node.
+    \b
+    - same: the neurons spike as NIR's equations say, for all tried currents
+    - scaled: the same, with potentials in other units
+    - others: the neurons spike at other steps
+    - unknown: nothing made the neurons spike
+    - read: a node without neurons is read
+    - refused: the program refuses the graph
+    - left out: the program has no such node
     """
     graph = read_graph(file)
     step, why = _step(graph, dt)

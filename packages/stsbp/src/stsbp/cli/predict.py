@@ -51,33 +51,33 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @checkpoint_option()
 @click.option(
-    "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw what the network made of each file."
+    "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw input and output of each file on a page."
 )
 @threads_option("Processor threads.  [default: that of the run]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a file or a step.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each file or step.")
 @click.option(
     "--stream",
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
-    help="Read events as they come, from FILE or standard input, and print spikes at once.",
+    help="Read events from FILE or standard input while they arrive, and print spikes at once.",
 )
 @click.option(
     "--time-unit",
     type=Choice(list(UNITS)),
-    help="Unit of the times in a stream.  [default: us, or step where steps have no time]",
+    help="Unit of time in a stream.  [default: us, or step if steps have no duration]",
 )
-@click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
+@click.option("--from-first", is_flag=True, help="Let the time of a stream begin with its first event.")
 @click.option(
-    "--clock", is_flag=True, help="End a step of a stream when its time has passed, even without a later event."
+    "--clock", is_flag=True, help="End a step of a stream when its time is over, even if no later event has arrived."
 )
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of steps to follow a stream.  [default: to its end, at least the run's]",
+    help="Number of steps to compute of a stream.  [default: until it ends, at least those of the run]",
 )
 @click.option(
-    "--every", type=click.IntRange(1), metavar="STEPS", help="Print class and figures of a stream after every N steps."
+    "--every", type=click.IntRange(1), metavar="STEPS", help="Print class and timings of a stream every N steps."
 )
 @click.pass_obj
 def command(
@@ -94,16 +94,22 @@ def command(
 ) -> None:
     """Classify FILEs with the network in the folder RUN, or follow a stream of events.
 
-    A FILE is an image (jpg, png, bmp; it is resized to the network's input), a recording in the format of N-MNIST
-    (.bin), a sound like those of fsdd (.wav), or a numpy array (.npy, uint8: [C, H, W] or [H, W] for an image, [T, C,
-    H, W] for event frames, which may have fewer steps than the network was trained with).
+    A FILE is one of these:
 
-    For each FILE the class of the nearest label sequence is printed, and the distance to the label sequence of every
-    class, as the loss measures it. If labels are spike trains, the steps are printed at which each output neuron
-    spikes. --draw writes a page with the input, the output raster, the distances and the membrane potentials.
+    \b
+    - an image (.jpg, .png, .bmp), which is resized to the network's input;
+    - a recording in the format of N-MNIST (.bin);
+    - a sound like those of the data set fsdd (.wav);
+    - a numpy array of uint8 (.npy).
+
+    An array is an image [C, H, W] or [H, W], or event frames [T, C, H, W], which may have fewer steps than in training.
+
+    For each FILE the command prints the class of the nearest label sequence, and the distance to the label sequence of
+    every class. If labels are spike trains, it prints the steps at which each output neuron spikes. --draw writes a
+    page with the input, the output raster, the distances and the membrane potentials.
 
     --stream reads events as lines of text: t x y p, or t n for spike trains. The output spikes of a step are printed as
-    soon as an event of a later step has come. At the end come the class of the last steps and how long spikes took.
+    soon as an event of a later step has arrived. At the end the command prints the class and the timings.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))

@@ -17,11 +17,11 @@ __all__ = ["command"]
 
 @click.command("presets", short_help=COMMANDS["presets"])
 @click.argument("name", required=False, shell_complete=complete_preset)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a preset.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each preset.")
 def command(name: str | None, as_json: bool) -> None:
     """List the named presets, or show one: its source, its settings, and the published figure with its conditions.
 
-    A preset is trained by `stsbp train --preset NAME` and over seeds by `stsbp experiment NAME`.
+    `stsbp train --preset NAME` trains a preset once; `stsbp experiment NAME` trains it with several seeds.
     """
     if name is not None:
         named_preset(name, None)
@@ -55,6 +55,6 @@ def _text(found: NamedPreset) -> str:
     if found.published is not None:
         lines.append(f"  published  {found.published.accuracy:.2f} % ({found.published.conditions})")
     fits = ", ".join((found.dataset, *found.similar))
-    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings over those of the data set:"]
+    lines += [f"  data sets  {fits}", f"  remark     {found.remark}", "  settings added to those of the data set:"]
     width = max(map(len, found.settings))
     return "\n".join([*lines, *(f"    {key:<{width}} = {to_toml_value(v)}" for key, v in found.settings.items())])

@@ -33,9 +33,7 @@ __all__ = ["command"]
     help="Samples to run.  [default: test, else validation, else train]",
 )
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
-@click.option(
-    "--samples/--no-samples", default=True, help="Run samples and draw them; --no-samples does without the data set."
-)
+@click.option("--samples/--no-samples", default=True, help="Run samples and draw them. --no-samples needs no data set.")
 @threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
 def command(
@@ -48,11 +46,11 @@ def command(
     samples: bool,
     threads: int | None,
 ) -> None:
-    """Write one HTML file that shows the run in the folder RUN, and needs no network connection.
+    """Write one HTML file that shows the run in the folder RUN. It needs no network connection.
 
-    It holds learning curves, the confusion matrix, samples that were read right and wrong with their rasters and
-    membrane potentials, spike rates, exactness headroom, settings, environment, and the command that made the run. A
-    run may still be training.
+    The file contains learning curves, the confusion matrix, correctly read and misread samples with their rasters
+    and membrane potentials, spike rates, exactness headroom, settings, environment, and the command that made the
+    run. The run may still be training.
     """
     place = run if run.name not in ("", "..") else real(run)
     path = place.parent / f"{place.name}.html" if out is None else out

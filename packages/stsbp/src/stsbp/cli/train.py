@@ -59,11 +59,11 @@ _HERE = ""
     "--preset",
     "preset_name",
     metavar="NAME",
-    help="Settings of a published experiment: see stsbp presets.",
+    help="Use the settings of a published experiment; see stsbp presets.",
     shell_complete=complete_preset,
 )
-@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in TOML.")
-@click.option("--show-config", is_flag=True, help="Print the settings as TOML and do nothing else.")
+@click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file.")
+@click.option("--show-config", is_flag=True, help="Print the settings as TOML, without training.")
 @stop_after
 @processes
 @settings
@@ -82,11 +82,11 @@ def command(
 ) -> None:
     """Train a network on DATASET.
 
-    DATASET is a name that stsbp datasets lists, or it names files of your own: folder:PATH for images, events:PATH for
-    recordings of events, sequences:PATH for rasters of spikes.
+    DATASET is one of the names that stsbp datasets lists. For your own files it is folder:PATH (images), events:PATH
+    (recordings of events) or sequences:PATH (rasters of spikes).
 
-    Settings come from the preset of the data set, then from --preset, then from --config, then from the options below;
-    later ones win. The defaults shown are those without a preset. --show-config prints the settings that a run would
+    Settings come from the preset of the data set, then from --preset, then from --config, then from the options below.
+    Later ones win. The defaults shown here apply without a preset. --show-config prints the settings that a run would
     use.
     """
     options: Globals = click.get_current_context().obj

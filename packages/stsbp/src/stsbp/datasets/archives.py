@@ -44,6 +44,6 @@ def extract_files(archive: Path, into: Path, wanted: Collection[str], *, largest
                 missing.remove(member.name)
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{archive} is damaged or no tar archive: {reason}; delete it and fetch it again") from error
+        raise DataError(f"{archive} is damaged or not a tar archive: {reason}; delete and download it again") from error
     if missing:
         raise DataError(f"{archive} lacks {', '.join(sorted(missing))}; is it the right archive?")

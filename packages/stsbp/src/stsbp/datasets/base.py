@@ -1,7 +1,7 @@
-"""What a data set is: two splits that give uint8 inputs for any list of sample numbers, and how samples are chosen.
+"""Data sets: two splits that return uint8 inputs for any list of sample numbers, and the choice of samples.
 
-Which samples are held out or dropped comes from the spec's counter-based generator, so every backend and every
-machine sees the same split. Its seed is not the training seed: runs that differ in it stay comparable.
+The spec's counter-based generator chooses the samples that are held out or dropped. So the split is the same for every
+backend and on every machine. Its seed is not the training seed, so runs with different training seeds are comparable.
 """
 
 from __future__ import annotations
@@ -59,19 +59,19 @@ class Split(Protocol):
         """Inputs of some samples: `[B, C, H, W]` for direct coding, frames `[T, B, C, H, W]` for events."""
 
     def stored(self, indices: Int64) -> Inputs:
-        """The same as a batch carries them: frames of zeros and ones stay bits."""
+        """The same inputs in the form of a batch: frames of zeros and ones stay bits."""
 
 
 @runtime_checkable
 class SequenceLabels(Protocol):
-    """What a split has as well where labels are spike trains; its `labels` then only group the samples."""
+    """Additional method of a split whose labels are spike trains; its `labels` then only group the samples."""
 
     def targets(self, indices: Int64) -> UInt8:
         """Target spike trains of some samples, `[T, B, N]`."""
 
 
 def lengths_of(split: Split) -> Int64 | None:
-    """Steps of every sample, `[n]`, 1 to T: the attribute `lengths` of a split whose samples have different ones.
+    """Number of steps of every sample, `[n]`, 1 to T: the attribute `lengths` of a split.
 
     None: every sample has T steps.
     """
@@ -81,7 +81,7 @@ def lengths_of(split: Split) -> Int64 | None:
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Images uint8 for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`."""
+    """Images, uint8, for direct coding, in memory or memory-mapped; channels last, `[n, H, W, C]`."""
 
     images: UInt8
     labels: Int64
@@ -103,14 +103,14 @@ class ArraySplit:
 
 @dataclass(frozen=True, eq=False)
 class FrameSplit:
-    """Frames of `steps` steps, in memory or memory-mapped, as `store` lays them: channels last.
+    """Frames of `steps` steps in the form of `store` (channels last), in memory or memory-mapped.
 
-    Frames of zeros and ones are bits, eight steps a byte (`PackedFrames`), `[n, ceil(T/8), H, W, C]` or
-    `[n, ceil(T/8), N]`. Counts take a byte a step, `[n, T, H, W, C]`. Samples of fewer steps are padded to T at their
-    ends; `lengths` `[n]` then says how many steps each has.
+    Frames of zeros and ones are bits, eight steps per byte (`PackedFrames`), `[n, ceil(T/8), H, W, C]` or
+    `[n, ceil(T/8), N]`. Counts take one byte per step, `[n, T, H, W, C]`. Samples with fewer steps are padded to T at
+    the end, and `lengths` `[n]` is the number of steps of each.
 
     Raises:
-        DataError: there is not one length of 1 to T a sample.
+        DataError: `lengths` does not have one number from 1 to T for each sample.
     """
 
     frames: UInt8
@@ -123,7 +123,7 @@ class FrameSplit:
         if (lengths := self.lengths) is None:
             return
         if lengths.dtype.kind not in "iu" or lengths.shape != (len(self),):
-            raise DataError(f"{len(self)} samples want as many lengths, got {lengths.dtype} {list(lengths.shape)}")
+            raise DataError(f"{len(self)} samples need as many lengths, got {lengths.dtype} {list(lengths.shape)}")
         if len(self) and not 1 <= lengths.min() <= lengths.max() <= self.steps:
             raise DataError(
                 f"samples of up to {self.steps} steps have lengths from 1 to {self.steps}, got {lengths.min()} to "
@@ -142,7 +142,7 @@ class FrameSplit:
 
     @staticmethod
     def store(frames: UInt8, *, binary: bool = True) -> UInt8:
-        """Frames of samples, `[n, T, C, H, W]` or `[n, T, N]`, as they are stored."""
+        """Convert frames `[n, T, C, H, W]` or `[n, T, N]` to the stored form."""
         last = np.moveaxis(frames, 2, -1)
         return np.packbits(last, axis=1, bitorder="little") if binary else np.ascontiguousarray(last)
 
@@ -171,14 +171,14 @@ class Subset:
         return self.split.stored(self.indices[indices])
 
     def targets(self, indices: Int64) -> UInt8:
-        """Target spike trains `[T, B, N]`, where the split has them (`SequenceLabels`)."""
+        """Target spike trains `[T, B, N]`, if the split has them (`SequenceLabels`)."""
         if not isinstance(self.split, SequenceLabels):
             raise DataError("the labels of these samples are classes, not spike trains")
         return self.split.targets(self.indices[indices])
 
 
 class Skipped(NamedTuple):
-    """A file that was left out, and what is wrong with it."""
+    """A file that was left out, and the reason."""
 
     path: str
     reason: str
@@ -193,38 +193,38 @@ class Dataset:
     input_shape: Shape
     """`(C, H, W)` of an image or frame, `(N,)` of spike trains."""
     classes: tuple[str, ...]
-    """Empty where labels are spike trains; both splits are then `SequenceLabels`."""
+    """Names of the classes; empty if labels are spike trains. Both splits are then `SequenceLabels`."""
     train: Split
     test: Split
     notes: tuple[str, ...] = ()
-    """What a report must say about the data, for example how many samples of a published set were found."""
+    """Notes for the output and the report, for example how many samples of a published set were found."""
     skipped: tuple[Skipped, ...] = ()
     neurons: int = 0
-    """Neurons of a target raster; 0 where labels are classes."""
+    """Number of neurons of a target raster; 0 if labels are classes."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `load` asked for; every loader reads its share."""
+    """The request to load a data set; each loader uses the fields that concern it."""
 
     name: str
     data_dir: Path | None
     cache_dir: Path
     argument: str = ""
-    """What follows the name of a set that has an `argument`."""
+    """The text after the name and a colon, for data sets with an `argument`."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Those that the name says, `NAME:option=value`."""
+    """Options in the name, `NAME:option=value`."""
     binning: EventBinning = field(default_factory=EventBinning)
     own_lengths: bool = False
-    """Whether a recording has the steps up to its end instead of all (`FrameSplit.lengths`, `EventBinning.length`)."""
+    """Whether a recording ends at its own last step (`FrameSplit.lengths`, `EventBinning.length`)."""
     seed: int = 0
     limit: int | None = None
-    """Training samples that will be kept, so that a loader need not prepare more."""
+    """Number of training samples that are needed; a loader need not prepare more."""
     holdout: int | None = None
     only_test: bool = False
-    """The test set alone is wanted: where the source brings none, all samples are it, and none are held out of them."""
+    """Whether only the test set is needed. If the source has none, all samples are the test set."""
     train_only: bool = False
-    """No test set is wanted: where the source brings none, no samples are held out."""
+    """Whether no test set is needed. Then no samples are held out."""
     download: bool = False
     skip_malformed: bool = False
     image_size: int | None = None
@@ -232,21 +232,21 @@ class Request:
 
     @property
     def length_key(self) -> dict[str, bool]:
-        """A part of the key of cached frames: caches without lengths have the keys that they had before."""
+        """Part of the key of cached frames; empty without own lengths."""
         return {"own_lengths": True} if self.own_lengths else {}
 
     @property
     def wants_own_test(self) -> bool:
-        """Whether the test set that the source brings is to be read."""
+        """Whether the source's own test set should be read."""
         return self.holdout is None and not self.train_only
 
     def told_of_test(self, text: str) -> str:
-        """`text`, which says what the test set is; nothing where none is wanted."""
+        """`text` about the test set, or nothing if no test set is needed."""
         return "" if self.train_only else text
 
 
 def names_unreadable(load: Callable[[Request], Dataset]) -> Callable[[Request], Dataset]:
-    """Let a loader raise `DataError` where the system refuses to read a folder or file of the data."""
+    """Let a loader raise `DataError` if a folder or file of the data cannot be read."""
 
     @functools.wraps(load)
     def loaded(request: Request) -> Dataset:
@@ -277,10 +277,10 @@ class Progress:
 
 
 def select_balanced(labels: Int64, count: int, *, seed: int = 0, substream: int = 0) -> Int64:
-    """Choose `count` of the samples with classes `labels` `[n]`, equally many of each class as far as there are.
+    """Choose `count` of the samples with classes `labels` `[n]`, equal numbers of each class as far as possible.
 
-    Samples are drawn in the order of the spec's permutation of stream `SPLIT`, the classes taking turns. Returns their
-    numbers in ascending order, `[count]`; all of them where `count` is n or more.
+    Samples are drawn in the order of the spec's permutation of stream `SPLIT`, from each class in turn. Returns their
+    numbers in ascending order, `[count]`, or all n numbers if `count` is larger.
     """
     order = permutation(seed, Stream.SPLIT, len(labels), substream=substream)
     drawn = labels[order]

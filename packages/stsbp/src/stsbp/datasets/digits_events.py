@@ -56,7 +56,7 @@ def load(request: Request) -> Dataset:
 
 DIGITS_EVENTS = DatasetInfo(
     name="digits-events",
-    description="the same digits before a simulated event camera, 2 x 34 x 34, no download",
+    description="the same digits in front of a simulated event camera, 2 x 34 x 34, no download",
     coding="events",
     load=load,
     preset={

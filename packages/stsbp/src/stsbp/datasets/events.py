@@ -167,7 +167,7 @@ def load(request: Request) -> Dataset:
 
 EVENTS = DatasetInfo(
     name="events",
-    description="your own recordings of events with a class each in an .npz file; also written events:PATH",
+    description="your own recordings of events with classes, in an .npz file: events:PATH",
     coding="events",
     load=load,
     preset={

@@ -102,7 +102,7 @@ def read_recording(content: bytes, path: Path) -> AnyArray:
             count = file.getnframes()
             samples = file.readframes(count)
     except (wave.Error, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path} is no WAV file that can be read: {str(error) or 'it is cut off'}") from error
+        raise DataError(f"{path} is not a readable WAV file: {str(error) or 'it is cut off'}") from error
     if not count or len(samples) != 2 * count:
         raise DataError(f"{path}: its header says {count} samples, and {len(samples) // 2} follow; it may be cut off")
     return np.frombuffer(samples, "<i2")
@@ -237,8 +237,8 @@ FSDD = DatasetInfo(
     },
     recordings=True,
     options={
-        "without": "a speaker that is left out and tested on",
-        "channels": f"neurons of the ear, 1 to {MOST_CHANNELS}",
+        "without": "the speaker to test on; the others are trained on",
+        "channels": f"number of neurons of the ear, 1 to {MOST_CHANNELS}",
     },
     licence="CC BY-SA 4.0",
 )

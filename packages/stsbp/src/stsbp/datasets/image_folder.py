@@ -203,7 +203,7 @@ def load(request: Request) -> Dataset:
 
 IMAGES = DatasetInfo(
     name="images",
-    description="any folder of images, train/<class>/ and test/<class>/ or <class>/; also written folder:PATH",
+    description="any folder of images, train/<class>/ and test/<class>/, or <class>/: folder:PATH",
     coding="direct",
     load=load,
     preset={

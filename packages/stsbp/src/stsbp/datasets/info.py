@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read: how it is loaded, what it needs, and the settings of its preset.
+"""Facts about a data set before it is read: how to load it, what it needs, and the settings of its preset.
 
 Each data set's module makes one (`NMNIST = DatasetInfo("nmnist", ...)`); `stsbp.datasets.registry` finds it by name.
 """
@@ -28,25 +28,25 @@ class ByLoss(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a data set before it is loaded.
+    """Facts about a data set before it is loaded.
 
     Attributes:
-        name: what it is called; that of its entry point.
-        description: one line on it.
+        name: the name, the same as that of its entry point.
+        description: one line about it.
         coding: `direct` for images, `events` for frames and spike trains.
-        load: reads it.
-        preset: settings by the names of `stsbp.config.RunConfig` that `stsbp train NAME` takes where nothing else says
-            otherwise; one that depends on the loss is a `ByLoss`.
-        default_holdout: samples held out as the test set where the source has none, a number or a share in words; None:
-            the test samples are the training samples.
-        needs_data_dir: whether its files are looked for in a data folder.
-        can_download: whether `Request.download` fetches what is missing.
-        recordings: whether samples are recordings of events, which `EventBinning` turns to frames.
-        saccades: whether they show three saccades of a camera, as those of N-MNIST do.
+        load: the function that reads it.
+        preset: settings of `stsbp.config.RunConfig` that `stsbp train NAME` uses by default; a setting that depends on
+            the loss is a `ByLoss`.
+        default_holdout: samples that are held out as the test set if the source has none, as a number or as a share in
+            words. None: the test samples are the training samples.
+        needs_data_dir: whether it needs files in a data folder.
+        can_download: whether `Request.download` downloads missing files.
+        recordings: whether samples are recordings of events, which `EventBinning` turns into frames.
+        saccades: whether the recordings contain three saccades of a camera, like those of N-MNIST.
         extra: the optional dependencies, `pip install "stsbp[extra]"`.
-        argument: what must follow the name and a colon, for example `NAME`; empty: nothing.
-        options: what may follow, by name and as `NAME:option=value`, with a line on each.
-        licence: under which its data may be used, in a few words.
+        argument: the text that must follow the name and a colon, for example `NAME`; empty: none.
+        options: options that may follow as `NAME:option=value`, with a line about each.
+        licence: the licence of the data, in a few words.
     """
 
     name: str
@@ -71,6 +71,6 @@ class DatasetInfo:
 
     @property
     def synopsis(self) -> str:
-        """The name with all that may follow it."""
+        """The name with all arguments and options that may follow it."""
         required = f":{self.argument}" if self.argument else ""
         return self.name + required + "".join(f"[:{option}=...]" for option in self.options)

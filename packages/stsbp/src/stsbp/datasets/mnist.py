@@ -152,14 +152,14 @@ def _content(path: Path) -> bytes:
                 return file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot read {path}: {reason}; if it is damaged, delete it and fetch it again") from error
+        raise DataError(f"cannot read {path}: {reason}; if it is damaged, delete it and download it again") from error
 
 
 def _array(content: bytes, path: Path, dimensions: int) -> UInt8:
     """An idx file of bytes: two zeros, type 8, number of dimensions, then their sizes as big-endian 32-bit words."""
     if content[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(
-            f"{path} is no idx file of bytes in {dimensions} dimensions: it begins with "
+            f"{path} is not an idx file of bytes in {dimensions} dimensions: it begins with "
             f"{content[:4].hex(' ') or 'nothing'}"
         )
     start = 4 + 4 * dimensions

@@ -230,7 +230,7 @@ def _found(name: str, count: int, root: Path) -> str:
 
 NMNIST = DatasetInfo(
     name="nmnist",
-    description="N-MNIST: MNIST before an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings or a part of them",
+    description="N-MNIST: MNIST in front of an event camera, 2 x 34 x 34, 60,000 + 10,000 recordings, or a part",
     coding="events",
     load=load,
     preset={

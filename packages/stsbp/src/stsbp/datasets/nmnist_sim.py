@@ -161,7 +161,7 @@ def load(request: Request) -> Dataset:
 
 NMNIST_SIM = DatasetInfo(
     name="nmnist-sim",
-    description="MNIST before a simulated camera that is calibrated on N-MNIST, 2 x 34 x 34, to train for N-MNIST",
+    description="MNIST in front of a simulated camera calibrated on N-MNIST, 2 x 34 x 34, to train for N-MNIST",
     coding="events",
     load=load,
     preset=nmnist.NMNIST.preset,

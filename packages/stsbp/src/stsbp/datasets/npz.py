@@ -47,7 +47,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                     # Of what is no array numpy would give the bytes, all of them.
                     with file.zip.open(entry) as member:
                         if member.read(len(_MAGIC)) != _MAGIC:
-                            raise ValueError(f"{shown(entry.filename)} in it is no array")
+                            raise ValueError(f"{shown(entry.filename)} in it is not an array")
                 # numpy warns of sizes beyond a float before it refuses them, and of files that Python 2 wrote.
                 with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
                     arrays: dict[str, AnyArray] = {name: file[name] for name in file.files}

@@ -189,21 +189,21 @@ def load(
 
     Args:
         name: a key of `DATASETS`, perhaps with options (`NAME:option=value`), or `folder:PATH` for an image folder,
-            `sequences:PATH` for a file of rasters, `events:PATH` for one of events.
-        data_dir: where its files are, by default `$STSBP_DATA`; the PATH of a name wins over it, and a note says so.
+            `sequences:PATH` for a file of rasters, or `events:PATH` for a file of events.
+        data_dir: folder of its files, by default `$STSBP_DATA`. The PATH of a name overrides it, and a note says so.
         steps: T of event frames.
-        seed: of the split (held-out and limited samples), not of training.
-        limit: keep this many training samples, equally many of each class as far as there are.
-        holdout: hold this many training samples out as the test set, even where there is a test set of its own.
-        download: fetch what is missing.
-        skip_malformed: leave malformed files out and say so, instead of raising.
-        cache_dir: for the decoded samples; by default `default_cache_dir()`.
-        progress: called with what is being done, the items done and their total.
+        seed: seed of the split (held-out and limited samples), not of training.
+        limit: keep this many training samples, equal numbers of each class as far as possible.
+        holdout: hold out this many training samples as the test set, even if the data set has its own test set.
+        download: download missing files.
+        skip_malformed: leave out malformed files and list them, instead of raising an error.
+        cache_dir: folder for the decoded samples; by default `default_cache_dir()`.
+        progress: function that is called with the current task, the number of finished items and their total.
         binning: how recordings become frames, by default 300 ms in two polarities; its `steps` is replaced.
-        own_lengths: whether each recording has the steps up to its end, and later ones are padding.
+        own_lengths: whether each recording ends at its own last step, and later steps are padding.
         image_size: resize the images of an image folder to this many pixels square.
-        only_test: the test set alone is wanted; where the source brings none, all samples are it.
-        train_only: no test set is wanted; where the source brings none, all samples are training samples.
+        only_test: load only the test set; if the source has none, all samples are the test set.
+        train_only: load no test set; if the source has none, all samples are training samples.
 
     Raises:
         DataError: the name is unknown, or the data are missing or malformed; the message says what to do.

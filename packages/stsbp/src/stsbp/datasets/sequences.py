@@ -155,7 +155,7 @@ def load(request: Request) -> Dataset:
 
 SEQUENCES = DatasetInfo(
     name="sequences",
-    description="your own rasters with target rasters or classes in an .npz file; also written sequences:PATH",
+    description="your own rasters with target rasters or classes, in an .npz file: sequences:PATH",
     coding="events",
     load=load,
     preset={

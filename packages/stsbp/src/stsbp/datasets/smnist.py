@@ -74,7 +74,7 @@ _info = partial(
 
 ROWS = _info(
     name="smnist",
-    description="sequential MNIST: a row of the digit each step, 28 steps of 28 neurons, 60,000 + 10,000",
+    description="sequential MNIST: one row of the digit per step, 28 steps of 28 neurons, 60,000 + 10,000",
     preset={
         "net": "512R",
         "loss": "cross-entropy",
@@ -94,7 +94,7 @@ ROWS = _info(
 
 PIXELS = _info(
     name="smnist-pixels",
-    description="sequential MNIST: a pixel of the digit each step, 784 steps of 16 neurons, 60,000 + 10,000",
+    description="sequential MNIST: one pixel of the digit per step, 784 steps of 16 neurons, 60,000 + 10,000",
     preset={
         "net": "256R",
         "steps": _SIDE * _SIDE,

@@ -303,7 +303,7 @@ SSC = _info(
 
 GESTURE = _info(
     name="dvs-gesture",
-    description="DVS128 Gesture: eleven gestures of arms and hands before an event camera, 2 x 128 x 128, 1,077 + 264",
+    description="DVS128 Gesture: eleven arm and hand gestures, event camera, 2 x 128 x 128, 1,077 + 264",
     preset={
         "net": "P4-16C5-P2-32C3-P2-128R",
         "padding": "same",
@@ -322,7 +322,7 @@ GESTURE = _info(
 
 CIFAR10_DVS = _info(
     name="cifar10-dvs",
-    description="CIFAR10-DVS: photographs of CIFAR-10 moved before an event camera, 2 x 128 x 128, 10,000",
+    description="CIFAR10-DVS: CIFAR-10 photographs moving in front of an event camera, 2 x 128 x 128, 10,000",
     preset={
         "net": "P2-32C3-P2-64C3-P2-128C3-P2-256",
         "padding": "same",
@@ -342,7 +342,7 @@ CIFAR10_DVS = _info(
 
 TONIC = _info(
     name="tonic",
-    description="any data set of events with classes that tonic reads, by its name there: tonic:NCALTECH101",
+    description="any data set of events with classes in tonic, by its name there: tonic:NCALTECH101",
     preset={"net": "256", "steps": 25, "epochs": 20, "batch_size": 20, "lr": 2e-3, "label_pattern": "01"},
     argument="NAME",
 )

@@ -59,7 +59,7 @@ def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int
         found, reader.arrays = {"refused": "it takes more memory to read than it may"}, []
     except Exception as error:
         # Whatever HDF5 says of a damaged file.
-        found, reader.arrays = {"refused": f"it is no HDF5 file that can be read: {error}"[:300]}, []
+        found, reader.arrays = {"refused": f"it is not a readable HDF5 file: {error}"[:300]}, []
     output.write(json.dumps(found).encode() + b"\n")
     for array in reader.arrays:
         output.write(array.tobytes().ljust(-(-array.nbytes // ALIGNED) * ALIGNED, b"\0"))
@@ -101,7 +101,7 @@ class _Reader:
         """The whole graph: nodes and graphs in lists, each with the names that lead to it."""
         members = dict(self.members(file, "the file"))
         if "node" not in members:
-            raise Refused("it is no NIR graph: it has no group 'node'")
+            raise Refused("it is not a NIR graph: it has no group 'node'")
         version = self.text(members["version"], "version") if "version" in members else ""
         self.node([], members["node"])
         return {"version": version, "nodes": self.nodes, "graphs": self.graphs}
@@ -109,7 +109,7 @@ class _Reader:
     def members(self, group: Any, where: str) -> Iterator[tuple[str, Any]]:
         """Names and objects of a group, each of which no other name leads to."""
         if not isinstance(group, self.h5py.Group):
-            raise Refused(f"{where} is no group")
+            raise Refused(f"{where} is not a group")
         for name in group:
             if len(name) > LONGEST_TEXT:
                 raise Refused(f"a name in {where} has {len(name):,} characters, more than {LONGEST_TEXT:,}")
@@ -164,7 +164,7 @@ class _Reader:
         """A text."""
         value = self.value(found, where)
         if "text" not in value:
-            raise Refused(f"{where} is no text")
+            raise Refused(f"{where} is not a text")
         return str(value["text"])
 
     def value(self, found: Any, where: str) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class _Reader:
         self.check(found, where)
         if self.h5py.check_string_dtype(found.dtype) is not None:
             if found.shape != () or found.dtype.itemsize > LONGEST_TEXT * 4:
-                raise Refused(f"{where} is no short text")
+                raise Refused(f"{where} is not a short text")
             return {"text": _text(found[()], where)}
         if found.dtype.kind not in NUMBERS or found.dtype.itemsize > 8 or found.dtype.shape:
             raise Refused(f"{where} has the type {str(found.dtype)[:40]}, and not numbers of at most 8 bytes")
@@ -193,7 +193,7 @@ class _Reader:
     def check(self, found: Any, where: str) -> None:
         """Raise `Refused` unless an array lies in this file, as plain data."""
         if not isinstance(found, self.h5py.Dataset):
-            raise Refused(f"{where} is no array")
+            raise Refused(f"{where} is not an array")
         if found.external is not None or found.is_virtual:
             raise Refused(f"{where} lies in another file")
         if found.shape is None:

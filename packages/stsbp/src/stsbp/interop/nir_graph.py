@@ -343,7 +343,7 @@ class _Writer:
     def rounds(self, what: str) -> None:
         """Something is rounded otherwise than in the network: said with `fold`, refused without."""
         if not self.form.fold:
-            raise ConfigError(f"{what}: that rounds otherwise, so that spikes can differ; --fold writes it so")
+            raise ConfigError(f"{what}: this would round differently, so spikes can differ; --fold writes it anyway")
         self.rounded.append(what)
 
     def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:

@@ -260,7 +260,7 @@ class _Import:
         """The shape of inputs, which the data have the last word on."""
         found = node.values.get("shape")
         if not isinstance(found, np.ndarray) or found.ndim > 1 or found.dtype.kind not in "iu" or found.size > 8:
-            raise fail(node, "shape is no list of whole numbers")
+            raise fail(node, "shape is not a list of whole numbers")
         declared = tuple(int(each) for each in found.reshape(-1))
         if any(not 1 <= each < 10**9 for each in declared):
             raise fail(node, f"shape is {list(declared)}, and must be of numbers from 1 on")

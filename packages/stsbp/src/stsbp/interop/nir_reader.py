@@ -185,7 +185,7 @@ def _handed_back(path: Path, file: BinaryIO, limits: Limits) -> tuple[bytes, byt
         raise DataError(f"{path} is not read as a NIR graph: it takes more than {seconds:.3g} seconds to read")
     if not header.endswith(b"\n") or len(data) > most:
         how = f" ({signal.Signals(ended).name})" if ended in set(signal.Signals) else ""
-        raise DataError(f"{path} is not read as a NIR graph: the process that read it ended without a word{how}")
+        raise DataError(f"{path} is not read as a NIR graph: the process that read it ended without a message{how}")
     return header, data
 
 

@@ -431,7 +431,7 @@ _SPYX = Reading(
         ),
     },
     layers=frozenset({"Input", "Output", "Affine", "Linear", "Conv2d", "SumPool2d", "Flatten"}),
-    otherwise="left out, without a word",
+    otherwise="left out silently",
     notes=(
         "Decays are cut to between 0 and 1: with a dt larger than the time constants all of them are 0.",
         "A chain of nodes only, from one called input to one called output; of several edges out of a node, one.",

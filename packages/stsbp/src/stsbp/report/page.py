@@ -273,11 +273,11 @@ def samples_section(
         how = "The class of the least loss is the answer, blue in the losses and in the potentials of the readout"
         how += "; the true class is yellow where it is another one." if labelled else "."
         return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
-    how = "Wide yellow bars are target spikes, the narrow ones on top output spikes. " if labelled else ""
+    how = "Wide yellow bars are target spikes, and the narrow bars on top are output spikes. " if labelled else ""
     if of_classes:
         how += "Each class is a label sequence; the nearest one is the answer, blue in the distances and the membrane "
         how += "potentials" + ("; the true class is yellow where it is another one. " if labelled else ". ")
-    how += "In the membrane potentials the dashed line is the threshold, the thin one zero, a dot a spike."
+    how += "In the membrane potentials, the dashed line is the threshold, the thin line is zero, and dots are spikes."
     return f'<h2>{escape(title)}</h2><p class="muted">{how}</p>' + "".join(cards)
 
 

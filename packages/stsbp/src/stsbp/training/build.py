@@ -240,7 +240,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         of = ", ".join(other.name for other in known_infos() if getattr(other, kind))
         raise ConfigError(f"{', '.join(changed)} are settings of {what} ({of}), not of {config.dataset}")
     if not config.test and (config.test_on or config.holdout):
-        raise ConfigError("test = false (--no-test) wants no test set: leave test_on and holdout out")
+        raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
     # The data folder is that of the data set to test on, where only this one needs it.

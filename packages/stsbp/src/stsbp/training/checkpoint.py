@@ -114,7 +114,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     file = header.file
     # The name follows from the rest; any other could lead out of the folder, or to the files of another checkpoint.
     if file != _file_name(name, header.step, header.sha256):
-        raise _damaged(path, f"it names {file!r}, which is no tensor file of the checkpoint {name!r}", name)
+        raise _damaged(path, f"it names {file!r}, which is not a tensor file of the checkpoint {name!r}", name)
     tensor_path = folder / file
     try:
         data = read_regular(tensor_path, _MOST_TENSORS)

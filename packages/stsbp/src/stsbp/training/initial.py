@@ -61,13 +61,13 @@ def pinned(config: RunConfig) -> RunConfig:
         if model and not own.names_a_class(named):
             raise ConfigError(f"{own.model} is of the class that {setting} names, which names none")
         if own.names_a_class(named) and not model:
-            with calling(f"{setting} = {named} cannot be kept as data"):
+            with calling(f"{setting} = {named} cannot be stored as data"):
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
                 config = config.model_copy(update={own.model: own.as_text(found)})
     if config.init_from:
         return config.model_copy(update={"init_sha256": _start(config).info["sha256"]})
     if config.init_sha256:
-        raise ConfigError("init_sha256 is of the weights of init_from, which names no run")
+        raise ConfigError("init_sha256 is given for the weights of init_from, but init_from names no run")
     return config
 
 

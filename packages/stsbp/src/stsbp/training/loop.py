@@ -328,13 +328,13 @@ class _Loop:
         if self.config.precision == "fast" and saved.threads not in (None, threads):
             self.reporter.note(
                 f"threads: {threads} from here on, {saved.threads} before; in fast precision sums are then added in "
-                "another order, and the last bits of the result may be others"
+                "another order, and the last bits of the result may differ"
             )
         size = self.task.group.size
         if self.config.precision == "fast" and saved.processes != size:
             self.reporter.note(
                 f"processes: {size} from here on, {saved.processes} before; in fast precision sums are then added in "
-                "another order, and the last bits of the result may be others"
+                "another order, and the last bits of the result may differ"
             )
 
     def run(self) -> Outcome:
@@ -612,7 +612,7 @@ class _Loop:
                 self.warn_once(
                     (name, "saturated"),
                     f"layer {name} is saturated: {rate:.2f} spikes per neuron and step up to update {self.step}; a "
-                    "smaller --init-gain or a higher --threshold calms it",
+                    "smaller --init-gain or a higher --threshold reduces its rate",
                 )
 
     def watch_zeroed(self, sums: Sums) -> None:

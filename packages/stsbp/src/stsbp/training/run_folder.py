@@ -116,7 +116,7 @@ class RunFolder:
         except FileNotFoundError:
             return True
         except NotADirectoryError:
-            raise FileError(f"cannot write {self.path}: a part of its path is a file; choose another --out") from None
+            raise FileError(f"cannot write {self.path}: part of its path is a file; choose another --out") from None
         except OSError as error:
             raise FileError(f"cannot read {self.path}: {error.strerror or error}; choose another --out") from error
 

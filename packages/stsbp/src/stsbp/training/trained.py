@@ -32,14 +32,14 @@ __all__ = ["Predicted", "Trained", "load_trained"]
 
 @dataclass(frozen=True)
 class Predicted:
-    """What a network made of some samples.
+    """The outputs of a network for some samples.
 
     Attributes:
         spikes: output spike trains, uint8 `[T, B, N]`.
-        names: of the classes, in the order of the output neurons; none where labels are spike trains.
-        distances: of each sample to the label sequence of each class in the metric of the loss, `[B, K]`; None where
-            labels are spike trains.
-        lengths: steps of each sample, `[B]`, after which its spikes mean nothing; None: all.
+        names: names of the classes, in the order of the output neurons; empty if labels are spike trains.
+        distances: distance of each sample to the label sequence of each class, in the metric of the loss, `[B, K]`.
+            None if labels are spike trains.
+        lengths: number of steps of each sample, `[B]`; later spikes mean nothing. None: all steps count.
     """
 
     spikes: UInt8
@@ -49,7 +49,7 @@ class Predicted:
 
     @cached_property
     def nearest(self) -> Int64:
-        """Number of the class whose label sequence is the nearest, `[B]`.
+        """Number of the class with the nearest label sequence, `[B]`.
 
         Raises:
             ConfigError: labels are spike trains.
@@ -58,19 +58,19 @@ class Predicted:
 
     @cached_property
     def counted(self) -> Int64:
-        """Number of the class whose neuron spikes most, `[B]`; raises as `nearest` does."""
+        """Number of the class whose neuron spikes most often, `[B]`; raises the same errors as `nearest`."""
         _ = self._distances
         return spike_count(self.spikes, self.lengths)
 
     @property
     def classes(self) -> list[str]:
-        """Names of the `nearest` classes, one a sample."""
+        """Names of the `nearest` classes, one per sample."""
         return [self.names[number] for number in self.nearest.tolist()]
 
     def record(self, sample: int) -> dict[str, Any]:
-        """Classes of a sample by either decoder, its distance to each class, and which are the nearest, as JSON.
+        """The classes of a sample by both decoders, its distance to each class, and the nearest classes, as JSON.
 
-        Raises as `nearest` does.
+        Raises the same errors as `nearest`.
         """
         distances = np.round(self._distances[sample], 6).tolist()
         near = equally_near(self._distances[sample : sample + 1])[0]
@@ -83,7 +83,7 @@ class Predicted:
 
     @property
     def sequences(self) -> list[list[list[int]]]:
-        """Steps at which each output neuron spikes, a list for each neuron of each sample."""
+        """The steps at which each output neuron spikes: a list for each neuron of each sample."""
         spikes = without_padding(self.spikes, self.lengths)
         return [[np.flatnonzero(train).tolist() for train in sample] for sample in spikes.transpose(1, 2, 0)]
 
@@ -96,13 +96,13 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network: what `stsbp.load_run` gives.
+    """A trained network; `stsbp.load_run` returns it.
 
     Attributes:
-        settings: every setting of the run, as `config.toml` has them: `run.settings.lr`, `run.settings.dataset`.
+        settings: every setting of `config.toml`: `run.settings.lr`, `run.settings.dataset`.
         task: its network, trainer and label sequences.
-        state: weights and optimiser, arrays of the backend; `task.trainer.step` goes on from here.
-        info: what the checkpoint says of itself: update, epoch, digest, data.
+        state: weights and optimiser state, as arrays of the backend; `task.trainer.step` continues from here.
+        info: facts about the checkpoint: update, epoch, digest, data.
     """
 
     settings: RunConfig
@@ -117,34 +117,34 @@ class Trained:
 
     @property
     def loss(self) -> Loss:
-        """The loss that it was trained with, in whose metric label sequences are near."""
+        """The loss of the training. It also measures the distance to label sequences."""
         return self.task.trainer.loss
 
     @property
     def backend(self) -> AbstractBackend:
-        """What computes."""
+        """The backend that computes."""
         return self.task.backend
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the output neurons; none where labels are spike trains."""
+        """Names of the classes, in the order of the output neurons; empty if labels are spike trains."""
         return self.task.inputs.classes
 
     @cached_property
     def weights(self) -> dict[str, Float32]:
-        """Master weights and what neurons learned by name, as `backend.run` and `value_and_grad` take them."""
+        """Master weights and learned parameters of neurons, by name, for `backend.run` and `value_and_grad`."""
         return {name: self.backend.numpy(x).copy() for name, x in self.state.weights.items()}
 
     def predict(self, inputs: UInt8, lengths: Int64 | None = None) -> Predicted:
-        """Outputs for new samples, without dropout, computed in batches of the run's size.
+        """Compute the outputs for new samples, without dropout, in batches of the run's size.
 
         Args:
-            inputs: uint8; event frames `[T, B, C, H, W]` or `[T, B, N]` of the `settings.steps` steps, or images
+            inputs: uint8; event frames `[T, B, C, H, W]` or `[T, B, N]` with T = `settings.steps`, or images
                 `[B, C, H, W]` or `[B, N]`.
-            lengths: how many of the steps each sample has, `[B]`; its later ones are padding. None: all.
+            lengths: number of steps of each sample, `[B]`; later steps are padding. None: all samples have T steps.
 
         Raises:
-            ShapeError: the inputs are none of this network; the message says what it reads.
+            ShapeError: the inputs do not fit the network; the message says what it reads.
         """
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
         check_lengths(lengths, samples, steps)
@@ -161,14 +161,14 @@ class Trained:
         return Predicted(spikes, self.names, distances, lengths)
 
     def decode(self, spikes: AnyArray, first: int = 0) -> Predicted:
-        """What output spikes `[T, B, N]` say, of at most `settings.steps` steps of a `stream`.
+        """Decode output spikes `[T, B, N]` of at most `settings.steps` steps of a `stream`.
 
         Args:
-            spikes: of the steps, one after the other; of a network that ends with a readout its potentials.
-            first: number of the first of them in the stream, with whose step 0 the label sequences began.
+            spikes: output spikes of consecutive steps; for a network that ends with a readout, its potentials.
+            first: number of the first of these steps in the stream. The label sequences begin at step 0 of the stream.
 
         Raises:
-            ShapeError: they are no outputs of this network, or of more steps.
+            ShapeError: they are not outputs of this network, or there are too many steps.
         """
         steps, outputs = self.settings.steps, self.network.outputs
         if spikes.ndim != 3 or not 1 <= len(spikes) <= steps or spikes.shape[1] < 1 or spikes.shape[2] != outputs:
@@ -181,13 +181,13 @@ class Trained:
         return Predicted(whole, self.names, distances, lengths)
 
     def stream(self, samples: int = 1) -> Stream[Any]:
-        """The network step by step, for so many inputs side by side: the bits of `predict`, whenever they come.
+        """Run the network step by step, for `samples` inputs at once, with the bits of `predict`.
 
-        `.step(frames)` takes uint8 `[B, C, H, W]` or `[B, N]` and gives the output spikes `[B, N]`; `.layers` has all
-        spikes and potentials of that step, `.reset()` begins anew.
+        `.step(frames)` takes uint8 `[B, C, H, W]` or `[B, N]` and returns the output spikes `[B, N]`. `.layers` has all
+        spikes and potentials of that step. `.reset()` starts again from rest.
 
         Raises:
-            SpecError: there are no samples.
+            SpecError: `samples` is less than 1.
         """
         return self.backend.stream(self.network, self.weights, samples)
 
@@ -195,7 +195,7 @@ class Trained:
         """A split of the data that the run was trained on.
 
         Raises:
-            ConfigError: there is no such split, or these are other data.
+            ConfigError: there is no such split, or the data are not those of the run.
         """
         if split not in data.splits():
             how = "with --no-test" if split == "test" else "without --validation"
@@ -215,7 +215,7 @@ class Trained:
         """The test samples of another data set.
 
         Raises:
-            ConfigError: its inputs or labels are not what the network reads and gives.
+            ConfigError: its inputs or labels do not fit the network.
         """
         its = Inputs.of(dataset)
         if its != self.task.inputs:

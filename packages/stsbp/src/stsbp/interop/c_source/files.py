@@ -81,7 +81,7 @@ def write(program: Program, about: About, out: Path) -> list[str]:
     made = source(program, about)
     paths = [out / f"{made.stem}.{ending}" for ending in ("c", "h")]
     if out.exists() and not out.is_dir():
-        raise FileError(f"{out} is a file, and C source is two of them; name a folder")
+        raise FileError(f"{out} is a file, but C source consists of two files; give a folder")
     places = [KIND.place(path) for path in paths]
     with atomic_writer(places[0]) as first, atomic_writer(places[1]) as second:
         for file, text in ((first, made.source), (second, made.header)):
