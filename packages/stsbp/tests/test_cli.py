@@ -26,10 +26,11 @@ from stsbp.datasets import load
 from stsbp.files import OpenFolder
 from stsbp.training.evaluate import Evaluation
 from stsbp.training.metrics import LabelDistances, MetricsFile, Sums
-from stsbp_spec import LOSSES, PSP, NetworkSpec, registry
+from stsbp_spec import LOSSES, PSP, NetworkSpec, VanRossum, registry
 from stsbp_spec.decoders import distances
 from stsbp_spec.encoders import LabelCode, encode_repeat
 from stsbp_spec.errors import BackendError
+from stsbp_spec.metrics import match_spikes
 from stsbp_spec.registry import KNOWN_BACKENDS, installed_backends
 
 
@@ -289,7 +290,7 @@ def test_evaluate_shows_no_recall_of_a_class_without_samples() -> None:
     confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
     sums = Sums(batches=1, samples=6, correct=5, correct_by_count=5, seconds=1.0, rates={"conv1": 0.1, "linear10": 0.2})
     network = NetworkSpec.parse("4", input_shape=(2,), outputs=3)
-    lines = _text(Evaluation(sums, confusion), "test", ("a", "b", "c"), network).splitlines()
+    lines = _text(Evaluation(sums, confusion), "test", ("a", "b", "c"), network, 1).splitlines()
     assert [line.split()[-1] for line in lines[-3:]] == ["75.0%", "100.0%", "-"]
     assert len({len(line) for line in lines[-3:]}) == 1
     first, second = (next(line for line in lines if name in line) for name in ("conv1", "linear10"))
@@ -345,12 +346,44 @@ def test_predict_takes_the_threads_of_the_run_unless_told(
     assert taken == [1, 2]
 
 
-def test_a_tolerance_of_spike_times_is_refused_where_there_are_classes(
+def test_outputs_are_held_against_their_label_sequences(
+    train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    result = train_tiny(run, "--epochs", 20, "--steps", 8, "--label-pattern", "01")
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("outputs follow"))
+    trained = package.load_run(run, backend="numpy")
+    test = load("digits", limit=50, holdout=30).test
+    outputs = trained.predict(test.inputs(np.arange(30))).spikes
+    targets = encode_repeat(test.labels, 10, 8, LabelCode("01"))
+    psp = trained.network.output_psp
+    for tolerance in (0, 1):
+        found = json.loads(stsbp("evaluate", run, "--tolerance", tolerance, "--json").stdout)
+        matched, spikes, wanted = (int(x.sum()) for x in match_spikes(outputs, targets, tolerance))
+        assert 0 < matched < wanted
+        assert (found["precision"], found["recall"]) == (matched / spikes, matched / wanted)
+        assert found["f1"] == 2 * matched / (spikes + wanted)
+        assert found["hamming"] == pytest.approx((outputs != targets).sum() / 30)
+        assert found["van_rossum"] == pytest.approx(VanRossum().distances(outputs, targets, psp).mean())
+        assert found["tolerance"] == tolerance
+    assert f"F1 {found['f1']:.2%} (spikes within 1 step), Hamming distance {found['hamming']:.4g}" in line
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["f1"] == found["f1"]
+    assert all("f1" not in line for line in lines if line["kind"] != "evaluation")
+    text = stsbp("evaluate", run).stdout
+    assert f"precision   {found['precision']:.2%}  spike times within 1 step, {matched} of {spikes} output" in text
+    page = stsbp("report", run, "--no-samples")
+    assert page.exit_code == 0, page.output
+    assert f"<b>{found['f1']:.2%}</b>F1 of test outputs" in run.with_suffix(".html").read_text()
+
+
+def test_a_tolerance_of_spike_times_is_refused_where_there_are_none(
     train_tiny: Callable[..., Result], stsbp: Callable[..., Result], tmp_path: Path, refused: Callable[..., None]
 ) -> None:
-    train_tiny(tmp_path / "run", "--epochs", 1)
+    train_tiny(tmp_path / "run", "--epochs", 1, "--loss", "cross-entropy")
     result = stsbp("evaluate", tmp_path / "run", "--tolerance", 1)
-    refused(result, "--tolerance is of spike trains, and the labels of this run are classes: leave it out")
+    refused(result, "--tolerance is of output spikes, and the readout of this run has none: leave it out")
+    assert "f1" not in json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)
 
 
 def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[..., Result], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,28 @@ def test_experiment_reports_the_epoch_that_validation_chose(experiment: Callable
     assert "best on 5 validation samples" in result.stdout
     assert "The test set chose nothing" in result.stdout
     assert '`net` "12" instead of "32C3-P2-64C3-128"' in result.stdout
+
+
+def test_the_best_tested_epoch_is_named_where_every_epoch_is_tested(
+    experiment: Callable[..., Result], tmp_path: Path
+) -> None:
+    options = ("--test-every", 1, "--validation", 0, "--epochs", 8, "--lr", 0.1, "--schedule", "constant")
+    text = experiment(*options).stdout
+    found = json.loads((tmp_path / "e" / "experiment.json").read_text())
+    for seed in found["seeds"]:
+        records = [json.loads(s) for s in (tmp_path / "e" / seed["run"] / "metrics.jsonl").read_text().splitlines()]
+        tests = [r for r in records if r["kind"] == "evaluation"]
+        assert len(tests) == 8
+        assert seed["best_tested"] == max(tests, key=lambda r: (r["accuracy"], -r["epoch"]))
+        # Reported is the last epoch all the same.
+        assert seed["test"]["accuracy"] == tests[-1]["accuracy"]
+    best = [seed["best_tested"]["accuracy"] for seed in found["seeds"]]
+    assert best != [seed["test"]["accuracy"] for seed in found["seeds"]]
+    assert found["summary"]["best_tested"]["accuracy"]["mean"] == pytest.approx(mean(best))
+    assert f"best epoch of each seed by the test set itself | {100 * mean(best):.2f} " in text
+    assert "the test set chose nothing, but for the row of its best epochs." in text
+    assert "outputs against label sequences" in text
+    assert "best epoch" not in experiment("--validation", 0, "--out", "f").stdout
 
 
 def test_evaluate_gives_the_reported_figures(

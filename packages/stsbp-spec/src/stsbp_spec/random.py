@@ -33,6 +33,7 @@ class Stream(IntEnum):
     ENCODER = 5
     AUGMENT = 6
     SIMULATION = 7
+    NOISE = 8
 
 
 def check_seed(seed: int) -> int:

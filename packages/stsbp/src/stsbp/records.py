@@ -148,7 +148,7 @@ class _Grid(Record):
 
 
 class Figures(Record):
-    """Loss, spike rates, and how good the samples were read: accuracies, or figures of spike times."""
+    """Loss, spike rates, and how good the samples were read: accuracies, figures of spike times, or both."""
 
     loss: float
     rates: dict[str, float]
@@ -166,8 +166,9 @@ class Figures(Record):
     def _how_good(self) -> Figures:
         of_classes = (self.accuracy, self.accuracy_spike_count)
         of_spikes = (self.precision, self.recall, self.f1, self.van_rossum, self.hamming)
-        if not any(None not in figures for figures in (of_classes, of_spikes)):
-            raise ValueError("it has neither accuracies nor figures of spike times")
+        there = [figures for figures in (of_classes, of_spikes) if any(figure is not None for figure in figures)]
+        if not there or any(None in figures for figures in there):
+            raise ValueError("it has neither all accuracies nor all figures of spike times")
         return self
 
 
@@ -230,6 +231,7 @@ class Seed(Record):
     epoch: Count
     test: Figures
     last: Figures
+    best_tested: Figures | None
     validation: Figures | None
     seconds_per_epoch: Amount
     operations: dict[str, Amount]

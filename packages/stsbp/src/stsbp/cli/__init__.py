@@ -29,6 +29,7 @@ COMMANDS = {
     "convert": "Copy a run and change the gain of its synapses.",
     "import": "Make a run of the network in a NIR file.",
     "nir-check": "Show how each program would read a NIR file.",
+    "curves": "Show accuracy against time, spikes and noise.",
     "report": "Write a run as one HTML file.",
     "compare": "Show runs side by side.",
     "datasets": "List data sets and what they need.",

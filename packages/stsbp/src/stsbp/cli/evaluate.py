@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"For labels that are spike trains: number of steps that a spike may be off.  [default: {TOLERANCE}]",
+    help=f"Number of steps that an output spike may be off its target.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
@@ -79,8 +80,8 @@ def command(
     """Evaluate the network in the folder RUN.
 
     If labels are classes, the command prints the accuracy of both decoders, the loss, the spike rates and the confusion
-    matrix. If labels are spike trains, it prints precision, recall and F1 of spike times, the distances to the
-    labels, the loss and the spike rates.
+    matrix. Precision, recall and F1 of spike times and two distances say how well the outputs follow the label
+    sequences, or the target spike trains if those are the labels.
     """
     if on is not None and split != "test":
         raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
@@ -103,8 +104,8 @@ def command(
         trained = load_trained(folder, checkpoint, backend, group)
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
-        if tolerance is not None and not inputs.sequences:
-            raise ConfigError("--tolerance is of spike trains, and the labels of this run are classes: leave it out")
+        if tolerance is not None and trained.network.has_readout:
+            raise ConfigError("--tolerance is of output spikes, and the readout of this run has none: leave it out")
         tolerance = TOLERANCE if tolerance is None else tolerance
         show, seen = shown_by(group), None
         try:
@@ -141,7 +142,9 @@ def command(
         record = found.record(split)
         extra: dict[str, Any] = {"confusion": found.confusion.tolist(), "classes": list(inputs.classes)}
         if inputs.sequences:
-            extra = {"tolerance": tolerance}
+            extra = {}
+        if not trained.network.has_readout:
+            extra["tolerance"] = tolerance
         name = on or (config.test_on if split == "test" else "") or config.dataset
         of = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"], "dataset": name}
         extra |= {} if seen is None else {"seen_in_training": seen}
@@ -151,7 +154,7 @@ def command(
         if inputs.sequences:
             say(_sequence_text(found, title, tolerance))
         else:
-            say(_text(found, title, inputs.classes, trained.network))
+            say(_text(found, title, inputs.classes, trained.network, tolerance))
 
 
 def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
@@ -165,37 +168,51 @@ def _is_own(config: RunConfig, on: str, data_dir: str | None) -> bool:
 
 
 def _sequence_text(found: Evaluation, split: str, tolerance: int) -> str:
-    means, sums = found.sums.means(), found.sums.sequence
-    width = max(len(name) for name in means["rates"])
-    spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
-    steps = "1 step" if tolerance == 1 else f"{tolerance} steps"
+    means = found.means()
     return "\n".join(
         [
             f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
-            f"precision   {means['precision']:.2%}  spike times within {steps}, {spikes}",
-            f"recall      {means['recall']:.2%}",
-            f"F1          {means['f1']:.2%}",
-            f"van Rossum  {means['van_rossum']:.4f}  a sample",
-            f"Hamming     {means['hamming']:.4f}  a sample",
+            *_followed(means, found.sums.sequence, tolerance),
             f"loss        {means['loss']:.4f}",
-            "spikes per neuron and step:",
-            *(f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items()),
+            *_rates(means),
         ]
     )
 
 
-def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec) -> str:
-    means, (nearest, counted) = found.sums.means(), decoders(network)
+def _followed(means: dict[str, Any], sums: Mapping[str, float], tolerance: int) -> list[str]:
+    """How well outputs follow their target spike trains."""
+    spikes = f"{sums['matched']:.0f} of {sums['spikes']:.0f} output and {sums['targets']:.0f} target spikes match"
+    steps = "1 step" if tolerance == 1 else f"{tolerance} steps"
+    return [
+        f"precision   {means['precision']:.2%}  spike times within {steps}, {spikes}",
+        f"recall      {means['recall']:.2%}",
+        f"F1          {means['f1']:.2%}",
+        f"van Rossum  {means['van_rossum']:.4f}  a sample",
+        f"Hamming     {means['hamming']:.4f}  a sample",
+    ]
+
+
+def _rates(means: dict[str, Any]) -> list[str]:
+    width = max(map(len, means["rates"]))
+    rows = (f"  {name:<{width}}  {rate:.4f}" for name, rate in means["rates"].items())
+    return ["spikes per neuron and step:", *rows]
+
+
+def _text(found: Evaluation, split: str, classes: tuple[str, ...], network: NetworkSpec, tolerance: int) -> str:
+    means, (nearest, counted) = found.means(), decoders(network)
     names = [name if len(name) <= 10 else name[:9] + "." for name in map(printable, classes)]
     width = max(5, *(len(name) for name in names), len(str(int(found.confusion.max()))))
-    layers = max(map(len, means["rates"]))
     lines = [
         f"{split}: {means['samples']} samples, {means['samples'] / max(1e-9, found.sums.seconds):.0f} a second",
         f"accuracy  {means['accuracy']:.2%}  {nearest}",
         f"          {means['accuracy_spike_count']:.2%}  {counted}",
         f"loss      {means['loss']:.4f}",
-        "spikes per neuron and step:",
-        *(f"  {name:<{layers}}  {rate:.4f}" for name, rate in means["rates"].items()),
+    ]
+    if found.followed:
+        lines.append("outputs and the label sequences of their classes:")
+        lines += (f"  {line}" for line in _followed(means, found.followed, tolerance))
+    lines += [
+        *_rates(means),
         f"confusion matrix (row: true class, column: {nearest}, last column: recall):",
         "  " + " " * width + "".join(f" {name:>{width}}" for name in names),
     ]

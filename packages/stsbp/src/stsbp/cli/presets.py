@@ -30,10 +30,10 @@ def command(name: str | None, as_json: bool) -> None:
         for found in chosen:
             click.echo(json.dumps(_facts(found)))
     elif name is None:
-        width = max(len(found.name) for found in chosen)
+        width, sets = (max(map(len, names)) for names in zip(*((f.name, f.dataset) for f in chosen), strict=True))
         for found in chosen:
             published = f"{found.published.accuracy:.2f} %" if found.published else "-"
-            click.echo(f"{found.name:<{width}}  {found.dataset:<7}  {published:>7}  {found.source}")
+            click.echo(f"{found.name:<{width}}  {found.dataset:<{sets}}  {published:>7}  {found.source}")
     else:
         click.echo(_text(chosen[0]))
 

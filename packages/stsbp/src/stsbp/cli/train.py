@@ -362,7 +362,7 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
     nearest, counted = decoders(network)
     if not test:
         click.echo("no test set (--no-test): nothing was tested")
-    elif "f1" in test:
+    elif "accuracy" not in test:
         click.echo(
             f"test precision {test['precision']:.2%}, recall {test['recall']:.2%}, F1 {test['f1']:.2%} "
             f"(spike times within {TOLERANCE} step), loss {test['loss']:.4f}, {test['samples']} samples"
@@ -372,6 +372,11 @@ def _result(folder: RunFolder, outcome: Outcome, network: NetworkSpec, show: Rep
             f"test accuracy {test['accuracy']:.2%} ({nearest}), {test['accuracy_spike_count']:.2%} "
             f"({counted}), loss {test['loss']:.4f}, {test['samples']} samples"
         )
+        if "f1" in test:
+            click.echo(
+                f"outputs follow their label sequence with F1 {test['f1']:.2%} (spikes within {TOLERANCE} step), "
+                f"Hamming distance {test['hamming']:.4g}"
+            )
     click.echo(f"best checkpoint: epoch {best['epoch']}, by {best['by']} {best['value']:.4g}")
     path = click.format_filename(folder.path)
     # Where there is no test set, `evaluate` must be told of samples that there are.

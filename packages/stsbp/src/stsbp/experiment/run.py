@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -42,7 +42,7 @@ from stsbp.training.run_folder import RunFolder
 
 __all__ = ["FORMAT", "VALIDATION_SHARE", "Experiment", "with_validation"]
 
-FORMAT = 1
+FORMAT = 2
 """Of `experiment.json`; counts up when figures are added or change their meaning."""
 _MOST = 64 * MEGABYTE
 _OWN = re.compile(r"seed-\d+|experiment\.(json|md)|\.lock|\.experiment\..*\.tmp")
@@ -281,9 +281,9 @@ def _figures(
         return None
     lines = read_records(folder.metrics, show.warn)
     evaluations = [r for r in lines if r["kind"] == "evaluation"]
-    tests = [r for r in evaluations if r["split"] == "test" and r["epoch"] == task.config.epochs]
+    tests = [r for r in evaluations if r["split"] == "test"]
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
-    if not tests or not seconds:
+    if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:
         raise CheckpointError(
             f"{folder.metrics} does not hold the epochs and the last test of its run, which is over; put it back, or "
             f"remove {folder.path} to train that seed anew"
@@ -294,12 +294,18 @@ def _figures(
         "run": folder.path.name,
         "checkpoint": reported.info["sha256"],
         "epoch": epoch,
-        "test": test.sums.means(),
+        "test": test.means(),
         "validation": next((r for r in evaluations if r["split"] == "validation" and r["epoch"] == epoch), None),
         "last": tests[-1],
+        "best_tested": _best_tested(tests) if task.config.test_every else None,
         "seconds_per_epoch": median(seconds),
         "operations": synaptic_operations(task, state, data.test),
     }
+
+
+def _best_tested(tests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of the tests of a run that with the highest accuracy (of spike trains F1), of equal ones the earliest."""
+    return max(tests, key=lambda test: test["accuracy" if "accuracy" in test else "f1"])
 
 
 def _shared_state(task: Task, folder: RunFolder, reported: Checkpoint | None) -> TrainState:

@@ -25,6 +25,8 @@ _PERCENT = {
     "recall": "recall of spike times",
     "f1": "F1 of spike times",
 }
+_FOLLOWS = ("precision", "recall", "f1", "van_rossum", "hamming")
+"""Figures that, where labels are classes, say how well the outputs follow their label sequences."""
 _NOT_SHOWN = FREE | {"seed", "test_every", "validation"}
 """Settings in which an experiment may differ from its preset without being another one."""
 
@@ -93,9 +95,12 @@ def _machines(starts: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean, spread and range over the seeds, of the reported epoch (`test`) and of the last one (`last`)."""
+    """Mean, spread and range over the seeds: of the reported epoch (`test`), of the last one (`last`), and, where each
+    epoch was tested, of the one that was best in these tests (`best_tested`)."""
     summary: dict[str, Any] = {"seeds": len(results)}
-    for where in ("test", "last"):
+    for where in ("test", "last", "best_tested"):
+        if any(result[where] is None for result in results):
+            continue
         names = [name for name in (*_PERCENT, "van_rossum", "hamming", "loss") if name in results[0][where]]
         summary[where] = {name: _spread([r[where][name] for r in results]) for name in names}
     for key, found in (("rates", [r["test"]["rates"] for r in results]), ("operations", _of(results, "operations"))):
@@ -148,8 +153,14 @@ def _main_table(found: dict[str, Any]) -> str:
     for name, spread in summary["test"].items():
         if name != "loss":
             text = f"test {_PERCENT.get(name, name.replace('_', ' '))}"
+            if name in _FOLLOWS and "accuracy" in summary["test"]:
+                text += ", outputs against label sequences"
             figure = f"{published['accuracy']:.2f} %" if published and name == "accuracy" else ""
             rows.append([text, _shown(spread, percent=name in _PERCENT), figure])
+    if "best_tested" in summary:
+        name = next(name for name in ("accuracy", "f1") if name in summary["best_tested"])
+        text = f"test {_PERCENT[name]}, best epoch of each seed by the test set itself"
+        rows.append([text, _shown(summary["best_tested"][name], percent=True), ""])
     settings, samples = found["settings"], found["samples"]
     split = (
         f"{samples['train']:,} training, {samples.get('validation', 0):,} validation, {samples['test']:,} test samples"
@@ -172,23 +183,26 @@ def _main_table(found: dict[str, Any]) -> str:
 
 def _selection(found: dict[str, Any]) -> str:
     validation = found["samples"].get("validation", 0)
+    but = ", but for the row of its best epochs" if "best_tested" in found["summary"] else ""
+    chose = f"the test set chose nothing{but}"
     if not validation:
-        return "Model selection: none. The last epoch of each seed is reported; the test set chose nothing."
+        return f"Model selection: none. The last epoch of each seed is reported; {chose}."
     return (
         f"Model selection: of each seed the epoch that was best on {validation:,} validation sample"
-        f"{'s' * (validation != 1)}, taken from the training set and not trained on. The test set chose nothing."
+        f"{'s' * (validation != 1)}, taken from the training set and not trained on. {chose[0].upper()}{chose[1:]}."
     )
 
 
 def _seed_table(found: dict[str, Any]) -> str:
-    names = [name for name in found["summary"]["test"] if name in _PERCENT]
+    figures = found["summary"]["test"]
+    names = [name for name in figures if name in _PERCENT and not (name in _FOLLOWS and "accuracy" in figures)]
     header = ["seed", "epoch", "validation", *(f"test {name}" for name in names), *(f"{name}, last" for name in names)]
     rows = []
     for result in found["seeds"]:
         validation = result["validation"]
         shown = "-" if validation is None else f"{validation['accuracy' if 'accuracy' in validation else 'f1']:.2%}"
-        figures = [f"{result[where][name]:.2%}" for where in ("test", "last") for name in names]
-        rows.append([str(result["seed"]), str(result["epoch"]), shown, *figures])
+        cells = [f"{result[where][name]:.2%}" for where in ("test", "last") for name in names]
+        rows.append([str(result["seed"]), str(result["epoch"]), shown, *cells])
     header = [text.replace("accuracy_spike_count", "by count").replace("_", " ") for text in header]
     return _rows(header, rows) + '\n\n"last" is the last epoch.'
 

@@ -175,7 +175,9 @@ def _head(content: Content) -> str:
         tiles.insert(
             1, (f"{tests[-1]['accuracy_spike_count']:.2%}", f"test accuracy by {decoders(content.network)[1]}")
         )
-    if tests and "precision" in tests[-1]:
+    if tests and content.classes and "f1" in tests[-1]:
+        tiles.insert(2, (f"{tests[-1]['f1']:.2%}", "F1 of test outputs and their label sequences"))
+    if tests and not content.classes:
         tiles.insert(1, (f"{tests[-1]['precision']:.2%} / {tests[-1]['recall']:.2%}", "test precision / recall"))
     command = next((s["command"] for s in content.starts if isinstance(s.get("command"), list)), None)
     lines = [

@@ -41,6 +41,7 @@ from stsbp.training.metrics import LabelDistances, ReadoutDistances
 __all__ = [
     "TOLERANCE",
     "Data",
+    "Followed",
     "Inputs",
     "Score",
     "Task",
@@ -65,6 +66,9 @@ _VALIDATION_SUBSTREAM = 2
 
 _OF_NEURONS = ("tau_m", "tau_s", "tau_rise", "psp_gain", "threshold")
 """Settings that are parameters of neurons."""
+
+_METRICS = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
+"""Distances that are reported of spike trains, whatever the loss."""
 
 TOLERANCE = 1
 """Steps that an output spike may be away from its target spike."""
@@ -412,6 +416,18 @@ class Score(NamedTuple):
     distances: Mapping[str, Float64] = MappingProxyType({})
 
 
+class Followed(NamedTuple):
+    """How well output spikes of a batch follow target spike trains.
+
+    Attributes:
+        sums: over the batch, as `stsbp.training.metrics.spike_figures` reads them.
+        distances: each sample's `van_rossum` and `hamming`, `[B]`, whose sums are among `sums`.
+    """
+
+    sums: dict[str, float]
+    distances: Mapping[str, Float64]
+
+
 def decoders(network: NetworkSpec) -> tuple[str, str]:
     """What the two accuracies of a run are called: by the metric of the loss, and by the outputs alone."""
     return ("least loss", "mean potential") if network.has_readout else ("nearest label sequence", "spike count")
@@ -480,16 +496,31 @@ class Task:
             counted = spike_count(spikes, lengths)
             correct = {"correct": int((nearest == labels).sum()), "correct_by_count": int((counted == labels).sum())}
             return Score(nearest, correct, losses)
+        followed, loss = self.followed(spikes, targets, tolerance, lengths), self.trainer.loss
+        known = [followed.distances[name] for name, metric in _METRICS.items() if metric == loss]
+        losses = known[0] if known else loss.distances(spikes, targets, self.network.output_psp, lengths)
+        return Score(None, {"sequence": followed.sums}, losses, followed.distances)
+
+    def followed(
+        self,
+        spikes: UInt8,
+        targets: UInt8,
+        tolerance: int = TOLERANCE,
+        lengths: Int64 | None = None,
+        losses: Float64 | None = None,
+    ) -> Followed:
+        """How well output spikes follow their targets, both `[T, B, N]`, whether labels are spike trains or classes.
+
+        `losses` `[B]` are the losses of the samples, where they are known already.
+        """
         matches = match_spikes(spikes, targets, tolerance, lengths)
-        sums: dict[str, float] = {name: int(x.sum()) for name, x in matches._asdict().items()}
-        metrics = {"van_rossum": LOSSES["van-rossum"], "hamming": LOSSES["hamming"]}
-        each = {
-            loss: loss.distances(spikes, targets, self.network.output_psp, lengths)
-            for loss in {*metrics.values(), self.trainer.loss}
+        known, psp = {} if losses is None else {self.trainer.loss: losses}, self.network.output_psp
+        found = {
+            name: known[metric] if metric in known else metric.distances(spikes, targets, psp, lengths)
+            for name, metric in _METRICS.items()
         }
-        found = {name: each[loss] for name, loss in metrics.items()}
-        sums |= {name: math.fsum(distances) for name, distances in found.items()}
-        return Score(None, {"sequence": sums}, each[self.trainer.loss], found)
+        sums = {name: float(x.sum()) for name, x in matches._asdict().items()}
+        return Followed(sums | {name: math.fsum(each) for name, each in found.items()}, found)
 
 
 def padded(batch: Batch[packed.Inputs]) -> float:

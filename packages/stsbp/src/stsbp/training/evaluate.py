@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from stsbp_spec.typing import Int64
 
 from stsbp.datasets import Split
 from stsbp.training.build import TOLERANCE, Task, padded
-from stsbp.training.metrics import Sums
+from stsbp.training.metrics import Sums, spike_figures
 from stsbp.training.prefetch import prefetched
 
 __all__ = ["Evaluation", "evaluate"]
@@ -31,14 +31,21 @@ class Evaluation:
         sums: loss, accuracies and spike rates.
         confusion: samples by true class (row) and class of the nearest label sequence (column), `[K, K]`; K is 0 where
             labels are spike trains.
+        followed: where labels are classes, how well the outputs follow their label sequences, sums as
+            `stsbp.training.metrics.spike_figures` reads them; empty for a readout, which has no spikes.
     """
 
     sums: Sums
     confusion: Int64
+    followed: Mapping[str, float] = field(default_factory=dict)
+
+    def means(self) -> dict[str, Any]:
+        """Every figure, means over the samples."""
+        return {**self.sums.means(), **(spike_figures(self.followed, self.sums.samples) if self.followed else {})}
 
     def record(self, split: str) -> dict[str, Any]:
         """As a line of metrics."""
-        return {"kind": "evaluation", "split": split, **self.sums.means(), "seconds": round(self.sums.seconds, 3)}
+        return {"kind": "evaluation", "split": split, **self.means(), "seconds": round(self.sums.seconds, 3)}
 
 
 def evaluate(
@@ -59,10 +66,11 @@ def evaluate(
         split: the samples.
         batch_size: samples at a time.
         between: called with the number of samples done after each batch; may raise to stop.
-        tolerance: where labels are spike trains, steps that a spike may be away from its target.
+        tolerance: steps that a spike may be away from its target.
     """
     classes = len(task.inputs.classes)
     sums, confusion = Sums(), np.zeros((classes, classes), dtype=np.int64)
+    followed: dict[str, float] = {}
     losses: list[float] = []
     distances: dict[str, list[float]] = {}
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
@@ -75,16 +83,26 @@ def evaluate(
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)
-        for name, each in score.distances.items():
+        each_distance = score.distances
+        if classes and not task.network.has_readout:
+            # Updates do without: they have the loss, and this takes time.
+            follows = task.followed(prediction.spikes, batch.targets, tolerance, batch.lengths, score.losses)
+            each_distance = follows.distances
+            followed = {name: followed.get(name, 0) + value for name, value in follows.sums.items()}
+        for name, each in each_distance.items():
             distances.setdefault(name, []).extend(each)
         if score.nearest is not None:
             np.add.at(confusion, (labels, score.nearest), 1)
         if between is not None:
             between(sums.samples)
     sums.loss = math.fsum(losses)
-    sums.sequence |= {name: math.fsum(each) for name, each in distances.items()}
+    exact = {name: math.fsum(each) for name, each in distances.items()}
+    if followed:
+        followed |= exact
+    else:
+        sums.sequence |= exact
     sums.seconds = time.perf_counter() - began
-    return Evaluation(sums, confusion)
+    return Evaluation(sums, confusion, followed)
 
 
 def _load(task: Task, split: Split, indices: Int64) -> tuple[Batch[Inputs], Int64]:

@@ -28,7 +28,7 @@ from stsbp import records
 from stsbp.errors import CheckpointError, FileError
 from stsbp.files import GIGABYTE, MEGABYTE, OpenFolder, open_regular
 
-__all__ = ["LabelDistances", "MetricsFile", "ReadoutDistances", "Sums", "Workload", "read_records"]
+__all__ = ["LabelDistances", "MetricsFile", "ReadoutDistances", "Sums", "Workload", "read_records", "spike_figures"]
 
 
 class LabelDistances:
@@ -99,6 +99,26 @@ class ReadoutDistances:
         return found, np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
 
 
+def spike_figures(sums: Mapping[str, float], samples: int) -> dict[str, float]:
+    """How well outputs follow target spike trains, from sums over so many samples.
+
+    `sums` has `matched`, `spikes` and `targets` (`stsbp_spec.metrics.SpikeMatches`) and the distances `van_rossum` and
+    `hamming`. Returns `precision`, `recall` and `f1` of all spikes together, and the means of both distances.
+    """
+    matches = _matches(sums)
+    return {
+        "precision": precision(*matches),
+        "recall": recall(*matches),
+        "f1": f1(*matches),
+        "van_rossum": sums["van_rossum"] / max(1, samples),
+        "hamming": sums["hamming"] / max(1, samples),
+    }
+
+
+def _matches(sums: Mapping[str, float]) -> tuple[float, float, float]:
+    return sums["matched"], sums["spikes"], sums["targets"]
+
+
 @dataclass
 class Sums:
     """Running sums over the samples of a stretch of training (or of an evaluation)."""
@@ -157,21 +177,14 @@ class Sums:
     def headline(self) -> tuple[str, float]:
         """The figure that says how good it is: `accuracy`, or `f1` of spike times where labels are spike trains."""
         if self.sequence:
-            return "f1", f1(*self._matches())
+            return "f1", f1(*_matches(self.sequence))
         return "accuracy", self.correct / max(1, self.samples)
 
     def means(self) -> dict[str, Any]:
         """Loss, accuracies (of spike trains: precision and so on, and distances) and rates, means over the samples."""
         n = max(1, self.samples)
         if self.sequence:
-            matches = self._matches()
-            how_good = {
-                "precision": precision(*matches),
-                "recall": recall(*matches),
-                "f1": f1(*matches),
-                "van_rossum": self.sequence["van_rossum"] / n,
-                "hamming": self.sequence["hamming"] / n,
-            }
+            how_good = spike_figures(self.sequence, self.samples)
         else:
             how_good = {"accuracy": self.correct / n, "accuracy_spike_count": self.correct_by_count / n}
         return {
@@ -184,9 +197,6 @@ class Sums:
     def rate(self, name: str) -> float:
         """Mean spikes per neuron and step of a layer, without padded steps."""
         return self.rates[name] / max(1e-9, self.samples - self.padded)
-
-    def _matches(self) -> tuple[float, float, float]:
-        return self.sequence["matched"], self.sequence["spikes"], self.sequence["targets"]
 
     def zeroed_shares(self) -> dict[str, float]:
         """Share of each layer's non-zero errors that the error grid zeroed; empty in `fast` precision."""

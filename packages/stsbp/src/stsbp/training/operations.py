@@ -9,6 +9,7 @@ is the same at every step. The updates of the neurons are counted in neither.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from stsbp_spec.encoders.packed import unpacked
@@ -18,12 +19,12 @@ from stsbp_spec.reference.backend import RULES
 from stsbp_spec.synapses import Add, AvgPool2d, Conv2d, Dropout, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.base import Op, Passing
 from stsbp_spec.trainer import TrainState
-from stsbp_spec.typing import AnyArray, Int64, Shape
+from stsbp_spec.typing import AnyArray, Float64, Int64, Shape
 
 from stsbp.datasets import Split
 from stsbp.training.build import Task
 
-__all__ = ["MOST_SAMPLES", "fan_out", "spikes_of", "synaptic_operations"]
+__all__ = ["MOST_SAMPLES", "Activity", "activity", "fan_out", "spikes_of", "synaptic_operations"]
 
 MOST_SAMPLES = 200
 _BATCH = 10
@@ -111,25 +112,49 @@ def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, di
     return held
 
 
+@dataclass(frozen=True)
+class Activity:
+    """What happens at each step, mean over samples.
+
+    Attributes:
+        operations: synaptic operations of each layer, `[T]`; the first layer is left out where it sees pixels.
+        spikes: spikes of all neurons of each layer, `[T]`; a readout is left out.
+    """
+
+    operations: dict[str, Float64]
+    spikes: dict[str, Float64]
+
+
 def synaptic_operations(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> dict[str, float]:
     """Synaptic operations of each layer, mean over `most` samples spread evenly over a split.
 
     The first layer is left out where it sees pixels (direct coding).
     """
+    return {name: float(each.sum()) for name, each in activity(task, state, split, most).operations.items()}
+
+
+def activity(task: Task, state: TrainState, split: Split, most: int = MOST_SAMPLES) -> Activity:
+    """Synaptic operations and spikes at each step, mean over `most` samples spread evenly over a split."""
     exported = task.trainer.export_state(state)
     weights = {key.removeprefix("weight/"): x for key, x in exported.items() if key.startswith("weight/")}
     chosen = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
-    network = task.network
+    network, steps = task.network, task.config.steps
     fans = {block.name: fan_out(network, block) for block in network.blocks if not block.static}
-    totals = dict.fromkeys(fans, 0)
+    spiking = network.blocks[:-1] if network.has_readout else network.blocks
+    # Whole numbers, which are exact.
+    operations = {name: np.zeros(steps) for name in fans}
+    spikes = {block.name: np.zeros(steps) for block in spiking}
     for first in range(0, len(chosen), _BATCH):
         batch, _ = task.batch(split, chosen[first : first + _BATCH])
         inputs = unpacked(batch.inputs)
-        layers = task.backend.run(network, weights, inputs, task.config.steps).layers
+        layers = task.backend.run(network, weights, inputs, steps).layers
         sources = {network.graph.nodes[0].name: inputs}
         sources |= {block.population: layers[block.name].spikes for block in network.blocks}
         for name, of_sources in fans.items():
             for source, fan in of_sources.items():
-                spikes = spikes_of(network, source, sources).sum(axis=(0, 1), dtype=np.float64)
-                totals[name] += int((spikes * fan).sum())
-    return {name: total / len(chosen) for name, total in totals.items()}
+                of_steps = spikes_of(network, source, sources).sum(axis=1, dtype=np.float64)
+                operations[name] += (of_steps * fan).reshape(steps, -1).sum(axis=1)
+        for name, found in spikes.items():
+            found += layers[name].spikes.reshape(steps, -1).sum(axis=1, dtype=np.float64)
+    n = len(chosen)
+    return Activity(*({name: x / n for name, x in found.items()} for found in (operations, spikes)))

@@ -1,0 +1,238 @@
+"""`stsbp curves`: accuracy of trained networks against time, spikes and noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from stsbp.cli import COMMANDS, Globals
+from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.settings import complete_data_set
+from stsbp.datasets import Split
+from stsbp.datasets.base import Subset
+from stsbp.errors import ConfigError
+from stsbp.plots import check_plots, new_figure, save
+from stsbp.training.build import decoders, load_data, load_test_set
+from stsbp.training.curves import by_noise, over_time
+from stsbp.training.noise import KINDS, parse_noise
+from stsbp.training.progress import reporter
+from stsbp.training.run_folder import RunFolder
+from stsbp.training.trained import load_trained
+
+__all__ = ["command"]
+
+
+@click.command("curves", short_help=COMMANDS["curves"])
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@checkpoint_option()
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    type=Choice(["test", "validation", "train"]),
+    help="Samples to evaluate.",
+)
+@click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many of them, spread evenly.  [default: all]")
+@click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
+@click.option(
+    "--on",
+    metavar="DATASET",
+    help="Take another data set: its test samples, or all if it has no test set.",
+    shell_complete=complete_data_set,
+)
+@click.option(
+    "--noise",
+    "noises",
+    multiple=True,
+    metavar="NAME=AMOUNT,...",
+    help="Disturb inputs: jitter, lost or added (events), noise or lost (images).  [default: all of them]",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
+@click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
+@threads_option("Processor threads.  [default: those of the first run]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
+@click.pass_obj
+def command(
+    options: Globals,
+    runs: tuple[Path, ...],
+    checkpoint: str,
+    split: str,
+    samples: int | None,
+    data_dir: str | None,
+    on: str | None,
+    noises: tuple[str, ...],
+    seed: int,
+    batch_size: int | None,
+    threads: int | None,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Show how RUNs do with less time, with fewer spikes and with disturbed inputs, side by side.
+
+    Where labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
+    inputs are disturbed more and more. Weights are those of the run: nothing is trained.
+    """
+    if on is not None and split != "test":
+        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
+    if plot is not None:
+        check_plots()
+    folders = [RunFolder(run) for run in runs]
+    configs = [folder.read_config() for folder in folders]
+    limit_threads(configs[0].threads if threads is None else threads)
+    backend = choose_backend(options)
+    show, found = reporter(), []
+    try:
+        for run, folder, config in zip(runs, folders, configs, strict=True):
+            trained = load_trained(folder, checkpoint, backend)
+            task, coding = trained.task, trained.task.inputs.coding
+            asked = dict(parse_noise(text, coding) for text in noises or KINDS[coding])
+            if on is None:
+                every = trained.samples(load_data(config, show.loading, data_dir, True), split)
+            else:
+                every = trained.other_samples(load_test_set(config, on, show.loading, data_dir))
+            chosen = _some(every, samples)
+            size, total = batch_size or config.batch_size, len(chosen)
+            record: dict[str, Any] = {"run": str(run), "checkpoint": checkpoint, "step": trained.info["step"]}
+            record |= {
+                "split": split,
+                "dataset": on or config.dataset,
+                "samples": total,
+                "coding": coding,
+                "seed": seed,
+            }
+            record["decoders"] = [] if task.inputs.sequences else list(decoders(task.network))
+            if not task.inputs.sequences:
+                told = partial(_teller(show.loading, f"{run}: time", total), 0)
+                curve = over_time(task, trained.state, chosen, size, told)
+                record |= {"settled": curve.settled, "time": curve.record()}
+            record["noise"] = {
+                name: by_noise(
+                    task,
+                    trained.state,
+                    chosen,
+                    size,
+                    name,
+                    amounts,
+                    seed,
+                    _teller(show.loading, f"{run}: {name}", total),
+                )
+                for name, amounts in asked.items()
+            }
+            found.append(record)
+    finally:
+        show.close()
+    if plot is not None:
+        _plot(found, [config.loss for config in configs], plot)
+    if as_json:
+        for record in found:
+            click.echo(json.dumps(record))
+    else:
+        say(_text(found))
+
+
+def _teller(loading: Callable[[str, int, int], None], what: str, total: int) -> Callable[[float, int], None]:
+    """What tells of the amount of noise that is tried, and of how many samples are done."""
+    return lambda amount, done: loading(f"{what} {amount:g}" if amount else what, done, total)
+
+
+def _some(samples: Split, count: int | None) -> Split:
+    """So many of the samples, spread evenly; all where there are no more.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if len(samples) == 0:
+        raise ConfigError("the run has no such samples")
+    if count is None or count >= len(samples):
+        return samples
+    return Subset(samples, np.linspace(0, len(samples) - 1, count).round().astype(np.int64))
+
+
+def _figure(record: dict[str, Any]) -> str:
+    """The figure of an evaluation that says how good it is."""
+    return "accuracy" if "accuracy" in record else "f1"
+
+
+def _text(found: Sequence[dict[str, Any]]) -> str:
+    names = [record["run"] for record in found]
+    parts = [
+        f"{r['run']}: {r['samples']} {r['split']} samples of {r['dataset']}, after update {r['step']}" for r in found
+    ]
+    timed = [record for record in found if "time" in record]
+    if timed:
+        for decoder, key in enumerate(("accuracy", "accuracy_spike_count")):
+            said = "/".join(dict.fromkeys(record["decoders"][decoder] for record in timed))
+            parts += ["", f"accuracy after so many steps, {said}:"]
+            parts += _table("step", [(r["run"], {m["step"]: f"{m[key]:.2%}" for m in r["time"]}) for r in timed])
+        parts += ["", "synaptic operations of a sample up to then (spikes of all neurons):"]
+        shown = [
+            (r["run"], {m["step"]: f"{m['operations']:,.0f} ({m['spikes']:,.0f})" for m in r["time"]}) for r in timed
+        ]
+        parts += _table("step", shown)
+        parts += ["", "step from which on the answer stays the same, mean:"]
+        width = max(map(len, names))
+        parts += [f"  {record['run']:<{width}}  {record['settled']:.2f}" for record in timed]
+    for name in dict.fromkeys(name for record in found for name in record["noise"]):
+        having = [record for record in found if name in record["noise"]]
+        text = "; ".join(dict.fromkeys(KINDS[record["coding"]][name].text for record in having))
+        key = _figure(having[0]["noise"][name][0])
+        parts += ["", f"{'accuracy' if key == 'accuracy' else 'F1'} by {name} ({text}):"]
+        parts += _table(name, [(r["run"], {e["amount"]: f"{e[key]:.2%}" for e in r["noise"][name]}) for r in having])
+    return "\n".join(parts)
+
+
+def _table(first: str, columns: Sequence[tuple[str, dict[Any, str]]]) -> list[str]:
+    """A row for each key that a column has; a column for each name."""
+    keys = sorted({key for _, cells in columns for key in cells})
+    left = [first, *(f"{key:g}" for key in keys)]
+    rows = [[name, *(cells.get(key, "-") for key in keys)] for name, cells in columns]
+    widths = [max(map(len, column)) for column in (left, *rows)]
+    return [
+        "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in zip(left, *rows, strict=True)
+    ]
+
+
+def _plot(found: Sequence[dict[str, Any]], losses: Sequence[str], path: Path) -> None:
+    """Draw a panel for each curve, with a line for each run."""
+    timed = [record for record in found if "time" in record]
+    noises = list(dict.fromkeys(name for record in found for name in record["noise"]))
+    panels = (["time", "operations"] if timed else []) + noises
+    columns = min(3, len(panels))
+    figure = new_figure(4 * columns, 0.4 + 3 * -(-len(panels) // columns))
+    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
+    short = [Path(record["run"]).name for record in found]
+    # Seeds of two experiments have the same names.
+    runs = short if len({*short}) == len(short) else [record["run"] for record in found]
+    names = [f"{run}, {loss}" for run, loss in zip(runs, losses, strict=True)]
+    for panel in axes[len(panels) :]:
+        panel.set_axis_off()
+    for panel, what in zip(axes, panels, strict=False):
+        for number, (record, name) in enumerate(zip(found, names, strict=True)):
+            if what in ("time", "operations"):
+                rows = record.get("time", [])
+                x = [row["step" if what == "time" else "operations"] for row in rows]
+            else:
+                rows = record["noise"].get(what, [])
+                x = [row["amount"] for row in rows]
+            if rows:
+                y = [100 * row[_figure(row)] for row in rows]
+                panel.plot(x, y, marker=".", color=f"C{number}", label=name)
+        said = {"time": "steps until the decision", "operations": "synaptic operations until the decision"}.get(what)
+        if said is None:
+            said = f"{what}: {KINDS[next(r['coding'] for r in found if what in r['noise'])][what].text}"
+        if what in ("time", "jitter"):
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.set_xlabel(said, fontsize=7)
+        panel.set_ylabel("accuracy, %" if timed else "F1, %", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.grid(color="0.9")
+    axes[0].legend(fontsize=7)
+    save(figure, path)

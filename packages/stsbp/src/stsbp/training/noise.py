@@ -1,0 +1,218 @@
+"""Disturbed inputs, to see how much of it a trained network bears: events that come at another time, get lost, or are
+joined by others; pixels that are noisy or get lost.
+
+Draws come from the counter-based generator: a function of seed, number of the sample and place in it, the same on every
+machine. A larger amount of the same disturbance uses the same draws, so that what is lost at 10 % is lost at 20 % too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from stsbp_spec.encoders.packed import Inputs, PackedFrames, unpacked
+from stsbp_spec.random import Stream, threefry2x32
+from stsbp_spec.typing import AnyArray, Coding, Int64, UInt8, UInt32
+
+from stsbp.datasets.base import SequenceLabels, Split, lengths_of
+from stsbp.errors import ConfigError, DataError
+
+__all__ = ["KINDS", "DisturbedSplit", "Kind", "disturbed", "parse_noise"]
+
+_LOST, _MOVED, _ADDED, _PIXELS = 0, 1, 2, 3
+"""Substreams of the draws."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A disturbance.
+
+    Attributes:
+        text: what an amount of it means.
+        amounts: that are tried by default, ascending from 0.
+        most: the largest amount that makes sense.
+        whole: whether amounts are whole numbers.
+    """
+
+    text: str
+    amounts: tuple[float, ...]
+    most: float
+    whole: bool = False
+
+
+_LOST_EVENTS = Kind("share of the events that are lost", (0, 0.2, 0.4, 0.6, 0.8), 1)
+_LOST_PIXELS = Kind("share of the pixels that are set to 0", (0, 0.1, 0.2, 0.4, 0.6), 1)
+
+KINDS: Mapping[Coding, Mapping[str, Kind]] = MappingProxyType(
+    {
+        "events": MappingProxyType(
+            {
+                "jitter": Kind("steps by which each event is moved at most, either way", (0, 1, 2, 4, 8), 1e5, True),
+                "lost": _LOST_EVENTS,
+                "added": Kind("random events, as a share of pixels times steps", (0, 0.005, 0.01, 0.02, 0.05), 1),
+            }
+        ),
+        "direct": MappingProxyType(
+            {
+                "noise": Kind(
+                    "grey levels (of 255) by which each pixel changes at most", (0, 32, 64, 96, 128), 255, True
+                ),
+                "lost": _LOST_PIXELS,
+            }
+        ),
+    }
+)
+"""Disturbances by the coding of the inputs and their names."""
+
+
+def parse_noise(text: str, coding: Coding) -> tuple[str, tuple[float, ...]]:
+    """A disturbance and its amounts from `NAME` or `NAME=AMOUNT,AMOUNT,...`; amount 0 is always among them.
+
+    Raises:
+        ConfigError: there is no such disturbance of these inputs, or an amount is none of it.
+    """
+    name, equals, listed = text.partition("=")
+    kinds = KINDS[coding]
+    if name not in kinds:
+        of = "events" if coding == "events" else "images"
+        raise ConfigError(f"--noise {name!r}: inputs of this run are {of}, which take {', '.join(kinds)}")
+    kind = kinds[name]
+    if not equals:
+        return name, kind.amounts
+    amounts = {0.0}
+    for each in listed.split(","):
+        try:
+            amount = float(each)
+        except ValueError:
+            amount = -1.0
+        # Also what is no number is not between them.
+        if not 0 <= amount <= kind.most or (kind.whole and amount != round(amount)):
+            numbers = "whole numbers" if kind.whole else "numbers"
+            raise ConfigError(
+                f"--noise {name}={listed}: amounts are {numbers} from 0 to {kind.most:g} ({kind.text}), got {each!r}"
+            )
+        amounts.add(amount)
+    return name, tuple(sorted(amounts))
+
+
+@dataclass(frozen=True)
+class DisturbedSplit:
+    """A split with disturbed inputs; labels, targets and lengths are those of the split.
+
+    Attributes:
+        split: the samples.
+        name, amount: of the disturbance, one of `KINDS`.
+        seed: of the draws.
+    """
+
+    split: Split
+    name: str
+    amount: float
+    seed: int = 0
+
+    @property
+    def labels(self) -> Int64:
+        return self.split.labels
+
+    @property
+    def lengths(self) -> Int64 | None:
+        """Steps of every sample, `[n]`; None: all."""
+        return lengths_of(self.split)
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def inputs(self, indices: Int64) -> UInt8:
+        return unpacked(self.stored(indices))
+
+    def stored(self, indices: Int64) -> Inputs:
+        lengths = None if self.lengths is None else self.lengths[indices]
+        return disturbed(self.split.stored(indices), indices, self.name, self.amount, self.seed, lengths)
+
+    def targets(self, indices: Int64) -> UInt8:
+        """Target spike trains `[T, B, N]`, where the split has them (`SequenceLabels`)."""
+        if not isinstance(self.split, SequenceLabels):
+            raise DataError("the labels of these samples are classes, not spike trains")
+        return self.split.targets(indices)
+
+
+def disturbed(
+    inputs: Inputs, indices: Int64, name: str, amount: float, seed: int = 0, lengths: Int64 | None = None
+) -> Inputs:
+    """Inputs with a disturbance.
+
+    Args:
+        inputs: images `[B, C, H, W]`, or frames `[T, B, ...]`, also as bits.
+        indices: numbers of the samples, `[B]`, of which the draws are a function.
+        name, amount: of the disturbance, one of `KINDS`.
+        seed: of the draws.
+        lengths: steps of each sample, `[B]`, within which events stay; None: all.
+
+    Returns:
+        New inputs of the same form; `inputs` itself where the amount is 0. Events that are moved to a step before the
+        first one or after the last stay at that step. Of frames that are bits, events that meet are one; counts add up,
+        to 255 at most, and the events of a pixel at a step go together.
+    """
+    if amount == 0:
+        return inputs
+    if not isinstance(inputs, PackedFrames) and inputs.ndim == 4:
+        return _images(inputs, indices, name, amount, seed)
+    frames = unpacked(inputs)
+    steps, batch = frames.shape[:2]
+    flat = frames.reshape(steps, batch, -1)
+    pixels = flat.shape[2]
+    ends = np.full(batch, steps) if lengths is None else lengths
+    t, sample, pixel = np.nonzero(flat)
+    count = flat[t, sample, pixel]
+    if name == "added":
+        number = np.rint(amount * ends * pixels).astype(np.int64)
+        each = np.arange(number.max(initial=0))
+        word = _words(seed, _ADDED, each[None, :], indices[:, None])
+        place = _below(word, (ends * pixels)[:, None])
+        new, which = np.nonzero(each[None, :] < number[:, None])
+        place = place[new, which]
+        t, sample, pixel = (np.concatenate(x) for x in ((t, place // pixels), (sample, new), (pixel, place % pixels)))
+        count = np.concatenate([count, np.ones(len(new), np.uint8)])
+    else:
+        word = _words(seed, _LOST if name == "lost" else _MOVED, t * pixels + pixel, indices[sample])
+        if name == "lost":
+            kept = _share(word) >= amount
+            t, sample, pixel, count = t[kept], sample[kept], pixel[kept], count[kept]
+        else:
+            t = np.clip(t + _below(word, 2 * int(amount) + 1) - int(amount), 0, ends[sample] - 1)
+    if isinstance(inputs, PackedFrames):
+        result = np.zeros(flat.shape, np.uint8)
+        result[t, sample, pixel] = 1
+        return PackedFrames.of(result.reshape(frames.shape))
+    sums = np.zeros(flat.shape, np.int64)
+    np.add.at(sums, (t, sample, pixel), count)
+    counts: UInt8 = np.minimum(sums, 255).astype(np.uint8).reshape(frames.shape)
+    return counts
+
+
+def _images(images: UInt8, indices: Int64, name: str, amount: float, seed: int) -> UInt8:
+    pixels = np.arange(images[0].size)[None, :]
+    word = _words(seed, _LOST if name == "lost" else _PIXELS, pixels, indices[:, None]).reshape(images.shape)
+    if name == "lost":
+        return np.where(_share(word) < amount, 0, images).astype(np.uint8)
+    changed: UInt8 = np.clip(images + _below(word, 2 * int(amount) + 1) - int(amount), 0, 255).astype(np.uint8)
+    return changed
+
+
+def _words(seed: int, substream: int, place: Int64, sample: Int64) -> UInt32:
+    """A random word for each place of each sample, which broadcast against each other."""
+    key = (seed, int(Stream.NOISE) + 256 * substream)
+    place, sample = np.broadcast_arrays(place, sample)
+    return threefry2x32(key, (place.astype(np.uint32), sample.astype(np.uint32)))[0]
+
+
+def _share(word: UInt32) -> AnyArray:
+    """A number in (0, 1) from each word."""
+    return (word.astype(np.float64) + 0.5) * 2.0**-32
+
+
+def _below(word: UInt32, n: int | Int64) -> Int64:
+    """A whole number from 0 to n - 1 from each word."""
+    return (word.astype(np.uint64) * np.asarray(n, np.uint64) >> np.uint64(32)).astype(np.int64)
