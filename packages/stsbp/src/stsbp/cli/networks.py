@@ -49,8 +49,9 @@ def command(
     NOTATION is a network such as 12C5-P2-64C5-P2, or a file of nodes FILE.toml.
 
     The table has shapes, parameters, the multiply-adds of one step, and the exactness headroom. The headroom is the
-    number of bits between the largest possible sum of a layer and the largest sum that float32 adds exactly. If it
-    is negative, training checks the actual weights, and uses fewer bits if necessary.
+    number of bits between the largest possible sum of a layer and the largest sum that float32 adds exactly. A
+    negative headroom is not an error: training then computes the sum from the actual weights, and rounds the weights
+    to fewer bits if necessary.
     """
     network = NetworkSpec.parse(
         network_text(notation),
