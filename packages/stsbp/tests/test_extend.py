@@ -378,7 +378,7 @@ def test_files_of_rasters_without_a_test_set(stsbp: Call, tmp_path: Path) -> Non
 def test_no_test_contradicts_a_test_set(train_tiny: Call, tmp_path: Path, option: tuple[Any, ...]) -> None:
     done = train_tiny(tmp_path / "run", *NO_TEST, *option)
     assert done.exit_code == 1
-    assert "leave test_on and holdout out" in done.output
+    assert "leave out test_on and holdout" in done.output
 
 
 def test_experiment_needs_a_test_set(stsbp: Call, tiny: tuple[str, ...]) -> None:

@@ -125,7 +125,7 @@ def test_forged_description(
 
 def test_best_in_the_place_of_last(run: Path, stsbp: Stsbp, refused: Callable[..., None]) -> None:
     (run / "last.json").write_bytes((run / "best.json").read_bytes())
-    refused(stsbp("train", "--resume", run), "no tensor file of the checkpoint 'last'")
+    refused(stsbp("train", "--resume", run), "which is not a tensor file of the checkpoint 'last'")
     assert len(list(run.glob("last-*.safetensors"))) == 1
 
 
