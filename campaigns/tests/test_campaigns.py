@@ -235,8 +235,9 @@ print(*sorted(names), sep="\\n")
 def test_what_a_worker_does_not_survive_is_found(acts: str, hang: float, expected: list[str], tmp_path: Path) -> None:
     done = script(FUZZ.format(acts=acts, hang=hang), tmp_path)
     assert done.returncode == 0, done.stderr
-    found = done.stdout.splitlines()[-len(expected) :]
-    assert all(line.startswith(name) for line, name in zip(found, expected, strict=True)), done.stdout
+    # What takes all memory may be found as that too, before Python refuses it.
+    found = done.stdout.splitlines()
+    assert all(any(line.startswith(name) for line in found) for name in expected), done.stdout
 
 
 CRASH = """

@@ -42,13 +42,15 @@ def test_kernels_are_compiled_ahead_for_the_arguments_they_get() -> None:
     ahead = pytest.importorskip("stsbp_cpu.ahead")
     from stsbp_cpu.backend import CpuBackend
 
+    # Tests before this one have called kernels too, some for arguments that no network has.
+    kernels = {ahead.kernel(line).dispatcher for line in ahead.FIRST + ahead.OTHERS}
+    before = {kernel: set(kernel.signatures) for kernel in kernels}
     hashes.compute(CpuBackend(), QUICK)
     listed: dict[Any, set[Any]] = {}
     for each in map(ahead.kernel, ahead.FIRST + ahead.OTHERS):
         listed.setdefault(each.dispatcher, set()).add(each.types)
-    called = {kernel: set(kernel.signatures) for kernel in listed}
-    assert sum(map(len, called.values())) > 10
-    assert all(called[kernel] <= types for kernel, types in listed.items())
+    assert sum(len(kernel.signatures) for kernel in kernels) > 10
+    assert all(set(kernel.signatures) - before[kernel] <= types for kernel, types in listed.items())
 
 
 def test_the_file_has_every_case_and_no_other() -> None:
