@@ -29,6 +29,8 @@ __all__ = [
     "MOST_PROCESSES",
     "Choice",
     "Finite",
+    "batch_size_option",
+    "check_on",
     "checkpoint_option",
     "choose_backend",
     "completes",
@@ -39,6 +41,7 @@ __all__ = [
     "processes",
     "say",
     "say_distances",
+    "split_option",
     "stop_after",
     "threads_option",
 ]
@@ -104,6 +107,24 @@ def checkpoint_option(*name: str) -> Callable[[Callable[..., Any]], Callable[...
     """The option `--checkpoint`, whose value is given as `checkpoint` unless it has another name."""
     kind = Choice(["last", "best"])
     return click.option("--checkpoint", *name, default="last", show_default=True, type=kind, help="Checkpoint to read.")
+
+
+split_option = click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    type=Choice(["test", "validation", "train"]),
+    help="Samples to evaluate.",
+)
+batch_size_option = click.option(
+    "--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]"
+)
+
+
+def check_on(on: str | None, split: str) -> None:
+    """Raise `ConfigError` where another data set is named beside one of the run's own splits."""
+    if on is not None and split != "test":
+        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
 
 
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:

@@ -12,7 +12,16 @@ import click
 import numpy as np
 
 from stsbp.cli import COMMANDS, Globals
-from stsbp.cli.common import Choice, checkpoint_option, choose_backend, limit_threads, say, threads_option
+from stsbp.cli.common import (
+    batch_size_option,
+    check_on,
+    checkpoint_option,
+    choose_backend,
+    limit_threads,
+    say,
+    split_option,
+    threads_option,
+)
 from stsbp.cli.settings import complete_data_set
 from stsbp.datasets import Split
 from stsbp.datasets.base import Subset
@@ -31,13 +40,7 @@ __all__ = ["command"]
 @click.command("curves", short_help=COMMANDS["curves"])
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @checkpoint_option()
-@click.option(
-    "--split",
-    default="test",
-    show_default=True,
-    type=Choice(["test", "validation", "train"]),
-    help="Samples to evaluate.",
-)
+@split_option
 @click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many of them, spread evenly.  [default: all]")
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
 @click.option(
@@ -54,7 +57,7 @@ __all__ = ["command"]
     help="Disturb inputs: jitter, lost or added (events), noise or lost (images).  [default: all of them]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
-@click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
+@batch_size_option
 @threads_option("Processor threads.  [default: those of the first run]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
@@ -79,8 +82,7 @@ def command(
     Where labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
     inputs are disturbed more and more. Weights are those of the run: nothing is trained.
     """
-    if on is not None and split != "test":
-        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
+    check_on(on, split)
     if plot is not None:
         check_plots()
     folders = [RunFolder(run) for run in runs]

@@ -12,13 +12,15 @@ from stsbp_spec.network import NetworkSpec
 
 from stsbp.cli import COMMANDS, Globals
 from stsbp.cli.common import (
-    Choice,
+    batch_size_option,
+    check_on,
     checkpoint_option,
     choose_backend,
     limit_threads,
     meeting,
     processes,
     say,
+    split_option,
     threads_option,
 )
 from stsbp.cli.settings import complete_data_set
@@ -39,13 +41,7 @@ __all__ = ["command"]
 @click.command("evaluate", short_help=COMMANDS["evaluate"])
 @click.argument("run", type=click.Path(path_type=Path))
 @checkpoint_option()
-@click.option(
-    "--split",
-    default="test",
-    show_default=True,
-    type=Choice(["test", "validation", "train"]),
-    help="Samples to evaluate.",
-)
+@split_option
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
 @click.option(
     "--on",
@@ -53,7 +49,7 @@ __all__ = ["command"]
     help="Evaluate another data set: its test samples, or all if it has no test set.",
     shell_complete=complete_data_set,
 )
-@click.option("--batch-size", type=click.IntRange(1, 10**9), help="Samples at a time.  [default: that of the run]")
+@batch_size_option
 @threads_option("Processor threads.  [default: that of the run]")
 @click.option(
     "--tolerance",
@@ -83,8 +79,7 @@ def command(
     matrix. Precision, recall and F1 of spike times and two distances say how well the outputs follow the label
     sequences, or the target spike trains if those are the labels.
     """
-    if on is not None and split != "test":
-        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
+    check_on(on, split)
     folder = RunFolder(run)
     config = folder.read_config()
     if on is not None and _is_own(config, on, data_dir):
