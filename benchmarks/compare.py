@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from options import guarded, parser_of, write_report
-from stsbp.benchmarks.cases import CASES, LARGE, Case
+from stsbp.benchmarks.cases import CASES, EVERY, Case
 from stsbp.benchmarks.device import describe
 from stsbp.benchmarks.step import folder_of
 from stsbp.benchmarks.timing import Timing
@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--own", nargs="*", default=["torch"], help="backends of stsbp, e.g. torch, jax, torch+triangle"
     )
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=[*CASES, *LARGE])
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(EVERY))
     parser.add_argument("--turn", type=int, default=5, help="steps of each in a turn")
     parser.add_argument(
         "--work", choices=["training", "prediction"], default="training", help="what a step is: see worker.py"
@@ -257,7 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     report["machine"] = describe(open_backend("numpy"), settings)
     for name in options.cases:
         problem, source = make_problem(
-            (CASES | LARGE)[name], scale=options.scale, data_dir=options.data_dir, device=options.device
+            EVERY[name], scale=options.scale, data_dir=options.data_dir, device=options.device
         )
         here = Path(sys.executable)
         floor = ["floor"] if options.work == "training" else []
@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
             problem, wanted, rounds=options.rounds, patience=options.patience, logs=options.out.parent / "logs",
             turn=options.turn, work=options.work,
         )  # fmt: skip
-        case = (CASES | LARGE)[name]
+        case = EVERY[name]
         size = f"{case.net}-10 T={case.steps} B={len(problem.labels)}"
         took = time.perf_counter() - began
         print(f"\n{name}: {size}, data: {source}, {took:.0f} s\n\n{table(records)}\n", flush=True)

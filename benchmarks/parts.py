@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from options import guarded, parser_of
-from stsbp.benchmarks.cases import CASES, LARGE, Step, prepare
+from stsbp.benchmarks.cases import CASES, EVERY, Step, prepare
 from stsbp.benchmarks.device import synchronise
 from stsbp.benchmarks.step import folder_of
 from stsbp_spec.pairs import Pairs
@@ -89,7 +89,7 @@ def watch(backend: Any, steps: Iterable[Any], spent: dict[str, float]) -> None:
 def measure(name: str, device: str | None, case: str, *, rounds: int, scale: float, data_dir: Path | None) -> None:
     """Print the parts of one network's step."""
     backend = open_backend(name, device)
-    chosen = (CASES | LARGE)[case]
+    chosen = EVERY[case]
     folder = folder_of(chosen, data_dir)
     task, data = prepare(chosen, backend, scale=scale, surrogate=None, data_dir=folder)
     whole = Step(task, data.batches)
@@ -122,7 +122,7 @@ def measure(name: str, device: str | None, case: str, *, rounds: int, scale: flo
 def main(arguments: list[str] | None = None) -> None:
     """Read the command line and measure."""
     parser = parser_of(__doc__, "backend", "device", "rounds", "scale", "data-dir")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=[*CASES, *LARGE])
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(EVERY))
     options = parser.parse_args(arguments)
     for case in options.cases:
         measure(

@@ -198,16 +198,16 @@ def machine(settings: Settings) -> Callable[[Path, int], Seen]:
         path = out / "machine.json"
         if code != 0 or not path.is_file():
             return {**ended_well(out, code), "verdict": "failed"}
-        found = json.loads(path.read_text())["backends"]
+        found = json.loads(path.read_text())
         problems = {}
         for name, device in settings.backends:
-            listed = found.get(name, "not found")
+            listed = found["backends"].get(name, "not found")
             usable = isinstance(listed, list) and any(
                 each["name"].split(":")[0] == device.split(":")[0] and each["problem"] is None for each in listed
             )
             if not usable:
                 problems[f"{name}@{device}"] = listed
-        speeds = json.loads(path.read_text()).get("ceilings", {})
+        speeds = found.get("ceilings", {})
         shares = {name: round(each["measured"] / each["assumed"], 2) for name, each in speeds.items()}
         return {
             "expected": f"usable: {', '.join(f'{name}@{device}' for name, device in settings.backends)}",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from problem import Problem
-from stsbp.benchmarks.cases import CASES, LARGE, Step
+from stsbp.benchmarks.cases import EVERY, Step
 from stsbp.benchmarks.floor import dense_floor
 from stsbp.training.build import build_task
 from stsbp_spec.backend import Batch
@@ -32,7 +32,7 @@ class Own:
     def __init__(self, problem: Problem, mode: str) -> None:
         name, _, surrogate = mode.partition("+")
         backend = open_backend("torch" if name == "floor" else name, problem.setup.get("device"))
-        case = (CASES | LARGE)[problem.setup["case"]]
+        case = EVERY[problem.setup["case"]]
         config = case.config(problem.setup["scale"], surrogate or None)
         task = build_task(config, case.inputs, backend)
         targets = encode_repeat(problem.labels, 10, problem.steps, config.label_code)

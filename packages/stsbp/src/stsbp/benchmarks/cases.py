@@ -6,6 +6,8 @@ before the simulated event camera or enlarged to 32 x 32, so that the spikes are
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -24,7 +26,7 @@ from stsbp.datasets import Split, load
 from stsbp.datasets.base import ArraySplit
 from stsbp.training.build import Inputs, Task, build_task
 
-__all__ = ["CASES", "LARGE", "Case", "Resident", "Step", "prepare"]
+__all__ = ["CASES", "EVERY", "LARGE", "Case", "Resident", "Step", "prepare"]
 
 _BATCHES = 4
 
@@ -115,6 +117,7 @@ LARGE = {
     )
 }
 """Further ones, which take gigabytes and seconds: the first CIFAR-10 network of TSSL-BP, and one of 20 layers."""
+EVERY: Mapping[str, Case] = ChainMap(CASES, LARGE)
 
 
 @dataclass(frozen=True)
