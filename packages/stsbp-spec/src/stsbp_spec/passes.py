@@ -153,7 +153,9 @@ def _way(
     statistics: dict[str, Array] = {}
     for segment in walk.segments:
         made, found = yield from through(backend, segment, run, values)
-        residuals = residuals | found if run.keeps else found
+        if not run.keeps:
+            residuals.clear()
+        residuals.update(found)
         statistics.update(_statistics(segment, found))
         spikes.update({name: value for name, value in made.items() if name == segment.population})
         values = _passed_on(segment, values, made)
