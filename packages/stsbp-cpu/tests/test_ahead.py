@@ -49,7 +49,7 @@ def test_a_helper_compiles_what_is_missing_while_its_parent_is_there(tmp_path: P
     _run(tmp_path, "ahead.FIRST = SMALL; ahead.main('1', 'sparse')")
     assert _files(tmp_path) == set()
     # What another process is at is left to it.
-    claimed = "folder = ahead._folder(); claim = folder.claim(ahead.kernel(SMALL[0]).file)\n"
+    claimed = "folder = ahead.own_folder(); claim = folder.claim(ahead.kernel(SMALL[0]).file)\n"
     _run(tmp_path, f"{claimed}ahead.FIRST = SMALL; ahead.main(str(os.getppid()), 'dense')")
     assert _files(tmp_path) == {largest}
     _run(tmp_path, "ahead.FIRST, ahead.OTHERS = SMALL[1:], SMALL[:1]; ahead.main(str(os.getppid()), '1', '2')")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numba import get_num_threads
 from stsbp_cpu import manner, neurons
+from stsbp_cpu.compiling import own_folder
 from stsbp_cpu.manner import CHOICES, TRIED_FROM, Manner, in_best_manner
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import ALIF, LIF
@@ -59,7 +60,7 @@ def test_the_fastest_is_taken_and_found_again_by_the_next_process(monkeypatch: p
 def test_a_damaged_choice_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     in_best_manner("forward", TRIED_FROM, 10**6, Work())
     (file,) = tmp_path.rglob("manner-*.json*")
-    folder = manner._folder()
+    folder = own_folder()
     assert folder is not None
     for damaged in (b"[1, true", b"[7, true, true]", b'{"a": 1}'):
         folder.write(file.name, damaged)

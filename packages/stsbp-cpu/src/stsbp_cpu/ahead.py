@@ -16,14 +16,12 @@ from importlib import import_module
 from typing import Any, NamedTuple
 
 from numba import boolean, config, float32, float64, int32, int64, types, uint8
-from numba.core.registry import cpu_target
 from stsbp_spec.equations import neuron_equations
-from stsbp_spec.kernel_cache import KernelFolder
 from stsbp_spec.neurons import NEURONS
 from stsbp_spec.synapses import PSP
 
 from stsbp_cpu import neurons
-from stsbp_cpu.compiling import announce, folder_for
+from stsbp_cpu.compiling import announce, own_folder
 from stsbp_cpu.optim import adamw
 
 __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
@@ -57,9 +55,8 @@ OTHERS: tuple[str, ...] = (
     "sparse.linear._forward b2 f2 f2 l",
     "sparse.linear._gradient b2 f2 f2 l",
     "sparse.linear._exact_gradient b2 d2 d2 l",
-    "sparse.linear._rows_of f2 l f2",
-    "sparse.linear._weights_of f2 l f2",
-    "sparse.linear._weights_of d2 l d2",
+    "sparse.linear._turn f2 f2 l ?",
+    "sparse.linear._turn d2 d2 l ?",
     "populations._forward l f1 f3 f2 l1 l f2 l l f2 b2 f3 f2",
     "populations._backward l f1 f2 f3 f2 l f2 l l l l f3 f2 f2",
     "synapses.conv2d_bytes.doubled b5 b4 l l b5",
@@ -120,7 +117,7 @@ def fill() -> tuple[int, int]:
     As many processes as there are processors share the work. Returns how many kernels were compiled, and how many there
     are.
     """
-    folder, wanted = _folder(), [kernel(line) for line in FIRST + OTHERS]
+    folder, wanted = own_folder(), [kernel(line) for line in FIRST + OTHERS]
     missing = [each for each in wanted if folder is None or folder.read(each.file) is None]
     shared = missing and folder is not None and folder.kept
     helpers = [_start(str(i), str(_cores())) for i in range(1, _cores())] if shared else []
@@ -145,10 +142,9 @@ def prepare(*, dense: bool) -> None:
     announce()
     if _helpers or _cores() < 2 or config.DISABLE_JIT or os.environ.get("STSBP_COMPILE_BESIDE") == "0":
         return
-    folder = _folder()
+    folder = own_folder()
     if folder is not None and folder.kept and folder.read(kernel(FIRST[0]).file) is None:
-        if not _helpers:
-            atexit.register(_end)
+        atexit.register(_end)
         _helpers.append(_start("dense" if dense else "sparse"))
 
 
@@ -166,10 +162,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _folder() -> KernelFolder | None:
-    return folder_for(cpu_target.target_context.codegen())
-
-
 def _start(*share: str) -> subprocess.Popen[bytes]:
     """`main` in a process of its own."""
     # -P: nothing is imported from the folder in which the user works.
@@ -179,7 +171,7 @@ def _start(*share: str) -> subprocess.Popen[bytes]:
 
 def _compile(wanted: Iterable[Kernel], going_on: Callable[[], bool] = lambda: True) -> None:
     """Compile those that are not there and that no other process compiles, while it is `going_on`."""
-    folder = _folder()
+    folder = own_folder()
     for each in wanted:
         if not going_on():
             return
@@ -203,7 +195,7 @@ def main(parent: str, *share: str) -> None:
         lines, (number, count) = FIRST + OTHERS, map(int, share)
         begin = number * len(lines) // count
         _compile(map(kernel, lines[begin:] + lines[:begin]), alive)
-    elif (folder := _folder()) is not None and (claim := folder.claim("helper")):
+    elif (folder := own_folder()) is not None and (claim := folder.claim("helper")):
         lines = tuple(line for line in reversed(FIRST) if share == ("dense",) or not line.startswith("dense."))
         _compile(map(kernel, lines), alive)
         claim.release()

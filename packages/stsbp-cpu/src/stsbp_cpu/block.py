@@ -55,12 +55,15 @@ _SAMPLED = 32
 class Dense(ABC, Generic[Array]):
     """How a library convolves, on its own arrays.
 
-    `layout` is that of its arrays, `bytes_by` what multiplies bytes: `tiles` of the processor (AMX), or its vectors
-    (`bytes`).
+    `layout` is that of its arrays.
     """
 
     layout: Layout[Array]
-    bytes_by: str = "bytes"
+
+    @property
+    def bytes_by(self) -> str:
+        """What multiplies bytes: `tiles` of the processor (AMX), or its vectors, `bytes`."""
+        return "bytes"
 
     @abstractmethod
     def forward(self, conv: Conv2d, s: Array, wq: Array) -> Array:
@@ -286,8 +289,9 @@ class SparseBlock(Block[Array]):
         if kind != "sparse":
             z = self.sums(given, wq, of_bytes=kind != "floats")
             return fused.spikes_alone(self.neurons.backend, layout, equations, z, run.steps, learned)
-        u = np.empty((0, given.s.shape[1], *self._rows_first()), np.float32)
-        return self._fired(given, wq, equations, run.steps, learned, u, fused.nothing_kept(equations))[0]
+        none = layout.empty((0, given.s.shape[1], *self.projection.output_shape), np.float32)
+        kept = fused.nothing_kept(equations)
+        return self._fired(given, wq, equations, run.steps, learned, layout.view(none), kept)[0]
 
     def density(self, given: Input[Array]) -> float:
         """`Input.density`, raised where threads would have no sample: the sparse kernels share samples among them."""
@@ -437,11 +441,6 @@ class SparseBlock(Block[Array]):
             learned_numbers(layout, equations, each),
         )  # fmt: skip
         return spikes, each
-
-    def _rows_first(self) -> Shape:
-        """Shape of the output in memory, `(H', W', C')`."""
-        channels, *places = self.projection.output_shape
-        return (*places, channels)
 
     def propagate(
         self,

@@ -27,13 +27,14 @@ from numba.core.caching import _Cache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler, CompileResult
 from numba.core.compiler_machinery import register_pass
+from numba.core.registry import cpu_target
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 from numba.core.typed_passes import NativeParforLowering
 from numba.parfors.parfor import Parfor
 from stsbp_spec.kernel_cache import Claim, KernelFolder, digest, kernel_file, kernel_folder, source_digest
 
-__all__ = ["SOURCES", "announce", "cached_njit", "folder_for", "printed_njit"]
+__all__ = ["SOURCES", "announce", "cached_njit", "folder_for", "own_folder", "printed_njit"]
 
 _LOG = logging.getLogger(__name__)
 _FORMAT = "1"
@@ -92,6 +93,11 @@ def folder_for(codegen: Any) -> KernelFolder | None:
     versions = (numba.__version__, llvmlite.__version__, np.__version__, sys.version)
     options = (f"{name}={getattr(config, name, None)}" for name in _OPTIONS)
     return kernel_folder("numba", digest(_FORMAT, sources, *versions, *map(str, codegen.magic_tuple()), *options))
+
+
+def own_folder() -> KernelFolder | None:
+    """`folder_for` the processor at hand."""
+    return folder_for(cpu_target.target_context.codegen())
 
 
 class _KernelCache(_Cache):  # type: ignore[misc]

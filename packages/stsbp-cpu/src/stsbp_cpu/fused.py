@@ -12,15 +12,13 @@ from stsbp_spec.typing import Array, Float32, Shape
 
 from stsbp_cpu import neurons, populations
 from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
+from stsbp_cpu.neurons import NOTHING
 from stsbp_cpu.populations import Loop
 
 __all__ = [
-    "NO_POTENTIALS", "backward_all", "forward_all", "kept_arrays", "neuron_backward", "neuron_forward",
+    "backward_all", "forward_all", "kept_arrays", "neuron_backward", "neuron_forward",
     "nothing_kept", "population_backward", "population_forward", "spikes_alone",
 ]  # fmt: skip
-
-NO_POTENTIALS = np.empty((0, 0), np.float32)
-"""In place of potentials that nothing reads."""
 
 
 def neuron_forward(
@@ -48,7 +46,7 @@ def spikes_alone(
 ) -> Array:
     """The spikes of `neuron_forward`, where no way back follows."""
     each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
-    return _fire(layout, equations, z, NO_POTENTIALS, nothing_kept(equations), steps, each)
+    return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, each)
 
 
 def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape) -> dict[str, Array]:

@@ -19,7 +19,7 @@ from stsbp_spec.typing import AnyArray, Array, Float32, Shape
 
 from stsbp_cpu.neurons import NONE_KEPT, NOTHING
 
-__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "wanted"]
+__all__ = ["NUMPY", "Layout", "beside_u", "empty_memory", "learned_numbers", "numbers", "own_memory", "wanted"]
 
 _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 _LINE = 64
@@ -111,6 +111,11 @@ def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
         if x.shape == shape and x.dtype == dtype:
             _wanted.arrays = [*arrays[:i], *arrays[i + 1 :]]
             return x
+    return own_memory(shape, dtype)
+
+
+def own_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
+    """An uninitialised array at a cache line, for what is no result: no array that is `wanted`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -_address(memory) % _LINE

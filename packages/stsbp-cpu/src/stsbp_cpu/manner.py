@@ -5,7 +5,7 @@ written past the caches changes no bit, but the time by up to a factor of two, a
 fastest with short chunks that ask ahead, an AMD EPYC with long ones that do neither (docs/benchmarks.md). So the first
 large call of each kind runs once in every manner of `CHOICES` and twice more, on its own arrays, which the last run
 fills as the first one did. What was fastest is written beside the compiled kernels, for the number of threads and
-about the size; `STSBP_TUNE=0` takes the first choice without a trial.
+about the size; `STSBP_TUNE=0` takes the first two choices without a trial.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numba.core.registry import cpu_target
-from stsbp_spec.kernel_cache import KernelFolder
-
-from stsbp_cpu.compiling import folder_for
+from stsbp_cpu.compiling import own_folder
 from stsbp_cpu.threads import get_num_threads
 
 __all__ = ["CHOICES", "TRIED_FROM", "Manner", "in_best_manner"]
@@ -50,7 +47,10 @@ CHOICES = (
     Manner(16384, ahead=False, past=False),
 )
 TRIED_FROM = 2**21
-"""Potentials, 8 MB; arrays of fewer stay in a cache, and take the second choice."""
+"""Potentials, 8 MB; arrays of fewer stay in a cache."""
+_PAST = 2**24
+"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes: without a trial, results of so
+many are written past the caches."""
 _ROUNDS, _GAIN = 3, 0.95
 """Runs of each, of which the fastest counts; and what part of the first choice's time another must not exceed."""
 _FILE = "manner-{}.json"
@@ -69,16 +69,15 @@ def in_best_manner(kind: str, size: int, neurons: int, run: Callable[[int, bool,
     """
     threads = get_num_threads()
     if size < TRIED_FROM or os.environ.get("STSBP_TUNE", "1") == "0":
-        run(*_shared(CHOICES[0 if size >= 2**24 else 1], neurons, threads))
+        run(*_shared(CHOICES[0 if size >= _PAST else 1], neurons, threads))
         return
     key = f"{kind}-{threads}-{round(math.log2(size))}"
-    found = _chosen.get(key) or _read(key)
-    if found is not None:
-        _chosen[key] = found
+    if found := _chosen.get(key) or _read(key):
         run(*_shared(found, neurons, threads))
-        return
-    _chosen[key] = _fastest(neurons, threads, run)
-    _write(key, _chosen[key])
+    else:
+        found = _fastest(neurons, threads, run)
+        _write(key, found)
+    _chosen[key] = found
 
 
 def _fastest(neurons: int, threads: int, run: Callable[[int, bool, bool], None]) -> Manner:
@@ -98,12 +97,8 @@ def _shared(manner: Manner, neurons: int, threads: int) -> Manner:
     return manner._replace(chunk=min(manner.chunk, max(CHOICES[1].chunk, -(-each // 64) * 64)))
 
 
-def _folder() -> KernelFolder | None:
-    return folder_for(cpu_target.target_context.codegen())
-
-
 def _read(key: str) -> Manner | None:
-    folder = _folder()
+    folder = own_folder()
     kept = None if folder is None else folder.read(_FILE.format(key))
     try:
         found = Manner(*json.loads(kept)) if kept is not None else None
@@ -114,6 +109,6 @@ def _read(key: str) -> Manner | None:
 
 def _write(key: str, manner: Manner) -> None:
     _LOG.info("neurons go through memory in chunks of %d (%s)", manner.chunk, key)
-    folder = _folder()
+    folder = own_folder()
     if folder is not None:
         folder.write(_FILE.format(key), json.dumps(manner).encode())

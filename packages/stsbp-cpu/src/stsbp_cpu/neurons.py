@@ -27,7 +27,7 @@ __all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "p
 
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
-"""Numbers of neurons that learn none."""
+"""No rows: numbers of neurons that learn none, potentials that nothing reads."""
 NONE_KEPT = np.empty((0, 1, 1), np.float32)
 """What neurons keep besides the potential, where that is nothing."""
 _RUN, _ROWS, _KEPT = float32[::1], float32[:, ::1], float32[:, :, ::1]
@@ -106,7 +106,7 @@ def forward(
     Args:
         equations: of both.
         z: weighted inputs, float32 `[1 or T, M]`; of one step: the same at every step.
-        u: filled with the potentials, float32 `[T, M]`; `[0, M]`: they and what is kept besides them are not wanted.
+        u: filled with the potentials, float32 `[T, M]`; no rows: they and what is kept besides them are not wanted.
         spikes: filled with zeros and ones, uint8 `[T, M]`.
         kept: filled with what the way back reads besides `u`: `equations.kept[1:]`, float32 `[K, T, M]`.
         learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.

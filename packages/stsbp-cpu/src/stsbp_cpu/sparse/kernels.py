@@ -22,7 +22,7 @@ from stsbp_spec.synapses.conv2d import Conv2d
 from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.layout import empty_memory
+from stsbp_cpu.layout import own_memory
 from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
 from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, sum_scaled
@@ -125,11 +125,11 @@ def _packed(conv: Conv2d, wq: Float32) -> Float32:
     """Weights in the order of the forward kernel, 1-d."""
     if gathers(conv):
         ordered = wq.transpose(2, 3, 1, 0)
-        packed = empty_memory(ordered.shape, np.float32)
+        packed = own_memory(ordered.shape, np.float32)
         packed[...] = ordered
         return packed.reshape(-1)
     rows, columns = conv.kernels
-    packed = empty_memory((wq.shape[1], rows, _run(conv)), np.float32)
+    packed = own_memory((wq.shape[1], rows, _run(conv)), np.float32)
     packed[:, :, columns * conv.channels :] = 0
     packed[:, :, : columns * conv.channels] = mirrored(wq).reshape(wq.shape[1], rows, -1)
     return packed.reshape(-1)

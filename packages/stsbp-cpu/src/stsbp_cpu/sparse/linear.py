@@ -12,7 +12,7 @@ from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, Shape, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.layout import empty_memory
+from stsbp_cpu.layout import empty_memory, own_memory
 from stsbp_cpu.sparse.spikes import density, list_present
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, sum_scaled
@@ -48,16 +48,16 @@ def rows_of(w: Float32, shape: Shape) -> Float32:
         shape: of the input, `[T, B, N]` or `[T, B, C, H, W]`, `inputs` being `C H W`.
     """
     units, inputs = w.shape
-    rows = empty_memory((inputs, -(-units // LANES) * LANES), np.float32)
+    rows = own_memory((inputs, -(-units // LANES) * LANES), np.float32)
     rows[:, units:] = 0
-    _rows_of(w, math.prod(shape[3:]), rows)
+    _turn(w, rows, math.prod(shape[3:]), False)
     return rows
 
 
 def weights_of(rows: AnyArray, units: int, shape: Shape) -> AnyArray:
     """Inverse of `rows_of`."""
     w = empty_memory((units, len(rows)), rows.dtype.type)
-    _weights_of(rows, math.prod(shape[3:]), w)
+    _turn(w, rows, math.prod(shape[3:]), True)
     return w
 
 
@@ -69,33 +69,25 @@ def forward(s: UInt8, rows: Float32, z: Float32) -> None:
 def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
     """Gradient of the weights, as `rows_of` them, of the type of the errors `[F, units]`, float32 or float64."""
     units, inputs = dz.shape[1], s.shape[1]
-    rows = empty_memory((inputs, -(-units // LANES) * LANES), dz.dtype.type)
+    rows = own_memory((inputs, -(-units // LANES) * LANES), dz.dtype.type)
     (_gradient if dz.dtype == np.float32 else _exact_gradient)(s, dz, rows, get_num_threads())
     return rows
 
 
 @cached_njit(parallel=True, error_model="numpy")
-def _rows_of(w: Float32, area: int, rows: Float32) -> None:
+def _turn(w: AnyArray, rows: AnyArray, area: int, back: bool) -> None:
+    """Fill `rows` from `w`, or `w` from `rows` where it goes `back`; `area` pixels have an input of each channel."""
     units, inputs = w.shape
     channels = inputs // area
     for block in prange((inputs + LANES - 1) // LANES):
         for low in range(0, units, _TURNED):
             for i in range(block * LANES, min(inputs, (block + 1) * LANES)):
-                to = rows[i % area * channels + i // area]
+                row = rows[i % area * channels + i // area]
                 for j in range(low, min(units, low + _TURNED)):
-                    to[j] = w[j, i]
-
-
-@cached_njit(parallel=True, error_model="numpy")
-def _weights_of(rows: AnyArray, area: int, w: AnyArray) -> None:
-    units, inputs = w.shape
-    channels = inputs // area
-    for block in prange((inputs + LANES - 1) // LANES):
-        for low in range(0, units, _TURNED):
-            for i in range(block * LANES, min(inputs, (block + 1) * LANES)):
-                of = rows[i % area * channels + i // area]
-                for j in range(low, min(units, low + _TURNED)):
-                    w[j, i] = of[j]
+                    if back:
+                        w[j, i] = row[j]
+                    else:
+                        row[j] = w[j, i]
 
 
 @cached_njit(parallel=True, error_model="numpy")
