@@ -110,8 +110,8 @@ class RunConfig(BaseModel):
         "256",
         description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml with nodes.",
     )
-    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions that do not name one.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers that do not name one.")
+    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions if --net gives none.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers if --net gives none.")
     loss: str = Field(
         "van-rossum",
         description="Loss: van-rossum, hamming or spike-count of the output spike trains; cross-entropy or "
@@ -156,7 +156,7 @@ class RunConfig(BaseModel):
     bin_ms: float = Field(
         0.0, ge=0, le=1e6, description="Length of one step in milliseconds, instead of --window-ms; 0 uses --window-ms."
     )
-    own_lengths: bool = Field(False, description="End each sample where its recording ends, instead of padding it.")
+    own_lengths: bool = Field(False, description="End each sample where its recording ends. Later steps are ignored.")
     saccades: Literal["all", "first"] = Field("all", description="Which saccades of a recording to keep.")
     stabilise: bool = Field(False, description="Remove the motion of a recording's saccades.")
     input_tau_s: float = Field(
@@ -176,7 +176,7 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="Enlarge initial weights until each layer has this spike rate per neuron and step; 0 disables it.",
+        description="Enlarge initial weights until each layer has this many spikes per neuron and step; 0 disables it.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
@@ -185,7 +185,7 @@ class RunConfig(BaseModel):
         "cosine", description="How the learning rate changes after the warm-up."
     )
     warmup: float = Field(
-        0.0, ge=0, le=1e6, description="Number of epochs over which the learning rate rises; it may be a fraction."
+        0.0, ge=0, le=1e6, description="Number of epochs over which the learning rate rises, for example 0.5."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
@@ -193,15 +193,23 @@ class RunConfig(BaseModel):
         "fast", description="reproducible gives the same bits on every backend, but is slower."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the initial weights, the order of samples and dropout.")
-    split_seed: int = Field(0, ge=0, lt=2**32, description="Seed that chooses held-out samples and those of --limit.")
+    split_seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed that chooses samples for the test, for validation and for --limit.",
+    )
     limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0 takes all.")
     holdout: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Hold out this many training samples as the test set; 0 uses the test set of the data set.",
+        description="Test on this many training samples instead of training on them; 0 uses the data set's test set.",
     )
-    test: bool = Field(True, description="Test the network; hold out samples for this if the data set has no test set.")
+    test: bool = Field(
+        True,
+        description="Test the network. Without a test set, some training samples are used for the test.",
+    )
     test_on: str = Field(
         "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
     )
@@ -209,7 +217,7 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=10**9,
-        description="Hold out this many training samples to choose the best checkpoint; 0 disables it.",
+        description="Choose the best checkpoint with this many samples taken out of training; 0 disables it.",
     )
     image_size: int = Field(
         0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0 disables resizing."
@@ -263,7 +271,7 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=10**9,
-        description="Compute this many samples of a batch at a time, to save memory; 0 leaves this to memory.",
+        description="Compute this many samples of a batch at a time, to save memory; 0 lets --memory decide.",
     )
     tensorboard: bool = Field(False, description="Also write the metrics for TensorBoard, into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")

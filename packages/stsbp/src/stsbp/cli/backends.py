@@ -18,7 +18,7 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--compile", "compiles", is_flag=True, help="Compile the kernels that a first run would compile.")
 def command(as_json: bool, compiles: bool) -> None:
-    """List every backend, its devices, and why one cannot run.
+    """List every backend and its devices. If one cannot run, say why.
 
     With --compile, fill the cache of compiled kernels instead, for an image of a container or before many runs begin.
     """

@@ -41,7 +41,7 @@ __all__ = ["command"]
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @checkpoint_option()
 @split_option
-@click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many of them, spread evenly.  [default: all]")
+@click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many samples, spread evenly.  [default: all]")
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
 @click.option(
     "--on",
@@ -59,7 +59,7 @@ __all__ = ["command"]
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
 @threads_option("Processor threads.  [default: those of the first run]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line a run.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each run.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj
 def command(
@@ -77,9 +77,9 @@ def command(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Show how RUNs do with less time, with fewer spikes and with disturbed inputs, side by side.
+    """Show how accurate RUNs are with less time, with fewer spikes and with disturbed inputs.
 
-    Where labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
+    If labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
     inputs are disturbed more and more. Weights are those of the run: nothing is trained.
     """
     check_on(on, split)

@@ -54,7 +54,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"Number of steps that an output spike may be off its target.  [default: {TOLERANCE}]",
+    help=f"Number of steps by which an output spike may miss its target.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes

@@ -55,7 +55,7 @@ OPTIONS = {
     "--threshold-below",
     is_flag=True,
     default=None,
-    help="nir: lower each threshold to the next float32, for importers whose neurons spike only above the threshold.",
+    help="nir: lower each threshold to the next smaller float32, for importers whose neurons spike only above it.",
 )
 @click.option("--pool", type=Choice(["mean", "sum"]), help="nir: how to write average pooling.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:

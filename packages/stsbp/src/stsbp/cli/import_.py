@@ -67,7 +67,7 @@ OF_THE_FILE = (
 @click.option(
     "--threshold-above",
     is_flag=True,
-    help="Raise each threshold to the next float32, for files of programs whose neurons spike only if v > v_threshold.",
+    help="Raise each threshold to the next larger float32, for programs whose neurons spike only if v > v_threshold.",
 )
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file."

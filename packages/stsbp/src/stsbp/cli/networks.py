@@ -27,7 +27,7 @@ __all__ = ["command"]
     default="valid",
     show_default=True,
     type=Choice(["valid", "same"]),
-    help="Padding of convolutions that do not name one.",
+    help="Padding of convolutions for which NOTATION gives none.",
 )
 @click.option("--weight-bits", default=12, show_default=True, type=int, help="Bits of the weight grid.")
 @click.option("--dropout", default=0.0, show_default=True, type=float, help="Dropout rate after every hidden layer.")

@@ -48,7 +48,7 @@ def command(
 ) -> None:
     """Write one HTML file that shows the run in the folder RUN. It needs no network connection.
 
-    The file contains learning curves, the confusion matrix, correctly read and misread samples with their rasters
+    The file contains learning curves, the confusion matrix, correctly and wrongly classified samples with their rasters
     and membrane potentials, spike rates, exactness headroom, settings, environment, and the command that made the
     run. The run may still be training.
     """

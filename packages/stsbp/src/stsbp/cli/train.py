@@ -86,8 +86,8 @@ def command(
     (recordings of events) or sequences:PATH (rasters of spikes).
 
     Settings come from the preset of the data set, then from --preset, then from --config, then from the options below.
-    Later ones win. The defaults shown here apply without a preset. --show-config prints the settings that a run would
-    use.
+    If two of these give the same setting, the later one counts. The defaults shown here apply without a preset.
+    --show-config prints the settings that a run would use.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)
