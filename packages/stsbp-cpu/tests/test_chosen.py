@@ -47,7 +47,7 @@ def test_predictor(name: str, batch: int, threads: int, monkeypatch: pytest.Monk
         inputs = (np.random.default_rng(batch).random((STEPS, batch, *shape)) < density).astype(np.uint8)
         expected = reference.run(network, weights, inputs, STEPS).layers
         rates = {key: float(layer.spikes.mean()) for key, layer in expected.items()}
-        assert (min(rates.values()) > 0) is (density > 0)
+        assert ([*rates.values()][-2] > 0) is (density > 0)
         found = predict(inputs, STEPS)
         assert np.array_equal(found.spikes, [*expected.values()][-1].spikes)
         assert found.rates == pytest.approx(rates)
