@@ -18,9 +18,9 @@ from stsbp_spec.reference.backend import NumpyBackend
 
 STEPS = 4
 NETWORKS = {
-    "padded": ("8C3-64C3-P2-32C3-40", (2, 9, 8)),
-    "windows of 5, pooled": ("12C5-P2-160C5-P2", (2, 26, 18)),
-    "connected": ("24-70", (11,)),
+    "padded": ("8C3-64C3-P2-32C3-40", (2, 9, 8), "same"),
+    "windows of 5, pooled": ("12C5-P2-160C5-P2", (2, 26, 18), "valid"),
+    "connected": ("24-70", (11,), "valid"),
 }
 
 
@@ -38,8 +38,8 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_predictor(name: str, batch: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block, "FORWARD_BELOW", dict.fromkeys(block.FORWARD_BELOW, 9.0))
-    notation, shape = NETWORKS[name]
-    network = NetworkSpec.parse(notation, input_shape=shape, outputs=3)
+    notation, shape, padding = NETWORKS[name]
+    network = NetworkSpec.parse(notation, input_shape=shape, outputs=3, padding=padding)
     weights = initial_weights(network, 0, gain=6.0)
     trainer, reference = CpuBackend().trainer(network, VanRossum(), AdamW()), NumpyBackend()
     predict = trainer.predictor(trainer.init(weights))
