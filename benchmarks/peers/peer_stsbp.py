@@ -41,7 +41,7 @@ class Own:
         on = "cuda" if backend.device.startswith(("cuda", "gpu")) else "cpu"
         floor = dense_floor(task.network, run.weights, batch, on) if name == "floor" else None
         self.step: Callable[[], Any] = floor or run
-        self.predict = partial(task.trainer.predict, run.state, batch.inputs, problem.steps)
+        self.predict = partial(task.trainer.predictor(run.state), batch.inputs, problem.steps)
         self.versions = {package: importlib.metadata.version(package) for package in ("stsbp", "stsbp-spec", "torch")}
         self.rates: dict[str, float] = {}
         if name != "floor":

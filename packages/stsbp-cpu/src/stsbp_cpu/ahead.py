@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from numba import boolean, config, float32, float64, int32, int64, types, uint8
+from numba import boolean, config, float32, float64, int16, int32, int64, types, uint8
 from stsbp_spec.equations import neuron_equations
 from stsbp_spec.neurons import NEURONS
 from stsbp_spec.synapses import PSP
@@ -26,7 +26,7 @@ from stsbp_cpu.optim import adamw
 
 __all__ = ["FIRST", "OTHERS", "Kernel", "fill", "kernel", "prepare"]
 
-_DTYPES = {"b": uint8, "i": int32, "l": int64, "f": float32, "d": float64, "?": boolean}
+_DTYPES = {"b": uint8, "h": int16, "i": int32, "l": int64, "f": float32, "d": float64, "?": boolean}
 
 FIRST: tuple[str, ...] = (
     "reductions._largest_bits i1",
@@ -52,6 +52,8 @@ FIRST: tuple[str, ...] = (
 argument its type and, of an array, how many axes it has."""
 
 OTHERS: tuple[str, ...] = (
+    "sparse.chosen._turn f2 h2 l f",
+    "sparse.chosen._forward l b5 l b4 l h1 f l l l l f5 b5 f3 f1 l f2 l l",
     "sparse.linear._forward b2 f2 f2 l",
     "sparse.linear._gradient b2 f2 f2 l",
     "sparse.linear._exact_gradient b2 d2 d2 l",

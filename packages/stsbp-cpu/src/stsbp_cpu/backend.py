@@ -25,7 +25,7 @@ from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.reference import backend as reference
-from stsbp_spec.rules import Fusion, Rule
+from stsbp_spec.rules import Frozen, Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Float32, Int32, Int64, Shape, UInt8
@@ -132,6 +132,9 @@ class CpuBackend(AbstractBackend[AnyArray]):
     @cached_property
     def fusions(self) -> Sequence[Fusion[AnyArray]]:
         return block.fusion(self.dense), recurrent.fusion(NUMPY, linear.left)
+
+    def frozen(self, weights: dict[str, AnyArray]) -> dict[str, AnyArray]:
+        return Frozen(weights)
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> AnyArray:
         made = dropout.mask(seed, layer, step, shape, rate, first)

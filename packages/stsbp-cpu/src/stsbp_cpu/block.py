@@ -25,13 +25,13 @@ from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.plan import Chain, Drops, Population, Weights
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.rules import Ahead, Back, Deferred, Exchange, Run, Step
-from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout
+from stsbp_spec.synapses import AvgPool2d, Conv2d, Dropout, Flatten, Linear
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import Array, Float32, Precision, Shape
 
 from stsbp_cpu import fused, pooling
 from stsbp_cpu.layout import Layout, beside_u, learned_numbers, numbers
-from stsbp_cpu.sparse import kernels, needed
+from stsbp_cpu.sparse import chosen, kernels, needed
 from stsbp_cpu.sparse.spikes import NO_MASK, density
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import LANES
@@ -39,6 +39,9 @@ from stsbp_cpu.vectors import LANES
 __all__ = ["Block", "DeferredError", "Dense", "Input", "PooledError", "Residuals", "SparseBlock", "fusion"]
 
 FORWARD_BELOW = {
+    ("choose", "tiles"): 0.1,
+    ("choose", "bytes"): 0.45,
+    ("choose", "floats"): 0.9,
     ("gather", "tiles"): 0.03,
     ("gather", "bytes"): 0.1,
     ("gather", "floats"): 0.4,
@@ -114,6 +117,11 @@ class Input(NamedTuple, Generic[Array]):
         """Share of non-zero values after the pooling, from a sample of frames, dropout left out."""
         frames = layout.frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
+
+    def spikes(self, layout: Layout[Array]) -> float:
+        """Spikes for each value after the pooling, from a sample of frames, dropout left out."""
+        frames = layout.frames(self.s)
+        return self.size**2 * float(density(frames, 1, max(1, len(frames) // _SAMPLED)))
 
 
 class Residuals(NamedTuple, Generic[Array]):
@@ -201,6 +209,15 @@ def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | 
     simple = sorted(kinds, key=str) in ([], [AvgPool2d], [Dropout], [AvgPool2d, Dropout])
     if simple and not static and type(conv) is Conv2d and conv.square and conv.stride == 1:
         return SparseBlock(*_places(known), known, dense, weights.projection, population, conv)
+    simple = kinds in ([], [AvgPool2d], [Flatten], [AvgPool2d, Flatten])
+    if (
+        simple
+        and len(known) == len(chain)
+        and type(conv) is Linear
+        and not static
+        and weights.projection.input.maximum == 1
+    ):
+        return ConnectedBlock(*_places(chain), chain, dense, weights.projection, population)
     return Block(*_places(chain), chain, dense, weights.projection, population)
 
 
@@ -229,6 +246,17 @@ class Block(Chain[Array]):
     projection: Projection
     neurons: Population[Array]
 
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        if run.keeps or run.before is not None or not isinstance(self.projection.synapse, Conv2d):
+            return (yield from super().forward(run, *inputs))
+        for part in self.parts[:-1]:
+            output, _ = yield from part.forward(run, *inputs)
+            inputs = (output,)
+        neurons = self.neurons
+        equations = neuron_equations(neurons.filters[run.training], neurons.op.model)
+        (z,), learned = inputs, neurons.learned(run)
+        return fused.spikes_alone(neurons.backend, self.dense.layout, equations, z, run.steps, learned), None
+
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         error = self.taken(residuals, error)
         if isinstance(error, PooledError):
@@ -255,6 +283,34 @@ class Block(Chain[Array]):
 
 
 @dataclass(frozen=True, eq=False)
+class ConnectedBlock(Block[Array]):
+    """The same with a full connection of spikes: where no way back follows, they choose the weights that are added."""
+
+    def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
+        (s,), layout = inputs, self.dense.layout
+        if run.keeps or run.before is not None or not layout.is_bytes(s):
+            return (yield from super().forward(run, s))
+        neurons, wq = self.neurons, run.weights[self.projection.name]
+        equations = neuron_equations(neurons.filters[run.training], neurons.op.model)
+        shape = (run.steps, s.shape[1], *self.projection.output_shape)
+        kept, spikes = fused.kept_arrays(layout, equations, shape), layout.empty(shape, np.uint8)
+        learned = neurons.backend.spread_all(equations, neurons.learned(run), shape[1:])
+        pool = self.places[0].node.op
+        size = pool.sizes[0] if isinstance(pool, AvgPool2d) else 1
+        frames = layout.view(layout.laid_out(s))
+        frames = frames if frames.ndim == 5 else frames[:, :, None, None]
+        kernels_ = (frames.shape[2] // size, frames.shape[3] // size)
+        weights = run.made(self.name, lambda: chosen.chosen(layout.view(wq), kernels_))
+        u, fired = (layout.view(x)[:, :, None, None] for x in (kept["u"], spikes))
+        chosen.forward(
+            kernels.Given(frames, size, NO_MASK[None], 0), weights, (0, 0), equations, u, fired,
+            beside_u(layout, equations, kept), learned_numbers(layout, equations, learned),
+        )  # fmt: skip
+        residuals = [None] * (len(self.parts) - 1)
+        return spikes, [*residuals, NeuronResiduals(kept, spikes, static=False, learned=learned)]
+
+
+@dataclass(frozen=True, eq=False)
 class SparseBlock(Block[Array]):
     """The same with a convolution that the sparse kernels know."""
 
@@ -271,11 +327,10 @@ class SparseBlock(Block[Array]):
         """`forward`, which asks for nothing."""
         wq = run.weights[self.projection.name]
         density = self.density(given)
-        kind = self.kind(given, density)
+        kind = self.kind(given, self.work(given, density))
         if kind == "sparse":
-            spikes, neurons = self.fire(
-                given, wq, self.neurons.filters[run.training], run.steps, self.neurons.learned(run)
-            )
+            filter, learned = self.neurons.filters[run.training], self.neurons.learned(run)
+            spikes, neurons = self.fire(given, wq, filter, run.steps, learned)
         else:
             z = self.sums(given, wq, of_bytes=kind != "floats")
             spikes, neurons = yield from self.neurons.forward(run, z)
@@ -285,18 +340,35 @@ class SparseBlock(Block[Array]):
         """The spikes of `ahead`, where no way back follows: potentials are not written."""
         wq, layout, learned = run.weights[self.projection.name], self.dense.layout, self.neurons.learned(run)
         equations = neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
-        kind = self.kind(given, self.density(given))
+        kind = self.kind(given, self.work(given))
         if kind != "sparse":
             z = self.sums(given, wq, of_bytes=kind != "floats")
             return fused.spikes_alone(self.neurons.backend, layout, equations, z, run.steps, learned)
         none = layout.empty((0, given.s.shape[1], *self.projection.output_shape), np.float32)
         kept = fused.nothing_kept(equations)
-        return self._fired(given, wq, equations, run.steps, learned, layout.view(none), kept)[0]
+        weights = run.made(self.name, lambda: self.ready(wq))
+        return self._fired(given, weights, equations, run.steps, learned, layout.view(none), kept)[0]
+
+    @cached_property
+    def chooses(self) -> bool:
+        """Whether the input is of zeros and ones, and the forward pass gathers."""
+        return self.projection.input.maximum == 1 and kernels.gathers(self.conv)
+
+    def ready(self, wq: Array) -> Float32 | chosen.Chosen:
+        """The weights as the sparse forward pass takes them."""
+        w: Float32 = self.dense.layout.view(wq)
+        return chosen.chosen(w, self.conv.kernels) if self.chooses else w
 
     def density(self, given: Input[Array]) -> float:
         """`Input.density`, raised where threads would have no sample: the sparse kernels share samples among them."""
         spread: float = max(1, get_num_threads() / given.s.shape[1])
         return spread * given.density(self.dense.layout)
+
+    def work(self, given: Input[Array], density: float | None = None) -> float:
+        """What the sparse forward pass has to do for each input: its `density`, or spikes where they choose."""
+        if self.chooses:
+            return given.spikes(self.dense.layout)
+        return self.density(given) if density is None else density
 
     def is_sparse(self, given: Input[Array]) -> bool:
         """`Residuals.sparse`."""
@@ -346,7 +418,7 @@ class SparseBlock(Block[Array]):
         """How the block is computed: `sparse`, `floats`, or by a convolution of bytes, `Dense.bytes_by`."""
         largest = int(self.projection.input.maximum * given.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
-        order = "gather" if kernels.gathers(self.conv) else "scatter"
+        order = "choose" if self.chooses else "gather" if kernels.gathers(self.conv) else "scatter"
         dense = self.dense.bytes_by if of_bytes else "floats"
         if density < FORWARD_BELOW[order, dense]:
             return "sparse"
@@ -425,21 +497,22 @@ class SparseBlock(Block[Array]):
         equations, layout = neuron_equations(filter, self.neurons.op.model), self.dense.layout
         kept = fused.kept_arrays(layout, equations, (steps, given.s.shape[1], *self.projection.output_shape))
         beside = beside_u(layout, equations, kept)
-        spikes, each = self._fired(given, wq, equations, steps, learned, layout.view(kept["u"]), beside)
+        spikes, each = self._fired(given, self.ready(wq), equations, steps, learned, layout.view(kept["u"]), beside)
         return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
 
     def _fired(
-        self, given: Input[Array], wq: Array, equations: NeuronEquations, steps: int, learned: Mapping[str, Array],
-        u: Float32, kept: Float32,
+        self, given: Input[Array], weights: Float32 | chosen.Chosen, equations: NeuronEquations, steps: int,
+        learned: Mapping[str, Array], u: Float32, kept: Float32,
     ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
         """Spikes by the sparse kernels, which fill `u` and `kept`, and learned numbers of each element."""
         layout, shape = self.dense.layout, (steps, given.s.shape[1], *self.projection.output_shape)
         spikes = layout.empty(shape, np.uint8)
         each = self.neurons.backend.spread_all(equations, learned, shape[1:])
-        kernels.forward(
-            self.conv, equations, given.arrays(layout), layout.view(wq), u, layout.view(spikes), kept,
-            learned_numbers(layout, equations, each),
-        )  # fmt: skip
+        arrays, numbers_ = given.arrays(layout), learned_numbers(layout, equations, each)
+        if isinstance(weights, chosen.Chosen):
+            chosen.forward(arrays, weights, self.conv.paddings, equations, u, layout.view(spikes), kept, numbers_)
+        else:
+            kernels.forward(self.conv, equations, arrays, weights, u, layout.view(spikes), kept, numbers_)
         return spikes, each
 
     def propagate(

@@ -51,6 +51,7 @@ SOURCES = (
     "stsbp_cpu.printed",
     "stsbp_cpu.recurrence",
     "stsbp_cpu.reductions",
+    "stsbp_cpu.sparse.chosen",
     "stsbp_cpu.sparse.kernels",
     "stsbp_cpu.sparse.linear",
     "stsbp_cpu.sparse.needed",

@@ -15,19 +15,25 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from stsbp_spec.typing import AnyArray, Float32, Int32
+from stsbp_spec.typing import AnyArray, Float32, Int16, Int32
 
 __all__ = [
-    "LANES", "NONE", "ONE", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "lanes_of", "products",
-    "stream", "sum_scaled",
+    "LANES", "NONE", "ONE", "SHORT_LANES", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "join_lists",
+    "lanes_of", "list_set", "products", "stream", "sum_chosen", "sum_scaled",
 ]  # fmt: skip
 
 LANES = 16
 """float32 values of one vector; narrower machines take several instructions for it."""
+SHORT_LANES = 32
+"""16-bit integers of one vector."""
 NONE, ONE = np.intp(0), np.intp(1)
 """Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_BYTES = 32
+"""Bytes that are looked at together for what is not zero."""
+_TOGETHER = 8
+"""Numbers that are listed together."""
 _UNDER_WAY = 8
 """Additions that a processor has under way at a time: it begins two in a cycle, and each takes four."""
 
@@ -411,3 +417,185 @@ def products(
                 _products(y, to, y_place, x, of, x_row, x_step, x_place, w, by, w_row, w_step, rows, steps, 1, 1)
                 p += 1
         v += width
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def list_set(
+    typing_context: Any, x: Any, at: Any, count: Any, mask: Any, mask_at: Any, masked: Any, first: Any, step: Any,
+    places: Any, n: Any,
+) -> Any:  # fmt: skip
+    """List what is not zero of `x[at : at + count]`, bytes, from `places[n]` on; returns the end of the list.
+
+    Byte `j` is listed as `first + j step`; where `masked` is not 0, unless `mask[mask_at + j]` is 0. All arrays are 1-d
+    and contiguous; `places` has room for 31 numbers more than are listed.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        xp, mp, pp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 8))
+        _, at, count, _, mask_at, masked, first, step, _, n = arguments
+        word, small, bits = at.type, ir.IntType(32), ir.IntType(_BYTES)
+        lanes, flags = ir.VectorType(ir.IntType(8), _BYTES), ir.VectorType(ir.IntType(1), _BYTES)
+        silent = ir.Constant(lanes, [0] * _BYTES)
+        kind = ir.FunctionType(lanes, [lanes.as_pointer(), small, flags, lanes])
+        careful = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{_BYTES}i8.p0")
+
+        def loaded(pointer: Any, index: Any, inside: Any) -> Any:
+            place = builder.bitcast(builder.gep(pointer, [index]), lanes.as_pointer())
+            if inside is None:
+                return builder.load(place, align=1)
+            return builder.call(careful, [place, ir.Constant(small, 1), inside, silent])
+
+        end = cgutils.alloca_once_value(builder, n)
+        left = cgutils.alloca_once(builder, bits)
+
+        def take(begin: Any, inside: Any) -> None:
+            """List the present ones of 32 bytes from `begin` on."""
+            there = builder.icmp_unsigned("!=", loaded(xp, builder.add(at, begin), inside), silent)
+            found = builder.bitcast(there, bits)
+            chosen = cgutils.alloca_once_value(builder, found)
+            with builder.if_then(builder.icmp_signed("!=", masked, ir.Constant(word, 0))):
+                kept = builder.icmp_unsigned("!=", loaded(mp, builder.add(mask_at, begin), inside), silent)
+                builder.store(builder.and_(found, builder.bitcast(kept, bits)), chosen)
+            found = builder.load(chosen)
+            builder.store(found, left)
+            start = builder.load(end)
+            base = builder.add(first, builder.mul(begin, step))
+            number = builder.zext(builder.ctpop(found), word)
+            for low in range(0, _BYTES, _TOGETHER):
+                # So many are written without a look whether there are so many.
+                more = builder.icmp_signed(">", number, ir.Constant(word, low))
+                with builder.if_then(more):
+                    now = builder.load(left)
+                    for i in range(low, low + _TOGETHER):
+                        lowest = builder.zext(builder.cttz(now, ir.Constant(ir.IntType(1), 0)), word)
+                        place = builder.trunc(builder.add(base, builder.mul(lowest, step)), small)
+                        builder.store(place, builder.gep(pp, [builder.add(start, ir.Constant(word, i))]))
+                        now = builder.and_(now, builder.sub(now, ir.Constant(bits, 1)))
+                    builder.store(now, left)
+            builder.store(builder.add(start, number), end)
+
+        whole = builder.sdiv(count, ir.Constant(word, _BYTES))
+        with cgutils.for_range(builder, whole) as loop:
+            take(builder.mul(loop.index, ir.Constant(word, _BYTES)), None)
+        done = builder.mul(whole, ir.Constant(word, _BYTES))
+        with builder.if_then(builder.icmp_signed("<", done, count)):
+            order = ir.Constant(ir.VectorType(small, _BYTES), list(range(_BYTES)))
+            rest = _spread(builder, builder.trunc(builder.sub(count, done), small), _BYTES)
+            take(done, builder.icmp_signed("<", order, rest))
+        return builder.load(end)
+
+    n64 = types.intp
+    return types.intp(x, n64, n64, mask, n64, n64, n64, n64, places, n64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def join_lists(
+    typing_context: Any, own: Any, places: Any, starts: Any, first: Any, across: Any, apart: Any, shift: Any, step: Any,
+    rows: Any, silent: Any,
+) -> Any:  # fmt: skip
+    """Join parts of a list in `own`, with eights of it filled up by `silent`; returns the length.
+
+    Of row `r < rows` come `places[n] + shift + r step`, `n` from `starts[first + r apart]` to
+    `starts[first + r apart + across]`. All arrays are 1-d and contiguous, of int32; `own` has room for 32 numbers more.
+    """
+    vector = ir.VectorType(ir.IntType(32), LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        op, pp, sp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in range(3))
+        _, _, _, first, across, apart, shift, step, rows, silent = arguments
+        word, small = first.type, ir.IntType(32)
+        length = cgutils.alloca_once_value(builder, ir.Constant(word, 0))
+
+        def at(pointer: Any, index: Any) -> Any:
+            return builder.bitcast(builder.gep(pointer, [index]), vector.as_pointer())
+
+        with cgutils.for_range(builder, rows) as row:
+            begin = builder.add(first, builder.mul(row.index, apart))
+            low, high = (
+                builder.sext(builder.load(builder.gep(sp, [index])), word)
+                for index in (begin, builder.add(begin, across))
+            )
+            moved = builder.trunc(builder.add(shift, builder.mul(row.index, step)), small)
+            by, to = _spread(builder, moved), builder.load(length)
+            # The last of them may write further than its part goes; the next part begins where it ends.
+            with cgutils.for_range_slice(builder, low, high, ir.Constant(word, LANES), word) as (n, _):
+                source = builder.add(builder.load(at(pp, n), align=4), by)
+                builder.store(source, at(op, builder.add(to, builder.sub(n, low))), align=4)
+            builder.store(builder.add(to, builder.sub(high, low)), length)
+        end = builder.load(length)
+        builder.store(_spread(builder, builder.trunc(silent, small)), at(op, end), align=4)
+        return builder.and_(builder.add(end, ir.Constant(word, 7)), ir.Constant(word, -8))
+
+    n = types.intp
+    return types.intp(own, places, starts, n, n, n, n, n, n, n), generate
+
+
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def _sum_chosen(
+    typing_context: Any, z: Any, at: Any, w: Any, shift: Any, places: Any, count: Any, scale: Any, vectors: Any
+) -> Any:
+    """`sum_chosen` over a constant number of `vectors`, whose sums stay in registers."""
+    number = vectors.literal_value
+    short, whole = ir.VectorType(ir.IntType(16), SHORT_LANES), ir.VectorType(ir.IntType(32), LANES)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        zp, wp, pp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 2, 4))
+        _, at, _, shift, _, count, scale, _ = arguments
+        word = at.type
+        nothing = ir.Constant(whole, [0] * LANES)
+        sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(2)] for _ in range(number)]
+
+        def add(first: Any, few: int) -> None:
+            """Add a few entries of the list, no more than keep 16 bits."""
+            own: list[Any] = [ir.Constant(short, [0] * SHORT_LANES)] * number
+            for i in range(few):
+                entry = builder.add(first, ir.Constant(word, i))
+                begin = builder.add(builder.sext(builder.load(builder.gep(pp, [entry])), word), shift)
+                for v in range(number):
+                    place = builder.gep(wp, [builder.add(begin, ir.Constant(word, SHORT_LANES * v))])
+                    source = builder.load(builder.bitcast(place, short.as_pointer()), align=2)
+                    own[v] = builder.add(own[v], source)
+            for total, halves in zip(own, sums, strict=True):
+                for half, place in enumerate(halves):
+                    order = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [LANES * half + i for i in range(LANES)])
+                    part = builder.sext(builder.shuffle_vector(total, total, order), whole)
+                    builder.store(builder.add(builder.load(place), part), place)
+
+        sixteens = builder.ashr(count, ir.Constant(word, 4))
+        with cgutils.for_range(builder, sixteens) as group:
+            add(builder.mul(group.index, ir.Constant(word, 16)), 16)
+        with builder.if_then(
+            builder.icmp_signed("!=", builder.and_(count, ir.Constant(word, 8)), ir.Constant(word, 0))
+        ):
+            add(builder.mul(sixteens, ir.Constant(word, 16)), 8)
+        factor = _spread(builder, scale)
+        for v, halves in enumerate(sums):
+            for half, total in enumerate(halves):
+                value = builder.fmul(builder.sitofp(builder.load(total), _VECTOR), factor)
+                place = builder.add(at, ir.Constant(word, SHORT_LANES * v + LANES * half))
+                builder.store(value, _vector(builder, zp, place), align=4)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(z, n, w, n, places, n, types.float32, vectors), generate
+
+
+@njit  # type: ignore[untyped-decorator]
+def sum_chosen(z: Float32, at: int, w: Int16, places: Int32, count: int, scale: np.float32, vectors: int) -> None:
+    """`z[at + j] = scale * sum of w[places[n] + j]`, n below `count`, a multiple of 8, and `j < 32 vectors`.
+
+    `w` are integers of 12 bits, of which sixteen add up to 16; the sums have at most 24 bits. All arrays are 1-d and
+    contiguous.
+    """
+    v = NONE
+    while v < vectors:
+        by, to = SHORT_LANES * v, at + SHORT_LANES * v
+        if vectors - v >= 4:
+            _sum_chosen(z, to, w, by, places, count, scale, 4)
+            v += 4
+        elif vectors - v >= 2:
+            _sum_chosen(z, to, w, by, places, count, scale, 2)
+            v += 2
+        else:
+            _sum_chosen(z, to, w, by, places, count, scale, 1)
+            v += 1

@@ -150,6 +150,10 @@ class Pairs(ABC, Generic[Array]):
     def check_precision(self, precision: Precision) -> None:
         """Raise `BackendError` where the device cannot compute in `precision`."""
 
+    def frozen(self, weights: dict[str, Array]) -> dict[str, Array]:
+        """`Run.weights` that nobody changes any more, as this backend's passes take them best: see `rules.Frozen`."""
+        return weights
+
     def compiled(self, function: Callable[..., Result], *fixed: Hashable) -> Callable[..., Result]:
         """`function(self, *fixed, ...)` as a function of the rest: native arrays and numbers, in tuples and mappings.
 

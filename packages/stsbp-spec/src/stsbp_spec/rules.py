@@ -7,18 +7,33 @@ one of several nodes where the backend has a fusion for them; passes.py walks th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from stsbp_spec.collective import Alone, Collective, Part
 from stsbp_spec.graph import Neurons, Place, Weighted
 from stsbp_spec.results import NeuronResiduals
 from stsbp_spec.typing import Array, Precision
 
-__all__ = ["Ahead", "Asked", "Back", "Deferred", "Exchange", "Fusion", "Largest", "Rule", "Run", "Step", "Total"]
+__all__ = [
+    "Ahead",
+    "Asked",
+    "Back",
+    "Deferred",
+    "Exchange",
+    "Frozen",
+    "Fusion",
+    "Largest",
+    "Rule",
+    "Run",
+    "Step",
+    "Total",
+]
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,21 @@ class Rule(Generic[Array]):
 
     forward: Callable[..., tuple[Array, Any]]
     backward: Callable[..., Any]
+
+
+class Frozen(dict[str, Array]):
+    """`Run.weights` that nobody changes any more, and what a backend has made of them for its kernels."""
+
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        super().__init__(weights)
+        self._made: dict[Hashable, Any] = {}
+
+    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` made when it was first asked for by this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: Made = self._made[key]
+        return found
 
 
 @dataclass(frozen=True)
@@ -72,6 +102,10 @@ class Run(Generic[Array]):
     def training(self) -> bool:
         """Whether the gains of training apply."""
         return self.dropout is not None
+
+    def made(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` makes of the weights; of frozen ones, what it made when it was first asked for by this key."""
+        return self.weights.made(key, make) if isinstance(self.weights, Frozen) else make()
 
 
 class Deferred(ABC, Generic[Array]):

@@ -41,6 +41,7 @@ from stsbp_spec.values import integer, shown
 
 __all__ = [
     "Prediction",
+    "Predictor",
     "StepResult",
     "TrainState",
     "Trainer",
@@ -170,7 +171,6 @@ class Trainer(Generic[Array]):
     def _part(self, batch: int) -> Part:
         return self.collective.parts(batch)[self.collective.rank]
 
-    @np.errstate(over="ignore", invalid="ignore")
     def predict(
         self,
         state: TrainState[Array],
@@ -181,31 +181,21 @@ class Trainer(Generic[Array]):
     ) -> Prediction:
         """Compute the output of the network without dropout. The state is not changed.
 
+        For several batches make a `predictor` once: it puts the weights on their grid once.
+
         Args:
             state: the same in every process.
-            inputs: inputs of this process's part of a batch, as for `step`.
-            steps: `T`.
-            batch: number of samples of the whole batch; every process returns the output of all of them. None: `inputs`
-            are the whole batch.
-            lengths: lengths of the samples of the whole batch, as in `Batch`; only the rates depend on them.
+            inputs, steps, batch, lengths: see `Predictor.__call__`.
         """
-        samples = check_inputs(self.network, inputs, steps)
-        collective: Collective[Array] = Alone() if batch is None else self.collective
-        part = Part(0, samples, samples) if batch is None else self._part(batch)
-        check_part(samples, part)
-        check_lengths(lengths, part.batch, steps)
-        wq, _ = on_grid(self.backend, self.network, state.weights)
-        own: list[AnyArray] = []
-        counts = np.zeros(len(self.network.blocks), np.int64)
-        for piece, x in _pieces(self.network, inputs, part.cut(self._at_once(steps, samples) or samples)):
-            made = _encoded(self.backend, self.network, x)
-            padding = () if lengths is None else (self.backend.asarray(_inside(lengths, piece, steps)),)
-            found, numbers = self.backend.compiled(output, self.network, int(steps))(wq, made, *padding)
-            spikes, *each = self.backend.read([found, *numbers])
-            own.append(_as_output(self.network, spikes[:, : piece.count]))
-            counts += _totals(each) * (piece.count > 0)
-        whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
-        return Prediction(whole, _rates(self.network, totals, whole, lengths))
+        return self.predictor(state)(inputs, steps, batch, lengths)
+
+    def predictor(self, state: TrainState[Array]) -> Predictor[Array]:
+        """The network with the weights that `state` has now, for predictions.
+
+        Raises:
+            NumericError: a weight is not finite; names the layer.
+        """
+        return Predictor(self, state.weights)
 
     def export_state(self, state: TrainState[Array]) -> dict[str, AnyArray]:
         """The state as numpy arrays: `weight/NAME`, `adamw.m/NAME`, `adamw.v/NAME`, `step`. Any backend can import
@@ -238,6 +228,66 @@ class Trainer(Generic[Array]):
                     raise NumericError(f"{prefix} of {name} holds a value that no update leaves")
             parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
         return TrainState(int(step), *parts)
+
+
+class Predictor(Generic[Array]):
+    """A network with weights that stay as they were when this was made, whatever becomes of the state.
+
+    It has copies of its own: weights on their grid, and what the backend makes of them for its kernels.
+
+    Args:
+        trainer: whose network, backend, memory and processes it uses.
+        weights: of a state.
+
+    Raises:
+        NumericError: a weight is not finite; names the layer.
+    """
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def __init__(self, trainer: Trainer[Array], weights: Mapping[str, Array]) -> None:
+        self._trainer = trainer
+        backend = trainer.backend
+        wq, _ = on_grid(backend, trainer.network, weights)
+        # Weights on their grid are new arrays; the others may be changed in place by an update.
+        own = {
+            name: backend.asarray(backend.numpy(x).copy()) if x is weights.get(name) else x for name, x in wq.items()
+        }
+        self._weights = backend.frozen(own)
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def __call__(
+        self, inputs: Inputs, steps: int, batch: int | None = None, lengths: Int64 | None = None
+    ) -> Prediction:
+        """Compute the output of the network without dropout.
+
+        Args:
+            inputs: inputs of this process's part of a batch, as for `Trainer.step`.
+            steps: `T`.
+            batch: number of samples of the whole batch; every process returns the output of all of them. None: `inputs`
+                are the whole batch.
+            lengths: lengths of the samples of the whole batch, as in `Batch`; only the rates depend on them.
+
+        Raises:
+            ShapeError: the inputs do not fit the network.
+        """
+        trainer = self._trainer
+        backend, network = trainer.backend, trainer.network
+        samples = check_inputs(network, inputs, steps)
+        collective: Collective[Array] = Alone() if batch is None else trainer.collective
+        part = Part(0, samples, samples) if batch is None else trainer._part(batch)
+        check_part(samples, part)
+        check_lengths(lengths, part.batch, steps)
+        own: list[AnyArray] = []
+        counts = np.zeros(len(network.blocks), np.int64)
+        for piece, x in _pieces(network, inputs, part.cut(trainer._at_once(steps, samples) or samples)):
+            made = _encoded(backend, network, x)
+            padding = () if lengths is None else (backend.asarray(_inside(lengths, piece, steps)),)
+            found, numbers = backend.compiled(output, network, int(steps))(self._weights, made, *padding)
+            spikes, *each = backend.read([found, *numbers])
+            own.append(_as_output(network, spikes[:, : piece.count]))
+            counts += _totals(each) * (piece.count > 0)
+        whole, totals = _from_all(collective, part.batch, np.concatenate(own, axis=1), counts)
+        return Prediction(whole, _rates(network, totals, whole, lengths))
 
 
 def _without_subnormals(x: Float32) -> Float32:

@@ -18,6 +18,7 @@ __all__ = [
     "Coding",
     "Float32",
     "Float64",
+    "Int16",
     "Int32",
     "Int64",
     "Memory",
@@ -60,6 +61,7 @@ and leaves it away: `AbstractBackend`."""
 
 UInt8: TypeAlias = npt.NDArray[np.uint8]
 UInt32: TypeAlias = npt.NDArray[np.uint32]
+Int16: TypeAlias = npt.NDArray[np.int16]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
 Float32: TypeAlias = npt.NDArray[np.float32]

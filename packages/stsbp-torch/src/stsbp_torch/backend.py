@@ -30,7 +30,7 @@ from stsbp_spec.memory import keep_freed_memory
 from stsbp_spec.neurons.base import NeuronModel
 from stsbp_spec.optim.adamw import AdamWScalars
 from stsbp_spec.replay import wanted
-from stsbp_spec.rules import Fusion, Rule
+from stsbp_spec.rules import Frozen, Fusion, Rule
 from stsbp_spec.synapses import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Upsample2d
 from stsbp_spec.synapses.psp import SynapticFilter
 from stsbp_spec.typing import AnyArray, Coding, Shape, UInt8
@@ -153,6 +153,9 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     @cached_property
     def _fusions(self) -> Sequence[Fusion[torch.Tensor]]:
         return block.fusion(DENSE), recurrent.fusion(TENSORS, partial(linear.left, fused=True))
+
+    def frozen(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return Frozen(weights) if self._on_cpu else weights
 
     def dropout_mask(self, seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> torch.Tensor:
         def drawn(now: tuple[int, int]) -> torch.Tensor:

@@ -51,8 +51,9 @@ def survey(
     nearest: Int64 = np.zeros(n, dtype=np.int64)
     scores: Float64 = np.zeros(n)
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    predict = task.trainer.predictor(state)
     for part, (batch, labels) in prefetched(lambda part: task.batch(split, part), parts):
-        outputs = task.trainer.predict(state, batch.inputs, task.config.steps).spikes
+        outputs = predict(batch.inputs, task.config.steps).spikes
         if task.inputs.sequences:
             matches = match_spikes(outputs, batch.targets, TOLERANCE, batch.lengths)
             rows = zip(*(x.tolist() for x in matches), strict=True)

@@ -67,8 +67,9 @@ def over_time(
     moments = np.unique(np.linspace(1, total, min(total, MOST_MOMENTS)).round().astype(np.int64))
     nearest, counted = (np.zeros((len(moments), n), np.int64) for _ in range(2))
     parts = [np.arange(i, min(i + batch_size, n)) for i in range(0, n, batch_size)]
+    predict = task.trainer.predictor(state)
     for part, (batch, _) in prefetched(lambda part: task.batch(split, part), parts):
-        outputs = task.trainer.predict(state, batch.inputs, total).spikes
+        outputs = predict(batch.inputs, total).spikes
         own = np.full(len(part), total) if batch.lengths is None else batch.lengths
         for k, step in enumerate(moments):
             # Samples that end before have been decided by then.

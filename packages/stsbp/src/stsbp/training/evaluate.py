@@ -75,11 +75,11 @@ def evaluate(
     distances: dict[str, list[float]] = {}
     batches = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
     began = time.perf_counter()
-    load = partial(_load, task, split)
+    load, predict = partial(_load, task, split), task.trainer.predictor(state)
     for _, (batch, labels) in prefetched(load, batches):
         task.group.beat("evaluating a batch")
         with task.group.stepping():
-            prediction = task.trainer.predict(state, batch.inputs, task.config.steps, len(labels), batch.lengths)
+            prediction = predict(batch.inputs, task.config.steps, len(labels), batch.lengths)
         score = task.score(prediction.spikes, batch.targets, labels, tolerance, batch.lengths)
         sums.add(samples=len(labels), loss=0.0, rates=prediction.rates, padded=padded(batch), **score.sums)
         losses.extend(score.losses)

@@ -149,9 +149,10 @@ class Trained:
         samples, steps = check_inputs(self.network, inputs, self.settings.steps), self.settings.steps
         check_lengths(lengths, samples, steps)
         axis = 1 if self.network.coding == "events" else 0
+        predict = self.task.trainer.predictor(self.state)
         spikes = np.concatenate(
             [
-                self.task.trainer.predict(self.state, np.take(inputs, range(first, end), axis), steps).spikes
+                predict(np.take(inputs, range(first, end), axis), steps).spikes
                 for first in range(0, samples, self.settings.batch_size)
                 for end in [min(first + self.settings.batch_size, samples)]
             ],

@@ -1,0 +1,181 @@
+"""A population after spikes of zeros and ones, which choose the weights that are added, as integers.
+
+A weight on its grid is an integer of at most 12 bits. Sixteen of them add up to 16 bits, so a vector holds twice as
+many sums as of float32, and weights take half the memory. No sum is rounded, so the bits are those of any product.
+
+An average of a window is a sum of spikes, each of which counts by itself. A full connection is a convolution whose
+window is the whole frame. The threads share samples and, of few samples, bands of rows as well.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+from stsbp_spec.equations import NeuronEquations
+from stsbp_spec.typing import AnyArray, Float32, Int16, Int32, Shape, UInt8
+
+from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.layout import own_memory
+from stsbp_cpu.neurons import NOTHING, fire, fired
+from stsbp_cpu.threads import get_num_threads
+from stsbp_cpu.vectors import LANES, NONE, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen
+
+__all__ = ["BITS", "Chosen", "chosen", "forward"]
+
+BITS = 12
+"""Of the weights, at most."""
+_ROOM = 32
+"""Numbers that a list may have room for besides its own: see `list_set`."""
+_ENOUGH = 4
+"""Samples of each thread from which they are not parted."""
+_TURNED = 8
+"""Outputs that are turned together: a line of each stays in the cache, whatever their distance."""
+_ZERO = np.float32(0)
+
+
+class Chosen(NamedTuple):
+    """Weights as `forward` reads them.
+
+    Attributes:
+        w: integers `[rows, columns, C, C' and zeros up to whole vectors]`, 1-d, and a row of zeros.
+        unit: what one of them stands for.
+        kernels: rows and columns of the window.
+    """
+
+    w: Int16
+    unit: float
+    kernels: Shape
+
+
+def chosen(wq: Float32, kernels: Shape) -> Chosen:
+    """Weights on their grid, `[C', C, rows, columns]` or `[C', C rows columns]`, for `forward`."""
+    rows = np.ascontiguousarray(wq).reshape(len(wq), -1)
+    exponent = BITS - 1 - math.frexp(float(np.abs(rows).max()))[1]
+    w = own_memory((rows.shape[1] + 1, -(-len(rows) // SHORT_LANES) * SHORT_LANES), np.int16)
+    w[:, len(rows) :] = 0
+    w[-1] = 0
+    _turn(rows, w, math.prod(kernels), np.float32(2.0**exponent))
+    return Chosen(w.reshape(-1), 2.0**-exponent, kernels)
+
+
+def forward(
+    given: tuple[UInt8, int, UInt8, int], weights: Chosen, paddings: Shape, equations: NeuronEquations, u: Float32,
+    spikes: UInt8, kept: Float32, learned: Float32 = NOTHING,
+) -> None:  # fmt: skip
+    """Compute a population, and the weights, pooling and dropout before it.
+
+    Args:
+        given: `kernels.Given`, of zeros and ones.
+        weights: of a convolution of stride 1.
+        paddings: rows and columns of zeros on each side.
+        equations, u, spikes, kept, learned: see `kernels.forward`.
+    """
+    equation, threads, batch = equations.forward, get_num_threads(), given[0].shape[1]
+    bands = 1 if batch >= _ENOUGH * threads else min(threads // math.gcd(threads, batch), spikes.shape[2])
+    unit = np.float32(weights.unit / given[1] ** 2)
+    _forward(
+        fire(equation), *given, weights.w, unit, *weights.kernels, *paddings, u, spikes, kept,
+        equations.forward_numbers, len(equation.states), learned, bands, min(threads, batch * bands),
+    )  # fmt: skip
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _turn(wq: Float32, w: AnyArray, area: int, scale: np.float32) -> None:
+    """Fill `w` `[area C, C' and more]` from `wq` `[C', C area]`."""
+    outputs, inputs = wq.shape
+    channels = inputs // area
+    for block in prange((inputs + LANES - 1) // LANES):
+        for low in range(0, outputs, _TURNED):
+            for i in range(block * LANES, min(inputs, (block + 1) * LANES)):
+                row = w[i % area * channels + i // area]
+                for j in range(low, min(outputs, low + _TURNED)):
+                    row[j] = np.int16(wq[j, i] * scale)
+
+
+@cached_njit(parallel=True, error_model="numpy")
+def _forward(
+    step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Int16, unit: np.float32, tall: int, broad: int,
+    above: int, beside: int, u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
+    bands: int, threads: int,
+) -> None:  # fmt: skip
+    """Fill `spikes` and, unless it is empty, `u`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
+
+    Args:
+        step: what `fire` returns.
+        s, size, mask, masked: see `kernels.Given`.
+        w, unit, tall, broad: see `Chosen`; the unit of the sums.
+        above, beside: rows and columns of zeros on each side.
+        u, spikes, kept: what is filled.
+        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
+        bands: parts of the rows of a sample.
+        threads: among which the bands are shared.
+    """
+    steps, batch, height, width, channels = s.shape
+    rows, columns = height // size, width // size
+    _, _, rows_out, columns_out, channels_out = spikes.shape
+    line = columns_out * channels_out
+    neurons = batch * rows_out * line
+    wide = (channels_out + SHORT_LANES - 1) // SHORT_LANES * SHORT_LANES
+    most = (rows_out + bands - 1) // bands
+    entering = min(rows, most + tall - 1)
+    for thread in prange(threads):
+        z = at_a_line(line + wide)
+        state = np.empty((most, states, line), np.float32)
+        own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
+        places = np.empty(entering * size * size * columns * channels + _ROOM, np.int32)
+        own_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + _ROOM, np.int32)
+        starts = np.empty(entering * columns + 1, np.int32)
+        for task in range(thread * batch * bands // threads, (thread + 1) * batch * bands // threads):
+            b, band = task // bands, task % bands
+            low, high = band * rows_out // bands, (band + 1) * rows_out // bands
+            first_in, last_in = max(0, low - above), min(rows, high - above + tall - 1)
+            own = mask[b % len(mask)]
+            state[:] = _ZERO
+            for t in range(steps):
+                _list(s[t, b], size, own, masked, first_in, last_in, wide, places, starts)
+                for y in range(low, high):
+                    top, bottom = max(0, above - y), min(tall, rows + above - y)
+                    for x in range(columns_out):
+                        left, right = max(0, x - beside), min(columns, x - beside + broad)
+                        count = join_lists(
+                            own_places, places, starts, (y - above + top - first_in) * columns + left,
+                            np.intp(right - left), columns, (top * broad + beside - x) * channels * wide,
+                            broad * channels * wide, np.intp(bottom - top), len(w) - wide,
+                        )  # fmt: skip
+                        sum_chosen(z, x * channels_out, w, own_places, count, unit, wide // SHORT_LANES)
+                    fires, place = spikes[t, b, y].reshape(-1), (b * rows_out + y) * line
+                    if len(u) > 0:
+                        out, kept_now, to = u[t, b, y].reshape(-1), kept, t * neurons + place
+                    else:
+                        out, kept_now, to = own_u, own_kept, 0
+                    fired(step, p, z[:line], state[y - low], out, fires, kept_now, to, learned, place, line)
+
+
+@cached_njit()
+def _list(
+    frame: UInt8, size: int, mask: UInt8, masked: int, low: int, high: int, wide: int, places: Int32, starts: Int32
+) -> None:
+    """List the spikes of the rows from `low` to `high` of a frame after pooling, pixel by pixel, in `places`.
+
+    Each as `wide` times its place in the row, `x C + c`; `starts` are the first of each pixel, and the end.
+    """
+    _, width, channels = frame.shape
+    columns, run = width // size, size * channels
+    pixels, kept = frame.reshape(-1), mask.reshape(-1)
+    n = NONE
+    for y in range(low, high):
+        for x in range(columns):
+            starts[(y - low) * columns + x] = n
+            # Pixels of a row of the window lie together.
+            for i in range(size):
+                at = (y * size + i) * width * channels + x * run
+                for j in range(size):
+                    of = at + j * channels if masked == 1 else (y * columns + x) * channels
+                    n = list_set(
+                        pixels, np.intp(at + j * channels), channels, kept, np.intp(of), np.intp(masked),
+                        np.intp(x * channels * wide), np.intp(wide), places, n,
+                    )  # fmt: skip
+    starts[(high - low) * columns] = n

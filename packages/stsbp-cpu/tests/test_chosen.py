@@ -1,0 +1,92 @@
+"""Spikes that choose the weights that are added: the bits of the reference, for any number of samples and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+import pytest
+from stsbp_cpu import block
+from stsbp_cpu.backend import CpuBackend
+from stsbp_cpu.sparse import chosen
+from stsbp_spec.init import initial_weights
+from stsbp_spec.losses import VanRossum
+from stsbp_spec.network import NetworkSpec
+from stsbp_spec.optim import AdamW
+from stsbp_spec.reference.backend import NumpyBackend
+
+STEPS = 4
+NETWORKS = {
+    "padded": ("8C3-64C3-P2-32C3-40", (2, 9, 8), "same"),
+    "windows of 5, pooled": ("12C5-P2-160C5-P2", (2, 26, 18), "valid"),
+    "connected": ("24-70", (11,), "valid"),
+}
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    if request.param > numba.config.NUMBA_NUM_THREADS:
+        pytest.skip("there is one thread")
+    before = numba.get_num_threads()
+    numba.set_num_threads(request.param)
+    yield request.param
+    numba.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 9])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_predictor(name: str, batch: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block, "FORWARD_BELOW", dict.fromkeys(block.FORWARD_BELOW, 9.0))
+    notation, shape, padding = NETWORKS[name]
+    network = NetworkSpec.parse(notation, input_shape=shape, outputs=3, padding=padding)
+    weights = initial_weights(network, 0, gain=6.0)
+    trainer, reference = CpuBackend().trainer(network, VanRossum(), AdamW()), NumpyBackend()
+    predict = trainer.predictor(trainer.init(weights))
+    for density in (0.0, 0.3, 0.9):
+        inputs = (np.random.default_rng(batch).random((STEPS, batch, *shape)) < density).astype(np.uint8)
+        expected = reference.run(network, weights, inputs, STEPS).layers
+        rates = {key: float(layer.spikes.mean()) for key, layer in expected.items()}
+        assert ([*rates.values()][-2] > 0) is (density > 0)
+        found = predict(inputs, STEPS)
+        assert np.array_equal(found.spikes, [*expected.values()][-1].spikes)
+        assert found.rates == pytest.approx(rates)
+
+
+def test_predictor_has_the_weights_of_when_it_was_made() -> None:
+    network = NetworkSpec.parse("8C3-32C3-P2-24", input_shape=(2, 9, 8), outputs=3)
+    weights = initial_weights(network, 0, gain=6.0)
+    trainer = CpuBackend().trainer(network, VanRossum(), AdamW())
+    state = trainer.init(weights)
+    inputs = (np.random.default_rng(0).random((STEPS, 2, 2, 9, 8)) < 0.4).astype(np.uint8)
+    predict = trainer.predictor(state)
+    before = predict(inputs, STEPS).spikes
+    assert before.any()
+    for w in state.weights.values():
+        w[...] = -w
+    assert np.array_equal(predict(inputs, STEPS).spikes, before)
+    changed = trainer.predict(state, inputs, STEPS).spikes
+    expected = NumpyBackend().run(network, {name: -w for name, w in weights.items()}, inputs, STEPS).layers
+    assert np.array_equal(changed, expected["linear4"].spikes)
+    assert not np.array_equal(changed, before)
+
+
+def test_chosen_weights_are_integers_of_twelve_bits() -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.integers(-2047, 2048, (40, 3, 5, 2)).astype(np.float32)
+    whole[0, 0, 0, 0] = 2047
+    found = chosen.chosen(whole * np.float32(2.0**-9), (5, 2))
+    rows = found.w.reshape(-1, 64)
+    assert found.unit == 2.0**-9
+    assert np.array_equal(rows[:-1, :40].reshape(5, 2, 3, 40), whole.transpose(2, 3, 1, 0))
+    assert not rows[-1].any()
+    assert not rows[:, 40:].any()
+
+
+def test_sixteen_of_the_largest_weights_add_up() -> None:
+    network = NetworkSpec.parse("32C3-2", input_shape=(4, 6, 6), outputs=2)
+    weights = {name: np.full_like(w, 0.5) for name, w in initial_weights(network, 0).items()}
+    inputs = np.ones((STEPS, 1, 4, 6, 6), np.uint8)
+    backends = (CpuBackend(), NumpyBackend())
+    found, expected = (backend.run(network, weights, inputs, STEPS).layers for backend in backends)
+    assert all(found[name].potentials.tobytes() == layer.potentials.tobytes() for name, layer in expected.items())
