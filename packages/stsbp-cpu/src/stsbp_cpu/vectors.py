@@ -18,8 +18,9 @@ from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int16, Int32
 
 __all__ = [
-    "LANES", "NONE", "ONE", "SHORT_LANES", "add_scaled", "at_a_line", "dot", "fetch", "fetch_to_write", "join_lists",
-    "lanes_of", "list_set", "products", "stream", "sum_chosen", "sum_scaled",
+    "LANES", "NONE", "ONE", "SHORT_LANES", "WORD", "add_scaled", "at_a_line", "copied", "dot", "fetch",
+    "fetch_to_write", "join_lists", "lanes_of", "list_set", "lowest", "nonzero", "products", "stream", "sum_chosen",
+    "sum_scaled", "widened",
 ]  # fmt: skip
 
 LANES = 16
@@ -28,6 +29,9 @@ SHORT_LANES = 32
 """16-bit integers of one vector."""
 NONE, ONE = np.intp(0), np.intp(1)
 """Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
+
+WORD = 64
+"""Numbers that `nonzero` looks at together."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _BYTES = 32
@@ -95,6 +99,72 @@ def add_scaled(typing_context: Any, y: Any, at: Any, x: Any, start: Any, scale: 
         return context.get_dummy_value()
 
     return types.void(y, types.intp, x, types.intp, types.float32, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copied(typing_context: Any, y: Any, at: Any, x: Any, start: Any, vectors: Any) -> Any:
+    """`y[at : at + 16 vectors] = x[start : start + 16 vectors]`; 1-d, contiguous float32 arrays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        yp = _pointer(context, builder, signature.args[0], arguments[0])
+        xp = _pointer(context, builder, signature.args[2], arguments[2])
+        with cgutils.for_range(builder, arguments[4]) as loop:
+            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            source = builder.load(_vector(builder, xp, builder.add(arguments[3], offset)), align=4)
+            builder.store(source, _vector(builder, yp, builder.add(arguments[1], offset)), align=4)
+        return context.get_dummy_value()
+
+    return types.void(y, types.intp, x, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widened(typing_context: Any, y: Any, x: Any, vectors: Any, add: Any) -> Any:
+    """`y[: 16 vectors] = x[: 16 vectors]`, bytes as float32, or `+=` where `add`; 1-d, contiguous arrays."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        yp = _pointer(context, builder, signature.args[0], arguments[0])
+        xp = _pointer(context, builder, signature.args[1], arguments[1])
+        bytes_ = ir.VectorType(ir.IntType(8), LANES).as_pointer()
+        with builder.if_else(arguments[3]) as ways:
+            for way, adding in zip(ways, (True, False), strict=True):
+                with way, cgutils.for_range(builder, arguments[2]) as loop:
+                    offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+                    source = builder.load(builder.bitcast(builder.gep(xp, [offset]), bytes_), align=1)
+                    # By way of int32, for which every processor has an instruction.
+                    wide = builder.sitofp(builder.zext(source, ir.VectorType(ir.IntType(32), LANES)), _VECTOR)
+                    to = _vector(builder, yp, offset)
+                    builder.store(builder.fadd(builder.load(to, align=4), wide) if adding else wide, to, align=4)
+        return context.get_dummy_value()
+
+    return types.void(y, x, types.intp, types.boolean), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def nonzero(typing_context: Any, x: Any, at: Any) -> Any:
+    """64 bits: bit `j` says whether `x[at + j]` is not zero; a 1-d, contiguous array with so many numbers there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[0])
+        kind = ir.VectorType(context.get_value_type(x.dtype), WORD)
+        place = builder.bitcast(builder.gep(pointer, [arguments[1]]), kind.as_pointer())
+        numbers, zero = builder.load(place, align=1), ir.Constant(kind, None)
+        if isinstance(x.dtype, types.Float):
+            there = builder.fcmp_unordered("!=", numbers, zero)
+        else:
+            there = builder.icmp_unsigned("!=", numbers, zero)
+        return builder.bitcast(there, ir.IntType(WORD))
+
+    return types.uint64(x, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def lowest(typing_context: Any, bits: Any) -> Any:
+    """The number of the lowest bit that is set; of `bits` that are not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]

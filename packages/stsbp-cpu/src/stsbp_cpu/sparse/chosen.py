@@ -121,6 +121,7 @@ def _forward(
     wide = (channels_out + SHORT_LANES - 1) // SHORT_LANES * SHORT_LANES
     most = (rows_out + bands - 1) // bands
     entering = min(rows, most + tall - 1)
+    all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
     for thread in prange(threads):
         z = at_a_line(line + wide)
         state = np.empty((most, states, line), np.float32)
@@ -146,9 +147,11 @@ def _forward(
                             broad * channels * wide, np.intp(bottom - top), len(w) - wide,
                         )  # fmt: skip
                         sum_chosen(z, x * channels_out, w, own_places, count, unit, wide // SHORT_LANES)
-                    fires, place = spikes[t, b, y].reshape(-1), (b * rows_out + y) * line
-                    if len(u) > 0:
-                        out, kept_now, to = u[t, b, y].reshape(-1), kept, t * neurons + place
+                    place = (b * rows_out + y) * line
+                    to = t * neurons + place
+                    fires = all_spikes[to : to + line]
+                    if len(all_u) > 0:
+                        out, kept_now = all_u[to : to + line], kept
                     else:
                         out, kept_now, to = own_u, own_kept, 0
                     fired(step, p, z[:line], state[y - low], out, fires, kept_now, to, learned, place, line)

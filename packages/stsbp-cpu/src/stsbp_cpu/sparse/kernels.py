@@ -24,8 +24,8 @@ from stsbp_spec.typing import Float32, UInt8
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
 from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated
-from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes
-from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, sum_scaled
+from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes, row_places
+from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, copied, sum_scaled
 
 __all__ = ["GATHER_CHANNELS", "Given", "backward", "forward", "gathers", "mirrored"]
 
@@ -162,19 +162,23 @@ def _forward(
     wide = columns_out if gathered else columns + kernel - 1
     margin = 0 if gathered else (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
+    # A view of each row by `reshape` would take longer than its neurons.
+    all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
     for thread in prange(threads):
         z = at_a_line(rows_out * wide * channels_out + LANES)
         state = np.empty((rows_out, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        row_in = np.empty(width * channels, np.float32)
-        places = np.empty(rows * columns * channels + 1, np.int32)
-        values = np.empty(rows * columns * channels + 1, np.float32)
+        valid, columns_of, channels_of, row_in = row_places(width, channels, size)
+        places = np.empty(rows * columns * channels, np.int32)
+        values = np.empty(rows * columns * channels, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
             state[:] = _ZERO
             own = mask[b % len(mask)]
             for t in range(steps):
-                list_spikes(s[t, b], size, own, masked, row_in, places, values, starts)
+                list_spikes(
+                    s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, places, values, starts
+                )
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -203,10 +207,11 @@ def _forward(
                                     at = (to * wide + x) * channels_out
                                     add_scaled(z, at, w, row * run, values[n], run // LANES)
                 for y in range(rows_out):
-                    at = y * wide * channels_out + margin
-                    fires, place = spikes[t, b, y].reshape(-1), (b * rows_out + y) * line
-                    if len(u) > 0:
-                        out, kept_now, to = u[t, b, y].reshape(-1), kept, t * neurons + place
+                    at, place = y * wide * channels_out + margin, (b * rows_out + y) * line
+                    to = t * neurons + place
+                    fires = all_spikes[to : to + line]
+                    if len(all_u) > 0:
+                        out, kept_now = all_u[to : to + line], kept
                     else:
                         out, kept_now, to = own_u, own_kept, 0
                     fired(step, p, z[at : at + line], state[y], out, fires, kept_now, to, learned, place, line)
@@ -239,15 +244,17 @@ def _backward(
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
     band = max(1, _NEAR // (4 * wide * channels_out))
+    all_u, all_ds, all_dz = u.reshape(-1), ds.reshape(-1), dz.reshape(-1)
+    above_row = columns_out // pooled * channels_out
     for thread in prange(threads):
         error = at_a_line(rows_out * wide * channels_out + LANES)
         error[:] = _ZERO
         state = np.empty((rows_out, states, line), np.float32)
-        above = np.zeros(line, np.float32)
-        row_in = np.empty(width * channels, np.float32)
-        cells = np.empty((channels, rows * columns + 1), np.int32)
-        values = np.empty((channels, rows * columns + 1), np.float32)
-        ends = np.empty((channels, rows), np.int32)
+        above, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
+        valid, columns_of, channels_of, row_in = row_places(width, channels, size)
+        cells = np.empty(channels * rows * columns, np.int32)
+        values = np.empty(channels * rows * columns, np.float32)
+        ends = np.empty((rows, channels), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
         part = at_a_line(len(gradient))
@@ -258,25 +265,28 @@ def _backward(
             for back in range(steps):
                 t = steps - 1 - back
                 for y in range(rows_out):
-                    potentials = u[t, b, y].reshape(-1)
                     place = (b * rows_out + y) * line
-                    out = error[y * wide * channels_out + margin : y * wide * channels_out + margin + line]
+                    at = t * neurons + place
+                    out = error[y * wide * channels_out + margin :][:line]
                     if pooled == 1:
-                        errors = ds[t, b, y].reshape(-1)
+                        errors = all_ds[at : at + line]
                     else:
-                        errors = above
+                        errors = above[:line]
                         if y % pooled == 0:
-                            _unpool(ds[t, b], y // pooled, pooled, channels_out, above)
+                            row = (t * batch + b) * (rows_out // pooled) + y // pooled
+                            beyond = y // pooled >= rows_out // pooled
+                            below_it = all_ds[:0] if beyond else all_ds[row * above_row :][:above_row]
+                            _unpool(below_it, pooled, channels_out, scaled, above)
                     propagated(
-                        step, p, potentials, errors, state[y], kept, t * neurons + place, learned, place, out, line
+                        step, p, all_u[at : at + line], errors, state[y], kept, at, learned, place, out, line
                     )
-                    if dz.size > 0:
-                        whole = dz[t, b, y].reshape(-1)
-                        for j in range(line):
-                            whole[j] = out[j]
+                    if len(all_dz) > 0:
+                        all_dz[at : at + line] = out
                 if len(dw) == 0:
                     continue
-                list_by_channel(s[t, b], size, own, masked, row_in, wide, cells, values, ends)
+                list_by_channel(
+                    s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, wide, cells, values, ends
+                )
                 for q in range(kernel):
                     # Spikes whose output row y + padding - q exists; so many rows at a time that those of the
                     # error stay near while all channels read them.
@@ -284,12 +294,12 @@ def _backward(
                     for low in range(max(0, q - padding), bottom, band):
                         high = min(bottom, low + band)
                         for channel in range(channels):
-                            first = ends[channel, low - 1] if low > 0 else channel * cells.shape[1]
-                            if first < ends[channel, high - 1]:
+                            first = ends[low - 1, channel] if low > 0 else channel * rows * columns
+                            if first < ends[high - 1, channel]:
                                 sum_scaled(
-                                    part, (channel * kernel + q) * run, error, cells.reshape(-1), channels_out,
-                                    (padding - q) * wide * channels_out, values.reshape(-1), np.intp(first),
-                                    np.intp(ends[channel, high - 1]), run // LANES,
+                                    part, (channel * kernel + q) * run, error, cells, channels_out,
+                                    (padding - q) * wide * channels_out, values, np.intp(first),
+                                    np.intp(ends[high - 1, channel]), run // LANES,
                                 )  # fmt: skip
             for y in range(rows_out):
                 place = (b * rows_out + y) * line
@@ -301,15 +311,16 @@ def _backward(
 
 
 @cached_njit()
-def _unpool(ds: Float32, row: int, size: int, channels: int, above: Float32) -> None:
-    """One row of `[H // size, W // size, C]` as the row of the error before the pooling."""
-    if row >= ds.shape[0]:
-        above[:] = _ZERO
-        return
-    source = ds[row].reshape(-1)
-    scale = np.float32(1 / (size * size))
-    for x in range(ds.shape[1]):
-        first, start = x * size * channels, x * channels
+def _unpool(source: Float32, size: int, channels: int, scaled: Float32, above: Float32) -> None:
+    """One row of errors `[W // size C]` as the row of the error before the pooling; zeros where it is empty.
+
+    `scaled` is scratch; it and `above` are a vector longer than their rows.
+    """
+    scale, vectors = np.float32(1 / (size * size)), (channels + LANES - 1) // LANES
+    for j in range(len(source)):
+        scaled[j] = source[j] * scale
+    for x in range(len(source) // channels):
         for j in range(size):
-            for c in range(channels):
-                above[first + j * channels + c] = source[start + c] * scale
+            # Whole vectors: what lies beyond these channels is written again with the next ones.
+            copied(above, (x * size + j) * channels, scaled, x * channels, vectors)
+    above[len(source) * size :] = _ZERO

@@ -96,7 +96,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
     units, wide = z.shape[1], rows.shape[1]
     flat = rows.reshape(-1)
     for thread in prange(threads):
-        places, values = np.empty(inputs + 1, np.int32), np.empty(inputs + 1, np.float32)
+        places, values = np.empty(inputs, np.int32), np.empty(inputs, np.float32)
         own = np.empty(wide, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             count = list_present(s[f], places, values)
@@ -113,7 +113,7 @@ def _gradient(s: UInt8, dz: Float32, rows: Float32, threads: int) -> None:
     inputs, wide = rows.shape
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin + 1, np.int32), np.empty(end - begin + 1, np.float32)
+        places, values = np.empty(end - begin, np.int32), np.empty(end - begin, np.float32)
         error, total = at_a_line(wide), rows[begin:end].reshape(-1)
         error[:] = _ZERO
         total[:] = _ZERO
@@ -138,7 +138,7 @@ def _exact_gradient(s: UInt8, dz: AnyArray, rows: AnyArray, threads: int) -> Non
     inputs = len(rows)
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin + 1, np.int32), np.empty(end - begin + 1, np.float32)
+        places, values = np.empty(end - begin, np.int32), np.empty(end - begin, np.float32)
         total = rows[begin:end]
         total[:] = 0.0
         for f in range(frames):

@@ -7,30 +7,62 @@ from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
+from stsbp_cpu.vectors import LANES, NONE, WORD, add_scaled, lowest, nonzero, widened
 
-__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes"]
+__all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_places"]
 
 NO_MASK = np.ones((1, 1, 1), np.uint8)
 """Stands for a dropout mask where there is none."""
 
-_ZERO = np.float32(0)
+_ZERO, _UNIT = np.float32(0), np.float32(1)
+_NONE, _ONE = np.uint64(0), np.uint64(1)
+"""Places are counted without a sign in the loops over bits: numba lets signed ones be counted from the end, at a cost."""
 
 
 @cached_njit()
 def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
     """List what is not zero of a run `[n]`, spikes or errors, into arrays no shorter; returns how many."""
-    count = 0
-    for i in range(len(x)):
-        places[count] = i
-        values[count] = x[i]
-        count += x[i] != 0
-    return count
+    count, whole = np.uint64(0), len(x) - len(x) % WORD
+    for first in range(0, whole, WORD):
+        bits = nonzero(x, first)
+        while bits != _NONE:
+            i = np.uint64(first) + lowest(bits)
+            bits &= bits - _ONE
+            places[count] = i
+            values[count] = x[i]
+            count += _ONE
+    for i in range(whole, len(x)):
+        if x[i] != 0:
+            places[count] = i
+            values[count] = x[i]
+            count += _ONE
+    return np.intp(count)
+
+
+@cached_njit()
+def row_places(width: int, channels: int, size: int) -> tuple[AnyArray, Int32, Int32, Float32]:
+    """Where the elements of a row `[width, channels]` stand after a pooling of `size`, in whole words of `WORD`.
+
+    Returns:
+        Bits of those at the first column of a window, in which `_entering_row` leaves the sums; the column after the
+        pooling of each element; its channel; memory for a row.
+    """
+    words = (width * channels + WORD - 1) // WORD
+    valid = np.zeros(words, np.uint64)
+    columns, channel = np.zeros(words * WORD, np.uint32), np.zeros(words * WORD, np.uint32)
+    for x in range(width // size):
+        for c in range(channels):
+            j = x * size * channels + c
+            valid[j // WORD] |= _ONE << np.uint64(j % WORD)
+            columns[j], channel[j] = x, c
+    return valid, columns, channel, np.zeros(words * WORD + channels, np.float32)
 
 
 @cached_njit()
 def list_spikes(
-    frame: UInt8, size: int, mask: UInt8, masked: int, row: Float32, places: Int32, values: Float32, starts: Int32
-) -> int:
+    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: Int32, channels_of: Int32,
+    row: Float32, places: Int32, values: Float32, starts: Int32,
+) -> int:  # fmt: skip
     """List the non-zero inputs of a frame in the order of memory; returns their number.
 
     Args:
@@ -38,87 +70,107 @@ def list_spikes(
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: after it.
-        row: scratch, `[W C]`.
+        valid, columns_of, channels_of, row: what `row_places` returned.
         places: filled with `x C + c`.
         values: filled with the pooled values.
         starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
     """
     height, width, channels = frame.shape
     rows, columns = height // size, width // size
-    scale, stride = np.float32(1 / (size * size)), size * channels
-    n = 0
+    scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
+    n = np.uint64(0)
+    starts[0] = 0
     for y in range(rows):
-        _entering_row(frame, y, size, mask, masked, row)
-        for x in range(columns):
-            starts[y * columns + x] = n
-            for c in range(channels):
-                value = row[x * stride + c]
-                places[n] = x * channels + c
-                values[n] = value * scale
-                n += value > _ZERO
-    starts[rows * columns] = n
-    return n
+        _entering_row(whole, y, width * channels, channels, size, kept, masked, row)
+        ends = starts[y * columns + 1 :][:columns]
+        ends[:] = n
+        for word in range(len(valid)):
+            bits = nonzero(row, word * WORD) & valid[word]
+            while bits != _NONE:
+                j = np.uint64(word * WORD) + lowest(bits)
+                bits &= bits - _ONE
+                x = columns_of[j]
+                places[n] = x * channels + channels_of[j]
+                values[n] = row[j] * scale
+                n += _ONE
+                ends[x] = n
+        for x in range(1, columns):
+            ends[x] = max(ends[x], ends[x - 1])
+    return np.intp(n)
 
 
 @cached_njit()
 def list_by_channel(
-    frame: UInt8, size: int, mask: UInt8, masked: int, row: Float32, wide: int, cells: Int32, values: Float32,
-    ends: Int32,
+    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: Int32, channels_of: Int32,
+    row: Float32, wide: int, cells: Int32, values: Float32, ends: Int32,
 ) -> None:  # fmt: skip
     """List the non-zero inputs of a frame channel by channel, each in the order of memory.
 
     Args:
-        frame, size, mask, masked, row: see `list_spikes`.
+        frame, size, mask, masked, valid, columns_of, channels_of, row: see `list_spikes`.
         wide: width of the padded rows that `cells` count.
-        cells: filled with `y wide + x` of each spike, `[C, H // size * (W // size) + 1]`.
+        cells: filled with `y wide + x` of each spike, 1-d, `C` lists of room for `H // size * (W // size)`.
         values: filled with their pooled values, likewise.
-        ends: filled with the end of the list after each row, `[C, H // size]`, counted in the flat `cells`.
+        ends: filled with the end of each channel's list after each row, `[H // size, C]`.
     """
-    channels, rows = ends.shape
-    columns, room = frame.shape[1] // size, cells.shape[1]
-    scale, stride = np.float32(1 / (size * size)), size * channels
-    flat, kept = cells.reshape(-1), values.reshape(-1)
+    rows, channels = ends.shape
+    scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
+    room = len(cells) // channels
     for y in range(rows):
-        _entering_row(frame, y, size, mask, masked, row)
+        _entering_row(whole, y, frame.shape[1] * channels, channels, size, kept, masked, row)
+        own = ends[y]
         for c in range(channels):
-            n = ends[c, y - 1] if y > 0 else c * room
-            for x in range(columns):
-                value = row[x * stride + c]
-                flat[n] = y * wide + x
-                kept[n] = value * scale
-                n += value > _ZERO
-            ends[c, y] = n
+            own[c] = ends[y - 1, c] if y > 0 else c * room
+        for word in range(len(valid)):
+            bits = nonzero(row, word * WORD) & valid[word]
+            while bits != _NONE:
+                j = np.uint64(word * WORD) + lowest(bits)
+                bits &= bits - _ONE
+                c = channels_of[j]
+                n = np.uint32(own[c])
+                cells[n] = y * wide + columns_of[j]
+                values[n] = row[j] * scale
+                own[c] = n + _ONE
 
 
 @cached_njit()
-def _entering_row(frame: UInt8, y: int, size: int, mask: UInt8, masked: int, row: Float32) -> None:
-    """One row of a frame after pooling and dropout, `[W, C]`: the sum of a window stands at its first column."""
-    width, channels = frame.shape[1:]
-    run = width * channels
+def _entering_row(
+    frame: UInt8, y: int, run: int, channels: int, size: int, mask: UInt8, masked: int, row: Float32
+) -> None:
+    """A row of a frame after pooling and dropout: the sum of a window stands at its first column.
+
+    Args:
+        frame: 1-d.
+        y: which row after the pooling.
+        run: `W C`.
+        channels, size, masked: see `list_spikes`.
+        mask: 1-d.
+        row: filled.
+    """
     for i in range(size):
-        pixels = frame[y * size + i].reshape(-1)
+        low = (y * size + i) * run
+        pixels = frame[low : low + run]
         if masked == 1:
-            kept = mask[y * size + i].reshape(-1)
+            kept = mask[low : low + run]
             for j in range(run):
                 row[j] = np.float32(pixels[j] * kept[j]) + (row[j] if i > 0 else _ZERO)
-        elif i == 0:
-            for j in range(run):
-                row[j] = np.float32(pixels[j])
         else:
-            for j in range(run):
-                row[j] += np.float32(pixels[j])
+            widened(row, pixels, run // LANES, i > 0)
+            for j in range(run // LANES * LANES, run):
+                row[j] = np.float32(pixels[j]) + (row[j] if i > 0 else _ZERO)
+    columns = run // (channels * size)
     if size == 2:
-        for j in range(run - channels):
-            row[j] += row[j + channels]
+        # What is added has not been added to: it stands farther on. Beyond the row, what comes out is not valid.
+        add_scaled(row, NONE, row, channels, _UNIT, (run + LANES - 1) // LANES)
     elif size > 2:
         # Not in place all at once: what is added has not been added to.
-        for x in range(width // size):
+        for x in range(columns):
             for i in range(1, size):
                 for c in range(channels):
                     row[x * size * channels + c] += row[(x * size + i) * channels + c]
     if masked == 2:
-        kept = mask[y].reshape(-1)
-        for x in range(width // size):
+        kept = mask[y * columns * channels :][: columns * channels]
+        for x in range(columns):
             for c in range(channels):
                 row[x * size * channels + c] *= np.float32(kept[x * channels + c])
 
