@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
-from stsbp_cpu.vectors import LANES, add_scaled, dot, stream, sum_scaled
-from stsbp_spec.typing import Float32
+from stsbp_cpu.vectors import LANES, WORD, add_scaled, copied, dot, lowest, nonzero, stream, sum_scaled, widened
+from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 
 def _integers(rng: np.random.Generator, count: int) -> Float32:
@@ -63,3 +63,52 @@ def test_what_is_written_past_the_caches_arrives(length: int, offset: int) -> No
     stream(y, x)
     assert np.array_equal(y, x)
     assert np.count_nonzero(memory) == length
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _set_bits(x: AnyArray, at: int, found: Int32) -> int:
+    bits, n = nonzero(x, at), 0
+    while bits != np.uint64(0):
+        found[n] = lowest(bits)
+        bits &= bits - np.uint64(1)
+        n += 1
+    return n
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_bits_of_what_is_not_zero(dtype: type, share: float) -> None:
+    rng = np.random.default_rng(1)
+    x = (rng.random(WORD + 11) < share).astype(dtype) * 3
+    x[7] = -0.0 if dtype is not np.uint8 else 0
+    found = np.zeros(WORD, np.int32)
+    n = _set_bits(x, 5, found)
+    assert np.array_equal(found[:n], np.flatnonzero(x[5 : 5 + WORD]))
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _widen(y: Float32, x: UInt8, vectors: int, add: bool) -> None:
+    widened(y, x, vectors, add)
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_bytes_become_floats_and_nothing_beside_them_is_touched(*, add: bool) -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.integers(0, 256, 3 * LANES, dtype=np.uint8), _integers(rng, 3 * LANES)
+    expected = y.copy()
+    expected[: 2 * LANES] = x[: 2 * LANES] + (y[: 2 * LANES] if add else 0)
+    _widen(y, x, 2, add)
+    assert np.array_equal(y, expected)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _copy(y: Float32, at: int, x: Float32, start: int, vectors: int) -> None:
+    copied(y, at, x, start, vectors)
+
+
+def test_vectors_are_copied() -> None:
+    x, y = np.arange(60, dtype=np.float32), np.zeros(60, np.float32)
+    _copy(y, 3, x, 7, 2)
+    assert np.array_equal(y[3 : 3 + 2 * LANES], x[7 : 7 + 2 * LANES])
+    assert not y[:3].any()
+    assert not y[3 + 2 * LANES :].any()

@@ -176,9 +176,7 @@ def _forward(
             state[:] = _ZERO
             own = mask[b % len(mask)]
             for t in range(steps):
-                list_spikes(
-                    s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, places, values, starts
-                )
+                list_spikes(s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, places, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -245,7 +243,7 @@ def _backward(
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
     band = max(1, _NEAR // (4 * wide * channels_out))
     all_u, all_ds, all_dz = u.reshape(-1), ds.reshape(-1), dz.reshape(-1)
-    above_row = columns_out // pooled * channels_out
+    rows_above, above_row = rows_out // pooled, columns_out // pooled * channels_out
     for thread in prange(threads):
         error = at_a_line(rows_out * wide * channels_out + LANES)
         error[:] = _ZERO
@@ -273,13 +271,11 @@ def _backward(
                     else:
                         errors = above[:line]
                         if y % pooled == 0:
-                            row = (t * batch + b) * (rows_out // pooled) + y // pooled
-                            beyond = y // pooled >= rows_out // pooled
-                            below_it = all_ds[:0] if beyond else all_ds[row * above_row :][:above_row]
-                            _unpool(below_it, pooled, channels_out, scaled, above)
-                    propagated(
-                        step, p, all_u[at : at + line], errors, state[y], kept, at, learned, place, out, line
-                    )
+                            row = y // pooled
+                            first = ((t * batch + b) * rows_above + row) * above_row
+                            source = all_ds[first : first + (above_row if row < rows_above else 0)]
+                            _unpool(source, pooled, channels_out, scaled, above)
+                    propagated(step, p, all_u[at : at + line], errors, state[y], kept, at, learned, place, out, line)
                     if len(all_dz) > 0:
                         all_dz[at : at + line] = out
                 if len(dw) == 0:

@@ -16,7 +16,7 @@ NO_MASK = np.ones((1, 1, 1), np.uint8)
 
 _ZERO, _UNIT = np.float32(0), np.float32(1)
 _NONE, _ONE = np.uint64(0), np.uint64(1)
-"""Places are counted without a sign in the loops over bits: numba lets signed ones be counted from the end, at a cost."""
+"""Loops over bits count places without a sign, because numba gives negative ones a meaning, which takes time."""
 
 
 @cached_njit()
