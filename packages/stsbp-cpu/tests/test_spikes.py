@@ -7,7 +7,7 @@ import pytest
 from stsbp_cpu.sparse.kernels import _unpool
 from stsbp_cpu.sparse.spikes import list_by_channel, list_present, list_spikes, row_places
 from stsbp_cpu.vectors import LANES
-from stsbp_spec.typing import Float32, UInt8
+from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 FRAMES = {"two channels": (9, 34, 2), "twelve": (7, 15, 12), "whole words": (4, 6, 64), "one pixel": (3, 3, 1)}
 
@@ -56,7 +56,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_a_run_is_listed(count: int, dtype: type) -> None:
     rng = np.random.default_rng(count)
-    x = (rng.integers(0, 3, count)).astype(dtype)
+    x: AnyArray = rng.integers(0, 3, count).astype(dtype)
     places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
     n = list_present(x, places, values)
     assert np.array_equal(places[:n], np.flatnonzero(x))

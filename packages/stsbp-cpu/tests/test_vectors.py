@@ -79,7 +79,7 @@ def _set_bits(x: AnyArray, at: int, found: Int32) -> int:
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_bits_of_what_is_not_zero(dtype: type, share: float) -> None:
     rng = np.random.default_rng(1)
-    x = (rng.random(WORD + 11) < share).astype(dtype) * 3
+    x: AnyArray = (rng.random(WORD + 11) < share).astype(dtype) * 3
     x[7] = -0.0 if dtype is not np.uint8 else 0
     found = np.zeros(WORD, np.int32)
     n = _set_bits(x, 5, found)

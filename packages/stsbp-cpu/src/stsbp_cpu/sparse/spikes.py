@@ -36,11 +36,11 @@ def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
             places[count] = i
             values[count] = x[i]
             count += _ONE
-    return np.intp(count)
+    return int(np.intp(count))
 
 
 @cached_njit()
-def row_places(width: int, channels: int, size: int) -> tuple[AnyArray, Int32, Int32, Float32]:
+def row_places(width: int, channels: int, size: int) -> tuple[AnyArray, AnyArray, AnyArray, Float32]:
     """Where the elements of a row `[width, channels]` stand after a pooling of `size`, in whole words of `WORD`.
 
     Returns:
@@ -60,7 +60,7 @@ def row_places(width: int, channels: int, size: int) -> tuple[AnyArray, Int32, I
 
 @cached_njit()
 def list_spikes(
-    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: Int32, channels_of: Int32,
+    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: AnyArray, channels_of: AnyArray,
     row: Float32, places: Int32, values: Float32, starts: Int32,
 ) -> int:  # fmt: skip
     """List the non-zero inputs of a frame in the order of memory; returns their number.
@@ -96,12 +96,12 @@ def list_spikes(
                 ends[x] = n
         for x in range(1, columns):
             ends[x] = max(ends[x], ends[x - 1])
-    return np.intp(n)
+    return int(np.intp(n))
 
 
 @cached_njit()
 def list_by_channel(
-    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: Int32, channels_of: Int32,
+    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: AnyArray, channels_of: AnyArray,
     row: Float32, wide: int, cells: Int32, values: Float32, ends: Int32,
 ) -> None:  # fmt: skip
     """List the non-zero inputs of a frame channel by channel, each in the order of memory.
