@@ -95,7 +95,10 @@ def parse_layers(
     if len(notation) > _MOST_CHARACTERS:
         raise SpecError(f"the notation of a network has at most {_MOST_CHARACTERS:,} characters, got {len(notation):,}")
     if not isinstance(neuron := neuron or LIF(), NeuronModel):
-        raise SpecError(f"the neuron of a network is LIF(...), IF(...) or ALIF(...), got {shown(neuron)}")
+        raise SpecError(
+            f"the neuron of a network is LIF(...), IF(...) or ALIF(...) of stsbp_spec, which describe it; "
+            f"got {shown(neuron)}, of {type(neuron).__module__}"
+        )
     dropout = Dropout(dropout).rate
     parser = _Parser(notation, padding, neuron, weight_bits, dropout)
     layers: list[Layer] = []
