@@ -312,7 +312,7 @@ def test_a_distance_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> 
     np.testing.assert_array_equal(g, numpy.loss_error(loss, PSP(3), s, y))
     assert len(traces) == 1
     for wrong in ([7, 0, 3], [7, 8, 3]):
-        with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has"):
+        with pytest.raises(ShapeError, match="lengths must be from 1 to 7, the number of steps; sample 1 has"):
             distance(loss, PSP(3), s, y, np.array(wrong))
         assert np.isnan(traced(s, np.array(wrong))[0])
     with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[3\]"):

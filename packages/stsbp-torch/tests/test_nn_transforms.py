@@ -137,7 +137,7 @@ def test_a_loss_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> None
         (gradient,) = torch.autograd.grad(value, spikes)
         assert np.array_equal(gradient.numpy(), expected)
         assert np.array_equal(own.numpy(), expected)
-    with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has 8"):
+    with pytest.raises(ShapeError, match="lengths must be from 1 to 7, the number of steps; sample 1 has 8"):
         spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.tensor([7, 8, 1, 1]))
     with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[4\]"):
         spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.ones(4))

@@ -223,7 +223,7 @@ def test_lost_files_of_a_seed_are_named(experiment: Callable[..., Result], tmp_p
     (tmp_path / "e" / "experiment.json").unlink()
     failed = experiment("--seeds", 1)
     assert failed.exit_code == 1
-    assert "metrics.jsonl does not hold the epochs and the last test" in failed.stderr
+    assert "metrics.jsonl lacks its epochs or its last test" in failed.stderr
 
 
 def test_overwrite_removes_all_runs_or_none(

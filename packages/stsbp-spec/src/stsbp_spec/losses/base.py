@@ -193,7 +193,7 @@ def _plain(name: str, value: object) -> float | str:
 
 def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
     if missing := [name for name in loss.parameters if name not in constants]:
-        raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which stands in `parameters`")
+        raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which `parameters` names")
     return [constants[name] for name in loss.parameters]
 
 

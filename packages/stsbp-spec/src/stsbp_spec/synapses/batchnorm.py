@@ -124,8 +124,8 @@ def summands(frames: int, shape: Shape) -> int:
     n = frames * math.prod(shape[1:])
     if n > MOST:
         raise ExactnessError(
-            f"batch normalisation of {n} sums of a channel is not exact, only of up to 2^29; "
-            "use smaller batches or fewer steps"
+            f"batch normalisation of {n} sums in a channel is not exact; it is exact for at most 2^29 "
+            "sums. Use smaller batches or fewer steps"
         )
     return n
 
