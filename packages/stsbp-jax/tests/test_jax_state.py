@@ -59,7 +59,7 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
             np.testing.assert_array_equal(a, b)
     with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2 as the inputs, got \("):
         apply(network, weights, x[:, :2], STEPS, state=state)
-    with pytest.raises(ShapeError, match=r"the state has nothing of .*: it is of another network"):
+    with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})
 
 

@@ -94,7 +94,9 @@ def test_an_exported_network_has_the_bits_of_the_module(training: bool) -> None:
 
 
 def test_a_program_of_a_network_that_nobody_made_is_refused() -> None:
-    with pytest.raises(SpecError, match="was not made in this process: make the module that was exported, for example"):
+    with pytest.raises(
+        SpecError, match="was not created in this process; before running it, create the exported module"
+    ):
         known({}, "0123")
     code = torch.export.export(Network(SPEC).eval(), (samples(5, 2)[0],)).graph_module.code
     assert code.count("torch.ops.stsbp.segment.default") == 3
@@ -229,7 +231,7 @@ CONV = SpikingConv2d(2, 4, 3)
         ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), and it has psp=None"),
         ([CONV, SpikingAvgPool2d(2), SpikingLinear(36, 3, psp=PSP(4))], {}, "layer 2, .*give input_exponent=2"),
         ([CONV, SpikingLinear(36, 3, psp=PSP(4))], {}, r"layer 1.*has weights \(3, 144\), got \(3, 36\)"),
-        ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is none of stsbp_torch"),
+        ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is not a layer of stsbp_torch"),
         ([LIF()], {}, "layer 0, LIF: Neurons takes weighted sums"),
         ([SpikingConv2d(2, 4, 9)], {}, "layer 0, SpikingConv2d: .*kernel"),
         ([SpikingLinear(128, 3, input_exponent=20)], {"input_exponent": 20}, "layer 0.*cannot be exact in float32"),

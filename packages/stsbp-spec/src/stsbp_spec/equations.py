@@ -155,7 +155,7 @@ class LossEquations:
         backward: to `do`, the last step first. Besides `r`, `o` and `target` it may read `count` and `target_count`,
             their sums over the steps, the same at every step.
         inside: the input of the way back that is 0 at padded steps, of a batch with lengths; constants are then inputs
-            too, since a sample's own hang on its length.
+            too, since a sample's own depend on its length.
     """
 
     forward: Recurrence | None

@@ -274,7 +274,7 @@ class _Builder:
         self.names: list[list[str]] = []
         """Of the nodes of each layer of the network."""
         self.spiking: list[tuple[SpikingLayer, str, str, tuple[Passing, ...], str]] = []
-        """Layer, names of weights and population, and what stands before it, from which node on."""
+        """Layer, names of weights and population, and the operations before it, from which node on."""
         self.before: tuple[Passing, ...] = ()
         self.entering = self.source
         self.since = 0

@@ -1,4 +1,4 @@
-"""What stands in a network, and what passes between it: `Op` and `Values`. graph.py puts them together.
+"""The operations of a network (`Op`), and the arrays that pass between them (`Values`). graph.py puts them together.
 
 An operation says for itself what it makes of its inputs: shape, unit and largest value of its output. So the bounds of
 sums, on which exactness rests, are types of edges, and an error points at the operation that breaks them.

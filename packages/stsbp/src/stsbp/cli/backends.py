@@ -20,7 +20,7 @@ __all__ = ["command"]
 def command(as_json: bool, compiles: bool) -> None:
     """List every backend and its devices. If one cannot run, say why.
 
-    With --compile, fill the cache of compiled kernels instead, for an image of a container or before many runs begin.
+    With --compile, compile the kernels and keep them for later runs instead, for example in a container image.
     """
     if compiles and as_json:
         raise click.UsageError("--json prints the list of backends, and --compile prints none; give only one of them")
