@@ -267,7 +267,7 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
 def test_a_network_that_ends_with_a_readout_is_refused() -> None:
     network = NetworkSpec.parse("6", input_shape=(9,), outputs=3, output_neuron=Readout())
     with pytest.raises(
-        SpecError, match=r"the network 6-3 ends with a readout.* full=True, and take the potentials of linear2"
+        SpecError, match=r"the network 6-3 ends with a readout.* full=True and use the potentials of linear2"
     ):
         apply(network, dict(initial_weights(network, 0)), np.zeros((2, 1, 9), np.uint8), 2)
 

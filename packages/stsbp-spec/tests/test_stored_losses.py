@@ -282,7 +282,7 @@ class Blind(Filtered):
 
 
 def test_a_pass_that_reads_nothing_is_refused() -> None:
-    with pytest.raises(SpecError, match="the loss filtered: a step of its pass forward reads nothing"):
+    with pytest.raises(SpecError, match="the loss filtered: a step of its forward pass reads neither"):
         loss_equations(Blind())
 
 

@@ -178,7 +178,9 @@ def test_parameters_of_another_type_are_refused(cast: str) -> None:
     frames, _ = samples(5, 2)
     for net in (Network(SPEC), layers(), PLIF()):
         given = torch.ones(5, 2, 4) if isinstance(net, PLIF) else frames
-        with pytest.raises(SpecError, match=r"parameters of \w+ are float32, .* leave .double\(\), .half\(\) and the"):
+        with pytest.raises(
+            SpecError, match=r"parameters of \w+ must be float32, .* do not call .double\(\), .half\(\) and the"
+        ):
             getattr(net, cast)()(given)
     with pytest.raises(SpecError, match=r"LIF computes in float32 and would round sums in float64: give .float\(\)"):
         LIF()(torch.ones(5, 2, 4).double())

@@ -136,7 +136,7 @@ def test_backends_compile_says_what_was_compiled(stsbp: Callable[..., Result], m
     assert stsbp("backends", "--compile").stdout.splitlines() == [
         "all: 9 kernels, 0 of them compiled",
         "broken: cannot run: it does not import",
-        "none: no kernels that could be compiled ahead",
+        "none: this backend has no kernels to compile in advance",
         "some: 9 kernels, 2 of them compiled in 0 s",
     ]
     refused = stsbp("backends", "--compile", "--json")

@@ -124,7 +124,7 @@ def test_stopped_experiment_goes_on_to_the_same_figures(
     while (result := experiment("--stop-after", 1e-9)).exit_code == 75:
         stops += 1
         assert "time is up: stopped after update" in result.stderr
-        assert "seeds are done. Go on with: stsbp" in result.stderr
+        assert "seeds are done. Continue with: stsbp" in result.stderr
         assert stops < 20
     assert result.exit_code == 0, result.output
     # Each call got one update further.

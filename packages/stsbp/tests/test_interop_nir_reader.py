@@ -243,7 +243,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a group": (replaced(WEIGHT, lambda group, name: group.create_group(name)), "a, weight is not an array"),
     "other filter": (
         replaced(WEIGHT, dataset(data=np.zeros(64, "i4"), scaleoffset=3)),
-        "a, weight is packed by a filter, 6, that is not read",
+        "a, weight is packed by an HDF5 filter, number 6, that stsbp does not read",
     ),
     "deep": (within(40), "its graphs are nested more than 32 deep"),
     "an array as node": (altered(lambda file: file["node/nodes"].create_dataset("c", data=1.0)), "c is not a group"),

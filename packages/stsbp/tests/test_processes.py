@@ -264,7 +264,7 @@ def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> 
     said = {err[err.index("Error: ") :] for _, err in found}
     assert [code for code, _ in found] == [1, 1]
     assert len(said) == 1
-    assert "was given other settings than rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
+    assert "was given different settings from rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
     assert not (tmp_path / "run").exists()
 
 

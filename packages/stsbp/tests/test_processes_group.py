@@ -145,7 +145,11 @@ def test_data_are_compared() -> None:
     [
         ("contract", 99, "uses version 99 of the exact-arithmetic contract, but rank 0 uses version "),
         ("engine", "Mpi", "communicates through Mpi, but rank 0 through Gloo"),
-        ("sources of stsbp_spec", "0" * 64, "has other sources of stsbp_spec than rank 0 (SHA-256 000000000000 and "),
+        (
+            "sources of stsbp_spec",
+            "0" * 64,
+            "has different sources of stsbp_spec from rank 0 (SHA-256 000000000000 and ",
+        ),
         ("version of stsbp", "9.9", "the version of stsbp is 9.9, that of rank 0 "),
     ],
 )

@@ -104,7 +104,7 @@ class Loss(ABC):
         return found
 
     def measure(self, p: Names, x: Names) -> Expr | None:
-        """What one step of a neuron adds to the distance, float64. `x` has the same values as in `back`, and `p` are the
+        """What one step of a neuron adds to the distance, float64. `x` has the values that `back` has, and `p` are the
         constants for a batch of one sample. None: `distance` is written in numpy instead."""
         return None
 
