@@ -395,9 +395,9 @@ FAULTS: dict[str, Fault] = {
     "full disk": Fault(_full_disk, (1,), r"rank 0 of 2 \(host \S+, pid \d+\): cannot write .*(disk is full|No space)"),
     "interrupt": Fault(_interrupt, (130,), r"SIGINT: stopped after update \d+ and saved"),
     "port": Fault(_port, (1,), r"rank 0 of 2 did not meet the others at 127.0.0.1:\d+: another program has taken"),
-    "settings": Fault(_other_settings, (1,), r"rank 1 of 2 .* was given other settings than rank 0:\n  lr: "),
-    "data": Fault(_other_data, (1,), r"rank 1 of 2 .* has other data than rank 0"),
-    "sources": Fault(_other_sources, (1,), r"rank 1 of 2 .* has other sources of stsbp than rank 0"),
+    "settings": Fault(_other_settings, (1,), r"rank 1 of 2 .* was given different settings from rank 0:\n  lr: "),
+    "data": Fault(_other_data, (1,), r"rank 1 of 2 .* has different data from rank 0"),
+    "sources": Fault(_other_sources, (1,), r"rank 1 of 2 .* has different sources of stsbp from rank 0"),
     "contract": Fault(_other_contract, (1,), r"rank 1 of 2 .* version 99 of the exact-arithmetic contract"),
 }
 """What is done, by its name."""

@@ -300,7 +300,7 @@ def test_where_nothing_can_be_kept_kernels_are_compiled_with_one_warning(tmp_pat
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.split() == ["6", "6"]
     warning, announcement = done.stderr.splitlines()
-    assert warning.startswith("compiled kernels are not kept, each run compiles them again: ")
+    assert warning.startswith("compiled kernels cannot be kept, so each run compiles them again: ")
     assert "choose another folder with the environment variable STSBP_CACHE" in warning
     assert announcement == "compiling the kernels for this processor"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -115,7 +115,7 @@ def test_without_a_place_to_keep_it_the_library_is_temporary(
     assert host.build(*source_files()) == path
     assert host._library(*source_files()).host_sum_squares
     assert len(caplog.messages) == 1
-    assert "compiled kernels are not kept" in caplog.messages[0]
+    assert "compiled kernels cannot be kept" in caplog.messages[0]
 
 
 def test_shim_compiles_without_warnings(compiler_path: str) -> None:

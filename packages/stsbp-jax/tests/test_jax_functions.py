@@ -267,7 +267,7 @@ def test_inputs_of_another_shape_and_unknown_precisions_are_refused() -> None:
 def test_a_network_that_ends_with_a_readout_is_refused() -> None:
     network = NetworkSpec.parse("6", input_shape=(9,), outputs=3, output_neuron=Readout())
     with pytest.raises(
-        SpecError, match=r"the network 6-3 ends with a readout.* full=True, and take the potentials of linear2"
+        SpecError, match=r"the network 6-3 ends with a readout.* full=True and use the potentials of linear2"
     ):
         apply(network, dict(initial_weights(network, 0)), np.zeros((2, 1, 9), np.uint8), 2)
 
@@ -312,7 +312,7 @@ def test_a_distance_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> 
     np.testing.assert_array_equal(g, numpy.loss_error(loss, PSP(3), s, y))
     assert len(traces) == 1
     for wrong in ([7, 0, 3], [7, 8, 3]):
-        with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has"):
+        with pytest.raises(ShapeError, match="lengths must be from 1 to 7, the number of steps; sample 1 has"):
             distance(loss, PSP(3), s, y, np.array(wrong))
         assert np.isnan(traced(s, np.array(wrong))[0])
     with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[3\]"):

@@ -57,9 +57,9 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
         assert state is not None
         for a, b in zip(state[key], arrays, strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2 as the inputs, got \("):
+    with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2, like the inputs, got \("):
         apply(network, weights, x[:, :2], STEPS, state=state)
-    with pytest.raises(ShapeError, match=r"the state has nothing of .*: it is of another network"):
+    with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})
 
 
@@ -92,7 +92,7 @@ def test_gradients_within_a_call_are_those_of_the_reference(name: str) -> None:
             moved = running(norm, weights[name], of_batch.astype(np.float32))
             np.testing.assert_allclose(statistics[name], moved, rtol=1e-5)
     if network.statistics:
-        with pytest.raises(SpecError, match="call apply with full=True, and keep"):
+        with pytest.raises(SpecError, match="call apply with full=True and keep"):
             apply(network, weights, x, STEPS, dropout=(0, 0))
 
 

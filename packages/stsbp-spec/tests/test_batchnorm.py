@@ -258,13 +258,16 @@ def test_dropout_in_front_is_in_the_statistics_and_not_in_the_filter() -> None:
         (lambda: BatchNorm(eps=0.0), "eps of batch normalisation must be from 1e-12 to 1, got 0"),
         (lambda: BatchNorm(factor=-1), "factor of batch normalisation must be from"),
         (lambda: BatchNorm(eps=float("nan")), "eps of batch normalisation must be"),
-        (lambda: Conv2d(4, 3, bias=True, norm=BatchNorm()), "takes the mean away, and a bias with it; leave the bias"),
+        (lambda: Conv2d(4, 3, bias=True, norm=BatchNorm()), "subtracts the mean, which cancels a bias; leave the bias"),
         (lambda: Linear(4, norm=cast(Any, "bn")), "norm is BatchNorm\\(\\) or None, got 'bn'"),
         (lambda: NetworkSpec.parse("4C3bbn", input_shape=(1, 5, 5), outputs=2), "leave the bias out"),
         (lambda: NetworkSpec.parse("4C3bnbn", input_shape=(1, 5, 5), outputs=2), "norm is given twice"),
         (lambda: NetworkSpec.parse("4C3{eps=0.1}", input_shape=(1, 5, 5), outputs=2), "unknown parameter 'eps'"),
         (lambda: NetworkSpec.parse("4C3bn{eps=7}", input_shape=(1, 5, 5), outputs=2), "must be from 1e-12 to 1"),
-        (lambda: spec.summands(2**20, (3, 32, 32)), "is not exact, only of up to 2\\^29; use smaller batches"),
+        (
+            lambda: spec.summands(2**20, (3, 32, 32)),
+            "is not exact; it is exact for at most 2\\^29 sums. Use smaller batches",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(made: Any, message: str) -> None:
@@ -447,7 +450,7 @@ def test_recurrent_weights_are_refused() -> None:
         Node("own", Linear(4, norm=BatchNorm()), (Edge("out", 1),)),
         Node("out", Neurons(LIF()), (Edge("in"), Edge("own"))),
     )
-    with pytest.raises(NetworkError, match="a recurrence has no batch normalisation"):
+    with pytest.raises(NetworkError, match="a recurrence cannot have batch normalisation"):
         Network(nodes)
 
 

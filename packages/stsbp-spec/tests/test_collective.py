@@ -223,12 +223,14 @@ def test_a_gradient_that_is_not_finite_is_every_rank_s_error() -> None:
 def test_inputs_of_other_samples_than_the_part_s_are_refused() -> None:
     trainer = Trainer(NumpyBackend(), NETWORK, VanRossum(), AdamW(), collective=Threads(Meeting(2), 1))
     state, batch = trainer.init(initial_weights(NETWORK, 1, 2.0)), _batch()
-    with pytest.raises(ShapeError, match="of a batch of 5 this process computes samples 3 to 4; got inputs of 5"):
+    with pytest.raises(ShapeError, match="of a batch of 5 samples, this process computes samples 3 to 4, but it got 5"):
         trainer.step(state, batch)
-    with pytest.raises(ShapeError, match="samples 3 to 4; got inputs of 5"):
+    with pytest.raises(ShapeError, match="samples 3 to 4, but it got 5"):
         trainer.predict(state, batch.inputs, STEPS, batch=5)
     one = Batch(batch.inputs[:, :2], batch.targets[:, :1])
-    with pytest.raises(ShapeError, match="of a batch of 1 this process computes none, so one that is zero everywhere"):
+    with pytest.raises(
+        ShapeError, match="of a batch of 1 samples, this process computes none and must get one sample of zeros"
+    ):
         trainer.step(state, one)
 
 

@@ -244,7 +244,7 @@ def test_counts_of_a_stream_are_clipped_at_255() -> None:
 
 
 def test_a_stream_wants_a_window() -> None:
-    with pytest.raises(SpecError, match="a stream has no last event"):
+    with pytest.raises(SpecError, match="a stream has no end"):
         EventBinning(window_us=None).step_of(0)
     assert EventBinning(steps=2**20, window_us=2**40).step_of(2**70) == 2**50
 

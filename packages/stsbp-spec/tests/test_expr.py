@@ -120,11 +120,11 @@ def test_names_are_kept_and_never_taken_twice() -> None:
         (lambda: variable("2x"), "letters, digits"),
         (lambda: variable("lambda"), "letters, digits"),
         (lambda: variable("_x"), "letters, digits"),
-        (lambda: variable("where"), "where is a word of the languages"),
-        (lambda: Recurrence("f", (), ("a",), {"snap": A}, {}), "snap is a word of the languages"),
+        (lambda: variable("where"), "where is a reserved word in a language"),
+        (lambda: Recurrence("f", (), ("a",), {"snap": A}, {}), "snap is a reserved word in a language"),
         (lambda: Recurrence("f", ("a",), ("a",), {}, {"y": A}), "a stands for two things"),
         (lambda: Recurrence("f", (), ("a",), {}, {"y": A + B}), "b is neither a parameter nor an input nor a state"),
-        (lambda: Recurrence("f", (), ("a",), {}, {"y": A + unsnapped(A)}), "around a whole state or result"),
+        (lambda: Recurrence("f", (), ("a",), {}, {"y": A + unsnapped(A)}), "must enclose a whole state or result"),
         (lambda: Recurrence("f", (), ("a",), {"s": A < 1}, {}), "the state s is a condition"),
         (lambda: Names("constant", {"tau": A}).decay, "no constant 'decay'; there are: tau"),
     ],
@@ -251,7 +251,7 @@ def test_the_fewest_values_are_kept() -> None:
     assert list(kept) == ["u"]
     kept, _ = kept_values([v * u * A], [], free, candidates)
     assert list(kept) == ["u", "v", "a"]
-    with pytest.raises(SpecError, match="give them one with named"):
+    with pytest.raises(SpecError, match="name them with named"):
         kept_values([A * C], [], free, {"v": v})
 
 

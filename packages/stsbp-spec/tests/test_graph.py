@@ -169,16 +169,16 @@ def test_a_population_may_read_itself_a_step_later() -> None:
 REFUSED = [
     (chain(("w1", Conv2d(4, 10)), ("n1", Neurons(LIF()))), "w1", "the kernel, 10x10, is larger than its input, 9x9"),
     (chain(("p", AvgPool2d(16)), ("w1", Linear(4)), ("n1", Neurons(LIF()))), "p", "the window, 16x16, is larger than"),
-    (chain(("w1", Linear(4)), ("w2", Linear(4)), ("n1", Neurons(LIF()))), "w2", "Linear takes spikes, and its input"),
-    (chain(("w1", Conv2d(4, 3)), ("p", AvgPool2d(2)), ("n1", Neurons(LIF()))), "p", "AvgPool2d takes spikes, and its"),
-    (chain(("w1", Linear(4)), ("d", Dropout(0.5)), ("n1", Neurons(LIF()))), "d", "Dropout takes spikes, and its input"),
-    (chain(("n1", Neurons(LIF()))), "n1", "Neurons takes weighted sums, and its input are spikes"),
+    (chain(("w1", Linear(4)), ("w2", Linear(4)), ("n1", Neurons(LIF()))), "w2", "Linear takes spikes, but its input"),
+    (chain(("w1", Conv2d(4, 3)), ("p", AvgPool2d(2)), ("n1", Neurons(LIF()))), "p", "AvgPool2d takes spikes, but its"),
+    (chain(("w1", Linear(4)), ("d", Dropout(0.5)), ("n1", Neurons(LIF()))), "d", "Dropout takes spikes, but its input"),
+    (chain(("n1", Neurons(LIF()))), "n1", "Neurons takes weighted sums, but its input is spikes"),
     (chain(("i", Input((4,))), ("w1", Linear(4))), "i", "Input takes no input, got 1"),
     ((*HIDDEN[:3], replace(HIDDEN[3], inputs=())), "w2", "Linear takes one input, got 0"),
     (
         (*HIDDEN[:4], Node("w3", Linear(4), (Edge("n1"),)), Node("both", Neurons(LIF()), (Edge("w2"), Edge("w3")))),
         "both",
-        "the projections of one population have one shape, and these have (3,) and (4,)",
+        "all projections to one population must have the same shape, but these have (3,) and (4,)",
     ),
     ((*HIDDEN[:2], Node("n1", Neurons(LIF()), ())), "n1", "Neurons takes one input, got 0"),
     (
@@ -194,18 +194,18 @@ REFUSED = [
     (
         recurrent(Linear(3)),
         "own",
-        "projections of one population have one shape, and these have (4, 7, 7) and",
+        "projections to one population must have the same shape, but these have (4, 7, 7) and",
     ),
     ((*recurrent(Conv2d(4, 1))[:3], Node("n1", Neurons(LIF()), (Edge("own"),))), "n1", "it reads nothing but itself"),
     (
         (*recurrent(Conv2d(4, 1))[:2], Node("own", Conv2d(4, 1), (Edge("n1", 2),)), recurrent(Conv2d(4, 1))[3]),
         "n1",
-        "it reads itself through own, n1; a population may read itself with a delay of 1 through weights of its own",
+        "it reads itself through own, n1; only a population may read itself, with a delay of 1",
     ),
     (
         (*recurrent(Conv2d(4, 1))[:3], Node("n1", Neurons(LIF()), (Edge("w1"), Edge("own", 1)))),
         "n1",
-        "it reads itself through own, n1; a population may read itself with a delay of 1 through weights of its own",
+        "it reads itself through own, n1; only a population may read itself, with a delay of 1",
     ),
     (
         (
@@ -230,7 +230,7 @@ REFUSED = [
             Node("n2", Neurons(LIF()), (Edge("w2"),)),
         ),
         "w2",
-        "OneToOne takes spikes, zeros and ones, and its input are sums or means of them",
+        "OneToOne takes spikes (0 or 1), but its input is sums or means of spikes",
     ),
     (
         (
@@ -239,7 +239,7 @@ REFUSED = [
             Node("n2", Neurons(LIF()), (Edge("w2"), Edge("own"))),
         ),
         "n2",
-        "own is the recurrence of n1, and nothing else may read it",
+        "own is the recurrence of n1; no other node may read it",
     ),
     ((*HIDDEN[:2], Node("n1", Neurons(LIF()), (Edge("w9"),))), "n1", "there is no node 'w9' that it could read"),
     ((*HIDDEN[:2], Node("w1", Neurons(LIF()), (Edge("w1"),))), "w1", "the name is given twice"),
@@ -256,7 +256,7 @@ REFUSED = [
     (
         (*HIDDEN, *(Node(name, Linear(3), (Edge("n1"),)) for name in ("w3", "w4"))),
         "n2",
-        "nothing reads it, and it is not the output",
+        "no node reads it, and it is not the output",
     ),
     (
         chain(*((f"d{i}", Dropout(0.5)) for i in range(17)), ("w1", Linear(3)), ("n1", Neurons(LIF()))),
@@ -322,15 +322,33 @@ def test_the_numbers_of_weights_where_they_stand() -> None:
     ("inputs", "message"),
     [
         ((SPIKES,), "Add takes two inputs or more, got 1"),
-        ((SPIKES, replace(SPIKES, weighted=True)), "Add takes spikes, and an input are weighted sums; put Neurons"),
-        ((SPIKES, replace(SPIKES, shape=(2, 8, 7))), "Add takes inputs of one shape, got (2, 8, 8) and (2, 8, 7)"),
-        ((SPIKES, replace(SPIKES, pending=PSP(2))), "Add takes inputs of one synapse, got PSP(tau_s=3.0) and PSP(tau"),
-        ((SPIKES, replace(SPIKES, pending=None)), "Add takes inputs of one synapse, got PSP(tau_s=3.0) and None"),
-        ((SPIKES, SPIKES, replace(SPIKES, gain=2.0)), "Add takes inputs of one factor of dropout, got 1.0 and 2.0"),
+        (
+            (SPIKES, replace(SPIKES, weighted=True)),
+            "Add takes spikes, but one of its inputs is weighted sums; put Neurons",
+        ),
+        (
+            (SPIKES, replace(SPIKES, shape=(2, 8, 7))),
+            "the inputs of Add must have the same shape, got (2, 8, 8) and (2, 8, 7)",
+        ),
+        (
+            (SPIKES, replace(SPIKES, pending=PSP(2))),
+            "the inputs of Add must have the same synapse, got PSP(tau_s=3.0) and PSP(tau",
+        ),
+        (
+            (SPIKES, replace(SPIKES, pending=None)),
+            "the inputs of Add must have the same synapse, got PSP(tau_s=3.0) and None",
+        ),
+        (
+            (SPIKES, SPIKES, replace(SPIKES, gain=2.0)),
+            "the inputs of Add must have the same factor of dropout, got 1.0 and 2.0",
+        ),
         ((SPIKES, replace(SPIKES, static=True)), "Add takes inputs that change with time, or images, not both"),
         ((replace(SPIKES, static=True), SPIKES), "Add takes inputs that change with time, or images, not both"),
-        ((SPIKES, replace(SPIKES, maximum=255.0)), "sums of spikes are bytes, at most 255, and these reach 256"),
-        ((SPIKES, replace(SPIKES, exponent=24)), "the sums have 25 bits, and float32 holds 24"),
+        (
+            (SPIKES, replace(SPIKES, maximum=255.0)),
+            "sums of spikes are stored in bytes, at most 255, but these reach 256",
+        ),
+        ((SPIKES, replace(SPIKES, exponent=24)), "the sums have 25 bits, but float32 holds only 24"),
     ],
 )
 def test_what_cannot_be_added_is_refused(inputs: tuple[Values, ...], message: str) -> None:

@@ -312,7 +312,7 @@ def test_the_temporary_folder_ends_with_its_process(root: Path, tmp_path: Path) 
     lines = done.stdout.splitlines()
     assert [line.startswith(f"b'data' {temporary}") for line in lines] == [True, True]
     assert list(temporary.iterdir()) == []
-    assert done.stderr.count("compiled kernels are not kept") == len(done.stderr.splitlines()) == 1
+    assert done.stderr.count("compiled kernels cannot be kept") == len(done.stderr.splitlines()) == 1
 
 
 def test_a_folder_that_vanishes_is_made_again(root: Path) -> None:

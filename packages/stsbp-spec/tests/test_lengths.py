@@ -293,8 +293,8 @@ def test_decoders_and_matches_leave_padded_steps_out() -> None:
         ([9, 9, 9, 9, 9], "lengths must be a numpy array, got list"),
         (np.full(5, 9.0), r"lengths must be integers \[B\] = \[5\].*got float64 of shape \[5\]"),
         (np.full(4, 9), r"lengths must be integers \[B\] = \[5\].*got int64 of shape \[4\]"),
-        (np.array([9, 9, 0, 9, 9]), "lengths are from 1 to the 9 steps; sample 2 has 0"),
-        (np.array([9, 9, 9, 10, 9], np.uint8), "lengths are from 1 to the 9 steps; sample 3 has 10"),
+        (np.array([9, 9, 0, 9, 9]), "lengths must be from 1 to 9, the number of steps; sample 2 has 0"),
+        (np.array([9, 9, 9, 10, 9], np.uint8), "lengths must be from 1 to 9, the number of steps; sample 3 has 10"),
     ],
     ids=["list", "floats", "too few", "none", "more than there are"],
 )

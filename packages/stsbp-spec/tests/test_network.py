@@ -278,7 +278,10 @@ def test_recurrence_delays_and_branches_as_layers() -> None:
         (lambda: SpikingLayer(Linear(3), delay=1.5), "a delay must be"),  # type: ignore[arg-type]
         (lambda: Branches(((SpikingLayer(Linear(3)),),)), "branches are two or more, got 1"),
         (lambda: NetworkSpec((3,), (Branches(((Linear(3),), ())),)), "weights without neurons"),  # type: ignore[arg-type]
-        (lambda: NetworkSpec((4,), (SpikingLayer(Linear(3), recurrent=Linear(4)),)), "have one shape, and these have"),
+        (
+            lambda: NetworkSpec((4,), (SpikingLayer(Linear(3), recurrent=Linear(4)),)),
+            "must have the same shape, but these have",
+        ),
         (lambda: OneToOne(weight_bits=13), "weight bits must be 2 to 12, got 13"),
     ],
 )
@@ -390,17 +393,17 @@ MALFORMED = [
     ("8{delay=-1}", "8{delay=-1}", "a delay must be at least 0, got -1"),
     ("8{delay=1.5}", "delay=1.5", "delay must be a number, got '1.5'"),
     ("8-[8", "[8", "a bracket is not closed"),
-    ("8-[8]", "[8]", "a bracket ends with ]+, the sum of its branches"),
-    ("8-[8]+b", "[8]+b", "a bracket ends with ]+, the sum of its branches"),
-    ("8-[]+", "[]+", "a branch is missing; only the last one may be empty, the input itself"),
-    ("8-[8||]+", "[8||]+", "a branch is missing; only the last one may be empty, the input itself"),
-    ("8-[|8]+", "[|8]+", "a branch is missing; only the last one may be empty, the input itself"),
+    ("8-[8]", "[8]", "a bracket must end with ]+, which adds its branches"),
+    ("8-[8]+b", "[8]+b", "a bracket must end with ]+, which adds its branches"),
+    ("8-[]+", "[]+", "a branch is missing; only the last one may be empty (it is the input itself)"),
+    ("8-[8||]+", "[8||]+", "a branch is missing; only the last one may be empty (it is the input itself)"),
+    ("8-[|8]+", "[|8]+", "a branch is missing; only the last one may be empty (it is the input itself)"),
     ("8-[8-]+", "]", "a layer is missing here"),
     ("8-]+", "]+", "unknown layer ']+'"),
-    ("8-[4]+", "[4]+", "Add takes inputs of one shape, got (4,) and (8,)"),
-    ("8-[8{tau_s=7}]+", "[8{tau_s=7}]+", "Add takes inputs of one synapse"),
-    ("8-[8d0.5]+", "[8d0.5]+", "Add takes inputs of one factor of dropout"),
-    ("8-" + "[" * 17 + "8" + "]+" * 17, "[8]+", "branches stand in at most 16 others"),
+    ("8-[4]+", "[4]+", "the inputs of Add must have the same shape, got (4,) and (8,)"),
+    ("8-[8{tau_s=7}]+", "[8{tau_s=7}]+", "the inputs of Add must have the same synapse"),
+    ("8-[8d0.5]+", "[8d0.5]+", "the inputs of Add must have the same factor of dropout"),
+    ("8-" + "[" * 17 + "8" + "]+" * 17, "[8]+", "branches can be nested at most 16 deep"),
 ]
 
 

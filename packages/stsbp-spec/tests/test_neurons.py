@@ -248,7 +248,7 @@ class Wrong(NeuronModel):
         ("name", "no state of the neuron wrong 'v'; there are: m"),
         ("constant", "no constant of the neuron wrong 'b'; there are: a"),
         ("state", "the states of the neuron wrong: expected m, got x"),
-        ("comparison", "the spike of a step is spike"),
+        ("comparison", "a step must return spike"),
     ],
 )
 def test_mistakes_in_a_model_are_named(mistake: str, message: str) -> None:

@@ -151,7 +151,7 @@ def changed(old: str, new: str) -> str:
 
 
 REFUSED = [
-    (changed('from = "input"', ""), "node conv1: from is missing: what it reads"),
+    (changed('from = "input"', ""), "node conv1: from is missing; it names what the node reads"),
     (changed('from = "input"', "from = 3"), 'node conv1: from is the name of a node or {node = "name", delay = 1}'),
     (changed("delay = 2", "delay = -2"), "node again: it reads input with a delay of -2; a delay is 0 to 65536 steps"),
     (changed("delay = 2", 'delay = "2"'), "node again: it reads input with a delay of '2'"),
@@ -175,21 +175,24 @@ REFUSED = [
     ),
     (changed('layer = "P2"', 'layer = "P2-P2"'), "node pool: layer is one layer without neurons"),
     (changed('"4C3p1"', '"4C3q1"'), "node conv1: unknown option 'q1'"),
-    (changed('"4C3p1"', '"4C3R3"'), "node conv1: these are no weights alone, such as 64C3p1 or 256b"),
-    (changed('"4C3p1"', '"4C3d0.5"'), "node conv1: these are no weights alone"),
-    (changed('"4C3p1"', '"P2"'), "node conv1: these are no weights alone"),
-    (changed('"4C3p1"', '"4C3p1{tau_m=5}"'), "node conv1: these are no weights alone"),
+    (changed('"4C3p1"', '"4C3R3"'), "node conv1: expected weights without neurons, such as 64C3p1 or 256b"),
+    (changed('"4C3p1"', '"4C3d0.5"'), "node conv1: expected weights without neurons"),
+    (changed('"4C3p1"', '"P2"'), "node conv1: expected weights without neurons"),
+    (changed('"4C3p1"', '"4C3p1{tau_m=5}"'), "node conv1: expected weights without neurons"),
     (changed('"threshold=0.43"', '"thresh=0.4"'), "node h: unknown parameter 'thresh'; known: neuron, tau_m"),
-    (changed('"threshold=0.43"', '"bits=5"'), "node h: neurons have a model and its parameters, and nothing else"),
+    (changed('"threshold=0.43"', '"bits=5"'), "node h: expected a neuron model and its parameters, and nothing else"),
     (changed('weights_of = "conv1"', "weights_of = 5"), "node again: weights_of is the name of a node, got 5"),
     (
         changed('weights_of = "conv1"', 'weights_of = "pool"'),
-        "node again: there are no weights 'pool' that it could",
+        "node again: no node 'pool' has weights that it could",
     ),
     (changed('weights_of = "conv1"', 'weights_of = "out"'), "node again: the weights of out have the shape (3, 6)"),
     (changed('layer = "P2"', 'layer = "P2"\nweights_of = "conv1"'), "node pool: only weights can be shared"),
-    (TEXT.partition('[[node]]\nname = "hidden')[0], "node pool: the output, the last node, are neurons of a full"),
-    (TEXT + '[[node]]\nname = "z"\nlayer = "P1"\nfrom = "fires"', "node output: nothing reads it, and it is not the"),
+    (
+        TEXT.partition('[[node]]\nname = "hidden')[0],
+        "node pool: the last node is the output; it must be neurons after a full",
+    ),
+    (TEXT + '[[node]]\nname = "z"\nlayer = "P1"\nfrom = "fires"', "node output: no node reads it, and it is not the"),
     (TEXT.replace('"3"', '"3', 1), "the network is not valid TOML: "),
     (TEXT + "[other]\na = 1", "a network consists of [[node]] tables, got 'node', 'other'"),
     ('[[node]]\nname = "a' + ".a" * 101 + '"', "a line of a network has at most 100 dots"),
@@ -207,12 +210,14 @@ def test_what_is_malformed_is_refused_by_name(text: str, message: str) -> None:
 
 def test_the_outputs_must_be_those_of_the_data() -> None:
     assert spec(outputs=3).outputs == 3
-    with pytest.raises(NetworkError, match="node output: there are 3 outputs, and the data have 4"):
+    with pytest.raises(NetworkError, match="node output: the network has 3 outputs, but the data need 4"):
         spec(outputs=4)
 
 
 def test_what_no_text_stands_for_is_refused() -> None:
-    with pytest.raises(NetworkError, match="the first projection of neurons is a convolution or a full connection"):
+    with pytest.raises(
+        NetworkError, match="the first projection to neurons must be a convolution or a full connection"
+    ):
         _ = NetworkSpec(
             (4,), nodes=(Node("w", OneToOne(), (Edge("input"),)), Node("n", Neurons(LIF()), (Edge("w"),)))
         ).blocks

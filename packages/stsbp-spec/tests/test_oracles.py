@@ -489,5 +489,5 @@ def test_projections_into_one_population_have_their_own_division() -> None:
     for name, gradient in literal.backward(LOSSES["van-rossum"], weights, run, targets).items():
         assert np.abs(gradient).max() > 0
         assert np.abs(found.gradients[name] - gradient).max() <= 1e-5 * np.abs(gradient).max()
-    with pytest.raises(NetworkError, match="Add takes inputs of one divisor of pooled sums, got 9 and 1"):
+    with pytest.raises(NetworkError, match="the inputs of Add must have the same divisor of pooled sums, got 9 and 1"):
         NetworkSpec.parse("4C3p1-[P3|M3]+-5", input_shape=(2, 9, 9))

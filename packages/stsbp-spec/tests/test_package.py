@@ -179,7 +179,7 @@ def test_a_backend_for_another_version_of_the_interface_is_not_opened(
         with pytest.raises(BackendError) as caught:
             call("torch")
         assert str(caught.value) == (
-            f"backend 'torch' is written for {spoken}, {has}; install versions that fit, for example: {way_out}"
+            f"backend 'torch' is written for {spoken}, but {has}; install matching versions, for example: {way_out}"
         )
 
 

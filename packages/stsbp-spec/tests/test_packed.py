@@ -51,5 +51,5 @@ def test_other_forms_are_refused() -> None:
 
 def test_a_network_of_images_takes_none() -> None:
     network = NetworkSpec.parse("3", input_shape=(4,), outputs=2, coding="direct")
-    with pytest.raises(ShapeError, match="packed frames have steps"):
+    with pytest.raises(ShapeError, match="packed frames are a sequence of steps"):
         check_inputs(network, PackedFrames(np.zeros((1, 2, 4), np.uint8), 5), 5)

@@ -98,7 +98,7 @@ def test_a_message_says_what_differs_and_what_to_write() -> None:
     outputs = {"v": X * Y * X, "w": spike(X * Y, 0)}
     found = shown_flushes(Recurrence("step", (), ("x", "y"), {}, outputs), {})
     assert [str(flush) for flush in found] == [
-        "step: x * y may be below 2^-126, which some backends take for zero, and then whether x * y >= 0 differs: "
+        "step: x * y may be below 2^-126, which some backends treat as zero, so that whether x * y >= 0 differs; "
         "write snap(x * y)"
     ]
 

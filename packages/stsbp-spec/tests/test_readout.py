@@ -189,16 +189,18 @@ def test_what_does_not_go_together_is_refused() -> None:
         with pytest.raises(SpecError, match=message):
             NUMPY.value_and_grad(network, loss, weights, _batch(), precision=precision)
     for notation in ("6{neuron=readout}-5", "5-4R{neuron=readout}"):
-        with pytest.raises(NetworkError, match="a readout has no spikes for what reads it; it is the output alone"):
+        with pytest.raises(
+            NetworkError, match="a readout has no spikes that another node could read; it can only be the output"
+        ):
             NetworkSpec.parse(notation, input_shape=(9,), outputs=CLASSES)
     with pytest.raises(SpecError, match="unknown neuron 'readout'"):
         parse_neuron("readout", {})
     batch = _batch()
     batch.targets[:, 3] = 0
-    with pytest.raises(ShapeError, match="the class of sample 3 is not to be seen"):
+    with pytest.raises(ShapeError, match="the targets of sample 3 do not show its class"):
         NUMPY.value_and_grad(NETWORK, CrossEntropy(), weights, batch)
     trainer = NUMPY.trainer(NETWORK, CrossEntropy(), AdamW())
-    with pytest.raises(ShapeError, match="the class of sample 3 is not to be seen"):
+    with pytest.raises(ShapeError, match="the targets of sample 3 do not show its class"):
         trainer.step(trainer.init(weights), batch)
 
 

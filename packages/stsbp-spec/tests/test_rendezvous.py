@@ -72,7 +72,7 @@ def test_half_of_torchruns_variables(missing: str) -> None:
         ({"RANK": "8"}, "RANK and WORLD_SIZE say that this is rank 8 of 8"),
         ({"RANK": "-1"}, "RANK is '-1'"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
-        ({"LOCAL_RANK": "6"}, "number 6 among those of this machine"),
+        ({"LOCAL_RANK": "6"}, "number 6 among the processes of this machine"),
         ({"LOCAL_RANK": "1.0"}, "LOCAL_RANK is '1.0'"),
         ({"MASTER_PORT": "65536"}, "MASTER_PORT is '65536'"),
         ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'"),
@@ -123,7 +123,7 @@ def test_slurm_takes_the_nodes_of_the_job_where_the_step_says_none() -> None:
     environ = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_NODELIST"}
     there = seen(environ)
     assert there.address == "login"
-    with pytest.raises(BackendError, match="SLURM_STEP_NODELIST is not set"):
+    with pytest.raises(BackendError, match="SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"):
         found({name: value for name, value in environ.items() if name != "SLURM_JOB_NODELIST"})
 
 

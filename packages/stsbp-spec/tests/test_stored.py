@@ -119,9 +119,9 @@ def test_damage_is_named() -> None:
         d["nodes"].append(["neg", None, d["roots"]["spike"]])
         d["roots"]["u"] = len(d["nodes"]) - 1
 
-    with pytest.raises(SpecError, match="takes a condition for a number"):
+    with pytest.raises(SpecError, match="reads a condition in place of a number"):
         from_text(_changed(counted_with))
-    with pytest.raises(SpecError, match="its results are not those of its states"):
+    with pytest.raises(SpecError, match="its results do not match its states"):
         from_text(_changed(lambda d: d["roots"].update(u=len(d["nodes"]))))
 
 

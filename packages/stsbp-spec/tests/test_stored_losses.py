@@ -235,7 +235,7 @@ def test_notation_of_what_has_no_name_of_its_own_is_read_back(neuron: NeuronMode
 @pytest.mark.parametrize("notation", ["8{tau_s=2}", "8{tau_a=3}", "8{neuron=alif,beta=1}", "8{text=x}"])
 def test_parameters_of_a_stored_neuron_do_not_change_in_notation(notation: str) -> None:
     neuron = neurons.from_text(neurons.as_text(ALIF(tau_a=9.0)))
-    with pytest.raises(SpecError, match=r"cannot change in a network|unknown parameter 'text'"):
+    with pytest.raises(SpecError, match=r"cannot be changed in a network|unknown parameter 'text'"):
         NetworkSpec.parse(notation, input_shape=(4,), outputs=3, neuron=neuron)
 
 
@@ -282,7 +282,7 @@ class Blind(Filtered):
 
 
 def test_a_pass_that_reads_nothing_is_refused() -> None:
-    with pytest.raises(SpecError, match="the loss filtered: a step of its pass forward reads nothing"):
+    with pytest.raises(SpecError, match="the loss filtered: a step of its forward pass reads neither"):
         loss_equations(Blind())
 
 

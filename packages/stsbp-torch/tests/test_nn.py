@@ -228,7 +228,7 @@ def test_steps_that_are_not_those_of_the_input_are_refused(steps: int) -> None:
     s = torch.ones(5, 2, 6)
     for module in (LIF(), SpikingLinear(6, 4), Network(NetworkSpec.parse("4", input_shape=(6,), outputs=3))):
         assert torch.equal(module(s, steps=5), module(s))
-        with pytest.raises(ShapeError, match="steps must be the 5 of the input"):
+        with pytest.raises(ShapeError, match="steps must be 5, as in the input"):
             module(s, steps=steps)
     if steps > 0 and isinstance(steps, int):
         assert LIF()(s[:1], steps=steps).shape == (steps, 2, 6)

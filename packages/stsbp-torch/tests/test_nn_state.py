@@ -291,12 +291,12 @@ def test_states_of_others_are_refused() -> None:
     spec, (frames, _) = spec_of("chain"), samples()
     net = Network(spec)
     state = net(frames, full=True).state
-    with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2 as the inputs, got \[1, 3, "):
+    with pytest.raises(ShapeError, match=r"arrays \[1, B, ...\] with B = 2, like the inputs, got \[1, 3, "):
         net(frames[:, :2], state=state)
-    with pytest.raises(ShapeError, match="the state has 0 arrays of neurons1, not 3: it is of another module"):
+    with pytest.raises(ShapeError, match="the state has 0 arrays of neurons1, not 3; it belongs to another module"):
         net(frames, state={"step": state["step"]})
     wanting = {**state, "neurons1": tuple(x.requires_grad_() for x in state["neurons1"])}
-    with pytest.raises(SpecError, match="no gradient goes back into the steps before: give a state that is detached"):
+    with pytest.raises(SpecError, match="gradients do not flow into earlier calls; give a detached state"):
         net(frames, state=wanting)
     assert not any(x.requires_grad for arrays in net(frames, full=True).state.values() for x in arrays)
 
@@ -316,5 +316,5 @@ def test_potentials_of_a_readout_take_a_cross_entropy_of_torch() -> None:
         expected.gradients.items(), torch.autograd.grad(loss, list(net.parameters())), strict=True
     ):
         assert np.abs(own.numpy() - g).max() <= 1e-4 * np.abs(g).max(), key
-    with pytest.raises(SpecError, match="call it with full=True, and take the potentials of linear2"):
+    with pytest.raises(SpecError, match="call it with full=True and use the potentials of linear2"):
         net(frames)

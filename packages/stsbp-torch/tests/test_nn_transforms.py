@@ -94,7 +94,9 @@ def test_an_exported_network_has_the_bits_of_the_module(training: bool) -> None:
 
 
 def test_a_program_of_a_network_that_nobody_made_is_refused() -> None:
-    with pytest.raises(SpecError, match="was not made in this process: make the module that was exported, for example"):
+    with pytest.raises(
+        SpecError, match="was not created in this process; before running it, create the exported module"
+    ):
         known({}, "0123")
     code = torch.export.export(Network(SPEC).eval(), (samples(5, 2)[0],)).graph_module.code
     assert code.count("torch.ops.stsbp.segment.default") == 3
@@ -137,7 +139,7 @@ def test_a_loss_leaves_out_what_comes_after_a_samples_length(loss: Loss) -> None
         (gradient,) = torch.autograd.grad(value, spikes)
         assert np.array_equal(gradient.numpy(), expected)
         assert np.array_equal(own.numpy(), expected)
-    with pytest.raises(ShapeError, match="lengths are from 1 to the 7 steps; sample 1 has 8"):
+    with pytest.raises(ShapeError, match="lengths must be from 1 to 7, the number of steps; sample 1 has 8"):
         spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.tensor([7, 8, 1, 1]))
     with pytest.raises(ShapeError, match=r"lengths must be integers \[B\] = \[4\]"):
         spike_loss(loss, spikes, targets, psp=FILTER, lengths=torch.ones(4))
@@ -176,7 +178,9 @@ def test_parameters_of_another_type_are_refused(cast: str) -> None:
     frames, _ = samples(5, 2)
     for net in (Network(SPEC), layers(), PLIF()):
         given = torch.ones(5, 2, 4) if isinstance(net, PLIF) else frames
-        with pytest.raises(SpecError, match=r"parameters of \w+ are float32, .* leave .double\(\), .half\(\) and the"):
+        with pytest.raises(
+            SpecError, match=r"parameters of \w+ must be float32, .* do not call .double\(\), .half\(\) and the"
+        ):
             getattr(net, cast)()(given)
     with pytest.raises(SpecError, match=r"LIF computes in float32 and would round sums in float64: give .float\(\)"):
         LIF()(torch.ones(5, 2, 4).double())
@@ -229,7 +233,7 @@ CONV = SpikingConv2d(2, 4, 3)
         ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), and it has psp=None"),
         ([CONV, SpikingAvgPool2d(2), SpikingLinear(36, 3, psp=PSP(4))], {}, "layer 2, .*give input_exponent=2"),
         ([CONV, SpikingLinear(36, 3, psp=PSP(4))], {}, r"layer 1.*has weights \(3, 144\), got \(3, 36\)"),
-        ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is none of stsbp_torch"),
+        ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is not a layer of stsbp_torch"),
         ([LIF()], {}, "layer 0, LIF: Neurons takes weighted sums"),
         ([SpikingConv2d(2, 4, 9)], {}, "layer 0, SpikingConv2d: .*kernel"),
         ([SpikingLinear(128, 3, input_exponent=20)], {"input_exponent": 20}, "layer 0.*cannot be exact in float32"),

@@ -181,7 +181,7 @@ def test_a_first_update_is_timed_until_its_metrics_are_there() -> None:
     began = time.perf_counter()
     seconds = startup._first_update([sys.executable, "-c", program], dict(os.environ))
     assert 0.2 < seconds <= time.perf_counter() - began < 30
-    with pytest.raises(StsbpError, match=r"did not come to an update: no such thing$"):
+    with pytest.raises(StsbpError, match=r"did not reach its first update: no such thing$"):
         startup._first_update([sys.executable, "-c", "raise SystemExit('no such thing')"], dict(os.environ))
 
 

@@ -136,7 +136,7 @@ def test_backends_compile_says_what_was_compiled(stsbp: Callable[..., Result], m
     assert stsbp("backends", "--compile").stdout.splitlines() == [
         "all: 9 kernels, 0 of them compiled",
         "broken: cannot run: it does not import",
-        "none: no kernels that could be compiled ahead",
+        "none: this backend has no kernels to compile in advance",
         "some: 9 kernels, 2 of them compiled in 0 s",
     ]
     refused = stsbp("backends", "--compile", "--json")
@@ -382,13 +382,13 @@ def test_a_tolerance_of_spike_times_is_refused_where_there_are_none(
 ) -> None:
     train_tiny(tmp_path / "run", "--epochs", 1, "--loss", "cross-entropy")
     result = stsbp("evaluate", tmp_path / "run", "--tolerance", 1)
-    refused(result, "--tolerance is of output spikes, and the readout of this run has none: leave it out")
+    refused(result, "--tolerance applies to output spikes, but the readout of this run has none; leave --tolerance out")
     assert "f1" not in json.loads(stsbp("evaluate", tmp_path / "run", "--json").stdout)
 
 
 def test_a_limit_above_the_number_of_samples_is_told_of(train_tiny: Callable[..., Result], tmp_path: Path) -> None:
     result = train_tiny(tmp_path / "run", "--epochs", 1, "--limit", 5000)
-    assert "limit 5,000 leaves nothing out: there are 1,767 training samples" in result.stderr
+    assert "limit 5,000 has no effect: there are only 1,767 training samples" in result.stderr
 
 
 def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_path: Path, monkeypatch: Any) -> None:
@@ -419,7 +419,7 @@ def test_predict_reads_recordings_and_frames(stsbp: Callable[..., Result], tmp_p
 def test_binning_is_refused_where_there_are_no_recordings(stsbp: Callable[..., Result]) -> None:
     failed = stsbp("train", "digits", "--stabilise", "--bin-ms", "3")
     assert failed.exit_code == 1
-    assert "bin_ms, stabilise are settings of recordings (digits-events, nmnist" in failed.output
+    assert "bin_ms, stabilise apply only to recordings (digits-events, nmnist" in failed.output
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -30,7 +30,7 @@ def test_settings_of_recordings_are_refused_for_other_data(dataset: str, given: 
     recordings = ", ".join(name for name, info in DATASETS.items() if info.recordings)
     with pytest.raises(ConfigError) as caught:
         load_dataset(_config(dataset=dataset, **given))
-    assert str(caught.value) == f"{named} are settings of recordings ({recordings}), not of {dataset}"
+    assert str(caught.value) == f"{named} apply only to recordings ({recordings}), not to {dataset}"
 
 
 @pytest.mark.parametrize(

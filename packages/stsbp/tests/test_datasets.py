@@ -206,7 +206,7 @@ class TestDigits:
     def test_a_limit_above_their_number_is_told_of(self) -> None:
         beyond = load("digits", limit=1439)
         assert len(beyond.train) == 1438
-        assert beyond.notes[-1] == "limit 1,439 leaves nothing out: there are 1,438 training samples"
+        assert beyond.notes[-1] == "limit 1,439 has no effect: there are only 1,438 training samples"
 
     def test_split_follows_its_seed(self) -> None:
         first, again, other = (load("digits", seed=seed, holdout=100).test for seed in (0, 0, 1))

@@ -261,7 +261,7 @@ def test_spoken_digits_are_trained_and_evaluated(stsbp: Callable[..., Result], t
     assert "must end in .wav (sounds, as fsdd) or .npy" in odd.output
     refused = stsbp("train", "fsdd", "--data-dir", tmp_path, "--stabilise")
     assert refused.exit_code == 1
-    assert "stabilise are settings of recordings of saccades (digits-events" in refused.output
+    assert "stabilise apply only to recordings of saccades (digits-events" in refused.output
 
 
 def test_recordings_of_their_own_lengths(tmp_path: Path) -> None:

@@ -293,17 +293,17 @@ def test_run_is_evaluated_on_another_folder_of_recordings(
     record = json.loads(found.stdout)
     # 5 of the run's 20 recordings were held out.
     assert (record["samples"], record["seen_in_training"]) == (30, 15)
-    assert "warning: 15 of the 30 samples have the content of samples that the run was trained on" in found.stderr
+    assert "warning: 15 of the 30 samples have the same content as samples that the run was trained on" in found.stderr
     (tmp_path / "own").rename(tmp_path / "gone")
     found = stsbp(*on, "--data-dir", tmp_path / "mixed")
     assert found.exit_code == 0, found.output
     assert "seen_in_training" not in json.loads(found.stdout)
-    assert "whether the run was trained on some of these samples cannot be seen: no N-MNIST at" in found.stderr
+    assert "cannot check whether the run was trained on some of these samples: no N-MNIST at" in found.stderr
     (tmp_path / "gone").rename(tmp_path / "own")
     for same in ((), ("--data-dir", "own")):
         refused = stsbp(*on, *same)
         assert refused.exit_code == 1
-        assert "without --on it is tested on samples that it has not seen" in refused.output
+        assert "leave --on out to test it on samples that it has not seen" in refused.output
     assert stsbp("evaluate", "run").exit_code == 0
 
 

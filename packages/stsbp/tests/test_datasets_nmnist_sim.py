@@ -106,7 +106,7 @@ def test_what_is_longer_than_the_largest_file_is_refused_and_not_read_to_its_end
     assert len(read(tmp_path, "train").images) == 24
     for more in (1, 1_000_000):
         (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content + bytes(more)))
-        with pytest.raises(DataError, match=f": {len(content) + 1} bytes are not"):
+        with pytest.raises(DataError, match=f"does not fit {len(content) + 1} bytes"):
             read(tmp_path, "train")
 
 
@@ -119,7 +119,7 @@ def test_recordings_are_those_of_the_camera_without_the_digits_it_was_calibrated
     _write(tmp_path)
     dataset = _load(tmp_path, tmp_path)
     assert (len(dataset.train), len(dataset.test)) == (20, 11)
-    assert "4 of its 24 training digits are left out" in dataset.notes[0]
+    assert "4 of the 24 training digits are left out" in dataset.notes[0]
     assert dataset.train.labels.tolist() == [k % 10 for k in range(4, 24)]
     train = CAMERA.record(_images(24)[[7]], np.array([7]))[0]
     assert np.array_equal(dataset.train.inputs(np.array([3]))[:, 0], BINNING.frames(*train))
@@ -154,7 +154,7 @@ def test_a_limit_simulates_no_more_and_the_same_recordings(tmp_path: Path) -> No
 
 def test_nothing_left_to_train_on(tmp_path: Path) -> None:
     _write(tmp_path, train=4)
-    with pytest.raises(DataError, match="nothing to train on"):
+    with pytest.raises(DataError, match="nothing is left to train on"):
         _load(tmp_path, tmp_path)
 
 

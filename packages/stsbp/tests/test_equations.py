@@ -75,7 +75,7 @@ def test_a_product_that_wants_a_snap_is_warned_of(
     shown = stsbp("equations", "loud:Loud")
     assert "def loud_forward(" in shown.stdout
     line = (
-        "warning: loud_forward: i * i may be below 2^-126, which some backends take for zero, and then whether u >= vth"
+        "warning: loud_forward: i * i may be below 2^-126, which some backends treat as zero, so that whether u >= vth"
     )
     assert shown.stderr == f"{line} differs: write snap(i * i)\n"
     assert stsbp("equations", "alif").stderr == ""

@@ -53,7 +53,9 @@ def test_backend_and_device_after_the_command(
 ) -> None:
     name = words[0].partition("=")[0]
     refused(
-        stsbp(*command, *words), f"Error: {name} stands before the command: stsbp {name} NAME {command[0]} ...", code=2
+        stsbp(*command, *words),
+        f"Error: {name} must be written before the command: stsbp {name} NAME {command[0]} ...",
+        code=2,
     )
 
 

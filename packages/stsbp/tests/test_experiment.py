@@ -124,7 +124,7 @@ def test_stopped_experiment_goes_on_to_the_same_figures(
     while (result := experiment("--stop-after", 1e-9)).exit_code == 75:
         stops += 1
         assert "time is up: stopped after update" in result.stderr
-        assert "seeds are done. Go on with: stsbp" in result.stderr
+        assert "seeds are done. Continue with: stsbp" in result.stderr
         assert stops < 20
     assert result.exit_code == 0, result.output
     # Each call got one update further.
@@ -223,7 +223,7 @@ def test_lost_files_of_a_seed_are_named(experiment: Callable[..., Result], tmp_p
     (tmp_path / "e" / "experiment.json").unlink()
     failed = experiment("--seeds", 1)
     assert failed.exit_code == 1
-    assert "metrics.jsonl does not hold the epochs and the last test" in failed.stderr
+    assert "metrics.jsonl lacks its epochs or its last test" in failed.stderr
 
 
 def test_overwrite_removes_all_runs_or_none(

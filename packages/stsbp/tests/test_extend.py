@@ -69,7 +69,7 @@ def test_learning_rate_of_an_extended_run_is_that_of_the_longer_schedule(
     run = tmp_path / "run"
     assert train_tiny(run).exit_code == 0
     done = stsbp("train", "--resume", run, "--epochs", 5)
-    assert "from here on the learning rate is that of the longer schedule" in done.stderr
+    assert "from here on the learning rate follows the longer schedule" in done.stderr
     rates = {line["step"]: line["learning_rate"] for line in records(run) if line["kind"] == "epoch"}
     short, long = (AdamW(lr=0.01, total_steps=epochs * _UPDATES) for epochs in (3, 5))
     for epoch in range(1, 6):
@@ -269,7 +269,7 @@ def test_config_of_a_run_from_other_weights_is_repeated_from_the_same_ones_only(
     assert train_tiny(tmp_path / "a", "--seed", 9, "--overwrite").exit_code == 0
     done = stsbp("train", "--config", "b/config.toml", "--out", "d")
     assert done.exit_code == 1
-    assert "are others than those to begin with" in done.output
+    assert "are not the expected ones" in done.output
     assert not (tmp_path / "d").exists()
 
 
@@ -278,7 +278,7 @@ def test_config_of_a_run_from_other_weights_is_repeated_from_the_same_ones_only(
     [
         (("--net", "13"), "linear1: [12, 64] there, [13, 64] here"),
         (("--net", "12-7"), "linear3: no such layer there, [10, 7] here"),
-        (("--init-sha256", "0" * 64), "are others than those to begin with"),
+        (("--init-sha256", "0" * 64), "are not the expected ones"),
         (("--init-from", "nothing"), "there is no run folder"),
         (("--init-from", "a:best:best"), "there is no run folder"),
     ],
@@ -333,7 +333,7 @@ def test_training_without_a_test_set(
     done = train_tiny(run, *NO_TEST, "--limit", 0, "--epochs", 1, "--validation", validation)
     assert done.exit_code == 0, done.output
     assert "no test set (--no-test): nothing was tested" in done.stdout
-    assert "there is no test set, as asked" in done.stderr
+    assert "no test set is used, as requested" in done.stderr
     assert "held out" not in done.stderr
     proposed = shlex.split(done.stdout.splitlines()[-1].partition(": stsbp ")[2])
     assert proposed == ["evaluate", str(run), "--split", "validation" if validation else "train"]
@@ -361,7 +361,7 @@ def test_data_set_without_a_test_set_has_all_samples_to_train_on(name: str, tmp_
     assert len(whole.test) == 0
     of_training = name == "patterns"
     assert len(whole.train) == len(held.train) + (0 if of_training else len(held.test))
-    assert whole.notes[-1] == "there is no test set, as asked: nothing is tested"
+    assert whole.notes[-1] == "no test set is used, as requested, so nothing is tested"
     assert "held out" not in " ".join(whole.notes)
 
 
@@ -384,7 +384,7 @@ def test_no_test_contradicts_a_test_set(train_tiny: Call, tmp_path: Path, option
 def test_experiment_needs_a_test_set(stsbp: Call, tiny: tuple[str, ...]) -> None:
     done = stsbp("experiment", "digits", *tiny, *NO_TEST)
     assert done.exit_code == 1
-    assert "is of test samples" in done.output
+    assert "shows results on test samples" in done.output
 
 
 @pytest.mark.parametrize("where", [(), ("--data-dir", ".")])
@@ -394,5 +394,5 @@ def test_embedded_data_of_the_run_are_no_other_data(
     train_tiny(tmp_path / "run")
     done = stsbp("evaluate", "run", "--on", "digits", *where)
     assert done.exit_code == 1
-    assert "without --on it is tested on samples that it has not seen" in done.output
+    assert "leave --on out to test it on samples that it has not seen" in done.output
     assert "--data-dir" not in done.output  # which would change nothing

@@ -100,7 +100,7 @@ from = ["c"]
 
 
 def test_shared_weights_need_one_factor() -> None:
-    with pytest.raises(ConfigError, match=r"b shares the weights of a, and would need them times 0\.6"):
+    with pytest.raises(ConfigError, match=r"b shares the weights of a, but needs them multiplied by 0\.6"):
         converted(case_of(Small(SHARED), 3), Small(SHARED), "unit")
 
 
@@ -137,7 +137,7 @@ def test_settings_that_name_the_gain_themselves_are_refused(
     assert train_tiny(run, "--net", "12{psp_gain=unit}-6", "--epochs", 1).exit_code == 0
     result = stsbp("convert", run, "--psp-gain", "normalised", "--out", tmp_path / "new")
     assert result.exit_code != 0
-    assert "say psp_gain of linear2" in result.output
+    assert "sets psp_gain of linear2" in result.output
     assert not (tmp_path / "new").exists()
 
 

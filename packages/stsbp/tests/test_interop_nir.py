@@ -386,7 +386,7 @@ def test_biases_have_currents_of_their_own(tmp_path: Path) -> None:
 def test_three_currents_of_their_own_are_refused(tmp_path: Path) -> None:
     text = DELAYED.replace('weights = "8"', 'weights = "8b"')
     each = case_of(Small(text, tau_s=1.0), 4)
-    with pytest.raises(ConfigError, match="sums: its currents are added in any order"):
+    with pytest.raises(ConfigError, match="sums: its currents may be added in any order"):
         written(each, tmp_path / "a.nir")
 
 
@@ -483,7 +483,7 @@ def test_three_sums_that_round_in_some_order_are_refused(tmp_path: Path) -> None
     weights = dict(each.weights)
     weights["a_b"] = weights["a_b"] * np.float32(2.0**-20)
     about = About("r", "0" * 64, 9)
-    with pytest.raises(ConfigError, match="sums: what it reads is added in any order"):
+    with pytest.raises(ConfigError, match="sums: its inputs may be added in any order"):
         write(program(each.network, weights), about, tmp_path / "a.nir")
 
 

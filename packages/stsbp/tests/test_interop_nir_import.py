@@ -365,7 +365,7 @@ def test_what_is_multiplied_is_said() -> None:
     found = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
     assert ("b", "its weights are multiplied by 4 to 16, for what is before it") in found.notes
     found = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
-    assert found.notes == (("conv", "its bias is zero everywhere, and left out"),)
+    assert found.notes == (("conv", "its bias is zero everywhere and was left out"),)
 
 
 def test_what_is_one_but_for_rounding_multiplies_nothing() -> None:
@@ -461,7 +461,7 @@ def test_shapes_that_take_no_room_in_a_file_take_none_here() -> None:
     made = graph(nodes, chain("input", "scale", "flat", "b", "last", "output"))
     with pytest.raises(DataError, match="it flattens 134,217,728 numbers, which are scaled by different factors"):
         import_graph(made, (2, 8192, 8192), CHOICES)
-    with pytest.raises(DataError, match=r"shape is .*, which is none of a picture or of a row"):
+    with pytest.raises(DataError, match=r"shape is .*, which is neither the shape of a picture nor that of a row"):
         import_graph(made, None, CHOICES)
 
 
@@ -473,7 +473,7 @@ def test_names_that_become_one_are_numbered_in_a_moment() -> None:
     }
     names = [name for name in nodes if name not in ("input", "output")]
     began = time.process_time()
-    with pytest.raises(DataError, match="it does not read the spikes of one population"):
+    with pytest.raises(DataError, match="it must read the unchanged spikes of one population"):
         import_graph(graph(nodes, chain("input", *names, "output")), (5,), CHOICES)
     assert time.process_time() - began < 10
 
@@ -607,17 +607,17 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
     "more": (changed("n", beta=1.0), "it has the parameter 'beta', which no CubaLIF has"),
     "other kind": (
         made_of("ALIF", tau=1.0),
-        r"node n \(ALIF\): no such kind of node is known; known: Input, .*CubaLIF",
+        r"node n \(ALIF\): this kind of node is unknown; known: Input, .*CubaLIF",
     ),
     "missing": (made_of("LIF", tau=np.full(4, 1.0)), r"node n \(LIF\): it has no v_leak"),
     "LI within": (made_of("LI", tau=np.ones(4), r=np.ones(4), v_leak=np.zeros(4)), "a readout has no spikes"),
     "weights of another shape": (
         changed("a", weight=full(4, 7)),
-        r"weight has the shape \[4, 7\], and an input .* \[4, 5\]",
+        r"weight has the shape \[4, 7\], but an input .* \[4, 5\]",
     ),
     "weights of three axes": (
         changed("a", weight=np.ones((2, 4, 5))),
-        r"weight has the shape \[2, 4, 5\], and must have 2",
+        r"weight has the shape \[2, 4, 5\], but must have 2",
     ),
     "weights too large": (changed("a", weight=np.full((4, 5), 1e35)), "node a .*: weight is too large, 2.100 or more"),
     "weights beyond float32": (changed("a", weight=np.full((4, 5), 1e200)), "node a .*: weight is too large"),
@@ -644,11 +644,11 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
             more={"type": "Affine", "weight": np.eye(4), "bias": np.ones(4)},
             late={"type": "Delay", "delay": np.full(4, 1e-3)},
         ),
-        r"node late \(Delay\): what it delays has a bias",
+        r"node late \(Delay\): its input has a bias",
     ),
     "scales": (
         between("a", "n", s={"type": "Scale", "scale": varied((7,))}),
-        r"scale has the shape \[7\], and neurons have",
+        r"scale has the shape \[7\], but the neurons have",
     ),
     "more outputs than sums": (
         between("b", "last", more={"type": "Linear", "weight": np.eye(4, 3)}),
@@ -660,23 +660,26 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
     ),
     "neurons after neurons": (
         between("b", "last", m=lif(3), o=lif(3)),
-        r"node o \(LIF\): it reads spikes without weights",
+        r"node o \(LIF\): it reads spikes with no weights",
     ),
     "the output reads more": (connected(("n", "output")), r"node output \(Output\): it reads"),
     "the output is read": (connected(("output", "a")), r"node output \(Output\): something reads it"),
     "the input reads": (connected(("n", "input")), r"node input \(Input\): it reads something"),
-    "two inputs": (connected(("x", "a"), x={"type": "Input", "shape": [5]}), "one Input, and this one has 2"),
+    "two inputs": (
+        connected(("x", "a"), x={"type": "Input", "shape": [5]}),
+        "one Input to be imported, but this one has 2",
+    ),
     "nothing reads it": (
         connected(("input", "x"), x={"type": "Linear", "weight": full(2, 5)}),
         r"node x \(Linear\): nothing reads it",
     ),
     "from nowhere": (
         connected(("x", "n"), x={"type": "Linear", "weight": full(4, 5)}),
-        r"node x .* nothing comes to it",
+        r"node x .* no path leads to it",
     ),
     "no neurons in a circle": (
         connected(*chain("n", "x", "y", "x"), ("y", "b"), **{key: {"type": "Scale", "scale": 1.0} for key in "xy"}),
-        r"node [xy] \(Scale\): it reads itself without neurons between",
+        r"node [xy] \(Scale\): it reads itself with no neurons in between",
     ),
     "populations in a circle": (
         connected(("last", "x"), ("x", "n"), x={"type": "Linear", "weight": full(4, 3)}),
@@ -690,9 +693,9 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
             d={"type": "Delay", "delay": 1e-3},
             x={"type": "Linear", "weight": full(4, 4)},
         ),
-        r"node n \(LIF\): it reads itself through x with a delay besides",
+        r"node n \(LIF\): it reads itself through x with an additional delay",
     ),
-    "shapes that are added": (connected(("input", "b")), r"node b .*: it reads what has the shapes"),
+    "shapes that are added": (connected(("input", "b")), r"node b .*: its inputs have different shapes"),
     "sums and spikes": (connected(("n", "n")), r"node n \(LIF\): it reads both spikes and weighted sums"),
 }
 
@@ -710,7 +713,7 @@ def test_synapses_that_differ_are_refused() -> None:
         **made.nodes,
         "last": replace(made.nodes["last"], values={**made.nodes["last"].values, "tau_syn": np.full(3, 2e-3)}),
     }
-    message = r"node last \(CubaLIF\): it reads the spikes of n through a synapse of 2 steps, and n through one of 4"
+    message = r"node last \(CubaLIF\): it reads the spikes of n through a synapse of 2 steps, but n through one of 4"
     with pytest.raises(DataError, match=message):
         import_graph(Graph(nodes, made.edges), (5,), CHOICES)
 
@@ -756,7 +759,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
     "groups that do not divide": (picture(conv(4, 2, groups=3), lif(()), 144), "node conv .*groups"),
     "channels of another number": (
         picture(conv(4, 3), lif(()), 144),
-        r"weight has the shape \[4, 3, 3, 3\], and an input",
+        r"weight has the shape \[4, 3, 3, 3\], but an input",
     ),
     "thresholds of places": (
         picture(conv(4, 2), lif((4, 6, 6), v_threshold=varied((4, 6, 6))), 144),
@@ -765,7 +768,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
     "taus of places": (picture(conv(4, 2), lif((4, 6, 6), varied((4, 6, 6))), 144), "differs within a channel"),
     "another input_shape": (
         picture(conv(4, 2, input_shape=np.array([6, 7])), lif(()), 144),
-        r"node conv \(Conv2d\): input_shape is \[6, 7\], and it reads what has the shape \[2, 6, 6\]",
+        r"node conv \(Conv2d\): input_shape is \[6, 7\], but its input has the shape \[2, 6, 6\]",
     ),
     "several groups": (
         picture(conv(4, 2, groups=np.ones(5)), lif(()), 144),
@@ -780,7 +783,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
             {**ends(IMAGE, 3), "b": {"type": "Linear", "weight": full(3, 72)}, "last": lif(3)},
             chain("input", "b", "last", "output"),
         ),
-        r"node b \(Linear\): it reads what has the shape \[2, 6, 6\]; put Flatten before it",
+        r"node b \(Linear\): its input has the shape \[2, 6, 6\]; put Flatten before it",
     ),
 }
 

@@ -206,9 +206,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no edges": (altered(lambda file: file.__delitem__("node/edges")), "a NIRGraph without nodes or edges"),
     "edges of three": (
         replaced("node/edges", dataset(data=np.full((2, 3), b"a"), dtype=h5py.string_dtype())),
-        "the edges of the graph are no pairs of names",
+        "the edges of the graph are not pairs of names",
     ),
-    "edges of numbers": (replaced("node/edges", dataset(data=np.ones((2, 2)))), "are no pairs of names"),
+    "edges of numbers": (replaced("node/edges", dataset(data=np.ones((2, 2)))), "are not pairs of names"),
     "an edge to nowhere": (
         replaced("node/edges", dataset(data=[["input", "gone"]], dtype=h5py.string_dtype())),
         "the edge from 'input' to 'gone': gone is not there",
@@ -231,21 +231,21 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "virtual": (replaced(WEIGHT, virtual), "a, weight lies in another file"),
     "huge": (
         replaced(WEIGHT, dataset((1 << 30, 1 << 20), "f4", chunks=(8, 8))),
-        r"a, weight has the shape \[1073741824, 1048576\], which takes more bytes than it may",
+        r"a, weight has the shape \[1073741824, 1048576\], which takes more bytes than are allowed",
     ),
     "no space": (replaced(WEIGHT, dataset(data=h5py.Empty("f4"))), "a, weight is empty"),
     "compound": (replaced(WEIGHT, dataset(data=np.zeros(3, [("x", "f4")]))), "a, weight has the type"),
     "complex": (
         replaced(WEIGHT, dataset(data=np.zeros(3, "c16"))),
-        "a, weight has the type complex128, and not numbers",
+        "a, weight has the type complex128, but must be numbers",
     ),
     "ragged": (replaced(WEIGHT, dataset((3,), h5py.vlen_dtype(np.float32))), "a, weight has the type object"),
     "a group": (replaced(WEIGHT, lambda group, name: group.create_group(name)), "a, weight is not an array"),
     "other filter": (
         replaced(WEIGHT, dataset(data=np.zeros(64, "i4"), scaleoffset=3)),
-        "a, weight is packed by a filter, 6, that is not read",
+        "a, weight is packed by an HDF5 filter, number 6, that stsbp does not read",
     ),
-    "deep": (within(40), "it has graphs in more than 32 others"),
+    "deep": (within(40), "its graphs are nested more than 32 deep"),
     "an array as node": (altered(lambda file: file["node/nodes"].create_dataset("c", data=1.0)), "c is not a group"),
 }
 
@@ -282,7 +282,7 @@ def test_limits_of_size(file: Path) -> None:
         read_graph(file, Limits(file=1000))
     with pytest.raises(DataError, match=r"a, weight has the shape \[2, 4\], which takes more bytes"):
         read_graph(file, Limits(arrays=20))
-    with pytest.raises(DataError, match="its arrays have more bytes than they may"):
+    with pytest.raises(DataError, match="its arrays have more bytes than are allowed"):
         read_graph(file, Limits(arrays=50))
     assert read_graph(file, Limits(arrays=200)).nodes
 
@@ -295,7 +295,7 @@ def test_what_is_packed_by_more_than_numbers_are_is_refused(tmp_path: Path, monk
         file = written(tmp_path / "bomb.nir", {**NODES, "a": {"type": "Linear", "weight": weight}}, EDGES)
         assert file.stat().st_size * nir_reader.PACKED < 18_000_000
         if refused:
-            with pytest.raises(DataError, match="its arrays have more bytes than they may"):
+            with pytest.raises(DataError, match="its arrays have more bytes than are allowed"):
                 read_graph(file)
         else:
             assert read_graph(file).nodes["a"].values["weight"].shape == weight.shape  # type: ignore[union-attr]
@@ -305,7 +305,7 @@ def test_what_is_packed_by_more_than_numbers_are_is_refused(tmp_path: Path, monk
 def test_limit_of_memory(tmp_path: Path) -> None:
     nodes = {**NODES, "a": {"type": "Linear", "weight": np.arange(1 << 22, dtype=np.float32).reshape(2, -1)}}
     file = written(tmp_path / "graph.nir", nodes, EDGES)
-    with pytest.raises(DataError, match=r"takes more memory to read than it may|not a readable HDF5 file"):
+    with pytest.raises(DataError, match=r"takes more memory than is allowed|not a readable HDF5 file"):
         read_graph(file, Limits(memory=16 << 20))
 
 

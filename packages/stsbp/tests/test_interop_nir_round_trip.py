@@ -133,7 +133,7 @@ def test_a_file_of_a_run_says_its_steps_itself(
     assert stsbp("export", "run", "--to", "nir", "--out", "run.nir").exit_code == 0
     result = stsbp("import", "run.nir", "--dataset", "digits", "--out", "back")
     assert result.exit_code == 0, result.output
-    assert "run.nir is of a run of stsbp, 'run', trained with 5 steps" in result.stdout
+    assert "run.nir was exported from the stsbp run 'run', trained with 5 steps" in result.stdout
     assert load_run("back", backend="numpy").settings.steps == 5
     assert stsbp("import", "run.nir", "--dataset", "digits", "--steps", "6", "--out", "longer").exit_code == 0
     assert load_run("longer", backend="numpy").settings.steps == 6

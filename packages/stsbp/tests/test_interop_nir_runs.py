@@ -117,7 +117,10 @@ def test_images_have_no_synapse(stsbp: Callable[..., Result], tmp_path: Path) ->
         file = written(tmp_path / "images.nir", {**made, "n": neurons}, chain("input", "a", "n", "output"))
         result = stsbp("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", f"run{code}")
         assert result.exit_code == code, result.output
-    assert "read the input through a synapse of 4 steps, and images have none; take events as data" in result.stderr
+    assert (
+        "read the input through a synapse of 4 steps, but images have no synapse; use a data set of events"
+        in result.stderr
+    )
     assert load_run("run0", backend="numpy").network.input_shape == (1, 8, 8)
 
 
@@ -128,7 +131,7 @@ def test_a_readout_is_for_a_loss_of_potentials(stsbp: Callable[..., Result], tmp
     command = ("import", file, "--dataset", "digits", "--dt", "1e-3", "--out", "run")
     result = stsbp(*command)
     assert result.exit_code == 1
-    assert "ends with potentials, for --loss cross-entropy; --loss van-rossum is none of these" in result.stderr
+    assert "ends with potentials, for --loss cross-entropy; --loss van-rossum does not fit" in result.stderr
     assert stsbp(*command, "--loss", "cross-entropy").exit_code == 0
     spiking = written(tmp_path / "spiking.nir", {**made, "n": lif(10)}, chain("input", "a", "n", "output"))
     result = stsbp("import", spiking, *command[2:-1], "other", "--loss", "cross-entropy")
@@ -171,14 +174,14 @@ def test_a_given_step_comes_before_that_of_the_file(imported: Callable[..., Resu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--net", "5"), "--net: what the network is, and its weights, is in"),
-        (("--tau-m", "5", "--init-gain", "2"), "--tau-m, --init-gain: what the network is"),
-        (("--neuron", "if"), "--neuron: what the network is"),
-        (("--psp-gain", "unit"), "--psp-gain: what the network is"),
-        (("--dataset", "digits"), r"shape is [6], and the data have the shape [1, 8, 8]"),
+        (("--net", "5"), "already defines the network and its weights; leave this out"),
+        (("--tau-m", "5", "--init-gain", "2"), "already defines the network"),
+        (("--neuron", "if"), "already defines the network"),
+        (("--psp-gain", "unit"), "already defines the network"),
+        (("--dataset", "digits"), r"shape is [6], but the data have the shape [1, 8, 8]"),
         (("--dataset", "gone"), "gone"),
         (("--dt", "1"), "tau is 0.002 s, which is less than a step of 1 s"),
-        (("--loss", "cross-entropy"), "--loss cross-entropy is none of these"),
+        (("--loss", "cross-entropy"), "--loss cross-entropy does not fit"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -333,7 +336,7 @@ def test_a_program_may_be_expected_to_do_all(stsbp: Callable[..., Result], file:
     assert stsbp("nir-check", file, "--expect", "stsbp", "--expect", "spikingjelly").exit_code == 0
     result = stsbp("nir-check", file, "--expect", "spyx", "--expect", "stsbp", "--expect", "norse")
     assert result.exit_code == 1
-    assert f"Error: {file}: spyx, norse would not do all that it says" in result.stderr
+    assert f"Error: {file}: not read as the file says by spyx, norse" in result.stderr
     assert "node" in result.stdout
 
 

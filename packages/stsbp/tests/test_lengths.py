@@ -241,7 +241,7 @@ def test_simulated_recordings_of_their_own_lengths(
 def test_own_lengths_are_refused_where_there_are_none(stsbp: Callable[..., Result]) -> None:
     failed = stsbp("train", "patterns", "--own-lengths")
     assert failed.exit_code == 1
-    assert "own_lengths are settings of recordings (digits-events, nmnist" in failed.stderr
+    assert "own_lengths apply only to recordings (digits-events, nmnist" in failed.stderr
     with pytest.raises(DataError, match=r"patterns have no lengths of their own: leave own_lengths \(--own-lengths\)"):
         load("patterns", steps=20, own_lengths=True)
 

@@ -316,7 +316,7 @@ def test_resume_of_a_finished_run_changes_nothing(
     assert (records(uninterrupted), tensors(uninterrupted)) == before
     expected = [line for line in before[0] if line.get("split") == "test"][-1]
     assert f"test accuracy {expected['accuracy']:.2%}" in result.stdout
-    assert "is finished, all 3 epochs of it" in result.stderr
+    assert "is finished: all 3 epochs are done" in result.stderr
     assert "larger --epochs" in result.stderr
     assert "continuing" not in result.stderr
 
@@ -586,7 +586,7 @@ def test_resuming_across_versions_of_the_contract_says_so(
     forge(run, lambda description: description.update(contract=written) if written else description.pop("contract"))
     resumed = stsbp("train", "--resume", run)
     assert resumed.exit_code == 0, resumed.output
-    line = f"was begun under version {named} of the exact-arithmetic contract and goes on under version "
+    line = f"was begun under version {named} of the exact-arithmetic contract and continues under version "
     assert resumed.stderr.count(line + str(CONTRACT_VERSION)) == 1
     for name in ("last", "best"):
         assert checkpoint.load(run, name).info["contract"] == CONTRACT_VERSION

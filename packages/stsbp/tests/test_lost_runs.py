@@ -116,7 +116,7 @@ def test_moved_folder_goes_on_where_it_is(
 ) -> None:
     run, moved = tmp_path / "run", tmp_path / "moved"
     after_first_epoch(lambda: run.rename(moved))
-    stopped(train_tiny(run), "was removed, moved or replaced", "go on where it is now: stsbp train --resume")
+    stopped(train_tiny(run), "was removed, moved or replaced", "continue in its new place: stsbp train --resume")
     assert not run.exists()
     assert stsbp("train", "--resume", moved).exit_code == 0
     assert train_tiny(tmp_path / "whole").exit_code == 0

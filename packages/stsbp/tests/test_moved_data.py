@@ -51,7 +51,7 @@ def test_evaluate_follows_data_that_moved(stsbp: Call, run: Path, images: Path, 
     for command in (("evaluate", run), ("train", "--resume", run)):
         done = stsbp(*command)
         assert done.exit_code == 1
-        assert f"data in {images}: if they have moved, add --data-dir" in done.output
+        assert f"data were in {images}. If they have moved, give their new folder with --data-dir" in done.output
     # A new run reads the folder that it names, whatever the data folder is.
     assert "--data-dir" not in stsbp("train", f"folder:{images}", "--out", "new").output
     done = stsbp("evaluate", run, "--data-dir", tmp_path / "elsewhere")
@@ -72,7 +72,7 @@ def test_on_reads_the_folder_that_it_names_not_that_of_the_run(
     # Given both, the name wins, and the output says which folder was not read.
     done = stsbp("evaluate", "run", "--on", f"folder:{other}", "--data-dir", images, "--json")
     assert json.loads(done.stdout)["samples"] == 6
-    assert f"read from {other}, which folder:PATH names, and not from the data folder {images}" in done.stderr
+    assert f"read from {other}, as folder:PATH says, not from the data folder {images}" in done.stderr
 
 
 def test_test_on_reads_the_folder_that_it_names(
@@ -85,7 +85,7 @@ def test_test_on_reads_the_folder_that_it_names(
     done = stsbp("train", "images", "--data-dir", images, *OPTIONS[:-2], *test_on, "--out", "run")
     assert done.exit_code == 0, done.output
     assert ", 6 samples" in done.output
-    assert f"warning: 4 of the 6 samples of folder:{other} to test on have the content of samples" in done.stderr
+    assert f"warning: 4 of the 6 test samples of folder:{other} have the same content as samples" in done.stderr
     others = draw(tmp_path / "others", 6, seed=100)
     done = stsbp("train", "images", "--data-dir", images, *OPTIONS[:-2], "--test-on", f"folder:{others}", "--out", "c")
     assert done.exit_code == 0, done.output
@@ -102,7 +102,7 @@ def test_train_reads_the_folder_that_it_names(stsbp: Call, images: Path, tmp_pat
     done = stsbp("train", f"folder:{images}", "--data-dir", other, *OPTIONS, "--out", "run")
     assert done.exit_code == 0, done.output
     assert "12 images of 2 classes" in done.output
-    assert f"and not from the data folder {other}" in done.output
+    assert f", not from the data folder {other}" in done.output
 
 
 def test_sequences_are_read_from_the_file_that_is_named(stsbp: Call, tmp_path: Path) -> None:
@@ -172,13 +172,16 @@ def test_without_a_test_set_nothing_is_said_of_held_out_samples(
     }
     assert any("held out" in note for note in found[False])
     assert not any("held out" in note for note in found[True])
-    assert "there is no test set, as asked: nothing is tested" in found[True]
+    assert "no test set is used, as requested, so nothing is tested" in found[True]
 
 
 def test_a_lost_data_folder_is_said_to_be_given_anew(stsbp: Call, images: Path, tmp_path: Path) -> None:
     assert stsbp("train", "images", "--data-dir", images, *OPTIONS, "--out", "run").exit_code == 0
     images.rename(tmp_path / "elsewhere")
-    assert f"data in {images}: if they have moved, add --data-dir" in stsbp("evaluate", "run").output
+    assert (
+        f"data were in {images}. If they have moved, give their new folder with --data-dir"
+        in stsbp("evaluate", "run").output
+    )
     assert stsbp("evaluate", "run", "--data-dir", tmp_path / "elsewhere").exit_code == 0
 
 
@@ -236,7 +239,7 @@ def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
     assert shared > 0
     done = stsbp(*begin, "--split-seed", 7, "--out", "other")
     assert done.exit_code == 0, done.output
-    assert f"warning: {shared} of the 4 samples to test on have the content of samples that {run}" in done.stderr
+    assert f"warning: {shared} of the 4 test samples have the same content as samples that {run}" in done.stderr
     same = stsbp(*begin, "--seed", 1, "--out", "same")
     assert same.exit_code == 0, same.output
     assert "warning" not in same.stderr
@@ -252,13 +255,13 @@ def test_testing_on_samples_that_the_start_was_trained_on_is_warned_of(
     moved = (begin[0], f"folder:{tmp_path / 'elsewhere'}", *begin[2:])
     done = stsbp(*moved, "--out", "moved")
     assert done.exit_code == 0, done.output
-    assert f"whether {run}:last was trained on some of these samples cannot be seen" in done.stderr
+    assert f"cannot check whether {run}:last was trained on some of these samples" in done.stderr
     # So it is where its settings are no longer those of its checkpoint: only its weights are wanted.
     settings = run / "config.toml"
     settings.write_text(settings.read_text().replace("split_seed = 0", "split_seed = 3"))
     done = stsbp(*moved, "--out", "changed")
     assert done.exit_code == 0, done.output
-    assert f"whether {run}:last was trained on samples to test on cannot be seen" in done.stderr
+    assert f"cannot check whether {run}:last was trained on some of the test samples" in done.stderr
 
 
 def _test_samples(images: Path, seed: int) -> set[bytes]:

@@ -54,7 +54,7 @@ def test_a_time_constant_that_the_neuron_does_not_have_is_refused(
     command: str, neuron: str, stsbp: Callable[..., Result], refused: Callable[..., None]
 ) -> None:
     done = stsbp("--backend", "numpy", command, "digits", "--neuron", neuron, "--tau-m", 4, "--out", "run")
-    refused(done, f"--tau-m is for the neurons lif, alif, plif, and {neuron} has none; leave it out")
+    refused(done, f"--tau-m is a parameter of the neurons lif, alif, plif, but not of {neuron}; leave it out")
     assert not Path("run").exists()
 
 

@@ -264,7 +264,7 @@ def test_other_settings_are_refused_by_all(several: Several, tmp_path: Path) -> 
     said = {err[err.index("Error: ") :] for _, err in found}
     assert [code for code, _ in found] == [1, 1]
     assert len(said) == 1
-    assert "was given other settings than rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
+    assert "was given different settings from rank 0:\n  lr: 0.01 on rank 0, 0.03 there" in said.pop()
     assert not (tmp_path / "run").exists()
 
 
@@ -324,9 +324,9 @@ def test_a_port_that_is_taken(several: Several, tmp_path: Path) -> None:
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
             ("--processes", "3"),
-            "--processes 3 starts processes, and RANK and WORLD_SIZE has started 2 already",
+            "--processes 3 would start processes, but according to RANK and WORLD_SIZE there are 2 already",
         ),
-        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, ("--show-config",), "name it with --out"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, ("--show-config",), "name that folder with --out"),
     ],
 )
 def test_what_launchers_say_wrongly(
@@ -370,7 +370,7 @@ def test_the_command_line_of_the_ranks_is_the_one_that_was_typed(stsbp: Call, mo
     typed = ("train", "digits", "--processes", "4", "--threads", "3", "--lr", "0.1")
     result = stsbp(*typed)
     assert result.exit_code == 69
-    assert "4 processes share 3 cores, and each has its libraries in memory of its own" in result.stderr
+    assert "4 processes share 3 cores, and each process loads its own copy of the libraries" in result.stderr
     assert started == [(("--backend", "numpy", *typed), 4, 3)]
     assert "cores" not in stsbp("train", "digits", "--processes", "3").stderr
     assert stsbp("evaluate", "runs/x", "--processes", "2").exit_code == 1  # there is no such run
@@ -469,7 +469,7 @@ def test_each_process_opens_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert [opened(device, ranks[1]) for device in ("cuda:0", None)] == ["cuda:0", None]
     assert opened("cuda", None) == "cuda"
     with pytest.raises(
-        BackendError, match=r"rank 6 of 8 finds no GPU of its own: .* number 2 on a machine where there are 2 GPUs"
+        BackendError, match=r"rank 6 of 8 has no GPU of its own.* process 2 \(counted from 0\) on a machine with 2 GPUs"
     ):
         opened("cuda", ranks[2])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")

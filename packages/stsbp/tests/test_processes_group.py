@@ -130,22 +130,26 @@ def test_settings_are_compared_but_for_those_of_a_machine() -> None:
     )
     assert {type(error) for error in other} == {ConfigError}
     assert {str(error) for error in other} == {
-        "rank 1 of 3 (host b, pid 101) was given other settings than rank 0:\n  a: 1 on rank 0, not given there"
+        "rank 1 of 3 (host b, pid 101) was given different settings from rank 0:\n  a: 1 on rank 0, not given there"
     }
 
 
 def test_data_are_compared() -> None:
     assert together(lambda group: group.compare_data("x")) == [None] * 3
     other = together(lambda group: group.compare_data("y" if group.rank == 1 else "x"))
-    assert all("rank 1 of 3 (host b, pid 101) has other data than rank 0" in str(error) for error in other)
+    assert all("rank 1 of 3 (host b, pid 101) has different data from rank 0" in str(error) for error in other)
 
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("contract", 99, "computes by version 99 of the exact-arithmetic contract, rank 0 by version "),
-        ("engine", "Mpi", "speaks with the others through Mpi, rank 0 through Gloo"),
-        ("sources of stsbp_spec", "0" * 64, "has other sources of stsbp_spec than rank 0 (SHA-256 000000000000 and "),
+        ("contract", 99, "uses version 99 of the exact-arithmetic contract, but rank 0 uses version "),
+        ("engine", "Mpi", "communicates through Mpi, but rank 0 through Gloo"),
+        (
+            "sources of stsbp_spec",
+            "0" * 64,
+            "has different sources of stsbp_spec from rank 0 (SHA-256 000000000000 and ",
+        ),
         ("version of stsbp", "9.9", "the version of stsbp is 9.9, that of rank 0 "),
     ],
 )

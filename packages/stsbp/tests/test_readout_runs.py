@@ -68,7 +68,7 @@ def test_a_run_with_a_readout(
 def test_readouts_are_refused_where_labels_are_spike_trains_or_bits_are_promised(stsbp: Callable[..., Result]) -> None:
     refused = stsbp("train", "motor", "--loss", "cross-entropy")
     assert refused.exit_code == 1
-    assert "cross-entropy is one of classes, and labels are spike trains here" in refused.stderr
+    assert "cross-entropy needs classes, but these labels are spike trains" in refused.stderr
     refused = stsbp("train", "digits", *TINY, "--loss", "cross-entropy", "--precision", "reproducible")
     assert refused.exit_code == 1
     assert "for reproducible precision take the loss van-rossum, hamming or spike-count" in refused.stderr

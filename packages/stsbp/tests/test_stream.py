@@ -113,7 +113,7 @@ def test_no_inputs_are_no_events_and_the_image_of_before() -> None:
         for name, layer in shown.layers.items():
             assert again.layers[name].potentials.tobytes() == layer.potentials.tobytes()
     again.reset()
-    with pytest.raises(ShapeError, match="takes one, uint8"):
+    with pytest.raises(ShapeError, match="needs an image, uint8"):
         again.step()
 
 
@@ -310,7 +310,7 @@ def test_time_may_count_from_the_first_event(stsbp: Stsbp, camera: Path, refused
     assert lines_of(stsbp("predict", camera, "--stream", "b.txt", "--json", "--from-first"))[:-1] == one
     refused(
         stsbp("predict", camera, "--stream", "b.txt"),
-        "b.txt, line 1: 34,000,000,000 steps are without events before this one",
+        "b.txt, line 1: 34,000,000,000 steps before this one have no events",
         "--from-first",
     )
 
@@ -456,7 +456,7 @@ def test_a_recording_is_streamed_as_it_is_predicted(
                 lines_of(stsbp("predict", folder, "--stream", f"{name}.txt", "--json"))[-1]["distances"]
                 == (expected["distances"])
             )
-    refused(stsbp("predict", folder, "--stream", "short.bin", "--clock"), "a recording has a time of its own")
+    refused(stsbp("predict", folder, "--stream", "short.bin", "--clock"), "a recording contains its own times")
     refused(stsbp("predict", folder, "--stream", "no.bin"), "cannot read no.bin: No such file")
 
 
@@ -476,24 +476,24 @@ def test_real_recordings_are_streamed_as_they_are_predicted(stsbp: Stsbp, camera
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("abc", "line 4 is not an event: 'abc'; a line has the numbers t x y p"),
+        ("abc", "line 4 is not an event: 'abc'. A line must have the numbers t x y p"),
         ("70000 1 2", "line 4 is not an event: '70000 1 2'"),
         ("70000 1 2 1 1", "line 4 is not an event"),
-        ("70000 1 -2 1", "line 4: y is -2, and the network reads 0 to 33"),
+        ("70000 1 -2 1", "line 4: y is -2, but the network reads 0 to 33"),
         ("-70000 1 2 1", "line 4 is not an event"),
         ("7e4 1 2 1", "line 4 is not an event"),
         ("70000 1.5 2 1", "line 4 is not an event"),
         ("70000 1_0 2 1", "line 4 is not an event"),
         ("70000 \u0661 2 1", "line 4 is not an event"),
-        ("70000 34 2 1", "line 4: x is 34, and the network reads 0 to 33"),
-        ("70000 1 34 1", "line 4: y is 34, and the network reads 0 to 33"),
-        ("70000 1 2 2", "line 4: p is 2, and the network reads 0 to 1"),
-        (f"70000 {'9' * 4000} 2 1", "and the network reads 0 to 33"),
-        ("59999 1 2 1", "line 4: time runs backwards, to 59999 after 60000"),
+        ("70000 34 2 1", "line 4: x is 34, but the network reads 0 to 33"),
+        ("70000 1 34 1", "line 4: y is 34, but the network reads 0 to 33"),
+        ("70000 1 2 2", "line 4: p is 2, but the network reads 0 to 1"),
+        (f"70000 {'9' * 4000} 2 1", "but the network reads 0 to 33"),
+        ("59999 1 2 1", "line 4: time runs backwards, from 60000 to 59999"),
         (f"{'9' * 29} 1 2 1", "line 4: the time 99999999999999999999999999999 is too large"),
         ("70000 \x1b[31m1\x07 2 1", "line 4 is not an event: '70000 \\x1b[31m1\\x07 2 1'"),
         ("x" * 5000, "line 4 has more than 4,096 bytes"),
-        ("60000000000 1 2 1", "1,199,999 steps are without events before this one"),
+        ("60000000000 1 2 1", "1,199,999 steps before this one have no events"),
     ],
 )
 def test_a_line_that_is_no_event_ends_the_stream_after_the_steps_before_it(
@@ -514,10 +514,10 @@ def test_columns_are_named_once_and_all_of_them(stsbp: Stsbp, refused: Any, came
 def test_options_that_do_not_go_together(
     stsbp: Stsbp, refused: Any, camera: Path, train_tiny: Callable[..., Result], tmp_path: Path
 ) -> None:
-    refused(stsbp("predict", camera, "--stream", "a.txt", "--", "b.npy"), "--stream goes without FILEs")
-    refused(stsbp("predict", camera, "--stream", "a.txt", "--draw", "a.html"), "--stream goes without FILEs")
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--", "b.npy"), "--stream cannot be combined with FILEs")
+    refused(stsbp("predict", camera, "--stream", "a.txt", "--draw", "a.html"), "--stream cannot be combined with FILEs")
     refused(stsbp("predict", camera), "Missing argument 'FILE...', or the option '--stream'", code=2)
-    refused(stsbp("predict", camera, "a.npy", "--clock", "--time-unit", "s"), "--clock, --time-unit: of a stream alone")
+    refused(stsbp("predict", camera, "a.npy", "--clock", "--time-unit", "s"), "--clock, --time-unit: only for a stream")
     refused(stsbp("predict", camera, "--stream", "a.txt", "--steps", 0), "--steps", code=2)
     refused(stsbp("predict", camera, "--stream", "nothing.txt"), "cannot read nothing.txt: No such file or directory")
     refused(stsbp("predict", camera, "--stream", tmp_path), "Is a directory")
@@ -703,7 +703,7 @@ def test_memory_does_not_grow_with_the_steps(motor: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"5 1 2 -1\n", "p is -1, and the network reads 0 to 1"),
+        (b"5 1 2 -1\n", "p is -1, but the network reads 0 to 1"),
         (b"5 1 2 x\n", "p or polarity"),
         (b"a b\n", "timestamp"),
     ],

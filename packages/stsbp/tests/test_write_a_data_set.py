@@ -130,7 +130,7 @@ def test_entry_points_that_are_no_data_sets(site: Path, stsbp: Call) -> None:
         with pytest.raises(DataError, match=message):
             info_of(name)
     # Who uses another data set is not told of broken ones.
-    assert "are settings of recordings (digits-events" in stsbp("train", "good", "--bin-ms", "3").output
+    assert "apply only to recordings (digits-events" in stsbp("train", "good", "--bin-ms", "3").output
     listed = stsbp("datasets")
     assert listed.exit_code == 0, listed.output
     assert "six silent samples" in listed.output

@@ -78,7 +78,7 @@ class JaxCollective(Collective[Array]):
 
     def broadcast(self, message: bytes | None) -> bytes:
         if (message is None) is (self.rank == 0):
-            raise BackendError("rank 0 gives what is broadcast, and nobody else")
+            raise BackendError("rank 0 must give the message to broadcast, and no other rank")
         return self.gather(np.frombuffer(message or b"", np.uint8))[0].tobytes()
 
     def pieces(self, batch: int, micro_batch: int | None) -> tuple[Part, ...]:

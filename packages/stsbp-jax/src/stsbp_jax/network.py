@@ -125,13 +125,13 @@ def apply(
     check_precision(network, precision)
     if network.has_readout and not full:
         raise SpecError(
-            f"the network {network} ends with a readout, which has no spikes: call apply with full=True, and take the "
-            f"potentials of {network.blocks[-1].name}"
+            f"the network {network} ends with a readout, which has no spikes; call apply with "
+            f"full=True and use the potentials of {network.blocks[-1].name}"
         )
     if network.graph.normalised and dropout is not None and not full:
         raise SpecError(
-            "training moves the running statistics of batch normalisation: call apply with full=True, and keep "
-            "`{**weights, **output.statistics}`"
+            "training changes the running statistics of batch normalisation; call apply with "
+            "full=True and keep `{**weights, **output.statistics}`"
         )
     events = network.coding == "events"
     shape, lead = np.shape(inputs), 2 if events else 1
@@ -176,10 +176,10 @@ def _checked(piece: Piece, state: State | None, batch: int) -> State:
         return {}
     for name in piece.states:
         if name not in state:
-            raise ShapeError(f"the state has nothing of {name}: it is of another network")
+            raise ShapeError(f"the state does not contain {name}; it belongs to another network")
         for x in state[name]:
             if np.ndim(x) < 2 or np.shape(x)[1] != batch:
                 raise ShapeError(
-                    f"the state is of arrays [1, B, ...] with B = {batch} as the inputs, got {np.shape(x)}"
+                    f"the arrays of the state must be [1, B, ...] with B = {batch}, like the inputs, got {np.shape(x)}"
                 )
     return {name: tuple(jnp.asarray(x) for x in state[name]) for name in piece.states}

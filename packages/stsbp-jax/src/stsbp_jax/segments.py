@@ -1,6 +1,6 @@
 """Segments of a network as differentiable functions: what `apply` is made of.
 
-A segment is a population with what stands before it (stsbp_spec.plan), computed by the steps of the backend, so that
+A segment is a population with the operations before it (stsbp_spec.plan), computed by the steps of the backend, so that
 its bits and gradients are those of every backend. What the steps leave goes through JAX's transformations as arrays,
 with all else of it beside them.
 """

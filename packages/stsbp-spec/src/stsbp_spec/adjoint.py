@@ -196,4 +196,4 @@ def kept_values(
         asked = [name for name in free_variables(replaced) if name not in there]
         if all(name in values for name in asked):
             return {name: x for name, x in values.items() if name in asked}, replaced
-    raise SpecError("the way back needs values of the step that have no name; give them one with named(...)")
+    raise SpecError("the backward pass needs values of the step that have no name; name them with named(...)")

@@ -117,7 +117,9 @@ def _array(what: str, x: object) -> None:
     if not isinstance(x, np.ndarray):
         raise ShapeError(f"{what} must be a numpy array, got {type(x).__name__}")
     if isinstance(x, (np.ma.MaskedArray, np.matrix)):
-        raise ShapeError(f"{what} must be a plain numpy array, got {type(x).__name__}; give numpy.asarray(...) of it")
+        raise ShapeError(
+            f"{what} must be a plain numpy array, got {type(x).__name__}; convert it with numpy.asarray(...)"
+        )
 
 
 def check_weights(network: NetworkSpec, weights: dict[str, AnyArray], what: str = "weights") -> None:
@@ -168,7 +170,7 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
         raise ShapeError(f"steps must be an integer from 1 to 2^24, got {shown(steps)}")
     if isinstance(inputs, PackedFrames):
         if lead == 1:
-            raise ShapeError("packed frames have steps, but a network with direct coding takes images")
+            raise ShapeError("packed frames are a sequence of steps, but a network with direct coding takes images")
     else:
         _array("inputs", inputs)
         if inputs.dtype != np.uint8:
@@ -183,7 +185,8 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
         raise ShapeError(f"inputs have {inputs.shape[0]} steps, expected {steps}")
     if not isinstance(inputs, PackedFrames) and lead == 2 and int(inputs.max(initial=0)) > network.input_max:
         raise ShapeError(
-            f"an input frame holds the count {int(inputs.max())}, the network allows {network.input_max} (input_max)"
+            f"an input frame holds the count {int(inputs.max())}, but the network allows at most "
+            f"{network.input_max} (input_max)"
         )
     return int(inputs.shape[lead - 1])
 
@@ -191,8 +194,12 @@ def check_inputs(network: NetworkSpec, inputs: Inputs, steps: int) -> int:
 def check_part(samples: int, part: Part) -> None:
     """Raise `ShapeError` unless inputs have the samples of `part`, or one silent sample where it has none."""
     if samples != max(1, part.count):
-        which = f"samples {part.first} to {part.end - 1}" if part.count else "none, so one that is zero everywhere"
-        raise ShapeError(f"of a batch of {part.batch} this process computes {which}; got inputs of {samples}")
+        which = (
+            f"samples {part.first} to {part.end - 1}" if part.count else "none and must get one sample of zeros instead"
+        )
+        raise ShapeError(
+            f"of a batch of {part.batch} samples, this process computes {which}, but it got {samples} samples"
+        )
 
 
 def check_batch(network: NetworkSpec, batch: Batch[Inputs], own: Callable[[int], Part] | None = None) -> int:
@@ -225,8 +232,9 @@ def check_classes(batch: Batch[Inputs]) -> None:
     unclear = counts[:, -1] == (counts[:, -2] if counts.shape[-1] > 1 else 0)
     if unclear.any():
         raise ShapeError(
-            f"the class of sample {int(unclear.argmax())} is not to be seen: for a cross entropy, one neuron has more "
-            "target spikes than each other one (encode_repeat)"
+            f"the targets of sample {int(unclear.argmax())} do not show its class: for a cross "
+            "entropy, one neuron must have more target spikes than every other one (see "
+            "encode_repeat)"
         )
 
 
@@ -243,4 +251,6 @@ def check_lengths(lengths: object, samples: int, steps: int) -> None:
         )
     wrong = np.flatnonzero((lengths < 1) | (lengths > steps))
     if wrong.size:
-        raise ShapeError(f"lengths are from 1 to the {steps} steps; sample {wrong[0]} has {lengths[wrong[0]]}")
+        raise ShapeError(
+            f"lengths must be from 1 to {steps}, the number of steps; sample {wrong[0]} has {lengths[wrong[0]]}"
+        )

@@ -2,7 +2,7 @@
 
 In `reproducible` precision every sum of the backward pass is exact, so a part of it may be taken anywhere: each process
 adds what its samples give, in float64 on the error grid, and the sum of the parts has the bits that one process would
-have found. The grid itself hangs on the largest error of the whole batch, hence `largest`.
+have found. The grid itself depends on the largest error of the whole batch, hence `largest`.
 
 Engines are those of the libraries: torch.distributed, jax.distributed, NCCL, MPI. host.py has those for numpy arrays.
 """

@@ -155,7 +155,7 @@ class LossEquations:
         backward: to `do`, the last step first. Besides `r`, `o` and `target` it may read `count` and `target_count`,
             their sums over the steps, the same at every step.
         inside: the input of the way back that is 0 at padded steps, of a batch with lengths; constants are then inputs
-            too, since a sample's own hang on its length.
+            too, since a sample's own depend on its length.
     """
 
     forward: Recurrence | None
@@ -215,7 +215,7 @@ def _neuron_equations(
     name = neuron.written()["neuron"]
     what, surrogate = f"the neuron {name}", neuron.surrogate
     if not filters:
-        raise SpecError(f"{what}: there is nothing that it reads")
+        raise SpecError(f"{what} has no input")
     inputs = tuple("z" if j == 0 else f"z{j + 1}" for j in range(len(filters)))
     kinds = [*zip(filters, static, strict=True)]
     shared = [j if each.learned() else kinds.index(kinds[j]) for j, each in enumerate(filters)]
@@ -244,7 +244,7 @@ def _neuron_equations(
     step = _floored(neuron.step(p, own_s.names, current))
     states = own_s.renamed(step.states, f"the states of {what}")
     if step.spike.op != "spike" or step.u.is_condition:
-        raise SpecError(f"{what}: the spike of a step is spike(u, threshold), and its potential a number")
+        raise SpecError(f"{what}: a step must return spike(u, threshold) as its spike and a number as its potential")
 
     def h(x: Expr) -> Expr:
         return named("h", surrogate.expression(slope_p.names, x))
@@ -528,7 +528,7 @@ def _pass(loss: Loss, way: str, step: LossStep, inputs: tuple[str, ...], output:
     read = free_variables([*step.states.values(), step.value])
     parameters, inputs = (tuple(n for n in each if n in read) for each in (loss.parameters, inputs))
     if not inputs:
-        raise SpecError(f"the loss {loss.name}: a step of its pass {way} reads nothing of outputs and targets")
+        raise SpecError(f"the loss {loss.name}: a step of its {way} pass reads neither outputs nor targets")
     return Recurrence(
         f"{loss.name}_{way}", parameters, inputs, step.states, {output: step.value}, reverse=way == "backward"
     )

@@ -125,12 +125,10 @@ class Expr:
         return _operation("ge", other, self)
 
     def __bool__(self) -> bool:
-        raise SpecError(
-            "an expression is neither true nor false while it is written; choose with where(condition, a, b)"
-        )
+        raise SpecError("an expression has no truth value before it runs; choose with where(condition, a, b)")
 
     def __pow__(self, other: object) -> Expr:
-        raise SpecError("expressions have no power, which libraries round differently; write x * x")
+        raise SpecError("expressions have no power operator, because libraries round powers differently; write x * x")
 
     def __iter__(self) -> Iterator[Expr]:
         raise SpecError("an expression is one number, not a sequence")
@@ -278,7 +276,9 @@ _WORDS = frozenset({"abs", "divide", "exp", "float32", "number", "rounded", "sna
 def checked_name(name: str) -> str:
     """`name`, or `SpecError` where it cannot be one in every language that equations are printed in."""
     if name in _WORDS:
-        raise SpecError(f"{name} is a word of the languages that equations are printed in; give the value another name")
+        raise SpecError(
+            f"{name} is a reserved word in a language that equations are printed in; give the value another name"
+        )
     if not (isinstance(name, str) and name.isidentifier() and name.isascii()) or iskeyword(name) or name[0] == "_":
         raise SpecError(
             f"a name in an equation is made of letters, digits and _, and begins with a letter: {shown(name)}"
@@ -321,7 +321,7 @@ class Recurrence:
             if x.op == "variable" and x.name not in names:
                 raise SpecError(f"{self.name}: {x.name} is neither a parameter nor an input nor a state")
             if x.op == "unsnapped":
-                raise SpecError(f"{self.name}: unsnapped(...) stands around a whole state or result only")
+                raise SpecError(f"{self.name}: unsnapped(...) must enclose a whole state or result")
         for name, x in self.states.items():
             if x.is_condition:
                 raise SpecError(f"{self.name}: the state {name} is a condition; write where({name}, 1, 0)")

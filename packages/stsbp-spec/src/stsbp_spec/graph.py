@@ -78,11 +78,13 @@ class Neurons(Op):
             self.one(inputs)
         for values in inputs:
             if not values.weighted:
-                raise SpecError("Neurons takes weighted sums, and its input are spikes; put Conv2d or Linear between")
+                raise SpecError(
+                    "Neurons takes weighted sums, but its input is spikes; put Conv2d or Linear between them"
+                )
             if values.shape != inputs[0].shape:
                 raise SpecError(
-                    f"the projections of one population have one shape, and these have {inputs[0].shape} and "
-                    f"{values.shape}"
+                    "all projections to one population must have the same shape, but these have "
+                    f"{inputs[0].shape} and {values.shape}"
                 )
         return Values(inputs[0].shape, pending=self.model.psp)
 
@@ -277,10 +279,12 @@ class Network:
             if set(self.readers[node.name]) <= {*self.recurrent.get(node.name, ())}
         ]
         if unread:
-            raise NetworkError("nothing reads it, and it is not the output, the last node", node=unread[0])
+            raise NetworkError("no node reads it, and it is not the output, which is the last node", node=unread[0])
         for node in self.nodes:
             if isinstance(node.op, Neurons) and isinstance(node.op.model, Readout) and self.readers[node.name]:
-                raise NetworkError("a readout has no spikes for what reads it; it is the output alone", node=node.name)
+                raise NetworkError(
+                    "a readout has no spikes that another node could read; it can only be the output", node=node.name
+                )
         for projection in self.projections:
             if projection.shares is not None:
                 self._check_shared(projection)
@@ -317,10 +321,10 @@ class Network:
         owner = owners.get(str(projection.shares))
         if owner is None:
             known = listed(owners) or "none"
-            message = f"there are no weights {shown(projection.shares)} that it could use; there are: {known}"
+            message = f"no node {shown(projection.shares)} has weights that it could share; nodes with weights: {known}"
             raise NetworkError(message, node=projection.name)
         if owner.weight_shape != projection.weight_shape:
-            message = f"the weights of {owner.name} have the shape {owner.weight_shape}, and it needs"
+            message = f"the weights of {owner.name} have the shape {owner.weight_shape}, but it needs"
             raise NetworkError(f"{message} {projection.weight_shape}", node=projection.name)
 
     @staticmethod
@@ -446,7 +450,7 @@ def _ordered(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], dict[str, tuple
                 heapq.heappush(ready, reader)
     if len(found) < len(nodes):
         loop = _loop({nodes[i].name: nodes[i] for i, count in enumerate(waiting) if count})
-        known = "a population may read itself with a delay of 1 through weights of its own, and nothing else may"
+        known = "only a population may read itself, with a delay of 1 and through weights of its own"
         raise NetworkError(f"it reads itself through {listed(loop)}; {known}", node=loop[-1])
     return tuple(found), recurrent
 
@@ -469,11 +473,11 @@ def _recurrent(nodes: tuple[Node, ...], place: Mapping[str, int]) -> dict[str, t
         for name in names:
             op = nodes[place[name]].op
             if isinstance(op, Weighted) and op.norm is not None:
-                raise NetworkError("a recurrence has no batch normalisation", node=name)
+                raise NetworkError("a recurrence cannot have batch normalisation", node=name)
         for node in nodes:
             for edge in node.inputs:
                 if edge.source in names and node.name != population:
-                    message = f"{edge.source} is the recurrence of {population}, and nothing else may read it"
+                    message = f"{edge.source} is the recurrence of {population}; no other node may read it"
                     raise NetworkError(message, node=node.name)
         if len(names) == len(nodes[place[population]].inputs):
             raise NetworkError("it reads nothing but itself", node=population)

@@ -240,7 +240,7 @@ def error_bits(*, input_bits: int, weight_bits: int, weight_summands: int, data_
     """
     b = min(53 - input_bits - ceil_log2(weight_summands), 53 - weight_bits - ceil_log2(data_summands))
     if b < 8:
-        raise ExactnessError(f"the error grid would keep {b} bits; use smaller batches or fewer steps")
+        raise ExactnessError(f"the error grid would keep only {b} bits and needs 8; use smaller batches or fewer steps")
     return b
 
 

@@ -35,8 +35,8 @@ def join(rendezvous: Rendezvous) -> Collective[AnyArray]:
     if has["torch"]:
         return Gloo(rendezvous)
     raise BackendError(
-        "processes are connected by PyTorch (gloo) or, under mpirun, by mpi4py, and this needs one of them: "
-        "python -m pip install torch, or python -m pip install mpi4py"
+        "several processes need PyTorch (gloo) or, under mpirun, mpi4py to connect them; install "
+        "one: python -m pip install torch, or python -m pip install mpi4py"
     )
 
 

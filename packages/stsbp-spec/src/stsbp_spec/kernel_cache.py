@@ -100,7 +100,7 @@ def _text(loader: Any, origin: str) -> bytes:
     try:
         text: bytes = loader.get_data(origin)
     except AttributeError as error:
-        raise OSError(f"{origin} is kept in a form that cannot be read") from error
+        raise OSError(f"{origin} is stored in a form that cannot be read") from error
     return text
 
 
@@ -272,8 +272,8 @@ class KernelFolder:
 def _warn(problem: str) -> None:
     """Once for each problem."""
     _LOG.warning(
-        "compiled kernels are not kept, each run compiles them again: %s; choose another folder with the environment "
-        "variable STSBP_CACHE",
+        "compiled kernels cannot be kept, so each run compiles them again: %s; choose another "
+        "folder with the environment variable STSBP_CACHE",
         problem,
     )
 

@@ -1,4 +1,4 @@
-"""Layers of a network, and blocks: a spiking layer with what stands before it, as reports and tables show it."""
+"""Layers of a network, and blocks: a spiking layer with the operations before it, as reports and tables show it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ Layer: TypeAlias = SpikingLayer | Passing | Branches
 
 @dataclass(frozen=True)
 class Block(Projection):
-    """One spiking layer: its projection, what stands before the weights, and the neurons after them.
+    """One spiking layer: its projection, the operations before the weights, and the neurons after them.
 
     Attributes:
         synapse: the weights' geometry.
@@ -117,7 +117,7 @@ class Block(Projection):
 
     @property
     def entering(self) -> tuple[tuple[Passing, Shape], ...]:
-        """What stands before the weights, as backends know it, each with the shape of its input."""
+        """The operations before the weights, as backends know them, each with the shape of its input."""
         found, shape = [], self.input_shape
         for layer in self.before:
             found.append((layer.at(shape), shape))

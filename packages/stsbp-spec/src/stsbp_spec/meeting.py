@@ -98,8 +98,8 @@ def _problem(rendezvous: Rendezvous, port: int, came: list[tuple[int, int]]) -> 
         if size != rendezvous.size or not 0 < rank < size or came.count((rank, size)) > 1:
             twice = "two processes say" if came.count((rank, size)) > 1 else "a process says"
             return (
-                f"{twice} at {address} to be rank {rank} of {size}; "
-                f"rank 0 waits for {rendezvous.size} processes, each with a rank of its own"
+                f"{twice} at {address} to be rank {rank} of {size}; rank 0 waits for {rendezvous.size} "
+                "processes, each with a different rank"
             )
     missing = sorted({*range(1, rendezvous.size)} - {rank for rank, _ in came})
     if not missing:
@@ -117,7 +117,7 @@ def _listener(rendezvous: Rendezvous, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, dualstack_ipv6=both, backlog=rendezvous.size)
     except OSError as error:
-        why = "it is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        why = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise BackendError(f"rank 0 cannot listen on port {port}: {why}; give the run another port") from error
 
 
@@ -145,13 +145,14 @@ def _visit(rendezvous: Rendezvous, port: int) -> None:
                     if said == b"":
                         return
                     raise BackendError((said or b"rank 0 gave up").decode(errors="replace"))
-                last = "who listens there is not rank 0 of this run"
+                last = "the process that listens there is not rank 0 of this run"
         except OSError as error:
             last = error.strerror or str(error) or last
         time.sleep(min(_RETRY, max(0.0, deadline - time.monotonic())))
     raise BackendError(
-        f"rank {rendezvous.rank} did not find rank 0 at {rendezvous.address}:{port} within {rendezvous.timeout:g} s: "
-        f"{last}; was it started, and does no firewall lie between?"
+        f"rank {rendezvous.rank} did not find rank 0 at {rendezvous.address}:{port} within "
+        f"{rendezvous.timeout:g} s: {last}. Is rank 0 running, and does a firewall block that "
+        "port?"
     )
 
 

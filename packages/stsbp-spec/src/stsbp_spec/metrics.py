@@ -42,7 +42,7 @@ def match_spikes(spikes: UInt8, targets: UInt8, tolerance: int = 1, lengths: Int
     if spikes.shape != targets.shape or spikes.ndim != 3:
         raise ShapeError(f"spikes and targets must both be [T, B, N], got {spikes.shape} and {targets.shape}")
     if tolerance < 0:
-        raise SpecError(f"the tolerance is a number of steps from 0 on, got {tolerance}")
+        raise SpecError(f"the tolerance must be a number of steps, 0 or more, got {tolerance}")
     spikes, targets = (without_padding(x, lengths) for x in (spikes, targets))
     slots = min(tolerance, len(spikes)) + 1
     # Spikes that wait for a partner by the step they came in, modulo slots: a slot is reused when its spike is too old.

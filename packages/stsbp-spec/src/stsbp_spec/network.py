@@ -96,7 +96,7 @@ class NetworkSpec:
             raise NetworkError(f"a network has at most {MAX_LAYERS:,} nodes, got {len(self.nodes):,}")
         last = self.graph.nodes[-1]
         if not isinstance(last.op, Neurons) or len(self.graph.values[last.name].shape) != 1:
-            message = "the output, the last node, are neurons of a full connection, one unit per output"
+            message = "the last node is the output; it must be neurons after a full connection, one unit per output"
             raise NetworkError(message, node=last.name)
 
     def _check_layers(self) -> None:
@@ -156,7 +156,7 @@ class NetworkSpec:
             nodes = parse_nodes(notation, padding=padding, neuron=neuron, weight_bits=weight_bits)
             made = cls(input_shape, (), coding, input_psp, input_max, nodes=nodes)
             if outputs is not None and made.outputs != outputs:
-                message = f"there are {made.outputs} outputs, and the data have {outputs}"
+                message = f"the network has {made.outputs} outputs, but the data need {outputs}"
                 raise NetworkError(message, node=made.graph.nodes[-1].name)
             return made
         layers, places = parse_layers(
@@ -274,7 +274,7 @@ class _Builder:
         self.names: list[list[str]] = []
         """Of the nodes of each layer of the network."""
         self.spiking: list[tuple[SpikingLayer, str, str, tuple[Passing, ...], str]] = []
-        """Layer, names of weights and population, and what stands before it, from which node on."""
+        """Layer, names of weights and population, and the operations before it, from which node on."""
         self.before: tuple[Passing, ...] = ()
         self.entering = self.source
         self.since = 0
@@ -334,7 +334,7 @@ def _blocks_of_nodes(graph: Network, projections: Mapping[str, Projection]) -> I
         first = next(projections[edge.source] for edge in node.inputs if edge.source not in own)
         synapse = first.synapse
         if not isinstance(synapse, (Conv2d, Linear)):
-            message = "the first projection of neurons is a convolution or a full connection"
+            message = "the first projection to neurons must be a convolution or a full connection"
             raise NetworkError(message, node=node.name)
         assert isinstance(node.op, Neurons)
         # Sums that several populations read give the first of them their name.

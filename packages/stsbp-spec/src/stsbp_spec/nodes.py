@@ -120,7 +120,7 @@ def _node(name: str, table: Mapping[str, Any], padding: str, neuron: NeuronModel
 
 def _edges(given: object) -> Iterable[Edge]:
     if given is None:
-        raise SpecError("from is missing: what it reads")
+        raise SpecError("from is missing; it names what the node reads")
     for each in given if isinstance(given, list) else [given]:
         if isinstance(each, str):
             yield Edge(each)

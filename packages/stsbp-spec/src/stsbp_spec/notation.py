@@ -138,7 +138,7 @@ def _weights(text: str, padding: str, weight_bits: int) -> Conv2d | Linear:
     parser = _Parser(text, padding, LIF(), weight_bits, 0.0)
     made = parser.layer(text.strip(), 0)
     if not isinstance(layer := made[0], SpikingLayer) or len(made) > 1 or layer != SpikingLayer(layer.synapse):
-        raise parser.fail("these are no weights alone, such as 64C3p1 or 256b", 0, len(text))
+        raise parser.fail("expected weights without neurons, such as 64C3p1 or 256b", 0, len(text))
     return layer.synapse
 
 
@@ -159,7 +159,7 @@ def parse_neurons(text: str, neuron: NeuronModel) -> NeuronModel:
     parser = _Parser(text, "valid", neuron, MAX_WEIGHT_BITS, 0.0)
     found = parser.keys(text, 0, keys, set(), _Given(None, None)) if text.strip() else keys
     if found != replace(keys, neuron=found.neuron):
-        raise parser.fail("neurons have a model and its parameters, and nothing else", 0, len(text))
+        raise parser.fail("expected a neuron model and its parameters, and nothing else", 0, len(text))
     return found.neuron
 
 
@@ -362,13 +362,15 @@ class _Parser:
     def branches(self, token: str, start: int, depth: int) -> Branches:
         """`[64C3-64C3]+`, or `[64C3|16C1-64C3]+`."""
         if not token.endswith("]+"):
-            raise self.fail("a bracket ends with ]+, the sum of its branches", start, len(token))
+            raise self.fail("a bracket must end with ]+, which adds its branches", start, len(token))
         if depth >= _MAX_DEPTH:
-            raise self.fail(f"branches stand in at most {_MAX_DEPTH} others", start, len(token))
+            raise self.fail(f"branches can be nested at most {_MAX_DEPTH} deep", start, len(token))
         end = start + len(token) - 2
         parts = self.split("|", "", start + 1, end)
         if not parts[0][1] or any(not text for _, text in parts[1:-1]):
-            raise self.fail("a branch is missing; only the last one may be empty, the input itself", start, len(token))
+            raise self.fail(
+                "a branch is missing; only the last one may be empty (it is the input itself)", start, len(token)
+            )
         made = [self.branch(at, at + len(text), depth + 1) for at, text in parts]
         return Branches((*made, ()) if len(made) == 1 else tuple(made))
 

@@ -5,7 +5,7 @@ Backward (lines 11-31): the same steps from the last to the first; each one's ad
 has the sum of their errors, added in the order of the nodes.
 
 A batch may be walked through in parts, whose processes and micro-batches go together: what they exchange is what a step
-asks for (rules.py), such as the largest error of a layer, which its grid hangs on, and the sums of the gradients.
+asks for (rules.py), such as the largest error of a layer, which determines its grid, and the sums of the gradients.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Braces:
 
     Attributes:
         opened, closed: what stands around the fields of that type.
-        head: what stands before the function's own name.
+        head: the text before the function's own name.
         result: `{1}` the values of the fields.
     """
 
@@ -56,7 +56,7 @@ class Language:
         around: patterns for what is written around the result of an operation.
         number, condition: patterns of a line, `{0}` the name, `{1}` the value.
         word: a pattern of how names are written, where some are words of the language itself.
-        decorator: what stands before a function of Python in this language.
+        decorator: the text before a function of Python in this language.
         braces: how its functions are written where they are none of Python.
     """
 

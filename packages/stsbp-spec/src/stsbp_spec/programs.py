@@ -94,7 +94,7 @@ def gradients(
 def apart(network: NetworkSpec, precision: Precision) -> bool:
     """Whether parts of a batch meet in sums of gradients alone, so that each may go both ways before the next.
 
-    An error grid hangs on the largest error of all samples, and a normalised sum on those of all.
+    An error grid depends on the largest error of all samples, and a normalised sum on the sums of all.
     """
     return precision == "fast" and not network.graph.normalised
 

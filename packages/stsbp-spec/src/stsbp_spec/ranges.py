@@ -99,8 +99,8 @@ class Flush:
 
     def __str__(self) -> str:
         return (
-            f"{self.equation}: {self.expression} may be below 2^-126, which some backends take for zero, and then "
-            f"{self.where} differs: write snap({self.expression})"
+            f"{self.equation}: {self.expression} may be below 2^-126, which some backends treat as "
+            f"zero, so that {self.where} differs; write snap({self.expression})"
         )
 
 

@@ -69,8 +69,9 @@ def load_backend(name: str) -> type[AbstractBackend]:
         spoken = "an interface without a version" if api is None else f"version {api} of the interface"
         newer = "stsbp-spec" if isinstance(api, int) and api > API else package
         raise BackendError(
-            f"backend {name!r} is written for {spoken}, stsbp-spec {version('stsbp-spec')} has version {API}; "
-            f"install versions that fit, for example: python -m pip install --upgrade {newer}"
+            f"backend {name!r} is written for {spoken}, but stsbp-spec {version('stsbp-spec')} has "
+            f"version {API}; install matching versions, for example: python -m pip install --upgrade "
+            f"{newer}"
         )
     return backend
 

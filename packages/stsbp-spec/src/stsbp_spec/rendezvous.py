@@ -74,13 +74,14 @@ def _joined(environ: Environment, said: _Found, timeout: float) -> Rendezvous:
         )
     if said.local_rank is not None and said.local_rank > said.rank:
         raise BackendError(
-            f"{said.names} say rank {said.rank}, and number {said.local_rank} among those of this machine"
+            f"{said.names} say rank {said.rank}, but number {said.local_rank} among the processes of this machine"
         )
     address = environ.get("MASTER_ADDR") or said.address
     if address is None:
         raise BackendError(
-            f"{said.launcher} started processes on several machines and does not say where rank 0 is: set MASTER_ADDR "
-            "to its name, and MASTER_PORT to a free port there, for all of them"
+            f"{said.launcher} started processes on several machines but does not say where rank 0 "
+            "runs; for all processes, set MASTER_ADDR to the name of its machine and MASTER_PORT to "
+            "a free port there"
         )
     port = _port(environ, "MASTER_PORT") if environ.get("MASTER_PORT") else said.port
     local = said.rank if said.local_rank is None else said.local_rank
@@ -96,8 +97,8 @@ def _torchrun(environ: Environment) -> _Found | None:
     if size > 1 and not (address and environ.get("MASTER_PORT")):
         missing = "MASTER_ADDR" if not address else "MASTER_PORT"
         raise BackendError(
-            f"RANK and WORLD_SIZE are set and {missing} is not: torchrun sets all of them, and so must who sets them "
-            "by hand; unset RANK and WORLD_SIZE for one process"
+            f"RANK and WORLD_SIZE are set, but {missing} is not; set all of them, as torchrun does, "
+            "or unset RANK and WORLD_SIZE to run one process"
         )
     own = "STSBP_LAUNCHER" in environ
     by_torchrun = any(name.startswith("TORCHELASTIC_") for name in environ)
@@ -158,7 +159,9 @@ def _slurm(environ: Environment) -> _Found | None:
         return None
     rank, size = _integer(environ, "SLURM_PROCID"), _integer(environ, count)
     if size > 1 and _slurm_host(environ) is None:
-        raise BackendError("Slurm started several tasks and SLURM_STEP_NODELIST is not set: it says where rank 0 is")
+        raise BackendError(
+            "Slurm started several tasks, but SLURM_STEP_NODELIST, which says where rank 0 runs, is not set"
+        )
     job, step = (_optional(environ, name) or 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     port = _FIRST_PORT + (job * 31 + step) % _PORTS
     local_rank, names = _optional(environ, "SLURM_LOCALID"), f"SLURM_PROCID and {count}"
@@ -205,7 +208,7 @@ def _all_or_none(environ: Environment, *names: str) -> bool:
 def _integer(environ: Environment, name: str) -> int:
     text = environ[name].strip()
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise BackendError(f"{name} is {shown(environ[name])}: expected a whole number from 0")
+        raise BackendError(f"{name} is {shown(environ[name])}: expected a whole number, 0 or more")
     return int(text)
 
 

@@ -149,8 +149,8 @@ Asked: TypeAlias = Largest[Array] | Total[Array]
 
 Ahead: TypeAlias = Generator[Asked[Array], Array, tuple[Array, Any]]
 """The way through a step for some samples of a batch: output `[1 or T, B, ...]`, and what the way back needs.
-Where a step needs a number of the whole batch it asks for it, and is sent it; for what and how often hangs on the step
-alone."""
+Where a step needs a number of the whole batch, it asks for it and is sent it. What it asks for, and how often, depends
+only on the step."""
 
 Exchange: TypeAlias = Generator[Asked[Array], Array, Back[Array]]
 """The way back, which asks in the same way, for example for the largest error, on which its grid hangs."""

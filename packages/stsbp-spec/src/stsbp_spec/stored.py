@@ -100,7 +100,7 @@ class Graph:
         kinds: list[bool] = []
         for place, (op, what, *args) in enumerate(self.nodes):
             if any(type(a) is not int or not 0 <= a < place for a in args):
-                raise ValueError(f"operation {place} asks for one after it")
+                raise ValueError(f"operation {place} reads a later one")
             if op in ("variable", "constant"):
                 count = 0
                 if op == "constant":
@@ -112,15 +112,17 @@ class Graph:
                 if what is not None:
                     checked_name(word(what))
                 if any(kinds[a] != (op == "where" and i == 0) for i, a in enumerate(args)):
-                    raise ValueError(f"operation {place} takes a condition for a number")
+                    raise ValueError(
+                        f"operation {place} reads a condition in place of a number, or a number in place of a condition"
+                    )
             if len(args) != count:
                 raise ValueError(f"operation {place}, {op}, takes {count} operands")
             kinds.append(op in CONDITIONS)
         places = self.roots.values()
         if set(self.roots) != wanted or any(type(n) is not int or not 0 <= n < len(self.nodes) for n in places):
-            raise ValueError("its results are not those of its states")
+            raise ValueError("its results do not match its states")
         if any(kinds[n] != (root in conditions) for root, n in self.roots.items()):
-            raise ValueError("a spike is a condition, and every other result a number")
+            raise ValueError("a spike must be a condition and every other result a number")
 
     def built(
         self, known: Mapping[str, Expr], roots: Iterable[str], h: Callable[[Expr], Expr] | None = None
@@ -139,7 +141,7 @@ class Graph:
                 made[place] = Expr("constant", value=float(np.float32(number(what))))
             elif op == "surrogate":
                 if h is None:
-                    raise SpecError(f"the stored {self._what} is damaged: a surrogate stands in the way forward")
+                    raise SpecError(f"the stored {self._what} is damaged: its forward pass uses a surrogate derivative")
                 made[place] = h(operands[0])
             else:
                 made[place] = Expr(op, operands, name=what)

@@ -92,7 +92,7 @@ class Stream(Generic[Array]):
         network, shape = self._network, (self._samples, *self._network.input_shape)
         if inputs is None and network.coding == "direct":
             if self._image is None:
-                raise ShapeError(f"the first step of a network that reads images takes one, uint8 {shape}")
+                raise ShapeError(f"the first step of a network that reads images needs an image, uint8 {shape}")
             return self._image
         given = np.zeros(shape, np.uint8) if inputs is None else inputs
         if not isinstance(given, np.ndarray) or given.shape != shape:

@@ -225,7 +225,7 @@ class Trainer(Generic[Array]):
             for name, x in named.items():
                 # Squares may have overflowed; weights are looked at when they meet their grid.
                 if prefix != "weight" and (np.isnan(x).any() or (prefix == "adamw.v" and (x < 0).any())):
-                    raise NumericError(f"{prefix} of {name} holds a value that no update leaves")
+                    raise NumericError(f"{prefix} of {name} holds a value that no update can produce")
             parts.append({name: self.backend.asarray(_without_subnormals(x)) for name, x in named.items()})
         return TrainState(int(step), *parts)
 

@@ -51,7 +51,9 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
         raise ShapeError(f"an input must be [T, B, ...] with T >= 1, got {tuple(x.shape)}")
     number = len(x) if steps is None else integer(steps)
     if number is None or number < 1 or len(x) not in (1, number):
-        raise ShapeError(f"steps must be the {len(x)} of the input, or any where it has one, got {shown(steps)}")
+        raise ShapeError(
+            f"steps must be {len(x)}, as in the input (any number if the input has one step), got {shown(steps)}"
+        )
     return number
 
 

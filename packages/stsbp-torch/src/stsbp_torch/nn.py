@@ -102,15 +102,15 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) 
     for name, count in states:
         arrays = state.get(name, ())
         if len(arrays) != count:
-            raise ShapeError(f"the state has {len(arrays)} arrays of {name}, not {count}: it is of another module")
+            raise ShapeError(f"the state has {len(arrays)} arrays of {name}, not {count}; it belongs to another module")
         found += arrays
     for x in found:
         if x.requires_grad:
-            raise SpecError(
-                "no gradient goes back into the steps before: give a state that is detached, as it was made"
-            )
+            raise SpecError("gradients do not flow into earlier calls; give a detached state, as modules return it")
         if x.dim() < 2 or x.shape[1] != batch:
-            raise ShapeError(f"the state is of arrays [1, B, ...] with B = {batch} as the inputs, got {list(x.shape)}")
+            raise ShapeError(
+                f"the arrays of the state must be [1, B, ...] with B = {batch}, like the inputs, got {list(x.shape)}"
+            )
     return found
 
 
@@ -126,8 +126,8 @@ def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
     for x in parameters:
         if x.dtype != torch.float32:
             raise SpecError(
-                f"the parameters of {what} are float32, in which sums on their grids are exact, got {x.dtype}: leave "
-                ".double(), .half() and the like out"
+                f"the parameters of {what} must be float32, in which their sums are exact, got {x.dtype}; "
+                "do not call .double(), .half() and the like"
             )
 
 
@@ -317,7 +317,7 @@ class _Spiking(torch.nn.Module):
                 f"{values.exponent}, input_max={values.maximum:g}"
             )
         if values.pending != self.lif.psp:
-            raise SpecError(f"its inputs wait for the synaptic filter {values.pending}, and it has psp={self.lif.psp}")
+            raise SpecError(f"its inputs need the synaptic filter {values.pending}, but it has psp={self.lif.psp}")
         if (expected := self.synapse.weight_shape(values.shape)) != tuple(self.weight.shape):
             raise SpecError(f"for inputs {values.shape} it has weights {expected}, got {tuple(self.weight.shape)}")
         return self.lif.infer(self.synapse.infer(values))
@@ -530,7 +530,7 @@ class Sequential(torch.nn.Sequential):
         for place, layer in enumerate(layers):
             what = f"layer {place}, {str(layer).partition('(')[0]}"
             if not isinstance(layer, (_Spiking, Neurons, _Passing)):
-                raise NetworkError(f"{what}, is none of stsbp_torch, so nothing is known of what it makes")
+                raise NetworkError(f"{what}, is not a layer of stsbp_torch, so the range of its outputs is unknown")
             self._divisors.append(values.divisor)
             try:
                 values = layer.infer(values)
@@ -760,8 +760,8 @@ class Network(torch.nn.Module):
         """
         if self.spec.has_readout and not full:
             raise SpecError(
-                f"the network {self.spec} ends with a readout, which has no spikes: call it with full=True, and take "
-                f"the potentials of {self._walk[-1][3]}"
+                f"the network {self.spec} ends with a readout, which has no spikes; call it with "
+                f"full=True and use the potentials of {self._walk[-1][3]}"
             )
         s = inputs[None] * 2.0**-8 if self.spec.coding == "direct" else inputs
         steps = check_steps(s, steps)

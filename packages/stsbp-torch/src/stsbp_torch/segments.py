@@ -1,6 +1,6 @@
 """Segments of a network as differentiable functions of tensors: what the modules of nn.py call.
 
-A segment is a population with what stands before it (stsbp_spec.plan), computed by the steps of the backend on the
+A segment is a population with the operations before it (stsbp_spec.plan), computed by the steps of the backend on the
 device of its inputs, so that its bits and gradients are those of every backend. It is
 
 - an `autograd.Function` that keeps what the steps leave, in ordinary code;
@@ -163,7 +163,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Layer:
-    """Operations one after the other that stand alone: the network that they are hangs on the shape of their input.
+    """Operations one after the other that stand alone: the network that they form depends on the shape of their input.
 
     Args:
         ops: with their names in messages.
@@ -254,8 +254,8 @@ def known(made: Mapping[str, Found], key: str) -> Found:
     """What this process made under a key of a traced program; `SpecError` where it made nothing."""
     if key not in made:
         raise SpecError(
-            "this program computes a network or a loss that was not made in this process: make the module that was "
-            "exported, for example Network(spec), and call it once, before the program runs"
+            "this program uses a network or a loss that was not created in this process; before "
+            "running it, create the exported module, for example Network(spec), and call it once"
         )
     return made[key]
 
@@ -307,8 +307,8 @@ def compute(
 
 
 _NO_SECOND = (
-    "second derivatives are not defined, since the surrogate that stands for a spike's derivative has none: leave "
-    "create_graph=True out"
+    "second derivatives are not defined, because the surrogate derivative of a spike has no "
+    "derivative; leave create_graph=True out"
 )
 
 

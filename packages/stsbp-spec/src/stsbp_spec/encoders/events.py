@@ -101,7 +101,9 @@ class EventBinning:
             SpecError: the window ends with the last event, which a stream does not know.
         """
         if self.window_us is None:
-            raise SpecError("event binning: a stream has no last event for its window to end with; give a window_us")
+            raise SpecError(
+                "event binning: a stream has no end, so its window cannot end with the last event; give a window_us"
+            )
         return (t - self.start_us) * self.steps // self.window_us
 
     def add(self, frame: UInt8, x: AnyArray, y: AnyArray, p: AnyArray, t: AnyArray) -> None:

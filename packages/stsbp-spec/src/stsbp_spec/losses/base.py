@@ -23,7 +23,7 @@ __all__ = ["AHEAD", "STEP", "Loss", "LossStep", "joined"]
 
 AHEAD = ("o", "target")
 STEP = (*AHEAD, "count", "target_count", "r")
-"""What a step of the pass ahead sees, and what one of the way back and of the distance sees."""
+"""`AHEAD`: the values that a step of the forward pass may use. `STEP`: those for the backward pass and the distance."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Loss(ABC):
     Samples may have different numbers of steps (lengths.py): a sample of length `L` has the distance and the errors
     that it would have alone, with `T = L`, and an error of zero at every padded step.
 
-    Its error `dL/do` takes up to two passes over time: `ahead`, from the first step to the last, gives `r`; `back`,
-    from the last to the first, gives the error. Most losses need `back` alone.
+    The error `dL/do` is computed in up to two passes over time. `ahead` runs from the first step to the last and gives
+    `r`. `back` runs from the last step to the first and gives the error. Most losses only need `back`.
 
-    A subclass is a frozen dataclass. It says how large the distance is by `measure`, an expression, or by `distance`,
-    in numpy; a loss that a run is to keep as data (`--loss module:Class`) by `measure`.
+    A subclass is a frozen dataclass. It defines the distance either in `measure`, as an expression, or in `distance`,
+    in numpy. A loss that a run stores as data (`--loss module:Class`) must use `measure`.
 
     Attributes:
         name: in settings and messages.
         parameters: names of the constants of both passes.
         states, back_states: names of the states of each pass, zero before its first step.
-        of_potentials: whether it reads the potentials of a readout where others read spikes (cross_entropy.py).
+        of_potentials: whether it reads the potentials of a readout instead of spikes (cross_entropy.py).
     """
 
     name: ClassVar[str]
@@ -85,9 +85,10 @@ class Loss(ABC):
         return joined(parts)
 
     def distances(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64:
-        """`distance` of samples of `lengths`, broadcastable to `[...B]`: of each, of its first steps alone.
+        """`distance` of samples with different numbers of steps.
 
-        None: all have `T` steps.
+        `lengths` are broadcastable to `[...B]`; of each sample, only so many of its first steps count. None: all have
+        `T` steps.
         """
         if lengths is None:
             return self.distance(spikes, targets, psp)
@@ -103,15 +104,15 @@ class Loss(ABC):
         return found
 
     def measure(self, p: Names, x: Names) -> Expr | None:
-        """What a step of a neuron adds to the distance, float64, of what `back` sees; `p` are the constants of a batch
-        of one. None: `distance` is written in numpy instead."""
+        """What one step of a neuron adds to the distance, float64. `x` has the values that `back` has, and `p` are the
+        constants for a batch of one sample. None: `distance` is written in numpy instead."""
         return None
 
     def parts(self, spikes: UInt8, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> Float64 | None:
-        """What each step and neuron adds to the distance, `[T, ...B, N]`, of which `joined` makes it.
+        """What each step and neuron adds to the distance, `[T, ...B, N]`; `joined` adds it up.
 
-        None: the distance is no such sum, or as cheap without. Whoever compares outputs with several targets has then
-        to run a filter over them once. Padded steps of samples of `lengths` add nothing.
+        With these parts, a filter runs only once over outputs that are compared with several targets. None: the
+        distance is not such a sum, or computing it directly costs no more. Padded steps (see `lengths`) add nothing.
         """
         if (measuring := _measuring(self)) is None:
             return None
@@ -141,7 +142,7 @@ class Loss(ABC):
         return o
 
     def mean(self, spikes: AnyArray, targets: UInt8, psp: PSP, lengths: Int64 | None = None) -> float:
-        """Loss of a batch: the mean of its distances, whose sum is rounded once, so that their order cannot matter."""
+        """Loss of a batch: the mean of its distances, whose sum is rounded once, so their order does not matter."""
         distances = self.distances(spikes, targets, psp, lengths)
         if not np.isfinite(distances).all():
             raise NumericError(f"the loss {self.name} gives a distance that is not finite")
@@ -151,7 +152,7 @@ class Loss(ABC):
     def constants(self, psp: PSP, steps: int, batch: int) -> Mapping[str, float]:
         """The numbers of the two passes by name, rounded once to float32, for a batch of `batch` samples.
 
-        `steps` are those of the sample: its length, where samples have different ones.
+        `steps` is the number of steps of a sample: its own length, if samples have different lengths.
         """
 
     def constants_of(self, psp: PSP, lengths: AnyArray, batch: int) -> dict[str, Float64]:
@@ -163,13 +164,13 @@ class Loss(ABC):
         return {name: column[each] for name, column in zip(self.parameters, columns, strict=True)}
 
     def ahead(self, p: Names, s: Names, x: Names) -> LossStep | None:
-        """One step forward, from `x.o` and `x.target`; `p` the constants, `s` the states. None: no such pass."""
+        """A step of the forward pass, from `x.o` and `x.target`. `p`: constants, `s`: states. None: no such pass."""
         return None
 
     @abstractmethod
     def back(self, p: Names, s: Names, x: Names) -> LossStep:
-        """One step back, which gives `dL/do`: from `x.o`, `x.target`, `x.r`, and `x.count` and `x.target_count`, the
-        numbers of spikes of a neuron over all steps."""
+        """One step of the backward pass, which gives `dL/do`. It may use `x.o`, `x.target`, `x.r`, and the numbers of
+        spikes of a neuron over all steps, `x.count` and `x.target_count`."""
 
 
 def joined(parts: Float64) -> Float64:
@@ -193,7 +194,7 @@ def _plain(name: str, value: object) -> float | str:
 
 def _by_name(loss: Loss, constants: Mapping[str, float]) -> list[float]:
     if missing := [name for name in loss.parameters if name not in constants]:
-        raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which stands in `parameters`")
+        raise SpecError(f"the loss {loss.name}: its constants lack {', '.join(missing)}, which `parameters` names")
     return [constants[name] for name in loss.parameters]
 
 

@@ -41,7 +41,7 @@ class CrossEntropy(Loss):
     # Written once for numpy and libraries with its functions, `xp`; `within` `[T, B, 1]`: which steps are no padding.
     def evidence(self, u: Any, within: Any, xp: Any) -> Any:
         """`v`, `[B, N]`, of potentials `[T, B, N]`."""
-        # Sums that run on, since a plain one may be taken in an order that hangs on the shape.
+        # Sums that run on, since a plain one may be taken in an order that depends on the shape.
         return xp.cumsum(xp.where(within, u, 0), axis=0)[-1] / within.sum(axis=0)
 
     def spread(self, error: Any, u: Any, within: Any, xp: Any) -> Any:

@@ -25,7 +25,7 @@ __all__ = ["SpikeCount"]
 
 @dataclass(frozen=True)
 class SpikeCount(Loss):
-    """Squared distance of firing rates; blind to when the spikes come."""
+    """Squared distance of firing rates. The times of the spikes do not matter."""
 
     name: ClassVar[str] = "spike-count"
     parameters: ClassVar[tuple[str, ...]] = ("scale",)

@@ -65,7 +65,7 @@ class _Symbol:
 
     def _no(self, *_: object) -> Any:
         raise SpecError(
-            "the constants of a loss that a run keeps take + - * / of psp.tau_s, psp.tau_rise, steps and batch"
+            "the constants of a loss that a run stores may use only + - * / of psp.tau_s, psp.tau_rise, steps and batch"
         )
 
     __bool__ = __float__ = __int__ = __index__ = __pow__ = __rpow__ = __abs__ = __lt__ = __le__ = __gt__ = __ge__ = _no
@@ -104,9 +104,7 @@ class _SymbolicPSP:
         return _SymbolicPSP(0.0)
 
     def __getattr__(self, name: str) -> Any:
-        raise SpecError(
-            f"the constants of a loss that a run keeps may ask for psp.tau_s and psp.tau_rise, not for {name}"
-        )
+        raise SpecError(f"the constants of a loss that a run stores may use psp.tau_s and psp.tau_rise, but not {name}")
 
 
 def _program(constants: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,8 +175,8 @@ def as_text(loss: Loss) -> str:
         return loss.text
     if type(loss).distance is not Loss.distance:
         raise SpecError(
-            f"the loss {loss.name} has its distance in numpy; write it as an expression instead, in `measure`, so that "
-            "a run can keep it"
+            f"the loss {loss.name} computes its distance in numpy, so a run cannot store it; write "
+            "the distance as an expression in `measure`"
         )
     p, s, b = placeholders("p", loss.parameters), placeholders("s", loss.states), placeholders("b", loss.back_states)
     values = {name: variable(name) for name in STEP}
@@ -191,7 +189,7 @@ def as_text(loss: Loss) -> str:
     for kind, step, states in (("s", ahead, loss.states), ("b", back, loss.back_states)):
         if step is not None and set(step.states) != set(states):
             raise SpecError(
-                f"the loss {loss.name}: its states are {', '.join(states) or 'none'}, and a step gives others"
+                f"the loss {loss.name}: its states are {', '.join(states) or 'none'}, but a step returns others"
             )
         roots |= {} if step is None else {f"{kind}.{name}": value for name, value in step.states.items()}
     roots |= {} if ahead is None else {"r": ahead.value}
@@ -216,7 +214,8 @@ def as_text(loss: Loss) -> str:
             k: float(v) for k, v in loss.constants(psp, steps, batch).items()
         }:
             raise SpecError(
-                f"the constants of the loss {loss.name} cannot be kept: they are no fixed + - * / of numbers"
+                f"the constants of the loss {loss.name} cannot be stored: they must be the same + - * / "
+                "of numbers in every run"
             )
     return text
 

@@ -70,7 +70,9 @@ def with_parameter(neuron: NeuronModel, key: str, text: str) -> NeuronModel:
         # So what is written is read back where a model or a surrogate has no name of its own.
         return neuron
     if isinstance(neuron, StoredNeuron):
-        raise SpecError(f"the parameters of {neuron} cannot change in a network; say them after its class: :{key}=...")
+        raise SpecError(
+            f"the parameters of {neuron} cannot be changed in a network; give them after its class: :{key}=..."
+        )
     if key not in parameters(neuron):
         known = ", ".join(parameters(neuron))
         raise SpecError(f"the neuron {neuron.name!r} has no parameter {shown(key)}; it has: {known}")

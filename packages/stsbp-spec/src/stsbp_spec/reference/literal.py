@@ -258,7 +258,7 @@ class Literal:
         assert isinstance(op, Weighted)
         assert op.norm is not None
         if self.number is not float:
-            raise TypeError("batch normalisation takes a root, which fractions do not have")
+            raise TypeError("batch normalisation takes a square root, which is not always a fraction")
         ones = [self.array(np.ones(1))] * len(raw)
         response = ones if pending is None else self.psp(pending, ones)
         z = np.stack([self.product(op, w, x) for x in raw])

@@ -982,7 +982,7 @@ class _Walk:
         return below
 
     def _alike(self, name: str) -> int:
-        """Neighbours to which the pooling behind a node sends nearly the same error."""
+        """Neighbours to which the pooling after a node sends nearly the same error."""
         most = 1
         for reader in self.graph.readers[name]:
             (place,) = (each for each in self.graph.places if each.node.name == reader)

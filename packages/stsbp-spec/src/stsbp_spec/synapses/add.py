@@ -29,7 +29,7 @@ class Add(Op):
         first = inputs[0]
         for values in inputs:
             if values.weighted:
-                raise SpecError("Add takes spikes, and an input are weighted sums; put Neurons between")
+                raise SpecError("Add takes spikes, but one of its inputs is weighted sums; put Neurons between them")
             for what, one, other in (
                 ("shape", first.shape, values.shape),
                 ("synapse", first.pending, values.pending),
@@ -37,14 +37,14 @@ class Add(Op):
                 ("divisor of pooled sums", first.divisor, values.divisor),
             ):
                 if one != other:
-                    raise SpecError(f"Add takes inputs of one {what}, got {one} and {other}")
+                    raise SpecError(f"the inputs of Add must have the same {what}, got {one} and {other}")
             if values.static != first.static:
                 raise SpecError("Add takes inputs that change with time, or images, not both")
         exponent = max(values.exponent for values in inputs)
         maximum = sum(values.maximum for values in inputs)
         found = replace(first, exponent=exponent, maximum=maximum)
         if exponent == 0 and maximum > _MOST:
-            raise ExactnessError(f"sums of spikes are bytes, at most {_MOST}, and these reach {maximum:g}")
+            raise ExactnessError(f"sums of spikes are stored in bytes, at most {_MOST}, but these reach {maximum:g}")
         if found.bits > EXACT_LIMIT_BITS:
-            raise ExactnessError(f"the sums have {found.bits} bits, and float32 holds {EXACT_LIMIT_BITS}")
+            raise ExactnessError(f"the sums have {found.bits} bits, but float32 holds only {EXACT_LIMIT_BITS}")
         return found

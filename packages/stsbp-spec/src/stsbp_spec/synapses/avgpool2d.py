@@ -1,4 +1,4 @@
-"""Average pooling of spikes over non-overlapping windows; a linear map, so it may stand before the PSP filter.
+"""Average pooling of spikes over non-overlapping windows; a linear map, so it may come before the PSP filter.
 
 Of windows whose rows and columns are powers of two: the mean of each, exact in binary, since pooled spikes are
 multiples of one over their size. Of any others: the sum of each, and the division is a factor that is multiplied after
@@ -64,7 +64,7 @@ class AvgPool2d(Pool2d):
     """
 
     def infer(self, *inputs: Values) -> Values:
-        """Means, in finer units, or sums, which are still to be divided."""
+        """Means, in finer units; or sums, which a later step divides."""
         values = self.spikes(inputs)
         return replace(
             values,
@@ -76,12 +76,12 @@ class AvgPool2d(Pool2d):
 
     @property
     def divisor(self) -> int:
-        """What the sums of windows are still to be divided by; 1 where their means are taken."""
+        """The number by which a later step must divide the sums of windows; 1 if the output is already means."""
         return self.area if self.area & (self.area - 1) else 1
 
     @property
     def exponent(self) -> int:
-        """Fraction bits that pooling adds: `area = 2^exponent`; of sums 0."""
+        """Fraction bits that pooling adds: `area = 2^exponent`; 0 for sums."""
         return self.area.bit_length() - 1 if self.divisor == 1 else 0
 
 
@@ -96,7 +96,7 @@ class GlobalAvgPool(Passing):
         return AvgPool2d((shape[1], shape[2]))
 
     def infer(self, *inputs: Values) -> Values:
-        """As `AvgPool2d`."""
+        """Like `AvgPool2d.infer`."""
         return self.at(self.spikes(inputs).shape).infer(*inputs)
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -1,4 +1,4 @@
-"""What stands in a network, and what passes between it: `Op` and `Values`. graph.py puts them together.
+"""The operations of a network (`Op`), and the arrays that pass between them (`Values`). graph.py puts them together.
 
 An operation says for itself what it makes of its inputs: shape, unit and largest value of its output. So the bounds of
 sums, on which exactness rests, are types of edges, and an error points at the operation that breaks them.
@@ -89,7 +89,9 @@ class Op(ABC):
         """The only input, which is not weighted; else `SpecError`."""
         values = self.one(inputs)
         if values.weighted:
-            raise SpecError(f"{type(self).__name__} takes spikes, and its input are weighted sums; put Neurons between")
+            raise SpecError(
+                f"{type(self).__name__} takes spikes, but its input is weighted sums; put Neurons between them"
+            )
         return values
 
 
@@ -149,7 +151,7 @@ def normalisation(value: object, *, bias: bool) -> BatchNorm | None:
     """`value` as the batch normalisation of weights; `SpecError` unless it is one, or None."""
     if value is None or isinstance(value, BatchNorm):
         if value is not None and bias:
-            raise SpecError("batch normalisation takes the mean away, and a bias with it; leave the bias out")
+            raise SpecError("batch normalisation subtracts the mean, which cancels a bias; leave the bias out")
         return value
     raise SpecError(f"norm is BatchNorm() or None, got {shown(value)}")
 

@@ -6,7 +6,7 @@ its one frame, `n = B H W`),
     a = scale F g / s,   s = sqrt(g^2 var + eps),   mean = sum z / n,   var = sum (z - mean)^2 / n
 
 `g` is the gain of training in front of the weights, dropout's `1/(1 - rate)`: with it, statistics are those of `g z`,
-and the filter after `y` has none. Behind a pooling by sums (avgpool2d.py) `z` are the sums, which are not divided. `F`
+and the filter after `y` has none. After a pooling by sums (avgpool2d.py) `z` are the sums, which are not divided. `F`
 is 1, or the threshold times a number (tdBN, Zheng et al. 2021), so that `y` has the width of a threshold. Evaluation
 takes running averages of `g mean` and `g^2 var` (the biased variance), `r = (1 - momentum) r + momentum x` after each
 update, and no gain.
@@ -124,8 +124,8 @@ def summands(frames: int, shape: Shape) -> int:
     n = frames * math.prod(shape[1:])
     if n > MOST:
         raise ExactnessError(
-            f"batch normalisation of {n} sums of a channel is not exact, only of up to 2^29; "
-            "use smaller batches or fewer steps"
+            f"batch normalisation of {n} sums in a channel is not exact; it is exact for at most 2^29 "
+            "sums. Use smaller batches or fewer steps"
         )
     return n
 

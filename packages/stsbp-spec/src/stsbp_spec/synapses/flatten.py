@@ -13,7 +13,7 @@ __all__ = ["Flatten"]
 
 @dataclass(frozen=True)
 class Flatten(Passing):
-    """Channels, rows and columns as one axis; of an input that has one, itself."""
+    """Channels, rows and columns as one axis. An input with one axis stays as it is."""
 
     def infer(self, *inputs: Values) -> Values:
         """The same values."""

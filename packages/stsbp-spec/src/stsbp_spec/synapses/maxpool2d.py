@@ -1,4 +1,4 @@
-"""Max pooling over non-overlapping windows: of spikes whether any neuron of the window spiked, of counts the largest.
+"""Max pooling over non-overlapping windows: 1 if any neuron of the window spiked; of counts, the largest.
 
 It pools spikes, before the weights and the PSP filter; it is not the maximum of potentials, which would not commute
 with the filter. Rows and columns that fill no window are dropped.
@@ -26,6 +26,6 @@ class MaxPool2d(Pool2d):
     """
 
     def infer(self, *inputs: Values) -> Values:
-        """Some of the same values."""
+        """The same kind of values as the input."""
         values = self.spikes(inputs)
         return replace(values, shape=self.output_shape(values.shape))

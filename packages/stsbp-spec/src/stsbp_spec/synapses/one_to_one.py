@@ -38,7 +38,7 @@ class OneToOne(Weighted):
         """Weighted spikes."""
         values = self.spikes(inputs)
         if (values.exponent, values.maximum) != (0, 1.0):
-            raise SpecError("OneToOne takes spikes, zeros and ones, and its input are sums or means of them")
+            raise SpecError("OneToOne takes spikes (0 or 1), but its input is sums or means of spikes")
         return super().infer(values)
 
     def output_shape(self, shape: Shape) -> Shape:

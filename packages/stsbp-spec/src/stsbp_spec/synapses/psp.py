@@ -152,16 +152,16 @@ class PSP:
 
     @property
     def first_order(self) -> PSP:
-        """The same without the rise, normalised: what the van Rossum distance measures with."""
+        """The normalised filter of the same `tau_s`, without rise. The van Rossum distance uses it."""
         return PSP(self.tau_s)
 
     @property
     def area(self) -> float:
-        """What a spike's potential adds up to over all steps; 1 where it is normalised."""
+        """Sum of a spike's potential over all steps; 1 if it is normalised."""
         return 1.0 if self.gain == "normalised" else self.tau_s - self.tau_rise
 
     def filter(self, gain: float = 1.0) -> SynapticFilter:
-        """The filter, its input multiplied by `gain` (the 1/(1-p) of dropout); of a constant 1 it makes `gain area`."""
+        """The filter of an input times `gain` (the 1/(1-p) of dropout). A constant input 1 gives `gain area`."""
         decay = np.float32(1 - 1 / self.tau_s)
         factor = np.float32(gain if self.gain == "unit" else gain / (self.tau_s - self.tau_rise))
         if not self.tau_rise:

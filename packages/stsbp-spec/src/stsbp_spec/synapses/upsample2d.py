@@ -34,7 +34,7 @@ class Upsample2d(Passing):
         return both(self.factor)
 
     def infer(self, *inputs: Values) -> Values:
-        """The same values, more often."""
+        """The values of the input, repeated."""
         values = self.spikes(inputs)
         return replace(values, shape=self.output_shape(values.shape))
 

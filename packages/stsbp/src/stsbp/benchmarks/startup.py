@@ -62,4 +62,4 @@ def _first_update(command: list[str], environment: dict[str, str]) -> float:
         finally:
             child.kill()
             said = child.communicate()[1]
-        raise StsbpError(f"`{' '.join(command)}` did not come to an update: {said.strip()[-300:]}")
+        raise StsbpError(f"`{' '.join(command)}` did not reach its first update: {said.strip()[-300:]}")

@@ -135,7 +135,7 @@ def _legible() -> Iterator[None]:
         if isinstance(error, click.NoSuchOption) and error.option_name in _BEFORE and error.ctx is not None:
             name = error.option_name
             how = f"stsbp {name} NAME {error.ctx.info_name} ..."
-            raise click.UsageError(f"{name} stands before the command: {how}", error.ctx) from None
+            raise click.UsageError(f"{name} must be written before the command: {how}", error.ctx) from None
         if len(error.message) > _SHORT or not error.message.isprintable():
             # Imported here: it brings numpy along.
             from stsbp.errors import legible

@@ -20,10 +20,10 @@ __all__ = ["command"]
 def command(as_json: bool, compiles: bool) -> None:
     """List every backend and its devices. If one cannot run, say why.
 
-    With --compile, fill the cache of compiled kernels instead, for an image of a container or before many runs begin.
+    With --compile, compile the kernels and keep them for later runs instead, for example in a container image.
     """
     if compiles and as_json:
-        raise click.UsageError("--json prints the list, which --compile leaves out; give one of them")
+        raise click.UsageError("--json prints the list of backends, and --compile prints none; give only one of them")
     if compiles:
         _compile()
         return
@@ -66,4 +66,4 @@ def _compile() -> None:
             took = f" in {time.monotonic() - began:.0f} s" if compiled else ""
             click.echo(f"{name}: {there} kernels, {compiled} of them compiled{took}")
         else:
-            click.echo(f"{name}: no kernels that could be compiled ahead")
+            click.echo(f"{name}: this backend has no kernels to compile in advance")

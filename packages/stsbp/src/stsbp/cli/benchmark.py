@@ -46,8 +46,8 @@ def command(
     """Measure a backend and compare it with the limits of this machine.
 
     kernels compares the fused LIF pair with copying memory. step compares training steps of two networks with steps
-    of the same networks without neurons, and measures memory and start-up times; startup measures only the latter. data
-    shows whether loading slows the step down.
+    of the same networks without neurons, and measures memory and start-up times. startup measures only start-up times.
+    data shows whether loading slows the step down.
 
     Times that are compared are measured alternately in one run. Use a machine that does nothing else; the report
     contains the load average. Without --data-dir the embedded digits replace N-MNIST and CIFAR-10.

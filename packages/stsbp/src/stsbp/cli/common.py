@@ -124,7 +124,7 @@ batch_size_option = click.option(
 def check_on(on: str | None, split: str) -> None:
     """Raise `ConfigError` where another data set is named beside one of the run's own splits."""
     if on is not None and split != "test":
-        raise ConfigError(f"--on takes the test samples of {on}; leave --split {split} out")
+        raise ConfigError(f"--on always uses the test samples of {on}; leave --split {split} out")
 
 
 def choose_backend(options: Globals, rendezvous: Rendezvous | None = None) -> AbstractBackend:
@@ -166,9 +166,10 @@ def _own_gpu(kind: type[AbstractBackend], rendezvous: Rendezvous) -> str:
     if not there or rendezvous.local_rank == 0 or (left != [""] and len(left) == 1):
         return "cuda"
     raise BackendError(
-        f"rank {rendezvous.rank} of {rendezvous.size} finds no GPU of its own: --device cuda takes one for each "
-        f"process, and this is number {rendezvous.local_rank} on a machine where there are {len(there)} GPUs; where "
-        "the launcher does not say it, set LOCAL_RANK to the number of the process on its machine"
+        f"rank {rendezvous.rank} of {rendezvous.size} has no GPU of its own. --device cuda needs "
+        f"one GPU for each process, but this is process {rendezvous.local_rank} (counted from 0) "
+        f"on a machine with {len(there)} GPUs. If the launcher does not number the processes of "
+        "each machine, set LOCAL_RANK"
     )
 
 
@@ -234,14 +235,15 @@ def meeting(count: int | None, timeout: float, threads: int) -> Rendezvous | Non
     rendezvous = found(os.environ, max(timeout, _COMES))
     if rendezvous is not None and count not in (None, rendezvous.size):
         raise ConfigError(
-            f"--processes {count} starts processes, and {rendezvous.launcher} has started {rendezvous.size} already: "
-            "leave --processes out, or unset its variables"
+            f"--processes {count} would start processes, but according to {rendezvous.launcher} there "
+            f"are {rendezvous.size} already. Leave --processes out, or unset the variables of the "
+            "launcher"
         )
     if rendezvous is None and (above := parent()) is not None:
         above.follow()
     if rendezvous is None and count is not None and count > 1:
         if count > cores():
-            said = f"{count} processes share {cores()} cores, and each has its libraries in memory of its own"
+            said = f"{count} processes share {cores()} cores, and each process loads its own copy of the libraries"
             click.echo(f"{said}; more processes than cores are no faster", err=True)
         sys.exit(launch(click.get_current_context().find_root().meta[TYPED], count, threads))
     # What it says of lost connections is said in one line.

@@ -62,7 +62,7 @@ def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
     fixed = [p.name for p in task.network.graph.projections if p.sums.pending and p.sums.pending.gain != psp_gain]
     if fixed:
         raise ConfigError(
-            f"the settings of {run} say psp_gain of {', '.join(fixed)} by themselves, in net or neuron; change it there"
+            f"{run} sets psp_gain of {', '.join(fixed)} separately, in its setting net or neuron; change it there"
         )
     weights, changes = with_gain(trained.network, task.network, trained.weights)
     info = {

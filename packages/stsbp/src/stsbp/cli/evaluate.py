@@ -83,11 +83,11 @@ def command(
     folder = RunFolder(run)
     config = folder.read_config()
     if on is not None and _is_own(config, on, data_dir):
-        others = "" if not info_of(on).needs_data_dir else "; other data of that kind are named with --data-dir"
+        others = "" if not info_of(on).needs_data_dir else ". To test it on other data of that kind, give --data-dir"
         if named_path(on) is not None:
-            others = f"; other data of that kind are named by their own path, --on {on.partition(':')[0]}:PATH"
+            others = f". To test it on other data of that kind, give their path: --on {on.partition(':')[0]}:PATH"
         raise ConfigError(
-            f"the run was trained on {on}: without --on it is tested on samples that it has not seen{others}"
+            f"the run was trained on {on}; leave --on out to test it on samples that it has not seen{others}"
         )
     rendezvous = meeting(processes, rank_timeout, threads or 0)
     # Several processes share those that their launcher divided among them.
@@ -100,7 +100,9 @@ def command(
         group.compare_settings({"sha256": trained.info["sha256"]})
         inputs = trained.task.inputs
         if tolerance is not None and trained.network.has_readout:
-            raise ConfigError("--tolerance is of output spikes, and the readout of this run has none: leave it out")
+            raise ConfigError(
+                "--tolerance applies to output spikes, but the readout of this run has none; leave --tolerance out"
+            )
         tolerance = TOLERANCE if tolerance is None else tolerance
         show, seen = shown_by(group), None
         try:
@@ -126,8 +128,8 @@ def command(
                 show.note(note)
             if seen:
                 show.warn(
-                    f"{seen} of the {len(samples)} samples have the content of samples that the run was trained on, "
-                    "or that chose its best checkpoint: on them it is not tested on anything new"
+                    f"{seen} of the {len(samples)} samples have the same content as samples that the run was "
+                    "trained on or that chose its best checkpoint, so they do not test it on anything new"
                 )
         finally:
             show.close()

@@ -80,7 +80,7 @@ class EventLines:
         t = self._time(line, found["t"])
         if t < self._last:
             before, after = (word.decode() for word in (self._last_word, found["t"]))
-            raise DataError(f"{self.where}: time runs backwards, to {after} after {before}")
+            raise DataError(f"{self.where}: time runs backwards, from {before} to {after}")
         self._last, self._last_word = t, found["t"]
         yield t, *(self._place(line, name, found[name]) for name in self._sizes)
 
@@ -97,11 +97,11 @@ class EventLines:
         size = self._sizes[name]
         if not word.isdigit():
             if word[:1] in b"+-" and word[1:].isdigit():
-                raise DataError(f"{self.where}: {name} is {shown(int(word))}, and the network reads 0 to {size - 1}")
+                raise DataError(f"{self.where}: {name} is {shown(int(word))}, but the network reads 0 to {size - 1}")
             raise self._no_event(line)
         value = int(word)
         if value >= size:
-            raise DataError(f"{self.where}: {name} is {shown(value)}, and the network reads 0 to {size - 1}")
+            raise DataError(f"{self.where}: {name} is {shown(value)}, but the network reads 0 to {size - 1}")
         return value
 
     def _name_columns(self, line: bytes, words: list[bytes]) -> None:
@@ -112,9 +112,9 @@ class EventLines:
 
     def _no_event(self, line: bytes) -> DataError:
         return DataError(
-            f"{self.where} is not an event: {self._shown(line)}; a line has the numbers {' '.join(self._columns)} "
-            "with spaces, tabs or commas between them, and the first line may name them in another order (t or time or "
-            "timestamp, x, y, p or polarity, n or neuron)"
+            f"{self.where} is not an event: {self._shown(line)}. A line must have the numbers "
+            f"{' '.join(self._columns)}, separated by spaces, tabs or commas. The first line may name "
+            "them in another order (t or time or timestamp, x, y, p or polarity, n or neuron)"
         )
 
     def _shown(self, line: bytes) -> str:

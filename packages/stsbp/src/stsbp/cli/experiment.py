@@ -90,7 +90,9 @@ def command(
     given = given_settings(flags)
     base, config = map(absolute, _configs(name, dataset, given))
     if not config.test:
-        raise ConfigError("the table of an experiment is of test samples: leave test = false (--no-test) out")
+        raise ConfigError(
+            "the table of an experiment shows results on test samples; leave test = false (--no-test) out"
+        )
     config = pinned(config)
     check_neuron_settings(config, given)
     path = out or _default_folder(name)
@@ -101,7 +103,9 @@ def command(
         side_by_side = SideBySide(jobs, options.words, processes, rank_timeout, lambda line: say(line, err=True))
     rendezvous = meeting(None if jobs > 1 else processes, rank_timeout, config.threads)
     if jobs > 1 and rendezvous is not None:
-        raise ConfigError(f"--jobs starts processes of its own, not those of {rendezvous.launcher}: leave --jobs out")
+        raise ConfigError(
+            f"--jobs starts its own processes and cannot use those of {rendezvous.launcher}; leave --jobs out"
+        )
     limit_threads(config.threads)
     backend = choose_backend(options, rendezvous)
     with join(backend, rendezvous, rank_timeout) as group:
@@ -190,8 +194,8 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
     with contextlib.suppress(BrokenPipeError):
-        where = f"{stopped} in seed {seeds[done]}, all is saved; {done} of {len(seeds)} seeds are done"
-        say(f"{where}. Go on with: {again}", err=True)
+        where = f"{stopped} in seed {seeds[done]}and saved everything; {done} of {len(seeds)} seeds are done"
+        say(f"{where}. Continue with: {again}", err=True)
 
 
 def _named(name: str, dataset: str | None) -> Source:

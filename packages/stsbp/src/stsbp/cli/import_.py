@@ -96,7 +96,7 @@ def command(
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")
     given = given_settings(flags)
     if typed := [f"--{name.replace('_', '-')}" for name in OF_THE_FILE if name in given]:
-        raise ConfigError(f"{', '.join(typed)}: what the network is, and its weights, is in {file}; leave it out")
+        raise ConfigError(f"{', '.join(typed)}: {file} already defines the network and its weights; leave this out")
     if dataset is not None:
         given["dataset"] = dataset
     sources = ([read_toml(config_file)] if config_file is not None else []) + [Source("command line", given)]
@@ -150,8 +150,9 @@ def _of_a_run(graph: Graph, file: Path) -> tuple[dict[str, Any], list[str]]:
         return {}, []
     name = shown(run) if isinstance(run, str) else "without a name"
     return {"steps": int(steps.flat[0])}, [
-        f"{file} is of a run of stsbp, {name}, trained with {int(steps.flat[0])} steps; its label sequences, loss and "
-        "--tau-s come with --config and the config.toml of that run"
+        f"{file} was exported from the stsbp run {name}, trained with {int(steps.flat[0])} steps; "
+        "to use its label sequences, loss and --tau-s, give --config with the config.toml of "
+        "that run"
     ]
 
 
@@ -182,15 +183,17 @@ def _built(file: Path, graph: Graph, config: RunConfig, data: Data, choices: Cho
         found = import_graph(graph, inputs.shape, choices)
         if found.input_psp is not None and inputs.coding == "direct":
             synapse = f"a synapse of {found.input_psp.tau_s:g} steps"
-            raise DataError(f"its neurons read the input through {synapse}, and images have none; take events as data")
+            raise DataError(
+                f"its neurons read the input through {synapse}, but images have no synapse; use a data set of events"
+            )
         network = NetworkSpec(inputs.shape, (), inputs.coding, found.input_psp, nodes=found.nodes)
     except (DataError, NetworkError) as error:
         raise DataError(f"{file}: {error}") from error
     if network.outputs != inputs.outputs:
-        raise ConfigError(f"{file} has {network.outputs} outputs, and {config.dataset} has {inputs}")
+        raise ConfigError(f"{file} has {network.outputs} outputs, but {config.dataset} has {inputs}")
     if network.has_readout != build_loss(config).of_potentials:
         what = "potentials, for --loss cross-entropy" if network.has_readout else "spikes, for a loss of spikes"
-        raise ConfigError(f"{file} ends with {what}; --loss {config.loss} is none of these")
+        raise ConfigError(f"{file} ends with {what}; --loss {config.loss} does not fit")
     own: dict[str, Any] = {"net": written_nodes(network.graph.nodes)}
     if found.input_psp is not None:
         own |= {"input_tau_s": found.input_psp.tau_s, "psp_gain": found.input_psp.gain}

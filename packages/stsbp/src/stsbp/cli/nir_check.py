@@ -65,7 +65,7 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
         for line in _lines(file, graph, found, why, notes=notes):
             say(line)
     if failed := [name for name in expect if not found.faithful(name)]:
-        raise DataError(f"{file}: {', '.join(failed)} would not do all that it says")
+        raise DataError(f"{file}: not read as the file says by {', '.join(failed)}")
 
 
 def _step(graph: Graph, dt: float | None) -> tuple[float, str]:

@@ -118,7 +118,7 @@ def command(
         raise click.UsageError("Missing argument 'FILE...', or the option '--stream'.")
     if given := [name for name, value in of_stream.items() if value]:
         listed = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"{listed}: of a stream alone; give --stream as well")
+        raise ConfigError(f"{listed}: only for a stream; give --stream as well")
     if draw is not None and any(real(draw) == real(path) for path in files):
         raise ConfigError(f"--draw {draw} would replace the file that it reads; choose another name")
     if draw is not None:
@@ -172,7 +172,7 @@ def _follow(
     asked: Asked,
 ) -> None:
     if files or draw is not None:
-        raise ConfigError("--stream goes without FILEs and --draw; give one of them")
+        raise ConfigError("--stream cannot be combined with FILEs or --draw; give only one of them")
     folder = RunFolder(run)
     config = folder.read_config()
     limit_threads(config.threads if threads is None else threads)
@@ -232,7 +232,7 @@ def read_input(path: Path, inputs: Inputs, binning: EventBinning, own_lengths: b
     fewer = events and sample.shape[1:] == inputs.shape and 0 < len(sample) < binning.steps
     if sample.shape != expected and not fewer:
         axes = ("[T, C, H, W]" if len(inputs.shape) == 3 else "[T, N]") if events else "[C, H, W]"
-        raise DataError(f"{path} has shape {list(sample.shape)}, the network reads {axes} = {list(expected)}")
+        raise DataError(f"{path} has shape {list(sample.shape)}, but the network reads {axes} = {list(expected)}")
     return sample
 
 

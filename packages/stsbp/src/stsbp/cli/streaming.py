@@ -147,8 +147,8 @@ class _Live:
         step = self._binning.step_of(t)
         if step - self.steps > _LONGEST_GAP:
             raise DataError(
-                f"{self._source.where}: {step - self.steps:,} steps are without events before this one; choose another "
-                "--time-unit, or let time count --from-first"
+                f"{self._source.where}: {step - self.steps:,} steps before this one have no events; "
+                "choose another --time-unit, or count time --from-first"
             )
         while self.steps < step and not self.done:
             self._end_step()
@@ -274,7 +274,9 @@ def _told(steps: int, step_s: float | None, figures: dict[str, Any]) -> str:
             median, most, largest = figures[name].values()
             lines.append(f"  {what}: median {median:.3f}, 95 % {most:.3f}, max {largest:.3f} ms")
     if figures["late_events"]:
-        lines.append(f"  {figures['late_events']:,} events came after the time of their step, and are in a later one")
+        lines.append(
+            f"  {figures['late_events']:,} events arrived after the end of their step and were put into a later one"
+        )
     return "\n".join(lines)
 
 
@@ -286,28 +288,30 @@ def _unit(run: Trained, asked: Asked) -> str:
     """
     if run.network.coding == "direct":
         raise ConfigError(
-            "--stream reads events, and this run reads images: name image files (stsbp predict RUN FILE...), or show "
-            "one after the other from Python (run.stream())"
+            "--stream reads events, but this run reads images; name image files (stsbp predict RUN "
+            "FILE...), or give images one by one in Python (run.stream())"
         )
     timed = info_of(run.settings.dataset).recordings
     unit = asked.time_unit or ("us" if timed else "step")
     if unit != "step" and not timed:
         raise ConfigError(f"--time-unit {unit}: the steps of {run.settings.dataset} have no duration; leave it out")
     if unit == "step" and (run.settings.stabilise or run.settings.saccades == "first"):
-        raise ConfigError("--time-unit step: the run undoes or cuts saccades, whose times are in microseconds")
+        raise ConfigError(
+            "--time-unit step: this run stabilises or selects saccades, which needs times in microseconds"
+        )
     if unit == "step" and asked.clock:
-        raise ConfigError("--clock: a step has no duration where time is counted in steps")
+        raise ConfigError("--clock: a step has no duration if time is counted in steps")
     if asked.clock and sys.platform == "win32":
-        raise ConfigError("--clock: this system cannot wait for a pipe and a time together")
+        raise ConfigError("--clock: this system cannot wait for a pipe and a time at once")
     return unit
 
 
 def _check_recording(asked: Asked, unit: str, *, camera: bool) -> None:
     """Raise `ConfigError` where a recording in the format of N-MNIST does not fit run and options."""
     if not camera:
-        raise ConfigError(f"{asked.source}: a recording is for networks that read events of a camera")
+        raise ConfigError(f"{asked.source}: only networks that read events of a camera can read a recording")
     if asked.clock or unit != "us":
-        raise ConfigError(f"{asked.source}: a recording has a time of its own; leave --clock and --time-unit out")
+        raise ConfigError(f"{asked.source}: a recording contains its own times; leave --clock and --time-unit out")
 
 
 def follow(run: Trained, asked: Asked) -> int:

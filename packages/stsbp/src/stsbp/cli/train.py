@@ -204,7 +204,7 @@ def _after_restart(resume: str | None, out: Path | None, overwrite: bool) -> tup
     """
     restarts, most = (_count(f"TORCHELASTIC_{name}") for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     if most and out is None and resume is None:
-        raise ConfigError("torchrun --max-restarts goes on in the folder of the run: name it with --out")
+        raise ConfigError("torchrun --max-restarts continues in the folder of the run; name that folder with --out")
     if restarts and resume is None and out is not None:
         return (_HERE, False) if RunFolder(out).is_run else (None, overwrite)
     return resume, overwrite
@@ -283,8 +283,8 @@ def _begin(
         return None
     if checkpoint.progress_of(saved, folder.path).epoch >= config.epochs:
         show.note(
-            f"{folder.path} is finished, all {config.epochs} epochs of it: what follows is its result; a larger "
-            "--epochs trains it longer"
+            f"{folder.path} is finished: all {config.epochs} epochs are done. Its result follows. To "
+            "train it longer, give a larger --epochs"
         )
     else:
         show.note(f"continuing {folder.path} after update {saved.info['step']}")
@@ -326,8 +326,8 @@ def _resumed(folder: RunFolder, sources: list[Source]) -> RunConfig:
     extended = config.model_copy(update={"epochs": epochs})
     if changed := differences(extended, asked):
         raise ConfigError(
-            f"the run in {folder.path} was begun with other settings; leave these out to continue it (--epochs may "
-            "grow), or begin anew:\n" + "\n".join(f"  {line}" for line in changed)
+            f"the run in {folder.path} was begun with other settings; to continue it, leave these out "
+            "(only --epochs may grow), or begin a new run:\n" + "\n".join(f"  {line}" for line in changed)
         )
     free = Source("command line", {key: value for key, value in asked.items() if key in FREE})
     return resolve([own, Source("command line", {"epochs": epochs}), free], with_preset=False)
@@ -343,7 +343,7 @@ def _extend(folder: RunFolder, config: RunConfig, show: Reporter) -> None:
         if (folder.path / f"{name}.json").exists():
             checkpoint.note_epochs(folder.files, name, own.epochs)
     folder.write_config(own.model_copy(update={"epochs": config.epochs}))
-    rate = ": from here on the learning rate is that of the longer schedule" if config.schedule == "cosine" else ""
+    rate = "; from here on the learning rate follows the longer schedule" if config.schedule == "cosine" else ""
     show.note(f"{config.epochs} epochs instead of {own.epochs}{rate}")
 
 

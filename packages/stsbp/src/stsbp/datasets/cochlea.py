@@ -90,12 +90,12 @@ class Cochlea:
         """Which fibres spike in which step.
 
         Args:
-            sounds: samples of some recordings, `[n]` int16 each; what lies behind the window is not heard.
+            sounds: samples of some recordings, `[n]` int16 each; samples after the window are not used.
             steps: T.
             window_us: microseconds that the T steps share.
 
         Returns:
-            `[len(sounds), T, places]`, 0 and 1. Behind the end of a recording there are no spikes.
+            `[len(sounds), T, places]`, 0 and 1. After the end of a recording there are no spikes.
         """
         lengths = [min(len(sound), -(-window_us * self.rate // 1_000_000)) for sound in sounds]
         count, longest = len(sounds), max(lengths, default=0)

@@ -169,8 +169,8 @@ def _array(content: bytes, path: Path, dimensions: int) -> UInt8:
             # Beside a 0 the other numbers may be larger than numpy's largest.
             return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
     raise DataError(
-        f"{path}: {len(content)} bytes are not the array of shape {list(shape)} that it is said to hold; "
-        "it may be cut off"
+        f"{path}: its header announces an array of shape {list(shape)}, which does not fit "
+        f"{len(content)} bytes; it may be cut off"
     )
 
 

@@ -75,7 +75,7 @@ CAMERA = SaccadeCamera(
 )
 """The camera of `nmnist-sim`."""
 
-_LEFT_OUT = "left out, because their real recordings served to calibrate the simulation or may be tested on"
+_LEFT_OUT = "are left out: their real recordings were used to calibrate the simulation, or may be used as test samples"
 _SIMULATION = 1
 """Counts up when the simulation changes its events, so that older cached frames are not taken for its own."""
 _BLOCK = 64
@@ -135,11 +135,11 @@ def load(request: Request) -> Dataset:
     kept = _kept(digits, data_dir)
     if len(kept) == 0:
         raise DataError(
-            f"{data_dir}: nothing to train on; the {len(digits.labels)} training digits are all {_LEFT_OUT}"
+            f"{data_dir}: nothing is left to train on, because all {len(digits.labels)} training digits {_LEFT_OUT}"
         )
     notes = [
-        f"simulated recordings of MNIST, not of a camera; {len(digits.labels) - len(kept)} of its {len(digits.labels)} "
-        f"training digits are {_LEFT_OUT}"
+        "the recordings of MNIST are simulated, not made by a camera; "
+        f"{len(digits.labels) - len(kept)} of the {len(digits.labels)} training digits {_LEFT_OUT}"
     ]
     test: Split
     if request.wants_own_test and mnist.find(data_dir, "t10k") is not None:

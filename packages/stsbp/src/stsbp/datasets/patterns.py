@@ -70,9 +70,7 @@ def load(request: Request) -> Dataset:
     if steps < 20:
         raise DataError(f"the patterns need at least 20 steps, got {steps}: give --steps 50")
     if request.holdout is not None:
-        raise DataError(
-            "the network should remember the patterns, so the test set is the training set: leave holdout out"
-        )
+        raise DataError("this task tests memory, so the test set is the training set; leave holdout out")
     image = request.name == "patterns-image"
     shape = (PATTERNS, steps, INPUTS)
     rasters = uniform(request.seed, Stream.SIMULATION, int(np.prod(shape))).reshape(shape) < INPUT_RATE

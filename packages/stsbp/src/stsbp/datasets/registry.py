@@ -217,7 +217,7 @@ def load(
     if named is not None:
         prefix, path = named
         if data_dir is not None and data_dir.absolute() != path.absolute():
-            said = (f"read from {path}, which {prefix}PATH names, and not from the data folder {data_dir}",)
+            said = (f"read from {path}, as {prefix}PATH says, not from the data folder {data_dir}",)
         data_dir = path
     for option, value in (("limit", limit), ("image_size", image_size)):
         if value is not None and value < 1:
@@ -247,10 +247,10 @@ def load(
         raise DataError(f"the samples of {name} have no lengths of their own: leave own_lengths (--own-lengths) out")
     dataset = replace(dataset, notes=(*said, *dataset.notes))
     if train_only:
-        note = "there is no test set, as asked: nothing is tested"
+        note = "no test set is used, as requested, so nothing is tested"
         dataset = replace(dataset, test=Subset(dataset.test, np.arange(0)), notes=(*dataset.notes, note))
     if limit is not None and len(dataset.train) < limit:
-        note = f"limit {limit:,} leaves nothing out: there are {len(dataset.train):,} training samples"
+        note = f"limit {limit:,} has no effect: there are only {len(dataset.train):,} training samples"
         return replace(dataset, notes=(*dataset.notes, note))
     if limit is None or len(dataset.train) <= limit:
         return dataset

@@ -67,8 +67,8 @@ class SideBySide:
                     job.wait()
                     if job.process.returncode != 0:
                         raise StsbpError(
-                            f"the training of seed {job.seed} ended with exit code {job.process.returncode}; the same "
-                            f"command goes on. It said:\n{job.said()}"
+                            f"the training of seed {job.seed} ended with exit code {job.process.returncode}. To "
+                            f"continue, run the same command again. Its last output:\n{job.said()}"
                         )
 
     def _begun(self, config: RunConfig, path: Path, settings: Path) -> _Job:

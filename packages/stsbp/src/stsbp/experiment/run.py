@@ -104,8 +104,9 @@ class Experiment:
             asked = config.model_copy(update={"seed": own.seed}).model_dump()
             if changed := differences(own, asked):
                 raise ConfigError(
-                    f"the runs in {path} were begun with other settings; give those to go on, replace them with "
-                    "--overwrite, or choose another --out:" + "".join(f"\n  {line}" for line in changed)
+                    f"the runs in {path} were begun with other settings; give the same settings to continue, "
+                    "replace the runs with --overwrite, or choose another --out:"
+                    + "".join(f"\n  {line}" for line in changed)
                 )
         return cls(path, config, seeds, cut_validation(dataset, config))
 
@@ -201,8 +202,8 @@ class Experiment:
                     if reported is None:
                         within.check()
                         raise CheckpointError(
-                            f"{folder.path} is gone, or another one, although its run has just ended; put it back, or "
-                            "train that seed anew with the same command"
+                            f"{folder.path} was removed or replaced just after its run ended; put it back, or run the "
+                            "same command again to train that seed anew"
                         )
                 found = _figures(task, self.data, folder, reported, show, stop)
                 if found is not None:
@@ -285,8 +286,8 @@ def _figures(
     seconds = [r["seconds"] for r in lines if r["kind"] == "epoch"]
     if not tests or tests[-1]["epoch"] != task.config.epochs or not seconds:
         raise CheckpointError(
-            f"{folder.metrics} does not hold the epochs and the last test of its run, which is over; put it back, or "
-            f"remove {folder.path} to train that seed anew"
+            f"the run is finished, but {folder.metrics} lacks its epochs or its last test; put the "
+            f"file back, or remove {folder.path} to train that seed anew"
         )
     name = "last" if data.validation is None else "best"
     epoch = checkpoint.trained_of(reported, folder.path, name).epoch

@@ -124,8 +124,8 @@ def markdown(found: dict[str, Any]) -> str:
     done, asked = {result["seed"] for result in found["seeds"]}, found["asked"]
     if missing := [seed for seed in asked if seed not in done]:
         parts.append(
-            f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. The same command "
-            "goes on."
+            f"**{len(done)} of {len(asked)} seeds are done**, {', '.join(map(str, missing))} not yet. "
+            "Run the same command to continue."
         )
     if found["summary"] is not None:
         parts += [_main_table(found), _selection(found), _seed_table(found), _layer_table(found)]

@@ -68,8 +68,8 @@ def with_gain(
         ratio, owner = float(before) / float(after), projection.parameter
         if ratios.setdefault(owner, ratio) != ratio:
             raise ConfigError(
-                f"{projection.name} shares the weights of {owner}, and would need them times {ratio:.9g}, which "
-                f"{owner} needs times {ratios[owner]:.9g}"
+                f"{projection.name} shares the weights of {owner}, but needs them multiplied by "
+                f"{ratio:.9g}, and {owner} by {ratios[owner]:.9g}"
             )
         norm = projection.synapse.norm is not None
         names = [f"{projection.name}.{each}" for each in (("scale", "shift") if norm else ("bias",))]

@@ -56,7 +56,7 @@ def main(most_of_one: int, most_of_all: int, most_memory: int, most_seconds: int
     except Refused as error:
         found, reader.arrays = {"refused": str(error)}, []
     except MemoryError:
-        found, reader.arrays = {"refused": "it takes more memory to read than it may"}, []
+        found, reader.arrays = {"refused": "reading it takes more memory than is allowed"}, []
     except Exception as error:
         # Whatever HDF5 says of a damaged file.
         found, reader.arrays = {"refused": f"it is not a readable HDF5 file: {error}"[:300]}, []
@@ -139,7 +139,7 @@ class _Reader:
             self.nodes.append({"path": path, "kind": kind, "values": values})
             return
         if len(path) >= DEEPEST:
-            raise Refused(f"it has graphs in more than {DEEPEST} others")
+            raise Refused(f"its graphs are nested more than {DEEPEST} deep")
         if "nodes" not in members or "edges" not in members:
             raise Refused(f"{where} is a NIRGraph without nodes or edges")
         edges = self.edges(members["edges"], where)
@@ -175,10 +175,10 @@ class _Reader:
                 raise Refused(f"{where} is not a short text")
             return {"text": _text(found[()], where)}
         if found.dtype.kind not in NUMBERS or found.dtype.itemsize > 8 or found.dtype.shape:
-            raise Refused(f"{where} has the type {str(found.dtype)[:40]}, and not numbers of at most 8 bytes")
+            raise Refused(f"{where} has the type {str(found.dtype)[:40]}, but must be numbers of at most 8 bytes")
         np = self.np
         if int(found.dtype.itemsize) * int(found.size) > self.most:
-            raise Refused(f"{where} has the shape {list(found.shape)}, which takes more bytes than it may")
+            raise Refused(f"{where} has the shape {list(found.shape)}, which takes more bytes than are allowed")
         array = np.asarray(found[()]).astype(found.dtype.newbyteorder("<"), order="C", copy=False)
         shape = list(array.shape)
         if array.size and bool((array == array.flat[0]).all()):
@@ -186,7 +186,7 @@ class _Reader:
         at, self.at = self.at, self.at - (-array.nbytes // ALIGNED) * ALIGNED
         self.left -= array.nbytes
         if self.left < 0:
-            raise Refused("its arrays have more bytes than they may")
+            raise Refused("its arrays have more bytes than are allowed")
         self.arrays.append(array)
         return {"dtype": array.dtype.str.replace("|", "<"), "shape": shape, "count": int(array.size), "at": at}
 
@@ -201,7 +201,9 @@ class _Reader:
         plist = found.id.get_create_plist()
         filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
         if filters - FILTERS:
-            raise Refused(f"{where} is packed by a filter, {min(filters - FILTERS)}, that is not read")
+            raise Refused(
+                f"{where} is packed by an HDF5 filter, number {min(filters - FILTERS)}, that stsbp does not read"
+            )
 
     def edges(self, found: Any, where: str) -> list[list[str]]:
         """Pairs of names."""
@@ -210,7 +212,7 @@ class _Reader:
         if found.size == 0:
             return []
         if self.h5py.check_string_dtype(found.dtype) is None or found.ndim != 2 or found.shape[1] != 2:
-            raise Refused(f"{where} are no pairs of names")
+            raise Refused(f"{where} are not pairs of names")
         if len(found) > MOST_EDGES or found.dtype.itemsize > LONGEST_TEXT * 4:
             raise Refused(f"{where} are {len(found):,}, more than {MOST_EDGES:,}, or of long names")
         return [[_text(name, where) for name in pair] for pair in found[()].tolist()]

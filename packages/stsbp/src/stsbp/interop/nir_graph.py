@@ -157,7 +157,9 @@ class _Writer:
         """A node and its edges; its name."""
         if len(set(sources)) < len(sources):
             twice = next(each for each in sources if sources.count(each) > 1)
-            raise ConfigError(f"{name} cannot be written: it reads {twice} twice, and NIR has one edge between nodes")
+            raise ConfigError(
+                f"{name} cannot be written: it reads {twice} twice, but NIR allows only one edge between two nodes"
+            )
         self.nodes[name] = made
         self.edges += [(source, name) for source in sources]
         return name
@@ -262,7 +264,9 @@ class _Writer:
             filter = filter.filter
         if not isinstance(filter, Filter):
             rise = "" if place.output.pending is None else f", tau_rise={place.output.pending.tau_rise:g}"
-            raise ConfigError(f"{place.node.name} cannot be written: the synapse of NIR's neurons rises at once{rise}")
+            raise ConfigError(
+                f"{place.node.name} cannot be written: the synapse of NIR's neurons must rise at once{rise}"
+            )
         return filter.gain
 
     def folded(self, name: str, stages: list[_Stage]) -> list[_Stage]:
@@ -294,8 +298,8 @@ class _Writer:
         else:
             self.typed = False
             self.notes.append(
-                f"{name}: nir 1.0.8 takes every kernel as square, and this one is {op.kernels[0]}x{op.kernels[1]}: "
-                "nir.read needs type_check=False"
+                f"{name}: nir 1.0.8 treats every kernel as square, but this one is "
+                f"{op.kernels[0]}x{op.kernels[1]}; call nir.read with type_check=False"
             )
         numbers = {
             "input_shape": shape[1:],
@@ -321,8 +325,9 @@ class _Writer:
         decays = {filter.decay for filter, _ in currents}
         if len(decays) > 1:
             raise ConfigError(
-                f"{name} cannot be written: it reads {_listed(edges)} through synapses of different tau_s, and a "
-                "neuron of NIR has one; an input filter (input_tau_s) of the same, or tau_s=1, makes them alike"
+                f"{name} cannot be written: it reads {_listed(edges)} through synapses of different "
+                "tau_s, but a neuron of NIR has only one; use one tau_s for all, also for the input "
+                "filter (input_tau_s), or tau_s=1"
             )
         apart = len(currents) > 1
         # A synapse that forgets all does the same to a sum and to its parts.
@@ -331,19 +336,19 @@ class _Writer:
         sources: list[str] = []
         for number, (filter, ends) in enumerate(currents, start=1):
             if len(ends) > 2 and not self.adds_exactly(place):
-                self.rounds(f"{name}: what it reads is added in any order")
+                self.rounds(f"{name}: its inputs may be added in any order")
             if not (self.form.fold or _is_power_of_two(filter.gain)):
                 gain = _diagonal(_Stage("gain", np.full(shape[0], filter.gain)), shape)
                 ends = (self.add_beside(f"{own}_gain{number if apart else ''}", gain, ends),)
             sources += ends
         if apart and len(sources) > 2:
-            self.rounds(f"{name}: its currents are added in any order")
+            self.rounds(f"{name}: its currents may be added in any order")
         self.add(own, self.neurons(found, decays.pop()), sources)
 
     def rounds(self, what: str) -> None:
         """Something is rounded otherwise than in the network: said with `fold`, refused without."""
         if not self.form.fold:
-            raise ConfigError(f"{what}: this would round differently, so spikes can differ; --fold writes it anyway")
+            raise ConfigError(f"{what}; this rounds differently, so spikes can differ. To write it anyway, give --fold")
         self.rounded.append(what)
 
     def currents(self, place: Place) -> list[tuple[Filter, tuple[str, ...]]]:
@@ -353,8 +358,8 @@ class _Writer:
             filter = values.filter(training=False)
             if edge.delay and filter.learned() and edge.source not in self.program.recurrent:
                 raise ConfigError(
-                    f"{place.node.name} cannot be written: it reads {edge.source} with a delay and a bias, which is "
-                    "there from the first step on"
+                    f"{place.node.name} cannot be written: it reads {edge.source} with a delay and a bias, "
+                    "and NIR would delay the bias too"
                 )
             key: object = number if filter.learned() else (filter, values.static)
             plain = filter.filter if isinstance(filter, Biased) else filter
@@ -383,8 +388,8 @@ class _Writer:
             raise ConfigError(f"{name} cannot be written: NIR has no neuron with {kind}, neuron={model.name}")
         if getattr(model, "reset", "zero") != "zero":
             raise ConfigError(
-                f"{name} cannot be written: a spike of NIR's neurons sets the potential to v_reset, and here it takes "
-                "the threshold off it, reset=subtract"
+                f"{name} cannot be written: after a spike, NIR's neurons set the potential to v_reset, "
+                "but this one subtracts the threshold (reset=subtract)"
             )
         threshold = np.float32(model.threshold)
         threshold = np.nextafter(threshold, np.float32(0)) if form.threshold_below else threshold

@@ -202,7 +202,7 @@ class _Import:
         """The only node of a kind."""
         found = [node for node in self.graph.nodes.values() if node.kind == kind]
         if len(found) != 1:
-            raise DataError(f"a graph here has one {kind}, and this one has {len(found)}")
+            raise DataError(f"a graph must have one {kind} to be imported, but this one has {len(found)}")
         return found[0]
 
     def walk(self, start: GraphNode) -> None:
@@ -214,7 +214,7 @@ class _Import:
             if node.kind == "Output":
                 continue
             if name not in shapes:
-                raise fail(node, "nothing comes to it from the input")
+                raise fail(node, "no path leads to it from the input")
             if not self.readers[name]:
                 raise fail(node, "nothing reads it")
         neurons = [name for name in shapes if self.graph.nodes[name].kind in NEURONS]
@@ -234,13 +234,13 @@ class _Import:
         late, path = next((name for name in shapes if name not in self.signals), None), set[str]()
         while late is not None:
             if late in path:
-                raise fail(self.graph.nodes[late], "it reads itself without neurons between")
+                raise fail(self.graph.nodes[late], "it reads itself with no neurons in between")
             path.add(late)
             late = next(name for name in self.inputs[late] if name not in self.signals)
         for name in neurons:
             node, signal = self.graph.nodes[name], self.entering(self.graph.nodes[name])
             if not signal.weighted:
-                raise fail(node, "it reads spikes without weights between; put Linear or Affine before it")
+                raise fail(node, "it reads spikes with no weights in between; put Linear or Affine before it")
             self.populations[name] = _Population(node, read_neurons(node, self.choices), signal)
 
     def shapes(self, start: GraphNode) -> dict[str, Shape]:
@@ -263,14 +263,16 @@ class _Import:
             raise fail(node, "shape is not a list of whole numbers")
         declared = tuple(int(each) for each in found.reshape(-1))
         if any(not 1 <= each < 10**9 for each in declared):
-            raise fail(node, f"shape is {list(declared)}, and must be of numbers from 1 on")
+            raise fail(node, f"shape is {list(declared)}, but its numbers must be 1 or more")
         data, sizes = self.data_shape, _squeezed(declared)
         if data is None:
             line = any(self.graph.nodes[name].kind == "Conv1d" for name in self.readers[node.name])
             plain = {1: sizes, 2: (sizes[0], 1, sizes[-1]) if line else (1, *sizes), 3: sizes}
             shape = declared if len(declared) in (1, 3) else plain.get(len(sizes))
             if shape is None or math.prod(shape) > _MOST_NUMBERS:
-                raise fail(node, f"shape is {list(declared)}, which is none of a picture or of a row")
+                raise fail(
+                    node, f"shape is {list(declared)}, which is neither the shape of a picture nor that of a row"
+                )
             return shape
         if sizes == _squeezed(data):
             return data
@@ -280,9 +282,9 @@ class _Import:
         for shape in (data, flat):
             if declared[-len(shape) :] == shape:
                 many = list(declared[: -len(shape)])
-                self.notes.append((node.name, f"shape is {list(declared)}: {many} are taken for samples or steps"))
+                self.notes.append((node.name, f"shape is {list(declared)}: {many} are treated as samples or steps"))
                 return shape
-        raise fail(node, f"shape is {list(declared)}, and the data have the shape {list(data)}")
+        raise fail(node, f"shape is {list(declared)}, but the data have the shape {list(data)}")
 
     def entering(self, node: GraphNode) -> _Signal:
         """The sum of all that a node reads."""
@@ -290,7 +292,7 @@ class _Import:
         first = signals[0]
         for each in signals:
             if each.shape != first.shape:
-                raise fail(node, f"it reads what has the shapes {list(first.shape)} and {list(each.shape)}")
+                raise fail(node, f"its inputs have different shapes, {list(first.shape)} and {list(each.shape)}")
             if each.weighted != first.weighted:
                 raise fail(node, "it reads both spikes and weighted sums")
         # They double where what went two ways comes together again.
@@ -309,7 +311,7 @@ class _Import:
         if node.kind == "Delay":
             steps = read_delay(node, self.choices)
             if any(np.any(term.bias) for term in entering.terms):
-                raise fail(node, "what it delays has a bias, which is there from the first step on")
+                raise fail(node, "its input has a bias, which stsbp would not delay")
             return replace(entering, terms=tuple(replace(term, delay=term.delay + steps) for term in entering.terms))
         if entering.weighted and node.kind in WEIGHTS:
             return self.after_weights(node, entering)
@@ -328,17 +330,17 @@ class _Import:
         parameters = read_weights(node)
         shape = _line(entering.shape, node) if node.kind == "Conv1d" else entering.shape
         if isinstance(parameters.op, Linear) and len(_squeezed(shape)) > 1:
-            raise fail(node, f"it reads what has the shape {list(shape)}; put Flatten before it")
+            raise fail(node, f"its input has the shape {list(shape)}; put Flatten before it")
         self.projections[node.name] = _Projection(node, parameters, edge, factor, shape)
         output = _shape_after(node, shape)
         needs = parameters.op.weight_shape(shape)
         if needs != parameters.values.shape:
             has = f"weight has the shape {list(parameters.values.shape)}"
-            raise fail(node, f"{has}, and an input of shape {list(shape)} needs {list(needs)}")
+            raise fail(node, f"{has}, but an input of shape {list(shape)} needs {list(needs)}")
         if isinstance(given := node.values.get("input_shape"), np.ndarray):
             declared = given.reshape(-1)[:3].tolist()
             if declared != [*shape[-given.size :]] or not given.size:
-                raise fail(node, f"input_shape is {declared}, and it reads what has the shape {list(shape)}")
+                raise fail(node, f"input_shape is {declared}, but its input has the shape {list(shape)}")
         return _Signal((_Term(node.name, bias=_biases(node, parameters, output)),), output, weighted=True)
 
     def after_weights(self, node: GraphNode, entering: _Signal) -> _Signal:
@@ -388,12 +390,12 @@ class _Import:
         if not signal.weighted:
             (term, *others) = signal.terms
             if others or term.delay or not is_one(term.both) or term.source not in self.population_names:
-                raise fail(node, "it does not read the spikes of one population as they are")
+                raise fail(node, "it must read the unchanged spikes of one population")
             return
         own, model = self.names[node.name], Readout(1.0, surrogate=self.choices.surrogate)
         self.origins[own] = self.likes[own] = own
         self.populations[node.name] = _Population(node, NeuronParameters(model, None, 1.0, 1.0, 1.0), signal)
-        self.notes.append((node.name, "it reads weighted sums, which a readout of them gives, without leak"))
+        self.notes.append((node.name, "it reads weighted sums, so a readout without leak was added"))
 
     @property
     def population_names(self) -> set[str]:
@@ -420,8 +422,8 @@ class _Import:
                 origin, divisor = self.like(source), self.divisors.get(source, 1)
                 other = reads.setdefault(origin, population)
                 if abs(own - (its := other.parameters.tau_s)) > NEAR * its:
-                    through = f"a synapse of {own:g} steps, and {other.node.name} through one of {its:g}"
-                    why = "here a synapse belongs to the neurons that send"
+                    through = f"a synapse of {own:g} steps, but {other.node.name} through one of {its:g}"
+                    why = "in stsbp the neurons that send the spikes determine the synapse"
                     raise fail(population.node, f"it reads the spikes of {origin} through {through}; {why}")
                 gain = float(np.float32(np.asarray(times).flat[0] / own / divisor))
                 gains.setdefault(origin, set()).add((gain, divisor))
@@ -457,7 +459,7 @@ class _Import:
             edge = replace(projection.edge, delay=projection.edge.delay + term.delay)
             itself = edge.source == own
             if itself and edge.delay:
-                raise fail(population.node, f"it reads itself through {term.source} with a delay besides")
+                raise fail(population.node, f"it reads itself through {term.source} with an additional delay")
             psp = synapses[self.origins[edge.source]]
             tau_s = 1.0 if psp is None or psp.gain == "normalised" else psp.tau_s
             if itself:
@@ -509,9 +511,11 @@ class _Import:
         columns = 1.0 if isinstance(projection.columns, float) else projection.columns
         for factor, where in ((rows, f"between it and {population.node.name}"), (columns, "before it")):
             if not is_one(factor):
-                self.notes.append((node.name, f"its weights are multiplied by {_range(factor)}, for what is {where}"))
+                self.notes.append(
+                    (node.name, f"its weights are multiplied by {_range(factor)}, because of nodes {where}")
+                )
         if "bias" in node.values and not op.bias:
-            self.notes.append((node.name, "its bias is zero everywhere, and left out"))
+            self.notes.append((node.name, "its bias is zero everywhere and was left out"))
         return Edge(name)
 
     def free(self, name: str) -> str:
@@ -574,7 +578,7 @@ def _shape_after(node: GraphNode, shape: Shape) -> Shape:
 def _line(shape: Shape, node: GraphNode) -> Shape:
     """The shape of the input of a 1-d convolution, `(C, 1, L)`."""
     if len(shape) != 3 or shape[1] != 1:
-        raise fail(node, f"it reads what has the shape {list(shape)}; here inputs of 1-d convolutions are (C, 1, L)")
+        raise fail(node, f"its input has the shape {list(shape)}; the input of a 1-d convolution must be (C, 1, L)")
     return shape
 
 
@@ -604,7 +608,9 @@ def _spread(node: GraphNode, what: str, values: Factor, shape: Shape) -> Factor:
     try:
         np.broadcast_to(kept, shape)
     except ValueError:
-        raise fail(node, f"{what} has the shape {list(found.shape)}, and neurons have {list(shape)}") from None
+        raise fail(
+            node, f"{what} has the shape {list(found.shape)}, but the neurons have the shape {list(shape)}"
+        ) from None
     return kept
 
 
@@ -615,7 +621,7 @@ def _per_channel(node: GraphNode, what: str, values: Factor, shape: Shape) -> Fa
         return found
     rows = found.reshape(len(found) if found.ndim == len(shape) else 1, -1)
     if not (rows == rows[:, :1]).all():
-        raise fail(node, f"{what} differs within a channel, whose neurons share their weights")
+        raise fail(node, f"{what} differs within a channel, but the neurons of a channel share their weights")
     return np.broadcast_to(rows[:, 0], shape[:1])
 
 

@@ -157,7 +157,7 @@ def read_node(node: GraphNode, choices: Choices) -> None:
         DataError: it cannot be read; names it and the parameter.
     """
     if node.kind not in KINDS:
-        raise fail(node, f"no such kind of node is known; known: {', '.join(KINDS)}")
+        raise fail(node, f"this kind of node is unknown; known: {', '.join(KINDS)}")
     if unknown := sorted(node.values.keys() - KINDS[node.kind]):
         raise fail(node, f"it has the parameter {shown(unknown[0])}, which no {node.kind} has")
     if node.kind in NEURONS:
@@ -196,7 +196,7 @@ def read_neurons(node: GraphNode, choices: Choices) -> NeuronParameters:
         return NeuronParameters(_made(node, lambda: Readout(tau_m)), None, tau_s, w_in, gain)
     threshold = numbers(node, "threshold" if node.kind == "Threshold" else "v_threshold")
     if not (threshold > 0).all():
-        raise fail(node, f"a threshold is {threshold.min():g}, and must be above 0, where potentials rest")
+        raise fail(node, f"a threshold is {threshold.min():g}, but must be above 0, the resting potential")
     level = float(threshold.flat[0])
     if not _is_uniform(threshold):
         gain, level = _product(node, gain, 1 / threshold), 1.0
@@ -222,12 +222,12 @@ def read_weights(node: GraphNode) -> WeightParameters:
     values = _array(node, "weight")
     axes = {"Conv1d": 3, "Conv2d": 4}.get(node.kind, 2)
     if values.ndim != axes or not values.size:
-        raise fail(node, f"weight has the shape {list(values.shape)}, and must have {axes} axes, none of them empty")
+        raise fail(node, f"weight has the shape {list(values.shape)}, but must have {axes} axes, none of them empty")
     bias = numbers(node, "bias") if "bias" in KINDS[node.kind] else None
     if bias is not None:
         given = _array(node, "bias").shape
         if given not in ((len(values),), ()):
-            raise fail(node, f"bias has the shape {list(given)}, and weight has {len(values)} outputs")
+            raise fail(node, f"bias has the shape {list(given)}, but weight has {len(values)} outputs")
         bias = np.broadcast_to(bias, len(values)) if bias.any() else None
     if axes == 2:
         return WeightParameters(_made(node, lambda: Linear(len(values), bias=bias is not None)), values, bias)
@@ -266,9 +266,13 @@ def read_pool(node: GraphNode) -> tuple[AvgPool2d, float]:
     """
     size = _pair(node, "kernel_size", 1)
     if _pair(node, "stride", 1) != size:
-        raise fail(node, f"stride is not kernel_size, {list(size)}: pooling here is over windows beside each other")
+        raise fail(
+            node,
+            f"stride is not kernel_size, {list(size)}: stsbp pools only over windows that do not "
+            "overlap and leave no gaps",
+        )
     if any(_pair(node, "padding", 0)):
-        raise fail(node, "padding is not 0, and pooling has none here")
+        raise fail(node, "padding is not 0, but stsbp pools without padding")
     pool = _made(node, lambda: AvgPool2d(size))
     return pool, float(pool.area) if node.kind == "SumPool2d" else 1.0
 
@@ -282,7 +286,7 @@ def read_delay(node: GraphNode, choices: Choices) -> int:
     steps = _only(node, "delay", numbers(node, "delay")) / choices.dt
     if not (0 <= steps <= MAX_DELAY and abs(steps - round(steps)) <= NEAR * max(1.0, steps)):
         most = f"a whole number of them, at most {MAX_DELAY:,}"
-        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, and must be {most}")
+        raise fail(node, f"delay is {steps:g} steps of {choices.dt:g} s, but must be {most}")
     return round(steps)
 
 
@@ -306,7 +310,7 @@ def _array(node: GraphNode, key: str) -> AnyArray:
         raise fail(node, f"it has no {key}")
     found = node.values[key]
     if not isinstance(found, np.ndarray) or not found.size:
-        raise fail(node, f"{key} is {shown(found) if isinstance(found, str) else 'empty'}, and must be numbers")
+        raise fail(node, f"{key} is {shown(found) if isinstance(found, str) else 'empty'}, but must be numbers")
     # Of what is the same everywhere, however large it is, one number is looked at.
     if not np.isfinite(found if any(found.strides) else found.flat[:1]).all():
         raise fail(node, f"{key} is not finite")
@@ -327,7 +331,7 @@ def _check_zero(node: GraphNode, key: str) -> None:
     found = numbers(node, key)
     if found.any():
         other = found.flat[int(np.argmax(found != 0))]
-        raise fail(node, f"{key} is {other:g}, and must be 0: potentials rest at 0 here, and are reset to it")
+        raise fail(node, f"{key} is {other:g}, but must be 0: in stsbp, potentials rest at 0 and are reset to 0")
 
 
 def _steps(node: GraphNode, key: str, choices: Choices) -> Float64:
@@ -336,7 +340,7 @@ def _steps(node: GraphNode, key: str, choices: Choices) -> Float64:
     if not (steps >= 1 - NEAR).all():
         least = f"{key} is {steps.min() * choices.dt:g} s"
         less = f"{least}, which is less than a step of {choices.dt:g} s"
-        raise fail(node, f"{less}; leave --dt out where the file says it, or give another")
+        raise fail(node, f"{less}; give another --dt, or leave it out if the file states the step")
     if not (steps <= _LONGEST).all():
         raise fail(node, f"{key} is {steps.max() * choices.dt:g} s, which is more than 2^100 steps")
     return np.maximum(steps, 1.0)
@@ -351,7 +355,7 @@ def _only(node: GraphNode, key: str, values: Float64) -> float:
     """The number that is the same for all neurons."""
     if not _is_uniform(values):
         most = f"{values.min():g} to {values.max():g}"
-        raise fail(node, f"{key} differs from neuron to neuron, {most}, and must be the same for all")
+        raise fail(node, f"{key} differs from neuron to neuron, {most}, but must be the same for all")
     return float(values.flat[0])
 
 
@@ -375,7 +379,7 @@ def _count(node: GraphNode, key: str, found: AnyArray, least: int) -> int:
     number = float(found.flat[0])
     if found.size != 1 or number != round(number) or not least <= number < _LONGEST_AXIS:
         given = f"{number:g}" if found.size == 1 else f"{found.size:,} numbers"
-        raise fail(node, f"{key} is {given}, and must be a whole number of at least {least}")
+        raise fail(node, f"{key} is {given}, but must be a whole number of at least {least}")
     return round(number)
 
 

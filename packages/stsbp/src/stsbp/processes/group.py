@@ -237,7 +237,7 @@ class _Joined(Group):
             except OSError as error:
                 problem = error
         raise BackendError(
-            f"{self._monitor.me} does not reach {self.members[0]} at port {port} of {addresses[0]}: "
+            f"{self._monitor.me} cannot reach {self.members[0]} at port {port} of {addresses[0]}: "
             f"{problem.strerror or problem}; ports above 1024 must be open between the machines"
         )
 

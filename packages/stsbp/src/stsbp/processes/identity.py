@@ -62,19 +62,22 @@ def compare(members: Sequence[Member], found: Sequence[Mapping[str, Any]]) -> No
 
 def _differs(member: Member, name: str, own: Any, its: Any) -> str:
     if name == "contract":
-        what = f"computes by version {its} of the exact-arithmetic contract, rank 0 by version {own}"
+        what = f"uses version {its} of the exact-arithmetic contract, but rank 0 uses version {own}"
         return f"{member} {what}: install the same version everywhere"
     if name == "engine":
-        what = f"speaks with the others through {its}, rank 0 through {own}"
-        return f"{member} {what}: take backends that share one, or the same backend everywhere"
+        what = f"communicates through {its}, but rank 0 through {own}"
+        return f"{member} {what}: use backends that communicate in the same way, or the same backend everywhere"
     if name.startswith("sources"):
-        return f"{member} has other {name} than rank 0 (SHA-256 {its[:12]} and {own[:12]}): install the same everywhere"
+        return (
+            f"{member} has different {name} from rank 0 (SHA-256 {its[:12]} and {own[:12]}): install "
+            "the same version everywhere"
+        )
     if name == "data":
         return (
-            f"{member} has other data than rank 0 (their number, labels or content differ): give all of them the same "
-            "data set, --data-dir and files"
+            f"{member} has different data from rank 0 (their number, labels or content differ): give "
+            "all of them the same data set, --data-dir and files"
         )
-    return f"{member}: the {name} is {its}, that of rank 0 {own}: install the same everywhere"
+    return f"{member}: the {name} is {its}, but that of rank 0 is {own}: install the same version everywhere"
 
 
 def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any]]) -> None:
@@ -91,7 +94,7 @@ def compare_settings(members: Sequence[Member], asked: Sequence[Mapping[str, Any
             if asked[0].get(name) != its.get(name)
         ]
         if lines:
-            raise ConfigError(f"{member} was given other settings than rank 0:\n" + "\n".join(lines))
+            raise ConfigError(f"{member} was given different settings from rank 0:\n" + "\n".join(lines))
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:

@@ -211,12 +211,13 @@ def _load_own(config: RunConfig, progress: ProgressCallback | None, begun: bool)
             if not begun or not own.parts or own.expanduser().exists():
                 raise
             raise DataError(
-                f"{error}\nThe run was begun with its data in {own}: if they have moved, add --data-dir and the new "
-                "place"
+                f"{error}\nWhen the run began, its data were in {own}. If they have moved, give their new "
+                "folder with --data-dir"
             ) from error
         raise DataError(
-            f"{error}\nThe data folder {lost} is relative, and there is none in {Path.cwd()}: go to the folder that it "
-            "was given in, or say with --data-dir where the data are"
+            f"{error}\nThe data folder {lost} is a relative path, and {Path.cwd()} does not contain "
+            "it. Change to the folder in which the run was started, or give the data folder with "
+            "--data-dir"
         ) from error
 
 
@@ -238,11 +239,14 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
     if changed:
         kind, what = ("saccades", "recordings of saccades") if info.recordings else ("recordings", "recordings")
         of = ", ".join(other.name for other in known_infos() if getattr(other, kind))
-        raise ConfigError(f"{', '.join(changed)} are settings of {what} ({of}), not of {config.dataset}")
+        raise ConfigError(f"{', '.join(changed)} apply only to {what} ({of}), not to {config.dataset}")
     if not config.test and (config.test_on or config.holdout):
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
-        raise ConfigError("test_on names another data set to test on, so that none is held out of the one trained on")
+        raise ConfigError(
+            "test_on must name a data set other than the one trained on, and no samples are held out "
+            "then: leave out holdout, or choose another test_on"
+        )
     # The data folder is that of the data set to test on, where only this one needs it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
     own = "" if of_other else config.data_dir
@@ -315,7 +319,9 @@ def _tested_on(dataset: Dataset, other: Dataset) -> Dataset:
     """`dataset` with the samples of another one as its test set."""
     own, its = Inputs.of(dataset), Inputs.of(other)
     if own != its:
-        raise ConfigError(f"{dataset.name} cannot be tested on {other.name}: it has {own}, the other {its.unlike(own)}")
+        raise ConfigError(
+            f"{dataset.name} cannot be tested on {other.name}: it has {own}, but the other has {its.unlike(own)}"
+        )
     skipped = f", {len(other.skipped)} malformed ones left out" if other.skipped else ""
     note = f"tested on {len(other.test)} samples of {other.name}{skipped}"
     return dataclasses.replace(
@@ -348,7 +354,8 @@ def check_neuron_settings(config: RunConfig, typed: Container[str]) -> None:
         if name in typed and name not in build_neuron(config).written():
             having = ", ".join(known for known, model in NEURONS.items() if name in parameters(model))
             raise ConfigError(
-                f"--{name.replace('_', '-')} is for the neurons {having}, and {config.neuron} has none; leave it out"
+                f"--{name.replace('_', '-')} is a parameter of the neurons {having}, but not of "
+                f"{config.neuron}; leave it out"
             )
 
 
@@ -552,7 +559,7 @@ def _check_moved(inputs: Inputs) -> None:
         raise ConfigError("inputs without rows and columns cannot be shifted, reflected or bent: leave augment_* out")
     if inputs.sequences:
         raise ConfigError(
-            "inputs of a row of neurons move in time, and labels that are spike trains would stay: leave augment_* out"
+            "augmentation moves these inputs in time, but not their labels, which are spike trains; leave augment_* out"
         )
 
 
@@ -581,7 +588,7 @@ def build_task(
     loss = build_loss(config)
     if loss.of_potentials and inputs.sequences:
         raise ConfigError(
-            f"the loss {loss.name} is one of classes, and labels are spike trains here; take van-rossum or hamming"
+            f"the loss {loss.name} needs classes, but these labels are spike trains; use van-rossum or hamming"
         )
     per_epoch = updates_per_epoch(config, samples)
     optimizer = AdamW(

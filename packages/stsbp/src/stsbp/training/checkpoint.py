@@ -104,7 +104,9 @@ def load(folder: Path, name: str) -> Checkpoint:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(path, "it is not a complete description of a checkpoint", name) from error
     if version != FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this stsbp reads {FORMAT}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path} has format {version}, but this stsbp reads format {FORMAT}; use the version that wrote it"
+        )
     if digest != own_digest:
         raise _damaged(path, "its content does not match its own digest", name)
     try:
@@ -123,7 +125,7 @@ def load(folder: Path, name: str) -> Checkpoint:
     except OSError as error:
         raise CheckpointError(f"cannot read {tensor_path}: {error.strerror or error}") from error
     if hashlib.sha256(data).hexdigest() != header.sha256:
-        raise _damaged(tensor_path, "its SHA-256 is not the one written down when it was saved", name)
+        raise _damaged(tensor_path, "its SHA-256 differs from the one recorded when it was saved", name)
     try:
         arrays: dict[str, AnyArray] = safetensors.numpy.load(data)
     except (SafetensorError, ValueError, KeyError) as error:

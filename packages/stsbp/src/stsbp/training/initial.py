@@ -59,7 +59,7 @@ def pinned(config: RunConfig) -> RunConfig:
     for setting, own in OWN.items():
         named, model = getattr(config, setting), getattr(config, own.model)
         if model and not own.names_a_class(named):
-            raise ConfigError(f"{own.model} is of the class that {setting} names, which names none")
+            raise ConfigError(f"{own.model} stores a class, but {setting} does not name a class")
         if own.names_a_class(named) and not model:
             with calling(f"{setting} = {named} cannot be stored as data"):
                 found = build_neuron(config) if setting == "neuron" else own.parse(named)
@@ -77,7 +77,7 @@ def _start(config: RunConfig) -> Checkpoint:
     saved = checkpoint.load(path, name)
     if config.init_sha256 not in ("", saved.info["sha256"]):
         raise CheckpointError(
-            f"the weights of {config.init_from} are others than those to begin with: their SHA-256 is "
+            f"the weights of {config.init_from} are not the expected ones: their SHA-256 is "
             f"{saved.info['sha256']}, not {config.init_sha256}"
         )
     return saved

@@ -321,8 +321,9 @@ class _Loop:
         """Say what keeps a resumed run from the bits in which it would have ended."""
         if self.config.precision == "reproducible" and saved.contract != CONTRACT_VERSION:
             self.reporter.warn(
-                f"{self.folder.path} was begun under version {saved.contract} of the exact-arithmetic contract and "
-                f"goes on under version {CONTRACT_VERSION}: it cannot end in the bits of either (docs/exactness.md)"
+                f"{self.folder.path} was begun under version {saved.contract} of the exact-arithmetic "
+                f"contract and continues under version {CONTRACT_VERSION}, so its result will match "
+                "neither version bit for bit (docs/exactness.md)"
             )
         threads = thread_count(self.config.threads)
         if self.config.precision == "fast" and saved.threads not in (None, threads):

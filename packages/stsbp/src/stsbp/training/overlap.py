@@ -44,7 +44,7 @@ def seen_in_training(trained: Trained, name: str, samples: Split, show: Reporter
         trained.samples(data, "train")
     except (DataError, ConfigError) as error:
         reason = str(error).partition("\n")[0]
-        show.note(f"whether {run} was trained on some of these samples cannot be seen: {reason}")
+        show.note(f"cannot check whether {run} was trained on some of these samples: {reason}")
         return None
     return _shared(data, samples, show)
 
@@ -55,8 +55,8 @@ def warn_of_trained_tests(config: RunConfig, data: Data, show: Reporter) -> None
         return
     if seen := _shared(data, data.test, show):
         show.warn(
-            f"{seen} of the {len(data.test)} samples of {config.test_on} to test on have the content of samples that "
-            "are trained on, or that choose the best checkpoint"
+            f"{seen} of the {len(data.test)} test samples of {config.test_on} have the same content "
+            "as samples that are used for training or to choose the best checkpoint"
         )
 
 
@@ -77,13 +77,13 @@ def warn_of_borrowed_tests(config: RunConfig, data: Data, backend: AbstractBacke
     try:
         start = load_trained(folder, name, backend)
     except CheckpointError as error:
-        show.note(f"whether {config.init_from} was trained on samples to test on cannot be seen: {error}")
+        show.note(f"cannot check whether {config.init_from} was trained on some of the test samples: {error}")
         return
     if seen := seen_in_training(start, tested, data.test, show, config.init_from):
         show.warn(
-            f"{seen} of the {len(data.test)} samples to test on have the content of samples that {config.init_from}, "
-            "which this run begins with, was trained on, or that chose its best checkpoint: give both runs the same "
-            "--split-seed, --holdout and data set"
+            f"{seen} of the {len(data.test)} test samples have the same content as samples that "
+            f"{config.init_from} was trained on or that chose its best checkpoint, and this run "
+            "starts from its weights. Give both runs the same --split-seed, --holdout and data set"
         )
 
 

@@ -324,14 +324,16 @@ class _LockedFolder(OpenFolder):
             return
         if self.descriptor is not None and _identity_at(self.path) == _identity(os.fstat(self.descriptor)):
             raise FileError(
-                f"the lock of the run, {self.path / '.lock'}, was removed or replaced while it trained. It stops, so "
-                "that no two processes write there; what came after its last checkpoint is lost. When no other "
-                f"process trains there, go on with: stsbp train --resume {self.path}"
+                f"the lock of the run, {self.path / '.lock'}, was removed or replaced while it trained. "
+                "The run stops, so that no two processes write there. Everything after its last "
+                "checkpoint is lost. When no other process trains there, continue with: stsbp train "
+                f"--resume {self.path}"
             )
         raise FileError(
-            f"{self.path}, the folder of the run, was removed, moved or replaced while it trained. Nothing more is "
-            "written; what came after its last checkpoint is lost. If the folder was moved, go on where it is now: "
-            "stsbp train --resume FOLDER; otherwise begin anew with another --out"
+            f"{self.path}, the folder of the run, was removed, moved or replaced while it trained. "
+            "Nothing more is written, and everything after its last checkpoint is lost. If the "
+            "folder was moved, continue in its new place: stsbp train --resume FOLDER. Otherwise "
+            "begin a new run with another --out"
         )
 
     def close(self) -> None:

@@ -203,7 +203,7 @@ class Trained:
             raise ConfigError(f"the run has no {split} split, because it was trained {how}; name another --split")
         if data.inputs != self.task.inputs:
             raise ConfigError(
-                f"the data are {data.inputs}, the run was trained on {self.task.inputs}; give the same --data-dir"
+                f"the data are {data.inputs}, but the run was trained on {self.task.inputs}; give the same --data-dir"
             )
         if data.fingerprint() != self.info["data"]:
             raise ConfigError(
@@ -221,7 +221,7 @@ class Trained:
         its = Inputs.of(dataset)
         if its != self.task.inputs:
             raise ConfigError(
-                f"the run was trained on {self.task.inputs}, {dataset.name} has {its.unlike(self.task.inputs)}"
+                f"the run was trained on {self.task.inputs}, but {dataset.name} has {its.unlike(self.task.inputs)}"
             )
         return dataset.test
 
