@@ -217,7 +217,7 @@ REFUSED = [
             Node("back", Linear(4), (Edge("n2", 1),)),
         ),
         "w2",
-        "it reads itself through n1, back, n2, w2; a population may read itself",
+        "it reads itself through n1, back, n2, w2; only a population may read itself",
     ),
     (recurrent(OneToOne()), "own", "a one-to-one connection needs an input (N,), got (4, 7, 7); take a depthwise"),
     (
@@ -246,12 +246,12 @@ REFUSED = [
     (
         (INPUT, Node("w1", Linear(3), (Edge("w1"),))),
         "w1",
-        "it reads itself through w1; a population may read",
+        "it reads itself through w1; only a population may read",
     ),
     (
         (INPUT, Node("a", Sum(), (Edge("input"), Edge("c"))), *(Node(x, Sum(), (Edge(y),)) for x, y in ("ba", "cb"))),
         "b",
-        "it reads itself through a, c, b; a population may read itself",
+        "it reads itself through a, c, b; only a population may read itself",
     ),
     (
         (*HIDDEN, *(Node(name, Linear(3), (Edge("n1"),)) for name in ("w3", "w4"))),

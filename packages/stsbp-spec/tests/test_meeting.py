@@ -82,7 +82,7 @@ def test_a_port_that_others_use_is_told() -> None:
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         said = refusal(Rendezvous(0, 2, 0, "127.0.0.1", port, timeout=5.0))
-        assert said == f"rank 0 cannot listen on port {port}: it is in use; give the run another port"
+        assert said == f"rank 0 cannot listen on port {port}: the port is in use; give the run another port"
         said = refusal(Rendezvous(1, 2, 1, "127.0.0.1", port, timeout=0.3))
         assert said.startswith(f"rank 1 did not find rank 0 at 127.0.0.1:{port} within 0.3 s: ")
 

@@ -261,7 +261,10 @@ def test_a_state_that_no_update_leaves_is_refused(name: str, value: Any, error: 
         (lambda b: Batch(b.inputs[:, :, :1], b.targets), r"must be \[T, B, \.\.\.\], \.\.\. = \(2, 8, 8\), got"),
         (lambda b: Batch(b.inputs[:5], b.targets), "inputs have 5 steps, expected 10"),
         (lambda b: Batch(b.inputs[:, :0], b.targets[:, :0]), "the batch is empty"),
-        (lambda b: Batch(b.inputs * np.uint8(2), b.targets), r"holds the count 2, the network allows 1 \(input_max\)"),
+        (
+            lambda b: Batch(b.inputs * np.uint8(2), b.targets),
+            r"holds the count 2, but the network allows at most 1 \(input_max\)",
+        ),
         (
             lambda b: Batch(b.inputs, b.targets[..., :3]),
             r"targets must be \[T, B, N\] = \(10, 4, 4\), got \(10, 4, 3\)",
