@@ -363,7 +363,7 @@ def test_what_is_multiplied_is_said() -> None:
     assert found.notes == (("a", "its weights are multiplied by 0.5, because of nodes between it and n"),)
     assert np.array_equal(found.weights["a"], full(4, 5) / 2)
     found = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
-    assert ("b", "its weights are multiplied by 4 to 16, for what is before it") in found.notes
+    assert ("b", "its weights are multiplied by 4 to 16, because of nodes before it") in found.notes
     found = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
     assert found.notes == (("conv", "its bias is zero everywhere and was left out"),)
 
