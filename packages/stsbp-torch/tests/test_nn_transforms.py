@@ -230,7 +230,7 @@ CONV = SpikingConv2d(2, 4, 3)
     ("layers", "given", "message"),
     [
         ([CONV], {"input_max": 3}, "layer 0, SpikingConv2d: .* up to 3: give input_exponent=0, input_max=3"),
-        ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), and it has psp=None"),
+        ([CONV, SpikingLinear(144, 3)], {}, r"layer 1, SpikingLinear: .* filter PSP\(tau_s=4.0\), but it has psp=None"),
         ([CONV, SpikingAvgPool2d(2), SpikingLinear(36, 3, psp=PSP(4))], {}, "layer 2, .*give input_exponent=2"),
         ([CONV, SpikingLinear(36, 3, psp=PSP(4))], {}, r"layer 1.*has weights \(3, 144\), got \(3, 36\)"),
         ([CONV, torch.nn.Dropout()], {}, "layer 1, Dropout, is not a layer of stsbp_torch"),
