@@ -57,7 +57,7 @@ def test_calls_with_chunks_of_time_have_the_bits_of_one_call(name: str) -> None:
         assert state is not None
         for a, b in zip(state[key], arrays, strict=True):
             np.testing.assert_array_equal(a, b)
-    with pytest.raises(ShapeError, match=r"must be \[1, B, ...\] with B = 2, like the inputs, got \("):
+    with pytest.raises(ShapeError, match=r"state must be \[1, B, ...\] with B = 2, like the inputs, got \("):
         apply(network, weights, x[:, :2], STEPS, state=state)
     with pytest.raises(ShapeError, match=r"the state does not contain .*; it belongs to another network"):
         apply(network, weights, x, STEPS, state={})

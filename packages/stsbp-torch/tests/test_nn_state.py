@@ -291,7 +291,7 @@ def test_states_of_others_are_refused() -> None:
     spec, (frames, _) = spec_of("chain"), samples()
     net = Network(spec)
     state = net(frames, full=True).state
-    with pytest.raises(ShapeError, match=r"must be \[1, B, ...\] with B = 2, like the inputs, got \[1, 3, "):
+    with pytest.raises(ShapeError, match=r"state must be \[1, B, ...\] with B = 2, like the inputs, got \[1, 3, "):
         net(frames[:, :2], state=state)
     with pytest.raises(ShapeError, match="the state has 0 arrays of neurons1, not 3; it belongs to another module"):
         net(frames, state={"step": state["step"]})

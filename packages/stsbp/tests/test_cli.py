@@ -141,7 +141,7 @@ def test_backends_compile_says_what_was_compiled(stsbp: Callable[..., Result], m
     ]
     refused = stsbp("backends", "--compile", "--json")
     assert refused.exit_code == 2
-    assert "give one of them" in refused.stderr
+    assert "give only one of them" in refused.stderr
 
 
 @pytest.mark.parametrize(

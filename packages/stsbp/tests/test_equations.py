@@ -77,7 +77,7 @@ def test_a_product_that_wants_a_snap_is_warned_of(
     line = (
         "warning: loud_forward: i * i may be below 2^-126, which some backends treat as zero, so that whether u >= vth"
     )
-    assert shown.stderr == f"{line} differs: write snap(i * i)\n"
+    assert shown.stderr == f"{line} differs; write snap(i * i)\n"
     assert stsbp("equations", "alif").stderr == ""
     train = ("--backend", "numpy", "train", "digits", "--net", "8", "--steps", "4", "--limit", "16", "--epochs", "1")
     assert line in stsbp(*train, "--neuron", "loud:Loud", "--out", "run").stderr.replace("\n", " ")

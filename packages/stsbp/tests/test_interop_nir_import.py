@@ -360,10 +360,10 @@ def test_spikes_that_are_added_go_through_one_synapse() -> None:
 
 def test_what_is_multiplied_is_said() -> None:
     found = import_graph(SAME["LIF, r = 1"][0], (5,), CHOICES)
-    assert found.notes == (("a", "its weights are multiplied by 0.5, for what is between it and n"),)
+    assert found.notes == (("a", "its weights are multiplied by 0.5, because of nodes between it and n"),)
     assert np.array_equal(found.weights["a"], full(4, 5) / 2)
     found = import_graph(SAME["scale of channels, pool"][0], IMAGE, CHOICES)
-    assert ("b", "its weights are multiplied by 4 to 16, for what is before it") in found.notes
+    assert ("b", "its weights are multiplied by 4 to 16, because of nodes before it") in found.notes
     found = import_graph(SAME["convolution"][0], IMAGE, CHOICES)
     assert found.notes == (("conv", "its bias is zero everywhere and was left out"),)
 
@@ -593,16 +593,16 @@ def between(first: str, second: str, *names: str, **nodes: Any) -> Callable[[], 
 
 
 REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
-    "v_leak": (changed("n", v_leak=[0, 0, 1.5, 0]), r"node n \(CubaLIF\): v_leak is 1.5, and must be 0"),
-    "v_reset": (changed("n", v_reset=np.full(4, -0.5)), r"node n \(CubaLIF\): v_reset is -0.5, and must be 0"),
-    "v_threshold": (changed("n", v_threshold=[1, 1, 0, 1]), "a threshold is 0, and must be above 0"),
+    "v_leak": (changed("n", v_leak=[0, 0, 1.5, 0]), r"node n \(CubaLIF\): v_leak is 1.5, but must be 0"),
+    "v_reset": (changed("n", v_reset=np.full(4, -0.5)), r"node n \(CubaLIF\): v_reset is -0.5, but must be 0"),
+    "v_threshold": (changed("n", v_threshold=[1, 1, 0, 1]), "a threshold is 0, but must be above 0"),
     "tau_syn": (changed("n", tau_syn=varied((4,)) * 1e-3), "tau_syn differs from neuron to neuron, 1 to 4"),
     "tau_mem below a step": (changed("n", tau_mem=np.full(4, 5e-4)), "tau_mem is 0.0005 s, which is less than a step"),
     "tau_mem negative": (changed("n", tau_mem=np.full(4, -1.0)), "tau_mem is -1 s, which is less than a step"),
     "tau_mem endless": (changed("n", tau_mem=np.full(4, np.inf)), "tau_mem is not finite"),
-    "r is no number": (changed("n", r="x"), "r is 'x', and must be numbers"),
+    "r is no number": (changed("n", r="x"), "r is 'x', but must be numbers"),
     "r is nan": (changed("n", r=np.full(4, np.nan)), "r is not finite"),
-    "no r": (changed("n", r=np.zeros((0,))), "r is empty, and must be numbers"),
+    "no r": (changed("n", r=np.zeros((0,))), "r is empty, but must be numbers"),
     "r of others": (changed("n", r=varied((3,))), "its parameters have different shapes"),
     "more": (changed("n", beta=1.0), "it has the parameter 'beta', which no CubaLIF has"),
     "other kind": (
@@ -662,7 +662,7 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
         between("b", "last", m=lif(3), o=lif(3)),
         r"node o \(LIF\): it reads spikes with no weights",
     ),
-    "the output reads more": (connected(("n", "output")), r"node output \(Output\): it reads"),
+    "the output reads more": (connected(("n", "output")), r"node output \(Output\): its inputs have different shapes"),
     "the output is read": (connected(("output", "a")), r"node output \(Output\): something reads it"),
     "the input reads": (connected(("n", "input")), r"node input \(Input\): it reads something"),
     "two inputs": (
@@ -733,7 +733,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
     ),
     "no windows": (
         picture(conv(4, 2), lif(()), 36, pool=pool("AvgPool2d", 0, 2)),
-        "kernel_size is 0, and must be a whole",
+        "kernel_size is 0, but must be a whole",
     ),
     "pooling of sums": (
         graph(
@@ -754,7 +754,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
         picture(conv(4, 2, (2, 2), padding="same"), lif(()), 144),
         "padding is 'same', .* odd kernels",
     ),
-    "a stride of a half": (picture(conv(4, 2, stride=0.5), lif(()), 144), "stride is 0.5, and must be a whole number"),
+    "a stride of a half": (picture(conv(4, 2, stride=0.5), lif(()), 144), "stride is 0.5, but must be a whole number"),
     "three strides": (picture(conv(4, 2, stride=np.ones(3)), lif(()), 144), "stride has 3 numbers"),
     "groups that do not divide": (picture(conv(4, 2, groups=3), lif(()), 144), "node conv .*groups"),
     "channels of another number": (
@@ -772,7 +772,7 @@ PICTURES: dict[str, tuple[Graph, str]] = {
     ),
     "several groups": (
         picture(conv(4, 2, groups=np.ones(5)), lif(()), 144),
-        "groups is 5 numbers, and must be a whole",
+        "groups is 5 numbers, but must be a whole",
     ),
     "input_shape of many": (
         picture(conv(4, 2, input_shape=np.full(9, 6)), lif(()), 144),

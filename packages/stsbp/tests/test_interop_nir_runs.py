@@ -152,7 +152,7 @@ def test_rounding_to_the_grid_is_said(imported: Callable[..., Result], tmp_path:
 def test_what_is_multiplied_is_said(imported: Callable[..., Result], tmp_path: Path) -> None:
     file = written(tmp_path / "one.nir", {**nodes(), "n": lif(5, r=np.ones(5))}, EDGES)
     result = imported("--dt", "1e-3", of=file)
-    assert "a: its weights are multiplied by 0.5, for what is between it and n" in result.stdout
+    assert "a: its weights are multiplied by 0.5, because of nodes between it and n" in result.stdout
 
 
 def test_the_step_is_asked_for_where_the_file_does_not_say_it(imported: Callable[..., Result], tmp_path: Path) -> None:
@@ -197,14 +197,14 @@ def test_outputs_of_another_number_are_refused(imported: Callable[..., Result], 
     other = {**nodes(), "b": {"type": "Linear", "weight": full(4, 5)}, "last": lif(4)}
     result = imported("--dt", "1e-3", of=written(tmp_path / "four.nir", other, EDGES))
     assert result.exit_code == 1
-    assert "has 4 outputs, and sequences:" in result.stderr
+    assert "has 4 outputs, but sequences:" in result.stderr
     assert "3 target spike trains" in result.stderr
 
 
 def test_an_error_names_the_file(imported: Callable[..., Result], tmp_path: Path) -> None:
     bad = written(tmp_path / "bad.nir", {**nodes(), "n": lif(5, v_leak=np.ones(5))}, EDGES)
     result = imported("--dt", "1e-3", of=bad)
-    assert result.stderr.splitlines()[-1].startswith(f"Error: {bad}: node n (LIF): v_leak is 1, and must be 0")
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {bad}: node n (LIF): v_leak is 1, but must be 0")
     alone = written(tmp_path / "alone.nir", {**nodes(), "x": {"type": "Linear", "weight": full(2, 6)}}, EDGES)
     assert f"{alone}: node x (Linear)" in imported("--dt", "1e-3", of=alone).stderr
 

@@ -200,7 +200,7 @@ def test_prediction_and_report_of_samples_that_end_early(stsbp: Callable[..., Re
     np.save(tmp_path / "long.npy", np.zeros((STEPS + 1, 8), np.uint8))
     refused = stsbp("predict", tmp_path / "run", tmp_path / "long.npy")
     assert refused.exit_code == 1
-    assert "has shape [13, 8], the network reads [T, N] = [12, 8]" in refused.stderr
+    assert "has shape [13, 8], but the network reads [T, N] = [12, 8]" in refused.stderr
     assert stsbp("report", tmp_path / "run").exit_code == 0
 
 

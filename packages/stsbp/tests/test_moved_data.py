@@ -150,7 +150,7 @@ def test_a_run_with_a_relative_data_folder_is_read_from_there(
     monkeypatch.chdir(tmp_path / "elsewhere")
     done = stsbp("evaluate", tmp_path / "run")
     assert done.exit_code == 1
-    assert "data folder images is relative" in done.output
+    assert "data folder images is a relative path" in done.output
     assert "--data-dir" in done.output
     assert stsbp("evaluate", tmp_path / "run", "--data-dir", images).exit_code == 0
 

@@ -150,7 +150,7 @@ def test_data_are_compared() -> None:
             "0" * 64,
             "has different sources of stsbp_spec from rank 0 (SHA-256 000000000000 and ",
         ),
-        ("version of stsbp", "9.9", "the version of stsbp is 9.9, that of rank 0 "),
+        ("version of stsbp", "9.9", "the version of stsbp is 9.9, but that of rank 0 "),
     ],
 )
 def test_what_a_process_runs_is_compared(name: str, value: object, says: str) -> None:

@@ -184,7 +184,7 @@ class Lacks(Missed):
         ("my_losses:Missed:weight=inf", "weight must be a finite number, got inf"),
         ("my_losses:Missed:weight", "loss 'my_losses:Missed': expected key=value, got 'weight'"),
         ("broken:InNumpy", "computes its distance in numpy, so a run cannot store it"),
-        ("broken:Powers", "take + - * / of psp.tau_s, psp.tau_rise, steps and batch"),
+        ("broken:Powers", "may use only + - * / of psp.tau_s, psp.tau_rise, steps and batch"),
         ("broken:Forks", "cannot be stored: they must be the same + - * / of numbers in every run"),
         ("broken:Fails", "ZeroDivisionError: integer division or modulo by zero"),
         ("broken:Lacks", "`parameters` and `constants` name different constants"),

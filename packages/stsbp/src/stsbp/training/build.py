@@ -244,8 +244,7 @@ def load_dataset(config: RunConfig, progress: ProgressCallback | None = None) ->
         raise ConfigError("test = false (--no-test) means that there is no test set: leave out test_on and holdout")
     if config.test_on and (config.holdout or config.test_on == config.dataset):
         raise ConfigError(
-            "test_on must name a data set other than the one trained on, and no samples are held out "
-            "then: leave out holdout, or choose another test_on"
+            "test_on must name another data set, not the one trained on, and cannot be combined with holdout"
         )
     # The data folder is that of the data set to test on, where only this one needs it.
     of_other = bool(config.test_on) and named_path(config.test_on) is None and named_path(config.dataset) is not None
