@@ -383,3 +383,8 @@ def test_layers_in_a_row_hand_on_the_division_of_a_pooling() -> None:
     assert str(layers[2]) == "SpikingUpsample2d(factor=(2, 1))"
     with pytest.raises(NetworkError, match=r"layer 1, SpikingLinear: .* give input_exponent=0, input_max=9"):
         Sequential(SpikingAvgPool2d(3), SpikingLinear(72, 3), input_shape=(2, 18, 18))
+
+
+def test_a_module_is_no_description_of_a_neuron() -> None:
+    with pytest.raises(SpecError, match=r"of stsbp_spec, which describe it; got LIF\(.*\), of stsbp_torch"):
+        NetworkSpec.parse("4", input_shape=(4,), outputs=2, neuron=LIF(tau_m=5))  # type: ignore[arg-type]
