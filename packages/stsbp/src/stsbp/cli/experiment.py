@@ -194,7 +194,7 @@ def _tell(stopped: Stopped, experiment: Experiment, done: int) -> None:
     again = shlex.join(word for word in _typed() if word != "--overwrite")
     seeds = experiment.seeds
     with contextlib.suppress(BrokenPipeError):
-        where = f"{stopped} in seed {seeds[done]}and saved everything; {done} of {len(seeds)} seeds are done"
+        where = f"{stopped} in seed {seeds[done]} and saved everything; {done} of {len(seeds)} seeds are done"
         say(f"{where}. Continue with: {again}", err=True)
 
 
