@@ -169,7 +169,8 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
 
     def finalize(self) -> None:
         for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
+            if hasattr(library, "_reload_init"):  # since numba 0.63
+                self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalize_dynamic_globals()
         # numba sets the loop's own variable of Python objects at once, so that must have an address.
