@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stsbp_cpu.sparse.kernels import _unpool
 from stsbp_cpu.sparse.spikes import list_by_channel, list_present, list_spikes, row_places
-from stsbp_cpu.vectors import LANES
+from stsbp_cpu.vectors import LANES, ROOM
 from stsbp_spec.typing import AnyArray, Float32, UInt8
 
 FRAMES = {"two channels": (9, 34, 2), "twelve": (7, 15, 12), "whole words": (4, 6, 64), "one pixel": (3, 3, 1)}
@@ -33,7 +33,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> 
     tables, count = row_places(width, channels, size), expected.size
     places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
     starts = np.full(rows * columns + 1, -1, np.int32)
-    n = list_spikes(frame, size, mask, masked, *tables, places, values, starts)
+    n = list_spikes(frame, size, mask, masked, tables, places, values, starts)
     y, x, c = np.nonzero(expected)
     assert n == len(y)
     assert np.array_equal(places[:n], x * channels + c)
@@ -42,7 +42,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> 
     assert np.array_equal(starts, np.concatenate([[0], np.cumsum(of_pixels)]))
 
     wide, ends = columns + 4, np.zeros((rows, channels), np.int32)
-    list_by_channel(frame, size, mask, masked, *tables, wide, places, values, ends)
+    list_by_channel(frame, size, mask, masked, tables, wide, places, values, ends)
     for channel in range(channels):
         first = channel * rows * columns
         for row in range(rows):
@@ -57,7 +57,7 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> 
 def test_a_run_is_listed(count: int, dtype: type) -> None:
     rng = np.random.default_rng(count)
     x: AnyArray = rng.integers(0, 3, count).astype(dtype)
-    places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
+    places, values = np.zeros(count + ROOM, np.int32), np.zeros(count, np.float32)
     n = list_present(x, places, values)
     assert np.array_equal(places[:n], np.flatnonzero(x))
     assert np.array_equal(values[:n], x[x != 0].astype(np.float32))

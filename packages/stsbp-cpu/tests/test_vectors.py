@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
-from stsbp_cpu.vectors import LANES, WORD, add_scaled, copied, dot, lowest, nonzero, stream, sum_scaled, widened
+from stsbp_cpu.vectors import LANES, ROOM, add_scaled, copied, dot, list_set, stream, sum_scaled, widened
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 
@@ -66,24 +66,26 @@ def test_what_is_written_past_the_caches_arrives(length: int, offset: int) -> No
 
 
 @numba.njit  # type: ignore[untyped-decorator]
-def _set_bits(x: AnyArray, at: int, found: Int32) -> int:
-    bits, n = nonzero(x, at), 0
-    while bits != np.uint64(0):
-        found[n] = lowest(bits)
-        bits &= bits - np.uint64(1)
-        n += 1
+def _list(x: AnyArray, at: int, count: int, mask: UInt8, masked: int, places: Int32) -> int:
+    n: int = list_set(x, at, count, mask, 2, masked, 1000, 3, places, 4)
     return n
 
 
+@pytest.mark.parametrize("masked", [0, 1])
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 75])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_bits_of_what_is_not_zero(dtype: type, share: float) -> None:
-    rng = np.random.default_rng(1)
-    x: AnyArray = (rng.random(WORD + 11) < share).astype(dtype) * 3
-    x[7] = -0.0 if dtype is not np.uint8 else 0
-    found = np.zeros(WORD, np.int32)
-    n = _set_bits(x, 5, found)
-    assert np.array_equal(found[:n], np.flatnonzero(x[5 : 5 + WORD]))
+def test_what_is_not_zero_is_listed(dtype: type, share: float, count: int, masked: int) -> None:
+    rng = np.random.default_rng(count)
+    # What lies beside it is not zero.
+    x: AnyArray = np.full(count + 11, 3, dtype)
+    x[5 : 5 + count] = (rng.random(count) < share) * 3
+    x[5 + count // 2] = 0 if dtype is np.uint8 else -0.0
+    mask, places = (rng.random(count + 2) < 0.5).astype(np.uint8), np.full(count + 4 + ROOM, -1, np.int32)
+    n = _list(x, 5, count, mask, masked, places)
+    expected = np.flatnonzero(x[5 : 5 + count] * (mask[2:] if masked else 1))
+    assert np.array_equal(places[4:n], 1000 + 3 * expected)
+    assert (places[:4] == -1).all()
 
 
 @numba.njit  # type: ignore[untyped-decorator]

@@ -52,13 +52,13 @@ FIRST: tuple[str, ...] = (
 argument its type and, of an array, how many axes it has."""
 
 OTHERS: tuple[str, ...] = (
-    "sparse.chosen._turn f2 h2 l f",
     "sparse.chosen._forward l b5 l b4 l h1 f l l l l f5 b5 f3 f1 l f2 l l",
     "sparse.linear._forward b2 f2 f2 l",
     "sparse.linear._gradient b2 f2 f2 l",
     "sparse.linear._exact_gradient b2 d2 d2 l",
-    "sparse.linear._turn f2 f2 l ?",
-    "sparse.linear._turn d2 d2 l ?",
+    "sparse.linear.turn f2 f2 l ? f",
+    "sparse.linear.turn d2 d2 l ? f",
+    "sparse.linear.turn f2 h2 l ? f",
     "populations._forward l f1 f3 f2 l1 l f2 l l f2 b2 f3 f2",
     "populations._backward l f1 f2 f3 f2 l f2 l l l l f3 f2 f2",
     "synapses.conv2d_bytes.doubled b5 b4 l l b5",

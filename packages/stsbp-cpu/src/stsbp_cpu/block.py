@@ -252,10 +252,17 @@ class Block(Chain[Array]):
         for part in self.parts[:-1]:
             output, _ = yield from part.forward(run, *inputs)
             inputs = (output,)
-        neurons = self.neurons
-        equations = neuron_equations(neurons.filters[run.training], neurons.op.model)
-        (z,), learned = inputs, neurons.learned(run)
-        return fused.spikes_alone(neurons.backend, self.dense.layout, equations, z, run.steps, learned), None
+        (z,) = inputs
+        return self.spikes_of(run, z), None
+
+    def equations(self, run: Run[Array]) -> NeuronEquations:
+        """Of the neurons and the filter before them."""
+        return neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
+
+    def spikes_of(self, run: Run[Array], z: Array) -> Array:
+        """The spikes of weighted sums, where no way back follows: potentials are not written."""
+        backend, learned = self.neurons.backend, self.neurons.learned(run)
+        return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
         error = self.taken(residuals, error)
@@ -284,14 +291,17 @@ class Block(Chain[Array]):
 
 @dataclass(frozen=True, eq=False)
 class ConnectedBlock(Block[Array]):
-    """The same with a full connection of spikes: where no way back follows, they choose the weights that are added."""
+    """The same with a full connection of spikes: where no way back follows, they choose the weights that are added.
+
+    Potentials are written all the same: the block may be the end of the network.
+    """
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
         (s,), layout = inputs, self.dense.layout
         if run.keeps or run.before is not None or not layout.is_bytes(s):
             return (yield from super().forward(run, s))
         neurons, wq = self.neurons, run.weights[self.projection.name]
-        equations = neuron_equations(neurons.filters[run.training], neurons.op.model)
+        equations = self.equations(run)
         shape = (run.steps, s.shape[1], *self.projection.output_shape)
         kept, spikes = fused.kept_arrays(layout, equations, shape), layout.empty(shape, np.uint8)
         learned = neurons.backend.spread_all(equations, neurons.learned(run), shape[1:])
@@ -338,16 +348,14 @@ class SparseBlock(Block[Array]):
 
     def spikes_alone(self, run: Run[Array], given: Input[Array]) -> Array:
         """The spikes of `ahead`, where no way back follows: potentials are not written."""
-        wq, layout, learned = run.weights[self.projection.name], self.dense.layout, self.neurons.learned(run)
-        equations = neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
+        wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
         kind = self.kind(given, self.work(given))
         if kind != "sparse":
-            z = self.sums(given, wq, of_bytes=kind != "floats")
-            return fused.spikes_alone(self.neurons.backend, layout, equations, z, run.steps, learned)
+            return self.spikes_of(run, self.sums(given, wq, of_bytes=kind != "floats"))
         none = layout.empty((0, given.s.shape[1], *self.projection.output_shape), np.float32)
         kept = fused.nothing_kept(equations)
         weights = run.made(self.name, lambda: self.ready(wq))
-        return self._fired(given, weights, equations, run.steps, learned, layout.view(none), kept)[0]
+        return self._fired(given, weights, equations, run.steps, self.neurons.learned(run), layout.view(none), kept)[0]
 
     @cached_property
     def chooses(self) -> bool:

@@ -23,7 +23,7 @@ from stsbp_cpu.manner import in_best_manner
 from stsbp_cpu.printed import called, run, step
 from stsbp_cpu.vectors import fetch, fetch_to_write, stream
 
-__all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "forward", "propagate", "propagate_all"]
+__all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "fire_run", "forward", "propagate", "propagate_all"]
 
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
@@ -92,6 +92,24 @@ def propagate_all(equation: Recurrence, count: int, *, recurrent: bool) -> int:
     errors = (run("dz", i) for i in range(len(equation.outputs)))
     arrays = (run("u"), *kept, run("ds", 0), *_learned(count), *back, *errors)
     return step(equation, _PROPAGATE_ALL, arrays, "states")
+
+
+@cached_njit(inline="always")
+def fire_run(
+    step: int, p: Float32, z: Float32, states: Float32, u: Float32, spikes: UInt8, kept: Float32, own_u: Float32,
+    own_kept: Float32, learned: Float32, neurons: int, t: int, place: int,
+) -> None:  # fmt: skip
+    """Step `t` of the neurons from `place` on, as many as `z`, in a kernel: `u` and `spikes` are 1-d, `[T neurons]`.
+
+    `u` may be empty: then the potentials, and what is kept besides them, go to `own_u` and `own_kept`, `[K, 1, n]`.
+    It becomes a part of the kernel: as a call, with so many arrays, it made a forward pass an eighth slower.
+    """
+    n = len(z)
+    at = t * neurons + place
+    if len(u) > 0:
+        fired(step, p, z, states, u[at : at + n], spikes[at : at + n], kept, at, learned, place, n)
+    else:
+        fired(step, p, z, states, own_u, spikes[at : at + n], own_kept, 0, learned, place, n)
 
 
 def _learned(count: int) -> tuple[str, ...]:

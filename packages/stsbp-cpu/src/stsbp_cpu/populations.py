@@ -23,7 +23,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.neurons import NOTHING, fire_all, fired_all, propagate_all, propagated_all
 from stsbp_cpu.sparse.spikes import list_present
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, NONE, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, ROOM, sum_scaled
 
 __all__ = ["Loop", "backward", "forward"]
 
@@ -202,7 +202,7 @@ def _backward(
         above, below = np.zeros((2, length), np.float32), np.empty((max(1, len(dz)), length), np.float32)
         back = np.zeros((together, wide), np.float32)
         exact = np.zeros((together if bits > 0 else 0, length), np.float64)
-        places, scales = np.empty((together, length + 1), np.int32), np.empty((together, length + 1), np.float32)
+        places, scales = np.empty((together, length + ROOM), np.int32), np.empty((together, length), np.float32)
         counts = np.zeros(together, np.int64)
         for late in range(steps):
             t = steps - 1 - late

@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 from stsbp_spec.typing import AnyArray, Float32, Int16, Int32
 
 __all__ = [
-    "LANES", "NONE", "ONE", "SHORT_LANES", "WORD", "add_scaled", "at_a_line", "copied", "dot", "fetch",
-    "fetch_to_write", "join_lists", "lanes_of", "list_set", "lowest", "nonzero", "products", "stream", "sum_chosen",
-    "sum_scaled", "widened",
+    "LANES", "NONE", "ONE", "ROOM", "SHORT_LANES", "add_scaled", "at_a_line", "copied", "dot", "fetch",
+    "fetch_to_write", "join_lists", "lanes_of", "list_set", "products", "stream", "sum_chosen", "sum_scaled",
+    "widened",
 ]  # fmt: skip
 
 LANES = 16
@@ -30,12 +30,11 @@ SHORT_LANES = 32
 NONE, ONE = np.intp(0), np.intp(1)
 """Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
 
-WORD = 64
-"""Numbers that `nonzero` looks at together."""
-
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_BYTES = 32
-"""Bytes that are looked at together for what is not zero."""
+ROOM = 32
+"""Numbers that a list must have room for besides its own: see `list_set` and `join_lists`."""
+_LOOKED = 32
+"""Numbers that are looked at together for what is not zero."""
 _TOGETHER = 8
 """Numbers that are listed together."""
 _UNDER_WAY = 8
@@ -137,34 +136,6 @@ def widened(typing_context: Any, y: Any, x: Any, vectors: Any, add: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(y, x, types.intp, types.boolean), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def nonzero(typing_context: Any, x: Any, at: Any) -> Any:
-    """64 bits: bit `j` says whether `x[at + j]` is not zero; a 1-d, contiguous array with so many numbers there."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[0])
-        kind = ir.VectorType(context.get_value_type(x.dtype), WORD)
-        place = builder.bitcast(builder.gep(pointer, [arguments[1]]), kind.as_pointer())
-        numbers, zero = builder.load(place, align=1), ir.Constant(kind, None)
-        if isinstance(x.dtype, types.Float):
-            there = builder.fcmp_unordered("!=", numbers, zero)
-        else:
-            there = builder.icmp_unsigned("!=", numbers, zero)
-        return builder.bitcast(there, ir.IntType(WORD))
-
-    return types.uint64(x, types.intp), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def lowest(typing_context: Any, bits: Any) -> Any:
-    """The number of the lowest bit that is set; of `bits` that are not zero."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(types.uint64), generate
 
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
@@ -494,44 +465,49 @@ def list_set(
     typing_context: Any, x: Any, at: Any, count: Any, mask: Any, mask_at: Any, masked: Any, first: Any, step: Any,
     places: Any, n: Any,
 ) -> Any:  # fmt: skip
-    """List what is not zero of `x[at : at + count]`, bytes, from `places[n]` on; returns the end of the list.
+    """List what is not zero of `x[at : at + count]` from `places[n]` on; returns the end of the list.
 
-    Byte `j` is listed as `first + j step`; where `masked` is not 0, unless `mask[mask_at + j]` is 0. All arrays are 1-d
-    and contiguous; `places` has room for 31 numbers more than are listed.
+    Number `j` is listed as `first + j step`; where `masked` is not 0, unless `mask[mask_at + j]` is 0. All arrays are
+    1-d and contiguous, `mask` of bytes; `places` has room for 31 numbers more than are listed.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         xp, mp, pp = (_pointer(context, builder, signature.args[i], arguments[i]) for i in (0, 3, 8))
         _, at, count, _, mask_at, masked, first, step, _, n = arguments
-        word, small, bits = at.type, ir.IntType(32), ir.IntType(_BYTES)
-        lanes, flags = ir.VectorType(ir.IntType(8), _BYTES), ir.VectorType(ir.IntType(1), _BYTES)
-        silent = ir.Constant(lanes, [0] * _BYTES)
-        kind = ir.FunctionType(lanes, [lanes.as_pointer(), small, flags, lanes])
-        careful = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{_BYTES}i8.p0")
+        word, small, bits = at.type, ir.IntType(32), ir.IntType(_LOOKED)
+        flags = ir.VectorType(ir.IntType(1), _LOOKED)
 
-        def loaded(pointer: Any, index: Any, inside: Any) -> Any:
-            place = builder.bitcast(builder.gep(pointer, [index]), lanes.as_pointer())
+        def present(pointer: Any, kind: Any, index: Any, inside: Any) -> Any:
+            """Bits of those that are not zero, of type `kind`, from `index` on; all of them, or those `inside`."""
+            number = context.get_value_type(kind)
+            lanes = ir.VectorType(number, _LOOKED)
+            place, silent = builder.bitcast(builder.gep(pointer, [index]), lanes.as_pointer()), ir.Constant(lanes, None)
             if inside is None:
-                return builder.load(place, align=1)
-            return builder.call(careful, [place, ir.Constant(small, 1), inside, silent])
+                x = builder.load(place, align=1)
+            else:
+                made = ir.FunctionType(lanes, [lanes.as_pointer(), small, flags, lanes])
+                name = f"llvm.masked.load.v{_LOOKED}{'f' if isinstance(kind, types.Float) else 'i'}{kind.bitwidth}.p0"
+                careful = cgutils.get_or_insert_function(builder.module, made, name)
+                x = builder.call(careful, [place, ir.Constant(small, 1), inside, silent])
+            unequal = builder.fcmp_unordered if isinstance(kind, types.Float) else builder.icmp_unsigned
+            return builder.bitcast(unequal("!=", x, silent), bits)
 
         end = cgutils.alloca_once_value(builder, n)
         left = cgutils.alloca_once(builder, bits)
 
         def take(begin: Any, inside: Any) -> None:
-            """List the present ones of 32 bytes from `begin` on."""
-            there = builder.icmp_unsigned("!=", loaded(xp, builder.add(at, begin), inside), silent)
-            found = builder.bitcast(there, bits)
+            """List the present ones of 32 numbers from `begin` on."""
+            found = present(xp, x.dtype, builder.add(at, begin), inside)
             chosen = cgutils.alloca_once_value(builder, found)
             with builder.if_then(builder.icmp_signed("!=", masked, ir.Constant(word, 0))):
-                kept = builder.icmp_unsigned("!=", loaded(mp, builder.add(mask_at, begin), inside), silent)
-                builder.store(builder.and_(found, builder.bitcast(kept, bits)), chosen)
+                kept = present(mp, mask.dtype, builder.add(mask_at, begin), inside)
+                builder.store(builder.and_(found, kept), chosen)
             found = builder.load(chosen)
             builder.store(found, left)
             start = builder.load(end)
             base = builder.add(first, builder.mul(begin, step))
             number = builder.zext(builder.ctpop(found), word)
-            for low in range(0, _BYTES, _TOGETHER):
+            for low in range(0, _LOOKED, _TOGETHER):
                 # So many are written without a look whether there are so many.
                 more = builder.icmp_signed(">", number, ir.Constant(word, low))
                 with builder.if_then(more):
@@ -544,13 +520,13 @@ def list_set(
                     builder.store(now, left)
             builder.store(builder.add(start, number), end)
 
-        whole = builder.sdiv(count, ir.Constant(word, _BYTES))
+        whole = builder.sdiv(count, ir.Constant(word, _LOOKED))
         with cgutils.for_range(builder, whole) as loop:
-            take(builder.mul(loop.index, ir.Constant(word, _BYTES)), None)
-        done = builder.mul(whole, ir.Constant(word, _BYTES))
+            take(builder.mul(loop.index, ir.Constant(word, _LOOKED)), None)
+        done = builder.mul(whole, ir.Constant(word, _LOOKED))
         with builder.if_then(builder.icmp_signed("<", done, count)):
-            order = ir.Constant(ir.VectorType(small, _BYTES), list(range(_BYTES)))
-            rest = _spread(builder, builder.trunc(builder.sub(count, done), small), _BYTES)
+            order = ir.Constant(ir.VectorType(small, _LOOKED), list(range(_LOOKED)))
+            rest = _spread(builder, builder.trunc(builder.sub(count, done), small), _LOOKED)
             take(done, builder.icmp_signed("<", order, rest))
         return builder.load(end)
 

@@ -15,24 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 from stsbp_spec.equations import NeuronEquations
-from stsbp_spec.typing import AnyArray, Float32, Int16, Int32, Shape, UInt8
+from stsbp_spec.typing import Float32, Int16, Int32, Shape, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
-from stsbp_cpu.neurons import NOTHING, fire, fired
+from stsbp_cpu.neurons import NOTHING, fire, fire_run
+from stsbp_cpu.sparse.linear import turn
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, NONE, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen
+from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen
 
 __all__ = ["BITS", "Chosen", "chosen", "forward"]
 
 BITS = 12
 """Of the weights, at most."""
-_ROOM = 32
-"""Numbers that a list may have room for besides its own: see `list_set`."""
 _ENOUGH = 4
 """Samples of each thread from which they are not parted."""
-_TURNED = 8
-"""Outputs that are turned together: a line of each stays in the cache, whatever their distance."""
 _ZERO = np.float32(0)
 
 
@@ -57,7 +54,7 @@ def chosen(wq: Float32, kernels: Shape) -> Chosen:
     w = own_memory((rows.shape[1] + 1, -(-len(rows) // SHORT_LANES) * SHORT_LANES), np.int16)
     w[:, len(rows) :] = 0
     w[-1] = 0
-    _turn(rows, w, math.prod(kernels), np.float32(2.0**exponent))
+    turn(rows, w, math.prod(kernels), False, np.float32(2.0**exponent))
     return Chosen(w.reshape(-1), 2.0**-exponent, kernels)
 
 
@@ -80,19 +77,6 @@ def forward(
         fire(equation), *given, weights.w, unit, *weights.kernels, *paddings, u, spikes, kept,
         equations.forward_numbers, len(equation.states), learned, bands, min(threads, batch * bands),
     )  # fmt: skip
-
-
-@cached_njit(parallel=True, error_model="numpy")
-def _turn(wq: Float32, w: AnyArray, area: int, scale: np.float32) -> None:
-    """Fill `w` `[area C, C' and more]` from `wq` `[C', C area]`."""
-    outputs, inputs = wq.shape
-    channels = inputs // area
-    for block in prange((inputs + LANES - 1) // LANES):
-        for low in range(0, outputs, _TURNED):
-            for i in range(block * LANES, min(inputs, (block + 1) * LANES)):
-                row = w[i % area * channels + i // area]
-                for j in range(low, min(outputs, low + _TURNED)):
-                    row[j] = np.int16(wq[j, i] * scale)
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -126,8 +110,8 @@ def _forward(
         z = at_a_line(line + wide)
         state = np.empty((most, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        places = np.empty(entering * size * size * columns * channels + _ROOM, np.int32)
-        own_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + _ROOM, np.int32)
+        places = np.empty(entering * size * size * columns * channels + ROOM, np.int32)
+        own_places = np.empty(min(tall, rows) * size * size * min(broad, columns) * channels + ROOM, np.int32)
         starts = np.empty(entering * columns + 1, np.int32)
         for task in range(thread * batch * bands // threads, (thread + 1) * batch * bands // threads):
             b, band = task // bands, task % bands
@@ -147,14 +131,10 @@ def _forward(
                             broad * channels * wide, np.intp(bottom - top), len(w) - wide,
                         )  # fmt: skip
                         sum_chosen(z, x * channels_out, w, own_places, count, unit, wide // SHORT_LANES)
-                    place = (b * rows_out + y) * line
-                    to = t * neurons + place
-                    fires = all_spikes[to : to + line]
-                    if len(all_u) > 0:
-                        out, kept_now = all_u[to : to + line], kept
-                    else:
-                        out, kept_now, to = own_u, own_kept, 0
-                    fired(step, p, z[:line], state[y - low], out, fires, kept_now, to, learned, place, line)
+                    fire_run(
+                        step, p, z[:line], state[y - low], all_u, all_spikes, kept, own_u, own_kept, learned, neurons,
+                        t, (b * rows_out + y) * line,
+                    )  # fmt: skip
 
 
 @cached_njit()

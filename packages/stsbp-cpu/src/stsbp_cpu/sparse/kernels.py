@@ -23,7 +23,7 @@ from stsbp_spec.typing import Float32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
-from stsbp_cpu.neurons import NOTHING, fire, fired, propagate, propagated
+from stsbp_cpu.neurons import NOTHING, fire, fire_run, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes, row_places
 from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, copied, sum_scaled
 
@@ -168,7 +168,7 @@ def _forward(
         z = at_a_line(rows_out * wide * channels_out + LANES)
         state = np.empty((rows_out, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
-        valid, columns_of, channels_of, row_in = row_places(width, channels, size)
+        tables = row_places(width, channels, size)
         places = np.empty(rows * columns * channels, np.int32)
         values = np.empty(rows * columns * channels, np.float32)
         starts = np.empty(rows * columns + 1, np.int32)
@@ -176,7 +176,7 @@ def _forward(
             state[:] = _ZERO
             own = mask[b % len(mask)]
             for t in range(steps):
-                list_spikes(s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, places, values, starts)
+                list_spikes(s[t, b], size, own, masked, tables, places, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
@@ -205,14 +205,11 @@ def _forward(
                                     at = (to * wide + x) * channels_out
                                     add_scaled(z, at, w, row * run, values[n], run // LANES)
                 for y in range(rows_out):
-                    at, place = y * wide * channels_out + margin, (b * rows_out + y) * line
-                    to = t * neurons + place
-                    fires = all_spikes[to : to + line]
-                    if len(all_u) > 0:
-                        out, kept_now = all_u[to : to + line], kept
-                    else:
-                        out, kept_now, to = own_u, own_kept, 0
-                    fired(step, p, z[at : at + line], state[y], out, fires, kept_now, to, learned, place, line)
+                    at = y * wide * channels_out + margin
+                    fire_run(
+                        step, p, z[at : at + line], state[y], all_u, all_spikes, kept, own_u, own_kept, learned,
+                        neurons, t, (b * rows_out + y) * line,
+                    )  # fmt: skip
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -249,7 +246,7 @@ def _backward(
         error[:] = _ZERO
         state = np.empty((rows_out, states, line), np.float32)
         above, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
-        valid, columns_of, channels_of, row_in = row_places(width, channels, size)
+        tables = row_places(width, channels, size)
         cells = np.empty(channels * rows * columns, np.int32)
         values = np.empty(channels * rows * columns, np.float32)
         ends = np.empty((rows, channels), np.int32)
@@ -280,9 +277,7 @@ def _backward(
                         all_dz[at : at + line] = out
                 if len(dw) == 0:
                     continue
-                list_by_channel(
-                    s[t, b], size, own, masked, valid, columns_of, channels_of, row_in, wide, cells, values, ends
-                )
+                list_by_channel(s[t, b], size, own, masked, tables, wide, cells, values, ends)
                 for q in range(kernel):
                     # Spikes whose output row y + padding - q exists; so many rows at a time that those of the
                     # error stay near while all channels read them.

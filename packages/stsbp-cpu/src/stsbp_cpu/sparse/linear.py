@@ -15,9 +15,9 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import empty_memory, own_memory
 from stsbp_cpu.sparse.spikes import density, list_present
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, ROOM, add_scaled, at_a_line, sum_scaled
 
-__all__ = ["forward", "gradient", "pays", "present", "rows_of", "weights_of"]
+__all__ = ["forward", "gradient", "pays", "present", "rows_of", "turn", "weights_of"]
 
 SPARSE_BELOW, FRAMES, UNITS = 0.2, 128, 64
 """Share of non-zero inputs below which, and frames and units from which this is faster than a product of matrices, of
@@ -27,7 +27,7 @@ _SAMPLED, _BLOCK = 32, 256
 """Frames that are looked at for their density, and those whose gradient is added up before it meets that of others."""
 _TURNED = 8
 """Units that are turned together: a line of each stays in the cache, whatever their distance."""
-_ZERO = np.float32(0)
+_ZERO, _UNIT = np.float32(0), np.float32(1)
 
 
 def present(s: UInt8) -> float:
@@ -50,14 +50,14 @@ def rows_of(w: Float32, shape: Shape) -> Float32:
     units, inputs = w.shape
     rows = own_memory((inputs, -(-units // LANES) * LANES), np.float32)
     rows[:, units:] = 0
-    _turn(w, rows, math.prod(shape[3:]), False)
+    turn(w, rows, math.prod(shape[3:]), False, _UNIT)
     return rows
 
 
 def weights_of(rows: AnyArray, units: int, shape: Shape) -> AnyArray:
     """Inverse of `rows_of`."""
     w = empty_memory((units, len(rows)), rows.dtype.type)
-    _turn(w, rows, math.prod(shape[3:]), True)
+    turn(w, rows, math.prod(shape[3:]), True, _UNIT)
     return w
 
 
@@ -75,8 +75,11 @@ def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
 
 
 @cached_njit(parallel=True, error_model="numpy")
-def _turn(w: AnyArray, rows: AnyArray, area: int, back: bool) -> None:
-    """Fill `rows` from `w`, or `w` from `rows` where it goes `back`; `area` pixels have an input of each channel."""
+def turn(w: AnyArray, rows: AnyArray, area: int, back: bool, scale: np.float32) -> None:
+    """Fill `rows`, `[inputs, units and more]`, from `scale` times `w`, `[units, inputs]`; `back`: `w` from `rows`.
+
+    `area` pixels have an input of each channel. Integers are cut off.
+    """
     units, inputs = w.shape
     channels = inputs // area
     for block in prange((inputs + LANES - 1) // LANES):
@@ -87,7 +90,7 @@ def _turn(w: AnyArray, rows: AnyArray, area: int, back: bool) -> None:
                     if back:
                         w[j, i] = row[j]
                     else:
-                        row[j] = w[j, i]
+                        row[j] = w[j, i] * scale
 
 
 @cached_njit(parallel=True, error_model="numpy")
@@ -96,7 +99,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
     units, wide = z.shape[1], rows.shape[1]
     flat = rows.reshape(-1)
     for thread in prange(threads):
-        places, values = np.empty(inputs, np.int32), np.empty(inputs, np.float32)
+        places, values = np.empty(inputs + ROOM, np.int32), np.empty(inputs, np.float32)
         own = np.empty(wide, np.float32)
         for f in range(thread * frames // threads, (thread + 1) * frames // threads):
             count = list_present(s[f], places, values)
@@ -113,7 +116,7 @@ def _gradient(s: UInt8, dz: Float32, rows: Float32, threads: int) -> None:
     inputs, wide = rows.shape
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin, np.int32), np.empty(end - begin, np.float32)
+        places, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
         error, total = at_a_line(wide), rows[begin:end].reshape(-1)
         error[:] = _ZERO
         total[:] = _ZERO
@@ -138,7 +141,7 @@ def _exact_gradient(s: UInt8, dz: AnyArray, rows: AnyArray, threads: int) -> Non
     inputs = len(rows)
     for thread in prange(threads):
         begin, end = thread * inputs // threads, (thread + 1) * inputs // threads
-        places, values = np.empty(end - begin, np.int32), np.empty(end - begin, np.float32)
+        places, values = np.empty(end - begin + ROOM, np.int32), np.empty(end - begin, np.float32)
         total = rows[begin:end]
         total[:] = 0.0
         for f in range(frames):

@@ -7,7 +7,7 @@ from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.vectors import LANES, NONE, WORD, add_scaled, lowest, nonzero, widened
+from stsbp_cpu.vectors import LANES, NONE, ONE, ROOM, add_scaled, list_set, widened
 
 __all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_places"]
 
@@ -15,53 +15,47 @@ NO_MASK = np.ones((1, 1, 1), np.uint8)
 """Stands for a dropout mask where there is none."""
 
 _ZERO, _UNIT = np.float32(0), np.float32(1)
-_NONE, _ONE = np.uint64(0), np.uint64(1)
-"""Loops over bits count places without a sign, because numba gives negative ones a meaning, which takes time."""
+_ONE = np.uint64(1)
+_ALL = np.ones(1, np.uint8)
+"""Stands for the mask of a list that has none."""
 
 
 @cached_njit()
 def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
-    """List what is not zero of a run `[n]`, spikes or errors, into arrays no shorter; returns how many."""
-    count, whole = np.uint64(0), len(x) - len(x) % WORD
-    for first in range(0, whole, WORD):
-        bits = nonzero(x, first)
-        while bits != _NONE:
-            i = np.uint64(first) + lowest(bits)
-            bits &= bits - _ONE
-            places[count] = i
-            values[count] = x[i]
-            count += _ONE
-    for i in range(whole, len(x)):
-        if x[i] != 0:
-            places[count] = i
-            values[count] = x[i]
-            count += _ONE
-    return int(np.intp(count))
+    """List what is not zero of a run `[n]`, spikes or errors; returns how many.
+
+    `places` has `ROOM` for more than `n`, `values` is no shorter.
+    """
+    count: int = list_set(x, NONE, len(x), _ALL, NONE, NONE, NONE, ONE, places, NONE)
+    for i in range(count):
+        values[i] = x[places[i]]
+    return count
 
 
 @cached_njit()
-def row_places(width: int, channels: int, size: int) -> tuple[AnyArray, AnyArray, AnyArray, Float32]:
-    """Where the elements of a row `[width, channels]` stand after a pooling of `size`, in whole words of `WORD`.
+def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, AnyArray, Float32, Int32]:
+    """Where the elements of a row `[width, channels]` stand after a pooling of `size`, and memory for a row.
 
     Returns:
-        Bits of those at the first column of a window, in which `_entering_row` leaves the sums; the column after the
-        pooling of each element; its channel; memory for a row.
+        Which of them are at the first column of a window, where `_entering_row` leaves the sums; the column after the
+        pooling of each element; its channel; a row; a list of its elements.
     """
-    words = (width * channels + WORD - 1) // WORD
-    valid = np.zeros(words, np.uint64)
-    columns, channel = np.zeros(words * WORD, np.uint32), np.zeros(words * WORD, np.uint32)
+    run = width * channels
+    valid = np.zeros(run, np.uint8)
+    # Without a sign: numba gives negative numbers of elements a meaning, which takes time.
+    columns, channel = np.zeros(run, np.uint32), np.zeros(run, np.uint32)
     for x in range(width // size):
         for c in range(channels):
             j = x * size * channels + c
-            valid[j // WORD] |= _ONE << np.uint64(j % WORD)
-            columns[j], channel[j] = x, c
-    return valid, columns, channel, np.zeros(words * WORD + channels, np.float32)
+            valid[j], columns[j], channel[j] = 1, x, c
+    row = np.zeros((run + LANES - 1) // LANES * LANES + channels, np.float32)
+    return valid, columns, channel, row, np.empty(run + ROOM, np.int32)
 
 
 @cached_njit()
 def list_spikes(
-    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: AnyArray, channels_of: AnyArray,
-    row: Float32, places: Int32, values: Float32, starts: Int32,
+    frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
+    places: Int32, values: Float32, starts: Int32,
 ) -> int:  # fmt: skip
     """List the non-zero inputs of a frame in the order of memory; returns their number.
 
@@ -70,13 +64,14 @@ def list_spikes(
         size: of the pooling window; 1: none.
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: after it.
-        valid, columns_of, channels_of, row: what `row_places` returned.
+        tables: what `row_places` returned.
         places: filled with `x C + c`.
         values: filled with the pooled values.
         starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
     """
     height, width, channels = frame.shape
     rows, columns = height // size, width // size
+    valid, columns_of, channels_of, row, found = tables
     scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     n = np.uint64(0)
     starts[0] = 0
@@ -84,16 +79,13 @@ def list_spikes(
         _entering_row(whole, y, width * channels, channels, size, kept, masked, row)
         ends = starts[y * columns + 1 :][:columns]
         ends[:] = n
-        for word in range(len(valid)):
-            bits = nonzero(row, word * WORD) & valid[word]
-            while bits != _NONE:
-                j = np.uint64(word * WORD) + lowest(bits)
-                bits &= bits - _ONE
-                x = columns_of[j]
-                places[n] = x * channels + channels_of[j]
-                values[n] = row[j] * scale
-                n += _ONE
-                ends[x] = n
+        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
+            j = np.uint32(found[k])
+            x = columns_of[j]
+            places[n] = x * channels + channels_of[j]
+            values[n] = row[j] * scale
+            n += _ONE
+            ends[x] = n
         for x in range(1, columns):
             ends[x] = max(ends[x], ends[x - 1])
     return int(np.intp(n))
@@ -101,19 +93,20 @@ def list_spikes(
 
 @cached_njit()
 def list_by_channel(
-    frame: UInt8, size: int, mask: UInt8, masked: int, valid: AnyArray, columns_of: AnyArray, channels_of: AnyArray,
-    row: Float32, wide: int, cells: Int32, values: Float32, ends: Int32,
+    frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
+    wide: int, cells: Int32, values: Float32, ends: Int32,
 ) -> None:  # fmt: skip
     """List the non-zero inputs of a frame channel by channel, each in the order of memory.
 
     Args:
-        frame, size, mask, masked, valid, columns_of, channels_of, row: see `list_spikes`.
+        frame, size, mask, masked, tables: see `list_spikes`.
         wide: width of the padded rows that `cells` count.
         cells: filled with `y wide + x` of each spike, 1-d, `C` lists of room for `H // size * (W // size)`.
         values: filled with their pooled values, likewise.
         ends: filled with the end of each channel's list after each row, `[H // size, C]`.
     """
     rows, channels = ends.shape
+    valid, columns_of, channels_of, row, found = tables
     scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     room = len(cells) // channels
     for y in range(rows):
@@ -121,16 +114,13 @@ def list_by_channel(
         own = ends[y]
         for c in range(channels):
             own[c] = ends[y - 1, c] if y > 0 else c * room
-        for word in range(len(valid)):
-            bits = nonzero(row, word * WORD) & valid[word]
-            while bits != _NONE:
-                j = np.uint64(word * WORD) + lowest(bits)
-                bits &= bits - _ONE
-                c = channels_of[j]
-                n = np.uint32(own[c])
-                cells[n] = y * wide + columns_of[j]
-                values[n] = row[j] * scale
-                own[c] = n + _ONE
+        for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
+            j = np.uint32(found[k])
+            c = channels_of[j]
+            n = np.uint32(own[c])
+            cells[n] = y * wide + columns_of[j]
+            values[n] = row[j] * scale
+            own[c] = n + _ONE
 
 
 @cached_njit()
