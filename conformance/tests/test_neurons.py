@@ -103,7 +103,7 @@ class Loud(Resonator):
 def test_a_product_whose_flush_shows_fails_a_check() -> None:
     last = neurons.checks(Loud())[-1]
     with pytest.raises(
-        Mismatch, match=r"^resonator_forward: i \* i may be below 2\^-126, .* differs: write snap\(i \* i\)"
+        Mismatch, match=r"^resonator_forward: i \* i may be below 2\^-126, .* differs; write snap\(i \* i\)"
     ):
         last.run(NUMPY)
     assert neurons.checks(STRANGER)[-1].run(NUMPY).kind == "equal"

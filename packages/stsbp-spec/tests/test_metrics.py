@@ -69,5 +69,5 @@ def test_refusals() -> None:
     train: UInt8 = np.zeros((4, 1, 2), np.uint8)
     with pytest.raises(ShapeError, match=r"must both be \[T, B, N\]"):
         match_spikes(train, train[:, :, :1])
-    with pytest.raises(SpecError, match="from 0 on, got -1"):
+    with pytest.raises(SpecError, match="must be a number of steps, 0 or more, got -1"):
         match_spikes(train, train, -1)
