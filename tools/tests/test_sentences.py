@@ -66,7 +66,7 @@ def test_sentences_of_a_page_are_its_text(tmp_path: Path) -> None:
 
 def test_help_texts_are_split_at_paragraphs_and_lines_of_lists() -> None:
     found = [text for place, text in sentences.sentences() if place == "stsbp predict --help"]
-    assert "- an image (.jpg, .png, .bmp), which is resized to the network's input;" in found
+    assert "- an image (.jpg, .png, .bmp), resized if the network needs square images;" in found
     assert not any("\b" in text or "  " in text for text in found)
 
 

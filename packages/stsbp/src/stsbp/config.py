@@ -108,16 +108,19 @@ class RunConfig(BaseModel):
     dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
     net: str = Field(
         "256",
-        description="Hidden layers, for example 12C5-P2-64C5-P2; the output layer is added. Or FILE.toml with nodes.",
+        description="Hidden layers, such as 12C5-P2-64C5-P2, or a file of nodes, FILE.toml. stsbp adds the output "
+        "layer.",
     )
-    padding: Literal["valid", "same"] = Field("valid", description="Padding of convolutions if --net gives none.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers if --net gives none.")
+    padding: Literal["valid", "same"] = Field(
+        "valid", description="Padding of convolutions, unless --net gives a padding."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers, unless --net gives a rate.")
     loss: str = Field(
         "van-rossum",
-        description="Loss: van-rossum, hamming or spike-count of the output spike trains; cross-entropy or "
-        "cross-entropy-max of a readout's potentials; or a class of your own, module:Class.",
+        description="Loss of output spikes: van-rossum, hamming or spike-count. Loss of a readout: cross-entropy or "
+        "cross-entropy-max. Give your own class as module:Class.",
     )
-    loss_model: str = Field("", description="Equations of your own loss; stsbp writes this setting itself.")
+    loss_model: str = Field("", description="Equations of your own loss. stsbp fills them in.")
     label_pattern: str = Field(
         "1", description="Pattern that the output neuron of the labelled class should repeat, for example 01."
     )
@@ -125,9 +128,9 @@ class RunConfig(BaseModel):
     steps: int = Field(25, ge=1, le=100_000, description="Time steps T of a sample.")
     neuron: str = Field(
         "lif",
-        description="Neuron model: lif, lif:reset=subtract, alif:beta=1.8, plif, or a class of your own, module:Class.",
+        description="Neuron model, for example lif, lif:reset=subtract or plif. Give your own class as module:Class.",
     )
-    neuron_model: str = Field("", description="Equations of your own neuron; stsbp writes this setting itself.")
+    neuron_model: str = Field("", description="Equations of your own neuron. stsbp fills them in.")
     tau_m: float = Field(8.0, ge=1, le=1e9, description="Membrane time constant in steps.")
     tau_s: float = Field(
         4.0, ge=1, le=1e9, description="Synaptic time constant in steps; 1 disables the synaptic filter."
@@ -136,33 +139,35 @@ class RunConfig(BaseModel):
         0.0,
         ge=0,
         le=1e9,
-        description="Rise time constant of a synaptic potential in steps, below --tau-s; 0 makes the rise immediate.",
+        description="Rise time constant of the postsynaptic potential in steps, less than --tau-s. 0 disables the rise "
+        "time.",
     )
     psp_gain: Literal["normalised", "unit"] = Field(
-        "normalised", description="Scale of a synaptic potential: its area is 1 (normalised) or its height is 1 (unit)."
+        "normalised", description="Scale of the postsynaptic potential: area 1 (normalised) or height 1 (unit)."
     )
     threshold: float = Field(1.0, gt=0, description="Threshold of the membrane potential.")
     surrogate: str = Field(
         "arctan",
-        description="Surrogate derivative: arctan, triangle:width=0.5, ..., or a class of your own, module:Class.",
+        description="Surrogate derivative, for example arctan or triangle:width=0.5. Give your own class as "
+        "module:Class.",
     )
-    surrogate_model: str = Field("", description="Equation of your own surrogate; stsbp writes this setting itself.")
+    surrogate_model: str = Field("", description="Equation of your own surrogate derivative. stsbp fills it in.")
     window_ms: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="Milliseconds of a recording that are divided into steps; 0 takes 300, or the first saccade.",
+        description="Use this many milliseconds of each recording. 0 means 300, or 105 with --saccades first.",
     )
     bin_ms: float = Field(
-        0.0, ge=0, le=1e6, description="Length of one step in milliseconds, instead of --window-ms; 0 uses --window-ms."
+        0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 derives the length from --window-ms."
     )
     own_lengths: bool = Field(False, description="End each sample where its recording ends. Later steps are ignored.")
-    saccades: Literal["all", "first"] = Field("all", description="Which saccades of a recording to keep.")
+    saccades: Literal["all", "first"] = Field("all", description="Saccades of each recording to use.")
     stabilise: bool = Field(False, description="Remove the motion of a recording's saccades.")
     input_tau_s: float = Field(
-        0.0, ge=0, le=1e9, description="Filter event frames with this time constant; 0 disables the filter."
+        0.0, ge=0, le=1e9, description="Filter event frames with this time constant, in steps. 0 disables the filter."
     )
-    weight_bits: int = Field(12, ge=2, le=12, description="Bits of the weight grid, sign included.")
+    weight_bits: int = Field(12, ge=2, le=12, description="Number of bits of the weight grid, including the sign.")
     init_gain: float = Field(1.5, gt=0, description="Gain of the initial weights.")
     init_from: str = Field(
         "", description="Start from the weights of another run: RUN, RUN:last or RUN:best. The optimiser is reset."
@@ -170,13 +175,14 @@ class RunConfig(BaseModel):
     init_sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="SHA-256 that the file of these weights must have; stsbp writes this setting itself.",
+        description="SHA-256 of the weights file of --init-from. stsbp fills it in.",
     )
     init_rate: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Enlarge initial weights until each layer has this many spikes per neuron and step; 0 disables it.",
+        description="Increase initial weights until each layer has this many spikes per neuron and step. 0 disables "
+        "this.",
     )
     epochs: int = Field(10, ge=1, le=10**9, description="Passes over the training samples.")
     batch_size: int = Field(50, ge=1, le=10**9, description="Samples in one update.")
@@ -185,73 +191,90 @@ class RunConfig(BaseModel):
         "cosine", description="How the learning rate changes after the warm-up."
     )
     warmup: float = Field(
-        0.0, ge=0, le=1e6, description="Number of epochs over which the learning rate rises, for example 0.5."
+        0.0, ge=0, le=1e6, description="Length of the learning-rate warm-up in epochs, for example 0.5."
     )
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible gives the same bits on every backend, but is slower."
+        "fast", description="reproducible gives bit-identical results on every backend, but is slower."
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the initial weights, the order of samples and dropout.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed for the initial weights, the order of the samples, and dropout."
+    )
     split_seed: int = Field(
         0,
         ge=0,
         lt=2**32,
-        description="Seed that chooses samples for the test, for validation and for --limit.",
+        description="Seed for the choice of test samples, validation samples, and the samples of --limit.",
     )
-    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples; 0 takes all.")
+    limit: int = Field(0, ge=0, le=10**9, description="Train on this many samples. 0 uses all samples.")
     holdout: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Test on this many training samples instead of training on them; 0 uses the data set's test set.",
+        description="Hold out this many training samples as the test set. 0 uses the data set's own test set.",
     )
     test: bool = Field(
         True,
-        description="Test the network. Without a test set, some training samples are used for the test.",
+        description="Test the network. If the data set has no test set, some training samples are held out for the "
+        "test.",
     )
     test_on: str = Field(
-        "", description="Test on this data set instead: on its test samples, or on all if it has no test set."
+        "", description="Test on this other data set. If the other data set has no test set, all its samples are used."
     )
     validation: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Choose the best checkpoint with this many samples taken out of training; 0 disables it.",
+        description="Hold out this many training samples to choose the best checkpoint. 0 disables this.",
     )
     image_size: int = Field(
-        0, ge=0, le=16_384, description="Resize the images of a folder to this many pixels; 0 disables resizing."
+        0,
+        ge=0,
+        le=16_384,
+        description="Resize the images of a folder to squares with this side, in pixels. 0 disables resizing.",
     )
     test_every: int = Field(
         1,
         ge=0,
         le=10**9,
-        description="Test every N epochs; 0 tests only at the end. The test set never chooses a checkpoint.",
+        description="Test every N epochs. 0 tests only at the end. The test set is never used to choose a checkpoint.",
     )
     augment_shift: int = Field(
-        0, ge=0, le=1024, description="Shift each training sample by up to this many pixels, at random; 0 disables it."
+        0,
+        ge=0,
+        le=1024,
+        description="Shift each training sample at random, by up to this many pixels. 0 disables this.",
     )
-    augment_flip: bool = Field(False, description="Flip a random half of the training samples left to right.")
+    augment_flip: bool = Field(False, description="Flip a random half of the training samples from left to right.")
     augment_rotate: float = Field(
-        0.0, ge=0, lt=180, description="Rotate each training sample by up to this many degrees; 0 disables it."
+        0.0,
+        ge=0,
+        lt=180,
+        description="Rotate each training sample at random, by up to this many degrees. 0 disables this.",
     )
     augment_scale: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Stretch height and width of each training sample by up to this fraction; 0 disables it.",
+        description="Change height and width of each training sample at random, by up to this fraction. 0 disables "
+        "this.",
     )
     augment_shear: float = Field(
-        0.0, ge=0, le=1, description="Shear each training sample by up to this fraction; 0 disables it."
+        0.0, ge=0, le=1, description="Shear each training sample at random, by up to this fraction. 0 disables this."
     )
     augment_elastic: float = Field(
-        0.0, ge=0, le=1024, description="Bend each training sample smoothly by up to this many pixels; 0 disables it."
+        0.0,
+        ge=0,
+        le=1024,
+        description="Distort each training sample smoothly, by up to this many pixels. 0 disables this.",
     )
     augment_cutout: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Erase a square with this side, in pixels, from each training sample; 0 disables it.",
+        description="Erase a square with a side of this many pixels, at a random place in each training sample. 0 "
+        "disables this.",
     )
     log_every: int = Field(50, ge=1, le=10**9, description="Write a line of metrics every N updates.")
     data_dir: str = Field("", description="Folder of the data set; the default is the environment variable STSBP_DATA.")
@@ -261,19 +284,19 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=MOST_THREADS,
-        description="Processor threads; 0 lets the libraries choose. In fast precision, the last bits depend on this.",
+        description="Number of processor threads. 0 lets the libraries choose.",
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low saves memory but is slower: a batch is computed in parts, or each layer twice.",
+        description="low needs less memory but is slower, because it computes a batch in parts.",
     )
     micro_batch: int = Field(
         0,
         ge=0,
         le=10**9,
-        description="Compute this many samples of a batch at a time, to save memory; 0 lets --memory decide.",
+        description="Compute this many samples of a batch at a time, to save memory. 0 lets --memory decide.",
     )
-    tensorboard: bool = Field(False, description="Also write the metrics for TensorBoard, into the run's folder.")
+    tensorboard: bool = Field(False, description="Also write TensorBoard files into the run's folder.")
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints within an epoch.")
 
     @field_validator(*OWN)

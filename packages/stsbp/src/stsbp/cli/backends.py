@@ -16,11 +16,11 @@ __all__ = ["command"]
 
 @click.command("backends", short_help=COMMANDS["backends"])
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--compile", "compiles", is_flag=True, help="Compile the kernels that a first run would compile.")
+@click.option("--compile", "compiles", is_flag=True, help="Compile the kernels now, instead of during the first run.")
 def command(as_json: bool, compiles: bool) -> None:
-    """List every backend and its devices. If one cannot run, say why.
+    """List every backend and its devices. If a backend cannot run, the list gives the reason.
 
-    With --compile, compile the kernels and keep them for later runs instead, for example in a container image.
+    With --compile, the command instead compiles the kernels of every backend and stores them for later runs.
     """
     if compiles and as_json:
         raise click.UsageError("--json prints the list of backends, and --compile prints none; give only one of them")

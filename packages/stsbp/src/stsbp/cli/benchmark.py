@@ -19,7 +19,7 @@ __all__ = ["command"]
     default=1.0,
     show_default=True,
     type=Finite(0, 1, min_open=True),
-    help="Size of the measurement. Values below 1 are for a quick trial; the floors are meaningful at 1.",
+    help="Size of the measurement. Values below 1 are only for a quick trial.",
 )
 @click.option("--rounds", default=7, show_default=True, type=click.IntRange(1, 10**6), help="Timed rounds.")
 @click.option(
@@ -27,7 +27,7 @@ __all__ = ["command"]
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of N-MNIST and CIFAR-10.",
 )
-@click.option("--surrogate", help="Surrogate derivative in the training step, instead of the preset's.")
+@click.option("--surrogate", help="Surrogate derivative to use instead of the preset's.")
 @threads_option("Processor threads; 0 takes all.", default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write the report as JSON.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw the report.")
@@ -45,12 +45,16 @@ def command(
 ) -> None:
     """Measure a backend and compare it with the limits of this machine.
 
-    kernels compares the fused LIF pair with copying memory. step compares training steps of two networks with steps
-    of the same networks without neurons, and measures memory and start-up times. startup measures only start-up times.
-    data shows whether loading slows the step down.
+    The groups are:
 
-    Times that are compared are measured alternately in one run. Use a machine that does nothing else; the report
-    contains the load average. Without --data-dir the embedded digits replace N-MNIST and CIFAR-10.
+    \b
+    - kernels: the fused LIF kernels, compared with a copy of memory
+    - step: training steps, compared with the same networks without neurons
+    - startup: start-up times, which are also a part of step
+    - data: training with the real loader, compared with batches in memory
+
+    Use a machine that does nothing else. The report contains the load average. Without --data-dir, the embedded digits
+    replace N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step

@@ -210,7 +210,7 @@ def processes(function: Callable[..., Any]) -> Callable[..., Any]:
             default=60.0,
             show_default=True,
             metavar="SECONDS",
-            help="End all processes if one of them makes no progress for this long.",
+            help="End all processes if one of them makes no progress for this many seconds.",
         ),
         click.option(
             "--processes",

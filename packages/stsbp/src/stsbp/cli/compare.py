@@ -38,13 +38,15 @@ _LOSS = ("loss", "loss_model", "label_pattern", "undesired_pattern", "steps", "t
 
 @click.command("compare", short_help=COMMANDS["compare"])
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 def command(runs: tuple[Path, ...], as_json: bool) -> None:
-    """Show RUNs side by side: the settings in which they differ, results, spike rates and times.
+    """Show RUNs side by side: settings that differ, results, spike rates and times.
 
     The command reads only the records of the runs, so it needs no data set and no backend. If you name several
-    RUNs, it skips those that are not runs, such as reports, with a note. In a terminal, runs that do not fit side
-    by side are shown below. A file or a pipe gets one table with full paths.
+    RUNs, the command skips paths that are not runs, and prints a note.
+
+    If a terminal is too narrow for all runs, the command prints several tables, one below the other. A file or a pipe
+    receives one table with full paths.
     """
     found = [facts(run) for run in _chosen(runs)]
     if as_json:

@@ -37,16 +37,17 @@ _OF_FILE = ("format", "file", "sha256", "tensors", "step")
     "--psp-gain",
     required=True,
     type=Choice(["normalised", "unit"]),
-    help="Scale of a synaptic potential: normalised gives it the area 1, unit gives it the height 1.",
+    help="Scale of the postsynaptic potential: area 1 (normalised) or height 1 (unit).",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
 @checkpoint_option("name")
 def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
-    """Copy the run in the folder RUN and change the gain of its synapses.
+    """Copy the run in the folder RUN and change the gain of the synapses.
 
-    Weights are multiplied so that the currents stay the same. If all factors are powers of two, the spikes stay the
-    same, bit for bit. Otherwise the weights are rounded to their grid again. The state of the optimiser is dropped, so
-    stsbp train --resume starts with the first epoch.
+    The command rescales the weights so that the synaptic currents stay the same. If all factors are powers of two, the
+    spikes stay the same, bit for bit. Otherwise, the new weights are rounded to their grid.
+
+    The new run has no optimiser state, so `stsbp train --resume` starts with the first epoch.
     """
     # Imported here: what trains is not needed to show the help.
     from stsbp_spec.reference.backend import NumpyBackend

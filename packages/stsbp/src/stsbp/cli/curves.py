@@ -41,12 +41,14 @@ __all__ = ["command"]
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @checkpoint_option()
 @split_option
-@click.option("--samples", type=click.IntRange(1, 10**9), help="Take this many samples, spread evenly.  [default: all]")
+@click.option(
+    "--samples", type=click.IntRange(1, 10**9), help="Use only this many samples, evenly spaced.  [default: all]"
+)
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the runs.")
 @click.option(
     "--on",
     metavar="DATASET",
-    help="Take another data set: its test samples, or all if it has no test set.",
+    help="Use another data set. If the other data set has no test set, all its samples are used.",
     shell_complete=complete_data_set,
 )
 @click.option(
@@ -54,12 +56,13 @@ __all__ = ["command"]
     "noises",
     multiple=True,
     metavar="NAME=AMOUNT,...",
-    help="Disturb inputs: jitter, lost or added (events), noise or lost (images).  [default: all of them]",
+    help="Kind and amounts of noise. Kinds for events: jitter, lost, added. Kinds for images: "
+    "noise, lost.  [default: all]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
 @threads_option("Processor threads.  [default: those of the first run]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each run.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each run.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw all curves into this file.")
 @click.pass_obj
 def command(
@@ -77,10 +80,10 @@ def command(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Show how accurate RUNs are with less time, with fewer spikes and with disturbed inputs.
+    """Show how accurate RUNs are with less time, fewer spikes and disturbed inputs.
 
-    If labels are classes, the network is asked for its answer after each step, from the outputs up to then. Then its
-    inputs are disturbed more and more. Weights are those of the run: nothing is trained.
+    If labels are classes, the command shows the accuracy after each step, from the outputs up to this step. The
+    command then evaluates the network on inputs with increasing noise. Nothing is trained.
     """
     check_on(on, split)
     if plot is not None:

@@ -22,11 +22,11 @@ __all__ = ["command"]
 
 @click.command("datasets", short_help=COMMANDS["datasets"])
 @click.argument("name", required=False, shell_complete=complete_data_set)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each data set.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each data set.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the data sets, or show one: what it needs, and the settings that stsbp train NAME uses by default.
+    """List the data sets. With NAME, show the requirements and the default settings of one data set.
 
-    Other packages can add data sets through the entry-point group stsbp.datasets: see docs/write_a_data_set.md.
+    Other packages can add data sets through the entry-point group stsbp.datasets. See docs/write_a_data_set.md.
     """
     if name is not None:
         info = info_of(name)

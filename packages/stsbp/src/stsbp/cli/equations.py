@@ -35,20 +35,29 @@ _OTHERS = (*SURROGATES, "filter", *LOSSES, "adamw")
     default="numpy",
     show_default=True,
     type=Choice(list(LANGUAGES)),
-    help="Language: numba is for torch and JAX on the CPU, triton for torch on CUDA, cuda for CuPy, c for export.",
+    help="Language of the output.",
 )
 def command(name: str, language: str) -> None:
-    """Show what NAME computes in one step forward and one step backward, as a backend runs it.
+    """Show the equations of NAME for one forward step and one backward step, as a backend runs them.
 
     Each printed operation rounds once. NAME is one of these:
 
     \b
-    - a neuron: lif, lif:reset=subtract, alif:surrogate=triangle
-    - a surrogate derivative: triangle:width=0.5
+    - a neuron, for example lif or alif:surrogate=triangle
+    - a surrogate derivative, for example triangle:width=0.5
     - the synaptic filter: filter
-    - a loss: van-rossum, hamming, spike-count
+    - a loss: van-rossum, hamming or spike-count
     - the optimiser: adamw
-    - a class of your own: my_module:MyNeuron, my_module:MyLoss:weight=5
+    - a class of your own, for example my_module:MyNeuron
+
+    The languages of --as are:
+
+    \b
+    - numpy, torch, jax: functions for these libraries
+    - numba: kernels on the CPU
+    - triton: kernels of torch on CUDA
+    - cuda: kernels of CuPy
+    - c: exported C
     """
     what = _named(name)
     # What a class of the user's own does may fail.

@@ -46,7 +46,7 @@ __all__ = ["command"]
 @click.option(
     "--on",
     metavar="DATASET",
-    help="Evaluate another data set: its test samples, or all if it has no test set.",
+    help="Evaluate another data set. If the other data set has no test set, all its samples are used.",
     shell_complete=complete_data_set,
 )
 @batch_size_option
@@ -54,7 +54,7 @@ __all__ = ["command"]
 @click.option(
     "--tolerance",
     type=click.IntRange(0, 10**9),
-    help=f"Number of steps by which an output spike may miss its target.  [default: {TOLERANCE}]",
+    help=f"Largest distance in steps at which an output spike matches a target spike.  [default: {TOLERANCE}]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @processes
@@ -75,9 +75,11 @@ def command(
 ) -> None:
     """Evaluate the network in the folder RUN.
 
-    If labels are classes, the command prints the accuracy of both decoders, the loss, the spike rates and the confusion
-    matrix. Precision, recall and F1 of spike times and two distances say how well the outputs follow the label
-    sequences, or the target spike trains if those are the labels.
+    The command prints the loss and the spike rates. If labels are classes, the command also prints the accuracy and the
+    confusion matrix.
+
+    Precision, recall and F1 show how many output spikes match target spikes. The van Rossum distance and the Hamming
+    distance show how far the output spike trains are from the target spike trains.
     """
     check_on(on, split)
     folder = RunFolder(run)

@@ -45,7 +45,11 @@ __all__ = ["command"]
 @click.command("experiment", cls=SettingsCommand, short_help=COMMANDS["experiment"])
 @click.argument("name", shell_complete=complete_experiment)
 @click.option(
-    "--seeds", default=5, show_default=True, type=click.IntRange(1, 10**6), help="Number of seeds, counted from --seed."
+    "--seeds",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1, 10**6),
+    help="Number of seeds. The first one is --seed.",
 )
 @click.option("--dataset", help="Use this data set instead of the preset's.", shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the experiment.  [default: runs/NAME-seeds]")
@@ -76,14 +80,15 @@ def command(
 ) -> None:
     """Train the preset NAME with several seeds and write a table.
 
-    NAME is a preset of stsbp presets, or a data set. If the command is stopped or killed, repeat it to continue.
-    With a larger --seeds it adds seeds.
+    NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
+    continue. To add seeds, repeat the command with a larger --seeds.
 
-    One tenth of the training samples is held out to choose the epoch whose results are reported. --validation sets
-    another number of samples; with 0 the last epoch is reported. The test set never chooses an epoch.
+    By default, one tenth of the training samples is held out for validation. The table reports the epoch with the best
+    validation result. --validation sets another number of samples. With --validation 0, the table reports the last
+    epoch. The test set is never used to choose an epoch.
 
-    All options of stsbp train can change the preset, and the table says so. The table is printed, and written to
-    experiment.md and experiment.json in the folder.
+    The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
+    prints the table, and also writes it to experiment.md and experiment.json in the folder.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

@@ -42,30 +42,34 @@ OPTIONS = {
     "--states",
     is_flag=True,
     default=None,
-    help="onnx: add the states to inputs and outputs, so that a call can continue the previous one.",
+    help="onnx: add the states to inputs and outputs, so that a call can continue where the last one ended.",
 )
 @click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: duration of a step.  [default: 0.0001]")
 @click.option(
     "--fold",
     is_flag=True,
     default=None,
-    help="nir: fold gains, biases and normalisation into the weights. This rounds them, so spikes can differ.",
+    help="nir: fold gains, biases and normalisation into the weights. This rounds the weights, so spikes can differ.",
 )
 @click.option(
     "--threshold-below",
     is_flag=True,
     default=None,
-    help="nir: lower each threshold to the next smaller float32, for importers whose neurons spike only above it.",
+    help="nir: lower each threshold slightly, for importers whose neurons spike only above the threshold.",
 )
 @click.option("--pool", type=Choice(["mean", "sum"]), help="nir: how to write average pooling.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
     """Write the trained network in the folder RUN for other programs.
 
-    nir is a graph in the Neuromorphic Intermediate Representation. onnx is a model of standard operators, for
-    onnxruntime. c is a header and a source file in C99 that allocate no memory.
+    The formats are:
 
-    The exported network gives the same spikes as stsbp, bit for bit. If a format cannot express something, an error
-    names it.
+    \b
+    - nir: a graph in the Neuromorphic Intermediate Representation
+    - onnx: an ONNX model with standard operators
+    - c: a header and a source file in C99, without memory allocation
+
+    Unless a message says otherwise, the exported network gives the same spikes as stsbp, bit for bit. If a format
+    cannot express a part of the network, an error names the part.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for name in given:

@@ -55,19 +55,19 @@ OF_THE_FILE = (
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step. It is needed because NIR gives time constants in seconds.",
+    help="Duration of a step. NIR files give time constants in seconds, not in steps.",
 )
 @click.option(
     "--reset",
     default="zero",
     show_default=True,
     type=Choice(["zero", "subtract"]),
-    help="Reset after a spike. NIR defines zero, but some programs mean subtract.",
+    help="Reset after a spike. NIR defines a reset to zero, but some programs subtract the threshold.",
 )
 @click.option(
     "--threshold-above",
     is_flag=True,
-    help="Raise each threshold to the next larger float32, for programs whose neurons spike only if v > v_threshold.",
+    help="Raise each threshold slightly, for programs whose neurons spike only above the threshold.",
 )
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file."
@@ -83,14 +83,14 @@ def command(
     config_file: Path | None,
     **flags: Any,
 ) -> None:
-    """Make a run of the network in FILE, a graph in the Neuromorphic Intermediate Representation.
+    """Make a run from the network in FILE, a graph in the Neuromorphic Intermediate Representation (NIR).
 
-    You can use the run directly with stsbp evaluate and stsbp predict. stsbp train --resume trains it further, and
-    stsbp train --init-from starts another run from its weights.
+    You can use the run directly with `stsbp evaluate` and `stsbp predict`. `stsbp train --resume` trains the run
+    further. `stsbp train --init-from` starts another run from the weights of this one.
 
-    Such a file does not contain everything. The data set, label sequences, loss, steps and training settings come
-    from the preset of the data set, then from --config, then from the options. If a file asks for something that
-    stsbp cannot do, the error names the node.
+    A NIR file does not contain the data set, label sequences, loss, number of steps or training settings. Settings
+    that are not in the file come from three places: the preset of the data set, --config, and the options. Options
+    override --config, and --config overrides the preset. If stsbp does not support a node, the error names the node.
     """
     if dataset is None and config_file is None:
         raise ConfigError("no data set is named: give --dataset, for example --dataset digits, or --config")

@@ -48,10 +48,10 @@ def command(
 
     NOTATION is a network such as 12C5-P2-64C5-P2, or a file of nodes FILE.toml.
 
-    The table has shapes, parameters, the multiply-adds of one step, and the exactness headroom. The headroom is the
-    number of bits between the largest possible sum of a layer and the largest sum that float32 adds exactly. A
-    negative headroom is not an error: training then computes the sum from the actual weights, and rounds the weights
-    to fewer bits if necessary.
+    The table shows the shape, the number of parameters, the multiply-adds per step, and the exactness headroom of each
+    layer. The headroom says by how many bits the largest possible sum of a layer is below the limit of exact float32
+    sums. A negative headroom is not an error. Training then computes the largest sum from the actual weights, and
+    rounds the weights to fewer bits if necessary.
     """
     network = NetworkSpec.parse(
         network_text(notation),

@@ -33,28 +33,30 @@ _LONGEST = 24
     "--dt",
     type=Finite(0, 1e9, min_open=True),
     metavar="SECONDS",
-    help="Duration of a step, if the file does not give it.  [default: the one with r = tau/dt, or 0.0001]",
+    help="Duration of a step.  [default: from the file, or estimated]",
 )
 @click.option(
     "--expect",
     multiple=True,
     type=Choice(IMPORTERS),
     metavar="IMPORTER",
-    help="Fail unless this importer reads every node as the file says. You can repeat the option.",
+    help="Fail if this program reads any node wrongly. You can repeat the option.",
 )
 @click.option("--notes", is_flag=True, help="Print notes on each program.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, as_json: bool) -> None:
-    """Show, node by node, how each program that reads NIR would read the graph in FILE.
+    """Show, node by node, how several programs would read the NIR graph in FILE.
+
+    For each node and each program, the table shows one of these words:
 
     \b
-    - same: the neurons spike as NIR's equations say, for all tried currents
-    - scaled: the same, with potentials in other units
+    - same: the neurons spike at the steps that NIR defines
+    - scaled: the spikes are the same, but the potentials have other units
     - others: the neurons spike at other steps
-    - unknown: nothing made the neurons spike
-    - read: a node without neurons is read
+    - unknown: the neurons never spiked in the test
+    - read: the program reads a node that has no neurons
     - refused: the program refuses the graph
-    - left out: the program has no such node
+    - left out: the program has no node of this kind
     """
     graph = read_graph(file)
     step, why = _step(graph, dt)

@@ -51,33 +51,39 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path), metavar="[FILE...]")
 @checkpoint_option()
 @click.option(
-    "--draw", type=click.Path(path_type=Path), metavar="HTML", help="Draw input and output of each file on a page."
+    "--draw",
+    type=click.Path(path_type=Path),
+    metavar="HTML",
+    help="Write an HTML page that shows input and output of each file.",
 )
 @threads_option("Processor threads.  [default: that of the run]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each file or step.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each file or step.")
 @click.option(
     "--stream",
     is_flag=False,
     flag_value="-",
     metavar="[FILE]",
-    help="Read events from FILE or standard input while they arrive, and print spikes at once.",
+    help="Read events from FILE and print spikes immediately. Without FILE, read standard input.",
 )
 @click.option(
     "--time-unit",
     type=Choice(list(UNITS)),
-    help="Unit of time in a stream.  [default: us, or step if steps have no duration]",
+    help="Unit of time in a stream.  [default: us for recordings, otherwise step]",
 )
-@click.option("--from-first", is_flag=True, help="Let the time of a stream begin with its first event.")
+@click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
 @click.option(
-    "--clock", is_flag=True, help="End a step of a stream when its time is over, even if no later event has arrived."
+    "--clock", is_flag=True, help="End each step of a stream when its time is over, even without a later event."
 )
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Number of steps to compute of a stream.  [default: until it ends, at least those of the run]",
+    help="Number of steps of a stream.  [default: all, but at least the steps of the run]",
 )
 @click.option(
-    "--every", type=click.IntRange(1), metavar="STEPS", help="Print class and timings of a stream every N steps."
+    "--every",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Print the class and the timings every N steps of a stream.",
 )
 @click.pass_obj
 def command(
@@ -92,24 +98,27 @@ def command(
     stream: str | None,
     **of_stream: Any,
 ) -> None:
-    """Classify FILEs with the network in the folder RUN, or follow a stream of events.
+    """Classify files with the network in the folder RUN, or process a stream of events.
 
     A FILE is one of these:
 
     \b
-    - an image (.jpg, .png, .bmp), which is resized to the network's input;
+    - an image (.jpg, .png, .bmp), resized if the network needs square images;
     - a recording in the format of N-MNIST (.bin);
-    - a sound like those of the data set fsdd (.wav);
+    - a sound like those in the data set fsdd (.wav);
     - a numpy array of uint8 (.npy).
 
-    An array is an image [C, H, W] or [H, W], or event frames [T, C, H, W], which may have fewer steps than in training.
+    An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
+    may have fewer steps than in training.
 
-    For each FILE the command prints the class of the nearest label sequence, and the distance to the label sequence of
-    every class. If labels are spike trains, it prints the steps at which each output neuron spikes. --draw writes a
-    page with the input, the output raster, the distances and the membrane potentials.
+    For each FILE, the command prints the class with the nearest label sequence, and the distance to the label sequence
+    of every class. If labels are spike trains, the command prints the steps at which each output neuron spikes.
 
-    --stream reads events as lines of text: t x y p, or t n for spike trains. The output spikes of a step are printed as
-    soon as an event of a later step has arrived. At the end the command prints the class and the timings.
+    --draw writes a page with the input, the output raster, the distances and the membrane potentials.
+
+    With --stream, each line of text is one event: t x y p for a camera, or t n for spike trains. The output spikes of a
+    step are printed as soon as an event of a later step arrives. At the end, the command prints the class and the
+    timings.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))

@@ -17,11 +17,12 @@ __all__ = ["command"]
 
 @click.command("presets", short_help=COMMANDS["presets"])
 @click.argument("name", required=False, shell_complete=complete_preset)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line for each preset.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON for each preset.")
 def command(name: str | None, as_json: bool) -> None:
-    """List the named presets, or show one: its source, its settings, and the published figure with its conditions.
+    """List the presets of published experiments. With NAME, show the source, settings and published figure of
+    one preset.
 
-    `stsbp train --preset NAME` trains a preset once; `stsbp experiment NAME` trains it with several seeds.
+    `stsbp train --preset NAME` trains a preset once. `stsbp experiment NAME` trains it with several seeds.
     """
     if name is not None:
         named_preset(name, None)

@@ -30,10 +30,14 @@ __all__ = ["command"]
 @click.option(
     "--split",
     type=Choice(["test", "validation", "train"]),
-    help="Samples to run.  [default: test, else validation, else train]",
+    help="Samples to show.  [default: the first of test, validation and train that exists]",
 )
 @click.option("--data-dir", help="Folder of the data set, if it has moved since the run.")
-@click.option("--samples/--no-samples", default=True, help="Run samples and draw them. --no-samples needs no data set.")
+@click.option(
+    "--samples/--no-samples",
+    default=True,
+    help="Run the network on samples and draw them. --no-samples needs no data set.",
+)
 @threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
 def command(
@@ -48,9 +52,9 @@ def command(
 ) -> None:
     """Write one HTML file that shows the run in the folder RUN. It needs no network connection.
 
-    The file contains learning curves, the confusion matrix, correctly and wrongly classified samples with their rasters
-    and membrane potentials, spike rates, exactness headroom, settings, environment, and the command that made the
-    run. The run may still be training.
+    The file contains learning curves, the confusion matrix, spike rates, settings, and the command that made the run.
+    The file also shows correctly and wrongly classified samples with their rasters and membrane potentials. You can
+    make a report while the run is still training.
     """
     place = run if run.name not in ("", "..") else real(run)
     path = place.parent / f"{place.name}.html" if out is None else out

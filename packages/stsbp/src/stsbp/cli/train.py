@@ -53,13 +53,19 @@ _HERE = ""
 @click.command("train", cls=SettingsCommand, short_help=COMMANDS["train"])
 @click.argument("dataset", required=False, shell_complete=complete_data_set)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/DATASET-DATE-TIME]")
-@click.option("--resume", is_flag=False, flag_value=_HERE, metavar="[RUN]", help="Continue RUN, or the run in --out.")
+@click.option(
+    "--resume",
+    is_flag=False,
+    flag_value=_HERE,
+    metavar="[RUN]",
+    help="Continue the run in RUN. Without RUN, continue the run in --out.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option(
     "--preset",
     "preset_name",
     metavar="NAME",
-    help="Use the settings of a published experiment; see stsbp presets.",
+    help="Use the settings of a published experiment. `stsbp presets` lists the names.",
     shell_complete=complete_preset,
 )
 @click.option("--config", "file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file.")
@@ -82,11 +88,13 @@ def command(
 ) -> None:
     """Train a network on DATASET.
 
-    DATASET is one of the names that stsbp datasets lists. For your own files it is folder:PATH (images), events:PATH
-    (recordings of events) or sequences:PATH (rasters of spikes).
+    DATASET is one of the names that `stsbp datasets` lists. For your own files, give folder:PATH (images), events:PATH
+    (recordings of events) or sequences:PATH (spike rasters).
 
-    Settings come from the preset of the data set, then from --preset, then from --config, then from the options below.
-    If two of these give the same setting, the later one counts. The defaults shown here apply without a preset.
+    Settings come from four places: the preset of the data set, --preset, --config, and the options below. Options
+    override --config, --config overrides --preset, and --preset overrides the preset of the data set. The defaults
+    shown here apply if no preset changes them.
+
     --show-config prints the settings that a run would use.
     """
     options: Globals = click.get_current_context().obj
