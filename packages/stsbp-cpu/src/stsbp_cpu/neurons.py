@@ -21,7 +21,7 @@ from stsbp_spec.typing import Float32, UInt8
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.manner import in_best_manner
 from stsbp_cpu.printed import called, run, step
-from stsbp_cpu.vectors import fetch, fetch_to_write, stream
+from stsbp_cpu.vectors import fetch, fetch_to_write, stream, view
 
 __all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "fire_run", "forward", "propagate", "propagate_all"]
 
@@ -107,9 +107,9 @@ def fire_run(
     n = len(z)
     at = t * neurons + place
     if len(u) > 0:
-        fired(step, p, z, states, u[at : at + n], spikes[at : at + n], kept, at, learned, place, n)
+        fired(step, p, z, states, view(u, at, n), view(spikes, at, n), kept, at, learned, place, n)
     else:
-        fired(step, p, z, states, own_u, spikes[at : at + n], own_kept, 0, learned, place, n)
+        fired(step, p, z, states, own_u, view(spikes, at, n), own_kept, 0, learned, place, n)
 
 
 def _learned(count: int) -> tuple[str, ...]:

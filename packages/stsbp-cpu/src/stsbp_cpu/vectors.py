@@ -6,6 +6,7 @@ its addition may be fused into one rounding or not; on the weight grid both are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from itertools import chain
 from typing import Any
@@ -15,12 +16,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from stsbp_spec.typing import AnyArray, Float32, Int16, Int32
 
 __all__ = [
     "LANES", "NONE", "ONE", "ROOM", "SHORT_LANES", "add_scaled", "at_a_line", "copied", "dot", "fetch",
     "fetch_to_write", "join_lists", "lanes_of", "list_set", "products", "stream", "sum_chosen", "sum_scaled",
-    "widened",
+    "view", "view_of_rows", "widened",
 ]  # fmt: skip
 
 LANES = 16
@@ -80,6 +82,45 @@ def at_a_line(count: int) -> Float32:
     memory = np.empty(count + LANES, np.float32)
     first = (-memory.ctypes.data % 64) // 4
     return memory[first : first + count]
+
+
+def _part(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any, shape: Sequence[Any]) -> Any:
+    """An array of type `made` within one of type `kind`, which it does not keep alive."""
+    whole = context.make_array(kind)(context, builder, given)
+    view = context.make_array(made)(context, builder)
+    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    strides = [ir.Constant(at.type, size)]
+    for length in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], length))
+    data = builder.gep(whole.data, [at])
+    populate_array(view, data=data, shape=shape, strides=strides, itemsize=ir.Constant(at.type, size), meminfo=None)
+    return view._getvalue()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def view(typing_context: Any, x: Any, at: Any, count: Any) -> Any:
+    """`x.reshape(-1)[at : at + count]` of a contiguous array that stays alive meanwhile.
+
+    numba counts who holds an array, and each slice of one that a kernel made is counted twice, which takes longer than
+    a step of a few neurons. This view is not counted, and its bounds are not looked at.
+    """
+    made = types.Array(x.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _part(context, builder, signature.args[0], made, arguments[0], arguments[1], [arguments[2]])
+
+    return made(x, types.intp, types.intp), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def view_of_rows(typing_context: Any, x: Any, at: Any, rows: Any, count: Any) -> Any:
+    """`view` as `[rows, count]`."""
+    made = types.Array(x.dtype, 2, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _part(context, builder, signature.args[0], made, arguments[0], arguments[1], arguments[2:])
+
+    return made(x, types.intp, types.intp, types.intp), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -22,7 +22,7 @@ from stsbp_cpu.layout import own_memory
 from stsbp_cpu.neurons import NOTHING, fire, fire_run
 from stsbp_cpu.sparse.linear import turn
 from stsbp_cpu.threads import get_num_threads
-from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen
+from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen, view, view_of_rows
 
 __all__ = ["BITS", "Chosen", "chosen", "forward"]
 
@@ -132,8 +132,8 @@ def _forward(
                         )  # fmt: skip
                         sum_chosen(z, x * channels_out, w, own_places, count, unit, wide // SHORT_LANES)
                     fire_run(
-                        step, p, z[:line], state[y - low], all_u, all_spikes, kept, own_u, own_kept, learned, neurons,
-                        t, (b * rows_out + y) * line,
+                        step, p, view(z, NONE, line), view_of_rows(state, (y - low) * states * line, states, line),
+                        all_u, all_spikes, kept, own_u, own_kept, learned, neurons, t, (b * rows_out + y) * line,
                     )  # fmt: skip
 
 

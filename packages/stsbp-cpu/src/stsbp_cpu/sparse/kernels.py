@@ -25,7 +25,7 @@ from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
 from stsbp_cpu.neurons import NOTHING, fire, fire_run, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes, row_places
-from stsbp_cpu.vectors import LANES, add_scaled, at_a_line, copied, sum_scaled
+from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, copied, sum_scaled, view, view_of_rows
 
 __all__ = ["GATHER_CHANNELS", "Given", "backward", "forward", "gathers", "mirrored"]
 
@@ -207,8 +207,8 @@ def _forward(
                 for y in range(rows_out):
                     at = y * wide * channels_out + margin
                     fire_run(
-                        step, p, z[at : at + line], state[y], all_u, all_spikes, kept, own_u, own_kept, learned,
-                        neurons, t, (b * rows_out + y) * line,
+                        step, p, view(z, at, line), view_of_rows(state, y * states * line, states, line), all_u,
+                        all_spikes, kept, own_u, own_kept, learned, neurons, t, (b * rows_out + y) * line,
                     )  # fmt: skip
 
 
@@ -256,28 +256,29 @@ def _backward(
         for b in range(thread * batch // threads, (thread + 1) * batch // threads):
             state[:] = _ZERO
             part[:] = _ZERO
-            own = mask[b % len(mask)]
+            chosen = mask[b % len(mask)]
             for back in range(steps):
                 t = steps - 1 - back
                 for y in range(rows_out):
                     place = (b * rows_out + y) * line
                     at = t * neurons + place
-                    out = error[y * wide * channels_out + margin :][:line]
+                    out = view(error, y * wide * channels_out + margin, line)
                     if pooled == 1:
-                        errors = all_ds[at : at + line]
+                        errors = view(all_ds, at, line)
                     else:
-                        errors = above[:line]
+                        errors = view(above, NONE, line)
                         if y % pooled == 0:
                             row = y // pooled
                             first = ((t * batch + b) * rows_above + row) * above_row
-                            source = all_ds[first : first + (above_row if row < rows_above else 0)]
+                            source = view(all_ds, first, above_row if row < rows_above else 0)
                             _unpool(source, pooled, channels_out, scaled, above)
-                    propagated(step, p, all_u[at : at + line], errors, state[y], kept, at, learned, place, out, line)
+                    own = view_of_rows(state, y * states * line, states, line)
+                    propagated(step, p, view(all_u, at, line), errors, own, kept, at, learned, place, out, line)
                     if len(all_dz) > 0:
                         all_dz[at : at + line] = out
                 if len(dw) == 0:
                     continue
-                list_by_channel(s[t, b], size, own, masked, tables, wide, cells, values, ends)
+                list_by_channel(s[t, b], size, chosen, masked, tables, wide, cells, values, ends)
                 for q in range(kernel):
                     # Spikes whose output row y + padding - q exists; so many rows at a time that those of the
                     # error stay near while all channels read them.

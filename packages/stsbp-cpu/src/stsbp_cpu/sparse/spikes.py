@@ -7,7 +7,7 @@ from numba import prange
 from stsbp_spec.typing import AnyArray, Float32, Int32, UInt8
 
 from stsbp_cpu.compiling import cached_njit
-from stsbp_cpu.vectors import LANES, NONE, ONE, ROOM, add_scaled, list_set, widened
+from stsbp_cpu.vectors import LANES, NONE, ONE, ROOM, add_scaled, list_set, view, widened
 
 __all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_places"]
 
@@ -77,7 +77,7 @@ def list_spikes(
     starts[0] = 0
     for y in range(rows):
         _entering_row(whole, y, width * channels, channels, size, kept, masked, row)
-        ends = starts[y * columns + 1 :][:columns]
+        ends = view(starts, y * columns + 1, columns)
         ends[:] = n
         for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
             j = np.uint32(found[k])
@@ -139,9 +139,9 @@ def _entering_row(
     """
     for i in range(size):
         low = (y * size + i) * run
-        pixels = frame[low : low + run]
+        pixels = view(frame, low, run)
         if masked == 1:
-            kept = mask[low : low + run]
+            kept = view(mask, low, run)
             for j in range(run):
                 row[j] = np.float32(pixels[j] * kept[j]) + (row[j] if i > 0 else _ZERO)
         else:
@@ -159,7 +159,7 @@ def _entering_row(
                 for c in range(channels):
                     row[x * size * channels + c] += row[(x * size + i) * channels + c]
     if masked == 2:
-        kept = mask[y * columns * channels :][: columns * channels]
+        kept = view(mask, y * columns * channels, columns * channels)
         for x in range(columns):
             for c in range(channels):
                 row[x * size * channels + c] *= np.float32(kept[x * channels + c])
