@@ -151,7 +151,7 @@ class RunConfig(BaseModel):
         description="Surrogate derivative, for example arctan or triangle:width=0.5. Give your own class as "
         "module:Class.",
     )
-    surrogate_model: str = Field("", description="Equation of your own surrogate derivative. stsbp fills it in.")
+    surrogate_model: str = Field("", description="Set by stsbp: the equation of the class that --surrogate names.")
     window_ms: float = Field(
         0.0,
         ge=0,
