@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from stsbp_cpu import block
 from stsbp_cpu.backend import CpuBackend
-from stsbp_cpu.sparse import chosen
+from stsbp_cpu.sparse import chosen, kernels
 from stsbp_spec.init import initial_weights
 from stsbp_spec.losses import VanRossum
 from stsbp_spec.network import NetworkSpec
@@ -34,9 +34,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     numba.set_num_threads(before)
 
 
+@pytest.mark.parametrize("near", [kernels._IN_CACHE, 200], ids=["", "bands of few rows"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_predictor(name: str, batch: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictor(name: str, batch: int, near: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_IN_CACHE", near)
     monkeypatch.setattr(block, "FORWARD_BELOW", dict.fromkeys(block.FORWARD_BELOW, 9.0))
     notation, shape, padding = NETWORKS[name]
     network = NetworkSpec.parse(notation, input_shape=shape, outputs=3, padding=padding)

@@ -26,6 +26,7 @@ def _last(x: AnyArray) -> AnyArray:
     return np.ascontiguousarray(np.moveaxis(x, -3, -1))
 
 
+@pytest.mark.parametrize("bands", [1, 3])
 @pytest.mark.parametrize("pooled", [1, 2], ids=["", "pooled above"])
 @pytest.mark.parametrize(("size", "masked"), [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)])
 @pytest.mark.parametrize("conv", [Conv2d(5, 3, padding=1), Conv2d(32, 2)], ids=["scattered", "gathered"])
@@ -35,8 +36,9 @@ def _last(x: AnyArray) -> AnyArray:
     ids=["lif", "alif", "plif"],
 )
 def test_bits_are_those_of_one_pair_after_the_other(
-    neuron: NeuronModel, conv: Conv2d, size: int, masked: int, pooled: int
+    neuron: NeuronModel, conv: Conv2d, size: int, masked: int, pooled: int, bands: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(kernels, "bands_of", lambda shape, numbers: bands)
     rng = np.random.default_rng(4)
     assert kernels.gathers(conv) is (conv.channels == 32)
     s = (rng.random((STEPS, BATCH, *SHAPE)) < 0.3).astype(np.uint8)
@@ -100,6 +102,16 @@ def test_bits_are_those_of_one_pair_after_the_other(
     assert last is None
     assert not np.isnan(terms).any()
     assert dz.tobytes() == _last(below).tobytes()
+
+
+def test_bands_have_rows_whose_states_fit() -> None:
+    line = kernels._IN_CACHE // (3 * 4 * 10)
+    assert kernels.bands_of((5, 2, 10, 1, line), 3) == 1
+    assert kernels.bands_of((5, 2, 11, 1, line), 3) == 2
+    assert kernels.bands_of((5, 2, 20, 1, line), 3) == 2
+    assert kernels.bands_of((5, 2, 20, 3, line), 3) == 7
+    # A row that does not fit by itself.
+    assert kernels.bands_of((5, 2, 4, 100, line), 3) == 4
 
 
 def test_density_counts_what_is_left_after_the_pooling() -> None:

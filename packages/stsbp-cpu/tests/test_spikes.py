@@ -19,10 +19,11 @@ def _pooled(frame: UInt8, size: int) -> Float32:
     return pooled
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["all rows", "a band"])
 @pytest.mark.parametrize("masked", [0, 1, 2])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", FRAMES)
-def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> None:
+def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int, whole: bool) -> None:
     rng = np.random.default_rng(size)
     height, width, channels = FRAMES[name]
     rows, columns = height // size, width // size
@@ -30,26 +31,27 @@ def test_both_lists_hold_what_is_not_zero(name: str, size: int, masked: int) -> 
     shape = FRAMES[name] if masked == 1 else (rows, columns, channels)
     mask = (rng.random(shape) < 0.5).astype(np.uint8) if masked else np.ones((1, 1, 1), np.uint8)
     expected = _pooled(frame * mask if masked == 1 else frame, size) * (mask if masked == 2 else 1)
-    tables, count = row_places(width, channels, size), expected.size
+    low, high = (0, rows) if whole else (rows // 3, rows - rows // 4)
+    tables, count = row_places(width, channels, size), expected[low:high].size
     places, values = np.zeros(count, np.int32), np.zeros(count, np.float32)
-    starts = np.full(rows * columns + 1, -1, np.int32)
-    n = list_spikes(frame, size, mask, masked, tables, places, values, starts)
-    y, x, c = np.nonzero(expected)
+    starts = np.full((high - low) * columns + 1, -1, np.int32)
+    n = list_spikes(frame, size, mask, masked, tables, low, high, places, values, starts)
+    y, x, c = np.nonzero(expected[low:high])
     assert n == len(y)
     assert np.array_equal(places[:n], x * channels + c)
-    assert np.array_equal(values[:n], expected[y, x, c].astype(np.float32))
-    of_pixels = np.count_nonzero(expected, axis=2).reshape(-1)
+    assert np.array_equal(values[:n], expected[low + y, x, c].astype(np.float32))
+    of_pixels = np.count_nonzero(expected[low:high], axis=2).reshape(-1)
     assert np.array_equal(starts, np.concatenate([[0], np.cumsum(of_pixels)]))
 
     wide, ends = columns + 4, np.zeros((rows, channels), np.int32)
-    list_by_channel(frame, size, mask, masked, tables, wide, places, values, ends)
+    list_by_channel(frame, size, mask, masked, tables, wide, low, high, places, values, ends)
     for channel in range(channels):
-        first = channel * rows * columns
-        for row in range(rows):
+        first = channel * (high - low) * columns
+        for row in range(low, high):
             own = slice(first, ends[row, channel])
-            y, x = np.nonzero(expected[: row + 1, :, channel])
-            assert np.array_equal(places[own], y * wide + x)
-            assert np.array_equal(values[own], expected[y, x, channel].astype(np.float32))
+            y, x = np.nonzero(expected[low : row + 1, :, channel])
+            assert np.array_equal(places[own], (low + y) * wide + x)
+            assert np.array_equal(values[own], expected[low + y, x, channel].astype(np.float32))
 
 
 @pytest.mark.parametrize("count", [0, 5, 64, 150])

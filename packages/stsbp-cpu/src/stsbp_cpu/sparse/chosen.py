@@ -20,6 +20,7 @@ from stsbp_spec.typing import Float32, Int16, Int32, Shape, UInt8
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
 from stsbp_cpu.neurons import NOTHING, fire, fire_run
+from stsbp_cpu.sparse.kernels import bands_of
 from stsbp_cpu.sparse.linear import turn
 from stsbp_cpu.threads import get_num_threads
 from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, list_set, sum_chosen, view, view_of_rows
@@ -72,6 +73,7 @@ def forward(
     """
     equation, threads, batch = equations.forward, get_num_threads(), given[0].shape[1]
     bands = 1 if batch >= _ENOUGH * threads else min(threads // math.gcd(threads, batch), spikes.shape[2])
+    bands = max(bands, bands_of(spikes.shape, len(equation.states)))
     unit = np.float32(weights.unit / given[1] ** 2)
     _forward(
         fire(equation), *given, weights.w, unit, *weights.kernels, *paddings, u, spikes, kept,

@@ -13,13 +13,14 @@ The weight gradient adds, for each input channel and kernel row, the windows of 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numba import get_num_threads, prange
 from stsbp_spec.equations import NeuronEquations
 from stsbp_spec.synapses.conv2d import Conv2d
-from stsbp_spec.typing import Float32, UInt8
+from stsbp_spec.typing import Float32, Shape, UInt8
 
 from stsbp_cpu.compiling import cached_njit
 from stsbp_cpu.layout import own_memory
@@ -27,13 +28,15 @@ from stsbp_cpu.neurons import NOTHING, fire, fire_run, propagate, propagated
 from stsbp_cpu.sparse.spikes import list_by_channel, list_spikes, row_places
 from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, copied, sum_scaled, view, view_of_rows
 
-__all__ = ["GATHER_CHANNELS", "Given", "backward", "forward", "gathers", "mirrored"]
+__all__ = ["GATHER_CHANNELS", "Given", "backward", "bands_of", "forward", "gathers", "mirrored"]
 
 GATHER_CHANNELS = 32
 """Output channels from which the forward pass gathers."""
 _ZERO = np.float32(0)
 _NEAR = 64 * 2**10
 """Bytes of errors that stay near while the spikes of all channels choose among them."""
+_IN_CACHE = 2**20
+"""Bytes of states and sums that stay in a core's own cache. Rows of larger frames go through the steps in bands."""
 
 
 class Given(NamedTuple):
@@ -72,7 +75,8 @@ def forward(
     equation = equations.forward
     _forward(
         fire(equation), *given, _packed(conv, wq), gathers(conv), conv.kernels[0], conv.paddings[0], u, spikes, kept,
-        equations.forward_numbers, len(equation.states), learned, min(get_num_threads(), given.s.shape[1]),
+        equations.forward_numbers, len(equation.states), learned, bands_of(spikes.shape, len(equation.states) + 1),
+        min(get_num_threads(), given.s.shape[1]),
     )  # fmt: skip
 
 
@@ -98,13 +102,23 @@ def backward(
     sums = np.empty((threads if need_weights else 0, channels * kernel * run), np.float32)
     _backward(
         propagate(equation, len(equations.terms)), *given, kernel, padding, u, kept, ds, pooled, dz, sums,
-        equations.backward_numbers, len(equation.states), learned, terms, threads,
+        equations.backward_numbers, len(equation.states), learned, terms,
+        bands_of(u.shape, len(equation.states) + 1), threads,
     )  # fmt: skip
     if not need_weights:
         return None
     total = sums.sum(0).reshape(channels, kernel, run)[:, :, : kernel * conv.channels]
     rows = total.reshape(channels, kernel, kernel, conv.channels)
     return np.ascontiguousarray(rows[:, :, ::-1].transpose(3, 0, 1, 2))
+
+
+def bands_of(shape: Shape, numbers: int) -> int:
+    """Bands of rows of a frame, each with so few neurons that `numbers` of each stay in the cache over all steps.
+
+    `shape` is that of the spikes, `[T, B, H', W', C']`.
+    """
+    rows, line = shape[2], math.prod(shape[3:])
+    return -(-rows // max(1, _IN_CACHE // (4 * numbers * line)))
 
 
 def gathers(conv: Conv2d) -> bool:
@@ -138,8 +152,7 @@ def _packed(conv: Conv2d, wq: Float32) -> Float32:
 @cached_njit(parallel=True, error_model="numpy")
 def _forward(
     step: int, s: UInt8, size: int, mask: UInt8, masked: int, w: Float32, gathered: bool, kernel: int, padding: int,
-    u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32,
-    threads: int,
+    u: Float32, spikes: UInt8, kept: Float32, p: Float32, states: int, learned: Float32, bands: int, threads: int,
 ) -> None:  # fmt: skip
     """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
@@ -151,6 +164,7 @@ def _forward(
         gathered: which order.
         kernel, padding: of the convolution.
         p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
+        bands: parts of the rows of a sample, each of which goes through all steps before the next.
         threads: among which the samples are shared.
     """
     steps, batch, height, width, channels = s.shape
@@ -164,50 +178,56 @@ def _forward(
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
     # A view of each row by `reshape` would take longer than its neurons.
     all_u, all_spikes = u.reshape(-1), spikes.reshape(-1)
+    most = (rows_out + bands - 1) // bands
+    entering = min(rows, most + kernel - 1)
     for thread in prange(threads):
-        z = at_a_line(rows_out * wide * channels_out + LANES)
-        state = np.empty((rows_out, states, line), np.float32)
+        z = at_a_line(most * wide * channels_out + LANES)
+        state = np.empty((most, states, line), np.float32)
         own_u, own_kept = np.empty(line, np.float32), np.empty((len(kept), 1, line), np.float32)
         tables = row_places(width, channels, size)
-        places = np.empty(rows * columns * channels, np.int32)
-        values = np.empty(rows * columns * channels, np.float32)
-        starts = np.empty(rows * columns + 1, np.int32)
-        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
-            state[:] = _ZERO
+        places = np.empty(entering * columns * channels, np.int32)
+        values = np.empty(entering * columns * channels, np.float32)
+        starts = np.empty(entering * columns + 1, np.int32)
+        for task in range(thread * batch // threads * bands, (thread + 1) * batch // threads * bands):
+            b, band = task // bands, task % bands
+            low, high = band * rows_out // bands, (band + 1) * rows_out // bands
+            first_in, last_in = max(0, low - padding), min(rows, high - padding + kernel - 1)
             own = mask[b % len(mask)]
+            state[:] = _ZERO
             for t in range(steps):
-                list_spikes(s[t, b], size, own, masked, tables, places, values, starts)
+                list_spikes(s[t, b], size, own, masked, tables, first_in, last_in, places, values, starts)
                 for j in range(len(z)):
                     z[j] = _ZERO
                 if gathered:
-                    for y in range(rows_out):
+                    for y in range(low, high):
                         for q in range(kernel):
                             row = y - padding + q
                             if row < 0 or row >= rows:
                                 continue
                             for x in range(columns_out):
-                                first = row * columns + max(0, x - padding)
-                                last = row * columns + min(columns, x - padding + kernel)
+                                first = (row - first_in) * columns + max(0, x - padding)
+                                last = (row - first_in) * columns + min(columns, x - padding + kernel)
                                 shift = (q * kernel + padding - x) * channels * channels_out
-                                at = (y * columns_out + x) * channels_out
+                                at = ((y - low) * columns_out + x) * channels_out
                                 sum_scaled(
                                     z, at, w, places, channels_out, shift, values, np.intp(starts[first]),
                                     np.intp(starts[last]), channels_out // LANES,
                                 )  # fmt: skip
                 else:
-                    for y in range(rows):
-                        top, bottom = max(0, y + padding - kernel + 1), min(rows_out - 1, y + padding)
+                    for y in range(first_in, last_in):
+                        top, bottom = max(low, y + padding - kernel + 1), min(high - 1, y + padding)
+                        pixel = (y - first_in) * columns
                         for x in range(columns):
-                            for n in range(starts[y * columns + x], starts[y * columns + x + 1]):
+                            for n in range(starts[pixel + x], starts[pixel + x + 1]):
                                 channel = places[n] - x * channels
                                 for to in range(top, bottom + 1):
                                     row = channel * kernel + y + padding - to
-                                    at = (to * wide + x) * channels_out
+                                    at = ((to - low) * wide + x) * channels_out
                                     add_scaled(z, at, w, row * run, values[n], run // LANES)
-                for y in range(rows_out):
-                    at = y * wide * channels_out + margin
+                for y in range(low, high):
+                    at = (y - low) * wide * channels_out + margin
                     fire_run(
-                        step, p, view(z, at, line), view_of_rows(state, y * states * line, states, line), all_u,
+                        step, p, view(z, at, line), view_of_rows(state, (y - low) * states * line, states, line), all_u,
                         all_spikes, kept, own_u, own_kept, learned, neurons, t, (b * rows_out + y) * line,
                     )  # fmt: skip
 
@@ -216,7 +236,7 @@ def _forward(
 def _backward(
     step: int, s: UInt8, size: int, mask: UInt8, masked: int, kernel: int, padding: int,
     u: Float32, kept: Float32, ds: Float32, pooled: int, dz: Float32, dw: Float32, p: Float32, states: int,
-    learned: Float32, terms: Float32, threads: int,
+    learned: Float32, terms: Float32, bands: int, threads: int,
 ) -> None:  # fmt: skip
     """Fill `dz` and `dw`, unless they are empty.
 
@@ -228,6 +248,7 @@ def _backward(
         dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
             weights.
         p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
+        bands: parts of the rows of a sample, each of which goes through all steps before the next.
         threads: among which the samples are shared.
     """
     steps, batch, height, width, channels = s.shape
@@ -238,66 +259,71 @@ def _backward(
     wide = columns + kernel - 1
     margin = (kernel - 1 - padding) * channels_out
     run = (kernel * channels_out + LANES - 1) // LANES * LANES
-    band = max(1, _NEAR // (4 * wide * channels_out))
+    near = max(1, _NEAR // (4 * wide * channels_out))
+    most = (rows_out + bands - 1) // bands
+    room = min(rows, most + kernel - 1) * columns
     all_u, all_ds, all_dz = u.reshape(-1), ds.reshape(-1), dz.reshape(-1)
     rows_above, above_row = rows_out // pooled, columns_out // pooled * channels_out
     for thread in prange(threads):
-        error = at_a_line(rows_out * wide * channels_out + LANES)
+        error = at_a_line(most * wide * channels_out + LANES)
         error[:] = _ZERO
-        state = np.empty((rows_out, states, line), np.float32)
+        state = np.empty((most, states, line), np.float32)
         above, scaled = np.zeros(line + LANES, np.float32), np.zeros(above_row + LANES, np.float32)
         tables = row_places(width, channels, size)
-        cells = np.empty(channels * rows * columns, np.int32)
-        values = np.empty(channels * rows * columns, np.float32)
+        cells = np.empty(channels * room, np.int32)
+        values = np.empty(channels * room, np.float32)
         ends = np.empty((rows, channels), np.int32)
         gradient = dw[thread if len(dw) > 0 else 0 :].reshape(-1)[: channels * kernel * run]
         gradient[:] = _ZERO
         part = at_a_line(len(gradient))
-        for b in range(thread * batch // threads, (thread + 1) * batch // threads):
+        for task in range(thread * batch // threads * bands, (thread + 1) * batch // threads * bands):
+            b, band = task // bands, task % bands
+            low, high = band * rows_out // bands, (band + 1) * rows_out // bands
+            first_in, last_in = max(0, low - padding), min(rows, high - padding + kernel - 1)
+            chosen = mask[b % len(mask)]
             state[:] = _ZERO
             part[:] = _ZERO
-            chosen = mask[b % len(mask)]
             for back in range(steps):
                 t = steps - 1 - back
-                for y in range(rows_out):
+                for y in range(low, high):
                     place = (b * rows_out + y) * line
                     at = t * neurons + place
-                    out = view(error, y * wide * channels_out + margin, line)
+                    out = view(error, (y - low) * wide * channels_out + margin, line)
                     if pooled == 1:
                         errors = view(all_ds, at, line)
                     else:
                         errors = view(above, NONE, line)
-                        if y % pooled == 0:
+                        if y % pooled == 0 or y == low:
                             row = y // pooled
                             first = ((t * batch + b) * rows_above + row) * above_row
                             source = view(all_ds, first, above_row if row < rows_above else 0)
                             _unpool(source, pooled, channels_out, scaled, above)
-                    own = view_of_rows(state, y * states * line, states, line)
+                    own = view_of_rows(state, (y - low) * states * line, states, line)
                     propagated(step, p, view(all_u, at, line), errors, own, kept, at, learned, place, out, line)
                     if len(all_dz) > 0:
                         all_dz[at : at + line] = out
                 if len(dw) == 0:
                     continue
-                list_by_channel(s[t, b], size, chosen, masked, tables, wide, cells, values, ends)
+                list_by_channel(s[t, b], size, chosen, masked, tables, wide, first_in, last_in, cells, values, ends)
                 for q in range(kernel):
-                    # Spikes whose output row y + padding - q exists; so many rows at a time that those of the
+                    # Spikes whose output row y + padding - q is in the band; so many rows at a time that those of the
                     # error stay near while all channels read them.
-                    bottom = min(rows, rows_out - padding + q)
-                    for low in range(max(0, q - padding), bottom, band):
-                        high = min(bottom, low + band)
+                    bottom = min(rows, high - padding + q)
+                    for top in range(max(0, low - padding + q), bottom, near):
+                        end = min(bottom, top + near)
                         for channel in range(channels):
-                            first = ends[low - 1, channel] if low > 0 else channel * rows * columns
-                            if first < ends[high - 1, channel]:
+                            first = ends[top - 1, channel] if top > first_in else channel * room
+                            if first < ends[end - 1, channel]:
                                 sum_scaled(
                                     part, (channel * kernel + q) * run, error, cells, channels_out,
-                                    (padding - q) * wide * channels_out, values, np.intp(first),
-                                    np.intp(ends[high - 1, channel]), run // LANES,
+                                    (padding - q - low) * wide * channels_out, values, np.intp(first),
+                                    np.intp(ends[end - 1, channel]), run // LANES,
                                 )  # fmt: skip
-            for y in range(rows_out):
+            for y in range(low, high):
                 place = (b * rows_out + y) * line
                 for k in range(len(terms)):
-                    terms[k, place : place + line] = state[y, states - len(terms) + k]
-            # A sum of each sample first: one over all of them would lose the last bits of the last.
+                    terms[k, place : place + line] = state[y - low, states - len(terms) + k]
+            # A sum of each band first: one over all of them would lose the last bits of the last.
             for j in range(len(gradient)):
                 gradient[j] += part[j]
 

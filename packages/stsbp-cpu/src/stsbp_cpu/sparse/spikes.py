@@ -55,9 +55,9 @@ def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, A
 @cached_njit()
 def list_spikes(
     frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
-    places: Int32, values: Float32, starts: Int32,
+    low: int, high: int, places: Int32, values: Float32, starts: Int32,
 ) -> int:  # fmt: skip
-    """List the non-zero inputs of a frame in the order of memory; returns their number.
+    """List the non-zero inputs of some rows of a frame in the order of memory; returns their number.
 
     Args:
         frame: spikes or event counts, `[H, W, C]`.
@@ -65,19 +65,20 @@ def list_spikes(
         mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
         masked: 0: no dropout; 1: before the pooling; 2: after it.
         tables: what `row_places` returned.
+        low, high: the rows after the pooling, from `low` to `high`.
         places: filled with `x C + c`.
         values: filled with the pooled values.
-        starts: filled with the first entry of each pixel, row by row, and the end: `[H // size * (W // size) + 1]`.
+        starts: filled with the first entry of each pixel, row by row, and the end: `[(high - low) (W // size) + 1]`.
     """
-    height, width, channels = frame.shape
-    rows, columns = height // size, width // size
+    _, width, channels = frame.shape
+    columns = width // size
     valid, columns_of, channels_of, row, found = tables
     scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     n = np.uint64(0)
     starts[0] = 0
-    for y in range(rows):
+    for y in range(low, high):
         _entering_row(whole, y, width * channels, channels, size, kept, masked, row)
-        ends = view(starts, y * columns + 1, columns)
+        ends = view(starts, (y - low) * columns + 1, columns)
         ends[:] = n
         for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
             j = np.uint32(found[k])
@@ -94,26 +95,27 @@ def list_spikes(
 @cached_njit()
 def list_by_channel(
     frame: UInt8, size: int, mask: UInt8, masked: int, tables: tuple[UInt8, AnyArray, AnyArray, Float32, Int32],
-    wide: int, cells: Int32, values: Float32, ends: Int32,
+    wide: int, low: int, high: int, cells: Int32, values: Float32, ends: Int32,
 ) -> None:  # fmt: skip
-    """List the non-zero inputs of a frame channel by channel, each in the order of memory.
+    """List the non-zero inputs of some rows of a frame channel by channel, each in the order of memory.
 
     Args:
         frame, size, mask, masked, tables: see `list_spikes`.
         wide: width of the padded rows that `cells` count.
-        cells: filled with `y wide + x` of each spike, 1-d, `C` lists of room for `H // size * (W // size)`.
+        low, high: the rows after the pooling, from `low` to `high`.
+        cells: filled with `y wide + x` of each spike, 1-d, `C` lists of room for `(high - low) (W // size)` or more.
         values: filled with their pooled values, likewise.
-        ends: filled with the end of each channel's list after each row, `[H // size, C]`.
+        ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
     """
-    rows, channels = ends.shape
+    channels = ends.shape[1]
     valid, columns_of, channels_of, row, found = tables
     scale, whole, kept = np.float32(1 / (size * size)), frame.reshape(-1), mask.reshape(-1)
     room = len(cells) // channels
-    for y in range(rows):
+    for y in range(low, high):
         _entering_row(whole, y, frame.shape[1] * channels, channels, size, kept, masked, row)
         own = ends[y]
         for c in range(channels):
-            own[c] = ends[y - 1, c] if y > 0 else c * room
+            own[c] = ends[y - 1, c] if y > low else c * room
         for k in range(list_set(row, NONE, len(valid), valid, NONE, size - 1, NONE, ONE, found, NONE)):
             j = np.uint32(found[k])
             c = channels_of[j]
