@@ -210,7 +210,7 @@ def table(records: list[dict[str, Any]]) -> str:
     """The records as Markdown, the fastest first."""
     floor = next((r["seconds"]["median"] for r in records if r["mode"] == "floor" and not r["problem"]), None)
     lines = [
-        "| library | mode | ms a step | quartiles | samples/s | x floor | peak MB | spike rates at the start |",
+        "| library | mode | ms per step | quartiles | samples/s | x floor | peak MB | spike rates at the start |",
         "|---|---|---|---|---|---|---|---|",
     ]
     timed = [r for r in records if r["problem"] is None]

@@ -19,11 +19,11 @@ BEGIN, END = "<!-- results, written by benchmarks/report.py -->", "<!-- end of t
 
 
 def origin(machine: dict[str, Any], command: str) -> str:
-    """Where numbers come from, in a sentence."""
+    """Where numbers come from."""
     names = ("stsbp", "python", "numpy", "torch", "numba", "jax")
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in names if name in machine["versions"])
-    load = machine["load_average"]
-    return f"{machine['processor']}; {versions}; {machine['date'][:10]}, load {load} before it began; `{command}`."
+    when = f"{machine['date'][:10]}, load average {machine['load_average']}"
+    return f"Machine: {machine['processor']}. Versions: {versions}. Date: {when}. Command: `{command}`."
 
 
 def backend_section(report: dict[str, Any]) -> str:
@@ -68,9 +68,9 @@ def peers_section(report: dict[str, Any], picture: str | None) -> str:
         ours, peer = fastest(case["records"], own=True), fastest(case["records"], own=False)
         if ours and peer:
             ratio = peer["seconds"]["median"] / ours["seconds"]["median"]
-            lines += ["", f"stsbp makes {ratio:.2f} times the samples/s of the fastest other ({label(peer)})."]
+            lines += ["", f"stsbp trains {ratio:.2f} times as many samples per second as {label(peer)}."]
     if picture:
-        lines += ["", f"![ms a step, each library in its fastest mode]({picture})"]
+        lines += ["", f"![Milliseconds per step, each library in its fastest mode]({picture})"]
     return "\n".join(lines)
 
 
@@ -94,9 +94,9 @@ def scaling_section(report: dict[str, Any]) -> str:
     lines = [f"### How the step grows: {machine['backend']} on {machine['device']}", ""]
     lines += [origin(machine, f"python benchmarks/scaling.py --backend {machine['backend']}")]
     lines += [
-        f"Around {base}, `C` channels of 3 x 3 weights on 16 x 16 pixels (256 `C` neurons a layer), every layer "
-        f"spiking at {machine['settings']['rate']:g} or a little more. An exponent of 1 is linear. Medians of "
-        f"{machine['settings']['rounds']} rounds.",
+        f"One quantity varies at a time. The others are {base}. A layer has `C` channels of 16 x 16 neurons, and "
+        f"kernels of 3 x 3. Every layer spikes at a rate of {machine['settings']['rate']:g} or a little more. "
+        f"An exponent of 1 means linear growth. Each time is the median of {machine['settings']['rounds']} rounds.",
         "",
     ]
     return "\n".join([*lines, HEAD, *(table(found) for found in report["axes"])])
@@ -107,9 +107,10 @@ def crossover_section(report: dict[str, Any]) -> str:
     machine = report["machine"]
     lines = ["### Where sparse kernels pay", "", origin(machine, "python benchmarks/crossover.py")]
     lines += [
-        "Densities, after the pooling, below which the sparse kernel is the faster one; medians of "
-        f"{machine['settings']['rounds']} rounds. Forward: convolution, filter and neurons. Gradient: neurons and "
-        "the gradient of the weights. Error: of the input, over the share that a compact surrogate needs.",
+        "The sparse kernel is faster below the density in the table, which is that of the input after the pooling. "
+        "*Forward* is the convolution, the filter and the neurons. *Gradient* is the backward pass of the neurons and "
+        "the gradient of the weights. *Error* is the error of the input. There, the table shows the share of inputs "
+        f"whose error a compact surrogate needs. Times are medians of {machine['settings']['rounds']} rounds.",
         "",
     ]
     names = ("forward sparse / bytes", "forward sparse / floats", "gradient sparse / dense", "error needed / dense")
@@ -148,7 +149,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
             panel.axvline(1e3 * floor["seconds"]["median"], color="C3", linestyle="--", label="dense floor")
             panel.legend(fontsize=7)
         panel.set_title(case["case"], fontsize=9)
-        panel.set_xlabel("ms a step", fontsize=8)
+        panel.set_xlabel("ms per step", fontsize=8)
         panel.tick_params(labelsize=7)
     figure.savefig(path, dpi=130)
 

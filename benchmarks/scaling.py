@@ -163,7 +163,7 @@ def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]
 
 
 LARGE_HEAD = (
-    "| axis | value: ms a step | between neighbours | straight line, ms | value: peak MB (x kept) "
+    "| axis | value: ms per step | between neighbours | straight line, ms | value: peak MB (x kept) "
     "| straight line, MB |\n|---|---|---|---|---|---|"
 )
 
@@ -189,7 +189,7 @@ def straight_line(axis: str, values: list[float], found: list[float]) -> str:
     return f"{fixed:.3g} + {slope:.3g} {axis}, within {worst:.0%}"
 
 
-HEAD = "| axis | value: ms a step | exponent | between neighbours | straight line, ms |\n|---|---|---|---|---|"
+HEAD = "| axis | value: ms per step | exponent | between neighbours | straight line, ms |\n|---|---|---|---|---|"
 
 
 def table(found: dict[str, Any]) -> str:

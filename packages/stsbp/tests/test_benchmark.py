@@ -226,8 +226,8 @@ def test_data_compares_the_loader_with_memory(tiny_cases: dict[str, Case]) -> No
     assert 0 < rows[1].detail["cache_bytes"] - 1797 * recording < 20_000
     assert rows[4].detail["batch_bytes"] % recording == 0
     said = remarks(rows[1].detail), remarks(rows[4].detail)
-    assert "MB on the disk for" in said[0]
-    assert said[1].endswith("MB a batch")
+    assert "MB on disk for" in said[0]
+    assert said[1].endswith("MB per batch")
 
 
 def test_memory_prints_a_line_of_json(tiny_cases: dict[str, Case], capsys: pytest.CaptureFixture[str]) -> None:

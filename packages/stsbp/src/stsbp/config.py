@@ -112,9 +112,11 @@ class RunConfig(BaseModel):
         "layer.",
     )
     padding: Literal["valid", "same"] = Field(
-        "valid", description="Padding of convolutions, unless --net gives a padding."
+        "valid", description="Padding of convolutions for which --net gives no padding."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate after hidden layers, unless --net gives a rate.")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Dropout rate after hidden layers for which --net gives no rate."
+    )
     loss: str = Field(
         "van-rossum",
         description="Loss of output spikes: van-rossum, hamming or spike-count. Loss of a readout: cross-entropy or "
@@ -162,7 +164,7 @@ class RunConfig(BaseModel):
         0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 derives the length from --window-ms."
     )
     own_lengths: bool = Field(False, description="End each sample where its recording ends. Later steps are ignored.")
-    saccades: Literal["all", "first"] = Field("all", description="Saccades of each recording to use.")
+    saccades: Literal["all", "first"] = Field("all", description="Which saccades of each recording to use.")
     stabilise: bool = Field(False, description="Remove the motion of a recording's saccades.")
     input_tau_s: float = Field(
         0.0, ge=0, le=1e9, description="Filter event frames with this time constant, in steps. 0 disables the filter."

@@ -50,7 +50,7 @@ def command(
     \b
     - kernels: the fused LIF kernels, compared with a copy of memory
     - step: training steps, compared with the same networks without neurons
-    - startup: start-up times, which are also a part of step
+    - startup: start-up times (the group step includes them)
     - data: training with the real loader, compared with batches in memory
 
     Use a machine that does nothing else. The report contains the load average. Without --data-dir, the embedded digits

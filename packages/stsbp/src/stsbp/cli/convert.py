@@ -42,10 +42,10 @@ _OF_FILE = ("format", "file", "sha256", "tensors", "step")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the new run.")
 @checkpoint_option("name")
 def command(run: Path, psp_gain: str, out: Path, name: str) -> None:
-    """Copy the run in the folder RUN and change the gain of the synapses.
+    """Copy the run in the folder RUN, and change the gain of the synapses in the copy.
 
-    The command rescales the weights so that the synaptic currents stay the same. If all factors are powers of two, the
-    spikes stay the same, bit for bit. Otherwise, the new weights are rounded to their grid.
+    The command rescales the weights so that the synaptic currents stay the same. If all scaling factors are powers of
+    two, the spikes stay the same, bit for bit. Otherwise, the new weights are rounded to their grid.
 
     The new run has no optimiser state, so `stsbp train --resume` starts with the first epoch.
     """

@@ -82,8 +82,8 @@ def command(
 ) -> None:
     """Show how accurate RUNs are with less time, fewer spikes and disturbed inputs.
 
-    If labels are classes, the command shows the accuracy after each step, from the outputs up to this step. The
-    command then evaluates the network on inputs with increasing noise. Nothing is trained.
+    If labels are classes, the command shows the accuracy after each step, from the outputs up to this step. For all
+    kinds of labels, the command evaluates the network on inputs with increasing noise. Nothing is trained.
     """
     check_on(on, split)
     if plot is not None:

@@ -83,9 +83,9 @@ def command(
     NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
     continue. To add seeds, repeat the command with a larger --seeds.
 
-    By default, one tenth of the training samples is held out for validation. The table reports the epoch with the best
-    validation result. --validation sets another number of samples. With --validation 0, the table reports the last
-    epoch. The test set is never used to choose an epoch.
+    By default, one tenth of the training samples is held out for validation. --validation sets another number of
+    samples. The table reports the epoch with the best validation result. With --validation 0, the table reports the
+    last epoch. The test set is never used to choose an epoch.
 
     The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
     prints the table, and also writes it to experiment.md and experiment.json in the folder.

@@ -48,7 +48,7 @@ OF_THE_FILE = (
 @click.option(
     "--dataset",
     metavar="DATASET",
-    help="Data set of the new run; required unless --config names one.",
+    help="Data set of the new run. You can omit this option if --config names a data set.",
     shell_complete=complete_data_set,
 )
 @click.option(

@@ -54,7 +54,7 @@ def command(file: Path, dt: float | None, expect: tuple[str, ...], notes: bool, 
     - scaled: the spikes are the same, but the potentials have other units
     - others: the neurons spike at other steps
     - unknown: the neurons never spiked in the test
-    - read: the program reads a node that has no neurons
+    - read: the node has no neurons, and the program reads it
     - refused: the program refuses the graph
     - left out: the program has no node of this kind
     """

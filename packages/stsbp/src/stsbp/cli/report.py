@@ -50,7 +50,7 @@ def command(
     samples: bool,
     threads: int | None,
 ) -> None:
-    """Write one HTML file that shows the run in the folder RUN. It needs no network connection.
+    """Write one HTML file that shows the run in the folder RUN. You can open the file offline.
 
     The file contains learning curves, the confusion matrix, spike rates, settings, and the command that made the run.
     The file also shows correctly and wrongly classified samples with their rasters and membrane potentials. You can
