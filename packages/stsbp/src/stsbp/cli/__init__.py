@@ -34,7 +34,7 @@ COMMANDS = {
     "compare": "Show runs side by side.",
     "datasets": "List data sets and what they need.",
     "presets": "List published experiments and their settings.",
-    "experiment": "Train a preset with several seeds and write a table.",
+    "experiment": "Train a preset with several seeds and write a table of the results.",
     "networks": "Show a network as a table.",
     "equations": "Show the equations of a neuron, a loss or AdamW, as a backend runs them.",
     "backends": "List backends, their devices, and why one cannot run.",

@@ -78,7 +78,7 @@ def command(
     rank_timeout: float,
     **flags: Any,
 ) -> None:
-    """Train the preset NAME with several seeds and write a table.
+    """Train the preset NAME with several seeds and write a table of the results.
 
     NAME is a preset that `stsbp presets` lists, or a data set. If the command is stopped or killed, repeat it to
     continue. To add seeds, repeat the command with a larger --seeds.
