@@ -108,8 +108,8 @@ class RunConfig(BaseModel):
     dataset: str = Field(min_length=1, description="Data set: see docs/data.md and docs/sequences.md.")
     net: str = Field(
         "256",
-        description="Hidden layers, such as 12C5-P2-64C5-P2, or a file of nodes, FILE.toml. stsbp adds the output "
-        "layer.",
+        description="Hidden layers, such as 12C5-P2-64C5-P2. stsbp adds the output layer. You can also give a file "
+        "FILE.toml that lists all nodes of the network.",
     )
     padding: Literal["valid", "same"] = Field(
         "valid", description="Padding of convolutions for which --net gives no padding."
@@ -119,7 +119,7 @@ class RunConfig(BaseModel):
     )
     loss: str = Field(
         "van-rossum",
-        description="Loss of output spikes: van-rossum, hamming or spike-count. Loss of a readout: cross-entropy or "
+        description="Loss for output spikes: van-rossum, hamming or spike-count. Loss for a readout: cross-entropy or "
         "cross-entropy-max. Give your own class as module:Class.",
     )
     loss_model: str = Field("", description="Equations of your own loss. stsbp fills them in.")
@@ -153,12 +153,12 @@ class RunConfig(BaseModel):
         description="Surrogate derivative, for example arctan or triangle:width=0.5. Give your own class as "
         "module:Class.",
     )
-    surrogate_model: str = Field("", description="Set by stsbp: the equation of the class that --surrogate names.")
+    surrogate_model: str = Field("", description="Equation of your own surrogate derivative. stsbp fills it in.")
     window_ms: float = Field(
         0.0,
         ge=0,
         le=1e6,
-        description="Use this many milliseconds of each recording. 0 means 300, or 105 with --saccades first.",
+        description="Use this many milliseconds of each recording. 0 means 300, or 105 if --saccades is first.",
     )
     bin_ms: float = Field(
         0.0, ge=0, le=1e6, description="Length of one step in milliseconds. 0 derives the length from --window-ms."
@@ -177,7 +177,7 @@ class RunConfig(BaseModel):
     init_sha256: str = Field(
         "",
         pattern="^([0-9a-f]{64})?$",
-        description="SHA-256 of the weights file of --init-from. stsbp fills it in.",
+        description="SHA-256 of the weights file of the run that --init-from names. stsbp fills it in.",
     )
     init_rate: float = Field(
         0.0,
@@ -198,7 +198,7 @@ class RunConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
     clip_norm: float = Field(0.0, ge=0, description="Largest allowed norm of the gradient; 0 disables clipping.")
     precision: Literal["fast", "reproducible"] = Field(
-        "fast", description="reproducible gives bit-identical results on every backend, but is slower."
+        "fast", description="reproducible gives bit-identical results on every backend, but is slower than fast."
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed for the initial weights, the order of the samples, and dropout."
@@ -234,7 +234,7 @@ class RunConfig(BaseModel):
         0,
         ge=0,
         le=16_384,
-        description="Resize the images of a folder to squares with this side, in pixels. 0 disables resizing.",
+        description="Resize the images of folder:PATH to squares with sides of this many pixels. 0 disables resizing.",
     )
     test_every: int = Field(
         1,
@@ -290,7 +290,7 @@ class RunConfig(BaseModel):
     )
     memory: Literal["full", "low"] = Field(
         "full",
-        description="low needs less memory but is slower, because it computes a batch in parts.",
+        description="low needs less memory than full but is slower, because it computes a batch in parts.",
     )
     micro_batch: int = Field(
         0,

@@ -48,13 +48,13 @@ def command(
     The groups are:
 
     \b
-    - kernels: the fused LIF kernels, compared with a copy of memory
-    - step: training steps, compared with the same networks without neurons
-    - startup: start-up times (the group step includes them)
-    - data: training with the real loader, compared with batches in memory
+    - kernels: memory bandwidth of the fused LIF kernels, compared with that of a memory copy
+    - step: training steps, compared with steps of the same networks without neurons
+    - startup: start-up times (they are also part of the group "step")
+    - data: training with the real data loader, compared with training on batches in memory
 
-    Use a machine that does nothing else. The report contains the load average. Without --data-dir, the embedded digits
-    replace N-MNIST and CIFAR-10.
+    Use a machine that does nothing else. The report contains the load average of the machine. Without --data-dir, the
+    small data set of digits that is part of stsbp replaces N-MNIST and CIFAR-10.
     """
     from stsbp import plots
     from stsbp.benchmarks import data, kernels, show, startup, step

@@ -56,8 +56,8 @@ __all__ = ["command"]
     "noises",
     multiple=True,
     metavar="NAME=AMOUNT,...",
-    help="Kind and amounts of noise. Kinds for events: jitter, lost, added. Kinds for images: "
-    "noise, lost.  [default: all]",
+    help="Kind and amounts of noise. For events, the kinds are jitter, lost and added. For images, the kinds are noise "
+    "and lost.  [default: all]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of the noise.")
 @batch_size_option
@@ -80,10 +80,10 @@ def command(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Show how accurate RUNs are with less time, fewer spikes and disturbed inputs.
+    """Show how the accuracy of RUNs depends on time, on the number of spikes, and on noise in the inputs.
 
-    If labels are classes, the command shows the accuracy after each step, from the outputs up to this step. For all
-    kinds of labels, the command evaluates the network on inputs with increasing noise. Nothing is trained.
+    If labels are classes, the command shows the accuracy after each step, computed from the outputs up to this step.
+    For all kinds of labels, the command evaluates the network on inputs with increasing noise. Nothing is trained.
     """
     check_on(on, split)
     if plot is not None:

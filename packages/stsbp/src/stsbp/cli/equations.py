@@ -55,7 +55,7 @@ def command(name: str, language: str) -> None:
     \b
     - numpy, torch, jax: functions for these libraries
     - numba: kernels on the CPU
-    - triton: kernels of torch on CUDA
+    - triton: kernels of the torch backend on CUDA
     - cuda: kernels of CuPy
     - c: exported C
     """

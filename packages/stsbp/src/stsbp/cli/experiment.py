@@ -88,7 +88,8 @@ def command(
     last epoch. The test set is never used to choose an epoch.
 
     The options of `stsbp train` replace settings of the preset. The table lists the replaced settings. The command
-    prints the table, and also writes it to experiment.md and experiment.json in the folder.
+    prints the table, and also writes it to experiment.md and experiment.json in the folder of the
+    experiment.
     """
     options: Globals = click.get_current_context().obj
     deadline = deadline_in(stop_after)

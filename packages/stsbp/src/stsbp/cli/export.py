@@ -42,24 +42,25 @@ OPTIONS = {
     "--states",
     is_flag=True,
     default=None,
-    help="onnx: add the states to inputs and outputs, so that a call can continue where the last one ended.",
+    help="onnx: add the states to inputs and outputs, so that a call can continue where the previous call ended.",
 )
 @click.option("--dt", type=Finite(1e-12, 1e6), metavar="SECONDS", help="nir: duration of a step.  [default: 0.0001]")
 @click.option(
     "--fold",
     is_flag=True,
     default=None,
-    help="nir: fold gains, biases and normalisation into the weights. This rounds the weights, so spikes can differ.",
+    help="nir: fold gains, biases and normalisation into the weights. This rounds the weights, so spikes can differ "
+    "from those of stsbp.",
 )
 @click.option(
     "--threshold-below",
     is_flag=True,
     default=None,
-    help="nir: lower each threshold slightly, for importers whose neurons spike only above the threshold.",
+    help="nir: lower each threshold slightly, for importers whose neurons spike only above the threshold, not at it.",
 )
 @click.option("--pool", type=Choice(["mean", "sum"]), help="nir: how to write average pooling.  [default: mean]")
 def command(run: Path, form: str, out: Path, checkpoint: str, **options: Any) -> None:
-    """Write the trained network in the folder RUN for other programs.
+    """Read the trained network from the folder RUN, and write it in a format for other programs.
 
     The formats are:
 

@@ -67,7 +67,8 @@ OF_THE_FILE = (
 @click.option(
     "--threshold-above",
     is_flag=True,
-    help="Raise each threshold slightly, for programs whose neurons spike only above the threshold.",
+    help="Raise each threshold slightly. Use this if FILE comes from a program whose neurons spike only above the "
+    "threshold, not at it.",
 )
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Settings in a TOML file."

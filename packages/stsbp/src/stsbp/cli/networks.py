@@ -46,12 +46,12 @@ def command(
 ) -> None:
     """Show the network NOTATION as a table.
 
-    NOTATION is a network such as 12C5-P2-64C5-P2, or a file of nodes FILE.toml.
+    NOTATION is a network such as 12C5-P2-64C5-P2, or a file FILE.toml that lists the nodes of the network.
 
     The table shows the shape, the number of parameters, the multiply-adds per step, and the exactness headroom of each
-    layer. The headroom says by how many bits the largest possible sum of a layer is below the limit of exact float32
-    sums. A negative headroom is not an error. Training then computes the largest sum from the actual weights, and
-    rounds the weights to fewer bits if necessary.
+    layer. Sums in float32 are exact only up to a limit. The headroom says how many bits the largest possible sum of a
+    layer is below this limit. A negative headroom is not an error. In that case, training computes the largest sum from
+    the actual weights, and rounds the weights to fewer bits if necessary.
     """
     network = NetworkSpec.parse(
         network_text(notation),

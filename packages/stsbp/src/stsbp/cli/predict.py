@@ -68,7 +68,8 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.option(
     "--time-unit",
     type=Choice(list(UNITS)),
-    help="Unit of time in a stream.  [default: us if the run was trained on recordings, otherwise step]",
+    help="Unit of time in a stream.  [default: us (microseconds) if the run was trained on "
+    "recordings, otherwise step]",
 )
 @click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
 @click.option(
@@ -83,7 +84,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
     "--every",
     type=click.IntRange(1),
     metavar="STEPS",
-    help="Print the class and the timings every N steps of a stream.",
+    help="Print the class and the timings after every STEPS steps of a stream.",
 )
 @click.pass_obj
 def command(
@@ -111,14 +112,16 @@ def command(
     An array is an image [C, H, W] or [H, W], event frames [T, C, H, W], or spike trains [T, N]. Frames and spike trains
     may have fewer steps than in training.
 
-    For each FILE, the command prints the class with the nearest label sequence, and the distance to the label sequence
-    of every class. If labels are spike trains, the command prints the steps at which each output neuron spikes.
+    For each FILE, the command prints the class whose label sequence is nearest to the output, and the distance from the
+    output to the label sequence of every class. If labels are spike trains, the command instead prints the steps at
+    which each output neuron spikes.
 
     --draw writes a page with the input, the output raster, the distances and the membrane potentials.
 
-    With --stream, each line of text is one event: t x y p for a camera, or t n for spike trains. The output spikes of a
-    step are printed as soon as an event of a later step arrives. At the end, the command prints the class and the
-    timings.
+    If --stream reads text, each line is one event: t x y p (time, position and polarity) for a camera, or t n (time and
+    neuron) for spike trains. The output spikes of a step are printed as soon as an event of a later step arrives. At
+    the end, the command prints the class and the timings. The timings are the latency and the computing time of steps,
+    and the number of steps per second.
     """
     if stream is not None:
         _follow(options, run, checkpoint, threads, files, draw, Asked(stream, as_json=as_json, **of_stream))
