@@ -68,8 +68,7 @@ _MOST = {".npy": GIGABYTE, ".bin": MOST_OF_RECORDING, ".wav": MOST_OF_SOUND}
 @click.option(
     "--time-unit",
     type=Choice(list(UNITS)),
-    help="Unit of time in a stream.  [default: us (microseconds) if the run was trained on "
-    "recordings, otherwise step]",
+    help="Unit of time in a stream.  [default: us (microseconds) if the run was trained on recordings, otherwise step]",
 )
 @click.option("--from-first", is_flag=True, help="Count the time of a stream from its first event.")
 @click.option(
