@@ -1,4 +1,4 @@
-"""random.py of the spec in JAX: Threefry-2x32-20 and the dropout mask, in uint32, inside the jit."""
+"""Implements random.py of the spec in JAX: Threefry-2x32-20 and the dropout mask, in uint32, inside a jit."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def _word(x: int | Array) -> Any:
 
 
 def keep_mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float, first: int | Array = 0) -> Array:
-    """Dropout mask of `shape` `[B, ...]` (C order), uint8: 0 with probability `rate`, else 1.
+    """Dropout mask of shape `shape`, `[B, ...]` (C order), uint8: 0 with probability `rate`, else 1.
 
-    `first`, a number or a uint32 scalar, is the number of its first sample in the batch.
+    `first`, a number or a uint32 scalar, is the index in the batch of the mask's first sample.
     """
     threshold = round(rate * 2**32)
     if threshold == 2**32:
         return jnp.zeros(shape, np.uint8)
-    # The words of `first` samples fill so many blocks of two, which are counted modulo 2^32, and a half.
+    # The words of the `first` samples fill so many blocks of two (counted modulo 2^32), and maybe half a block.
     half, is_odd = divmod(math.prod(shape[1:]), 2)
     block, odd = (first * half + first // 2, first % 2) if is_odd else (first * half, 0)
     words = bits(seed, Stream.DROPOUT, math.prod(shape), substream=layer, step=step, block=block, odd=odd)
