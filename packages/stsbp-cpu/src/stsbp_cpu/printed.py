@@ -30,7 +30,7 @@ _ZERO = np.float32(0)
 
 @cached_njit()
 def snap(x: np.float32) -> np.float32:
-    """Magnitudes below 2^-100 become zero."""
+    """`x`, or zero if its magnitude is below 2^-100."""
     return _ZERO if abs(x) < _FLOOR else x
 
 

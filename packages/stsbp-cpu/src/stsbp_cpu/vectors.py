@@ -220,7 +220,7 @@ def dot(
 ) -> np.float32:
     """Sum of `x[at + i * x_stride + j] * y[start + i * y_stride + j]` over `i < rows`, `j < 16 vectors`.
 
-    `x` and `y` are 1-d and contiguous. The order of the sum depends on `vectors` alone.
+    `x` and `y` are 1-d and contiguous. The order of the sum depends only on `vectors`.
     """
     total: np.float32
     if vectors % 4 == 0:

@@ -32,7 +32,7 @@ from stsbp_spec.typing import AnyArray, Shape
 __all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "open_door"]
 
 CANCELLED, RESOURCE_EXHAUSTED, INTERNAL = 1, 8, 13
-"""XLA's codes of errors."""
+"""XLA's error codes."""
 
 CODES: Mapping[np.dtype[Any], int] = {
     np.dtype(np.bool_): 1,

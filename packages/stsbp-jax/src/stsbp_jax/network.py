@@ -37,8 +37,8 @@ _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 def snap_weights(block: Block, w: Array) -> Array:
     """Round weights to their grid, on which sums are exact. The gradient passes unchanged (straight through).
 
-    Inside a jit no error can be raised. If a weight is not finite, or no grid meets the bound, all weights of the layer
-    become NaN. Outside of a jit, the error of `stsbp_spec.grid.weight_grid` explains what is wrong.
+    Inside a jit, no error can be raised. If a weight is not finite, or if no grid meets the bound, all weights of the
+    layer become NaN. Outside of a jit, the error of `stsbp_spec.grid.weight_grid` explains what is wrong.
 
     Args:
         block: one of `network.blocks`.
@@ -52,7 +52,7 @@ snap_weights.defvjp(lambda block, w: (snap_weights(block, w), None), lambda bloc
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def snap_errors(bits: int, z: Array) -> Array:
-    """The identity; its error signal is rounded to the error grid of `reproducible` precision."""
+    """The identity. Its error signal is rounded to the error grid of `reproducible` precision."""
     return z
 
 

@@ -21,7 +21,7 @@ def _rotate(x: Array, r: int) -> Array:
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Two words for each counter, uint32."""
+    """Two random words for each counter, uint32."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
     for group in range(5):
@@ -62,7 +62,7 @@ def keep_mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float, f
     threshold = round(rate * 2**32)
     if threshold == 2**32:
         return jnp.zeros(shape, np.uint8)
-    # The words of the `first` samples fill so many blocks of two (counted modulo 2^32), and maybe half a block.
+    # The words of the `first` samples fill this many blocks of two (counted modulo 2^32), and possibly half a block.
     half, is_odd = divmod(math.prod(shape[1:]), 2)
     block, odd = (first * half + first // 2, first % 2) if is_odd else (first * half, 0)
     words = bits(seed, Stream.DROPOUT, math.prod(shape), substream=layer, step=step, block=block, odd=odd)

@@ -388,8 +388,8 @@ class SpikingConv2d(_Spiking):
     """Convolution and neurons: spikes `[T, B, C, H, W]` to spikes `[T, B, C', H', W']`.
 
     Args:
-        in_channels: `C`.
-        channels, kernel, stride, padding, dilation, groups: as for the spec's `Conv2d`.
+        in_channels: number of input channels, `C`.
+        channels, kernel, stride, padding, dilation, groups: the same as for the spec's `Conv2d`.
         neuron: neuron model, from the spec or as a module; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
@@ -426,7 +426,7 @@ class SpikingConv2d(_Spiking):
 
 
 class SpikingLinear(_Spiking):
-    """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`; arguments as for `SpikingConv2d`."""
+    """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`. Arguments are as for `SpikingConv2d`."""
 
     def __init__(
         self,
@@ -465,7 +465,7 @@ class _Passing(torch.nn.Module):
 
 
 class SpikingAvgPool2d(_Passing):
-    """Average pooling of spikes, spec: synapses/avgpool2d.py.
+    """Average pooling of spikes (synapses/avgpool2d.py of the spec).
 
     If the number `n` of inputs in a window is not a power of two, the output is the sum. The next layer then needs an
     `input_max` that is `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
@@ -476,7 +476,7 @@ class SpikingAvgPool2d(_Passing):
 
 
 class SpikingMaxPool2d(_Passing):
-    """Max pooling of spikes, spec: synapses/maxpool2d.py."""
+    """Max pooling of spikes (synapses/maxpool2d.py of the spec)."""
 
     def __init__(self, size: PerAxis) -> None:
         super().__init__(MaxPool2d(size))
@@ -490,7 +490,7 @@ class SpikingGlobalAvgPool(_Passing):
 
 
 class SpikingUpsample2d(_Passing):
-    """Upsampling that repeats rows and columns of spikes, spec: synapses/upsample2d.py."""
+    """Upsampling that repeats rows and columns of spikes (synapses/upsample2d.py of the spec)."""
 
     def __init__(self, factor: PerAxis) -> None:
         super().__init__(Upsample2d(factor))

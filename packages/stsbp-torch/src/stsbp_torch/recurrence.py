@@ -34,7 +34,7 @@ def _snap(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sqrt(x: torch.Tensor) -> torch.Tensor:
-    # torch's float32 square root is not correctly rounded on the CPU (MKL); the float64 one, rounded once, is.
+    # On the CPU, torch's float32 square root (MKL) is not correctly rounded. The rounded float64 square root is.
     return x.double().sqrt().float()
 
 

@@ -269,7 +269,7 @@ def _backend(device: str) -> TorchBackend:
 
 
 def backend_of(x: torch.Tensor) -> TorchBackend:
-    """The backend that computes on the device of `x`."""
+    """The backend for the device of `x`."""
     return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
 
 

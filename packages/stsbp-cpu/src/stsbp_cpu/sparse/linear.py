@@ -36,7 +36,7 @@ _ZERO, _UNIT = np.float32(0), np.float32(1)
 
 
 def present(s: UInt8) -> float:
-    """Share of non-zero inputs, `[F, inputs]`, from a sample of the frames."""
+    """Share of non-zero inputs in `[F, inputs]`, estimated from a sample of the frames."""
     return float(density(s[:, None, None], 1, max(1, len(s) // _SAMPLED)))
 
 

@@ -19,7 +19,7 @@ __all__ = ["error_moments", "moments", "normalised"]
 _ELEMENTS, _MOST = 65536, 16384
 """Approximate number of elements and maximum number of rows in a chunk.
 
-The sum of so many squares below 2^48 fits in an int64.
+The sum of this many squares below 2^48 fits in an int64.
 """
 _WIDE = 64
 """Minimum number of elements in a row. Shorter rows are joined if possible."""

@@ -1,4 +1,4 @@
-"""losses/hamming.py of the spec in JAX."""
+"""Implements losses/hamming.py of the spec in JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""losses/spike_count.py of the spec in JAX."""
+"""Implements losses/spike_count.py of the spec in JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""losses/van_rossum.py of the spec in JAX."""
+"""Implements losses/van_rossum.py of the spec in JAX."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _unfold(conv: Conv2d, frames: Array) -> Array:
 
 
 def _places(conv: Conv2d) -> list[tuple[int, int]]:
-    """Row and column of each weight of the kernel on the input, row by row."""
+    """Row and column offset on the input of each weight of the kernel, row by row."""
     (rows, columns), (down, across) = conv.kernels, conv.dilations
     return [(i * down, j * across) for i in range(rows) for j in range(columns)]
 
@@ -81,7 +81,7 @@ def _of_groups(conv: Conv2d, rows: Array, k: int) -> Array:
 
 
 def _chunks(frames: int, frame_bytes: int) -> int:
-    """Number of equal chunks: the smallest with chunks of about `_CHUNK_BYTES`, or 1 if no such number divides."""
+    """Number of equal chunks of about `_CHUNK_BYTES`; 1 if the frames cannot be divided into such chunks."""
     for chunks in range(max(1, frames * frame_bytes // _CHUNK_BYTES), frames + 1):
         if frames % chunks == 0:
             return chunks if frames // chunks * frame_bytes > _CHUNK_BYTES // 16 else 1

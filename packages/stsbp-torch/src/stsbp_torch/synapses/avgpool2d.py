@@ -1,4 +1,4 @@
-"""synapses/avgpool2d.py of the spec: sums of windows times an exact power of two."""
+"""Implements synapses/avgpool2d.py of the spec: sums over windows times an exact power of two."""
 
 from __future__ import annotations
 
