@@ -36,7 +36,7 @@ class Residuals(NamedTuple):
 
 
 class _Here(threading.local):
-    """Whether this thread is inside `exact_math` already. If a whole step is, its operations change no settings."""
+    """Whether this thread is inside `exact_math` already, as whole steps are. Operations then change no settings."""
 
     exact = False
 
