@@ -481,7 +481,7 @@ def test_results_are_copied_only_where_they_lie_otherwise() -> None:
 def test_results_of_other_shapes_are_refused() -> None:
     x = np.arange(6, dtype=np.float32)
     promised = [struct(6), struct(6, dtype=np.uint8)]
-    message = r"gave float32\[6\], float32\[6\] instead of float32\[6\], uint8\[6\]$"
+    message = r"returned float32\[6\], float32\[6\] instead of float32\[6\], uint8\[6\]$"
     with pytest.raises(ShapeError, match=message), original_errors():
         done(host_call(Making(in_order), promised, x))
     with pytest.raises(ShapeError, match=r"instead of float32\[6\]$"), original_errors():

@@ -349,7 +349,7 @@ def test_learned_numbers_of_another_shape_are_refused() -> None:
     begun = {"decay": jnp.full(3, 0.875)}
     assert np.array_equal(lif(neuron, filter, z + 1, 2), lif(neuron, filter, z + 1, 2, begun))
     for wrong in ({}, {"decay": jnp.zeros(1)}, {"decay": jnp.zeros(3, np.int32)}, {**begun, "other": jnp.zeros(3)}):
-        with pytest.raises(ShapeError, match=r"the learned numbers of plif are {'decay': \(\(3,\), 'float32'\)}"):
+        with pytest.raises(ShapeError, match=r"the learned parameters of plif are {'decay': \(\(3,\), 'float32'\)}"):
             lif(neuron, filter, z, 2, wrong)
 
 

@@ -233,7 +233,7 @@ def test_processes_with_other_numbers_of_devices_are_refused_by_all() -> None:
     for process in ends:
         _, err = process.communicate(timeout=300)
         assert process.returncode == 1
-        assert "processes have different numbers of cpu devices (rank 0: 1, rank 1: 2); give each as many" in err
+        assert "processes have different numbers of cpu devices (rank 0: 1, rank 1: 2); give all the same number" in err
 
 
 @pytest.mark.long

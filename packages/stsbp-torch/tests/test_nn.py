@@ -293,7 +293,7 @@ def test_learned_numbers_stay_in_their_domain() -> None:
         layer.learned["decay"][1] = float("nan")
     with pytest.raises(NumericError, match=r"plif\.decay is nan"):
         layer(torch.zeros(2, 1, 3))
-    with pytest.raises(SpecError, match="the neuron plif learns a number a channel; give channels="):
+    with pytest.raises(SpecError, match="the neuron plif learns one number per channel; give channels="):
         Neurons(PLIF(per="channel"))
     assert [name for name, _ in Neurons(PLIF()).named_parameters()] == ["learned.decay"]
 

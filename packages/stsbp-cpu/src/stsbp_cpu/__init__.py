@@ -1,8 +1,10 @@
-"""Fused CPU kernels of stsbp's equations (numba), over numpy arrays, for any backend with arrays in the CPU's memory.
+"""Fused CPU kernels (numba) for stsbp's equations.
 
-The equations are those of `stsbp_spec`, printed for numba. Arrays with channels lie channels last, `[T, B, H, W, C]`;
-those of neurons are rows of them, `[T, M]`, all neurons of a step in the order of memory. All are contiguous. Results
-go into arrays that the caller has made, so nothing is copied, and nothing that is read is changed or kept.
+The kernels work on numpy arrays, so any backend whose arrays are in the CPU's memory can use them. The equations are
+defined in `stsbp_spec` and printed as code for numba. All arrays are contiguous. Arrays with channels are channels
+last, `[T, B, H, W, C]`. Arrays of neurons have one row for each step, `[T, M]`, with all neurons of the step in memory
+order. The caller allocates the arrays for the results. The kernels do not copy or change their inputs, and they keep
+no reference to them.
 """
 
 from importlib.metadata import version

@@ -1,8 +1,9 @@
-"""Kernels compiled before they are called: by a process beside one that finds none, and by `stsbp backends --compile`.
+"""Compiles kernels before they are called.
 
-numba compiles in one thread. So a process that begins with an empty cache starts a second one, which compiles the
-kernels of a first training step from the last to the first. Each kernel is claimed by the process that compiles it; the
-other one goes on with the next, or waits for it where it needs it.
+numba compiles in one thread. Therefore, a process that starts with an empty cache starts a second process. The second
+process compiles the kernels of a first training step, beginning with the last kernel. A process claims each kernel that
+it compiles. The other process continues with the next kernel, or waits if it needs the claimed kernel.
+`stsbp backends --compile` compiles all kernels (`fill`).
 """
 
 from __future__ import annotations
@@ -48,8 +49,11 @@ FIRST: tuple[str, ...] = (
     "optim.adamw._update l f1 f1 f1 f1 f1 f1 f1 f1 l",
     "recurrence._recur l f1 l2 l2 ?1 l l l ?",
 )
-"""Kernels in the order in which a first training step with convolutions calls them: module and name, then of each
-argument its type and, of an array, how many axes it has."""
+"""Kernels in the order in which a first training step with convolutions calls them.
+
+Each line contains the module and the name of a kernel, and then the type of each argument. The number after the type of
+an array is its number of axes.
+"""
 
 OTHERS: tuple[str, ...] = (
     "sparse.chosen._forward l b5 l b4 l h1 f l l l l f5 b5 f3 f1 l f2 l l",
@@ -85,24 +89,24 @@ OTHERS: tuple[str, ...] = (
     "reductions._counts b3 i1",
     "reductions._round_errors f1 f f f f1 l2",
 )
-"""The same of kernels that other networks and settings call."""
+"""Kernels that other networks and settings call, in the same format as `FIRST`."""
 
 
 class Kernel(NamedTuple):
-    """A kernel for arguments of some types."""
+    """A kernel with the types of its arguments."""
 
     dispatcher: Any
     types: tuple[types.Type, ...]
 
     @property
     def file(self) -> str:
-        """Its name in the folder of kernels."""
+        """Name of the kernel's file in the folder of compiled kernels."""
         name: str = self.dispatcher._cache._file(self.types)
         return name
 
 
 def kernel(line: str) -> Kernel:
-    """What a line of `FIRST` or `OTHERS` says."""
+    """The kernel that a line of `FIRST` or `OTHERS` describes."""
     name, *arguments = line.split()
     module, _, function = name.rpartition(".")
     return Kernel(getattr(import_module(f"stsbp_cpu.{module}"), function), tuple(map(_type, arguments)))
@@ -114,10 +118,10 @@ def _type(text: str) -> types.Type:
 
 
 def fill() -> tuple[int, int]:
-    """Compile all kernels, and the steps of the spec's neurons and optimizer as they are by default.
+    """Compile all kernels, and the steps of the spec's neurons and optimizer with their default settings.
 
-    As many processes as there are processors share the work. Returns how many kernels were compiled, and how many there
-    are.
+    The work is divided among one process per processor. Returns the number of kernels that were missing before, and the
+    number of all kernels.
     """
     folder, wanted = own_folder(), [kernel(line) for line in FIRST + OTHERS]
     missing = [each for each in wanted if folder is None or folder.read(each.file) is None]
@@ -134,12 +138,13 @@ def fill() -> tuple[int, int]:
 
 
 def prepare(*, dense: bool) -> None:
-    """Called when a CPU is opened: announce what is compiled, and let a process help where nothing is there yet.
+    """Announce when kernels are compiled, and start a second process that compiles kernels if the cache is empty.
 
-    The environment variable `STSBP_COMPILE_BESIDE=0` keeps it from that.
+    Backends call this function when they open the CPU. The environment variable `STSBP_COMPILE_BESIDE=0` prevents the
+    second process.
 
     Args:
-        dense: these kernels compute what is not sparse as well.
+        dense: whether the backend also uses the kernels for dense convolutions and products.
     """
     announce()
     if _helpers or _cores() < 2 or config.DISABLE_JIT or os.environ.get("STSBP_COMPILE_BESIDE") == "0":
@@ -165,14 +170,14 @@ def _cores() -> int:
 
 
 def _start(*share: str) -> subprocess.Popen[bytes]:
-    """`main` in a process of its own."""
-    # -P: nothing is imported from the folder in which the user works.
+    """Start a process that runs `main`."""
+    # With -P, Python imports nothing from the user's working directory.
     command = [sys.executable, "-P", "-m", "stsbp_cpu.ahead", str(os.getpid()), *share]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _compile(wanted: Iterable[Kernel], going_on: Callable[[], bool] = lambda: True) -> None:
-    """Compile those that are not there and that no other process compiles, while it is `going_on`."""
+    """Compile the missing kernels that no other process is compiling, until `going_on` returns false."""
     folder = own_folder()
     for each in wanted:
         if not going_on():
@@ -182,12 +187,13 @@ def _compile(wanted: Iterable[Kernel], going_on: Callable[[], bool] = lambda: Tr
 
 
 def main(parent: str, *share: str) -> None:
-    """Compile kernels for the process number `parent`, as long as that is there.
+    """Compile kernels for the process `parent` until that process ends.
 
     Args:
-        parent: number of a process.
-        share: what `prepare` says: compile what is called first, from the last kernel on; or a number and how many
-            shares there are: compile all kernels, beginning with that share.
+        parent: process ID.
+        share: `dense` or `sparse` (from `prepare`): compile the kernels of `FIRST`, beginning with the last one, and
+            with `sparse` leave out those of dense.py. Or two numbers (from `fill`), the number of a share and the
+            number of shares: compile all kernels, beginning with that share.
     """
 
     def alive() -> bool:

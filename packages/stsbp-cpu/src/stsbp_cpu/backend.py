@@ -1,6 +1,6 @@
-"""The backend of the kernels alone: numba and numpy, no framework.
+"""The backend `cpu`: numba kernels and numpy arrays, without a framework.
 
-Its arrays are numpy's, logical `[T, B, C, H, W]`, channels last in memory (layout.py).
+Its arrays are numpy arrays of logical shape `[T, B, C, H, W]`, which are channels last in memory (layout.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _NONE: Mapping[str, AnyArray] = MappingProxyType({})
 
 
 class _Dense(block.Dense[AnyArray]):
-    """Convolutions by dense.py."""
+    """Dense convolutions, computed by synapses/conv2d.py."""
 
     layout = NUMPY
 
@@ -64,7 +64,7 @@ class _Dense(block.Dense[AnyArray]):
 
 
 class CpuBackend(AbstractBackend[AnyArray]):
-    """The kernels of stsbp_cpu and numpy."""
+    """The backend `cpu`. It computes with the kernels of stsbp_cpu and with numpy."""
 
     name: ClassVar[str] = "cpu"
     api: ClassVar[int] = 1
@@ -126,7 +126,7 @@ class CpuBackend(AbstractBackend[AnyArray]):
 
     @cached_property
     def dense(self) -> block.Dense[AnyArray]:
-        """Its convolutions of what is not sparse."""
+        """Convolutions of inputs that are not sparse."""
         return _Dense()
 
     @cached_property
@@ -254,5 +254,5 @@ def _flat(x: AnyArray) -> AnyArray:
 
 
 def _channels_last(x: AnyArray) -> AnyArray:
-    """`[T, B, C, ...]` as it lies, `[n, C]`."""
+    """`[T, B, C, ...]` in memory order, as `[n, C]`."""
     return NUMPY.view(NUMPY.laid_out(x)).reshape(-1, x.shape[2])

@@ -1,13 +1,13 @@
-"""A fusion: a population with what stands before it as one step, by sparse kernels where they pay.
+"""A fusion: a population and the operations before it as one step, with sparse kernels where these are faster.
 
-The sparse kernels know an input of bytes that changes with time and a convolution of stride 1; they are taken where few
-enough inputs are non-zero, forward pass and gradient one by one. The share of non-zero inputs is taken from a sample of
-the frames: it depends on nothing but the data, and so does the choice.
+The sparse kernels support convolutions of stride 1 whose input consists of bytes and changes over time. They are used
+if few enough inputs are non-zero. The forward pass and the gradient are decided separately. The share of non-zero
+inputs is estimated from a fixed sample of the frames, so the same data always lead to the same choice.
 
-Errors go from step to step with the adjoint of a pooling (`PooledError`) or of a whole convolution (`DeferredError`)
-still to be taken, which the step below does on its way, or leaves out where it needs no error.
+Error signals are passed from step to step before the adjoint of a pooling (`PooledError`) or of a whole convolution
+(`DeferredError`) is applied. The step below applies the adjoint, or skips it where it needs no error signal.
 
-A library with arrays in the CPU's memory says by `Dense` how it convolves what is not sparse.
+A library with arrays in the CPU's memory implements `Dense`, which convolves inputs that are not sparse.
 """
 
 from __future__ import annotations
@@ -51,56 +51,60 @@ FORWARD_BELOW = {
 }
 GRADIENT_BELOW = 0.45
 ERROR_BELOW = {"narrow": 0.4, "wide": 0.18}
-"""Densities below which the sparse kernels are faster than oneDNN's: `benchmarks/crossover.py` measures them."""
+"""Densities below which the sparse kernels are faster than those of oneDNN. `benchmarks/crossover.py` measures them."""
 _SAMPLED = 32
 
 
 class Dense(ABC, Generic[Array]):
-    """How a library convolves, on its own arrays.
+    """Convolutions of a library on its own arrays, for inputs that are not sparse.
 
-    `layout` is that of its arrays.
+    `layout` is the layout of these arrays.
     """
 
     layout: Layout[Array]
 
     @property
     def bytes_by(self) -> str:
-        """What multiplies bytes: `tiles` of the processor (AMX), or its vectors, `bytes`."""
+        """The unit of the processor that multiplies bytes: `tiles` (AMX), or `bytes` for vector instructions."""
         return "bytes"
 
     @abstractmethod
     def forward(self, conv: Conv2d, s: Array, wq: Array) -> Array:
-        """`z` `[T, B, C', H', W']` of a float32 input."""
+        """Weighted sums `z`, `[T, B, C', H', W']`, of a float32 input."""
 
     @abstractmethod
     def backward(self, conv: Conv2d, s: Array, wq: Array, dz: Array, *, need_input: bool) -> tuple[Array | None, Array]:
-        """`(ds, dW)`, `fast`."""
+        """`(ds, dW)` in `fast` precision."""
 
     @abstractmethod
     def input_error(self, conv: Conv2d, wq: Array, dz: Array, shape: Shape) -> Array:
-        """`ds` of `shape` alone, `fast`."""
+        """Only `ds`, of shape `shape`, in `fast` precision."""
 
     @abstractmethod
     def left(self, s: Array, wq: Array) -> Any:
-        """The residuals of the library's rule of convolutions."""
+        """The residuals that the library's rule for convolutions stores for this input and these weights."""
 
     def takes_bytes(self, conv: Conv2d, shape: Shape, largest: int) -> bool:
         """Whether `of_bytes` is exact and fast for frames of `shape` `(C, H, W)` with inputs up to `largest`."""
         return False
 
     def of_bytes(self, conv: Conv2d, given: Input[Array], wq: Array) -> Array:
-        """`z` by a convolution of bytes; called only where `takes_bytes` said yes, whose owner computes this too."""
+        """`z`, computed by a convolution of bytes.
+
+        This method is called only if `takes_bytes` returned true. A class that overrides `takes_bytes` must override
+        this method as well.
+        """
         raise NotImplementedError
 
 
 class Input(NamedTuple, Generic[Array]):
-    """What enters a convolution, before pooling and dropout, whose work the kernels do on the way.
+    """The input of a convolution before pooling and dropout. The kernels apply these when they read the input.
 
     Attributes:
         s: spikes or event counts, uint8 `[T, B, C, H, W]`.
-        size: of the pooling window; 1: none.
-        mask: of dropout, uint8 `[B, C, ...]`; None: none.
-        masked: 0: no dropout; 1: before the pooling; 2: after it.
+        size: size of the pooling window; 1: no pooling.
+        mask: dropout mask, uint8 `[B, C, ...]`; None: no dropout.
+        masked: where dropout is applied. 0: nowhere; 1: before the pooling; 2: after the pooling.
     """
 
     s: Array
@@ -109,23 +113,23 @@ class Input(NamedTuple, Generic[Array]):
     masked: int
 
     def arrays(self, layout: Layout[Array]) -> kernels.Given:
-        """As the kernels take it."""
+        """The input in the form that the kernels take."""
         kept = NO_MASK[None] if self.mask is None else layout.view(self.mask[None])[0]
         return kernels.Given(layout.view(self.s), self.size, kept, self.masked)
 
     def density(self, layout: Layout[Array]) -> float:
-        """Share of non-zero values after the pooling, from a sample of frames, dropout left out."""
+        """Share of non-zero values after the pooling, without dropout, estimated from a sample of frames."""
         frames = layout.frames(self.s)
         return float(density(frames, self.size, max(1, len(frames) // _SAMPLED)))
 
     def spikes(self, layout: Layout[Array]) -> float:
-        """Spikes for each value after the pooling, from a sample of frames, dropout left out."""
+        """Mean number of spikes per value after the pooling, without dropout, estimated from a sample of frames."""
         frames = layout.frames(self.s)
         return self.size**2 * float(density(frames, 1, max(1, len(frames) // _SAMPLED)))
 
 
 class Residuals(NamedTuple, Generic[Array]):
-    """What the backward pass of a block meets again, and whether its input is sparse enough for these kernels."""
+    """What the backward pass of a block reads, and whether the input is sparse enough for the sparse kernels."""
 
     given: Input[Array]
     wq: Array
@@ -135,7 +139,10 @@ class Residuals(NamedTuple, Generic[Array]):
 
 @dataclass(frozen=True, eq=False)
 class PooledError(Deferred[Array]):
-    """An error after a pooling whose adjoint is still to be taken: `d` of the windows, `shape` before the pooling."""
+    """An error signal after a pooling whose adjoint has not been applied yet.
+
+    `d` is the error signal of the windows, and `shape` is the shape before the pooling.
+    """
 
     layout: Layout[Array]
     d: Array
@@ -148,9 +155,9 @@ class PooledError(Deferred[Array]):
 
 @dataclass(frozen=True, eq=False)
 class DeferredError(Deferred[Array]):
-    """An error that still stands after a convolution, until the layer below says where it uses it.
+    """An error signal after a convolution, until the layer below says where it uses the error signal.
 
-    `dz` of `block`, which took `given` and `wq`.
+    `dz` is the error signal of the weighted sums of `block`, which were computed from `given` and `wq`.
     """
 
     block: SparseBlock[Array]
@@ -163,14 +170,14 @@ class DeferredError(Deferred[Array]):
         return below.array() if isinstance(below, PooledError) else below
 
     def taken(self, u: Array, neuron: NeuronModel) -> Array | PooledError[Array]:
-        """The error of the spikes of the layer below, of potentials `u`."""
-        # Few input channels leave parts of the dense product's vectors empty.
+        """The error signal of the spikes of the layer below, whose potentials are `u`."""
+        # With few input channels, the vectors of the dense product are partly empty.
         width = "narrow" if self.block.projection.input.shape[0] < LANES else "wide"
         below = self.needed(u, neuron) if self.share(u, neuron) < ERROR_BELOW[width] else self.all()
         return self.block.below(self.given, below)
 
     def share(self, u: Array, neuron: NeuronModel) -> float:
-        """The part of the error that the layer below uses, from a sample of frames."""
+        """The share of the error signal that the layer below uses, estimated from a sample of frames."""
         support = needed.support(neuron)
         if support is None:
             return 1.0
@@ -178,7 +185,7 @@ class DeferredError(Deferred[Array]):
         return needed.share(support, frames, self.given.size, max(1, len(frames) // _SAMPLED))
 
     def needed(self, u: Array, neuron: NeuronModel) -> Array:
-        """The error of the convolution's input, zero where the layer below does not use it."""
+        """The error signal of the convolution's input, zero where the layer below does not use it."""
         support, layout = needed.support(neuron), self.block.dense.layout
         assert support is not None
         below = layout.empty(self._shape(), np.float32)
@@ -187,7 +194,7 @@ class DeferredError(Deferred[Array]):
         return below
 
     def all(self) -> Array:
-        """All of the error of the convolution's input."""
+        """The whole error signal of the convolution's input."""
         return self.block.dense.input_error(self.block.conv, self.wq, self.dz, self._shape())
 
     def _shape(self) -> Shape:
@@ -195,7 +202,7 @@ class DeferredError(Deferred[Array]):
 
 
 def fusion(dense: Dense[Array]) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
-    """The fusion of a library's backend (`Pairs.fusions`): a population and all that stands before it as one step."""
+    """The fusion for a library's backend (`Pairs.fusions`): a population and all operations before it as one step."""
     return partial(_fuse, dense)
 
 
@@ -222,13 +229,13 @@ def _fuse(dense: Dense[Array], chain: tuple[Step[Array], ...]) -> Step[Array] | 
 
 
 def _known_from(before: tuple[Step[Array], ...]) -> int:
-    """Where the kernels' own pooling and dropout begin, after the last step that is something else."""
+    """Index from which on `before` contains only pooling and dropout that the kernels apply themselves."""
     others = (i for i, part in enumerate(before, 1) if not (isinstance(part, Drops) or _halves(part.places[0].node.op)))
     return max(others, default=0)
 
 
 def _halves(op: Op) -> bool:
-    """Whether this is a pooling of the kernels: means of square windows."""
+    """Whether the kernels support this operation: a pooling that averages over square windows."""
     return isinstance(op, AvgPool2d) and isinstance(op.size, int) and op.divisor == 1
 
 
@@ -238,7 +245,7 @@ def _places(chain: tuple[Step[Array], ...]) -> tuple[tuple[Place, ...], tuple[bo
 
 @dataclass(frozen=True, eq=False)
 class Block(Chain[Array]):
-    """A population and what stands before it, one part after the other."""
+    """A population and the operations before it, computed one after the other."""
 
     takes_deferred: ClassVar[bool] = True
 
@@ -256,11 +263,11 @@ class Block(Chain[Array]):
         return self.spikes_of(run, z), None
 
     def equations(self, run: Run[Array]) -> NeuronEquations:
-        """Of the neurons and the filter before them."""
+        """The equations of the neurons and of the filter before them."""
         return neuron_equations(self.neurons.filters[run.training], self.neurons.op.model)
 
     def spikes_of(self, run: Run[Array], z: Array) -> Array:
-        """The spikes of weighted sums, where no way back follows: potentials are not written."""
+        """The spikes for weighted sums `z` if no backward pass follows. Potentials are not stored."""
         backend, learned = self.neurons.backend, self.neurons.learned(run)
         return fused.spikes_alone(backend, self.dense.layout, self.equations(run), z, run.steps, learned)
 
@@ -282,7 +289,7 @@ class Block(Chain[Array]):
         return back._replace(errors=(PooledError(self.dense.layout, below, pool, residuals[0]),))
 
     def taken(self, residuals: Any, error: Any) -> Array | PooledError[Array]:
-        """The error of the block's spikes, as far as the block uses it."""
+        """The error signal of the block's spikes. Elements that the block does not use may be zero."""
         if isinstance(error, DeferredError):
             return error.taken(self.population(residuals).kept["u"], self.neurons.op.model)
         kept: Array | PooledError[Array] = error
@@ -291,9 +298,10 @@ class Block(Chain[Array]):
 
 @dataclass(frozen=True, eq=False)
 class ConnectedBlock(Block[Array]):
-    """The same with a full connection of spikes: where no way back follows, they choose the weights that are added.
+    """A `Block` with a full connection whose inputs are spikes.
 
-    Potentials are written all the same: the block may be the end of the network.
+    If no backward pass follows, the spikes select the weights that are added. Potentials are stored nevertheless,
+    because the block may be the last one of the network.
     """
 
     def forward(self, run: Run[Array], *inputs: Array) -> Ahead[Array]:
@@ -322,7 +330,7 @@ class ConnectedBlock(Block[Array]):
 
 @dataclass(frozen=True, eq=False)
 class SparseBlock(Block[Array]):
-    """The same with a convolution that the sparse kernels know."""
+    """A `Block` with a convolution that the sparse kernels support."""
 
     conv: Conv2d
 
@@ -334,7 +342,7 @@ class SparseBlock(Block[Array]):
         return (yield from self.ahead(run, given)) if run.keeps else (self.spikes_alone(run, given), None)
 
     def ahead(self, run: Run[Array], given: Input[Array]) -> Ahead[Array]:
-        """`forward`, which asks for nothing."""
+        """`forward` if a backward pass may follow. It needs no values of the whole batch."""
         wq = run.weights[self.projection.name]
         density = self.density(given)
         kind = self.kind(given, self.work(given, density))
@@ -347,7 +355,7 @@ class SparseBlock(Block[Array]):
         return spikes, Residuals(given, wq, density < GRADIENT_BELOW, neurons)
 
     def spikes_alone(self, run: Run[Array], given: Input[Array]) -> Array:
-        """The spikes of `ahead`, where no way back follows: potentials are not written."""
+        """The spikes of `ahead` if no backward pass follows. Potentials are not stored."""
         wq, layout, equations = run.weights[self.projection.name], self.dense.layout, self.equations(run)
         kind = self.kind(given, self.work(given))
         if kind != "sparse":
@@ -359,27 +367,30 @@ class SparseBlock(Block[Array]):
 
     @cached_property
     def chooses(self) -> bool:
-        """Whether the input is of zeros and ones, and the forward pass gathers."""
+        """Whether the input consists of zeros and ones and the forward pass gathers (sparse/kernels.py)."""
         return self.projection.input.maximum == 1 and kernels.gathers(self.conv)
 
     def ready(self, wq: Array) -> Float32 | chosen.Chosen:
-        """The weights as the sparse forward pass takes them."""
+        """The weights in the form that the sparse forward pass takes."""
         w: Float32 = self.dense.layout.view(wq)
         return chosen.chosen(w, self.conv.kernels) if self.chooses else w
 
     def density(self, given: Input[Array]) -> float:
-        """`Input.density`, raised where threads would have no sample: the sparse kernels share samples among them."""
+        """`Input.density`, multiplied by the number of threads per sample if there are more threads than samples.
+
+        The sparse kernels divide the samples among the threads, so some threads would have no work.
+        """
         spread: float = max(1, get_num_threads() / given.s.shape[1])
         return spread * given.density(self.dense.layout)
 
     def work(self, given: Input[Array], density: float | None = None) -> float:
-        """What the sparse forward pass has to do for each input: its `density`, or spikes where they choose."""
+        """Work of the sparse forward pass per input: the number of spikes if these select weights, else the density."""
         if self.chooses:
             return given.spikes(self.dense.layout)
         return self.density(given) if density is None else density
 
     def is_sparse(self, given: Input[Array]) -> bool:
-        """`Residuals.sparse`."""
+        """The value of `Residuals.sparse` for this input."""
         return self.density(given) < GRADIENT_BELOW
 
     def backward(self, run: Run[Array], residuals: Any, error: Any, precision: Precision) -> Exchange[Array]:
@@ -393,7 +404,7 @@ class SparseBlock(Block[Array]):
         return (yield from self.back(run, residuals, error))
 
     def back(self, run: Run[Array], residuals: Residuals[Array], error: Array | PooledError[Array]) -> Exchange[Array]:
-        """`backward`, `fast`, which asks for nothing."""
+        """`backward` in `fast` precision. It needs no values of the whole batch."""
         given, wq, sparse, neurons = residuals
         filter, (need_input,) = self.neurons.filters[run.training], self.needed
         need_below = need_input and not self.may_defer
@@ -419,11 +430,11 @@ class SparseBlock(Block[Array]):
 
     @property
     def may_defer(self) -> bool:
-        """Whether the block below may leave parts of its error unused, and that kernel knows the convolution."""
+        """Whether neurons may ignore parts of the error signal, and the kernel for this supports the convolution."""
         return needed.support(self.neurons.op.model) is not None and self.conv.channels % LANES == 0
 
     def kind(self, given: Input[Array], density: float) -> str:
-        """How the block is computed: `sparse`, `floats`, or by a convolution of bytes, `Dense.bytes_by`."""
+        """How the block is computed: `sparse`, `floats`, or the value of `Dense.bytes_by` (a convolution of bytes)."""
         largest = int(self.projection.input.maximum * given.size**2)
         of_bytes = self.dense.takes_bytes(self.conv, self.projection.input.shape, largest)
         order = "choose" if self.chooses else "gather" if kernels.gathers(self.conv) else "scatter"
@@ -434,25 +445,25 @@ class SparseBlock(Block[Array]):
 
     @cached_property
     def pool(self) -> AvgPool2d | None:
-        """The pooling before the convolution; None: none."""
+        """The pooling before the convolution; None: no pooling."""
         ops = (place.node.op for place in self.places)
         return next((op for op in ops if isinstance(op, AvgPool2d)), None)
 
     @cached_property
     def window(self) -> int:
-        """Size of its windows; 1: none."""
+        """Size of the pooling windows; 1: no pooling."""
         return 1 if self.pool is None else self.pool.sizes[0]
 
     @cached_property
     def masked(self) -> int:
-        """Where its dropout stands: see `Input`."""
+        """Where dropout is applied: see `Input`."""
         for place in self.places[:-2]:
             if isinstance(place.node.op, Dropout):
                 return 1 if place is self.places[0] else 2
         return 0
 
     def given(self, run: Run[Array], s: Array) -> Input[Array]:
-        """What the block takes from the spikes of the block below."""
+        """The input of the block's convolution, from the spikes of the block below."""
         mask = None
         for part in self.parts:
             if isinstance(part, Drops):
@@ -460,13 +471,13 @@ class SparseBlock(Block[Array]):
         return Input(self.dense.layout.laid_out(s), self.window, mask, 0 if mask is None else self.masked)
 
     def sums(self, given: Input[Array], wq: Array, *, of_bytes: bool) -> Array:
-        """Weighted sums by a convolution of bytes, or of floats."""
+        """Weighted sums, computed by a convolution of bytes or of floats."""
         if of_bytes:
             return self.dense.of_bytes(self.conv, given, wq)
         return self.dense.forward(self.conv, self.floats(given)[0], wq)
 
     def floats(self, given: Input[Array]) -> tuple[Array, list[Any]]:
-        """The input as the weights meet it, and the residuals of pooling and dropout."""
+        """The input of the convolution after pooling and dropout, and the residuals of pooling and dropout."""
         s, before = given.s, list[Any]()
         for place in self.places[:-2]:
             residual: Any = given.mask
@@ -479,12 +490,12 @@ class SparseBlock(Block[Array]):
         return s, before
 
     def by_parts(self, residuals: Residuals[Array]) -> list[Any]:
-        """The residuals that the parts would have left."""
+        """The residuals that the separate parts of the block would have stored."""
         s, before = self.floats(residuals.given)
         return [*before, self.dense.left(s, residuals.wq), residuals.neurons]
 
     def below(self, given: Input[Array], below: Array) -> Array | PooledError[Array]:
-        """The error of the spikes below from that of the input of the convolution."""
+        """The error signal of the spikes below, from the error signal of the convolution's input."""
         if given.mask is not None and given.masked == 2:
             below = self._dropped(given.mask, below)
         if self.pool is None:
@@ -501,7 +512,7 @@ class SparseBlock(Block[Array]):
     def fire(
         self, given: Input[Array], wq: Array, filter: SynapticFilter, steps: int, learned: Mapping[str, Array]
     ) -> tuple[Array, NeuronResiduals[Array]]:
-        """Spikes and residuals by the sparse kernels."""
+        """Spikes and residuals, computed by the sparse kernels."""
         equations, layout = neuron_equations(filter, self.neurons.op.model), self.dense.layout
         kept = fused.kept_arrays(layout, equations, (steps, given.s.shape[1], *self.projection.output_shape))
         beside = beside_u(layout, equations, kept)
@@ -512,7 +523,7 @@ class SparseBlock(Block[Array]):
         self, given: Input[Array], weights: Float32 | chosen.Chosen, equations: NeuronEquations, steps: int,
         learned: Mapping[str, Array], u: Float32, kept: Float32,
     ) -> tuple[Array, dict[str, Array]]:  # fmt: skip
-        """Spikes by the sparse kernels, which fill `u` and `kept`, and learned numbers of each element."""
+        """Spikes, computed by the sparse kernels, and the learned parameters of each neuron. Fills `u` and `kept`."""
         layout, shape = self.dense.layout, (steps, given.s.shape[1], *self.projection.output_shape)
         spikes = layout.empty(shape, np.uint8)
         each = self.neurons.backend.spread_all(equations, learned, shape[1:])
@@ -533,9 +544,10 @@ class SparseBlock(Block[Array]):
         need_error: bool,
         need_weights: bool,
     ) -> tuple[Array, Array, dict[str, Array]]:
-        """`dz` and `dW` from the error of the spikes by the sparse kernels; what is not needed is empty.
+        """`dz` and `dW` from the error signal of the spikes, computed by the sparse kernels.
 
-        The third is what each neuron adds to the gradients of learned numbers, by name.
+        A result that is not needed is empty. The third result contains each neuron's contribution to the gradients of
+        the learned parameters, by name.
         """
         equations, u = neuron_equations(filter, self.neurons.op.model), residuals.kept["u"]
         layout, shape = self.dense.layout, tuple(u.shape)

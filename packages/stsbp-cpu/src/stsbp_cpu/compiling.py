@@ -1,11 +1,13 @@
-"""`cached_njit`, the decorator of the functions that numba compiles, and where their machine code is kept between runs.
+"""`cached_njit`, the decorator for all functions that numba compiles, and the cache that stores their machine code.
 
-numba's own cache asks only whether the file of a function has changed, and goes on with what it once inlined from other
-files. This one is a folder (`stsbp_spec.kernel_cache`) whose name is a hash of all of `SOURCES`, of the versions of all
-that compiles, and of the processor. What is kept is numba's own form: a pickle around machine code.
+numba's own cache only checks whether the file of a function has changed. It would keep using old code that was inlined
+from other files. The cache of this module is a folder (`stsbp_spec.kernel_cache`). The folder's name is a hash of all
+`SOURCES`, of the versions of all packages that compile, and of the processor. The files have numba's own format, a
+pickle that contains machine code.
 
-A function that is printed from an equation (`printed_njit`) has the hash of its text in its name, and so has every
-kernel that is closed over one: numba tells functions apart by their names, in this process and in the machine code.
+A function that is printed from an equation (`printed_njit`) has a hash of its text in its name. The same holds for
+every kernel that is a closure over such a function. The hashes are necessary because numba identifies functions by
+name, both in this process and in the machine code.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ __all__ = ["SOURCES", "announce", "cached_njit", "folder_for", "own_folder", "pr
 _LOG = logging.getLogger(__name__)
 _FORMAT = "1"
 _PATIENCE = 60.0
-"""Seconds to wait for another process that compiles a kernel; it may be stopped."""
+"""Maximum number of seconds to wait for another process that compiles a kernel. That process may have been stopped."""
 
 SOURCES = (
     "stsbp_spec.grid",
@@ -64,17 +66,17 @@ SOURCES = (
     "stsbp_cpu.synapses.maxpool2d",
     "stsbp_cpu.vectors",
 )
-"""Modules with kernels, and those whose functions and numbers the kernels take into themselves."""
+"""Modules with kernels, and modules whose functions and constants become part of kernels."""
 
 _OPTIONS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "USING_SVML")
-"""Settings of numba, from its environment variables, that change the code it makes."""
+"""Settings of numba, from its environment variables, that change the generated code."""
 
 R = TypeVar("R")
 
 
 @cache
 def _sources() -> str | None:
-    """The hash of the texts as they were when the first kernel was imported; None where they cannot be read."""
+    """Hash of the source files when the first kernel was imported; None if the files cannot be read."""
     return _sources_now()
 
 
@@ -82,12 +84,12 @@ def _sources_now() -> str | None:
     try:
         return source_digest(*SOURCES)
     except OSError as error:
-        _LOG.warning("compiled kernels are not kept, each run compiles them again: %s", error)
+        _LOG.warning("compiled kernels cannot be stored, so each run compiles them again: %s", error)
         return None
 
 
 def folder_for(codegen: Any) -> KernelFolder | None:
-    """Where kernels of these sources for this processor are; `codegen` is numba's, of the processor."""
+    """The folder for kernels that are compiled from these sources for the processor of numba's `codegen`."""
     sources = _sources()
     if sources is None:
         return None
@@ -97,12 +99,15 @@ def folder_for(codegen: Any) -> KernelFolder | None:
 
 
 def own_folder() -> KernelFolder | None:
-    """`folder_for` the processor at hand."""
+    """`folder_for` the processor of this computer."""
     return folder_for(cpu_target.target_context.codegen())
 
 
 class _KernelCache(_Cache):  # type: ignore[misc]
-    """In place of numba's cache of one function. A file for each signature, no index for two processes to garble."""
+    """Replaces numba's cache of one function.
+
+    Each signature has its own file. There is no index file, which two processes could corrupt.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = f"{function.__module__}.{function.__qualname__}"
@@ -110,10 +115,10 @@ class _KernelCache(_Cache):  # type: ignore[misc]
 
     @property
     def cache_path(self) -> None:
-        """Not known before a processor is."""
+        """None, because the path depends on the processor, which is not known yet."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        # What code of the disk needs of numba; what compiling needs besides is loaded when something is compiled.
+        # Initialises only what stored code needs. numba initialises the rest when it compiles something.
         rtsys.initialize(target_context)
         folder = folder_for(target_context.codegen())
         if folder is None:
@@ -121,23 +126,23 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         name = self._file(sig)
         found = folder.read(name)
         if found is None:
-            # Of several processes that want a kernel, one compiles it.
+            # If several processes need a kernel, only one of them compiles it.
             self._release(name)
             self._claims[name] = folder.claim(name, _PATIENCE)
             found = folder.read(name)
             if found is None:
                 return None
             self._release(name)
-        # As safe to unpickle as the machine code in it is to run: `kernel_cache` says who could have written it.
+        # Unpickling is as safe as running the machine code inside. `kernel_cache` explains who can write the files.
         kept, parts = pickle.loads(found)
         return CompileResult._rebuild(target_context, *parts) if kept == sig else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        # Code with addresses of this process in it is of no use to another one.
+        # Code that contains addresses of this process is useless in another process.
         parts = data._asdict()
         kept = not parts["library"].has_dynamic_globals and all(lifted.can_cache for lifted in parts["lifted"])
         folder = folder_for(data.codegen) if kept else None
-        # A package that was replaced while this process ran: what is compiled may be of the old or of the new one.
+        # If a package was replaced while this process ran, the code may come from the old or from the new package.
         if folder is not None and _sources_now() == _sources():
             folder.write(self._file(sig), dumps((sig, data._reduce())))
         self._release(self._file(sig))
@@ -150,21 +155,21 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         return kernel_file(self.name, str(sig))
 
     def enable(self) -> None:
-        """Always on."""
+        """Do nothing. The cache is always enabled."""
 
     def disable(self) -> None:
-        """Always on."""
+        """Do nothing. The cache is always enabled."""
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing. Files are written immediately."""
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """Code that is linked into a kernel and never called by itself.
+    """Code that is linked into a kernel and never called on its own.
 
-    Of a parallel loop numba makes four libraries, each linked into the next: the loop's body, two functions around it,
-    and the kernel. It would optimise each of them and make machine code of it; here the kernel alone is, with all that
-    is in it.
+    numba makes four libraries for a parallel loop: the body of the loop, two functions around it, and the kernel. Each
+    library is linked into the next one. numba would optimise all four and generate machine code for each of them. With
+    this class, only the kernel is optimised and compiled, together with the code that is linked into it.
     """
 
     def finalize(self) -> None:
@@ -173,27 +178,27 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
                 self._reload_init.update(library._reload_init)
             self._final_module.link_in(library._get_module_for_linking(), preserve=True)
         self._finalize_dynamic_globals()
-        # numba sets the loop's own variable of Python objects at once, so that must have an address.
+        # numba immediately sets the loop's own variable for Python objects, so this variable must have an address.
         own = [x for x in self._final_module.global_variables if x.name.startswith("_ZN08NumbaEnv")]
         self._codegen._add_module(llvmlite.binding.parse_assembly("\n".join(map(str, own))))
         self._codegen._engine.finalize_object()
         self._finalized = True
 
     def get_pointer_to_function(self, name: str) -> int:
-        """0, which numba takes for a function that Python does not call."""
+        """0. numba reads this as a function that Python does not call."""
         self._ensure_finalized()
         return 0
 
 
 def _library(codegen: Any, name: str) -> JITCodeLibrary:
-    """In place of numba's class of libraries, while it makes a parallel loop."""
+    """Replaces numba's library class while numba compiles a parallel loop."""
     part = name.startswith("__numba_parfor_gufunc") or "_GufuncWrapper" in name or name == "parallelgufuncwrapper"
     return (_Part if part else JITCodeLibrary)(codegen, name)
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
 class _ParallelLowering(NativeParforLowering):  # type: ignore[misc]
-    """numba's own, with parts of a kernel made as such."""
+    """numba's compiler pass for parallel loops, except that the parts of a kernel become a `_Part`."""
 
     _name = "stsbp_parallel_lowering"
 
@@ -212,14 +217,14 @@ class _ParallelLowering(NativeParforLowering):  # type: ignore[misc]
 
 
 def _uncalled(flags: Any) -> Any:
-    """Of a function that neither Python nor C calls."""
+    """Compiler flags for a function that neither Python nor C calls."""
     flags = flags.copy()
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     return flags
 
 
 class _Kernel(Compiler):  # type: ignore[misc]
-    """Of functions that Python or other kernels call, C never."""
+    """The compiler for functions that Python or other kernels call, but C does not."""
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
                  locals: Any) -> None:  # fmt: skip
@@ -228,7 +233,7 @@ class _Kernel(Compiler):  # type: ignore[misc]
         super().__init__(typing_context, target_context, library, args, result, flags, locals)
 
     def compile_extra(self, function: Any) -> Any:
-        # Little of what is made is garbage before the end, and looking for it would take a seventh of the time.
+        # Compiling leaves little garbage before its end. Garbage collection would take a seventh of the time.
         collecting = gc.isenabled()
         gc.disable()
         try:
@@ -249,7 +254,10 @@ class _Kernel(Compiler):  # type: ignore[misc]
 
 
 class _Distinct(_Kernel):
-    """Of a function no two of whose arguments share memory, so that its loops become vector code without a look."""
+    """The compiler for functions whose arguments do not share memory.
+
+    The loops of such functions become vector code without a check for overlapping memory.
+    """
 
     def __init__(self, typing_context: Any, target_context: Any, library: Any, args: Any, result: Any, flags: Any,
                  locals: Any) -> None:  # fmt: skip
@@ -259,15 +267,15 @@ class _Distinct(_Kernel):
 
 
 def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """`numba.njit` with these options, and with the cache of this module.
+    """`numba.njit` with these options and with the cache of this module.
 
     Args:
-        distinct: no two arguments share memory.
-        options: of numba.
+        distinct: whether all arguments are in separate memory.
+        options: options of numba.
 
     Raises:
-        TypeError: the function's module is missing from `SOURCES`, or the function is closed over something else than
-            functions of this decorator.
+        TypeError: the function's module is missing from `SOURCES`, or the function is a closure over an object that
+            was not made by this decorator.
     """
 
     def compiled(function: Callable[..., R]) -> Callable[..., R]:
@@ -289,19 +297,19 @@ def cached_njit(*, distinct: bool = False, **options: Any) -> Callable[[Callable
 
 
 def printed_njit(text: str, name: str, words: Mapping[str, Any], **options: Any) -> Callable[..., Any]:
-    """The function `name` that `text` defines, as `cached_njit` makes it.
+    """The function `name` that `text` defines, compiled by `cached_njit`.
 
     Args:
-        text: Python.
-        name: of the function in it.
-        words: what it reads besides its arguments: functions of `cached_njit`, and what stands in `SOURCES`. Its
-            `__name__` is the module that the function counts as.
-        options: of `cached_njit`.
+        text: Python code.
+        name: name of the function in `text`.
+        words: global names that the function reads: functions made by `cached_njit`, and objects from `SOURCES`. Its
+            entry `__name__` is the module to which the function is assigned.
+        options: options of `cached_njit`.
     """
     kernels = (f"{word} {inner}" for word, x in words.items() if (inner := _kernel_name(x)) is not None)
     full = f"{name}_{_short(text, kernels)}"
     file = f"<stsbp {full}>"
-    # For tracebacks; an entry without a time is never looked for on the disk.
+    # For tracebacks. linecache does not look on the disk for an entry without a modification time.
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = dict(words)
     exec(compile(text, file, "exec"), scope)
@@ -311,7 +319,7 @@ def printed_njit(text: str, name: str, words: Mapping[str, Any], **options: Any)
 
 
 def _kernel_name(x: object) -> str | None:
-    """Of a function of `cached_njit`, else None."""
+    """The name of a function made by `cached_njit`, or None for any other object."""
     kept = getattr(x, "_cache", None)
     return kept.name if isinstance(kept, _KernelCache) else None
 
@@ -325,7 +333,7 @@ def _rename(function: Callable[..., Any], name: str) -> None:
 
 
 class _Announcement(event.Listener):  # type: ignore[misc]
-    """Hears of what is compiled, not of what is loaded."""
+    """Listens to numba's compilations. Loading a kernel from the disk is not a compilation."""
 
     def __init__(self) -> None:
         self.said = False
@@ -346,7 +354,10 @@ _announcement: _Announcement | None = None
 
 
 def announce() -> None:
-    """Warn in the log when the first kernel of this process is compiled: that takes seconds, loading none."""
+    """Log a warning when the first kernel of this process is compiled.
+
+    Compiling kernels takes seconds. Loading them takes less.
+    """
     global _announcement
     if _announcement is None:
         _announcement = _Announcement()

@@ -1,8 +1,9 @@
-"""Convolutions and products of matrices, float32 and float64, for what is not sparse.
+"""Dense convolutions and matrix products in float32 and float64.
 
-Nothing is unfolded: a row of the window is one run of memory, in a frame with columns of zeros at its sides. The sums
-of many places and channels stay in registers (`vectors.products`). On the weight grid they are exact; elsewhere their
-order is the same on any number of threads, but for the gradient of a convolution, whose frames the threads share.
+Windows are not unfolded. Columns of zeros are added at the sides of a frame, so that each row of a window is contiguous
+in memory. The sums of many output pixels and channels stay in registers (`vectors.products`). On the weight grid, these
+sums are exact. Otherwise, the order of summation does not depend on the number of threads. The only exception is the
+gradient of a convolution, because its frames are divided among the threads.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from stsbp_cpu.vectors import NONE, ONE, lanes_of, products
 __all__ = ["convolve", "gradient", "input_error", "product", "product_of_rows"]
 
 _ROWS, _DEPTH = 48, 256
-"""Of a block of a product of matrices: its result stays in the first-level cache, the other factor near."""
+"""Block size of a matrix product. The block's result stays in the first-level cache, the other factor in a near one."""
 _BAND = 8192
-"""Sums of the rows of a frame that are taken together, while they stay in the first-level cache."""
+"""Number of sums in a band of rows of a frame. The sums of a band stay in the first-level cache."""
 
 
 def convolve(
@@ -32,19 +33,19 @@ def convolve(
     """Fill `out` `[n, H', W', C']` with the convolution of `s` `[n, H, W, C]`.
 
     Args:
-        s: float32 or bytes.
+        s: inputs, float32 or bytes.
         w: weights `[rows, columns C, C']`.
-        out: what is filled.
-        kernels: rows and columns of the window.
-        edges: rows and columns of zeros on each side.
-        strides: of rows and columns.
+        out: filled with the result.
+        kernels: number of rows and of columns of the window.
+        edges: number of rows and of columns of zeros on each side.
+        strides: strides of rows and columns.
         rows_apart: dilation of the rows.
     """
     _convolve(s, _in_vectors(w), out, kernels[1], *edges, *strides, rows_apart)
 
 
 def gradient(s: AnyArray, dz: AnyArray, kernels: Shape, edges: Shape, strides: Shape, rows_apart: int) -> AnyArray:
-    """Gradient of the weights, `[rows, columns C, C']`, from `dz` `[n, H', W', C']`, in its type; see `convolve`."""
+    """Gradient of the weights, `[rows, columns C, C']`, in the type of `dz` `[n, H', W', C']`; see `convolve`."""
     rows, columns = kernels
     size, channels = columns * s.shape[3], dz.shape[3]
     sums = np.zeros((get_num_threads(), rows, size, _in_whole(channels, dz.dtype)), dz.dtype)
@@ -59,16 +60,16 @@ def input_error(
     """Fill `ds` `[n, H, W, C]`, float32, with the adjoint of the convolution.
 
     Args:
-        dz: `[n, H', W', C']`, in whose type sums are taken.
+        dz: error signal of the outputs, `[n, H', W', C']`. Sums have the type of `dz`.
         w: weights `[rows, C', columns C]`, in the same type.
-        ds: what is filled.
+        ds: filled with the error signal of the inputs.
         kernels, edges, strides, rows_apart: see `convolve`.
     """
     _input_error(dz, _in_vectors(w), ds, kernels[1], *edges, *strides, rows_apart)
 
 
 def product(a: AnyArray, b: AnyArray) -> AnyArray:
-    """`a b`, `[n, k]` times `[k, m]`, of one type."""
+    """The product `a b` of matrices `[n, k]` and `[k, m]` of the same type."""
     columns = b.shape[1]
     wide = _in_vectors(b[None])[0]
     out = empty_memory((len(a), columns), a.dtype.type)
@@ -77,7 +78,7 @@ def product(a: AnyArray, b: AnyArray) -> AnyArray:
 
 
 def product_of_rows(a: AnyArray, b: AnyArray) -> AnyArray:
-    """`a^T b`, `[n, k]` and `[n, m]` to `[k, m]`, of one type."""
+    """The product `a^T b`, `[k, m]`, of matrices `[n, k]` and `[n, m]` of the same type."""
     columns, wide = b.shape[1], _in_vectors(b[None])[0]
     sums = np.zeros((a.shape[1], wide.shape[1]), a.dtype)
     _product_of_rows(np.ascontiguousarray(a), wide, sums)
@@ -85,13 +86,13 @@ def product_of_rows(a: AnyArray, b: AnyArray) -> AnyArray:
 
 
 def _in_whole(channels: int, dtype: np.dtype[Any]) -> int:
-    """So many channels in whole vectors."""
+    """The number of channels, rounded up to whole vectors."""
     lanes = lanes_of(dtype.itemsize)
     return -(-channels // lanes) * lanes
 
 
 def _in_vectors(w: AnyArray) -> AnyArray:
-    """The last axis with zeros up to whole vectors."""
+    """A copy of `w` whose last axis is padded with zeros to whole vectors."""
     channels = w.shape[2]
     padded = np.zeros((*w.shape[:2], _in_whole(channels, w.dtype)), w.dtype)
     padded[..., :channels] = w
@@ -179,7 +180,7 @@ def _gradient(
                     for c in range(channels):
                         error[y, x, c] = dz[f, y, x, c]
             for i in range(rows):
-                # Rows of the output whose window has its row `i` in the frame.
+                # Output rows for which row `i` of the window is inside the frame.
                 first = max(0, (above - i * apart + down - 1) // down)
                 last = min(height, (s.shape[1] + above - i * apart + down - 1) // down)
                 row = first * down - above + i * apart

@@ -1,4 +1,4 @@
-"""Neurons and the filter before them by the fused kernels, in the memory of a library's own arrays."""
+"""Applies the fused kernels for neurons, and for the filter before them, to a library's own arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def neuron_forward(
     steps: int,
     learned: Mapping[str, Array],
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """`Pairs.neuron_forward` of `backend`."""
+    """Implements `Pairs.neuron_forward` for `backend`."""
     each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
     kept = kept_arrays(layout, equations, (steps, *z.shape[1:]))
     spikes = _fire(layout, equations, z, layout.rows(kept["u"]), beside_u(layout, equations, kept), steps, each)
@@ -44,18 +44,18 @@ def spikes_alone(
     steps: int,
     learned: Mapping[str, Array],
 ) -> Array:
-    """The spikes of `neuron_forward`, where no way back follows."""
+    """The spikes of `neuron_forward` if no backward pass follows."""
     each = backend.spread_all(equations, learned, tuple(z.shape[1:]))
     return _fire(layout, equations, z, NOTHING, nothing_kept(equations), steps, each)
 
 
 def kept_arrays(layout: Layout[Array], equations: NeuronEquations, shape: Shape) -> dict[str, Array]:
-    """Uninitialised arrays for what the way back reads, of `shape` `[T, B, ...]`, by name."""
+    """Uninitialised arrays of shape `shape`, `[T, B, ...]`, for what the backward pass reads, by name."""
     return dict(zip(equations.kept, layout.end_to_end(len(equations.kept), shape), strict=True))
 
 
 def nothing_kept(equations: NeuronEquations) -> Float32:
-    """In place of what is kept besides potentials: `[K, 1, 0]`."""
+    """An empty array, `[K, 1, 0]`, in place of the values that are kept besides the potentials."""
     return np.empty((len(equations.kept) - 1, 1, 0), np.float32)
 
 
@@ -67,7 +67,7 @@ def population_forward(
     steps: int,
     learned: Mapping[str, Array],
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """`Pairs.population_forward` of `backend`."""
+    """Implements `Pairs.population_forward` for `backend`."""
     each = backend.spread_all(equations, learned, tuple(zs[0].shape[1:]))
     spikes, kept = forward_all(layout, equations, zs, steps, each)
     return spikes, NeuronResiduals(kept, spikes, static=False, learned=each)
@@ -80,7 +80,7 @@ def population_backward(
     ds: Array,
     static: Sequence[bool],
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-    """`Pairs.population_backward`."""
+    """Implements `Pairs.population_backward`."""
     summed = sorted({error for error, each in zip(equations.errors, static, strict=True) if each})
     errors, terms = backward_all(layout, equations, residuals, ds, summed)
     return tuple(errors[name] for name in equations.errors), terms
@@ -95,7 +95,7 @@ def _fire(
     steps: int,
     learned: Mapping[str, Array],
 ) -> Array:
-    """Spikes `[T, ...]` from `z`, `[1 or T, ...]`; `u` and `kept` as `neurons.forward` fills them.
+    """Spikes `[T, ...]` from `z`, `[1 or T, ...]`. Fills `u` and `kept` in the same way as `neurons.forward`.
 
     `learned` is `NeuronResiduals.learned`.
     """
@@ -108,7 +108,7 @@ def _fire(
 def neuron_backward(
     layout: Layout[Array], equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """`Pairs.neuron_backward`."""
+    """Implements `Pairs.neuron_backward`."""
     kept, (steps, *shape) = residuals.kept, ds.shape
     dz = layout.empty((1 if residuals.static else steps, *shape), np.float32)
     terms = dict(zip(equations.terms, layout.end_to_end(len(equations.terms), (1, *shape)), strict=True))
@@ -126,7 +126,7 @@ def forward_all(
     learned: Mapping[str, Array],
     loop: Loop | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """All steps of neurons that read several inputs, of which None is that of `loop`."""
+    """Compute all steps of neurons with several inputs. None in `zs` stands for the input of `loop`."""
     first = next(z for z in zs if z is not None)
     shape = (steps, *first.shape[1:])
     kept = kept_arrays(layout, equations, shape)
@@ -154,9 +154,9 @@ def backward_all(
     loop: Loop | None = None,
     bits: int = 0,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Errors of the inputs by the names of `equations.errors`, of `static` their sums; and `neuron_backward`'s terms.
+    """Error signals of the inputs, by the names of `equations.errors`, and the terms that `neuron_backward` returns.
 
-    `loop` and `bits`: see `populations.backward`.
+    The error signals named in `static` are summed over the steps. For `loop` and `bits`, see `populations.backward`.
     """
     kept, shape = residuals.kept, tuple(ds.shape)
     moving = [name for name in dict.fromkeys(equations.errors) if name not in static]

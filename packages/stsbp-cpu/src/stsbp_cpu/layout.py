@@ -1,7 +1,8 @@
-"""Memory layout: logical `[T, B, C, H, W]`, in memory `[T, B, H, W, C]` (channels last); `[T, B, N]` as it is.
+"""Memory layout: an array of logical shape `[T, B, C, H, W]` is stored as `[T, B, H, W, C]` (channels last).
 
-The kernels take numpy arrays in the order of memory. What is made of several kernels (fused.py, block.py) serves arrays
-of any library in the CPU's memory, which says by a `Layout` how the kernels get at them.
+Arrays `[T, B, N]` are stored in this order. The kernels take numpy arrays in memory order. Modules that combine several
+kernels (fused.py, block.py) work on the arrays of any library in the CPU's memory. The library implements `Layout`,
+through which the kernels access its arrays.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ _LINE = 64
 
 
 class Layout(ABC, Generic[Array]):
-    """How the kernels get at arrays of a library, without a copy."""
+    """Gives the kernels access to the arrays of a library without a copy."""
 
     @abstractmethod
     def empty(self, shape: Shape, dtype: type[np.generic]) -> Array:
-        """An uninitialised array of logical `shape`, laid out."""
+        """An uninitialised, laid-out array of logical shape `shape`."""
 
     @abstractmethod
     def laid_out(self, x: Array) -> Array:
-        """`x` itself where it lies in memory as described above, else a copy that does."""
+        """`x` itself if it has the memory layout of this module, else a copy with this layout."""
 
     @abstractmethod
     def view(self, x: Array) -> AnyArray:
@@ -45,7 +46,7 @@ class Layout(ABC, Generic[Array]):
         """Inverse of `view`."""
 
     def is_bytes(self, x: Array) -> bool:
-        """Whether `x` is of spikes or event counts, uint8."""
+        """Whether `x` contains spikes or event counts, uint8."""
         return self.view(x).dtype == np.uint8
 
     def rows(self, x: Array) -> AnyArray:
@@ -59,14 +60,14 @@ class Layout(ABC, Generic[Array]):
         return memory.reshape(-1, *memory.shape[2:])
 
     def end_to_end(self, count: int, shape: Shape) -> list[Array]:
-        """Uninitialised float32 arrays of logical `shape` that lie one after the other."""
+        """Uninitialised float32 arrays of logical shape `shape` that follow each other in memory."""
         if count < 2:
             return [self.empty(shape, np.float32) for _ in range(count)]
         memory: Any = self.empty((count * shape[0], *shape[1:]), np.float32)
         return [memory[i * shape[0] : (i + 1) * shape[0]] for i in range(count)]
 
     def joined(self, arrays: Sequence[Array]) -> Float32:
-        """Laid-out float32 arrays as `[K, T, M]`, without a copy where they lie one after the other."""
+        """Laid-out float32 arrays as `[K, T, M]`, without a copy if they follow each other in memory."""
         parts = [self.rows(x) for x in arrays]
         if not parts:
             return NONE_KEPT
@@ -85,7 +86,7 @@ def _address(x: AnyArray) -> int:
 
 
 class _Wanted(threading.local):
-    """Arrays of results that nobody has taken yet."""
+    """Arrays for results that `empty_memory` has not returned yet."""
 
     arrays: Sequence[AnyArray] = ()
 
@@ -95,7 +96,10 @@ _wanted = _Wanted()
 
 @contextmanager
 def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
-    """Within it `empty_memory` gives these arrays, each once, on this thread; within a further one, that one's."""
+    """In this context, `empty_memory` returns each of these arrays once, on this thread only.
+
+    In a nested context, it returns only the arrays of the nested context.
+    """
     before = _wanted.arrays
     _wanted.arrays = list(arrays)
     try:
@@ -105,7 +109,7 @@ def wanted(arrays: Sequence[AnyArray]) -> Iterator[None]:
 
 
 def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    """An uninitialised array: one that is `wanted`, of this shape and dtype, else new memory at a cache line."""
+    """An uninitialised array: a `wanted` array of this shape and dtype, else new memory aligned to a cache line."""
     arrays = _wanted.arrays
     for i, x in enumerate(arrays):
         if x.shape == shape and x.dtype == dtype:
@@ -115,7 +119,7 @@ def empty_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
 
 
 def own_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
-    """An uninitialised array at a cache line, for what is no result: no array that is `wanted`."""
+    """An uninitialised array, aligned to a cache line, for values that are not results. It is never `wanted`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(size + _LINE, np.uint8)
     start = -_address(memory) % _LINE
@@ -123,7 +127,7 @@ def own_memory(shape: Shape, dtype: type[np.generic]) -> AnyArray:
 
 
 class _Numpy(Layout[AnyArray]):
-    """Of numpy arrays."""
+    """The layout of numpy arrays."""
 
     def empty(self, shape: Shape, dtype: type[np.generic]) -> AnyArray:
         if len(shape) != 5:
@@ -147,13 +151,14 @@ class _Numpy(Layout[AnyArray]):
 
 
 NUMPY = _Numpy()
-"""Of numpy arrays."""
+"""The layout of numpy arrays."""
 
 
 def beside_u(layout: Layout[Array], equations: NeuronEquations, kept: Mapping[str, Array]) -> Float32:
-    """What is kept besides the potential, and its error where the way back reads one, `[K, T, M]`.
+    """The values that are kept besides the potential, `[K, T, M]`.
 
-    All of it is in the order in which the way back of the equations reads it.
+    If the backward pass reads an error signal of the potential, this error signal is included. The order is that of the
+    inputs of the backward equation.
     """
     return layout.joined([kept[name] for name in equations.backward.inputs if name != "u" and name in kept])
 
@@ -164,5 +169,5 @@ def learned_numbers(layout: Layout[Array], equations: NeuronEquations, each: Map
 
 
 def numbers(layout: Layout[Array], names: Iterable[str], each: Mapping[str, Array]) -> Float32:
-    """Laid-out `[1, ...]` by name as `[P, M]`, in the order of `names`."""
+    """The laid-out arrays `[1, ...]` of `each` as `[P, M]`, in the order of `names`."""
     return layout.joined([each[name] for name in names])[:, 0] if each else NOTHING

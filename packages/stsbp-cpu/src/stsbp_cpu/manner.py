@@ -1,11 +1,13 @@
-"""How neurons stream through memory, chosen for the processor at hand by a short trial, and kept with the kernels.
+"""Chooses, by a short trial on this processor, how the neuron kernels access memory.
 
-How many neurons a chunk has, whether its next step is asked for before this one is computed, and whether results are
-written past the caches changes no bit, but the time by up to a factor of two, and processors disagree: an Intel Xeon is
-fastest with short chunks that ask ahead, an AMD EPYC with long ones that do neither (docs/benchmarks.md). So the first
-large call of each kind runs once in every manner of `CHOICES` and twice more, on its own arrays, which the last run
-fills as the first one did. What was fastest is written beside the compiled kernels, for the number of threads and
-about the size; `STSBP_TUNE=0` takes the first two choices without a trial.
+A `Manner` sets the number of neurons in a chunk, whether a chunk's next step is prefetched, and whether results are
+written past the caches. The manner does not change any bit of the results, but it changes the time by up to a factor of
+two. The fastest manner depends on the processor. An Intel Xeon is fastest with short chunks and prefetching. An AMD
+EPYC is fastest with long chunks, without prefetching and without writing past the caches (docs/benchmarks.md).
+
+Therefore, the first large call of each kind runs three times in every manner of `CHOICES`, on the arrays of the call.
+Every run fills these arrays with the same values. The fastest manner is stored beside the compiled kernels, for the
+number of threads and the approximate size. With `STSBP_TUNE=0`, one of the first two choices is used without a trial.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ _LOG = logging.getLogger(__name__)
 
 
 class Manner(NamedTuple):
-    """How a kernel goes through memory.
+    """How a kernel accesses memory.
 
     Attributes:
-        chunk: neurons whose states stay in a cache while the steps stream through it.
-        ahead: whether the lines of a chunk's next step are asked for before this one is computed.
+        chunk: number of neurons in a chunk. Their states stay in a cache during all steps.
+        ahead: whether a chunk's next step is prefetched before the current step is computed.
         past: whether results are written past the caches.
     """
 
@@ -47,25 +49,30 @@ CHOICES = (
     Manner(16384, ahead=False, past=False),
 )
 TRIED_FROM = 2**21
-"""Potentials, 8 MB; arrays of fewer stay in a cache."""
+"""Number of potentials (8 MB) from which on there is a trial. Smaller arrays stay in a cache."""
 _PAST = 2**24
-"""Potentials, 64 MB, of which little is still in a cache when the backward pass comes: without a trial, results of so
-many are written past the caches."""
+"""Number of potentials (64 MB) from which on results are written past the caches if there is no trial.
+
+Little of an array of this size is still in a cache when the backward pass begins.
+"""
 _ROUNDS, _GAIN = 3, 0.95
-"""Runs of each, of which the fastest counts; and what part of the first choice's time another must not exceed."""
+"""Number of runs of each choice, of which the fastest counts, and a limit on the time relative to the first choice.
+
+A later choice is used only if its time is below this limit.
+"""
 _FILE = "manner-{}.json"
 
 _chosen: dict[str, Manner] = {}
 
 
 def in_best_manner(kind: str, size: int, neurons: int, run: Callable[[int, bool, bool], None]) -> None:
-    """Call `run(*manner)` in the manner that is the fastest here.
+    """Call `run(*manner)` with the manner that is fastest on this processor.
 
     Args:
-        kind: of work, a word.
-        size: potentials, `T M`.
-        neurons: `M`.
-        run: computes; it fills the same arrays with the same bits however often it is called.
+        kind: kind of work, a word.
+        size: number of potentials, `T M`.
+        neurons: number of neurons, `M`.
+        run: the computation. Every call fills the same arrays with the same bits.
     """
     threads = get_num_threads()
     if size < TRIED_FROM or os.environ.get("STSBP_TUNE", "1") == "0":
@@ -92,7 +99,7 @@ def _fastest(neurons: int, threads: int, run: Callable[[int, bool, bool], None])
 
 
 def _shared(manner: Manner, neurons: int, threads: int) -> Manner:
-    """The same with chunks so short that each thread has some."""
+    """`manner` with chunks that are short enough for every thread to get some."""
     each = -(-neurons // (4 * threads))
     return manner._replace(chunk=min(manner.chunk, max(CHOICES[1].chunk, -(-each // 64) * 64)))
 
@@ -108,7 +115,7 @@ def _read(key: str) -> Manner | None:
 
 
 def _write(key: str, manner: Manner) -> None:
-    _LOG.info("neurons go through memory in chunks of %d (%s)", manner.chunk, key)
+    _LOG.info("neurons are computed in chunks of %d (%s)", manner.chunk, key)
     folder = own_folder()
     if folder is not None:
         folder.write(_FILE.format(key), json.dumps(manner).encode())

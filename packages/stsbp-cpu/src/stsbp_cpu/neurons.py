@@ -1,11 +1,14 @@
-"""Neurons and the filter before them as fused CPU kernels: the loop over T inside, states in the first-level cache.
+"""Fused CPU kernels for neurons and the filter before them, with the loop over T inside the kernel.
 
-Neurons are cut into chunks that the threads share; a chunk's states stay in cache while the steps stream through it, so
-memory moves each array once. How long a chunk is, and whether its next step's lines are asked for before this one is
-computed, is chosen for the processor at hand (manner.py). Nothing is fused or reordered: `fastmath` is off,
-every scalar is a float32. `fire` and `propagate` are one step of each pass, on one run of neurons, as the equation is
-printed; sparse/kernels.py uses them too. The loops around them are compiled once and take their addresses: what a
-model of one's own adds is its steps, a second or two of compiling.
+The neurons are divided into chunks, which the threads share. The states of a chunk stay in the first-level cache during
+all steps, so each array is moved through memory only once. The length of a chunk, and whether its next step is
+prefetched, are chosen for this processor (manner.py). No operations are fused or reordered: `fastmath` is off, and
+every scalar is a float32.
+
+`fire` and `propagate` make functions that compute one step of the forward and of the backward pass, for a run of
+neurons, as printed from the equation. sparse/kernels.py uses these functions, too. The loops around them are compiled
+once and take the addresses of these functions. So for a user's own model, only its steps are compiled, which takes one
+or two seconds.
 """
 
 from __future__ import annotations
@@ -27,9 +30,9 @@ __all__ = ["NONE_KEPT", "NOTHING", "backward", "fire", "fire_all", "fire_run", "
 
 _ZERO = np.float32(0)
 NOTHING = np.empty((0, 1), np.float32)
-"""No rows: numbers of neurons that learn none, potentials that nothing reads."""
+"""An array without rows, for parameters of neurons that learn none and for potentials that nothing reads."""
 NONE_KEPT = np.empty((0, 1, 1), np.float32)
-"""What neurons keep besides the potential, where that is nothing."""
+"""The array of kept values for neurons that keep only the potential."""
 _RUN, _ROWS, _KEPT = float32[::1], float32[:, ::1], float32[:, :, ::1]
 _FIRE = {
     "p": _RUN, "z": _RUN, "states": _ROWS, "u": _RUN, "spikes": uint8[::1], "kept": _KEPT, "at": int64,
@@ -42,16 +45,18 @@ _PROPAGATE = {
 _FIRE_ALL, _PROPAGATE_ALL = _FIRE | {"z": _ROWS}, _PROPAGATE | {"ds": _ROWS, "dz": _ROWS}
 fired, propagated = called(_FIRE), called(_PROPAGATE)
 fired_all, propagated_all = called(_FIRE_ALL), called(_PROPAGATE_ALL)
-"""Call, in a kernel, what `fire`, `propagate`, `fire_all` and `propagate_all` return."""
+"""For use in kernels: call the functions at the addresses that `fire`, `propagate` and so on return."""
 
 
 @cache
 def fire(equation: Recurrence) -> int:
-    """One step of `[n]` neurons: from `z` and `states`, which move on, to `u`, `spikes` and some of `kept`.
+    """Address of a function that computes one step of `n` neurons.
 
-    The address of a function of `(p, z, states, u, spikes, kept, at, learned, place, n)`: `p` are the parameters,
-    `states` is `[states, n]`, and `kept`, `[K, T, M]`, takes what the way back reads besides `u`, each `[n]` from its
-    number `at` of the `T M`. The numbers that the neurons learned are `learned[:, place : place + n]`, `[P, M]`.
+    The function reads `z` and `states`, updates `states`, and fills `u`, `spikes` and a part of `kept`. Its arguments
+    are `(p, z, states, u, spikes, kept, at, learned, place, n)`. `p` are the parameters, and `states` is `[states, n]`.
+    `kept`, `[K, T, M]`, takes the values besides `u` that the backward pass reads. Of the `T M` elements of each of
+    these `K` values, the function fills `n`, from index `at` on. The learned parameters of the neurons are
+    `learned[:, place : place + n]` of the array `learned`, `[P, M]`.
     """
     kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
     arrays = (run("z"), *_learned(len(equation.inputs) - 1), run("u"), *kept, run("spikes"))
@@ -60,13 +65,14 @@ def fire(equation: Recurrence) -> int:
 
 @cache
 def propagate(equation: Recurrence, count: int) -> int:
-    """One step back of `[n]` neurons: from `u`, `kept` and `ds` to `dz`, while `states` move from step `t + 1` to `t`.
+    """Address of a function that computes one step of the backward pass for `n` neurons.
 
-    The address of a function of `(p, u, ds, states, kept, at, learned, place, dz, n)`: see `fire`.
+    The function reads `u`, `kept` and `ds`, fills `dz`, and updates `states` from step `t + 1` to step `t`. Its
+    arguments are `(p, u, ds, states, kept, at, learned, place, dz, n)`: see `fire`.
 
     Args:
         equation: `NeuronEquations.summing`.
-        count: of learned numbers.
+        count: number of learned parameters.
     """
     kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count))
     return step(equation, _PROPAGATE, (run("u"), *kept, run("ds"), *_learned(count), run("dz")), "states")
@@ -74,7 +80,7 @@ def propagate(equation: Recurrence, count: int) -> int:
 
 @cache
 def fire_all(equation: Recurrence, inputs: int) -> int:
-    """`fire` of neurons that read several inputs: `z` is `[inputs, n]`."""
+    """`fire` for neurons with several inputs: `z` is `[inputs, n]`."""
     given = (run("z", i) for i in range(inputs))
     kept = (run("kept", i, "at") for i in range(len(equation.outputs) - 2))
     arrays = (*given, *_learned(len(equation.inputs) - inputs), run("u"), *kept, run("spikes"))
@@ -83,9 +89,9 @@ def fire_all(equation: Recurrence, inputs: int) -> int:
 
 @cache
 def propagate_all(equation: Recurrence, count: int, *, recurrent: bool) -> int:
-    """`propagate` to several inputs: `dz` is `[outputs of the equation, n]`.
+    """`propagate` for neurons with several inputs: `dz` is `[outputs of the equation, n]`.
 
-    `ds` is `[1, n]`, where they are `recurrent` `[2, n]`: the second row is what the equation reads as `back`.
+    `ds` is `[1, n]`. For `recurrent` neurons, `ds` is `[2, n]`, and the second row is the input `back` of the equation.
     """
     kept = (run("kept", i, "at") for i in range(len(equation.inputs) - 2 - count - recurrent))
     back = (run("ds", 1),) if recurrent else ()
@@ -99,10 +105,11 @@ def fire_run(
     step: int, p: Float32, z: Float32, states: Float32, u: Float32, spikes: UInt8, kept: Float32, own_u: Float32,
     own_kept: Float32, learned: Float32, neurons: int, t: int, place: int,
 ) -> None:  # fmt: skip
-    """Step `t` of the neurons from `place` on, as many as `z`, in a kernel: `u` and `spikes` are 1-d, `[T neurons]`.
+    """For use in kernels: compute step `t` of `len(z)` neurons, from neuron `place` on.
 
-    `u` may be empty: then the potentials, and what is kept besides them, go to `own_u` and `own_kept`, `[K, 1, n]`.
-    It becomes a part of the kernel: as a call, with so many arrays, it made a forward pass an eighth slower.
+    `u` and `spikes` are 1-d, `[T neurons]`. If `u` is empty, the potentials are written to `own_u`, and the other kept
+    values to `own_kept`, `[K, 1, n]`. This function is inlined into the kernel. A call with so many arrays would make
+    the forward pass an eighth slower.
     """
     n = len(z)
     at = t * neurons + place
@@ -122,12 +129,14 @@ def forward(
     """Compute all steps of neurons and the filter before them.
 
     Args:
-        equations: of both.
-        z: weighted inputs, float32 `[1 or T, M]`; of one step: the same at every step.
-        u: filled with the potentials, float32 `[T, M]`; no rows: they and what is kept besides them are not wanted.
+        equations: equations of the neurons and the filter.
+        z: weighted inputs, float32 `[1 or T, M]`. A single row is the input of every step.
+        u: filled with the potentials, float32 `[T, M]`. If it has no rows, the potentials and the other kept values are
+            not stored.
         spikes: filled with zeros and ones, uint8 `[T, M]`.
-        kept: filled with what the way back reads besides `u`: `equations.kept[1:]`, float32 `[K, T, M]`.
-        learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, M]`.
+        kept: filled with the values besides `u` that the backward pass reads, `equations.kept[1:]`, float32
+            `[K, T, M]`.
+        learned: learned parameters of the neurons, in the order of `equations.learned`, float32 `[P, M]`.
     """
     equation = equations.forward
     given = fire(equation), equations.forward_numbers, z, len(equation.states), u, spikes, kept, learned
@@ -143,15 +152,16 @@ def backward(
     learned: Float32 = NOTHING,
     terms: Float32 = NOTHING,
 ) -> None:
-    """Compute the error of the weighted inputs.
+    """Compute the error signal of the weighted inputs.
 
     Args:
-        equations: of the neurons and the filter before them.
-        u, kept: what `forward` filled.
-        ds: error of the spikes, float32 `[T, M]`.
-        dz: filled with the error of `z`, float32 `[T, M]` or, added over the steps, `[1, M]`.
+        equations: equations of the neurons and of the filter before them.
+        u, kept: the arrays that `forward` filled.
+        ds: error signal of the spikes, float32 `[T, M]`.
+        dz: filled with the error signal of `z`, float32 `[T, M]` or, summed over the steps, `[1, M]`.
         learned: see `forward`.
-        terms: filled with what each neuron adds to the gradients of what is learned, over all steps, float32 `[P, M]`.
+        terms: filled with each neuron's contribution to the gradients of the learned parameters, summed over all steps,
+            float32 `[P, M]`.
     """
     equation = equations.summing
     step, states = propagate(equation, len(equations.terms)), len(equation.states)
@@ -201,7 +211,7 @@ def _backward(
 ) -> None:  # fmt: skip
     """Fill `dz`, `[1 or T, M]`, and `terms`, `[P, M]`.
 
-    From `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
+    The inputs are `u` and `ds`, `[T, M]`, `kept`, `[K, T, M]`, and `learned`, `[P, M]`.
     """
     steps, neurons = u.shape
     chunks = (neurons + length - 1) // length

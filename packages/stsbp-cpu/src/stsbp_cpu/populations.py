@@ -1,10 +1,10 @@
-"""Neurons that read several projections, their own spikes of the step before among them: all steps in one kernel.
+"""Neurons with several input projections, possibly with a recurrence. One kernel computes all steps.
 
-What a sample's neurons send each other meets no other sample, so a thread takes samples and runs all steps of them,
-with their states in its cache. Forward, the spikes of a step choose the rows of the recurrent weights that are added:
-exact in any order. Backward, the errors of a few samples meet the weights together, so that these come into the cache
-once for all of them. Without a recurrence the neurons are cut into runs of some hundred instead. The neurons' own step
-is that of neurons.py.
+Recurrent connections do not cross samples. So a thread takes some samples and computes all steps of them, with their
+states in its cache. In the forward pass, the spikes of a step select the rows of the recurrent weights that are added.
+These sums are exact in any order. In the backward pass, the error signals of a few samples are multiplied by the
+weights together, so that the weights are loaded into the cache only once for these samples. Without a recurrence, the
+neurons are divided into runs of some hundred neurons instead. The step of the neurons is that of neurons.py.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from stsbp_cpu.vectors import LANES, NONE, ROOM, sum_scaled
 __all__ = ["Loop", "backward", "forward"]
 
 _CHUNK = 512
-"""Neurons of a run, where there is no recurrence."""
+"""Number of neurons in a run if there is no recurrence."""
 _TOGETHER, _ROWS = 8, 16
-"""Samples whose errors meet the weights together, at most, and rows of the weights that meanwhile stay in the cache."""
+"""Maximum number of samples that are multiplied by the weights together, and number of rows of the weights at a time.
+
+These rows stay in the cache while all samples are multiplied by them.
+"""
 _ZERO = np.float32(0)
 _FLOOR_BITS = np.int32(np.float32(FLOOR).view(np.int32))
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -38,11 +41,11 @@ _FINEST = FINEST_ERROR_EXPONENT
 
 
 class Loop(NamedTuple):
-    """Weights through which neurons read their own spikes of the step before.
+    """A recurrence: weights through which neurons read their own spikes of the previous step.
 
     Attributes:
-        at: which of the inputs of the equations it is.
-        weights: on their grid, `[N, N]`, or, of a one-to-one connection, `[1, N]`.
+        at: index of the recurrence among the inputs of the equations.
+        weights: weights on their grid, `[N, N]`, or `[1, N]` for a one-to-one connection.
     """
 
     at: int
@@ -59,10 +62,12 @@ def forward(
     """Compute all steps of neurons and the filters before them.
 
     Args:
-        equations: of both.
-        zs: the inputs of `equations`, float32 `[1 or T, M]`, of one step: the same at every step; None: that of `loop`.
-        u, spikes, kept, learned: see `neurons.forward`; `M` are the neurons of all samples, one sample after the other.
-        loop: the recurrence; None: there is none.
+        equations: equations of the neurons and the filters.
+        zs: the inputs of `equations`, float32 `[1 or T, M]`. A single row is the input of every step. None stands for
+            the input of `loop`.
+        u, spikes, kept, learned: see `neurons.forward`. The `M` neurons are those of all samples, one sample after the
+            other.
+        loop: the recurrence; None: no recurrence.
     """
     equation, own = equations.forward, loop or _NO_LOOP
     steps, neurons = u.shape
@@ -80,16 +85,19 @@ def backward(
     equations: NeuronEquations, static: tuple[str, ...], u: Float32, kept: Float32, ds: Float32, dz: Float32,
     sums: Float32, learned: Float32 = NOTHING, loop: Loop | None = None, bits: int = 0,
 ) -> None:  # fmt: skip
-    """Compute the errors of the weighted inputs.
+    """Compute the error signals of the weighted inputs.
 
     Args:
-        equations: of the neurons and the filters before them.
-        static: of `equations.errors` those that are added over the steps, since their inputs served all of them.
+        equations: equations of the neurons and of the filters before them.
+        static: names in `equations.errors` whose error signals are summed over the steps, because their inputs are the
+            same at every step.
         u, kept, ds, learned: see `neurons.backward`.
-        dz: filled with the other errors, each once, in the order of `equations.errors`, float32 `[E, T, M]`.
-        sums: filled with `static`, then with what each neuron adds to the gradients of what is learned, `[S, M]`.
-        loop: the recurrence, through whose weights errors of a step reach the spikes of the step before.
-        bits: of `grid.sample_grid`, which they meet before, with sums in float64; 0: they do not, sums in float32.
+        dz: filled with the other error signals, each once, in the order of `equations.errors`, float32 `[E, T, M]`.
+        sums: filled with the error signals of `static`, followed by each neuron's contribution to the gradients of the
+            learned parameters, `[S, M]`.
+        loop: the recurrence. Its weights carry error signals of a step to the spikes of the previous step.
+        bits: bits of `grid.sample_grid`. Error signals are rounded to this grid before they are multiplied by the
+            recurrent weights, and sums are float64. 0: no rounding, and sums are float32.
     """
     summed = (*static, *equations.terms.values())
     equation = equations.backward.summing(summed) if loop is None else equations.recurrent(static)
@@ -103,14 +111,14 @@ def backward(
 
 
 def _stacked(arrays: Sequence[Float32 | None], neurons: int) -> Float32:
-    """`[J, T, M]`; of one without a copy."""
+    """The arrays as `[J, T, M]`. A single array is not copied."""
     if not arrays:
         return np.empty((0, 1, neurons), np.float32)
     return np.stack(arrays) if len(arrays) > 1 else np.asarray(arrays[0])[None]  # type: ignore[arg-type]
 
 
 def _padded(w: Float32) -> Float32:
-    """Rows with zeros up to a whole vector."""
+    """A copy of `w` whose rows are padded with zeros to whole vectors."""
     rows, columns = w.shape
     padded = np.zeros((rows, -(-columns // LANES) * LANES), np.float32)
     padded[:, :columns] = w
@@ -118,7 +126,7 @@ def _padded(w: Float32) -> Float32:
 
 
 def _run(loop: Loop | None) -> int:
-    """Neurons that a thread takes at a time."""
+    """Number of neurons that a thread takes at a time."""
     return _CHUNK if loop is None else loop.weights.shape[1]
 
 
@@ -130,14 +138,16 @@ def _forward(
     """Fill `u`, `spikes`, `[T, M]`, and `kept`, `[K, T, M]`.
 
     Args:
-        step: what `fire_all` returns.
+        step: the address that `fire_all` returns.
         p: parameters of the equation.
-        moving, still: inputs `[., T, M]` and `[., M]`.
-        order: which of both, one after the other, each input of the equation is; -1: the recurrence, number `own`.
-        v: of the recurrence the weights of each neuron's spike, a row padded to whole vectors; one row: one-to-one.
-        length: neurons of a run, with a recurrence those of a sample.
-        states: of the equation.
-        learned: `[P, M]`.
+        moving, still: inputs that change over time, `[., T, M]`, and constant inputs, `[., M]`.
+        order: for each input of the equation, its index in `moving` followed by `still`. -1 stands for the recurrence,
+            which is input number `own`.
+        v: weights of the recurrence. Row `i` contains the weights of the spike of neuron `i`, padded to whole vectors.
+            A single row: one-to-one connection.
+        length: number of neurons in a run; with a recurrence, in a sample.
+        states: number of states of the equation.
+        learned: learned parameters, `[P, M]`.
     """
     steps, neurons = u.shape
     wide = (length + LANES - 1) // LANES * LANES
@@ -178,19 +188,19 @@ def _backward(
     step: int, p: Float32, u: Float32, kept: Float32, ds: Float32, own: int, v: Float32, bits: int, length: int,
     together: int, states: int, dz: Float32, sums: Float32, learned: Float32,
 ) -> None:  # fmt: skip
-    """Fill `dz`, `[E, T, M]`, and `sums`, `[S, M]`, which are the last states.
+    """Fill `dz`, `[E, T, M]`, and `sums`, `[S, M]`. `sums` contains the last `S` states of the equation.
 
     Args:
-        step: what `propagate_all` returns.
+        step: the address that `propagate_all` returns.
         p: parameters of the equation.
         u, kept, ds: see the public function.
-        own: which of `dz` goes back through the recurrence; -1: there is none.
-        v: its weights `[N, N]` or `[1, N]`, rows padded to whole vectors.
+        own: index in `dz` of the error signal that goes back through the recurrence; -1: no recurrence.
+        v: weights of the recurrence, `[N, N]` or `[1, N]`, with rows padded to whole vectors.
         bits: see the public function.
-        length: neurons of a run, with a recurrence those of a sample.
-        together: how many samples meet the weights together.
-        states: of the equation.
-        learned: `[P, M]`.
+        length: number of neurons in a run; with a recurrence, in a sample.
+        together: number of samples that are multiplied by the weights together.
+        states: number of states of the equation.
+        learned: learned parameters, `[P, M]`.
     """
     steps, neurons = u.shape
     wide = (length + LANES - 1) // LANES * LANES
@@ -233,7 +243,7 @@ def _backward(
 
 @cached_njit()
 def _round(x: Float32, bits: int) -> None:
-    """`grid.sample_grid` of one sample `[N]`, in place."""
+    """Round one sample `[N]` to `grid.sample_grid`, in place."""
     magnitudes = x.view(np.int32)
     most = np.int32(0)
     for i in range(len(x)):
@@ -251,9 +261,9 @@ def _round(x: Float32, bits: int) -> None:
 def _send_back(
     v: Float32, places: Int32, scales: Float32, counts: Int64, members: int, back: Float32, exact: Float64
 ) -> None:
-    """Fill `back`, `[samples, .]`, with the sums of the rows of `v` times the listed errors, each in their order.
+    """Fill `back`, `[samples, .]`, with the sums of the rows of `v` times the listed error signals, in list order.
 
-    By way of `exact`, where it holds anything, in float64.
+    If `exact` is not empty, the sums are taken in it, in float64, and then rounded.
     """
     wide, weights, rows = back.shape[1], v.reshape(-1), len(v)
     back[:] = _ZERO

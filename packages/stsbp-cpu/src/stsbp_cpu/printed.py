@@ -1,7 +1,8 @@
-"""Equations of the spec as functions for numba: one step of many elements, `[n]`, as a loop over arrays.
+"""Equations of the spec as functions for numba: one step of `n` elements, as a loop over arrays.
 
-The loop's arrays share no memory, so it is vector code for any number of states and outputs. Its text is the spec's
-(`stsbp equations NAME --as numba`), with a line for each array that is read or written.
+The arrays of the loop do not share memory, so the loop becomes vector code for any number of states and outputs. Its
+text is the text that the spec prints (`stsbp equations NAME --as numba`), and one line for each array that is read or
+written.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ _ZERO = np.float32(0)
 
 @cached_njit()
 def snap(x: np.float32) -> np.float32:
-    """Magnitudes below 2^-100 become zero."""
+    """`x`, or zero if its magnitude is below 2^-100."""
     return _ZERO if abs(x) < _FLOOR else x
 
 
 _ADDRESSED: list[Any] = []
-"""Functions whose address somebody has."""
+"""Functions whose addresses have been returned, so that they stay alive."""
 _WORDS = {"__name__": __name__, "snap": snap, "float32": np.float32, "sqrt": np.sqrt, "exp": np.exp}
 
 
 @cache
 def loop(recurrence: Recurrence) -> Callable[..., None]:
-    """One step of `[n]` elements, `f(*parameters, *inputs, *states, *outputs)`.
+    """A function `f(*parameters, *inputs, *states, *outputs)` that computes one step of `n` elements.
 
-    Parameters are float32 numbers, everything else arrays `[n]` that share no memory; states move on in place.
+    Parameters are float32 numbers. All other arguments are arrays `[n]` that do not share memory. States are updated in
+    place.
     """
     program = lines(recurrence, LANGUAGES["numba"])
     read = (*recurrence.inputs, *recurrence.states)
@@ -63,14 +65,14 @@ def loop(recurrence: Recurrence) -> Callable[..., None]:
 
 
 def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Sequence[str], states: str = "") -> int:
-    """`loop` of arrays that lie together: the address of a function of one step.
+    """Address of a function that computes one step by `loop`, with several of the loop's arrays in each argument.
 
     Args:
-        recurrence: of the step.
-        signature: for `called`: the arguments, of which `p` are the float32 parameters and `n` is how many elements
-            there are.
-        values: `run(...)` of the arguments for each input and output.
-        states: the argument with the states, `[states, n]`.
+        recurrence: equation of the step.
+        signature: arguments of the function, as for `called`. `p` are the float32 parameters, and `n` is the number of
+            elements.
+        values: for each input and output, the text that `run` returns for it.
+        states: name of the argument with the states, `[states, n]`.
     """
     count = len(recurrence.inputs)
     given = [f"p[{i}]" for i in range(len(recurrence.parameters))]
@@ -89,16 +91,17 @@ def step(recurrence: Recurrence, signature: Mapping[str, types.Type], values: Se
 
 
 def run(array: str, row: int | None = None, at: str = "0") -> str:
-    """The text, in a function of `step`, of an argument `[n]`, or of `[row, at : at + n]` of one `[rows, ...]`."""
+    """Text for a function of `step`: an argument `[n]`, or `[row, at : at + n]` of an argument `[rows, ...]`."""
     if row is None:
         return f"carray({array}, n)"
     return f"carray({array}, {row + 1} * {array}_row)[{row} * {array}_row + {at} :][:n]"
 
 
 def _passed(signature: Mapping[str, types.Type]) -> dict[str, types.Type]:
-    """What a function of `step` really takes: of an array its address and, of rows, how far one is from the next.
+    """The arguments that a function of `step` really takes.
 
-    numba's own way, with shape, strides and owner of each array, is 60 words for one step of neurons.
+    An array is passed as its address. If it has rows, the distance from one row to the next is passed, too. numba would
+    pass shape, strides and owner of each array, which is 60 words for one step of neurons.
     """
     passed = {}
     for name, kind in signature.items():
@@ -112,13 +115,13 @@ def _passed(signature: Mapping[str, types.Type]) -> dict[str, types.Type]:
 
 
 def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
-    """What calls, in a kernel, the function of `step` at an address: `f(address, ...)`.
+    """A function `f(address, ...)` for use in kernels, which calls the function of `step` at an address.
 
-    So a kernel is compiled once for all equations. (numba's own type for such arguments looks addresses up at each
-    call, by way of Python.)
+    With it, a kernel is compiled only once for all equations. numba's own type for function arguments would look up the
+    address at each call, through Python.
 
     Args:
-        signature: the arguments, arrays in C order.
+        signature: arguments of the function. Arrays are in C order.
     """
     native = types.void(*_passed(signature).values())
 
@@ -126,7 +129,7 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
         kinds = []
         for declared, kind in zip(signature.values(), given, strict=True):
             is_array = isinstance(declared, types.Array)
-            # An array that is closed to writing is another type of numba's.
+            # numba has a different type for read-only arrays.
             if is_array and (kind.dtype, kind.ndim, kind.layout) != (declared.dtype, declared.ndim, declared.layout):
                 raise TypingError(f"expected {declared}, got {kind}")
             kinds.append(kind if is_array else declared)
@@ -152,7 +155,7 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
 
         return types.void(types.intp, *kinds), generated
 
-    # numba asks how many arguments there are.
+    # numba inspects how many arguments the function has.
     given = ", ".join(signature)
     scope: dict[str, Any] = {"typed": typed}
     exec(f"def called(typing, address, {given}):\n    return typed(typing, address, {given})", scope)
@@ -162,7 +165,7 @@ def called(signature: Mapping[str, types.Type]) -> Callable[..., None]:
 
 @cache
 def condition(recurrence: Recurrence) -> Callable[..., bool]:
-    """`f(p, x)`: whether the one output of one input, with the parameters `p`, is not zero."""
+    """A function `f(p, x)`: whether the single output for the input `x`, with the parameters `p`, is non-zero."""
     given = ", ".join([*(f"p[{i}]" for i in range(len(recurrence.parameters))), "x"])
     value = printed_njit(function(recurrence, LANGUAGES["numba"]), recurrence.name, _WORDS, error_model="numpy")
     text = f"def {recurrence.name}_there(p, x):\n    return value({given})[1][0] != 0\n"

@@ -1,6 +1,7 @@
-"""Any equation of the spec over time, on arrays of floats and bytes: the loop over T inside, states in the cache.
+"""Computes any equation of the spec over time, on arrays of floats and bytes.
 
-The loop is compiled once; it takes the address of an equation's step (printed.py) and those of the arrays.
+The loop over T is inside the kernel, and the states stay in the cache. The loop is compiled only once. It takes the
+address of the equation's step (printed.py) and the addresses of the arrays.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ from stsbp_cpu.threads import threads_for
 __all__ = ["OFTEN", "pays", "recur", "recur_of"]
 
 OFTEN = 4
-"""Runs of an equation after which it is compiled: that takes half a second."""
+"""Number of runs after which an equation is compiled. Compiling takes half a second."""
 _runs: Counter[Recurrence] = Counter()
 _CHUNK = 512
 _ROWS = float32[:, ::1]
 _STEP = {"p": float32[::1], "given": _ROWS, "states": _ROWS, "made": _ROWS, "n": int64}
 stepped = called(_STEP)
-"""Calls, in a kernel, what `_step` returns."""
+"""For use in kernels: calls the function at the address that `_step` returns."""
 
 
 def pays(recurrence: Recurrence) -> bool:
-    """Whether an equation that is run once more is better compiled.
+    """Whether to compile an equation that is about to run once more.
 
-    Only what is exact may be, since `exp` has other last bits elsewhere.
+    Only exact equations may be compiled, because the last bits of `exp` differ between libraries.
     """
     _runs[recurrence] += 1
     return _runs[recurrence] > OFTEN and _exact(recurrence)
@@ -57,7 +58,7 @@ def recur_of(
     steps: int,
     summed: tuple[str, ...] = (),
 ) -> dict[str, Array]:
-    """`AbstractBackend.recur` of a library's own arrays, float32 or uint8."""
+    """Implements `AbstractBackend.recur` for a library's own arrays, float32 or uint8."""
     arrays = [layout.laid_out(inputs[name]) for name in recurrence.inputs]
     shape = tuple(arrays[0].shape[1:])
     found = {
@@ -77,12 +78,13 @@ def recur(
     steps: int,
     summed: tuple[str, ...] = (),
 ) -> None:
-    """`AbstractBackend.recur`.
+    """Implements `AbstractBackend.recur`.
 
     Args:
-        recurrence, constants, steps, summed: see there.
-        inputs: in the order of the equation's, float32 or uint8 `[1 or steps, M]`, contiguous.
-        outputs: filled; by name, float32 or, of conditions, uint8, `[steps, M]`, of what is `summed` `[1, M]`.
+        recurrence, constants, steps, summed: see `AbstractBackend.recur`.
+        inputs: inputs in the order of the equation, float32 or uint8 `[1 or steps, M]`, contiguous.
+        outputs: filled with the outputs, by name: float32, or uint8 for conditions, `[steps, M]`, or `[1, M]` for names
+            in `summed`.
     """
     added = np.array([name in summed for name in recurrence.outputs])
     p = recurrence.numbers(constants)
@@ -96,7 +98,7 @@ def recur(
 
 
 def _table(arrays: Sequence[AnyArray]) -> Int64:
-    """Of each array its address, how far one step is from the next in bytes, and the size of an element, `[., 3]`."""
+    """For each array its address, the distance between steps in bytes, and the size of an element, `[., 3]`."""
     each = [(x.ctypes.data, x.strides[0] if len(x) > 1 else 0, x.itemsize) for x in arrays]
     return np.array(each, np.int64).reshape(-1, 3)
 
@@ -108,7 +110,7 @@ def _step(recurrence: Recurrence) -> int:
 
 
 def _at(kind: Any) -> Any:
-    """What makes, in a kernel, a pointer to `kind` of an address."""
+    """A function for use in kernels that makes a pointer to `kind` from an address."""
 
     @intrinsic  # type: ignore[untyped-decorator]
     def pointer(typing_context: Any, address: Any) -> Any:
@@ -128,7 +130,7 @@ def _recur(
     step: int, p: Float32, sources: Int64, targets: Int64, added: AnyArray, states: int, steps: int, size: int,
     reverse: bool,
 ) -> None:  # fmt: skip
-    """`sources` and `targets` are what `_table` makes; `added` says which of these are sums over the steps."""
+    """`sources` and `targets` are made by `_table`. `added` says which targets are sums over the steps."""
     for chunk in prange((size + _CHUNK - 1) // _CHUNK):
         low = chunk * _CHUNK
         n = min(_CHUNK, size - low)

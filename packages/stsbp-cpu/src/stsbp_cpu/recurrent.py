@@ -1,6 +1,6 @@
-"""A fusion: all steps of a population that reads its own spikes in one kernel, both ways.
+"""A fusion: one kernel computes all steps of a population that reads its own spikes, forward or backward.
 
-For full and one-to-one connections; a convolutional recurrence goes by the spec's own steps.
+The fusion supports full and one-to-one connections. A convolutional recurrence uses the steps of the spec instead.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["FusedRecurrent", "fusion"]
 def fusion(
     layout: Layout[Array], left: Callable[[Linear, Array, Array], Any]
 ) -> Callable[[tuple[Step[Array], ...]], Step[Array] | None]:
-    """The fusion of a library's backend (`Pairs.fusions`).
+    """The fusion for a library's backend (`Pairs.fusions`).
 
     Args:
-        layout: of its arrays.
-        left: from spikes and weights to the residuals of the library's rule of full connections.
+        layout: layout of the library's arrays.
+        left: function from spikes and weights to the residuals of the library's rule for full connections.
     """
     return partial(_fuse, layout, left)
 
@@ -38,7 +38,7 @@ def fusion(
 def _fuse(
     layout: Layout[Array], left: Callable[[Linear, Array, Array], Any], chain: tuple[Step[Array], ...]
 ) -> Step[Array] | None:
-    """A population with one recurrence whose kernel there is."""
+    """Fuse a population with a single recurrence if there is a kernel for this recurrence."""
     step = chain[-1]
     if type(step) is not Recurrent or len(step.loops) != 1:
         return None
@@ -49,7 +49,7 @@ def _fuse(
 
 @dataclass(frozen=True, eq=False)
 class FusedRecurrent(Recurrent[Array]):
-    """`plan.Recurrent` by the kernel; `layout` and `of_linear`: the arguments of `fusion`."""
+    """`plan.Recurrent`, computed by the kernel. `layout` and `of_linear` are the arguments of `fusion`."""
 
     layout: Layout[Array] = field(kw_only=True)
     of_linear: Callable[[Linear, Array, Array], Any] = field(kw_only=True)

@@ -1,4 +1,4 @@
-"""Numbers over whole arrays, exact in any order and so the same on any number of threads (numba, CPU)."""
+"""Reductions of whole arrays (numba, CPU). They are exact in any order and so the same on any number of threads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _count(spikes: UInt8) -> int:
     for chunk in prange((words.size + _CHUNK - 1) // _CHUNK):
         part = words[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         for low in range(0, part.size, 255):
-            # Eight sums of bytes side by side, each of at most 255 of them.
+            # Eight sums in the bytes of one word, each of at most 255 zeros and ones.
             sums = np.uint64(0)
             for word in part[low : low + 255]:
                 sums += word
@@ -52,7 +52,7 @@ def _count(spikes: UInt8) -> int:
 
 
 def count(spikes: UInt8) -> int:
-    """Number of spikes, zeros and ones, in `[M]`."""
+    """Number of spikes in an array `[M]` of zeros and ones."""
     with threads_for(spikes.size // 8):
         return int(_count(spikes))
 
@@ -69,7 +69,7 @@ def _counts(spikes: UInt8, found: Int32) -> None:
 
 
 def counts(spikes: UInt8) -> Int32:
-    """Number of spikes, zeros and ones, of each sample of `[T, B, M]`, int32 `[B]`."""
+    """Number of spikes of each sample, int32 `[B]`, in an array `[T, B, M]` of zeros and ones."""
     found = np.empty(spikes.shape[1], np.int32)
     with threads_for(spikes.size // 8):
         _counts(spikes, found)
@@ -93,13 +93,13 @@ def _largest_bits(bits: Int32) -> int:
 
 
 def largest_bits(x: Float32) -> int:
-    """Bits of the largest magnitude in `[M]`; those of a NaN are larger than those of any number."""
+    """Bits of the largest magnitude in `[M]`. The bits of a NaN are larger than the bits of any number."""
     with threads_for(x.size):
         return int(_largest_bits(x.view(np.int32)))
 
 
 def largest(x: Float32) -> float:
-    """Largest magnitude in `[M]`; NaN where there is one."""
+    """Largest magnitude in `[M]`; NaN if the array contains a NaN."""
     return magnitude(largest_bits(x))
 
 
@@ -117,7 +117,7 @@ def _squares(x: Float32, scale: np.float32) -> int:
 
 
 def gradient_squares(gradients: Sequence[Float32]) -> Int64:
-    """`optim.gradient_squares` of gradients `[M]`."""
+    """Implements `optim.gradient_squares` for gradients `[M]`."""
     bits = max(map(largest_bits, gradients), default=0)
     exponent = norm_exponent(bits, sum(g.size for g in gradients))
     if exponent is None:
@@ -143,7 +143,10 @@ def _round_rows(w: Float32, scale: np.float32, back: np.float32, wq: Float32, ab
 
 
 def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
-    """Weights `[out, n]` as multiples of `2^-exponent`, and the largest partial sum of a row for inputs in [0, 1]."""
+    """Round weights `[out, n]` to multiples of `2^-exponent`.
+
+    Returns the rounded weights and the largest partial sum of a row for inputs in [0, 1].
+    """
     wq = np.empty_like(w)
     above, below = np.empty(len(w), np.int64), np.empty(len(w), np.int64)
     with threads_for(w.size):
@@ -152,7 +155,7 @@ def round_rows(w: Float32, exponent: int) -> tuple[Float32, float]:
 
 
 def weight_grid(projection: Projection, w: Float32) -> tuple[Float32, WeightGrid]:
-    """`Pairs.weight_grid` of `[out, ...]`."""
+    """Implements `Pairs.weight_grid` for weights `[out, ...]`."""
     rows = np.ascontiguousarray(w).reshape(len(w), -1)
     wq, made = fit_weight_grid(
         largest(rows.reshape(-1)),
@@ -181,7 +184,10 @@ def _round_errors(x: Float32, scale: np.float32, back: np.float32, tiny: np.floa
 
 
 def round_errors(dz: Float32, bits: int, most: float, out: Float32) -> Int64:
-    """`grid.error_grid` of `[M]`, the largest magnitude `most`, into `out`; the numbers of each chunk, `[..., 2]`."""
+    """Implements `grid.error_grid` for error signals `[M]` with the largest magnitude `most`. Fills `out`.
+
+    Returns the numbers of zeroed and of non-zero elements in each chunk, `[..., 2]`.
+    """
     q = error_exponent(most, bits)
     scale, back = (0.0, 0.0) if q is None else (2.0**q, 2.0**-q)
     found = np.empty((-(-dz.size // _CHUNK), 2), np.int64)

@@ -10,7 +10,10 @@ _WORTH = 32768
 
 
 class threads_for:
-    """As many threads as so many elements are worth: to wake one takes longer than thousands of additions."""
+    """A context with only as many threads as are useful for this number of elements.
+
+    Waking a thread takes longer than thousands of additions.
+    """
 
     __slots__ = ("_before", "_worth")
 

@@ -1,7 +1,8 @@
-"""Vector operations that numba has no words for, written for LLVM: runs of 16 float32 held in registers.
+"""Vector operations that numba cannot express, written in LLVM's language: runs of 16 float32 values in registers.
 
-Numba turns a plain loop into vector code but keeps no array in registers across an outer loop; these do. A product and
-its addition may be fused into one rounding or not; on the weight grid both are exact.
+Numba turns a plain loop into vector code, but it does not keep an array in registers across an outer loop. These
+functions do. A multiplication and the following addition may or may not be fused. On the weight grid, the result is
+exact in both cases.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ __all__ = [
 ]  # fmt: skip
 
 LANES = 16
-"""float32 values of one vector; narrower machines take several instructions for it."""
+"""Number of float32 values in a vector. Processors with narrower vectors use several instructions."""
 SHORT_LANES = 32
-"""16-bit integers of one vector."""
+"""Number of 16-bit integers in a vector."""
 NONE, ONE = np.intp(0), np.intp(1)
-"""Arguments of the functions below that numba takes for any number: it compiles them anew for each 0 and 1."""
+"""0 and 1 as arguments of the functions below. For the literals 0 and 1, numba would compile the functions again."""
 
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 ROOM = 32
-"""Numbers that a list must have room for besides its own: see `list_set` and `join_lists`."""
+"""Number of additional entries for which a list must have room: see `list_set` and `join_lists`."""
 _LOOKED = 32
-"""Numbers that are looked at together for what is not zero."""
+"""Number of elements that are compared with zero together."""
 _TOGETHER = 8
-"""Numbers that are listed together."""
+"""Number of entries that are written to a list together."""
 _UNDER_WAY = 8
-"""Additions that a processor has under way at a time: it begins two in a cycle, and each takes four."""
+"""Number of additions that a processor executes at a time. It begins two in each cycle, and each takes four cycles."""
 
 
 def _pointer(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -52,7 +53,7 @@ def _vector(builder: Any, pointer: Any, index: Any) -> Any:
 
 
 def lanes_of(itemsize: int) -> int:
-    """Numbers of so many bytes in a vector."""
+    """How many numbers of `itemsize` bytes a vector has."""
     return 4 * LANES // itemsize
 
 
@@ -67,7 +68,7 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 def _across(builder: Any, x: Any) -> Any:
-    """The sum of a vector: halves upon halves, which is what processors have instructions for."""
+    """The sum of a vector. It repeatedly adds one half to the other, because processors have instructions for this."""
     width = LANES
     while width > 1:
         width //= 2
@@ -85,7 +86,7 @@ def at_a_line(count: int) -> Float32:
 
 
 def _part(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any, shape: Sequence[Any]) -> Any:
-    """An array of type `made` within one of type `kind`, which it does not keep alive."""
+    """An array of type `made` inside an array of type `kind`. It does not keep this array alive."""
     whole = context.make_array(kind)(context, builder, given)
     view = context.make_array(made)(context, builder)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
@@ -101,8 +102,8 @@ def _part(context: Any, builder: Any, kind: Any, made: Any, given: Any, at: Any,
 def view(typing_context: Any, x: Any, at: Any, count: Any) -> Any:
     """`x.reshape(-1)[at : at + count]` of a contiguous array that stays alive meanwhile.
 
-    numba counts who holds an array, and each slice of one that a kernel made is counted twice, which takes longer than
-    a step of a few neurons. This view is not counted, and its bounds are not looked at.
+    numba counts the references to an array. A slice of an array that a kernel made changes the count twice, which takes
+    longer than a step of a few neurons. This view is not counted, and its bounds are not checked.
     """
     made = types.Array(x.dtype, 1, "C")
 
@@ -159,7 +160,7 @@ def copied(typing_context: Any, y: Any, at: Any, x: Any, start: Any, vectors: An
 
 @intrinsic  # type: ignore[untyped-decorator]
 def widened(typing_context: Any, y: Any, x: Any, vectors: Any, add: Any) -> Any:
-    """`y[: 16 vectors] = x[: 16 vectors]`, bytes as float32, or `+=` where `add`; 1-d, contiguous arrays."""
+    """`y[: 16 vectors] = x[: 16 vectors]`, from bytes to float32, or `+=` if `add` is true; 1-d, contiguous arrays."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         yp = _pointer(context, builder, signature.args[0], arguments[0])
@@ -184,7 +185,7 @@ def _dot(
     typing_context: Any, x: Any, at: Any, x_stride: Any, y: Any, start: Any, y_stride: Any, rows: Any, vectors: Any,
     together: Any,
 ) -> Any:  # fmt: skip
-    """`dot` with a constant number of vectors `together`, each summed in a register of its own."""
+    """`dot` with a constant number of vectors `together`, each of which is summed in its own register."""
     count = together.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -219,7 +220,7 @@ def dot(
 ) -> np.float32:
     """Sum of `x[at + i * x_stride + j] * y[start + i * y_stride + j]` over `i < rows`, `j < 16 vectors`.
 
-    `x` and `y` are 1-d and contiguous. The order of the sum depends on `vectors` alone.
+    `x` and `y` are 1-d and contiguous. The order of the sum depends only on `vectors`.
     """
     total: np.float32
     if vectors % 4 == 0:
@@ -252,7 +253,10 @@ def _stream(typing_context: Any, y: Any, x: Any, vectors: Any) -> Any:
 
 @njit  # type: ignore[untyped-decorator]
 def stream(y: Float32, x: Float32) -> None:
-    """`y[:] = x`, 1-d: what is not read again soon need not enter the caches, nor be read before it is written."""
+    """`y[:] = x`, 1-d, for an array `y` that is not read again soon.
+
+    `y` is not loaded into the caches, and its memory is not read before it is written.
+    """
     # What stands before the first whole line, and after the last one, is written as usual.
     head = min(len(y), (-y.ctypes.data % 64) // 4)
     vectors = (len(y) - head) // LANES
@@ -265,7 +269,7 @@ def stream(y: Float32, x: Float32) -> None:
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def _fetch(typing_context: Any, x: Any, at: Any, write: Any) -> Any:
-    """Ask for the cache line of `x[at]`, 1-d and contiguous; `write` is a constant 0 or 1."""
+    """Prefetch the cache line of `x[at]`. `x` is 1-d and contiguous; `write` is a constant 0 or 1."""
     word, address = ir.IntType(32), ir.IntType(8).as_pointer()
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -282,14 +286,14 @@ def _fetch(typing_context: Any, x: Any, at: Any, write: Any) -> Any:
 
 @njit  # type: ignore[untyped-decorator]
 def fetch(x: Float32) -> None:
-    """Begin to load a 1-d contiguous array of float32 into the caches. Whatever comes next is computed meanwhile."""
+    """Begin to load a 1-d contiguous array of float32 into the caches. The processor does not wait for the data."""
     for j in range(0, len(x), LANES):
         _fetch(x, j, 0)
 
 
 @njit  # type: ignore[untyped-decorator]
 def fetch_to_write(x: AnyArray) -> None:
-    """`fetch` of a 1-d contiguous array of float32 or bytes that is written next."""
+    """`fetch` for a 1-d contiguous array of float32 or bytes that is written next."""
     for j in range(0, len(x), 64 // x.itemsize):
         _fetch(x, j, 1)
 
@@ -310,8 +314,8 @@ def _sum_scaled(
 ) -> Any:
     """`sum_scaled` over a constant number of `vectors`, whose sums stay in registers.
 
-    Few vectors are summed in several rows of registers, one for each of so many entries of the list that are added at
-    a time: an addition has to wait for the one before it in its register.
+    An addition has to wait for the previous addition in the same register. Therefore, if there are few vectors, several
+    entries of the list are added at the same time, each in its own row of registers.
     """
     count = vectors.literal_value
     rows = max(1, _UNDER_WAY // count)
@@ -325,7 +329,7 @@ def _sum_scaled(
         sums = [[builder.load(target, align=4) for target in targets], *([zero] * count for _ in range(rows - 1))]
 
         def loop(start: Any, end: Any, sums: list[list[Any]]) -> tuple[Any, list[list[Any]]]:
-            """Add entries, as many at a time as there are rows of `sums`, while there are so many before `end`."""
+            """Add as many entries at a time as `sums` has rows, until fewer entries are left before `end`."""
             before = builder.block
             head, body, done = (builder.append_basic_block(name) for name in ("head", "body", "done"))
             builder.branch(head)
@@ -406,7 +410,7 @@ def _products(
     typing_context: Any, y: Any, at: Any, y_place: Any, x: Any, start: Any, x_row: Any, x_column: Any, x_place: Any,
     w: Any, first: Any, w_row: Any, w_column: Any, rows: Any, columns: Any, together: Any, vectors: Any,
 ) -> Any:  # fmt: skip
-    """`products` of a constant number of places `together` and of `vectors`, whose sums all stay in registers."""
+    """`products` for constant numbers of places (`together`) and of `vectors`. All sums stay in registers."""
     places, count = together.literal_value, vectors.literal_value
     lanes = lanes_of(y.dtype.bitwidth // 8)
 
@@ -414,7 +418,7 @@ def _products(
         kind = ir.VectorType(context.get_value_type(y.dtype), lanes)
 
         def run(pointer: Any, index: Any, v: int) -> Any:
-            """Vector `v` from an index on."""
+            """Pointer to vector number `v` after an index."""
             place = builder.gep(pointer, [builder.add(index, ir.Constant(index.type, lanes * v))])
             return builder.bitcast(place, kind.as_pointer())
 
@@ -456,11 +460,11 @@ def products(
     y: AnyArray, at: int, y_place: int, x: AnyArray, start: int, x_row: int, x_step: int, x_place: int,
     w: AnyArray, first: int, w_row: int, w_step: int, rows: int, steps: int, places: int, vectors: int,
 ) -> None:  # fmt: skip
-    """Many sums of products side by side: the middle of a convolution, of a product of matrices and of their adjoints.
+    """Many sums of products at once: the inner loops of convolutions, of matrix products and of their adjoints.
 
     `y[at + p y_place + j]` += sum over `r < rows`, `c < steps` of `x[start + p x_place + r x_row + c x_step]` times
-    `w[first + r w_row + c w_step + j]`, for `p < places` and `j` below so many
-    whole vectors of 64 bytes. All arrays are 1-d and contiguous, of one type, float32 or float64.
+    `w[first + r w_row + c w_step + j]`, for `p < places` and for all `j` in `vectors` whole vectors of 64 bytes. All
+    arrays are 1-d and contiguous, and have the same type, float32 or float64.
     """
     lanes = 64 // y.itemsize
     v = 0
@@ -506,10 +510,11 @@ def list_set(
     typing_context: Any, x: Any, at: Any, count: Any, mask: Any, mask_at: Any, masked: Any, first: Any, step: Any,
     places: Any, n: Any,
 ) -> Any:  # fmt: skip
-    """List what is not zero of `x[at : at + count]` from `places[n]` on; returns the end of the list.
+    """List the non-zero elements of `x[at : at + count]` from `places[n]` on; returns the end of the list.
 
-    Number `j` is listed as `first + j step`; where `masked` is not 0, unless `mask[mask_at + j]` is 0. All arrays are
-    1-d and contiguous, `mask` of bytes; `places` has room for 31 numbers more than are listed.
+    Element `j` is listed as `first + j step`. If `masked` is non-zero, elements with a zero `mask[mask_at + j]` are
+    left out. All arrays are 1-d and contiguous, and `mask` contains bytes. `places` has room for 31 more entries than
+    are listed.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -519,7 +524,10 @@ def list_set(
         flags = ir.VectorType(ir.IntType(1), _LOOKED)
 
         def present(pointer: Any, kind: Any, index: Any, inside: Any) -> Any:
-            """Bits of those that are not zero, of type `kind`, from `index` on; all of them, or those `inside`."""
+            """One bit for each of the elements from `index` on, of type `kind`: whether the element is non-zero.
+
+            Only the elements `inside` are read; None: all.
+            """
             number = context.get_value_type(kind)
             lanes = ir.VectorType(number, _LOOKED)
             place, silent = builder.bitcast(builder.gep(pointer, [index]), lanes.as_pointer()), ir.Constant(lanes, None)
@@ -537,7 +545,7 @@ def list_set(
         left = cgutils.alloca_once(builder, bits)
 
         def take(begin: Any, inside: Any) -> None:
-            """List the present ones of 32 numbers from `begin` on."""
+            """List the non-zero elements of the 32 elements from `begin` on."""
             found = present(xp, x.dtype, builder.add(at, begin), inside)
             chosen = cgutils.alloca_once_value(builder, found)
             with builder.if_then(builder.icmp_signed("!=", masked, ir.Constant(word, 0))):
@@ -580,10 +588,11 @@ def join_lists(
     typing_context: Any, own: Any, places: Any, starts: Any, first: Any, across: Any, apart: Any, shift: Any, step: Any,
     rows: Any, silent: Any,
 ) -> Any:  # fmt: skip
-    """Join parts of a list in `own`, with eights of it filled up by `silent`; returns the length.
+    """Join parts of a list in `own`, padded with `silent` to a multiple of eight entries; returns the padded length.
 
-    Of row `r < rows` come `places[n] + shift + r step`, `n` from `starts[first + r apart]` to
-    `starts[first + r apart + across]`. All arrays are 1-d and contiguous, of int32; `own` has room for 32 numbers more.
+    Row `r < rows` contributes `places[n] + shift + r step`, for `n` from `starts[first + r apart]` to
+    `starts[first + r apart + across]`. All arrays are 1-d and contiguous, and contain int32. `own` has room for 32 more
+    entries.
     """
     vector = ir.VectorType(ir.IntType(32), LANES)
 
@@ -633,7 +642,7 @@ def _sum_chosen(
         sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(2)] for _ in range(number)]
 
         def add(first: Any, few: int) -> None:
-            """Add a few entries of the list, no more than keep 16 bits."""
+            """Add `few` entries of the list. There are so few of them that their sum fits in 16 bits."""
             own: list[Any] = [ir.Constant(short, [0] * SHORT_LANES)] * number
             for i in range(few):
                 entry = builder.add(first, ir.Constant(word, i))
@@ -671,8 +680,8 @@ def _sum_chosen(
 def sum_chosen(z: Float32, at: int, w: Int16, places: Int32, count: int, scale: np.float32, vectors: int) -> None:
     """`z[at + j] = scale * sum of w[places[n] + j]`, n below `count`, a multiple of 8, and `j < 32 vectors`.
 
-    `w` are integers of 12 bits, of which sixteen add up to 16; the sums have at most 24 bits. All arrays are 1-d and
-    contiguous.
+    `w` contains integers of 12 bits, so the sum of sixteen of them fits in 16 bits. The whole sums have at most 24
+    bits. All arrays are 1-d and contiguous.
     """
     v = NONE
     while v < vectors:

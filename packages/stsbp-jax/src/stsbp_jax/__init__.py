@@ -1,7 +1,8 @@
 """stsbp in JAX: the backend `jax`, and its layers as pure differentiable functions for ordinary JAX code.
 
-Images are channels-last in the layer functions, `[T, B, H, W, C]`, and as the spec lays them out, `[T, B, C, H, W]`, at
-`apply`. Weights have the spec's shapes everywhere. What stands here is loaded when it is asked for.
+In the layer functions, images are channels last, `[T, B, H, W, C]`. The inputs of `apply` have the spec's layout,
+`[T, B, C, H, W]`. Weights have the spec's shapes everywhere. The modules of the package are imported when one of their
+names is used.
 """
 
 from importlib import import_module
@@ -46,7 +47,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that has it; synapses have modules of their own names."""
+    """Import a public name from the module that defines it. The module of a synapse has the name of its function."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_HOME.get(name, f"stsbp_jax.synapses.{name}")), name)

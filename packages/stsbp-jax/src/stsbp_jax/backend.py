@@ -1,11 +1,11 @@
-"""The JAX backend: the spec's operations on JAX's arrays, and functions of them that are compiled whole.
+"""The JAX backend: the spec's operations on JAX arrays, and functions of these operations that are compiled as a whole.
 
-On the CPU the operations are calls of stsbp_cpu's kernels (on_cpu.py); on other devices, and on the device `cpu:xla`,
-they are XLA's own.
+On the CPU, the operations call stsbp_cpu's kernels (on_cpu.py). On other devices, and on the device `cpu:xla`, XLA
+compiles them.
 
-Images lie channels-last, `[T, B, H, W, C]`, behind `asarray`, `encode` and `numpy`. Nothing changes the user's
-configuration of JAX: float64 exists only inside the functions that need it (`grid.wide`). With several processes JAX's
-handler of SIGTERM is off (collective.py).
+The arrays of the backend have channels last, `[T, B, H, W, C]`. `asarray`, `encode` and `numpy` convert them. The
+backend does not change the user's configuration of JAX: float64 exists only inside the functions that need it
+(`grid.wide`). With several processes, JAX's handler for SIGTERM is off (collective.py).
 """
 
 from __future__ import annotations
@@ -76,19 +76,21 @@ _Program: TypeAlias = Compiled | OneByOne | SpreadGradients | SpreadOutput
 
 Result = TypeVar("Result")
 
-# The scalars of an update are numbers of every step, so a compiled update takes them as arguments.
+# The scalars of an update change at every step, so a compiled update takes them as arguments.
 jax.tree_util.register_dataclass(AdamWScalars, [field.name for field in fields(AdamWScalars)], [])
 
 
 def _jit(*static: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """`jax.jit` with arguments that are fixed when it is compiled; part of the caller where that is traced itself."""
+    """`jax.jit` with static arguments. If the caller is traced itself, the function is inlined into the caller."""
     return partial(jax.jit, static_argnames=static, inline=True)
 
 
 class JaxBackend(AbstractBackend[Array]):
-    """JAX on the device that JAX chooses, or `cpu`, `gpu`, `gpu:1`, `tpu`, ...; `gpu:all`: on all of this process.
+    """The backend `jax`.
 
-    `cpu:xla` is the CPU without kernels, for comparison: what is compiled is what other devices run.
+    Without a device, JAX chooses one. The devices are `cpu`, `gpu`, `gpu:1`, `tpu` and so on. `gpu:all` uses all GPUs
+    of the process. `cpu:xla` is the CPU without stsbp_cpu's kernels, for comparisons: XLA compiles the same program as
+    for other devices.
     """
 
     name: ClassVar[str] = "jax"
@@ -124,7 +126,7 @@ class JaxBackend(AbstractBackend[Array]):
 
     def open(self, device: str | None) -> str:
         if device is None or device.startswith("cpu"):
-            # XLA's worker threads take the memory.
+            # XLA's worker threads allocate the memory.
             keep_freed_memory(one_pool=True)
         try:
             found = "cpu" if device == _XLA else device
@@ -165,7 +167,7 @@ class JaxBackend(AbstractBackend[Array]):
         return cast(Callable[..., Result], program)
 
     def _program(self, function: Callable[..., Any], *fixed: Hashable) -> _Program:
-        """One device runs `function`, or several do, each for its samples."""
+        """The program for `function`, either on one device or on several devices, each with a share of the samples."""
         if function is gradients:
             *_, collective, parts = fixed
             if isinstance(parts, tuple) and len(parts) > 1 and len(self._devices) == 1:
@@ -189,7 +191,7 @@ class JaxBackend(AbstractBackend[Array]):
         if precision == "reproducible" and self._device.platform == "tpu":
             raise BackendError(
                 "backend 'jax': a TPU emulates float64 with fewer bits than reproducible precision needs; "
-                "take --precision fast, or the device cpu or gpu"
+                "use --precision fast, or the device cpu or gpu"
             )
 
     def asarray(self, x: AnyArray) -> Array:
@@ -200,7 +202,7 @@ class JaxBackend(AbstractBackend[Array]):
         return result
 
     def _put(self, x: AnyArray) -> Array:
-        """`x` on the device, as it lies."""
+        """`x` on the device, with the same layout."""
         result: Array = jax.device_put(x, self._device)
         return result
 
@@ -209,7 +211,7 @@ class JaxBackend(AbstractBackend[Array]):
         return np.moveaxis(found, -1, 2) if found.ndim == 5 else found
 
     def read(self, arrays: Sequence[Array]) -> list[AnyArray]:
-        """The copies of all are on their way before the first is waited for."""
+        """Copy arrays to the host. All copies are started before the first one is waited for."""
         with guarded(self._collective):
             return [self.numpy(x) for x in jax.device_get(list(arrays))]
 
@@ -242,7 +244,7 @@ class JaxBackend(AbstractBackend[Array]):
         if self._on_cpu:
             given = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step, first))
             return on_cpu.dropout_mask(tuple(given), layer, tuple(shape), rate)
-        # Within what is compiled these are traced words already.
+        # Inside a compiled function, these are traced words already.
         words = (x if isinstance(x, Array) else np.uint32(int(x) & 0xFFFFFFFF) for x in (seed, step))
         if isinstance(first, int) and first == 0:
             result: Array = _dropout_mask(*words, layer, tuple(shape), rate)
@@ -444,7 +446,7 @@ class JaxBackend(AbstractBackend[Array]):
         return result
 
     def pack_spikes(self, s: Array) -> Any:
-        # Behind the barrier the compiler cannot see that a block is run on the same spikes again.
+        # Because of the barrier, the compiler cannot see that a block runs on the same spikes again.
         barrier: Any = jax.lax.optimization_barrier
         return barrier(jnp.packbits(s.astype(np.uint8), axis=None)), s.shape, s.dtype
 
@@ -454,7 +456,7 @@ class JaxBackend(AbstractBackend[Array]):
 
 
 class _Operations(JaxBackend):
-    """The operations alone, on arrays wherever they lie."""
+    """Only the operations, on arrays on any device."""
 
     def open(self, device: str | None) -> str:
         self._compiled, self._alone, self._collective = {}, Alone(), Alone()
@@ -462,10 +464,10 @@ class _Operations(JaxBackend):
 
     @cached_property
     def _on_cpu(self) -> bool:  # type: ignore[override]
-        """Whether JAX computes on the CPU; asked when the first function is traced, not when this is imported."""
+        """Whether JAX computes on the CPU. This is checked when the first function is traced, not at import."""
         return jax.default_backend() == "cpu" and os.environ.get("STSBP_JAX_KERNELS", "1") != "0"
 
-    # What opens float64 is no function of its own here: mapped by a caller, it would be mapped without float64.
+    # Code that uses float64 is not a separate jitted function here. `vmap` of a caller would map it without float64.
     @property
     def rules(self) -> Mapping[type[Op], Rule[Array]]:
         return {**_TRACED_RULES, **on_cpu.RULES} if self._on_cpu else _TRACED_RULES
@@ -499,7 +501,7 @@ class _Operations(JaxBackend):
 
 
 PAIRS = _Operations()
-"""For functions of ordinary JAX code: no device is opened, and no setting of the process changed."""
+"""The operations for functions of ordinary JAX code. They open no device and change no settings of the process."""
 
 
 def _find(name: str) -> list[Any]:
@@ -510,7 +512,7 @@ def _find(name: str) -> list[Any]:
     if name == platform + _ALL:
         return present
     if index and not (index.isdecimal() and int(index) < len(present)):
-        raise LookupError(f"it has {len(present)} {platform} device(s), counted from 0")
+        raise LookupError(f"this process has {len(present)} {platform} device(s), counted from 0")
     return [present[int(index or 0)]]
 
 
@@ -522,12 +524,12 @@ def _why(platform: str, error: RuntimeError) -> str:
 def weight_grids(
     backend: JaxBackend, projections: tuple[Projection, ...], weights: tuple[Array, ...]
 ) -> list[tuple[Array, GridChoice]]:
-    """Weights of the forward pass, and their grids as far as a device knows them."""
+    """Weights on their grids, and the grids as `GridChoice`, which is what a device can compute."""
     return [weight_grid(projection, w) for projection, w in zip(projections, weights, strict=True)]
 
 
 def _checked_grid(projection: Projection, choice: GridChoice, w: Array) -> WeightGrid:
-    """The grid, or the error with which the spec refuses these weights."""
+    """The grid. If the spec refuses these weights, its error is raised."""
     found = describe_grid(projection, choice)
     if found is not None:
         return found
@@ -574,19 +576,19 @@ def _total(x: Array, count: int) -> Array:
 
 
 def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], *arrays: Any) -> Any:
-    # Of the last argument, for which a compiler cannot know any number.
+    # From the last argument, whose values the compiler cannot know.
     some = jax.tree.leaves(arrays)[-1]
     return function(batchnorm.Wide(some), *arrays, **dict(fixed))
 
 
 @_jit()
 def _spike_count(s: Array) -> Array:
-    """Spikes of each sample, int32 `[B]`; summed over time first, which vectorises."""
+    """Number of spikes of each sample, int32 `[B]`. The sum over time comes first because it vectorises."""
     return s.astype(np.int32).sum(0, dtype=np.int32).reshape(s.shape[1], -1).sum(1)
 
 
 def _of_weights(each: Any) -> Rule[Array]:
-    """Traced, where the caller is."""
+    """The rule of an operation with weights. It is traced if the caller is traced."""
 
     def back(
         op: Op, left: Any, dz: Array, precision: Precision, need_input: bool, need_weights: bool = True

@@ -1,7 +1,7 @@
-"""What may enter `lif` and `apply`: numbers that a forward pass would otherwise swallow.
+"""Checks the inputs of `lif` and `apply` for values that a forward pass would silently accept.
 
-Arrays that are there are looked at, by one fused pass, and refused. Traced ones (inside `jit`, `grad`, `vmap`) have no
-values yet and nothing can be raised: there, what would have been refused becomes NaN, and so do the spikes.
+Concrete arrays are checked in one fused pass, and wrong values raise an error. Traced arrays (inside `jit`, `grad`,
+`vmap`) have no values yet, so no error can be raised. Wrong values of traced arrays become NaN, and so do the spikes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _all_good(s: Array, exponent: int, largest: float) -> Array:
 
 
 def check_finite(what: str, x: ArrayLike) -> None:
-    """Raise `NumericError` where `x`, any shape, is no tracer and holds a value that is not finite."""
+    """Raise `NumericError` if a value of `x`, any shape, is not finite. Tracers are not checked."""
     if isinstance(x, jax.core.Tracer):
         return
     with jax.ensure_compile_time_eval():
@@ -43,10 +43,10 @@ def check_finite(what: str, x: ArrayLike) -> None:
 
 
 def in_domain(what: str, x: Array, low: float, high: float) -> Array:
-    """`x`, any shape, whose elements must lie from `low` to `high`.
+    """`x`, any shape, whose elements must be from `low` to `high`.
 
     Raises:
-        NumericError: an element does not, and `x` is no tracer; elements of a tracer become NaN.
+        NumericError: an element is outside, and `x` is not a tracer. Such elements of a tracer become NaN.
     """
     inside = (x >= np.float32(low)) & (x <= np.float32(high))
     if isinstance(x, jax.core.Tracer):
@@ -62,11 +62,11 @@ def in_domain(what: str, x: Array, low: float, high: float) -> Array:
 
 
 def on_grid(what: str, inputs: ArrayLike, exponent: int, largest: float) -> Array:
-    """`inputs` as float32, any shape; its elements must be multiples of `2^-exponent` in `[0, largest]`.
+    """`inputs` as float32, any shape. The elements must be multiples of `2^-exponent` in `[0, largest]`.
 
     Raises:
-        ShapeError: an element is something else and `inputs` is no tracer; elements of a tracer become NaN.
-        NumericError: likewise, an element that is not finite.
+        ShapeError: an element has another value, and `inputs` is not a tracer. Such elements of a tracer become NaN.
+        NumericError: an element is not finite, and `inputs` is not a tracer.
     """
     if isinstance(inputs, jax.core.Tracer):
         good = _good(inputs, exponent, largest)

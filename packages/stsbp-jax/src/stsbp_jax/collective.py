@@ -1,8 +1,8 @@
-"""JAX's processes, `jax.distributed`, and the devices of each of them, that train one network together.
+"""The processes of JAX (`jax.distributed`) and their devices, which train one network together.
 
-A step is one program that every device runs on its shard of the samples (sharding.py), with gloo between processes on
-the CPU and NCCL on GPUs. So `largest` and `start_total` are parts of what is compiled; on arrays that are there they
-are compiled by themselves.
+A step is one program that every device runs on its shard of the samples (sharding.py). The processes communicate by
+gloo on the CPU and by NCCL on GPUs. So `largest` and `start_total` are parts of the compiled program. For concrete
+arrays, they are compiled separately.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from stsbp_jax.sharding import AXES, EVERYWHERE, PROCESSES, Spread, guarded, pie
 
 __all__ = ["JaxCollective", "connect", "together"]
 
-# A service that catches SIGTERM, by which launchers end processes.
+# A service that catches SIGTERM, the signal with which launchers end processes.
 _PREEMPTION = "jax_enable_preemption_service"
 _started: list[Rendezvous] = []
-"""Where this module started `jax.distributed`."""
+"""The rendezvous for which this module started `jax.distributed`."""
 
 
 class JaxCollective(Collective[Array]):
-    """Processes, each with as many devices; or one process with several.
+    """Several processes with the same number of devices each, or one process with several devices.
 
     Args:
-        devices: of each process, in the order of their ranks.
-        rank: number of this process.
+        devices: devices of each process, in the order of the ranks.
+        rank: rank of this process.
 
     Attributes:
-        in_programs: exchanges of a step are parts of what is compiled; nobody is asked for them while it runs.
+        in_programs: True, because the exchanges of a step are parts of the compiled program. The host does not take
+            part in them.
     """
 
     in_programs = True
@@ -85,7 +86,7 @@ class JaxCollective(Collective[Array]):
         return pieces_of_all(self.parts(batch), micro_batch)[self.rank]
 
     def begin(self) -> None:
-        """Connect all devices, and those at one place of each process."""
+        """Connect all devices, and also the devices with the same index in each process."""
         with _on_stderr(), guarded(self):
             for axes in (AXES, AXES[:1]):
                 connected = _reduced(self.spread.mesh, "psum", axes)(self._stacked(jnp.zeros(1, np.int32)))
@@ -96,17 +97,17 @@ class JaxCollective(Collective[Array]):
             jax.distributed.shutdown()  # type: ignore[no-untyped-call]
 
     def _rows(self, x: AnyArray) -> AnyArray:
-        """`x` `[n]` of every process, `[processes, n]`."""
+        """`x` `[n]` of every process, as `[processes, n]`."""
         with guarded(self):
             return np.asarray(self.spread.here(self._copied(self._stacked(jnp.asarray(x)))))
 
     def _now(self, reduce: str, x: Array) -> Array:
-        """`lax.psum` or `pmax` of what the processes have, where it is no part of what is compiled."""
+        """`lax.psum` or `pmax` over the processes, outside of a compiled program."""
         with wide(), guarded(self):
             return self.spread.here(_reduced(self.spread.mesh, reduce, AXES[:1])(self._stacked(x)))
 
     def _stacked(self, x: Array) -> Array:
-        """`[processes, ...]` of which each has its row, on all of its devices."""
+        """An array `[processes, ...]`. Each process has its own row, on all of its devices."""
         spread = self.spread
         sharding = NamedSharding(spread.mesh, PROCESSES)
         rows = [jax.device_put(x[None], device) for device in spread.local]
@@ -129,7 +130,7 @@ def _reduced(mesh: Mesh, reduce: str, axes: tuple[str, ...]) -> Callable[[Array]
 
 @contextmanager
 def _on_stderr() -> Iterator[None]:
-    """Sends what is written to standard output elsewhere: gloo tells there that it has connected."""
+    """Redirect standard output to standard error, because gloo prints a message when it has connected."""
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
@@ -143,11 +144,11 @@ def _on_stderr() -> Iterator[None]:
 def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
     """Start `jax.distributed`, before JAX looks for devices.
 
-    Of a machine's GPUs each process sees the one that has its local rank as number, unless it is to see all that the
-    launcher gave it, or was given no more than that.
+    Each process sees the GPU of its machine whose index is the local rank. With `all_devices`, it sees all GPUs that
+    the launcher gave it. It also sees all of them if the launcher gave it so few that none has this index.
 
     Raises:
-        BackendError: somebody did not come in time, there is no such port, or JAX has looked for devices already.
+        BackendError: a process did not connect in time, there is no such port, or JAX has already looked for devices.
     """
     if rendezvous.size == 1 or rendezvous in _started or jax.distributed.is_initialized():
         return
@@ -173,10 +174,11 @@ def connect(rendezvous: Rendezvous, *, all_devices: bool) -> None:
 
 
 def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
-    """The processes of `jax.distributed`, each with its devices at the places of `local`.
+    """The processes of `jax.distributed`, each with the devices that have the same indices as `local`.
 
     Raises:
-        BackendError: it was not started before JAX looked for devices, or has other processes, or other devices.
+        BackendError: `jax.distributed` was not started before JAX looked for devices, or it has other processes, or the
+            processes have different numbers of devices.
     """
     processes, rank = jax.process_count(), jax.process_index()
     if (processes, rank) != (rendezvous.size, rendezvous.rank):
@@ -188,12 +190,13 @@ def together(rendezvous: Rendezvous, local: Sequence[Any]) -> JaxCollective:
     present = [jax.local_devices(process, platform) for process in range(processes)]
     if len({len(each) for each in present}) > 1:
         said = ", ".join(f"rank {process}: {len(each)}" for process, each in enumerate(present))
-        raise BackendError(f"processes have different numbers of {platform} devices ({said}); give each as many")
+        raise BackendError(f"processes have different numbers of {platform} devices ({said}); give all the same number")
     places = [present[rank].index(device) for device in local]
     found = JaxCollective([[each[place] for place in places] for each in present], rank)
     found.begin()
     if platform == "cpu" and rendezvous in _started:
-        # JAX aborts a process as soon as it misses another one, and lets one that ends by an error wait for all others.
-        # Once gloo has connected them it needs JAX's service no more, and a connection that is lost is an exception.
+        # JAX aborts a process as soon as another one is missing. A process that ends with an error would have to wait
+        # for all others. Once gloo has connected the processes, it does not need JAX's service any more. Without the
+        # service, a lost connection raises an exception.
         jax.distributed.shutdown()  # type: ignore[no-untyped-call]
     return found

@@ -1,4 +1,4 @@
-"""Functions that are compiled ahead of their first call, which is timed and told."""
+"""Functions that are compiled before their first call. The time for compiling is measured and logged."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _log = logging.getLogger("stsbp_jax")
 
 
 class Compiled:
-    """A jitted function that compiles once for each set of shapes and keeps account of the time.
+    """A jitted function that compiles once for each set of shapes and measures the time for compiling.
 
     Args:
-        function: traced with the arguments of a call, Python's whole numbers among them as uint32.
-        what: its name in the log.
+        function: the function. It is traced with the arguments of a call. Python integers become uint32.
+        what: name of the function in the log.
     """
 
     def __init__(self, function: Callable[..., Any], what: str) -> None:
@@ -49,7 +49,7 @@ class Compiled:
 class OneByOne:
     """A function of micro-batches whose operations are compiled and run one by one.
 
-    In one program XLA begins with all micro-batches at once, and takes the memory of the whole batch.
+    In a single program, XLA would begin with all micro-batches at once and need the memory of the whole batch.
     """
 
     seconds = 0.0

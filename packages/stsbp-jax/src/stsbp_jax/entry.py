@@ -1,10 +1,12 @@
-"""The native function by which XLA enters Python on the CPU, and what it hands over (`xla/ffi/api/c_api.h` of jaxlib).
+"""The native function through which XLA calls Python on the CPU, and its arguments (`xla/ffi/api/c_api.h` of jaxlib).
 
-XLA calls a handler with a frame of pointers and takes null, or an error, for an answer. A ctypes callback alone would
-not do. It takes the GIL before anything else, and a thread that asks for the GIL while the interpreter ends is killed,
-and the process with it. And a signal may interrupt it before its own `try`, which leaves an answer that nobody has
-written. So XLA calls a few instructions that llvmlite compiles: they count who is inside, let nobody in once the door
-is shut, and make an error where the callback has not answered.
+XLA calls a handler with a frame of pointers. The handler returns null or an error. A ctypes callback alone is not
+enough, for two reasons. First, it takes the GIL before anything else. A thread that asks for the GIL while the
+interpreter exits is killed, and the process with it. Second, a signal may interrupt the callback before its own `try`,
+so that it returns without having written an answer.
+
+Therefore, XLA calls a few instructions that llvmlite compiles. They count the calls in progress, let no calls in once
+the door is shut, and create an error if the callback has not answered.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from stsbp_spec.typing import AnyArray, Shape
 __all__ = ["CANCELLED", "CODES", "INTERNAL", "RESOURCE_EXHAUSTED", "Memory", "Site", "interface", "open_door"]
 
 CANCELLED, RESOURCE_EXHAUSTED, INTERNAL = 1, 8, 13
-"""Codes of errors."""
+"""XLA's error codes."""
 
 CODES: Mapping[np.dtype[Any], int] = {
     np.dtype(np.bool_): 1,
@@ -44,16 +46,16 @@ CODES: Mapping[np.dtype[Any], int] = {
 """XLA's number of each dtype that a call may have."""
 
 _METADATA = 1
-"""Type of the extension that asks which version a handler was made for."""
+"""Type of the extension that asks for which version a handler was made."""
 _BUFFER = 1
 """Type of an argument or a result."""
 _SCALAR = 3
 """Type of an attribute that is one number."""
 _DONE = 1
-"""Status of a call whose results are there; 0: nobody has answered; else the address of an error."""
+"""Status of a call that has written its results. 0: the callback has not answered. Else: the address of an error."""
 
 _MAJOR = 0
-"""Of the version of the interface; the minor one was 1 in jaxlib 0.7.2 and is 5 in jaxlib 0.12.0."""
+"""Major version of the interface. The minor version was 1 in jaxlib 0.7.2 and is 5 in jaxlib 0.12.0."""
 _NUMBERS = {
     "Extension_Metadata": _METADATA,
     "ArgType_BUFFER": _BUFFER,
@@ -70,9 +72,9 @@ _NUMBERS = {
         )
     ),
 }
-"""What names of the header, after `XLA_FFI_`, stand for."""
+"""Values of the header's names, which are given without `XLA_FFI_`."""
 
-# Pointers are whole numbers in these structures, 0 for null. Each is read as far as it stands here.
+# Pointers are integers in these structures, 0 for null. Of each structure, only the fields given here are read.
 _Fields = list[tuple[str, Any]]
 _BEGIN: _Fields = [("struct_size", c_size_t), ("extension_start", c_size_t)]
 
@@ -159,11 +161,11 @@ _TYPES: Mapping[str, Any] = {
     "int64_t": c_int64,
     "size_t": c_size_t,
 }
-"""The header's types; whatever is a pointer is a `c_size_t`."""
+"""The header's types. Every pointer is a `c_size_t`."""
 
 
 def _size(structure: type[ctypes.Structure]) -> int:
-    """As XLA counts: to the end of the last field."""
+    """Size of a structure as XLA counts it: to the end of the last field."""
     last: Any = getattr(structure, structure._fields_[-1][0])
     size: int = last.offset + last.size
     return size
@@ -176,7 +178,7 @@ def interface(header: str) -> tuple[int, int]:
     """Version of the interface that a header, `xla/ffi/api/c_api.h`, describes.
 
     Raises:
-        BackendError: it has not the structures above.
+        BackendError: the header does not have the structures above.
     """
     text = re.sub(r"//.*", "", header)
     versions = dict(re.findall(r"^#define XLA_FFI_API_(MAJOR|MINOR) (\d+)\s*$", text, re.MULTILINE))
@@ -211,14 +213,14 @@ def _unknown(what: str) -> str:
 
 
 class Memory(NamedTuple):
-    """An array as it lies in memory: whole, in the order of its axes."""
+    """Shape and dtype of an array that is contiguous, in the order of its axes."""
 
     shape: Shape
     dtype: np.dtype[Any]
 
 
 class _Buffers:
-    """Arrays of a site."""
+    """The arguments or the results of a site."""
 
     __slots__ = ("_each", "_pointers")
 
@@ -230,7 +232,7 @@ class _Buffers:
         ]
 
     def views(self, size: int, addresses: int) -> list[AnyArray]:
-        """Arrays in XLA's memory."""
+        """The arrays, as views of XLA's memory."""
         if size != len(self._each):
             raise BackendError(_unknown(f"{size} arrays in place of {len(self._each)}"))
         found: list[AnyArray] = []
@@ -249,11 +251,11 @@ class _Buffers:
 
 
 class Site:
-    """A place of a program that calls the host, or several alike.
+    """A place in a program that calls the host, or several such places that are equal.
 
     Args:
-        call: takes the arrays of its arguments, into which it must not write, and of its results.
-        arguments, results: what they are.
+        call: function of the argument arrays and of the result arrays. It must not write to the argument arrays.
+        arguments, results: shapes and dtypes of these arrays.
     """
 
     __slots__ = ("_arguments", "_call", "_results")
@@ -278,9 +280,9 @@ class _Door:
     """The callback.
 
     Args:
-        sites: by the number that is the one attribute of a call.
-        told: message and code of what a call raised.
-        version: of the interface, as XLA is told it.
+        sites: sites by their numbers. The number is the only attribute of a call.
+        told: function from an exception to the message and the code for XLA.
+        version: version of the interface that is reported to XLA.
     """
 
     def __init__(
@@ -289,7 +291,7 @@ class _Door:
         self._sites, self._told, self._version = sites, told, version
 
     def enter(self, address: int, status: int) -> None:
-        """Answers a call of XLA's; `address` is of its frame, `status` of a number for the outcome."""
+        """Answer a call from XLA. `address` is the address of the frame, `status` the address of the outcome."""
         frame = CallFrame.from_address(address)
         try:
             if frame.extension_start:
@@ -304,7 +306,7 @@ class _Door:
         c_size_t.from_address(status).value = outcome
 
     def _introduce(self, frame: CallFrame) -> None:
-        """Says which version this handler is for, before XLA accepts it."""
+        """Report for which version this handler was made. XLA asks for it before it accepts the handler."""
         extension = MetadataExtension.from_address(frame.extension_start)
         if extension.extension_base.type == _METADATA:
             said = Metadata.from_address(extension.metadata)
@@ -327,7 +329,7 @@ class _Door:
 
 
 def _error(frame: CallFrame, message: str, code: int) -> int:
-    """Address of an error, which is XLA's."""
+    """Address of an error that XLA owns."""
     text = message.replace("\0", "").encode(errors="replace")
     create = _CREATE(Api.from_address(frame.api).XLA_FFI_Error_Create)
     memory = ctypes.create_string_buffer(text)
@@ -339,7 +341,7 @@ _CREATE = ctypes.CFUNCTYPE(c_size_t, ctypes.POINTER(ErrorCreateArgs))
 
 
 class _Native(NamedTuple):
-    """Addresses of what was compiled: the handler, the number of calls inside, and whether the door is shut."""
+    """Addresses of compiled objects: the handler, the number of calls in progress, and whether the door is shut."""
 
     handler: int
     inside: int
@@ -350,7 +352,7 @@ _SHUT = b"the interpreter ends, or the call was interrupted"
 
 
 def _compiled(callback: int) -> _Native:
-    """The handler around `callback(frame, status)`. It stays in memory as long as the process lives."""
+    """Compile the handler that calls `callback(frame, status)`. It stays in memory until the process ends."""
     word, byte = ir.IntType(64), ir.IntType(8)
     module = ir.Module("stsbp_host")
     module.triple = binding.get_process_triple()
@@ -417,19 +419,19 @@ def _compiled(callback: int) -> _Native:
 
 
 _kept: list[Any] = []
-"""What XLA may call for ever."""
+"""Objects that XLA may call until the process ends."""
 
 
 def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseException], tuple[str, int]]) -> None:
-    """Registers the target `name` with XLA.
+    """Register the target `name` with XLA.
 
     Args:
-        name: of a target that no other call has registered.
-        sites: by the number that is the one attribute of a call.
-        told: message and code of what a call raised; it must not raise.
+        name: name of a target that no other call has registered.
+        sites: sites by their numbers. The number is the only attribute of a call.
+        told: function from an exception to the message and the code for XLA. It must not raise.
 
     Raises:
-        BackendError: jaxlib calls handlers in a way that is not known here.
+        BackendError: this version of jaxlib calls handlers in an unknown way.
     """
     header = Path(ffi.include_dir()) / "xla" / "ffi" / "api" / "c_api.h"
     try:
@@ -452,6 +454,6 @@ def open_door(name: str, sites: Mapping[int, Site], told: Callable[[BaseExceptio
         inside.value = 0
 
     if hasattr(os, "register_at_fork"):
-        # The threads that were inside are not there in a child.
+        # The threads of the calls in progress do not exist in a child process.
         os.register_at_fork(after_in_child=alone)
     atexit.register(close)

@@ -1,8 +1,11 @@
-"""grid.py of the spec in JAX: the exact-arithmetic contract inside a jit.
+"""Implements grid.py of the spec in JAX: the exact-arithmetic contract inside a jit.
 
-XLA fuses `a*b + c` into one rounding wherever a product feeds an addition. `Rounding` prevents it: the product's bits
-pass an exclusive-or with a zero that the compiler cannot prove to be one. `float64` and `int64` are used in the
-middle of functions whose caller has x64 switched off; `wide()` opens them locally, for the code being traced only.
+If a product is added to something, XLA fuses `a*b + c` into an operation with only one rounding. `Rounding` prevents
+this. It applies an exclusive-or with a number to the product's bits. The number is zero, but the compiler cannot prove
+this.
+
+Some functions use `float64` and `int64` although their caller has x64 switched off. `wide()` enables these types
+locally, only for the code that is being traced.
 """
 
 from __future__ import annotations
@@ -56,16 +59,16 @@ _enable_x64: Callable[[bool], AbstractContextManager[None]] = (
 
 
 def wide() -> AbstractContextManager[None]:
-    """A context in which float64 and int64 exist; it ends with the block and is seen by this thread alone."""
+    """A context in which float64 and int64 exist. It affects only this thread."""
     return _enable_x64(True)
 
 
 class Rounding:
     """Rounds a float32 product before an addition can absorb it.
 
-    With `n` the bits of one element of `data`, `n (n + 1) & 1` is zero, and neither XLA nor LLVM knows. The barrier
-    keeps this true where `data` is a constant of the jitted function: without it XLA evaluates the element, and the
-    exclusive-or is gone.
+    If `n` is the bits of one element of `data`, then `n (n + 1) & 1` is zero, but neither XLA nor LLVM knows this. The
+    barrier is necessary if `data` is a constant of the jitted function. Without the barrier, XLA would evaluate the
+    element and remove the exclusive-or.
 
     Args:
         data: any non-empty array that the computation reads.
@@ -110,10 +113,10 @@ def _square_root_wide(x: Array) -> Array:
 
 
 def divide(a: Array, b: Array) -> Array:
-    """`a / b`, float32, correctly rounded; GPU compilers approximate float32 division, hence the way round."""
+    """`a / b`, float32, correctly rounded. GPU compilers approximate float32 division, so float64 is used there."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     if b.ndim < a.ndim:
-        # XLA multiplies by the reciprocal of a divisor that it sees to be one number for all.
+        # If XLA sees that the divisor is the same for all elements, it multiplies by the reciprocal.
         b = jnp.where(a == a, b, np.float32(np.nan))
     a = jnp.broadcast_to(a, b.shape)
     quotient: Array = lax.platform_dependent(a, b, cpu=lax.div, default=_divide_wide)
@@ -138,12 +141,13 @@ def round_to_grid(x: Array, q: Array) -> Array:
 
 
 class GridChoice(NamedTuple):
-    """A weight grid as it is found inside a jit.
+    """A weight grid as it is computed inside a jit.
 
     Attributes:
         exponent: `q`, int32.
-        coarser: bits given up to meet the bound, int32; more than `weight_bits - MIN_WEIGHT_BITS`: no grid fits.
-        bound: the largest partial sum in units of `2^-q`, float64, inputs in [0, 1].
+        coarser: number of bits that were given up to meet the bound, int32. If it is larger than
+            `weight_bits - MIN_WEIGHT_BITS`, no grid fits.
+        bound: the largest partial sum in units of `2^-q`, float64, for inputs in [0, 1].
         finite: whether every weight is finite and below the ceiling.
     """
 
@@ -154,9 +158,9 @@ class GridChoice(NamedTuple):
 
 
 def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
-    """Weights of the forward pass, `[out, ...]` float32; NaN where `describe_grid` finds none."""
+    """Weights on their grid, `[out, ...]` float32. All are NaN if `describe_grid` finds no grid."""
     bits = projection.synapse.weight_bits
-    # Sums of n units times the largest input, counted in units of the product's grid, must not pass 2^24.
+    # Sums of n units times the largest input, counted in units of the product's grid, must not exceed 2^24.
     most = 2.0**EXACT_LIMIT_BITS / (projection.input.maximum * 2.0**projection.input.exponent)
     largest = largest_magnitude([w])
     finite = largest < CEILING  # NaN is not
@@ -194,7 +198,7 @@ def weight_grid(projection: Projection, w: Array) -> tuple[Array, GridChoice]:
 
 
 def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | None:
-    """The grid as the spec reports it; None where there is none (the spec's own `weight_grid` says why)."""
+    """The grid as the spec reports it; None if no grid fits. The spec's `weight_grid` then raises the error."""
     q, coarser, n = int(choice.exponent), int(choice.coarser), float(choice.bound)
     bits = projection.synapse.weight_bits - coarser
     if not bool(choice.finite) or bits < MIN_WEIGHT_BITS:
@@ -203,17 +207,19 @@ def describe_grid(projection: Projection, choice: GridChoice) -> WeightGrid | No
 
 
 def largest_error(dz: Array) -> Array:
-    """Bits of the largest magnitude of a float32 array, int32 `[1]`; a NaN's are above all others.
+    """Bits of the largest magnitude of a float32 array, int32 `[1]`. The bits of NaN are larger than those of numbers.
 
-    As integers they order magnitudes. XLA's maximum of floats leaves NaN out on the CPU where an array is large.
+    As integers, the bits have the same order as the magnitudes. On the CPU, XLA's maximum of floats ignores NaN in
+    large arrays.
     """
     return jnp.max(lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)).reshape(1)
 
 
 def error_grid(dz: Array, bits: int, of_batch: Array | None = None) -> tuple[Array, Array]:
-    """Errors of a layer, `[T, ...]`, on their grid of `bits` bits, and how many were zeroed, int32 `[T, 2]`.
+    """Error signals of a layer, `[T, ...]`, on their grid of `bits` bits.
 
-    `of_batch` is `largest_error` of the whole batch, of which `dz` is a part; None: `dz` is all.
+    The second result contains the numbers of zeroed and of non-zero elements, int32 `[T, 2]`. `of_batch` is
+    `largest_error` of the whole batch, of which `dz` is a part. None: `dz` is the whole batch.
     """
     magnitude = jnp.abs(dz)
     largest = lax.bitcast_convert_type((largest_error(dz) if of_batch is None else of_batch)[0], np.float32)
@@ -225,7 +231,7 @@ def error_grid(dz: Array, bits: int, of_batch: Array | None = None) -> tuple[Arr
 
 
 def sample_grid(dz: Array, bits: int) -> Array:
-    """`grid.sample_grid` of `[1, B, ...]`."""
+    """Implements `grid.sample_grid` for `[1, B, ...]`."""
     magnitudes = lax.bitcast_convert_type(dz, np.int32) & np.int32(0x7FFFFFFF)
     most = magnitudes.max(axis=(0, *range(2, dz.ndim)), keepdims=True)
     largest = lax.bitcast_convert_type(most, np.float32)
@@ -234,5 +240,5 @@ def sample_grid(dz: Array, bits: int) -> Array:
 
 
 def largest_magnitude(arrays: Sequence[Array]) -> Array:
-    """Largest magnitude over several float32 arrays; NaN where one holds a NaN."""
+    """Largest magnitude in several float32 arrays; NaN if one of them contains a NaN."""
     return lax.bitcast_convert_type(jnp.concatenate([largest_error(x) for x in arrays]).max(), np.float32)

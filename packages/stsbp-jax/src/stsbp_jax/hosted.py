@@ -1,11 +1,12 @@
-"""Functions of numpy arrays as part of JAX's programs on the CPU, called by XLA in its own memory without a copy.
+"""Functions of numpy arrays as parts of JAX programs on the CPU. XLA calls them on its own memory, without a copy.
 
-`jax.pure_callback` does the same, but copies arrays, and a call of it takes longer than many kernels do. Here one
-handler of XLA's, written in Python, runs all functions (entry.py), one at a time: XLA may call from several threads at
-once, and parallel kernels of numba, which let go of the GIL, must not meet where its threading layer is `workqueue`.
+`jax.pure_callback` does the same, but it copies arrays, and one call takes longer than many kernels. Here, a single
+handler of XLA, written in Python, runs all functions (entry.py). It runs only one function at a time, because XLA may
+call from several threads at once. Parallel kernels of numba release the GIL, and two of them must not run at the same
+time if numba's threading layer is `workqueue`.
 
-A function runs on a thread of XLA's, or on the one that called the program. It must not call JAX, and must not keep the
-arrays that it was given: their memory is XLA's again when it returns.
+A function runs on one of XLA's threads, or on the thread that called the program. It must not call JAX. It must not
+keep the arrays that it was given, because XLA reuses their memory when the function has returned.
 """
 
 from __future__ import annotations
@@ -36,11 +37,14 @@ __all__ = ["Making", "host_call", "one_at_a_time", "original_errors"]
 
 _NAME = "stsbp_host"
 _KEPT = 16
-"""So many errors are kept at most."""
+"""Maximum number of errors that are kept."""
 
 one_at_a_time = threading.RLock()
-"""Held while a function of the host runs. Other threads that run parallel kernels of numba want it too, where numba's
-threading layer is `workqueue`: it ends the process when two of them meet."""
+"""A lock that is held while a function of the host runs.
+
+If numba's threading layer is `workqueue`, other threads that run parallel kernels of numba must hold the lock, too.
+This layer ends the process if two parallel kernels run at the same time.
+"""
 
 _lock = threading.Lock()
 _sites: dict[int, Site] = {}
@@ -58,22 +62,23 @@ def host_call(
     *arrays: Any,
     fixed: tuple[Hashable, ...] = (),
 ) -> tuple[Array, ...]:
-    """What `function(*fixed, *arrays, out=[...])` writes into the arrays of `out`, on the CPU.
+    """The arrays that `function(*fixed, *arrays, out=[...])` writes to `out`, on the CPU.
 
-    JAX takes it to have no other effect, and calls it as often as it likes. `vmap` calls it for each element.
+    JAX assumes that the function has no other effect, and may call it any number of times. `vmap` calls it once for
+    each element.
 
     Args:
-        function: of numpy arrays, whole and in the order of their axes, those of `out` uninitialised. It is kept for
-            ever, as a program may call it whenever it runs. What is equal, with equal `fixed`, must do the same: it is
-            kept once.
+        function: function of numpy arrays, which are contiguous in the order of their axes. The arrays of `out` are
+            uninitialised. The function is kept until the process ends, because a program may call it whenever it runs.
+            Equal functions with equal `fixed` must do the same, because only one of them is kept.
         results: shapes and dtypes (bool, uint8, int32, uint32, int64, float32, float64) of `out`.
-        arrays: of the same dtypes; `function` must not write into them. They are not closed to writing, for which numba
-            would compile every kernel once more.
+        arrays: arrays of the same dtypes. `function` must not write to them. They are not read-only, because numba
+            would compile every kernel again for read-only arrays.
         fixed: arguments that are the same in each call of a program.
 
     Raises:
-        BackendError: jaxlib is of a version whose calls are not known here.
-        ShapeError: a dtype is none of the above.
+        BackendError: this version of jaxlib calls functions of the host in an unknown way.
+        ShapeError: a dtype is not in the list above.
     """
     _open()
     given: tuple[Array, ...] = alike(tuple(x if isinstance(x, Array) else jnp.asarray(x) for x in arrays))
@@ -81,7 +86,7 @@ def host_call(
     for memory in (*memories[0], *memories[1]):
         if memory.dtype not in CODES:
             known = ", ".join(dtype.name for dtype in CODES)
-            raise ShapeError(f"a call of the host takes and gives arrays of {known}, not {memory.dtype}")
+            raise ShapeError(f"a call of the host takes and returns arrays of {known}, not {memory.dtype}")
     if not results:
         return ()
     types = [result_like(memory.shape, memory.dtype, given) for memory in memories[1]]
@@ -113,9 +118,10 @@ def _number(
 
 
 def _number_of(function: Any, *place: Any) -> int:
-    """The same in each process that traces the same programs, so that JAX finds them among those it keeps on the disk.
+    """A number that is the same in every process that traces the same programs.
 
-    A process that traces others does not take one of theirs for its own.
+    Because the number is the same, JAX finds these programs in its cache on the disk. A process that traces other
+    programs does not mistake the cached programs for its own.
     """
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return int(digest(name, *map(repr, place))[:15], 16)
@@ -129,7 +135,7 @@ def _run(
 
 
 def _told(error: BaseException) -> tuple[str, int]:
-    """Message and code of an error for XLA; the error itself is kept for `original_errors`."""
+    """Message and code of an error for XLA. The error itself is kept for `original_errors`."""
     number = next(_next_error)
     _forget_arrays(error)
     _errors[number] = error
@@ -148,7 +154,7 @@ def _told(error: BaseException) -> tuple[str, int]:
 
 
 def _forget_arrays(error: BaseException) -> None:
-    """Empties the frames of tracebacks, whose arrays lie in memory that is about to be XLA's again."""
+    """Clear the frames of tracebacks, because XLA is about to reuse the memory of their arrays."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -161,9 +167,10 @@ def _forget_arrays(error: BaseException) -> None:
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raises what a function of the host raised, where JAX raises a JaxRuntimeError or a ValueError in its place.
+    """Raise the error of a function of the host in place of JAX's JaxRuntimeError or ValueError.
 
-    JAX does so where a program is called or where its results are waited for, so both belong into this context.
+    JAX raises these errors when a program is called or when its results are waited for. So both must be inside this
+    context.
     """
     original = None
     try:
@@ -179,13 +186,13 @@ def original_errors() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Making:
-    """A function that makes its results, as one for `host_call`.
+    """Adapts a function that returns its results, so that `host_call` can call it.
 
-    What it takes from stsbp_cpu's `empty_memory` is, where shapes and dtypes match, the memory of the results. What
-    lies elsewhere in the end is copied.
+    If the function calls stsbp_cpu's `empty_memory`, it gets the memory of a result with the same shape and dtype.
+    Results in other memory are copied at the end.
 
     Args:
-        function: gives a sequence of arrays.
+        function: function that returns a sequence of arrays.
     """
 
     function: Callable[..., Sequence[AnyArray]]
@@ -197,12 +204,12 @@ class Making:
 
 
 def _put(found: Sequence[AnyArray], out: Sequence[AnyArray]) -> None:
-    """Copies arrays into those of `out` that they are not; each may lie in the memory of any."""
+    """Copy arrays to `out`, except those that are there already. An array may overlap with any array of `out`."""
     made, promised = [(x.shape, x.dtype) for x in found], [(x.shape, x.dtype) for x in out]
     if made != promised:
-        raise ShapeError(f"a function of the host gave {_listed(made)} instead of {_listed(promised)}")
+        raise ShapeError(f"a function of the host returned {_listed(made)} instead of {_listed(promised)}")
     elsewhere = [(x, target) for x, target in zip(found, out, strict=True) if not _is_same(x, target)]
-    # All are read before the first is written.
+    # All arrays are read before the first one is written.
     safe = [x.copy() if any(np.may_share_memory(x, y) for y in out) else x for x, _ in elsewhere]
     for x, (_, target) in zip(safe, elsewhere, strict=True):
         target[...] = x

@@ -1,7 +1,7 @@
 """A whole network as one differentiable function, for ordinary JAX code: `jit`, `grad`, `vmap`, `checkpoint`, optax.
 
-Built from the layers' own `custom_vjp` functions (`conv2d`, `linear`, `lif`, ...), whose derivatives are the
-spec's pairs; a network of another shape is built from the same functions in the same way.
+The function is built from `custom_vjp` functions, whose derivatives are the spec's pairs. A network of another shape
+can be built in the same way from the layer functions (`conv2d`, `linear`, `lif`, ...).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _SYNAPSES: dict[type, Callable[..., Array]] = {Conv2d: conv2d, Linear: linear}
 def snap_weights(block: Block, w: Array) -> Array:
     """Round weights to their grid, on which sums are exact. The gradient passes unchanged (straight through).
 
-    Inside a jit no error can be raised. If a weight is not finite, or no grid meets the bound, all weights of the layer
-    become NaN. Outside of a jit, `stsbp_spec.grid.weight_grid` says what is wrong.
+    Inside a jit, no error can be raised. If a weight is not finite, or if no grid meets the bound, all weights of the
+    layer become NaN. Outside of a jit, the error of `stsbp_spec.grid.weight_grid` explains what is wrong.
 
     Args:
         block: one of `network.blocks`.
@@ -52,7 +52,7 @@ snap_weights.defvjp(lambda block, w: (snap_weights(block, w), None), lambda bloc
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def snap_errors(bits: int, z: Array) -> Array:
-    """The identity; its error signal is rounded to the error grid of `reproducible` precision."""
+    """The identity. Its error signal is rounded to the error grid of `reproducible` precision."""
     return z
 
 
@@ -106,20 +106,20 @@ def apply(
         inputs: events `[T, B, C, H, W]` or `[T, B, N]`, or with direct coding one image for all steps, `[B, C, H, W]`
             or `[B, N]`. Events are integers of any type from 0 to `network.input_max`. Images are uint8 of value
             `x / 256`, or other types with multiples of 1/256 from 0 to 255/256.
-        steps: `T`.
-        dropout: `(seed, step)` of the masks, numbers or uint32 scalars; None: evaluation.
-        precision: of the backward pass.
-        state: state after the previous steps, from the `Output` of a call; None: at rest.
+        steps: number of steps, `T`.
+        dropout: `(seed, step)` of the dropout masks, numbers or uint32 scalars; None: evaluation.
+        precision: precision of the backward pass.
+        state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
         full: True returns an `Output` with the potentials of every population, the state and running statistics.
 
     Returns:
-        Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit no error can be raised, so inputs that would be
-        refused outside, and weights for which no grid fits, make them NaN.
+        Spikes, float32 `[T, B, N]`, or an `Output`. Inside a jit, no error can be raised. The spikes are then NaN if an
+        input would raise an error outside of a jit, or if no grid fits the weights.
 
     Raises:
         ShapeError: an input is not on its grid, or the inputs do not fit the network and `steps`.
-        SpecError: there is no such precision; or `full` is False although the network ends with a readout, or is
-            normalised and in training.
+        SpecError: the precision is unknown; or `full` is False although the network ends with a readout, or although
+            the network has batch normalisation and is in training.
         NumericError: an input is not finite.
     """
     check_precision(network, precision)
@@ -166,12 +166,12 @@ def apply(
 
 
 def _channels_first(x: Array) -> Array:
-    """`[T, B, H, W, C]` as `[T, B, C, H, W]`, others as they are."""
+    """`[T, B, H, W, C]` as `[T, B, C, H, W]`; other arrays unchanged."""
     return jnp.moveaxis(x, -1, 2) if x.ndim == 5 else x
 
 
 def _checked(piece: Piece, state: State | None, batch: int) -> State:
-    """What is of a segment in a state; nothing of None."""
+    """The part of a state that belongs to a segment; empty for None."""
     if state is None:
         return {}
     for name in piece.states:

@@ -1,7 +1,8 @@
-"""The operations of JAX's backend on the CPU: those of stsbp_cpu, called in JAX's memory (hosted.py).
+"""The operations of the JAX backend on the CPU: operations of stsbp_cpu that are called on JAX's memory (hosted.py).
 
-Arrays that are channels-last in JAX, `[T, B, H, W, C]`, are the memory of what stsbp_cpu calls `[T, B, C, H, W]`. A
-sparse block is one call each way, which chooses by its input how to compute, as every backend on these kernels does.
+In memory, arrays that are channels last in JAX, `[T, B, H, W, C]`, are the arrays that stsbp_cpu calls
+`[T, B, C, H, W]`. A sparse block is one call in the forward pass and one in the backward pass. Each call chooses from
+its input how to compute, as in every backend that uses these kernels.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ _opened: CpuBackend | None = None
 
 
 def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple[Hashable, ...] = ()) -> Any:
-    """`function(*fixed, *arrays)` of numpy arrays; `arrays` and what is made, which is like `results`, may be trees."""
+    """Call `function(*fixed, *arrays)` with numpy arrays.
+
+    `arrays` and the results may be trees. `results` has the shapes and dtypes of the results.
+    """
     given, of_given = jax.tree.flatten(arrays)
     wanted, of_wanted = jax.tree.flatten(results)
     with wide():
@@ -67,7 +71,7 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
             memories = [_opened_memory(x) for x in given]
             with one_at_a_time:
                 found = _make(function, fixed, of_given, *memories)
-            # An array of JAX's may take a numpy array's memory over, which must not be that of another one.
+            # A JAX array may take over the memory of a numpy array. This memory must not belong to another JAX array.
             own = (x.copy() if any(np.may_share_memory(x, y) for y in memories) else x for x in found)
             made = [jax.device_put(x, device[0]) for x in own]
         else:
@@ -76,9 +80,9 @@ def _call(function: Callable[..., Any], results: Any, *arrays: Any, fixed: tuple
 
 
 def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
-    """To which device the results of an operation belong that is run by itself (None in a tuple: to no certain one).
+    """The device, in a tuple, to which the results of an operation belong that runs on its own.
 
-    None: its arguments are traced, or on several devices.
+    `(None,)`: the results are not tied to a certain device. None: the arguments are traced, or on several devices.
     """
     places: set[Any] = set()
     committed = False
@@ -94,7 +98,7 @@ def _where(arrays: Sequence[Any]) -> tuple[Any] | None:
 
 
 def _opened_memory(x: Any) -> AnyArray:
-    """An array's memory, not closed to writing, for which numba would compile every kernel once more."""
+    """An array's memory as a writeable array. For a read-only array, numba would compile every kernel again."""
     found = np.asarray(x)
     if found.flags.writeable or not found.nbytes:
         return found
@@ -103,7 +107,7 @@ def _opened_memory(x: Any) -> AnyArray:
 
 
 def _make_on(threads: int, *rest: Any) -> list[AnyArray]:
-    """`_make` on a thread of XLA's, with as many threads of numba's as the thread has that made the program."""
+    """`_make` on a thread of XLA, with the number of numba threads of the thread that made the program."""
     set_num_threads(threads)
     return _make(*rest)
 
@@ -117,7 +121,7 @@ _MAKING = Making(_make_on)
 
 
 class _Same:
-    """Equations, which have no hash, as an argument that is the same in each call: they equal themselves alone."""
+    """Wraps equations, which have no hash, as an argument that is the same in each call. They equal only themselves."""
 
     def __init__(self, value: NeuronEquations) -> None:
         self.value = value
@@ -135,7 +139,7 @@ def _like(shape: Shape, dtype: Any = np.float32) -> Any:
 
 
 def _logical(shape: Shape) -> Shape:
-    """Of an array of JAX's, as stsbp_cpu counts its axes."""
+    """The logical shape that an array of JAX has in stsbp_cpu."""
     return (*shape[:2], shape[4], *shape[2:4]) if len(shape) == _IMAGES else tuple(shape)
 
 
@@ -186,7 +190,7 @@ _LEFT: Mapping[type[Op], Callable[..., Any]] = {
     Conv2d: lambda _, s, wq: conv2d.Residuals(s, wq),
     Linear: linear.left,
 }
-"""What the forward pass of weights leaves, without its sums."""
+"""The residuals of the forward pass with weights, made without its sums."""
 
 
 def _pooled(pool: AvgPool2d | MaxPool2d, s: Array) -> Shape:
@@ -235,14 +239,14 @@ RULES: Mapping[type[Op], Rule[Array]] = {
     AvgPool2d: Rule(_average, _average_back),
     MaxPool2d: Rule(_largest, _largest_back),
 }
-"""Of the operations that have kernels."""
+"""The rules of the operations that have kernels."""
 
 
 # Equations.
 def recur(
     recurrence: Recurrence, constants: Constants, inputs: Mapping[str, Array], steps: int, summed: tuple[str, ...]
 ) -> dict[str, Array]:
-    """`Pairs.recur`; constants may be traced."""
+    """Implements `Pairs.recur`. The constants may be traced."""
     given = {name: x if x.dtype == np.uint8 else x.astype(np.float32) for name, x in inputs.items()}
     shape = given[recurrence.inputs[0]].shape[1:]
     results = {
@@ -263,21 +267,21 @@ def _over_time(
 
 
 def fits(x: Array) -> bool:
-    """Whether `x` is of axes that the kernels know: `[T, B, N]` or `[T, B, H, W, C]`."""
+    """Whether `x` has axes that the kernels support: `[T, B, N]` or `[T, B, H, W, C]`."""
     return x.ndim in (_FLAT, _IMAGES)
 
 
 def neuron_forward(
     neuron: NeuronModel, filter: SynapticFilter, z: Array, steps: int, learned: Mapping[str, Array]
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """`Pairs.neuron_forward`."""
+    """Implements `Pairs.neuron_forward`."""
     results = _fired(neuron_equations(filter, neuron), (steps, *z.shape[1:]))
     spikes, kept, each = _call(_fire, results, z.astype(np.float32), dict(learned), fixed=(neuron, filter, steps))
     return spikes, NeuronResiduals(kept, spikes, len(z) == 1 and steps > 1, each)
 
 
 def _fired(equations: NeuronEquations, shape: Shape) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Spikes of `shape` `[T, B, ...]`, what is kept, and learned numbers of each element."""
+    """Types of the spikes of shape `[T, B, ...]`, of the kept values, and of the learned parameters of each element."""
     kept = {name: _like(shape) for name in equations.kept}
     each = {name: _like((1, *shape[1:])) for name in equations.learned.values()}
     return _like(shape, np.uint8), kept, each
@@ -293,7 +297,7 @@ def _fire(
 def neuron_backward(
     neuron: NeuronModel, filter: SynapticFilter, residuals: NeuronResiduals[Array], ds: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """`Pairs.neuron_backward`."""
+    """Implements `Pairs.neuron_backward`."""
     terms = neuron_equations(filter, neuron).terms
     once = (1, *ds.shape[1:])
     results = _like(once if residuals.static else ds.shape), {name: _like(once) for name in terms}
@@ -308,14 +312,14 @@ def _propagate(
     neuron: NeuronModel, filter: SynapticFilter, static: bool, kept: dict[str, AnyArray], each: dict[str, AnyArray],
     ds: AnyArray,
 ) -> tuple[AnyArray, dict[str, AnyArray]]:  # fmt: skip
-    # The way back reads what was kept, not the spikes.
+    # The backward pass reads the kept values, not the spikes.
     return _cpu().neuron_backward(neuron, filter, NeuronResiduals(kept, ds, static, each), ds)
 
 
 def population_forward(
     equations: NeuronEquations, zs: Sequence[Array], steps: int, learned: Mapping[str, Array]
 ) -> tuple[Array, NeuronResiduals[Array]]:
-    """`Pairs.population_forward`."""
+    """Implements `Pairs.population_forward`."""
     results = _fired(equations, (steps, *zs[0].shape[1:]))
     given = tuple(z.astype(np.float32) for z in zs)
     spikes, kept, each = _call(_fire_all, results, given, dict(learned), fixed=(_Same(equations), steps))
@@ -332,7 +336,7 @@ def _fire_all(
 def population_backward(
     equations: NeuronEquations, residuals: NeuronResiduals[Array], ds: Array, static: Sequence[bool]
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
-    """`Pairs.population_backward`."""
+    """Implements `Pairs.population_backward`."""
     once = (1, *ds.shape[1:])
     errors = tuple(_like(once if each else ds.shape) for each in static)
     results = errors, {name: _like(once) for name in equations.terms}
@@ -352,7 +356,7 @@ def _propagate_all(
 
 # The contract, batch normalisation, dropout, the update.
 def largest_error(dz: Array) -> Array:
-    """`Pairs.largest_error`."""
+    """Implements `Pairs.largest_error`."""
     found: Array = _call(_largest_error, _like((1,), np.int32), dz)
     return found
 
@@ -362,7 +366,7 @@ def _largest_error(dz: AnyArray) -> AnyArray:
 
 
 def error_grid(dz: Array, bits: int, largest: Array | None) -> tuple[Array, Array]:
-    """`Pairs.error_grid`; the numbers are `[1, 2]`."""
+    """Implements `Pairs.error_grid`. The numbers of zeroed and of non-zero elements are `[1, 2]`."""
     found: tuple[Array, Array] = _call(
         _error_grid, (_like(dz.shape), _like((1, 2), np.int32)), dz, largest, fixed=(bits,)
     )
@@ -375,7 +379,7 @@ def _error_grid(bits: int, dz: AnyArray, largest: AnyArray | None) -> tuple[AnyA
 
 
 def sample_grid(dz: Array, bits: int) -> Array:
-    """`Pairs.sample_grid`."""
+    """Implements `Pairs.sample_grid`."""
     found: Array = _call(_sample_grid, _like(dz.shape), dz, fixed=(bits,))
     return found
 
@@ -385,7 +389,7 @@ def _sample_grid(bits: int, dz: AnyArray) -> AnyArray:
 
 
 def gradient_squares(gradients: Sequence[Array]) -> Array:
-    """`Pairs.gradient_squares`."""
+    """Implements `Pairs.gradient_squares`."""
     found: Array = _call(_gradient_squares, _like((2,), np.int64), tuple(gradients))
     return found
 
@@ -395,7 +399,7 @@ def _gradient_squares(gradients: tuple[AnyArray, ...]) -> AnyArray:
 
 
 def spike_count(s: Array) -> Array:
-    """`Pairs.spike_count`, of each sample."""
+    """Implements `Pairs.spike_count`, with a count for each sample."""
     found: Array = _call(_spike_count, _like((s.shape[1],), np.int32), s)
     return found
 
@@ -406,7 +410,7 @@ def _spike_count(s: AnyArray) -> AnyArray:
 
 
 def moments(z: Array, exponent: Array) -> Array:
-    """`Pairs.moments`."""
+    """Implements `Pairs.moments`."""
     found: Array = _call(_moments, _like((3, z.shape[-1]), np.int64), z, exponent)
     return found
 
@@ -416,7 +420,7 @@ def _moments(z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
-    """`Pairs.error_moments`."""
+    """Implements `Pairs.error_moments`."""
     found: Array = _call(_error_moments, _like((3, z.shape[-1]), np.float64), dy, z, exponent)
     return found
 
@@ -426,7 +430,7 @@ def _error_moments(dy: AnyArray, z: AnyArray, exponent: AnyArray) -> AnyArray:
 
 
 def channelwise(recurrence: Recurrence, arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> Array:
-    """`Pairs.channelwise`."""
+    """Implements `Pairs.channelwise`."""
     (first, *_) = arrays.values()
     found: Array = _call(_channelwise, _like(first.shape), dict(arrays), dict(numbers), fixed=(recurrence,))
     return found
@@ -437,10 +441,10 @@ def _channelwise(recurrence: Recurrence, arrays: dict[str, AnyArray], numbers: d
 
 
 def of_channels(function: Callable[..., Any], *arrays: Any, **fixed: Any) -> Any:
-    """`Pairs.of_channels`."""
+    """Implements `Pairs.of_channels`."""
     known = tuple(sorted(fixed.items()))
     with np.errstate(all="ignore"):
-        # Of which shapes and dtypes the results are.
+        # This call finds the shapes and dtypes of the results.
         results = _channels(function, known, *jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), arrays))
     return _call(_channels, jax.tree.map(lambda x: _like(x.shape, x.dtype), results), *arrays, fixed=(function, known))
 
@@ -451,7 +455,7 @@ def _channels(function: Callable[..., Any], fixed: tuple[tuple[str, Any], ...], 
 
 
 def dropout_mask(words: tuple[Any, ...], layer: int, shape: Shape, rate: float) -> Array:
-    """`Pairs.dropout_mask`; `words` are seed, step and first sample, uint32, traced or not."""
+    """Implements `Pairs.dropout_mask`. `words` are seed, step and first sample, uint32, traced or not."""
     kept = (shape[0], *shape[2:], shape[1])
     given = tuple(jnp.asarray(x, np.uint32) for x in words)
     made: Array = _call(_mask, _like(kept, np.uint8), given, fixed=(layer, shape, rate))
@@ -464,7 +468,7 @@ def _mask(layer: int, shape: Shape, rate: float, words: tuple[AnyArray, ...]) ->
 
 
 def adamw(scalars: AdamWScalars, w: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
-    """`Pairs.adamw`."""
+    """Implements `Pairs.adamw`."""
     found: tuple[Array, Array, Array] = _call(_update, (_like(w.shape),) * 3, scalars, w, g, m, v)
     return found
 
@@ -475,7 +479,7 @@ def _update(scalars: AdamWScalars, *arrays: AnyArray) -> tuple[AnyArray, ...]:
 
 # Fusions.
 def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
-    """A sparse block, or a recurrence, as one step."""
+    """The fusion of a sparse block, or of a recurrence, as one step."""
     own = tuple(_as_of_cpu(part) for part in chain)
     step = chain[-1]
     if type(step) is Recurrent:
@@ -494,7 +498,7 @@ def fuse(chain: tuple[Step[Array], ...]) -> Step[Array] | None:
 
 
 def _as_of_cpu(step: Any) -> Any:
-    """The same step of stsbp_cpu's backend, as far as the fusions read it."""
+    """The same step for stsbp_cpu's backend, in all parts that the fusions read."""
     if isinstance(step, Weights):
         return replace(step, backend=_cpu(), rule=rule_of(_cpu(), step.projection.synapse))
     if isinstance(step, Population):
@@ -504,13 +508,13 @@ def _as_of_cpu(step: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Recurrent(Recurrent[Array]):
-    """`plan.Recurrent` by stsbp_cpu's, `cpu`."""
+    """`plan.Recurrent`, computed by the step `cpu` of stsbp_cpu."""
 
     cpu: Any = None
 
     @cached_property
     def _read(self) -> tuple[str, ...]:
-        """Names of the weights that it reads."""
+        """Names of the weights that the step reads."""
         return (*(loop.name for loop in self.loops), *self.places[0].parameters.values())
 
     def fire(self, run: Run[Array], inputs: Sequence[Array]) -> tuple[Array, NeuronResiduals[Array]]:
@@ -561,7 +565,7 @@ def _propagate_loop(
 
 
 class _Left(NamedTuple):
-    """What a block leaves: its input, the mask of dropout (None: none), weights, and what its neurons left."""
+    """The residuals of a block: input, dropout mask (None: no dropout), weights, and the residuals of its neurons."""
 
     s: Array
     mask: Array | None
@@ -571,7 +575,7 @@ class _Left(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Pooled(Deferred[Array]):
-    """`block.PooledError`."""
+    """`block.PooledError` with JAX arrays."""
 
     d: Array
     pool: AvgPool2d
@@ -583,7 +587,7 @@ class _Pooled(Deferred[Array]):
 
 @dataclass(frozen=True, eq=False)
 class _Deferred(Deferred[Array]):
-    """`block.DeferredError`, of the block `of`."""
+    """`block.DeferredError` with JAX arrays, of the block `of`."""
 
     of: _Block
     s: Array
@@ -612,7 +616,7 @@ def _entering(step: block.SparseBlock[AnyArray], s: AnyArray, mask: AnyArray | N
 
 @dataclass(frozen=True, eq=False)
 class _Block(Chain[Array]):
-    """`block.SparseBlock`: stsbp_cpu's, `cpu`, each way by one call."""
+    """`block.SparseBlock`: the forward pass and the backward pass are one call each of the step `cpu` of stsbp_cpu."""
 
     takes_deferred: ClassVar[bool] = True
 
@@ -671,7 +675,7 @@ class _Block(Chain[Array]):
         return residuals.neurons if isinstance(residuals, _Left) else super().population(residuals)
 
     def _entering(self, s: Array) -> Shape:
-        """Shape of what the weights meet."""
+        """Shape of the input of the convolution, after pooling."""
         return _memory((*s.shape[:2], *self.cpu.projection.input.shape))
 
     def _by_parts(self, left: _Left) -> list[Any]:
@@ -689,7 +693,7 @@ class _Block(Chain[Array]):
 
 
 def _taken_apart(error: Any) -> tuple[tuple[Hashable, ...], Any]:
-    """What kind of error it is, and its arrays."""
+    """The kind of an error signal, and its arrays."""
     if isinstance(error, _Pooled):
         return ("pooled", error.pool, _logical(error.shape)), error.d
     if isinstance(error, _Deferred):
@@ -708,12 +712,12 @@ def _put_together(kind: tuple[Any, ...], arrays: Any) -> Any:
 
 
 def _finished(way: Generator[Any, Any, Any]) -> Any:
-    """What a way finds that asks for nothing."""
+    """The result of a pass that needs no numbers of the whole batch."""
     try:
         next(way)
     except StopIteration as end:
         return end.value
-    raise RuntimeError("a step of one call asks for a number of the whole batch")
+    raise RuntimeError("a step that is a single call needs a number of the whole batch")
 
 
 def _block_ahead(

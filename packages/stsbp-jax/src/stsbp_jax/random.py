@@ -1,4 +1,4 @@
-"""random.py of the spec in JAX: Threefry-2x32-20 and the dropout mask, in uint32, inside the jit."""
+"""Implements random.py of the spec in JAX: Threefry-2x32-20 and the dropout mask, in uint32, inside a jit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _rotate(x: Array, r: int) -> Array:
 
 
 def threefry2x32(key: tuple[Array, Array], counter: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Two words for each counter, uint32."""
+    """Two random words for each counter, uint32."""
     schedule = (key[0], key[1], key[0] ^ key[1] ^ np.uint32(0x1BD11BDA))
     x0, x1 = counter[0] + schedule[0], counter[1] + schedule[1]
     for group in range(5):
@@ -55,14 +55,14 @@ def _word(x: int | Array) -> Any:
 
 
 def keep_mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float, first: int | Array = 0) -> Array:
-    """Dropout mask of `shape` `[B, ...]` (C order), uint8: 0 with probability `rate`, else 1.
+    """Dropout mask of shape `shape`, `[B, ...]` (C order), uint8: 0 with probability `rate`, else 1.
 
-    `first`, a number or a uint32 scalar, is the number of its first sample in the batch.
+    `first`, a number or a uint32 scalar, is the index in the batch of the mask's first sample.
     """
     threshold = round(rate * 2**32)
     if threshold == 2**32:
         return jnp.zeros(shape, np.uint8)
-    # The words of `first` samples fill so many blocks of two, which are counted modulo 2^32, and a half.
+    # The words of the `first` samples fill this many blocks of two (counted modulo 2^32), and possibly half a block.
     half, is_odd = divmod(math.prod(shape[1:]), 2)
     block, odd = (first * half + first // 2, first % 2) if is_odd else (first * half, 0)
     words = bits(seed, Stream.DROPOUT, math.prod(shape), substream=layer, step=step, block=block, odd=odd)

@@ -1,12 +1,12 @@
-"""Recurrences in JAX: one `lax.scan` over the time steps, or one elementwise expression, of the printed step.
+"""Recurrences in JAX: the printed step in a `lax.scan` over the time steps, or as one elementwise expression.
 
-The scan runs on flat neurons, `[T, B * N]`, which vectorises. Spikes that follow from the potentials are taken from
-these after it, which is cheaper than one more array that the scan fills step by step.
+The scan runs on flattened neurons, `[T, B * N]`, which vectorises. Spikes that depend only on the potentials are
+computed after the scan. This is cheaper than another array that the scan fills step by step.
 
-XLA rewrites float32 arithmetic as if it were that of real numbers: it fuses `a*b + c`, adds two constants first where a
-number meets one after the other, and turns division by one number into multiplication by its reciprocal, and a quotient
-of quotients into another. So the printed step passes every product, quotient and root through `Rounding`, constants
-likewise, and `divide` sees to the rest.
+XLA rewrites float32 arithmetic as if numbers were real numbers. It fuses `a*b + c`. If two constants are added one
+after the other, it adds the constants to each other first. It replaces the division by a number with a multiplication
+by the reciprocal, and a quotient of quotients with another quotient. Therefore, the printed step passes every product,
+quotient and root, and all constants, through `Rounding`. `divide` handles the remaining cases.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def recur(
     *,
     summed: tuple[str, ...] = (),
 ) -> dict[str, Array]:
-    """`AbstractBackend.recur`, to be traced; constants are float32 numbers, traced or not."""
+    """Implements `AbstractBackend.recur`, to be traced. Constants are float32 numbers, traced or not."""
     if not summed and (parts := _split(recurrence)) is not None:
         within, after = parts
         first = recur(within, constants, inputs, steps)
@@ -55,7 +55,7 @@ def recur(
     conditions = [x.is_condition for x in recurrence.outputs.values()]
 
     def step(values: list[Array], states: tuple[Array, ...], shape: tuple[int, ...]) -> Any:
-        """New states and outputs, each of the whole shape, also where the equation gives a constant."""
+        """New states and outputs, each of the whole shape, even if the equation gives a constant."""
         new, outputs = function(*parameters, *(x.astype(np.float32) for x in values), *states)
         types = (np.uint8 if condition else np.float32 for condition in conditions)
         return (
@@ -88,7 +88,10 @@ def recur(
 
 @cache
 def _split(recurrence: Recurrence) -> tuple[Recurrence, Recurrence] | None:
-    """The recurrence without the conditions that follow from its other outputs, and these; None: there are none."""
+    """Split off the conditions that depend only on the other outputs; None: there are no such conditions.
+
+    Returns the recurrence without these conditions, and a second recurrence that computes them.
+    """
     taken = {*recurrence.parameters, *recurrence.inputs, *recurrence.states}
     numbers = {k: x for k, x in recurrence.outputs.items() if not x.is_condition and k not in taken}
     by = {id(x): variable(name) for name, x in numbers.items()}

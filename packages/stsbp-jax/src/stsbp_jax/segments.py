@@ -1,8 +1,8 @@
-"""Segments of a network as differentiable functions: what `apply` is made of.
+"""Segments of a network as differentiable functions, from which `apply` is built.
 
-A segment is a population with the operations before it (stsbp_spec.plan), computed by the steps of the backend, so that
-its bits and gradients are those of every backend. What the steps leave goes through JAX's transformations as arrays,
-with all else of it beside them.
+A segment is a population with the operations before it (stsbp_spec.plan). The steps of the backend compute it, so its
+bits and gradients are the same as in every backend. The residuals of the steps pass through JAX's transformations as
+arrays. Parts of the residuals that are not arrays are stored beside them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ __all__ = ["Made", "Piece", "Settings", "State", "compute", "pieces"]
 
 
 State: TypeAlias = dict[str, tuple[Array, ...]]
-"""What enters the steps after those of a call: of each population its spikes of the last step and the states of filters
-and neurons, of each delayed edge what it still carries, by name, `[1, B, ...]` or `[delay, B, ...]`, channels-last."""
+"""The state after the steps of a call, by name, channels last. For each population, it contains the spikes of the last
+step and the states of filters and neurons, `[1, B, ...]`. For each delayed edge, it contains the spikes that have not
+arrived yet, `[delay, B, ...]`."""
 
 
 class Settings(NamedTuple):
@@ -43,9 +44,9 @@ class Settings(NamedTuple):
 
     Attributes:
         steps: `T`.
-        training: with the gains and masks of training, or without.
-        precision: of the way back.
-        full: whether states enter and leave, and potentials leave.
+        training: whether dropout and the gains of training apply.
+        precision: precision of the backward pass.
+        full: whether the segment takes and returns a state, and returns potentials.
     """
 
     steps: int
@@ -55,13 +56,13 @@ class Settings(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a segment makes.
+    """The results of a segment.
 
     Attributes:
-        outputs: of the nodes that others read, float32 by name.
-        potentials: of its population, by its name, in `full`.
-        statistics: running statistics after the batch, by name, in training.
-        state: `passes.after`, in `full`. No gradient goes through it, nor through the statistics.
+        outputs: outputs of the nodes that other segments read, float32 by name.
+        potentials: potentials of the segment's population, by its name, if `full`.
+        statistics: running statistics after the batch, by name, in training. No gradient flows through them.
+        state: the state of `passes.after`, if `full`. No gradient flows through it.
     """
 
     outputs: dict[str, Array]
@@ -83,17 +84,17 @@ class Piece:
 
     @property
     def segment(self) -> Segment[Array]:
-        """Its steps."""
+        """The segment with its steps."""
         return self.walk().segments[self.index]
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
-        """Weights in it, those of a recurrence among them."""
+        """Projections in the segment, including those of a recurrence."""
         return self.segment.projections(self.network)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the network's parameters and statistics in it."""
+        """Names of the network's parameters and statistics in the segment."""
         found: list[str] = []
         for projection in self.projections:
             found.append(projection.parameter)
@@ -107,7 +108,7 @@ class Piece:
 
     @cached_property
     def states(self) -> tuple[str, ...]:
-        """Names in the state that it leaves."""
+        """Names in the state that the segment returns."""
         found: list[str] = []
         for step in self.segment.steps:
             found += step.delayed.values()
@@ -122,7 +123,7 @@ def pieces(network: Network) -> list[Piece]:
 
 @jax.tree_util.register_pytree_node_class
 class _Left:
-    """What steps leave: arrays, and all that is none."""
+    """Residuals of steps: arrays, and everything that is not an array."""
 
     def __init__(self, arrays: list[Array], others: tuple[Any, ...], tree: Any) -> None:
         self.arrays, self.others, self.tree = arrays, others, tree
@@ -153,15 +154,15 @@ def compute(
     masks: tuple[Array, Array],
     state: State,
 ) -> Made:
-    """What a segment makes; differentiable in inputs and weights.
+    """Compute a segment. The results are differentiable in inputs and weights.
 
     Args:
         piece: the segment.
-        settings: how.
-        inputs: in the order of `piece.segment.sources`, `[1 or T, B, ...]`, channels-last.
+        settings: how the segment is computed.
+        inputs: inputs in the order of `piece.segment.sources`, `[1 or T, B, ...]`, channels last.
         weights: master weights and running statistics by the names of `piece.parameters`.
-        masks: `(seed, step)` of dropout, uint32.
-        state: of the steps before; what is missing begins at rest.
+        masks: `(seed, step)` of the dropout masks, uint32.
+        state: state after the previous steps. If the state of a node is missing, the node starts at rest.
     """
     own = {name: state[name] for name in piece.states if name in state} if settings.full else {}
     return _segment(piece, settings, *alike((inputs, dict(weights), masks, own)))
@@ -191,7 +192,7 @@ def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
     ((made, residuals),) = together(PAIRS, run, [through(PAIRS, segment, run, values)])
     potentials: dict[str, Array] = {}
     if (name := segment.population) is not None:
-        # Inside a jit nothing can be raised: what is not finite is seen in the spikes.
+        # Inside a jit, no error can be raised. So if a potential is not finite, the spike becomes NaN.
         u = PAIRS.neuron_potentials(segment.steps[-1].population(residuals[name]))
         made[name] = jnp.where(jnp.isfinite(u), made[name].astype(np.float32), np.float32(np.nan))
         potentials = {name: u} if settings.full else {}
@@ -204,7 +205,7 @@ def _ahead(piece: Piece, settings: Settings, given: _Given) -> tuple[Made, Any]:
 def _moved(
     piece: Piece, segment: Segment[Array], residuals: Mapping[str, Any], before: Mapping[str, Array]
 ) -> dict[str, Array]:
-    """Running statistics after a batch."""
+    """The running statistics after a batch."""
     norms = {projection.name: projection.synapse.norm for projection in piece.projections}
     found: dict[str, Array] = {}
     for step in segment.steps:
@@ -217,14 +218,14 @@ def _moved(
 def _run(
     settings: Settings, on_grid: Mapping[str, Array], masks: tuple[Array, Array], batch: int, state: State
 ) -> Run[Array]:
-    # The backend takes masks of traced numbers too.
+    # The backend also takes traced numbers for masks.
     dropout: Any = masks if settings.training else None
     before = state if settings.full else None
     return Run(on_grid, settings.steps, dropout, Part(0, batch, batch), before=before)
 
 
 def _on_grid(piece: Piece, weights: Mapping[str, Array]) -> dict[str, Array]:
-    """Weights on their grids, and what else was learned, in its domain; what is not becomes NaN."""
+    """Weights on their grids, and the other learned parameters. Values outside their domain become NaN."""
     found = dict(weights)
     for projection in piece.projections:
         found[projection.name], choice = grid.weight_grid(projection, weights[projection.parameter])
@@ -271,6 +272,6 @@ _segment.defvjp(_ahead_of_values, _back, symbolic_zeros=True)
 
 
 def _total(errors: list[Any]) -> Array | None:
-    """The error of what a segment reads from those of its readers in it, which came from the last to the first."""
+    """The error signal of an input: the sum over the steps that read it. `errors` begins with the last of these."""
     arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
     return sum(arrays[1:], arrays[0]) if arrays else None

@@ -1,7 +1,7 @@
-"""Programs that several devices run, each on its shard of the samples.
+"""Programs that run on several devices, each device with its shard of the samples.
 
-Shards of one program are equal, and the samples of a batch may be too few for that: the last ones then have silent
-samples at their ends, whose error is zero and whose spikes nobody sees.
+All shards of a program have the same size. If the batch has too few samples for this, silent samples are added to the
+ends of the last shards. The error signals of these samples are zero, and their spikes are dropped.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ _STATUS = re.compile("[A-Z_]+: ")
 _spec: Any = PartitionSpec
 EVERYWHERE = _spec()
 PROCESSES = _spec(AXES[0])
-"""The first axis has a row for each process, and its devices copies of it."""
+"""The first axis has a row for each process. All devices of a process have copies of its row."""
 FIRST, SECOND = _spec(AXES), _spec(None, AXES)
-"""The first or the second axis is cut, and each device has a piece."""
+"""The first or the second axis is divided, and each device has a piece."""
 
 
 @contextmanager
 def guarded(collective: Collective[Any]) -> Iterator[None]:
-    """`host.connection` for what JAX raises when other processes are gone; and what functions of the host raised."""
+    """`host.connection` for the errors that JAX raises when other processes have ended, and `original_errors`."""
     try:
         with original_errors():
             yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # A program that is run at once raises a ValueError, which begins as XLA's errors do.
+        # A program that runs synchronously raises a ValueError whose message begins like XLA's errors.
         of_xla = isinstance(error, jax.errors.JaxRuntimeError) or _STATUS.match(str(error))
         if collective.size == 1 or not of_xla or "RESOURCE_EXHAUSTED" in str(error):
             raise
@@ -54,7 +54,10 @@ def guarded(collective: Collective[Any]) -> Iterator[None]:
 
 
 def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[Part, ...]]:
-    """`Collective.pieces` of each process: as many for all, since all run one program; the last ones may be empty."""
+    """`Collective.pieces` of each process. All have the same number of pieces, because all run the same program.
+
+    The last pieces may be empty.
+    """
     longest = max(1, *(part.count for part in parts))
     size = micro_batch or longest
     starts = range(0, longest, size)
@@ -65,23 +68,23 @@ def pieces_of_all(parts: Sequence[Part], micro_batch: int | None) -> list[tuple[
 
 @dataclass(frozen=True)
 class Spread:
-    """Arrays of this process as parts of those of all, and back.
+    """Converts arrays of this process to parts of arrays of all processes, and back.
 
     Attributes:
-        mesh: devices `[processes, devices of each]`.
-        local: those of this process; its own arrays lie on the first.
+        mesh: devices, `[processes, devices of each process]`.
+        local: devices of this process. The process's own arrays are on the first one.
     """
 
     mesh: Mesh
     local: tuple[Any, ...]
 
     def copies(self, x: Array) -> Array:
-        """`x`, which all processes have, on all devices."""
+        """Copies of `x`, which all processes have, on all devices."""
         parts = [jax.device_put(x, device) for device in self.local]
         return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(self.mesh, EVERYWHERE), parts)
 
     def shards(self, x: Array, shard: int) -> Array:
-        """`x` `[T, B, ...]` cut along `B` into shards, with zeros at its end; each device of all processes has one."""
+        """`x` `[T, B, ...]`, padded with zeros and divided along `B` into a shard for each device of all processes."""
         samples = shard * len(self.local)
         whole = x if x.shape[1] == samples else _lengthened(x, samples)
         parts = [
@@ -92,12 +95,12 @@ class Spread:
         return jax.make_array_from_single_device_arrays(shape, NamedSharding(self.mesh, SECOND), parts)
 
     def here(self, x: Array) -> Array:
-        """This process's copy of what all devices have."""
+        """This process's copy of an array that all devices have."""
         found: list[Array] = [each.data for each in x.addressable_shards if each.device == self.local[0]]
         return found[0]
 
     def joined(self, x: Array, axis: int, count: int | None = None) -> Array:
-        """What the devices of this process have of an array that is cut along `axis`; the first `count` of it."""
+        """This process's part of an array that is divided along `axis`, or the first `count` elements of this part."""
         own = {each.device: each.data for each in x.addressable_shards}
         parts = [jax.device_put(own[device], self.local[0]) for device in self.local]
         whole = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
@@ -178,7 +181,10 @@ def _on(mesh: Mesh, program: Callable[..., Any], takes: Any, gives: Any) -> Call
 
 
 def _own(piece: tuple[Part, ...], shard: int, devices: int) -> Any:
-    """The shard of the device that runs the program, out of a piece of each process: a `Part` of traced numbers."""
+    """The shard of the device that runs the program, as a `Part` of traced numbers.
+
+    `piece` contains a part for each process.
+    """
     places = [(part, i * shard) for part in piece for i in range(devices)]
     firsts = np.array([part.first + start for part, start in places]).astype(np.uint32)
     counts = np.array([min(shard, max(0, part.count - start)) for part, start in places], np.int32)
@@ -189,5 +195,5 @@ def _own(piece: tuple[Part, ...], shard: int, devices: int) -> Any:
 
 @partial(jax.jit, static_argnums=1)
 def _lengthened(x: Array, samples: int) -> Array:
-    """`x` `[T, B, ...]` with zeros up to so many samples."""
+    """`x` `[T, B, ...]`, padded with zeros to `samples` samples."""
     return jnp.pad(x, [(0, samples - n if axis == 1 else 0) for axis, n in enumerate(x.shape)])

@@ -1,7 +1,8 @@
-"""Types of arrays within `jax.shard_map`: what differs from device to device, and what is the same on all.
+"""Types of arrays inside `jax.shard_map`: whether an array differs between devices or is the same on all of them.
 
-JAX follows there, by mesh axis, which arrays vary, and wants what a loop carries, and what meets in a function with a
-derivative of its own, to vary alike. Outside of it nothing varies.
+Inside `shard_map`, JAX tracks over which mesh axes each array varies. All arrays that a loop carries must vary over the
+same axes. The same holds for the arguments of a function with its own derivative. Outside of `shard_map`, no array
+varies.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ Tree = TypeVar("Tree")
 
 
 def alike(tree: Tree, *others: Any) -> Tree:
-    """The arrays of a tree, of which each varies over all axes over which one of them or of `others` does.
+    """The arrays of `tree`, converted so that all vary over the same axes.
 
-    The gradient of what was the same everywhere is the sum over these axes.
+    These are all axes over which any array of `tree` or `others` varies. The gradient of an array that was the same on
+    all devices is the sum over these axes.
     """
     every: frozenset[Any] = frozenset().union(*(_axes(x) for x in jax.tree.leaves((tree, others))))
     if not every:
@@ -32,14 +34,14 @@ def alike(tree: Tree, *others: Any) -> Tree:
 
 
 def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...]) -> jax.ShapeDtypeStruct:
-    """Type of a result of a call whose arguments, all `alike`, it varies with."""
+    """Type of a result of a call. It varies over the same axes as the arguments, which must be `alike`."""
     struct: Any = jax.ShapeDtypeStruct
     varies: dict[str, Any] = {}
     if arrays and _axes(arrays[0]):
         kind: Any = jax.typeof(arrays[0])
         name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
         spec: Any = PartitionSpec
-        # The axes are looked up in the mesh.
+        # JAX looks up the axes in the mesh.
         varies = {name: getattr(kind, name), "sharding": NamedSharding(kind.sharding.mesh, spec())}
     result: jax.ShapeDtypeStruct = struct(shape, dtype, **varies)
     return result
@@ -48,7 +50,7 @@ def result_like(shape: Shape, dtype: np.dtype[Any], arrays: tuple[jax.Array, ...
 def _axes(x: Any) -> frozenset[Any]:
     if not isinstance(x, jax.Array):
         return frozenset()
-    # jax 0.10 keeps in the first what was the second.
+    # In jax 0.10, `manual_axis_type.varying` contains what was `vma` before.
     kind: Any = jax.typeof(x)
     found: frozenset[Any] = getattr(
         getattr(kind, "manual_axis_type", kind), "varying", getattr(kind, "vma", frozenset())
@@ -59,6 +61,6 @@ def _axes(x: Any) -> frozenset[Any]:
 def _spread(x: Any, axes: frozenset[Any]) -> Any:
     if not axes:
         return x
-    # The first name came with the types, the other replaced it.
+    # `pvary` came with these types, and `pcast` replaced it later.
     cast: Any = getattr(lax, "pcast", None)
     return lax.pvary(x, tuple(axes)) if cast is None else cast(x, tuple(axes), to="varying")  # type: ignore[attr-defined]

@@ -1,6 +1,6 @@
 """stsbp on PyTorch: the backend, and the layers as `nn.Module`s.
 
-What stands at the top of the package is loaded when it is asked for.
+The modules of the package are imported when one of their names is used.
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, from the module that has it."""
+    """Import a public name from the module that defines it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = globals()[name] = getattr(import_module(_HOME.get(name, "stsbp_torch.nn")), name)

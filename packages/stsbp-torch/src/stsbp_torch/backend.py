@@ -1,7 +1,7 @@
-"""The torch backend behind the interface of stsbp_spec.backend.
+"""The torch backend. It implements the interface of stsbp_spec.backend.
 
-Devices: `cpu` (fused numba kernels), `cpu:eager` (the same in plain tensor expressions, for debugging), `cuda` and
-`cuda:N` (fused Triton kernels). On the CPU filters and losses alone are plain tensor expressions: they are small.
+Its devices are `cpu` (fused numba kernels), `cpu:eager` (plain tensor expressions, for debugging), `cuda` and `cuda:N`
+(fused Triton kernels). On `cpu`, only filters and losses are plain tensor expressions, because they are small.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Result = TypeVar("Result")
 
 
 class TorchBackend(AbstractBackend[torch.Tensor]):
-    """PyTorch on the CPU and on CUDA."""
+    """The backend `torch`: PyTorch on the CPU and on CUDA."""
 
     name: ClassVar[str] = "torch"
     api: ClassVar[int] = 1
@@ -58,7 +58,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
     torch_device: torch.device
     fused: bool
     graphs: TorchGraphs | None = None
-    """Recordings of training steps on CUDA (graphs.py); None: each kernel is launched by itself."""
+    """Recordings of training steps on CUDA (graphs.py); None: each kernel is launched separately."""
 
     @classmethod
     def devices(cls) -> tuple[Device, ...]:
@@ -97,7 +97,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
 
     @property
     def _on_cpu(self) -> bool:
-        """Whether the fused kernels of the CPU compute."""
+        """Whether the fused kernels for the CPU are used."""
         return self.fused and self.torch_device.type == "cpu"
 
     def asarray(self, x: AnyArray) -> torch.Tensor:
@@ -186,7 +186,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return fused_cuda.recur(recurrence, parameters, inputs, steps, summed=summed)
 
     def _parameters(self, recurrence: Recurrence, constants: Constants) -> torch.Tensor:
-        """The constants on the device; for a recording, those of an update where each run finds new ones."""
+        """The constants on the device. In a recording, each run can fill in new constants of an update."""
         tape = None if self.graphs is None else self.graphs.tape
         if tape is None:
             return sent_once(recurrence.numbers(constants), self.torch_device)
@@ -329,7 +329,7 @@ class TorchBackend(AbstractBackend[torch.Tensor]):
         return torch.from_numpy(reductions.gradient_squares([g.reshape(-1).numpy() for g in gradients]))
 
     def read(self, arrays: Sequence[torch.Tensor]) -> list[AnyArray]:
-        """The copies of all are on their way before the first is waited for."""
+        """Copy arrays to the host. All copies are started before the first one is waited for."""
         if self.torch_device.type == "cpu":
             return super().read(arrays)
         found = [x.detach().to("cpu", non_blocking=True) for x in arrays]

@@ -1,4 +1,4 @@
-"""Spikes as bits: what `memory="low"` keeps of them between the passes, and what a batch brings."""
+"""Spikes packed into bits: `memory="low"` stores them in this form between the passes, and batches contain them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ __all__ = ["pack", "pack_by_shifts", "steps_by_shifts", "unpack", "unpack_by_shi
 
 
 def pack(s: torch.Tensor) -> torch.Tensor:
-    """Zeros and ones, uint8 `[M]`, eight a byte, the first one the highest."""
+    """Pack zeros and ones, uint8 `[M]`, into bytes. The first of eight values is the highest bit."""
     return torch.from_numpy(np.packbits(s.numpy())) if s.device.type == "cpu" else pack_by_shifts(s)
 
 
 def unpack(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """The first `count` of them."""
+    """The first `count` values of `packed`, uint8."""
     if packed.device.type == "cpu":
         return torch.from_numpy(np.unpackbits(packed.numpy(), count=count))
     return unpack_by_shifts(packed, count)

@@ -1,6 +1,7 @@
-"""What may enter the modules of nn.py: numbers that a forward pass would otherwise swallow are refused at the door.
+"""Checks the inputs of the modules in nn.py. Values that a forward pass would silently accept raise an error.
 
-A potential of NaN reaches no threshold, and sums of values that lie on no grid round: neither shows in the spikes.
+A potential that is NaN never reaches the threshold. Sums of values that are not on a grid are rounded. Neither is
+visible in the spikes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["check_finite", "check_inputs", "check_precision", "check_steps"]
 
 
 def _extremes(what: str, x: torch.Tensor) -> tuple[float, float]:
-    """Least and largest element, in one pass; `NumericError` where one is not finite."""
+    """Smallest and largest element, found in one pass; raises `NumericError` if an element is not finite."""
     if x.numel() == 0:
         raise ShapeError(f"the input of {what} is empty: {tuple(x.shape)}")
     low, high = (float(end) for end in torch.aminmax(x))
@@ -46,7 +47,7 @@ def check_inputs(what: str, s: torch.Tensor, exponent: int, largest: float, hint
 
 
 def check_steps(x: torch.Tensor, steps: int | None) -> int:
-    """`T` of `x`, `[T, B, ...]` or `[1, B, ...]`; raise `ShapeError` where `steps` is another number, or none."""
+    """`T` of `x`, `[T, B, ...]` or `[1, B, ...]`; raises `ShapeError` if `steps` does not fit `x`."""
     if x.dim() < 2 or len(x) == 0:
         raise ShapeError(f"an input must be [T, B, ...] with T >= 1, got {tuple(x.shape)}")
     number = len(x) if steps is None else integer(steps)
@@ -58,6 +59,6 @@ def check_steps(x: torch.Tensor, steps: int | None) -> int:
 
 
 def check_precision(precision: object) -> None:
-    """Raise `SpecError` for an unknown precision, which would be taken for `fast`."""
+    """Raise `SpecError` for an unknown precision, which would otherwise be treated as `fast`."""
     if precision not in ("fast", "reproducible"):
         raise SpecError(f"precision is 'fast' or 'reproducible', got {shown(precision)}")

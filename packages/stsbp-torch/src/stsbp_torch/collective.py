@@ -1,4 +1,4 @@
-"""collective.py of the spec by torch.distributed: gloo for tensors of the CPU, NCCL for those of CUDA."""
+"""Implements collective.py of the spec by torch.distributed: gloo for tensors on the CPU, NCCL for tensors on CUDA."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["TorchCollective"]
 
 
 class TorchCollective(Through[torch.Tensor]):
-    """Sums of tensors where they lie; what the host gathers goes through gloo."""
+    """Sums tensors on their own device. Data that the host gathers is sent through gloo."""
 
     def __init__(self, rendezvous: Rendezvous, device: torch.device) -> None:
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What of a block is not sparse, on the CPU (stsbp_cpu/block.py): torch's convolutions of floats and of bytes."""
+"""Dense convolutions for the blocks of stsbp_cpu/block.py on the CPU: torch's convolutions of floats and of bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DENSE"]
 
 
 class _Dense(Dense[torch.Tensor]):
-    """Convolutions by oneDNN, but for the error of few channels."""
+    """Convolutions by oneDNN, except for the error signal of few input channels."""
 
     layout = TENSORS
 
@@ -40,7 +40,7 @@ class _Dense(Dense[torch.Tensor]):
     def input_error(self, conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
         if shape[2] >= LANES or not own.is_plain(conv):
             return conv2d.input_error(conv, wq, dz, shape)
-        # Few channels leave parts of oneDNN's vectors empty; these are filled by a whole row of the window.
+        # With few channels, oneDNN's vectors are partly empty. stsbp_cpu fills them with a whole row of the window.
         memory, w = TENSORS.view(TENSORS.laid_out(dz)), np.ascontiguousarray(wq.detach().numpy())
         return TENSORS.of(NUMPY.view(own.input_error(conv, w, NUMPY.of(memory), shape)))
 

@@ -1,7 +1,8 @@
-"""Equations over time, and masks of dropout, as CUDA kernels (Triton): a lane an element, the loop over T inside.
+"""CUDA kernels (Triton) for equations over time and for dropout masks.
 
-States stay in registers. Fusion of multiply-adds is off (`enable_fp_fusion=False`), so each operation of the printed
-equation rounds once; divisions and square roots are the correctly rounded ones.
+Each lane computes one element. The loop over T is inside the kernel, and states stay in registers. Multiplications and
+additions are not fused (`enable_fp_fusion=False`), so each operation of the printed equation is rounded once. Divisions
+and square roots are correctly rounded.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ def _snap(x):  # type: ignore[no-untyped-def]
 
 @cache
 def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]) -> str:
-    """The kernel of a recurrence: no name of its own in it begins with an underscore.
+    """The source of the kernel for a recurrence. Names in a recurrence never begin with an underscore.
 
     Args:
-        recurrence: what is computed.
+        recurrence: the equation.
         static: inputs with one value for all steps.
-        summed: outputs that are added over the steps.
+        summed: outputs that are summed over the steps.
     """
     program = lines(recurrence, LANGUAGES["triton"])
     made = program.outputs
@@ -80,7 +81,7 @@ def text(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]
 
 @cache
 def kernel(recurrence: Recurrence, static: frozenset[str], summed: tuple[str, ...]) -> Any:
-    """`text`, compiled; Triton reads it where tracebacks do."""
+    """`text`, compiled. Triton reads the source from `linecache`, as tracebacks do."""
     source = text(recurrence, static, summed)
     file = f"<stsbp {recurrence.name} {digest(source)}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
@@ -97,7 +98,7 @@ def recur(
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`AbstractBackend.recur`; `parameters` are the numbers of its constants on the device."""
+    """Implements `AbstractBackend.recur`. `parameters` are the values of the constants on the device."""
     arrays = {name: laid_out(inputs[name]) for name in recurrence.inputs}
     shape, device = next(iter(arrays.values())).shape[1:], next(iter(arrays.values())).device
     found = outputs_of(recurrence, steps, shape, device, summed)
@@ -147,7 +148,7 @@ def _keep(mask, count, before, area, channels, seed, stream, step, threshold):  
 def keep_mask(
     seed: int, layer: int, step: int, shape: Shape, rate: float, first: int, device: torch.device
 ) -> torch.Tensor:
-    """`random.keep_mask` from sample `first` of the batch on, `[B, ...]`, channels last where there are rows."""
+    """`random.keep_mask` from sample `first` of the batch on, `[B, ...]`. Frames are channels last in memory."""
     spatial = len(shape) == 4
     channels, area = (shape[1], shape[2] * shape[3]) if spatial else (1, math.prod(shape[1:]))
     lying = (shape[0], *shape[2:], shape[1]) if spatial else shape

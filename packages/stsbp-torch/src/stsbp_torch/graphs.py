@@ -1,7 +1,7 @@
 """CUDA graphs of a training step (stsbp_spec/replay.py) by torch.cuda.CUDAGraph; off unless `STSBP_CUDA_GRAPHS=1`.
 
-Not seen running on a GPU yet. All recordings share one pool of memory: they are never run at the same time, and what
-one makes is copied out before another runs.
+These graphs have not been seen running on a GPU yet. All recordings share one pool of memory, because they never run at
+the same time and the results of one recording are copied before another one runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class TorchGraphs(Graphs[torch.Tensor]):
-    """Recordings on a CUDA device, of the weights' first grids too, which are many small operations."""
+    """Recordings on a CUDA device. They include the weights' first grids, which consist of many small operations."""
 
     RECORDED = (gradients, update, plain.first_grids)
 
@@ -43,7 +43,7 @@ class TorchGraphs(Graphs[torch.Tensor]):
 
     def record(self, run: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         graph = torch.cuda.CUDAGraph()
-        # Another thread may load data meanwhile, so what it does is no error here.
+        # Another thread may load data during the recording. Its operations must not cause an error here.
         with (
             torch.cuda.device(self._device),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),

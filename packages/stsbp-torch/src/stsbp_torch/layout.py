@@ -1,7 +1,7 @@
-"""Memory layout on the CPU and on CUDA: logical `[T, B, C, H, W]`, in memory `[T, B, H, W, C]` (channels last).
+"""Memory layout on the CPU and on CUDA: logical shape `[T, B, C, H, W]`, stored as `[T, B, H, W, C]` (channels last).
 
-Convolutions run fastest on it, and to the elementwise kernels the order is the same as any other. Tensors `[T, B, N]`
-are plain contiguous ones.
+Convolutions are fastest with this layout. The elementwise kernels are equally fast with any layout. Tensors `[T, B, N]`
+are contiguous.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _TO_MEMORY, _TO_LOGICAL = (0, 1, 3, 4, 2), (0, 1, 4, 2, 3)
 
 
 def laid_out(x: torch.Tensor) -> torch.Tensor:
-    """`x` itself if it lies in memory as described above, else a copy that does."""
+    """`x` itself if it has the memory layout of this module, else a copy with this layout."""
     if x.ndim != 5:
         return x.contiguous()
     return x.permute(_TO_MEMORY).contiguous().permute(_TO_LOGICAL)
 
 
 def logical(memory: torch.Tensor) -> torch.Tensor:
-    """A contiguous `[T, B, H, W, C]` as the laid-out `[T, B, C, H, W]`, without a copy; others as they are."""
+    """A contiguous `[T, B, H, W, C]` as a laid-out `[T, B, C, H, W]`, without a copy; other tensors unchanged."""
     return memory.permute(_TO_LOGICAL) if memory.ndim == 5 else memory
 
 
 def empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An uninitialised tensor of logical `shape`."""
+    """An uninitialised, laid-out tensor of logical shape `shape`."""
     if len(shape) != 5:
         return torch.empty(shape, dtype=dtype, device=device)
     t, b, c, h, w = shape
@@ -66,7 +66,7 @@ _TYPES: dict[type[np.generic], torch.dtype] = {np.float32: torch.float32, np.uin
 
 
 class _Tensors(Layout[torch.Tensor]):
-    """How the kernels of stsbp_cpu get at tensors."""
+    """Gives the kernels of stsbp_cpu access to tensors."""
 
     def empty(self, shape: Shape, dtype: type[np.generic]) -> torch.Tensor:
         return empty(shape, _TYPES[dtype], _CPU)
@@ -85,4 +85,4 @@ class _Tensors(Layout[torch.Tensor]):
 
 
 TENSORS = _Tensors()
-"""Of tensors on the CPU."""
+"""The layout of tensors on the CPU."""

@@ -1,4 +1,4 @@
-"""Losses of output spike trains, differentiable, also where they are traced or mapped (segments.py)."""
+"""Differentiable losses of output spike trains. They can also be traced and mapped (segments.py)."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _LOSSES: dict[str, tuple[Loss, PSP]] = {}
 def spike_loss(
     loss: Loss, spikes: torch.Tensor, targets: torch.Tensor, *, psp: PSP, lengths: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Mean distance of spike trains `[T, B, N]`, differentiable in `spikes`.
+    """Mean distance between spike trains `[T, B, N]`, differentiable in `spikes`.
 
-    Its gradient is the error signal of the spec (for the Hamming distance without the factor 2).
+    The gradient is the error signal of the spec (for the Hamming distance without the factor 2).
 
     Args:
         loss: the distance.
-        spikes, targets: zeros and ones.
+        spikes, targets: spike trains of zeros and ones.
         psp: filter of the output layer, `network.output_psp`.
         lengths: number of steps of each sample, integers `[B]`, 1 to `T`; later steps are ignored. None: all samples
             have `T` steps.
 
     Raises:
         ShapeError: spikes and targets have different shapes or values other than 0 and 1, or the lengths do not fit.
-        NumericError: one of them is not finite.
+        NumericError: a value of `spikes` or `targets` is not finite.
     """
     check_loss(loss)
     if spikes.dim() != 3 or spikes.shape != targets.shape:

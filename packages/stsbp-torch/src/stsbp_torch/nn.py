@@ -1,7 +1,8 @@
-"""stsbp's layers as `nn.Module`s: ordinary torch code, ordinary torch optimisers, the spec's bits.
+"""stsbp's layers as `nn.Module`s. They work with ordinary torch code and optimisers, and compute the spec's bits.
 
 Spike trains are float32 tensors of 0 and 1, `[T, B, C, H, W]` or `[T, B, N]`. Each module is a segment of a network
-(segments.py), so its forward pass gives the same spikes as every backend and its backward pass the spec's gradients.
+(segments.py), so its forward pass gives the same spikes as every backend, and its backward pass gives the spec's
+gradients.
 
     net = Network(NetworkSpec.parse("12C5-P2-64C5-P2", input_shape=(2, 34, 34), outputs=10))
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3)
@@ -67,8 +68,9 @@ _HOW_FINE = (
     "input_max how large"
 )
 State: TypeAlias = dict[str, tuple[torch.Tensor, ...]]
-"""The state after the steps of a call, float32 by name. For each population it has the spikes of the last step and the
-states of filter and neurons, `[1, B, ...]`. For each delayed edge it has the spikes on their way, `[delay, B, ...]`."""
+"""The state after the steps of a call, float32 by name. For each population, it contains the spikes of the last step
+and the states of filter and neurons, `[1, B, ...]`. For each delayed edge, it contains the spikes that have not arrived
+yet, `[delay, B, ...]`."""
 
 
 class Output(NamedTuple):
@@ -86,7 +88,7 @@ class Output(NamedTuple):
 
 
 _ANY = 2.0**16
-"""A largest value that is none of spikes and counts."""
+"""A largest value that is too large for spikes and counts."""
 
 
 @torch.no_grad()
@@ -95,7 +97,7 @@ def _clip(x: torch.Tensor, learned: Learned) -> None:
 
 
 def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) -> list[torch.Tensor]:
-    """The arrays of a state in the order in which a segment takes them; none of None."""
+    """The arrays of a state in the order in which a segment takes them; an empty list for None."""
     if state is None:
         return []
     found: list[torch.Tensor] = []
@@ -115,7 +117,7 @@ def _arrays(states: Sequence[tuple[str, int]], state: State | None, batch: int) 
 
 
 def _given(made: Made, name: str, full: bool) -> Any:
-    """What a layer that stands alone returns."""
+    """The return value of a layer that is used on its own."""
     if not full:
         return made.outputs[0]
     assert made.potentials is not None
@@ -132,12 +134,12 @@ def _check_types(what: str, parameters: Iterable[torch.Tensor]) -> None:
 
 
 class Neurons(torch.nn.Module):
-    """Neurons of any model after their synaptic filter, spec: neurons/.
+    """Neurons of any model with the synaptic filter before them, as in `stsbp_spec.neurons`.
 
     Learned parameters are in `learned`, by name. Call `clip_to_domain` after each step of an optimiser.
 
     Args:
-        neuron: model and parameters; None: LIF.
+        neuron: neuron model with its parameters; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         channels: `C` of the inputs, or `N` of a full connection. Only models with one learned parameter per channel
             need it.
@@ -149,9 +151,9 @@ class Neurons(torch.nn.Module):
         self.psp = psp
         learned = self.neuron.learned()
         if channels is None and any(x.per == "channel" for x in learned.values()):
-            raise SpecError(f"the neuron {self.neuron.name} learns a number a channel; give channels=...")
+            raise SpecError(f"the neuron {self.neuron.name} learns one number per channel; give channels=...")
         values = {name: torch.from_numpy(x.values((channels or 1,))) for name, x in learned.items()}
-        # A module of nothing would stand in what is printed.
+        # An empty ParameterDict would appear in the printed module.
         self.learned: torch.nn.ParameterDict | dict[str, torch.Tensor] = (
             torch.nn.ParameterDict(values) if values else {}
         )
@@ -193,19 +195,19 @@ class Neurons(torch.nn.Module):
         """Spikes `[T, B, ...]` from `z = W o`, `[T, B, ...]`, or `[1, B, ...]` with `steps` for a static input.
 
         Args:
-            z: weighted spikes of the layer below, of 32 bits or less.
-            steps: `T` of a static input.
-            gain: factor of dropout.
-            bias: added to `z` before the filter, `[C]`, or `[N]` for a full connection; None: no bias.
+            z: weighted spikes of the layer below, in a type of at most 32 bits.
+            steps: number of steps `T` for a static input.
+            gain: factor on the weighted spikes, for example for dropout.
+            bias: bias that is added to `z` before the filter, `[C]`, or `[N]` for a full connection; None: no bias.
             precision: precision of the gradients of learned parameters.
             checked: True skips the check that `z` is finite.
-            state: state after the previous steps; None: at rest.
+            state: state after the previous steps; None: the neurons start at rest.
             full: True returns an `Output` with potentials and state.
 
         Raises:
-            ShapeError: `steps` is not that of `z`, or the state is none of this module and batch.
+            ShapeError: `steps` does not fit `z`, or the state belongs to another module or batch.
             SpecError: `z` is float64.
-            NumericError: a value of `z` or `gain` is not finite, or a learned number is outside of its domain.
+            NumericError: a value of `z` or `gain` is not finite, or a learned parameter is outside its domain.
         """
         steps = check_steps(z, steps)
         check_precision(precision)
@@ -224,9 +226,10 @@ class Neurons(torch.nn.Module):
 
 
 class LIF(Neurons):
-    """Leaky integrate-and-fire neurons; `**parameters` are those of the spec's `LIF`, for example `reset="subtract"`.
+    """Leaky integrate-and-fire neurons.
 
-    `psp` and `channels` are those of `Neurons`.
+    `psp` and `channels` are the arguments of `Neurons`. All other arguments are those of the spec's `LIF`, for example
+    `reset="subtract"`.
     """
 
     def __init__(
@@ -243,28 +246,28 @@ class LIF(Neurons):
 
 
 class IF(Neurons):
-    """Integrate-and-fire neurons without a leak; arguments as those of `LIF`, for the spec's `IF`."""
+    """Integrate-and-fire neurons without a leak. `**parameters` are those of the spec's `IF`; otherwise like `LIF`."""
 
     def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
         super().__init__(IFSpec(**parameters), psp, channels)
 
 
 class ALIF(Neurons):
-    """LIF neurons whose threshold adapts; arguments as those of `LIF`, for the spec's `ALIF`."""
+    """LIF neurons whose threshold adapts. `**parameters` are those of the spec's `ALIF`; otherwise like `LIF`."""
 
     def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
         super().__init__(ALIFSpec(**parameters), psp, channels)
 
 
 class PLIF(Neurons):
-    """LIF neurons that learn their decay; arguments as those of `LIF`, for the spec's `PLIF`."""
+    """LIF neurons that learn their decay. `**parameters` are those of the spec's `PLIF`; otherwise like `LIF`."""
 
     def __init__(self, *, psp: PSP | None = None, channels: int | None = None, **parameters: Any) -> None:
         super().__init__(PLIFSpec(**parameters), psp, channels)
 
 
 class _Spiking(torch.nn.Module):
-    """Weights on their grid and the neurons after them."""
+    """A layer of weights, which are rounded to their grid, and the neurons after them."""
 
     def __init__(
         self,
@@ -310,7 +313,7 @@ class _Spiking(torch.nn.Module):
         return [self.weight, *([] if self.bias is None else [self.bias]), *self.lif.learned.values()]
 
     def infer(self, values: Values) -> Values:
-        """Description of the layer's output for such inputs; `SpecError` if the layer's arguments do not fit them."""
+        """Description of the layer's output for these inputs; `SpecError` if the layer's arguments do not fit them."""
         if values.exponent > self.input_exponent or values.maximum > self.input_max:
             raise SpecError(
                 f"its inputs are multiples of 2^-{values.exponent} up to {values.maximum:g}: give input_exponent="
@@ -337,16 +340,17 @@ class _Spiking(torch.nn.Module):
 
         Args:
             s: inputs, multiples of `2^-input_exponent` in `[0, input_max]`.
-            steps: `T` of one input for all steps.
-            gain: factor of dropout.
-            precision: of the backward pass.
+            steps: number of steps `T`, if one input is the same at all steps.
+            gain: factor on the weighted inputs, for example for dropout.
+            precision: precision of the backward pass.
             checked: True skips the check of the inputs.
-            state: state after the previous steps; None: at rest.
+            state: state after the previous steps; None: the neurons start at rest.
             full: True returns an `Output` with potentials and state.
 
         Raises:
-            ShapeError: an input is something else, `steps` is not that of the inputs, or the state is of others.
-            SpecError: there is no such precision, a state wants a gradient, or the parameters are not float32.
+            ShapeError: the inputs have a wrong value or shape, `steps` does not fit the inputs, or the state belongs to
+                another module or batch.
+            SpecError: the precision is unknown, a state requires a gradient, or the parameters are not float32.
             NumericError: an input or a weight is not finite, or a weight is too large.
         """
         _check_types(self._get_name(), self._ordered)
@@ -384,8 +388,8 @@ class SpikingConv2d(_Spiking):
     """Convolution and neurons: spikes `[T, B, C, H, W]` to spikes `[T, B, C', H', W']`.
 
     Args:
-        in_channels: `C`.
-        channels, kernel, stride, padding, dilation, groups: as for the spec's `Conv2d`.
+        in_channels: number of input channels, `C`.
+        channels, kernel, stride, padding, dilation, groups: the same as for the spec's `Conv2d`.
         neuron: neuron model, from the spec or as a module; None: LIF.
         psp: filter of the layer below; None: inputs are not filtered.
         weight_bits: bits of the weight grid.
@@ -422,7 +426,7 @@ class SpikingConv2d(_Spiking):
 
 
 class SpikingLinear(_Spiking):
-    """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`; arguments as for `SpikingConv2d`."""
+    """Full connection and neurons: spikes `[T, B, ...]` to `[T, B, units]`. Arguments are as for `SpikingConv2d`."""
 
     def __init__(
         self,
@@ -441,7 +445,7 @@ class SpikingLinear(_Spiking):
 
 
 class _Passing(torch.nn.Module):
-    """An operation on spikes, without weights and neurons."""
+    """An operation on spikes, without weights or neurons."""
 
     def __init__(self, op: Passing) -> None:
         super().__init__()
@@ -452,7 +456,7 @@ class _Passing(torch.nn.Module):
         return ", ".join(f"{f.name}={getattr(self.op, f.name)}" for f in fields(self.op))  # type: ignore[arg-type]
 
     def infer(self, values: Values) -> Values:
-        """What the operation makes of its inputs."""
+        """Description of the operation's output for these inputs."""
         return self.op.infer(values)
 
     def forward(self, s: torch.Tensor) -> torch.Tensor:
@@ -461,7 +465,7 @@ class _Passing(torch.nn.Module):
 
 
 class SpikingAvgPool2d(_Passing):
-    """Average pooling of spikes, spec: synapses/avgpool2d.py.
+    """Average pooling of spikes (synapses/avgpool2d.py of the spec).
 
     If the number `n` of inputs in a window is not a power of two, the output is the sum. The next layer then needs an
     `input_max` that is `n` times as large, and `gain=1 / n` when it is called (`Sequential` does this).
@@ -472,7 +476,7 @@ class SpikingAvgPool2d(_Passing):
 
 
 class SpikingMaxPool2d(_Passing):
-    """Max pooling of spikes, spec: synapses/maxpool2d.py."""
+    """Max pooling of spikes (synapses/maxpool2d.py of the spec)."""
 
     def __init__(self, size: PerAxis) -> None:
         super().__init__(MaxPool2d(size))
@@ -486,17 +490,18 @@ class SpikingGlobalAvgPool(_Passing):
 
 
 class SpikingUpsample2d(_Passing):
-    """Upsampling that repeats rows and columns of spikes, spec: synapses/upsample2d.py."""
+    """Upsampling that repeats rows and columns of spikes (synapses/upsample2d.py of the spec)."""
 
     def __init__(self, factor: PerAxis) -> None:
         super().__init__(Upsample2d(factor))
 
 
 class Sequential(torch.nn.Sequential):
-    """A sequence of layers. Their arguments are checked when the sequence is made.
+    """A sequence of layers. The arguments of the layers are checked when the sequence is created.
 
-    The arguments of each layer describe its inputs: how fine and how large they are, and their synaptic filter. They
-    are compared with the output of the layer before, so that all sums are exact and no filter is forgotten.
+    The arguments of each layer describe its inputs: how fine and how large they are, and their synaptic filter. This
+    description is compared with the output of the previous layer, so that all sums are exact and no filter is
+    forgotten.
 
         Sequential(
             SpikingConv2d(2, 8, 5, neuron=LIF(8, 4)),
@@ -506,14 +511,14 @@ class Sequential(torch.nn.Sequential):
         )
 
     Args:
-        layers: of this module.
+        layers: layers from this module.
         input_shape: `(C, H, W)` or `(N,)`.
-        input_exponent: inputs are multiples of `2^-input_exponent` ...
+        input_exponent: inputs are multiples of `2^-input_exponent`.
         input_max: inputs are in `[0, input_max]`.
-        psp: synaptic filter of the inputs; None: they are not filtered.
+        psp: synaptic filter of the inputs; None: inputs are not filtered.
 
     Raises:
-        NetworkError: a layer does not fit what it gets; names the layer, and what to give it.
+        NetworkError: a layer does not fit its inputs. The message names the layer and the missing arguments.
     """
 
     def __init__(
@@ -547,9 +552,9 @@ class Sequential(torch.nn.Sequential):
         state: State | None = None,
         full: bool = False,
     ) -> Any:
-        """Spikes of the last layer; the arguments are those of a layer.
+        """Spikes of the last layer. The arguments are the same as for a single layer.
 
-        In an `Output`, the names of potentials and states begin with the number of the layer: `0.neurons`.
+        In an `Output`, the names of potentials and states begin with the index of the layer, for example `0.neurons`.
         """
         steps = check_steps(s, steps)
         potentials: dict[str, torch.Tensor] = {}
@@ -569,7 +574,7 @@ class Sequential(torch.nn.Sequential):
 
 
 class _Block(_Spiking):
-    """A segment of a network that is one projection and its neurons."""
+    """A segment of a network that consists of one projection and its neurons."""
 
     def __init__(self, piece: Piece, projection: Projection, parameters: Mapping[str, torch.Tensor]) -> None:
         neurons = piece.segment.steps[-1].places[-1].node.op
@@ -584,18 +589,18 @@ class _Block(_Spiking):
         self.handle = handle_of(piece)
 
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:  # type: ignore[override]
-        """What others read of the segment."""
+        """The results of the segment."""
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
         return compute(self.handle, settings, inputs, self._ordered, arrays)
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """None: nothing is normalised."""
+        """An empty dictionary, because nothing is normalised."""
         return {}
 
 
 class _Population(torch.nn.Module):
-    """Any other segment of a network: its parameters by the projection that they are named after."""
+    """Any other segment of a network. Parameters are grouped by the projection after which they are named."""
 
     def __init__(
         self, piece: Piece, parameters: Mapping[str, torch.Tensor], statistics: Mapping[str, torch.Tensor]
@@ -623,11 +628,11 @@ class _Population(torch.nn.Module):
         return [self._of(owner)[own or "weight"] for owner, own in self._names]
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """Running statistics by the names of the network."""
+        """Running statistics by their names in the network."""
         return {name: self.get_buffer(name.replace(".", "_")) for name in self.handle.statistics}
 
     def forward(self, settings: Settings, inputs: list[torch.Tensor], state: State | None) -> Made:
-        """What others read of the segment."""
+        """The results of the segment. Updates the running statistics."""
         _check_types(self._get_name(), self._ordered)
         arrays = _arrays(self.handle.states, state, inputs[0].shape[1])
         made = compute(self.handle, settings, inputs, self._ordered, [*self.statistics().values(), *arrays])
@@ -637,20 +642,21 @@ class _Population(torch.nn.Module):
 
 
 class Network(torch.nn.Module):
-    """A `NetworkSpec` as a module; its layers have the names of the spec's.
+    """A `NetworkSpec` as a module. Its layers have the same names as in the spec.
 
-    Where neurons learn numbers, call `clip_to_domain` after each step of the optimiser. Batch normalisation moves its
-    running statistics at each call in training mode.
+    If neurons have learned parameters, call `clip_to_domain` after each step of the optimiser. Batch normalisation
+    updates its running statistics at each call in training mode.
 
     Args:
         spec: the network.
-        seed: of the dropout masks and of the initial weights (the spec's own, the same as every backend's).
-        gain: of the initial weights.
-        precision: of the backward pass.
-        weights: others than the initial ones, by the names of `initial_weights`: `stsbp.load_run(...).weights`.
+        seed: seed of the dropout masks and of the initial weights. The initial weights are the same in every backend.
+        gain: gain of the initial weights.
+        precision: precision of the backward pass.
+        weights: weights to use instead of the initial ones, by the names of `initial_weights`, for example
+            `stsbp.load_run(...).weights`.
 
     Attributes:
-        step: how often the network was called from rest in training mode: each such call draws new dropout masks.
+        step: how often the network was called from rest in training mode. Each such call draws new dropout masks.
     """
 
     step: torch.Tensor
@@ -742,13 +748,13 @@ class Network(torch.nn.Module):
     ) -> Any:
         """Output spikes `[T, B, N]` from uint8 frames `[T, B, ...]`, or from uint8 images `[B, ...]` with `steps`.
 
-        In training mode each call draws new dropout masks (`self.step` counts the calls). A call with a state uses the
+        In training mode, each call draws new dropout masks (`self.step` counts the calls). A call with a state uses the
         masks of the previous steps.
 
         Args:
             inputs: frames or images.
-            steps: `T` of images.
-            state: state after the previous steps, from the `Output` of a call; None: at rest.
+            steps: number of steps `T` for images.
+            state: state after the previous steps, from the `Output` of a call; None: the network starts at rest.
             full: True returns an `Output` with the potentials of every population and the state.
 
         Raises:
@@ -768,7 +774,7 @@ class Network(torch.nn.Module):
         number = self.step if state is None else state["step"][0]
         step: torch.Tensor | int = 0
         if self._drops and self.training:
-            # A traced program reads it at each run; the way back is to read the same number.
+            # A traced program reads the number at each run. Its backward pass must read the same number.
             step = number if torch.compiler.is_compiling() else int(number)
         values = {self._input: s}
         potentials: dict[str, torch.Tensor] = {}
@@ -783,6 +789,6 @@ class Network(torch.nn.Module):
                 potentials[population] = made.potentials
             after |= made.state
         if self.training and state is None:
-            # A new tensor: the way back of a compiled program reads the number of its own call.
+            # A new tensor, because the backward pass of a compiled program reads the number of its own call.
             self.step = self.step + 1
         return Output(values[self._output], potentials, after) if full else values[self._output]

@@ -1,6 +1,6 @@
-"""grid.py and the gradient norm of the spec in plain tensor expressions, for CUDA and `cpu:eager`.
+"""Implements grid.py and the gradient norm of the spec in plain tensor expressions, for CUDA and `cpu:eager`.
 
-Scales are found where the tensors are, so that nothing waits for the device but who reads the numbers.
+Scales are computed on the device of the tensors, so the host waits for the device only when it reads the results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLOOR_BITS = int(np.float32(FLOOR).view(np.int32))
 
 
 class Names:
-    """torch's functions by numpy's names and arguments, as losses/cross_entropy.py calls them."""
+    """torch's functions with numpy's names and arguments, as losses/cross_entropy.py calls them."""
 
     inf = math.inf
     where = staticmethod(torch.where)
@@ -51,7 +51,7 @@ class Names:
 
 
 def _magnitude(x: torch.Tensor) -> torch.Tensor:
-    """Bits of the largest magnitude in `x`, an int32 of no axes; as integers they put NaN above all numbers."""
+    """Bits of the largest magnitude in `x`, an int32 without axes. The bits of NaN are larger than those of numbers."""
     return (x.view(torch.int32) & 0x7FFFFFFF).max()
 
 
@@ -65,19 +65,19 @@ def _power_of_two(q: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(largest: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`2^q` and `2^-q` of `grid.error_exponent`; zeros where all errors are."""
+    """`2^q` and `2^-q` of `grid.error_exponent`; zeros if the largest magnitude is below `FLOOR`."""
     q = (bits - _exponent(largest)).clamp(max=FINEST_ERROR_EXPONENT)
     loud = largest >= _FLOOR_BITS
     return _power_of_two(q) * loud, _power_of_two(-q) * loud
 
 
 def largest_error(dz: torch.Tensor) -> torch.Tensor:
-    """`grid.largest_error`, int32 `[1]`."""
+    """Implements `grid.largest_error`; int32 `[1]`."""
     return _magnitude(dz)[None]
 
 
 def error_grid(dz: torch.Tensor, bits: int, largest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`grid.error_grid`, numbers int64 `[2]`."""
+    """Implements `grid.error_grid`. The numbers of zeroed and of non-zero elements are int64 `[2]`."""
     scale, back = _unit(largest[0], bits)
     out = (dz * scale).round_().mul_(back)
     before = dz.abs() >= SMALLEST_NORMAL
@@ -85,14 +85,14 @@ def error_grid(dz: torch.Tensor, bits: int, largest: torch.Tensor) -> tuple[torc
 
 
 def sample_grid(dz: torch.Tensor, bits: int) -> torch.Tensor:
-    """`grid.sample_grid` of `[1, B, ...]`."""
+    """Implements `grid.sample_grid` for `[1, B, ...]`."""
     largest = (dz[0].view(torch.int32) & 0x7FFFFFFF).flatten(1).amax(1)
     scale, back = (x.view(-1, *(1,) * (dz.ndim - 2)) for x in _unit(largest, bits))
     return (dz * scale).round_().mul_(back)
 
 
 def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`optim.gradient_squares`, int64 `[2]`."""
+    """Implements `optim.gradient_squares`; int64 `[2]`."""
     largest = torch.stack([_magnitude(g) for g in gradients]).max()
     scale, _ = _unit(largest, norm_bits(sum(g.numel() for g in gradients)))
     units = [(g * scale).round_().long() for g in gradients]
@@ -102,7 +102,7 @@ def gradient_squares(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
 def readout_error(
     loss: CrossEntropy, u: torch.Tensor, targets: torch.Tensor, batch: int, inside: torch.Tensor | None
 ) -> torch.Tensor:
-    """`Pairs.readout_error` where the potentials are."""
+    """`Pairs.readout_error`, computed on the device of the potentials."""
     if inside is None:
         within = torch.ones((*u.shape[:2], 1), dtype=torch.bool, device=u.device)
     else:
@@ -114,7 +114,7 @@ def readout_error(
 def first_grids(
     backend: object, projections: Sequence[Projection], weights: Sequence[torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Weights on the finest grids that their bits allow; largest magnitudes and partial sums, int64 `[2]`."""
+    """Weights on the finest grids that their bits allow, each with largest magnitude and partial sum, int64 `[2]`."""
     found = []
     for projection, w in zip(projections, weights, strict=True):
         bits = projection.synapse.weight_bits
@@ -132,9 +132,9 @@ def weight_grids(
     first: Sequence[tuple[torch.Tensor, torch.Tensor]],
     read: Callable[[Sequence[torch.Tensor]], list[AnyArray]],
 ) -> list[tuple[torch.Tensor, WeightGrid]]:
-    """`grid.weight_grid` of several layers from their `first_grids`.
+    """`grid.weight_grid` of several layers, from their `first_grids`.
 
-    With one wait for the device, unless a layer needs a coarser grid.
+    The host waits for the device only once, unless a layer needs a coarser grid.
     """
 
     def fitted(
@@ -168,7 +168,7 @@ def weight_grids(
 def _rounded(
     w: torch.Tensor, scale: torch.Tensor | float, back: torch.Tensor | float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights on a grid, and the largest partial sum of a row in units of it, int64."""
+    """Weights on a grid, and the largest partial sum of a row in units of the grid, int64."""
     units = (w * scale).round_()
     rows = units.reshape(len(w), -1).double()
     bound = torch.maximum(rows.clamp(min=0).sum(1).max(), -rows.clamp(max=0).sum(1).min())

@@ -1,6 +1,6 @@
-"""Equations over time, one step after the other in plain tensor expressions, on any device.
+"""Computes equations over time, one step after the other in plain tensor expressions, on any device.
 
-On the CPU an equation that is run again and again is compiled (stsbp_cpu/recurrence.py), which gives the same bits.
+On the CPU, an equation that runs repeatedly is compiled (stsbp_cpu/recurrence.py), which gives the same bits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["outputs_of", "recur", "recur_often", "recur_with", "sent", "sent_onc
 
 @cache
 def _number(value: float) -> torch.Tensor:
-    """A float32 number: among Python's own, an expression would be computed in float64."""
+    """A float32 tensor without axes. An expression of Python numbers would be computed in float64."""
     return torch.tensor(value, dtype=torch.float32)
 
 
@@ -34,7 +34,7 @@ def _snap(x: torch.Tensor) -> torch.Tensor:
 
 
 def _sqrt(x: torch.Tensor) -> torch.Tensor:
-    # torch's float32 square root is not correctly rounded on the CPU (MKL); the float64 one, rounded once, is.
+    # On the CPU, torch's float32 square root (MKL) is not correctly rounded. The rounded float64 square root is.
     return x.double().sqrt().float()
 
 
@@ -45,12 +45,12 @@ def _step(recurrence: Recurrence) -> Callable[..., Any]:
 
 
 def sent(numbers: Float32, device: torch.device) -> torch.Tensor:
-    """Numbers on a device, float32; nothing waits for it."""
+    """Numbers on a device, float32. The host does not wait for the device."""
     return _sent(numbers.tobytes(), device)
 
 
 def sent_once(numbers: Float32, device: torch.device) -> torch.Tensor:
-    """`sent`, but the same numbers are sent once."""
+    """`sent`, but the same numbers are sent only once."""
     return _sent_once(numbers.tobytes(), device)
 
 
@@ -65,7 +65,7 @@ _sent_once = lru_cache(maxsize=512)(_sent)
 def outputs_of(
     recurrence: Recurrence, steps: int, shape: torch.Size, device: torch.device, summed: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    """Uninitialised tensors for the outputs of `AbstractBackend.recur`, of `shape` without the steps."""
+    """Uninitialised tensors for the outputs of `AbstractBackend.recur`. `shape` does not include the steps."""
     return {
         name: empty((1 if name in summed else steps, *shape), torch.uint8 if x.is_condition else torch.float32, device)
         for name, x in recurrence.outputs.items()
@@ -80,7 +80,7 @@ def recur(
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`AbstractBackend.recur`."""
+    """Implements `AbstractBackend.recur`."""
     parameters = [_number(float(constants[name])) for name in recurrence.parameters]
     return recur_with(recurrence, parameters, inputs, steps, summed=summed)
 
@@ -119,7 +119,10 @@ def recur_often(
     *,
     summed: tuple[str, ...],
 ) -> dict[str, torch.Tensor]:
-    """`recur` on the CPU, compiled where that pays; only what is exact, since `exp` has other last bits elsewhere."""
+    """`recur` on the CPU, compiled if the equation runs often.
+
+    Only exact equations are compiled, because the last bits of `exp` differ between libraries.
+    """
     if not kernel.pays(recurrence):
         return recur(recurrence, constants, inputs, steps, summed=summed)
     given = {name: inputs[name].detach() for name in recurrence.inputs}

@@ -1,12 +1,13 @@
-"""Segments of a network as differentiable functions of tensors: what the modules of nn.py call.
+"""Segments of a network as differentiable functions of tensors, which the modules of nn.py call.
 
-A segment is a population with the operations before it (stsbp_spec.plan), computed by the steps of the backend on the
-device of its inputs, so that its bits and gradients are those of every backend. It is
+A segment is a population with the operations before it (stsbp_spec.plan). The steps of the backend compute it on the
+device of its inputs, so its bits and gradients are the same as in every backend. There are three forms of a segment:
 
-- an `autograd.Function` that keeps what the steps leave, in ordinary code;
-- a custom operator of `torch.library`, which `torch.compile` and `torch.export` take as it is; it computes the steps
-  once more on its way back, and so does
-- the function that `torch.func` transforms (`vmap`, `grad`).
+- In ordinary code, it is an `autograd.Function` that keeps the residuals of the steps.
+- For `torch.compile` and `torch.export`, it is a custom operator of `torch.library`. The operator appears unchanged in
+  the traced program. Its backward pass computes the steps of the forward pass again.
+- For `torch.func` (`vmap`, `grad`), it is a function that can be transformed. Its backward pass computes the steps of
+  the forward pass again, too.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Entering(Input):
-    """What enters a layer that stands alone."""
+    """The input of a layer that is used on its own."""
 
     values: Values = field(default_factory=lambda: Values(()))
 
     def infer(self, *inputs: Values) -> Values:
-        """As the layer was told."""
+        """The description of the input that was given to the layer."""
         return self.values
 
 
@@ -69,12 +70,13 @@ class Settings(NamedTuple):
 
     Attributes:
         steps: `T`.
-        training: whether spikes are dropped and the gains of training apply ...
-        seed, step: ... and of which masks; the step may be a tensor, which no traced program has as a constant.
-        precision: of the way back.
-        full: whether states enter and leave, and potentials leave.
-        checked: whose inputs are looked at, for messages; empty: they are known to be good.
-        hint: what such a message ends with.
+        training: whether dropout and the gains of training apply.
+        seed, step: seed and step of the dropout masks. The step may be a tensor, so that it is not a constant in a
+            traced program.
+        precision: precision of the backward pass.
+        full: whether the segment takes and returns a state, and returns potentials.
+        checked: name, for messages, of the module whose inputs are checked; empty: the inputs are not checked.
+        hint: end of such a message.
     """
 
     steps: int
@@ -88,13 +90,14 @@ class Settings(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What a segment makes.
+    """The results of a segment.
 
     Attributes:
-        outputs: float32 in the order of `Segment.left`.
-        potentials: of its population, float32 `[T, B, ...]`, in `full`; None: not asked for, or it has none.
+        outputs: outputs in the order of `Segment.left`, float32.
+        potentials: potentials of the segment's population, float32 `[T, B, ...]`, if `full`; None: `full` is false, or
+            there is no population.
         statistics: running statistics after the batch, by the names of the network, in training.
-        state: what enters the steps after these, by the names of `passes.after`, float32, in `full`.
+        state: state for the next steps, by the names of `passes.after`, float32, if `full`.
     """
 
     outputs: list[torch.Tensor]
@@ -112,17 +115,17 @@ class Piece:
 
     @cached_property
     def segment(self) -> Segment[torch.Tensor]:
-        """As the CPU computes it, node by node; what enters and leaves it is the same on every device."""
+        """The segment as the CPU computes it, node by node. Its inputs and outputs are the same on every device."""
         return plan(_backend("cpu"), self.network, fused=False).segments[self.index]
 
     @cached_property
     def projections(self) -> tuple[Projection, ...]:
-        """Weights in it, those of a recurrence among them."""
+        """Projections in the segment, including those of a recurrence."""
         return self.segment.projections(self.network)
 
     @cached_property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the network's parameters in it."""
+        """Names of the network's parameters in the segment."""
         found: list[str] = []
         by_name = {projection.name: projection.parameter for projection in self.projections}
         for place in self.segment.places:
@@ -136,7 +139,7 @@ class Piece:
 
     @cached_property
     def statistics(self) -> tuple[str, ...]:
-        """Names of its running statistics."""
+        """Names of the segment's running statistics."""
         names = {place.node.name for place in self.segment.places}
         return tuple(name for name in self.network.statistics if name.rpartition(".")[0] in names)
 
@@ -147,7 +150,7 @@ class Piece:
 
     @cached_property
     def states(self) -> tuple[tuple[str, int], ...]:
-        """Names in the state that it leaves, and how many arrays each has."""
+        """Names in the state that the segment returns, each with its number of arrays."""
         found: list[tuple[str, int]] = []
         for step in self.segment.steps:
             found += [(edge, 1) for edge in step.delayed.values()]
@@ -156,18 +159,18 @@ class Piece:
         return tuple(found)
 
     def shape_of_state(self, name: str) -> tuple[int, Shape]:
-        """How many steps an array of a state has, and the shape of a sample's."""
+        """Number of steps in an array of the state, and shape of the array for one sample."""
         source, _, edge = name.partition(">")
         return int(edge.rpartition("@")[2]) if edge else 1, self.network.values[source].shape
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Operations one after the other that stand alone: the network that they form depends on the shape of their input.
+    """A sequence of operations that is used on its own. The network that it forms depends on the shape of its input.
 
     Args:
-        ops: with their names in messages.
-        values: what enters, of any shape.
+        ops: the operations, with their names for messages.
+        values: description of the input; its shape is ignored.
     """
 
     ops: tuple[tuple[str, Op], ...]
@@ -180,7 +183,7 @@ class Layer:
 
     @property
     def states(self) -> tuple[tuple[str, int], ...]:
-        """`Piece.states`."""
+        """See `Piece.states`."""
         op = self.ops[-1][1]
         if not isinstance(op, Neurons):
             return ()
@@ -188,7 +191,7 @@ class Layer:
         return (("neurons", 1 + len(equations.forward.states)),)
 
     def at(self, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
-        """The network for some inputs."""
+        """The network for these inputs."""
         (x,) = inputs
         return _network_of(self, tuple(int(n) for n in x.shape[2:]), bool(len(x) == 1 and steps > 1))
 
@@ -196,7 +199,7 @@ class Layer:
 @lru_cache(maxsize=256)
 def _network_of(layer: Layer, shape: Shape, static: bool) -> Piece:
     values = replace(layer.values, shape=shape, static=static)
-    # What neurons learn has the name of what they read.
+    # Learned parameters of neurons are named after the node that the neurons read.
     source = layer.ops[0][0] if values.weighted else "input"
     nodes = [Node(source, Entering(shape, values=values))]
     for name, op in layer.ops:
@@ -210,12 +213,12 @@ _MADE: dict[str, Piece | Layer] = {}
 
 
 class Handle(NamedTuple):
-    """A segment or a layer, as traced programs have it.
+    """A segment or a layer, in the form in which traced programs contain it.
 
     Attributes:
-        key: what operators find it by: no other computation has it.
-        left: how many outputs it has ...
-        fires: ... and whether the potentials of a population.
+        key: unique key by which operators find the segment or layer.
+        left: number of outputs.
+        fires: whether it ends with a population, which has potentials.
         statistics: `Piece.statistics`.
         states: `Piece.states`.
     """
@@ -227,13 +230,13 @@ class Handle(NamedTuple):
     states: tuple[tuple[str, int], ...]
 
     def made(self, settings: Settings) -> tuple[int, int, int]:
-        """How many outputs, potentials and statistics it makes."""
+        """Number of outputs, of potentials and of statistics."""
         statistics = len(self.statistics) if settings.training else 0
         return self.left, int(settings.full and self.fires), statistics
 
 
 def handle_of(made: Piece | Layer) -> Handle:
-    """Make a segment or a layer known in this process."""
+    """Register a segment or a layer in this process."""
     ops = made.ops if isinstance(made, Layer) else [(node.name, node.op) for node in made.network.nodes]
     edges = () if isinstance(made, Layer) else (made.index, [node.inputs for node in made.network.nodes])
     texts = [(name, as_text(op.model) if isinstance(op, Neurons) else repr(op)) for name, op in ops]
@@ -251,7 +254,7 @@ def _piece(key: str, inputs: Sequence[torch.Tensor], steps: int) -> Piece:
 
 
 def known(made: Mapping[str, Found], key: str) -> Found:
-    """What this process made under a key of a traced program; `SpecError` where it made nothing."""
+    """The object that this process registered under a key of a traced program; `SpecError` if there is none."""
     if key not in made:
         raise SpecError(
             "this program uses a network or a loss that was not created in this process; before "
@@ -266,7 +269,7 @@ def _backend(device: str) -> TorchBackend:
 
 
 def backend_of(x: torch.Tensor) -> TorchBackend:
-    """The backend that computes on the device of `x`."""
+    """The backend for the device of `x`."""
     return _backend("cpu" if x.device.type == "cpu" else f"cuda:{x.device.index or 0}")
 
 
@@ -277,15 +280,15 @@ def compute(
     parameters: Sequence[torch.Tensor],
     given: Sequence[torch.Tensor] = (),
 ) -> Made:
-    """What a segment makes; differentiable in `inputs` and `parameters`, and all that is made but state and statistics.
+    """Compute a segment. Outputs and potentials are differentiable in `inputs` and `parameters`.
 
     Args:
         handle: the segment.
-        settings: how.
-        inputs: in the order of `Segment.sources`, `[1 or T, B, ...]`.
-        parameters: in the order of `Piece.parameters`; weights are rounded to their grids here.
-        given: running statistics, in the order of `Piece.statistics`, and in `full` the arrays of the state, in the
-            order of `Piece.states`; none of them: from rest.
+        settings: how the segment is computed.
+        inputs: inputs in the order of `Segment.sources`, `[1 or T, B, ...]`.
+        parameters: parameters in the order of `Piece.parameters`. This function rounds weights to their grids.
+        given: running statistics in the order of `Piece.statistics` and, if `full`, the arrays of the state in the
+            order of `Piece.states`. Without these arrays, the segment starts at rest.
     """
     sizes, tensors = (len(inputs), len(parameters)), (*inputs, *parameters, *given)
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -320,7 +323,7 @@ def _forward(
     given: Sequence[torch.Tensor],
     of_input: bool,
 ) -> tuple[list[torch.Tensor], Trace[torch.Tensor]]:
-    """What a segment makes and leaves; with `of_input` so that the way back leads to the inputs as well."""
+    """The results and the residuals of a segment. `of_input`: the backward pass is to reach the inputs as well."""
     backend, batch = backend_of(inputs[0]), inputs[0].shape[1]
     walk = plan(backend, piece.network, of_input=of_input, fused=not settings.full)
     segment = walk.segments[piece.index]
@@ -347,7 +350,7 @@ def _forward(
 
 
 def _state(piece: Piece, arrays: Sequence[torch.Tensor]) -> dict[str, tuple[torch.Tensor, ...]]:
-    """The state by name, in the types of the steps; nothing of no arrays."""
+    """The state by name, in the types that the steps take; empty if there are no arrays."""
     if not arrays:
         return {}
     left, found = iter(arrays), dict[str, tuple[torch.Tensor, ...]]()
@@ -360,7 +363,7 @@ def _state(piece: Piece, arrays: Sequence[torch.Tensor]) -> dict[str, tuple[torc
 
 
 def _is_bytes(network: Network, name: str) -> bool:
-    """Whether the steps have spikes or counts of a node as bytes."""
+    """Whether the steps take the output of a node, spikes or counts, as bytes."""
     node, values = next(node for node in network.nodes if node.name == name), network.values[name]
     if isinstance(node.op, (Add, Dropout)):
         return all(_is_bytes(network, edge.source) for edge in node.inputs)
@@ -375,7 +378,7 @@ def _moved(
     residuals: Mapping[str, Any],
     before: Mapping[str, torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Running statistics after a batch."""
+    """The running statistics after a batch."""
     batch: dict[str, torch.Tensor] = {}
     for step in segment.steps:
         if step.normalises:
@@ -387,12 +390,12 @@ def _moved(
 
 
 def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) -> torch.Tensor:
-    """An input as the steps take it: spikes and counts as bytes, all else as float32."""
+    """An input in the type that the steps take: spikes and counts as bytes, everything else as float32."""
     values = network.values[name]
     if settings.checked and values.weighted:
         check_finite(settings.checked, x)
     elif settings.checked:
-        # Who gives a network images is told of their whole numbers.
+        # For images at the input of a network, the message quotes whole numbers.
         unit = 0 if isinstance(network.nodes[0].op, Entering) else values.exponent
         largest = values.maximum * 2.0**unit
         check_inputs(settings.checked, x * 2.0**unit if unit else x, values.exponent - unit, largest, settings.hint)
@@ -400,9 +403,10 @@ def _native(settings: Settings, network: Network, name: str, x: torch.Tensor) ->
 
 
 def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights on their grids, and what neurons learned, which must lie in its domain.
+    """Weights on their grids, and learned parameters of neurons, which must be in their domains.
 
-    Of copies: storage that numpy has seen cannot be resized any more, as FSDP does with that of parameters.
+    The function copies the parameters first. FSDP resizes the storage of parameters, and torch cannot resize storage
+    that numpy has used.
     """
     found = {name: x.detach().clone() for name, x in weights.items()}
     for name, x in found.items():
@@ -431,7 +435,10 @@ def _on_grid(piece: Piece, backend: TorchBackend, weights: Mapping[str, torch.Te
 def _backward(
     piece: Piece, trace: Trace[torch.Tensor], precision: Any, errors: Sequence[torch.Tensor | None]
 ) -> list[torch.Tensor | None]:
-    """Errors of inputs, then gradients of parameters, from errors of all that was made; None: nothing comes back."""
+    """Error signals of the inputs, then gradients of the parameters, from the error signals of the results.
+
+    None stands for an input or parameter that no error signal reaches.
+    """
     segment, population = trace.plan.segments[piece.index], trace.plan.segments[piece.index].population
     waiting: dict[str, list[Any]] = {
         name: [laid_out(error)] for name, error in zip(segment.left, errors, strict=False) if error is not None
@@ -450,13 +457,13 @@ def _backward(
 
 
 def _total(errors: Sequence[torch.Tensor | Deferred[torch.Tensor]]) -> torch.Tensor | None:
-    """The error of what a segment reads from those of its readers in it, which came from the last to the first."""
+    """The error signal of an input: the sum over the steps that read it. `errors` begins with the last of these."""
     arrays = [error.array() if isinstance(error, Deferred) else error for error in reversed(errors)]
     return laid_out(sum(arrays[1:], arrays[0])) if arrays else None
 
 
 class _Kept(torch.autograd.Function):
-    """A segment that keeps what its steps leave for the way back."""
+    """A segment that keeps the residuals of its steps for the backward pass."""
 
     @staticmethod
     def forward(
@@ -474,7 +481,7 @@ class _Kept(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             left = trace.residuals(trace.plan.segments[piece.index]), dict(trace.run.weights)
             leaves, ctx.spec = pytree.tree_flatten(left)
-            # What autograd saves is free again after the way back.
+            # Autograd frees the saved tensors after the backward pass.
             ctx.save_for_backward(*(x for x in leaves if isinstance(x, torch.Tensor)))
             ctx.others = [None if isinstance(x, torch.Tensor) else (x,) for x in leaves]
             ctx.backend, ctx.walk, ctx.run = trace.backend, trace.plan, replace(trace.run, weights={})
@@ -577,7 +584,7 @@ def _(
 
 
 class _Once(torch.autograd.Function):
-    """A way back, which has none itself."""
+    """A backward pass, which cannot be differentiated itself."""
 
     generate_vmap_rule = True
 
@@ -595,7 +602,7 @@ class _Once(torch.autograd.Function):
 
 
 def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """An operator of a way back; its derivative is refused."""
+    """Call the operator of a backward pass. Differentiating the operator raises an error."""
     if torch.compiler.is_compiling():
         return tuple(call(*tensors))
     found: tuple[torch.Tensor, ...] = _Once.apply(call, *tensors)  # type: ignore[no-untyped-call]
@@ -603,7 +610,7 @@ def once(call: Callable[..., list[torch.Tensor]], *tensors: torch.Tensor) -> tup
 
 
 def one_by_one(op: Any) -> Any:
-    """How an operator is mapped: by one call for each."""
+    """The `vmap` rule of an operator: one call for each element."""
 
     def at(i: int, x: Any, axis: Any) -> Any:
         if isinstance(x, (list, tuple)):
@@ -623,7 +630,7 @@ torch.library.register_vmap(_segment_back, one_by_one(torch.ops.stsbp.segment_ba
 
 
 class _Computed(torch.autograd.Function):
-    """A segment by the operators: nothing is kept, so that it can be traced and mapped."""
+    """A segment that is computed by the operators. It keeps no residuals, so that it can be traced and mapped."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""optim/adamw.py of the spec as one pass over memory on the CPU."""
+"""Implements optim/adamw.py of the spec as one pass over memory on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["step_of_update", "update"]
 
 _STEP = dict.fromkeys(("p", "w", "g", "m", "v", "new_w", "new_m", "new_v"), float32[::1]) | {"n": int64}
 updated = called(_STEP)
-"""Calls, in a kernel, what `step_of_update` returns."""
+"""For use in kernels: calls the function at the address that `step_of_update` returns."""
 
 
 def update(
@@ -30,7 +30,7 @@ def update(
     new_m: Float32,
     new_v: Float32,
 ) -> None:
-    """Fill `new_w`, `new_m` and `new_v` from weights, gradient and moments; all `[N]`."""
+    """Fill `new_w`, `new_m` and `new_v` from the weights, the gradient and the moments. All arrays are `[N]`."""
     p = np.array([getattr(scalars, name) for name in UPDATE.parameters], np.float32)
     with threads_for(w.size):
         _update(step_of_update(), p, w, g, m, v, new_w, new_m, new_v, get_num_threads())
@@ -38,7 +38,7 @@ def update(
 
 @cache
 def step_of_update() -> int:
-    """The address of the update of one element after the other: see `printed.step`."""
+    """Address of a function that updates one element after the other: see `printed.step`."""
     return step(UPDATE, _STEP, [run(name) for name in (*UPDATE.inputs, *UPDATE.outputs)])
 
 

@@ -1,5 +1,6 @@
-"""Convolutions that skip the zeros: spikes choose the rows of the weights, forward and in the weight gradient.
+"""Convolutions that skip zeros: spikes select rows of the weights in the forward pass and in the weight gradient.
 
-A block (pooling, dropout, convolution, filter, neurons) is computed sample by sample with everything in the cache:
-`z` never reaches memory. On the weight grid the sums are exact in any order, so the bits are those of the dense path.
+A block (pooling, dropout, convolution, filter, neurons) is computed sample by sample with everything in the cache, so
+`z` is never written to memory. On the weight grid, the sums are exact in any order, so their bits are the same as with
+dense kernels.
 """

@@ -1,10 +1,12 @@
-"""A population after spikes of zeros and ones, which choose the weights that are added, as integers.
+"""A population whose inputs are zeros and ones. The spikes select weights, which are added as integers.
 
-A weight on its grid is an integer of at most 12 bits. Sixteen of them add up to 16 bits, so a vector holds twice as
-many sums as of float32, and weights take half the memory. No sum is rounded, so the bits are those of any product.
+A weight on its grid is an integer of at most 12 bits. The sum of sixteen weights fits in 16 bits. So a vector holds
+twice as many sums as with float32, and the weights take half the memory. No sum is rounded, so the bits are the same as
+those of any other product.
 
-An average of a window is a sum of spikes, each of which counts by itself. A full connection is a convolution whose
-window is the whole frame. The threads share samples and, of few samples, bands of rows as well.
+The average over a window is a sum of spikes, so each spike of the window is listed separately. A full connection is
+treated as a convolution whose window is the whole frame. The samples are divided among the threads. If there are few
+samples, bands of rows are divided among the threads as well.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ from stsbp_cpu.vectors import NONE, ROOM, SHORT_LANES, at_a_line, join_lists, li
 __all__ = ["BITS", "Chosen", "chosen", "forward"]
 
 BITS = 12
-"""Of the weights, at most."""
+"""Maximum number of bits of a weight."""
 _ENOUGH = 4
-"""Samples of each thread from which they are not parted."""
+"""Number of samples per thread from which on samples are not divided into bands for the threads."""
 _ZERO = np.float32(0)
 
 
@@ -38,9 +40,9 @@ class Chosen(NamedTuple):
     """Weights as `forward` reads them.
 
     Attributes:
-        w: integers `[rows, columns, C, C' and zeros up to whole vectors]`, 1-d, and a row of zeros.
-        unit: what one of them stands for.
-        kernels: rows and columns of the window.
+        w: integers `[rows, columns, C, C' padded to whole vectors]`, followed by a row of zeros, as a 1-d array.
+        unit: value of the integer 1.
+        kernels: number of rows and of columns of the window.
     """
 
     w: Int16
@@ -49,7 +51,7 @@ class Chosen(NamedTuple):
 
 
 def chosen(wq: Float32, kernels: Shape) -> Chosen:
-    """Weights on their grid, `[C', C, rows, columns]` or `[C', C rows columns]`, for `forward`."""
+    """Convert weights on their grid, `[C', C, rows, columns]` or `[C', C rows columns]`, for `forward`."""
     rows = np.ascontiguousarray(wq).reshape(len(wq), -1)
     exponent = BITS - 1 - math.frexp(float(np.abs(rows).max()))[1]
     w = own_memory((rows.shape[1] + 1, -(-len(rows) // SHORT_LANES) * SHORT_LANES), np.int16)
@@ -63,12 +65,12 @@ def forward(
     given: tuple[UInt8, int, UInt8, int], weights: Chosen, paddings: Shape, equations: NeuronEquations, u: Float32,
     spikes: UInt8, kept: Float32, learned: Float32 = NOTHING,
 ) -> None:  # fmt: skip
-    """Compute a population, and the weights, pooling and dropout before it.
+    """Compute a population and the pooling, dropout and convolution before it.
 
     Args:
-        given: `kernels.Given`, of zeros and ones.
-        weights: of a convolution of stride 1.
-        paddings: rows and columns of zeros on each side.
+        given: `kernels.Given` with an input of zeros and ones.
+        weights: weights of a convolution of stride 1.
+        paddings: number of rows and of columns of zeros on each side.
         equations, u, spikes, kept, learned: see `kernels.forward`.
     """
     equation, threads, batch = equations.forward, get_num_threads(), given[0].shape[1]
@@ -90,14 +92,14 @@ def _forward(
     """Fill `spikes` and, unless it is empty, `u`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
     Args:
-        step: what `fire` returns.
+        step: the address that `fire` returns.
         s, size, mask, masked: see `kernels.Given`.
-        w, unit, tall, broad: see `Chosen`; the unit of the sums.
-        above, beside: rows and columns of zeros on each side.
-        u, spikes, kept: what is filled.
-        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
-        bands: parts of the rows of a sample.
-        threads: among which the bands are shared.
+        w, unit, tall, broad: see `Chosen`. `unit` is the value of the integer 1 in a sum.
+        above, beside: number of rows and of columns of zeros on each side.
+        u, spikes, kept: the arrays that are filled.
+        p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
+        bands: number of bands into which the rows of a sample are divided.
+        threads: number of threads among which the bands are divided.
     """
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
@@ -145,7 +147,8 @@ def _list(
 ) -> None:
     """List the spikes of the rows from `low` to `high` of a frame after pooling, pixel by pixel, in `places`.
 
-    Each as `wide` times its place in the row, `x C + c`; `starts` are the first of each pixel, and the end.
+    An entry is `wide` times the position in the row, `x C + c`. `starts` is filled with the index of the first entry of
+    each pixel and, last, with the length of the list.
     """
     _, width, channels = frame.shape
     columns, run = width // size, size * channels

@@ -1,14 +1,16 @@
-"""A block, sample by sample: spikes, convolution, filter and neurons, and the way back.
+"""The forward and the backward pass of a block, sample by sample: spikes, convolution, filter and neurons.
 
-Convolutions have stride 1. Two orders of the forward sums, because the bits do not depend on it:
+Convolutions have stride 1. The forward sums are taken in one of two orders. The bits do not depend on the order:
 
-- gather, for 32 output channels or more: an output pixel's channels stay in registers while the spikes of its window
-  add their rows of the weights, which lie as `[row, column, c, c']`;
-- scatter, for fewer: a spike adds its weights to all output pixels of a row that see it, one run of `kernel C'`
-  values, since the weights lie as `[c, row, mirrored column, c']` and the rows of `z` are padded.
+- gather, for 32 output channels or more: the channels of an output pixel stay in registers, while the spikes of the
+  pixel's window add their rows of the weights. The weights are stored as `[row, column, c, c']`.
+- scatter, for fewer output channels: a spike adds its weights to all output pixels of a row whose windows contain the
+  spike. This is one run of `kernel C'` values, because the weights are stored as `[c, row, mirrored column, c']` and
+  the rows of `z` are padded.
 
-The weight gradient adds, for each input channel and kernel row, the windows of `dz` that its spikes see: one run of
-`kernel C'` values held in registers over all spikes of a frame.
+For each input channel and kernel row, the weight gradient is the sum of runs of `dz`, one for each spike: the output
+pixels of a row whose windows contain the spike. This sum has `kernel C'` values, which stay in registers over all
+spikes of a frame.
 """
 
 from __future__ import annotations
@@ -31,22 +33,22 @@ from stsbp_cpu.vectors import LANES, NONE, add_scaled, at_a_line, copied, sum_sc
 __all__ = ["GATHER_CHANNELS", "Given", "backward", "bands_of", "forward", "gathers", "mirrored"]
 
 GATHER_CHANNELS = 32
-"""Output channels from which the forward pass gathers."""
+"""Number of output channels from which on the forward pass gathers."""
 _ZERO = np.float32(0)
 _NEAR = 64 * 2**10
-"""Bytes of errors that stay near while the spikes of all channels choose among them."""
+"""Bytes of error signals that stay in a near cache while the spikes of all channels select among them."""
 _IN_CACHE = 2**20
-"""Bytes of states and sums that stay in a core's own cache. Rows of larger frames go through the steps in bands."""
+"""Bytes of states and sums that stay in a core's own cache. Larger frames are computed in bands of rows."""
 
 
 class Given(NamedTuple):
-    """What enters a convolution, before pooling and dropout, whose work the kernels do on the way.
+    """The input of a convolution before pooling and dropout. The kernels apply these when they read the input.
 
     Attributes:
         s: spikes or event counts, uint8 `[T, B, H, W, C]`.
-        size: of the pooling window; 1: none.
-        mask: of dropout, uint8 `[B, ...]`: see `list_spikes`.
-        masked: 0: no dropout; 1: before the pooling; 2: after it.
+        size: size of the pooling window; 1: no pooling.
+        mask: dropout mask, uint8 `[B, ...]`: see `list_spikes`.
+        masked: where dropout is applied. 0: nowhere; 1: before the pooling; 2: after the pooling.
     """
 
     s: UInt8
@@ -62,15 +64,15 @@ def forward(
     """Compute a block.
 
     Args:
-        conv: of stride 1.
-        equations: of the neurons and the filter before them.
-        given: what enters the block.
+        conv: convolution of stride 1.
+        equations: equations of the neurons and of the filter before them.
+        given: input of the block.
         wq: weights on their grid, `[C', C, kernel, kernel]`.
-        u: filled with the potentials, float32 `[T, B, H', W', C']`; `[0, B, H', W', C']`: they and what is kept besides
-            them are not wanted.
+        u: filled with the potentials, float32 `[T, B, H', W', C']`. If it is `[0, B, H', W', C']`, the potentials and
+            the other kept values are not stored.
         spikes: filled with zeros and ones, uint8 `[T, B, H', W', C']`.
-        kept: filled with what the way back reads besides `u`, float32 `[K, T, B H' W' C']`.
-        learned: the numbers that the neurons learned, in the order of `equations.learned`, float32 `[P, B H' W' C']`.
+        kept: filled with the values besides `u` that the backward pass reads, float32 `[K, T, B H' W' C']`.
+        learned: learned parameters of the neurons, in the order of `equations.learned`, float32 `[P, B H' W' C']`.
     """
     equation = equations.forward
     _forward(
@@ -84,17 +86,18 @@ def backward(
     conv: Conv2d, equations: NeuronEquations, given: Given, u: Float32, kept: Float32, ds: Float32, pooled: int,
     dz: Float32, learned: Float32 = NOTHING, terms: Float32 = NOTHING, *, need_weights: bool,
 ) -> Float32 | None:  # fmt: skip
-    """The gradient of a block's weights, `[C', C, kernel, kernel]`, where it is needed.
+    """The gradient of a block's weights, `[C', C, kernel, kernel]`, or None if it is not needed.
 
     Args:
         conv, equations, given: see `forward`.
-        u, kept: what `forward` filled.
-        ds: error of the spikes after a pooling of `pooled` that is still to be undone,
-            `[T, B, H' // pooled, W' // pooled, C']`.
-        dz: filled with the error of the convolution's output, `[T, B, H', W', C']`, unless it is empty.
+        u, kept: the arrays that `forward` filled.
+        ds: error signal of the spikes after a pooling of size `pooled`, `[T, B, H' // pooled, W' // pooled, C']`. The
+            adjoint of this pooling has not been applied yet.
+        dz: filled with the error signal of the convolution's output, `[T, B, H', W', C']`, unless `dz` is empty.
         learned: see `forward`.
-        terms: filled with what each neuron adds to the gradients of what is learned, float32 `[P, B H' W' C']`.
-        need_weights: else the gradient is None.
+        terms: filled with each neuron's contribution to the gradients of the learned parameters, float32
+            `[P, B H' W' C']`.
+        need_weights: whether the gradient is needed.
     """
     equation, channels, run = equations.summing, given.s.shape[4], _run(conv)
     threads = min(get_num_threads(), given.s.shape[1])
@@ -113,16 +116,17 @@ def backward(
 
 
 def bands_of(shape: Shape, numbers: int) -> int:
-    """Bands of rows of a frame, each with so few neurons that `numbers` of each stay in the cache over all steps.
+    """Number of bands into which the rows of a frame are divided.
 
-    `shape` is that of the spikes, `[T, B, H', W', C']`.
+    A band is so small that `numbers` values of each of its neurons stay in the cache during all steps. `shape` is the
+    shape of the spikes, `[T, B, H', W', C']`.
     """
     rows, line = shape[2], math.prod(shape[3:])
     return -(-rows // max(1, _IN_CACHE // (4 * numbers * line)))
 
 
 def gathers(conv: Conv2d) -> bool:
-    """Which order the forward pass takes."""
+    """Whether the forward pass gathers."""
     return conv.channels >= GATHER_CHANNELS and conv.channels % LANES == 0
 
 
@@ -136,7 +140,7 @@ def _run(conv: Conv2d) -> int:
 
 
 def _packed(conv: Conv2d, wq: Float32) -> Float32:
-    """Weights in the order of the forward kernel, 1-d."""
+    """The weights as a 1-d array, in the order in which the forward kernel reads them."""
     if gathers(conv):
         ordered = wq.transpose(2, 3, 1, 0)
         packed = own_memory(ordered.shape, np.float32)
@@ -157,15 +161,16 @@ def _forward(
     """Fill `u` and `spikes`, `[T, B, H', W', C']`, and `kept`, `[K, T, B H' W' C']`, from `s`.
 
     Args:
-        step: what `fire` returns.
+        step: the address that `fire` returns.
         s, size, mask, masked: see `Given`.
-        w: weights, 1-d: `[kernel, kernel, C, C']` where `gathered`, else `[C, kernel, run]`, a run being
-            `kernel C'` values and zeros up to a whole vector.
-        gathered: which order.
-        kernel, padding: of the convolution.
-        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
-        bands: parts of the rows of a sample, each of which goes through all steps before the next.
-        threads: among which the samples are shared.
+        w: weights, 1-d: `[kernel, kernel, C, C']` if `gathered`, else `[C, kernel, run]`. A run is `kernel C'` values,
+            padded with zeros to whole vectors.
+        gathered: whether to gather.
+        kernel, padding: size of the kernel, and padding of the convolution.
+        p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
+        bands: number of bands into which the rows of a sample are divided. All steps of a band are computed before the
+            next band.
+        threads: number of threads among which the samples are divided.
     """
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
@@ -241,15 +246,16 @@ def _backward(
     """Fill `dz` and `dw`, unless they are empty.
 
     Args:
-        step: what `propagate` returns.
+        step: the address that `propagate` returns.
         s, size, mask, masked: see `Given`.
-        kernel, padding: of the convolution.
+        kernel, padding: size of the kernel, and padding of the convolution.
         u, kept, ds, pooled, dz: see the public function.
-        dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, laid out as scattered
+        dw: gradient of the weights, `[threads, C kernel run]`: one sum for each thread, in the layout of scattered
             weights.
-        p, states, learned: parameters and number of states of the equation, and what is learned, `[P, M]`.
-        bands: parts of the rows of a sample, each of which goes through all steps before the next.
-        threads: among which the samples are shared.
+        p, states, learned: parameters and number of states of the equation, and learned parameters, `[P, M]`.
+        bands: number of bands into which the rows of a sample are divided. All steps of a band are computed before the
+            next band.
+        threads: number of threads among which the samples are divided.
     """
     steps, batch, height, width, channels = s.shape
     rows, columns = height // size, width // size
@@ -330,9 +336,10 @@ def _backward(
 
 @cached_njit()
 def _unpool(source: Float32, size: int, channels: int, scaled: Float32, above: Float32) -> None:
-    """One row of errors `[W // size C]` as the row of the error before the pooling; zeros where it is empty.
+    """Apply the adjoint of a pooling to one row of error signals `[W // size C]`, and write the result to `above`.
 
-    `scaled` is scratch; it and `above` are a vector longer than their rows.
+    If the row is empty, `above` is filled with zeros. `scaled` is scratch memory. `scaled` and `above` are one vector
+    longer than their rows.
     """
     scale, vectors = np.float32(1 / (size * size)), (channels + LANES - 1) // LANES
     for j in range(len(source)):

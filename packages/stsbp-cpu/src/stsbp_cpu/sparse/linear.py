@@ -1,6 +1,6 @@
-"""A full connection that meets few spikes: these choose the rows of the weights, and of their gradient.
+"""A full connection with few spikes, which select rows of the weights and of the weight gradient.
 
-Sums on the weight grid are exact, so those of the forward pass have the bits of any matrix product.
+Sums on the weight grid are exact, so the forward pass has the same bits as any other matrix product.
 """
 
 from __future__ import annotations
@@ -20,32 +20,37 @@ from stsbp_cpu.vectors import LANES, NONE, ROOM, add_scaled, at_a_line, sum_scal
 __all__ = ["forward", "gradient", "pays", "present", "rows_of", "turn", "weights_of"]
 
 SPARSE_BELOW, FRAMES, UNITS = 0.2, 128, 64
-"""Share of non-zero inputs below which, and frames and units from which this is faster than a product of matrices, of
-256 inputs and units."""
+"""Maximum share of non-zero inputs, and minimum numbers of frames and units.
+
+Within these limits, the kernels of this module are faster than a matrix product, measured with 256 inputs and units.
+"""
 
 _SAMPLED, _BLOCK = 32, 256
-"""Frames that are looked at for their density, and those whose gradient is added up before it meets that of others."""
+"""Number of frames whose density is measured, and number of frames in a block.
+
+The gradients of a block are summed before they are added to the gradients of the other blocks.
+"""
 _TURNED = 8
-"""Units that are turned together: a line of each stays in the cache, whatever their distance."""
+"""Number of units that are transposed together. One line of each unit stays in the cache, whatever their distance."""
 _ZERO, _UNIT = np.float32(0), np.float32(1)
 
 
 def present(s: UInt8) -> float:
-    """Share of non-zero inputs, `[F, inputs]`, from a sample of the frames."""
+    """Share of non-zero inputs in `[F, inputs]`, estimated from a sample of the frames."""
     return float(density(s[:, None, None], 1, max(1, len(s) // _SAMPLED)))
 
 
 def pays(s: UInt8, units: int) -> bool:
-    """Whether these kernels are faster for spikes `[F, inputs]`."""
+    """Whether these kernels are faster than a matrix product for spikes `[F, inputs]`."""
     return len(s) >= FRAMES and units >= UNITS and present(s) < SPARSE_BELOW
 
 
 def rows_of(w: Float32, shape: Shape) -> Float32:
-    """Weights by input: `[inputs, units, and zeros up to whole vectors]`, inputs in the order of memory.
+    """The transposed weights, `[inputs, units padded to whole vectors]`, with the inputs in memory order.
 
     Args:
         w: weights, `[units, inputs]`.
-        shape: of the input, `[T, B, N]` or `[T, B, C, H, W]`, `inputs` being `C H W`.
+        shape: shape of the input, `[T, B, N]` or `[T, B, C, H, W]`, where `inputs` is `C H W`.
     """
     units, inputs = w.shape
     rows = own_memory((inputs, -(-units // LANES) * LANES), np.float32)
@@ -62,12 +67,12 @@ def weights_of(rows: AnyArray, units: int, shape: Shape) -> AnyArray:
 
 
 def forward(s: UInt8, rows: Float32, z: Float32) -> None:
-    """Fill `z`, `[F, units]`, with the sums of spikes or event counts `[F, inputs]` and weights, as `rows_of` them."""
+    """Fill `z`, `[F, units]`, with weighted sums of spikes or event counts `[F, inputs]`. `rows_of` makes `rows`."""
     _forward(s, rows, z, get_num_threads())
 
 
 def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
-    """Gradient of the weights, as `rows_of` them, of the type of the errors `[F, units]`, float32 or float64."""
+    """Gradient of the weights in the layout of `rows_of` and in the type of `dz`, `[F, units]`, float32 or float64."""
     units, inputs = dz.shape[1], s.shape[1]
     rows = own_memory((inputs, -(-units // LANES) * LANES), dz.dtype.type)
     (_gradient if dz.dtype == np.float32 else _exact_gradient)(s, dz, rows, get_num_threads())
@@ -76,9 +81,10 @@ def gradient(s: UInt8, dz: AnyArray) -> AnyArray:
 
 @cached_njit(parallel=True, error_model="numpy")
 def turn(w: AnyArray, rows: AnyArray, area: int, back: bool, scale: np.float32) -> None:
-    """Fill `rows`, `[inputs, units and more]`, from `scale` times `w`, `[units, inputs]`; `back`: `w` from `rows`.
+    """Fill `rows`, `[inputs, at least units]`, with the transpose of `scale` times `w`, `[units, inputs]`.
 
-    `area` pixels have an input of each channel. Integers are cut off.
+    If `back` is true, fill `w` with the transpose of `rows` instead. The input has `area` pixels. If `rows` contains
+    integers, the values are truncated.
     """
     units, inputs = w.shape
     channels = inputs // area
@@ -111,7 +117,7 @@ def _forward(s: UInt8, rows: Float32, z: Float32, threads: int) -> None:
 
 @cached_njit(parallel=True, error_model="numpy")
 def _gradient(s: UInt8, dz: Float32, rows: Float32, threads: int) -> None:
-    """Fill `rows`: each thread has inputs of its own, so that the order of a sum does not hang on their number."""
+    """Fill `rows`. Each thread has its own inputs, so the order of a sum does not depend on the number of threads."""
     frames, units = dz.shape
     inputs, wide = rows.shape
     for thread in prange(threads):

@@ -1,7 +1,8 @@
-"""The error of spikes only where the layer below uses it: where the surrogate derivative of its neurons is not zero.
+"""The error signal of spikes, computed only where the layer below uses it.
 
-A surrogate of compact support (rectangle, triangle) makes the error of most neurons and steps void. Behind a
-convolution, each element that is used is a sum over its window of `dz`; the others are left at zero and never
+The layer below uses the error signal where the surrogate derivative of its neurons is non-zero. If the surrogate
+derivative has compact support (rectangle, triangle), the error signal of most neurons and steps is not used. Before a
+convolution, each element that is used is a sum over its window of `dz`. The other elements are set to zero and never
 computed (Perez-Nieves and Goodman 2021, "Sparse spiking gradient descent").
 """
 
@@ -32,7 +33,7 @@ _ZERO = np.float32(0)
 
 
 class Support(NamedTuple):
-    """Where a neuron uses the error of its spike: `h(u - threshold)`, of the parameters `p`, is not zero there."""
+    """Where a neuron uses the error signal of its spikes: where `h(u - threshold)`, of parameters `p`, is not zero."""
 
     surrogate: Recurrence
     threshold: np.float32
@@ -41,7 +42,10 @@ class Support(NamedTuple):
 
 @cache
 def support(neuron: NeuronModel) -> Support | None:
-    """None: it may use the error anywhere, or there is no one number that says where."""
+    """The support of a neuron's surrogate derivative.
+
+    None: the neuron may use the error signal anywhere, or its threshold is not constant.
+    """
     surrogate = neuron.surrogate
     both = neuron_equations(IDENTITY, neuron)
     u, threshold = both.forward.outputs["o"].args
@@ -53,7 +57,7 @@ def support(neuron: NeuronModel) -> Support | None:
 
 
 def _beside_h(backward: Recurrence) -> bool:
-    """Whether the error `g` of the spike goes anywhere without being multiplied with the surrogate."""
+    """Whether the error signal `g` of the spike reaches an output or state without a multiplication by `h`."""
     reached: set[int] = set()
     for x in ordered(backward.roots):
         through_h = x.op == "mul" and any(a.name == "h" for a in x.args)
@@ -63,26 +67,26 @@ def _beside_h(backward: Recurrence) -> bool:
 
 
 def share(support: Support, u: Float32, size: int, every: int) -> float:
-    """Share of the errors after a pooling of `size` that neurons use, of every `every`-th frame.
+    """Share of the error signals after a pooling of size `size` that neurons use.
 
     Args:
-        support: of the neurons.
-        u: their potentials, `[n, H, W, C]`.
-        size: of the windows; 1: no pooling.
-        every: 1: all frames.
+        support: support of the neurons.
+        u: potentials of the neurons, `[n, H, W, C]`.
+        size: size of the pooling windows; 1: no pooling.
+        every: only every `every`-th frame is read; 1: all frames.
     """
     return float(kernels(support.surrogate).share(u, size, every, support.threshold, support.p))
 
 
 def error(support: Support, conv: Conv2d, wq: Float32, u: Float32, size: int, dz: Float32, ds: Float32) -> None:
-    """The error of the inputs of a convolution where the neurons below use it, zero elsewhere.
+    """The error signal of the inputs of a convolution where the neurons below use it, zero elsewhere.
 
     Args:
         support, u, size: see `share`.
-        conv: of stride 1, and a number of output channels that is a multiple of `LANES`.
-        wq: its weights, `[C', C, kernel, kernel]`.
-        dz: error of its outputs, `[n, H', W', C']`.
-        ds: filled with the error, `[n, H // size, W // size, C]`.
+        conv: convolution of stride 1 whose number of output channels is a multiple of `LANES`.
+        wq: weights of the convolution, `[C', C, kernel, kernel]`.
+        dz: error signal of the outputs, `[n, H', W', C']`.
+        ds: filled with the error signal of the inputs, `[n, H // size, W // size, C]`.
     """
     kernels(support.surrogate).error(
         u, size, dz, mirrored(wq).reshape(-1), conv.kernels[0], conv.paddings[0], ds, support.threshold, support.p,
@@ -91,7 +95,7 @@ def error(support: Support, conv: Conv2d, wq: Float32, u: Float32, size: int, dz
 
 
 class Kernels(NamedTuple):
-    """What `share` and `error` call."""
+    """The kernels that `share` and `error` call."""
 
     share: Callable[..., float]
     error: Callable[..., None]
@@ -99,7 +103,7 @@ class Kernels(NamedTuple):
 
 @cache
 def kernels(surrogate: Recurrence) -> Kernels:
-    """Of layers with this surrogate."""
+    """The kernels for layers with this surrogate derivative."""
     used = condition(surrogate)
 
     @cached_njit(error_model="numpy")
@@ -110,11 +114,11 @@ def kernels(surrogate: Recurrence) -> Kernels:
 
         Args:
             u: membrane potentials of a frame, `[H, W, C]`.
-            y: which row of windows.
-            size: of the windows.
+            y: index of the row of windows.
+            size: size of the windows.
             vth: threshold.
-            p: parameters of the surrogate.
-            row: scratch, `[W C]`.
+            p: parameters of the surrogate derivative.
+            row: scratch memory, `[W C]`.
             places: filled with the channels, pixel by pixel.
             ends: filled with the end of each pixel's channels, `[W // size]`.
         """
@@ -140,7 +144,7 @@ def kernels(surrogate: Recurrence) -> Kernels:
 
     @cached_njit(parallel=True, error_model="numpy")
     def needed_share(u: Float32, size: int, every: int, vth: np.float32, p: Float32) -> float:
-        """Share of the elements after a pooling of `size` that are used, of every `every`-th frame `[H, W, C]`."""
+        """Share of the used elements after a pooling of `size`, in every `every`-th frame `[H, W, C]`."""
         frames, height, width, channels = u.shape
         rows, columns = height // size, width // size
         looked = (frames + every - 1) // every
@@ -159,17 +163,17 @@ def kernels(surrogate: Recurrence) -> Kernels:
         u: Float32, size: int, dz: Float32, w: Float32, kernel: int, padding: int, ds: Float32,
         vth: np.float32, p: Float32, threads: int,
     ) -> None:  # fmt: skip
-        """Fill `ds`: the error of the inputs of a convolution of stride 1 where it is used, zero elsewhere.
+        """Fill `ds`: the error signal of the inputs of a convolution of stride 1 where it is used, zero elsewhere.
 
         Args:
             u: membrane potentials of the layer below, `[n, H, W, C]`.
-            size: of the pooling between the layers; 1: none.
-            dz: error of the convolution's outputs, `[n, H', W', C']`.
+            size: size of the pooling between the layers; 1: no pooling.
+            dz: error signal of the convolution's outputs, `[n, H', W', C']`.
             w: weights, 1-d, `mirrored`.
-            kernel, padding: of the convolution.
-            ds: error of its inputs, `[n, H // size, W // size, C]`.
-            vth, p: threshold, and parameters of the surrogate, of the layer below.
-            threads: among which the frames are shared.
+            kernel, padding: size of the kernel, and padding of the convolution.
+            ds: error signal of the convolution's inputs, `[n, H // size, W // size, C]`.
+            vth, p: threshold and parameters of the surrogate derivative of the layer below.
+            threads: number of threads among which the frames are divided.
         """
         frames, rows, columns, channels = ds.shape
         rows_out, columns_out, channels_out = dz.shape[1:]
@@ -180,7 +184,7 @@ def kernels(surrogate: Recurrence) -> Kernels:
             for f in range(thread * frames // threads, (thread + 1) * frames // threads):
                 above = dz[f].reshape(-1)
                 for y in range(rows):
-                    # Output rows and columns that see the pixel; the mirrored kernel begins at `left`, `top` of them.
+                    # Output rows and columns whose windows contain the pixel, from row `top` and column `left` on.
                     top = y + padding - kernel + 1
                     first, last = max(0, top), min(rows_out - 1, y + padding)
                     ds[f, y] = _ZERO

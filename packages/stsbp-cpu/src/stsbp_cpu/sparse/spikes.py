@@ -1,4 +1,4 @@
-"""Lists of the spikes of a frame, after pooling and dropout, and how dense they are."""
+"""Lists of the spikes of a frame after pooling and dropout, and the density of spikes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from stsbp_cpu.vectors import LANES, NONE, ONE, ROOM, add_scaled, list_set, view
 __all__ = ["NO_MASK", "density", "list_by_channel", "list_present", "list_spikes", "row_places"]
 
 NO_MASK = np.ones((1, 1, 1), np.uint8)
-"""Stands for a dropout mask where there is none."""
+"""Placeholder for the dropout mask if there is no dropout."""
 
 _ZERO, _UNIT = np.float32(0), np.float32(1)
 _ONE = np.uint64(1)
 _ALL = np.ones(1, np.uint8)
-"""Stands for the mask of a list that has none."""
+"""Placeholder for the mask of a list without a mask."""
 
 
 @cached_njit()
 def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
-    """List what is not zero of a run `[n]`, spikes or errors; returns how many.
+    """List the non-zero elements of a run `[n]` of spikes or error signals; returns their number.
 
-    `places` has `ROOM` for more than `n`, `values` is no shorter.
+    `places` has room for `n + ROOM` elements, and `values` for `n` elements.
     """
     count: int = list_set(x, NONE, len(x), _ALL, NONE, NONE, NONE, ONE, places, NONE)
     for i in range(count):
@@ -34,11 +34,12 @@ def list_present(x: AnyArray, places: Int32, values: Float32) -> int:
 
 @cached_njit()
 def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, AnyArray, Float32, Int32]:
-    """Where the elements of a row `[width, channels]` stand after a pooling of `size`, and memory for a row.
+    """Positions of the elements of a row `[width, channels]` after a pooling of `size`, and memory for a row.
 
     Returns:
-        Which of them are at the first column of a window, where `_entering_row` leaves the sums; the column after the
-        pooling of each element; its channel; a row; a list of its elements.
+        Whether each element is in the first column of a window, where `_entering_row` writes the sums; the column of
+        each element after the pooling; the channel of each element; memory for a row; memory for a list of the row's
+        elements.
     """
     run = width * channels
     valid = np.zeros(run, np.uint8)
@@ -61,14 +62,15 @@ def list_spikes(
 
     Args:
         frame: spikes or event counts, `[H, W, C]`.
-        size: of the pooling window; 1: none.
-        mask: of dropout: `[H, W, C]` where `masked` is 1, `[H // size, W // size, C]` where it is 2, else ignored.
-        masked: 0: no dropout; 1: before the pooling; 2: after it.
-        tables: what `row_places` returned.
+        size: size of the pooling window; 1: no pooling.
+        mask: dropout mask, `[H, W, C]` if `masked` is 1, `[H // size, W // size, C]` if `masked` is 2, else ignored.
+        masked: where dropout is applied. 0: nowhere; 1: before the pooling; 2: after the pooling.
+        tables: the result of `row_places`.
         low, high: the rows after the pooling, from `low` to `high`.
-        places: filled with `x C + c`.
+        places: filled with `x C + c` of each input.
         values: filled with the pooled values.
-        starts: filled with the first entry of each pixel, row by row, and the end: `[(high - low) (W // size) + 1]`.
+        starts: filled with the index of the first entry of each pixel, row by row, and then with the length of the
+            list: `[(high - low) (W // size) + 1]`.
     """
     _, width, channels = frame.shape
     columns = width // size
@@ -101,10 +103,11 @@ def list_by_channel(
 
     Args:
         frame, size, mask, masked, tables: see `list_spikes`.
-        wide: width of the padded rows that `cells` count.
+        wide: width of the padded rows, on which the positions in `cells` are based.
         low, high: the rows after the pooling, from `low` to `high`.
-        cells: filled with `y wide + x` of each spike, 1-d, `C` lists of room for `(high - low) (W // size)` or more.
-        values: filled with their pooled values, likewise.
+        cells: filled with `y wide + x` of each spike, 1-d: `C` lists, each with room for at least
+            `(high - low) (W // size)` entries.
+        values: filled with the pooled values, in the same places.
         ends: filled with the end of each channel's list after each of these rows, `[H // size, C]`.
     """
     channels = ends.shape[1]
@@ -129,15 +132,15 @@ def list_by_channel(
 def _entering_row(
     frame: UInt8, y: int, run: int, channels: int, size: int, mask: UInt8, masked: int, row: Float32
 ) -> None:
-    """A row of a frame after pooling and dropout: the sum of a window stands at its first column.
+    """Fill `row` with a row of a frame after pooling and dropout. The sum of a window is in the window's first column.
 
     Args:
-        frame: 1-d.
-        y: which row after the pooling.
+        frame: the frame, 1-d.
+        y: index of the row after the pooling.
         run: `W C`.
         channels, size, masked: see `list_spikes`.
-        mask: 1-d.
-        row: filled.
+        mask: the dropout mask, 1-d.
+        row: filled with the row.
     """
     for i in range(size):
         low = (y * size + i) * run
@@ -169,7 +172,7 @@ def _entering_row(
 
 @cached_njit()
 def _present(frame: UInt8, size: int) -> int:
-    """How many inputs of `[H, W, C]` are not zero after a pooling of `size`."""
+    """Number of non-zero inputs of `[H, W, C]` after a pooling of `size`."""
     found = 0
     if size == 1:
         flat = frame.reshape(-1)
@@ -190,7 +193,7 @@ def _present(frame: UInt8, size: int) -> int:
 
 @cached_njit(parallel=True)
 def density(s: UInt8, size: int, every: int) -> float:
-    """Share of non-zero inputs after a pooling of `size`, from every `every`-th frame of `[T B, H, W, C]`."""
+    """Share of non-zero inputs after a pooling of `size`, in every `every`-th frame of `[T B, H, W, C]`."""
     frames, height, width, channels = s.shape
     looked = (frames + every - 1) // every
     found = 0

@@ -1,4 +1,4 @@
-"""synapses/avgpool2d.py of the spec, over arrays in memory order `[T B, H, W, C]`."""
+"""Implements synapses/avgpool2d.py of the spec, on arrays in memory order, `[T B, H, W, C]`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def forward(s: AnyArray, out: Float32, rows: int, columns: int, scale: np.float3
 
 @cached_njit(parallel=True)
 def backward(d: Float32, out: Float32, rows: int, columns: int, scale: np.float32) -> None:
-    """Fill `out` `[n, H, W, C]` with `scale` times the errors `d` `[n, H // rows, W // columns, C]`, else zero."""
+    """Fill `out` `[n, H, W, C]` with `scale` times the error signals `d` `[n, H // rows, W // columns, C]`.
+
+    Inputs outside all windows receive zero.
+    """
     frames, height, width, channels = out.shape
     down, across = d.shape[1], d.shape[2]
     for f in prange(frames):

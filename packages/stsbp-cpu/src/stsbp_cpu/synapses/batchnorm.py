@@ -1,4 +1,4 @@
-"""synapses/batchnorm.py of the spec, over rows `[n, C]` of sums in memory order."""
+"""Implements synapses/batchnorm.py of the spec, on rows `[n, C]` of sums in memory order."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from stsbp_cpu.threads import threads_for
 __all__ = ["error_moments", "moments", "normalised"]
 
 _ELEMENTS, _MOST = 65536, 16384
-"""Elements of a chunk, about, and its most rows: squares below 2^48 of so many add up in an int64."""
+"""Approximate number of elements and maximum number of rows in a chunk.
+
+The sum of this many squares below 2^48 fits in an int64.
+"""
 _WIDE = 64
-"""Elements that a row has at least, where rows can be joined."""
+"""Minimum number of elements in a row. Shorter rows are joined if possible."""
 _LOW, _SQUARE = np.int64(2**12 - 1), np.int64(2**24 - 1)
 
 
 def _chunks(rows: int, channels: int) -> tuple[int, int]:
-    """How many chunks there are, and rows of each."""
+    """Number of chunks, and number of rows in each chunk."""
     size = max(1, min(_MOST, _ELEMENTS // channels))
     return -(-rows // size), size
 
 
 def _scales(exponent: int) -> tuple[np.float32, np.float32]:
-    """Two powers of two whose product is `2^exponent`, which may leave float32."""
+    """Two powers of two whose product is `2^exponent`. The product itself may be outside the range of float32."""
     return np.float32(2.0 ** (exponent // 2)), np.float32(2.0 ** (exponent - exponent // 2))
 
 
@@ -50,7 +53,7 @@ def _moments(z: Float32, first: np.float32, second: np.float32, size: int, found
 
 
 def moments(z: Float32, exponent: int) -> Int64:
-    """`batchnorm.moments` of rows, int64 `[3, C]`."""
+    """Implements `batchnorm.moments` for rows `[n, C]`; int64 `[3, C]`."""
     chunks, size = _chunks(*z.shape)
     found = np.zeros((chunks, 3, z.shape[1]), np.int64)
     with threads_for(z.size):
@@ -75,7 +78,7 @@ def _error_moments(dy: Float32, z: Float32, first: np.float32, second: np.float3
 
 
 def error_moments(dy: Float32, z: Float32, exponent: int) -> Float64:
-    """`batchnorm.error_moments` of rows, float64 `[3, C]`."""
+    """Implements `batchnorm.error_moments` for rows `[n, C]`; float64 `[3, C]`."""
     chunks, size = _chunks(*z.shape)
     found = np.zeros((chunks, 3, z.shape[1]))
     with threads_for(z.size):
@@ -86,7 +89,10 @@ def error_moments(dy: Float32, z: Float32, exponent: int) -> Float64:
 
 @cache
 def _rows(recurrence: Recurrence, arrays: int) -> Callable[..., None]:
-    """An equation row by row: its first inputs are `[n, C]`, the others `[C]`, its output is `[n, C]`."""
+    """A function that applies an equation row by row.
+
+    The first `arrays` inputs and the output are `[n, C]`, and the other inputs are `[C]`.
+    """
     names = [f"x_{name}" for name in (*recurrence.inputs, *recurrence.outputs)]
     rows = [f"{name}[r]" if i < arrays or i == len(names) - 1 else name for i, name in enumerate(names)]
     name = f"{recurrence.name}_of_rows"
@@ -103,10 +109,10 @@ def _rows(recurrence: Recurrence, arrays: int) -> Callable[..., None]:
 def normalised(
     recurrence: Recurrence, arrays: Mapping[str, Float32], numbers: Mapping[str, Float32], out: Float32
 ) -> None:
-    """Fill `out` `[n, C]` with what an equation of the spec makes of `arrays` `[n, C]` and `numbers` `[C]` by name."""
+    """Apply an equation of the spec to `arrays` `[n, C]` and `numbers` `[C]`, by name, and fill `out` `[n, C]`."""
     given = [arrays[name] for name in recurrence.inputs if name in arrays]
     each = [numbers[name] for name in recurrence.inputs if name in numbers]
-    # Short rows are joined, so that their loop is vector code.
+    # Short rows are joined, so that the loop over them becomes vector code.
     rows, channels = out.shape
     if channels < _WIDE and rows % (joined := -(-_WIDE // channels)) == 0:
         given = [x.reshape(-1, joined * channels) for x in given]

@@ -1,8 +1,9 @@
-"""synapses/conv2d.py of the spec for what is not sparse: by dense.py, or as products of matrices with unfolded windows.
+"""Implements synapses/conv2d.py of the spec for inputs that are not sparse.
 
-The latter, in chunks of frames by numpy's BLAS, for groups and dilated columns. Sums of the way back are float64 in
-`reproducible` precision, where every one is exact. Frames are channels last, `[n, H, W, C]`; windows are rows
-`[n H' W', rows columns C]`. Forward any order of sums is exact on the weight grid.
+Most convolutions use dense.py. Convolutions with groups or dilated columns are matrix products of unfolded windows
+instead, in chunks of frames and with numpy's BLAS. In the forward pass, sums on the weight grid are exact in any order.
+In the backward pass, sums are float64 in `reproducible` precision, where each sum is exact. Frames are channels last,
+`[n, H, W, C]`, and windows are rows, `[n H' W', rows columns C]`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from stsbp_cpu.layout import NUMPY
 __all__ = ["Residuals", "backward", "forward", "input_error", "is_plain"]
 
 _CHUNK_BYTES = 4 * 2**20
-"""Of unfolded windows: they stay in a second-level cache or close to it."""
+"""Bytes of unfolded windows in a chunk. They stay in a second-level cache or close to it."""
 
 
 class Residuals(NamedTuple):
-    """Input `[T, B, C, H, W]` and the weights on their grid."""
+    """The input, `[T, B, C, H, W]`, and the weights on their grid."""
 
     s: AnyArray
     wq: Float32
@@ -84,7 +85,7 @@ def backward(
 
 
 def input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape) -> Float32:
-    """`ds` of `shape` alone, `fast`."""
+    """Only `ds`, of shape `shape`, in `fast` precision."""
     if not is_plain(conv):
         nothing = np.broadcast_to(np.float32(0), shape)
         ds, _ = backward(conv, Residuals(nothing, wq), dz, precision="fast", need_input=True, need_weights=False)
@@ -94,7 +95,7 @@ def input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape) -> Float32
 
 
 def _input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape, dtype: type[np.floating]) -> Float32:
-    """Of a `_plain` convolution, with sums in `dtype`."""
+    """`input_error` of a convolution that `is_plain`, with sums in `dtype`."""
     ds, errors = NUMPY.empty(shape, np.float32), NUMPY.frames(NUMPY.laid_out(dz)).astype(dtype, copy=False)
     rows = wq.transpose(2, 0, 3, 1).reshape(conv.kernels[0], len(wq), -1).astype(dtype, copy=False)
     dense.input_error(errors, rows, NUMPY.frames(ds), *_geometry(conv))
@@ -102,7 +103,7 @@ def _input_error(conv: Conv2d, wq: Float32, dz: Float32, shape: Shape, dtype: ty
 
 
 def is_plain(conv: Conv2d) -> bool:
-    """Whether a row of the window is one run of memory."""
+    """Whether a row of the window is contiguous in memory."""
     return conv.groups == 1 and conv.dilations[1] == 1
 
 
@@ -111,7 +112,7 @@ def _geometry(conv: Conv2d) -> tuple[Shape, Shape, Shape, int]:
 
 
 def _chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[slice]:
-    """Runs of frames whose unfolded windows take some megabytes."""
+    """Slices of the frames, such that the unfolded windows of each slice take a few megabytes."""
     n, height, width, channels = frames.shape
     _, rows, columns = conv.output_shape((channels, height, width))
     size = max(1, _CHUNK_BYTES // (rows * columns * channels * conv.area * bytes_per_value))
@@ -119,13 +120,13 @@ def _chunks(conv: Conv2d, frames: AnyArray, bytes_per_value: int) -> Iterator[sl
 
 
 def _weight_rows(conv: Conv2d, w: Float32) -> Float32:
-    """`[C', fan-in]`, of several groups `[groups, C' / groups, fan-in]`, in the order of windows."""
+    """Weights as `[C', fan-in]`, or `[groups, C' / groups, fan-in]` for several groups, in the order of windows."""
     rows = np.ascontiguousarray(w.transpose(0, 2, 3, 1)).reshape(len(w), -1)
     return rows if conv.groups == 1 else rows.reshape(conv.groups, -1, rows.shape[1])
 
 
 def _by_group(conv: Conv2d, x: AnyArray) -> AnyArray:
-    """`[n, k, C]` as rows `[n, k C]`, of several groups as `[groups, n, k C / groups]`."""
+    """`[n, k, C]` as rows `[n, k C]`, or as `[groups, n, k C / groups]` for several groups."""
     n, k, _ = x.shape
     if conv.groups == 1:
         return x.reshape(n, -1)
@@ -141,7 +142,7 @@ def _of_groups(conv: Conv2d, rows: AnyArray, k: int) -> AnyArray:
 
 
 def _windows(conv: Conv2d, frames: AnyArray, dtype: type[np.floating]) -> AnyArray:
-    """`[n, H, W, C]` to `[n H' W', rows columns, C]`."""
+    """Unfold frames `[n, H, W, C]` to windows `[n H' W', rows columns, C]`."""
     n, height, width, channels = frames.shape
     _, down, across = conv.output_shape((channels, height, width))
     out = np.empty((n, down, across, *conv.kernels, channels), dtype)
@@ -182,7 +183,7 @@ def _add_windows(
     windows: AnyArray, out: Float32, above: int, left: int, down: int, across: int, rows_apart: int,
     columns_apart: int,
 ) -> None:  # fmt: skip
-    """Adjoint of `_unfold`; sums in the type of `windows` `[n, H', W', rows, columns, C]`, rounded once."""
+    """Adjoint of `_unfold`. Sums have the type of `windows`, `[n, H', W', rows, columns, C]`, and are rounded once."""
     frames, height, width, rows, columns, channels = windows.shape
     for f in prange(frames):
         total = np.zeros(out.shape[1:], windows.dtype)

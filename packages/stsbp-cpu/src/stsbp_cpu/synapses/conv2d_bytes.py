@@ -1,4 +1,4 @@
-"""What enters a convolution of bytes: inputs pooled, masked by dropout and doubled."""
+"""The input of a convolution of bytes: pooled, masked by dropout, and with each channel twice."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["doubled"]
 
 @cached_njit(parallel=True)
 def doubled(s: UInt8, mask: UInt8, masked: int, size: int, out: UInt8) -> None:
-    """Fill `out` `[T, B, H, W, 2 C]` with 16 times the sums of the windows of `s`, and the sums, at most 15.
+    """Fill `out` `[T, B, H, W, 2 C]` with 16 times the sums over the windows of `s`, followed by the sums themselves.
 
     Args:
-        s: `[T, B, size H, size W, C]`, perhaps rows and columns more.
-        mask: of dropout, `[B, ...]`; any where `masked` is 0.
-        masked: 0: no dropout; 1: before the sums; 2: after them.
-        size: of the windows.
-        out: what is filled.
+        s: inputs, `[T, B, size H, size W, C]`, possibly with more rows and columns. A window's sum is at most 15.
+        mask: dropout mask, `[B, ...]`; ignored if `masked` is 0.
+        masked: where dropout is applied. 0: nowhere; 1: before the sums; 2: after the sums.
+        size: size of the windows.
+        out: filled with the result.
     """
     steps, batch, height, width, _ = out.shape
     channels = s.shape[4]

@@ -1,4 +1,4 @@
-"""synapses/dropout.py of the spec: masks from the counter-based generator, the same bits as `random.keep_mask`."""
+"""Implements synapses/dropout.py of the spec: masks with the same bits as those of `random.keep_mask`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["mask"]
 
 
 def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int = 0) -> UInt8:
-    """Mask of zeros and ones for a logical `shape`, `[B, C, H, W]` or `[B, N]`: `[B, H, W, C]` or `[B, N]`.
+    """Mask of zeros and ones for a logical shape `[B, C, H, W]` or `[B, N]`. The mask is `[B, H, W, C]` or `[B, N]`.
 
-    `first` is the number of its first sample in the batch.
+    `first` is the index in the batch of the mask's first sample.
     """
     batch, channels, space = shape[0], shape[1], shape[2:]
     out = np.empty((batch, math.prod(space), channels), np.uint8)
@@ -33,9 +33,10 @@ def _rotate(x: np.uint32, r: int) -> np.uint32:
 
 @cached_njit(parallel=True)
 def _keep_mask(k0: int, k1: int, step: int, threshold: int, channels: int, before: int, out: UInt8) -> None:
-    """`random.keep_mask` (Threefry-2x32-20) into `out` `[B, area, C]`, elements counted in the order `[B, C, area]`.
+    """Write `random.keep_mask` (Threefry-2x32-20) to `out` `[B, area, C]`.
 
-    `before`: rows `[area]` of the samples before the first one.
+    The elements are counted in the order `[B, C, area]`. `before` is the number of rows `[area]` of the samples before
+    the first one.
     """
     batch, area, _ = out.shape
     a0, a1 = np.uint32(k0), np.uint32(k1)

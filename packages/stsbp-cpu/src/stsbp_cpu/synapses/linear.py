@@ -1,7 +1,7 @@
-"""synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input.
+"""Implements synapses/linear.py of the spec as matrix products. The weights' columns are in the input's memory order.
 
-Few spikes are not multiplied but choose the rows that are added (sparse/linear.py): the same bits forward and in
-`reproducible` precision.
+If there are few spikes, they select the rows that are added instead (sparse/linear.py). The bits are then the same in
+the forward pass, and in the backward pass in `reproducible` precision.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["Residuals", "backward", "forward", "left"]
 class Residuals(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
-    The rows are float32, or uint8 where they are few spikes; the weights are then `sparse.rows_of` them.
+    The rows are float32, or uint8 if they contain few spikes. In the latter case, `sparse.rows_of` has transposed the
+    weights.
     """
 
     flat: AnyArray
@@ -43,7 +44,7 @@ def forward(linear: Linear, s: AnyArray, wq: Float32) -> tuple[Float32, Residual
 
 
 def left(linear: Linear, s: AnyArray, wq: Float32) -> Residuals:
-    """What the way back reads."""
+    """The residuals that the backward pass reads."""
     s = NUMPY.laid_out(s)
     flat = NUMPY.view(s).reshape(s.shape[0] * s.shape[1], -1)
     if flat.dtype == np.uint8 and sparse.pays(flat, linear.units):
@@ -60,7 +61,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Float32 | None, AnyArray | None]:
-    """`(ds, dW)` from `dz` `[T, B, N]`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)` from `dz` `[T, B, N]`. In `reproducible` precision, products are float64, and every sum is exact."""
     flat, w, shape = residuals
     dtype = np.float64 if precision == "reproducible" else np.float32
     error = dz.reshape(-1, linear.units).astype(dtype, copy=False)
@@ -79,14 +80,14 @@ def backward(
 
 
 def _memory_order(w: Float32, shape: Shape) -> Float32:
-    """Weights whose columns are `(C, H, W)` with columns `(H, W, C)`."""
+    """Reorder the columns of the weights from `(C, H, W)` to `(H, W, C)`."""
     if len(shape) != 5:
         return w
     return np.ascontiguousarray(w.reshape(len(w), *shape[2:]).transpose(0, 2, 3, 1)).reshape(len(w), -1)
 
 
 def _spec_order(rows: AnyArray, shape: Shape) -> AnyArray:
-    """Rows `[inputs, N]` in memory order as weights `[N, inputs]`."""
+    """Convert rows `[inputs, N]` in memory order to weights `[N, inputs]`."""
     if len(shape) != 5:
         return np.ascontiguousarray(rows.T)
     c, h, width = shape[2:]

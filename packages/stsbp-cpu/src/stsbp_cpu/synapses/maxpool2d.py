@@ -1,4 +1,4 @@
-"""synapses/maxpool2d.py of the spec, over arrays in memory order `[T B, H, W, C]`."""
+"""Implements synapses/maxpool2d.py of the spec, on arrays in memory order, `[T B, H, W, C]`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ZERO = np.float32(0)
 
 @cached_njit(parallel=True)
 def forward(s: AnyArray, out: AnyArray, first: Int32, rows: int, columns: int) -> None:
-    """Fill `out` and `first` `[n, H // rows, W // columns, C]`: the largest input of each window, and its number."""
+    """Fill `out` and `first` `[n, H // rows, W // columns, C]` with the largest input of each window and its index."""
     frames, height, width, channels = out.shape
     for f in prange(frames):
         for y in range(height):
@@ -34,7 +34,7 @@ def forward(s: AnyArray, out: AnyArray, first: Int32, rows: int, columns: int) -
 
 @cached_njit(parallel=True)
 def backward(d: Float32, first: Int32, out: Float32, rows: int, columns: int) -> None:
-    """Fill `out` `[n, H, W, C]`: of each window the input with the number `first` has its error `d`, others zero."""
+    """Fill `out` `[n, H, W, C]`: input number `first` of each window receives the error signal `d`, all others zero."""
     frames, height, width, channels = out.shape
     down, across = d.shape[1], d.shape[2]
     for f in prange(frames):

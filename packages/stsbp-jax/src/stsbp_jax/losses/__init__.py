@@ -25,33 +25,34 @@ _MODULES: dict[type[Loss], Any] = {VanRossum: van_rossum, Hamming: hamming, Spik
 
 
 def distance(loss: Loss, psp: PSP, s: ArrayLike, targets: ArrayLike, lengths: ArrayLike | None = None) -> Array:
-    """Mean distance of a batch, a float32 scalar; its gradient in `s` is the spec's error, scaled by the cotangent.
+    """Mean distance of a batch, a float32 scalar. The gradient in `s` is the spec's error signal times the cotangent.
 
     Args:
         loss: `VanRossum()`, `Hamming()` or `SpikeCount()`.
         psp: filter of the output layer, `network.output_psp`.
         s: output spikes, float32 `[T, B, N]`.
-        targets: target spike trains, `[T, B, N]`, any number type.
-        lengths: how many steps each sample has, integers `[B]`, 1 to T; its later ones are left out. None: all.
+        targets: target spike trains, `[T, B, N]`, of any number type.
+        lengths: number of steps of each sample, integers `[B]`, 1 to T; later steps are ignored. None: all samples have
+            T steps.
 
     Returns:
-        The distance. Inside a jit nothing can be raised: what is no spike train, and no length, makes it NaN.
+        The distance. Inside a jit, no error can be raised, so wrong spike trains and wrong lengths make it NaN.
 
     Raises:
-        ShapeError: `s` and `targets` have other shapes, or hold something else than 0 and 1; `lengths` are others.
-        NumericError: one of them is not finite.
+        ShapeError: `s` and `targets` have different shapes or values other than 0 and 1, or the lengths do not fit.
+        NumericError: a value of `s` or `targets` is not finite.
     """
     if np.ndim(s) != 3 or np.shape(s) != np.shape(targets):
         raise ShapeError(f"spikes and targets must be [T, B, N], got {np.shape(s)} and {np.shape(targets)}")
     padding = None
     if lengths is not None:
-        # Before the trains are looked at, so that a length that is none makes a train of them NaN, and so the distance.
+        # Before the trains are checked. A wrong length makes its train NaN, and the check then makes the distance NaN.
         s, padding = _padding(loss, psp, jnp.asarray(s), lengths)
     return _distance(loss, psp, on_grid("distance", s, 0, 1), on_grid("distance", targets, 0, 1), padding)
 
 
 def _padding(loss: Loss, psp: PSP, s: Array, lengths: ArrayLike) -> tuple[Array, dict[str, Array]]:
-    """`equations.loss_padding` of lengths that may be traced; spikes of a sample whose length is none are NaN."""
+    """`equations.loss_padding` of lengths that may be traced. If a length is wrong, its sample's spikes are NaN."""
     steps, batch, _ = s.shape
     if not isinstance(lengths, jax.core.Tracer):
         lengths = np.asarray(lengths)
@@ -60,7 +61,7 @@ def _padding(loss: Loss, psp: PSP, s: Array, lengths: ArrayLike) -> tuple[Array,
         raise ShapeError(f"lengths must be integers [B] = [{batch}], got {lengths.dtype} {list(lengths.shape)}")
     numbers = jnp.asarray(lengths, np.int32)
     good = (numbers >= 1) & (numbers <= steps)
-    # Constants are numbers of Python: of those of every possible length each sample takes its own.
+    # Constants are Python numbers. They are computed for every possible length, and each sample selects its own.
     every = loss.constants_of(psp, np.arange(1, steps + 1), batch)
     own = jnp.clip(numbers, 1, steps) - 1
     padding = {

@@ -1,4 +1,4 @@
-"""losses/hamming.py of the spec in JAX."""
+"""Implements losses/hamming.py of the spec in JAX."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ __all__ = ["distance"]
 
 
 def distance(loss: Hamming, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
-    """Distance of each sample, float32 `[B]`, of the steps where `inside`, `[T, B]`, is not 0; None: of all."""
+    """Distance of each sample, float32 `[B]`, over the steps where `inside`, `[T, B]`, is non-zero; None: all steps."""
     parts = jnp.abs(s.astype(np.float32) - targets.astype(np.float32))
     return (parts if inside is None else PAIRS.within(parts, inside)).sum((0, 2))

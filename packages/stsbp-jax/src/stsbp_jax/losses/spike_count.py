@@ -1,4 +1,4 @@
-"""losses/spike_count.py of the spec in JAX."""
+"""Implements losses/spike_count.py of the spec in JAX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["distance"]
 
 
 def distance(loss: SpikeCount, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
-    """Distance of each sample, float32 `[B]`, of the steps where `inside`, `[T, B]`, is not 0; None: of all."""
+    """Distance of each sample, float32 `[B]`, over the steps where `inside`, `[T, B]`, is non-zero; None: all steps."""
     steps: Array | int = s.shape[0]
     if inside is not None:
         s, targets = PAIRS.within(s, inside), PAIRS.within(targets, inside)

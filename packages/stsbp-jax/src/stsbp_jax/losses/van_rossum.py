@@ -1,4 +1,4 @@
-"""losses/van_rossum.py of the spec in JAX."""
+"""Implements losses/van_rossum.py of the spec in JAX."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ __all__ = ["distance"]
 
 
 def distance(loss: VanRossum, psp: PSP, s: Array, targets: Array, inside: Array | None = None) -> Array:
-    """Distance of each sample, float32 `[B]`, of the steps where `inside`, `[T, B]`, is not 0; None: of all."""
+    """Distance of each sample, float32 `[B]`, over the steps where `inside`, `[T, B]`, is non-zero; None: all steps."""
     parts = jnp.square(PAIRS.psp_forward(psp, s.astype(np.float32) - targets.astype(np.float32)))
     return (parts if inside is None else PAIRS.within(parts, inside)).sum((0, 2)) * 0.5

@@ -1,4 +1,4 @@
-"""Neurons of the spec, of any model, as a differentiable function."""
+"""Neurons of any model of the spec as a differentiable function."""
 
 from __future__ import annotations
 
@@ -32,27 +32,28 @@ def lif(
     *,
     precision: Precision = "fast",
 ) -> Array:
-    """Spikes of a layer of neurons after their synaptic filter, Eq. (3a)-(5) for `LIF`.
+    """Spikes of a layer of neurons with the synaptic filter before them, Eq. (3a)-(5) for `LIF`.
 
-    Differentiable in `z` and in `learned`.
+    The function is differentiable in `z` and in `learned`.
 
     Args:
-        neuron: model and parameters, `LIF(...)` or another; its surrogate derivative serves the backward pass.
+        neuron: neuron model with its parameters, for example `LIF(...)`. Its surrogate derivative is used in the
+            backward pass.
         filter: synaptic filter, `PSP(tau_s).filter()` or `IDENTITY`.
-        z: weighted spikes of the layer below, float32 `[T, B, ...]`, or `[1, B, ...]` for one input at every step;
-            channels are the last axis.
-        steps: `T`.
-        learned: learned numbers of the filter (`bias`) and of the model by name, each `[1]` or one a channel; None: as
-            they are before any update.
-        precision: of the gradients of `learned`.
+        z: weighted spikes of the layer below, float32 `[T, B, ...]`, or `[1, B, ...]` for the same input at every step.
+            Channels are the last axis.
+        steps: number of steps, `T`.
+        learned: learned parameters of the filter (`bias`) and of the model by name, each `[1]` or one per channel;
+            None: the initial values.
+        precision: precision of the gradients of `learned`.
 
     Returns:
-        Spikes, float32 `[T, B, ...]`; NaN where the potential is not finite, or a learned number outside of its
-        domain: inside a jit nothing can be raised.
+        Spikes, float32 `[T, B, ...]`. Inside a jit, no error can be raised. Spikes are then NaN where the potential is
+        not finite or a learned parameter is outside its domain.
 
     Raises:
-        ShapeError: `steps` is not that of `z`, or `learned` are not the model's numbers.
-        NumericError: a value of `z` is not finite, or a learned number outside of its domain.
+        ShapeError: `steps` does not fit `z`, or `learned` does not contain the parameters of the model.
+        NumericError: a value of `z` is not finite, or a learned parameter is outside its domain.
     """
     if z.ndim < 1 or steps < 1 or z.shape[0] not in (1, steps):
         raise ShapeError(f"z must be [T, B, ...] or [1, B, ...] with T = steps = {steps}, got {z.shape}")
@@ -62,7 +63,7 @@ def lif(
     given = {name: jnp.asarray(x) for name, x in (expected if learned is None else learned).items()}
     shapes, wanted = ({name: (x.shape, x.dtype.name) for name, x in each.items()} for each in (given, expected))
     if shapes != wanted:
-        raise ShapeError(f"the learned numbers of {neuron.name} are {wanted}, got {shapes}")
+        raise ShapeError(f"the learned parameters of {neuron.name} are {wanted}, got {shapes}")
     given = {
         name: in_domain(f"{name} of {neuron.name}", x, ends[name].low, ends[name].high) for name, x in given.items()
     }
@@ -100,7 +101,7 @@ def _lif_forward(
 def _lif_backward(
     neuron: NeuronModel, filter: SynapticFilter, steps: int, static: bool, precision: Precision, kept: Any, ds: Array
 ) -> tuple[Array, dict[str, Array]]:
-    # The way back reads what was kept, not the spikes: any array stands for them.
+    # The backward pass reads the kept values, not the spikes, so any array can take the place of the spikes.
     values, each, learned = kept
     dz, terms = PAIRS.neuron_backward(neuron, filter, NeuronResiduals(values, ds, static, each), ds)
     return dz, {name: PAIRS.learned_gradient(x, len(learned[name]), precision) for name, x in terms.items()}

@@ -1,4 +1,4 @@
-"""optim/adamw.py of the spec in JAX: what the gradient norm is made of."""
+"""Implements, in JAX, the sums for the gradient norm of optim/adamw.py of the spec."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["gradient_squares"]
 
 
 def gradient_squares(gradients: Sequence[Array]) -> Array:
-    """`optim.gradient_squares`, int64 `[2]`."""
+    """Implements `optim.gradient_squares`; int64 `[2]`."""
     bits = norm_bits(sum(math.prod(g.shape) for g in gradients))
     largest = largest_magnitude(gradients)
     q = jnp.minimum(np.int32(bits) - exponent(largest), np.int32(FINEST_ERROR_EXPONENT))

@@ -1,1 +1,1 @@
-"""JAX pairs of stsbp_spec.synapses; images are channels-last here, `[T, B, H, W, C]`, weights keep the spec's shape."""
+"""JAX pairs of stsbp_spec.synapses. Images are channels last, `[T, B, H, W, C]`. Weights have the spec's shapes."""

@@ -1,4 +1,4 @@
-"""synapses/avgpool2d.py of the spec in JAX, channels-last: sums of windows times an exact power of two."""
+"""Implements synapses/avgpool2d.py of the spec in JAX, channels last: sums over windows times an exact power of two."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ __all__ = ["avgpool2d", "backward", "forward", "of_windows", "views"]
 
 
 def views(pool: Pool2d, s: Array) -> list[Array]:
-    """Of each place in a window, row by row, the inputs of `[T, B, H, W, C]` that stand there."""
+    """For each position in a window, row by row, the inputs of `[T, B, H, W, C]` at this position in all windows."""
     rows, columns = pool.sizes
     h, w = s.shape[2] // rows * rows, s.shape[3] // columns * columns
     return [s[:, :, i:h:rows, j:w:columns] for i in range(rows) for j in range(columns)]
 
 
 def of_windows(shape: Shape, spread: Array) -> Array:
-    """All windows, `[T, B, h, w, C]`, with zeros for the rows and columns of `shape` that fill no window."""
+    """All windows, `[T, B, h, w, C]`, padded with zeros for the rows and columns of `shape` outside all windows."""
     return jnp.pad(spread, [(0, n - m) for n, m in zip(shape, spread.shape, strict=True)])
 
 
 def forward(pool: AvgPool2d, s: Array) -> Array:
-    """Means or sums of windows, float32 `[T, B, H // rows, W // columns, C]`."""
+    """Averages or sums over windows, float32 `[T, B, H // rows, W // columns, C]`."""
     return reduce(add, (view.astype(np.float32) for view in views(pool, s))) * np.float32(2.0**-pool.exponent)
 
 
 def backward(pool: AvgPool2d, shape: Shape, d: Array) -> Array:
-    """Each input, `[T, B, H, W, C]` = `shape`, receives its window's error, divided where the mean was taken."""
+    """Each input of `shape`, `[T, B, H, W, C]`, receives its window's error signal, divided as in the forward pass."""
     rows, columns = pool.sizes
     each = d * np.float32(2.0**-pool.exponent)
     return of_windows(shape, jnp.repeat(jnp.repeat(each, rows, axis=2), columns, axis=3))
 
 
 def avgpool2d(pool: AvgPool2d, s: Array) -> Array:
-    """Average pooling of spikes `[T, B, H, W, C]`, float32; linear, so JAX differentiates it as it stands.
+    """Average pooling of spikes `[T, B, H, W, C]`, float32. It is linear, so JAX differentiates it without our help.
 
-    Of windows that are no powers of two: sums, whose division, `1 / pool.divisor`, is part of the next filter's gain.
+    If the number of inputs in a window is not a power of two, the output is the sum. The factor `1 / pool.divisor` is
+    then part of the next filter's gain.
     """
     return forward(pool, s)

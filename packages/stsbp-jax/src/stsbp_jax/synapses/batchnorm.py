@@ -1,4 +1,4 @@
-"""Batch normalisation, spec: synapses/batchnorm.py: sums of channels-last arrays, and float64 on their numbers."""
+"""Implements synapses/batchnorm.py of the spec in JAX: sums of channels-last arrays, and numbers in float64."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _LOW = 2**SQUARE_BITS - 1
 
 
 class Wide(batchnorm.Wide):
-    """Float64 of which XLA fuses and replaces nothing: products, quotients and roots pass an exclusive-or with a zero.
+    """Float64 arithmetic in which XLA fuses and replaces nothing.
 
-    See `grid.Rounding`; the division by a constant would be a multiplication, `a / sqrt(b)` one with another root.
+    An exclusive-or with zero is applied to products, quotients and roots: see `grid.Rounding`. Otherwise, XLA would
+    turn the division by a constant into a multiplication, and `a / sqrt(b)` into a multiplication by a reciprocal root.
 
     Args:
         data: any non-empty array that the computation reads.
@@ -45,7 +46,7 @@ class Wide(batchnorm.Wide):
 
     def over(self, a: Any, b: Any) -> Array:
         a = self._hidden(a)
-        # The divisor may be one number for all, which XLA must not see.
+        # The divisor may be the same for all elements. XLA must not see this.
         return self._hidden(a / jnp.where(a == a, b, np.nan))
 
     def root(self, a: Any) -> Array:
@@ -65,7 +66,7 @@ def _units(z: Array, exponent: Array) -> Array:
 
 
 def moments(z: Array, exponent: Array) -> Array:
-    """`batchnorm.moments`, int64 `[3, C]`."""
+    """Implements `batchnorm.moments`; int64 `[3, C]`."""
     with wide():
         k = _units(z, exponent)
         squares = k * k
@@ -74,7 +75,7 @@ def moments(z: Array, exponent: Array) -> Array:
 
 
 def error_moments(dy: Array, z: Array, exponent: Array) -> Array:
-    """`batchnorm.error_moments`, float64 `[3, C]`."""
+    """Implements `batchnorm.error_moments`; float64 `[3, C]`."""
     with wide():
         k, d = _units(z, exponent), dy.astype(np.float64).reshape(-1, dy.shape[-1])
         each = d, d * (k >> PIECE_BITS), d * (k & (2**PIECE_BITS - 1))

@@ -1,7 +1,7 @@
-"""synapses/conv2d.py of the spec in JAX: unfolded windows and matrix products, chunk of frames by chunk of frames.
+"""Implements synapses/conv2d.py of the spec in JAX: matrix products of unfolded windows, in chunks of frames.
 
-Matrix products only add products, so there is no Winograd, FFT or down-converting algorithm to keep out, on any
-device; and on the CPU, where a chunk stays in the cache, they are faster than XLA's convolutions.
+Matrix products only add products. So on no device do we have to exclude a Winograd, FFT or down-converting algorithm.
+On the CPU, where a chunk stays in the cache, matrix products are faster than XLA's convolutions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHUNK_BYTES = 4 * 2**20
 
 
 def _unfold(conv: Conv2d, frames: Array) -> Array:
-    """`[n, H, W, C]` to windows `[n, H', W', rows * columns * C]`."""
+    """Unfold frames `[n, H, W, C]` to windows `[n, H', W', rows * columns * C]`."""
     (above, left), (down, across) = conv.paddings, conv.strides
     n, h, w, c = frames.shape
     _, rows, columns = conv.output_shape((c, h, w))
@@ -38,13 +38,13 @@ def _unfold(conv: Conv2d, frames: Array) -> Array:
 
 
 def _places(conv: Conv2d) -> list[tuple[int, int]]:
-    """Row and column of each weight of the kernel on the input, row by row."""
+    """Row and column offset on the input of each weight of the kernel, row by row."""
     (rows, columns), (down, across) = conv.kernels, conv.dilations
     return [(i * down, j * across) for i in range(rows) for j in range(columns)]
 
 
 def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
-    """Adjoint of `_unfold`: sums windows `[n, H', W', rows * columns * C]` into `[n, *shape]`, `shape` (H, W, C)."""
+    """Adjoint of `_unfold`: sums windows `[n, H', W', rows * columns * C]` to `[n, *shape]`; `shape` is (H, W, C)."""
     (above, left), (down, across) = conv.paddings, conv.strides
     n, rows, columns, _ = windows.shape
     h, w, c = shape
@@ -59,13 +59,13 @@ def _fold(conv: Conv2d, windows: Array, shape: Shape) -> Array:
 
 
 def _rows(conv: Conv2d, w: Array) -> Array:
-    """Weights `[C', C / groups, ...]` as `[fan-in, C']`, the order of the windows; of groups as `[groups, ...]`."""
+    """Weights `[C', C / groups, ...]` as `[fan-in, C']` in the order of windows; several groups: `[groups, ...]`."""
     rows = w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0])
     return rows if conv.groups == 1 else rows.reshape(len(rows), conv.groups, -1).transpose(1, 0, 2)
 
 
 def _by_group(conv: Conv2d, x: Array, k: int) -> Array:
-    """`[..., k * C]` as rows, of several groups `[groups, n, k * C / groups]`."""
+    """`[..., k * C]` as rows, or as `[groups, n, k * C / groups]` for several groups."""
     if conv.groups == 1:
         return x.reshape(-1, x.shape[-1])
     parts = x.reshape(-1, k, conv.groups, x.shape[-1] // (k * conv.groups)).transpose(2, 0, 1, 3)
@@ -81,7 +81,7 @@ def _of_groups(conv: Conv2d, rows: Array, k: int) -> Array:
 
 
 def _chunks(frames: int, frame_bytes: int) -> int:
-    """Number of equal chunks: the fewest that keep one near `_CHUNK_BYTES`, or all frames at once if none divides."""
+    """Number of equal chunks of about `_CHUNK_BYTES`; 1 if the frames cannot be divided into such chunks."""
     for chunks in range(max(1, frames * frame_bytes // _CHUNK_BYTES), frames + 1):
         if frames % chunks == 0:
             return chunks if frames // chunks * frame_bytes > _CHUNK_BYTES // 16 else 1
@@ -116,7 +116,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Array | None, Array | None]:
-    """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
+    """`(ds, dW)`. In `reproducible` precision, products are float64, every sum is exact, and `dW` stays float64."""
     if precision == "reproducible":
         with wide():
             return _backward(conv, s, wq, dz, np.float64, need_input, need_weights)
@@ -158,10 +158,11 @@ def conv2d(conv: Conv2d, s: Array, w: Array, precision: Precision = "fast") -> A
     """Convolution of spikes, `z = W * s`; differentiable in `s` and `w`.
 
     Args:
-        conv: kernel, stride, padding, dilation, groups.
-        s: spikes, channels-last `[T, B, H, W, C]`, float32.
-        w: weights `[C', C / groups, rows, columns]`, float32; on their grid (`snap_weights`) for sums that are exact.
-        precision: of the backward pass.
+        conv: kernel, stride, padding, dilation and groups.
+        s: spikes, channels last, `[T, B, H, W, C]`, float32.
+        w: weights `[C', C / groups, rows, columns]`, float32. If they are on their grid (`snap_weights`), sums are
+            exact.
+        precision: precision of the backward pass.
 
     Returns:
         float32 `[T, B, H', W', C']`.

@@ -1,4 +1,4 @@
-"""synapses/dropout.py of the spec in JAX, channels-last."""
+"""Implements synapses/dropout.py of the spec in JAX, channels last."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["forward", "mask"]
 
 
 def mask(seed: Array, layer: int, step: Array, shape: Shape, rate: float) -> Array:
-    """The spec's mask for spikes of `shape` `[B, C, H, W]` or `[B, N]`, uint8, as `[B, H, W, C]` or `[B, N]`."""
+    """The spec's mask for spikes of shape `[B, C, H, W]` or `[B, N]`, uint8, as `[B, H, W, C]` or `[B, N]`."""
     keep = keep_mask(seed, layer, step, shape, rate)
     return jnp.moveaxis(keep, 1, -1)
 
 
 def forward(keep: Array, s: Array) -> Array:
-    """`s * mask`, its own adjoint; spikes or errors `[T, B, ...]`."""
+    """`s * mask` for spikes or error signals `[T, B, ...]`. This operation is its own adjoint."""
     return s * keep.astype(s.dtype)

@@ -1,4 +1,4 @@
-"""synapses/flatten.py of the spec in JAX: channels come first in the flat axis, as everywhere."""
+"""Implements synapses/flatten.py of the spec in JAX. As in the spec, channels come first in the flat axis."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["backward", "flatten"]
 
 
 def flatten(s: Array) -> Array:
-    """Spikes `[T, B, H, W, C]` as `[T, B, C H W]`; those with one axis as they are."""
+    """Spikes `[T, B, H, W, C]` as `[T, B, C H W]`; spikes `[T, B, N]` unchanged."""
     return (jnp.moveaxis(s, -1, 2) if s.ndim == 5 else s).reshape(*s.shape[:2], -1)
 
 
 def backward(shape: Shape, d: Array) -> Array:
-    """The same numbers as `shape`, `[T, B, H, W, C]` or `[T, B, N]`."""
+    """The error signal in the shape `shape`, `[T, B, H, W, C]` or `[T, B, N]`."""
     if len(shape) != 5:
         return d
     t, b, h, w, c = shape

@@ -1,6 +1,6 @@
-"""synapses/linear.py of the spec in JAX, as matrix products.
+"""Implements synapses/linear.py of the spec in JAX, as matrix products.
 
-The spec flattens `(C, H, W)`; images are channels-last here, so the weights' columns are permuted instead.
+The spec flattens `(C, H, W)`. Images are channels last here, so the columns of the weights are permuted instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["backward", "forward", "linear"]
 
 
 def _columns_last(w: Array, shape: Shape) -> Array:
-    """Columns of `w` `[N, C * H * W]` in the order of an input of `shape` `(H, W, C)` or `(N,)`."""
+    """Reorder the columns of `w` `[N, C * H * W]` for an input of shape `(H, W, C)` or `(N,)`."""
     if len(shape) == 1:
         return w
     h, width, c = shape
@@ -53,7 +53,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[Array | None, Array | None]:
-    """`(ds, dW)`; for `reproducible` products in float64, where every sum is exact, and `dW` stays so."""
+    """`(ds, dW)`. In `reproducible` precision, products are float64, every sum is exact, and `dW` stays float64."""
     if precision == "reproducible":
         with wide():
             return _backward(linear, s, wq, dz, np.float64, need_input, need_weights)
@@ -84,10 +84,10 @@ def linear(linear: Linear, s: Array, w: Array, precision: Precision = "fast") ->
     """Full connection of spikes, `z = W s`; differentiable in `s` and `w`.
 
     Args:
-        linear: number of units.
-        s: spikes, `[T, B, N]` or channels-last `[T, B, H, W, C]`, float32.
+        linear: the connection, with its number of units.
+        s: spikes, `[T, B, N]`, or `[T, B, H, W, C]` (channels last), float32.
         w: weights `[units, N]`, or `[units, C * H * W]` in the spec's order; see `conv2d`.
-        precision: of the backward pass.
+        precision: precision of the backward pass.
 
     Returns:
         float32 `[T, B, units]`.

@@ -1,4 +1,4 @@
-"""synapses/maxpool2d.py of the spec in JAX, channels-last."""
+"""Implements synapses/maxpool2d.py of the spec in JAX, channels last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["backward", "forward", "maxpool2d"]
 
 
 def forward(pool: MaxPool2d, s: Array) -> tuple[Array, Array]:
-    """The largest of windows, in the type of `s`, and the number of each one's first largest input, int32."""
+    """The largest input of each window, in the type of `s`, and the index of the first largest input, int32."""
     largest, *others = views(pool, s)
     first = jnp.zeros(largest.shape, np.int32)
     for number, view in enumerate(others, start=1):
@@ -27,7 +27,7 @@ def forward(pool: MaxPool2d, s: Array) -> tuple[Array, Array]:
 
 
 def backward(pool: MaxPool2d, shape: Shape, first: Array, d: Array) -> Array:
-    """The first largest input of a window receives its error, all others of `shape` `[T, B, H, W, C]` zero."""
+    """The first largest input of each window receives the window's error signal, all other inputs of `shape` zero."""
     rows, columns = pool.sizes
     t, b, h, w, c = d.shape
     numbers = np.arange(pool.area, dtype=np.int32).reshape(rows, 1, columns, 1)
@@ -37,7 +37,10 @@ def backward(pool: MaxPool2d, shape: Shape, first: Array, d: Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def maxpool2d(pool: MaxPool2d, s: Array) -> Array:
-    """Max pooling of spikes `[T, B, H, W, C]`; a window's error goes to its first largest input, row by row."""
+    """Max pooling of spikes `[T, B, H, W, C]`.
+
+    The error signal of a window goes to the first largest input of the window, counted row by row.
+    """
     return forward(pool, s)[0]
 
 

@@ -1,4 +1,4 @@
-"""synapses/psp.py of the spec as a differentiable function."""
+"""The synaptic filter (synapses/psp.py of the spec) as a differentiable function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["psp"]
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def psp(psp: PSP, s: Array) -> Array:
-    """Postsynaptic potentials, Eq. (3a), float32 `[T, ...]`; differentiable in `s`, float32 spike trains `[T, ...]`."""
+    """Postsynaptic potentials of the spike trains `s`, Eq. (3a). Both are float32 `[T, ...]`. Differentiable in `s`."""
     potentials: Array = PAIRS.psp_forward(psp, s)
     return potentials
 

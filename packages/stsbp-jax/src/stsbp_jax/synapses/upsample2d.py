@@ -1,4 +1,4 @@
-"""synapses/upsample2d.py of the spec in JAX, channels-last."""
+"""Implements synapses/upsample2d.py of the spec in JAX, channels last."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["backward", "forward", "upsample2d"]
 
 
 def forward(up: Upsample2d, s: Array) -> Array:
-    """`[T, B, H rows, W columns, C]`, in the type of `s`."""
+    """The upsampled input, `[T, B, H rows, W columns, C]`, in the type of `s`."""
     rows, columns = up.factors
     return jnp.repeat(jnp.repeat(s, rows, axis=2), columns, axis=3)
 
 
 def backward(up: Upsample2d, d: Array) -> Array:
-    """The sum of each block's errors, row by row."""
+    """The sum of the error signals in each block, row by row."""
     rows, columns = up.factors
     return reduce(add, (d[:, :, i::rows, j::columns] for i in range(rows) for j in range(columns)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def upsample2d(up: Upsample2d, s: Array) -> Array:
-    """Rows and columns of spikes `[T, B, H, W, C]` repeated; its adjoint adds in the spec's order."""
+    """Upsampling that repeats rows and columns of spikes `[T, B, H, W, C]`. The adjoint adds in the spec's order."""
     return forward(up, s)
 
 

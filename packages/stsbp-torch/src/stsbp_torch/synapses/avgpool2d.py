@@ -1,4 +1,4 @@
-"""synapses/avgpool2d.py of the spec: sums of windows times an exact power of two."""
+"""Implements synapses/avgpool2d.py of the spec: sums over windows times an exact power of two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["backward", "forward"]
 
 
 def forward(pool: AvgPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Shape]:
-    """Means or sums of windows, float32; the residual is the input's shape."""
+    """Averages or sums over windows, float32; the residual is the input's shape."""
     if fused:
         return pooling.average(TENSORS, pool, s), tuple(s.shape)
     s = laid_out(s)
@@ -23,7 +23,10 @@ def forward(pool: AvgPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Ten
 
 
 def backward(pool: AvgPool2d, shape: Shape, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
-    """Each input receives its window's error, divided where the mean was taken; dropped rows and columns zero."""
+    """Each input receives its window's error signal, divided as in the forward pass.
+
+    Rows and columns that the forward pass drops receive zero.
+    """
     if fused:
         return pooling.average_backward(TENSORS, pool, shape, d)
     ds = empty(shape, torch.float32, d.device)

@@ -1,4 +1,7 @@
-"""Batch normalisation, spec: synapses/batchnorm.py: sums as plain tensor expressions or fused, float64 on numbers."""
+"""Implements synapses/batchnorm.py of the spec, with sums in plain tensor expressions or in fused kernels.
+
+Numbers per channel are computed in float64.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +36,13 @@ class Wide(batchnorm.Wide):
         return narrow.masked_fill(narrow.abs() < FLOOR, 0.0)
 
     def over(self, a: Any, b: Any) -> torch.Tensor:
-        # torch multiplies by the reciprocal where one of them is a number.
+        # If one operand is a Python number, torch multiplies by the reciprocal.
         like = a if isinstance(a, torch.Tensor) else b
         a, b = (x if isinstance(x, torch.Tensor) else torch.full_like(like, x) for x in (a, b))
         return torch.div(a, b)
 
     def root(self, a: Any) -> torch.Tensor:
-        # On the CPU torch takes what MKL makes of it.
+        # On the CPU, torch would use MKL's square root.
         return torch.from_numpy(np.sqrt(a.numpy())) if a.device.type == "cpu" else torch.sqrt(a)
 
     def power_of_two(self, exponent: Any) -> torch.Tensor:
@@ -51,7 +54,7 @@ def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
 
 
 def _each(k: torch.Tensor) -> tuple[int, ...]:
-    """All axes but that of the channels."""
+    """All axes except the axis of the channels."""
     return tuple(axis for axis in range(k.ndim) if axis != 2)
 
 
@@ -60,7 +63,7 @@ def _units(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 
 
 def moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`batchnorm.moments` of `[T, B, C, ...]`, int64 `[3, C]`."""
+    """Implements `batchnorm.moments` for `[T, B, C, ...]`; int64 `[3, C]`."""
     k = _units(z, exponent)
     squares = k * k
     total, high, low = (x.sum(_each(x)) for x in (k, squares >> SQUARE_BITS, squares & _LOW))
@@ -68,31 +71,31 @@ def moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
 
 
 def error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`batchnorm.error_moments`, float64 `[3, C]`."""
+    """Implements `batchnorm.error_moments`; float64 `[3, C]`."""
     k, d = _units(z, exponent), dy.double()
     each = d, d * (k >> PIECE_BITS), d * (k & (2**PIECE_BITS - 1))
     return torch.stack([x.sum(_each(x)) for x in each])
 
 
 def _rows(x: torch.Tensor) -> AnyArray:
-    """`[T, B, C, ...]` as it lies on the CPU, `[n, C]`."""
+    """`[T, B, C, ...]` on the CPU in memory order, as `[n, C]`."""
     return view(laid_out(x)).reshape(-1, x.shape[2])
 
 
 def fused_moments(z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`moments` on the CPU."""
+    """`moments` by the kernels for the CPU."""
     return torch.from_numpy(fused.moments(_rows(z), int(exponent)))
 
 
 def fused_error_moments(dy: torch.Tensor, z: torch.Tensor, exponent: torch.Tensor) -> torch.Tensor:
-    """`error_moments` on the CPU."""
+    """`error_moments` by the kernels for the CPU."""
     return torch.from_numpy(fused.error_moments(_rows(dy), _rows(z), int(exponent)))
 
 
 def normalised(
     recurrence: Recurrence, arrays: Mapping[str, torch.Tensor], numbers: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    """`Pairs.channelwise` on the CPU."""
+    """`Pairs.channelwise` by the kernels for the CPU."""
     given = {name: laid_out(x) for name, x in arrays.items()}
     out = torch.empty_like(next(iter(given.values())))
     rows = {name: _rows(x) for name, x in given.items()}

@@ -1,10 +1,12 @@
-"""synapses/conv2d.py of the spec on torch's convolutions.
+"""Implements synapses/conv2d.py of the spec by torch's convolutions.
 
-Forward: any algorithm that only adds products is exact on the weight grid. On the CPU that is oneDNN's direct
-convolution; on CUDA cuDNN may choose Winograd or FFT, so the first call of each shape is compared with a matrix product
-and the product is kept where the bits differ. Reduced-precision modes (TF32, bf16) are off around every call.
-Backward: `fast` lets torch choose the order of sums; `reproducible` unfolds windows and multiplies in float64, where
-sums are exact.
+Forward pass: every algorithm that only adds products is exact on the weight grid. On the CPU, oneDNN's direct
+convolution is such an algorithm. On CUDA, cuDNN may choose Winograd or FFT. So for each shape, cuDNN's choice is
+compared once with a matrix product. If the bits differ, the matrix product is used. Modes of reduced precision (TF32,
+bf16) are off during every call.
+
+Backward pass: in `fast` precision, torch chooses the order of sums. In `reproducible` precision, windows are unfolded
+and multiplied in float64, where sums are exact.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ _cudnn_differs: dict[tuple[Conv2d, Shape, str], bool] = {}
 
 
 class Residuals(NamedTuple):
-    """Input `[T, B, C, H, W]`, float32, and the weights on their grid."""
+    """The input, `[T, B, C, H, W]`, float32, and the weights on their grid."""
 
     s: torch.Tensor
     wq: torch.Tensor
 
 
 class _Here(threading.local):
-    """Whether this thread is within `exact_math` already: a whole step is, so that its operations need not look."""
+    """Whether this thread is inside `exact_math` already, as whole steps are. Operations then change no settings."""
 
     exact = False
 
@@ -44,9 +46,9 @@ _here = _Here()
 
 @contextmanager
 def exact_math() -> Iterator[None]:
-    """Full float32 precision in matrix products and convolutions, whatever the user's process asked for.
+    """Full float32 precision in matrix products and convolutions, whatever the user's process has set.
 
-    `torch.autocast` too is off.
+    `torch.autocast` is off as well.
     """
     if _here.exact:
         yield
@@ -109,7 +111,7 @@ def backward(
 
 
 def input_error(conv: Conv2d, wq: torch.Tensor, dz: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """`ds` of `shape` alone, `fast`."""
+    """Only `ds`, of shape `shape`, in `fast` precision."""
     t, b, c, h, width = shape
     x = torch.empty((t * b, h, width, c), device=dz.device).permute(0, 3, 1, 2)
     w = wq.contiguous(memory_format=torch.channels_last)
@@ -131,7 +133,7 @@ def _from_frames(x: torch.Tensor, shape: Shape) -> torch.Tensor:
 
 
 def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """`[n, C, H, W]` (channels last) to `[n H' W', rows columns C]`, or by group."""
+    """Unfold `[n, C, H, W]` (channels last) to `[n H' W', rows columns C]`, or by group."""
     (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
     memory = torch.nn.functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
     view = memory.unfold(1, conv.extents[0], down).unfold(2, conv.extents[1], across)
@@ -141,7 +143,7 @@ def _windows(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _by_group(conv: Conv2d, x: torch.Tensor) -> torch.Tensor:
-    """`[n, k, C]` as rows `[n, k C]`, of several groups as `[groups, n, k C / groups]`."""
+    """`[n, k, C]` as rows `[n, k C]`, or as `[groups, n, k C / groups]` for several groups."""
     n, k, _ = x.shape
     if conv.groups == 1:
         return x.view(n, -1)
@@ -157,7 +159,7 @@ def _of_groups(conv: Conv2d, rows: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _weight_rows(conv: Conv2d, w: torch.Tensor) -> torch.Tensor:
-    """`[C', fan-in]`, of several groups `[groups, C' / groups, fan-in]`, in the order of windows."""
+    """Weights as `[C', fan-in]`, or `[groups, C' / groups, fan-in]` for several groups, in the order of windows."""
     rows = w.permute(0, 2, 3, 1).reshape(len(w), -1)
     return rows if conv.groups == 1 else rows.view(conv.groups, -1, rows.shape[1])
 
@@ -192,7 +194,7 @@ def _cudnn_is_inexact(conv: Conv2d, x: torch.Tensor, w: torch.Tensor) -> bool:
 def _backward_float64(
     conv: Conv2d, x: torch.Tensor, w: torch.Tensor, error: torch.Tensor, need_input: bool, need_weights: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Both products in float64 and in chunks of frames; exact because `error` is on its grid."""
+    """Both products in float64 and in chunks of frames. They are exact because `error` is on its grid."""
     rows = _weight_rows(conv, w).double()
     (above, left), (down, across), apart = conv.paddings, conv.strides, conv.dilations
     n, c, h, width_in = x.shape

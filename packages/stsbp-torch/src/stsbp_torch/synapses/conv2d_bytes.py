@@ -1,11 +1,12 @@
-"""synapses/conv2d.py of the spec, forward, on bytes: exact integer sums by oneDNN's int8 convolution (CPU).
+"""The forward pass of synapses/conv2d.py of the spec on bytes: exact integer sums by oneDNN's int8 convolution (CPU).
 
-A weight of the grid is 16 times one signed byte plus another of 0 to 15. So a convolution of twice the channels, 16
-times the input and the input, with these bytes as its weights, is the whole product. Processors with byte products
-(AVX512-VNNI, AMX) do it in a fraction of the time of the float32 convolution, and read the bytes that spikes are.
+A weight on its grid is 16 times a signed byte, plus another byte from 0 to 15. So the result is a convolution with
+twice the number of channels. Its inputs are 16 times the input and the input itself, and its weights are these bytes.
+Processors with byte products (AVX512-VNNI, AMX) compute it in a fraction of the time of the float32 convolution. They
+read spikes directly, because spikes are stored as bytes.
 
-The operator belongs to torch's quantisation, and torch promises little about it: it is tried on each shape once
-against the float32 convolution, and left alone where it is missing or differs.
+The operator belongs to torch's quantisation, and torch promises little about it. So for each shape, the operator is
+compared once with the float32 convolution. If the operator is missing or differs, it is not used.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ __all__ = ["LARGEST", "doubled", "forward", "usable"]
 
 _LOW_BITS = 4
 LARGEST = 15
-"""The largest input: 16 times it is a byte."""
+"""The largest input. 16 times this value still fits in a byte."""
 _agrees: dict[tuple[Conv2d, Shape], bool] = {}
 
 
 def usable(conv: Conv2d, shape: Shape, largest: int) -> bool:
-    """Whether `forward` is exact and fast here.
+    """Whether `forward` is exact and fast on this processor.
 
     Args:
-        conv: the convolution, `square`.
-        shape: of one frame, `(C, H, W)`.
+        conv: the convolution, which must be `square`.
+        shape: shape of a frame, `(C, H, W)`.
         largest: the largest input.
     """
     if largest > LARGEST or not torch.cpu._is_vnni_supported():
@@ -49,7 +50,7 @@ def _try(conv: Conv2d, shape: Shape) -> bool:
     c, h, w = shape
     s = torch.randint(0, LARGEST + 1, (1, 2, h, w, c), generator=generator, dtype=torch.uint8)
     s = s.permute(0, 1, 4, 2, 3)
-    # So small that the sums are exact whatever the inputs.
+    # The weights are so small that the sums are exact for all inputs.
     limit = max(1, min(2047, 2**EXACT_LIMIT_BITS // (c * conv.area * LARGEST)))
     wq = torch.randint(-limit, limit + 1, conv.weight_shape(shape), generator=generator).float() / 2048
     try:
@@ -59,7 +60,7 @@ def _try(conv: Conv2d, shape: Shape) -> bool:
 
 
 def doubled(s: torch.Tensor) -> torch.Tensor:
-    """`16 s` and `s`, at most 15, one after the other along the channels, laid out."""
+    """`16 s` followed by `s` along the channels, laid out. `s` is at most 15."""
     memory = s.permute(0, 1, 3, 4, 2)
     return torch.cat([memory << _LOW_BITS, memory], -1).permute(0, 1, 4, 2, 3)
 

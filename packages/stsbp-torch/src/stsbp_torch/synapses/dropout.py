@@ -1,4 +1,4 @@
-"""synapses/dropout.py of the spec: masks from the counter-based generator, the same bits as `random.keep_mask`."""
+"""Implements synapses/dropout.py of the spec: masks with the same bits as those of `random.keep_mask`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["apply", "mask"]
 
 
 def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int, device: torch.device) -> torch.Tensor:
-    """Mask `[B, ...]` from sample `first` of the batch on, uint8, channels last in memory where it has channels."""
+    """Mask `[B, ...]` from sample `first` of the batch on, uint8. Masks of frames are channels last in memory."""
     if device.type != "cpu":
         from stsbp_torch import fused_cuda
 
@@ -20,5 +20,5 @@ def mask(seed: int, layer: int, step: int, shape: Shape, rate: float, first: int
 
 
 def apply(kept: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """`s * mask`, the mask the same at every step; its own adjoint."""
+    """`s * mask`, with the same mask at every step. This operation is its own adjoint."""
     return s * kept

@@ -1,4 +1,4 @@
-"""synapses/flatten.py of the spec: channels, rows and columns as one axis, in this order."""
+"""Implements synapses/flatten.py of the spec: channels, rows and columns as one axis, in this order."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def forward(flatten: Flatten, s: torch.Tensor) -> tuple[torch.Tensor, Shape]:
 
 
 def backward(flatten: Flatten, shape: Shape, d: torch.Tensor) -> torch.Tensor:
-    """The same numbers in the input's shape."""
+    """The error signal in the input's shape."""
     return laid_out(d.reshape(shape))

@@ -1,7 +1,8 @@
-"""synapses/linear.py of the spec as matrix products; the weights' columns follow the memory order of the input.
+"""Implements synapses/linear.py of the spec as matrix products. The weights' columns are in the input's memory order.
 
-On the CPU, `fused`, few spikes are not multiplied but choose the rows that are added (stsbp_cpu/sparse/linear.py):
-the same bits forward and in `reproducible` precision.
+With `fused` on the CPU, if there are few spikes, they select the rows that are added instead
+(stsbp_cpu/sparse/linear.py). The bits are then the same in the forward pass, and in the backward pass in `reproducible`
+precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ __all__ = ["Residuals", "backward", "forward", "left"]
 class Residuals(NamedTuple):
     """Input rows `[T B, inputs]` and weights `[N, inputs]`, both in memory order, and the input's shape.
 
-    The rows are float32, or uint8 where they are few spikes; the weights are then `sparse.rows_of` them.
+    The rows are float32, or uint8 if they contain few spikes. In the latter case, `sparse.rows_of` has transposed the
+    weights.
     """
 
     flat: torch.Tensor
@@ -31,7 +33,7 @@ class Residuals(NamedTuple):
 
 
 def _memory_order(w: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Weights whose columns are `(C, H, W)` with columns `(H, W, C)`."""
+    """Reorder the columns of the weights from `(C, H, W)` to `(H, W, C)`."""
     if len(shape) != 5:
         return w
     return w.view(len(w), *shape[2:]).permute(0, 2, 3, 1).reshape(len(w), -1)
@@ -58,7 +60,7 @@ def forward(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -
 
 
 def left(linear: Linear, s: torch.Tensor, wq: torch.Tensor, *, fused: bool) -> Residuals:
-    """What the way back reads."""
+    """The residuals that the backward pass reads."""
     shape = tuple(s.shape)
     frames = shape[0] * shape[1]
     if fused and s.dtype is torch.uint8:
@@ -77,7 +79,7 @@ def backward(
     need_input: bool,
     need_weights: bool = True,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """`(ds, dW)` from `dz` `[T, B, N]`; products in float64 for `reproducible`, where every sum is exact."""
+    """`(ds, dW)` from `dz` `[T, B, N]`. In `reproducible` precision, products are float64, and every sum is exact."""
     flat, w, shape = residuals
     error = dz.reshape(-1, linear.units)
     if precision == "reproducible":

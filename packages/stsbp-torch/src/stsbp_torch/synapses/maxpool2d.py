@@ -1,4 +1,4 @@
-"""synapses/maxpool2d.py of the spec: the first largest input of each window."""
+"""Implements synapses/maxpool2d.py of the spec: the first largest input of each window."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["Residuals", "backward", "forward"]
 
 
 class Residuals(NamedTuple):
-    """The number of each window's first largest input, row by row, int32, and the input's shape."""
+    """The index of the first largest input in each window (row by row, int32), and the input's shape."""
 
     first: torch.Tensor
     shape: Shape
 
 
 def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Tensor, Residuals]:
-    """The largest of windows, in the type of `s`."""
+    """The largest input of each window, in the type of `s`."""
     s = laid_out(s)
     shape = (*s.shape[:2], *pool.output_shape(tuple(s.shape[2:])))
     first = empty(shape, torch.int32, s.device)
@@ -39,7 +39,7 @@ def forward(pool: MaxPool2d, s: torch.Tensor, *, fused: bool) -> tuple[torch.Ten
 
 
 def backward(pool: MaxPool2d, residuals: Residuals, d: torch.Tensor, *, fused: bool) -> torch.Tensor:
-    """The first largest input of a window receives its error, all others zero."""
+    """The first largest input of a window receives the window's error signal. All other inputs receive zero."""
     if fused:
         return pooling.largest_backward(TENSORS, pool, residuals.first, residuals.shape, d)
     ds = empty(residuals.shape, torch.float32, d.device).zero_()
@@ -49,7 +49,7 @@ def backward(pool: MaxPool2d, residuals: Residuals, d: torch.Tensor, *, fused: b
 
 
 def _views(pool: MaxPool2d, x: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Of each place in a window, row by row, the inputs that stand there."""
+    """For each position in a window, row by row, the inputs at this position in all windows."""
     rows, columns = pool.sizes
     height, width = x.shape[3] // rows * rows, x.shape[4] // columns * columns
     return (x[:, :, :, i:height:rows, j:width:columns] for i in range(rows) for j in range(columns))

@@ -1,4 +1,4 @@
-"""synapses/upsample2d.py of the spec: rows and columns repeated, and sums of blocks in the spec's order."""
+"""Implements synapses/upsample2d.py of the spec: repeats rows and columns, and sums blocks in the spec's order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["backward", "forward"]
 
 
 def forward(up: Upsample2d, s: torch.Tensor) -> tuple[torch.Tensor, None]:
-    """`[T, B, C, H rows, W columns]`, in the type of `s`."""
+    """The upsampled input, `[T, B, C, H rows, W columns]`, in the type of `s`."""
     rows, columns = up.factors
     return laid_out(s.repeat_interleave(rows, dim=3).repeat_interleave(columns, dim=4)), None
 
 
 def backward(up: Upsample2d, residuals: None, d: torch.Tensor) -> torch.Tensor:
-    """The sum of each block's errors, row by row."""
+    """The sum of the error signals in each block, row by row."""
     rows, columns = up.factors
     blocks = (d[:, :, :, i::rows, j::columns] for i in range(rows) for j in range(columns))
     return laid_out(reduce(torch.add, blocks))
