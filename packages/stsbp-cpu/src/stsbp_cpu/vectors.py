@@ -171,7 +171,7 @@ def widened(typing_context: Any, y: Any, x: Any, vectors: Any, add: Any) -> Any:
                 with way, cgutils.for_range(builder, arguments[2]) as loop:
                     offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
                     source = builder.load(builder.bitcast(builder.gep(xp, [offset]), bytes_), align=1)
-                    # By way of int32, for which every processor has an instruction.
+                    # Converted to int32 first, because every processor has an instruction for this.
                     wide = builder.sitofp(builder.zext(source, ir.VectorType(ir.IntType(32), LANES)), _VECTOR)
                     to = _vector(builder, yp, offset)
                     builder.store(builder.fadd(builder.load(to, align=4), wide) if adding else wide, to, align=4)
@@ -244,7 +244,7 @@ def _stream(typing_context: Any, y: Any, x: Any, vectors: Any) -> Any:
             offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             source = builder.load(_vector(builder, xp, offset), align=4)
             builder.store(source, _vector(builder, yp, offset), align=64).set_metadata("nontemporal", past)
-        # Such stores are not ordered with others, a barrier between threads may be.
+        # Such stores are not ordered relative to other stores, for example those of a barrier between threads.
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
@@ -257,7 +257,7 @@ def stream(y: Float32, x: Float32) -> None:
 
     `y` is not loaded into the caches, and its memory is not read before it is written.
     """
-    # What stands before the first whole line, and after the last one, is written as usual.
+    # Values before the first whole cache line and after the last one are written as usual.
     head = min(len(y), (-y.ctypes.data % 64) // 4)
     vectors = (len(y) - head) // LANES
     for j in range(head):
@@ -557,7 +557,7 @@ def list_set(
             base = builder.add(first, builder.mul(begin, step))
             number = builder.zext(builder.ctpop(found), word)
             for low in range(0, _LOOKED, _TOGETHER):
-                # So many are written without a look whether there are so many.
+                # All of these are written, even if fewer are present.
                 more = builder.icmp_signed(">", number, ir.Constant(word, low))
                 with builder.if_then(more):
                     now = builder.load(left)
@@ -613,7 +613,7 @@ def join_lists(
             )
             moved = builder.trunc(builder.add(shift, builder.mul(row.index, step)), small)
             by, to = _spread(builder, moved), builder.load(length)
-            # The last of them may write further than its part goes; the next part begins where it ends.
+            # The last vector may write beyond the end of its part. The next part overwrites these values.
             with cgutils.for_range_slice(builder, low, high, ir.Constant(word, LANES), word) as (n, _):
                 source = builder.add(builder.load(at(pp, n), align=4), by)
                 builder.store(source, at(op, builder.add(to, builder.sub(n, low))), align=4)

@@ -157,7 +157,7 @@ def _list(
     for y in range(low, high):
         for x in range(columns):
             starts[(y - low) * columns + x] = n
-            # Pixels of a row of the window lie together.
+            # The pixels of a row of the window are adjacent in memory.
             for i in range(size):
                 at = (y * size + i) * width * channels + x * run
                 for j in range(size):

@@ -312,8 +312,8 @@ def _backward(
                     continue
                 list_by_channel(s[t, b], size, chosen, masked, tables, wide, first_in, last_in, cells, values, ends)
                 for q in range(kernel):
-                    # Spikes whose output row y + padding - q is in the band; so many rows at a time that those of the
-                    # error stay near while all channels read them.
+                    # Spikes whose output row y + padding - q is in the band. As many rows are taken at a time as stay
+                    # in a near cache while all channels read the error signals.
                     bottom = min(rows, high - padding + q)
                     for top in range(max(0, low - padding + q), bottom, near):
                         end = min(bottom, top + near)
@@ -329,7 +329,7 @@ def _backward(
                 place = (b * rows_out + y) * line
                 for k in range(len(terms)):
                     terms[k, place : place + line] = state[y - low, states - len(terms) + k]
-            # A sum of each band first: one over all of them would lose the last bits of the last.
+            # Each band is summed separately first. A single sum over all bands would lose the last bits of later bands.
             for j in range(len(gradient)):
                 gradient[j] += part[j]
 
@@ -346,6 +346,6 @@ def _unpool(source: Float32, size: int, channels: int, scaled: Float32, above: F
         scaled[j] = source[j] * scale
     for x in range(len(source) // channels):
         for j in range(size):
-            # Whole vectors: what lies beyond these channels is written again with the next ones.
+            # Whole vectors are copied. Values beyond these channels are overwritten with the next channels.
             copied(above, (x * size + j) * channels, scaled, x * channels, vectors)
     above[len(source) * size :] = _ZERO

@@ -43,7 +43,7 @@ def row_places(width: int, channels: int, size: int) -> tuple[UInt8, AnyArray, A
     """
     run = width * channels
     valid = np.zeros(run, np.uint8)
-    # Without a sign: numba gives negative numbers of elements a meaning, which takes time.
+    # Unsigned: numba would check signed indices for negative values, which takes time.
     columns, channel = np.zeros(run, np.uint32), np.zeros(run, np.uint32)
     for x in range(width // size):
         for c in range(channels):
@@ -155,10 +155,10 @@ def _entering_row(
                 row[j] = np.float32(pixels[j]) + (row[j] if i > 0 else _ZERO)
     columns = run // (channels * size)
     if size == 2:
-        # What is added has not been added to: it stands farther on. Beyond the row, what comes out is not valid.
+        # The added values are farther on in the row and unchanged so far. Results beyond the row are not valid.
         add_scaled(row, NONE, row, channels, _UNIT, (run + LANES - 1) // LANES)
     elif size > 2:
-        # Not in place all at once: what is added has not been added to.
+        # One window after the other, so that the added values are unchanged so far.
         for x in range(columns):
             for i in range(1, size):
                 for c in range(channels):
