@@ -36,7 +36,7 @@ __all__ = ["command"]
 @click.option(
     "--samples/--no-samples",
     default=True,
-    help="Run the network on samples, and draw the samples. With --no-samples, no data set is needed.",
+    help="Run the network on samples, and show their confusion matrix and some plotted samples. --no-samples needs no data set.",
 )
 @threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
