@@ -36,7 +36,8 @@ __all__ = ["command"]
 @click.option(
     "--samples/--no-samples",
     default=True,
-    help="Run the network on samples, and show their confusion matrix and some plotted samples. --no-samples needs no data set.",
+    help="Run the network on samples, and show the confusion matrix and plots of some samples. --no-samples needs no "
+    "data set.",
 )
 @threads_option("Processor threads.  [default: that of the run]")
 @click.pass_obj
