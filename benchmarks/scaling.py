@@ -162,25 +162,27 @@ def line(sizes: list[float], seconds: list[float]) -> tuple[float, float, float]
     return float(fixed), float(slope), float(np.abs((fixed + slope * x) / y - 1).max())
 
 
-LARGE_HEAD = (
-    "| axis | value: ms per step | between neighbours | straight line, ms | value: peak MB (x kept) "
-    "| straight line, MB |\n|---|---|---|---|---|---|"
-)
+LARGE_HEAD = "| axis | size | ms per step | quartiles | exponent | peak MB | x kept |\n|---|---|---|---|---|---|---|"
 
 
 def large_table(found: dict[str, Any]) -> str:
-    """A line of Markdown below `LARGE_HEAD`."""
-    axis, values = found["axis"], found["values"]
-    ms = [1e3 * seconds["median"] for seconds in found["seconds"]]
-    local = " ".join(f"{x:.2f}" for x in between(values, ms))
-    times = ", ".join(f"{v:g}: {x:.4g}" for v, x in zip(values, ms, strict=True))
-    peaks, straight = "not known here", ""
-    if None not in found["peak_bytes"]:
-        mb = [peak / 1e6 for peak in found["peak_bytes"]]
-        each = zip(values, mb, found["kept_bytes"], strict=True)
-        peaks = ", ".join(f"{v:g}: {x:.0f} ({1e6 * x / kept:.2f})" for v, x, kept in each)
-        straight = straight_line(axis, values, mb)
-    return f"| {axis} | {times} | {local} | {straight_line(axis, values, ms)} | {peaks} | {straight} |"
+    """Lines of Markdown below `LARGE_HEAD`: one for each size, and one for the straight lines through all of them.
+
+    The exponent is that between the size and the one before.
+    """
+    axis, values, known = found["axis"], found["values"], None not in found["peak_bytes"]
+    times = [{name: 1e3 * s[name] for name in ("median", "low", "high")} for s in found["seconds"]]
+    medians = [each["median"] for each in times]
+    local = ["", *(f"{x:.2f}" for x in between(values, medians))]
+    mb = [peak / 1e6 for peak in found["peak_bytes"]] if known else []
+    lines = []
+    for i, (value, each) in enumerate(zip(values, times, strict=True)):
+        cells = [axis, f"{value:,.0f}", f"{each['median']:.4g}", f"{each['low']:.4g} - {each['high']:.4g}", local[i]]
+        cells += [f"{mb[i]:.0f}", f"{1e6 * mb[i] / found['kept_bytes'][i]:.2f}"] if known else ["not known here", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    straight = straight_line(axis, values, mb) if known else ""
+    lines.append(f"| {axis} | straight line | {straight_line(axis, values, medians)} | | | {straight} | |")
+    return "\n".join(lines)
 
 
 def straight_line(axis: str, values: list[float], found: list[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import re
 import shutil
@@ -128,9 +129,12 @@ def test_large_sizes_are_measured_with_their_memory(
     assert found["kept_bytes"] == kept
     assert all(seconds["median"] > 0 for seconds in found["seconds"])
     assert all(rates["conv1"] > 0 for rates in found["rates"])
-    row = capsys.readouterr().out.splitlines()[-1]
-    assert row.startswith("| N | 100: ")
-    assert row.count("|") == scaling.LARGE_HEAD.splitlines()[0].count("|")
+    rows = capsys.readouterr().out.splitlines()[-3:]
+    for row, begin in zip(rows, ("| N | 100 | ", "| N | 500 | ", "| N | straight line | "), strict=True):
+        assert row.startswith(begin)
+        assert row.count("|") == scaling.LARGE_HEAD.splitlines()[0].count("|")
+    exponent = math.log(found["seconds"][1]["median"] / found["seconds"][0]["median"]) / math.log(5)
+    assert f"| {exponent:.2f} |" in rows[1]
 
 
 @pytest.mark.parametrize(
