@@ -24,7 +24,7 @@ class Learned:
 
     Args:
         initial: value before the first update.
-        low, high: ends of the domain; both belong to it.
+        low, high: ends of the domain. Both ends belong to it.
         per: `layer`: one number for all neurons. `channel`: one per channel (in a full connection: one per neuron).
     """
 
@@ -51,5 +51,5 @@ class Learned:
         return (output[0] if self.per == "channel" else 1,)
 
     def values(self, output: Shape) -> Float32:
-        """The numbers before the first update."""
+        """The initial values."""
         return np.full(self.shape(output), self.initial, np.float32)
