@@ -206,7 +206,7 @@ _LINE: TypeAdapter[_Step | _Epoch | _Evaluation] = TypeAdapter(
 
 
 class Start(Record):
-    """A start of a run, in `environment.json`."""
+    """A start of a run, an entry of `environment.json`."""
 
     versions: dict[str, str]
     time: str | None = None
@@ -223,7 +223,7 @@ class Start(Record):
 
 
 class Seed(Record):
-    """The figures of a seed, in `experiment.json`."""
+    """The results of a seed, an entry of `experiment.json`."""
 
     seed: int
     run: str
