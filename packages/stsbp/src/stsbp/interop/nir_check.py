@@ -113,7 +113,7 @@ def _from_the_input(graph: Graph) -> Iterator[str]:
 
 
 def _verdicts(node: GraphNode, choices: Choices) -> Iterator[tuple[str, Verdict]]:
-    """What each importer makes of a node."""
+    """The verdict of each importer on a node."""
     if node.kind not in _NUMBERS:
         yield OWN, _own_verdict(node, choices)
         for name, reading in READINGS.items():
@@ -143,12 +143,12 @@ def _own_verdict(node: GraphNode, choices: Choices, driven: _Driven | None = Non
 
 
 def _reason(error: DataError) -> str:
-    """What an error says after the name of the node."""
+    """The part of an error message after the name of the node."""
     return str(error).partition("): ")[2] or str(error)
 
 
 def _simulated(reading: NeuronReading, driven: _Driven) -> Verdict:
-    """What an importer makes of neurons: what it asks for, then how they spike."""
+    """The verdict of an importer on neurons: first its requirements, then their spikes."""
     unmet = [ask.text for ask in reading.asks if not ask.holds(driven.numbers, driven.dt)]
     if unmet:
         return Verdict(REFUSED, f"it asks for {'; '.join(unmet)}")
@@ -162,7 +162,7 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "LIF": ("tau", "r", "v_leak", "v_threshold", "v_reset"),
     "IF": ("r", "v_threshold", "v_reset"),
 }
-"""Neurons that are run, and their parameters."""
+"""Kinds of neurons that are run, and their parameters."""
 _DEFAULTS = {"v_reset": 0.0, "w_in": 1.0}
 
 
