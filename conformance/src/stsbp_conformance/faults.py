@@ -1,8 +1,8 @@
-"""The suite tested itself: backends that are wrong in one place each; every one must make the suite fail.
+"""Tests of the suite itself: each backend here is wrong in one place, and the suite must fail on each of them.
 
 Each fault is the numpy reference with one method replaced, or with an equation that is written, printed or run wrongly
-(`_Miswritten`). `caught(fault)` runs the quick checks of every tier on it;
-`python -m stsbp_conformance.faults FILE.json` prints and writes the table of faults and the tiers that catch them.
+(`_Miswritten`). `caught(fault)` runs the quick checks of all tiers on it.
+`python -m stsbp_conformance.faults FILE.json` prints and writes a table of the faults and the tiers that detect them.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from stsbp_conformance.tiers import (
 __all__ = ["FAULTS", "Fault", "caught", "quick_checks"]
 
 Rewrite = Callable[[Expr], Expr | None]
-"""From an operation to what is written in its place; None: itself."""
+"""A function from an operation to its replacement; None: the operation is not changed."""
 
 Ahead = Callable[..., tuple[AnyArray, Any]]
 Back = Callable[..., Any]
-"""The two functions of a rule."""
+"""One of the two functions of a rule."""
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -84,12 +84,12 @@ _WORDS: Mapping[str, Any] = {
 
 
 def _node(op: str, *args: Expr) -> Expr:
-    """An operation as it stands here, which `Expr`'s own operators might write otherwise."""
+    """An operation exactly as given. `Expr`'s own operators might write it differently."""
     return Expr(op, args)
 
 
 def rewritten(recurrence: Recurrence, rewrite: Rewrite) -> Recurrence:
-    """A recurrence with `rewrite` used on every operation, operands first; nothing is snapped that is not then."""
+    """A recurrence with `rewrite` applied to every operation, operands first. Nothing is snapped afterwards."""
     made: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
         a = tuple(made[id(operand)] for operand in x.args)
@@ -110,14 +110,14 @@ def _reads(x: Expr, name: str) -> bool:
 
 
 def _way(recurrence: Recurrence) -> str:
-    """`forward` and `backward` of neurons; of everything else its name."""
+    """`forward` or `backward` for the equations of neurons; for all others their name."""
     if recurrence in (batchnorm.FORWARD, batchnorm.BACKWARD):
         return recurrence.name
     return "forward" if "z" in recurrence.inputs else "backward" if "dz" in recurrence.outputs else recurrence.name
 
 
 class _Miswritten(NumpyBackend):
-    """Equations of the kind `way` (None: all) written by `rewrite`, printed in `language` with `words`."""
+    """Equations of the kind `way` (None: all), changed by `rewrite`, and printed in `language` with `words`."""
 
     way: ClassVar[str | None] = None
     language: ClassVar[Language] = _LANGUAGE
@@ -139,19 +139,19 @@ class _Miswritten(NumpyBackend):
         return recur(found, constants, inputs, steps, summed=summed, step=step)
 
     def rewrite(self, x: Expr) -> Expr | None:
-        """What is written in the place of an operation."""
+        """The replacement of an operation."""
         return None
 
     def written(self, recurrence: Recurrence) -> Recurrence:
-        """The recurrence that is run."""
+        """The recurrence that is actually run."""
         return rewritten(recurrence, self.rewrite)
 
     def constants(self, constants: Constants) -> Constants:
-        """The constants that are taken."""
+        """The constants that are actually used."""
         return constants
 
     def inputs(self, inputs: Mapping[str, AnyArray]) -> Mapping[str, AnyArray]:
-        """The inputs that are read."""
+        """The inputs that are actually read."""
         return inputs
 
 
@@ -162,7 +162,7 @@ def _compiled(backend: type[_Miswritten], recurrence: Recurrence) -> tuple[Calla
 
 
 def _fused(x: Expr, factor: str | None = None) -> Expr | None:
-    """A sum that takes a product, of `factor` if one is named, as one operation; of two products the first."""
+    """A sum with a product, of `factor` if one is named, as one operation. For two products, the first is fused."""
     if x.op != "add":
         return None
     for product, other in (x.args, x.args[::-1]):
@@ -190,7 +190,7 @@ class FusedMembrane(_Miswritten):
 
     def rewrite(self, x: Expr) -> Expr | None:
         if x.op == "mul" and _reads(x, "km"):
-            return x.args[1]  # the product waits for the next step
+            return x.args[1]  # the product is used at the next step
         return _node("fma", variable("km"), *x.args) if x.op == "add" and _reads(x, "m") else None
 
 
@@ -372,7 +372,7 @@ class ForwardInTime(_Miswritten):
 def _unsummed(
     recur: Callable[..., dict[str, AnyArray]], recurrence: Recurrence, *args: Any, **options: Any
 ) -> dict[str, AnyArray]:
-    """What of an adjoint is to be added over the steps, at every step."""
+    """The outputs of an adjoint that should be summed over the steps, returned for every step."""
     summed = options.get("summed", ()) if recurrence.reverse else ()
     return {name: x for name, x in (recur(recurrence, *args) if summed else {}).items() if name in summed}
 
@@ -422,7 +422,7 @@ class RecurrenceStepLate(NumpyBackend):
     """A recurrence reads the spikes of two steps before."""
 
     late: ClassVar[bool] = False
-    """Whether it is the way back that is wrong."""
+    """Whether the backward pass is wrong."""
 
     def scan(self, step: Any, carried: Any, inputs: Any, steps: int, *, reverse: bool = False) -> Any:
         if reverse != self.late:
@@ -496,7 +496,7 @@ class DelayedErrorNotMovedBack(NumpyBackend):
 
 
 class _OtherSum(NumpyBackend):
-    """Sums of branches by `step`."""
+    """Sums of branches, computed by `step`."""
 
     step: ClassVar[type[Sum[AnyArray]]]
 
@@ -564,7 +564,7 @@ class OneToOneOfTheNextNeuron(NumpyBackend):
 
 
 class _Late(Biased):
-    """A filter to whose current, not to whose input, the bias is added."""
+    """A filter that adds the bias to its current instead of its input."""
 
     def step(self, p: Names, s: Names, z: Expr) -> FilterStep:
         found = self.filter.step(p, s, snap(p.gain * z) if self.gain != 1 else z)
@@ -760,7 +760,7 @@ class StaticInputOfOneStep(_Miswritten):
 
 
 class _Misruled(NumpyBackend):
-    """Rules of operations that go through `ahead` and `back`."""
+    """Rules of operations, changed by `ahead` and `back`."""
 
     @property
     def rules(self) -> Mapping[type[Op], Rule[AnyArray]]:
@@ -976,7 +976,8 @@ class SumsDividedTwice(_Misruled):
 
 
 class _MispooledBack(_Misruled):
-    """The error of a max pooling goes to `receivers`, `[..., area]` of windows and the number of each one's first."""
+    """The error of a max pooling goes to `receivers`. They see the windows `[..., area]` and each one's first
+    maximum."""
 
     def back(self, backward: Back, op: Op, residuals: Any, error: AnyArray, **options: Any) -> Any:
         if not isinstance(op, MaxPool2d):
@@ -993,7 +994,7 @@ class _MispooledBack(_Misruled):
         return output, (residuals, windows.reshape(*windows.shape[:-2], op.area))
 
     def receivers(self, windows: AnyArray) -> AnyArray:
-        """Which inputs of each window receive its error."""
+        """The inputs of each window that receive its error."""
         raise NotImplementedError
 
 
@@ -1146,7 +1147,7 @@ class ErrorsWithoutPieces(NumpyBackend):
 
 
 class _Changed(NumpyBackend):
-    """What follows from the statistics of batch normalisation, with `Wide` or numbers changed."""
+    """Steps after the statistics of batch normalisation, with a changed `Wide` or changed numbers."""
 
     wide: ClassVar[type[batchnorm.Wide]] = batchnorm.Wide
 
@@ -1575,7 +1576,7 @@ class UnknownDeviceFallsBack(NumpyBackend):
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong backend and what is wrong with it."""
+    """A faulty backend with its description."""
 
     backend: type[NumpyBackend]
 
@@ -1601,15 +1602,15 @@ _TIERS = (rational, bits, gradients, reproducible, pairs, expressions, neurons, 
 
 
 def quick_checks() -> tuple[Check, ...]:
-    """Every quick check of every tier."""
+    """All quick checks of all tiers."""
     every = (module.CHECKS for module in _TIERS)
     return tuple(check for checks in every for check in checks if check.quick)
 
 
 def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int] = range(1, 9)) -> dict[int, list[str]]:
-    """Identifiers of the checks of some tiers that fail on a backend, by tier.
+    """Names of the checks of some tiers that fail on a backend, by tier.
 
-    `first`: stop at the first, cheap tiers first.
+    `first`: stop at the first failure, beginning with the fastest tiers.
     """
     found: dict[int, list[str]] = {}
     checks = [check for check in quick_checks() if check.tier in tiers]
@@ -1621,7 +1622,7 @@ def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int]
                 check.run(backend)
         except Unavailable:
             continue
-        except Exception as error:  # a mismatch, or an error where a result was expected: either fails the suite
+        except Exception as error:  # a mismatch, or an error instead of a result: either fails the suite
             if isinstance(backend, _Miswritten) and not isinstance(error, (Mismatch, NumericError)):
                 raise  # wrong numbers are what these are to give
             found.setdefault(check.tier, []).append(check.id)
@@ -1631,7 +1632,7 @@ def caught(backend: NumpyBackend, *, first: bool = False, tiers: Collection[int]
 
 
 def main() -> None:
-    """Print every fault and how many checks of each tier catch it; write it as JSON where a file is named."""
+    """Print every fault, and how many checks of each tier detect it. If a file is named, write them as JSON."""
     totals: dict[int, int] = {}
     for check in quick_checks():
         totals[check.tier] = totals.get(check.tier, 0) + 1
