@@ -89,7 +89,7 @@ def _node(op: str, *args: Expr) -> Expr:
 
 
 def rewritten(recurrence: Recurrence, rewrite: Rewrite) -> Recurrence:
-    """A recurrence with `rewrite` applied to every operation, operands first. Nothing is snapped afterwards."""
+    """A recurrence with `rewrite` applied to every operation, operands first. No snaps are added."""
     made: dict[int, Expr] = {}
     for x in ordered(recurrence.roots):
         a = tuple(made[id(operand)] for operand in x.args)
