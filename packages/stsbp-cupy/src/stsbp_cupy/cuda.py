@@ -31,7 +31,7 @@ def problem() -> str | None:
     except ImportError as error:
         # If CuPy is installed but broken, show its own error message.
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        cause = "CuPy is not installed" if missing else f"CuPy does not import ({_line(error)})"
+        cause = "CuPy is not installed" if missing else f"CuPy cannot be imported ({_line(error)})"
         return f"{cause}; {_INSTALL}{_INSTEAD}"
     try:
         count = cupy.cuda.runtime.getDeviceCount()

@@ -319,7 +319,7 @@ class Recurrence:
         for name in (*names, *self.outputs):
             checked_name(name)
         if twice := {name for name in names if names.count(name) > 1}:
-            raise SpecError(f"{self.name}: {', '.join(sorted(twice))} stands for two things")
+            raise SpecError(f"{self.name}: these names are used twice: {', '.join(sorted(twice))}")
         for x in ordered(self.roots):
             if x.op == "variable" and x.name not in names:
                 raise SpecError(f"{self.name}: {x.name} is neither a parameter nor an input nor a state")

@@ -35,14 +35,14 @@ class Learned:
 
     def __post_init__(self) -> None:
         for name in ("low", "high", "initial"):
-            value = real(f"{name} of a learned number", getattr(self, name))
+            value = real(f"{name} of a learned parameter", getattr(self, name))
             rounded = float(np.float32(value)) if abs(value) <= CEILING else math.inf
             if rounded != 0 and not FLOOR <= abs(rounded) <= CEILING:
-                raise SpecError(f"{name} of a learned number must be 0 or from 2^-100 to 2^100, got {value:g}")
+                raise SpecError(f"{name} of a learned parameter must be 0 or from 2^-100 to 2^100, got {value:g}")
             object.__setattr__(self, name, rounded)
         if not self.low <= self.initial <= self.high or self.low == self.high:
             ends = f"low, {self.low:g}, and high, {self.high:g}"
-            raise SpecError(f"a learned number begins between {ends}, got initial={self.initial:g}")
+            raise SpecError(f"initial of a learned parameter must be between {ends}, got {self.initial:g}")
         if self.per not in ("layer", "channel"):
             raise SpecError(f"per is 'layer' or 'channel', got {shown(self.per)}")
 

@@ -182,7 +182,7 @@ def written(layer: Layer, *, full: bool = False) -> str:
     if isinstance(layer, (GlobalAvgPool, Flatten)):
         return "G" if isinstance(layer, GlobalAvgPool) else "F"
     if isinstance(layer, Passing):
-        raise SpecError(f"no notation stands for {shown(layer)}")
+        raise SpecError(f"there is no notation for {shown(layer)}")
     synapse, neuron = layer.synapse, layer.neuron
     if isinstance(synapse, Conv2d):
         text = f"{synapse.channels}C{axes.written(synapse.kernel)}{recurrence(layer)}"

@@ -61,7 +61,7 @@ def load_backend(name: str) -> type[AbstractBackend]:
         raise
     except Exception as error:
         raise BackendError(
-            f"backend {name!r} is installed but does not import: {type(error).__name__}: {error}; "
+            f"backend {name!r} is installed but cannot be imported: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {package}"
         ) from error
     api = getattr(backend, "api", None)

@@ -61,7 +61,7 @@ def found(environ: Environment, timeout: float = 60.0) -> Rendezvous | None:
     if of_torchrun is not None and of_jax is not None and of_torchrun[1:3] != of_jax[1:3]:
         raise BackendError(
             f"RANK and WORLD_SIZE say rank {of_torchrun.rank} of {of_torchrun.size}, JAX_PROCESS_ID and "
-            f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset those that are not meant"
+            f"JAX_NUM_PROCESSES rank {of_jax.rank} of {of_jax.size}: unset the wrong ones"
         )
     said = of_torchrun or of_jax or _open_mpi(environ) or _mpich(environ) or _slurm(environ)
     # A process that srun or mpirun starts alone is an ordinary single process.

@@ -71,7 +71,7 @@ class Tape(Generic[Array]):
         """
         if key not in self._filled:
             if self.recording:
-                raise BackendError(f"CUDA graphs: {key} was not asked for before the step was recorded")
+                raise BackendError(f"CUDA graphs: {key} was not requested before the step was recorded")
             made = make(self.now)
             own = self._graphs.twin(made)
             self._graphs.copy([(made, own)])

@@ -143,7 +143,7 @@ class _Constants:
             if not right:
                 raise ValueError(f"operation {place} of its constants")
         if any(type(n) is not int or not 0 <= n < len(self.nodes) for n in self.roots.values()):
-            raise ValueError("a constant is none of its operations")
+            raise ValueError("a constant refers to an operation that does not exist")
 
     def values(self, psp: PSP, steps: int, batch: int) -> dict[str, float]:
         given = {"tau_s": psp.tau_s, "tau_rise": psp.tau_rise, "steps": steps, "batch": batch}

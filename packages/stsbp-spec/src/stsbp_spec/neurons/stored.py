@@ -114,7 +114,7 @@ class _Any(dict[str, Expr]):
 
 
 def _no_surrogate(x: Expr) -> Expr:
-    raise SpecError("the stored neuron model is damaged: its surrogate asks for itself")
+    raise SpecError("the stored neuron model is damaged: its surrogate uses a surrogate derivative")
 
 
 @lru_cache(maxsize=64)

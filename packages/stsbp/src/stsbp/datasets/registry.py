@@ -95,7 +95,7 @@ def _of_package(point: EntryPoint) -> DatasetInfo:
         raise
     except Exception as error:
         raise DataError(
-            f"the data set {point.name!r} of {_package(point)} does not import: {type(error).__name__}: {error}; "
+            f"the data set {point.name!r} of {_package(point)} cannot be imported: {type(error).__name__}: {error}; "
             f"repair it with: python -m pip install --force-reinstall {_package(point)}"
         ) from error
     if not isinstance(info, DatasetInfo) or info.name != point.name:
