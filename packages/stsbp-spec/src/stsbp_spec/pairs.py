@@ -54,7 +54,7 @@ _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class Pairs(ABC, Generic[Array]):
-    """Base class of what computes the spec, operation by operation."""
+    """Base class of everything that computes the spec, operation by operation."""
 
     name: ClassVar[str]
     api: ClassVar[int]
